@@ -1,0 +1,51 @@
+# Two targets are all that a newcomer needs: make bench, make test.
+
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# The build of torch for development. The package itself takes any from 2.10 on.
+TORCH := torch==2.13.0
+STAMP := $(VENV)/.installed
+NATIVE := $(wildcard csrc/* csrc/*/* csrc/*/*/*) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: bench test lint format sanitize gpu clean
+
+bench: $(STAMP)
+	$(BIN)/sparsekernels bench
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: the kernels are compiled against its headers.
+$(STAMP): $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.1" "setuptools>=77" wheel "cmake>=3.18" ninja
+	$(BIN)/python -m pip install --quiet $(TORCH) triton
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test,lint]"
+	touch $(STAMP)
+
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+# The CPU kernels under the address and undefined-behaviour sanitizers, every instruction set that is here.
+sanitize: $(STAMP)
+	tests/sanitize.sh $(BIN)/python
+
+# On a machine with a CUDA torch, nvcc and perhaps no network: the Python that is there, no environment of our own.
+gpu:
+	benchmarks/gpu.sh $(PYTHON)
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info sparsekernels/lib

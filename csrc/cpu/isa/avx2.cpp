@@ -1,0 +1,15 @@
+// Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
+#define SPARSEKERNELS_AVX2
+#include "../rms_norm.h"
+
+#include "../kernels.h"
+
+namespace sparsekernels {
+
+extern const CpuKernels kAvx2Kernels;
+const CpuKernels kAvx2Kernels = {
+    "avx2",
+    {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
+     rms_norm_kernels_of<double>()}};
+
+}  // namespace sparsekernels

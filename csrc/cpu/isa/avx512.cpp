@@ -1,0 +1,15 @@
+// Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
+#define SPARSEKERNELS_AVX512
+#include "../rms_norm.h"
+
+#include "../kernels.h"
+
+namespace sparsekernels {
+
+extern const CpuKernels kAvx512Kernels;
+const CpuKernels kAvx512Kernels = {
+    "avx512",
+    {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
+     rms_norm_kernels_of<double>()}};
+
+}  // namespace sparsekernels

@@ -1,0 +1,14 @@
+// Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
+#include "../rms_norm.h"
+
+#include "../kernels.h"
+
+namespace sparsekernels {
+
+extern const CpuKernels kPortableKernels;
+const CpuKernels kPortableKernels = {
+    "portable",
+    {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
+     rms_norm_kernels_of<double>()}};
+
+}  // namespace sparsekernels

@@ -1,0 +1,16 @@
+"""The `sparsekernels` command, as far as it needs nothing but this package."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+
+def main() -> None:
+    """Run the command line; without its libraries, say how to get them."""
+    missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"sparsekernels: the command line needs {' and '.join(missing)}: pip install 'sparsekernels[bench]'")
+    from .bench.cli import app
+
+    app(prog_name="sparsekernels")

@@ -1,0 +1,5 @@
+"""Drop-in modules."""
+
+from .norm import RMSNorm
+
+__all__ = ["RMSNorm"]

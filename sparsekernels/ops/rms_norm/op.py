@@ -1,0 +1,314 @@
+r"""rms_norm and add_rms_norm: the public functions, their operators in torch, their gradients, their implementations.
+
+The route of a call. `rms_norm` calls one *kernel operator* (`sparsekernels::_rms_norm`), which torch's own dispatcher
+hands to the kernel of the input's device: the compiled one, or where that was not built the next row of the table.
+Kernel operators know no gradients. Where a gradient is wanted an autograd function wraps them, `_RMSNorm` below; under
+torch.compile, torch.export and torch.func the registered operator `sparsekernels::rms_norm` does, whose autograd kernel
+is that same function.
+
+Arguments are checked where that is cheapest, inside the kernel operator; when it refuses them, `_explain` looks for the
+reason and says it in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ... import dispatch
+from ...dispatch import select
+from . import compiled, operators, reference
+from .arguments import validate
+from .operators import IMPLEMENTATIONS
+
+__all__ = ["IMPLEMENTATIONS", "add_rms_norm", "rms_norm"]
+
+_operator = torch.ops.sparsekernels.rms_norm.default
+_add_operator = torch.ops.sparsekernels.add_rms_norm.default
+_backward_operator = torch.ops.sparsekernels.rms_norm_backward.default
+_kernel, _add_kernel = compiled.forward_operator, compiled.add_forward_operator
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    r"""Root mean square layer normalisation, as `torch.nn.functional.rms_norm`.
+
+        y = x / sqrt(mean(x^2) + eps) * weight
+
+    The mean runs over the trailing dimensions named by `normalized_shape`. bfloat16 and float16 are computed in float32
+    and rounded once.
+
+    input: [*, *normalized_shape]; float32, bfloat16, float16 or float64; any strides. Rows that lie apart (slices,
+        transposed heads) are read in place; only a tensor whose normalised dimensions are not contiguous is copied.
+    normalized_shape: at least one size.
+    weight: [*normalized_shape] or None; any of these dtypes, not necessarily that of the input; on the same device.
+    eps: at least 0; None is the machine epsilon of the type computed in (float32's, or float64's for float64).
+
+    Returns y: shape and dtype of `input`, contiguous. The same row gives the same bits whatever the batch and the
+    number of threads. Differentiable any number of times with respect to input and weight; weight gradients have the
+    same bits from run to run.
+
+    Raises TypeError for a dtype or a type that is not accepted, ValueError for a shape, device or eps that is not.
+
+    Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", arXiv 1910.07467, section 3.
+    """
+    try:
+        if torch.is_grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad)):
+            if dispatch.forced is None:
+                if _is_traced():
+                    return _operator(input, normalized_shape, weight, eps)
+                if len(normalized_shape) == 1 and not torch._C._are_functorch_transforms_active():
+                    return _apply(input, weight, (normalized_shape, eps, compiled))
+            validate("rms_norm", input, normalized_shape, weight, eps)
+            return _RMSNorm.apply(input, weight, (normalized_shape, eps, _kernels(input)))
+        if dispatch.forced is None and len(normalized_shape) == 1:
+            return _kernel(input, 1, normalized_shape[0], weight, eps)
+        validate("rms_norm", input, normalized_shape, weight, eps)
+        return _kernels(input).forward(input, normalized_shape, weight, eps)
+    except Exception as error:
+        _explain(error, "rms_norm", input, normalized_shape, weight, eps)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""`rms_norm` of a sum, and the sum: what stands between two blocks of a pre-norm transformer, in one pass.
+
+        s = input + residual,   y = s / sqrt(mean(s^2) + eps) * weight
+
+    s is rounded to the dtype of `input` before it is normalised, so the result is that of the two separate operations.
+
+    residual: shape, dtype and device of `input`, any strides. The other arguments, the
+    promises and the errors are those of `rms_norm`.
+
+    Returns (y, s).
+    """
+    try:
+        if torch.is_grad_enabled() and (
+            input.requires_grad or residual.requires_grad or (weight is not None and weight.requires_grad)
+        ):
+            if dispatch.forced is None:
+                if _is_traced():
+                    return _add_operator(input, residual, normalized_shape, weight, eps)
+                if len(normalized_shape) == 1 and not torch._C._are_functorch_transforms_active():
+                    return _add_apply(input, residual, weight, (normalized_shape, eps, compiled))
+            validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
+            return _AddRMSNorm.apply(input, residual, weight, (normalized_shape, eps, _kernels(input)))
+        if dispatch.forced is None and len(normalized_shape) == 1:
+            return _add_kernel(input, residual, 1, normalized_shape[0], weight, eps)
+        validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
+        return _kernels(input).add_forward(input, residual, normalized_shape, weight, eps)
+    except Exception as error:
+        _explain(error, "add_rms_norm", input, normalized_shape, weight, eps, residual)
+
+
+def _is_traced() -> bool:
+    """Whether a call that wants gradients has to be visible as one operator: to a compiler, or to autocast."""
+    return torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
+
+
+def _kernels(input: Tensor) -> ModuleType:
+    """Where this call's kernels are: behind torch's dispatcher, or in the backend that was asked for by name."""
+    if dispatch.forced is None:
+        return compiled
+    return select(IMPLEMENTATIONS, input, backend=dispatch.forced).kernels()
+
+
+# What a call is besides its tensors: normalized_shape, eps, and where its kernels are.
+_Call = tuple[Sequence[int], float | None, ModuleType]
+
+
+class _RMSNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor | None, call: _Call) -> Tensor:
+        normalized_shape, eps, kernels = call
+        return kernels.forward(input, normalized_shape, weight, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, _Call], output: Tensor) -> None:
+        input, weight, ctx.call = inputs
+        ctx.save_for_backward(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        need_input, need_weight, _ = ctx.needs_input_grad
+        grad_input, grad_weight = _gradients(grad_output, input, weight, None, ctx.call, need_input, need_weight)
+        return grad_input if need_input else None, grad_weight if need_weight else None, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, residual: Tensor, weight: Tensor | None, call: _Call) -> tuple[Tensor, Tensor]:
+        normalized_shape, eps, kernels = call
+        return kernels.add_forward(input, residual, normalized_shape, weight, eps)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, _Call], output: tuple[Tensor, Tensor]
+    ) -> None:
+        _, _, weight, ctx.call = inputs
+        ctx.save_for_backward(output[1], weight)
+        ctx.set_materialize_grads(False)  # who uses one of the two results pays no zeros for the other
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return grad_sum, grad_sum, None, None
+        total, weight = ctx.saved_tensors
+        need_input, need_residual, need_weight, _ = ctx.needs_input_grad
+        grad_total, grad_weight = _gradients(
+            grad_output, total, weight, grad_sum, ctx.call, need_input or need_residual, need_weight
+        )
+        return (
+            grad_total if need_input else None,
+            grad_total if need_residual else None,
+            grad_weight if need_weight else None,
+            None,
+        )
+
+
+def _gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    grad_sum: Tensor | None,
+    call: _Call,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """`reference.backward` on the call's kernels, differentiable where that is asked for (create_graph=True)."""
+    normalized_shape, eps, kernels = call
+    if not torch.is_grad_enabled():
+        return kernels.backward(grad_output, input, normalized_shape, weight, eps, grad_sum, need_input, need_weight)
+    if kernels is compiled and _is_traced():
+        return _backward_operator(grad_output, input, normalized_shape, weight, eps, grad_sum, need_input, need_weight)
+    return _RMSNormBackward.apply(grad_output, input, weight, grad_sum, call, need_input, need_weight)
+
+
+class _RMSNormBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor | None,
+        grad_sum: Tensor | None,
+        call: _Call,
+        need_input: bool,
+        need_weight: bool,
+    ) -> tuple[Tensor, Tensor]:
+        normalized_shape, eps, kernels = call
+        return kernels.backward(grad_output, input, normalized_shape, weight, eps, grad_sum, need_input, need_weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        grad_output, input, weight, _, ctx.call, ctx.need_input, ctx.need_weight = inputs
+        ctx.save_for_backward(grad_output, input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_grad_input: Tensor, grad_grad_weight: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output, input, weight = ctx.saved_tensors
+        normalized_shape, eps, _ = ctx.call
+        u = grad_grad_input if ctx.need_input else None
+        v = grad_grad_weight if ctx.need_weight else None
+        gradients = reference.double_backward(u, v, grad_output, input, normalized_shape, weight, eps)
+        needed = zip((*gradients, u), ctx.needs_input_grad[:4], strict=True)
+        return (*(gradient if need else None for gradient, need in needed), None, None, None)
+
+
+# torch.autograd.Function.apply binds default arguments through `inspect`, 15 of the 21 us that a small forward takes
+# (torch 2.13), and unwraps dead functorch tensors. These functions have no defaults and run outside of functorch, so
+# eager calls go to the apply underneath.
+_apply = super(torch.autograd.Function, _RMSNorm).apply
+_add_apply = super(torch.autograd.Function, _AddRMSNorm).apply
+
+
+def _explain(
+    error: Exception,
+    op: str,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    residual: Tensor | None = None,
+) -> NoReturn:
+    """Raise what is wrong with the arguments; where nothing is, `error` as it came."""
+    try:
+        validate(op, input, normalized_shape, weight, eps, residual)
+    except (TypeError, ValueError) as reason:
+        raise reason from None
+    raise error
+
+
+# The operators' gradients are the functions above. In a graph that is traced below autograd (torch.compile) they leave
+# the kernel operators, so that compiled code calls the kernels without a detour through Python.
+
+
+def _autograd(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
+    validate("rms_norm", input, normalized_shape, weight, eps)
+    return _RMSNorm.apply(input, weight, (normalized_shape, eps, compiled))
+
+
+def _add_autograd(
+    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
+    return _AddRMSNorm.apply(input, residual, weight, (normalized_shape, eps, compiled))
+
+
+def _backward_autograd(
+    grad_output: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    grad_sum: Tensor | None,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    call = (normalized_shape, eps, compiled)
+    return _RMSNormBackward.apply(grad_output, input, weight, grad_sum, call, need_input, need_weight)
+
+
+def _add_autocast(
+    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    total = input + residual
+    return _operator(total, normalized_shape, weight, eps), total
+
+
+def _add_kernel_autocast(
+    input: Tensor, residual: Tensor, dims: int, size: int, weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    total = input + residual
+    return _kernel(total, dims, size, weight, eps), total
+
+
+for _name, _autograd_kernel, _plain in (
+    ("rms_norm", _autograd, compiled.forward),
+    ("add_rms_norm", _add_autograd, compiled.add_forward),
+    ("rms_norm_backward", _backward_autograd, compiled.backward),
+):
+    operators.library.impl(_name, _plain, "CompositeExplicitAutograd")
+    operators.library.impl(_name, _autograd_kernel, "Autograd")
+
+# torch's autocast runs rms_norm in float32 on CUDA, and leaves it alone on CPU.
+for _name in ("rms_norm", "_rms_norm"):
+    torch.library.register_autocast(f"sparsekernels::{_name}", "cuda", torch.float32, lib=operators.library)
+operators.library.impl("add_rms_norm", _add_autocast, "AutocastCUDA")
+operators.library.impl("_add_rms_norm", _add_kernel_autocast, "AutocastCUDA")

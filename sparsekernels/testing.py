@@ -1,0 +1,144 @@
+"""The oracle: how every implementation of every operation is judged. The only tolerance in the project.
+
+Truth is the reference in float64, its gradients by autograd. An implementation passes if its largest error against that
+truth is at most twice that of the reference run in the tested dtype, plus a few eps of the largest value. Where the
+reference gives NaN or infinity, so must the implementation.
+
+What is tested in float64 itself has no wider truth. There the reference's error is that of a float32 run, scaled by the
+ratio of the two eps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ERROR_FACTOR = 2.0
+EPS_FACTOR = 4.0
+
+Outputs = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One result against the truth. error and allowed are absolute, in the units of the result."""
+
+    name: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # false for a NaN
+
+    def __str__(self) -> str:
+        return f"{self.name}: error {self.error:.3g}, allowed {self.allowed:.3g}"
+
+
+def compare(
+    name: str, actual: Tensor, truth: Tensor, baseline: Tensor, working_dtype: torch.dtype | None = None
+) -> Comparison:
+    """Judge `actual` by `truth` (float64) and `baseline`, the reference's result in the tested dtype.
+
+    baseline may be of a narrower dtype than `actual`: its error then counts scaled by the ratio of their eps.
+    working_dtype: what is computed in, where that is coarser than the result (a float64 weight of float32 rows).
+    An error that cannot be a number (another shape, NaN or infinity in other places) is infinite.
+    """
+    if actual.shape != truth.shape:
+        return Comparison(f"{name} (shape {list(actual.shape)}, expected {list(truth.shape)})", float("inf"), 0.0)
+    if actual.numel() == 0:
+        return Comparison(name, 0.0, 0.0)
+    wide, base = actual.double(), baseline.double()
+    finite = torch.isfinite(base) & torch.isfinite(truth)
+    same_elsewhere = torch.equal(wide[~finite].nan_to_num(0.5), base[~finite].nan_to_num(0.5))
+    if not same_elsewhere or not torch.isfinite(wide[finite]).all():
+        return Comparison(f"{name} (NaN or infinity in other places)", float("inf"), 0.0)
+    if not finite.any():
+        return Comparison(name, 0.0, 0.0)
+    wide, base, truth = wide[finite], base[finite], truth[finite]
+    eps = torch.finfo(actual.dtype).eps
+    error = (base - truth).abs().max().item() * min(1.0, eps / torch.finfo(baseline.dtype).eps)
+    few = max(eps, 0.0 if working_dtype is None else torch.finfo(working_dtype).eps) * truth.abs().max().item()
+    return Comparison(name, (wide - truth).abs().max().item(), ERROR_FACTOR * error + EPS_FACTOR * few)
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory that torch hands out is NaN: an output that is not written shows.
+
+    The compiled kernels allocate below this switch; they do the same where SPARSEKERNELS_POISON=1 was set when they
+    were loaded.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def results(
+    function: Callable[..., Outputs], inputs: Sequence[Tensor], gradients: bool, seed: int = 20190812
+) -> list[Tensor]:
+    """The outputs of function(*inputs), then, where asked for, the gradients to every input that requires one.
+
+    The gradients' seeds are random and the same for every dtype, so that runs in several dtypes are comparable.
+    """
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    if not gradients:
+        return [output.detach() for output in outputs]
+    generator = torch.Generator().manual_seed(seed)
+    seeds = [
+        # bfloat16 holds these exactly, so that every dtype is given the same
+        torch.randn(output.shape, generator=generator).bfloat16().to(output.device, output.dtype)
+        for output in outputs
+    ]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    return [output.detach() for output in outputs] + list(torch.autograd.grad(outputs, wanted, seeds))
+
+
+def verify(
+    function: Callable[..., Outputs],
+    reference: Callable[..., Outputs],
+    inputs: Sequence[Tensor],
+    gradients: bool = True,
+) -> list[Comparison]:
+    """Judge function(*inputs) by reference(*inputs): every output, and every gradient of an input that requires one."""
+
+    def run(dtype: torch.dtype | None) -> list[Tensor]:
+        converted = [
+            tensor.detach().to(dtype or tensor.dtype).requires_grad_(tensor.requires_grad) for tensor in inputs
+        ]
+        return results(reference, converted, gradients)
+
+    in_float64 = all(tensor.dtype == torch.float64 for tensor in inputs)
+    truth = run(torch.float64)
+    baseline = run(torch.float32 if in_float64 else None)
+    with poisoned():
+        actual = results(function, inputs, gradients)
+    expected = baseline if not in_float64 else truth
+    for result, other in zip(actual, expected, strict=True):
+        if (result.dtype, result.device) != (other.dtype, other.device):
+            raise AssertionError(f"{result.dtype} on {result.device}, expected {other.dtype} on {other.device}")
+    wanted = sum(tensor.requires_grad for tensor in inputs) if gradients else 0
+    outputs = len(actual) - wanted
+    names = [f"output {i}" for i in range(outputs)] + [f"gradient {i}" for i in range(wanted)]
+    working_dtype = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+    return [compare(*row, working_dtype) for row in zip(names, actual, truth, baseline, strict=True)]
+
+
+def assert_verified(
+    function: Callable[..., Outputs],
+    reference: Callable[..., Outputs],
+    inputs: Sequence[Tensor],
+    gradients: bool = True,
+) -> None:
+    """Raise AssertionError, with every comparison in its message, unless all of `verify` pass."""
+    comparisons = verify(function, reference, inputs, gradients)
+    if not all(comparison.passed for comparison in comparisons):
+        raise AssertionError("; ".join(map(str, comparisons)))
