@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds the CPU kernels with the address and undefined-behaviour sanitizers and runs the RMSNorm tests on them, once
+# for each instruction set that this processor has. Usage: tests/sanitize.sh PYTHON
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+cmake=$(dirname "$python")/cmake
+[ -x "$cmake" ] || cmake=cmake
+torch=$("$python" -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
+"$cmake" -S . -B "$work/build" -DTORCH_DIR="$torch" -DSPARSEKERNELS_CUDA=off -DSPARSEKERNELS_SANITIZE=address,undefined >"$work/log"
+"$cmake" --build "$work/build" --parallel >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+
+# A copy of the package, so that the sanitized library never stands in for the real one.
+cp -r sparsekernels "$work/sparsekernels"
+mkdir -p "$work/sparsekernels/lib"
+cp "$work/build/libsparsekernels_cpu.so" "$work/sparsekernels/lib/"
+
+# Python itself is not built with the sanitizers: their run-time library goes first, and Python's own leaks do not count.
+export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)"
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export PYTHONPATH="$work" SPARSEKERNELS_CPU_ISA
+for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library; print(*_library.supported_isas())"); do
+  echo "sanitizers over $SPARSEKERNELS_CPU_ISA"
+  "$python" -c "import sparsekernels; assert sparsekernels.__file__.startswith('$work')"
+  "$python" -m pytest -q -x -p no:cacheprovider tests/test_rms_norm.py tests/test_rms_norm_torch.py \
+    -k "not triton and not reference and not 2_to_the_31 and not compile and not two_to_the_31"
+done

@@ -1,0 +1,144 @@
+"""The build: stable headers only, wheels and sdists that hold what they must, and an install without a compiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsekernels import _library
+
+ROOT = Path(__file__).parent.parent
+TORCH = Path(torch.__file__).parent
+STABLE = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/")
+NVCC = shutil.which("nvcc") or next(iter(map(str, Path("/usr/local").glob("cuda/bin/nvcc"))), None)
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return result
+
+
+def torch_headers(source: Path) -> set[str]:
+    """The torch headers that `source` reaches, directly or not."""
+    compiler = shutil.which("c++") or "g++"
+    made = run(
+        compiler, "-std=c++17", "-M", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY",
+        "-I", TORCH / "include", source,
+    )  # fmt: skip
+    return {name.split("/torch/include/")[1] for name in re.split(r"[\s\\]+", made.stdout) if "/torch/include/" in name}
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("bindings*.cpp")), ids=lambda path: path.name)
+def test_only_stable_torch_headers_are_reachable(source: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    reached = torch_headers(source)
+    assert reached
+    unstable = sorted(name for name in reached if not name.startswith(STABLE))
+    assert not unstable
+
+
+def test_kernels_know_no_torch() -> None:
+    allowed = {ROOT / "csrc/torch_glue.h", *(ROOT / "csrc").glob("bindings*.cpp")}
+    for source in (ROOT / "csrc").rglob("*"):
+        if source.suffix in (".h", ".cpp", ".cu", ".cuh") and source not in allowed:
+            assert not re.search(r'#include\s*[<"](torch|ATen|c10)/', source.read_text()), source
+
+
+def copy_of_the_sources(to: Path) -> Path:
+    """What git knows, without what was built here."""
+    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.split("\n")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+    return to
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of an sdist, so that a file missing from the sdist shows."""
+    if _library.cpu is None or not (ROOT / ".git").exists():
+        pytest.skip("needs a compiler and a git checkout")
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("wheel")
+    sources = copy_of_the_sources(folder / "sources")
+    backend = "import setuptools.build_meta as b; print(b.{}({!r}))"
+    run(sys.executable, "-c", backend.format("build_sdist", str(folder)), cwd=sources)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        archive.extractall(folder, filter="data")
+    unpacked = next(path for path in folder.glob("sparsekernels-*") if path.is_dir())
+    run(
+        sys.executable, "-c", backend.format("build_wheel", str(folder)),
+        cwd=unpacked, CMAKE_ARGS="-DSPARSEKERNELS_CUDA=off", SPARSEKERNELS_REQUIRE_KERNELS="1",
+    )  # fmt: skip
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel(wheel: Path) -> None:
+    assert "-py3-none-" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert "sparsekernels/lib/libsparsekernels_cpu.so" in names
+    assert "sparsekernels/py.typed" in names
+    assert "sparsekernels/bench/suites/rmsnorm.toml" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith(("tests/", "benchmarks/", "csrc/")) for name in names)
+
+
+def test_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "import torch, sparsekernels as sk, sparsekernels._library as lib; "
+        "assert sk.__file__.startswith({!r}), sk.__file__; assert lib.cpu, lib.cpu_missing; "
+        "x = torch.randn(3, 8); torch.testing.assert_close(sk.rms_norm(x, (8,)), torch.nn.functional.rms_norm(x, (8,)))"
+    )
+    run(sys.executable, "-c", code.format(str(tmp_path)), cwd=tmp_path, PYTHONPATH=str(tmp_path))
+
+
+def test_without_a_compiler_it_installs_runs_and_says_so_once(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    sources = copy_of_the_sources(tmp_path / "sources")
+    built = run(
+        sys.executable, "-c", f"import setuptools.build_meta as b; b.build_wheel({str(tmp_path)!r})",
+        cwd=sources, CXX="/nonexistent/c++",
+    )  # fmt: skip
+    assert "installing without compiled kernels" in built.stdout + built.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "import torch, sparsekernels as sk; x = torch.randn(3, 8, requires_grad=True); "
+        "y = sk.rms_norm(x, (8,)); torch.testing.assert_close(y, torch.nn.functional.rms_norm(x, (8,))); "
+        "y.sum().backward(); import importlib; importlib.import_module('sparsekernels.nn'); "
+        "\nfor _ in range(3): sk.add_rms_norm(x.detach(), x.detach(), (8,))"
+        "\ntry:\n  with sk.use_backend('cpu'): sk.rms_norm(x, (8,))\nexcept sk.BackendError as e: print(e)"
+    )
+    ran = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert ran.stderr.count("the compiled kernels were not built") == 1
+    assert "'cpu' was asked for but cannot run this call: cpu: the compiled kernels were not built" in ran.stdout
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+def test_cuda_library_holds_every_architecture() -> None:
+    """Built by the install wherever nvcc is; it needs neither a GPU nor a torch with CUDA."""
+    library = ROOT / "sparsekernels/lib/libsparsekernels_cuda.so"
+    assert library.exists()
+    objects = run(Path(str(NVCC)).parent / "cuobjdump", "--list-elf", library).stdout
+    intermediate = run(Path(str(NVCC)).parent / "cuobjdump", "--list-ptx", library).stdout
+    for architecture in ("sm_80", "sm_90", "sm_100"):
+        assert architecture in objects
+    assert "sm_100" in intermediate  # for what comes after

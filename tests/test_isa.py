@@ -1,0 +1,61 @@
+"""Every instruction set that the CPU kernels were built for and this processor has passes the matrix."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsekernels import _library
+
+HERE = Path(__file__).parent
+OTHERS = [isa for isa in _library.supported_isas() if isa != _library.isa()]
+
+
+def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "SPARSEKERNELS_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        cwd=HERE,
+        check=False,
+    )
+
+
+def test_the_best_is_taken() -> None:
+    if _library.cpu is None:
+        pytest.skip("the CPU kernels are not built")
+    assert _library.isa() == _library.supported_isas()[0]
+    assert _library.supported_isas()[-1] == "portable"
+
+
+@pytest.mark.parametrize("isa", OTHERS)
+def test_matrix(isa: str) -> None:
+    """The best one is under test everywhere else."""
+    chosen = run(isa, "-c", "from sparsekernels import _library; print(_library.isa())")
+    assert chosen.stdout.strip() == isa
+    tests = ("test_rms_norm", "test_add_rms_norm", "test_rounding", "test_any_shape", "do_not_depend")
+    result = run(
+        isa,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "test_rms_norm.py",
+        "-k",
+        f"({' or '.join(tests)}) and not reference and not triton",
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+
+
+def test_an_unknown_one_is_refused() -> None:
+    if _library.cpu is None:
+        pytest.skip("the CPU kernels are not built")
+    result = run("mmx", "-c", "import torch, sparsekernels as sk; sk.rms_norm(torch.ones(2, 2), (2,))")
+    assert result.returncode == 1
+    assert "SPARSEKERNELS_CPU_ISA is 'mmx', accepted on this processor are: " in result.stderr
