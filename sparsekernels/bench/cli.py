@@ -1,0 +1,245 @@
+"""The command line: `sparsekernels info | bench | compare`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import compare as comparison
+from . import info as information
+from . import record, report, runner, suite
+from .record import Record
+from .suite import Selection, Suite, Unavailable
+
+app = typer.Typer(
+    help="Sparse and fused kernels for PyTorch: what is here, how fast it is, what changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_FOLDER = Path("bench-report")
+"""Where the main benchmark leaves its report, unless told otherwise."""
+
+PLAIN_WIDTH = 160
+"""Columns for output that goes to a file or a pipe: as wide as the widest table."""
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
+
+def _fail(message: str) -> typer.Exit:
+    _console(stderr=True).print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
+    return typer.Exit(2)
+
+
+@app.command()
+def info() -> None:
+    """What this machine has, what was built, and what will be used on each device."""
+    console = _console()
+    for title, rows in information.sections().items():
+        console.print(f"[bold]{title}[/bold]")
+        width = max(len(name) for name, _ in rows)
+        for name, text in rows:
+            console.print(f"  {name.ljust(width)}  {escape(text)}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    suite_name: Annotated[
+        str | None,
+        typer.Argument(metavar="SUITE", help=f"{' or '.join(suite.SUITES)}; without it the main benchmark: both."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="|".join(suite.DEVICES), help="Where to run.")] = "cpu",
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="|".join(suite.DTYPES), help="Only these; repeat for several.")
+    ] = None,
+    pass_: Annotated[
+        list[str] | None, typer.Option("--pass", metavar="|".join(suite.PASSES), help="Only these; repeat for several.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=0, help="Only cases of this batch size.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Only cases that match, such as 'decode' or '*x64'.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only these, such as 'ours'; repeat for several.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads on CPU; without it what torch takes.")] = None,
+    quick: Annotated[
+        bool | None, typer.Option("--quick/--full", help="Fewer cases in less time; without a SUITE the default.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write the records here, as JSON lines.")
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", dir_okay=False, help="Write the tables here.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", dir_okay=False, help="Draw here; the ending says as what.")
+    ] = None,
+) -> None:
+    """Measure, and print a table. Options narrow down what is measured.
+
+    Exits with 1 where a variant gave a wrong result, or failed.
+    """
+    main_benchmark = suite_name is None
+    if main_benchmark and not (json_file or markdown_file or plot_file):
+        json_file = DEFAULT_FOLDER / "records.jsonl"
+        markdown_file, plot_file = DEFAULT_FOLDER / "report.md", DEFAULT_FOLDER / "speedup.png"
+    try:
+        selection = Selection(
+            device=device,
+            dtypes=tuple(dtype or ()),
+            passes=tuple(pass_ or ()),
+            cases=tuple(case or ()),
+            batches=tuple(batch or ()),
+            variants=tuple(variant or ()),
+            quick=main_benchmark if quick is None else quick,
+            threads=threads,
+        )
+        suites = _suites([suite_name] if suite_name is not None else list(suite.SUITES), selection)
+    except ValueError as error:
+        raise _fail(str(error)) from None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise _fail("device is 'cuda', but torch finds no CUDA device here; 'cpu' is accepted")
+    if plot_file is not None:
+        _check_plot_format(plot_file)
+    records, notes, complete = _measure(suites, selection)
+    if not records:
+        raise _fail("\n".join(["nothing was measured", *notes]))
+    layouts = {one.name: one.layout for one in suites}
+
+    console = _console()
+    for table in report.tables(records, layouts):
+        console.print(report.rich_table(table.title, table.header, table.rows))
+    for one in suites:
+        console.print(f"{one.name}: {one.layout.legend}", markup=False)
+    for line in (*notes, *report.provenance(records)):
+        console.print(line, markup=False, soft_wrap=True)
+    _write(records, layouts, json_file, markdown_file, plot_file)
+    if not complete or any(one.status in ("wrong", "error") for one in records):
+        raise typer.Exit(1)
+
+
+def _suites(names: list[str], selection: Selection) -> list[Suite]:
+    """The suites that have something to measure; an error where none has."""
+    found, reasons = [], []
+    for name in names:
+        try:
+            one = suite.load(name)
+        except Unavailable as reason:
+            reasons.append(f"suite {name} cannot run here: {reason}")
+            continue
+        if one.cases(selection):
+            found.append(one)
+        else:
+            every = dict.fromkeys(c.name for c in one.cases(Selection(device=selection.device)))
+            reasons.append(f"no case of suite {name} matches these options; on this device it has {', '.join(every)}")
+    if not found:
+        raise _fail("; ".join(reasons))
+    for line in reasons:
+        _console(stderr=True).print(line, markup=False, soft_wrap=True)
+    return found
+
+
+def _measure(suites: list[Suite], selection: Selection) -> tuple[list[Record], list[str], bool]:
+    """Run `suites` under a progress bar each. Returns the records, the notes, and whether every suite ran to its end.
+
+    Where the process that measures a suite dies, what it measured until then counts and the next suite runs; where the
+    user interrupts it, no other does.
+    """
+    records: list[Record] = []
+    notes: list[str] = []
+    complete = True
+    bars = (TextColumn("{task.fields[suite]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*bars, TextColumn("{task.description}", markup=False), console=_console(stderr=True)) as progress:
+        for one in suites:
+            task = progress.add_task("starting", suite=one.name, total=len(one.cases(selection)))
+            started = 0
+            try:
+                for event in runner.run(one.name, selection):
+                    if isinstance(event, Record):
+                        records.append(event)
+                    elif isinstance(event, runner.Note):
+                        notes.append(event.text)
+                    elif isinstance(event, runner.CaseStarted):
+                        progress.update(task, completed=started, description=event.text)
+                        started += 1
+                progress.update(task, completed=started, description="done")
+            except runner.RunnerError as error:
+                notes.append(str(error))
+                progress.update(task, description="died")
+                complete = False
+            except KeyboardInterrupt:
+                notes.append(f"suite {one.name!r} was interrupted; this is what was measured until then")
+                return records, notes, False
+    return records, notes, complete
+
+
+def _check_plot_format(path: Path) -> None:
+    """Fail now and not after minutes of measuring."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        raise _fail("--plot needs matplotlib: pip install 'sparsekernels[bench]'") from None
+    accepted = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if path.suffix[1:] not in accepted:
+        raise _fail(f"--plot is {str(path)!r}, accepted endings are {', '.join(accepted)}")
+
+
+def _write(
+    records: list[Record],
+    layouts: dict[str, report.Layout],
+    json_file: Path | None,
+    markdown_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Write the reports that were asked for, and say where they are."""
+    if json_file is not None:
+        record.write(json_file, records)
+    if plot_file is not None:
+        from .plot import plot
+
+        try:
+            plot(records, layouts, plot_file)
+        except ValueError as error:
+            _console(stderr=True).print(f"no plot: {error}", markup=False)
+            plot_file = None
+    if markdown_file is not None:
+        markdown_file.parent.mkdir(parents=True, exist_ok=True)
+        picture = None if plot_file is None else Path(os.path.relpath(plot_file, markdown_file.parent)).as_posix()
+        markdown_file.write_text(report.markdown(records, layouts, picture), encoding="utf-8")
+    for what, path in (("records", json_file), ("report", markdown_file), ("plot", plot_file)):
+        if path is not None:
+            _console().print(f"{what}: {path.resolve()}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="Records of the earlier run.", exists=True, dir_okay=False)],
+    after: Annotated[Path, typer.Argument(help="Records of the later run.", exists=True, dir_okay=False)],
+    changed: Annotated[bool, typer.Option("--changed", help="Leave out what stayed the same.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything got worse.")] = False,
+) -> None:
+    """Hold two files of records against each other.
+
+    A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs.
+    """
+    try:
+        old, new = record.read(before), record.read(after)
+    except ValueError as error:
+        raise _fail(str(error)) from error
+    changes = comparison.compare(old, new)
+    console = _console()
+    rows = [comparison.row(one) for one in changes if not (changed and one.verdict == "same")]
+    console.print(report.rich_table(f"{before} to {after}", comparison.HEADER, rows, text_columns=4))
+    console.print(comparison.summary(changes) or "no records", markup=False)
+    for line in comparison.differences(old, new):
+        console.print(line, markup=False, soft_wrap=True)
+    if strict and any(one.worse for one in changes):
+        raise typer.Exit(1)

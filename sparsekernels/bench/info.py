@@ -1,0 +1,76 @@
+"""What this machine has, what was built, and what each operation will use on each device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .. import _library
+from ..ops.rms_norm import op as rms_norm
+from . import machine
+
+Lines = list[tuple[str, str]]
+
+OPERATIONS = {"rms_norm": rms_norm.IMPLEMENTATIONS}
+"""The table of every operation, by the operation's name."""
+
+
+def sections() -> dict[str, Lines]:
+    """The report by section: lines of a name and what is to be said of it."""
+    return {"machine": _machine(), "versions": _versions(), "built": _built(), "in use": _in_use()}
+
+
+def _machine() -> Lines:
+    lines = [
+        ("processor", f"{machine.cpu_model()}, {torch.backends.cpu.get_cpu_capability()} in torch's own terms"),
+        ("cores", f"{machine.cores()}, torch uses {torch.get_num_threads()} threads"),
+        ("memory", f"{machine.memory_gib()} GiB"),
+    ]
+    if not torch.cuda.is_available():
+        return [*lines, ("GPU", "none that torch can use")]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        text = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
+        lines.append((f"GPU {index}", text))
+    return lines
+
+
+def _versions() -> Lines:
+    return [*machine.versions().items(), ("commit", machine.commit())]
+
+
+def _built() -> Lines:
+    kernels = _library.cpu_missing
+    if _library.cpu is not None:
+        kernels = f"{_library.isa()} (here also {_others() or 'nothing else'}), {_short(_library.cpu)}"
+    return [
+        ("CPU kernels", kernels),
+        ("CUDA kernels", _library.cuda_missing if _library.cuda is None else _short(_library.cuda)),
+        ("Triton kernels", f"Triton {machine.versions()['triton']}" if _has_triton() else "Triton is not installed"),
+    ]
+
+
+def _others() -> str:
+    return " and ".join(isa for isa in _library.supported_isas() if isa != _library.isa())
+
+
+def _has_triton() -> bool:
+    return "triton" in machine.versions()
+
+
+def _short(path: str) -> str:
+    return Path(path).name
+
+
+def _in_use() -> Lines:
+    """The implementation that a plain call on each device takes, and why not those before it."""
+    lines = []
+    for name, table in OPERATIONS.items():
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            example = torch.ones(1, 64, device=device)
+            reasons = {one.name: one.supports(example) for one in table}
+            chosen = next(backend for backend, reason in reasons.items() if reason is None)
+            lines.append((f"{name} on {device}", chosen))
+            lines += [("", f"not {backend}: {reason}") for backend, reason in reasons.items() if reason is not None]
+    return lines

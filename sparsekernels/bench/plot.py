@@ -1,0 +1,129 @@
+"""The plot of a report: how much faster the subject is than each rival, case by case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .record import Record
+from .report import SHORT_DTYPES, Layout, machine_line, rows, time_ratio, versions_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+# Okabe & Ito's palette, which stays apart for colour-blind eyes, and a shape for each, which stays apart in print.
+STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+
+Points = dict[str, list[tuple[int, float]]]
+"""By rival: the line that a case is on, and the rival's time over the subject's."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    subject: str
+    names: Sequence[str]
+    points: Points
+
+
+def points(records: Sequence[Record], layout: Layout) -> tuple[list[str], Points]:
+    """The lines of one panel, from the top, and what stands on them. `records` are of one suite and pass."""
+    names: list[str] = []
+    result: Points = {rival: [] for rival in layout.rivals}
+    for (name, dtype), row in rows(records).items():
+        ratios = {rival: time_ratio(row.get(rival), row.get(layout.subject)) for rival in layout.rivals}
+        if any(ratio is not None for ratio in ratios.values()):
+            for rival, ratio in ratios.items():
+                if ratio is not None:
+                    result[rival].append((len(names), ratio))
+            names.append(f"{name}  {SHORT_DTYPES.get(dtype, dtype)}")
+    return names, {rival: found for rival, found in result.items() if found}
+
+
+def plot(records: Sequence[Record], layouts: Mapping[str, Layout], path: Path) -> None:
+    """Draw `records` to `path`; the ending of its name says in which format.
+
+    A row of panels for each suite and device, a panel for each pass. Raises `ValueError` where there is nothing to
+    draw: no case has a time of the subject and of a rival.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, str], list[_Panel]] = {}
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.suite, record.device, record.pass_), []).append(record)
+    for (suite, device, pass_), group in groups.items():
+        names, found = points(group, layouts[suite])
+        if names:
+            title = f"{suite}, {pass_} ({device})"
+            panels.setdefault((suite, device), []).append(_Panel(title, layouts[suite].subject, names, found))
+    if not panels:
+        raise ValueError("nothing to draw: no case has a time of ours and of a rival")
+
+    heights = [0.9 + 0.26 * max(len(panel.names) for panel in row) for row in panels.values()]
+    width = max(map(len, panels.values()))
+    figure = Figure(figsize=(max(8.0, 6.4 * width), 1.1 + sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(panels), width, height_ratios=heights)
+    everyone = dict.fromkeys(rival for row in panels.values() for panel in row for rival in panel.points)
+    styles = {rival: STYLES[index % len(STYLES)] for index, rival in enumerate(everyone)}
+    handles: dict[str, Line2D] = {}
+    for line, row in enumerate(panels.values()):
+        for column, panel in enumerate(row):
+            last = column == len(row) - 1  # takes what is left of the line
+            axes = figure.add_subplot(grid[line, column:] if last else grid[line, column])
+            handles |= _draw(axes, panel, styles)
+    figure.suptitle(f"{machine_line(records[0].machine)}\n{versions_line(records[0].versions)}", fontsize=9)
+    figure.legend(handles.values(), [f"than {rival}" for rival in handles], loc="outside lower center", ncols=6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _draw(axes: Axes, panel: _Panel, styles: Mapping[str, tuple[str, str]]) -> dict[str, Line2D]:
+    """Fill one panel. Returns what the legend shows for each rival."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    handles = {}
+    for rival, found in panel.points.items():
+        colour, marker = styles[rival]
+        ratios, lines = [ratio for _, ratio in found], [line for line, _ in found]
+        (handles[rival],) = axes.plot(ratios, lines, linestyle="", color=colour, marker=marker, markersize=6)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    low, high = _limits([ratio for found in panel.points.values() for _, ratio in found])
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=_ticks(low, high)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=8)
+    axes.set_yticks(range(len(panel.names)), panel.names)
+    axes.set_ylim(len(panel.names) - 0.5, -0.5)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel(f"times faster {panel.subject} is (right of 1: faster)", fontsize=9)
+    return handles
+
+
+def _limits(ratios: Sequence[float]) -> tuple[float, float]:
+    """Ends of the axis: every ratio and the 1, with some air."""
+    low, high = min(0.95, *ratios), max(1.05, *ratios)
+    air = (high / low) ** 0.04
+    return low / air, high * air
+
+
+def _ticks(low: float, high: float) -> tuple[float, ...]:
+    """Which multiples of each power of ten have a label: as many as there is room for."""
+    decades = math.log10(high / low)
+    return (
+        (1, 1.2, 1.5, 2, 3, 5, 7)
+        if decades < 0.7
+        else (1, 2, 3, 5)
+        if decades < 1.5
+        else (1, 3)
+        if decades < 3
+        else (1,)
+    )

@@ -1,0 +1,115 @@
+"""What a measurement leaves behind: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+STATUSES = ("ok", "wrong", "error", "unavailable")
+
+Key = tuple[str, str, str, str, str, str, int, float | None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One variant of one case. Times are milliseconds of one call.
+
+    suite, case     where it comes from; a case is called group/name
+    variant         who computed it, such as "ours", "torch", "copy"; "ours/graph" is "ours" in a CUDA graph
+    pass_           "forward", "forward+backward" or "backward"; the key in the file is "pass"
+    device          "cpu" or "cuda"
+    dtype           "float32", "bfloat16", ...
+    threads         threads of torch on CPU
+    sparsity        share of zeros in the weight; None where nothing is sparse
+    p20_ms, p50_ms, p80_ms    over the samples
+    speedup         time of the suite's baseline over this one: the median over the rounds of the ratio in that round
+    ideal_fraction  time of the suite's ideal over this one, taken likewise. rmsnorm: of a copy that reads and writes
+                    tensors of the same sizes, thus the share of the memory-bound limit. openelm: of a model whose
+                    norms cost nothing, thus 1 - the share of time that the norms take
+    max_error       against the reference in float64, as `sparsekernels.testing` measures it; None: not compared,
+                    or not finite
+    status          "ok"; "wrong": beyond the tolerance; "error": it raised; "unavailable": it cannot run here.
+                    Only "ok" has times
+    machine, versions, commit    what ran it; see `machine.py`
+    """
+
+    suite: str
+    case: str
+    variant: str
+    pass_: str
+    device: str
+    dtype: str
+    threads: int
+    sparsity: float | None
+    p20_ms: float | None
+    p50_ms: float | None
+    p80_ms: float | None
+    speedup: float | None
+    ideal_fraction: float | None
+    max_error: float | None
+    status: str
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    commit: str
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}, accepted are {', '.join(map(repr, STATUSES))}")
+        if (self.status == "ok") != (self.p50_ms is not None):
+            raise ValueError(f"a record has times if and only if its status is 'ok': {self.status!r}, {self.p50_ms} ms")
+
+    @property
+    def group(self) -> str:
+        """The first half of the case's name."""
+        return self.case.partition("/")[0]
+
+    @property
+    def key(self) -> Key:
+        """What was measured: equal in two runs of the same thing."""
+        where = (self.suite, self.case, self.variant, self.pass_, self.device, self.dtype)
+        return (*where, self.threads, self.sparsity)
+
+    def to_json(self) -> str:
+        """This record as one line."""
+        return json.dumps({_file_key(f.name): getattr(self, f.name) for f in fields(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The record of one line. Raises `ValueError` where it is none."""
+        value = json.loads(line)
+        if not isinstance(value, dict):
+            raise ValueError(f"a record is a JSON object, this is {type(value).__name__}")
+        if missing := [key for key in KEYS if key not in value]:
+            raise ValueError(f"the record has no {', '.join(missing)}")
+        if unknown := [key for key in value if key not in KEYS]:
+            raise ValueError(f"a record has no key {', '.join(unknown)}")
+        return cls(**{f.name: value[_file_key(f.name)] for f in fields(cls)})
+
+
+def _file_key(name: str) -> str:
+    return name.rstrip("_")
+
+
+KEYS = tuple(_file_key(f.name) for f in fields(Record))
+"""The keys of a record, in the order of the file."""
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Write `records` to `path`, a line each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{record.to_json()}\n" for record in records), encoding="utf-8")
+
+
+def read(path: Path) -> list[Record]:
+    """The records of `path`. Raises `ValueError` that names the line at fault."""
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                records.append(Record.from_json(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    return records

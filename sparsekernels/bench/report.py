@@ -1,0 +1,220 @@
+"""Tables of records: pure functions from records to rows of text, and from those to the terminal and to markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .record import Record
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+
+Row = Mapping[str, Record]
+"""The records of one row of a table by variant; the mode ("/graph") is the row's, not the variant's."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a report: its title, and its text in a row."""
+
+    title: str
+    text: Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the reports lay out the records of a suite.
+
+    columns  of the table, after the case and the dtype
+    legend   a sentence or two under the table: what the columns mean
+    subject  the variant that the plot is about
+    rivals   the variants whose time over the subject's the plot shows
+    """
+
+    columns: tuple[Column, ...]
+    legend: str
+    subject: str
+    rivals: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be rendered. The first two columns are text, the others figures."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: str
+
+
+def time_column(variant: str) -> Column:
+    """The median time of `variant`; where it has none, the reason in a word."""
+    return Column(variant, lambda row: _time(row.get(variant)))
+
+
+def ratio_column(variant: str, other: str) -> Column:
+    """The median time of `variant` over that of `other`."""
+
+    def text(row: Row) -> str:
+        ratio = time_ratio(row.get(variant), row.get(other))
+        return "" if ratio is None else f"{ratio:.2f}"
+
+    return Column(f"{variant} / {other}", text)
+
+
+def speedup_column(variant: str, title: str) -> Column:
+    """How many times faster than the suite's baseline `variant` is."""
+
+    def text(row: Row) -> str:
+        record = row.get(variant)
+        return "" if record is None or record.speedup is None else f"{record.speedup:.2f}x"
+
+    return Column(title, text)
+
+
+def rate_column(variant: str, unit: str, amount: Callable[[Record], float | None]) -> Column:
+    """What `variant` gets done in a second. `unit` is "GB/s": `amount` is then the GB of one call, or None."""
+
+    def text(row: Row) -> str:
+        record = row.get(variant)
+        done = None if record is None else amount(record)
+        if done is None or record is None or record.p50_ms is None:
+            return ""
+        return three_digits(done / (record.p50_ms * 1e-3))
+
+    return Column(f"{variant} {unit}", text)
+
+
+def time_ratio(record: Record | None, other: Record | None) -> float | None:
+    """The median time of `record` over that of `other`; None where either has none."""
+    if record is None or other is None or record.p50_ms is None or other.p50_ms is None:
+        return None
+    return record.p50_ms / other.p50_ms
+
+
+def three_digits(value: float) -> str:
+    """`value` to three significant digits: 4.21, 42.1, 421, 4210."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def milliseconds(value: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("us", 1e-3), ("ms", 1.0)):
+        if value < 999.5 * size:
+            return f"{three_digits(value / size)} {unit}"
+    return f"{three_digits(value * 1e-3)} s"
+
+
+def _time(record: Record | None) -> str:
+    if record is None:
+        return ""
+    return record.status if record.p50_ms is None else milliseconds(record.p50_ms)
+
+
+def label(record: Record) -> str:
+    """The name of a record's case, with the mode that its variant ran in."""
+    mode = record.variant.partition("/")[2]
+    return f"{record.case} ({mode})" if mode else record.case
+
+
+def rows(records: Sequence[Record]) -> dict[tuple[str, str], Row]:
+    """`records` by row, (label, dtype), and in each by variant."""
+    result: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        row = result.setdefault((label(record), record.dtype), {})
+        row[record.variant.partition("/")[0]] = record
+    return {**result}
+
+
+def tables(records: Sequence[Record], layouts: Mapping[str, Layout]) -> list[Table]:
+    """One table for each suite, pass, device and number of threads, in the order of `records`.
+
+    Columns in which no row has any text are left out.
+    """
+    groups: dict[tuple[str, str, str, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.suite, record.pass_, record.device, record.threads), []).append(record)
+    result = []
+    for (suite, pass_, device, threads), group in groups.items():
+        layout = layouts[suite]
+        texts = {key: [column.text(row) for column in layout.columns] for key, row in rows(group).items()}
+        used = [index for index in range(len(layout.columns)) if any(text[index] for text in texts.values())]
+        where = device if device != "cpu" else f"{device}, {threads} thread{'s' if threads != 1 else ''}"
+        result.append(
+            Table(
+                title=f"{suite}, {pass_} ({where})",
+                header=("case", "dtype", *(layout.columns[index].title for index in used)),
+                rows=tuple(
+                    (name, SHORT_DTYPES.get(dtype, dtype), *(text[index] for index in used))
+                    for (name, dtype), text in texts.items()
+                ),
+                legend=layout.legend,
+            )
+        )
+    return result
+
+
+def provenance(records: Sequence[Record]) -> list[str]:
+    """What ran `records`: machine, versions, commit and allocator, a line for each combination that occurs."""
+    lines = []
+    for record in records:
+        line = "; ".join((machine_line(record.machine), versions_line(record.versions), f"commit {record.commit}"))
+        if record.device == "cpu":
+            line += f"; allocator: {allocator_line(record.machine)}"
+        if line not in lines:
+            lines.append(line)
+    return lines
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """The machine in words."""
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, kernels {machine['isa'] or 'none'}"
+    return f"{machine['gpu']} on {cpu}" if machine.get("gpu") else cpu
+
+
+def versions_line(versions: Mapping[str, str]) -> str:
+    """The versions in words."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def allocator_line(machine: Mapping[str, Any]) -> str:
+    """The allocator's settings in words."""
+    settings = machine.get("allocator") or {}
+    return (
+        " ".join(f"{name}={value}" for name, value in settings.items() if value is not None) or "as the system has it"
+    )
+
+
+def markdown(records: Sequence[Record], layouts: Mapping[str, Layout], plot: str | None = None) -> str:
+    """The report as markdown; `plot` is the address of the picture to show."""
+    parts = ["# Benchmark", "", *(f"- {line}" for line in provenance(records))]
+    if plot is not None:
+        parts += ["", f"![speedup by case]({plot})"]
+    for table in tables(records, layouts):
+        parts += ["", f"## {table.title}", "", markdown_table(table.header, table.rows), "", table.legend]
+    return "\n".join(parts) + "\n"
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], text_columns: int = 2) -> str:
+    """A markdown table: the first `text_columns` to the left, figures to the right."""
+    rule = ["---" if index < text_columns else "---:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *body))
+
+
+def rich_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], text_columns: int = 2) -> RichTable:
+    """The same for the terminal."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for index, name in enumerate(header):
+        left = index < text_columns
+        table.add_column(Text(name), justify="left" if left else "right", no_wrap=left, overflow="fold")
+    for line in body:
+        table.add_row(*map(Text, line))
+    return table

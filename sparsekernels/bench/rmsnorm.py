@@ -1,0 +1,312 @@
+"""The suite `rmsnorm`: one call of rms_norm, beside what else a user could call and what memory allows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import sparsekernels
+
+from .. import dispatch, testing
+from ..ops.rms_norm import reference
+from ..ops.rms_norm.op import IMPLEMENTATIONS
+from .record import Record
+from .report import Layout, rate_column, ratio_column, speedup_column, time_column
+from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
+from .timer import Effort
+
+EPS = 1e-6
+
+TENSORS_MOVED = {"forward": 2, "backward": 3, "forward+backward": 5}
+"""Tensors of the input's size that each pass reads or writes: x, y; dy, x, dx; both."""
+
+GRAPH_CALLS = 20
+"""Calls in a CUDA graph, so that launching it is a small part of each; no more sets of inputs can take turns."""
+
+Function = Callable[[Tensor, Tensor], Tensor]
+"""Of the input and the weight: the output."""
+
+Context = Callable[[], AbstractContextManager[object]]
+
+Oracle = Callable[[tuple[Tensor, ...]], Verdict]
+"""Of the output, and the gradients to x and weight where there are any."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One set of tensors to call with: x (any strides), its weight, and the gradient of the output."""
+
+    x: Tensor
+    weight: Tensor
+    grad_output: Tensor
+
+
+def variants(case: Case, selection: Selection) -> list[Variant]:
+    """Ours, torch's eager functions, torch.compile and a plain copy; on CUDA each also in a CUDA graph."""
+    inputs = _inputs(case)
+    shape, x, weight = tuple(inputs[0].weight.shape), inputs[0].x, inputs[0].weight
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return sparsekernels.rms_norm(x, shape, weight, EPS)
+
+    def torch_eager(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, shape, weight, EPS)
+
+    def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
+        return F.layer_norm(x, shape, weight, None, EPS)
+
+    builds = {
+        "ours": functools.partial(_build, case, inputs, ours),
+        "torch": functools.partial(_build, case, inputs, torch_eager),
+        "layer_norm": functools.partial(_build, case, inputs, layer_norm),
+    }
+    for name in _other_backends(x):
+        builds[name] = functools.partial(_build, case, inputs, ours, functools.partial(dispatch.use_backend, name))
+    if not selection.quick or case.pass_ in case.parameters.get("quick_compile", ()):
+        builds["torch.compile"] = functools.partial(_compile, case, inputs, torch_eager)
+    builds["copy"] = functools.partial(_copy, case, inputs)
+    oracle = _Oracle(case, inputs[0])
+    checks = {name: None if name in ("layer_norm", "copy") else oracle.check for name in builds}
+    result = [Variant(name, functools.partial(_eager, build, checks[name])) for name, build in builds.items()]
+    if case.device == "cuda":
+        result += [
+            Variant(f"{name}/graph", functools.partial(_graph, build, checks[name])) for name, build in builds.items()
+        ]
+    return result
+
+
+def _other_backends(x: Tensor) -> list[str]:
+    """The kernels, beside those that a plain call takes, that a user could choose on a GPU."""
+    if not x.is_cuda:
+        return []
+    able = [row.name for row in IMPLEMENTATIONS if row.name != "reference" and row.supports(x) is None]
+    return [name for name in able if name != dispatch.select(IMPLEMENTATIONS, x).name]
+
+
+def _inputs(case: Case) -> list[Inputs]:
+    """Random inputs from a fixed seed. On CUDA so many that, called in turn, large ones are out of the L2 cache."""
+    first = make_input(case, 0)
+    if case.device != "cuda":
+        return [first]
+    cache = torch.cuda.get_device_properties(first.x.device).L2_cache_size
+    sets = min(GRAPH_CALLS, math.ceil(2 * cache / (first.x.numel() * first.x.element_size())))
+    return [first, *(make_input(case, seed) for seed in range(1, sets))]
+
+
+def make_input(case: Case, seed: int) -> Inputs:
+    generator = torch.Generator(case.device).manual_seed(seed)
+    dtype = getattr(torch, case.dtype)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=case.device).to(dtype)
+
+    shape = case.parameters["shape"]
+    if case.parameters.get("layout") == "heads":
+        batch, heads, tokens, size = shape
+        total = heads + 2 * max(1, heads // 4)  # grouped-query attention: four query heads to a key and a value head
+        x = normal(batch, tokens, total, size).transpose(1, 2)[:, :heads]
+    else:
+        x = normal(*shape)
+    grad_output = torch.empty_like(x).copy_(normal(*shape))
+    wants_grad = case.pass_ != "forward"
+    return Inputs(x.requires_grad_(wants_grad), normal(shape[-1]).requires_grad_(wants_grad), grad_output)
+
+
+class _Oracle:
+    """Judges results by the reference in float64, which is computed once, when first asked for."""
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        self._case, self._inputs = case, inputs
+
+    def _reference(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        one = self._inputs
+        wants_grad = self._case.pass_ != "forward"
+        x, weight = (tensor.detach().to(dtype).requires_grad_(wants_grad) for tensor in (one.x, one.weight))
+        output = reference.forward(x, weight.shape, weight, EPS)
+        if not wants_grad:
+            return (output,)
+        return (output, *torch.autograd.grad(output, (x, weight), one.grad_output.to(dtype)))
+
+    @functools.cached_property
+    def _truth_and_baseline(self) -> list[tuple[Tensor, Tensor]]:
+        with torch.inference_mode(False), torch.enable_grad():
+            return list(zip(self._reference(torch.float64), self._reference(self._inputs.x.dtype), strict=True))
+
+    def check(self, outputs: tuple[Tensor, ...]) -> Verdict:
+        names = ("output", "gradient to the input", "gradient to the weight")
+        comparisons = [
+            testing.compare(name, output.detach(), truth.detach(), baseline.detach())
+            for name, output, (truth, baseline) in zip(names, outputs, self._truth_and_baseline, strict=False)
+        ]
+        return Verdict(max(one.error for one in comparisons), all(one.passed for one in comparisons))
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A way to compute the case: what is timed, for each set of inputs in turn, and what comes out of it for the first.
+
+    outputs is (output,), with the gradients to x and weight where the pass has a backward; None for a copy.
+    """
+
+    call: Callable[[], object]
+    context: Context
+    outputs: Callable[[], tuple[Tensor, ...]]
+
+
+def _build(
+    case: Case, inputs: Sequence[Inputs], function: Function, backend: Context = contextlib.nullcontext
+) -> _Built:
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        with torch.inference_mode(case.pass_ == "forward"), backend():
+            yield
+
+    def call_of(one: Inputs) -> Callable[[], object]:
+        x, weight, grad_output = one.x, one.weight, one.grad_output
+        if case.pass_ == "forward":
+            return lambda: function(x, weight)
+        if case.pass_ == "forward+backward":
+            return lambda: torch.autograd.grad(function(x, weight), (x, weight), grad_output)
+        output = function(x, weight)
+        return lambda: torch.autograd.grad(output, (x, weight), grad_output, retain_graph=True)
+
+    def outputs() -> tuple[Tensor, ...]:
+        one = inputs[0]
+        output = function(one.x, one.weight)
+        if case.pass_ == "forward":
+            return (output,)
+        return (output, *torch.autograd.grad(output, (one.x, one.weight), one.grad_output))
+
+    with context():
+        return _Built(_in_turn([call_of(one) for one in inputs]), context, outputs)
+
+
+def _compile(case: Case, inputs: Sequence[Inputs], function: Function) -> _Built:
+    from torch._dynamo.exc import BackendCompilerFailed  # takes two seconds to import, and torch.compile needs it
+
+    torch.compiler.reset()
+    built = _build(case, inputs, torch.compile(function, dynamic=False))
+    try:
+        with built.context():
+            built.call()
+    except BackendCompilerFailed as error:
+        raise Unavailable(f"torch.compile fails: {str(error).strip().splitlines()[0]}") from error
+    return built
+
+
+def _copy(case: Case, inputs: Sequence[Inputs]) -> _Built:
+    """What the pass would cost if it computed nothing: tensors of the same sizes read and written.
+
+    Forward, a copy of x; backward, the sum of x and the gradient of the output, which reads two and writes one.
+    """
+
+    def call_of(x: Tensor, grad_output: Tensor) -> Callable[[], object]:
+        if case.pass_ == "forward":
+            return x.clone
+        if case.pass_ == "backward":
+            return lambda: torch.add(x, grad_output)
+        return lambda: (x.clone(), torch.add(x, grad_output))
+
+    return _Built(_in_turn([call_of(one.x.detach(), one.grad_output) for one in inputs]), torch.inference_mode, tuple)
+
+
+def _in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """One call that runs the next of `calls` each time."""
+    if len(calls) == 1:
+        return calls[0]
+    turns = itertools.cycle(calls)
+    return lambda: next(turns)()
+
+
+def _eager(build: Callable[[], _Built], oracle: Oracle | None) -> Prepared:
+    built = build()
+
+    def check() -> Verdict:
+        assert oracle is not None
+        with built.context():
+            return oracle(built.outputs())
+
+    return Prepared(built.call, context=built.context, check=None if oracle is None else check)
+
+
+def _graph(build: Callable[[], _Built], oracle: Oracle | None) -> Prepared:
+    """The same in a CUDA graph of `GRAPH_CALLS` calls; what is checked comes out of a graph too."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # a backward runs on the stream of its forward, which must be the captured one
+        built = build()
+        with built.context():
+            for _ in range(3):
+                built.call()
+            built.outputs()
+    torch.cuda.synchronize()
+    timed = torch.cuda.CUDAGraph()
+    with built.context(), torch.cuda.graph(timed, stream=stream):
+        for _ in range(GRAPH_CALLS):
+            built.call()
+
+    def check() -> Verdict:
+        assert oracle is not None
+        checked = torch.cuda.CUDAGraph()
+        with built.context():
+            with torch.cuda.graph(checked, stream=stream):
+                outputs = built.outputs()
+            checked.replay()
+            torch.cuda.synchronize()
+            return oracle(outputs)
+
+    return Prepared(timed.replay, calls=GRAPH_CALLS, check=None if oracle is None else check)
+
+
+def elements(case: str) -> int:
+    """The numbers in the input of the case of this name."""
+    return math.prod(map(int, case.rpartition("/")[2].split("x")))
+
+
+def gigabytes(record: Record) -> float | None:
+    """What a call on CUDA has to move, in GB (1e9 bytes). On CPU most cases are in its caches: None."""
+    if record.device != "cuda":
+        return None
+    dtype: torch.dtype = getattr(torch, record.dtype)
+    return elements(record.case) * dtype.itemsize * TENSORS_MOVED[record.pass_] * 1e-9
+
+
+SUITE = Suite(
+    name="rmsnorm",
+    about="one call of rms_norm, from single rows to a training step's",
+    variants=variants,
+    baseline="torch",
+    ideal="copy",
+    full=Effort(seconds=3),
+    quick=Effort(seconds=0.8),
+    layout=Layout(
+        columns=(
+            time_column("copy"),
+            time_column("torch"),
+            time_column("layer_norm"),
+            time_column("torch.compile"),
+            time_column("triton"),
+            time_column("ours"),
+            rate_column("ours", "GB/s", gigabytes),
+            ratio_column("ours", "copy"),
+            ratio_column("ours", "layer_norm"),
+            speedup_column("ours", "speedup"),
+        ),
+        legend=(
+            "Medians of one call. copy: reads and writes as many tensors of the input's size as the pass has to, and "
+            "computes nothing. Ratios are of times, lower is better. speedup: over torch's rms_norm, the median over "
+            "the rounds."
+        ),
+        subject="ours",
+        rivals=("torch", "layer_norm", "torch.compile"),
+    ),
+)

@@ -1,0 +1,234 @@
+"""What a benchmark suite is. `rmsnorm.py` beside this file is the example to copy; `docs` of a record in `record.py`.
+
+A suite is a module of this package with a `SUITE`, and a file of cases, `suites/<name>.toml`, a list of tables:
+
+    [[cases]]
+    group = "decode"                            # a case is called group/name
+    shape = [[1, 2048], [32, 64]]               # one case each, called by its shape; or `name = ["prompt-512", ...]`
+    pass = ["forward", "forward+backward"]      # default ["forward"]
+    dtype = ["float32", "bfloat16"]             # default both
+    device = ["cpu", "cuda"]                    # default both
+    batch = 1                                   # what --batch selects by; default the first number of the shape
+    quick = true                                # also part of the short benchmark; default false
+
+with one case for each name x pass x dtype x device. Every other key goes to the suite unchanged, as a parameter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import importlib
+import importlib.resources
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .report import Layout
+from .timer import Effort
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SUITES = {"rmsnorm": f"{__package__}.rmsnorm", "openelm": f"{__package__}.openelm"}
+"""Name and module of every suite, in the order in which the main benchmark runs them."""
+
+PASSES = ("forward", "forward+backward", "backward")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+DEVICES = ("cpu", "cuda")
+
+
+class Unavailable(Exception):
+    """This variant, or this suite, cannot run here; the message says why. It is reported, and is no failure."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which cases and variants of a suite to run, and how. An empty tuple selects everything.
+
+    cases     glob patterns: of the whole name (decode/1x2048), or of either half (decode, 1x2048)
+    variants  names without their mode: "ours" selects "ours" and "ours/graph"
+    quick     the short benchmark: fewer cases, less time for each
+    threads   threads of torch on CPU; None is torch's own default
+
+    Raises ValueError for a device, dtype or pass that no suite has.
+    """
+
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
+    variants: tuple[str, ...] = ()
+    quick: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, given, accepted in (
+            ("device", (self.device,), DEVICES),
+            ("dtype", self.dtypes, DTYPES),
+            ("pass", self.passes, PASSES),
+        ):
+            for value in given:
+                if value not in accepted:
+                    raise ValueError(f"{name} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+
+    def takes_case(self, case: Case) -> bool:
+        """Whether `case` is to run."""
+        names = (case.name, *case.name.split("/", 1))
+        return (
+            case.device == self.device
+            and (not self.dtypes or case.dtype in self.dtypes)
+            and (not self.passes or case.pass_ in self.passes)
+            and (not self.batches or case.batch in self.batches)
+            and (not self.cases or any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.cases))
+            and (case.quick or not self.quick)
+        )
+
+    def takes_variant(self, name: str) -> bool:
+        """Whether the variant of this name is to run."""
+        return not self.variants or name.partition("/")[0] in self.variants
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a suite's table: what is measured, whoever computes it.
+
+    name        group/name, as records call it
+    pass_       one of PASSES
+    batch       what --batch selects by; None where the case has no such thing
+    parameters  the other keys of its table, and "shape" where the table gave shapes
+    """
+
+    suite: str
+    name: str
+    pass_: str
+    dtype: str
+    device: str
+    batch: int | None
+    quick: bool
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the oracle said of one variant: its largest error, and whether that is within the tolerance."""
+
+    max_error: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A variant ready to be timed.
+
+    call     runs it once, or `calls` times, and may return anything
+    calls    how many runs one `call` stands for (a CUDA graph of 20 runs: 20)
+    context  entered around every timed sample, outside the measured time (torch.inference_mode, use_backend)
+    check    compares it with the truth; None for a yardstick that computes something else
+    """
+
+    call: Callable[[], object]
+    calls: int = 1
+    context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    check: Callable[[], Verdict] | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a case: a name, and what makes it ready.
+
+    A name may end in a mode, "ours/graph": its speedup and ideal fraction are then taken against the baseline and the
+    ideal of that same mode. `prepare` does all that should not be timed (weights, compilation). It raises
+    `Unavailable` with the reason where the variant cannot run; any other exception is recorded as an error.
+    """
+
+    name: str
+    prepare: Callable[[], Prepared]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One benchmark.
+
+    variants  the variants of a case; everything that they share (inputs, the truth) is made here, once
+    baseline  the variant that `speedup` is taken over
+    ideal     the variant that nothing can beat, such as a plain copy: `ideal_fraction` is its time over a variant's
+    full      how much time a case gets; `quick` in the short benchmark
+    layout    how the reports lay the records out
+    """
+
+    name: str
+    about: str
+    variants: Callable[[Case, Selection], Sequence[Variant]]
+    baseline: str
+    ideal: str | None
+    full: Effort
+    quick: Effort
+    layout: Layout
+
+    def cases(self, selection: Selection) -> list[Case]:
+        """The selected cases of this suite, in the order of its file."""
+        return [case for case in read_cases(self.name) if selection.takes_case(case)]
+
+
+def load(name: str) -> Suite:
+    """The suite called `name`. Raises `ValueError` for an unknown name, `Unavailable` where it cannot run here."""
+    if name not in SUITES:
+        raise ValueError(f"suite is {name!r}, accepted are {', '.join(map(repr, SUITES))}")
+    suite = importlib.import_module(SUITES[name]).SUITE
+    assert isinstance(suite, Suite)
+    return suite
+
+
+def read_cases(suite: str) -> list[Case]:
+    """Every case of `suites/<suite>.toml`."""
+    text = importlib.resources.files(__package__).joinpath(f"suites/{suite}.toml").read_text(encoding="utf-8")
+    return parse_cases(suite, text)
+
+
+def parse_cases(suite: str, text: str) -> list[Case]:
+    """The cases that the TOML `text` describes. Raises `ValueError` that names the table at fault."""
+    cases = []
+    for number, table in enumerate(tomllib.loads(text)["cases"], 1):
+        where = f"{suite}.toml, table {number}"
+        common = {
+            key: table.pop(key, default)
+            for key, default in (
+                ("pass", ["forward"]),
+                ("dtype", ["float32", "bfloat16"]),
+                ("device", list(DEVICES)),
+                ("quick", False),
+                ("batch", None),
+            )
+        }
+        for key, accepted in (("pass", PASSES), ("dtype", DTYPES), ("device", DEVICES)):
+            for value in common[key]:
+                if value not in accepted:
+                    raise ValueError(f"{where}: {key} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+        if "group" not in table or ("shape" in table) == ("name" in table):
+            raise ValueError(f"{where}: needs a group, and either shapes or names")
+        group, shapes, names = table.pop("group"), table.pop("shape", []), table.pop("name", [])
+        rows = [("x".join(map(str, shape)), shape[0], {"shape": tuple(shape), **table}) for shape in shapes]
+        rows += [(name, None, dict(table)) for name in names]
+        for name, batch, parameters in rows:
+            cases += [
+                Case(
+                    suite=suite,
+                    name=f"{group}/{name}",
+                    pass_=pass_,
+                    dtype=dtype,
+                    device=device,
+                    batch=batch if common["batch"] is None else common["batch"],
+                    quick=common["quick"],
+                    parameters=parameters,
+                )
+                for pass_ in common["pass"]
+                for dtype in common["dtype"]
+                for device in common["device"]
+            ]
+    return cases

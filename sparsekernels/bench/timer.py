@@ -1,0 +1,162 @@
+"""The one timer: variants take turns, each sample is long enough for the clock, and percentiles sum them up."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much time a case gets.
+
+    seconds  for the timed samples of all its variants together; a case whose calls are long takes `least` rounds
+    sample   the least length of one sample, in seconds: calls are repeated inside it until they fill it
+    least, most    limits to the number of rounds, one sample of each variant in each
+    """
+
+    seconds: float
+    sample: float = 1e-3
+    least: int = 5
+    most: int = 100
+
+
+class Clock(Protocol):
+    """Measures time on a device."""
+
+    def seconds(self, call: Callable[[], object], repeats: int) -> float:
+        """The time that `repeats` calls take together."""
+
+
+class CpuClock:
+    """The processor's own clock, of some 50 ns resolution."""
+
+    def seconds(self, call: Callable[[], object], repeats: int) -> float:
+        """The time that `repeats` calls take together."""
+        turns = itertools.repeat(None, repeats)
+        start = time.perf_counter()
+        for _ in turns:
+            call()
+        return time.perf_counter() - start
+
+
+class CudaClock:
+    """CUDA events on the current stream: the device's time, or the host's where launching takes longer."""
+
+    def __init__(self) -> None:
+        self._start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def seconds(self, call: Callable[[], object], repeats: int) -> float:
+        """The time that `repeats` calls take together."""
+        torch.cuda.synchronize()
+        self._start.record()
+        for _ in range(repeats):
+            call()
+        self._stop.record()
+        torch.cuda.synchronize()
+        return float(self._start.elapsed_time(self._stop)) * 1e-3
+
+
+def clock_of(device: str) -> Clock:
+    """The clock of "cpu" or "cuda"."""
+    return CudaClock() if device == "cuda" else CpuClock()
+
+
+SLOW = 0.05
+"""A call of more seconds than this fills its own caches."""
+
+Sampler = Callable[[int], float]
+"""Runs so many calls of one variant and returns the seconds that one of them took."""
+
+
+def repeats_of(sampler: Sampler, sample: float) -> int:
+    """How many calls fill a sample of `sample` seconds. Warms the variant up: its first call counts for nothing."""
+    sampler(1)
+    repeats = 1
+    while (seconds := sampler(repeats)) * repeats < sample / 2:
+        repeats = max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
+    return max(1, math.ceil(sample / seconds))
+
+
+def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> dict[str, list[float]]:
+    """Seconds of a call of each variant, one number a round. `samplers`: how to sample each, and how many calls.
+
+    In every round each variant gives one sample, in an order drawn anew (from a fixed seed), so that what disturbs
+    the machine for a while disturbs all of them, and none always runs in the caches that the same neighbour left. One
+    untimed call goes before each sample, unless it would take longer than `SLOW` seconds.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    order, shuffle = list(samplers), random.Random(0).shuffle
+    start = time.perf_counter()
+    for done in range(effort.most):
+        if done >= effort.least and time.perf_counter() - start >= effort.seconds:
+            break
+        shuffle(order)
+        for name in order:
+            sampler, repeats = samplers[name]
+            if not samples[name] or samples[name][-1] < SLOW:
+                sampler(1)
+            samples[name].append(sampler(repeats))
+    return samples
+
+
+class Interruptions:
+    """How often something else took the processor from this process, while that was counted.
+
+    One such interruption lasts some milliseconds. Threads that work in step all wait for the one that was interrupted,
+    so that a few programs beside a benchmark make its figures useless.
+    """
+
+    DISTURBING = 20.0
+    """So many a second disturb the times: an idle machine has about one, a single busy neighbour some hundred."""
+
+    def __init__(self) -> None:
+        self._count, self._seconds = 0, 0.0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what happens inside."""
+        count, start = self._now(), time.perf_counter()
+        try:
+            yield
+        finally:
+            self._count += self._now() - count
+            self._seconds += time.perf_counter() - start
+
+    @staticmethod
+    def _now() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+    @property
+    def per_second(self) -> float:
+        """Interruptions per second counted."""
+        return self._count / self._seconds if self._seconds else 0.0
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of `values` lie, linear between its neighbours."""
+    if not values:
+        raise ValueError("percentile: values is empty")
+    if not 0 <= share <= 1:
+        raise ValueError(f"percentile: share is {share}, accepted is 0 to 1")
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """The median over the rounds of the ratio within that round: what slows a whole round down cancels."""
+    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))

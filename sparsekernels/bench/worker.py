@@ -1,0 +1,168 @@
+"""The child process that measures. `runner.py` starts it and reads what it says: one JSON object a line.
+
+{"event": "cases", "total": 28}        how many there will be
+{"event": "case", "text": "..."}       the one that starts
+{"event": "note", "text": "..."}       why a variant has no time
+{"event": "record", "record": {...}}   a result
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .machine import commit, machine, versions
+from .record import Record
+from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load
+from .timer import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, percentile, repeats_of
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all cases of a run share: the clock, how long it may take, who hears of it, what disturbed it."""
+
+    clock: Clock
+    effort: Effort
+    emit: Emit
+    interruptions: Interruptions = field(default_factory=Interruptions)
+
+
+@dataclass
+class Outcome:
+    """What became of one variant of a case."""
+
+    status: str = "ok"
+    max_error: float | None = None
+    sampler: Sampler | None = None
+    repeats: int = 0
+
+
+def main() -> None:
+    """Run the request on standard input; results go to standard output, all other output to standard error."""
+    request = json.loads(sys.stdin.read())
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # compilers print what they like; it must not come between the records
+
+    def emit(event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=results, flush=True)
+
+    run(load(request["suite"]), Selection(**{k: _frozen(v) for k, v in request["selection"].items()}), emit)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def run(suite: Suite, selection: Selection, emit: Emit) -> None:
+    """Measure the selected cases of `suite`, reporting through `emit`."""
+    if selection.threads is not None:
+        torch.set_num_threads(selection.threads)
+    cases = suite.cases(selection)
+    emit({"event": "cases", "total": len(cases)})
+    session = Session(clock_of(selection.device), suite.quick if selection.quick else suite.full, emit)
+    for case in cases:
+        emit({"event": "case", "text": f"{case.name} {case.dtype} {case.pass_}"})
+        offered = suite.variants(case, selection)
+        variants = [variant for variant in offered if selection.takes_variant(variant.name)]
+        if not variants:
+            names = ", ".join(variant.name for variant in offered)
+            emit({"event": "note", "text": f"{case.name}: no variant matches these options; it has {names}"})
+        for record in measure(suite, case, variants, session):
+            emit({"event": "record", "record": json.loads(record.to_json())})
+    if session.interruptions.per_second > Interruptions.DISTURBING:
+        text = f"{suite.name}: other programs took the processor {session.interruptions.per_second:.0f} times a second"
+        emit({"event": "note", "text": f"{text}; these times are disturbed, measure again on a quiet machine"})
+
+
+def measure(suite: Suite, case: Case, variants: list[Variant], session: Session) -> Iterator[Record]:
+    """The records of one case, one a variant. Only a variant whose result is right is timed."""
+    outcomes = {variant.name: _attempt(case, variant, session) for variant in variants}
+    gc.collect()
+    gc.freeze()  # what the case holds already is not walked by the collections that fall into the samples
+    samplers = {name: (one.sampler, one.repeats) for name, one in outcomes.items() if one.sampler is not None}
+    with session.interruptions.counted():
+        times = interleave(samplers, session.effort)
+    gc.unfreeze()
+    for name, outcome in outcomes.items():
+        seconds = times.get(name)
+        yield Record(
+            suite=suite.name,
+            case=case.name,
+            variant=name,
+            pass_=case.pass_,
+            device=case.device,
+            dtype=case.dtype,
+            threads=torch.get_num_threads(),
+            sparsity=None,
+            p20_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.2)),
+            p50_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.5)),
+            p80_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.8)),
+            speedup=_against(suite.baseline, name, times),
+            ideal_fraction=None if suite.ideal is None else _against(suite.ideal, name, times),
+            max_error=outcome.max_error,
+            status=outcome.status,
+            machine=machine(),
+            versions=versions(),
+            commit=commit(),
+        )
+
+
+def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
+    """Prepare one variant, check it and find out how many calls fill a sample."""
+    where = f"{case.name} {case.dtype} {case.pass_}, {variant.name}"
+    outcome = Outcome()
+    try:
+        prepared = variant.prepare()
+        verdict = None if prepared.check is None else prepared.check()
+        if verdict is not None:
+            outcome.max_error = _rounded(verdict.max_error) if math.isfinite(verdict.max_error) else None
+            if not verdict.passed:
+                outcome.status = "wrong"
+                session.emit({"event": "note", "text": f"{where}: wrong, the largest error is {verdict.max_error:.3g}"})
+                return outcome
+        sampler = _sampler(prepared, session.clock)
+        outcome.repeats = repeats_of(sampler, session.effort.sample)
+        outcome.sampler = sampler
+    except Unavailable as reason:
+        outcome.status = "unavailable"
+        session.emit({"event": "note", "text": f"{where}: unavailable, {reason}"})
+    except Exception as error:  # whatever a variant raises is a result to report, and the others go on
+        outcome.status = "error"
+        session.emit({"event": "note", "text": f"{where}: {type(error).__name__}: {error}"})
+    return outcome
+
+
+def _sampler(prepared: Prepared, clock: Clock) -> Sampler:
+    def sample(repeats: int) -> float:
+        with prepared.context():
+            return clock.seconds(prepared.call, repeats) / (repeats * prepared.calls)
+
+    return sample
+
+
+def _against(reference: str, name: str, times: dict[str, list[float]]) -> float | None:
+    """Time of `reference`, in the mode of `name`, over that of `name`."""
+    _, slash, mode = name.partition("/")
+    numerators, denominators = times.get(f"{reference}{slash}{mode}"), times.get(name)
+    if numerators is None or denominators is None:
+        return None
+    return _rounded(median_ratio(numerators, denominators))
+
+
+def _rounded(value: float) -> float:
+    """Five digits: more than any measurement carries, and short in the file."""
+    return float(f"{value:.5g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,453 @@
+"""The benchmark: timer, suites, and the process that measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsekernels
+from sparsekernels.bench import machine, rmsnorm, runner, suite, timer, worker
+from sparsekernels.bench.record import Record
+from sparsekernels.bench.suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
+from sparsekernels.bench.timer import CpuClock, Effort, interleave, median_ratio, percentile, repeats_of
+
+BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
+
+
+class TestTimer:
+    @pytest.mark.parametrize(
+        ("values", "share", "expected"),
+        [
+            ([5.0], 0.2, 5.0),
+            ([3.0, 1.0, 2.0], 0.5, 2.0),
+            ([1.0, 2.0], 0.2, 1.2),
+            ([float(i) for i in range(11)], 0.8, 8.0),
+        ],
+    )
+    def test_percentile(self, values: list[float], share: float, expected: float) -> None:
+        assert percentile(values, share) == pytest.approx(expected)
+
+    def test_percentile_rejects_nonsense(self) -> None:
+        with pytest.raises(ValueError, match="empty"):
+            percentile([], 0.5)
+        with pytest.raises(ValueError, match="share is 20"):
+            percentile([1.0], 20)
+
+    def test_median_ratio_cancels_what_slows_a_round(self) -> None:
+        assert median_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 4.0]) == 2.0
+
+    @pytest.mark.parametrize("call", [1e-7, 3e-6, 0.02])
+    def test_repeats_fill_a_sample(self, call: float) -> None:
+        first = itertools.chain([1.0], itertools.repeat(0.0))  # the first call of all compiles something
+        reading = 5e-7  # what reading the clock adds to a sample
+        repeats = repeats_of(lambda n: next(first) + call + reading / n, sample=1e-3)
+        assert repeats * call >= 0.5e-3
+        assert repeats == 1 or repeats * call <= 2e-3
+
+    def test_repeats_survive_a_clock_that_stands_still(self) -> None:
+        assert repeats_of(lambda n: 0.0 if n < 1000 else 2**-20, sample=2**-10) == 1024
+
+    def test_variants_take_turns(self) -> None:
+        calls: list[tuple[str, int]] = []
+
+        def sampler_of(name: str) -> Callable[[int], float]:
+            def sample(repeats: int) -> float:
+                calls.append((name, repeats))
+                return 1e-6
+
+            return sample
+
+        samples = interleave({name: (sampler_of(name), 7) for name in "abc"}, Effort(seconds=60, least=2, most=8))
+        assert {name: len(values) for name, values in samples.items()} == {"a": 8, "b": 8, "c": 8}
+        timed, untimed = calls[1::2], calls[::2]
+        assert [name for name, _ in timed] == [name for name, _ in untimed]
+        assert {repeats for _, repeats in timed} == {7}
+        assert {repeats for _, repeats in untimed} == {1}
+        rounds = ["".join(name for name, _ in timed[at : at + 3]) for at in range(0, 24, 3)]
+        assert {"".join(sorted(order)) for order in rounds} == {"abc"}
+        assert len(set(rounds)) > 1
+
+    def test_time_is_bounded(self) -> None:
+        samples = interleave({"a": (lambda repeats: 1e-6, 1)}, Effort(seconds=0, least=3, most=100))
+        assert len(samples["a"]) == 3
+
+    def test_slow_calls_are_not_warmed_up_each_time(self) -> None:
+        calls = []
+        interleave({"a": (lambda repeats: calls.append(repeats) or 1.0, 1)}, Effort(seconds=0, least=4))
+        assert len(calls) == 1 + 4
+
+    def test_interruptions(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        counts, times = iter([100, 130, 500, 520]), iter([0.0, 2.0, 100.0, 100.5])
+        monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: next(counts)))
+        monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+        found = timer.Interruptions()
+        assert found.per_second == 0
+        for _ in range(2):
+            with found.counted():
+                pass
+        assert found.per_second == 20.0
+
+    def test_interruptions_are_those_of_this_process(self) -> None:
+        found = timer.Interruptions()
+        with found.counted():
+            time.sleep(0.01)
+        assert 0 <= found.per_second < 1e5
+
+    def test_cpu_clock(self) -> None:
+        calls = []
+        seconds = CpuClock().seconds(lambda: calls.append(time.sleep(2e-3)), 3)
+        assert len(calls) == 3
+        assert 6e-3 <= seconds < 1
+
+
+class TestSuites:
+    def test_cases_are_the_product_of_their_lists(self) -> None:
+        cases = suite.parse_cases(
+            "s",
+            """
+            [[cases]]
+            group = "a"
+            shape = [[8, 64], [1, 20, 4, 64]]
+            pass = ["forward", "backward"]
+            dtype = ["bfloat16"]
+            device = ["cpu"]
+            colour = "red"
+            [[cases]]
+            group = "b"
+            name = ["prompt"]
+            batch = 4
+            quick = true
+            """,
+        )
+        assert [(c.name, c.pass_, c.dtype, c.device, c.batch, c.quick) for c in cases] == [
+            ("a/8x64", "forward", "bfloat16", "cpu", 8, False),
+            ("a/8x64", "backward", "bfloat16", "cpu", 8, False),
+            ("a/1x20x4x64", "forward", "bfloat16", "cpu", 1, False),
+            ("a/1x20x4x64", "backward", "bfloat16", "cpu", 1, False),
+            ("b/prompt", "forward", "float32", "cpu", 4, True),
+            ("b/prompt", "forward", "float32", "cuda", 4, True),
+            ("b/prompt", "forward", "bfloat16", "cpu", 4, True),
+            ("b/prompt", "forward", "bfloat16", "cuda", 4, True),
+        ]
+        assert cases[0].parameters == {"shape": (8, 64), "colour": "red"}
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('group = "a"\nname = ["x"]\ndtype = ["int8"]', "table 1: dtype is 'int8', accepted are 'float32'"),
+            ('group = "a"\nname = ["x"]\npass = ["sideways"]', "pass is 'sideways'"),
+            ('group = "a"', "needs a group, and either shapes or names"),
+            ('name = ["x"]', "needs a group"),
+        ],
+    )
+    def test_bad_tables_are_named(self, text: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            suite.parse_cases("s", f"[[cases]]\n{text}")
+
+    def test_unknown_suite(self) -> None:
+        with pytest.raises(ValueError, match="suite is 'x', accepted are 'rmsnorm', 'openelm'"):
+            suite.load("x")
+
+    @pytest.mark.parametrize("name", suite.SUITES)
+    def test_the_cases_of_every_suite_are_distinct(self, name: str) -> None:
+        cases = suite.read_cases(name)
+        keys = {(case.name, case.pass_, case.dtype, case.device) for case in cases}
+        assert len(keys) == len(cases) > 0
+        assert suite.load(name).cases(Selection(quick=True))
+
+    @pytest.mark.parametrize(
+        ("selection", "expected"),
+        [
+            (Selection(cases=("decode",)), {"1x2048", "1x128", "8x1280", "32x2048"}),
+            (Selection(cases=("512x64", "heads/*"), quick=True), {"512x64", "1x20x512x64"}),
+            (Selection(batches=(512,), cases=("rows",)), {"512x64", "512x128"}),
+            (Selection(cases=("nothing",)), set()),
+            (Selection(passes=("backward",)), set()),
+        ],
+    )
+    def test_selection_of_cases(self, selection: Selection, expected: set[str]) -> None:
+        assert {case.name.partition("/")[2] for case in rmsnorm.SUITE.cases(selection)} == expected
+
+    def test_selection_by_dtype_and_pass(self) -> None:
+        cases = rmsnorm.SUITE.cases(Selection(dtypes=("bfloat16",), passes=("forward+backward",)))
+        assert {(case.dtype, case.pass_, case.device) for case in cases} == {("bfloat16", "forward+backward", "cpu")}
+
+    def test_selection_of_variants_ignores_the_mode(self) -> None:
+        selection = Selection(variants=("ours",))
+        assert selection.takes_variant("ours")
+        assert selection.takes_variant("ours/graph")
+        assert not selection.takes_variant("torch")
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            ({"device": "tpu"}, "device is 'tpu', accepted are 'cpu', 'cuda'"),
+            ({"dtypes": ("int8",)}, "dtype is 'int8'"),
+            ({"passes": ("up",)}, "pass is 'up'"),
+        ],
+    )
+    def test_bad_selections(self, bad: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Selection(**bad)
+
+
+def make_suite(variants: list[Variant]) -> Suite:
+    return dataclasses.replace(rmsnorm.SUITE, variants=lambda case, selection: variants, baseline="base", ideal="best")
+
+
+CASE = Case("rmsnorm", "rows/4x64", "forward", "float32", "cpu", 4, True, {"shape": (4, 64)})
+
+
+class SetClock:
+    """A clock on which a call takes the time that it returns."""
+
+    def seconds(self, call: Callable[[], object], repeats: int) -> float:
+        seconds = call()
+        assert isinstance(seconds, float)
+        return seconds * repeats
+
+
+def measure(variants: list[Variant]) -> tuple[dict[str, Record], list[str]]:
+    events: list[dict[str, Any]] = []
+    session = worker.Session(SetClock(), BRIEF, events.append)
+    found = worker.measure(make_suite(variants), CASE, variants, session)
+    return {one.variant: one for one in found}, [event["text"] for event in events]
+
+
+def taking(seconds: float, **other: Any) -> Callable[[], Prepared]:
+    return lambda: Prepared(lambda: seconds, **other)
+
+
+class TestMeasuring:
+    def test_figures(self) -> None:
+        records, notes = measure(
+            [
+                Variant("base", taking(8e-3)),
+                Variant("best", taking(1e-3)),
+                Variant("ours", taking(2e-3, check=lambda: Verdict(1e-7, True))),
+            ]
+        )
+        ours = records["ours"]
+        assert notes == []
+        assert (ours.p20_ms, ours.p50_ms, ours.p80_ms) == (2.0, 2.0, 2.0)
+        assert (ours.speedup, ours.ideal_fraction, ours.max_error, ours.status) == (4.0, 0.5, 1e-7, "ok")
+        assert (ours.case, ours.pass_, ours.threads) == ("rows/4x64", "forward", torch.get_num_threads())
+        assert (records["base"].speedup, records["best"].ideal_fraction) == (1.0, 1.0)
+        assert Record.from_json(ours.to_json()) == ours
+
+    def test_a_mode_is_compared_within_itself(self) -> None:
+        records, _ = measure(
+            [
+                Variant("base", taking(8e-3)),
+                Variant("base/graph", taking(20e-3, calls=10)),
+                Variant("ours", taking(2e-3)),
+                Variant("ours/graph", taking(10e-3, calls=10)),
+            ]
+        )
+        assert (records["ours"].speedup, records["ours/graph"].speedup) == (4.0, 2.0)
+        assert records["ours/graph"].p50_ms == 1.0
+        assert records["ours"].ideal_fraction is None
+
+    @pytest.mark.parametrize(("error", "recorded"), [(0.5, 0.5), (float("nan"), None)])
+    def test_a_wrong_result_has_no_time(self, error: float, recorded: float | None) -> None:
+        calls = []
+        prepared = Prepared(lambda: calls.append(1) or 1e-3, check=lambda: Verdict(error, False))
+        records, notes = measure([Variant("base", taking(1e-3)), Variant("ours", lambda: prepared)])
+        ours = records["ours"]
+        assert (ours.status, ours.max_error) == ("wrong", recorded)
+        assert (ours.p20_ms, ours.p50_ms, ours.p80_ms, ours.speedup) == (None, None, None, None)
+        assert calls == []
+        assert "ours: wrong, the largest error is" in notes[0]
+        assert records["base"].status == "ok"
+
+    def test_what_fails_is_reported_and_the_others_go_on(self) -> None:
+        def missing() -> Prepared:
+            raise Unavailable("no compiler")
+
+        def broken() -> Prepared:
+            raise RuntimeError("at preparing")
+
+        def call() -> float:
+            raise MemoryError("at running")
+
+        records, notes = measure(
+            [
+                Variant("missing", missing),
+                Variant("broken", broken),
+                Variant("fails", lambda: Prepared(call)),
+                Variant("base", taking(1e-3)),
+            ]
+        )
+        assert {name: one.status for name, one in records.items()} == {
+            "missing": "unavailable",
+            "broken": "error",
+            "fails": "error",
+            "base": "ok",
+        }
+        assert [note.partition(", ")[2] for note in notes] == [
+            "missing: unavailable, no compiler",
+            "broken: RuntimeError: at preparing",
+            "fails: MemoryError: at running",
+        ]
+
+
+def rmsnorm_case(pass_: str, dtype: str, shape: tuple[int, ...]) -> Case:
+    parameters = {"shape": shape, **({"layout": "heads"} if len(shape) == 4 else {})}
+    return Case("rmsnorm", "test/" + "x".join(map(str, shape)), pass_, dtype, "cpu", shape[0], True, parameters)
+
+
+def measure_rmsnorm(case: Case) -> dict[str, Record]:
+    variants = rmsnorm.variants(case, Selection(quick=True))
+    session = worker.Session(CpuClock(), BRIEF, lambda event: None)
+    found = worker.measure(rmsnorm.SUITE, case, variants, session)
+    return {one.variant: one for one in found}
+
+
+class TestRmsNorm:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("pass_", suite.PASSES)
+    @pytest.mark.parametrize("shape", [(3, 64), (2, 8, 5, 64)], ids=str)
+    def test_every_variant_is_right(self, pass_: str, dtype: str, shape: tuple[int, ...]) -> None:
+        records = measure_rmsnorm(rmsnorm_case(pass_, dtype, shape))
+        assert {"ours", "torch", "layer_norm", "copy"} <= set(records)
+        assert {one.status for one in records.values()} == {"ok"}
+        assert records["ours"].max_error is not None
+        assert records["copy"].max_error is records["layer_norm"].max_error is None
+        assert records["torch"].speedup == records["copy"].ideal_fraction == 1.0
+
+    @pytest.mark.parametrize("pass_", ["forward", "forward+backward"])
+    def test_a_small_mistake_is_found(self, monkeypatch: pytest.MonkeyPatch, pass_: str) -> None:
+        right = sparsekernels.rms_norm
+
+        def wrong(x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
+            return right(x, shape, weight, eps + 1e-3)
+
+        monkeypatch.setattr(sparsekernels, "rms_norm", wrong)
+        records = measure_rmsnorm(rmsnorm_case(pass_, "float32", (8, 64)))
+        assert (records["ours"].status, records["ours"].p50_ms) == ("wrong", None)
+        assert records["torch"].status == "ok"
+
+    def test_a_wrong_gradient_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = sparsekernels.rms_norm
+        monkeypatch.setattr(
+            sparsekernels, "rms_norm", lambda x, s, w, eps: right(x, s, w + (w.detach() - w) * 0.01, eps)
+        )
+        records = measure_rmsnorm(rmsnorm_case("forward+backward", "float32", (8, 64)))
+        assert records["ours"].status == "wrong"
+
+    def test_heads_are_a_strided_view(self) -> None:
+        x = rmsnorm.make_input(rmsnorm_case("forward", "float32", (2, 8, 5, 64)), seed=0).x
+        assert x.shape == (2, 8, 5, 64)
+        assert x.stride() == (5 * 12 * 64, 64, 12 * 64, 1)
+
+    def test_torch_compile_without_a_compiler_is_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._inductor import config
+
+        monkeypatch.setattr(config, "force_disable_caches", True)
+        monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
+        case = dataclasses.replace(rmsnorm_case("forward", "float32", (3, 64)), quick=False)
+        compiled = [one for one in rmsnorm.variants(case, Selection()) if one.name == "torch.compile"]
+        notes: list[dict[str, Any]] = []
+        (found,) = worker.measure(rmsnorm.SUITE, case, compiled, worker.Session(CpuClock(), BRIEF, notes.append))
+        assert found.status == "unavailable"
+        assert "torch.compile fails" in notes[0]["text"]
+
+
+class TestRunner:
+    def test_events_of_a_real_run(self) -> None:
+        selection = Selection(cases=("8x64",), dtypes=("float32",), quick=True, threads=1, variants=("ours", "copy"))
+        events = list(runner.run("rmsnorm", selection))
+        assert events[0] == runner.Started(2)
+        assert [event.text for event in events if isinstance(event, runner.CaseStarted)] == [
+            "rows/8x64 float32 forward",
+            "rows/8x64 float32 forward+backward",
+        ]
+        records = [event for event in events if isinstance(event, Record)]
+        assert [(one.variant, one.pass_) for one in records] == [
+            ("ours", "forward"),
+            ("copy", "forward"),
+            ("ours", "forward+backward"),
+            ("copy", "forward+backward"),
+        ]
+        for one in records:
+            assert (one.status, one.threads, one.speedup) == ("ok", 1, None)
+            assert one.machine["allocator"] == machine.ALLOCATOR
+            assert one.commit == machine.commit()
+
+    def test_a_death_is_told(self) -> None:
+        with pytest.raises(
+            runner.RunnerError, match=r"(?s)suite 'nonsense' died \(exit code 1\) at start.*accepted are"
+        ):
+            list(runner.run("nonsense", Selection()))
+
+    def test_a_crash_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runner, "_CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+        with pytest.raises(runner.RunnerError, match=r"(?s)died \(signal 11\) at start.*Segmentation fault"):
+            list(runner.run("rmsnorm", Selection()))
+
+    def test_leaving_ends_the_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[subprocess.Popen[str]] = []
+
+        class Popen(subprocess.Popen):  # type: ignore[type-arg]
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options)
+                started.append(self)
+
+        monkeypatch.setattr(subprocess, "Popen", Popen)
+        events: Iterator[runner.Event] = runner.run("rmsnorm", Selection(quick=True, cases=("rows",)))
+        assert isinstance(next(events), runner.Started)
+        events.close()  # type: ignore[attr-defined]
+        assert [child.poll() is not None for child in started] == [True]
+
+
+class TestMachine:
+    def test_the_same_every_time_and_fit_for_a_file(self) -> None:
+        machine.machine.cache_clear()
+        first = machine.machine()
+        machine.machine.cache_clear()
+        assert json.loads(json.dumps(first)) == machine.machine() == first
+        assert first["cores"] >= 1
+        assert first["memory_gib"] >= 1
+        assert machine.versions()["torch"] == torch.__version__
+
+    @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+    def test_commit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def git(*arguments: str) -> str:
+            identity = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
+            command = ["git", "-C", str(tmp_path), *identity, *arguments]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+        monkeypatch.delenv("SPARSEKERNELS_COMMIT", raising=False)
+        source = tmp_path / "sparsekernels" / "__init__.py"
+        source.parent.mkdir()
+        source.write_text("")
+        assert machine.commit(tmp_path) == f"v{sparsekernels.__version__}"
+        monkeypatch.setenv("SPARSEKERNELS_COMMIT", "0123abc")
+        machine.commit.cache_clear()
+        assert machine.commit(tmp_path) == "0123abc"
+        git("init")
+        git("add", ".")
+        git("commit", "-m", "first", "--no-verify")
+        (tmp_path / "notes.txt").write_text("not a source")
+        machine.commit.cache_clear()
+        assert machine.commit(tmp_path) == git("rev-parse", "--short=12", "HEAD")
+        source.write_text("changed = True\n")
+        machine.commit.cache_clear()
+        assert machine.commit(tmp_path) == git("rev-parse", "--short=12", "HEAD") + "+dirty"
+
+
+def test_the_package_itself_needs_none_of_it() -> None:
+    code = "import sys, sparsekernels; print(sorted({'typer', 'rich', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,179 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from sparsekernels.bench import record, runner, suite
+from sparsekernels.bench.cli import app
+from sparsekernels.bench.record import Record
+
+TINY = ("bench", "rmsnorm", "--quick", "--case", "8x64", "--dtype", "float32", "--threads", "1")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One real run of the smallest case, with every kind of report."""
+    folder = tmp_path_factory.mktemp("bench") / "new"
+    reports = ("--json", folder / "r.jsonl", "--markdown", folder / "docs" / "r.md", "--plot", folder / "r.png")
+    return run(*TINY, *reports), folder
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class TestInfo:
+    def test_info(self) -> None:
+        result = run("info")
+        assert result.exit_code == 0
+        for text in ("processor", "memory", torch.__version__, "CPU kernels", "CUDA kernels", "rms_norm on cpu"):
+            assert text in result.output
+
+    def test_as_a_module(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "sparsekernels", "info"], capture_output=True, text=True, check=True
+        )
+        assert "CPU kernels" in done.stdout
+
+    def test_help_names_the_commands(self) -> None:
+        result = run("--help")
+        assert result.exit_code == 0
+        assert all(command in result.output for command in ("info", "bench", "compare"))
+
+    @pytest.mark.parametrize("library", ["typer", "rich"])
+    def test_without_its_libraries_it_says_how_to_get_them(self, library: str) -> None:
+        code = f"import sys; sys.modules[{library!r}] = None; from sparsekernels._cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert f"the command line needs {library}: pip install 'sparsekernels[bench]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+class TestBench:
+    def test_table(self, measured: tuple[Result, Path]) -> None:
+        result, _ = measured
+        assert result.exit_code == 0, result.output
+        for text in ("rmsnorm, forward (cpu, 1 thread)", "rmsnorm, forward+backward (cpu, 1 thread)", "rows/8x64"):
+            assert text in result.output
+        for title in ("copy", "torch", "layer_norm", "ours / copy", "ours / layer_norm", "speedup"):
+            assert title in result.output
+
+    def test_files(self, measured: tuple[Result, Path]) -> None:
+        result, folder = measured
+        records = record.read(folder / "r.jsonl")
+        assert {(one.case, one.dtype, one.threads, one.status) for one in records} == {
+            ("rows/8x64", "float32", 1, "ok")
+        }
+        assert {one.pass_ for one in records} == {"forward", "forward+backward"}
+        assert {one.variant for one in records} == {"ours", "torch", "layer_norm", "copy"}
+        assert "![speedup by case](../r.png)" in (folder / "docs" / "r.md").read_text()
+        assert (folder / "r.png").read_bytes().startswith(b"\x89PNG")
+        for name in ("r.jsonl", "docs/r.md", "r.png"):
+            assert str((folder / name).resolve()) in result.output
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("bench", "norms"), "suite is 'norms', accepted are 'rmsnorm', 'openelm'"),
+            (("bench", "rmsnorm", "--dtype", "int8"), "dtype is 'int8', accepted are 'float32', 'bfloat16'"),
+            (("bench", "rmsnorm", "--device", "tpu"), "device is 'tpu', accepted are 'cpu', 'cuda'"),
+            (("bench", "rmsnorm", "--pass", "up"), "pass is 'up', accepted are 'forward'"),
+            (("bench", "rmsnorm", "--threads", "0"), "Invalid value for '--threads'"),
+            (("bench", "rmsnorm", "--batch", "many"), "Invalid value for '--batch'"),
+            (
+                ("bench", "rmsnorm", "--case", "nothing"),
+                "no case of suite rmsnorm matches these options; on this device",
+            ),
+            ((*TINY, "--variant", "mine"), "no variant matches these options; it has ours, torch, layer_norm"),
+            (("bench", "rmsnorm", "--plot", "picture.txt"), "plot is 'picture.txt', accepted endings are"),
+            (("bench", "rmsnorm", "--colour"), "No such option: --colour"),
+            (("compare", "nowhere.jsonl", "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),
+        ],
+    )
+    def test_bad_options(self, arguments: tuple[str, ...], message: str) -> None:
+        result = CliRunner(env={"COLUMNS": "400"}).invoke(app, list(arguments))
+        assert result.exit_code == 2
+        assert message in one_line(result.output)
+        assert "Traceback" not in result.output
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_cuda_without_a_device(self) -> None:
+        result = run("bench", "rmsnorm", "--device", "cuda")
+        assert result.exit_code == 2
+        assert "torch finds no CUDA device" in one_line(result.output)
+
+    @pytest.mark.parametrize(
+        ("error", "note"),
+        [
+            (KeyboardInterrupt(), "was interrupted"),
+            (runner.RunnerError("suite 'rmsnorm' died"), "suite 'rmsnorm' died"),
+        ],
+        ids=["interrupted", "died"],
+    )
+    def test_what_was_measured_is_kept(
+        self,
+        measured: tuple[Result, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
+        note: str,
+    ) -> None:
+        records = record.read(measured[1] / "r.jsonl")[:2]
+
+        def cut_short(name: str, selection: suite.Selection) -> Iterator[runner.Event]:
+            yield from records
+            raise error
+
+        monkeypatch.setattr(runner, "run", cut_short)
+        result = run(*TINY, "--json", tmp_path / "r.jsonl")
+        assert result.exit_code == 1
+        assert note in result.output
+        assert record.read(tmp_path / "r.jsonl") == records
+
+
+def slower(one: Record) -> Record:
+    times = {name: 10 * value for name in ("p20_ms", "p50_ms", "p80_ms") if (value := getattr(one, name)) is not None}
+    return Record(**{**vars(one), **times})
+
+
+class TestCompare:
+    def test_with_itself(self, measured: tuple[Result, Path]) -> None:
+        file = measured[1] / "r.jsonl"
+        result = run("compare", file, file, "--strict")
+        assert result.exit_code == 0
+        assert f"{len(record.read(file))} same" in result.output
+
+    def test_what_got_slower(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
+        file = measured[1] / "r.jsonl"
+        records = record.read(file)
+        record.write(tmp_path / "after.jsonl", [slower(records[0]), *records[1:]])
+        result = run("compare", file, tmp_path / "after.jsonl", "--changed")
+        assert result.exit_code == 0
+        assert "10.00" in result.output
+        assert f"{len(records) - 1} same, 1 slower" in result.output
+        assert result.output.count("rows/8x64") == 1
+        assert run("compare", file, tmp_path / "after.jsonl", "--strict").exit_code == 1
+
+    def test_a_file_that_is_not_of_records(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
+        (tmp_path / "bad.jsonl").write_text(json.dumps({"suite": "rmsnorm"}))
+        result = run("compare", measured[1] / "r.jsonl", tmp_path / "bad.jsonl")
+        assert result.exit_code == 2
+        assert "line 1: the record has no case, variant" in one_line(result.output)
+
+
+def test_the_main_benchmark_measures_every_suite() -> None:
+    """The run itself takes minutes; `make bench` is its test."""
+    assert all(suite.load(name).cases(suite.Selection(quick=True)) for name in suite.SUITES)
