@@ -16,7 +16,7 @@ namespace {
 template <int kTensors>
 class RowWalker {
  public:
-  RowWalker(const RowSpace& space, const RowTensor* const (&tensors)[kTensors], int64_t row) : space_(space) {
+  RowWalker(const RowSpace& space, const RowTensor* const* tensors, int64_t row) : space_(space) {
     for (int t = 0; t < kTensors; ++t) {
       tensors_[t] = tensors[t];
       offset_[t] = 0;
@@ -114,7 +114,7 @@ void arrange(const void* weight, int64_t cols, typename Accumulator<T>::type* ou
     for (int i = 0; i < kBlock; ++i) {
       const int64_t j = block * kBlock + i;
       const Acc value = j >= cols ? Acc(0) : from == nullptr ? Acc(1) : static_cast<Acc>(widen(from[j]));
-      out[block * kBlock + Block<T>::lane_of(i)] = value;
+      out[block * kBlock + Block<T>::lane_of(i)] = value == value ? value : static_cast<Acc>(__builtin_nanf(""));
     }
   }
 }
@@ -214,18 +214,18 @@ void scale_row(const T* x, T* y, typename Accumulator<T>::type reciprocal, Weigh
 
 // Rows go in groups: first the sums of squares of all, then all the square roots and divisions at once (16 of them cost
 // what one does), then all the products. Results do not depend on the grouping, as both are exactly rounded.
-template <class T, bool kPrefetch, class Weight>
+template <class T, bool kPrefetch, bool kAdd, class Weight>
 void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
   using Acc = typename Accumulator<T>::type;
   constexpr int kMostRows = 16;
   constexpr int64_t kGroupElements = 4096;  // of a group: what is read twice stays in L1
   const int64_t cols = call.space.cols;
-  const int64_t group = cols * kMostRows <= kGroupElements ? kMostRows
-                        : cols < kGroupElements            ? kGroupElements / cols
-                                                           : 1;
+  const int64_t group =
+      cols * kMostRows <= kGroupElements ? kMostRows : (cols < kGroupElements ? kGroupElements / cols : 1);
   const Ahead ahead = {rows_ahead<T>(call.space, call.input), rows_ahead<T>(call.space, call.output)};
-  const RowTensor* const tensors[] = {&call.input, &call.residual, &call.output, &call.sum};
-  RowWalker<4> walker(call.space, tensors, begin);
+  constexpr int kTensors = kAdd ? 4 : 2;
+  const RowTensor* const tensors[] = {&call.input, &call.output, &call.residual, &call.sum};
+  RowWalker<kTensors> walker(call.space, tensors, begin);
   for (int64_t row = begin; row < end; row += group) {
     const int rows = static_cast<int>(end - row < group ? end - row : group);
     const T* x[kMostRows];
@@ -233,10 +233,10 @@ void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int6
     Acc reciprocals[kMostRows] = {};
     for (int i = 0; i < rows; ++i, walker.next()) {
       x[i] = row_of<T>(call.input, walker.offset(0));
-      y[i] = mutable_row_of<T>(call.output, walker.offset(2));
-      if (call.residual.data != nullptr) {
+      y[i] = mutable_row_of<T>(call.output, walker.offset(1));
+      if constexpr (kAdd) {
         T* total = mutable_row_of<T>(call.sum, walker.offset(3));
-        add_rows(x[i], row_of<T>(call.residual, walker.offset(1)), total, cols);
+        add_rows(x[i], row_of<T>(call.residual, walker.offset(2)), total, cols);
         x[i] = total;
       }
       reciprocals[i] = sum_of_squares(x[i], cols);
@@ -249,10 +249,13 @@ void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int6
 
 template <class T, class Weight>
 void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
+  const bool add = call.residual.data != nullptr;
   if (out_of_cache<T>(call.space)) {
-    forward_rows<T, true>(call, weight, begin, end);
+    add ? forward_rows<T, true, true>(call, weight, begin, end)
+        : forward_rows<T, true, false>(call, weight, begin, end);
   } else {
-    forward_rows<T, false>(call, weight, begin, end);
+    add ? forward_rows<T, false, true>(call, weight, begin, end)
+        : forward_rows<T, false, false>(call, weight, begin, end);
   }
 }
 

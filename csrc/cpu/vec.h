@@ -6,6 +6,10 @@
 // Tensors are read in blocks of 32 elements, two vectors. Which element sits in which lane is up to the dtype: float
 // keeps its order, bfloat16 puts even elements in the first vector and odd ones in the second, because then widening is
 // a shift and a mask and narrowing needs no shuffle. `lane_of` tells the place of an element in its block.
+//
+// Narrowing to bfloat16 in vectors relies on the lower half of every NaN being zero, else the carry of rounding could
+// turn it into a number. It is: a NaN comes from a bfloat16, or from the processor (0xffc00000), or from a weight of a
+// wider dtype, which arrange_weight makes plain.
 #pragma once
 
 #include <cstdint>
@@ -268,14 +272,13 @@ struct Block<BFloat16> {
     const __m512i odd = _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
     return {{_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))}, {_mm512_castsi512_ps(odd)}};
   }
-  // Rounded to the nearest, ties to even, in the upper half of each lane. A NaN is made quiet first: the carry of the
-  // rounding could otherwise turn it into infinity.
+  // Rounded to the nearest, ties to even, in the upper half of each lane: adds 0x7fff to an even upper half, 0x8000 to
+  // an odd one.
   static __m512i rounded(__m512 value) {
-    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
     const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    return _mm512_mask_mov_epi32(up, nan, _mm512_set1_epi32(0x7fc00000));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_add_epi32(up, odd, bits, _mm512_set1_epi32(0x8000));
   }
   __m512i narrowed() const {
     const __m512i even = _mm512_srli_epi32(rounded(a.v), 16);
@@ -338,11 +341,9 @@ inline Block<BFloat16> Block<BFloat16>::load(const BFloat16* from) {
       {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))}};
 }
 inline __m256i rounded(__m256 value) {
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
   const __m256i bits = _mm256_castps_si256(value);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  return _mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan);
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
 }
 template <>
 inline void Block<BFloat16>::store(BFloat16* to) const {
