@@ -213,7 +213,7 @@ inline Handle poisoned(Handle tensor) {
   return tensor;
 }
 
-inline Handle empty(const int64_t* sizes, int64_t dim, int32_t dtype, const Handle& on) {
+inline Handle allocate(const int64_t* sizes, int64_t dim, int32_t dtype, const Handle& on) {
   std::vector<int64_t> strides(static_cast<size_t>(dim));
   int64_t stride = 1;
   for (int64_t d = dim - 1; d >= 0; --d) {
@@ -223,7 +223,11 @@ inline Handle empty(const int64_t* sizes, int64_t dim, int32_t dtype, const Hand
   AtenTensorHandle result;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, on.device_type(), on.device_index(), &result));
-  return poisoned(Handle(result));
+  return Handle(result);
+}
+
+inline Handle empty(const int64_t* sizes, int64_t dim, int32_t dtype, const Handle& on) {
+  return poisoned(allocate(sizes, dim, dtype, on));
 }
 
 // An uninitialised result: contiguous, as torch's own.

@@ -108,14 +108,14 @@ def _backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tens
 
 def _fake_forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
     validate("rms_norm", input, normalized_shape, weight, eps)
-    return reference.empty_output(input, normalized_shape)
+    return reference.empty_output(input)
 
 
 def _fake_add_forward(
     input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
 ) -> tuple[Tensor, Tensor]:
     validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
-    return reference.empty_output(input, normalized_shape), reference.empty_output(input, normalized_shape)
+    return reference.empty_output(input), reference.empty_output(input)
 
 
 def _fake_backward(
@@ -128,7 +128,7 @@ def _fake_backward(
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    grad_input = reference.empty_output(input, normalized_shape) if need_input else input.new_empty(0)
+    grad_input = reference.empty_output(input) if need_input else input.new_empty(0)
     like_weight = input if weight is None else weight
     return grad_input, like_weight.new_empty(tuple(normalized_shape) if need_weight else (0,))
 

@@ -24,9 +24,9 @@ def _default_eps(input: Tensor) -> float:
     return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
 
 
-def _like(result: Tensor, input: Tensor, normalized_shape: Sequence[int]) -> Tensor:
+def _like(result: Tensor, input: Tensor) -> Tensor:
     """`result` in the dtype of `input`, contiguous."""
-    return empty_output(input, normalized_shape).copy_(result)
+    return empty_output(input).copy_(result)
 
 
 def rows_are_contiguous(input: Tensor, normalized_shape: Sequence[int]) -> bool:
@@ -39,7 +39,7 @@ def rows_are_contiguous(input: Tensor, normalized_shape: Sequence[int]) -> bool:
     return True
 
 
-def empty_output(input: Tensor, normalized_shape: Sequence[int]) -> Tensor:
+def empty_output(input: Tensor) -> Tensor:
     """An uninitialised result: contiguous, as torch's own."""
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
@@ -56,14 +56,14 @@ def forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | Non
     output = x * reciprocal_rms(x, dims, _default_eps(input) if eps is None else eps)
     if weight is not None:
         output = output * weight
-    return _like(output, input, normalized_shape)
+    return _like(output, input)
 
 
 def add_forward(
     input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
 ) -> tuple[Tensor, Tensor]:
     """The norm of s = input + residual, and s. s is rounded to the dtype of `input` before it is normalised."""
-    total = _like(input + residual, input, normalized_shape)
+    total = _like(input + residual, input)
     return forward(total, normalized_shape, weight, eps), total
 
 
@@ -94,7 +94,7 @@ def backward(
     if need_input:
         a = g if weight is None else g * weight
         dx = r * a - r.pow(3) * (a * x).mean(dims, keepdim=True) * x
-        grad_input = _like(dx if grad_sum is None else dx + grad_sum, input, normalized_shape)
+        grad_input = _like(dx if grad_sum is None else dx + grad_sum, input)
     if need_weight:
         assert weight is not None
         dw = g * x * r
