@@ -12,7 +12,7 @@ namespace sparsekernels {
 namespace {
 
 // Below this many elements one thread is faster than waking a second: 2 us of work, at some 16 elements a nanosecond.
-constexpr int64_t kSerialElements = 32768;
+constexpr int64_t kSerialElements = 16384;
 
 struct FreeAligned {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }

@@ -53,7 +53,7 @@ class Inputs:
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """Ours, torch's eager functions, torch.compile and a plain copy; on CUDA each also in a CUDA graph."""
     inputs = _inputs(case)
-    shape, x, weight = tuple(inputs[0].weight.shape), inputs[0].x, inputs[0].weight
+    shape, x = tuple(inputs[0].weight.shape), inputs[0].x
 
     def ours(x: Tensor, weight: Tensor) -> Tensor:
         return sparsekernels.rms_norm(x, shape, weight, EPS)
@@ -61,13 +61,15 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     def torch_eager(x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, shape, weight, EPS)
 
+    bias = torch.zeros_like(inputs[0].weight).requires_grad_(inputs[0].weight.requires_grad)
+
     def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
-        return F.layer_norm(x, shape, weight, None, EPS)
+        return F.layer_norm(x, shape, weight, bias, EPS)
 
     builds = {
         "ours": functools.partial(_build, case, inputs, ours),
         "torch": functools.partial(_build, case, inputs, torch_eager),
-        "layer_norm": functools.partial(_build, case, inputs, layer_norm),
+        "layer_norm": functools.partial(_build, case, inputs, layer_norm, also=(bias,)),
     }
     for name in _other_backends(x):
         builds[name] = functools.partial(_build, case, inputs, ours, functools.partial(dispatch.use_backend, name))
@@ -163,8 +165,14 @@ class _Built:
 
 
 def _build(
-    case: Case, inputs: Sequence[Inputs], function: Function, backend: Context = contextlib.nullcontext
+    case: Case,
+    inputs: Sequence[Inputs],
+    function: Function,
+    backend: Context = contextlib.nullcontext,
+    also: tuple[Tensor, ...] = (),
 ) -> _Built:
+    """`function` as this case calls it. also: tensors beside x and the weight that a backward gives gradients to."""
+
     @contextlib.contextmanager
     def context() -> Iterator[None]:
         with torch.inference_mode(case.pass_ == "forward"), backend():
@@ -175,9 +183,9 @@ def _build(
         if case.pass_ == "forward":
             return lambda: function(x, weight)
         if case.pass_ == "forward+backward":
-            return lambda: torch.autograd.grad(function(x, weight), (x, weight), grad_output)
+            return lambda: torch.autograd.grad(function(x, weight), (x, weight, *also), grad_output)
         output = function(x, weight)
-        return lambda: torch.autograd.grad(output, (x, weight), grad_output, retain_graph=True)
+        return lambda: torch.autograd.grad(output, (x, weight, *also), grad_output, retain_graph=True)
 
     def outputs() -> tuple[Tensor, ...]:
         one = inputs[0]
@@ -304,7 +312,7 @@ SUITE = Suite(
         legend=(
             "Medians of one call. copy: reads and writes as many tensors of the input's size as the pass has to, and "
             "computes nothing. Ratios are of times, lower is better. speedup: over torch's rms_norm, the median over "
-            "the rounds."
+            "the rounds. layer_norm: with weight and bias, as torch.nn.LayerNorm has them."
         ),
         subject="ours",
         rivals=("torch", "layer_norm", "torch.compile"),

@@ -12,6 +12,7 @@ reason and says it in words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ _operator = torch.ops.sparsekernels.rms_norm.default
 _add_operator = torch.ops.sparsekernels.add_rms_norm.default
 _backward_operator = torch.ops.sparsekernels.rms_norm_backward.default
 _kernel, _add_kernel = compiled.forward_operator, compiled.add_forward_operator
+_backward_kernel = compiled.backward_operator
 
 
 def rms_norm(
@@ -60,7 +62,7 @@ def rms_norm(
     try:
         if torch.is_grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad)):
             if dispatch.forced is None:
-                if _is_traced():
+                if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
                     return _operator(input, normalized_shape, weight, eps)
                 if len(normalized_shape) == 1 and not torch._C._are_functorch_transforms_active():
                     return _apply(input, weight, (normalized_shape, eps, compiled))
@@ -97,7 +99,7 @@ def add_rms_norm(
             input.requires_grad or residual.requires_grad or (weight is not None and weight.requires_grad)
         ):
             if dispatch.forced is None:
-                if _is_traced():
+                if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
                     return _add_operator(input, residual, normalized_shape, weight, eps)
                 if len(normalized_shape) == 1 and not torch._C._are_functorch_transforms_active():
                     return _add_apply(input, residual, weight, (normalized_shape, eps, compiled))
@@ -109,11 +111,6 @@ def add_rms_norm(
         return _kernels(input).add_forward(input, residual, normalized_shape, weight, eps)
     except Exception as error:
         _explain(error, "add_rms_norm", input, normalized_shape, weight, eps, residual)
-
-
-def _is_traced() -> bool:
-    """Whether a call that wants gradients has to be visible as one operator: to a compiler, or to autocast."""
-    return torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
 
 
 def _kernels(input: Tensor) -> ModuleType:
@@ -133,6 +130,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, weight: Tensor | None, call: _Call) -> Tensor:
         normalized_shape, eps, kernels = call
+        if kernels is compiled:  # the same, without a detour through Python
+            return _kernel(input, len(normalized_shape), math.prod(normalized_shape), weight, eps)
         return kernels.forward(input, normalized_shape, weight, eps)
 
     @staticmethod
@@ -144,7 +143,14 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         need_input, need_weight, _ = ctx.needs_input_grad
-        grad_input, grad_weight = _gradients(grad_output, input, weight, None, ctx.call, need_input, need_weight)
+        normalized_shape, eps, kernels = call = ctx.call
+        if kernels is compiled and not torch.is_grad_enabled():
+            dims, size = len(normalized_shape), math.prod(normalized_shape)
+            grad_input, grad_weight = _backward_kernel(
+                grad_output, input, dims, size, weight, eps, None, need_input, need_weight
+            )
+        else:
+            grad_input, grad_weight = _gradients(grad_output, input, weight, None, call, need_input, need_weight)
         return grad_input if need_input else None, grad_weight if need_weight else None, None
 
 
@@ -194,7 +200,7 @@ def _gradients(
     normalized_shape, eps, kernels = call
     if not torch.is_grad_enabled():
         return kernels.backward(grad_output, input, normalized_shape, weight, eps, grad_sum, need_input, need_weight)
-    if kernels is compiled and _is_traced():
+    if kernels is compiled and torch.compiler.is_compiling():
         return _backward_operator(grad_output, input, normalized_shape, weight, eps, grad_sum, need_input, need_weight)
     return _RMSNormBackward.apply(grad_output, input, weight, grad_sum, call, need_input, need_weight)
 

@@ -90,13 +90,14 @@ def _forward(
 ) -> None:
     """Fill `output`, and `total` where there is a residual."""
     if input.numel() == 0:
-        return None
+        return
     input = _with_contiguous_rows(input, normalized_shape)
     residual = None if residual is None else _with_contiguous_rows(residual, normalized_shape)
     space = row_space((input, residual, output), normalized_shape)
     if space is None:
-        residual = None if residual is None else residual.contiguous()
-        return _forward(input.contiguous(), residual, output, total, normalized_shape, weight, eps)
+        input, residual = input.contiguous(), None if residual is None else residual.contiguous()
+        space = row_space((input, residual, output), normalized_shape)
+        assert space is not None
     tiling = forward_tiling(space.cols, input.element_size())
     input_strides, residual_strides, output_strides = space.strides
     with _device_of(input):
@@ -131,7 +132,7 @@ def _backward(
     if input.numel() == 0:
         if grad_weight is not None:
             grad_weight.zero_()
-        return None
+        return
     grad_output = _with_contiguous_rows(grad_output, normalized_shape)
     input = _with_contiguous_rows(input, normalized_shape)
     grad_sum = None if grad_sum is None else _with_contiguous_rows(grad_sum, normalized_shape)
@@ -139,7 +140,8 @@ def _backward(
     if space is None:
         grad_sum = None if grad_sum is None else grad_sum.contiguous()
         grad_output, input = grad_output.contiguous(), input.contiguous()
-        return _backward(grad_output, input, grad_sum, grad_input, grad_weight, normalized_shape, weight, eps)
+        space = row_space((input, grad_output, grad_sum, grad_input), normalized_shape)
+        assert space is not None
     tiling = backward_tiling(space.cols, input.element_size())
     programs = backward_programs(space.rows, tiling, _multiprocessors(input.device))
     input_strides, grad_output_strides, grad_sum_strides, grad_input_strides = space.strides
