@@ -3,9 +3,11 @@
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# The build of torch for development. The package itself takes any from 2.10 on.
-TORCH := torch==2.13.0
+# The build of torch for development; the package itself takes any from 2.10 on. Where pip's index offers a build with
+# CUDA under this name, ask for the one that you want: make bench TORCH="torch==2.13.0 --index-url ..."
+TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
+LINTERS := $(VENV)/.linters
 NATIVE := $(wildcard csrc/* csrc/*/* csrc/*/*/*) CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: bench test lint format sanitize gpu clean
@@ -21,20 +23,24 @@ $(BIN)/python:
 
 # torch first: the kernels are compiled against its headers.
 $(STAMP): $(NATIVE) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.1" "setuptools>=77" wheel "cmake>=3.18" ninja
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=77.0.3" wheel "cmake>=3.18" ninja
 	$(BIN)/python -m pip install --quiet $(TORCH) triton
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test,lint]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test]"
 	touch $(STAMP)
 
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-lint: $(STAMP)
+$(LINTERS): pyproject.toml | $(STAMP)
+	$(BIN)/python -m pip install --quiet --group lint
+	touch $(LINTERS)
+
+lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
-format: $(STAMP)
+format: $(LINTERS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)

@@ -24,40 +24,58 @@ def torch_folder() -> Path | None:
 
 
 class CMakeBuild(build_ext):
-    """Puts the libraries into sparsekernels/lib; where they cannot be built, says why and goes on without."""
+    """Puts the libraries into sparsekernels/lib. What cannot be built is left out, and a file there says why."""
 
     def run(self) -> None:
         folder = ROOT / "sparsekernels" if self.inplace else Path(self.build_lib) / "sparsekernels"
-        reason = self.build(folder / "lib")
-        if reason is None:
-            return
-        if os.environ.get("SPARSEKERNELS_REQUIRE_KERNELS") == "1":
-            raise RuntimeError(f"the compiled kernels cannot be built: {reason}")
-        print(f"sparsekernels: installing without compiled kernels: {reason}", file=sys.stderr)
+        destination = folder / "lib"
+        destination.mkdir(parents=True, exist_ok=True)
+        reasons = self.build(destination.resolve())
+        for name in ("cpu", "cuda"):
+            note = destination / f"no_{name}.txt"
+            note.unlink(missing_ok=True)
+            if name in reasons:
+                note.write_text(reasons[name] + "\n", encoding="utf-8")
+                (destination / f"libsparsekernels_{name}.so").unlink(missing_ok=True)  # of an earlier build
+                print(f"sparsekernels: installing without {name} kernels: {reasons[name]}", file=sys.stderr)
+        if "cpu" in reasons and os.environ.get("SPARSEKERNELS_REQUIRE_KERNELS") == "1":
+            raise RuntimeError(f"the CPU kernels cannot be built: {reasons['cpu']}")
 
-    def build(self, destination: Path) -> str | None:
+    def build(self, destination: Path) -> dict[str, str]:
+        """Builds what can be; gives the reason for what cannot. The CPU kernels come first, and stand alone."""
         torch = torch_folder()
         if torch is None:
-            return "no torch 2.10 or newer is installed (install it first: its headers are needed)"
+            return dict.fromkeys(
+                ("cpu", "cuda"),
+                "no torch 2.10 or newer was installed where sparsekernels was built (its headers are needed)",
+            )
         cmake = shutil.which("cmake")
         if cmake is None:
-            return "cmake is not installed"
-        work = Path(self.build_temp).resolve() / "cmake"
-        configure = [cmake, "-S", str(ROOT), "-B", str(work), f"-DTORCH_DIR={torch}", "-DCMAKE_BUILD_TYPE=Release"]
-        if shutil.which("ninja"):
-            configure += ["-G", "Ninja"]
-        configure += os.environ.get("CMAKE_ARGS", "").split()
-        try:
-            subprocess.run(configure, check=True)
-            subprocess.run([cmake, "--build", str(work), "--parallel"], check=True)
-            subprocess.run([cmake, "--install", str(work), "--prefix", str(destination.resolve())], check=True)
-        except subprocess.CalledProcessError as error:
-            return f"{' '.join(map(str, error.cmd[:2]))} failed (its output is above)"
-        return None
+            return dict.fromkeys(("cpu", "cuda"), "cmake is not installed")
+        reasons = {}
+        for name, switch in (("cpu", "off"), ("cuda", "on")):
+            if name == "cuda" and "-DSPARSEKERNELS_CUDA=off" in os.environ.get("CMAKE_ARGS", ""):
+                reasons[name] = "CMAKE_ARGS says -DSPARSEKERNELS_CUDA=off"
+                continue
+            work = Path(self.build_temp).resolve() / f"cmake-{name}"
+            configure = [cmake, "-S", str(ROOT), "-B", str(work), f"-DTORCH_DIR={torch}", "-DCMAKE_BUILD_TYPE=Release"]
+            configure += ["-G", "Ninja"] if shutil.which("ninja") else []
+            configure += [*os.environ.get("CMAKE_ARGS", "").split(), f"-DSPARSEKERNELS_CUDA={switch}"]
+            library = f"sparsekernels_{name}"
+            try:
+                subprocess.run(configure, check=True)
+                subprocess.run([cmake, "--build", str(work), "--parallel", "--target", library], check=True)
+                install = [cmake, "--install", str(work), "--component", library, "--prefix", str(destination)]
+                subprocess.run(install, check=True)
+            except subprocess.CalledProcessError as error:
+                step = "configuring" if error.cmd == configure else "compiling"
+                compiler = "a C++17 compiler" if name == "cpu" else "nvcc"
+                reasons[name] = f"{step} failed when sparsekernels was built; it needs {compiler}"
+        return reasons
 
     def get_outputs(self) -> list[str]:
         folder = ROOT / "sparsekernels" if self.inplace else Path(self.build_lib) / "sparsekernels"
-        return [str(path) for path in sorted((folder / "lib").glob("*.so"))]
+        return [str(path) for path in sorted((folder / "lib").iterdir())]
 
 
 class AnyPythonWheel(bdist_wheel):

@@ -1,8 +1,8 @@
 // Between torch's stable ABI and the kernels: owns tensor handles, checks arguments, allocates outputs, and describes
 // the rows of a call. Shared by bindings.cpp and bindings_cuda.cpp, the only files that know torch.
 //
-// The checks here are complete but terse: they keep the kernels safe. The Python functions look at the arguments again
-// when a call is refused, and say what is wrong in full.
+// The checks here are terse: they keep the kernels safe. The Python functions look at the arguments again when a call
+// is refused, and say what is wrong in full.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -13,26 +13,26 @@ from pathlib import Path
 import torch
 
 _FOLDER = Path(__file__).parent / "lib"
-_NOT_BUILT = "the compiled kernels were not built (no C++ compiler, or no torch, when sparsekernels was installed)"
-_CUDA_NOT_BUILT = "the CUDA kernels were not built (no nvcc when sparsekernels was installed)"
 
 
-def _load(name: str, not_built: str) -> tuple[str | None, str]:
-    path = _FOLDER / name
+def _load(name: str) -> tuple[str | None, str]:
+    """The path of the loaded library, or None and why."""
+    path, note = _FOLDER / f"libsparsekernels_{name}.so", _FOLDER / f"no_{name}.txt"
     if not path.exists():
-        return None, not_built
+        reason = note.read_text(encoding="utf-8").strip() if note.exists() else "nothing was compiled here"
+        return None, f"the {name.upper()} kernels were not built: {reason}"
     try:
         torch.ops.load_library(str(path))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return None, f"{path.name} was built but does not load: {error}"
     return str(path), ""
 
 
-cpu, cpu_missing = _load("libsparsekernels_cpu.so", _NOT_BUILT)
+cpu, cpu_missing = _load("cpu")
 if torch.version.cuda is None:
     cuda, cuda_missing = None, f"torch {torch.__version__} has no CUDA"
 else:
-    cuda, cuda_missing = _load("libsparsekernels_cuda.so", _CUDA_NOT_BUILT)
+    cuda, cuda_missing = _load("cuda")
 
 if cpu is None and not os.environ.get("SPARSEKERNELS_QUIET"):
     warnings.warn(
@@ -42,15 +42,17 @@ if cpu is None and not os.environ.get("SPARSEKERNELS_QUIET"):
 
 
 def isa() -> str | None:
-    """The instruction set that the CPU kernels use here: "avx512", "avx2", "portable", or None where not built.
+    """The instruction set that the CPU kernels use here: "avx512", "avx2" or "portable".
 
-    The environment variable SPARSEKERNELS_CPU_ISA, read when the library is loaded, forces one.
+    The environment variable SPARSEKERNELS_CPU_ISA, read by the first call, forces one. None where the kernels were not
+    built, or where it asks for one that this processor does not have: then every call raises.
     """
     if cpu is None:
         return None
     function = ctypes.CDLL(cpu).sparsekernels_cpu_isa
     function.restype = ctypes.c_char_p
-    return function().decode()
+    name = function()
+    return None if name is None else name.decode()
 
 
 def supported_isas() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend name that `use_backend` accepts."""
 
 # The backend that `use_backend` asks for. A plain global, as torch.backends' flags are: a hot path reads it in some

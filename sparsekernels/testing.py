@@ -1,8 +1,9 @@
 """The oracle: how every implementation of every operation is judged. The only tolerance in the project.
 
 Truth is the reference in float64, its gradients by autograd. An implementation passes if its largest error against that
-truth is at most twice that of the reference run in the tested dtype, plus a few eps of the largest value. Where the
-reference gives NaN or infinity, so must the implementation.
+truth is at most twice that of the reference run in the tested dtype, plus a few eps of the largest value: the eps of
+the type that is computed in, float32 for the half types, whose own rounding is in the reference's error already. Where
+the reference gives NaN or infinity, so must the implementation.
 
 What is tested in float64 itself has no wider truth. There the reference's error is that of a float32 run, scaled by the
 ratio of the two eps.
@@ -39,13 +40,11 @@ class Comparison:
         return f"{self.name}: error {self.error:.3g}, allowed {self.allowed:.3g}"
 
 
-def compare(
-    name: str, actual: Tensor, truth: Tensor, baseline: Tensor, working_dtype: torch.dtype | None = None
-) -> Comparison:
+def compare(name: str, actual: Tensor, truth: Tensor, baseline: Tensor, exact: bool = False) -> Comparison:
     """Judge `actual` by `truth` (float64) and `baseline`, the reference's result in the tested dtype.
 
     baseline may be of a narrower dtype than `actual`: its error then counts scaled by the ratio of their eps.
-    working_dtype: what is computed in, where that is coarser than the result (a float64 weight of float32 rows).
+    exact: computed in float64, not in float32.
     An error that cannot be a number (another shape, NaN or infinity in other places) is infinite.
     """
     if actual.shape != truth.shape:
@@ -60,10 +59,10 @@ def compare(
     if not finite.any():
         return Comparison(name, 0.0, 0.0)
     wide, base, truth = wide[finite], base[finite], truth[finite]
-    eps = torch.finfo(actual.dtype).eps
-    error = (base - truth).abs().max().item() * min(1.0, eps / torch.finfo(baseline.dtype).eps)
-    few = max(eps, 0.0 if working_dtype is None else torch.finfo(working_dtype).eps) * truth.abs().max().item()
-    return Comparison(name, (wide - truth).abs().max().item(), ERROR_FACTOR * error + EPS_FACTOR * few)
+    scale = min(1.0, torch.finfo(actual.dtype).eps / torch.finfo(baseline.dtype).eps)
+    error = (base - truth).abs().max().item() * scale
+    few = EPS_FACTOR * torch.finfo(torch.float64 if exact else torch.float32).eps * truth.abs().max().item()
+    return Comparison(name, (wide - truth).abs().max().item(), ERROR_FACTOR * error + few)
 
 
 @contextlib.contextmanager
@@ -128,8 +127,8 @@ def verify(
     wanted = sum(tensor.requires_grad for tensor in inputs) if gradients else 0
     outputs = len(actual) - wanted
     names = [f"output {i}" for i in range(outputs)] + [f"gradient {i}" for i in range(wanted)]
-    working_dtype = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
-    return [compare(*row, working_dtype) for row in zip(names, actual, truth, baseline, strict=True)]
+    exact = inputs[0].dtype == torch.float64
+    return [compare(*row, exact) for row in zip(names, actual, truth, baseline, strict=True)]
 
 
 def assert_verified(

@@ -38,17 +38,7 @@ def test_matrix(isa: str) -> None:
     """The best one is under test everywhere else."""
     chosen = run(isa, "-c", "from sparsekernels import _library; print(_library.isa())")
     assert chosen.stdout.strip() == isa
-    tests = ("test_rms_norm", "test_add_rms_norm", "test_rounding", "test_any_shape", "do_not_depend")
-    result = run(
-        isa,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "test_rms_norm.py",
-        "-k",
-        f"({' or '.join(tests)}) and not reference and not triton",
-    )
+    result = run(isa, "-m", "pytest", "-q", "-x", "test_rms_norm.py", "-k", "not reference and not triton and not 31")
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout
 

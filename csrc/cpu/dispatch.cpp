@@ -15,13 +15,13 @@ struct Candidate {
 };
 
 #if defined(SPARSEKERNELS_X86)
+// F16C is not asked for: every processor with AVX2 has it, and older compilers do not know its name.
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 }
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 #endif
 
@@ -73,15 +73,13 @@ const CpuKernels& cpu_kernels() {
 
 extern "C" {
 
+// The instruction set in use; null where SPARSEKERNELS_CPU_ISA asks for one that is not to be had.
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_isa() {
-  static const std::string name = [] {
-    try {
-      return std::string(sparsekernels::cpu_kernels().isa);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-  }();
-  return name.c_str();
+  try {
+    return sparsekernels::cpu_kernels().isa;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
 }
 
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_supported_isas() {

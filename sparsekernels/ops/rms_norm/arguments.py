@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -32,11 +34,10 @@ def validate(
             raise TypeError(f"{op}: {name} has layout {tensor.layout}, accepted is torch.strided")
         if tensor.device != input.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, accepted is the device of input, {input.device}")
-    if not isinstance(normalized_shape, (tuple, list)) or not all(
-        isinstance(size, (int, torch.SymInt)) for size in normalized_shape
-    ):
-        raise TypeError(f"{op}: normalized_shape is {normalized_shape!r}, accepted is a tuple or list of sizes")
-    shape = tuple(normalized_shape)
+    try:
+        shape = tuple(size if isinstance(size, torch.SymInt) else operator.index(size) for size in normalized_shape)
+    except TypeError:
+        raise TypeError(f"{op}: normalized_shape is {normalized_shape!r}, accepted is a sequence of sizes") from None
     if not shape:
         raise ValueError(f"{op}: normalized_shape is empty, accepted is at least one size")
     if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
@@ -53,7 +54,7 @@ def validate(
     if residual is not None and residual.dtype != input.dtype:
         raise TypeError(f"{op}: residual has dtype {residual.dtype}, accepted is that of input, {input.dtype}")
     if eps is not None:
-        if isinstance(eps, bool) or not isinstance(eps, (float, int)):
+        if not isinstance(eps, numbers.Real):
             raise TypeError(f"{op}: eps is of type {type(eps).__name__}, accepted is a number or None")
         if math.isnan(eps) or eps < 0:
             raise ValueError(f"{op}: eps is {eps}, accepted is a number that is at least 0, or None")

@@ -3,8 +3,8 @@ r"""rms_norm and add_rms_norm: the public functions, their operators in torch, t
 The route of a call. `rms_norm` calls one *kernel operator* (`sparsekernels::_rms_norm`), which torch's own dispatcher
 hands to the kernel of the input's device: the compiled one, or where that was not built the next row of the table.
 Kernel operators know no gradients. Where a gradient is wanted an autograd function wraps them, `_RMSNorm` below; under
-torch.compile, torch.export and torch.func the registered operator `sparsekernels::rms_norm` does, whose autograd kernel
-is that same function.
+torch.compile and torch.export the registered operator `sparsekernels::rms_norm` does, whose autograd kernel is that
+same function. The reference is differentiated by torch itself, forward mode included.
 
 Arguments are checked where that is cheapest, inside the kernel operator; when it refuses them, `_explain` looks for the
 reason and says it in words.
@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ... import dispatch
-from ...dispatch import select
+from ...dispatch import BackendError, select
 from . import compiled, operators, reference
 from .arguments import validate
 from .operators import IMPLEMENTATIONS
@@ -61,16 +62,20 @@ def rms_norm(
     """
     try:
         if torch.is_grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad)):
-            if dispatch.forced is None:
-                if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
-                    return _operator(input, normalized_shape, weight, eps)
-                if len(normalized_shape) == 1 and not torch._C._are_functorch_transforms_active():
-                    return _apply(input, weight, (normalized_shape, eps, compiled))
+            if dispatch.forced is None and len(normalized_shape) == 1 and not _special():
+                return _apply(input, weight, (normalized_shape, eps, compiled))
+            if dispatch.forced is None and torch.compiler.is_compiling():
+                return _operator(input, normalized_shape, weight, eps)
             validate("rms_norm", input, normalized_shape, weight, eps)
-            return _RMSNorm.apply(input, weight, (normalized_shape, eps, _kernels(input)))
-        if dispatch.forced is None and len(normalized_shape) == 1:
+            input, weight = _autocast(input, weight)
+            kernels = _kernels(input)
+            if kernels is reference:
+                return reference.forward(input, normalized_shape, weight, eps)
+            return _RMSNorm.apply(input, weight, (normalized_shape, eps, kernels))
+        if dispatch.forced is None and len(normalized_shape) == 1 and forward_ad._current_level < 0:
             return _kernel(input, 1, normalized_shape[0], weight, eps)
         validate("rms_norm", input, normalized_shape, weight, eps)
+        input, weight = _autocast(input, weight)
         return _kernels(input).forward(input, normalized_shape, weight, eps)
     except Exception as error:
         _explain(error, "rms_norm", input, normalized_shape, weight, eps)
@@ -98,23 +103,59 @@ def add_rms_norm(
         if torch.is_grad_enabled() and (
             input.requires_grad or residual.requires_grad or (weight is not None and weight.requires_grad)
         ):
-            if dispatch.forced is None:
-                if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
-                    return _add_operator(input, residual, normalized_shape, weight, eps)
-                if len(normalized_shape) == 1 and not torch._C._are_functorch_transforms_active():
-                    return _add_apply(input, residual, weight, (normalized_shape, eps, compiled))
+            if dispatch.forced is None and len(normalized_shape) == 1 and not _special():
+                return _add_apply(input, residual, weight, (normalized_shape, eps, compiled))
+            if dispatch.forced is None and torch.compiler.is_compiling():
+                return _add_operator(input, residual, normalized_shape, weight, eps)
             validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
-            return _AddRMSNorm.apply(input, residual, weight, (normalized_shape, eps, _kernels(input)))
-        if dispatch.forced is None and len(normalized_shape) == 1:
+            if _autocasts(input):
+                total = input + residual
+                return rms_norm(total, normalized_shape, weight, eps), total
+            kernels = _kernels(input)
+            if kernels is reference:
+                return reference.add_forward(input, residual, normalized_shape, weight, eps)
+            return _AddRMSNorm.apply(input, residual, weight, (normalized_shape, eps, kernels))
+        if dispatch.forced is None and len(normalized_shape) == 1 and forward_ad._current_level < 0:
             return _add_kernel(input, residual, 1, normalized_shape[0], weight, eps)
         validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
+        if _autocasts(input):
+            total = input + residual
+            return rms_norm(total, normalized_shape, weight, eps), total
         return _kernels(input).add_forward(input, residual, normalized_shape, weight, eps)
     except Exception as error:
         _explain(error, "add_rms_norm", input, normalized_shape, weight, eps, residual)
 
 
+def _special() -> bool:
+    """Whether a call that wants gradients is more than an eager one: compiled, transformed, autocast, forward mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_any_autocast_enabled()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _autocasts(input: Tensor) -> bool:
+    """Whether torch's autocast would run rms_norm in float32 here: it does on CUDA, and leaves it alone on CPU."""
+    return input.is_cuda and torch.is_autocast_enabled("cuda") and input.dtype != torch.float64
+
+
+def _autocast(input: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if not _autocasts(input):
+        return input, weight
+    return input.float(), None if weight is None else weight.float()
+
+
 def _kernels(input: Tensor) -> ModuleType:
-    """Where this call's kernels are: behind torch's dispatcher, or in the backend that was asked for by name."""
+    """Where this call's kernels are: behind torch's dispatcher, or in the backend that was asked for by name.
+
+    Forward-mode derivatives run on the reference, whose tangents are plain torch's.
+    """
+    if forward_ad._current_level >= 0 and dispatch.forced in (None, "reference"):
+        return reference
+    if forward_ad._current_level >= 0:
+        raise BackendError(f"backend {dispatch.forced!r} was asked for but has no forward-mode derivatives")
     if dispatch.forced is None:
         return compiled
     return select(IMPLEMENTATIONS, input, backend=dispatch.forced).kernels()

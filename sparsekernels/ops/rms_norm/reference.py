@@ -26,7 +26,7 @@ def _default_eps(input: Tensor) -> float:
 
 def _like(result: Tensor, input: Tensor) -> Tensor:
     """`result` in the dtype of `input`, contiguous."""
-    return empty_output(input).copy_(result)
+    return result.to(input.dtype).contiguous()
 
 
 def rows_are_contiguous(input: Tensor, normalized_shape: Sequence[int]) -> bool:
