@@ -351,15 +351,16 @@ class TestRmsNorm:
         assert x.shape == (2, 8, 5, 64)
         assert x.stride() == (5 * 12 * 64, 64, 12 * 64, 1)
 
-    def test_torch_compile_without_a_compiler_is_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_torch_compile_without_a_compiler_is_unavailable(self) -> None:
         from torch._inductor import config
 
-        monkeypatch.setattr(config, "force_disable_caches", True)
-        monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
         case = dataclasses.replace(rmsnorm_case("forward", "float32", (3, 64)), quick=False)
         compiled = [one for one in rmsnorm.variants(case, Selection()) if one.name == "torch.compile"]
         notes: list[dict[str, Any]] = []
-        (found,) = worker.measure(rmsnorm.SUITE, case, compiled, worker.Session(CpuClock(), BRIEF, notes.append))
+        session = worker.Session(CpuClock(), BRIEF, notes.append)
+        # not monkeypatch, which would not bring these settings back
+        with config.patch({"force_disable_caches": True, "cpp.cxx": (None, "/nowhere/g++")}):
+            (found,) = worker.measure(rmsnorm.SUITE, case, compiled, session)
         assert found.status == "unavailable"
         assert "torch.compile fails" in notes[0]["text"]
 
