@@ -84,7 +84,7 @@ def plot(records: Sequence[Record], layouts: Mapping[str, Layout], path: Path) -
 
 def _draw(axes: Axes, panel: _Panel, styles: Mapping[str, tuple[str, str]]) -> dict[str, Line2D]:
     """Fill one panel. Returns what the legend shows for each rival."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     handles = {}
     for rival, found in panel.points.items():
@@ -95,8 +95,10 @@ def _draw(axes: Axes, panel: _Panel, styles: Mapping[str, tuple[str, str]]) -> d
     axes.set_xscale("log")
     low, high = _limits([ratio for found in panel.points.values() for _, ratio in found])
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=_ticks(low, high)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    # Below a factor of 2 a logarithmic axis has too few round numbers; evenly spaced ones serve.
+    narrow = high / low < 2
+    axes.xaxis.set_major_locator(MaxNLocator(8) if narrow else LogLocator(base=10, subs=_ticks(low, high)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=8)
     axes.set_yticks(range(len(panel.names)), panel.names)
