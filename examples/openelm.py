@@ -382,14 +382,25 @@ def tokens_per_second(model: OpenELM, tokens: Tensor, count: int, cuda_graph: bo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tokens per second of OpenELM with different norms.")
-    parser.add_argument("--model", choices=CONFIGS, default="270M")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(
+        description="Tokens per second of OpenELM with different norms, one after the other; `sparsekernels bench "
+        "openelm` interleaves them, which a busy machine needs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--model", choices=CONFIGS, default="270M", help="size")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of weights and activations"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=here, help="where to run")
     parser.add_argument("--prompt", type=int, default=512, help="tokens to read")
     parser.add_argument("--generate", type=int, default=32, help="tokens to generate")
     parser.add_argument("--cuda-graph", action="store_true", help="replay each generated token as a CUDA graph")
     given = parser.parse_args()
+    if min(given.prompt, given.generate) < 1:
+        parser.error("--prompt and --generate are at least 1")
+    if given.device == "cuda" and here == "cpu":
+        parser.error("--device is cuda, but torch finds no CUDA device here")
 
     base = build(given.model, dtype=getattr(torch, given.dtype), device=given.device)
     tokens = torch.randint(base.config.vocabulary, (1, given.prompt), device=given.device)

@@ -10,7 +10,8 @@ def main() -> None:
     """Run the command line; without its libraries, say how to get them."""
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
-        sys.exit(f"sparsekernels: the command line needs {' and '.join(missing)}: pip install 'sparsekernels[bench]'")
+        hint = "pip install 'sparsekernels[bench]', or in a checkout pip install '.[bench]'"
+        sys.exit(f"sparsekernels: the command line needs {' and '.join(missing)}: {hint}")
     from .bench.cli import app
 
     app(prog_name="sparsekernels")

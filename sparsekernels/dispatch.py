@@ -61,7 +61,7 @@ def select(table: tuple[Implementation, ...], input: Tensor, backend: str | None
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation inside the `with` block on one backend.
+    """Run every operation inside the `with` block on one backend. Without `with` it does nothing.
 
     `name` is "cuda", "triton", "cpu" or "reference". A call that this backend cannot run raises `BackendError` with
     the reason; nothing falls back silently. The backward of a call runs on the backend of its forward. The setting is

@@ -121,7 +121,7 @@ def bench(
         console.print(f"{one.name}: {one.layout.legend}", markup=False)
     for line in (*notes, *report.provenance(records)):
         console.print(line, markup=False, soft_wrap=True)
-    _write(records, layouts, json_file, markdown_file, plot_file)
+    _write(records, layouts, notes, json_file, markdown_file, plot_file)
     if not complete or any(one.status in ("wrong", "error") for one in records):
         raise typer.Exit(1)
 
@@ -195,6 +195,7 @@ def _check_plot_format(path: Path) -> None:
 def _write(
     records: list[Record],
     layouts: dict[str, report.Layout],
+    notes: list[str],
     json_file: Path | None,
     markdown_file: Path | None,
     plot_file: Path | None,
@@ -213,7 +214,7 @@ def _write(
     if markdown_file is not None:
         markdown_file.parent.mkdir(parents=True, exist_ok=True)
         picture = None if plot_file is None else Path(os.path.relpath(plot_file, markdown_file.parent)).as_posix()
-        markdown_file.write_text(report.markdown(records, layouts, picture), encoding="utf-8")
+        markdown_file.write_text(report.markdown(records, layouts, picture, notes), encoding="utf-8")
     for what, path in (("records", json_file), ("report", markdown_file), ("plot", plot_file)):
         if path is not None:
             _console().print(f"{what}: {path.resolve()}", markup=False, soft_wrap=True)

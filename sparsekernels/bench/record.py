@@ -112,4 +112,6 @@ def read(path: Path) -> list[Record]:
                 records.append(Record.from_json(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
+    if not records:
+        raise ValueError(f"{path} holds no records")
     return records

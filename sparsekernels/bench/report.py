@@ -189,9 +189,11 @@ def allocator_line(machine: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(records: Sequence[Record], layouts: Mapping[str, Layout], plot: str | None = None) -> str:
-    """The report as markdown; `plot` is the address of the picture to show."""
-    parts = ["# Benchmark", "", *(f"- {line}" for line in provenance(records))]
+def markdown(
+    records: Sequence[Record], layouts: Mapping[str, Layout], plot: str | None = None, notes: Sequence[str] = ()
+) -> str:
+    """The report as markdown. plot: the address of the picture to show. notes: what to know of the run."""
+    parts = ["# Benchmark", "", *(f"- {line}" for line in (*provenance(records), *notes))]
     if plot is not None:
         parts += ["", f"![speedup by case]({plot})"]
     for table in tables(records, layouts):

@@ -37,7 +37,10 @@ def validate(
     try:
         shape = tuple(size if isinstance(size, torch.SymInt) else operator.index(size) for size in normalized_shape)
     except TypeError:
-        raise TypeError(f"{op}: normalized_shape is {normalized_shape!r}, accepted is a sequence of sizes") from None
+        given = (
+            f"of type {type(normalized_shape).__name__}" if isinstance(normalized_shape, Tensor) else normalized_shape
+        )
+        raise TypeError(f"{op}: normalized_shape is {given}, accepted is a sequence of sizes such as (64,)") from None
     if not shape:
         raise ValueError(f"{op}: normalized_shape is empty, accepted is at least one size")
     if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:

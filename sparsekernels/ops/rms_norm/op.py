@@ -20,11 +20,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ... import dispatch
 from ...dispatch import BackendError, select
 from . import compiled, operators, reference
-from .arguments import validate
+from .arguments import DTYPES, validate
 from .operators import IMPLEMENTATIONS
 
 __all__ = ["IMPLEMENTATIONS", "add_rms_norm", "rms_norm"]
@@ -78,6 +79,8 @@ def rms_norm(
         input, weight = _autocast(input, weight)
         return _kernels(input).forward(input, normalized_shape, weight, eps)
     except Exception as error:
+        if not isinstance(input, Tensor) and has_torch_function_variadic(input, weight):  # torch.fx's Proxy, say
+            return handle_torch_function(rms_norm, (input, weight), input, normalized_shape, weight, eps)
         _explain(error, "rms_norm", input, normalized_shape, weight, eps)
 
 
@@ -92,14 +95,17 @@ def add_rms_norm(
 
         s = input + residual,   y = s / sqrt(mean(s^2) + eps) * weight
 
-    s is rounded to the dtype of `input` before it is normalised, so the result is that of the two separate operations.
+    s is rounded to its dtype before it is normalised, so the result is that of the two separate operations.
 
-    residual: shape, dtype and device of `input`, any strides. The other arguments, the
+    residual: shape and device of `input`, any strides; two dtypes are promoted as by `+`. The other arguments, the
     promises and the errors are those of `rms_norm`.
 
-    Returns (y, s).
+    Returns (y, s). Both share the backward: to change s in place (`s += ...`), clone it first.
     """
     try:
+        if input.dtype is not residual.dtype and input.dtype in DTYPES and residual.dtype in DTYPES:
+            common = torch.promote_types(input.dtype, residual.dtype)
+            input, residual = input.to(common), residual.to(common)
         if torch.is_grad_enabled() and (
             input.requires_grad or residual.requires_grad or (weight is not None and weight.requires_grad)
         ):
@@ -123,6 +129,9 @@ def add_rms_norm(
             return rms_norm(total, normalized_shape, weight, eps), total
         return _kernels(input).add_forward(input, residual, normalized_shape, weight, eps)
     except Exception as error:
+        tensors = (input, residual, weight)
+        if not isinstance(input, Tensor) and has_torch_function_variadic(*tensors):
+            return handle_torch_function(add_rms_norm, tensors, input, residual, normalized_shape, weight, eps)
         _explain(error, "add_rms_norm", input, normalized_shape, weight, eps, residual)
 
 
