@@ -72,7 +72,8 @@ inline void for_each_block(int64_t cols, Full full, Some some) {
 
 // Fetching ahead. The processor's own prefetcher stops at the end of each 4 KB page, and rows are about that long: a
 // kernel that leaves it all to the hardware takes 1.2 times as long as a copy, one that asks for the next row, and for
-// the place where its result will go, 0.75 times (4096x2048, float32 and bfloat16, 2 cores of a Sapphire Rapids).
+// the place where its result will go, 0.75 times (4096x2048, float32 and bfloat16, 2 cores of a Xeon with AVX-512 and
+// AMX).
 
 // How far ahead, in elements, the same column of the row to fetch lies: for each tensor one distance.
 struct Ahead {

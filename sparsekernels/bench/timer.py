@@ -118,8 +118,8 @@ class Interruptions:
     so that a few programs beside a benchmark make its figures useless.
     """
 
-    DISTURBING = 20.0
-    """So many a second disturb the times: an idle machine has about one, a single busy neighbour some hundred."""
+    DISTURBING = 75.0
+    """So many a second disturb the times: an idle virtual machine has up to 50, one with a busy neighbour 100."""
 
     def __init__(self) -> None:
         self._count, self._seconds = 0, 0.0
