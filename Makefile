@@ -25,6 +25,7 @@ $(BIN)/python:
 $(STAMP): $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=77.0.3" wheel "cmake>=3.18" ninja
 	$(BIN)/python -m pip install --quiet $(TORCH) triton
+	@echo "compiling the kernels (where there is nvcc, that takes two minutes)"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test]"
 	touch $(STAMP)
 
