@@ -213,7 +213,7 @@ inline Handle poisoned(Handle tensor) {
   return tensor;
 }
 
-inline Handle allocate(const int64_t* sizes, int64_t dim, int32_t dtype, const Handle& on) {
+inline Handle empty(const int64_t* sizes, int64_t dim, int32_t dtype, const Handle& on) {
   std::vector<int64_t> strides(static_cast<size_t>(dim));
   int64_t stride = 1;
   for (int64_t d = dim - 1; d >= 0; --d) {
@@ -223,11 +223,7 @@ inline Handle allocate(const int64_t* sizes, int64_t dim, int32_t dtype, const H
   AtenTensorHandle result;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, on.device_type(), on.device_index(), &result));
-  return Handle(result);
-}
-
-inline Handle empty(const int64_t* sizes, int64_t dim, int32_t dtype, const Handle& on) {
-  return poisoned(allocate(sizes, dim, dtype, on));
+  return poisoned(Handle(result));
 }
 
 // An uninitialised result: contiguous, as torch's own.
@@ -240,7 +236,7 @@ inline Handle empty_placeholder(const Handle& like) {
   return empty(&none, 1, like.dtype(), like);
 }
 
-// Describes the rows that the given tensors share; missing tensors are allowed. Returns nothing where they need more
+// Describes the rows that the given tensors share; missing tensors are allowed. Returns false where they need more
 // than kMaxLeadingDims strides.
 template <int kTensors>
 bool describe_rows(

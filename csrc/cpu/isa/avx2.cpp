@@ -6,7 +6,6 @@
 
 namespace sparsekernels {
 
-extern const CpuKernels kAvx2Kernels;
 const CpuKernels kAvx2Kernels = {
     "avx2",
     {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),

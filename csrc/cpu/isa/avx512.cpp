@@ -6,7 +6,6 @@
 
 namespace sparsekernels {
 
-extern const CpuKernels kAvx512Kernels;
 const CpuKernels kAvx512Kernels = {
     "avx512",
     {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),

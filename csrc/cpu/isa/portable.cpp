@@ -5,7 +5,6 @@
 
 namespace sparsekernels {
 
-extern const CpuKernels kPortableKernels;
 const CpuKernels kPortableKernels = {
     "portable",
     {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),

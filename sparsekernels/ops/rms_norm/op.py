@@ -67,17 +67,17 @@ def rms_norm(
                 return _apply(input, weight, (normalized_shape, eps, compiled))
             if dispatch.forced is None and torch.compiler.is_compiling():
                 return _operator(input, normalized_shape, weight, eps)
-            validate("rms_norm", input, normalized_shape, weight, eps)
-            input, weight = _autocast(input, weight)
-            kernels = _kernels(input)
-            if kernels is reference:
-                return reference.forward(input, normalized_shape, weight, eps)
-            return _RMSNorm.apply(input, weight, (normalized_shape, eps, kernels))
-        if dispatch.forced is None and len(normalized_shape) == 1 and forward_ad._current_level < 0:
-            return _kernel(input, 1, normalized_shape[0], weight, eps)
+            differentiable = True
+        else:
+            if dispatch.forced is None and len(normalized_shape) == 1 and forward_ad._current_level < 0:
+                return _kernel(input, 1, normalized_shape[0], weight, eps)
+            differentiable = False
         validate("rms_norm", input, normalized_shape, weight, eps)
         input, weight = _autocast(input, weight)
-        return _kernels(input).forward(input, normalized_shape, weight, eps)
+        kernels = _kernels(input)
+        if differentiable and kernels is not reference:  # which torch differentiates itself
+            return _RMSNorm.apply(input, weight, (normalized_shape, eps, kernels))
+        return kernels.forward(input, normalized_shape, weight, eps)
     except Exception as error:
         if not isinstance(input, Tensor) and has_torch_function_variadic(input, weight):  # torch.fx's Proxy, say
             return handle_torch_function(rms_norm, (input, weight), input, normalized_shape, weight, eps)
@@ -113,21 +113,19 @@ def add_rms_norm(
                 return _add_apply(input, residual, weight, (normalized_shape, eps, compiled))
             if dispatch.forced is None and torch.compiler.is_compiling():
                 return _add_operator(input, residual, normalized_shape, weight, eps)
-            validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
-            if _autocasts(input):
-                total = input + residual
-                return rms_norm(total, normalized_shape, weight, eps), total
-            kernels = _kernels(input)
-            if kernels is reference:
-                return reference.add_forward(input, residual, normalized_shape, weight, eps)
-            return _AddRMSNorm.apply(input, residual, weight, (normalized_shape, eps, kernels))
-        if dispatch.forced is None and len(normalized_shape) == 1 and forward_ad._current_level < 0:
-            return _add_kernel(input, residual, 1, normalized_shape[0], weight, eps)
+            differentiable = True
+        else:
+            if dispatch.forced is None and len(normalized_shape) == 1 and forward_ad._current_level < 0:
+                return _add_kernel(input, residual, 1, normalized_shape[0], weight, eps)
+            differentiable = False
         validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
         if _autocasts(input):
             total = input + residual
             return rms_norm(total, normalized_shape, weight, eps), total
-        return _kernels(input).add_forward(input, residual, normalized_shape, weight, eps)
+        kernels = _kernels(input)
+        if differentiable and kernels is not reference:  # which torch differentiates itself
+            return _AddRMSNorm.apply(input, residual, weight, (normalized_shape, eps, kernels))
+        return kernels.add_forward(input, residual, normalized_shape, weight, eps)
     except Exception as error:
         tensors = (input, residual, weight)
         if not isinstance(input, Tensor) and has_torch_function_variadic(*tensors):

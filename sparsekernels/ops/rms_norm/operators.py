@@ -133,11 +133,11 @@ def _fake_backward(
     return grad_input, like_weight.new_empty(tuple(normalized_shape) if need_weight else (0,))
 
 
-def _with_shape(function: Callable[..., Any], tensors: int) -> Callable[..., Any]:
+def _with_shape(function: Callable[..., Any], input_at: int, tensors: int) -> Callable[..., Any]:
     """`function` with the two numbers of a kernel operator, behind its first `tensors` arguments, for the shape."""
 
     def run(*arguments: Any) -> Any:
-        input = arguments[1 if function in (_backward, _fake_backward) else 0]
+        input = arguments[input_at]
         dims, size = arguments[tensors : tensors + 2]
         shape = tuple(input.shape[input.dim() - dims :]) if 0 < dims <= input.dim() else (size,)
         if math.prod(shape) != size:
@@ -147,12 +147,13 @@ def _with_shape(function: Callable[..., Any], tensors: int) -> Callable[..., Any
     return run
 
 
-_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
-    "rms_norm": (_forward, _fake_forward, 1),
-    "add_rms_norm": (_add_forward, _fake_add_forward, 2),
-    "rms_norm_backward": (_backward, _fake_backward, 2),
+# What runs, what it looks like without data, where the input is, and how many tensors come before the shape.
+_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int, int]] = {
+    "rms_norm": (_forward, _fake_forward, 0, 1),
+    "add_rms_norm": (_add_forward, _fake_add_forward, 0, 2),
+    "rms_norm_backward": (_backward, _fake_backward, 1, 2),
 }
-for _name, (_kernel, _fake, _tensors) in _KERNELS.items():
-    library.impl(f"_{_name}", _with_shape(_kernel, _tensors), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sparsekernels::_{_name}", _with_shape(_fake, _tensors), lib=library)
+for _name, (_kernel, _fake, _input_at, _tensors) in _KERNELS.items():
+    library.impl(f"_{_name}", _with_shape(_kernel, _input_at, _tensors), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sparsekernels::_{_name}", _with_shape(_fake, _input_at, _tensors), lib=library)
     torch.library.register_fake(f"sparsekernels::{_name}", _fake, lib=library)
