@@ -33,11 +33,13 @@ def test_a_factor_does_not(dtype: torch.dtype, factor: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_arithmetic_in_half_precision_does_not(dtype: torch.dtype) -> None:
+    """The bound is on the largest error, so one draw in twenty is lucky; a matrix of cases is not."""
+
     def narrow(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w
 
-    with pytest.raises(AssertionError, match="output 0"):
-        assert_verified(narrow, norm, inputs(dtype))
+    caught = sum(not all(one.passed for one in verify(narrow, norm, inputs(dtype))) for _ in range(20))
+    assert caught >= 16
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
