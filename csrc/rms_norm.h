@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-namespace sparsekernels {
+#include "dtype.h"
 
-enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kFloat64 };
+namespace sparsekernels {
 
 constexpr int kMaxLeadingDims = 4;
 

@@ -116,6 +116,7 @@ class Arguments {
   int64_t integer() { return torch::stable::detail::to<int64_t>(*stack_++); }
   std::optional<double> optional_number() { return torch::stable::detail::to<std::optional<double>>(*stack_++); }
   bool boolean() { return torch::stable::detail::to<bool>(*stack_++); }
+  std::vector<int64_t> integers() { return torch::stable::detail::to<std::vector<int64_t>>(*stack_++); }
 
  private:
   StableIValue* stack_;

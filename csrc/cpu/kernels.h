@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "../rms_norm.h"
+#include "sparse/lines.h"
+#include "sparse/tile_calls.h"
 
 namespace sparsekernels {
 
@@ -26,6 +28,11 @@ constexpr int64_t kArrangedBlock = 32;
 struct CpuKernels {
   const char* isa;
   RmsNormKernels rms_norm[4];  // by DType
+  LineKernels lines[3];        // by DType, without float64
+  TileKernels tiles;
+  // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
+  void (*widen)(const void* from, int64_t count, DType dtype, float* to);
+  void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);
 };
 
 extern const CpuKernels kAvx512Kernels;

@@ -1,5 +1,7 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #include "../rms_norm.h"
+#include "../sparse/line_transfer.h"
+#include "../sparse/tiles.h"
 
 #include "../kernels.h"
 
@@ -8,6 +10,10 @@ namespace sparsekernels {
 const CpuKernels kPortableKernels = {
     "portable",
     {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
-     rms_norm_kernels_of<double>()}};
+     rms_norm_kernels_of<double>()},
+    {line_kernels_of<float>(), line_kernels_of<BFloat16>(), line_kernels_of<Float16>()},
+    tile_kernels(),
+    widen_elements,
+    narrow_elements};
 
 }  // namespace sparsekernels

@@ -1,0 +1,74 @@
+// Memory for the lines of a call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <type_traits>
+
+namespace sparsekernels {
+
+// Memory that a thread keeps from call to call, aligned to lines: fresh pages cost more than many a layer.
+class Arena {
+ public:
+  static constexpr size_t kMostKept = size_t{64} << 20, kAlignment = 4096;
+
+  float* floats(size_t count) {
+    const size_t needed = count * sizeof(float);
+    if (needed > size_) {
+      const size_t bytes = (needed + kAlignment - 1) / kAlignment * kAlignment;
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
+      size_ = bytes;
+    }
+    return reinterpret_cast<float*>(memory_.get());
+  }
+  void trim() {
+    if (size_ <= kMostKept) return;
+    memory_.reset();
+    size_ = 0;
+  }
+
+ private:
+  struct Free {
+    void operator()(char* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t size_ = 0;
+};
+
+// Takes pieces of one allocation.
+class Pieces {
+ public:
+  template <class T>
+  void add(T** to, int64_t count) {
+    static_assert(std::is_trivial_v<T> && alignof(T) <= 64 && sizeof(T) % sizeof(float) == 0, "plain numbers");
+    const size_t floats = static_cast<size_t>(count) * (sizeof(T) / sizeof(float));
+    if (count_ == kMost) throw std::logic_error("Pieces: more than kMost");
+    pieces_[count_++] = {to, size_};
+    size_ += (floats + 15) / 16 * 16;
+  }
+  void allocate(Arena& arena) {
+    float* const memory = arena.floats(size_ + 16);
+    for (int i = 0; i < count_; ++i) {
+      float* const piece = memory + pieces_[i].at;
+      std::memcpy(pieces_[i].to, &piece, sizeof piece);
+    }
+  }
+
+ private:
+  struct Piece {
+    void* to;  // a pointer, of whatever type
+    size_t at;
+  };
+  static constexpr int kMost = 12;
+  Piece pieces_[kMost];
+  int count_ = 0;
+  size_t size_ = 0;
+};
+
+}  // namespace sparsekernels

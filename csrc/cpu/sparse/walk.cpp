@@ -1,0 +1,220 @@
+// Runs a plan: prepares the pattern for it, packs the lines of each unit block by block, calls the microkernels, writes
+// results back.
+//
+// An output element is summed within each block of channels, then over the blocks. A weight's gradient is summed within
+// a tile, then over tiles, then over the plan's chunks of units. These depend on shapes, density, instruction set and
+// cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "../kernels.h"
+#include "prepare.h"
+#include "units.h"
+
+namespace sparsekernels {
+namespace {
+
+thread_local Arena call_arena;    // what all threads of a call read
+thread_local Arena worker_arena;  // a thread's own lines
+
+// Frees what is beyond an arena's limit when a call or a thread's part of it ends, however it ends.
+struct Trim {
+  Arena& arena;
+  ~Trim() { arena.trim(); }
+};
+
+// A block's channels, and a plane of zeros where a tap needs one.
+int64_t planes_size(const Lattice& lattice, const Plan& plan) {
+  return (plan.block_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_lines * kLanes;
+}
+void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
+  const int64_t channel = plan.channel_lines * kLanes;
+  if (lattice.some_reach_nothing)
+    std::memset(planes + plan.block_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
+}
+
+void check_rows(const SparsePattern& pattern) {
+  const int32_t* const crow = pattern.crow_indices;
+  bool ascend = crow[0] == 0 && crow[pattern.rows] == pattern.nonzeros;
+  for (int64_t r = 0; r < pattern.rows; ++r) ascend = ascend && crow[r] <= crow[r + 1];
+  if (!ascend) throw std::invalid_argument("crow_indices: accepted are numbers that ascend from 0 to the nonzeros");
+}
+
+// dest = correlation of source with the pattern.
+void correlate(
+    Lattice lattice, const SparsePattern& pattern, const void* bias, DType bias_dtype, const Threads& threads) {
+  check_rows(pattern);
+  merge_positions(lattice);
+  const TileKernels& tiles = cpu_kernels().tiles;
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
+  const int64_t residues = lattice.residues(), rows = lattice.dest_channels;
+  const int64_t items = lattice.groups * plan.units();
+  const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
+  Preparation prepared(lattice, plan, pattern, slices, true);
+  Pieces shared;
+  prepared.reserve(shared);
+  float* wide_bias = nullptr;
+  if (bias != nullptr) shared.add(&wide_bias, pattern.rows);
+  const Trim trim{call_arena};
+  shared.allocate(call_arena);
+  prepared.run(threads);
+  if (bias != nullptr) cpu_kernels().widen(bias, pattern.rows, bias_dtype, wide_bias);
+
+  const Side source = source_side(lattice), dest = dest_side(lattice);
+  const auto run = [&](int64_t item) {
+    const int64_t slice = item % slices.count, group = item / slices.count / plan.units();
+    const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
+    if (first == last) return;
+    const Unit unit = unit_at(plan, group, item / slices.count % plan.units());
+    float *source_lines, *sums;
+    Pieces own;
+    own.add(&source_lines, planes_size(lattice, plan));
+    own.add(&sums, (last - first) * residues * unit_lines(plan) * kLanes);
+    own.allocate(worker_arena);
+    clear_zeros(lattice, plan, source_lines);
+    const Planes planes = source_planes(plan, unit, source_lines), results = result_planes(unit, residues, sums);
+    const TileRows tile_rows(plan, unit, planes);
+
+    for (int64_t b = 0; b < plan.blocks; ++b) {
+      const int64_t channel = b * plan.block_channels;
+      const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
+      transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, nullptr);
+      for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
+        ForwardTile call = {};
+        call.planes = planes.lines + column * kLanes;
+        call.plane_rows = tile_rows.planes.data() + row;
+        call.offsets = prepared.offsets();
+        call.values = prepared.values();
+        call.count = last - first;
+        call.sums_pattern_row = results.channel;
+        call.sums_row = results.row;
+        call.first = b == 0;
+        for (int64_t residue = 0; residue < residues; ++residue) {
+          call.runs = prepared.runs(group, slice, b, residue);
+          call.sums = sums + residue * results.phase + row * results.row + column * kLanes;
+          tiles.forward[height][width](call);
+        }
+      });
+    }
+    const float* slice_bias = bias == nullptr ? nullptr : wide_bias + group * rows + first;
+    transfer(line_kernels(lattice.dest.dtype).write, plan, dest, unit, first, last - first, results, slice_bias);
+  };
+  const auto body = [&](int64_t begin, int64_t end) {
+    const Trim trim{worker_arena};
+    for (int64_t item = begin; item < end; ++item) run(item);
+  };
+  threads.run(items * slices.count, body);
+}
+
+bool is_empty(const Activation& tensor) {
+  return tensor.size[0] == 0 || tensor.size[1] == 0 || tensor.size[2] == 0 || tensor.size[3] == 0;
+}
+
+}  // namespace
+
+void sparse_conv2d(
+    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const void* bias,
+    const Activation& output, const Threads& threads) {
+  if (is_empty(output)) return;
+  correlate(forward_lattice(geometry, input, output), pattern, bias, input.dtype, threads);
+}
+
+void sparse_conv2d_input_gradient(
+    const ConvGeometry& geometry, const SparsePattern& transposed, const Activation& grad_output,
+    const Activation& grad_input, const Threads& threads) {
+  if (is_empty(grad_input)) return;
+  correlate(input_gradient_lattice(geometry, grad_output, grad_input), transposed, nullptr, DType::kFloat32, threads);
+}
+
+void sparse_conv2d_weight_gradient(
+    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& grad_output, const Activation& input,
+    void* grad_values, const Threads& threads) {
+  check_rows(pattern);
+  if (pattern.nonzeros == 0) return;
+  if (is_empty(grad_output) || is_empty(input)) {
+    std::memset(grad_values, 0, static_cast<size_t>(pattern.nonzeros) * (input.dtype == DType::kFloat32 ? 4 : 2));
+    return;
+  }
+  Lattice lattice = forward_lattice(geometry, input, grad_output);
+  merge_positions(lattice);
+  const TileKernels& tiles = cpu_kernels().tiles;
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_lines);
+  // Chunks of units have sums of their own, so that threads share the work; how many does not depend on the threads.
+  constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
+  const int64_t chunks =
+      std::max<int64_t>(1, std::min({int64_t{4}, plan.units(), kMostPartialFloats / pattern.nonzeros}));
+  const int64_t rows = lattice.dest_channels, items = lattice.groups * chunks;
+  const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
+  Preparation prepared(lattice, plan, pattern, slices, false);
+  Pieces shared;
+  prepared.reserve(shared);
+  float* partial;  // [chunk][nonzero], in the order in which they are prepared
+  shared.add(&partial, chunks * pattern.nonzeros);
+  const Trim trim{call_arena};
+  shared.allocate(call_arena);
+  prepared.run(threads);
+
+  const Side source = source_side(lattice), dest = dest_side(lattice);
+  const auto run = [&](int64_t item) {
+    const int64_t slice = item % slices.count, chunk = item / slices.count % chunks;
+    const int64_t group = item / slices.count / chunks;
+    const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
+    if (first == last) return;
+    float* const sums = partial + chunk * pattern.nonzeros;
+    const int64_t begin = pattern.crow_indices[group * rows + first], end = pattern.crow_indices[group * rows + last];
+    std::memset(sums + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
+    float *source_lines, *grads;
+    Pieces own;
+    own.add(&source_lines, planes_size(lattice, plan));
+    own.add(&grads, (last - first) * unit_lines(plan) * kLanes);
+    own.allocate(worker_arena);
+    clear_zeros(lattice, plan, source_lines);
+    for (int64_t u = plan.units() * chunk / chunks; u < plan.units() * (chunk + 1) / chunks; ++u) {
+      const Unit unit = unit_at(plan, group, u);
+      const Planes planes = source_planes(plan, unit, source_lines), results = result_planes(unit, 1, grads);
+      const TileRows tile_rows(plan, unit, planes);
+      transfer(line_kernels(lattice.dest.dtype).read, plan, dest, unit, first, last - first, results, nullptr);
+      for (int64_t b = 0; b < plan.blocks; ++b) {
+        const int64_t channel = b * plan.block_channels;
+        const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
+        transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, nullptr);
+        for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
+          WeightTile call = {};
+          call.planes = planes.lines + column * kLanes;
+          call.plane_rows = tile_rows.planes.data() + row;
+          call.offsets = prepared.offsets();
+          call.runs = prepared.runs(group, slice, b, 0);
+          call.count = last - first;
+          call.grads = grads + row * results.row + column * kLanes;
+          call.grads_pattern_row = results.channel;
+          call.grads_row = results.row;
+          call.sums = sums + call.runs->begin;
+          tiles.weight[height][width](call);
+        });
+      }
+    }
+  };
+  threads.run(items * slices.count, [&](int64_t begin, int64_t end) {
+    const Trim trim{worker_arena};
+    for (int64_t item = begin; item < end; ++item) run(item);
+  });
+
+  // Back into the pattern's order, the chunks added up.
+  const int64_t per_group = slices.count * plan.blocks;
+  threads.run(lattice.groups * per_group, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t group = part / per_group, slice = part / plan.blocks % slices.count, block = part % plan.blocks;
+      const Run* const runs = prepared.runs(group, slice, block, 0);
+      for (const Run* run = runs; run < runs + slices.last(group, slice) - slices.first(group, slice); ++run) {
+        float* const sums = partial + run->begin;
+        const int64_t count = run->end - run->begin;
+        for (int64_t chunk = 1; chunk < chunks; ++chunk)
+          for (int64_t i = 0; i < count; ++i) sums[i] += sums[chunk * pattern.nonzeros + i];
+        cpu_kernels().narrow(sums, count, input.dtype, grad_values, prepared.place(group, slice, block, *run));
+      }
+    }
+  });
+}
+
+}  // namespace sparsekernels
