@@ -3,6 +3,18 @@
 from . import nn
 from ._version import __version__
 from .dispatch import BackendError, use_backend
+from .formats import Unstructured
 from .ops.rms_norm.op import add_rms_norm, rms_norm
+from .ops.sparse_conv2d.op import sparse_conv2d, sparse_linear
 
-__all__ = ["BackendError", "__version__", "add_rms_norm", "nn", "rms_norm", "use_backend"]
+__all__ = [
+    "BackendError",
+    "Unstructured",
+    "__version__",
+    "add_rms_norm",
+    "nn",
+    "rms_norm",
+    "sparse_conv2d",
+    "sparse_linear",
+    "use_backend",
+]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the CPU kernels with the address and undefined-behaviour sanitizers and runs the RMSNorm tests on them, once
+# Builds the CPU kernels with the address and undefined-behaviour sanitizers and runs the operations' tests on them, once
 # for each instruction set that this processor has. Usage: tests/sanitize.sh PYTHON
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,6 +27,6 @@ export PYTHONPATH="$work" SPARSEKERNELS_CPU_ISA
 for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library; print(*_library.supported_isas())"); do
   echo "sanitizers over $SPARSEKERNELS_CPU_ISA"
   "$python" -c "import sparsekernels; assert sparsekernels.__file__.startswith('$work')"
-  "$python" -m pytest -q -x -p no:cacheprovider tests/test_rms_norm.py tests/test_rms_norm_torch.py \
+  "$python" -m pytest -q -x -p no:cacheprovider tests/test_rms_norm.py tests/test_rms_norm_torch.py tests/test_sparse_conv2d.py \
     -k "not triton and not reference and not compile and not 31"
 done

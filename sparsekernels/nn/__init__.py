@@ -1,5 +1,6 @@
 """Drop-in modules."""
 
 from .norm import RMSNorm
+from .sparse import SparseConv2d, SparseLinear
 
-__all__ = ["RMSNorm"]
+__all__ = ["RMSNorm", "SparseConv2d", "SparseLinear"]

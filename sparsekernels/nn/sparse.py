@@ -1,0 +1,303 @@
+"""Linear layers and convolutions with a fine-grained sparse weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..formats.unstructured import Unstructured
+from ..ops.sparse_conv2d.op import conv2d, linear
+
+FORMATS = ("unstructured",)
+
+
+class _Sparse(torch.nn.Module):
+    """A dense weight of which only the elements of a pattern are used. What the modules below have in common."""
+
+    weight: Tensor
+    dense_grad: bool
+    _pattern: Unstructured
+
+    def _start(self, dense_grad: bool) -> None:
+        self.dense_grad = dense_grad
+        self._pattern = self._full_pattern()
+
+    def _full_pattern(self) -> Unstructured:
+        return Unstructured.full(tuple(self.weight.shape), self.weight.dtype, self.weight.device)
+
+    @property
+    def mask(self) -> Tensor:
+        """bool, shape of `weight`: True where a weight is used."""
+        return self._pattern.mask
+
+    @property
+    def sparse_weight(self) -> Unstructured:
+        """The weights that are used, differentiable to `weight`."""
+        return self._pattern.with_values(self._pattern.values_of(self.weight))
+
+    def set_pattern(self, mask: Tensor | None = None) -> None:
+        """Use the weights where `mask` is True, and no others; without a mask those that are not zero.
+
+        mask: bool, shape of `weight`, on its device. All True and all False are fine.
+
+        The other weights become zero, so one that is taken up again starts from zero. An optimiser's momentum is not
+        known here: it moves a weight that was dropped, though nothing reads it, until it is reset.
+        """
+        weight = self.weight.detach()
+        if mask is None:
+            mask = weight != 0
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
+            raise TypeError(f"set_pattern: mask is {given}, accepted is a tensor of dtype torch.bool, or None")
+        if mask.shape != weight.shape or mask.device != weight.device:
+            raise ValueError(
+                f"set_pattern: mask has shape {list(mask.shape)} on {mask.device}, accepted is that of weight,"
+                f" {list(weight.shape)} on {weight.device}"
+            )
+        with torch.no_grad():
+            self.weight.masked_fill_(~mask, 0)
+        self._adopt(Unstructured.of_mask(mask, weight.dtype))
+
+    def _adopt(self, pattern: Unstructured) -> None:
+        placeholders = pattern.values.new_zeros(()).expand(pattern.nnz)  # the values that count are in `weight`
+        self._pattern = pattern.with_values(placeholders)
+        # torch.compile cannot keep what it works out while it traces, so that is done before.
+        if pattern.device.type != "meta":
+            _ = pattern.flat_indices
+            if self.weight.requires_grad:
+                pattern.transposed(getattr(self, "groups", 1))
+
+    def _used_weight(self) -> Tensor:
+        """The values at the pattern, or the whole weight where its gradient is to be dense."""
+        weight = self.weight
+        if not isinstance(weight, Tensor):  # torch.fx's Proxy
+            if self.dense_grad:
+                return weight.reshape((*self._pattern.shape, 1, 1)[:4])
+            return weight.flatten().gather(0, self._pattern.flat_indices)
+        if self.dense_grad and torch.is_grad_enabled() and weight.requires_grad:
+            return weight
+        return self._pattern.values_of(weight)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if self._pattern.device.type == "meta" and not self.weight.is_meta:
+            self._pattern = self._full_pattern()  # nothing is known of a pattern that had no data
+        elif (self._pattern.device, self._pattern.dtype) != (self.weight.device, self.weight.dtype):
+            self._adopt(self._pattern.to(self.weight.device, self.weight.dtype))
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._clear_unused()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _clear_unused(self) -> None:
+        """Sets the weights outside of the pattern to zero, in place, where `weight` is an ordinary parameter.
+
+        Through `data`: autograd, which reads none of them, has no reason to refuse a graph that was made before.
+        """
+        weight = self.weight
+        if type(weight) is not torch.nn.Parameter or weight.is_meta or weight.device != self._pattern.device:
+            return
+        if self._pattern.nnz < weight.numel():
+            with torch.inference_mode(weight.is_inference()):
+                weight.data.masked_fill_(~self.mask, 0)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        errors = len(error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if prefix + "weight" not in state_dict or self.weight.is_meta or len(error_msgs) > errors:
+            return
+        if self._pattern.device != self.weight.device:  # load_state_dict(assign=True)
+            self._pattern = self._full_pattern()
+        stored = self.weight.detach() != 0
+        full = self._pattern.nnz == self.weight.numel()
+        if stored.any() and (full or (stored & ~self.mask).any()):
+            self.set_pattern(stored)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._adopt(self._pattern)  # what follows from a pattern is not pickled
+
+    def _fill_from(self, module: Any, pattern: Unstructured) -> Any:
+        """Takes copies of the parameters of `module`, what is outside of the pattern as zero."""
+        _copy_parameters(module, self, torch.where(pattern.mask, module.weight.detach(), 0))
+        self._adopt(pattern)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, sparsity={self._pattern.sparsity:.4g}"
+
+
+def _copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> None:
+    for name, tensor in (("weight", weight), ("bias", source.bias)):
+        if isinstance(tensor, Tensor):
+            copy = tensor.detach().clone(memory_format=torch.preserve_format)
+            setattr(target, name, torch.nn.Parameter(copy, getattr(source, name).requires_grad))
+    target.train(source.training)
+
+
+def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"{name}.from_dense: format is {format!r}, accepted is {', '.join(map(repr, FORMATS))}")
+    if not isinstance(module, accepted):
+        raise TypeError(
+            f"{name}.from_dense: module is of type {type(module).__name__}, accepted is a torch.nn.{accepted.__name__}"
+        )
+
+
+class SparseLinear(_Sparse, torch.nn.Linear):
+    r"""Drop-in for `torch.nn.Linear` of which only a pattern of weights is used: the others cost nothing.
+
+        y = x W^T + b   with W zero outside of the pattern
+
+    The constructor is torch's and uses every weight; `from_dense` takes a pruned layer over, `set_pattern` changes
+    which weights are used. `weight` keeps its dense shape, zero outside of the pattern, so optimisers, checkpoints and
+    DistributedDataParallel (with one pattern on all ranks) see an ordinary layer.
+
+    The pattern is not part of `state_dict`, whose keys are those of the dense layer. `state_dict` sets the weights
+    outside of the pattern to zero, in place, before it returns them: loading them back never changes what the layer
+    computes. `load_state_dict` keeps the pattern if every loaded nonzero lies within it, or if the load fails; if not,
+    or if every weight was used until then, the loaded nonzeros become the pattern. Who wants to keep stored zeros
+    beyond that saves `mask` and hands it to `set_pattern`. A copy whose parameters are overwritten in place, as those
+    of torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had: call `set_pattern(mask)` on the copy as
+    well, before it is used or saved.
+
+    dense_grad: whether `weight.grad` is the gradient of the dense layer, which training needs that lets weights grow,
+        or zero outside of the pattern, which is faster. It can be set at any time. An optimiser then also moves weights
+        outside of the pattern; nothing reads them, and `set_pattern` and `state_dict` make them zero.
+
+    See `sparsekernels.sparse_linear` for dtypes, errors and promises.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dense_grad: bool = False,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._start(dense_grad)
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: torch.nn.Linear,
+        mask: Tensor | None = None,
+        format: str = "unstructured",
+        *,
+        dense_grad: bool = False,
+    ) -> SparseLinear:
+        """A sparse layer with copies of the parameters of `module`.
+
+        mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
+
+        Raises ValueError for a weight with NaN or infinite elements, without nonzeros or, without a mask, without
+        zeros; and for a format other than "unstructured". TypeError for a module that is not a torch.nn.Linear.
+        """
+        _check_from_dense("SparseLinear", module, torch.nn.Linear, format)
+        pattern = Unstructured.from_dense(module.weight, mask)
+        result = cls(module.in_features, module.out_features, module.bias is not None, "meta", dense_grad=dense_grad)
+        return result._fill_from(module, pattern)
+
+    def to_dense(self) -> torch.nn.Linear:
+        """A torch.nn.Linear with copies of the parameters, zero outside of the pattern."""
+        dense = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
+        _copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
+        return dense
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self._pattern, self._used_weight(), self.bias)
+
+
+class SparseConv2d(_Sparse, torch.nn.Conv2d):
+    r"""Drop-in for `torch.nn.Conv2d` of which only a pattern of weights is used: the others cost nothing.
+
+    The constructor is torch's and uses every weight; `from_dense` takes a pruned convolution over. Pattern,
+    `state_dict` and `dense_grad` are as in `SparseLinear`; a copy whose parameters are overwritten in place
+    (AveragedModel's) wants `set_pattern(mask)` as well. See `sparsekernels.sparse_conv2d` for dtypes, errors and
+    promises.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dense_grad: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._start(dense_grad)
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: torch.nn.Conv2d,
+        mask: Tensor | None = None,
+        format: str = "unstructured",
+        *,
+        dense_grad: bool = False,
+    ) -> SparseConv2d:
+        """A sparse convolution with copies of the parameters of `module`. Arguments and errors as `SparseLinear`'s."""
+        _check_from_dense("SparseConv2d", module, torch.nn.Conv2d, format)
+        pattern = Unstructured.from_dense(module.weight, mask)
+        return cls(**_options(module), dense_grad=dense_grad)._fill_from(module, pattern)
+
+    def to_dense(self) -> torch.nn.Conv2d:
+        """A torch.nn.Conv2d with copies of the parameters, zero outside of the pattern."""
+        dense = torch.nn.Conv2d(**_options(self))
+        _copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
+        return dense
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return conv2d(
+            input, self._pattern, self._used_weight(), self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+def _options(module: torch.nn.Conv2d) -> dict[str, Any]:
+    """What the constructor was called with; on meta, where nothing is initialised."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None, "device": "meta"}

@@ -1,0 +1,96 @@
+"""What a convolution is besides its tensors."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+OneOrTwo = int | Sequence[int]
+
+LIMIT = 2**20
+"""Kernel size, stride, padding, dilation, and kernel size times dilation are below this."""
+
+
+class Geometry(NamedTuple):
+    """Kernel size, stride, zero padding of the four sides, dilation and groups; `int[] geometry` of the operators."""
+
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_bottom: int
+    pad_left: int
+    pad_right: int
+    dilation_h: int
+    dilation_w: int
+    groups: int
+
+    @property
+    def taps(self) -> int:
+        return self.kernel_h * self.kernel_w
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output; not positive where the kernel is larger than the padded input."""
+        padded_h, padded_w = height + self.pad_top + self.pad_bottom, width + self.pad_left + self.pad_right
+        return (
+            (padded_h - self.dilation_h * (self.kernel_h - 1) - 1) // self.stride_h + 1,
+            (padded_w - self.dilation_w * (self.kernel_w - 1) - 1) // self.stride_w + 1,
+        )
+
+
+LINEAR = Geometry(1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1)
+
+
+def pair(name: str, value: OneOrTwo, least: int) -> tuple[int, int]:
+    """`value` for height and width. Raises TypeError or ValueError, in words, for all else."""
+    accepted = f"accepted is a whole number of at least {least}, or two of them"
+    try:
+        # torch's own modules and functions also take a sequence of one
+        numbers = [operator.index(value)] if not isinstance(value, Sequence) else [operator.index(v) for v in value]
+    except TypeError:
+        raise TypeError(f"sparse_conv2d: {name} is {value!r}, {accepted}") from None
+    if len(numbers) not in (1, 2) or min(numbers) < least:
+        raise ValueError(f"sparse_conv2d: {name} is {value!r}, {accepted}")
+    return numbers[0], numbers[-1]
+
+
+def geometry_of(
+    weight_shape: tuple[int, ...], stride: OneOrTwo, padding: OneOrTwo | str, dilation: OneOrTwo, groups: int
+) -> Geometry:
+    """The geometry of a call of conv2d. Raises TypeError or ValueError, in words, for what conv2d does not accept."""
+    _, _, kernel_h, kernel_w = weight_shape
+    stride_h, stride_w = pair("stride", stride, 1)
+    dilation_h, dilation_w = pair("dilation", dilation, 1)
+    if isinstance(padding, str):
+        top, bottom, left, right = _named_padding(padding, stride, weight_shape, dilation_h, dilation_w)
+    else:
+        top, left = bottom, right = pair("padding", padding, 0)
+    try:
+        groups = operator.index(groups)
+    except TypeError:
+        raise TypeError(f"sparse_conv2d: groups is {groups!r}, accepted is a whole number of at least 1") from None
+    if groups < 1:
+        raise ValueError(f"sparse_conv2d: groups is {groups}, accepted is a whole number of at least 1")
+    return Geometry(kernel_h, kernel_w, stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups)
+
+
+def _named_padding(
+    padding: str, stride: OneOrTwo, weight_shape: tuple[int, ...], dilation_h: int, dilation_w: int
+) -> tuple[int, int, int, int]:
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding != "same":
+        raise ValueError(
+            f'sparse_conv2d: padding is {padding!r}, accepted are "same", "valid", a whole number, or two of them'
+        )
+    if pair("stride", stride, 1) != (1, 1):
+        raise ValueError(f'sparse_conv2d: stride is {stride!r}, accepted with padding "same" is 1')
+    height, width = dilation_h * (weight_shape[2] - 1), dilation_w * (weight_shape[3] - 1)
+    return height // 2, height - height // 2, width // 2, width - width // 2  # as torch: the odd one below and right
+
+
+# Looking one up takes 0.2 us where working it out takes 3.
+cached_geometry_of = functools.lru_cache(maxsize=1024, typed=True)(geometry_of)

@@ -1,0 +1,128 @@
+r"""Sparse convolution as its definition reads, in plain torch: what every other implementation is held to.
+
+    y[n, o, p, q] = bias[o] + sum over the nonzeros (i, ky, kx) of row o of
+                        w[o, i, ky, kx] * x[n, g * C/G + i, p * sh + ky * dh - top, q * sw + kx * dw - left]
+
+with x zero outside of its bounds, C input channels in G groups, and g = o / (O/G) the group of output channel o. It is
+the dense convolution by a weight that is zero outside of the pattern. bfloat16 and float16 are computed in float32 and
+rounded once at the end.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from .geometry import Geometry
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """`tensor` in the type that the operation computes in: float32, or float64 where it is float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def is_channels_last(input: Tensor) -> bool:
+    """Whether results follow `input` into channels_last. What is laid out both ways, 1x1 images say, is contiguous."""
+    return not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def row_of_each(crow_indices: Tensor, count: int) -> Tensor:
+    """The row, int64, that each of `count` stored entries lies in."""
+    rows = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
+    return torch.repeat_interleave(rows, crow_indices.diff(), output_size=count)
+
+
+def _positions(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Tensor:
+    return row_of_each(crow_indices, col_indices.numel()) * columns + col_indices
+
+
+def _scatter(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    dense = values.new_zeros(torch.Size(shape).numel())
+    return dense.scatter(0, positions, values).view(shape)
+
+
+def _pad(input: Tensor, geometry: Geometry) -> Tensor:
+    sides = geometry.pad_left, geometry.pad_right, geometry.pad_top, geometry.pad_bottom
+    return F.pad(input, sides) if any(sides) else input
+
+
+def forward(
+    input: Tensor, values: Tensor, bias: Tensor | None, crow_indices: Tensor, col_indices: Tensor, geometry: Geometry
+) -> Tensor:
+    """The convolution of the padded input by the weight that `values` are scattered into."""
+    g = Geometry(*geometry)
+    shape = (crow_indices.numel() - 1, input.size(1) // g.groups, g.kernel_h, g.kernel_w)
+    positions = _positions(crow_indices, col_indices, shape[1] * g.taps)
+    output = F.conv2d(
+        _pad(_wide(input), g),
+        _scatter(_wide(values), positions, shape),
+        None if bias is None else _wide(bias),
+        stride=(g.stride_h, g.stride_w),
+        dilation=(g.dilation_h, g.dilation_w),
+        groups=g.groups,
+    )
+    return output.to(input.dtype).contiguous(memory_format=memory_format(is_channels_last(input)))
+
+
+def input_gradient(
+    grad_output: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    permutation: Tensor,
+    geometry: Geometry,
+    height: int,
+    width: int,
+    channels_last: bool,
+) -> Tensor:
+    """Gradient to an input of height x width: the transposed convolution of grad_output, without the padding.
+
+    The indices are those of the transposed pattern: row g * C/G + i holds (o, tap) at column o * taps + tap, o counted
+    within group g, and permutation says where in `values` each entry is.
+    """
+    g = Geometry(*geometry)
+    channels, outputs = crow_indices.numel() - 1, grad_output.size(1) // g.groups
+    positions = _positions(crow_indices, col_indices, outputs * g.taps)
+    transposed = _scatter(
+        _wide(values)[permutation.long()], positions, (g.groups, channels // g.groups, outputs, g.taps)
+    )
+    weight = transposed.transpose(1, 2).reshape(g.groups * outputs, channels // g.groups, g.kernel_h, g.kernel_w)
+    padded_h, padded_w = height + g.pad_top + g.pad_bottom, width + g.pad_left + g.pad_right
+    gradient = conv2d_input(
+        (grad_output.size(0), channels, padded_h, padded_w),
+        weight,
+        _wide(grad_output),
+        stride=(g.stride_h, g.stride_w),
+        dilation=(g.dilation_h, g.dilation_w),
+        groups=g.groups,
+    )
+    inner = gradient[:, :, g.pad_top : g.pad_top + height, g.pad_left : g.pad_left + width]
+    return inner.to(grad_output.dtype).contiguous(memory_format=memory_format(channels_last))
+
+
+def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
+    """Gradient to every element of the weight, as torch computes it in the dtype of `input`: [O, C/G, kh, kw]."""
+    g = Geometry(*geometry)
+    return conv2d_weight(
+        _pad(input, g),
+        (grad_output.size(1), input.size(1) // g.groups, g.kernel_h, g.kernel_w),
+        grad_output,
+        stride=(g.stride_h, g.stride_w),
+        dilation=(g.dilation_h, g.dilation_w),
+        groups=g.groups,
+    )
+
+
+def weight_gradient(
+    grad_output: Tensor, input: Tensor, crow_indices: Tensor, col_indices: Tensor, geometry: Geometry
+) -> Tensor:
+    """Gradient to the values: that of the dense weight at the nonzeros."""
+    dense = dense_weight_gradient(_wide(grad_output), _wide(input), geometry)
+    positions = _positions(crow_indices, col_indices, dense[0].numel())
+    return dense.flatten()[positions].to(input.dtype)

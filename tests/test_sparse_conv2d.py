@@ -1,0 +1,378 @@
+"""sparse_conv2d and sparse_linear: every implementation on every case and dtype against the oracle, and what all
+promise.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sparse_conv2d_cases import (
+    CASES,
+    CONVOLUTIONS,
+    DTYPES,
+    LINEARS,
+    Case,
+    as_it_is,
+    channels_last,
+    empty,
+    full,
+    inputs,
+    ragged,
+    random,
+    runs,
+)
+from torch import Tensor
+
+import sparsekernels as sk
+from sparsekernels.ops.sparse_conv2d import reference
+from sparsekernels.testing import assert_verified
+
+RUNS = [(backend, device, dtype) for dtype in DTYPES for backend, device in runs(dtype)]
+by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+by_run = pytest.mark.parametrize(
+    ("backend", "device", "dtype"), RUNS, ids=lambda value: str(value).removeprefix("torch.")
+)
+by_float32_run = pytest.mark.parametrize(("backend", "device"), runs(), ids=lambda value: value)
+
+
+def ours(case: Case, weight: sk.Unstructured) -> Callable[..., Tensor]:
+    """input, values[, bias] -> output by the public function."""
+    if case.is_linear:
+        return lambda x, v, *b: sk.sparse_linear(x, weight.with_values(v), *b)
+    options = (case.stride, case.padding, case.dilation, case.groups)
+    return lambda x, v, *b: sk.sparse_conv2d(x, weight.with_values(v), b[0] if b else None, *options)
+
+
+def definition(case: Case, weight: sk.Unstructured) -> Callable[..., Tensor]:
+    """The same by the reference, which torch differentiates."""
+
+    def run(x: Tensor, v: Tensor, *b: Tensor) -> Tensor:
+        if case.is_linear:
+            images = x.reshape(-1, case.weight[1], 1, 1)
+        else:
+            images = x if x.dim() == 4 else x[None]
+        bias = b[0] if b else None
+        y = reference.forward(images, v, bias, weight.crow_indices, weight.col_indices, case.geometry)
+        if case.is_linear:
+            return y.view(*x.shape[:-1], case.weight[0])
+        return y if x.dim() == 4 else y[0]
+
+    return run
+
+
+@by_run
+@by_case
+def test_sparse_conv2d(backend: str, device: str, dtype: torch.dtype, case: Case) -> None:
+    weight, tensors = inputs(case, dtype, device)
+    with sk.use_backend(backend):
+        assert_verified(ours(case, weight), definition(case, weight), tensors)
+
+
+@by_case
+def test_same_as_torch(case: Case) -> None:
+    """The reference itself, held to torch's own conv2d and linear: values, gradients, layout."""
+    weight, tensors = inputs(case, torch.float32, "cpu")
+    input, _, *bias = tensors
+    dense = weight.to_dense().requires_grad_()
+    if case.is_linear:
+        theirs = F.linear(input, dense, *bias)
+    else:
+        theirs = F.conv2d(
+            input, dense, bias[0] if bias else None, case.stride, case.padding, case.dilation, case.groups
+        )
+    g = torch.randn_like(theirs)
+    expected = torch.autograd.grad(theirs, [input, dense, *bias], g)
+    for backend in (None, "reference"):
+        with sk.use_backend(backend) if backend else contextlib.nullcontext():
+            y = ours(case, weight)(*tensors)
+            gradients = torch.autograd.grad(y, tensors, g)
+        torch.testing.assert_close(y, theirs)
+        for mine, torchs in zip(gradients, expected, strict=True):
+            torchs = weight.values_of(torchs) if mine is gradients[1] else torchs
+            torch.testing.assert_close(mine, torchs, atol=1e-4, rtol=1e-4)
+
+
+@by_run
+@pytest.mark.parametrize("training", [False, True])
+def test_layout_of_results(backend: str, device: str, dtype: torch.dtype, training: bool) -> None:
+    """channels_last where the input is that and could not be called contiguous; then the gradient is as well."""
+    weight = sk.Unstructured.from_dense(torch.randn(6, 5, 3, 3), torch.rand(6, 5, 3, 3) < 0.3).to(device, dtype)
+    for make, expected in (
+        (lambda: torch.randn(2, 5, 8, 8), torch.contiguous_format),
+        (lambda: channels_last(torch.randn(2, 5, 8, 8)), torch.channels_last),
+        (lambda: torch.randn(2, 5, 8, 16)[..., ::2], torch.contiguous_format),
+    ):
+        x = make().to(device, dtype).requires_grad_(training)
+        with sk.use_backend(backend):
+            y = sk.sparse_conv2d(x, weight, padding=1)
+            assert y.is_contiguous(memory_format=expected)
+            if training:
+                # seen by a hook, before torch lays it out like the leaf
+                layouts: list[bool] = []
+                x.register_hook(lambda g, seen=layouts, as_=expected: seen.append(g.is_contiguous(memory_format=as_)))
+                y.sum().backward()
+                assert layouts == [True]
+
+
+# Derivatives
+
+CHECKED = (
+    Case("stride and padding", (2, 4, 4, 5), (3, 4, 3, 2), stride=(1, 2), padding=1, mask=random(0.4)),
+    Case("groups and dilation", (1, 4, 5, 5), (4, 2, 2, 2), dilation=2, groups=2, mask=random(0.5)),
+    Case("same, no bias", (2, 2, 3, 3), (2, 2, 2, 2), padding="same", mask=ragged, bias=False),
+    Case("linear", (3, 4), (5, 4), mask=random(0.4)),
+)
+by_checked_case = pytest.mark.parametrize("case", CHECKED, ids=lambda case: case.name)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny calls, each of which would wait for the other threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@by_checked_case
+@pytest.mark.usefixtures("one_thread")
+def test_first_second_and_third_derivatives(case: Case) -> None:
+    weight, tensors = inputs(case, torch.float64, "cpu")
+    function = ours(case, weight)
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(*tensors).pow(3).sum(), tensors[:2], create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradient, tensors)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *CHECKED,
+        *(case for case in CASES if case.name in ("batch 17", "stride 2, batch 17", "1x1", "channels last", "5 rows")),
+    ],
+    ids=lambda case: case.name,
+)
+@by_run
+def test_second_derivatives(backend: str, device: str, dtype: torch.dtype, case: Case) -> None:
+    """One gradient as output, and the gradients of that, in the dtypes that the kernels have."""
+    weight, tensors = inputs(case, dtype, device)
+    shape = definition(case, weight)(*tensors).shape
+    g = torch.randn(shape).to(device, dtype).requires_grad_()
+
+    x, v = (tensor.detach() for tensor in tensors[:2])
+
+    def of_input(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(g: Tensor, v: Tensor) -> Tensor:
+            at = x.detach().to(v.dtype).requires_grad_()
+            return torch.autograd.grad(function(at, v), at, g, create_graph=True)[0]
+
+        return run
+
+    def of_values(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(g: Tensor, x: Tensor) -> Tensor:
+            at = v.detach().to(x.dtype).requires_grad_()
+            return torch.autograd.grad(function(x, at), at, g, create_graph=True)[0]
+
+        return run
+
+    with sk.use_backend(backend):
+        assert_verified(of_input(ours(case, weight)), of_input(definition(case, weight)), [g, tensors[1]])
+        assert_verified(of_values(ours(case, weight)), of_values(definition(case, weight)), [g, tensors[0]])
+
+
+@by_float32_run
+@pytest.mark.parametrize("needed", ["input", "values", "bias", "input, bias", "values, bias"])
+def test_gradients_to_some(backend: str, device: str, needed: str) -> None:
+    case = next(case for case in CONVOLUTIONS if case.name == "stride 2")
+    weight, tensors = inputs(case, torch.float32, device)
+    for name, tensor in zip(("input", "values", "bias"), tensors, strict=True):
+        tensor.requires_grad_(name in needed)
+    with sk.use_backend(backend):
+        assert_verified(ours(case, weight), definition(case, weight), tensors)
+
+
+@by_float32_run
+def test_the_backward_runs_on_the_backend_of_its_forward(backend: str, device: str) -> None:
+    weight, tensors = inputs(CONVOLUTIONS[1], torch.float32, device)
+    with sk.use_backend(backend):
+        y = ours(CONVOLUTIONS[1], weight)(*tensors)
+        inside = torch.autograd.grad(y, tensors, torch.ones_like(y), retain_graph=True)
+    outside = torch.autograd.grad(y, tensors, torch.ones_like(y))
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+# The same bits
+
+STEADY = (
+    Case("large batch", (64, 16, 12, 12), (32, 16, 3, 3), padding=1),
+    Case("one large image", (1, 16, 33, 33), (32, 16, 3, 3), padding=1),
+    Case("stride 2", (16, 16, 14, 14), (48, 16, 3, 3), stride=2, padding=1),
+    Case("channels last", (8, 32, 14, 14), (32, 32, 3, 3), padding=1, view=channels_last),
+    Case("1x1", (8, 64, 14, 14), (64, 64, 1, 1)),
+    Case("ragged", (16, 16, 7, 7), (33, 16, 3, 3), padding=1, mask=ragged),
+    Case("linear", (600, 64), (64, 64)),
+    Case("linear of one row", (1, 512), (512, 512)),
+)
+
+
+@pytest.mark.parametrize("case", STEADY, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_bits_do_not_depend_on_threads(case: Case, dtype: torch.dtype) -> None:
+    if ("cpu", "cpu") not in runs():
+        pytest.skip("the reference is torch's own convolution, which promises nothing of the kind")
+    weight, tensors = inputs(case, dtype, "cpu")
+    function = ours(case, weight)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            y = function(*tensors)
+            results.append((y.detach(), *torch.autograd.grad(y, tensors[:2], torch.ones_like(y) / 3)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("case", STEADY[1:], ids=lambda case: case.name)
+def test_bits_do_not_depend_on_callers_beside(case: Case) -> None:
+    """Eight Python threads, each with its own input, through one weight at once."""
+    if ("cpu", "cpu") not in runs():
+        pytest.skip("the reference is torch's own convolution, which promises nothing of the kind")
+    weight, (input, values, *bias) = inputs(case, torch.float32, "cpu")
+    threads = 8
+    images = [(input.detach() + i).requires_grad_() for i in range(threads)]
+    function = ours(case, weight)
+    ready = threading.Barrier(threads)
+
+    def both(i: int) -> tuple[Tensor, ...]:
+        y = function(images[i], values, *bias)
+        return y.detach(), *torch.autograd.grad(y, (images[i], values), torch.ones_like(y) / 3)
+
+    def call(i: int) -> list[tuple[Tensor, ...]]:
+        ready.wait(timeout=30)
+        return [both(i) for _ in range(3)]
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(call, range(threads)))
+    for i, calls in enumerate(found):
+        alone = both(i)
+        for beside in calls:
+            assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+
+
+# Special values
+
+
+@by_run
+def test_nan_stays_where_it_belongs(backend: str, device: str, dtype: torch.dtype) -> None:
+    """An input's NaN reaches the outputs whose nonzeros read it, and no others."""
+    if backend == "reference":
+        pytest.skip("it is dense: NaN times zero is NaN")
+    weight = torch.zeros(3, 2, 3, 3)
+    weight[0, 0, 1, 1], weight[1, 1, 0, 0] = 2.0, 3.0
+    pattern = sk.Unstructured.from_dense(weight).to(device, dtype)
+    for batch in (1, 16, 17):
+        x = torch.ones(batch, 2, 5, 5, device=device, dtype=dtype)
+        x[0, 0, 2, 2] = float("nan")
+        x[-1, 1, 3, 3] = float("inf")
+        with sk.use_backend(backend):
+            y = sk.sparse_conv2d(x, pattern, padding=1)
+        assert y.isnan().sum() == 1
+        assert y[0, 0, 2, 2].isnan()
+        assert y.isinf().sum() == 1
+        assert y[-1, 1, 4, 4].isinf()
+
+
+@by_run
+@pytest.mark.parametrize("size", [5, 7, 9, 17])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("view", [as_it_is, channels_last], ids=["contiguous", "channels last"])
+def test_nan_that_no_nonzero_reads_reaches_no_gradient(
+    backend: str, device: str, dtype: torch.dtype, size: int, batch: int, view: Callable[[Tensor], Tensor]
+) -> None:
+    """Tap (0, 0) with padding 1 never reads the last row and column of the input; nor do gradients flow there."""
+    if backend == "reference":
+        pytest.skip("it is dense: NaN times zero is NaN")
+    mask = torch.zeros(5, 4, 3, 3, dtype=torch.bool)
+    mask[:, :, 0, 0] = True
+    weight = sk.Unstructured.from_dense(torch.randn(5, 4, 3, 3), mask).to(device, dtype)
+    x = torch.randn(batch, 4, size, size).to(device, dtype)
+    x[:, :, -1], x[..., -1] = float("nan"), float("nan")
+    x, v = view(x).requires_grad_(), weight.values.clone().requires_grad_()
+    with sk.use_backend(backend):
+        y = sk.sparse_conv2d(x, weight.with_values(v), padding=1)
+        to_input, to_values = torch.autograd.grad(y, (x, v), torch.randn_like(y))
+    assert y.isfinite().all()
+    assert to_values.isfinite().all()
+    assert to_input.isfinite().all()
+    assert not to_input[:, :, -1].any()
+    assert not to_input[..., -1].any()
+
+
+# Random shapes
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Case:
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [low + draw(st.integers(0, 12)) for low in least]
+    shape = (draw(st.integers(0, 20)), groups * draw(st.integers(1, 9)), *size)
+    views = (as_it_is, channels_last, lambda x: x.transpose(0, 3).contiguous().transpose(0, 3))
+    return Case(
+        "random",
+        shape,
+        (groups * draw(st.integers(1, 9)), shape[1] // groups, *kernel),
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        mask=draw(st.sampled_from([random(0.1), random(0.5), full, empty, ragged])),
+        bias=draw(st.booleans()),
+        view=draw(st.sampled_from(views)),
+    )
+
+
+@st.composite
+def linears(draw: st.DrawFn) -> Case:
+    leading = draw(st.lists(st.integers(0, 9), max_size=3))
+    width = draw(st.integers(1, 70))
+    mask = draw(st.sampled_from([random(0.1), random(0.5), full, empty, ragged]))
+    return Case("random", (*leading, width), (draw(st.integers(1, 70)), width), mask=mask, bias=draw(st.booleans()))
+
+
+@settings(max_examples=200)
+@given(st.one_of(convolutions(), linears()), st.sampled_from(DTYPES))
+def test_any_shape(case: Case, dtype: torch.dtype) -> None:
+    weight, tensors = inputs(case, dtype, "cpu")
+    for backend, device in runs(dtype):
+        if device == "cpu":
+            with sk.use_backend(backend):
+                assert_verified(ours(case, weight), definition(case, weight), tensors)
+
+
+def test_automatic_choice_is_the_first_row_that_supports_the_call() -> None:
+    for case in (CONVOLUTIONS[1], LINEARS[3]):
+        weight, tensors = inputs(case, torch.float32, "cpu")
+        automatic = ours(case, weight)(*tensors)
+        with sk.use_backend(runs()[0][0]):
+            assert torch.equal(ours(case, weight)(*tensors), automatic)
