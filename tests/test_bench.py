@@ -149,11 +149,35 @@ class TestSuites:
             ('group = "a"\nname = ["x"]\npass = ["sideways"]', "pass is 'sideways'"),
             ('group = "a"', "needs a group, and either shapes or names"),
             ('name = ["x"]', "needs a group"),
+            ('group = "a"\nname = ["x"]\nquick = ["backward"]', "quick is 'backward', accepted are 'forward'"),
         ],
     )
     def test_bad_tables_are_named(self, text: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             suite.parse_cases("s", f"[[cases]]\n{text}")
+
+    def test_keys_of_a_name_go_before_those_of_its_table_and_these_before_the_files(self) -> None:
+        cases = suite.parse_cases(
+            "s",
+            """
+            pass = ["forward", "all"]
+            dtype = ["float32"]
+            device = ["cpu"]
+            colour = "red"
+            [[cases]]
+            group = "a"
+            batch = 4
+            free_batch = true
+            [cases.name]
+            x = { colour = "blue", quick = ["forward"] }
+            y = { pass = ["forward"], batch = 2 }
+            """,
+        )
+        assert [(c.name, c.pass_, c.batch, c.free_batch, c.quick, c.parameters["colour"]) for c in cases] == [
+            ("a/x", "forward", 4, True, True, "blue"),
+            ("a/x", "all", 4, True, False, "blue"),
+            ("a/y", "forward", 2, True, False, "red"),
+        ]
 
     def test_unknown_suite(self) -> None:
         with pytest.raises(ValueError, match="suite is 'x', accepted are 'rmsnorm', 'openelm'"):
@@ -187,6 +211,9 @@ class TestSuites:
         selection = Selection(variants=("ours",))
         assert selection.takes_variant("ours")
         assert selection.takes_variant("ours/graph")
+        assert selection.takes_variant("ours:random-90")
+        assert Selection(variants=("ours:random-90",)).takes_variant("ours:random-90/graph")
+        assert not Selection(variants=("ours:random-90",)).takes_variant("ours:random-80")
         assert not selection.takes_variant("torch")
 
     @pytest.mark.parametrize(
@@ -195,6 +222,8 @@ class TestSuites:
             ({"device": "tpu"}, "device is 'tpu', accepted are 'cpu', 'cuda'"),
             ({"dtypes": ("int8",)}, "dtype is 'int8'"),
             ({"passes": ("up",)}, "pass is 'up'"),
+            ({"masks": ("even",)}, "mask is 'even', accepted are 'random', 'clustered'"),
+            ({"sparsities": (100.0,)}, "sparsity is 100, accepted are percentages from 0 to below 100"),
         ],
     )
     def test_bad_selections(self, bad: dict[str, Any], message: str) -> None:
@@ -244,6 +273,21 @@ class TestMeasuring:
         assert (ours.speedup, ours.ideal_fraction, ours.max_error, ours.status) == (4.0, 0.5, 1e-7, "ok")
         assert (ours.case, ours.pass_, ours.threads) == ("rows/4x64", "forward", torch.get_num_threads())
         assert (records["base"].speedup, records["best"].ideal_fraction) == (1.0, 1.0)
+        assert Record.from_json(ours.to_json()) == ours
+
+    def test_with_a_sparsity_the_ideal_is_the_baseline_by_density(self) -> None:
+        details = {"gflop": 3.0}
+        records, _ = measure(
+            [
+                Variant("base", taking(8e-3)),
+                Variant("ours:random-75", taking(4e-3, details=details), sparsity=0.75),
+                Variant("ours:random-50", taking(4e-3, check=lambda: Verdict(1.0, False)), sparsity=0.5),
+            ]
+        )
+        ours = records["ours:random-75"]
+        assert (ours.sparsity, ours.speedup, ours.ideal_fraction, ours.details) == (0.75, 2.0, 0.5, details)
+        assert (records["ours:random-50"].sparsity, records["ours:random-50"].ideal_fraction) == (0.5, None)
+        assert (records["base"].sparsity, records["base"].details) == (None, {})
         assert Record.from_json(ours.to_json()) == ours
 
     def test_a_mode_is_compared_within_itself(self) -> None:
@@ -316,7 +360,7 @@ def measure_rmsnorm(case: Case) -> dict[str, Record]:
 
 class TestRmsNorm:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    @pytest.mark.parametrize("pass_", suite.PASSES)
+    @pytest.mark.parametrize("pass_", rmsnorm.TENSORS_MOVED)
     @pytest.mark.parametrize("shape", [(3, 64), (2, 8, 5, 64)], ids=str)
     def test_every_variant_is_right(self, pass_: str, dtype: str, shape: tuple[int, ...]) -> None:
         records = measure_rmsnorm(rmsnorm_case(pass_, dtype, shape))

@@ -47,7 +47,7 @@ def make_record(
 class TestRecords:
     def test_keys(self) -> None:
         expected = "suite case variant pass device dtype threads sparsity p20_ms p50_ms p80_ms speedup ideal_fraction"
-        assert list(KEYS) == f"{expected} max_error status machine versions commit".split()
+        assert list(KEYS) == f"{expected} max_error status machine versions commit details".split()
 
     def test_round_trip(self, tmp_path: Path) -> None:
         records = [make_record(), make_record("torch", None), make_record("copy", sparsity=0.9, max_error=None)]
@@ -71,6 +71,24 @@ class TestRecords:
         path.write_text(f"{make_record().to_json()}\n{line}\n")
         with pytest.raises(ValueError, match=message):
             record.read(path)
+
+    def test_files_from_before_there_were_details(self) -> None:
+        value = json.loads(make_record().to_json())
+        del value["details"]
+        assert Record.from_json(json.dumps(value)) == make_record(details={})
+
+    @pytest.mark.parametrize(
+        ("variant", "expected"),
+        [
+            ("ours", ("ours", "", "")),
+            ("ours/graph", ("ours", "", "graph")),
+            ("sparse:random-90", ("sparse", "random-90", "")),
+            ("sparse:random-90/graph", ("sparse", "random-90", "graph")),
+        ],
+    )
+    def test_parts_of_a_variants_name(self, variant: str, expected: tuple[str, str, str]) -> None:
+        one = make_record(variant)
+        assert (one.kind, one.pattern, one.mode) == expected
 
     def test_only_ok_has_times(self) -> None:
         with pytest.raises(ValueError, match="if and only if"):
@@ -154,6 +172,16 @@ class TestReports:
             ("decode/1x2048", "fp32", "1.00 ms"),
             ("decode/1x2048 (graph)", "fp32", "200 us"),
         ]
+
+    def test_a_pattern_has_its_own_row_with_what_has_none(self) -> None:
+        patterns = [make_record(f"ours:{name}", speedup=float(name[-2:])) for name in ("random-80", "random-90")]
+        records = [make_record("torch"), *patterns, make_record("torch", case="decode/8x64")]
+        rows = report.rows(records)
+        assert {label: {kind: one.variant for kind, one in row.items()} for (label, _), row in rows.items()} == {
+            "decode/1x2048 (random-80)": {"torch": "torch", "ours": "ours:random-80"},
+            "decode/1x2048 (random-90)": {"torch": "torch", "ours": "ours:random-90"},
+            "decode/8x64": {"torch": "torch"},
+        }
 
     @pytest.mark.parametrize(
         ("value", "text"),

@@ -28,7 +28,7 @@ app = typer.Typer(
 DEFAULT_FOLDER = Path("bench-report")
 """Where the main benchmark leaves its report, unless told otherwise."""
 
-PLAIN_WIDTH = 160
+PLAIN_WIDTH = 176
 """Columns for output that goes to a file or a pipe: as wide as the widest table."""
 
 
@@ -57,7 +57,7 @@ def info() -> None:
 def bench(
     suite_name: Annotated[
         str | None,
-        typer.Argument(metavar="SUITE", help=f"{' or '.join(suite.SUITES)}; without it the main benchmark: both."),
+        typer.Argument(metavar="SUITE", help=f"{' or '.join(suite.SUITES)}; without it the main benchmark: all."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="|".join(suite.DEVICES), help="Where to run.")] = "cpu",
     dtype: Annotated[
@@ -66,7 +66,19 @@ def bench(
     pass_: Annotated[
         list[str] | None, typer.Option("--pass", metavar="|".join(suite.PASSES), help="Only these; repeat for several.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=0, help="Only cases of this batch size.")] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Only cases of this batch size; layers are measured with this one instead."),
+    ] = None,
+    sparsity: Annotated[
+        list[float] | None, typer.Option(metavar="PERCENT", help="Only this share of zeros; repeat for several.")
+    ] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(metavar="|".join(suite.MASKS), help="Only zeros in such places.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Also the pruned AlexNet's layers in this .npz.")
+    ] = None,
     case: Annotated[list[str] | None, typer.Option(help="Only cases that match, such as 'decode' or '*x64'.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Only these, such as 'ours'; repeat for several.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on CPU; without it what torch takes.")] = None,
@@ -99,6 +111,9 @@ def bench(
             cases=tuple(case or ()),
             batches=tuple(batch or ()),
             variants=tuple(variant or ()),
+            sparsities=tuple(sparsity or ()),
+            masks=tuple(mask or ()),
+            weights=None if weights is None else str(weights.resolve()),
             quick=main_benchmark if quick is None else quick,
             threads=threads,
         )
@@ -139,7 +154,8 @@ def _suites(names: list[str], selection: Selection) -> list[Suite]:
             found.append(one)
         else:
             every = dict.fromkeys(c.name for c in one.cases(Selection(device=selection.device)))
-            reasons.append(f"no case of suite {name} matches these options; on this device it has {', '.join(every)}")
+            listed = ", ".join(every) or "none"
+            reasons.append(f"no case of suite {name} matches these options; on this device it has {listed}")
     if not found:
         raise _fail("; ".join(reasons))
     for line in reasons:

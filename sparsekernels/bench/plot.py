@@ -1,13 +1,14 @@
-"""The plot of a report: how much faster the subject is than each rival, case by case."""
+"""The plot of a report: how much faster the subject is than each rival, case by case or over the sparsity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from .plot_sparsity import sparsity_panel
 from .record import Record
 from .report import SHORT_DTYPES, Layout, machine_line, rows, time_ratio, versions_line
 
@@ -18,16 +19,63 @@ if TYPE_CHECKING:
 # Okabe & Ito's palette, which stays apart for colour-blind eyes, and a shape for each, which stays apart in print.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 
+ACROSS = 2
+"""Panels in a row: more would be too small to read on a page."""
+
 Points = dict[str, list[tuple[int, float]]]
 """By rival: the line that a case is on, and the rival's time over the subject's."""
 
 
+Styles = Mapping[str, tuple[str, str]]
+"""Colour and shape of each rival."""
+
+
+class Panel(Protocol):
+    """One set of axes."""
+
+    @property
+    def rivals(self) -> Sequence[str]:
+        """What takes a style that is the same in all panels, and a place in the figure's legend."""
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+
+    def draw(self, axes: Axes, styles: Styles) -> dict[str, Line2D]:
+        """Fill `axes`. Returns what the figure's legend shows for each rival."""
+
+
 @dataclass(frozen=True)
-class _Panel:
+class _Cases:
+    """A line for each case, and on it how much faster the subject is than each rival."""
+
     title: str
     subject: str
     names: Sequence[str]
     points: Points
+
+    @property
+    def rivals(self) -> Sequence[str]:
+        return list(self.points)
+
+    @property
+    def height(self) -> float:
+        return 0.9 + 0.26 * len(self.names)
+
+    def draw(self, axes: Axes, styles: Styles) -> dict[str, Line2D]:
+        return _draw(axes, self, styles)
+
+
+def _cases(title: str, records: Sequence[Record], layout: Layout) -> Panel | None:
+    names, found = points(records, layout)
+    return _Cases(title, layout.subject, names, found) if names else None
+
+
+CHARTS: Mapping[str, Callable[[str, Sequence[Record], Layout], Panel | None]] = {
+    "cases": _cases,
+    "sparsity": sparsity_panel,
+}
+"""What makes a panel of a title and the records of one suite, device and pass; None where there is nothing to draw."""
 
 
 def points(records: Sequence[Record], layout: Layout) -> tuple[list[str], Points]:
@@ -47,43 +95,43 @@ def points(records: Sequence[Record], layout: Layout) -> tuple[list[str], Points
 def plot(records: Sequence[Record], layouts: Mapping[str, Layout], path: Path) -> None:
     """Draw `records` to `path`; the ending of its name says in which format.
 
-    A row of panels for each suite and device, a panel for each pass. Raises `ValueError` where there is nothing to
-    draw: no case has a time of the subject and of a rival.
+    A panel for each pass, at most `ACROSS` in a row, and new rows for each suite and device. Raises `ValueError` where
+    there is nothing to draw: no case has a time of the subject and of a rival.
     """
     from matplotlib.figure import Figure
 
-    panels: dict[tuple[str, str], list[_Panel]] = {}
+    panels: dict[tuple[str, str], list[Panel]] = {}
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.suite, record.device, record.pass_), []).append(record)
     for (suite, device, pass_), group in groups.items():
-        names, found = points(group, layouts[suite])
-        if names:
-            title = f"{suite}, {pass_} ({device})"
-            panels.setdefault((suite, device), []).append(_Panel(title, layouts[suite].subject, names, found))
+        panel = CHARTS[layouts[suite].chart](f"{suite}, {pass_} ({device})", group, layouts[suite])
+        if panel is not None:
+            panels.setdefault((suite, device), []).append(panel)
     if not panels:
         raise ValueError("nothing to draw: no case has a time of ours and of a rival")
 
-    heights = [0.9 + 0.26 * max(len(panel.names) for panel in row) for row in panels.values()]
-    width = max(map(len, panels.values()))
+    lines = [row[start : start + ACROSS] for row in panels.values() for start in range(0, len(row), ACROSS)]
+    heights = [max(panel.height for panel in line) for line in lines]
+    width = max(map(len, lines))
     figure = Figure(figsize=(max(8.0, 6.4 * width), 1.1 + sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(panels), width, height_ratios=heights)
-    everyone = dict.fromkeys(rival for row in panels.values() for panel in row for rival in panel.points)
+    grid = figure.add_gridspec(len(lines), width, height_ratios=heights)
+    everyone = dict.fromkeys(rival for line in lines for panel in line for rival in panel.rivals)
     styles = {rival: STYLES[index % len(STYLES)] for index, rival in enumerate(everyone)}
     handles: dict[str, Line2D] = {}
-    for line, row in enumerate(panels.values()):
-        for column, panel in enumerate(row):
-            last = column == len(row) - 1  # takes what is left of the line
-            axes = figure.add_subplot(grid[line, column:] if last else grid[line, column])
-            handles |= _draw(axes, panel, styles)
+    for number, line in enumerate(lines):
+        for column, panel in enumerate(line):
+            last = column == len(line) - 1  # takes what is left of the line
+            axes = figure.add_subplot(grid[number, column:] if last else grid[number, column])
+            handles |= panel.draw(axes, styles)
     figure.suptitle(f"{machine_line(records[0].machine)}\n{versions_line(records[0].versions)}", fontsize=9)
-    figure.legend(handles.values(), [f"than {rival}" for rival in handles], loc="outside lower center", ncols=6)
+    if handles:
+        figure.legend(handles.values(), [f"than {rival}" for rival in handles], loc="outside lower center", ncols=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _draw(axes: Axes, panel: _Panel, styles: Mapping[str, tuple[str, str]]) -> dict[str, Line2D]:
-    """Fill one panel. Returns what the legend shows for each rival."""
+def _draw(axes: Axes, panel: _Cases, styles: Styles) -> dict[str, Line2D]:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     handles = {}

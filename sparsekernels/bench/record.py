@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,21 @@ STATUSES = ("ok", "wrong", "error", "unavailable")
 Key = tuple[str, str, str, str, str, str, int, float | None]
 
 
+def parts(variant: str) -> tuple[str, str, str]:
+    """Kind, pattern and mode of a variant's name, kind[:pattern][/mode]: "sparse:random-90" is of kind "sparse"."""
+    name, _, mode = variant.partition("/")
+    kind, _, pattern = name.partition(":")
+    return kind, pattern, mode
+
+
 @dataclass(frozen=True)
 class Record:
     """One variant of one case. Times are milliseconds of one call.
 
     suite, case     where it comes from; a case is called group/name
-    variant         who computed it, such as "ours", "torch", "copy"; "ours/graph" is "ours" in a CUDA graph
-    pass_           "forward", "forward+backward" or "backward"; the key in the file is "pass"
+    variant         who computed it, such as "ours", "torch", "copy"; "ours/graph" is "ours" in a CUDA graph,
+                    "sparse:random-90" is "sparse" on a pattern of nonzeros
+    pass_           one of `suite.PASSES`; the key in the file is "pass"
     device          "cpu" or "cuda"
     dtype           "float32", "bfloat16", ...
     threads         threads of torch on CPU
@@ -28,12 +36,16 @@ class Record:
     speedup         time of the suite's baseline over this one: the median over the rounds of the ratio in that round
     ideal_fraction  time of the suite's ideal over this one, taken likewise. rmsnorm: of a copy that reads and writes
                     tensors of the same sizes, thus the share of the memory-bound limit. openelm: of a model whose
-                    norms cost nothing, thus 1 - the share of time that the norms take
+                    norms cost nothing, thus 1 - the share of time that the norms take. With a sparsity: of the
+                    baseline's time times the density, thus speedup over 1/density
     max_error       against the reference in float64, as `sparsekernels.testing` measures it; None: not compared,
                     or not finite
     status          "ok"; "wrong": beyond the tolerance; "error": it raised; "unavailable": it cannot run here.
                     Only "ok" has times
     machine, versions, commit    what ran it; see `machine.py`
+    details         what else the suite has to say of it. layers: "batch"; "count", how often the net has the layer;
+                    "gflop", the work of one call, on the nonzeros only; "layout" of a dense variant's tensors;
+                    "peak_gflops", the rate of multiply-adds with an operand from L1 on this machine and these threads
     """
 
     suite: str
@@ -54,6 +66,7 @@ class Record:
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     commit: str
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -65,6 +78,21 @@ class Record:
     def group(self) -> str:
         """The first half of the case's name."""
         return self.case.partition("/")[0]
+
+    @property
+    def kind(self) -> str:
+        """The variant without its pattern and its mode."""
+        return parts(self.variant)[0]
+
+    @property
+    def pattern(self) -> str:
+        """The pattern of nonzeros in the variant's name, or nothing."""
+        return parts(self.variant)[1]
+
+    @property
+    def mode(self) -> str:
+        """The mode in the variant's name, or nothing."""
+        return parts(self.variant)[2]
 
     @property
     def key(self) -> Key:
@@ -82,11 +110,11 @@ class Record:
         value = json.loads(line)
         if not isinstance(value, dict):
             raise ValueError(f"a record is a JSON object, this is {type(value).__name__}")
-        if missing := [key for key in KEYS if key not in value]:
+        if missing := [key for key in KEYS if key not in value and key not in LATER_KEYS]:
             raise ValueError(f"the record has no {', '.join(missing)}")
         if unknown := [key for key in value if key not in KEYS]:
             raise ValueError(f"a record has no key {', '.join(unknown)}")
-        return cls(**{f.name: value[_file_key(f.name)] for f in fields(cls)})
+        return cls(**{f.name: value[_file_key(f.name)] for f in fields(cls) if _file_key(f.name) in value})
 
 
 def _file_key(name: str) -> str:
@@ -95,6 +123,9 @@ def _file_key(name: str) -> str:
 
 KEYS = tuple(_file_key(f.name) for f in fields(Record))
 """The keys of a record, in the order of the file."""
+
+LATER_KEYS = ("details",)
+"""Keys that the first files of records do not have."""
 
 
 def write(path: Path, records: Iterable[Record]) -> None:

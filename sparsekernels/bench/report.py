@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 Row = Mapping[str, Record]
-"""The records of one row of a table by variant; the mode ("/graph") is the row's, not the variant's."""
+"""The records of one row of a table by variant; pattern (":random-90") and mode ("/graph") are the row's."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Layout:
     legend   a sentence or two under the table: what the columns mean
     subject  the variant that the plot is about
     rivals   the variants whose time over the subject's the plot shows
+    chart    how it shows them, one of `plot.CHARTS`: "cases", or "sparsity" for a speedup that depends on it
     """
 
     columns: tuple[Column, ...]
     legend: str
     subject: str
     rivals: tuple[str, ...]
+    chart: str = "cases"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,27 @@ def rate_column(variant: str, unit: str, amount: Callable[[Record], float | None
     return Column(f"{variant} {unit}", text)
 
 
+def share_column(variant: str, title: str, share: Callable[[Record], float | None]) -> Column:
+    """A share of something that `variant` reaches, in percent."""
+
+    def text(row: Row) -> str:
+        record = row.get(variant)
+        value = None if record is None else share(record)
+        return "" if value is None else f"{value:.0%}"
+
+    return Column(title, text)
+
+
+def detail_column(variant: str, key: str, title: str) -> Column:
+    """What the record of `variant` has under `key` in its details."""
+
+    def text(row: Row) -> str:
+        value = row[variant].details.get(key) if variant in row else None
+        return "" if value is None else str(value)
+
+    return Column(title, text)
+
+
 def time_ratio(record: Record | None, other: Record | None) -> float | None:
     """The median time of `record` over that of `other`; None where either has none."""
     if record is None or other is None or record.p50_ms is None or other.p50_ms is None:
@@ -115,19 +138,22 @@ def _time(record: Record | None) -> str:
     return record.status if record.p50_ms is None else milliseconds(record.p50_ms)
 
 
-def label(record: Record) -> str:
-    """The name of a record's case, with the mode that its variant ran in."""
-    mode = record.variant.partition("/")[2]
-    return f"{record.case} ({mode})" if mode else record.case
+def label(case: str, pattern: str, mode: str) -> str:
+    """The name of a case, with the pattern and the mode of what its row shows."""
+    return f"{case} ({', '.join(filter(None, (pattern, mode)))})" if pattern or mode else case
 
 
 def rows(records: Sequence[Record]) -> dict[tuple[str, str], Row]:
-    """`records` by row, (label, dtype), and in each by variant."""
-    result: dict[tuple[str, str], dict[str, Record]] = {}
+    """`records` by row, (label, dtype), and in each by variant. What has no pattern is in every row of its case."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
-        row = result.setdefault((label(record), record.dtype), {})
-        row[record.variant.partition("/")[0]] = record
-    return {**result}
+        groups.setdefault((record.case, record.mode, record.dtype), []).append(record)
+    result: dict[tuple[str, str], Row] = {}
+    for (case, mode, dtype), group in groups.items():
+        for pattern in list(dict.fromkeys(one.pattern for one in group if one.pattern)) or [""]:
+            row = {one.kind: one for one in group if one.pattern in ("", pattern)}
+            result[label(case, pattern, mode), dtype] = row
+    return result
 
 
 def tables(records: Sequence[Record], layouts: Mapping[str, Layout]) -> list[Table]:

@@ -4,14 +4,18 @@ A suite is a module of this package with a `SUITE`, and a file of cases, `suites
 
     [[cases]]
     group = "decode"                            # a case is called group/name
-    shape = [[1, 2048], [32, 64]]               # one case each, called by its shape; or `name = ["prompt-512", ...]`
+    shape = [[1, 2048], [32, 64]]               # one case each, called by its shape; or `name = ["prompt-512", ...]`,
+                                                # or a table, `name.prompt-512 = { ... }`, whose keys go before these
     pass = ["forward", "forward+backward"]      # default ["forward"]
     dtype = ["float32", "bfloat16"]             # default both
     device = ["cpu", "cuda"]                    # default both
     batch = 1                                   # what --batch selects by; default the first number of the shape
-    quick = true                                # also part of the short benchmark; default false
+    free_batch = true                           # --batch does not select, it replaces the batch; default false
+    quick = true                                # also part of the short benchmark, or the list of passes that are;
+                                                # default false
 
-with one case for each name x pass x dtype x device. Every other key goes to the suite unchanged, as a parameter.
+with one case for each name x pass x dtype x device. Every other key goes to the suite unchanged, as a parameter. Keys
+above the first table hold for every table that does not have them itself.
 """
 
 from __future__ import annotations
@@ -23,9 +27,11 @@ import importlib.resources
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .masks import MASKS
+from .record import parts
 from .report import Layout
 from .timer import Effort
 
@@ -34,10 +40,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SUITES = {"rmsnorm": f"{__package__}.rmsnorm", "openelm": f"{__package__}.openelm"}
+SUITES = {name: f"{__package__}.{name}" for name in ("rmsnorm", "openelm", "layers")}
 """Name and module of every suite, in the order in which the main benchmark runs them."""
 
-PASSES = ("forward", "forward+backward", "backward")
+PASSES = ("forward", "forward+backward", "backward", "input-gradient", "weight-gradient", "all")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
 
@@ -50,12 +56,16 @@ class Unavailable(Exception):
 class Selection:
     """Which cases and variants of a suite to run, and how. An empty tuple selects everything.
 
-    cases     glob patterns: of the whole name (decode/1x2048), or of either half (decode, 1x2048)
-    variants  names without their mode: "ours" selects "ours" and "ours/graph"
-    quick     the short benchmark: fewer cases, less time for each
-    threads   threads of torch on CPU; None is torch's own default
+    cases       glob patterns: of the whole name (decode/1x2048), or of either half (decode, 1x2048)
+    batches     a case whose batch is free is measured once with each of these
+    variants    names without their mode: "ours" selects "ours" and "ours/graph", "sparse" also "sparse:random-90"
+    sparsities  in percent; suites that measure nothing sparse have no cases then
+    masks       of `masks.MASKS`; likewise
+    weights     a file of pruned weights, for the suites that can measure its layers
+    quick       the short benchmark: fewer cases, less time for each
+    threads     threads of torch on CPU; None is torch's own default
 
-    Raises ValueError for a device, dtype or pass that no suite has.
+    Raises ValueError for a device, dtype, pass, mask or sparsity that no suite has.
     """
 
     device: str = "cpu"
@@ -64,6 +74,9 @@ class Selection:
     cases: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
     variants: tuple[str, ...] = ()
+    sparsities: tuple[float, ...] = ()
+    masks: tuple[str, ...] = ()
+    weights: str | None = None
     quick: bool = False
     threads: int | None = None
 
@@ -72,10 +85,14 @@ class Selection:
             ("device", (self.device,), DEVICES),
             ("dtype", self.dtypes, DTYPES),
             ("pass", self.passes, PASSES),
+            ("mask", self.masks, tuple(MASKS)),
         ):
             for value in given:
                 if value not in accepted:
                     raise ValueError(f"{name} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+        for percent in self.sparsities:
+            if not 0 <= percent < 100:
+                raise ValueError(f"sparsity is {percent:g}, accepted are percentages from 0 to below 100")
 
     def takes_case(self, case: Case) -> bool:
         """Whether `case` is to run."""
@@ -84,14 +101,14 @@ class Selection:
             case.device == self.device
             and (not self.dtypes or case.dtype in self.dtypes)
             and (not self.passes or case.pass_ in self.passes)
-            and (not self.batches or case.batch in self.batches)
+            and (not self.batches or case.free_batch or case.batch in self.batches)
             and (not self.cases or any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.cases))
             and (case.quick or not self.quick)
         )
 
     def takes_variant(self, name: str) -> bool:
         """Whether the variant of this name is to run."""
-        return not self.variants or name.partition("/")[0] in self.variants
+        return not self.variants or parts(name)[0] in self.variants or name.partition("/")[0] in self.variants
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ class Case:
     name        group/name, as records call it
     pass_       one of PASSES
     batch       what --batch selects by; None where the case has no such thing
+    free_batch  whether the case can be measured with any batch
     parameters  the other keys of its table, and "shape" where the table gave shapes
     """
 
@@ -112,6 +130,11 @@ class Case:
     batch: int | None
     quick: bool
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    free_batch: bool = False
+
+    def with_batch(self, batch: int) -> Case:
+        """This case with another batch, which its name then tells: group/name@batch."""
+        return self if batch == self.batch else replace(self, name=f"{self.name}@{batch}", batch=batch)
 
 
 @dataclass(frozen=True)
@@ -130,12 +153,14 @@ class Prepared:
     calls    how many runs one `call` stands for (a CUDA graph of 20 runs: 20)
     context  entered around every timed sample, outside the measured time (torch.inference_mode, use_backend)
     check    compares it with the truth; None for a yardstick that computes something else
+    details  what the record says beside times and errors
     """
 
     call: Callable[[], object]
     calls: int = 1
     context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     check: Callable[[], Verdict] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,12 +168,15 @@ class Variant:
     """One way to compute a case: a name, and what makes it ready.
 
     A name may end in a mode, "ours/graph": its speedup and ideal fraction are then taken against the baseline and the
-    ideal of that same mode. `prepare` does all that should not be timed (weights, compilation). It raises
-    `Unavailable` with the reason where the variant cannot run; any other exception is recorded as an error.
+    ideal of that same mode. Before that it may have a pattern, "sparse:random-90": the reports give each pattern a row,
+    in which what has none stands as well. `sparsity` is the share of zeros, where there are any to skip. `prepare` does
+    all that should not be timed (weights, compilation). It raises `Unavailable` with the reason where the variant
+    cannot run; any other exception is recorded as an error.
     """
 
     name: str
     prepare: Callable[[], Prepared]
+    sparsity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +188,7 @@ class Suite:
     ideal     the variant that nothing can beat, such as a plain copy: `ideal_fraction` is its time over a variant's
     full      how much time a case gets; `quick` in the short benchmark
     layout    how the reports lay the records out
+    sparse    whether options that name sparsities and masks mean this suite
     """
 
     name: str
@@ -170,10 +199,17 @@ class Suite:
     full: Effort
     quick: Effort
     layout: Layout
+    sparse: bool = False
 
     def cases(self, selection: Selection) -> list[Case]:
         """The selected cases of this suite, in the order of its file."""
-        return [case for case in read_cases(self.name) if selection.takes_case(case)]
+        if (selection.sparsities or selection.masks) and not self.sparse:
+            return []
+        cases: list[Case] = []
+        for case in filter(selection.takes_case, read_cases(self.name)):
+            batches = selection.batches if case.free_batch else ()
+            cases += [case.with_batch(batch) for batch in dict.fromkeys(batches)] or [case]
+        return cases
 
 
 def load(name: str) -> Suite:
@@ -191,44 +227,64 @@ def read_cases(suite: str) -> list[Case]:
     return parse_cases(suite, text)
 
 
+DEFAULTS: Mapping[str, Any] = {
+    "pass": ["forward"],
+    "dtype": ["float32", "bfloat16"],
+    "device": list(DEVICES),
+    "batch": None,
+    "free_batch": False,
+    "quick": False,
+}
+"""The keys of a table that every suite shares, and what they are where the table has none."""
+
+
 def parse_cases(suite: str, text: str) -> list[Case]:
     """The cases that the TOML `text` describes. Raises `ValueError` that names the table at fault."""
     cases = []
-    for number, table in enumerate(tomllib.loads(text)["cases"], 1):
+    document = tomllib.loads(text)
+    tables = document.pop("cases")
+    for number, table in enumerate(tables, 1):
         where = f"{suite}.toml, table {number}"
-        common = {
-            key: table.pop(key, default)
-            for key, default in (
-                ("pass", ["forward"]),
-                ("dtype", ["float32", "bfloat16"]),
-                ("device", list(DEVICES)),
-                ("quick", False),
-                ("batch", None),
-            )
-        }
-        for key, accepted in (("pass", PASSES), ("dtype", DTYPES), ("device", DEVICES)):
-            for value in common[key]:
-                if value not in accepted:
-                    raise ValueError(f"{where}: {key} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
         if "group" not in table or ("shape" in table) == ("name" in table):
             raise ValueError(f"{where}: needs a group, and either shapes or names")
         group, shapes, names = table.pop("group"), table.pop("shape", []), table.pop("name", [])
-        rows = [("x".join(map(str, shape)), shape[0], {"shape": tuple(shape), **table}) for shape in shapes]
-        rows += [(name, None, dict(table)) for name in names]
-        for name, batch, parameters in rows:
-            cases += [
-                Case(
-                    suite=suite,
-                    name=f"{group}/{name}",
-                    pass_=pass_,
-                    dtype=dtype,
-                    device=device,
-                    batch=batch if common["batch"] is None else common["batch"],
-                    quick=common["quick"],
-                    parameters=parameters,
-                )
-                for pass_ in common["pass"]
-                for dtype in common["dtype"]
-                for device in common["device"]
-            ]
+        rows = [("x".join(map(str, shape)), {"batch": shape[0], **table, "shape": tuple(shape)}) for shape in shapes]
+        rows += [(name, {**table, **own}) for name, own in _named(names)]
+        for name, values in rows:
+            cases += _product(suite, where, f"{group}/{name}", {**DEFAULTS, **document, **values})
     return cases
+
+
+def _named(names: list[str] | dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The names of a table, with the keys that each has for itself."""
+    return list(names.items()) if isinstance(names, dict) else [(name, {}) for name in names]
+
+
+def _product(suite: str, where: str, name: str, values: Mapping[str, Any]) -> list[Case]:
+    """The cases of one name, pass by pass."""
+    quick = values["quick"] if isinstance(values["quick"], list) else values["pass"] if values["quick"] else []
+    for key, given, accepted in (
+        ("pass", values["pass"], PASSES),
+        ("dtype", values["dtype"], DTYPES),
+        ("device", values["device"], DEVICES),
+        ("quick", quick, values["pass"]),
+    ):
+        for value in given:
+            if value not in accepted:
+                raise ValueError(f"{where}: {key} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+    return [
+        Case(
+            suite=suite,
+            name=name,
+            pass_=pass_,
+            dtype=dtype,
+            device=device,
+            batch=values["batch"],
+            quick=pass_ in quick,
+            parameters={key: value for key, value in values.items() if key not in DEFAULTS},
+            free_batch=values["free_batch"],
+        )
+        for pass_ in values["pass"]
+        for dtype in values["dtype"]
+        for device in values["device"]
+    ]

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Outcome:
 
     status: str = "ok"
     max_error: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
     sampler: Sampler | None = None
     repeats: int = 0
 
@@ -93,7 +94,8 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
     with session.interruptions.counted():
         times = interleave(samplers, session.effort)
     gc.unfreeze()
-    for name, outcome in outcomes.items():
+    for variant in variants:
+        name, outcome = variant.name, outcomes[variant.name]
         seconds = times.get(name)
         yield Record(
             suite=suite.name,
@@ -103,17 +105,18 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
             device=case.device,
             dtype=case.dtype,
             threads=torch.get_num_threads(),
-            sparsity=None,
+            sparsity=variant.sparsity,
             p20_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.2)),
             p50_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.5)),
             p80_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.8)),
             speedup=_against(suite.baseline, name, times),
-            ideal_fraction=None if suite.ideal is None else _against(suite.ideal, name, times),
+            ideal_fraction=_ideal_fraction(suite, variant, times),
             max_error=outcome.max_error,
             status=outcome.status,
             machine=machine(),
             versions=versions(),
             commit=commit(),
+            details=outcome.details,
         )
 
 
@@ -123,6 +126,7 @@ def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
     outcome = Outcome()
     try:
         prepared = variant.prepare()
+        outcome.details = prepared.details
         verdict = None if prepared.check is None else prepared.check()
         if verdict is not None:
             outcome.max_error = _rounded(verdict.max_error) if math.isfinite(verdict.max_error) else None
@@ -148,6 +152,14 @@ def _sampler(prepared: Prepared, clock: Clock) -> Sampler:
             return clock.seconds(prepared.call, repeats) / (repeats * prepared.calls)
 
     return sample
+
+
+def _ideal_fraction(suite: Suite, variant: Variant, times: dict[str, list[float]]) -> float | None:
+    """Time of the ideal over that of `variant`: the suite's, or where zeros are skipped the baseline's by density."""
+    if variant.sparsity is None:
+        return None if suite.ideal is None else _against(suite.ideal, variant.name, times)
+    speedup = _against(suite.baseline, variant.name, times)
+    return None if speedup is None else _rounded(speedup * (1 - variant.sparsity))
 
 
 def _against(reference: str, name: str, times: dict[str, list[float]]) -> float | None:

@@ -1,0 +1,397 @@
+"""The suite `layers`: single layers of networks with fine-grained sparse weights, beside the dense layer.
+
+A case is a layer, a pass and a batch. Its variants are the dense layer in float32 (the baseline), the same in bfloat16,
+and ours for each pattern of nonzeros: "sparse:random-90" has 90% zeros in random places. All of them take turns, so the
+dense layer is timed once and each speedup is taken within a round.
+
+The dense layer is eager torch in the faster of two layouts: contiguous or channels_last, whichever takes less time when
+the variant is made ready, with input and weight in that layout, and in bfloat16, beforehand. Weights packed for oneDNN
+beforehand (torch.compile with freezing) can beat it where weights dominate. Ours is given float32 in the case's layout,
+and what it converts counts. A single pass is one call of a kernel operator, without autograd; "all" is the forward, the
+gradient to the input and that to the weight.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import testing
+from ..formats import Unstructured
+from ..ops.sparse_conv2d import operators  # noqa: F401 (defines the operators that are called below)
+from ..ops.sparse_conv2d.geometry import Geometry
+from .masks import MASKS, mask
+from .record import Record
+from .report import Layout, detail_column, rate_column, ratio_column, share_column, speedup_column, time_column
+from .suite import Case, Prepared, Selection, Suite, Variant, Verdict, read_cases
+from .timer import CpuClock, Effort, interleave, repeats_of
+
+SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
+QUICK_SPARSITIES, QUICK_MASKS = (80.0, 90.0, 95.0), ("random",)
+"""What is measured unless told otherwise, in percent; all masks except in the short benchmark."""
+
+RESULTS = {
+    "forward": ("output",),
+    "input-gradient": ("input gradient",),
+    "weight-gradient": ("weight gradient",),
+    "all": ("output", "input gradient", "weight gradient"),
+}
+"""What each pass computes."""
+
+PASS_OF = {results[0]: pass_ for pass_, results in RESULTS.items() if len(results) == 1}
+"""The pass that computes nothing but a result."""
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+TRUTH_IMAGES = 8
+"""So many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""
+
+Call = Callable[[], tuple[Tensor, ...]]
+"""Computes the pass: the tensors that `RESULTS` names."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer and the batch that it is given. weight is the weight's shape; a Linear has two dimensions.
+
+    layout is that of the images that ours is given, of MEMORY_FORMATS.
+    """
+
+    weight: tuple[int, ...]
+    batch: int
+    size: int = 1
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    count: int = 1
+    layout: str = "contiguous"
+
+    @classmethod
+    def of(cls, case: Case) -> Layer:
+        """The layer of `case`."""
+        assert case.batch is not None
+        values = {key: value for key, value in case.parameters.items() if key not in ("weight", "from_file")}
+        return cls(weight=tuple(case.parameters["weight"]), batch=case.batch, **values)
+
+    @property
+    def linear(self) -> bool:
+        return len(self.weight) == 2
+
+    @property
+    def geometry(self) -> list[int]:
+        """As the kernel operators take it; a Linear is the 1x1 convolution of 1x1 images."""
+        kernel_h, kernel_w = (1, 1) if self.linear else self.weight[2:]
+        around = (self.padding,) * 4
+        return list(Geometry(kernel_h, kernel_w, self.stride, self.stride, *around, 1, 1, self.groups))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        image = () if self.linear else (self.size, self.size)
+        return (self.batch, self.weight[1] * self.groups, *image)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        image = () if self.linear else Geometry(*self.geometry).output_size(self.size, self.size)
+        return (self.batch, self.weight[0], *image)
+
+    def gflop(self, weights: int, pass_: str) -> float:
+        """The work of a pass in which `weights` weights take part: a multiplication and an addition a position."""
+        positions = self.batch * math.prod(self.output_shape[2:])
+        return float(f"{2e-9 * weights * positions * len(RESULTS[pass_]):.5g}")
+
+    def details(self) -> dict[str, Any]:
+        return {"batch": self.batch, "count": self.count}
+
+
+class Inputs:
+    """The tensors of a case in float32, each made when first asked for and the same every time."""
+
+    def __init__(self, layer: Layer, real: Tensor | None = None) -> None:
+        self.layer, self._real = layer, real
+
+    def _normal(self, shape: tuple[int, ...], seed: int) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    @functools.cached_property
+    def weight(self) -> Tensor:
+        return self._normal(self.layer.weight, 0) if self._real is None else self._real
+
+    @functools.cached_property
+    def input(self) -> Tensor:
+        return self._normal(self.layer.input_shape, 1).contiguous(memory_format=MEMORY_FORMATS[self.layer.layout])
+
+    @functools.cached_property
+    def grad_output(self) -> Tensor:
+        return self._normal(self.layer.output_shape, 2).contiguous(memory_format=MEMORY_FORMATS[self.layer.layout])
+
+    def tensors(self, pass_: str) -> tuple[Tensor, Tensor]:
+        """The input, and the gradient of the output where the pass has one; else the input again."""
+        return self.input, self.input if pass_ == "forward" else self.grad_output
+
+
+def dense_call(layer: Layer, pass_: str, input: Tensor, weight: Tensor, grad_output: Tensor) -> Call:
+    """The pass as torch computes it. The two gradients of a convolution are one call, as autograd makes it."""
+    wanted = RESULTS[pass_]
+    if layer.linear:
+        functions: dict[str, Callable[[], Tensor]] = {
+            "output": lambda: F.linear(input, weight),
+            "input gradient": lambda: grad_output @ weight,
+            "weight gradient": lambda: grad_output.t() @ input,
+        }
+        return lambda: tuple(functions[result]() for result in wanted)
+
+    stride, padding = [layer.stride] * 2, [layer.padding] * 2
+    gradients = ["input gradient" in wanted, "weight gradient" in wanted, False]
+
+    def convolution() -> tuple[Tensor, ...]:
+        output = (F.conv2d(input, weight, None, stride, padding, 1, layer.groups),) if "output" in wanted else ()
+        if not any(gradients):
+            return output
+        found = torch.ops.aten.convolution_backward(
+            grad_output, input, weight, None, stride, padding, [1, 1], False, [0, 0], layer.groups, gradients
+        )
+        return output + tuple(gradient for gradient in found if gradient is not None)
+
+    return convolution
+
+
+def sparse_call(layer: Layer, pass_: str, input: Tensor, weight: Unstructured, grad_output: Tensor) -> Call:
+    """The pass as our kernel operators compute it."""
+    ops, geometry = torch.ops.sparsekernels, layer.geometry
+    image = layer.size, layer.size, layer.layout == "channels_last"
+    x, dy = (tensor.view(*tensor.shape, 1, 1) if layer.linear else tensor for tensor in (input, grad_output))
+    values, crow, col = weight.values, weight.crow_indices, weight.col_indices
+    functions: dict[str, Callable[[], Tensor]] = {}
+    if "output" in RESULTS[pass_]:
+        forward = ops._sparse_conv2d.default
+        functions["output"] = lambda: forward(x, values, None, crow, col, geometry)
+    if "input gradient" in RESULTS[pass_]:
+        backward, transposed = ops._sparse_conv2d_input_gradient.default, tuple(weight.transposed(layer.groups))
+        functions["input gradient"] = lambda: backward(dy, values, *transposed, geometry, *image)
+    if "weight gradient" in RESULTS[pass_]:
+        to_weight = ops._sparse_conv2d_weight_gradient.default
+        functions["weight gradient"] = lambda: to_weight(dy, x, crow, col, geometry)
+    calls = tuple(functions.values())
+    return lambda: tuple(call() for call in calls)
+
+
+class Oracle:
+    """Holds all results of a sparse variant against those of the dense layer in float64.
+
+    The gradient to the weight does not depend on which weights are kept: it is computed once for all patterns.
+    """
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        self._pass, self._inputs = case.pass_, inputs
+
+    def _both(self, result: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """One result of the dense layer: in float64, and in float32."""
+        layer, pass_ = self._inputs.layer, PASS_OF[result]
+        input, grad_output = self._inputs.tensors(pass_)
+        (baseline,) = dense_call(layer, pass_, input, weight, grad_output)()
+        parts = [
+            dense_call(layer, pass_, some.double(), weight.double(), gradients.double())()[0]
+            for some, gradients in zip(input.split(TRUTH_IMAGES), grad_output.split(TRUTH_IMAGES), strict=True)
+        ]
+        return torch.stack(parts).sum(0) if result == "weight gradient" else torch.cat(parts), baseline
+
+    @functools.cached_property
+    def _weight_gradient(self) -> tuple[Tensor, Tensor]:
+        return self._both("weight gradient", self._inputs.weight)
+
+    def check(self, call: Call, weight: Tensor, kept: Tensor) -> Verdict:
+        """`weight` is the dense weight with its zeros, `kept` says what is stored, in the order of the values."""
+        comparisons = []
+        for name, result in zip(RESULTS[self._pass], call(), strict=True):
+            if name == "weight gradient":
+                truth, baseline = (tensor[kept] for tensor in self._weight_gradient)
+            else:
+                truth, baseline = self._both(name, weight)
+                result = result.flatten(1) if self._inputs.layer.linear else result
+            comparisons.append(testing.compare(name, result, truth, baseline))
+        return Verdict(max(one.error for one in comparisons), all(one.passed for one in comparisons))
+
+
+def variants(case: Case, selection: Selection) -> list[Variant]:
+    """The dense layer in two dtypes, and ours for each pattern."""
+    layer = Layer.of(case)
+    real = None
+    if case.parameters.get("from_file"):
+        assert selection.weights is not None
+        real = read_weights(selection.weights)[case.name.partition("/")[2].partition("@")[0]]
+    inputs = Inputs(layer, real)
+    oracle = Oracle(case, inputs)
+    result = [
+        Variant("dense", functools.partial(_dense, case, inputs, torch.float32)),
+        Variant("dense-bf16", functools.partial(_dense, case, inputs, torch.bfloat16)),
+    ]
+    if real is not None:
+        sparsity = 1 - real.count_nonzero().item() / real.numel()
+        make = functools.partial(_sparse, case, inputs, oracle, lambda: real != 0)
+        return [*result, Variant("sparse:real", make, round(sparsity, 5))]
+    for kind in dict.fromkeys(selection.masks or (QUICK_MASKS if selection.quick else MASKS)):
+        for percent in dict.fromkeys(selection.sparsities or (QUICK_SPARSITIES if selection.quick else SPARSITIES)):
+            sparsity = round(percent / 100, 7)
+            make = functools.partial(
+                _sparse, case, inputs, oracle, functools.partial(mask, kind, layer.weight, sparsity)
+            )
+            result.append(Variant(f"sparse:{kind}-{percent:g}", make, sparsity))
+    return result
+
+
+def _dense(case: Case, inputs: Inputs, dtype: torch.dtype) -> Prepared:
+    """torch's layer in eager mode, in the faster of its layouts."""
+    layer = inputs.layer
+    tensors = (inputs.input, inputs.weight, inputs.tensors(case.pass_)[1])
+    formats = {"": torch.contiguous_format} if layer.linear else MEMORY_FORMATS
+    calls = {
+        name: dense_call(layer, case.pass_, *(tensor.to(dtype, memory_format=format) for tensor in tensors))
+        for name, format in formats.items()
+    }
+    layout = _fastest(calls)
+    details = {**layer.details(), "gflop": layer.gflop(inputs.weight.numel(), case.pass_)}
+    return Prepared(
+        calls[layout], context=torch.inference_mode, details={**details, **({"layout": layout} if layout else {})}
+    )
+
+
+def _fastest(calls: Mapping[str, Call]) -> str:
+    """The one of `calls` with the least time: the minimum of at least five samples, which take turns."""
+    if len(calls) == 1:
+        return next(iter(calls))
+    clock = CpuClock()
+    with torch.inference_mode():
+        samplers = {name: functools.partial(_sample, clock, call) for name, call in calls.items()}
+        turns = {name: (sampler, repeats_of(sampler, 1e-3)) for name, sampler in samplers.items()}
+        samples = interleave(turns, Effort(seconds=0.1, least=5, most=30))
+    return min(samples, key=lambda name: min(samples[name]))
+
+
+def _sample(clock: CpuClock, call: Call, repeats: int) -> float:
+    return clock.seconds(call, repeats) / repeats
+
+
+def _sparse(case: Case, inputs: Inputs, oracle: Oracle, keep: Callable[[], Tensor]) -> Prepared:
+    """Ours, with the weights that `keep` says."""
+    layer, kept = inputs.layer, keep()
+    packed = Unstructured.from_dense(inputs.weight, kept)
+    input, grad_output = inputs.tensors(case.pass_)
+    call = sparse_call(layer, case.pass_, input, packed, grad_output)
+
+    def check() -> Verdict:
+        with torch.inference_mode():
+            return oracle.check(call, inputs.weight * kept, kept)
+
+    details = {**layer.details(), "gflop": layer.gflop(int(kept.sum()), case.pass_), "peak_gflops": peak_gflops()}
+    return Prepared(call, context=torch.inference_mode, check=check, details=details)
+
+
+@functools.cache
+def peak_gflops() -> float | None:
+    """The rate of multiply-adds with one operand from L1, measured; None where nothing here can measure it."""
+    measure = getattr(torch.ops.sparsekernels, "_fma_from_l1_gflops", None)
+    return None if measure is None else float(f"{measure():.4g}")
+
+
+@functools.cache
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The pruned weights in the .npz file `path`, by layer, in the shapes that the suite's file gives them.
+
+    A layer "conv1" is three arrays: conv1.shape, the shape of the weight; conv1.index, where in the flattened weight
+    its nonzeros are; conv1.value, these. Raises ValueError that names the array at fault.
+    """
+    import numpy  # what draws the plots needs it, the package does not
+
+    cases = {c.name.partition("/")[2]: c for c in read_cases("layers") if c.parameters.get("from_file")}
+    result = {}
+    try:
+        with numpy.load(Path(path), allow_pickle=False) as file:
+            arrays = {key: file[key] for name in cases for key in _keys(name) if key in file}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"weights {path!r} cannot be read as an .npz file: {error}") from error
+    for name, case in cases.items():
+        if missing := [key for key in _keys(name) if key not in arrays]:
+            raise ValueError(f"weights {path!r} has no {', '.join(missing)}")
+        expected = tuple(case.parameters["weight"])
+        shape, index, value = (torch.as_tensor(arrays[key]) for key in _keys(name))
+        if tuple(shape.tolist()) != expected:
+            raise ValueError(f"weights {path!r}: {name}.shape is {shape.tolist()}, accepted is {list(expected)}")
+        flat = torch.zeros(math.prod(expected))
+        if index.shape != value.shape or index.dim() != 1 or not index.dtype.is_signed or index.is_floating_point():
+            raise ValueError(
+                f"weights {path!r}: {name}.index and {name}.value are not lists of whole numbers and values"
+            )
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < flat.numel():
+            raise ValueError(f"weights {path!r}: {name}.index is not within the {flat.numel()} weights of {expected}")
+        result[name] = flat.scatter_(0, index.long(), value.float()).view(expected)
+    return result
+
+
+def _keys(name: str) -> tuple[str, str, str]:
+    return f"{name}.shape", f"{name}.index", f"{name}.value"
+
+
+class _Layers(Suite):
+    def cases(self, selection: Selection) -> list[Case]:
+        """The selected cases; those of a file of weights where `selection.weights` names one, which is then checked."""
+        if selection.weights is not None:
+            read_weights(selection.weights)
+        found = super().cases(selection)
+        return [case for case in found if selection.weights is not None or not case.parameters.get("from_file")]
+
+
+def gflop(record: Record) -> float | None:
+    """The work of one call, in GFLOP, as the record has it."""
+    return record.details.get("gflop")
+
+
+def share_of_peak(record: Record) -> float | None:
+    """The rate on the nonzeros over the machine's peak."""
+    work, peak = gflop(record), record.details.get("peak_gflops")
+    if work is None or not peak or record.p50_ms is None:
+        return None
+    return work / (record.p50_ms * 1e-3) / peak
+
+
+SUITE = _Layers(
+    name="layers",
+    about="layers of networks with pruned weights, beside the dense layer",
+    variants=variants,
+    baseline="dense",
+    ideal=None,
+    full=Effort(seconds=6),
+    quick=Effort(seconds=2.5),
+    layout=Layout(
+        columns=(
+            detail_column("dense", "count", "layers"),
+            time_column("dense"),
+            detail_column("dense", "layout", "layout"),
+            time_column("dense-bf16"),
+            time_column("sparse"),
+            speedup_column("sparse", "speedup"),
+            share_column("sparse", "of ideal", lambda record: record.ideal_fraction),
+            rate_column("sparse", "GFLOP/s", gflop),
+            share_column("sparse", "of peak", share_of_peak),
+            ratio_column("dense-bf16", "sparse"),
+        ),
+        legend=(
+            "Medians of one call, float32 except dense-bf16; the row says where the zeros are and how many percent. "
+            "layers: how many of the net have this shape. dense: eager torch in the faster of two layouts (named). "
+            "speedup: over dense, the median over the rounds. of ideal: that, of 1 / density. GFLOP/s: on the nonzeros "
+            "only; of peak: of multiply-adds with one operand from L1, measured on as many threads. dense-bf16 / "
+            "sparse: of times; above 1 the zeros beat the narrower type."
+        ),
+        subject="sparse",
+        rivals=("dense", "dense-bf16"),
+        chart="sparsity",
+    ),
+    sparse=True,
+)

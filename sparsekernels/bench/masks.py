@@ -1,0 +1,52 @@
+"""Which weights are kept: masks of an exact number of nonzeros, the same every time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+SPREAD = 0.75
+"""Standard deviation of the logarithms of a clustered mask's odds, of rows and of input channels each."""
+
+
+def mask(kind: str, shape: Sequence[int], sparsity: float, seed: int = 0) -> Tensor:
+    """The mask (bool, true where a weight is kept) of `kind`, one of `MASKS`, over a weight of `shape`.
+
+    The weight is (out_channels, in_channels per group, ...). Of its numel, round(numel * (1 - sparsity)) are kept:
+    those whose draws from an exponential distribution of the kind's odds are the least, which is how one draws that
+    many without putting any back.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = math.prod(shape)
+    kept = round(count * (1 - sparsity))
+    draws = torch.empty(tuple(shape), dtype=torch.float64).exponential_(generator=generator)
+    order = (draws / MASKS[kind](shape, generator)).flatten().argsort()
+    result = torch.zeros(count, dtype=torch.bool)
+    result[order[:kept]] = True
+    return result.view(tuple(shape))
+
+
+def random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Every weight has the same odds."""
+    return torch.ones((), dtype=torch.float64)
+
+
+def clustered(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Each output channel (row) and each input channel has odds of its own, and a weight their product.
+
+    The odds are log-normal, so that most channels are about as dense as all together, a few several times as dense,
+    and a few nearly empty, as magnitude pruning leaves them.
+    """
+
+    def odds(*shape: int) -> Tensor:
+        return torch.exp(SPREAD * torch.randn(*shape, generator=generator, dtype=torch.float64))
+
+    after = (1,) * (len(shape) - 2)
+    return odds(shape[0], 1, *after) * odds(1, shape[1], *after)
+
+
+MASKS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {"random": random, "clustered": clustered}
+"""The kinds: of the weight's shape, the odds of each weight to be kept (broadcast to that shape)."""
