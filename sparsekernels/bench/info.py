@@ -8,11 +8,15 @@ import torch
 
 from .. import _library
 from ..ops.rms_norm import op as rms_norm
+from ..ops.sparse_conv2d import op as sparse_conv2d
 from . import machine
 
 Lines = list[tuple[str, str]]
 
-OPERATIONS = {"rms_norm": rms_norm.IMPLEMENTATIONS}
+OPERATIONS = {
+    "rms_norm": rms_norm.IMPLEMENTATIONS,
+    "sparse_conv2d, sparse_linear": sparse_conv2d.IMPLEMENTATIONS,
+}
 """The table of every operation, by the operation's name."""
 
 
