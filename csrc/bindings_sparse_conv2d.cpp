@@ -100,6 +100,17 @@ int64_t length(const Handle& tensor) {
   return tensor.sizes()[0];
 }
 
+// Without values.
+SparsePattern pattern_of(const Handle& crow, const Handle& col, const Geometry& geometry) {
+  SparsePattern pattern;
+  pattern.rows = length(crow) - 1;
+  pattern.nonzeros = length(col);
+  require(pattern.rows >= 0 && pattern.rows % geometry.conv.groups == 0, "crow_indices: rows do not divide by groups");
+  pattern.crow_indices = indices(crow, pattern.rows + 1);
+  pattern.col_indices = indices(col, pattern.nonzeros);
+  return pattern;
+}
+
 // Uninitialised; contiguous or channels last.
 Handle empty_activation(const int64_t (&sizes)[4], bool channels_last, const Handle& like) {
   if (!channels_last) return empty(sizes, 4, like.dtype(), like);
@@ -142,12 +153,7 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   const Geometry geometry(arguments.integers());
 
   check_activation(input, geometry);
-  SparsePattern pattern;
-  pattern.rows = length(crow) - 1;
-  pattern.nonzeros = length(col);
-  require(pattern.rows >= 0 && pattern.rows % geometry.conv.groups == 0, "crow_indices: rows do not divide by groups");
-  pattern.crow_indices = indices(crow, pattern.rows + 1);
-  pattern.col_indices = indices(col, pattern.nonzeros);
+  SparsePattern pattern = pattern_of(crow, col, geometry);
   check_like(values, input, pattern.nonzeros, "values: accepted is one for each index, in dtype and place of input");
   pattern.values = values.data();
   pattern.dtype = dtype_of(values);
@@ -176,12 +182,7 @@ void boxed_input_gradient(StableIValue* stack, uint64_t, uint64_t) {
   const bool channels_last = arguments.boolean();
 
   check_activation(grad_output, geometry);
-  SparsePattern pattern;
-  pattern.rows = length(crow) - 1;
-  pattern.nonzeros = length(col);
-  require(pattern.rows >= 0 && pattern.rows % geometry.conv.groups == 0, "crow_indices: rows do not divide by groups");
-  pattern.crow_indices = indices(crow, pattern.rows + 1);
-  pattern.col_indices = indices(col, pattern.nonzeros);
+  SparsePattern pattern = pattern_of(crow, col, geometry);
   pattern.permutation = indices(permutation, pattern.nonzeros);
   check_like(
       values, grad_output, pattern.nonzeros,
@@ -210,13 +211,8 @@ void boxed_weight_gradient(StableIValue* stack, uint64_t, uint64_t) {
   check_activation(grad_output, geometry);
   check_activation(input, geometry);
   require(grad_output.dtype() == input.dtype(), "grad_output: accepted is the dtype of input");
-  SparsePattern pattern;
-  pattern.rows = length(crow) - 1;
-  pattern.nonzeros = length(col);
+  const SparsePattern pattern = pattern_of(crow, col, geometry);
   const Activation source = activation_of(input), grads = activation_of(grad_output);
-  require(
-      source.size[1] % geometry.conv.groups == 0 && pattern.rows >= 0 && pattern.rows % geometry.conv.groups == 0,
-      "input: accepted are channels that divide by groups");
   require(
       grads.size[1] == pattern.rows && grads.size[0] == source.size[0], "grad_output: does not fit input and indices");
   for (int d = 0; d < 2; ++d) {
@@ -224,8 +220,6 @@ void boxed_weight_gradient(StableIValue* stack, uint64_t, uint64_t) {
         geometry.output_size(d, source.size[2 + d]) == grads.size[2 + d],
         "grad_output: accepted is the size that the convolution gives");
   }
-  pattern.crow_indices = indices(crow, pattern.rows + 1);
-  pattern.col_indices = indices(col, pattern.nonzeros);
   Handle grad_values = empty(&pattern.nonzeros, 1, input.dtype(), input);
   sparse_conv2d_weight_gradient(geometry.conv, pattern, grads, source, grad_values.data(), torch_threads());
   stack[0] = to_stack(std::move(grad_values));
