@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../rms_norm.h"
+#include "sparse/bundles.h"
 #include "sparse/lines.h"
 #include "sparse/tile_calls.h"
 
@@ -29,6 +30,7 @@ struct CpuKernels {
   const char* isa;
   RmsNormKernels rms_norm[4];  // by DType
   LineKernels lines[3];        // by DType, without float64
+  BundleKernels bundles[3];    // by DType, without float64
   TileKernels tiles;
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);

@@ -1,5 +1,6 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #include "../rms_norm.h"
+#include "../sparse/bundle_transfer.h"
 #include "../sparse/line_transfer.h"
 #include "../sparse/tiles.h"
 
@@ -12,6 +13,7 @@ const CpuKernels kPortableKernels = {
     {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
      rms_norm_kernels_of<double>()},
     {line_kernels_of<float>(), line_kernels_of<BFloat16>(), line_kernels_of<Float16>()},
+    {bundle_kernels_of<float>(), bundle_kernels_of<BFloat16>(), bundle_kernels_of<Float16>()},
     tile_kernels(),
     widen_elements,
     narrow_elements};

@@ -4,32 +4,10 @@
 #include <limits>
 #include <stdexcept>
 
-#if __has_include(<unistd.h>)
-#include <unistd.h>
-#endif
+#include "caches.h"
 
 namespace sparsekernels {
 namespace {
-
-constexpr int64_t kLineBytes = 64;
-
-struct Caches {
-  int64_t first, second;  // in lines
-};
-
-const Caches& caches() {
-  static const Caches sizes = [] {
-    long first = -1, second = -1;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-    first = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-    second = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    if (first < 16 * 1024) first = 32 * 1024;
-    if (second < 256 * 1024) second = 512 * 1024;
-    return Caches{first / kLineBytes, second / kLineBytes};
-  }();
-  return sizes;
-}
 
 // Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
 int64_t evened(int64_t count, int64_t most) {

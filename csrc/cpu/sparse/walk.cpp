@@ -10,11 +10,13 @@
 
 #include "../kernels.h"
 #include "prepare.h"
+#include "program_walk.h"
 #include "units.h"
 
 namespace sparsekernels {
 namespace {
 
+thread_local Arena bias_arena;
 thread_local Arena call_arena;    // what all threads of a call read
 thread_local Arena worker_arena;  // a thread's own lines
 
@@ -46,6 +48,12 @@ void correlate(
     Lattice lattice, const SparsePattern& pattern, const void* bias, DType bias_dtype, const Threads& threads) {
   check_rows(pattern);
   merge_positions(lattice);
+  float* wide_bias = nullptr;
+  Pieces own;
+  if (bias != nullptr) own.add(&wide_bias, pattern.rows);
+  own.allocate(bias_arena);
+  if (bias != nullptr) cpu_kernels().widen(bias, pattern.rows, bias_dtype, wide_bias);
+  if (correlate_by_programs(lattice, pattern, wide_bias, threads)) return;
   const TileKernels& tiles = cpu_kernels().tiles;
   const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
   const int64_t residues = lattice.residues(), rows = lattice.dest_channels;
@@ -54,12 +62,9 @@ void correlate(
   Preparation prepared(lattice, plan, pattern, slices, true);
   Pieces shared;
   prepared.reserve(shared);
-  float* wide_bias = nullptr;
-  if (bias != nullptr) shared.add(&wide_bias, pattern.rows);
   const Trim trim{call_arena};
   shared.allocate(call_arena);
   prepared.run(threads);
-  if (bias != nullptr) cpu_kernels().widen(bias, pattern.rows, bias_dtype, wide_bias);
 
   const Side source = source_side(lattice), dest = dest_side(lattice);
   const auto run = [&](int64_t item) {

@@ -1,0 +1,191 @@
+#include "bundle_plan.h"
+
+#include <algorithm>
+
+#include "bundles.h"
+#include "caches.h"
+
+namespace sparsekernels {
+namespace {
+
+// Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
+int64_t evened(int64_t count, int64_t most) {
+  return divide_up(count, divide_up(count, most));
+}
+
+int64_t phases_of(const Lattice& lattice) {
+  return static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
+}
+
+// Planes that hold the image's columns and nothing else, so that most of them are copies of the image. False where that
+// takes more masks than there are.
+bool lay_out_masked(const Lattice& lattice, BundlePlan& plan) {
+  const int64_t step = lattice.source_step[1];
+  plan.pitch = plan.strip[1];
+  for (const int64_t phase : lattice.phases[1]) {
+    const int64_t first = lattice.origin[1] + phase;
+    const int64_t index = first >= 0 ? first / step : -divide_up(-first, step);
+    plan.first_column.push_back(first - index * step);
+    plan.more_shift.push_back(index);
+    plan.columns_there.push_back(
+        std::max<int64_t>(0, divide_up(lattice.source.size[3] - plan.first_column.back(), step)));
+    plan.pitch = std::max(plan.pitch, plan.columns_there.back());
+  }
+  for (const Tap& tap : lattice.taps) {
+    if (!tap.reaches) continue;
+    const int64_t shift = plan.shift_of(tap), columns = plan.columns_there[static_cast<size_t>(tap.phase[1])];
+    plan.front_floats = std::max(plan.front_floats, -shift * plan.images);
+    if (shift >= 0 && lattice.size[1] + shift <= columns) continue;
+    const MaskedShift mask = {shift, columns};
+    if (std::find(plan.masks.begin(), plan.masks.end(), mask) == plan.masks.end()) plan.masks.push_back(mask);
+  }
+  return static_cast<int>(plan.masks.size()) <= kMostMasks;
+}
+
+// Planes with zeros around the image.
+void lay_out_padded(const Lattice& lattice, BundlePlan& plan) {
+  plan.pitch = plan.strip[1] + lattice.most_shift[1];
+  for (const int64_t phase : lattice.phases[1]) plan.first_column.push_back(lattice.origin[1] + phase);
+  plan.more_shift.assign(lattice.phases[1].size(), 0);
+}
+
+// The layout of a strip's planes and lines; images, strip and strips are set.
+void lay_out(const Lattice& lattice, BundlePlan& plan) {
+  const auto clear = [&] {
+    plan.first_column.clear();
+    plan.more_shift.clear();
+    plan.columns_there.clear();
+    plan.masks.clear();
+    plan.front_floats = 0;
+  };
+  clear();
+  if (plan.strips[1] > 1 || !lay_out_masked(lattice, plan)) {
+    clear();
+    lay_out_padded(lattice, plan);
+  }
+  const int64_t rows = plan.strip[0] + lattice.most_shift[0], phases = phases_of(lattice);
+  const int64_t channels = lattice.source_channels + (lattice.some_reach_nothing ? 1 : 0);
+  const int64_t last_line = plan.lines(plan.strip[0], plan.strip[1]) * 16;
+  plan.phase_floats = rows * plan.pitch * plan.images;
+  // what the last line reads behind the last row
+  plan.behind_floats = std::max<int64_t>(0, last_line - plan.strip[0] * plan.pitch * plan.images);
+  bool whole_lines = plan.pitch * plan.images % 16 == 0 || rows == 1;  // that rows begin at, and that shifts are
+  for (const Tap& tap : lattice.taps)
+    whole_lines = whole_lines && (!tap.reaches || plan.shift_of(tap) * plan.images % 16 == 0);
+  if (whole_lines) {
+    plan.phase_floats = divide_up(plan.phase_floats, 16) * 16;
+    plan.behind_floats = 0;
+    plan.channel_floats = 16;
+    plan.line_floats = channels * 16;
+    plan.bundle_floats = phases * plan.phase_floats / 16 * plan.line_floats;
+  } else {
+    plan.line_floats = 16;
+    // an odd number of lines, so that channels fall on all sets of the first cache
+    plan.channel_floats = (divide_up(phases * plan.phase_floats + plan.behind_floats, 16) | 1) * 16;
+    plan.bundle_floats = channels * plan.channel_floats;
+  }
+  plan.front_floats = plan.spread(divide_up(plan.front_floats, 16) * 16);
+}
+
+// Nanoseconds for a layer, up to a factor: a fit to a Xeon with AMX.
+double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) {
+  const double lines = static_cast<double>(plan.bundles * plan.lines(plan.strip[0], plan.strip[1]));
+  const bool by_channels = lattice.source.stride[1] == 1;
+  int64_t stages = 0;
+  while ((int64_t{1} << stages) < plan.images) ++stages;
+  const double transfer = by_channels ? 5 : 2 + 0.7 * static_cast<double>(stages);
+  const double channels = static_cast<double>(lattice.groups * (lattice.source_channels + lattice.dest_channels));
+  return lines * (nonzeros * (plan.images == 16 ? 0.22 : 0.25) + channels * transfer);
+}
+
+void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
+  // The lines of a channel that neighbouring positions share: those of the last rows and columns.
+  const double across =
+      static_cast<double>(16 + lattice.most_shift[1] * plan.images) / 16 + (plan.images < 16 ? 0.9 : 0);
+  const double window = static_cast<double>(phases_of(lattice) * (lattice.most_shift[0] + 1)) * across;
+  const double by_lines = 0.55 * static_cast<double>(caches().first) / window;
+  // Code of some ten bytes a nonzero, four for its value.
+  const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
+  const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
+  const double by_code = 2600 / std::max(1e-3, rows * taps * density);
+  const int64_t most = static_cast<int64_t>(std::max(1.0, std::min({by_lines, by_code, 1e9})));
+  plan.block_channels = evened(lattice.source_channels, std::min(lattice.source_channels, most));
+  plan.blocks = divide_up(lattice.source_channels, plan.block_channels);
+}
+
+// A unit's planes stay in the second cache while all slices go by.
+void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
+  const int64_t room = caches().second * 16 * 45 / 100;
+  const auto cut = [&](int d, int64_t strips, int64_t multiple) {
+    plan.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
+    plan.strips[d] = divide_up(lattice.size[d], plan.strip[d]);
+    lay_out(lattice, plan);
+  };
+  for (int64_t n = 2; plan.bundle_floats > room && plan.strip[0] > 1; ++n) cut(0, std::min(n, lattice.size[0]), 1);
+  if (lattice.most_shift[1] == 0)
+    for (int64_t n = 2; plan.bundle_floats > room && plan.strip[1] > 64; ++n) cut(1, n, 16);
+  // Enough lines to be worth the code, but no more: what is read and written goes through the second cache as well.
+  constexpr int64_t kManyLines = 24;
+  const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]);
+  const int64_t few = std::min(room / plan.bundle_floats, divide_up(kManyLines, lines));
+  plan.unit_bundles = std::max<int64_t>(1, std::max(few, room / 3 / plan.bundle_floats));
+  plan.unit_bundles = evened(plan.bundles, std::min(plan.bundles, plan.unit_bundles));
+  const auto uneven = [&] {
+    const int64_t items = lattice.groups * plan.units();
+    return items < 8 * threads && items % threads != 0;
+  };
+  const int64_t most = plan.unit_bundles;
+  while (uneven() && plan.unit_bundles > 1) --plan.unit_bundles;
+  if (uneven()) plan.unit_bundles = most;
+  // smaller strips, as long as there is work for each
+  const int64_t strips = plan.strips[0];
+  for (int64_t n = strips + 1; uneven() && n <= strips + threads && n <= lattice.size[0]; ++n) {
+    cut(0, n, 1);
+    if (plan.strip[0] < 4) {
+      cut(0, strips, 1);
+      break;
+    }
+  }
+  for (plan.parts = 1; plan.parts < plan.slices; ++plan.parts) {
+    const int64_t items = lattice.groups * plan.units() * plan.parts;
+    if (items >= 8 * threads || items % threads == 0) break;
+  }
+}
+
+}  // namespace
+
+int BundlePlan::mask_of(const Tap& tap) const {
+  if (columns_there.empty()) return 0;
+  const MaskedShift mask = {shift_of(tap), columns_there[static_cast<size_t>(tap.phase[1])]};
+  const auto found = std::find(masks.begin(), masks.end(), mask);
+  return found == masks.end() ? 0 : static_cast<int>(found - masks.begin()) + 1;
+}
+
+BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
+  BundlePlan best = {};
+  double best_cost = 0;
+  const int64_t batch = lattice.source.size[0];
+  for (int64_t images = 1; images <= kMostImages && (images == 1 || images / 2 < batch); images *= 2) {
+    BundlePlan plan = {};
+    plan.images = images;
+    plan.bundles = divide_up(batch, images);
+    for (int d = 0; d < 2; ++d) {
+      plan.strip[d] = lattice.size[d];
+      plan.strips[d] = 1;
+    }
+    lay_out(lattice, plan);
+    const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
+    if (best_cost != 0 && cost >= best_cost) continue;
+    best = plan;
+    best_cost = cost;
+  }
+  best.slices = divide_up(lattice.dest_channels, kMostSliceRows);
+  choose_unit(lattice, best, threads);
+  best.slices = std::min(lattice.dest_channels, divide_up(best.slices, best.parts) * best.parts);
+  const double weights = static_cast<double>(lattice.groups * lattice.dest_channels * lattice.source_channels) *
+                         static_cast<double>(lattice.taps.size());
+  choose_block(lattice, best, static_cast<double>(nonzeros) / weights);
+  return best;
+}
+
+}  // namespace sparsekernels

@@ -1,0 +1,32 @@
+// Memory that holds machine code: written first, then readable and executable, never both writable and executable.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace sparsekernels {
+
+class Assembler;
+
+class Executable {
+ public:
+  // The pieces, each at a multiple of 64 bytes; null where the system allows no such memory.
+  static std::unique_ptr<Executable> make(const std::vector<Assembler>& pieces);
+  ~Executable();
+  Executable(const Executable&) = delete;
+  Executable& operator=(const Executable&) = delete;
+
+  const uint8_t* piece(size_t i) const { return memory_ + starts_[i]; }
+  size_t size() const { return size_; }
+
+ private:
+  Executable() = default;
+
+  uint8_t* memory_ = nullptr;
+  size_t size_ = 0;
+  std::vector<size_t> starts_;
+};
+
+}  // namespace sparsekernels

@@ -1,0 +1,58 @@
+// A pattern as machine code: one program for the nonzeros that a slice of its rows has in a block of channels. A slice
+// is as many rows as fit the registers, and a program computes one line of sums for each of them: it loads each line of
+// the planes that some row needs once, and multiplies and adds it to the sums of every such row. No loop, no branch, no
+// index: where a line lies is a displacement within its instruction. docs/sparse_kernels.md has the derivation.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "bundle_plan.h"
+#include "executable.h"
+
+namespace sparsekernels {
+
+// sums[row of the slice] (16 floats each) = (block 0 ? 0 : sums[row]) + the products of the line with the block's
+// nonzeros. `values` are those of the program, plus kValueBias.
+// `masks`: those of the line, see BundlePlan::masks.
+using Program = void (*)(const float* line, const float* values, float* sums, const uint16_t* masks);
+
+constexpr int64_t kValueBias = 128;  // so that more displacements fit a byte
+
+constexpr int64_t kMaskStride = 8;
+
+struct Step {
+  Program program;  // null: the slice has no nonzeros in the block
+  int32_t values;   // where the program's begin
+  int32_t bytes;    // of code
+};
+
+class Programs {
+ public:
+  // Null where the system runs no code that is made at run time. Throws std::invalid_argument where an index is out of
+  // its range.
+  static std::shared_ptr<const Programs> make(
+      const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
+
+  const Step& step(int64_t group, int64_t slice, int64_t block, int64_t residue) const {
+    return steps_[static_cast<size_t>(((group * slices_ + slice) * blocks_ + block) * residues_ + residue)];
+  }
+  const Step* end() const { return steps_.data() + steps_.size(); }
+  int64_t first_row(int64_t slice) const { return rows_ * slice / slices_; }
+  // Of each value, in the order in which programs take them, its place in the pattern's values.
+  const std::vector<int32_t>& order() const { return order_; }
+  // kMaskStride for each line of a strip.
+  const std::vector<uint16_t>& masks() const { return masks_; }
+  size_t bytes() const { return code_->size() + order_.size() * sizeof(int32_t); }
+
+ private:
+  Programs() = default;
+
+  int64_t rows_ = 0, slices_ = 0, blocks_ = 0, residues_ = 0;
+  std::unique_ptr<Executable> code_;
+  std::vector<Step> steps_;
+  std::vector<int32_t> order_;
+  std::vector<uint16_t> masks_;
+};
+
+}  // namespace sparsekernels

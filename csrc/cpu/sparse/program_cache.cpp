@@ -1,0 +1,195 @@
+#include "program_cache.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <unordered_map>
+
+namespace sparsekernels {
+namespace {
+
+std::atomic<bool> refused{false};
+
+struct Hash {
+  uint64_t low, high;
+  bool operator==(const Hash& other) const { return low == other.low && high == other.high; }
+};
+
+// Multiply and fold, with secrets that differ from process to process: two contents have the same 128 bits with a
+// probability that need not be thought of, unless somebody who knows the secrets wants it.
+class Hasher {
+ public:
+  Hasher() {
+    std::random_device device;
+    for (uint64_t& secret : secrets_) secret = (static_cast<uint64_t>(device()) << 32 | device()) | 1;
+  }
+
+  Hash of(const void* data, size_t bytes) const {
+    const char* at = static_cast<const char*>(data);
+    uint64_t state[kLanes];
+    for (int i = 0; i < kLanes; ++i) state[i] = secrets_[i] ^ bytes;
+    size_t rest = bytes;
+    for (; rest >= kStripe; rest -= kStripe, at += kStripe)
+      for (int i = 0; i < kLanes; ++i) state[i] = mix(state[i], at + i * 16, i);
+    char last[kStripe] = {};
+    if (rest > 0) std::memcpy(last, at, rest);
+    for (int i = 0; i < kLanes; ++i) state[i] = mix(state[i], last + i * 16, i);
+    return {
+        fold(fold(state[0] ^ secrets_[8], state[1]) ^ secrets_[9], fold(state[2] ^ secrets_[10], state[3])),
+        fold(fold(state[3] ^ secrets_[11], state[0]) ^ secrets_[12], fold(state[1] ^ secrets_[13], state[2]))};
+  }
+
+ private:
+  static constexpr int kLanes = 4;
+  static constexpr size_t kStripe = kLanes * 16;
+
+  static uint64_t fold(uint64_t a, uint64_t b) {
+    const unsigned __int128 product = static_cast<unsigned __int128>(a) * b;
+    return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64) ^ a;
+  }
+  uint64_t mix(uint64_t state, const char* from, int lane) const {
+    uint64_t words[2];
+    std::memcpy(words, from, sizeof words);
+    return fold(words[0] ^ secrets_[4 + lane], words[1] ^ state) + (state << 23 | state >> 41);
+  }
+
+  uint64_t secrets_[14];
+};
+
+const Hasher& hasher() {
+  static const Hasher one;
+  return one;
+}
+
+Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& layout, const Threads& threads) {
+  struct Array {
+    const int32_t* data;
+    int64_t count;
+  };
+  const Array arrays[3] = {
+      {pattern.crow_indices, pattern.rows + 1},
+      {pattern.col_indices, pattern.nonzeros},
+      {pattern.permutation, pattern.permutation == nullptr ? 0 : pattern.nonzeros}};
+  constexpr int64_t kPiece = 1 << 15;
+  std::vector<Array> pieces;
+  for (const Array& array : arrays)
+    for (int64_t at = 0; at < array.count; at += kPiece)
+      pieces.push_back({array.data + at, std::min(kPiece, array.count - at)});
+  std::vector<Hash> hashes(pieces.size() + 1);
+  const auto range = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Array& piece = pieces[static_cast<size_t>(i)];
+      hashes[static_cast<size_t>(i)] = hasher().of(piece.data, static_cast<size_t>(piece.count) * sizeof(int32_t));
+    }
+  };
+  const int64_t count = static_cast<int64_t>(pieces.size());
+  if (count <= 4) {
+    range(0, count);
+  } else {
+    threads.run(count, range);
+  }
+  hashes.back() = hasher().of(layout.data(), layout.size() * sizeof(int64_t));
+  return hasher().of(hashes.data(), hashes.size() * sizeof(Hash));
+}
+
+// Everything but the pattern that programs depend on.
+std::vector<int64_t> layout_of(const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern) {
+  std::vector<int64_t> layout = {
+      lattice.groups,
+      lattice.source_channels,
+      lattice.dest_channels,
+      lattice.residues(),
+      plan.images,
+      plan.pitch,
+      plan.phase_floats,
+      plan.channel_floats,
+      plan.block_channels,
+      plan.slices,
+      pattern.rows,
+      pattern.nonzeros,
+      pattern.permutation != nullptr,
+      plan.strip[0],
+      plan.line_floats,
+      plan.strip[1],
+      static_cast<int64_t>(plan.columns_there.size())};
+  for (int d = 0; d < 2; ++d) layout.push_back(static_cast<int64_t>(lattice.phases[d].size()));
+  for (const int64_t number : plan.more_shift) layout.push_back(number);
+  for (const int64_t number : plan.columns_there) layout.push_back(number);
+  for (const Tap& tap : lattice.taps)
+    for (const int64_t number : {tap.phase[0], tap.phase[1], tap.shift[0], tap.shift[1], tap.residue})
+      layout.push_back(tap.reaches ? number : -1 - tap.residue);
+  return layout;
+}
+
+class Cache {
+ public:
+  std::shared_ptr<const Programs> find(const Hash& hash) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = entries_.find(hash);
+    if (found == entries_.end()) return nullptr;
+    found->second.used = ++clock_;
+    return found->second.programs;
+  }
+
+  void insert(const Hash& hash, std::shared_ptr<const Programs> programs) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!entries_.emplace(hash, Entry{programs, ++clock_}).second) return;
+    bytes_ += programs->bytes();
+    while (bytes_ > kMostBytes && entries_.size() > 1) {
+      auto oldest = entries_.begin();
+      for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
+        if (entry->second.used < oldest->second.used) oldest = entry;
+      bytes_ -= oldest->second.programs->bytes();
+      entries_.erase(oldest);
+    }
+  }
+
+ private:
+  static constexpr size_t kMostBytes = size_t{256} << 20;
+
+  struct Entry {
+    std::shared_ptr<const Programs> programs;
+    uint64_t used;
+  };
+  struct First {
+    size_t operator()(const Hash& hash) const { return static_cast<size_t>(hash.low); }
+  };
+
+  std::mutex mutex_;
+  std::unordered_map<Hash, Entry, First> entries_;
+  uint64_t clock_ = 0;
+  size_t bytes_ = 0;
+};
+
+Cache& cache() {
+  static Cache* const one = new Cache;  // never destroyed: threads may outlive static objects
+  return *one;
+}
+
+}  // namespace
+
+bool programs_allowed() {
+  static const bool wanted = [] {
+    const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
+    return set == nullptr || std::strcmp(set, "0") != 0;
+  }();
+  return wanted && !refused;
+}
+
+std::shared_ptr<const Programs> cached_programs(
+    const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
+  const Hash hash = hash_pattern(pattern, layout_of(lattice, plan, pattern), threads);
+  std::shared_ptr<const Programs> programs = cache().find(hash);
+  if (programs != nullptr) return programs;
+  programs = Programs::make(lattice, plan, pattern, threads);
+  if (programs == nullptr) {
+    refused = true;
+  } else {
+    cache().insert(hash, programs);
+  }
+  return programs;
+}
+
+}  // namespace sparsekernels
