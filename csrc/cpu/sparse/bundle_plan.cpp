@@ -87,15 +87,38 @@ void lay_out(const Lattice& lattice, BundlePlan& plan) {
   plan.front_floats = plan.spread(divide_up(plan.front_floats, 16) * 16);
 }
 
-// Nanoseconds for a layer, up to a factor: a fit to a Xeon with AMX.
+// A bundle's planes stay in the second cache while all slices go by: strips of it, where it is too large.
+int64_t room_for_planes() {
+  return caches().second * 16 * 45 / 100;
+}
+
+void cut(const Lattice& lattice, BundlePlan& plan, int d, int64_t strips, int64_t multiple) {
+  plan.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
+  plan.strips[d] = divide_up(lattice.size[d], plan.strip[d]);
+  lay_out(lattice, plan);
+}
+
+void cut_to_room(const Lattice& lattice, BundlePlan& plan) {
+  const int64_t room = room_for_planes();
+  for (int64_t n = 2; plan.bundle_floats > room && plan.strip[0] > 1; ++n)
+    cut(lattice, plan, 0, std::min(n, lattice.size[0]), 1);
+  if (lattice.most_shift[1] == 0)
+    for (int64_t n = 2; plan.bundle_floats > room && plan.strip[1] > 64; ++n) cut(lattice, plan, 1, n, 16);
+}
+
+// Nanoseconds for a layer, up to a factor: a fit to a Xeon with AMX. Lines that are loaded across a border between two
+// cache lines cost more; so does interleaving.
 double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) {
-  const double lines = static_cast<double>(plan.bundles * plan.lines(plan.strip[0], plan.strip[1]));
+  const double bundles = static_cast<double>(plan.bundles * plan.strips[0] * plan.strips[1]);
+  const double lines = bundles * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
+  const double read = bundles * static_cast<double>(phases_of(lattice) * plan.phase_floats) / 16;
   const bool by_channels = lattice.source.stride[1] == 1;
-  int64_t stages = 0;
-  while ((int64_t{1} << stages) < plan.images) ++stages;
-  const double transfer = by_channels ? 5 : 2 + 0.7 * static_cast<double>(stages);
-  const double channels = static_cast<double>(lattice.groups * (lattice.source_channels + lattice.dest_channels));
-  return lines * (nonzeros * (plan.images == 16 ? 0.22 : 0.25) + channels * transfer);
+  double stages = 0;
+  for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
+  const double transfer = by_channels ? 5 : 2 + 0.7 * stages;
+  const double sources = static_cast<double>(lattice.groups * lattice.source_channels);
+  const double results = static_cast<double>(lattice.groups * lattice.dest_channels);
+  return lines * nonzeros * (plan.line_floats != 16 ? 0.22 : 0.25) + (read * sources + lines * results) * transfer;
 }
 
 void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
@@ -113,17 +136,8 @@ void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
   plan.blocks = divide_up(lattice.source_channels, plan.block_channels);
 }
 
-// A unit's planes stay in the second cache while all slices go by.
 void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
-  const int64_t room = caches().second * 16 * 45 / 100;
-  const auto cut = [&](int d, int64_t strips, int64_t multiple) {
-    plan.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
-    plan.strips[d] = divide_up(lattice.size[d], plan.strip[d]);
-    lay_out(lattice, plan);
-  };
-  for (int64_t n = 2; plan.bundle_floats > room && plan.strip[0] > 1; ++n) cut(0, std::min(n, lattice.size[0]), 1);
-  if (lattice.most_shift[1] == 0)
-    for (int64_t n = 2; plan.bundle_floats > room && plan.strip[1] > 64; ++n) cut(1, n, 16);
+  const int64_t room = room_for_planes();
   // Enough lines to be worth the code, but no more: what is read and written goes through the second cache as well.
   constexpr int64_t kManyLines = 24;
   const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]);
@@ -140,9 +154,9 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
   // smaller strips, as long as there is work for each
   const int64_t strips = plan.strips[0];
   for (int64_t n = strips + 1; uneven() && n <= strips + threads && n <= lattice.size[0]; ++n) {
-    cut(0, n, 1);
+    cut(lattice, plan, 0, n, 1);
     if (plan.strip[0] < 4) {
-      cut(0, strips, 1);
+      cut(lattice, plan, 0, strips, 1);
       break;
     }
   }
@@ -174,6 +188,7 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
       plan.strips[d] = 1;
     }
     lay_out(lattice, plan);
+    cut_to_room(lattice, plan);
     const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
     if (best_cost != 0 && cost >= best_cost) continue;
     best = plan;

@@ -21,10 +21,28 @@ inline uint32_t lanes_within(int64_t first, int64_t step, int64_t size) {
   return first_lanes(until) & ~first_lanes(below);
 }
 
-// Elements `stride` apart, where the mask has a bit.
+inline __m512i indices_from(int first, int step) {
+  const __m512i count = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_mullo_epi32(count, _mm512_set1_epi32(step)));
+}
+
+// The lower eight bits, each followed by a zero.
+inline uint32_t spread_bits(uint32_t bits) {
+  bits &= 0xff;
+  bits = (bits | bits << 4) & 0x0f0f;
+  bits = (bits | bits << 2) & 0x3333;
+  return (bits | bits << 1) & 0x5555;
+}
+
+// Elements `stride` apart, where the mask has a bit; no others are touched.
 template <class T>
 inline Vec<float> load_strided(const T* from, int64_t stride, uint32_t mask) {
   if (stride == 1) return Sixteen<T>::load(from, mask);
+  if (stride == 2) {
+    const Vec<float> low = Sixteen<T>::load(from, spread_bits(mask));
+    const Vec<float> high = Sixteen<T>::load(from + 16, spread_bits(mask >> 8));
+    return {_mm512_permutex2var_ps(low.v, indices_from(0, 2), high.v)};
+  }
   float lanes[16];
   for (int i = 0; i < 16; ++i) lanes[i] = mask >> i & 1 ? widen(from[i * stride]) : 0.0f;
   return Vec<float>::load(lanes);
@@ -33,15 +51,17 @@ inline Vec<float> load_strided(const T* from, int64_t stride, uint32_t mask) {
 template <class T>
 inline void store_strided(Vec<float> value, T* to, int64_t stride, uint32_t mask) {
   if (stride == 1) return Sixteen<T>::store(value, to, mask);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (stride < int64_t{1} << 26) {
+      _mm512_mask_i32scatter_ps(
+          to, static_cast<__mmask16>(mask), indices_from(0, static_cast<int>(stride)), value.v, 4);
+      return;
+    }
+  }
   float lanes[16];
   value.store(lanes);
   for (int i = 0; i < 16; ++i)
     if (mask >> i & 1) narrow(lanes[i], to[i * stride]);
-}
-
-inline __m512i indices_from(int first, int step) {
-  const __m512i count = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  return _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_mullo_epi32(count, _mm512_set1_epi32(step)));
 }
 
 // vectors[i] holds 16 columns of image i; then their elements in the order column, image. Or back.

@@ -6,6 +6,7 @@
 
 #include "../kernels.h"
 #include "arena.h"
+#include "fetch.h"
 #include "program_cache.h"
 
 namespace sparsekernels {
@@ -160,9 +161,24 @@ float* arrange_values(const Programs& programs, const SparsePattern& pattern, co
   return values;
 }
 
+// What a unit reads or writes of one side, where that is worth it: smaller tensors lie in the last cache anyway. Rows
+// [first, last] belong to a position, at `step` from one to the next.
+Fetch fetch_of(
+    const Activation& tensor, const BundlePlan& plan, const Unit& unit, int64_t channel, int64_t channels,
+    int64_t first, int64_t last, int64_t step) {
+  constexpr int64_t kLargeElements = int64_t{1} << 21;
+  if (tensor.size[0] * tensor.size[1] * tensor.size[2] * tensor.size[3] < kLargeElements) return Fetch();
+  const int64_t begin[4] = {
+      unit.first_bundle * plan.images, channel, std::max<int64_t>(0, unit.first[0] * step + first), 0};
+  const int64_t end[4] = {
+      std::min(tensor.size[0], (unit.first_bundle + unit.bundles) * plan.images), channel + channels,
+      std::min(tensor.size[2], (unit.first[0] + unit.size[0] - 1) * step + last + 1), tensor.size[3]};
+  return Fetch(tensor, begin, end);
+}
+
 void run_unit(
     const Lattice& lattice, const BundlePlan& plan, const Programs& programs, const float* values, const float* bias,
-    const Unit& unit, int64_t first_slice, int64_t last_slice) {
+    const Unit& unit, const Unit* next_unit, int64_t first_slice, int64_t last_slice) {
   const int64_t lines = plan.lines(unit.size[0], unit.size[1]), rows = lattice.dest_channels;
   constexpr int64_t kSlackLines = kMostImages + 1;  // read, and not used
   float *planes, *sums;
@@ -174,11 +190,25 @@ void run_unit(
   read_planes(lattice, plan, unit, planes);
   const uint16_t* const masks = programs.masks().data();
   const int64_t mask_stride = programs.masks().empty() ? 0 : kMaskStride;
+  // Meanwhile the next unit's source comes up, and the place of the results.
+  const int64_t turns = unit.bundles * lines * lattice.residues() * plan.blocks;
+  Fetch ahead;
+  if (next_unit != nullptr) {
+    const int64_t last = lattice.phases[0].back() + lattice.most_shift[0] * lattice.source_step[0];
+    ahead = fetch_of(
+        lattice.source, plan, *next_unit, next_unit->group * lattice.source_channels, lattice.source_channels,
+        lattice.origin[0], lattice.origin[0] + last, lattice.source_step[0]);
+  }
+  const int64_t ahead_each = divide_up(ahead.lines(), turns * (last_slice - first_slice));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     const int64_t first = programs.first_row(slice);
     const int64_t slice_rows = programs.first_row(slice + 1) - first;
     const int64_t line_floats = slice_rows * 16;
     const SliceLines layout = {slice_rows, lines * line_floats, unit.bundles * lines * line_floats};
+    const int64_t row = unit.group * rows + first;
+    Fetch results =
+        fetch_of(lattice.dest, plan, unit, row, slice_rows, 0, lattice.dest_step[0] - 1, lattice.dest_step[0]);
+    const int64_t results_each = divide_up(results.lines(), turns);
     for (int64_t block = 0; block < plan.blocks; ++block) {
       for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
         const Step& step = programs.step(unit.group, slice, block, residue);
@@ -194,12 +224,14 @@ void run_unit(
           for (int64_t line = 0; line < lines; ++line, to += line_floats) {
             const int64_t until = code_lines * ++run / (unit.bundles * lines);
             for (; fetched < until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
+            ahead.lines(ahead_each);
+            results.lines(results_each);
             step.program(from + line * plan.line_floats, own_values, to, masks + line * mask_stride);
           }
         }
       }
     }
-    write_lines(lattice, plan, unit, unit.group * rows + first, layout, sums, bias);
+    write_lines(lattice, plan, unit, row, layout, sums, bias);
   }
 }
 
@@ -220,10 +252,15 @@ bool correlate_by_programs(
   threads.run(lattice.groups * units * plan.parts, [&](int64_t begin, int64_t end) {
     const Trim trim{worker_arena};
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t part = item % plan.parts, unit = item / plan.parts;
+      const auto unit_of = [&](int64_t i) {
+        return unit_at(lattice, plan, i / plan.parts / units, i / plan.parts % units);
+      };
+      const int64_t part = item % plan.parts;
+      const Unit unit = unit_of(item), next = unit_of(std::min(item + 1, end - 1));
+      const bool is_last = (item + 1) / plan.parts == item / plan.parts || item + 1 == end;
       run_unit(
-          lattice, plan, *programs, values, bias, unit_at(lattice, plan, unit / units, unit % units),
-          plan.slices * part / plan.parts, plan.slices * (part + 1) / plan.parts);
+          lattice, plan, *programs, values, bias, unit, is_last ? nullptr : &next, plan.slices * part / plan.parts,
+          plan.slices * (part + 1) / plan.parts);
     }
   });
   return true;
