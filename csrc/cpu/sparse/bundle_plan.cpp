@@ -1,6 +1,7 @@
 #include "bundle_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "bundles.h"
 #include "caches.h"
@@ -8,83 +9,88 @@
 namespace sparsekernels {
 namespace {
 
+// Four slices of so many rows are whole lines of a tensor whose channels are neighbours.
+constexpr int64_t kWholeLineRows = 28;
+
+constexpr int64_t kMostLines = 64;  // of several images
+
 // Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
 int64_t evened(int64_t count, int64_t most) {
   return divide_up(count, divide_up(count, most));
 }
 
-int64_t phases_of(const Lattice& lattice) {
-  return static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
-}
-
-// Planes that hold the image's columns and nothing else, so that most of them are copies of the image. False where that
-// takes more masks than there are.
+// Planes that hold the image's columns and nothing else: copies of the image. Lanes that leave it are masked. False
+// where that takes more masks than there are.
 bool lay_out_masked(const Lattice& lattice, BundlePlan& plan) {
   const int64_t step = lattice.source_step[1];
+  std::vector<int64_t> more_shift, columns;  // of each phase
   plan.pitch = plan.strip[1];
   for (const int64_t phase : lattice.phases[1]) {
     const int64_t first = lattice.origin[1] + phase;
-    const int64_t index = first >= 0 ? first / step : -divide_up(-first, step);
-    plan.first_column.push_back(first - index * step);
-    plan.more_shift.push_back(index);
-    plan.columns_there.push_back(
-        std::max<int64_t>(0, divide_up(lattice.source.size[3] - plan.first_column.back(), step)));
-    plan.pitch = std::max(plan.pitch, plan.columns_there.back());
+    more_shift.push_back(first >= 0 ? first / step : -divide_up(-first, step));
+    plan.first_column.push_back(first - more_shift.back() * step);
+    columns.push_back(std::max<int64_t>(0, divide_up(lattice.source.size[3] - plan.first_column.back(), step)));
+    plan.pitch = std::max(plan.pitch, columns.back());
   }
   for (const Tap& tap : lattice.taps) {
-    if (!tap.reaches) continue;
-    const int64_t shift = plan.shift_of(tap), columns = plan.columns_there[static_cast<size_t>(tap.phase[1])];
-    plan.front_floats = std::max(plan.front_floats, -shift * plan.images);
-    if (shift >= 0 && lattice.size[1] + shift <= columns) continue;
-    const MaskedShift mask = {shift, columns};
-    if (std::find(plan.masks.begin(), plan.masks.end(), mask) == plan.masks.end()) plan.masks.push_back(mask);
+    const size_t phase = static_cast<size_t>(tap.phase[1]);
+    const int64_t shift = tap.shift[1] + more_shift[phase];
+    plan.taps.push_back({tap.phase[1], shift, 0});
+    if (!tap.reaches || (shift >= 0 && lattice.size[1] + shift <= columns[phase])) continue;
+    const MaskedShift mask = {shift, columns[phase]};
+    const auto found = std::find(plan.masks.begin(), plan.masks.end(), mask);
+    plan.taps.back().mask = static_cast<int>(found - plan.masks.begin()) + 1;
+    if (found == plan.masks.end()) plan.masks.push_back(mask);
   }
   return static_cast<int>(plan.masks.size()) <= kMostMasks;
 }
 
-// Planes with zeros around the image.
+// Planes with zeros at both ends of a row.
 void lay_out_padded(const Lattice& lattice, BundlePlan& plan) {
   plan.pitch = plan.strip[1] + lattice.most_shift[1];
   for (const int64_t phase : lattice.phases[1]) plan.first_column.push_back(lattice.origin[1] + phase);
-  plan.more_shift.assign(lattice.phases[1].size(), 0);
+  for (const Tap& tap : lattice.taps) plan.taps.push_back({tap.phase[1], tap.shift[1], 0});
 }
 
-// The layout of a strip's planes and lines; images, strip and strips are set.
+// The layout of a strip's planes and lines; images and strips are set.
 void lay_out(const Lattice& lattice, BundlePlan& plan) {
   const auto clear = [&] {
     plan.first_column.clear();
-    plan.more_shift.clear();
-    plan.columns_there.clear();
+    plan.taps.clear();
     plan.masks.clear();
-    plan.front_floats = 0;
   };
   clear();
   if (plan.strips[1] > 1 || !lay_out_masked(lattice, plan)) {
     clear();
     lay_out_padded(lattice, plan);
   }
-  const int64_t rows = plan.strip[0] + lattice.most_shift[0], phases = phases_of(lattice);
+  plan.phases = static_cast<int64_t>(lattice.phases[0].size() * plan.first_column.size());
+  const int64_t rows = plan.strip[0] + lattice.most_shift[0];
   const int64_t channels = lattice.source_channels + (lattice.some_reach_nothing ? 1 : 0);
   const int64_t last_line = plan.lines(plan.strip[0], plan.strip[1]) * 16;
   plan.phase_floats = rows * plan.pitch * plan.images;
   // what the last line reads behind the last row
   plan.behind_floats = std::max<int64_t>(0, last_line - plan.strip[0] * plan.pitch * plan.images);
   bool whole_lines = plan.pitch * plan.images % 16 == 0 || rows == 1;  // that rows begin at, and that shifts are
-  for (const Tap& tap : lattice.taps)
-    whole_lines = whole_lines && (!tap.reaches || plan.shift_of(tap) * plan.images % 16 == 0);
+  int64_t front = 0;
+  for (size_t t = 0; t < plan.taps.size(); ++t) {
+    if (!lattice.taps[t].reaches) continue;
+    whole_lines = whole_lines && plan.taps[t].shift * plan.images % 16 == 0;
+    front = std::max(front, -plan.taps[t].shift * plan.images);
+  }
+  // An odd number of lines from channel to channel, or from line to line, falls on all sets of the first cache.
   if (whole_lines) {
     plan.phase_floats = divide_up(plan.phase_floats, 16) * 16;
     plan.behind_floats = 0;
     plan.channel_floats = 16;
-    plan.line_floats = channels * 16;
-    plan.bundle_floats = phases * plan.phase_floats / 16 * plan.line_floats;
+    plan.line_floats = (channels | 1) * 16;
+    plan.bundle_floats = plan.phases * plan.phase_floats / 16 * plan.line_floats;
   } else {
     plan.line_floats = 16;
-    // an odd number of lines, so that channels fall on all sets of the first cache
-    plan.channel_floats = (divide_up(phases * plan.phase_floats + plan.behind_floats, 16) | 1) * 16;
+    plan.channel_floats = (divide_up(plan.phases * plan.phase_floats + plan.behind_floats, 16) | 1) * 16;
     plan.bundle_floats = channels * plan.channel_floats;
   }
-  plan.front_floats = plan.spread(divide_up(plan.front_floats, 16) * 16);
+  plan.front_floats = plan.spread(divide_up(front, 16) * 16);
 }
 
 // A bundle's planes stay in the second cache while all slices go by: strips of it, where it is too large.
@@ -106,26 +112,43 @@ void cut_to_room(const Lattice& lattice, BundlePlan& plan) {
     for (int64_t n = 2; plan.bundle_floats > room && plan.strip[1] > 64; ++n) cut(lattice, plan, 1, n, 16);
 }
 
-// Nanoseconds for a layer, up to a factor: a fit to a Xeon with AMX. Lines that are loaded across a border between two
-// cache lines cost more; so does interleaving.
+// Loads of lines for each multiply-add: a line is loaded once for all rows of a slice that need it.
+double loads_of(double density, double rows) {
+  return (1 - std::pow(1 - density, rows)) / (rows * density);
+}
+
+// Nanoseconds on one core: a fit to a Xeon with AMX at 80 to 98% sparsity. A multiply-add, the loads of lines, nearly
+// twice as long across a border between two cache lines, and what comes up from the second cache; then what is read and
+// written, interleaved in stages.
 double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) {
+  const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
+  const double sources = static_cast<double>(lattice.groups * lattice.source_channels);
+  const double results = static_cast<double>(lattice.groups * lattice.dest_channels * lattice.residues());
+  const double weights = static_cast<double>(lattice.source_channels) * taps * results;
+  const double density = std::min(1.0, std::max(1e-6, nonzeros / weights));
+  const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
+  const double loads = loads_of(density, rows) * (plan.line_floats != 16 ? 1 : 1.9);
+  // the lines above are still in the first cache, unless rows are long
+  constexpr int64_t kShortRow = 96;
+  const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
+  const double fetched = static_cast<double>(plan.phases * above) / (taps * rows * density);
+  const double product = 0.148 + 0.189 * loads + 0.12 * fetched;
+
   const double bundles = static_cast<double>(plan.bundles * plan.strips[0] * plan.strips[1]);
   const double lines = bundles * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
-  const double read = bundles * static_cast<double>(phases_of(lattice) * plan.phase_floats) / 16;
-  const bool by_channels = lattice.source.stride[1] == 1;
+  const double read = bundles * static_cast<double>(plan.phases * plan.phase_floats) / 16;
   double stages = 0;
   for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
-  const double transfer = by_channels ? 5 : 2 + 0.7 * stages;
-  const double sources = static_cast<double>(lattice.groups * lattice.source_channels);
-  const double results = static_cast<double>(lattice.groups * lattice.dest_channels);
-  return lines * nonzeros * (plan.line_floats != 16 ? 0.22 : 0.25) + (read * sources + lines * results) * transfer;
+  const bool reads_channels = lattice.source.stride[1] == 1, writes_channels = lattice.dest.stride[1] == 1;
+  return lines * nonzeros * product + read * sources * (reads_channels ? 5 : 2 + 0.5 * stages) +
+         lines * results * (writes_channels ? 6 : 3.3 + 0.55 * stages);
 }
 
 void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
   // The lines of a channel that neighbouring positions share: those of the last rows and columns.
   const double across =
-      static_cast<double>(16 + lattice.most_shift[1] * plan.images) / 16 + (plan.images < 16 ? 0.9 : 0);
-  const double window = static_cast<double>(phases_of(lattice) * (lattice.most_shift[0] + 1)) * across;
+      static_cast<double>(16 + lattice.most_shift[1] * plan.images) / 16 + (plan.line_floats == 16 ? 0.9 : 0);
+  const double window = static_cast<double>(plan.phases * (lattice.most_shift[0] + 1)) * across;
   const double by_lines = 0.55 * static_cast<double>(caches().first) / window;
   // Code of some ten bytes a nonzero, four for its value.
   const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
@@ -168,18 +191,13 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
 
 }  // namespace
 
-int BundlePlan::mask_of(const Tap& tap) const {
-  if (columns_there.empty()) return 0;
-  const MaskedShift mask = {shift_of(tap), columns_there[static_cast<size_t>(tap.phase[1])]};
-  const auto found = std::find(masks.begin(), masks.end(), mask);
-  return found == masks.end() ? 0 : static_cast<int>(found - masks.begin()) + 1;
-}
-
 BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
   BundlePlan best = {};
   double best_cost = 0;
-  const int64_t batch = lattice.source.size[0];
-  for (int64_t images = 1; images <= kMostImages && (images == 1 || images / 2 < batch); images *= 2) {
+  const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
+  for (int64_t images = 1; images <= kMostImages; images *= 2) {
+    // as few as fill lines: a bundle of many lines has too large planes
+    if (images > 1 && (images / 2 >= batch || images * lattice.size[0] * lattice.size[1] > kMostLines * 16)) break;
     BundlePlan plan = {};
     plan.images = images;
     plan.bundles = divide_up(batch, images);
@@ -194,11 +212,17 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     best = plan;
     best_cost = cost;
   }
-  best.slices = divide_up(lattice.dest_channels, kMostSliceRows);
+  const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
+  best.slices = divide_up(rows, writes_channels ? kWholeLineRows : kMostSliceRows);
   choose_unit(lattice, best, threads);
-  best.slices = std::min(lattice.dest_channels, divide_up(best.slices, best.parts) * best.parts);
-  const double weights = static_cast<double>(lattice.groups * lattice.dest_channels * lattice.source_channels) *
-                         static_cast<double>(lattice.taps.size());
+  best.slices = std::min(rows, divide_up(best.slices, best.parts) * best.parts);
+  best.write_slices = 1;
+  if (writes_channels && best.parts == 1) {
+    best.slice_rows = kWholeLineRows;
+    best.write_slices = kMostWriteSlices;
+  }
+  const double weights =
+      static_cast<double>(lattice.groups * rows * lattice.source_channels) * static_cast<double>(lattice.taps.size());
   choose_block(lattice, best, static_cast<double>(nonzeros) / weights);
   return best;
 }

@@ -121,6 +121,7 @@ inline void clear_floats(float* at, int64_t count) {
 // The masks of a row's chunks of 16 columns.
 class ColumnMasks {
  public:
+  ColumnMasks() = default;
   ColumnMasks(int64_t first, int64_t step, int64_t size, int64_t count) : first_(first), step_(step), size_(size) {
     for (int64_t i = 0; i < kHeld && i * 16 < count; ++i)
       held_[i] = static_cast<uint16_t>(lanes_within(first + i * 16 * step, step, size) & first_lanes(count - i * 16));
@@ -150,47 +151,66 @@ inline void clear_plane(const BundleRead& t, float* plane, int64_t begin, int64_
   for (int64_t at = begin; at < end; at += 16) Vec<float>::zero().store(place_in<kLines>(t, plane, at));
 }
 
-// Sixteen columns of each image at a time. Rows that lie side by side in tensor and plane are read as one.
+// One phase of a strip, as read_columns walks over it.
+struct PhaseRows {
+  int64_t top, left;
+  int64_t begin, end;     // rows of the plane that lie in the image
+  int64_t rows, columns;  // those that are read; all as one row where they lie side by side in tensor and plane
+  ColumnMasks masks;
+
+  PhaseRows() = default;
+  PhaseRows(const BundleRead& t, int64_t phase, bool neighbours) {
+    top = t.first[0][phase / t.phases[1]];
+    left = t.first[1][phase % t.phases[1]];
+    const int64_t above = top >= 0 ? 0 : (-top + t.step[0] - 1) / t.step[0];
+    const int64_t below = top >= t.size[0] ? 0 : (t.size[0] - top + t.step[0] - 1) / t.step[0];
+    begin = above < t.rows ? above : t.rows;
+    end = below < begin ? begin : below < t.rows ? below : t.rows;
+    const bool as_one = neighbours && t.step[0] == 1 && left == 0 && t.pitch == t.size[1] && t.row_stride == t.pitch;
+    columns = as_one ? (end - begin) * t.pitch : t.pitch;
+    rows = as_one && end > begin ? 1 : end - begin;
+    masks = ColumnMasks(left, t.step[1], as_one ? columns : t.size[1], columns);
+  }
+};
+
+// Sixteen columns of each image at a time.
 template <class T, int kImages, bool kNeighbours, bool kLines>
 void read_columns(const BundleRead& t) {
-  const int64_t step = kNeighbours ? 1 : t.step[1] * t.column_stride;
-  for (int64_t phase = 0; phase < t.phases[0] * t.phases[1]; ++phase) {
-    const int64_t top = t.first[0][phase / t.phases[1]], left = t.first[1][phase % t.phases[1]];
-    // rows [begin, end) of the plane lie in the image
-    const uint64_t row_step = static_cast<uint64_t>(t.step[0]);
-    const int64_t above = top >= 0 ? 0 : static_cast<int64_t>((static_cast<uint64_t>(-top) + row_step - 1) / row_step);
-    const int64_t below = top >= t.size[0] ? 0 : (t.size[0] - top + t.step[0] - 1) / t.step[0];
-    const int64_t begin = above < t.rows ? above : t.rows;
-    const int64_t end = below < begin ? begin : below < t.rows ? below : t.rows;
-    const bool as_one = kNeighbours && t.step[0] == 1 && left == 0 && t.pitch == t.size[1] && t.row_stride == t.pitch;
-    const int64_t columns = as_one ? (end - begin) * t.pitch : t.pitch, rows = as_one && end > begin ? 1 : end - begin;
-    const ColumnMasks masks(left, t.step[1], as_one ? columns : t.size[1], columns);
+  const int64_t step = kNeighbours ? 1 : t.step[1] * t.column_stride, phases = t.phases[0] * t.phases[1];
+  constexpr int64_t kHeld = 12;
+  PhaseRows held[kHeld];
+  for (int64_t first = 0; first < phases; first += kHeld) {
+    const int64_t last = first + kHeld < phases ? first + kHeld : phases;
+    for (int64_t phase = first; phase < last; ++phase) held[phase - first] = PhaseRows(t, phase, kNeighbours);
     for (int64_t c = 0; c < t.channels; ++c) {
-      float* const plane = place_in<kLines>(t, t.planes + c * t.channel_floats, phase * t.phase_floats);
-      clear_plane<kLines>(t, plane, 0, begin * t.pitch * kImages);
-      clear_plane<kLines>(t, plane, end * t.pitch * kImages, t.rows * t.pitch * kImages);
-      for (int64_t y = 0; y < rows; ++y) {
-        const int64_t row = (begin + y) * t.pitch * kImages;
-        const int64_t from =
-            c * t.channel_stride + (top + (begin + y) * t.step[0]) * t.row_stride + left * t.column_stride;
-        for (int64_t x = 0; x < columns; x += 16) {
-          const uint32_t mask = masks.at(x);
-          Vec<float> vectors[kImages];
+      for (int64_t phase = first; phase < last; ++phase) {
+        const PhaseRows& p = held[phase - first];
+        float* const plane = place_in<kLines>(t, t.planes + c * t.channel_floats, phase * t.phase_floats);
+        clear_plane<kLines>(t, plane, 0, p.begin * t.pitch * kImages);
+        clear_plane<kLines>(t, plane, p.end * t.pitch * kImages, t.rows * t.pitch * kImages);
+        for (int64_t y = 0; y < p.rows; ++y) {
+          const int64_t row = (p.begin + y) * t.pitch * kImages;
+          const int64_t from =
+              c * t.channel_stride + (p.top + (p.begin + y) * t.step[0]) * t.row_stride + p.left * t.column_stride;
+          for (int64_t x = 0; x < p.columns; x += 16) {
+            const uint32_t mask = p.masks.at(x);
+            Vec<float> vectors[kImages];
 #pragma GCC unroll 16
-          for (int i = 0; i < kImages; ++i) {
-            const T* const image = static_cast<const T*>(t.image[i]);
-            vectors[i] = Vec<float>::zero();
-            if (image != nullptr && mask != 0) vectors[i] = load_strided(image + from + x * step, step, mask);
-          }
-          interleave<kImages>(vectors);
-          const int64_t rest = (columns - x) * kImages;
+            for (int i = 0; i < kImages; ++i) {
+              const T* const image = static_cast<const T*>(t.image[i]);
+              vectors[i] = Vec<float>::zero();
+              if (image != nullptr && mask != 0) vectors[i] = load_strided(image + from + x * step, step, mask);
+            }
+            interleave<kImages>(vectors);
+            const int64_t rest = (p.columns - x) * kImages;
 #pragma GCC unroll 16
-          for (int i = 0; i < kImages; ++i) {
-            float* const to = place_in<kLines>(t, plane, row + x * kImages + i * 16);
-            if (rest >= i * 16 + 16 || (kLines && rest > i * 16)) {
-              vectors[i].store(to);
-            } else {
-              Sixteen<float>::store(vectors[i], to, first_lanes(rest - i * 16));
+            for (int i = 0; i < kImages; ++i) {
+              float* const to = place_in<kLines>(t, plane, row + x * kImages + i * 16);
+              if (rest >= i * 16 + 16 || (kLines && rest > i * 16)) {
+                vectors[i].store(to);
+              } else {
+                Sixteen<float>::store(vectors[i], to, first_lanes(rest - i * 16));
+              }
             }
           }
         }

@@ -24,19 +24,20 @@ struct Column {
 
 std::vector<Column> columns_of(const Lattice& lattice, const BundlePlan& plan) {
   const int64_t taps = static_cast<int64_t>(lattice.taps.size()), residues = lattice.residues();
-  const int64_t phase_columns = static_cast<int64_t>(lattice.phases[1].size());
+  const int64_t phase_columns = static_cast<int64_t>(plan.first_column.size());
   std::vector<Column> columns(static_cast<size_t>(lattice.source_channels * taps));
   std::vector<int32_t> of_part(static_cast<size_t>(plan.blocks * residues) + 1);
   for (size_t i = 0; i < columns.size(); ++i) {
     const int64_t channel = static_cast<int64_t>(i) / taps, block = channel / plan.block_channels;
     const Tap& tap = lattice.taps[i % static_cast<size_t>(taps)];
-    const int64_t phase = tap.phase[0] * phase_columns + tap.phase[1];
+    const TapColumns& place = plan.taps[i % static_cast<size_t>(taps)];
+    const int64_t phase = tap.phase[0] * phase_columns + place.plane;
     // a tap that reaches nothing but padding reads the plane of zeros behind all channels
     const int64_t within = (tap.reaches ? channel : lattice.source_channels) - block * plan.block_channels;
     int64_t floats = within * plan.channel_floats;
     if (tap.reaches)
-      floats += plan.spread(phase * plan.phase_floats + (tap.shift[0] * plan.pitch + plan.shift_of(tap)) * plan.images);
-    columns[i].mask = tap.reaches ? plan.mask_of(tap) : 0;
+      floats += plan.spread(phase * plan.phase_floats + (tap.shift[0] * plan.pitch + place.shift) * plan.images);
+    columns[i].mask = tap.reaches ? place.mask : 0;
     columns[i].displacement = static_cast<int32_t>(floats * 4);
     columns[i].part = static_cast<int32_t>(block * residues + tap.residue);
     ++of_part[static_cast<size_t>(columns[i].part) + 1];
@@ -149,13 +150,13 @@ std::vector<uint16_t> masks_of(const BundlePlan& plan) {
 std::shared_ptr<const Programs> Programs::make(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::shared_ptr<Programs> result(new Programs);
-  result->rows_ = lattice.dest_channels;
   result->slices_ = plan.slices;
   result->blocks_ = plan.blocks;
   result->residues_ = lattice.residues();
   result->masks_ = masks_of(plan);
   result->order_.resize(static_cast<size_t>(pattern.nonzeros));
   const std::vector<Column> columns = columns_of(lattice, plan);
+  const int64_t rows = lattice.dest_channels;
   const int64_t parts = plan.blocks * result->residues_, pieces = lattice.groups * plan.slices;
   struct Place {
     size_t offset;
@@ -167,8 +168,8 @@ std::shared_ptr<const Programs> Programs::make(
   std::atomic<bool> sound{true};
   const auto compile = [&](int64_t piece) {
     const int64_t group = piece / plan.slices, slice = piece % plan.slices;
-    const int64_t first = group * result->rows_ + result->first_row(slice);
-    const int64_t last = group * result->rows_ + result->first_row(slice + 1);
+    const int64_t first = group * rows + plan.first_row(slice, rows);
+    const int64_t last = group * rows + plan.first_row(slice + 1, rows);
     std::vector<Nonzero> sorted;
     if (!sort_nonzeros(columns, pattern, first, last, sorted)) {
       sound = false;

@@ -38,7 +38,6 @@ class Programs {
     return steps_[static_cast<size_t>(((group * slices_ + slice) * blocks_ + block) * residues_ + residue)];
   }
   const Step* end() const { return steps_.data() + steps_.size(); }
-  int64_t first_row(int64_t slice) const { return rows_ * slice / slices_; }
   // Of each value, in the order in which programs take them, its place in the pattern's values.
   const std::vector<int32_t>& order() const { return order_; }
   // kMaskStride for each line of a strip.
@@ -48,7 +47,7 @@ class Programs {
  private:
   Programs() = default;
 
-  int64_t rows_ = 0, slices_ = 0, blocks_ = 0, residues_ = 0;
+  int64_t slices_ = 0, blocks_ = 0, residues_ = 0;
   std::unique_ptr<Executable> code_;
   std::vector<Step> steps_;
   std::vector<int32_t> order_;

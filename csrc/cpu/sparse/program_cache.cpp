@@ -105,21 +105,26 @@ std::vector<int64_t> layout_of(const Lattice& lattice, const BundlePlan& plan, c
       plan.pitch,
       plan.phase_floats,
       plan.channel_floats,
+      plan.line_floats,
       plan.block_channels,
       plan.slices,
+      plan.slice_rows,
+      plan.strip[0],
+      plan.strip[1],
       pattern.rows,
       pattern.nonzeros,
-      pattern.permutation != nullptr,
-      plan.strip[0],
-      plan.line_floats,
-      plan.strip[1],
-      static_cast<int64_t>(plan.columns_there.size())};
-  for (int d = 0; d < 2; ++d) layout.push_back(static_cast<int64_t>(lattice.phases[d].size()));
-  for (const int64_t number : plan.more_shift) layout.push_back(number);
-  for (const int64_t number : plan.columns_there) layout.push_back(number);
-  for (const Tap& tap : lattice.taps)
-    for (const int64_t number : {tap.phase[0], tap.phase[1], tap.shift[0], tap.shift[1], tap.residue})
-      layout.push_back(tap.reaches ? number : -1 - tap.residue);
+      pattern.permutation != nullptr};
+  for (const MaskedShift& mask : plan.masks)
+    for (const int64_t number : {mask.shift, mask.columns}) layout.push_back(number);
+  layout.push_back(static_cast<int64_t>(plan.first_column.size()));
+  for (size_t t = 0; t < lattice.taps.size(); ++t) {
+    const Tap& tap = lattice.taps[t];
+    const TapColumns& columns = plan.taps[t];
+    for (const int64_t number :
+         {tap.phase[0], tap.shift[0], tap.residue, static_cast<int64_t>(tap.reaches), columns.plane, columns.shift,
+          static_cast<int64_t>(columns.mask)})
+      layout.push_back(number);
+  }
   return layout;
 }
 

@@ -184,7 +184,7 @@ void run_unit(
   float *planes, *sums;
   Pieces own;
   own.add(&planes, plan.front_floats + unit.bundles * plan.bundle_floats + 16);
-  own.add(&sums, (lattice.residues() * unit.bundles * lines + kSlackLines) * kMostSliceRows * 16);
+  own.add(&sums, (lattice.residues() * unit.bundles * lines + kSlackLines) * kMostSliceRows * plan.write_slices * 16);
   own.allocate(worker_arena);
   planes += plan.front_floats;
   read_planes(lattice, plan, unit, planes);
@@ -192,7 +192,7 @@ void run_unit(
   const int64_t mask_stride = programs.masks().empty() ? 0 : kMaskStride;
   // Meanwhile the next unit's source comes up, and the place of the results.
   const int64_t turns = unit.bundles * lines * lattice.residues() * plan.blocks;
-  Fetch ahead;
+  Fetch ahead, results;
   if (next_unit != nullptr) {
     const int64_t last = lattice.phases[0].back() + lattice.most_shift[0] * lattice.source_step[0];
     ahead = fetch_of(
@@ -201,13 +201,16 @@ void run_unit(
   }
   const int64_t ahead_each = divide_up(ahead.lines(), turns * (last_slice - first_slice));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
-    const int64_t first = programs.first_row(slice);
-    const int64_t slice_rows = programs.first_row(slice + 1) - first;
-    const int64_t line_floats = slice_rows * 16;
-    const SliceLines layout = {slice_rows, lines * line_floats, unit.bundles * lines * line_floats};
+    // Of the slices whose results are written together, the first row and where the rows of this one lie.
+    const int64_t together = slice - (slice - first_slice) % plan.write_slices;
+    const int64_t until = std::min(last_slice, together + plan.write_slices);
+    const int64_t first = plan.first_row(together, rows), count = plan.first_row(until, rows) - first;
+    const int64_t within = plan.first_row(slice, rows) - first;
+    const int64_t line_floats = count * 16;
+    const SliceLines layout = {count, lines * line_floats, unit.bundles * lines * line_floats};
     const int64_t row = unit.group * rows + first;
-    Fetch results =
-        fetch_of(lattice.dest, plan, unit, row, slice_rows, 0, lattice.dest_step[0] - 1, lattice.dest_step[0]);
+    if (slice == together)
+      results = fetch_of(lattice.dest, plan, unit, row, count, 0, lattice.dest_step[0] - 1, lattice.dest_step[0]);
     const int64_t results_each = divide_up(results.lines(), turns);
     for (int64_t block = 0; block < plan.blocks; ++block) {
       for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
@@ -220,10 +223,10 @@ void run_unit(
         int64_t fetched = 0, run = 0;
         for (int64_t b = 0; b < unit.bundles; ++b) {
           const float* const from = planes + b * plan.bundle_floats + block * plan.block_channels * plan.channel_floats;
-          float* to = sums + residue * layout.residue + b * layout.bundle;
+          float* to = sums + residue * layout.residue + b * layout.bundle + within * 16;
           for (int64_t line = 0; line < lines; ++line, to += line_floats) {
-            const int64_t until = code_lines * ++run / (unit.bundles * lines);
-            for (; fetched < until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
+            const int64_t fetch_until = code_lines * ++run / (unit.bundles * lines);
+            for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
             ahead.lines(ahead_each);
             results.lines(results_each);
             step.program(from + line * plan.line_floats, own_values, to, masks + line * mask_stride);
@@ -231,7 +234,7 @@ void run_unit(
         }
       }
     }
-    write_lines(lattice, plan, unit, row, layout, sums, bias);
+    if (slice + 1 == until) write_lines(lattice, plan, unit, row, layout, sums, bias);
   }
 }
 
