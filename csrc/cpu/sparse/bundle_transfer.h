@@ -287,6 +287,20 @@ void read_bundle(const BundleRead& t) {
   return read_images<T, false>(t);
 }
 
+// Sixteen columns of lines, from lane `lane` of the first on.
+template <int kImages>
+inline void load_columns(
+    const float* line, int64_t line_floats, int lane, Vec<float> bias, Vec<float> (&vectors)[kImages]) {
+  const __m512i places = indices_from(lane, 1);
+#pragma GCC unroll 16
+  for (int i = 0; i < kImages; ++i, line += line_floats) {
+    vectors[i] = Vec<float>::load(line);
+    if (lane != 0) vectors[i].v = _mm512_permutex2var_ps(vectors[i].v, places, _mm512_loadu_ps(line + line_floats));
+    vectors[i] = vectors[i] + bias;
+  }
+  separate<kImages>(vectors);
+}
+
 template <class T, int kImages, bool kNeighbours>
 void write_columns(const BundleWrite& t) {
   const int64_t step = kNeighbours ? 1 : t.step[1] * t.column_stride, line_floats = t.channels * 16;
@@ -304,23 +318,49 @@ void write_columns(const BundleWrite& t) {
       // where the row begins: in lines, and lanes of the first
       const int64_t at = y * t.pitch * kImages;
       const int lane = static_cast<int>(at % 16);
-      const __m512i places = indices_from(lane, 1);
       const float* line = lines + at / 16 * line_floats;
-      for (int64_t x = 0; x < columns; x += 16) {
+      for (int64_t x = 0; x < columns; x += 16, line += kImages * line_floats) {
         const uint32_t mask = masks.at(x);
         Vec<float> vectors[kImages];
-#pragma GCC unroll 16
-        for (int i = 0; i < kImages; ++i, line += line_floats) {
-          vectors[i] = Vec<float>::load(line);
-          if (lane != 0)
-            vectors[i].v = _mm512_permutex2var_ps(vectors[i].v, places, _mm512_loadu_ps(line + line_floats));
-          vectors[i] = vectors[i] + bias;
-        }
-        separate<kImages>(vectors);
+        load_columns<kImages>(line, line_floats, lane, bias, vectors);
 #pragma GCC unroll 16
         for (int i = 0; i < kImages; ++i) {
           T* const image = static_cast<T*>(t.image[i]);
           if (image != nullptr) store_strided(vectors[i], image + to + x * step, step, mask);
+        }
+      }
+    }
+  }
+}
+
+// Every other column from `lines`, those between from `odd_lines`.
+template <class T, int kImages>
+void write_pairs(const BundleWrite& t) {
+  const int64_t line_floats = t.channels * 16;
+  for (int64_t c = 0; c < t.channels; ++c) {
+    const Vec<float> bias = Vec<float>::broadcast(t.bias == nullptr ? 0.0f : t.bias[c]);
+    for (int64_t y = 0; y < t.rows; ++y) {
+      const int64_t to_row = t.first[0] + y * t.step[0];
+      if (to_row >= t.size[0]) break;
+      const int64_t to = c * t.channel_stride + to_row * t.row_stride + t.first[1];
+      const int64_t at = y * t.pitch * kImages;
+      const int lane = static_cast<int>(at % 16);
+      const int64_t left = t.size[1] - t.first[1] < 2 * t.columns ? t.size[1] - t.first[1] : 2 * t.columns;
+      int64_t place = c * 16 + at / 16 * line_floats;
+      for (int64_t x = 0; x < t.columns; x += 16, place += kImages * line_floats) {
+        Vec<float> even[kImages], odd[kImages];
+        load_columns<kImages>(t.lines + place, line_floats, lane, bias, even);
+        load_columns<kImages>(t.odd_lines + place, line_floats, lane, bias, odd);
+#pragma GCC unroll 16
+        for (int i = 0; i < kImages; ++i) {
+          T* const image = static_cast<T*>(t.image[i]);
+          if (image == nullptr) continue;
+          Vec<float> both[2] = {even[i], odd[i]};
+          interleave<2>(both);
+          for (int half = 0; half < 2; ++half) {
+            const uint32_t mask = first_lanes(left - 2 * x - half * 16);
+            if (mask != 0) Sixteen<T>::store(both[half], image + to + 2 * x + half * 16, mask);
+          }
         }
       }
     }
@@ -356,27 +396,28 @@ void write_channels(const BundleWrite& t) {
   }
 }
 
-template <class T, bool kNeighbours>
-void write_images(const BundleWrite& t) {
-  switch (t.images) {
-    case 1:
-      return write_columns<T, 1, kNeighbours>(t);
-    case 2:
-      return write_columns<T, 2, kNeighbours>(t);
-    case 4:
-      return write_columns<T, 4, kNeighbours>(t);
-    case 8:
-      return write_columns<T, 8, kNeighbours>(t);
-    default:
-      return write_columns<T, 16, kNeighbours>(t);
-  }
+template <class T, int kImages>
+void write_one(const BundleWrite& t) {
+  if (t.odd_lines != nullptr) return write_pairs<T, kImages>(t);
+  if (t.step[1] * t.column_stride == 1) return write_columns<T, kImages, true>(t);
+  return write_columns<T, kImages, false>(t);
 }
 
 template <class T>
 void write_bundle(const BundleWrite& t) {
   if (t.order == LineOrder::kChannels) return write_channels<T>(t);
-  if (t.step[1] * t.column_stride == 1) return write_images<T, true>(t);
-  return write_images<T, false>(t);
+  switch (t.images) {
+    case 1:
+      return write_one<T, 1>(t);
+    case 2:
+      return write_one<T, 2>(t);
+    case 4:
+      return write_one<T, 4>(t);
+    case 8:
+      return write_one<T, 8>(t);
+    default:
+      return write_one<T, 16>(t);
+  }
 }
 
 template <class T>

@@ -42,7 +42,8 @@ struct BundleWrite {
   LineOrder order;
 
   const float* lines;
-  const float* bias;  // of each channel, or null
+  const float* odd_lines;  // with step[1] == 2: those of the columns between, or null
+  const float* bias;       // of each channel, or null
   int64_t rows, columns, pitch;
   int64_t first[2], step[2];  // position y is the tensor's row first[0] + y * step[0]
 };

@@ -119,7 +119,9 @@ void write_lines(
   call.rows = unit.size[0];
   call.columns = unit.size[1];
   call.pitch = plan.pitch;
-  for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
+  // Two columns that alternate are written as one.
+  const bool pairs = lattice.dest_step[1] == 2 && lattice.dest.stride[3] == 1 && call.order == LineOrder::kColumns;
+  for (int64_t residue = 0; residue < lattice.residues(); residue += pairs ? 2 : 1) {
     const int64_t at[2] = {residue / lattice.dest_step[1], residue % lattice.dest_step[1]};
     for (int d = 0; d < 2; ++d) {
       call.step[d] = lattice.dest_step[d];
@@ -128,6 +130,7 @@ void write_lines(
     for (int64_t b = 0; b < unit.bundles; ++b) {
       set_images(call, lattice.dest, plan, unit.first_bundle + b, row);
       call.lines = lines + residue * slice.residue + b * slice.bundle;
+      call.odd_lines = pairs ? call.lines + slice.residue : nullptr;
       cpu_kernels().bundles[static_cast<int>(lattice.dest.dtype)].write(call);
     }
   }
