@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/fma_rate.h"
+#include "cpu/sparse/program_cache.h"
 #include "sparse_conv2d.h"
 #include "torch_glue.h"
 
@@ -229,6 +230,10 @@ void boxed_fma_rate(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(fma_from_l1_gflops(torch_threads()));
 }
 
+void boxed_kept_programs(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(programs_allowed() ? kept_programs().bytes : int64_t{-1});
+}
+
 }  // namespace
 }  // namespace sparsekernels
 
@@ -240,8 +245,10 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsekernels, m) {
   m.def("_fma_from_l1_gflops() -> float");
+  m.def("_kept_program_bytes() -> int");  // -1: programs are not to be had
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {
   m.impl("_fma_from_l1_gflops", &sparsekernels::boxed_fma_rate);
+  m.impl("_kept_program_bytes", &sparsekernels::boxed_kept_programs);
 }

@@ -254,9 +254,82 @@ def draw_blocking() -> plt.Figure:
     return figure
 
 
+def draw_program() -> plt.Figure:
+    figure, axes = canvas(72, 58)
+    cell, rows, columns, now = 2.0, 8, 13, 4
+    x, y, last = 5, 5.5, 24.3  # of the pattern; where row 30 is
+    nonzeros = ((0, 2), (0, 3), (2, 0), (2, 5), (3, 1), (3, 6), (4, 4), (4, 7), (5, 3), (6, 0), (6, 2), (8, 5), (8, 6))
+    nonzeros += ((9, 1), (9, 4), (10, 7), (11, 0), (12, 2), (12, 6), (1, 8), (4, 8), (8, 8), (1, 4), (3, 7))
+    tops = [y + row * cell for row in range(rows)] + [last]
+    names = [str(row) for row in range(rows)] + ["30"]
+
+    text(axes, 2, 2, "a slice of the pattern, in a block of channels", weight="bold")
+    grid(axes, x, y, rows, columns, cell)
+    grid(axes, x, last, 1, columns, cell)
+    for column, row in nonzeros:
+        colour = GREY if column < now else ORANGE if column == now else BLUE
+        fill = colour if column <= now else PALE[BLUE]
+        box(axes, x + column * cell, tops[row], cell, cell, colour, fill=fill, line=0.8)
+    for top, name in zip(tops, names, strict=True):
+        text(axes, x - 0.7, top + cell / 2, name, ha="right", fontsize=8)
+    text(axes, x + columns * cell / 2, last - 1.4, "…", ha="center")
+    axes.add_patch(
+        Rectangle(
+            (x + now * cell, y - 0.5), cell, last + cell - y + 1, facecolor="none", edgecolor=ORANGE, linewidth=1.6
+        )
+    )
+    arrow(axes, (x, y - 1.2), (x + columns * cell, y - 1.2), INK)
+
+    text(axes, 48, 2, "sums in registers", weight="bold")
+    values = {4: "0.3", 7: "-1.2", 8: "0.8"}
+    lanes = 1.15
+    for i, (top, name) in enumerate(zip(tops, names, strict=True)):
+        takes = i in values
+        colour = GREEN if takes else GREY
+        grid(axes, 48, top + 0.2, 1, 16, lanes, colour, fill=PALE[GREEN] if takes else "white")
+        text(axes, 67, top + cell / 2, f"zmm{name}", fontsize=8, color=GREEN if takes else INK)
+        if takes:
+            arrow(axes, (x + columns * cell + 0.7, top + cell / 2), (47.3, top + cell / 2), ORANGE)
+            text(axes, 39.5, top - 0.1, f"+= {values[i]} · line", ha="center", fontsize=8.5, color=ORANGE)
+    text(axes, 48 + 8 * lanes, last - 1.4, "…", ha="center")
+
+    text(axes, 2, 30.2, "the plane of the column's channel, in L1", weight="bold")
+    floats = 31
+    grid(axes, 2, 32, 1, floats, lanes)
+    grid(axes, 2 + 9 * lanes, 32, 1, 16, lanes, BLUE, fill=PALE[BLUE])
+    arrow(axes, (2 + floats * lanes + 0.7, 32.6), (47.3, 32.6), BLUE)
+    text(axes, 42.5, 31.2, "one load", ha="center", fontsize=8.5, color=BLUE)
+    text(axes, 48, 30.2, "the line", weight="bold")
+    grid(axes, 48, 32, 1, 16, lanes, BLUE, fill=PALE[BLUE])
+    text(axes, 67, 32.6, "zmm31", fontsize=8, color=BLUE)
+
+    box(axes, 2, 36.2, 68, 13, GREY, fill="white")
+    code = (
+        ("vmovups      zmm31, [rdi + 64]", "the line of the column, for all rows of the slice", BLUE),
+        ("vfmadd231ps  zmm4,  zmm31, [rsi - 476]{1to16}", "row 4: the value is read from memory, 4 bytes", ORANGE),
+        ("vfmadd231ps  zmm7,  zmm31, [rsi - 472]{1to16}", "row 7: the next value", ORANGE),
+        ("vfmadd231ps  zmm30, zmm31, [rsi - 468]{1to16}", "row 30", ORANGE),
+        ("vmovups      zmm31{k2}{z}, [rdi + 68]", "the next column, masked at the image's edge", BLUE),
+    )
+    for i, (words, note, colour) in enumerate(code):
+        text(axes, 3.5, 38 + i * 2.35, words, fontsize=8.5, color=colour, family="DejaVu Sans Mono")
+        text(axes, 41.5, 38 + i * 2.35, note, fontsize=8.5, color="#666666")
+
+    text(
+        axes, 36, 52.3, "31 rows of the pattern, one line: each line is loaded once for all rows that need it.",
+        ha="center", fontsize=9,
+    )  # fmt: skip
+    text(
+        axes, 36, 54.7, "Then the same program runs for the next line, and its sums are other lines of the result.",
+        ha="center", fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
 def main() -> None:
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
     for name, draw in (
+        ("program", draw_program),
         ("lanes", draw_lanes),
         ("packing", draw_packing),
         ("tile", draw_tile),

@@ -1,5 +1,6 @@
 #include "program_cache.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +12,18 @@ namespace sparsekernels {
 namespace {
 
 std::atomic<bool> refused{false};
+
+size_t most_bytes() {
+  static const size_t bytes = [] {
+    constexpr long kDefault = 256, kMost = 1 << 20;
+    const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
+    char* end = nullptr;
+    const long wanted = set == nullptr ? kDefault : std::strtol(set, &end, 10);
+    const bool sound = set == nullptr || (end != set && *end == 0 && wanted >= 0);
+    return static_cast<size_t>(sound ? std::min(wanted, kMost) : kDefault) << 20;
+  }();
+  return bytes;
+}
 
 struct Hash {
   uint64_t low, high;
@@ -142,7 +155,7 @@ class Cache {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!entries_.emplace(hash, Entry{programs, ++clock_}).second) return;
     bytes_ += programs->bytes();
-    while (bytes_ > kMostBytes && entries_.size() > 1) {
+    while (bytes_ > most_bytes() && entries_.size() > 1) {
       auto oldest = entries_.begin();
       for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
         if (entry->second.used < oldest->second.used) oldest = entry;
@@ -151,9 +164,12 @@ class Cache {
     }
   }
 
- private:
-  static constexpr size_t kMostBytes = size_t{256} << 20;
+  KeptPrograms kept() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return {static_cast<int64_t>(entries_.size()), static_cast<int64_t>(bytes_)};
+  }
 
+ private:
   struct Entry {
     std::shared_ptr<const Programs> programs;
     uint64_t used;
@@ -176,11 +192,11 @@ Cache& cache() {
 }  // namespace
 
 bool programs_allowed() {
-  static const bool wanted = [] {
-    const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
-    return set == nullptr || std::strcmp(set, "0") != 0;
-  }();
-  return wanted && !refused;
+  return most_bytes() > 0 && !refused;
+}
+
+KeptPrograms kept_programs() {
+  return cache().kept();
 }
 
 std::shared_ptr<const Programs> cached_programs(

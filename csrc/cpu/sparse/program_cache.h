@@ -14,7 +14,13 @@ namespace sparsekernels {
 std::shared_ptr<const Programs> cached_programs(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
 
-// Whether programs may be used: not where SPARSEKERNELS_CPU_PROGRAMS is 0, nor where the system refuses to run them.
+// Whether programs may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the megabytes of them that are kept, is 0, nor
+// where the system refuses to run them.
 bool programs_allowed();
+
+struct KeptPrograms {
+  int64_t count, bytes;
+};
+KeptPrograms kept_programs();
 
 }  // namespace sparsekernels

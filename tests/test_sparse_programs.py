@@ -1,0 +1,139 @@
+"""The programs that patterns are compiled to on AVX-512: used, kept, dropped and done without as promised."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from sparse_conv2d_cases import runs
+from torch import Tensor
+
+import sparsekernels as sk
+from sparsekernels import _library
+
+
+def kept() -> int:
+    """Bytes; -1 where there are no programs."""
+    return int(torch.ops.sparsekernels._kept_program_bytes()) if ("cpu", "cpu") in runs() else -1
+
+
+pytestmark = pytest.mark.skipif(kept() < 0, reason="no programs: not compiled, not AVX-512, or refused by the system")
+x86_with_avx512 = _library.isa() == "avx512"
+
+
+def layer(seed: int, nonzeros: int = 900) -> tuple[Tensor, sk.Unstructured]:
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(32, 32, 3, 3, generator=generator)
+    places = torch.randperm(dense.numel(), generator=generator)[:nonzeros]
+    mask = torch.zeros(dense.numel(), dtype=torch.bool)
+    mask[places] = True
+    x = torch.randn(4, 32, 16, 16, generator=generator)
+    return x, sk.Unstructured.from_dense(dense, mask.view(dense.shape))
+
+
+def check(x: Tensor, weight: sk.Unstructured) -> None:
+    y = sk.sparse_conv2d(x, weight, padding=1)
+    expected = torch.nn.functional.conv2d(x.double(), weight.to_dense().double(), padding=1)
+    torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+def test_kept_by_content() -> None:
+    x, weight = layer(0)
+    check(x, weight)
+    before = kept()
+    assert before > 0
+    check(2 * x, weight.with_values(weight.values * 3))  # other values
+    check(x, sk.Unstructured.from_dense(weight.to_dense()))  # the same pattern in other tensors
+    assert kept() == before
+    check(x[:3], weight)  # another batch, laid out alike
+    assert kept() == before
+
+
+@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+def test_other_patterns_of_the_same_size() -> None:
+    x, _ = layer(0)
+    for seed in range(10, 14):
+        before = kept()
+        check(x, layer(seed)[1])
+        assert kept() > before
+
+
+def test_a_pattern_that_changes_in_place() -> None:
+    """Nobody should, and then the result is that of the new one."""
+    x, weight = layer(1)
+    check(x, weight)
+    columns = weight.col_indices.clone()
+    end = int(weight.crow_indices[1])
+    free = sorted(set(range(32 * 9)) - set(columns[:end].tolist()))
+    columns[:end] = torch.tensor(free[:end], dtype=columns.dtype)
+    dense = weight.to_dense().flatten(1)
+    dense[0] = 0
+    dense[0, columns[:end].long()] = weight.values[:end]
+    weight.col_indices.copy_(columns)
+    y = torch.nn.functional.conv2d(x, dense.view(32, 32, 3, 3), padding=1)
+    torch.testing.assert_close(sk.sparse_conv2d(x, weight, padding=1), y, atol=1e-4, rtol=1e-4)
+
+
+SCRIPT = """
+import sys, torch
+sys.path[:0] = [{tests!r}]
+from test_sparse_programs import check, kept, layer
+import sparsekernels as sk
+print(kept())
+x, weight = layer(0)
+most = 0
+for seed in range({patterns}):
+    check(*layer(seed, nonzeros=9000))
+    most = max(most, kept())
+check(x, weight)
+print(most)
+torch.save(sk.sparse_conv2d(x, weight, padding=1), {path!r})
+"""
+
+
+def run(setting: str | None, path: str, patterns: int = 1) -> tuple[int, int, Tensor]:
+    environment = {key: value for key, value in os.environ.items() if key != "SPARSEKERNELS_CPU_PROGRAMS"}
+    if setting is not None:
+        environment["SPARSEKERNELS_CPU_PROGRAMS"] = setting
+    script = SCRIPT.format(tests=str(pathlib.Path(__file__).parent), patterns=patterns, path=path)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, most = (int(line) for line in done.stdout.split())
+    return first, most, torch.load(path)
+
+
+@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+def test_switched_off_and_limited(tmp_path) -> None:
+    path = str(tmp_path / "y.pt")
+    off, _, without = run("0", path)
+    assert off == -1
+    first, most, limited = run("1", path, patterns=20)
+    assert first == 0
+    assert 0 < most <= 1 << 20
+    _, more, default = run(None, path, patterns=20)
+    assert more > 1 << 20
+    assert torch.equal(limited, default)
+    assert not torch.equal(limited, without)  # another order of additions: it was another kernel
+    torch.testing.assert_close(limited, without)
+
+
+@pytest.mark.parametrize("outputs", [1, 30, 31, 32, 62, 63, 113])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
+def test_any_number_of_rows(outputs: int, channels_last: bool) -> None:
+    """Slices are at most 31 rows, 28 where channels are neighbours."""
+    x, dense = torch.randn(3, 20, 9, 10), torch.randn(outputs, 20, 3, 3)
+    weight = sk.Unstructured.from_dense(dense, torch.rand_like(dense) < 0.2)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    check(x, weight)
+    gradient = torch.randn(3, outputs, 9, 10)
+    (to_input,) = torch.autograd.grad(sk.sparse_conv2d(x, weight, padding=1), x, gradient)
+    y = torch.nn.functional.conv2d(x.double(), weight.to_dense().double(), padding=1)
+    (expected,) = torch.autograd.grad(y, x, gradient.double())
+    torch.testing.assert_close(to_input, expected, atol=1e-4, rtol=1e-4)
