@@ -40,9 +40,11 @@ bool lay_out_masked(const Lattice& lattice, BundlePlan& plan) {
     const MaskedShift mask = {shift, columns[phase]};
     const auto found = std::find(plan.masks.begin(), plan.masks.end(), mask);
     plan.taps.back().mask = static_cast<int>(found - plan.masks.begin()) + 1;
-    if (found == plan.masks.end()) plan.masks.push_back(mask);
+    if (found != plan.masks.end()) continue;
+    if (plan.masks.size() == static_cast<size_t>(kMostMasks)) return false;
+    plan.masks.push_back(mask);
   }
-  return static_cast<int>(plan.masks.size()) <= kMostMasks;
+  return true;
 }
 
 // Planes with zeros at both ends of a row.
@@ -71,12 +73,15 @@ void lay_out(const Lattice& lattice, BundlePlan& plan) {
   plan.phase_floats = rows * plan.pitch * plan.images;
   // what the last line reads behind the last row
   plan.behind_floats = std::max<int64_t>(0, last_line - plan.strip[0] * plan.pitch * plan.images);
+  const bool padded = plan.masks.empty();
+  if (padded) plan.behind_floats += lattice.most_shift[1] * plan.images;
   bool whole_lines = plan.pitch * plan.images % 16 == 0 || rows == 1;  // that rows begin at, and that shifts are
-  int64_t front = 0;
+  int64_t front = 0, back = 16;
   for (size_t t = 0; t < plan.taps.size(); ++t) {
     if (!lattice.taps[t].reaches) continue;
     whole_lines = whole_lines && plan.taps[t].shift * plan.images % 16 == 0;
     front = std::max(front, -plan.taps[t].shift * plan.images);
+    back = std::max(back, 16 + plan.taps[t].shift * plan.images);
   }
   // An odd number of lines from channel to channel, or from line to line, falls on all sets of the first cache.
   if (whole_lines) {
@@ -91,6 +96,7 @@ void lay_out(const Lattice& lattice, BundlePlan& plan) {
     plan.bundle_floats = channels * plan.channel_floats;
   }
   plan.front_floats = plan.spread(divide_up(front, 16) * 16);
+  plan.back_floats = plan.spread(divide_up(back, 16) * 16);
 }
 
 // A bundle's planes stay in the second cache while all slices go by: strips of it, where it is too large.
@@ -104,12 +110,29 @@ void cut(const Lattice& lattice, BundlePlan& plan, int d, int64_t strips, int64_
   lay_out(lattice, plan);
 }
 
+// Results of so many rows wait to be written.
+int64_t waiting_rows(const Lattice& lattice) {
+  const int64_t slices = lattice.dest.stride[1] == 1 ? kMostWriteSlices : 1;
+  return std::min(lattice.dest_channels, slices * kMostSliceRows) * lattice.residues();
+}
+
+int64_t waiting_floats(const Lattice& lattice, const BundlePlan& plan) {
+  return plan.lines(plan.strip[0], plan.strip[1]) * waiting_rows(lattice) * 16;
+}
+
 void cut_to_room(const Lattice& lattice, BundlePlan& plan) {
   const int64_t room = room_for_planes();
-  for (int64_t n = 2; plan.bundle_floats > room && plan.strip[0] > 1; ++n)
-    cut(lattice, plan, 0, std::min(n, lattice.size[0]), 1);
-  if (lattice.most_shift[1] == 0)
-    for (int64_t n = 2; plan.bundle_floats > room && plan.strip[1] > 64; ++n) cut(lattice, plan, 1, n, 16);
+  const auto too_large = [&] { return plan.bundle_floats > room || waiting_floats(lattice, plan) > room / 2; };
+  const auto times = [&] {
+    return std::max<int64_t>(2, std::max(plan.bundle_floats, 2 * waiting_floats(lattice, plan)) / room);
+  };
+  // not so far that most of a strip is what it shares with the next
+  const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
+  if (too_large())
+    for (int64_t n = times(); too_large() && plan.strip[0] > least; ++n)
+      cut(lattice, plan, 0, std::min(n, divide_up(lattice.size[0], least)), 1);
+  if (lattice.most_shift[1] == 0 && too_large())
+    for (int64_t n = times(); too_large() && plan.strip[1] > 64; ++n) cut(lattice, plan, 1, n, 16);
 }
 
 // Loads of lines for each multiply-add: a line is loaded once for all rows of a slice that need it.
@@ -148,7 +171,12 @@ void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
   // The lines of a channel that neighbouring positions share: those of the last rows and columns.
   const double across =
       static_cast<double>(16 + lattice.most_shift[1] * plan.images) / 16 + (plan.line_floats == 16 ? 0.9 : 0);
-  const double window = static_cast<double>(plan.phases * (lattice.most_shift[0] + 1)) * across;
+  std::vector<int64_t> shifts;
+  for (const Tap& tap : lattice.taps)
+    if (tap.reaches) shifts.push_back(tap.shift[0]);
+  std::sort(shifts.begin(), shifts.end());
+  const int64_t rows_read = std::unique(shifts.begin(), shifts.end()) - shifts.begin();
+  const double window = static_cast<double>(plan.phases * std::max<int64_t>(1, rows_read)) * across;
   const double by_lines = 0.55 * static_cast<double>(caches().first) / window;
   // Code of some ten bytes a nonzero, four for its value.
   const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
@@ -165,7 +193,8 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
   constexpr int64_t kManyLines = 24;
   const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]);
   const int64_t few = std::min(room / plan.bundle_floats, divide_up(kManyLines, lines));
-  plan.unit_bundles = std::max<int64_t>(1, std::max(few, room / 3 / plan.bundle_floats));
+  plan.unit_bundles = std::max(few, room / 3 / (plan.bundle_floats + waiting_floats(lattice, plan)));
+  plan.unit_bundles = std::max<int64_t>(1, plan.unit_bundles);
   plan.unit_bundles = evened(plan.bundles, std::min(plan.bundles, plan.unit_bundles));
   const auto uneven = [&] {
     const int64_t items = lattice.groups * plan.units();
@@ -174,16 +203,19 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
   const int64_t most = plan.unit_bundles;
   while (uneven() && plan.unit_bundles > 1) --plan.unit_bundles;
   if (uneven()) plan.unit_bundles = most;
+  plan.unit_bundles = evened(plan.bundles, plan.unit_bundles);
   // smaller strips, as long as there is work for each
   const int64_t strips = plan.strips[0];
   for (int64_t n = strips + 1; uneven() && n <= strips + threads && n <= lattice.size[0]; ++n) {
     cut(lattice, plan, 0, n, 1);
-    if (plan.strip[0] < 4) {
+    if (plan.strip[0] < std::max<int64_t>(4, lattice.most_shift[0])) {
       cut(lattice, plan, 0, strips, 1);
       break;
     }
   }
-  for (plan.parts = 1; plan.parts < plan.slices; ++plan.parts) {
+  constexpr int64_t kFewestPartRows = 8;
+  const int64_t most_parts = std::max<int64_t>(1, lattice.dest_channels / kFewestPartRows);
+  for (plan.parts = 1; plan.parts < most_parts; ++plan.parts) {
     const int64_t items = lattice.groups * plan.units() * plan.parts;
     if (items >= 8 * threads || items % threads == 0) break;
   }
@@ -213,6 +245,8 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     best_cost = cost;
   }
   const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
+  constexpr int64_t kMostRooms = 4;
+  const bool planes_fit = best.bundle_floats <= kMostRooms * room_for_planes();
   best.slices = divide_up(rows, writes_channels ? kWholeLineRows : kMostSliceRows);
   choose_unit(lattice, best, threads);
   best.slices = std::min(rows, divide_up(best.slices, best.parts) * best.parts);
@@ -224,6 +258,12 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
   const double weights =
       static_cast<double>(lattice.groups * rows * lattice.source_channels) * static_cast<double>(lattice.taps.size());
   choose_block(lattice, best, static_cast<double>(nonzeros) / weights);
+  const double per_row =
+      static_cast<double>(nonzeros) / static_cast<double>(lattice.groups * rows * lattice.residues());
+  constexpr int64_t kFewestRows = 4;
+  constexpr double kFewestProducts = 2;  // of a row in a block, where its sum comes and goes for them
+  best.is_worth_it = rows >= kFewestRows && planes_fit &&
+                     (best.blocks == 1 || per_row >= kFewestProducts * static_cast<double>(best.blocks));
   return best;
 }
 

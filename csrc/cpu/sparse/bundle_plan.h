@@ -38,13 +38,14 @@ struct BundlePlan {
   int64_t phases;                                      // of rows, times planes of columns
   int64_t phase_floats, behind_floats;                 // of a phase; behind the last one
   int64_t line_floats, channel_floats, bundle_floats;  // strides, see BundleRead
-  int64_t front_floats;                                // before the planes, that masked lanes may point to
+  int64_t front_floats, back_floats;                   // around the planes, that lanes without a use may read
 
   int64_t block_channels, blocks;
   int64_t unit_bundles;
   int64_t slices, slice_rows;  // of the rows of a group; slice_rows 0: even slices
   int64_t write_slices;        // results of so many are written at a time
   int64_t parts;               // of the slices, for threads to share
+  bool is_worth_it;            // tiles do better where planes do not fit, or a program has next to nothing to do
 
   int64_t units() const { return divide_up(bundles, unit_bundles) * strips[0] * strips[1]; }
   int64_t lines(int64_t rows, int64_t across) const { return divide_up(((rows - 1) * pitch + across) * images, 16); }

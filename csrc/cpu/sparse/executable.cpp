@@ -4,13 +4,20 @@
 
 #include "assembler.h"
 
-#if defined(__unix__) || defined(__APPLE__)
+// Programs follow the calling convention of 64-bit Unix.
+#if defined(__x86_64__) && defined(__LP64__) && !defined(__CYGWIN__) && (defined(__unix__) || defined(__APPLE__))
+#define SPARSEKERNELS_EXECUTABLE 1
+#else
+#define SPARSEKERNELS_EXECUTABLE 0
+#endif
+
+#if SPARSEKERNELS_EXECUTABLE
 #include <sys/mman.h>
 #endif
 
 namespace sparsekernels {
 
-#if defined(__unix__) || defined(__APPLE__)
+#if SPARSEKERNELS_EXECUTABLE
 
 std::unique_ptr<Executable> Executable::make(const std::vector<Assembler>& pieces) {
   std::unique_ptr<Executable> result(new Executable);

@@ -12,7 +12,7 @@ class Assembler;
 
 class Executable {
  public:
-  // The pieces, each at a multiple of 64 bytes; null where the system allows no such memory.
+  // The pieces, each at a multiple of 64 bytes; null where the system gives no such memory.
   static std::unique_ptr<Executable> make(const std::vector<Assembler>& pieces);
   ~Executable();
   Executable(const Executable&) = delete;

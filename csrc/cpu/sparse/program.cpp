@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <stdexcept>
 
 #include "assembler.h"
@@ -129,14 +130,15 @@ std::vector<uint16_t> masks_of(const BundlePlan& plan) {
   if (plan.masks.empty()) return {};
   const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]);
   std::vector<uint16_t> result(static_cast<size_t>(lines * kMaskStride));
-  int64_t column = 0, image = 0;
+  int64_t column = 0, image = 0, left = ((plan.strip[0] - 1) * plan.pitch + plan.strip[1]) * plan.images;
   for (int64_t line = 0; line < lines; ++line) {
     for (int lane = 0; lane < 16; ++lane) {
       for (size_t m = 0; m < plan.masks.size(); ++m) {
         const int64_t at = column + plan.masks[m].shift;
-        const bool inside = at >= 0 && at < plan.masks[m].columns;
+        const bool inside = left > 0 && at >= 0 && at < plan.masks[m].columns;
         result[static_cast<size_t>(line * kMaskStride) + m] |= static_cast<uint16_t>(inside << lane);
       }
+      --left;
       if (++image < plan.images) continue;
       image = 0;
       if (++column == plan.pitch) column = 0;
@@ -198,7 +200,7 @@ std::shared_ptr<const Programs> Programs::make(
   if (!sound)
     throw std::invalid_argument("col_indices, permutation: accepted are ascending indices within their range");
   result->code_ = Executable::make(codes);
-  if (result->code_ == nullptr) return nullptr;
+  if (result->code_ == nullptr) throw std::bad_alloc();
   result->steps_.resize(places.size());
   for (size_t i = 0; i < places.size(); ++i) {
     if (!places[i].is_there) continue;

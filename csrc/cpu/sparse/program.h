@@ -29,8 +29,7 @@ struct Step {
 
 class Programs {
  public:
-  // Null where the system runs no code that is made at run time. Throws std::invalid_argument where an index is out of
-  // its range.
+  // Throws std::invalid_argument where an index is out of its range.
   static std::shared_ptr<const Programs> make(
       const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
 
@@ -42,7 +41,10 @@ class Programs {
   const std::vector<int32_t>& order() const { return order_; }
   // kMaskStride for each line of a strip.
   const std::vector<uint16_t>& masks() const { return masks_; }
-  size_t bytes() const { return code_->size() + order_.size() * sizeof(int32_t); }
+  size_t bytes() const {
+    return code_->size() + order_.size() * sizeof order_[0] + steps_.size() * sizeof steps_[0] +
+           masks_.size() * sizeof masks_[0];
+  }
 
  private:
   Programs() = default;

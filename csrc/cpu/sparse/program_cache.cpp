@@ -1,17 +1,16 @@
 #include "program_cache.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <random>
 #include <unordered_map>
 
+#include "assembler.h"
+
 namespace sparsekernels {
 namespace {
-
-std::atomic<bool> refused{false};
 
 size_t most_bytes() {
   static const size_t bytes = [] {
@@ -35,8 +34,16 @@ struct Hash {
 class Hasher {
  public:
   Hasher() {
-    std::random_device device;
-    for (uint64_t& secret : secrets_) secret = (static_cast<uint64_t>(device()) << 32 | device()) | 1;
+    uint64_t seed = 0x9e3779b97f4a7c15u;
+    for (uint64_t& secret : secrets_) {
+      try {
+        std::random_device device;
+        seed ^= static_cast<uint64_t>(device()) << 32 | device();
+      } catch (const std::exception&) {  // no source of randomness: the same secrets in every process
+      }
+      seed = seed * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
+      secret = (seed ^ seed >> 29) | 1;
+    }
   }
 
   Hash of(const void* data, size_t bytes) const {
@@ -59,8 +66,15 @@ class Hasher {
   static constexpr size_t kStripe = kLanes * 16;
 
   static uint64_t fold(uint64_t a, uint64_t b) {
-    const unsigned __int128 product = static_cast<unsigned __int128>(a) * b;
+#if defined(__SIZEOF_INT128__)
+    __extension__ using Wide = unsigned __int128;
+    const Wide product = static_cast<Wide>(a) * b;
     return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64) ^ a;
+#else
+    const uint64_t low = (a & 0xffffffffu) * (b & 0xffffffffu), high = (a >> 32) * (b >> 32);
+    const uint64_t cross = (a >> 32) * (b & 0xffffffffu) + (low >> 32), other = (a & 0xffffffffu) * (b >> 32);
+    return (a * b) ^ (high + (cross >> 32) + (other >> 32)) ^ a;
+#endif
   }
   uint64_t mix(uint64_t state, const char* from, int lane) const {
     uint64_t words[2];
@@ -127,6 +141,7 @@ std::vector<int64_t> layout_of(const Lattice& lattice, const BundlePlan& plan, c
       pattern.rows,
       pattern.nonzeros,
       pattern.permutation != nullptr};
+  layout.push_back(static_cast<int64_t>(plan.masks.size()));
   for (const MaskedShift& mask : plan.masks)
     for (const int64_t number : {mask.shift, mask.columns}) layout.push_back(number);
   layout.push_back(static_cast<int64_t>(plan.first_column.size()));
@@ -192,7 +207,13 @@ Cache& cache() {
 }  // namespace
 
 bool programs_allowed() {
-  return most_bytes() > 0 && !refused;
+  static const bool allowed = [] {
+    if (most_bytes() == 0) return false;
+    std::vector<Assembler> smallest(1);
+    smallest[0].leave();
+    return Executable::make(smallest) != nullptr;
+  }();
+  return allowed;
 }
 
 KeptPrograms kept_programs() {
@@ -205,11 +226,7 @@ std::shared_ptr<const Programs> cached_programs(
   std::shared_ptr<const Programs> programs = cache().find(hash);
   if (programs != nullptr) return programs;
   programs = Programs::make(lattice, plan, pattern, threads);
-  if (programs == nullptr) {
-    refused = true;
-  } else {
-    cache().insert(hash, programs);
-  }
+  cache().insert(hash, programs);
   return programs;
 }
 

@@ -2,7 +2,6 @@
 // it changes.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -10,7 +9,7 @@
 
 namespace sparsekernels {
 
-// Of the patterns used last, up to a limit of memory. Null where programs cannot be had.
+// Of the patterns used last, up to a limit of memory.
 std::shared_ptr<const Programs> cached_programs(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
 

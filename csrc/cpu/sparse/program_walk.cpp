@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "../kernels.h"
 #include "arena.h"
@@ -186,7 +185,7 @@ void run_unit(
   constexpr int64_t kSlackLines = kMostImages + 1;  // read, and not used
   float *planes, *sums;
   Pieces own;
-  own.add(&planes, plan.front_floats + unit.bundles * plan.bundle_floats + 16);
+  own.add(&planes, plan.front_floats + unit.bundles * plan.bundle_floats + plan.back_floats);
   own.add(&sums, (lattice.residues() * unit.bundles * lines + kSlackLines) * kMostSliceRows * plan.write_slices * 16);
   own.allocate(worker_arena);
   planes += plan.front_floats;
@@ -246,27 +245,27 @@ void run_unit(
 bool correlate_by_programs(
     const Lattice& lattice, const SparsePattern& pattern, const float* bias, const Threads& threads) {
   if (cpu_kernels().bundles[0].read == nullptr || !programs_allowed()) return false;
+  constexpr int64_t kMostNonzeros = 1 << 23;
+  if (pattern.nonzeros > kMostNonzeros) return false;
   const BundlePlan plan = make_bundle_plan(lattice, pattern.nonzeros, threads.count);
-  constexpr int64_t kMostNonzeros = 1 << 23, kFewestLines = 4;
-  if (pattern.nonzeros > kMostNonzeros || plan.bundle_floats * 4 > std::numeric_limits<int32_t>::max()) return false;
-  if (plan.bundles * plan.lines(lattice.size[0], lattice.size[1]) < kFewestLines) return false;
+  if (!plan.is_worth_it) return false;
   const std::shared_ptr<const Programs> programs = cached_programs(lattice, plan, pattern, threads);
-  if (programs == nullptr) return false;
   const Trim trim{call_arena};
   const float* const values = arrange_values(*programs, pattern, threads);
   const int64_t units = plan.units();
   threads.run(lattice.groups * units * plan.parts, [&](int64_t begin, int64_t end) {
     const Trim trim{worker_arena};
-    for (int64_t item = begin; item < end; ++item) {
-      const auto unit_of = [&](int64_t i) {
-        return unit_at(lattice, plan, i / plan.parts / units, i / plan.parts % units);
-      };
-      const int64_t part = item % plan.parts;
-      const Unit unit = unit_of(item), next = unit_of(std::min(item + 1, end - 1));
-      const bool is_last = (item + 1) / plan.parts == item / plan.parts || item + 1 == end;
+    const auto unit_of = [&](int64_t i) {
+      return unit_at(lattice, plan, i / plan.parts / units, i / plan.parts % units);
+    };
+    for (int64_t item = begin; item < end;) {
+      // parts that follow each other share the unit's planes
+      const int64_t part = item % plan.parts, count = std::min(plan.parts - part, end - item);
+      const Unit unit = unit_of(item), next = unit_of(std::min(item + count, end - 1));
       run_unit(
-          lattice, plan, *programs, values, bias, unit, is_last ? nullptr : &next, plan.slices * part / plan.parts,
-          plan.slices * (part + 1) / plan.parts);
+          lattice, plan, *programs, values, bias, unit, item + count < end ? &next : nullptr,
+          plan.slices * part / plan.parts, plan.slices * (part + count) / plan.parts);
+      item += count;
     }
   });
   return true;
