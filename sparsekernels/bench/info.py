@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -50,9 +51,21 @@ def _built() -> Lines:
         kernels = f"{_library.isa()} (here also {_others() or 'nothing else'}), {_short(_library.cpu)}"
     return [
         ("CPU kernels", kernels),
+        ("sparse patterns", _programs()),
         ("CUDA kernels", _library.cuda_missing if _library.cuda is None else _short(_library.cuda)),
         ("Triton kernels", f"Triton {machine.versions()['triton']}" if _has_triton() else "Triton is not installed"),
     ]
+
+
+def _programs() -> str:
+    """Whether fine-grained patterns are compiled to machine code."""
+    if _library.isa() != "avx512":
+        return "read by the kernels; compiled only for AVX-512"
+    if torch.ops.sparsekernels._kept_program_bytes() >= 0:
+        return "compiled to AVX-512 code when first used"
+    setting = os.environ.get("SPARSEKERNELS_CPU_PROGRAMS")
+    why = "the system runs no such code" if setting is None else f"SPARSEKERNELS_CPU_PROGRAMS={setting}"
+    return f"read by the kernels, not compiled: {why}"
 
 
 def _others() -> str:
