@@ -1,5 +1,5 @@
-// The three operations. Forward and input gradient run as programs where there are any (program_walk.h). Everything else
-// runs a plan of tiles: prepares the pattern for it, packs the lines of each unit block by block, calls the
+// The three operations. Forward and input gradient run as programs where there are any (program_walk.h). Everything
+// else runs a plan of tiles: prepares the pattern for it, packs the lines of each unit block by block, calls the
 // microkernels, writes results back.
 //
 // An output element is summed within each block of channels, then over the blocks. A weight's gradient is summed within
