@@ -24,6 +24,8 @@ class Arena {
       size_ = 0;
       memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
       size_ = bytes;
+      // Lanes without a use compute with what lies here: subnormal numbers would make them slow.
+      std::memset(memory_.get(), 0, bytes);
     }
     return reinterpret_cast<float*>(memory_.get());
   }
