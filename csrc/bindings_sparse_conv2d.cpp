@@ -231,7 +231,7 @@ void boxed_fma_rate(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void boxed_kept_programs(StableIValue* stack, uint64_t, uint64_t) {
-  stack[0] = torch::stable::detail::from(programs_allowed() ? kept_programs().bytes : int64_t{-1});
+  stack[0] = torch::stable::detail::from(programs_allowed() ? kept_program_bytes() : int64_t{-1});
 }
 
 }  // namespace

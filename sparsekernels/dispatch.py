@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from torch import Tensor
+from torch.autograd import forward_ad
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend name that `use_backend` accepts."""
@@ -57,6 +58,22 @@ def select(table: tuple[Implementation, ...], input: Tensor, backend: str | None
         reasons.append(f"this operation has no such implementation, only {', '.join(row.name for row in table)}")
     subject = "no backend can" if backend is None else f"backend {backend!r} was asked for but cannot"
     raise BackendError(f"{subject} run this call: {'; '.join(reasons)}")
+
+
+def kernels_of(
+    table: tuple[Implementation, ...], input: Tensor, automatic: ModuleType, reference: ModuleType
+) -> ModuleType:
+    """Where a call's kernels are: in the backend that was asked for by name, else `automatic`.
+
+    Forward-mode derivatives run on the reference, whose tangents are plain torch's.
+    """
+    if forward_ad._current_level >= 0 and forced in (None, "reference"):
+        return reference
+    if forward_ad._current_level >= 0:
+        raise BackendError(f"backend {forced!r} was asked for but has no forward-mode derivatives")
+    if forced is None:
+        return automatic
+    return select(table, input, backend=forced).kernels()
 
 
 @contextlib.contextmanager

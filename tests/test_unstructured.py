@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsekernels as sk
-from sparsekernels.formats.unstructured import DTYPES
+from sparsekernels.checks import DTYPES
 
 SHAPES = ((1, 1), (3, 5), (17, 130), (1, 1, 1, 1), (6, 4, 3, 3), (16, 1, 5, 2), (8, 3, 1, 7))
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_tensor
 from .transposed import Transposed, transpose
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_ACCEPTED = "accepted are torch.float32, torch.bfloat16, torch.float16 and torch.float64"
 _SHAPES = "accepted are [out, in] of a linear layer and [out, in/groups, kh, kw] of a convolution"
 _MOST = 2**31 - 1
 
@@ -81,7 +80,7 @@ class Unstructured:
         """
         if not isinstance(weight, Tensor):
             raise TypeError(f"from_dense: weight is of type {type(weight).__name__}, accepted is a torch.Tensor")
-        _check_values_tensor("from_dense", "weight", weight)
+        check_tensor("from_dense", "weight", weight)
         shape = _checked_shape(tuple(weight.shape))
         if mask is None:
             dense = weight.detach()
@@ -293,7 +292,7 @@ class Unstructured:
 
     def validate(self) -> None:
         """Raise TypeError or ValueError, in words, unless this is what the class promises; reads every element."""
-        _check_values_tensor("Unstructured", "values", self.values)
+        check_tensor("Unstructured", "values", self.values)
         out, columns = self.shape[0], math.prod(self.shape[1:])
         for name, indices in (("crow_indices", self.crow_indices), ("col_indices", self.col_indices)):
             if not isinstance(indices, Tensor):
@@ -324,7 +323,7 @@ class Unstructured:
                 raise ValueError("Unstructured: values has NaN or infinite elements, accepted are finite ones")
 
     def _check_values(self, where: str, values: Tensor) -> None:
-        _check_values_tensor(where, "values", values)
+        check_tensor(where, "values", values)
         if values.shape != self.col_indices.shape:
             raise ValueError(
                 f"{where}: values has shape {list(values.shape)}, accepted is that of col_indices, [{self.nnz}]"
@@ -347,15 +346,6 @@ def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
             f" are {_MOST} (indices are of 32 bits)"
         )
     return shape
-
-
-def _check_values_tensor(where: str, name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{where}: {name} is of type {type(tensor).__name__}, accepted is a torch.Tensor")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{where}: {name} has dtype {tensor.dtype}, {_ACCEPTED}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{where}: {name} has layout {tensor.layout}, accepted is torch.strided")
 
 
 def check_contents(where: str, crow: Tensor, col: Tensor, columns: int) -> None:

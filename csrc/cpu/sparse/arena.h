@@ -43,6 +43,12 @@ class Arena {
   size_t size_ = 0;
 };
 
+// Frees what is beyond an arena's limit when a call or a thread's part of it ends, however it ends.
+struct Trim {
+  Arena& arena;
+  ~Trim() { arena.trim(); }
+};
+
 // Takes pieces of one allocation.
 class Pieces {
  public:

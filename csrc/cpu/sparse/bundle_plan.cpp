@@ -14,11 +14,6 @@ constexpr int64_t kWholeLineRows = 28;
 
 constexpr int64_t kMostLines = 64;  // of several images
 
-// Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
-int64_t evened(int64_t count, int64_t most) {
-  return divide_up(count, divide_up(count, most));
-}
-
 // Planes that hold the image's columns and nothing else: copies of the image. Lanes that leave it are masked. False
 // where that takes more masks than there are.
 bool lay_out_masked(const Lattice& lattice, BundlePlan& plan) {
@@ -73,8 +68,7 @@ void lay_out(const Lattice& lattice, BundlePlan& plan) {
   plan.phase_floats = rows * plan.pitch * plan.images;
   // what the last line reads behind the last row
   plan.behind_floats = std::max<int64_t>(0, last_line - plan.strip[0] * plan.pitch * plan.images);
-  const bool padded = plan.masks.empty();
-  if (padded) plan.behind_floats += lattice.most_shift[1] * plan.images;
+  if (plan.masks.empty()) plan.behind_floats += lattice.most_shift[1] * plan.images;
   bool whole_lines = plan.pitch * plan.images % 16 == 0 || rows == 1;  // that rows begin at, and that shifts are
   int64_t front = 0, back = 16;
   for (size_t t = 0; t < plan.taps.size(); ++t) {

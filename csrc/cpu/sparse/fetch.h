@@ -13,7 +13,7 @@ class Fetch {
   Fetch() = default;
   // [begin, end) of a tensor in each dimension. Nothing, where that is no set of long runs of neighbouring elements.
   Fetch(const Activation& tensor, const int64_t (&begin)[4], const int64_t (&end)[4]) {
-    const int64_t element = tensor.dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t element = element_size(tensor.dtype);
     const char* start = static_cast<const char*>(tensor.data);
     int order[4] = {0, 1, 2, 3};  // the dimension with the least stride last
     std::sort(order, order + 4, [&](int a, int b) { return tensor.stride[a] > tensor.stride[b]; });

@@ -66,6 +66,12 @@ Activation plain(Activation tensor) {
 
 }  // namespace
 
+bool transposes_channels(const Activation& tensor, int64_t channels) {
+  // a transposition of a few channels costs as much as one of sixteen
+  constexpr int64_t kFewest = 6;
+  return tensor.stride[1] == 1 && channels >= kFewest && (tensor.stride[3] != 1 || tensor.size[3] == 1);
+}
+
 Lattice forward_lattice(const ConvGeometry& geometry, const Activation& input, const Activation& output) {
   Lattice lattice = {};
   lattice.source = plain(input);

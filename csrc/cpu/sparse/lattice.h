@@ -21,6 +21,14 @@ inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
+// Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
+inline int64_t evened(int64_t count, int64_t most) {
+  return divide_up(count, divide_up(count, most));
+}
+
+// Whether a tensor is better read 16 channels at once than 16 columns.
+bool transposes_channels(const Activation& tensor, int64_t channels);
+
 struct Tap {
   int64_t phase[2];  // index into the lattice's phases
   int64_t shift[2];

@@ -9,11 +9,6 @@
 namespace sparsekernels {
 namespace {
 
-// Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
-int64_t evened(int64_t count, int64_t most) {
-  return divide_up(count, divide_up(count, most));
-}
-
 struct TileChoice {
   int64_t rows, columns, block_channels;
   double cost;

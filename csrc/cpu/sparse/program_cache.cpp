@@ -179,9 +179,9 @@ class Cache {
     }
   }
 
-  KeptPrograms kept() {
+  int64_t bytes() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return {static_cast<int64_t>(entries_.size()), static_cast<int64_t>(bytes_)};
+    return static_cast<int64_t>(bytes_);
   }
 
  private:
@@ -216,8 +216,8 @@ bool programs_allowed() {
   return allowed;
 }
 
-KeptPrograms kept_programs() {
-  return cache().kept();
+int64_t kept_program_bytes() {
+  return cache().bytes();
 }
 
 std::shared_ptr<const Programs> cached_programs(

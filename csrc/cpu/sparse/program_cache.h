@@ -17,9 +17,6 @@ std::shared_ptr<const Programs> cached_programs(
 // where the system refuses to run them.
 bool programs_allowed();
 
-struct KeptPrograms {
-  int64_t count, bytes;
-};
-KeptPrograms kept_programs();
+int64_t kept_program_bytes();
 
 }  // namespace sparsekernels

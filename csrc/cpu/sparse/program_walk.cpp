@@ -14,11 +14,6 @@ namespace {
 thread_local Arena call_arena;    // the values, for all threads of a call
 thread_local Arena worker_arena;  // a thread's planes and lines
 
-struct Trim {
-  Arena& arena;
-  ~Trim() { arena.trim(); }
-};
-
 // A strip of some bundles.
 struct Unit {
   int64_t group;  // of the convolution
@@ -40,14 +35,7 @@ Unit unit_at(const Lattice& lattice, const BundlePlan& plan, int64_t group, int6
 }
 
 LineOrder order_of(const Activation& tensor, int64_t channels) {
-  constexpr int64_t kWorthTransposing = 6;
-  const bool by_channels =
-      tensor.stride[1] == 1 && channels >= kWorthTransposing && (tensor.stride[3] != 1 || tensor.size[3] == 1);
-  return by_channels ? LineOrder::kChannels : LineOrder::kColumns;
-}
-
-int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
+  return transposes_channels(tensor, channels) ? LineOrder::kChannels : LineOrder::kColumns;
 }
 
 // Pointers to the images of a bundle, at a channel.

@@ -9,10 +9,7 @@ namespace {
 
 LineOrder order_of(const Activation& tensor, const LaneGrid& lanes, int64_t channels) {
   if (lanes.adjacent) return LineOrder::kLanes;
-  // a transposition of a few channels costs as much as one of sixteen
-  constexpr int64_t kWorthTransposing = 6;
-  if (tensor.stride[1] == 1 && channels >= kWorthTransposing && (tensor.stride[3] != 1 || tensor.size[3] == 1))
-    return LineOrder::kChannels;
+  if (transposes_channels(tensor, channels)) return LineOrder::kChannels;
   return tensor.stride[3] == 1 ? LineOrder::kColumns : LineOrder::kScattered;
 }
 

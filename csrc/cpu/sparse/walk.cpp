@@ -21,12 +21,6 @@ thread_local Arena bias_arena;
 thread_local Arena call_arena;    // what all threads of a call read
 thread_local Arena worker_arena;  // a thread's own lines
 
-// Frees what is beyond an arena's limit when a call or a thread's part of it ends, however it ends.
-struct Trim {
-  Arena& arena;
-  ~Trim() { arena.trim(); }
-};
-
 // A block's channels, and a plane of zeros where a tap needs one.
 int64_t planes_size(const Lattice& lattice, const Plan& plan) {
   return (plan.block_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_lines * kLanes;
@@ -139,7 +133,7 @@ void sparse_conv2d_weight_gradient(
   check_rows(pattern);
   if (pattern.nonzeros == 0) return;
   if (is_empty(grad_output) || is_empty(input)) {
-    std::memset(grad_values, 0, static_cast<size_t>(pattern.nonzeros) * (input.dtype == DType::kFloat32 ? 4 : 2));
+    std::memset(grad_values, 0, static_cast<size_t>(pattern.nonzeros) * element_size(input.dtype));
     return;
   }
   Lattice lattice = forward_lattice(geometry, input, grad_output);

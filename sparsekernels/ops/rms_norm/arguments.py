@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_ACCEPTED = "accepted are torch.float32, torch.bfloat16, torch.float16 and torch.float64"
+from ...checks import check_tensor
 
 
 def validate(
@@ -26,21 +25,16 @@ def validate(
     for name, tensor in (("input", input), ("residual", residual), ("weight", weight)):
         if tensor is None and (name == "weight" or (name == "residual" and op == "rms_norm")):
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} is of type {type(tensor).__name__}, accepted is a torch.Tensor")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, {_ACCEPTED}")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{op}: {name} has layout {tensor.layout}, accepted is torch.strided")
-        if tensor.device != input.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, accepted is the device of input, {input.device}")
+        checked = check_tensor(op, name, tensor)
+        if checked.device != input.device:
+            raise ValueError(f"{op}: {name} is on {checked.device}, accepted is the device of input, {input.device}")
     try:
         shape = tuple(size if isinstance(size, torch.SymInt) else operator.index(size) for size in normalized_shape)
     except TypeError:
-        given = (
+        refused = (
             f"of type {type(normalized_shape).__name__}" if isinstance(normalized_shape, Tensor) else normalized_shape
         )
-        raise TypeError(f"{op}: normalized_shape is {given}, accepted is a sequence of sizes such as (64,)") from None
+        raise TypeError(f"{op}: normalized_shape is {refused}, accepted is a sequence of sizes such as (64,)") from None
     if not shape:
         raise ValueError(f"{op}: normalized_shape is empty, accepted is at least one size")
     if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:

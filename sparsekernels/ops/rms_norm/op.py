@@ -23,9 +23,10 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ... import dispatch
-from ...dispatch import BackendError, select
+from ...checks import DTYPES
+from ...dispatch import kernels_of
 from . import compiled, operators, reference
-from .arguments import DTYPES, validate
+from .arguments import validate
 from .operators import IMPLEMENTATIONS
 
 __all__ = ["IMPLEMENTATIONS", "add_rms_norm", "rms_norm"]
@@ -74,7 +75,7 @@ def rms_norm(
             differentiable = False
         validate("rms_norm", input, normalized_shape, weight, eps)
         input, weight = _autocast(input, weight)
-        kernels = _kernels(input)
+        kernels = kernels_of(IMPLEMENTATIONS, input, compiled, reference)
         if differentiable and kernels is not reference:  # which torch differentiates itself
             return _RMSNorm.apply(input, weight, (normalized_shape, eps, kernels))
         return kernels.forward(input, normalized_shape, weight, eps)
@@ -122,7 +123,7 @@ def add_rms_norm(
         if _autocasts(input):
             total = input + residual
             return rms_norm(total, normalized_shape, weight, eps), total
-        kernels = _kernels(input)
+        kernels = kernels_of(IMPLEMENTATIONS, input, compiled, reference)
         if differentiable and kernels is not reference:  # which torch differentiates itself
             return _AddRMSNorm.apply(input, residual, weight, (normalized_shape, eps, kernels))
         return kernels.add_forward(input, residual, normalized_shape, weight, eps)
@@ -152,20 +153,6 @@ def _autocast(input: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | No
     if not _autocasts(input):
         return input, weight
     return input.float(), None if weight is None else weight.float()
-
-
-def _kernels(input: Tensor) -> ModuleType:
-    """Where this call's kernels are: behind torch's dispatcher, or in the backend that was asked for by name.
-
-    Forward-mode derivatives run on the reference, whose tangents are plain torch's.
-    """
-    if forward_ad._current_level >= 0 and dispatch.forced in (None, "reference"):
-        return reference
-    if forward_ad._current_level >= 0:
-        raise BackendError(f"backend {dispatch.forced!r} was asked for but has no forward-mode derivatives")
-    if dispatch.forced is None:
-        return compiled
-    return select(IMPLEMENTATIONS, input, backend=dispatch.forced).kernels()
 
 
 # What a call is besides its tensors: normalized_shape, eps, and where its kernels are.

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...formats.unstructured import DTYPES, Unstructured, check_contents
+from ...checks import DTYPES, check_tensor
+from ...formats.unstructured import Unstructured, check_contents
 from .geometry import LIMIT, Geometry, OneOrTwo, geometry_of
-
-_ACCEPTED = "accepted are torch.float32, torch.bfloat16, torch.float16 and torch.float64"
 
 
 def validate(
@@ -35,14 +34,9 @@ def validate(
     for name, tensor in (("input", input), ("bias", bias)):
         if tensor is None and name == "bias":
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} is of type {type(tensor).__name__}, accepted is a torch.Tensor")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, {_ACCEPTED}")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{op}: {name} has layout {tensor.layout}, accepted is torch.strided")
-        if tensor.device != weight.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, accepted is the device of weight, {weight.device}")
+        checked = check_tensor(op, name, tensor)
+        if checked.device != weight.device:
+            raise ValueError(f"{op}: {name} is on {checked.device}, accepted is the device of weight, {weight.device}")
     if bias is not None and tuple(bias.shape) != weight.shape[:1]:
         raise ValueError(f"{op}: bias has shape {list(bias.shape)}, accepted is [{weight.shape[0]}], the outputs")
     if op == "sparse_linear":

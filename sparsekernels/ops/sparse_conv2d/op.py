@@ -12,7 +12,6 @@ reason and says it in words.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NoReturn
 
 import torch
@@ -21,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
 from ... import dispatch
-from ...dispatch import BackendError, select
+from ...dispatch import kernels_of
 from ...formats.unstructured import Unstructured
 from . import compiled, gradients, reference
 from .arguments import validate, validate_together
@@ -169,7 +168,7 @@ def _run(
     if dtype is not None:
         input, weight, bias = (gradients.cast(tensor, dtype) for tensor in (input, weight, bias))
     validate_together(op, input, weight, bias)
-    kernels = _kernels(input)
+    kernels = kernels_of(IMPLEMENTATIONS, input, gradients.kernels_for(input), reference)
     crow, col = pattern.crow_indices, pattern.col_indices
     differentiable = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -182,20 +181,6 @@ def _run(
             return reference.forward(input, gradients.values_of(weight, pattern), bias, crow, col, geometry)
         return gradients.SparseConv2d.apply(input, weight, bias, gradients.Call(pattern, geometry, kernels))
     return kernels.forward(input, gradients.values_of(weight, pattern), bias, crow, col, geometry)
-
-
-def _kernels(input: Tensor) -> ModuleType:
-    """Where this call's kernels are: behind torch's dispatcher, or in the backend that was asked for by name.
-
-    Forward-mode derivatives run on the reference, whose tangents are plain torch's.
-    """
-    if forward_ad._current_level >= 0 and dispatch.forced in (None, "reference"):
-        return reference
-    if forward_ad._current_level >= 0:
-        raise BackendError(f"backend {dispatch.forced!r} was asked for but has no forward-mode derivatives")
-    if dispatch.forced is None:
-        return gradients.kernels_for(input)
-    return select(IMPLEMENTATIONS, input, backend=dispatch.forced).kernels()
 
 
 def _is_traced(input: object, bias: object) -> bool:
