@@ -234,6 +234,10 @@ void boxed_kept_programs(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(programs_allowed() ? kept_program_bytes() : int64_t{-1});
 }
 
+void boxed_most_programs(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(most_program_bytes());
+}
+
 }  // namespace
 }  // namespace sparsekernels
 
@@ -246,9 +250,11 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsekernels, m) {
   m.def("_fma_from_l1_gflops() -> float");
   m.def("_kept_program_bytes() -> int");  // -1: programs are not to be had
+  m.def("_most_program_bytes() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {
   m.impl("_fma_from_l1_gflops", &sparsekernels::boxed_fma_rate);
   m.impl("_kept_program_bytes", &sparsekernels::boxed_kept_programs);
+  m.impl("_most_program_bytes", &sparsekernels::boxed_most_programs);
 }

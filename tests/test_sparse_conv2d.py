@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 
@@ -304,25 +306,65 @@ def test_nan_stays_where_it_belongs(backend: str, device: str, dtype: torch.dtyp
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("view", [as_it_is, channels_last], ids=["contiguous", "channels last"])
 def test_nan_that_no_nonzero_reads_reaches_no_gradient(
-    backend: str, device: str, dtype: torch.dtype, size: int, batch: int, view: Callable[[Tensor], Tensor]
+    backend: str,
+    device: str,
+    dtype: torch.dtype,
+    size: int,
+    batch: int,
+    view: Callable[[Tensor], Tensor],
 ) -> None:
     """Tap (0, 0) with padding 1 never reads the last row and column of the input; nor do gradients flow there."""
     if backend == "reference":
         pytest.skip("it is dense: NaN times zero is NaN")
-    mask = torch.zeros(5, 4, 3, 3, dtype=torch.bool)
-    mask[:, :, 0, 0] = True
-    weight = sk.Unstructured.from_dense(torch.randn(5, 4, 3, 3), mask).to(device, dtype)
-    x = torch.randn(batch, 4, size, size).to(device, dtype)
-    x[:, :, -1], x[..., -1] = float("nan"), float("nan")
-    x, v = view(x).requires_grad_(), weight.values.clone().requires_grad_()
-    with sk.use_backend(backend):
-        y = sk.sparse_conv2d(x, weight.with_values(v), padding=1)
-        to_input, to_values = torch.autograd.grad(y, (x, v), torch.randn_like(y))
-    assert y.isfinite().all()
-    assert to_values.isfinite().all()
-    assert to_input.isfinite().all()
-    assert not to_input[:, :, -1].any()
-    assert not to_input[..., -1].any()
+    for rows, channels in ((5, 4), (20, 9)):  # small ones take another route
+        mask = torch.zeros(rows, channels, 3, 3, dtype=torch.bool)
+        mask[:, :, 0, 0] = True
+        weight = sk.Unstructured.from_dense(torch.randn(mask.shape), mask).to(device, dtype)
+        x = torch.randn(batch, channels, size, size).to(device, dtype)
+        x[:, :, -1], x[..., -1] = float("nan"), float("nan")
+        x, v = view(x).requires_grad_(), weight.values.clone().requires_grad_()
+        with sk.use_backend(backend):
+            y = sk.sparse_conv2d(x, weight.with_values(v), padding=1)
+            to_input, to_values = torch.autograd.grad(y, (x, v), torch.randn_like(y))
+        assert y.isfinite().all()
+        assert to_values.isfinite().all()
+        assert to_input.isfinite().all()
+        assert not to_input[:, :, -1].any()
+        assert not to_input[..., -1].any()
+
+
+@by_run
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [(1, 1, 0, 1), (1, 2, 0, 1), (3, 1, 1, 1), (3, 1, 0, 1), (3, 2, 1, 1), (2, 1, 1, 1), (3, 1, 2, 2), (3, 1, 3, 1)],
+)
+def test_nan_reaches_the_gradients_of_the_nonzeros_that_read_it(
+    backend: str, device: str, dtype: torch.dtype, kernel: int, stride: int, padding: int, dilation: int
+) -> None:
+    """And no others: not by what an earlier call left in memory, nor by lanes that are no positions."""
+    if backend == "reference":
+        pytest.skip("it is dense: NaN times zero is NaN")
+    mask = torch.rand(20, 36, kernel, kernel) < 0.3
+    weight = sk.Unstructured.from_dense(torch.randn(mask.shape), mask).to(device, dtype)
+
+    def gradient(x: Tensor) -> Tensor:
+        values = weight.values.clone().requires_grad_()
+        y = sk.sparse_conv2d(x, weight.with_values(values), None, stride, padding, dilation)
+        return torch.autograd.grad(y.sum(), values)[0]
+
+    for size, batch in itertools.product((3, 4, 7, 8, 14, 33), (1, 3, 18)):
+        if size + 2 * padding < dilation * (kernel - 1) + 1:
+            continue
+        where = torch.zeros(batch, 36, size, size)
+        where[0, ::2, 0, 0] = where[0, 1::5, size // 2, -1] = 1
+        where[-1, ::7, -1, -1] = where[-1, ::3, -1, size // 2] = 1
+        dense = torch.zeros(mask.shape, requires_grad=True)
+        y = torch.nn.functional.conv2d(where, dense, None, stride, padding, dilation)
+        expected = torch.autograd.grad(y.sum(), dense)[0][mask] > 0
+        with sk.use_backend(backend):
+            gradient(torch.full((batch + 3, 36, size + 5, size + 2), math.nan, device=device, dtype=dtype))
+            found = gradient(torch.where(where > 0, math.nan, torch.randn(where.shape)).to(device, dtype))
+        assert torch.equal(found.isnan().cpu(), expected), (size, batch)
 
 
 # Random shapes
@@ -341,7 +383,7 @@ def convolutions(draw: st.DrawFn) -> Case:
     return Case(
         "random",
         shape,
-        (groups * draw(st.integers(1, 9)), shape[1] // groups, *kernel),
+        (groups * draw(st.sampled_from([*range(1, 10), 14, 33])), shape[1] // groups, *kernel),
         stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
         padding=padding,
         dilation=dilation,

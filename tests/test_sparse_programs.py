@@ -122,7 +122,70 @@ def test_switched_off_and_limited(tmp_path) -> None:
     torch.testing.assert_close(limited, without)
 
 
-@pytest.mark.parametrize("outputs", [1, 30, 31, 32, 62, 63, 113])
+@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.parametrize("setting", ["many", "-1", "1e3", "64MB", "99999999999999999999"])
+def test_a_limit_that_is_no_number(setting: str) -> None:
+    script = """
+import torch, sparsekernels as sk
+weight = sk.Unstructured.from_dense(torch.randn(32, 32), torch.rand(32, 32) < 0.2)
+try:
+    sk.sparse_linear(torch.randn(4, 32), weight)
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    expected = f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', accepted are megabytes, 0 for no programs"
+    assert done.stdout.strip() == expected
+
+
+TURNS = """
+import sys
+sys.path[:0] = [{tests!r}]
+from test_sparse_programs import check, kept, layer
+layers = [layer(seed, nonzeros=9000 + 10 * seed) for seed in range(20)]
+found = []
+for _ in range(4):
+    for one in layers:
+        check(*one)
+    found.append(kept())
+for seed in range(100, 180):
+    new = layer(seed, nonzeros=1000 + seed)
+    for _ in range(3):
+        check(*new)
+print(*found, kept())
+"""
+
+
+@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
+    """Those that were first stay, as long as they are used; what is not used any more makes room."""
+    script = TURNS.format(tests=str(pathlib.Path(__file__).parent))
+    environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *turns, last = (int(number) for number in done.stdout.split())
+    assert len(set(turns)) == 1
+    assert 1 << 19 < turns[0] <= 1 << 20
+    assert last not in turns
+    assert last <= 1 << 20
+
+
+@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+def test_weight_gradients_have_programs_of_their_own() -> None:
+    x, weight = layer(7)
+    values = weight.values.clone().requires_grad_()
+    y = sk.sparse_conv2d(x, weight.with_values(values), padding=1)
+    before = kept()
+    for _ in range(2):
+        torch.autograd.grad(y, values, torch.ones_like(y), retain_graph=True)
+    after = kept()
+    assert after > before
+    torch.autograd.grad(y, values, torch.ones_like(y))
+    assert kept() == after
+
+
+@pytest.mark.parametrize("outputs", [1, 11, 12, 30, 31, 32, 62, 63, 113])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 def test_any_number_of_rows(outputs: int, channels_last: bool) -> None:
     """Slices are at most 31 rows, 28 where channels are neighbours."""
@@ -133,7 +196,10 @@ def test_any_number_of_rows(outputs: int, channels_last: bool) -> None:
     x.requires_grad_()
     check(x, weight)
     gradient = torch.randn(3, outputs, 9, 10)
-    (to_input,) = torch.autograd.grad(sk.sparse_conv2d(x, weight, padding=1), x, gradient)
-    y = torch.nn.functional.conv2d(x.double(), weight.to_dense().double(), padding=1)
-    (expected,) = torch.autograd.grad(y, x, gradient.double())
-    torch.testing.assert_close(to_input, expected, atol=1e-4, rtol=1e-4)
+    values, to_dense = weight.values.clone().requires_grad_(), weight.to_dense().requires_grad_()
+    found = torch.autograd.grad(sk.sparse_conv2d(x, weight.with_values(values), padding=1), (x, values), gradient)
+    y = torch.nn.functional.conv2d(x.double(), to_dense.double(), padding=1)
+    to_input, to_weight = torch.autograd.grad(y, (x, to_dense), gradient.double())
+    torch.testing.assert_close(found[0], to_input, atol=1e-4, rtol=1e-4)
+    places = weight.with_values(torch.ones_like(values)).to_dense() != 0
+    torch.testing.assert_close(found[1], to_weight[places], atol=1e-3, rtol=1e-4)

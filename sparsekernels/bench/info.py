@@ -61,9 +61,13 @@ def _programs() -> str:
     """Whether fine-grained patterns are compiled to machine code."""
     if _library.isa() != "avx512":
         return "read by the kernels; compiled only for AVX-512"
-    if torch.ops.sparsekernels._kept_program_bytes() >= 0:
-        return "compiled to AVX-512 code when first used"
     setting = os.environ.get("SPARSEKERNELS_CPU_PROGRAMS")
+    try:
+        if torch.ops.sparsekernels._kept_program_bytes() >= 0:
+            most = torch.ops.sparsekernels._most_program_bytes() // 2**20
+            return f"compiled to AVX-512 code when first used, of which at most {most} MB are kept"
+    except ValueError as error:
+        return str(error)
     why = "the system runs no such code" if setting is None else f"SPARSEKERNELS_CPU_PROGRAMS={setting}"
     return f"read by the kernels, not compiled: {why}"
 

@@ -9,6 +9,10 @@
 #include <stdexcept>
 #include <type_traits>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace sparsekernels {
 
 // Memory that a thread keeps from call to call, aligned to lines: fresh pages cost more than many a layer.
@@ -57,8 +61,8 @@ class Pieces {
     static_assert(std::is_trivial_v<T> && alignof(T) <= 64 && sizeof(T) % sizeof(float) == 0, "plain numbers");
     const size_t floats = static_cast<size_t>(count) * (sizeof(T) / sizeof(float));
     if (count_ == kMost) throw std::logic_error("Pieces: more than kMost");
-    pieces_[count_++] = {to, size_};
-    size_ += (floats + 15) / 16 * 16;
+    pieces_[count_++] = {to, size_, floats};
+    size_ += (floats + 15) / 16 * 16 + kGap;
   }
   void allocate(Arena& arena) {
     float* const memory = arena.floats(size_ + 16);
@@ -66,13 +70,25 @@ class Pieces {
       float* const piece = memory + pieces_[i].at;
       std::memcpy(pieces_[i].to, &piece, sizeof piece);
     }
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(memory, (size_ + 16) * sizeof(float));
+    for (int i = 0; i < count_; ++i) {
+      const size_t end = pieces_[i].at + pieces_[i].floats, next = i + 1 < count_ ? pieces_[i + 1].at : size_;
+      __asan_poison_memory_region(memory + end, (next - end) * sizeof(float));
+    }
+#endif
   }
 
  private:
   struct Piece {
     void* to;  // a pointer, of whatever type
-    size_t at;
+    size_t at, floats;
   };
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kGap = 64;  // that nobody may touch
+#else
+  static constexpr size_t kGap = 0;
+#endif
   static constexpr int kMost = 12;
   Piece pieces_[kMost];
   int count_ = 0;

@@ -8,7 +8,7 @@
 
 namespace sparsekernels {
 
-enum class Register { kRcx = 1, kRdx = 2, kRsi = 6, kRdi = 7 };  // that hold addresses
+enum class Register { kRax, kRcx, kRdx, kRsi = 6, kRdi, kR8, kR9, kR10, kR11 };  // the first six may hold addresses
 
 // Vectors are zmm0 to zmm31, masks k1 to k7, by number.
 class Assembler {
@@ -27,7 +27,7 @@ class Assembler {
     byte(0xc5);
     byte(0xf8);
     byte(0x90);
-    byte(0x40 | mask << 3 | static_cast<int>(base));
+    byte(0x40 | mask << 3 | number(base));
     byte(displacement);
   }
   void store(int zmm, Register base, int32_t displacement) {
@@ -45,17 +45,121 @@ class Assembler {
   void multiply_add(int sum, int x, Register base, int32_t displacement) {
     memory(kMap0F38, k66, 0xb8, sum, x, base, displacement, 4);
   }
+  // sum = sum + x * 16 floats at [base + displacement], rounded once
+  void multiply_add_line(int sum, int x, Register base, int32_t displacement) {
+    memory(kMap0F38, k66, 0xb8, sum, x, base, displacement, 64);
+  }
+  void add(int sum, int a, int b) { registers(kMap0F, kNone, 0x58, sum, a, b); }
+  // Element by element: where the mask has a bit that of b, else that of a.
+  void blend(int to, int a, int b, int mask) { registers(kMap0F38, k66, 0x65, to, a, b, mask); }
+  // Of each quarter, or of the whole in quarters: two elements of a, then two of b. Each has two bits of `places`.
+  void shuffle(int to, int a, int b, int places) {  // vshufps
+    registers(kMap0F, kNone, 0xc6, to, a, b);
+    byte(places);
+  }
+  void shuffle_quarters(int to, int a, int b, int places) {  // vshuff32x4
+    registers(kMap0F3A, k66, 0x23, to, a, b);
+    byte(places);
+  }
   void clear(int zmm) {  // vpxord
+    registers(kMap0F, k66, 0xef, zmm, zmm, zmm);
+  }
+  void set_mask(int mask, int32_t bits) {  // mov eax, imm32; kmovw k, eax
     reserve();
-    evex(kMap0F, k66, zmm, zmm, (zmm & 8) == 0, (zmm & 16) == 0, false);
-    byte(0xef);
-    byte(0xc0 | (zmm & 7) << 3 | (zmm & 7));
+    byte(0xb8);
+    word(bits);
+    byte(0xc5);
+    byte(0xf8);
+    byte(0x92);
+    byte(0xc0 | mask << 3);
+  }
+  void move(Register to, Register from) {  // mov r64, r64
+    reserve();
+    byte(0x48 | (number(from) >> 3) << 2 | number(to) >> 3);
+    byte(0x89);
+    byte(0xc0 | (number(from) & 7) << 3 | (number(to) & 7));
+  }
+  // Counts down, and goes back to `place` unless the counter is 0 now.
+  void loop(Register counter, size_t place) {  // sub r64, 1; jnz rel32
+    reserve();
+    byte(0x48 | number(counter) >> 3);
+    byte(0x83);
+    byte(0xe8 | (number(counter) & 7));
+    byte(1);
+    byte(0x0f);
+    byte(0x85);
+    word(static_cast<int32_t>(static_cast<int64_t>(place) - static_cast<int64_t>(size_ + 4)));
+  }
+  void call(size_t place) {  // call rel32
+    reserve();
+    byte(0xe8);
+    word(static_cast<int32_t>(static_cast<int64_t>(place) - static_cast<int64_t>(size_ + 4)));
+  }
+  void push(Register one) {
+    reserve();
+    if (number(one) >= 8) byte(0x41);
+    byte(0x50 | (number(one) & 7));
+  }
+  void pop(Register one) {
+    reserve();
+    if (number(one) >= 8) byte(0x41);
+    byte(0x58 | (number(one) & 7));
+  }
+  // address = what lies on the stack, `bytes` above its top
+  void load_from_stack(Register address, int8_t bytes) {  // mov r64, [rsp + disp8]
+    reserve();
+    byte(0x48);
+    byte(0x8b);
+    byte(0x44 | number(address) << 3);
+    byte(0x24);
+    byte(bytes);
+  }
+  // Jumps to where `land` is told to, if the register is zero.
+  size_t skip_if_zero(Register one) {  // test r64, r64; jz rel8
+    reserve();
+    byte(0x48);
+    byte(0x85);
+    byte(0xc0 | number(one) << 3 | number(one));
+    byte(0x74);
+    byte(0);
+    return size_;
+  }
+  void land(size_t skip) { bytes_[skip - 1] = static_cast<uint8_t>(size_ - skip); }
+  // A function of the process, by way of rax.
+  template <class Function>
+  void call_function(Function* function) {  // mov rax, imm64; call rax
+    reserve();
+    static_assert(sizeof function == 8 || sizeof function == 4, "an address");
+    uint64_t address = 0;
+    std::memcpy(&address, &function, sizeof function);
+    byte(0x48);
+    byte(0xb8);
+    std::memcpy(&bytes_[size_], &address, 8);
+    size_ += 8;
+    byte(0xff);
+    byte(0xd0);
+  }
+  void finish_call() {  // ret
+    reserve();
+    byte(0xc3);
+  }
+  // The code that `bytes` behind the return address begins comes up to the second cache, so many lines. Changes rax.
+  void fetch_code(int32_t bytes, int lines) {  // mov rax, [rsp]; prefetcht1 [rax + disp32]
+    reserve();
+    for (const int one : {0x48, 0x8b, 0x04, 0x24}) byte(one);
+    for (int i = 0; i < lines; ++i) {
+      reserve();
+      byte(0x0f);
+      byte(0x18);
+      byte(0x90);
+      word(bytes + 64 * i);
+    }
   }
   void advance(Register address, int32_t bytes) {  // add r64, imm32
     reserve();
     byte(0x48);
     byte(0x81);
-    byte(0xc0 | static_cast<int>(address));
+    byte(0xc0 | number(address));
     word(bytes);
   }
   void leave() {  // vzeroupper; ret
@@ -77,9 +181,10 @@ class Assembler {
   size_t size() const { return size_; }
 
  private:
-  enum Map { kMap0F = 1, kMap0F38 = 2 };
+  enum Map { kMap0F = 1, kMap0F38 = 2, kMap0F3A = 3 };
   enum Prefix { kNone = 0, k66 = 1 };
 
+  static int number(Register one) { return static_cast<int>(one); }
   void byte(int value) { bytes_[size_++] = static_cast<uint8_t>(value); }
   void word(int32_t value) {
     std::memcpy(&bytes_[size_], &value, 4);
@@ -99,13 +204,19 @@ class Assembler {
     byte(masking | 2 << 5 | broadcast << 4 | ((second & 16) == 0) << 3);
   }
   // `unit`: of a displacement that fits one byte; 4 where the operand is one float for all lanes.
+  void registers(Map map, Prefix prefix, int opcode, int reg, int second, int last, int masking = 0) {
+    reserve();
+    evex(map, prefix, reg, second, (last & 8) == 0, (last & 16) == 0, false, masking);
+    byte(opcode);
+    byte(0xc0 | (reg & 7) << 3 | (last & 7));
+  }
   void memory(
       Map map, Prefix prefix, int opcode, int reg, int second, Register base, int32_t displacement, int32_t unit,
       int masking = 0) {
     reserve();
     evex(map, prefix, reg, second, true, true, unit == 4, masking);
     byte(opcode);
-    const int fields = (reg & 7) << 3 | static_cast<int>(base);
+    const int fields = (reg & 7) << 3 | number(base);
     if (displacement == 0) {
       byte(fields);
     } else if (displacement % unit == 0 && displacement / unit >= -128 && displacement / unit <= 127) {

@@ -14,94 +14,13 @@ constexpr int64_t kWholeLineRows = 28;
 
 constexpr int64_t kMostLines = 64;  // of several images
 
-// Planes that hold the image's columns and nothing else: copies of the image. Lanes that leave it are masked. False
-// where that takes more masks than there are.
-bool lay_out_masked(const Lattice& lattice, BundlePlan& plan) {
-  const int64_t step = lattice.source_step[1];
-  std::vector<int64_t> more_shift, columns;  // of each phase
-  plan.pitch = plan.strip[1];
-  for (const int64_t phase : lattice.phases[1]) {
-    const int64_t first = lattice.origin[1] + phase;
-    more_shift.push_back(first >= 0 ? first / step : -divide_up(-first, step));
-    plan.first_column.push_back(first - more_shift.back() * step);
-    columns.push_back(std::max<int64_t>(0, divide_up(lattice.source.size[3] - plan.first_column.back(), step)));
-    plan.pitch = std::max(plan.pitch, columns.back());
-  }
-  for (const Tap& tap : lattice.taps) {
-    const size_t phase = static_cast<size_t>(tap.phase[1]);
-    const int64_t shift = tap.shift[1] + more_shift[phase];
-    plan.taps.push_back({tap.phase[1], shift, 0});
-    if (!tap.reaches || (shift >= 0 && lattice.size[1] + shift <= columns[phase])) continue;
-    const MaskedShift mask = {shift, columns[phase]};
-    const auto found = std::find(plan.masks.begin(), plan.masks.end(), mask);
-    plan.taps.back().mask = static_cast<int>(found - plan.masks.begin()) + 1;
-    if (found != plan.masks.end()) continue;
-    if (plan.masks.size() == static_cast<size_t>(kMostMasks)) return false;
-    plan.masks.push_back(mask);
-  }
-  return true;
-}
-
-// Planes with zeros at both ends of a row.
-void lay_out_padded(const Lattice& lattice, BundlePlan& plan) {
-  plan.pitch = plan.strip[1] + lattice.most_shift[1];
-  for (const int64_t phase : lattice.phases[1]) plan.first_column.push_back(lattice.origin[1] + phase);
-  for (const Tap& tap : lattice.taps) plan.taps.push_back({tap.phase[1], tap.shift[1], 0});
-}
-
-// The layout of a strip's planes and lines; images and strips are set.
-void lay_out(const Lattice& lattice, BundlePlan& plan) {
-  const auto clear = [&] {
-    plan.first_column.clear();
-    plan.taps.clear();
-    plan.masks.clear();
-  };
-  clear();
-  if (plan.strips[1] > 1 || !lay_out_masked(lattice, plan)) {
-    clear();
-    lay_out_padded(lattice, plan);
-  }
-  plan.phases = static_cast<int64_t>(lattice.phases[0].size() * plan.first_column.size());
-  const int64_t rows = plan.strip[0] + lattice.most_shift[0];
-  const int64_t channels = lattice.source_channels + (lattice.some_reach_nothing ? 1 : 0);
-  const int64_t last_line = plan.lines(plan.strip[0], plan.strip[1]) * 16;
-  plan.phase_floats = rows * plan.pitch * plan.images;
-  // what the last line reads behind the last row
-  plan.behind_floats = std::max<int64_t>(0, last_line - plan.strip[0] * plan.pitch * plan.images);
-  if (plan.masks.empty()) plan.behind_floats += lattice.most_shift[1] * plan.images;
-  bool whole_lines = plan.pitch * plan.images % 16 == 0 || rows == 1;  // that rows begin at, and that shifts are
-  int64_t front = 0, back = 16;
-  for (size_t t = 0; t < plan.taps.size(); ++t) {
-    if (!lattice.taps[t].reaches) continue;
-    whole_lines = whole_lines && plan.taps[t].shift * plan.images % 16 == 0;
-    front = std::max(front, -plan.taps[t].shift * plan.images);
-    back = std::max(back, 16 + plan.taps[t].shift * plan.images);
-  }
-  // An odd number of lines from channel to channel, or from line to line, falls on all sets of the first cache.
-  if (whole_lines) {
-    plan.phase_floats = divide_up(plan.phase_floats, 16) * 16;
-    plan.behind_floats = 0;
-    plan.channel_floats = 16;
-    plan.line_floats = (channels | 1) * 16;
-    plan.bundle_floats = plan.phases * plan.phase_floats / 16 * plan.line_floats;
-  } else {
-    plan.line_floats = 16;
-    plan.channel_floats = (divide_up(plan.phases * plan.phase_floats + plan.behind_floats, 16) | 1) * 16;
-    plan.bundle_floats = channels * plan.channel_floats;
-  }
-  plan.front_floats = plan.spread(divide_up(front, 16) * 16);
-  plan.back_floats = plan.spread(divide_up(back, 16) * 16);
-}
-
 // A bundle's planes stay in the second cache while all slices go by: strips of it, where it is too large.
 int64_t room_for_planes() {
   return caches().second * 16 * 45 / 100;
 }
 
 void cut(const Lattice& lattice, BundlePlan& plan, int d, int64_t strips, int64_t multiple) {
-  plan.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
-  plan.strips[d] = divide_up(lattice.size[d], plan.strip[d]);
-  lay_out(lattice, plan);
+  cut_bundles(lattice, d, strips, multiple, Lanes::kAnything, plan);
 }
 
 // Results of so many rows wait to be written.
@@ -225,13 +144,7 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     // as few as fill lines: a bundle of many lines has too large planes
     if (images > 1 && (images / 2 >= batch || images * lattice.size[0] * lattice.size[1] > kMostLines * 16)) break;
     BundlePlan plan = {};
-    plan.images = images;
-    plan.bundles = divide_up(batch, images);
-    for (int d = 0; d < 2; ++d) {
-      plan.strip[d] = lattice.size[d];
-      plan.strips[d] = 1;
-    }
-    lay_out(lattice, plan);
+    lay_out_bundles(lattice, images, Lanes::kAnything, plan);
     cut_to_room(lattice, plan);
     const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
     if (best_cost != 0 && cost >= best_cost) continue;

@@ -14,12 +14,10 @@ namespace sparsekernels {
 
 // sums[row of the slice] (16 floats each) = (block 0 ? 0 : sums[row]) + the products of the line with the block's
 // nonzeros. `values` are those of the program, plus kValueBias.
-// `masks`: those of the line, see BundlePlan::masks.
+// `masks`: those of the line, see BundleLayout::masks.
 using Program = void (*)(const float* line, const float* values, float* sums, const uint16_t* masks);
 
 constexpr int64_t kValueBias = 128;  // so that more displacements fit a byte
-
-constexpr int64_t kMaskStride = 8;
 
 struct Step {
   Program program;  // null: the slice has no nonzeros in the block

@@ -1,27 +1,55 @@
 #include "program_cache.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <unordered_map>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 #include "assembler.h"
 
 namespace sparsekernels {
 namespace {
 
-size_t most_bytes() {
-  static const size_t bytes = [] {
-    constexpr long kDefault = 256, kMost = 1 << 20;
-    const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
+// Programs that nobody uses any more are kept up to the first limit; those in use up to the second.
+struct Limits {
+  size_t kept, used;
+};
+
+Limits read_limits() {
+  constexpr size_t kMegabyte = size_t{1} << 20, kKept = 256 * kMegabyte;
+  const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
+  if (set != nullptr && *set != 0) {
     char* end = nullptr;
-    const long wanted = set == nullptr ? kDefault : std::strtol(set, &end, 10);
-    const bool sound = set == nullptr || (end != set && *end == 0 && wanted >= 0);
-    return static_cast<size_t>(sound ? std::min(wanted, kMost) : kDefault) << 20;
-  }();
-  return bytes;
+    errno = 0;
+    const long long megabytes = std::strtoll(set, &end, 10);
+    constexpr long long kMost = 1 << 24;
+    if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
+      throw std::invalid_argument(
+          std::string("SPARSEKERNELS_CPU_PROGRAMS is '") + set + "', accepted are megabytes, 0 for no programs");
+    }
+    const size_t most = static_cast<size_t>(megabytes) * kMegabyte;
+    return {std::min(most, kKept), most};
+  }
+  size_t memory = 0;
+#if defined(_SC_PHYS_PAGES) && defined(_SC_PAGESIZE)
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) memory = static_cast<size_t>(pages) * static_cast<size_t>(page);
+#endif
+  return {kKept, std::max(kKept, memory / 8)};
+}
+
+const Limits& limits() {
+  static const Limits read = read_limits();
+  return read;
 }
 
 struct Hash {
@@ -90,7 +118,7 @@ const Hasher& hasher() {
   return one;
 }
 
-Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& layout, const Threads& threads) {
+Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& contents, const Threads& threads) {
   struct Array {
     const int32_t* data;
     int64_t count;
@@ -117,66 +145,71 @@ Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& layo
   } else {
     threads.run(count, range);
   }
-  hashes.back() = hasher().of(layout.data(), layout.size() * sizeof(int64_t));
+  hashes.back() = hasher().of(contents.data(), contents.size() * sizeof(int64_t));
   return hasher().of(hashes.data(), hashes.size() * sizeof(Hash));
 }
 
-// Everything but the pattern that programs depend on.
-std::vector<int64_t> layout_of(const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern) {
-  std::vector<int64_t> layout = {
+// Everything but the pattern that programs depend on: of the lattice and its layout, then of a kind of programs.
+enum class Kind { kSums, kWeightGradients };
+std::vector<int64_t> contents_of(
+    Kind kind, const Lattice& lattice, const BundleLayout& layout, const SparsePattern& pattern) {
+  std::vector<int64_t> contents = {
+      static_cast<int64_t>(kind),
       lattice.groups,
       lattice.source_channels,
       lattice.dest_channels,
       lattice.residues(),
-      plan.images,
-      plan.pitch,
-      plan.phase_floats,
-      plan.channel_floats,
-      plan.line_floats,
-      plan.block_channels,
-      plan.slices,
-      plan.slice_rows,
-      plan.strip[0],
-      plan.strip[1],
+      layout.images,
+      layout.pitch,
+      layout.phase_floats,
+      layout.channel_floats,
+      layout.line_floats,
+      layout.strip[0],
+      layout.strip[1],
       pattern.rows,
       pattern.nonzeros,
       pattern.permutation != nullptr};
-  layout.push_back(static_cast<int64_t>(plan.masks.size()));
-  for (const MaskedShift& mask : plan.masks)
-    for (const int64_t number : {mask.shift, mask.columns}) layout.push_back(number);
-  layout.push_back(static_cast<int64_t>(plan.first_column.size()));
+  contents.push_back(static_cast<int64_t>(layout.masks.size()));
+  for (const MaskedShift& mask : layout.masks)
+    for (const int64_t number : {mask.shift, mask.columns}) contents.push_back(number);
+  contents.push_back(static_cast<int64_t>(layout.first_column.size()));
   for (size_t t = 0; t < lattice.taps.size(); ++t) {
     const Tap& tap = lattice.taps[t];
-    const TapColumns& columns = plan.taps[t];
+    const TapColumns& columns = layout.taps[t];
     for (const int64_t number :
          {tap.phase[0], tap.shift[0], tap.residue, static_cast<int64_t>(tap.reaches), columns.plane, columns.shift,
           static_cast<int64_t>(columns.mask)})
-      layout.push_back(number);
+      contents.push_back(number);
   }
-  return layout;
+  return contents;
 }
 
 class Cache {
  public:
-  std::shared_ptr<const Programs> find(const Hash& hash) {
+  std::shared_ptr<const void> find(const Hash& hash) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    ++clock_;
     const auto found = entries_.find(hash);
     if (found == entries_.end()) return nullptr;
-    found->second.used = ++clock_;
+    found->second.used = clock_;
     return found->second.programs;
   }
 
-  void insert(const Hash& hash, std::shared_ptr<const Programs> programs) {
+  // Only what was not used for long makes room: of patterns that take turns, more than there is room for, each would
+  // drive out the one that is needed next.
+  void insert(const Hash& hash, std::shared_ptr<const void> programs, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!entries_.emplace(hash, Entry{programs, ++clock_}).second) return;
-    bytes_ += programs->bytes();
-    while (bytes_ > most_bytes() && entries_.size() > 1) {
+    while (bytes_ + bytes > limits().kept && !entries_.empty()) {
       auto oldest = entries_.begin();
       for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
         if (entry->second.used < oldest->second.used) oldest = entry;
-      bytes_ -= oldest->second.programs->bytes();
+      constexpr uint64_t kTurns = 16;
+      if (clock_ - oldest->second.used <= kTurns * entries_.size()) break;
+      bytes_ -= oldest->second.bytes;
       entries_.erase(oldest);
     }
+    if (bytes_ + bytes > limits().used) return;
+    if (entries_.emplace(hash, Entry{std::move(programs), bytes, clock_}).second) bytes_ += bytes;
   }
 
   int64_t bytes() {
@@ -186,7 +219,8 @@ class Cache {
 
  private:
   struct Entry {
-    std::shared_ptr<const Programs> programs;
+    std::shared_ptr<const void> programs;
+    size_t bytes;
     uint64_t used;
   };
   struct First {
@@ -204,16 +238,31 @@ Cache& cache() {
   return *one;
 }
 
+template <class Kept, class Plan>
+std::shared_ptr<const Kept> cached(
+    const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const std::vector<int64_t>& contents,
+    const Threads& threads) {
+  const Hash hash = hash_pattern(pattern, contents, threads);
+  if (const std::shared_ptr<const void> found = cache().find(hash)) return std::static_pointer_cast<const Kept>(found);
+  std::shared_ptr<const Kept> programs = Kept::make(lattice, plan, pattern, threads);
+  cache().insert(hash, programs, programs->bytes());
+  return programs;
+}
+
 }  // namespace
 
 bool programs_allowed() {
   static const bool allowed = [] {
-    if (most_bytes() == 0) return false;
+    if (limits().used == 0) return false;
     std::vector<Assembler> smallest(1);
     smallest[0].leave();
     return Executable::make(smallest) != nullptr;
   }();
   return allowed;
+}
+
+int64_t most_program_bytes() {
+  return static_cast<int64_t>(limits().used);
 }
 
 int64_t kept_program_bytes() {
@@ -222,12 +271,17 @@ int64_t kept_program_bytes() {
 
 std::shared_ptr<const Programs> cached_programs(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
-  const Hash hash = hash_pattern(pattern, layout_of(lattice, plan, pattern), threads);
-  std::shared_ptr<const Programs> programs = cache().find(hash);
-  if (programs != nullptr) return programs;
-  programs = Programs::make(lattice, plan, pattern, threads);
-  cache().insert(hash, programs);
-  return programs;
+  std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
+  for (const int64_t number : {plan.block_channels, plan.slices, plan.slice_rows}) contents.push_back(number);
+  return cached<Programs>(lattice, plan, pattern, contents, threads);
+}
+
+std::shared_ptr<const WeightPrograms> cached_weight_programs(
+    const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+  std::vector<int64_t> contents = contents_of(Kind::kWeightGradients, lattice, plan, pattern);
+  for (const int64_t number : {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_line_floats})
+    contents.push_back(number);
+  return cached<WeightPrograms>(lattice, plan, pattern, contents, threads);
 }
 
 }  // namespace sparsekernels

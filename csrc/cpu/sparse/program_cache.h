@@ -6,17 +6,24 @@
 #include <vector>
 
 #include "program.h"
+#include "weight_program.h"
 
 namespace sparsekernels {
 
-// Of the patterns used last, up to a limit of memory.
+// Those of a pattern, kept or made now.
 std::shared_ptr<const Programs> cached_programs(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
 
-// Whether programs may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the megabytes of them that are kept, is 0, nor
-// where the system refuses to run them.
+std::shared_ptr<const WeightPrograms> cached_weight_programs(
+    const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
+
+// Whether programs may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the most megabytes of them that are kept, is 0,
+// nor where the system refuses to run them. Throws std::invalid_argument where that is no number.
 bool programs_allowed();
 
 int64_t kept_program_bytes();
+
+// That may be kept: what is in use. What is not goes from 256 MB on.
+int64_t most_program_bytes();
 
 }  // namespace sparsekernels

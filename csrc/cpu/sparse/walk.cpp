@@ -13,6 +13,7 @@
 #include "prepare.h"
 #include "program_walk.h"
 #include "units.h"
+#include "weight_walk.h"
 
 namespace sparsekernels {
 namespace {
@@ -138,6 +139,7 @@ void sparse_conv2d_weight_gradient(
   }
   Lattice lattice = forward_lattice(geometry, input, grad_output);
   merge_positions(lattice);
+  if (weight_gradient_by_programs(lattice, pattern, grad_values, threads)) return;
   const TileKernels& tiles = cpu_kernels().tiles;
   const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_lines);
   // Chunks of units have sums of their own, so that threads share the work; how many does not depend on the threads.
