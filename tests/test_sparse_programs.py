@@ -203,3 +203,20 @@ def test_any_number_of_rows(outputs: int, channels_last: bool) -> None:
     torch.testing.assert_close(found[0], to_input, atol=1e-4, rtol=1e-4)
     places = weight.with_values(torch.ones_like(values)).to_dense() != 0
     torch.testing.assert_close(found[1], to_weight[places], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (4, 16), (15, 17), (70, 61)])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_rows_without_nonzeros_have_their_bias(size: tuple[int, int], channels_last: bool, kernel: int) -> None:
+    x, dense, bias = torch.randn(2, 150, *size), torch.randn(70, 150, kernel, kernel), torch.randn(70)
+    mask = torch.rand_like(dense) < 0.1
+    mask[:40] = False  # a slice
+    mask[50:60, :140] = False  # of some blocks
+    weight = sk.Unstructured.from_dense(dense, mask)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    y = sk.sparse_conv2d(x, weight, bias, padding=kernel // 2)
+    expected = torch.nn.functional.conv2d(x.double(), (dense * mask).double(), bias.double(), padding=kernel // 2)
+    torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-4)
+    assert torch.equal(y[:, :40], bias[:40, None, None].expand_as(y[:, :40]))

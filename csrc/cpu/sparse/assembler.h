@@ -8,7 +8,7 @@
 
 namespace sparsekernels {
 
-enum class Register { kRax, kRcx, kRdx, kRsi = 6, kRdi, kR8, kR9, kR10, kR11 };  // the first six may hold addresses
+enum class Register { kRax, kRcx, kRdx, kRsi = 6, kRdi, kR8, kR9, kR10, kR11 };  // not all may stand for a base
 
 // Vectors are zmm0 to zmm31, masks k1 to k7, by number.
 class Assembler {
@@ -33,9 +33,17 @@ class Assembler {
   void store(int zmm, Register base, int32_t displacement) {
     memory(kMap0F, kNone, 0x11, zmm, 0, base, displacement, 64);
   }
+  // The same where the mask has a bit; what lies elsewhere is not touched.
+  void store(int zmm, int mask, Register base, int32_t displacement) {
+    memory(kMap0F, kNone, 0x11, zmm, 0, base, displacement, 64, mask);
+  }
   // sum = sum + 16 floats at [base + displacement]
   void add(int sum, Register base, int32_t displacement) {
     memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 64);
+  }
+  // sum = sum + the float at [base + displacement]
+  void add_float(int sum, Register base, int32_t displacement) {
+    memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 4);
   }
   // product = x * the float at [base + displacement]
   void multiply(int product, int x, Register base, int32_t displacement) {
@@ -214,9 +222,9 @@ class Assembler {
       Map map, Prefix prefix, int opcode, int reg, int second, Register base, int32_t displacement, int32_t unit,
       int masking = 0) {
     reserve();
-    evex(map, prefix, reg, second, true, true, unit == 4, masking);
+    evex(map, prefix, reg, second, number(base) < 8, true, unit == 4, masking);
     byte(opcode);
-    const int fields = (reg & 7) << 3 | number(base);
+    const int fields = (reg & 7) << 3 | (number(base) & 7);
     if (displacement == 0) {
       byte(fields);
     } else if (displacement % unit == 0 && displacement / unit >= -128 && displacement / unit <= 127) {

@@ -55,7 +55,7 @@ bool lay_out_bundles(const Lattice& lattice, int64_t images, Lanes lanes, Bundle
 bool cut_bundles(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, BundleLayout& layout);
 
 // kMaskStride for each line of a strip with so many rows; none where the layout has none.
-constexpr int64_t kMaskStride = 8;
+constexpr int64_t kMaskStride = kMostMasks + 1;
 std::vector<uint16_t> line_masks(const BundleLayout& layout, int64_t rows);
 
 }  // namespace sparsekernels

@@ -53,6 +53,16 @@ double loads_of(double density, double rows) {
   return (1 - std::pow(1 - density, rows)) / (rows * density);
 }
 
+// Whether lines of results lie in the tensor as they are computed: 16 neighbouring elements, rows without gaps.
+bool can_store_directly(const Lattice& lattice, const BundlePlan& plan) {
+  const Activation& dest = lattice.dest;
+  constexpr int64_t kFarthestRow = int64_t{1} << 24;  // whose displacement fits an instruction
+  const bool rows_follow = plan.strip[0] == 1 || (dest.stride[2] == plan.pitch && plan.strips[1] == 1);
+  return plan.images == 1 && lattice.residues() == 1 && dest.dtype == DType::kFloat32 && dest.stride[3] == 1 &&
+         plan.pitch == plan.strip[1] && rows_follow && dest.stride[1] < kFarthestRow &&
+         !transposes_channels(dest, lattice.dest_channels);
+}
+
 // Nanoseconds on one core: a fit to a Xeon with AMX at 80 to 98% sparsity. A multiply-add, the loads of lines, nearly
 // twice as long across a border between two cache lines, and what comes up from the second cache; then what is read and
 // written, interleaved in stages.
@@ -77,7 +87,10 @@ double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) 
   for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
   const bool reads_channels = lattice.source.stride[1] == 1, writes_channels = lattice.dest.stride[1] == 1;
   return lines * nonzeros * product + read * sources * (reads_channels ? 5 : 2 + 0.5 * stages) +
-         lines * results * (writes_channels ? 6 : 3.3 + 0.55 * stages);
+         lines * results *
+             (plan.direct       ? 1
+              : writes_channels ? 6
+                                : 3.3 + 0.55 * stages);
 }
 
 void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
@@ -146,6 +159,7 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     BundlePlan plan = {};
     lay_out_bundles(lattice, images, Lanes::kAnything, plan);
     cut_to_room(lattice, plan);
+    plan.direct = can_store_directly(lattice, plan);
     const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
     if (best_cost != 0 && cost >= best_cost) continue;
     best = plan;

@@ -16,6 +16,7 @@ struct BundlePlan : BundleLayout {
   int64_t slices, slice_rows;  // of the rows of a group; slice_rows 0: even slices
   int64_t write_slices;        // results of so many are written at a time
   int64_t parts;               // of the slices, for threads to share
+  bool direct;                 // results go from registers to the tensor, not by way of lines
   bool is_worth_it;            // tiles do better where planes do not fit, or a program has next to nothing to do
 
   int64_t units() const { return divide_up(bundles, unit_bundles) * strips[0] * strips[1]; }

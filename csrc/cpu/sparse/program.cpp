@@ -12,12 +12,38 @@ namespace sparsekernels {
 namespace {
 
 constexpr Register kLine = Register::kRdi, kValues = Register::kRsi, kSums = Register::kRdx, kMasks = Register::kRcx;
+constexpr Register kDest = Register::kR8, kBias = Register::kR9;
 constexpr int kLineRegister = 31;
 constexpr int32_t kLineBytes = 64;
 
+// Stores a slice's sums, or adds them to those of the blocks before.
+struct Finish {
+  int64_t rows;
+  bool first_block;
+  bool direct;         // to the tensor
+  int64_t row_floats;  // of the tensor
+};
+
+void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
+  if (finish.direct) code.load_mask(kMostMasks, kMasks, 2 * kMostMasks);
+  for (int row = 0; row < finish.rows; ++row) {
+    const bool has_sum = begun >> row & 1;
+    if (!has_sum && !finish.first_block && !finish.direct) continue;
+    if (!has_sum && finish.first_block) code.clear(row);
+    if (!has_sum && !finish.first_block) code.load(row, kSums, row * kLineBytes);
+    if (has_sum && !finish.first_block) code.add(row, kSums, row * kLineBytes);
+    if (finish.direct) {
+      code.add_float(row, kBias, row * 4);
+      code.store(row, kMostMasks, kDest, static_cast<int32_t>(row * finish.row_floats * 4));
+    } else {
+      code.store(row, kSums, row * kLineBytes);
+    }
+  }
+}
+
 // The program of nonzeros [begin, end).
 void write_program(
-    const std::vector<Column>& columns, const Nonzero* begin, const Nonzero* end, int64_t rows, bool first_block,
+    const std::vector<Column>& columns, const Nonzero* begin, const Nonzero* end, const Finish& finish,
     Assembler& code) {
   uint32_t used = 0;  // masks
   for (const Nonzero* nonzero = begin; nonzero < end; ++nonzero)
@@ -46,13 +72,7 @@ void write_program(
       begun |= 1u << nonzero->row;
     }
   }
-  for (int row = 0; row < rows; ++row) {
-    const bool has_sum = begun >> row & 1;
-    if (!has_sum && !first_block) continue;
-    if (!has_sum) code.clear(row);
-    if (has_sum && !first_block) code.add(row, kSums, row * kLineBytes);
-    code.store(row, kSums, row * kLineBytes);
-  }
+  write_finish(finish, begun, code);
   code.leave();
 }
 
@@ -65,6 +85,11 @@ std::shared_ptr<const Programs> Programs::make(
   result->blocks_ = plan.blocks;
   result->residues_ = lattice.residues();
   result->masks_ = line_masks(plan, plan.strip[0]);
+  if (plan.direct) {
+    const size_t lines = static_cast<size_t>(plan.lines(plan.strip[0], plan.strip[1]));
+    result->masks_.resize(lines * kMaskStride);
+    for (size_t line = 0; line < lines; ++line) result->masks_[line * kMaskStride + kMostMasks] = 0xffff;
+  }
   result->order_.resize(static_cast<size_t>(pattern.nonzeros));
   const std::vector<Column> columns = columns_of(lattice, plan, plan.block_channels);
   const int64_t rows = lattice.dest_channels;
@@ -94,11 +119,12 @@ std::shared_ptr<const Programs> Programs::make(
     for (int64_t part = 0; part < parts; ++part) {
       const Nonzero* const begin = nonzero;
       while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].part == part) ++nonzero;
-      const bool first_block = part < result->residues_;
-      if (begin == nonzero && !first_block) continue;
+      const bool first_block = part < result->residues_, last_block = part + result->residues_ >= parts;
+      const Finish finish = {last - first, first_block, plan.direct && last_block, lattice.dest.stride[1]};
+      if (begin == nonzero && !first_block && !finish.direct) continue;
       code.align();
       const size_t start = code.size();
-      write_program(columns, begin, nonzero, last - first, first_block, code);
+      write_program(columns, begin, nonzero, finish, code);
       places[static_cast<size_t>(piece * parts + part)] = {
           start, base + static_cast<int32_t>(begin - sorted.data()), static_cast<int32_t>(code.size() - start), true};
     }

@@ -13,9 +13,11 @@
 namespace sparsekernels {
 
 // sums[row of the slice] (16 floats each) = (block 0 ? 0 : sums[row]) + the products of the line with the block's
-// nonzeros. `values` are those of the program, plus kValueBias.
-// `masks`: those of the line, see BundleLayout::masks.
-using Program = void (*)(const float* line, const float* values, float* sums, const uint16_t* masks);
+// nonzeros. `values` are those of the program, plus kValueBias. `masks`: those of the line, see BundleLayout::masks.
+// Where results are stored directly, the last block's programs add the rows' bias and store to `dest`, row after row as
+// the tensor's channels lie, the lanes that the last of the masks has.
+using Program = void (*)(
+    const float* line, const float* values, float* sums, const uint16_t* masks, float* dest, const float* bias);
 
 constexpr int64_t kValueBias = 128;  // so that more displacements fit a byte
 
@@ -37,7 +39,7 @@ class Programs {
   const Step* end() const { return steps_.data() + steps_.size(); }
   // Of each value, in the order in which programs take them, its place in the pattern's values.
   const std::vector<int32_t>& order() const { return order_; }
-  // kMaskStride for each line of a strip.
+  // kMaskStride for each line of a strip, the last of which are all lanes; or none, if they are not used.
   const std::vector<uint16_t>& masks() const { return masks_; }
   size_t bytes() const {
     return code_->size() + order_.size() * sizeof order_[0] + steps_.size() * sizeof steps_[0] +

@@ -272,7 +272,9 @@ int64_t kept_program_bytes() {
 std::shared_ptr<const Programs> cached_programs(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
-  for (const int64_t number : {plan.block_channels, plan.slices, plan.slice_rows}) contents.push_back(number);
+  const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
+  for (const int64_t number : {plan.block_channels, plan.slices, plan.slice_rows, row_floats})
+    contents.push_back(number);
   return cached<Programs>(lattice, plan, pattern, contents, threads);
 }
 

@@ -75,6 +75,14 @@ float* arrange_values(const Programs& programs, const SparsePattern& pattern, co
   return values;
 }
 
+// Where programs store a bundle's results of a row and those after it; null if they do not.
+float* direct_to(const Lattice& lattice, const BundlePlan& plan, const BundleUnit& unit, int64_t bundle, int64_t row) {
+  if (!plan.direct) return nullptr;
+  const Activation& dest = lattice.dest;
+  return static_cast<float*>(dest.data) + (unit.first_bundle + bundle) * dest.stride[0] + row * dest.stride[1] +
+         unit.first[0] * dest.stride[2] + unit.first[1];
+}
+
 void run_unit(
     const Lattice& lattice, const BundlePlan& plan, const Programs& programs, const float* values, const float* bias,
     const BundleUnit& unit, const BundleUnit* next_unit, int64_t first_slice, int64_t last_slice) {
@@ -89,6 +97,12 @@ void run_unit(
   read_planes(lattice, plan, unit, planes);
   const uint16_t* const masks = programs.masks().data();
   const int64_t mask_stride = programs.masks().empty() ? 0 : kMaskStride;
+  // Of the last line, only positions are stored.
+  uint16_t last_masks[kMaskStride] = {};
+  if (mask_stride != 0) std::copy_n(masks + (lines - 1) * mask_stride, kMaskStride, last_masks);
+  const int64_t beyond = lines * 16 - ((unit.size[0] - 1) * plan.pitch + unit.size[1]) * plan.images;
+  last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
+  static constexpr float kNoBias[kMostSliceRows] = {};
   // Meanwhile the next unit's source comes up, and the place of the results.
   const int64_t turns = unit.bundles * lines * lattice.residues() * plan.blocks;
   Fetch ahead, results;
@@ -117,17 +131,21 @@ void run_unit(
         for (int64_t b = 0; b < unit.bundles; ++b) {
           const float* const from = planes + b * plan.bundle_floats + block * plan.block_channels * plan.channel_floats;
           float* to = sums + residue * layout.residue + b * layout.bundle + within * 16;
+          float* const dest = direct_to(lattice, plan, unit, b, row);
           for (int64_t line = 0; line < lines; ++line, to += line_floats) {
             const int64_t fetch_until = code_lines * ++run / (unit.bundles * lines);
             for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
             ahead.lines(ahead_each);
             results.lines(results_each);
-            step.program(from + line * plan.line_floats, own_values, to, masks + line * mask_stride);
+            const uint16_t* const own_masks = line + 1 == lines ? last_masks : masks + line * mask_stride;
+            step.program(
+                from + line * plan.line_floats, own_values, to, own_masks, dest == nullptr ? nullptr : dest + line * 16,
+                bias == nullptr ? kNoBias : bias + row);
           }
         }
       }
     }
-    if (slice + 1 == until) write_lines(lattice, plan, unit, row, layout, sums, bias);
+    if (slice + 1 == until && !plan.direct) write_lines(lattice, plan, unit, row, layout, sums, bias);
   }
 }
 
