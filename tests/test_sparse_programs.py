@@ -205,6 +205,32 @@ def test_any_number_of_rows(outputs: int, channels_last: bool) -> None:
     torch.testing.assert_close(found[1], to_weight[places], atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_of_very_different_numbers_of_nonzeros(kernel: int, groups: int) -> None:
+    """Threads share rows by their nonzeros: some get none."""
+    x, dense = torch.randn(1, 64, 14, 14), torch.randn(256, 64 // groups, kernel, kernel)
+    mask = torch.rand_like(dense) < 0.01
+    mask[40:60] = True
+    weight = sk.Unstructured.from_dense(dense, mask)
+    expected = [x.double().requires_grad_(), (dense * mask).double().requires_grad_()]
+    y = torch.nn.functional.conv2d(expected[0], expected[1], padding=kernel // 2, groups=groups)
+    gradient = torch.randn(y.shape)
+    to_input, to_weight = torch.autograd.grad(y, expected, gradient.double())
+    found = [x.requires_grad_(), weight.values.clone().requires_grad_()]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            z = sk.sparse_conv2d(found[0], weight.with_values(found[1]), padding=kernel // 2, groups=groups)
+            torch.testing.assert_close(z, y.float(), atol=1e-4, rtol=1e-4)
+            grads = torch.autograd.grad(z, found, gradient)
+            torch.testing.assert_close(grads[0], to_input.float(), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(grads[1], to_weight[mask].float(), atol=1e-3, rtol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (4, 16), (15, 17), (70, 61)])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("kernel", [1, 3])

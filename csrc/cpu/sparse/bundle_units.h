@@ -18,6 +18,20 @@ struct BundleUnit {
 BundleUnit bundle_unit_at(
     const Lattice& lattice, const BundleLayout& layout, int64_t unit_bundles, int64_t group, int64_t index);
 
+// The slice that a part of a group's slices begins with, so that parts have about as many nonzeros. Plan is BundlePlan
+// or WeightPlan, whose `parts` parts end at its last slice.
+template <class Plan>
+int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t rows, int64_t group, int64_t part) {
+  if (part == plan.parts) return plan.slices;
+  const int32_t* const crow = pattern.crow_indices + group * rows;
+  const int64_t wanted = 2 * (crow[0] + (int64_t{crow[rows]} - crow[0]) * part / plan.parts);
+  int64_t slice = 0;
+  while (slice < plan.slices &&
+         int64_t{crow[plan.first_row(slice, rows)]} + crow[plan.first_row(slice + 1, rows)] <= wanted)
+    ++slice;
+  return part == 0 ? 0 : slice;
+}
+
 LineOrder bundle_order_of(const Activation& tensor, int64_t channels);
 
 // Pointers to the images of a bundle, at a channel. Call is BundleRead or BundleWrite.

@@ -164,16 +164,20 @@ bool correlate_by_programs(
   const int64_t units = plan.units();
   threads.run(lattice.groups * units * plan.parts, [&](int64_t begin, int64_t end) {
     const Trim trim{worker_arena};
+    // All groups of a unit, then the next unit: groups may have more nonzeros or fewer, and threads take what follows
+    // each other.
     const auto unit_of = [&](int64_t i) {
-      return bundle_unit_at(lattice, plan, plan.unit_bundles, i / plan.parts / units, i / plan.parts % units);
+      const int64_t group = i / plan.parts % lattice.groups;
+      return bundle_unit_at(lattice, plan, plan.unit_bundles, group, i / plan.parts / lattice.groups);
     };
     for (int64_t item = begin; item < end;) {
       // parts that follow each other share the unit's planes
       const int64_t part = item % plan.parts, count = std::min(plan.parts - part, end - item);
       const BundleUnit unit = unit_of(item), next = unit_of(std::min(item + count, end - 1));
-      run_unit(
-          lattice, plan, *programs, values, bias, unit, item + count < end ? &next : nullptr,
-          plan.slices * part / plan.parts, plan.slices * (part + count) / plan.parts);
+      const BundleUnit* const then = item + count < end ? &next : nullptr;
+      const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, unit.group, part);
+      const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, unit.group, part + count);
+      if (first < last) run_unit(lattice, plan, *programs, values, bias, unit, then, first, last);
       item += count;
     }
   });

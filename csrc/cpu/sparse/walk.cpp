@@ -64,10 +64,10 @@ void correlate(
 
   const Side source = source_side(lattice), dest = dest_side(lattice);
   const auto run = [&](int64_t item) {
-    const int64_t slice = item % slices.count, group = item / slices.count / plan.units();
+    const int64_t slice = item % slices.count, group = item / slices.count % lattice.groups;
     const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
     if (first == last) return;
-    const Unit unit = unit_at(plan, group, item / slices.count % plan.units());
+    const Unit unit = unit_at(plan, group, item / slices.count / lattice.groups);
     float *source_lines, *sums;
     Pieces own;
     own.add(&source_lines, planes_size(lattice, plan));
@@ -159,8 +159,8 @@ void sparse_conv2d_weight_gradient(
 
   const Side source = source_side(lattice), dest = dest_side(lattice);
   const auto run = [&](int64_t item) {
-    const int64_t slice = item % slices.count, chunk = item / slices.count % chunks;
-    const int64_t group = item / slices.count / chunks;
+    const int64_t slice = item % slices.count, group = item / slices.count % lattice.groups;
+    const int64_t chunk = item / slices.count / lattice.groups;
     const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
     if (first == last) return;
     float* const sums = partial + chunk * pattern.nonzeros;

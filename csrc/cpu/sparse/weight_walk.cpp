@@ -110,14 +110,15 @@ bool weight_gradient_by_programs(
     for (int64_t item = begin; item < end;) {
       // parts that follow each other share a unit's planes
       const int64_t part = item % plan.parts, count = std::min(plan.parts - part, end - item);
-      const int64_t chunk = item / plan.parts % plan.chunks, group = item / plan.parts / plan.chunks;
-      const int64_t first = plan.slices * part / plan.parts, last = plan.slices * (part + count) / plan.parts;
+      const int64_t group = item / plan.parts % lattice.groups, chunk = item / plan.parts / lattice.groups;
+      const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, group, part);
+      const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, group, part + count);
       float* const own = sums + chunk * slots;
       const int64_t first_slot = programs->slots_before(group, first), last_slot = programs->slots_before(group, last);
       std::memset(own + first_slot, 0, static_cast<size_t>(last_slot - first_slot) * sizeof(float));
       const int64_t until = plan.units() * (chunk + 1) / plan.chunks;
       const auto unit_of = [&](int64_t u) { return bundle_unit_at(lattice, plan, plan.unit_bundles, group, u); };
-      for (int64_t u = plan.units() * chunk / plan.chunks; u < until; ++u) {
+      for (int64_t u = plan.units() * chunk / plan.chunks; u < until && first < last; ++u) {
         const BundleUnit unit = unit_of(u), next = unit_of(std::min(u + 1, until - 1));
         run_unit(lattice, plan, *programs, unit, u + 1 < until ? &next : nullptr, first, last, own);
       }
