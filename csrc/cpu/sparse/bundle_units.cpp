@@ -32,7 +32,7 @@ namespace {
 Fetch fetch_of(
     const Activation& tensor, const BundleLayout& layout, const BundleUnit& unit, int64_t channel, int64_t channels,
     const int64_t (&first)[2], const int64_t (&last)[2], const int64_t (&step)[2]) {
-  constexpr int64_t kLargeElements = int64_t{1} << 21;  // smaller tensors lie in the last cache anyway
+  constexpr int64_t kLargeElements = int64_t{1} << 20;  // smaller tensors lie in the last cache anyway
   if (tensor.size[0] * tensor.size[1] * tensor.size[2] * tensor.size[3] < kLargeElements) return Fetch();
   int64_t begin[4] = {unit.first_bundle * layout.images, channel};
   int64_t end[4] = {std::min(tensor.size[0], (unit.first_bundle + unit.bundles) * layout.images), channel + channels};
