@@ -135,7 +135,7 @@ except ValueError as error:
 """
     environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    expected = f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', accepted are megabytes, 0 for no programs"
+    expected = f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', accepted is a whole number of megabytes such as 1024, or 0 for no programs"
     assert done.stdout.strip() == expected
 
 

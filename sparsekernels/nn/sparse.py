@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..formats.unstructured import Unstructured
 from ..ops.sparse_conv2d.op import conv2d, linear
@@ -157,6 +158,11 @@ def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> No
         raise TypeError(
             f"{name}.from_dense: module is of type {type(module).__name__}, accepted is a torch.nn.{accepted.__name__}"
         )
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        raise TypeError(
+            f"{name}.from_dense: module is the out_proj of a torch.nn.MultiheadAttention, which multiplies by its weight"
+            " itself and would never call a sparse layer; accepted is a layer that is called"
+        )
 
 
 class SparseLinear(_Sparse, torch.nn.Linear):
@@ -210,7 +216,8 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
 
         Raises ValueError for a weight with NaN or infinite elements, without nonzeros or, without a mask, without
-        zeros; and for a format other than "unstructured". TypeError for a module that is not a torch.nn.Linear.
+        zeros; and for a format other than "unstructured". TypeError for a module that is not a torch.nn.Linear, or that
+        is the out_proj of a torch.nn.MultiheadAttention, which would never call it.
         """
         _check_from_dense("SparseLinear", module, torch.nn.Linear, format)
         pattern = Unstructured.from_dense(module.weight, mask)
