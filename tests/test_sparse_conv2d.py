@@ -10,6 +10,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -365,6 +366,38 @@ def test_nan_reaches_the_gradients_of_the_nonzeros_that_read_it(
             gradient(torch.full((batch + 3, 36, size + 5, size + 2), math.nan, device=device, dtype=dtype))
             found = gradient(torch.where(where > 0, math.nan, torch.randn(where.shape)).to(device, dtype))
         assert torch.equal(found.isnan().cpu(), expected), (size, batch)
+
+
+@by_run
+@pytest.mark.parametrize(
+    ("shape", "weight", "options"),
+    [
+        ((1, 1, 1, 1600), (32, 1, 1, 64), {"stride": (1, 64)}),  # one channel, strips whose last lanes are empty
+        ((2, 1, 8, 200), (16, 1, 8, 8), {"stride": 8}),
+        ((3, 2, 5, 40), (32, 1, 5, 7), {"groups": 2, "dilation": (1, 3)}),
+        ((19, 6, 1, 130), (39, 2, 2, 8), {"padding": (2, 0), "dilation": (4, 1), "groups": 3}),  # no tap reaches
+        ((2, 40, 9, 9), (1, 40, 3, 3), {}),  # one row
+    ],
+)
+def test_an_earlier_call_leaves_no_nan(
+    backend: str,
+    device: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    weight: tuple[int, ...],
+    options: dict[str, Any],
+) -> None:
+    """Whatever lies in memory that a call has no use for: gradients are finite after a larger call of NaN."""
+    pattern = sk.Unstructured.from_dense(torch.randn(weight), torch.rand(weight) < 0.7).to(device, dtype)
+    for fill, larger in ((math.nan, 50), (1.0, 0)):
+        x = torch.full((shape[0] + larger // 10, *shape[1:3], shape[3] + larger), fill, device=device, dtype=dtype)
+        values = pattern.values.clone().requires_grad_()
+        x.requires_grad_()
+        with sk.use_backend(backend):
+            y = sk.sparse_conv2d(x, pattern.with_values(values), **options)
+            grads = torch.autograd.grad(y, (x, values), torch.ones_like(y))
+    assert y.isfinite().all()
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 # Random shapes

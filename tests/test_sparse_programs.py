@@ -135,8 +135,7 @@ except ValueError as error:
 """
     environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    expected = f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', accepted is a whole number of megabytes such as 1024, or 0 for no programs"
-    assert done.stdout.strip() == expected
+    assert done.stdout.startswith(f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', accepted is a whole number of megabytes")
 
 
 TURNS = """
@@ -149,17 +148,19 @@ for _ in range(4):
     for one in layers:
         check(*one)
     found.append(kept())
-for seed in range(100, 180):
-    new = layer(seed, nonzeros=1000 + seed)
-    for _ in range(3):
-        check(*new)
+for seed in range(100, 120):  # each used once: nothing gives way to them
+    check(*layer(seed, nonzeros=9000 + seed))
+found.append(kept())
+new = layer(200, nonzeros=1000)
+for _ in range(2):
+    check(*new)
 print(*found, kept())
 """
 
 
 @pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
 def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
-    """Those that were first stay, as long as they are used; what is not used any more makes room."""
+    """Those that were first stay. A new one is kept when asked for again, in place of what was not meanwhile."""
     script = TURNS.format(tests=str(pathlib.Path(__file__).parent))
     environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)

@@ -160,8 +160,8 @@ def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> No
         )
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
-            f"{name}.from_dense: module is the out_proj of a torch.nn.MultiheadAttention, which multiplies by its weight"
-            " itself and would never call a sparse layer; accepted is a layer that is called"
+            f"{name}.from_dense: module is the out_proj of a torch.nn.MultiheadAttention, which multiplies by its"
+            " weight itself and would never call a sparse layer; accepted is a layer that is called"
         )
 
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 namespace sparsekernels {
@@ -132,10 +133,13 @@ class Assembler {
     byte(0);
     return size_;
   }
-  void land(size_t skip) { bytes_[skip - 1] = static_cast<uint8_t>(size_ - skip); }
+  void land(size_t skip) {
+    if (size_ - skip > 127) throw std::logic_error("Assembler: a jump of a byte does not reach");
+    bytes_[skip - 1] = static_cast<uint8_t>(size_ - skip);
+  }
   // A function of the process, by way of rax.
-  template <class Function>
-  void call_function(Function* function) {  // mov rax, imm64; call rax
+  template <class Argument>
+  void call_function(void (*function)(Argument) noexcept) {  // mov rax, imm64; call rax
     reserve();
     static_assert(sizeof function == 8 || sizeof function == 4, "an address");
     uint64_t address = 0;

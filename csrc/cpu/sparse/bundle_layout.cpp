@@ -99,7 +99,8 @@ bool lay_out(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
     layout.phase_floats = divide_up(layout.phase_floats, 16) * 16;
     layout.behind_floats = 0;
     layout.channel_floats = 16;
-    layout.line_floats = (channels | 1) * 16;
+    layout.line_floats =
+        (std::max<int64_t>(channels, 2) | 1) * 16;  // never 16, which says that planes follow each other
     layout.bundle_floats = layout.phases * layout.phase_floats / 16 * layout.line_floats;
   } else {
     layout.line_floats = 16;

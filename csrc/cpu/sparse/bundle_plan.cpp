@@ -172,7 +172,7 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
   choose_unit(lattice, best, threads);
   best.slices = std::min(rows, divide_up(best.slices, best.parts) * best.parts);
   best.write_slices = 1;
-  if (writes_channels && best.parts == 1) {
+  if (writes_channels && best.parts == 1 && !best.direct) {
     best.slice_rows = kWholeLineRows;
     best.write_slices = kMostWriteSlices;
   }

@@ -22,7 +22,7 @@ using Program = void (*)(
 constexpr int64_t kValueBias = 128;  // so that more displacements fit a byte
 
 struct Step {
-  Program program;  // null: the slice has no nonzeros in the block
+  Program program;  // null: it would change nothing
   int32_t values;   // where the program's begin
   int32_t bytes;    // of code
 };

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <mutex>
 #include <random>
 #include <stdexcept>
@@ -19,7 +20,7 @@
 namespace sparsekernels {
 namespace {
 
-// Programs that nobody uses any more are kept up to the first limit; those in use up to the second.
+// Everything is kept up to the first limit; what is in use up to the second.
 struct Limits {
   size_t kept, used;
 };
@@ -45,7 +46,12 @@ Limits read_limits() {
   const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   if (pages > 0 && page > 0) memory = static_cast<size_t>(pages) * static_cast<size_t>(page);
 #endif
-  return {kKept, std::max(kKept, memory / 8)};
+  // a container's share, where there is such a limit
+  std::ifstream group("/sys/fs/cgroup/memory.max");
+  size_t share = 0;
+  if (group >> share && share > 0) memory = std::min(memory, share);
+  constexpr size_t kMost = 4096 * kMegabyte;
+  return {kKept, std::min(kMost, std::max(kKept, memory / 8))};
 }
 
 const Limits& limits() {
@@ -196,20 +202,31 @@ class Cache {
     return found->second.programs;
   }
 
-  // Only what was not used for long makes room: of patterns that take turns, more than there is room for, each would
-  // drive out the one that is needed next.
+  // Beyond the first limit, programs are kept when they are asked for a second time, and what was not used between the
+  // two makes room. Of patterns that take turns, more than there is room for, all are used in between: none drives out
+  // the one that is needed next.
   void insert(const Hash& hash, std::shared_ptr<const void> programs, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    while (bytes_ + bytes > limits().kept && !entries_.empty()) {
-      auto oldest = entries_.begin();
-      for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
-        if (entry->second.used < oldest->second.used) oldest = entry;
-      constexpr uint64_t kTurns = 16;
-      if (clock_ - oldest->second.used <= kTurns * entries_.size()) break;
-      bytes_ -= oldest->second.bytes;
-      entries_.erase(oldest);
+    if (bytes_ + bytes > limits().kept) {
+      const auto asked = asked_.find(hash);
+      if (asked == asked_.end()) {
+        constexpr size_t kMostAsked = 1 << 14;
+        if (asked_.size() == kMostAsked) asked_.clear();
+        asked_.emplace(hash, clock_);
+        return;
+      }
+      while (bytes_ + bytes > limits().kept && !entries_.empty()) {
+        auto oldest = entries_.begin();
+        for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
+          if (entry->second.used < oldest->second.used) oldest = entry;
+        if (oldest->second.used > asked->second) break;
+        bytes_ -= oldest->second.bytes;
+        entries_.erase(oldest);
+      }
+      asked->second = clock_;
+      if (bytes_ + bytes > limits().used) return;
+      asked_.erase(asked);
     }
-    if (bytes_ + bytes > limits().used) return;
     if (entries_.emplace(hash, Entry{std::move(programs), bytes, clock_}).second) bytes_ += bytes;
   }
 
@@ -230,6 +247,7 @@ class Cache {
 
   std::mutex mutex_;
   std::unordered_map<Hash, Entry, First> entries_;
+  std::unordered_map<Hash, uint64_t, First> asked_;  // and not kept: when that was
   uint64_t clock_ = 0;
   size_t bytes_ = 0;
 };

@@ -23,7 +23,7 @@ bool programs_allowed();
 
 int64_t kept_program_bytes();
 
-// That may be kept: what is in use. What is not goes from 256 MB on.
+// That may be kept, of patterns in use. From 256 MB on, others make room for them.
 int64_t most_program_bytes();
 
 }  // namespace sparsekernels

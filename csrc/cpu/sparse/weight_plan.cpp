@@ -35,7 +35,7 @@ void lay_out_grads(WeightPlan& plan) {
   const int64_t lines = plan.lines(plan.strip[0], plan.pitch), rows = plan.slice_rows;
   // an odd number of lines from one to the next, as in BundleLayout
   if (plan.pitch * plan.images % 16 == 0 || plan.strip[0] == 1) {
-    plan.grad_line_floats = (rows | 1) * 16;
+    plan.grad_line_floats = (std::max<int64_t>(rows, 2) | 1) * 16;
     plan.grad_channel_floats = 16;
     plan.grad_bundle_floats = lines * plan.grad_line_floats;
   } else {
@@ -44,7 +44,8 @@ void lay_out_grads(WeightPlan& plan) {
     plan.grad_bundle_floats = rows * plan.grad_channel_floats;
   }
   plan.bundles_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() && plan.line_floats != 16 &&
-                        plan.grad_line_floats != 16 && plan.bundle_floats == lines * plan.line_floats;
+                        plan.grad_line_floats != 16 && plan.bundle_floats == lines * plan.line_floats &&
+                        lines == plan.lines(plan.strip[0], plan.strip[1]);
 }
 
 // A unit's planes stay in the second cache while all slices go by, beside a slice's gradients and what comes up for the

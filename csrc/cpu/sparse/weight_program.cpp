@@ -59,7 +59,7 @@ void begin_group(bool masked, Assembler& code) {
   code.move(kCounter, kLines);
 }
 
-void fetch_ahead(Ahead* ahead) {
+void fetch_ahead(Ahead* ahead) noexcept {
   ahead->source.lines(ahead->source_lines);
   ahead->grads.lines(ahead->grad_lines);
 }
