@@ -14,13 +14,10 @@ enum class Register { kRax, kRcx, kRdx, kRsi = 6, kRdi, kR8, kR9, kR10, kR11 }; 
 // Vectors are zmm0 to zmm31, masks k1 to k7, by number.
 class Assembler {
  public:
-  // zmm = 16 floats at [base + displacement]
-  void load(int zmm, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x10, zmm, 0, base, displacement, 64);
-  }
-  // The same where the mask has a bit, else zero; what lies elsewhere is not touched.
+  // zmm = 16 floats at [base + displacement]; with a mask, zero where it has no bit, and what lies there is not
+  // touched. Mask 0 is none.
   void load(int zmm, int mask, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x10, zmm, 0, base, displacement, 64, mask | 0x80);
+    memory(kMap0F, kNone, 0x10, zmm, 0, base, displacement, 64, mask == 0 ? 0 : mask | 0x80);
   }
   // mask = 16 bits at [base + displacement]
   void load_mask(int mask, Register base, int8_t displacement) {

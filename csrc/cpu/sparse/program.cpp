@@ -30,7 +30,7 @@ void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
     const bool has_sum = begun >> row & 1;
     if (!has_sum && !finish.first_block && !finish.direct) continue;
     if (!has_sum && finish.first_block) code.clear(row);
-    if (!has_sum && !finish.first_block) code.load(row, kSums, row * kLineBytes);
+    if (!has_sum && !finish.first_block) code.load(row, 0, kSums, row * kLineBytes);
     if (has_sum && !finish.first_block) code.add(row, kSums, row * kLineBytes);
     if (finish.direct) {
       code.add_float(row, kBias, row * 4);
@@ -56,11 +56,7 @@ void write_program(
     if (nonzero->column != loaded) {
       loaded = nonzero->column;
       const Column& column = columns[static_cast<size_t>(loaded)];
-      if (column.mask == 0) {
-        code.load(kLineRegister, kLine, column.displacement);
-      } else {
-        code.load(kLineRegister, column.mask, kLine, column.displacement);
-      }
+      code.load(kLineRegister, column.mask, kLine, column.displacement);
     }
     const int64_t at = (nonzero - begin) % (2 * kValueBias);
     if (at == 0 && nonzero > begin) code.advance(kValues, 2 * kValueBias * 4);

@@ -15,6 +15,7 @@
 #include <unistd.h>
 #endif
 
+#include "../kernels.h"
 #include "assembler.h"
 
 namespace sparsekernels {
@@ -278,6 +279,11 @@ bool programs_allowed() {
     return Executable::make(smallest) != nullptr;
   }();
   return allowed;
+}
+
+bool may_have_programs(const SparsePattern& pattern) {
+  constexpr int64_t kMostNonzeros = 1 << 23;
+  return cpu_kernels().bundles[0].read != nullptr && programs_allowed() && pattern.nonzeros <= kMostNonzeros;
 }
 
 int64_t most_program_bytes() {

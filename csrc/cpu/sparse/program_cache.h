@@ -21,6 +21,9 @@ std::shared_ptr<const WeightPrograms> cached_weight_programs(
 // nor where the system refuses to run them. Throws std::invalid_argument where that is no number.
 bool programs_allowed();
 
+// Whether a pattern may have programs here: the instruction set has them, they are allowed, it is not too large.
+bool may_have_programs(const SparsePattern& pattern);
+
 int64_t kept_program_bytes();
 
 // That may be kept, of patterns in use. From 256 MB on, others make room for them.

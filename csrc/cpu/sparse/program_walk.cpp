@@ -153,9 +153,7 @@ void run_unit(
 
 bool correlate_by_programs(
     const Lattice& lattice, const SparsePattern& pattern, const float* bias, const Threads& threads) {
-  if (cpu_kernels().bundles[0].read == nullptr || !programs_allowed()) return false;
-  constexpr int64_t kMostNonzeros = 1 << 23;
-  if (pattern.nonzeros > kMostNonzeros) return false;
+  if (!may_have_programs(pattern)) return false;
   const BundlePlan plan = make_bundle_plan(lattice, pattern.nonzeros, threads.count);
   if (!plan.is_worth_it) return false;
   const std::shared_ptr<const Programs> programs = cached_programs(lattice, plan, pattern, threads);

@@ -115,11 +115,7 @@ size_t write_program(
     for (size_t i = begin; i < end; ++i) {
       const Column& column = columns[static_cast<size_t>(nonzeros[i].column)];
       if (i == begin || nonzeros[i].column != nonzeros[i - 1].column) {
-        if (column.mask == 0) {
-          code.load(kLineRegister, kPlanes, column.displacement);
-        } else {
-          code.load(kLineRegister, column.mask, kPlanes, column.displacement);
-        }
+        code.load(kLineRegister, column.mask, kPlanes, column.displacement);
       }
       const int64_t grad = nonzeros[i].row * plan.grad_channel_floats * 4;
       code.multiply_add_line(static_cast<int>(i - begin), kLineRegister, kGrads, static_cast<int32_t>(grad));

@@ -93,9 +93,7 @@ void run_unit(
 
 bool weight_gradient_by_programs(
     const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
-  if (cpu_kernels().bundles[0].read == nullptr || !programs_allowed()) return false;
-  constexpr int64_t kMostNonzeros = 1 << 23;
-  if (pattern.nonzeros > kMostNonzeros) return false;
+  if (!may_have_programs(pattern)) return false;
   const WeightPlan plan = make_weight_plan(lattice, pattern.nonzeros, threads.count);
   if (!plan.is_worth_it) return false;
   const std::shared_ptr<const WeightPrograms> programs = cached_weight_programs(lattice, plan, pattern, threads);
