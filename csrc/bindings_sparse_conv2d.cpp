@@ -145,6 +145,15 @@ Handle contiguous_vector(Handle tensor) {
   return tensor.is_contiguous() ? std::move(tensor) : contiguous(tensor);
 }
 
+// Whether the tensor has the sizes of `other`, and its strides where these matter.
+bool lies_as(const Handle& tensor, const Activation& other) {
+  const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
+  bool same = true;
+  for (int d = 0; d < 4; ++d) same = same && sizes[d] == other.size[d];
+  for (int d = 0; d < 4; ++d) same = same && (sizes[d] < 2 || strides[d] == other.stride[d]);
+  return same;
+}
+
 void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const Handle input = arguments.tensor();
@@ -152,6 +161,8 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   Handle bias = arguments.optional_tensor();
   const Handle crow = arguments.tensor(), col = arguments.tensor();
   const Geometry geometry(arguments.integers());
+  const Handle residual = arguments.optional_tensor();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
 
   check_activation(input, geometry);
   SparsePattern pattern = pattern_of(crow, col, geometry);
@@ -169,7 +180,20 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
     require(sizes[2 + d] > 0, "input: accepted is one that the kernel fits into");
   }
   Handle output = empty_activation(sizes, is_channels_last(input), input);
-  sparse_conv2d(geometry.conv, pattern, source, bias ? bias.data() : nullptr, activation_of(output), torch_threads());
+  const Activation dest = activation_of(output);
+  Epilogue epilogue;
+  if (bias) epilogue.bias = bias.data();
+  if (residual) {
+    require(
+        residual.dim() == 4 && residual.dtype() == input.dtype() && residual.device_type() == input.device_type() &&
+            lies_as(residual, dest),
+        "residual: accepted is a tensor like the output");
+    epilogue.residual = residual.data();
+  }
+  if (low) epilogue.low = static_cast<float>(*low);
+  if (high) epilogue.high = static_cast<float>(*high);
+  require(epilogue.low <= epilogue.high, "low, high: accepted are numbers, the first at most the second");
+  sparse_conv2d(geometry.conv, pattern, source, epilogue, dest, torch_threads());
   stack[0] = to_stack(std::move(output));
 }
 

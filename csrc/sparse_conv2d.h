@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 
 #include "dtype.h"
 
@@ -41,6 +42,14 @@ struct ConvGeometry {
   int64_t groups = 1;
 };
 
+// What becomes of a forward's sums before they are stored: min(max(sum + bias + residual, low), high). NaN stays NaN.
+struct Epilogue {
+  const void* bias = nullptr;      // of each output channel, in the dtype of the input; or null
+  const void* residual = nullptr;  // in the dtype, sizes and strides of the output; or null
+  float low = -std::numeric_limits<float>::infinity();
+  float high = std::numeric_limits<float>::infinity();
+};
+
 // Calls body(begin, end) on disjoint ranges that cover [0, count), on as many threads as torch uses.
 using ParallelBody = std::function<void(int64_t, int64_t)>;
 struct Threads {
@@ -51,9 +60,9 @@ struct Threads {
 // Every function throws std::invalid_argument where an index of the pattern is out of its range, before it is used.
 // Results have the same bits for any number of threads.
 
-// output = convolution of input with the pattern's values, plus bias (output channels, or null) in the dtype of input.
+// output = convolution of input with the pattern's values, and the epilogue. output has no gaps.
 void sparse_conv2d(
-    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const void* bias,
+    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const Epilogue& epilogue,
     const Activation& output, const Threads& threads);
 
 void sparse_conv2d_input_gradient(

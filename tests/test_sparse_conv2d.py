@@ -35,8 +35,11 @@ from sparse_conv2d_cases import (
 from torch import Tensor
 
 import sparsekernels as sk
+from sparsekernels.dispatch import select
 from sparsekernels.ops.sparse_conv2d import reference
-from sparsekernels.testing import assert_verified
+from sparsekernels.ops.sparse_conv2d.geometry import geometry_of
+from sparsekernels.ops.sparse_conv2d.op import IMPLEMENTATIONS
+from sparsekernels.testing import assert_verified, compare
 
 RUNS = [(backend, device, dtype) for dtype in DTYPES for backend, device in runs(dtype)]
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -77,6 +80,75 @@ def test_sparse_conv2d(backend: str, device: str, dtype: torch.dtype, case: Case
     weight, tensors = inputs(case, dtype, device)
     with sk.use_backend(backend):
         assert_verified(ours(case, weight), definition(case, weight), tensors)
+
+
+def kernel_operator(backend: str, input: Tensor) -> Callable[..., Tensor]:
+    """`_sparse_conv2d` of one backend."""
+    return select(IMPLEMENTATIONS, input, backend).kernels().forward
+
+
+@by_run
+@by_case
+def test_epilogue(backend: str, device: str, dtype: torch.dtype, case: Case) -> None:
+    """A residual and two limits, each with and without the others, against the reference in float64."""
+    weight, (input, values, *bias) = inputs(case, dtype, device)
+    images = input.detach()
+    images = images.reshape(-1, case.weight[1], 1, 1) if case.is_linear else images
+    images = images if images.dim() == 4 else images[None]
+    bias = bias[0].detach() if bias else None
+    pattern = (weight.crow_indices, weight.col_indices, list(case.geometry))
+    forward = kernel_operator(backend, images)
+    plain = forward(images, values.detach(), bias, *pattern)
+    residual = torch.randn_like(plain)
+    for other, low, high in (
+        (residual, 0.0, None),
+        (residual, None, None),
+        (None, 0.0, 0.5),
+        (residual, -0.25, 0.5),
+        (None, None, 0.0),
+    ):
+        y = forward(images, values.detach(), bias, *pattern, other, low, high)
+        wide = [None if t is None else t.double() for t in (images, values.detach(), bias, other)]
+        truth = reference.forward(*wide[:3], *pattern, wide[3], low, high)
+        # What the limits cut off has no error any more, in either: the reference's is that of the sums before.
+        sums = reference.forward(*wide[:3], *pattern, wide[3])
+        error = reference.forward(images, values.detach(), bias, *pattern, other).double() - sums
+        comparison = compare("output", y, truth, truth + error)
+        assert comparison.passed, (comparison, other is None, low, high)
+        assert y.stride() == plain.stride()
+
+
+@by_float32_run
+@pytest.mark.parametrize("view", [as_it_is, channels_last])
+def test_epilogue_keeps_nan(backend: str, device: str, view: Callable[[Tensor], Tensor]) -> None:
+    """A limit is no way out of NaN, neither in the residual nor in the input; infinities are limited."""
+    weight = sk.Unstructured.from_dense(torch.randn(40, 8, 1, 1), torch.rand(40, 8, 1, 1) < 0.9).to(device)
+    x = view(torch.randn(2, 8, 6, 6)).to(device)
+    pattern = (weight.crow_indices, weight.col_indices, list(geometry_of(weight.shape, 1, 0, 1, 1)))
+    forward = kernel_operator(backend, x)
+    residual = torch.zeros_like(forward(x, weight.values, None, *pattern))
+    residual[0, 3, 2, 1], residual[1, 4, 5, 5], residual[1, 4, 5, 4] = math.nan, math.inf, -math.inf
+    y = forward(x, weight.values, None, *pattern, residual, 0.0, 6.0)
+    assert y.isnan().nonzero().tolist() == [[0, 3, 2, 1]]
+    assert (y[1, 4, 5, 5], y[1, 4, 5, 4]) == (6, 0)
+    x[0, :, 0, 0] = math.nan
+    y = forward(x, weight.values, None, *pattern, None, 0.0, None)
+    assert y[0, :, 0, 0].isnan().all()
+
+
+@by_float32_run
+def test_epilogue_refuses(backend: str, device: str) -> None:
+    weight = sk.Unstructured.from_dense(torch.randn(6, 5, 3, 3), torch.rand(6, 5, 3, 3) < 0.5).to(device)
+    x = torch.randn(2, 5, 7, 7, device=device)
+    pattern = (weight.crow_indices, weight.col_indices, list(geometry_of(weight.shape, 1, 1, 1, 1)))
+    forward = torch.ops.sparsekernels._sparse_conv2d.default
+    good = torch.randn(2, 6, 7, 7, device=device)
+    for bad in (good[:1], good[:, :5], good.double(), good[0]):
+        with pytest.raises((RuntimeError, ValueError), match="residual"):
+            forward(x, weight.values, None, *pattern, bad)
+    for low, high in ((1.0, 0.0), (math.nan, None), (None, math.nan)):
+        with pytest.raises((RuntimeError, ValueError), match="low"):
+            forward(x, weight.values, None, *pattern, good, low, high)
 
 
 @by_case

@@ -39,6 +39,10 @@ class Assembler {
   void add(int sum, Register base, int32_t displacement) {
     memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 64);
   }
+  // The same where the mask has a bit; what lies elsewhere is not touched.
+  void add(int sum, int mask, Register base, int32_t displacement) {
+    memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 64, mask);
+  }
   // sum = sum + the float at [base + displacement]
   void add_float(int sum, Register base, int32_t displacement) {
     memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 4);
@@ -56,6 +60,9 @@ class Assembler {
     memory(kMap0F38, k66, 0xb8, sum, x, base, displacement, 64);
   }
   void add(int sum, int a, int b) { registers(kMap0F, kNone, 0x58, sum, a, b); }
+  // The larger, or smaller, of two; b where either is NaN.
+  void maximum(int to, int a, int b) { registers(kMap0F, kNone, 0x5f, to, a, b); }
+  void minimum(int to, int a, int b) { registers(kMap0F, kNone, 0x5d, to, a, b); }
   // Element by element: where the mask has a bit that of b, else that of a.
   void blend(int to, int a, int b, int mask) { registers(kMap0F38, k66, 0x65, to, a, b, mask); }
   // Of each quarter, or of the whole in quarters: two elements of a, then two of b. Each has two bits of `places`.
@@ -83,6 +90,19 @@ class Assembler {
     reserve();
     byte(0x48 | (number(from) >> 3) << 2 | number(to) >> 3);
     byte(0x89);
+    byte(0xc0 | (number(from) & 7) << 3 | (number(to) & 7));
+  }
+  void load(Register to, Register base, int32_t displacement) {  // mov r64, [base + disp32]
+    reserve();
+    byte(0x48 | (number(to) >> 3) << 2 | number(base) >> 3);
+    byte(0x8b);
+    byte(0x80 | (number(to) & 7) << 3 | (number(base) & 7));
+    word(displacement);
+  }
+  void add(Register to, Register from) {  // add r64, r64
+    reserve();
+    byte(0x48 | (number(from) >> 3) << 2 | number(to) >> 3);
+    byte(0x01);
     byte(0xc0 | (number(from) & 7) << 3 | (number(to) & 7));
   }
   // Counts down, and goes back to `place` unless the counter is 0 now.

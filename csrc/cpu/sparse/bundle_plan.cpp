@@ -149,7 +149,7 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
 
 }  // namespace
 
-BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
+BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads) {
   BundlePlan best = {};
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
@@ -165,6 +165,7 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     best = plan;
     best_cost = cost;
   }
+  best.ending = best.direct ? ending : 0;
   const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
   constexpr int64_t kMostRooms = 4;
   const bool planes_fit = best.bundle_floats <= kMostRooms * room_for_planes();

@@ -16,6 +16,7 @@ struct BundlePlan : BundleLayout {
   int64_t slices, slice_rows;  // of the rows of a group; slice_rows 0: even slices
   int64_t write_slices;        // results of so many are written at a time
   int64_t parts;               // of the slices, for threads to share
+  int ending;                  // parts of it that programs do themselves; 0 unless direct
   bool direct;                 // results go from registers to the tensor, not by way of lines
   bool is_worth_it;            // tiles do better where planes do not fit, or a program has next to nothing to do
 
@@ -26,7 +27,8 @@ struct BundlePlan : BundleLayout {
   }
 };
 
-// Units, slices and parts depend on the number of threads; what an output is summed from does not.
-BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads);
+// Units, slices and parts depend on the number of threads; what an output is summed from does not. `ending`: the parts
+// of one, see ending.h.
+BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads);
 
 }  // namespace sparsekernels

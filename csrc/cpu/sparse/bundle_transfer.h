@@ -287,6 +287,14 @@ void read_bundle(const BundleRead& t) {
   return read_images<T, false>(t);
 }
 
+// `ended` of elements that are `stride` apart.
+template <class T>
+inline Vec<float> ended_strided(const Ending& ending, Vec<float> sums, const T* to, int64_t stride, uint32_t mask) {
+  if (ending.parts == 0) return sums;
+  if (ending.parts & kAddsResidual) sums = sums + load_strided(residual_of(ending, to), stride, mask);
+  return limited(ending, sums);
+}
+
 // Sixteen columns of lines, from lane `lane` of the first on.
 template <int kImages>
 inline void load_columns(
@@ -309,7 +317,7 @@ void write_columns(const BundleWrite& t) {
   const int64_t columns = as_one ? t.rows * t.pitch : t.columns, rows = as_one ? 1 : t.rows;
   const ColumnMasks masks(t.first[1], t.step[1], as_one ? t.first[1] + columns : t.size[1], columns);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const Vec<float> bias = Vec<float>::broadcast(t.bias == nullptr ? 0.0f : t.bias[c]);
+    const Vec<float> bias = Vec<float>::broadcast(t.ending.bias[c]);
     const float* const lines = t.lines + c * 16;
     for (int64_t y = 0; y < rows; ++y) {
       const int64_t to_row = t.first[0] + y * t.step[0];
@@ -326,19 +334,21 @@ void write_columns(const BundleWrite& t) {
 #pragma GCC unroll 16
         for (int i = 0; i < kImages; ++i) {
           T* const image = static_cast<T*>(t.image[i]);
-          if (image != nullptr) store_strided(vectors[i], image + to + x * step, step, mask);
+          if (image == nullptr) continue;
+          T* const place = image + to + x * step;
+          store_strided(ended_strided(t.ending, vectors[i], place, step, mask), place, step, mask);
         }
       }
     }
   }
 }
 
-// Every other column from `lines`, those between from `odd_lines`.
+// Every other column from `lines`, those between from `odd_lines`: of an input gradient, which has no ending.
 template <class T, int kImages>
 void write_pairs(const BundleWrite& t) {
   const int64_t line_floats = t.channels * 16;
   for (int64_t c = 0; c < t.channels; ++c) {
-    const Vec<float> bias = Vec<float>::broadcast(t.bias == nullptr ? 0.0f : t.bias[c]);
+    const Vec<float> bias = Vec<float>::broadcast(t.ending.bias[c]);
     for (int64_t y = 0; y < t.rows; ++y) {
       const int64_t to_row = t.first[0] + y * t.step[0];
       if (to_row >= t.size[0]) break;
@@ -386,12 +396,12 @@ void write_channels(const BundleWrite& t) {
       Vec<float> square[16];
       for (int64_t e = 0; e < 16; ++e) {
         square[e] = c + e < t.channels ? Vec<float>::load(line + (c + e) * 16) : Vec<float>::zero();
-        if (t.bias != nullptr && c + e < t.channels) square[e] = square[e] + Vec<float>::broadcast(t.bias[c + e]);
+        if (c + e < t.channels) square[e] = square[e] + Vec<float>::broadcast(t.ending.bias[c + e]);
       }
       transpose(square);
 #pragma GCC unroll 16
       for (int j = 0; j < 16; ++j)
-        if (lanes[j] != nullptr) Sixteen<T>::store(square[j], lanes[j] + c, some);
+        if (lanes[j] != nullptr) Sixteen<T>::store(ended(t.ending, square[j], lanes[j] + c, some), lanes[j] + c, some);
     }
   }
 }

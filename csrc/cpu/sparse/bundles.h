@@ -43,7 +43,7 @@ struct BundleWrite {
 
   const float* lines;
   const float* odd_lines;  // with step[1] == 2: those of the columns between, or null
-  const float* bias;       // of each channel, or null
+  Ending ending;           // its bias is that of the first channel
   int64_t rows, columns, pitch;
   int64_t first[2], step[2];  // position y is the tensor's row first[0] + y * step[0]
 };

@@ -142,13 +142,15 @@ inline void write_chunk(
   if (inside && chunk.whole) {
 #pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) {
-      Sixteen<T>::store(square[j], to + t.lane[j]);
+      Sixteen<T>::store(ended(t.ending, square[j], to + t.lane[j]), to + t.lane[j]);
       __builtin_prefetch(to + t.lane[j] + ahead, 1);
     }
   } else {
     for (int j = 0; j < 16; ++j) {
       const bool writes = y >= t.row_begin[j] && y < t.row_end[j];
-      if (writes && chunk.masks[j] != 0) Sixteen<T>::store(square[j], to + t.lane[j], chunk.masks[j]);
+      T* const at = to + t.lane[j];
+      if (writes && chunk.masks[j] != 0)
+        Sixteen<T>::store(ended(t.ending, square[j], at, chunk.masks[j]), at, chunk.masks[j]);
     }
   }
 }
@@ -165,7 +167,7 @@ void transfer_columns(const LineTransfer& t) {
     int held = 0;
     for (int64_t at = x; at < columns.end && held < kChunks; at += 16) chunks[held++] = ColumnChunk(t, columns, at);
     for (int64_t c = 0; c < t.channels; ++c) {
-      const Vec<float> bias = Vec<float>::broadcast(!kRead && t.bias != nullptr ? t.bias[c] : 0.0f);
+      const Vec<float> bias = Vec<float>::broadcast(!kRead && t.ending.bias != nullptr ? t.ending.bias[c] : 0.0f);
       for (int64_t y = rows.begin; y < rows.end; ++y) {
         const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
         if (row < 0) continue;
@@ -216,16 +218,17 @@ void transfer_channels(const LineTransfer& t) {
         } else {
           for (int e = 0; e < 16; ++e) {
             square[e] = e < count ? Vec<float>::load(lines + e * t.plane_channel) : Vec<float>::zero();
-            if (t.bias != nullptr && e < count) square[e] = square[e] + Vec<float>::broadcast(t.bias[c + e]);
+            if (t.ending.bias != nullptr && e < count)
+              square[e] = square[e] + Vec<float>::broadcast(t.ending.bias[c + e]);
           }
           transpose(square);
           for (int j = 0; j < 16; ++j) {
             if ((inside >> j & 1) == 0) continue;
             T* const to = data + t.lane[j] + base + c;
             if (count == 16) {
-              Sixteen<T>::store(square[j], to);
+              Sixteen<T>::store(ended(t.ending, square[j], to), to);
             } else {
-              Sixteen<T>::store(square[j], to, some);
+              Sixteen<T>::store(ended(t.ending, square[j], to, some), to, some);
             }
           }
         }
@@ -245,7 +248,7 @@ void transfer_lanes(const LineTransfer& t) {
   }
   const CommonRows common(t);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const Vec<float> bias = Vec<float>::broadcast(!kRead && t.bias != nullptr ? t.bias[c] : 0.0f);
+    const Vec<float> bias = Vec<float>::broadcast(!kRead && t.ending.bias != nullptr ? t.ending.bias[c] : 0.0f);
     for (int64_t y = 0; y < t.rows; ++y) {
       float* const lines = t.lines + c * t.plane_channel + t.row_phase[0] + y * t.plane_row;
       T* const row = data + c * t.channel_stride + y * t.row_stride;
@@ -258,7 +261,7 @@ void transfer_lanes(const LineTransfer& t) {
           if (kRead) {
             Sixteen<T>::load(at, mask).store(lines + x * 16);
           } else {
-            Sixteen<T>::store(Vec<float>::load(lines + x * 16) + bias, at, mask);
+            Sixteen<T>::store(ended(t.ending, Vec<float>::load(lines + x * 16) + bias, at, mask), at, mask);
           }
         }
       };
@@ -268,7 +271,7 @@ void transfer_lanes(const LineTransfer& t) {
         if (kRead) {
           Sixteen<T>::load(at).store(lines + x * 16);
         } else {
-          Sixteen<T>::store(Vec<float>::load(lines + x * 16) + bias, at);
+          Sixteen<T>::store(ended(t.ending, Vec<float>::load(lines + x * 16) + bias, at), at);
         }
       }
       some(t.columns);
@@ -281,7 +284,7 @@ template <class T, bool kRead>
 void transfer_scattered(const LineTransfer& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const float bias = !kRead && t.bias != nullptr ? t.bias[c] : 0.0f;
+    const float bias = !kRead && t.ending.bias != nullptr ? t.ending.bias[c] : 0.0f;
     for (int64_t y = 0; y < t.rows; ++y) {
       const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
       for (int64_t x = 0; row >= 0 && x < t.columns; ++x) {
@@ -294,7 +297,12 @@ void transfer_scattered(const LineTransfer& t) {
           if (kRead) {
             line[j] = inside >> j & 1 ? widen(from[t.lane[j]]) : 0.0f;
           } else if (inside >> j & 1) {
-            narrow(line[j] + bias, from[t.lane[j]]);
+            T* const to = from + t.lane[j];
+            float sum = line[j] + bias;
+            if (t.ending.parts & kAddsResidual) sum += widen(*residual_of(t.ending, to));
+            if (t.ending.parts & kHasLow && sum < t.ending.low) sum = t.ending.low;
+            if (t.ending.parts & kHasHigh && sum > t.ending.high) sum = t.ending.high;
+            narrow(sum, *to);
           }
         }
       }

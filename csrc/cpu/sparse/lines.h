@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "ending.h"
+
 namespace sparsekernels {
 
 // How 16 neighbouring elements of a tensor lie to be read at once.
@@ -26,7 +28,7 @@ struct LineTransfer {
   int32_t row_step, column_step;
   const int64_t* row_phase;  // of each phase, in floats; negative: not held
   const int64_t* column_phase;
-  const float* bias;  // of each channel, added where lines are written to a tensor; or null
+  Ending ending;  // where lines are written to a tensor; its bias is that of the first channel
 };
 
 // Of one dtype of the tensor.

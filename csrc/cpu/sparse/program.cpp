@@ -6,23 +6,39 @@
 #include <stdexcept>
 
 #include "assembler.h"
+#include "ending.h"
 #include "pattern_columns.h"
 
 namespace sparsekernels {
 namespace {
 
 constexpr Register kLine = Register::kRdi, kValues = Register::kRsi, kSums = Register::kRdx, kMasks = Register::kRcx;
-constexpr Register kDest = Register::kR8, kBias = Register::kR9;
+constexpr Register kDest = Register::kR8, kBias = Register::kR9, kResidual = Register::kR10;
 constexpr int kLineRegister = 31;
 constexpr int32_t kLineBytes = 64;
 
 // Stores a slice's sums, or adds them to those of the blocks before.
 struct Finish {
-  int64_t rows;
+  int64_t first_row, rows;
   bool first_block;
   bool direct;         // to the tensor
   int64_t row_floats;  // of the tensor
+  int ending;          // its parts, where direct
 };
+
+// Results that are below `low` become that, or those above `high`.
+void write_limit(const Finish& finish, bool is_low, Assembler& code) {
+  const int64_t head = (is_low ? kLowAt : kHighAt) - finish.first_row * 4;
+  code.clear(kLineRegister);
+  code.add_float(kLineRegister, kBias, static_cast<int32_t>(head));
+  for (int row = 0; row < finish.rows; ++row) {
+    if (is_low) {
+      code.maximum(row, kLineRegister, row);
+    } else {
+      code.minimum(row, kLineRegister, row);
+    }
+  }
+}
 
 void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
   if (finish.direct) code.load_mask(kMostMasks, kMasks, 2 * kMostMasks);
@@ -32,13 +48,21 @@ void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
     if (!has_sum && finish.first_block) code.clear(row);
     if (!has_sum && !finish.first_block) code.load(row, 0, kSums, row * kLineBytes);
     if (has_sum && !finish.first_block) code.add(row, kSums, row * kLineBytes);
-    if (finish.direct) {
-      code.add_float(row, kBias, row * 4);
-      code.store(row, kMostMasks, kDest, static_cast<int32_t>(row * finish.row_floats * 4));
-    } else {
-      code.store(row, kSums, row * kLineBytes);
-    }
+    if (!finish.direct) code.store(row, kSums, row * kLineBytes);
   }
+  if (!finish.direct) return;
+  const auto at = [&](int row) { return static_cast<int32_t>(row * finish.row_floats * 4); };
+  if (finish.ending & kAddsResidual) {
+    code.load(kResidual, kBias, static_cast<int32_t>(kResidualAt - finish.first_row * 4));
+    code.add(kResidual, kDest);
+  }
+  for (int row = 0; row < finish.rows; ++row) {
+    code.add_float(row, kBias, row * 4);
+    if (finish.ending & kAddsResidual) code.add(row, kMostMasks, kResidual, at(row));
+  }
+  if (finish.ending & kHasLow) write_limit(finish, true, code);
+  if (finish.ending & kHasHigh) write_limit(finish, false, code);
+  for (int row = 0; row < finish.rows; ++row) code.store(row, kMostMasks, kDest, at(row));
 }
 
 // The program of nonzeros [begin, end).
@@ -116,7 +140,8 @@ std::shared_ptr<const Programs> Programs::make(
       const Nonzero* const begin = nonzero;
       while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].part == part) ++nonzero;
       const bool first_block = part < result->residues_, last_block = part + result->residues_ >= parts;
-      const Finish finish = {last - first, first_block, plan.direct && last_block, lattice.dest.stride[1]};
+      const Finish finish = {first,      last - first, first_block, plan.direct && last_block, lattice.dest.stride[1],
+                             plan.ending};
       if (begin == nonzero && !first_block && !finish.direct) continue;
       code.align();
       const size_t start = code.size();

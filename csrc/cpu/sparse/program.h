@@ -14,8 +14,9 @@ namespace sparsekernels {
 
 // sums[row of the slice] (16 floats each) = (block 0 ? 0 : sums[row]) + the products of the line with the block's
 // nonzeros. `values` are those of the program, plus kValueBias. `masks`: those of the line, see BundleLayout::masks.
-// Where results are stored directly, the last block's programs add the rows' bias and store to `dest`, row after row as
-// the tensor's channels lie, the lanes that the last of the masks has.
+// Where results are stored directly, the last block's programs add the rows' bias, do what else the ending says, and
+// store to `dest`, row after row as the tensor's channels lie, the lanes that the last of the masks has. `bias`: of the
+// slice's first row, see Ending.
 using Program = void (*)(
     const float* line, const float* values, float* sums, const uint16_t* masks, float* dest, const float* bias);
 

@@ -298,7 +298,7 @@ std::shared_ptr<const Programs> cached_programs(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
   const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
-  for (const int64_t number : {plan.block_channels, plan.slices, plan.slice_rows, row_floats})
+  for (const int64_t number : {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.ending}})
     contents.push_back(number);
   return cached<Programs>(lattice, plan, pattern, contents, threads);
 }

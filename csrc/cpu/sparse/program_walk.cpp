@@ -21,12 +21,13 @@ struct SliceLines {
 
 void write_lines(
     const Lattice& lattice, const BundlePlan& plan, const BundleUnit& unit, int64_t row, const SliceLines& slice,
-    const float* lines, const float* bias) {
+    const float* lines, const Ending& ending) {
   BundleWrite call = {};
   set_strides(call, lattice.dest);
   call.channels = slice.rows;
   call.order = bundle_order_of(lattice.dest, call.channels);
-  call.bias = bias == nullptr ? nullptr : bias + row;
+  call.ending = ending;
+  call.ending.bias += row;
   call.rows = unit.size[0];
   call.columns = unit.size[1];
   call.pitch = plan.pitch;
@@ -84,7 +85,7 @@ float* direct_to(const Lattice& lattice, const BundlePlan& plan, const BundleUni
 }
 
 void run_unit(
-    const Lattice& lattice, const BundlePlan& plan, const Programs& programs, const float* values, const float* bias,
+    const Lattice& lattice, const BundlePlan& plan, const Programs& programs, const float* values, const Ending& ending,
     const BundleUnit& unit, const BundleUnit* next_unit, int64_t first_slice, int64_t last_slice) {
   const int64_t lines = plan.lines(unit.size[0], unit.size[1]), rows = lattice.dest_channels;
   constexpr int64_t kSlackLines = kMostImages + 1;  // read, and not used
@@ -102,7 +103,6 @@ void run_unit(
   if (mask_stride != 0) std::copy_n(masks + (lines - 1) * mask_stride, kMaskStride, last_masks);
   const int64_t beyond = lines * 16 - ((unit.size[0] - 1) * plan.pitch + unit.size[1]) * plan.images;
   last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
-  static constexpr float kNoBias[kMostSliceRows] = {};
   // Meanwhile the next unit's source comes up, and the place of the results.
   const int64_t turns = unit.bundles * lines * lattice.residues() * plan.blocks;
   Fetch ahead, results;
@@ -140,21 +140,21 @@ void run_unit(
             const uint16_t* const own_masks = line + 1 == lines ? last_masks : masks + line * mask_stride;
             step.program(
                 from + line * plan.line_floats, own_values, to, own_masks, dest == nullptr ? nullptr : dest + line * 16,
-                bias == nullptr ? kNoBias : bias + row);
+                ending.bias + row);
           }
         }
       }
     }
-    if (slice + 1 == until && !plan.direct) write_lines(lattice, plan, unit, row, layout, sums, bias);
+    if (slice + 1 == until && !plan.direct) write_lines(lattice, plan, unit, row, layout, sums, ending);
   }
 }
 
 }  // namespace
 
 bool correlate_by_programs(
-    const Lattice& lattice, const SparsePattern& pattern, const float* bias, const Threads& threads) {
+    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads) {
   if (!may_have_programs(pattern)) return false;
-  const BundlePlan plan = make_bundle_plan(lattice, pattern.nonzeros, threads.count);
+  const BundlePlan plan = make_bundle_plan(lattice, pattern.nonzeros, ending.parts, threads.count);
   if (!plan.is_worth_it) return false;
   const std::shared_ptr<const Programs> programs = cached_programs(lattice, plan, pattern, threads);
   const Trim trim{call_arena};
@@ -175,7 +175,7 @@ bool correlate_by_programs(
       const BundleUnit* const then = item + count < end ? &next : nullptr;
       const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, unit.group, part);
       const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, unit.group, part + count);
-      if (first < last) run_unit(lattice, plan, *programs, values, bias, unit, then, first, last);
+      if (first < last) run_unit(lattice, plan, *programs, values, ending, unit, then, first, last);
       item += count;
     }
   });

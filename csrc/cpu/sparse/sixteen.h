@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../vec.h"
+#include "ending.h"
 
 namespace sparsekernels {
 namespace {
@@ -32,6 +33,28 @@ struct Sixteen {
       if (mask >> i & 1) narrow(lanes[i], to[i]);
   }
 };
+
+// No less than low, nor more than high; NaN stays.
+inline Vec<float> limited(const Ending& ending, Vec<float> value) {
+#if defined(SPARSEKERNELS_AVX512)
+  // of two, of which one is NaN, these give the second
+  if (ending.parts & kHasLow) value.v = _mm512_max_ps(_mm512_set1_ps(ending.low), value.v);
+  if (ending.parts & kHasHigh) value.v = _mm512_min_ps(_mm512_set1_ps(ending.high), value.v);
+  return value;
+#else
+  float lanes[16];
+  value.store(lanes);
+  for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] < ending.low ? ending.low : lanes[i];
+  for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] > ending.high ? ending.high : lanes[i];
+  return Vec<float>::load(lanes);
+#endif
+}
+
+// Where the residual of an element of the tensor is.
+template <class T>
+inline const T* residual_of(const Ending& ending, const T* to) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(to) + ending.residual_bytes);
+}
 
 #if defined(SPARSEKERNELS_AVX512)
 
@@ -167,6 +190,20 @@ inline void transpose(Vec<float> (&rows)[16]) {
 }
 
 #endif
+
+// Sums, with their bias, as they go to 16 elements of a tensor; or to those whose bit is set.
+template <class T>
+inline Vec<float> ended(const Ending& ending, Vec<float> sums, const T* to) {
+  if (ending.parts == 0) return sums;
+  if (ending.parts & kAddsResidual) sums = sums + Sixteen<T>::load(residual_of(ending, to));
+  return limited(ending, sums);
+}
+template <class T>
+inline Vec<float> ended(const Ending& ending, Vec<float> sums, const T* to, uint32_t mask) {
+  if (ending.parts == 0) return sums;
+  if (ending.parts & kAddsResidual) sums = sums + Sixteen<T>::load(residual_of(ending, to), mask);
+  return limited(ending, sums);
+}
 
 }  // namespace
 }  // namespace sparsekernels

@@ -63,7 +63,7 @@ const LineKernels& line_kernels(DType dtype) {
 
 void transfer(
     void (*run)(const LineTransfer&), const Plan& plan, const Side& side, const Unit& unit, int64_t channel,
-    int64_t channels, const Planes& planes, const float* bias) {
+    int64_t channels, const Planes& planes, const Ending& ending) {
   const LaneGrid& lanes = plan.lanes;
   const Activation& tensor = *side.tensor;
   std::vector<int64_t> phases[2];
@@ -86,7 +86,7 @@ void transfer(
   call.column_step = static_cast<int32_t>(side.step[1]);
   call.row_phase = phases[0].data();
   call.column_phase = phases[1].data();
-  call.bias = bias;
+  call.ending = ending;
   const int64_t grid = lanes.grid[0] * lanes.grid[1];
   for (int64_t g = 0; g < unit.groups; ++g) {
     call.lines = planes.lines + g * planes.group;

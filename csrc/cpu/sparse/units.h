@@ -42,7 +42,7 @@ const LineKernels& line_kernels(DType dtype);
 // Every channel in [channel, channel + channels) of the unit, one lane group after another.
 void transfer(
     void (*run)(const LineTransfer&), const Plan& plan, const Side& side, const Unit& unit, int64_t channel,
-    int64_t channels, const Planes& planes, const float* bias);
+    int64_t channels, const Planes& planes, const Ending& ending);
 
 // The rows of a unit that tiles walk over, and where each begins.
 struct TileRows {

@@ -7,6 +7,7 @@
 // cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 #include "../kernels.h"
@@ -39,17 +40,42 @@ void check_rows(const SparsePattern& pattern) {
   if (!ascend) throw std::invalid_argument("crow_indices: accepted are numbers that ascend from 0 to the nonzeros");
 }
 
-// dest = correlation of source with the pattern.
+// The epilogue of a call as kernels read it; `floats` [kEndingHead + rows] is filled.
+Ending lay_out_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest, float* floats) {
+  Ending ending = {};
+  ending.bias = floats + kEndingHead;
+  ending.low = epilogue.low;
+  ending.high = epilogue.high;
+  if (epilogue.low > -std::numeric_limits<float>::infinity()) ending.parts |= kHasLow;
+  if (epilogue.high < std::numeric_limits<float>::infinity()) ending.parts |= kHasHigh;
+  if (epilogue.residual != nullptr) {
+    ending.parts |= kAddsResidual;
+    ending.residual_bytes =
+        static_cast<int64_t>(reinterpret_cast<intptr_t>(epilogue.residual) - reinterpret_cast<intptr_t>(dest));
+  }
+  static_assert(kEndingHead * sizeof(float) == sizeof(int64_t) + 2 * sizeof(float), "what programs read");
+  std::memcpy(floats, &ending.residual_bytes, sizeof(int64_t));
+  floats[2] = ending.low;
+  floats[3] = ending.high;
+  if (epilogue.bias != nullptr) {
+    cpu_kernels().widen(epilogue.bias, rows, dtype, floats + kEndingHead);
+  } else {
+    std::fill_n(floats + kEndingHead, rows, 0.0f);
+  }
+  return ending;
+}
+
+// dest = correlation of source with the pattern, and the epilogue.
 void correlate(
-    Lattice lattice, const SparsePattern& pattern, const void* bias, DType bias_dtype, const Threads& threads) {
+    Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, DType dtype, const Threads& threads) {
   check_rows(pattern);
   merge_positions(lattice);
-  float* wide_bias = nullptr;
+  float* ending_floats;
   Pieces own;
-  if (bias != nullptr) own.add(&wide_bias, pattern.rows);
+  own.add(&ending_floats, kEndingHead + pattern.rows);
   own.allocate(bias_arena);
-  if (bias != nullptr) cpu_kernels().widen(bias, pattern.rows, bias_dtype, wide_bias);
-  if (correlate_by_programs(lattice, pattern, wide_bias, threads)) return;
+  const Ending ending = lay_out_ending(epilogue, pattern.rows, dtype, lattice.dest.data, ending_floats);
+  if (correlate_by_programs(lattice, pattern, ending, threads)) return;
   const TileKernels& tiles = cpu_kernels().tiles;
   const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
   const int64_t residues = lattice.residues(), rows = lattice.dest_channels;
@@ -80,7 +106,7 @@ void correlate(
     for (int64_t b = 0; b < plan.blocks; ++b) {
       const int64_t channel = b * plan.block_channels;
       const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
-      transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, nullptr);
+      transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, {});
       for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
         ForwardTile call = {};
         call.planes = planes.lines + column * kLanes;
@@ -98,8 +124,9 @@ void correlate(
         }
       });
     }
-    const float* slice_bias = bias == nullptr ? nullptr : wide_bias + group * rows + first;
-    transfer(line_kernels(lattice.dest.dtype).write, plan, dest, unit, first, last - first, results, slice_bias);
+    Ending slice_ending = ending;
+    slice_ending.bias += group * rows + first;
+    transfer(line_kernels(lattice.dest.dtype).write, plan, dest, unit, first, last - first, results, slice_ending);
   };
   const auto body = [&](int64_t begin, int64_t end) {
     const Trim trim{worker_arena};
@@ -115,17 +142,17 @@ bool is_empty(const Activation& tensor) {
 }  // namespace
 
 void sparse_conv2d(
-    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const void* bias,
+    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const Epilogue& epilogue,
     const Activation& output, const Threads& threads) {
   if (is_empty(output)) return;
-  correlate(forward_lattice(geometry, input, output), pattern, bias, input.dtype, threads);
+  correlate(forward_lattice(geometry, input, output), pattern, epilogue, input.dtype, threads);
 }
 
 void sparse_conv2d_input_gradient(
     const ConvGeometry& geometry, const SparsePattern& transposed, const Activation& grad_output,
     const Activation& grad_input, const Threads& threads) {
   if (is_empty(grad_input)) return;
-  correlate(input_gradient_lattice(geometry, grad_output, grad_input), transposed, nullptr, DType::kFloat32, threads);
+  correlate(input_gradient_lattice(geometry, grad_output, grad_input), transposed, {}, DType::kFloat32, threads);
 }
 
 void sparse_conv2d_weight_gradient(
@@ -176,11 +203,11 @@ void sparse_conv2d_weight_gradient(
       const Unit unit = unit_at(plan, group, u);
       const Planes planes = source_planes(plan, unit, source_lines), results = result_planes(unit, 1, grads);
       const TileRows tile_rows(plan, unit, planes);
-      transfer(line_kernels(lattice.dest.dtype).read, plan, dest, unit, first, last - first, results, nullptr);
+      transfer(line_kernels(lattice.dest.dtype).read, plan, dest, unit, first, last - first, results, {});
       for (int64_t b = 0; b < plan.blocks; ++b) {
         const int64_t channel = b * plan.block_channels;
         const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
-        transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, nullptr);
+        transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, {});
         for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
           WeightTile call = {};
           call.planes = planes.lines + column * kLanes;

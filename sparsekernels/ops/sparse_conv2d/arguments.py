@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -148,11 +149,20 @@ def check_forward(
     crow_indices: Tensor,
     col_indices: Tensor,
     geometry: Sequence[int],
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> None:
     g = _check_common(input, values, crow_indices, col_indices, geometry)
     outputs = crow_indices.numel() - 1
     _require(input.size(1) % g.groups == 0 and outputs % g.groups == 0, "the channels divide into the groups")
-    _require(min(g.output_size(input.size(2), input.size(3))) >= 1, "the kernel fits the padded input")
+    size = g.output_size(input.size(2), input.size(3))
+    _require(min(size) >= 1, "the kernel fits the padded input")
+    if residual is not None:
+        _require(residual.dtype == input.dtype and residual.device == input.device, "residual is as input")
+        _require(tuple(residual.shape) == (input.size(0), outputs, *size), "residual has the shape of the output")
+    limits = [-math.inf if low is None else low, math.inf if high is None else high]
+    _require(limits[0] <= limits[1], "low is a number, and at most high")
     if bias is not None:
         _require(bias.dtype == input.dtype and bias.device == input.device, "bias has the dtype and device of input")
         _require(bias.dim() == 1 and bias.numel() == outputs, "bias has one element an output channel")

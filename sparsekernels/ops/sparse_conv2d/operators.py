@@ -3,7 +3,8 @@
 `sparsekernels::_sparse_conv2d`, `_sparse_conv2d_input_gradient` and `_sparse_conv2d_weight_gradient` are kernel
 operators: torch's dispatcher hands them to the compiled kernel of the input's device (csrc/bindings*.cpp), or to the
 next row of the table. They know no gradients, no float64 (which the caller takes to the reference), and no dimensions
-but four: a linear layer is the 1x1 case on [rows, in, 1, 1]. Where they take a transposed pattern, the gradient to the
+but four: a linear layer is the 1x1 case on [rows, in, 1, 1]. The first also adds a residual, of the sizes and strides
+of its result, and limits the result to low .. high. Where they take a transposed pattern, the gradient to the
 input, it is that of `Unstructured.transposed`.
 
 `sparsekernels::sparse_conv2d`, `sparse_conv2d_input_gradient` and `sparse_conv2d_weight_gradient` know their gradients
@@ -30,8 +31,8 @@ from .geometry import Geometry
 _PATTERN = "Tensor crow_indices, Tensor col_indices, Tensor? flat_indices, Tensor[] transposed, int[] geometry"
 _IMAGE = "SymInt height, SymInt width, bool channels_last"
 _SCHEMAS = (
-    "_sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices, int[] geometry)"
-    " -> Tensor",
+    "_sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices, int[] geometry,"
+    " Tensor? residual=None, float? low=None, float? high=None) -> Tensor",
     "_sparse_conv2d_input_gradient(Tensor grad_output, Tensor values, Tensor crow_indices, Tensor col_indices,"
     f" Tensor permutation, int[] geometry, {_IMAGE}) -> Tensor",
     "_sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
@@ -81,7 +82,7 @@ IMPLEMENTATIONS = (
 
 def _forward(input: Tensor, *arguments: Any) -> Tensor:
     check_forward(input, *arguments)
-    _, _, crow_indices, col_indices, geometry = arguments
+    _, _, crow_indices, col_indices, geometry, *_ = arguments
     _check_contents(input, geometry, crow_indices, col_indices)
     return select(IMPLEMENTATIONS, input).kernels().forward(input, *arguments)
 
@@ -110,9 +111,17 @@ def _check_contents(
 
 
 def _fake_forward(
-    input: Tensor, values: Tensor, bias: Tensor | None, crow_indices: Tensor, col_indices: Tensor, geometry: list[int]
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    geometry: list[int],
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Tensor:
-    check_forward(input, values, bias, crow_indices, col_indices, geometry)
+    check_forward(input, values, bias, crow_indices, col_indices, geometry, residual, low, high)
     return _empty_output(input, crow_indices, geometry)
 
 

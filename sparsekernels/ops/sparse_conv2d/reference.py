@@ -53,9 +53,19 @@ def _pad(input: Tensor, geometry: Geometry) -> Tensor:
 
 
 def forward(
-    input: Tensor, values: Tensor, bias: Tensor | None, crow_indices: Tensor, col_indices: Tensor, geometry: Geometry
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    geometry: Geometry,
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Tensor:
-    """The convolution of the padded input by the weight that `values` are scattered into."""
+    """The convolution of the padded input by the weight that `values` are scattered into; plus residual, and no less
+    than low nor more than high.
+    """
     g = Geometry(*geometry)
     shape = (crow_indices.numel() - 1, input.size(1) // g.groups, g.kernel_h, g.kernel_w)
     positions = _positions(crow_indices, col_indices, shape[1] * g.taps)
@@ -67,6 +77,10 @@ def forward(
         dilation=(g.dilation_h, g.dilation_w),
         groups=g.groups,
     )
+    if residual is not None:
+        output = output + _wide(residual)
+    if low is not None or high is not None:
+        output = output.clamp(low, high)
     return output.to(input.dtype).contiguous(memory_format=memory_format(is_channels_last(input)))
 
 
