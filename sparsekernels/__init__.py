@@ -2,6 +2,7 @@
 
 from . import nn
 from ._version import __version__
+from .conversion import Report, convert, revert
 from .dispatch import BackendError, use_backend
 from .formats import Unstructured
 from .ops.rms_norm.op import add_rms_norm, rms_norm
@@ -9,10 +10,13 @@ from .ops.sparse_conv2d.op import sparse_conv2d, sparse_linear
 
 __all__ = [
     "BackendError",
+    "Report",
     "Unstructured",
     "__version__",
     "add_rms_norm",
+    "convert",
     "nn",
+    "revert",
     "rms_norm",
     "sparse_conv2d",
     "sparse_linear",

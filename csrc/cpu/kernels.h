@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../max_pool2d.h"
 #include "../rms_norm.h"
 #include "sparse/bundles.h"
 #include "sparse/lines.h"
@@ -35,6 +36,8 @@ struct CpuKernels {
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);
+  // Planes [begin, end); row: MaxPool2d::row_floats.
+  void (*max_pool2d)(const MaxPool2d& call, float* row, int64_t begin, int64_t end);
 };
 
 extern const CpuKernels kAvx512Kernels;

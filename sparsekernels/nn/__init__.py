@@ -1,6 +1,7 @@
 """Drop-in modules."""
 
+from .channel_dropped import ChannelDroppedConv2d, ChannelDroppedLinear
 from .norm import RMSNorm
 from .sparse import SparseConv2d, SparseLinear
 
-__all__ = ["RMSNorm", "SparseConv2d", "SparseLinear"]
+__all__ = ["ChannelDroppedConv2d", "ChannelDroppedLinear", "RMSNorm", "SparseConv2d", "SparseLinear"]

@@ -133,9 +133,17 @@ class _Sparse(torch.nn.Module):
         super().__setstate__(state)
         self._adopt(self._pattern)  # what follows from a pattern is not pickled
 
+    @classmethod
+    def _sharing(cls, module: Any) -> Any:
+        """A sparse layer of the nonzeros of `module`, whose parameters it shares."""
+        result = cls(**options_of(module))
+        share_parameters(module, result)
+        result._adopt(Unstructured.from_dense(module.weight))
+        return result
+
     def _fill_from(self, module: Any, pattern: Unstructured) -> Any:
         """Takes copies of the parameters of `module`, what is outside of the pattern as zero."""
-        _copy_parameters(module, self, torch.where(pattern.mask, module.weight.detach(), 0))
+        copy_parameters(module, self, torch.where(pattern.mask, module.weight.detach(), 0))
         self._adopt(pattern)
         return self
 
@@ -143,7 +151,14 @@ class _Sparse(torch.nn.Module):
         return f"{super().extra_repr()}, sparsity={self._pattern.sparsity:.4g}"
 
 
-def _copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> None:
+def share_parameters(source: Any, target: torch.nn.Module) -> None:
+    """Let `target` have the parameters of `source`, and its mode."""
+    for name in ("weight", "bias"):
+        setattr(target, name, getattr(source, name))
+    target.train(source.training)
+
+
+def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> None:
     for name, tensor in (("weight", weight), ("bias", source.bias)):
         if isinstance(tensor, Tensor):
             copy = tensor.detach().clone(memory_format=torch.preserve_format)
@@ -227,7 +242,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
     def to_dense(self) -> torch.nn.Linear:
         """A torch.nn.Linear with copies of the parameters, zero outside of the pattern."""
         dense = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
-        _copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
+        copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
@@ -286,12 +301,12 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         """A sparse convolution with copies of the parameters of `module`. Arguments and errors as `SparseLinear`'s."""
         _check_from_dense("SparseConv2d", module, torch.nn.Conv2d, format)
         pattern = Unstructured.from_dense(module.weight, mask)
-        return cls(**_options(module), dense_grad=dense_grad)._fill_from(module, pattern)
+        return cls(**options_of(module), dense_grad=dense_grad)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv2d:
         """A torch.nn.Conv2d with copies of the parameters, zero outside of the pattern."""
-        dense = torch.nn.Conv2d(**_options(self))
-        _copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
+        dense = torch.nn.Conv2d(**options_of(self))
+        copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
@@ -304,7 +319,19 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         )
 
 
-def _options(module: torch.nn.Conv2d) -> dict[str, Any]:
-    """What the constructor was called with; on meta, where nothing is initialised."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+def options_of(module: Any) -> dict[str, Any]:
+    """What the constructor of a convolution or a Linear was called with; on meta, where nothing is initialised."""
+    if isinstance(module, torch.nn.Linear):
+        names: tuple[str, ...] = ("in_features", "out_features")
+    else:
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        )
     return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None, "device": "meta"}

@@ -1,4 +1,5 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
+#include "../max_pool2d.h"
 #include "../rms_norm.h"
 #include "../sparse/bundle_transfer.h"
 #include "../sparse/line_transfer.h"
@@ -16,6 +17,7 @@ const CpuKernels kPortableKernels = {
     {bundle_kernels_of<float>(), bundle_kernels_of<BFloat16>(), bundle_kernels_of<Float16>()},
     tile_kernels(),
     widen_elements,
-    narrow_elements};
+    narrow_elements,
+    max_pool2d_planes};
 
 }  // namespace sparsekernels

@@ -94,7 +94,7 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     try:
-        plain = not _special() and input.dim() == 4
+        plain = not is_special() and input.dim() == 4
         try:
             geometry = (cached_geometry_of if plain else geometry_of)(pattern.shape, stride, padding, dilation, groups)
         except TypeError:  # a list cannot be looked up; what is wrong otherwise is wrong again
@@ -126,7 +126,7 @@ def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Te
         outputs, inputs = pattern.shape
         if weight is None:
             weight = pattern.values
-        if not _special() and input.dtype is not torch.float64 and input.shape[-1] == inputs:
+        if not is_special() and input.dtype is not torch.float64 and input.shape[-1] == inputs:
             pixels = input.reshape(-1, inputs, 1, 1)
             if not torch.is_grad_enabled() or not (
                 input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -149,7 +149,7 @@ def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Te
         _explain(error, "sparse_linear", input, pattern, weight, bias)
 
 
-def _special() -> bool:
+def is_special() -> bool:
     """Whether a call is more than an eager one: a named backend, compiled, transformed, autocast, forward mode."""
     return (
         dispatch.forced is not None

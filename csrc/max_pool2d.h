@@ -1,0 +1,27 @@
+// What one call of max pooling is: pointers and sizes. Knows no torch.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace sparsekernels {
+
+// Planes that follow each other without gaps, in source and dest. Along each of two dimensions,
+//     dest[p] = max over k of window of source[p * stride - padding + k], where that is inside
+// and every place has at least one element inside. NaN is the largest.
+struct MaxPool2d {
+  const void* source = nullptr;
+  void* dest = nullptr;
+  DType dtype = DType::kFloat32;  // not float64
+  int64_t source_size[2] = {};
+  int64_t dest_size[2] = {};
+  int64_t window[2] = {};
+  int64_t stride[2] = {};
+  int64_t padding[2] = {};
+
+  // Floats that a thread needs beside them: a row, with what its last places may read behind it.
+  int64_t row_floats() const { return padding[1] + source_size[1] + window[1] + 32 * stride[1]; }
+};
+
+}  // namespace sparsekernels

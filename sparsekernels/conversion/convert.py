@@ -1,0 +1,279 @@
+"""convert and revert: a pruned model's layers become the fastest of what computes the same, and back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..nn import SparseConv2d, SparseLinear
+from ..nn.sparse import share_parameters
+from .decide import decide, reason_to_stay
+from .engine import Engine, Untraceable
+from .measure import MODEL, step, times_of
+from .report import DENSE, LayerReport, Report
+from .survey import LEAST_SPARSITY, Layer, layers_of, record_inputs, unchanged
+
+_STATE = "_sparsekernels_conversion"
+
+_LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
+"""Between results of the model before and after, relative to the largest: more is no rounding."""
+
+
+@dataclass
+class _Swap:
+    """A layer that was exchanged."""
+
+    parent: nn.Module
+    name: str
+    original: nn.Module
+    replacement: nn.Module
+
+
+@dataclass
+class _Conversion:
+    """What was done to a model, so that it can be undone."""
+
+    swaps: list[_Swap]
+    engines: list[Engine]
+
+    def install(self) -> None:
+        for swap in self.swaps:
+            swap.parent._modules[swap.name] = swap.replacement
+        for engine in self.engines:
+            vars(engine.module)["forward"] = engine.forward
+
+    def uninstall(self) -> None:
+        """Puts everything back that is still where it was put."""
+        for engine in self.engines:
+            if vars(engine.module).get("forward") == engine.forward:
+                del vars(engine.module)["forward"]
+        for swap in self.swaps:
+            if swap.parent._modules.get(swap.name) is swap.replacement:
+                swap.parent._modules[swap.name] = swap.original
+
+    def hand_back(self) -> None:
+        """Gives the original layers what became of their parameters and modes since."""
+        for swap in self.swaps:
+            if isinstance(swap.replacement, SparseConv2d | SparseLinear):
+                swap.replacement._clear_unused()
+            share_parameters(swap.replacement, swap.original)
+
+
+def convert(model: nn.Module, example_input: Any) -> Report:
+    r"""Make a pruned model faster, in place: each Conv2d and Linear becomes the fastest of what computes the same.
+
+    model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
+        measured and layers are fused, in training mode a forward and backward pass is measured and nothing is fused.
+    example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
+        with. Other shapes are right as well, but may be slower than before.
+
+    Each layer is measured as it is; without the filters and channels that are all zero ("channel-dropped"); and with
+    its nonzeros only ("fine-grained"). The fastest stays. In evaluation mode, what torch.fx can trace then runs as a
+    graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
+    serves calls without gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the
+    layers run one by one. Where the whole model is not faster in the end, it is left as it was. Threads are torch's
+    (`torch.set_num_threads`); measuring takes from a second to some twenty.
+
+    The layers share the parameters of those they replace: optimisers, `state_dict` and checkpoints do not notice.
+    Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
+    are written through `.data`; after that, convert again, which measures anew.
+
+    Returns the report: a row for each layer, with the decision and why; times of the whole model before and after.
+
+    Raises TypeError where `model` is no ordinary module, and ValueError where it cannot be called with `example_input`;
+    then nothing has changed.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("convert: model is a torch.jit.ScriptModule, accepted is the torch.nn.Module it was made from")
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    training = model.training
+    call = functools.partial(model, *args)
+    with unchanged(model):
+        try:
+            with torch.inference_mode(not training):
+                call()
+        except Exception as error:
+            given = ", ".join(_describe(value) for value in args)
+            raise ValueError(
+                f"convert: model cannot be called with example_input ({given}): {type(error).__name__}: {error}"
+            ) from error
+        revert(model)
+        layers = layers_of(model)
+        with torch.inference_mode(not training):
+            record_inputs(layers, call)
+        return _Attempt(model, args, call, layers).run()
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Undo `convert`, in place: the model has its own modules again, with the present values of their parameters.
+
+    Where nothing was converted, nothing happens. Returns the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"revert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
+    conversion = vars(model).pop(_STATE, None)
+    if conversion is not None:
+        conversion.uninstall()
+        conversion.hand_back()
+    return model
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+class _Attempt:
+    """One conversion of a model on its way."""
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], layers: list[Layer]
+    ) -> None:
+        self._model, self._args, self._call, self._layers = model, args, call, layers
+        self._training = model.training
+        self._notes: list[str] = []
+
+    def run(self) -> Report:
+        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
+        if not wanted:
+            self._notes.append(_why_nothing(self._layers))
+            return self._report([decide(layer, self._training, False)[0] for layer in self._layers])
+        regions = [] if self._training else self._regions(wanted)
+        fused = {id(one) for region in regions for one in region.modules()}
+        rows: list[LayerReport] = []
+        swaps: list[_Swap] = []
+        for layer in self._layers:
+            row, replacement = decide(layer, self._training, id(layer.module) in fused)
+            rows.append(row)
+            if replacement is not None:
+                owner, _, name = layer.name.rpartition(".")
+                swaps.append(_Swap(self._model.get_submodule(owner), name, layer.module, replacement))
+        if not swaps:
+            self._notes.append("Nothing was found that is faster: the model is as it was.")
+            return self._report(rows)
+        return self._install_fastest(rows, self._offers(swaps, regions))
+
+    def _report(self, rows: list[LayerReport], before_ms: float | None = None, after_ms: float | None = None) -> Report:
+        mode = "train" if self._training else "eval"
+        return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._notes))
+
+    def _regions(self, wanted: set[int]) -> list[nn.Module]:
+        """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
+        found: list[nn.Module] = []
+
+        def visit(module: nn.Module, name: str) -> None:
+            if id(module) in wanted or not any(id(one) in wanted for one in module.modules()):
+                return
+            try:
+                if "forward" in vars(module):
+                    raise Untraceable("its forward was replaced")
+                self._engine(module, True).prepare()
+            except Untraceable as reason:
+                if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                    self._notes.append(f"{name or 'The model as a whole'} does not run as a graph: {reason}.")
+                for key, child in module.named_children():
+                    visit(child, f"{name}.{key}" if name else key)
+            else:
+                found.append(module)
+
+        visit(self._model, "")
+        return found
+
+    def _engine(self, module: nn.Module, contiguous: bool) -> Engine:
+        tensors = [one for one in tree_leaves(self._args) if isinstance(one, Tensor) and one.is_floating_point()]
+        if not tensors:
+            raise Untraceable("example_input has no floating tensor")
+        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous)
+
+    def _offers(self, swaps: list[_Swap], regions: list[nn.Module]) -> dict[str, _Conversion]:
+        """Ways to put the exchanged layers to use, whose results agree with those before."""
+        offers = {"layers one by one": _Conversion(swaps, [])}
+        if self._training:
+            return offers
+        replaced = {id(swap.original) for swap in swaps}
+        regions = [region for region in regions if any(id(one) in replaced for one in region.modules())]
+        if regions:
+            offers["a graph"] = _Conversion(swaps, [self._engine(region, True) for region in regions])
+            if any(isinstance(one, Tensor) and not one.is_contiguous() for one in self._args):
+                engines = [self._engine(region, False) for region in regions]
+                offers["a graph in the input's layout"] = _Conversion(swaps, engines)
+        with torch.inference_mode():
+            expected = self._call()
+        for name in list(offers):
+            if not self._agrees(offers[name], expected):
+                del offers[name]
+                self._notes.append(f"As {name}, the model gave other results than before: not used.")
+        return offers
+
+    def _agrees(self, conversion: _Conversion, expected: object) -> bool:
+        """Whether the model gives what it gave, but for rounding."""
+        conversion.install()
+        try:
+            with torch.inference_mode():
+                actual = self._call()
+        finally:
+            conversion.uninstall()
+        mine, theirs = tree_leaves(actual), tree_leaves(expected)
+        return len(mine) == len(theirs) and all(map(_is_close, mine, theirs))
+
+    def _install_fastest(self, rows: list[LayerReport], offers: dict[str, _Conversion]) -> Report:
+        def run(conversion: _Conversion) -> None:
+            conversion.install()
+            try:
+                step(self._call, self._training)
+            finally:
+                conversion.uninstall()
+
+        before = "as before"
+        turns: dict[str, Callable[[], object]] = {
+            name: functools.partial(run, conversion) for name, conversion in offers.items()
+        }
+        times = times_of({before: functools.partial(run, _Conversion([], [])), **turns}, MODEL)
+        best = max(times.rounds, key=lambda name: times.speedup(name, before))
+        if best == before:
+            self._notes.append("With the faster layers, the whole model was not faster: it is as it was.")
+            return self._report([_kept(row) for row in rows])
+        if offers[best].engines:
+            self._notes.append(
+                "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
+            )
+        vars(self._model)[_STATE] = offers[best]
+        offers[best].install()
+        before_ms = times.milliseconds(before)
+        return self._report(rows, before_ms, before_ms / times.speedup(best, before))
+
+
+def _kept(row: LayerReport) -> LayerReport:
+    if row.decision == DENSE or row.speedup is None:
+        return row
+    return replace(row, decision=DENSE, reason=f"alone, {row.decision} would be {row.speedup:.2f}x", ms=row.dense_ms)
+
+
+def _why_nothing(layers: list[Layer]) -> str:
+    if not layers:
+        return "The model has no Conv2d and no Linear."
+    if max(layer.sparsity or 0 for layer in layers) < LEAST_SPARSITY:
+        return (
+            f"The model is not pruned: no layer has as much as {LEAST_SPARSITY:.0%} zeros among its weights."
+            " Prune it first, with torch.nn.utils.prune for instance."
+        )
+    return "No layer that has zeros can be exchanged: the model is as it was."
+
+
+def _is_close(actual: object, expected: object) -> bool:
+    if not isinstance(expected, Tensor):
+        return True
+    if not isinstance(actual, Tensor) or (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+        return False
+    if expected.numel() == 0 or not expected.is_floating_point():
+        return True
+    mine, theirs = actual.double(), expected.double()
+    allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
+    return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())

@@ -1,0 +1,109 @@
+"""What each layer becomes: the fastest of what it may be, as measured."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
+from ..nn.channel_dropped import used_pairs
+from ..nn.sparse import options_of, share_parameters
+from .fused import FUSED
+from .measure import LAYER, Times, times_of
+from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, LayerReport
+from .survey import LEAST_SPARSITY, Layer
+
+LEAST_GAIN = 1.03
+"""A layer is not exchanged for less: that much two measurements of the same differ."""
+
+
+def decide(layer: Layer, training: bool, fuses: bool) -> tuple[LayerReport, nn.Module | None]:
+    """The row of `layer`, and what replaces it, or None where it stays.
+
+    fuses: whether a graph will run it, with frozen weights and on contiguous images.
+    """
+    weight = layer.weight
+    row = LayerReport(
+        name=layer.name,
+        kind=type(layer.module).__name__,
+        weight_shape=() if weight is None else tuple(weight.shape),
+        input_shape=layer.given[0].shape if layer.given else None,
+        sparsity=layer.sparsity,
+        decision=DENSE,
+        reason="",
+    )
+    reason = reason_to_stay(layer)
+    if reason is not None:
+        return replace(row, reason=reason), None
+    candidates = _candidates(layer)
+    if not candidates:
+        return replace(row, reason="all of its weights are zero, and it has groups"), None
+    times = _measure(layer, candidates, training, fuses)
+    gains = {name: times.speedup(name, DENSE) for name in candidates}
+    best = max(gains, key=lambda name: gains[name])
+    dense_ms = times.milliseconds(DENSE)
+    if gains[best] < LEAST_GAIN:
+        reason = ", ".join(f"{name} would be {gain:.2f}x" for name, gain in gains.items())
+        return replace(row, reason=reason, dense_ms=dense_ms, ms=dense_ms), None
+    others = [f"{name} would be {gain:.2f}x" for name, gain in gains.items() if name != best]
+    reason = ", ".join(["measured to be faster", *others])
+    return replace(row, decision=best, reason=reason, dense_ms=dense_ms, ms=dense_ms / gains[best]), candidates[best]
+
+
+def reason_to_stay(layer: Layer) -> str | None:
+    """Why `layer` is not even measured, in words."""
+    if layer.obstacle is not None:
+        return layer.obstacle
+    assert layer.sparsity is not None
+    if layer.sparsity == 0:
+        return "it has no zeros"
+    if layer.sparsity < LEAST_SPARSITY:
+        return f"too few zeros: below {LEAST_SPARSITY:.0%} nothing is faster"
+    if not layer.given:
+        return "the model did not call it with this input"
+    return None
+
+
+def _candidates(layer: Layer) -> dict[str, nn.Module]:
+    """What the layer may become, by decision. All share its parameters."""
+    module: Any = layer.module
+    found: dict[str, nn.Module] = {}
+    used = used_pairs(module.weight)
+    if getattr(module, "groups", 1) == 1 and not (used.any(0).all() and used.any(1).all()):
+        kind = ChannelDroppedConv2d if isinstance(module, nn.Conv2d) else ChannelDroppedLinear
+        dropped = kind(**options_of(module))
+        share_parameters(module, dropped)
+        dropped.set_channels()
+        found[CHANNEL_DROPPED] = dropped
+    if used.any():
+        sparse = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
+        found[FINE_GRAINED] = sparse._sharing(module)
+    return found
+
+
+def _measure(layer: Layer, candidates: Mapping[str, nn.Module], training: bool, fuses: bool) -> Times:
+    """All of the calls of one pass of the model together; in training with their backward passes."""
+    calls: dict[str, Callable[[], None]] = {}
+    with torch.inference_mode(not training):
+        given = [one.make() for one in layer.given]
+        calls[DENSE] = functools.partial(_call, layer.module, given, training)
+        for name, module in candidates.items():
+            if fuses:
+                as_laid_out = [one.contiguous() for one in given]
+                calls[name] = functools.partial(_call, FUSED[type(module)](module, contiguous=True), as_laid_out, False)
+            else:
+                calls[name] = functools.partial(_call, module, given, training)
+        return times_of(calls, LAYER)
+
+
+def _call(layer: Callable[[Tensor], Tensor], inputs: list[Tensor], training: bool) -> None:
+    for input in inputs:
+        output = layer(input)
+        if training and output.requires_grad:
+            input.grad = None
+            torch.autograd.backward(output, torch.ones_like(output))

@@ -1,0 +1,493 @@
+"""Inference of a module, or of a part of a model, as a graph in which layers are fused.
+
+`Engine.forward` stands in the place of a module's. It traces the module once (torch.fx), fuses each convolution and
+Linear with the BatchNorm, residual sum and ReLU behind it, and runs that graph where the result is that of the modules:
+in evaluation mode, without gradients, eagerly, on tensors of the kind it was made for. In any other call, the modules
+run. What it took from them (folded weights) is made anew when they have changed since.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+import torch.nn.modules.module as _module
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map_only
+
+from ..nn import RMSNorm
+from ..ops.max_pool2d.operators import max_pool2d
+from ..ops.sparse_conv2d.op import is_special
+from .fused import FUSED, Fused
+from .survey import has_hooks
+
+Node = torch.fx.Node
+
+_NORMS: Mapping[type, type] = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+_WRITES: set[Any] = {operator.setitem}
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a call of `module` does what its class does, and nothing else."""
+    return not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in vars(module)
+
+
+class Untraceable(Exception):
+    """A module cannot be run as a graph; the message says why."""
+
+
+class _Proxy(torch.fx.Proxy):
+    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    _function = getattr(operator, _name)
+    setattr(_Proxy, f"__{_name}__", lambda self, other, function=_function: self._in_place(function, other))
+    _WRITES.add(_function)
+
+
+class _Tracer(torch.fx.Tracer):
+    """Goes into the modules that a user wrote, unless something happens when they are called."""
+
+    def proxy(self, node: Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            type(m) in FUSED
+            or isinstance(m, RMSNorm | torch.jit.ScriptModule)
+            or not _is_plain(m)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+@dataclass
+class _Tensor:
+    """A parameter or buffer at its place, and how one tells that it is another one now."""
+
+    place: dict[str, Any]
+    name: str
+    tensor: Tensor
+    version: int
+    address: int
+
+    def changed(self) -> bool:
+        tensor = self.tensor
+        return (
+            self.place.get(self.name) is not tensor
+            or tensor._version != self.version
+            or tensor.data_ptr() != self.address
+        )
+
+
+@dataclass
+class _Plan:
+    """What was made of the module: the graph, and what it rests on.
+
+    fixed     modules, attributes that the code may have looked at, and tensors that it reads, at their places
+    modules   those that are not called any more, or never were but gone through: their modes and hooks
+    tensors   those that fused layers were made of
+    """
+
+    run: Callable[..., Any]
+    arguments: int
+    fixed: list[tuple[dict[str, Any], str, Any]]
+    modules: list[nn.Module]
+    tensors: list[_Tensor]
+    fused: list[Fused]
+
+    def stands(self) -> bool:
+        """Whether the modules are still those that were traced, in evaluation mode and without hooks."""
+        for place, name, value in self.fixed:
+            if place.get(name, self) is not value:
+                return False
+        for module in self.modules:
+            if (
+                module.training
+                or module._forward_hooks
+                or module._forward_pre_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+                or "forward" in module.__dict__
+            ):
+                return False
+        return True
+
+    def refresh(self) -> None:
+        """Take over parameters that have changed."""
+        for tensor in self.tensors:
+            if tensor.changed():
+                break
+        else:
+            return
+        for fused in self.fused:
+            fused.freeze()
+        self.tensors = list(_tensors_of(self.fused))
+
+
+class Engine:
+    """Stands for the `forward` of `module`; `dtype` and `device` are of the tensors that it is made for.
+
+    contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
+    back into that of the input.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device, contiguous: bool) -> None:
+        self.module, self.dtype, self.device, self.contiguous = module, dtype, device, contiguous
+        self._plan: _Plan | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_plan": None}  # what follows from the modules is neither copied nor pickled
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's `forward` returns."""
+        if not torch.compiler.is_compiling() and self._takes(args, kwargs):
+            plan = self._plan
+            if plan is None:
+                plan = self.prepare()
+            if len(args) == plan.arguments and plan.stands() and self._wants_no_gradient(args, plan):
+                plan.refresh()
+                return self._run(plan, args)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if kwargs or self.module.training or is_special():
+            return False
+        if torch.jit._trace.is_tracing() or _module._has_any_global_hook():
+            return False
+        for value in args:
+            if type(value) is not Tensor or value.dtype is not self.dtype or value.device != self.device:
+                return False
+        return True
+
+    def _wants_no_gradient(self, args: tuple[Any, ...], plan: _Plan) -> bool:
+        if not torch.is_grad_enabled():
+            return True
+        return not any(value.requires_grad for value in args) and not any(
+            parameter.requires_grad for parameter in self.module.parameters()
+        )
+
+    def _run(self, plan: _Plan, args: tuple[Any, ...]) -> Any:
+        if not self.contiguous:
+            return plan.run(*args)
+        last = False
+        for value in args:
+            last = last or (value.dim() == 4 and not value.is_contiguous())
+        if not last:
+            return plan.run(*args)
+        last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
+        result = plan.run(*(value.contiguous() if value.dim() == 4 else value for value in args))
+        return tree_map_only(Tensor, _to_channels_last, result) if last else result
+
+    def prepare(self) -> _Plan:
+        """Trace and fuse now. Raises `Untraceable`."""
+        plan = self._plan = _plan_of(self.module, self.contiguous)
+        return plan
+
+
+def _to_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _plan_of(module: nn.Module, contiguous: bool) -> _Plan:
+    if module.training:
+        raise Untraceable("it is in training mode")
+    graph = _traced(module)
+    arguments = _settle_arguments(graph)
+    modules = dict(module.named_modules())
+    _drop_identities(graph, modules)
+    fused = _fuse(graph, modules, contiguous)
+    if contiguous:
+        _pool(graph, modules)
+    if not fused:
+        raise Untraceable("there is nothing to fuse")
+    root: dict[str, Any] = {}
+    fixed: list[tuple[dict[str, Any], str, Any]] = []
+    for node in graph.nodes:
+        if node.op == "call_module":
+            root[node.target] = fused.get(node.target) or modules[node.target]
+        elif node.op == "get_attr":
+            place, name = _place_of(module, node.target)
+            root[node.target] = place[name]
+            fixed.append((place, name, place[name]))
+    run = torch.fx.GraphModule(root, graph).forward
+    within = {id(part) for leaf in root.values() if isinstance(leaf, nn.Module) for part in leaf.modules()}
+    passed = [one for one in modules.values() if id(one) not in within]
+    for one in passed:
+        fixed += [(one._modules, name, child) for name, child in one._modules.items()]
+        fixed += [(vars(one), name, value) for name, value in vars(one).items() if _may_decide(one, name, value)]
+    return _Plan(
+        run=run,
+        arguments=arguments,
+        fixed=fixed,
+        modules=[one for one in passed if one is not module],  # its own hooks run around this
+        tensors=list(_tensors_of(list(fused.values()))),
+        fused=list(fused.values()),
+    )
+
+
+def _traced(module: nn.Module) -> torch.fx.Graph:
+    before = set(vars(module))
+    try:
+        return _Tracer().trace(module)
+    except Exception as error:  # whatever the module's own code raises when it is given no tensors
+        raise Untraceable(f"torch.fx cannot trace it ({_first_line(error)})") from error
+    finally:
+        made = [name for name in vars(module) if name not in before]  # tensors that the code makes
+        for name in made:
+            delattr(module, name)
+
+
+def _settle_arguments(graph: torch.fx.Graph) -> int:
+    """Arguments with a default become that. Returns how many are left."""
+    count = 0
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
+        if str(node.target).startswith("*"):
+            raise Untraceable(f"it takes {node.target}")
+        if not node.args:
+            count += 1
+            continue
+        if isinstance(node.args[0], Tensor):
+            raise Untraceable(f"its argument {node.target} is a tensor by default")
+        default = node.args[0]
+        node.replace_all_uses_with(default)  # type: ignore[arg-type]
+        graph.erase_node(node)
+    return count
+
+
+def _may_decide(module: nn.Module, name: str, value: object) -> bool:
+    """Whether code of `module` may have gone another way for another value of this attribute."""
+    own = not type(module).__module__.startswith("torch.nn.")
+    return own and name != "training" and (value is None or isinstance(value, bool | int | float | str))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+
+
+def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
+    """Where the tensor called `target` is kept."""
+    owner, _, name = target.rpartition(".")
+    try:
+        holder = module.get_submodule(owner)
+    except AttributeError:
+        raise Untraceable(f"it reads {target}, which is no module's") from None
+    for place in (holder._parameters, holder._buffers, vars(holder)):
+        if place.get(name) is not None:
+            return place, name
+    raise Untraceable("it makes tensors of its own, which might be others in each call")
+
+
+def _tensors_of(fused: list[Fused]) -> Iterator[_Tensor]:
+    for one in fused:
+        for part in one.parts:
+            for place in () if part is None else (part._parameters, part._buffers):
+                for name, tensor in place.items():
+                    if tensor is not None and name != "num_batches_tracked":
+                        if tensor.is_inference():
+                            raise Untraceable("its parameters are inference tensors, whose changes cannot be seen")
+                        yield _Tensor(place, name, tensor, tensor._version, tensor.data_ptr())
+
+
+# The graph.
+
+
+def _drop_identities(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Takes out what does nothing in evaluation mode."""
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            module = modules[node.target]
+            nothing = type(module) is nn.Identity or isinstance(module, nn.modules.dropout._DropoutNd)
+            nothing = nothing and _is_plain(module) and not module.training
+        elif node.op == "call_function" and node.target in (F.dropout, F.dropout2d, F.alpha_dropout):
+            training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            nothing = training is False
+        else:
+            continue
+        if nothing and len(node.args) >= 1 and isinstance(node.args[0], Node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bool) -> dict[str, Fused]:
+    """Puts fused layers into the graph; returns them by the names under which it calls them."""
+    result: dict[str, Fused] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_module" or type(modules[node.target]) not in FUSED:
+            continue
+        layer = modules[node.target]
+        if not _is_plain(layer) or len(node.args) != 1 or node.kwargs:
+            continue
+        chain = _Chain(graph, modules, node)
+        chain.take_norm(layer)
+        chain.take_sum()
+        chain.take_limits()
+        name = f"sparsekernels_fused_{len(result)}"
+        result[name] = FUSED[type(layer)](layer, chain.norm, chain.low, chain.high, contiguous)
+        chain.replace(name)
+    return result
+
+
+def _pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Max pooling by our kernel, which is made for contiguous images."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(modules.get(node.target)) is nn.MaxPool2d:
+            module: Any = modules[node.target]
+            if not _is_plain(module) or node.kwargs or len(node.args) != 1:
+                continue
+            names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+            window = _window(**{name: getattr(module, name) for name in names})
+        elif node.op == "call_function" and node.target in (F.max_pool2d, torch.max_pool2d):
+            if any(isinstance(value, Node) for value in (*node.args[1:], *node.kwargs.values())):
+                continue
+            names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+            window = _window(**{**dict(zip(names, node.args[1:], strict=False)), **node.kwargs})
+        else:
+            continue
+        if window is not None and node.args:
+            with graph.inserting_before(node):
+                replacement = graph.call_function(max_pool2d, (node.args[0], window))
+            node.replace_all_uses_with(replacement)
+            graph.erase_node(node)
+
+
+def _window(
+    kernel_size: Any = None,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    input: Any = None,
+) -> tuple[int, ...] | None:
+    """kh, kw, sh, sw, ph, pw; None where the kernel does not do it."""
+    stride = kernel_size if stride in (None, [], ()) else stride
+    if kernel_size is None or ceil_mode or return_indices or input is not None:
+        return None
+    sizes = [value if isinstance(value, tuple | list) else (value, value) for value in (kernel_size, stride, padding)]
+    ones = dilation if isinstance(dilation, tuple | list) else (dilation,)
+    if any(len(size) != 2 for size in sizes) or any(one != 1 for one in ones):
+        return None
+    window = tuple(number for size in sizes for number in size)
+    return window if all(type(number) is int for number in window) else None
+
+
+class _Chain:
+    """A layer's node and those behind it that one fused layer computes."""
+
+    def __init__(self, graph: torch.fx.Graph, modules: Mapping[str, nn.Module], first: Node) -> None:
+        self._graph, self._modules = graph, modules
+        self.nodes = [first]
+        self.norm: Any = None
+        self.residual: Node | None = None
+        self.low: float | None = None
+        self.high: float | None = None
+
+    def _next(self) -> Node | None:
+        """The one node that uses the chain's result, where the chain may go on to there."""
+        last = self.nodes[-1]
+        if len(last.users) != 1:
+            return None
+        (user,) = last.users
+        return user if user.op in ("call_module", "call_function", "call_method") else None
+
+    def _module_of(self, node: Node) -> nn.Module | None:
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            return None
+        module = self._modules[str(node.target)]
+        return module if _is_plain(module) else None
+
+    def _reaches(self, node: Node) -> bool:
+        """Whether the chain can be computed at `node` instead: nothing between writes to a tensor."""
+        between = self.nodes[-1].next
+        while between is not node:
+            if self._writes(between):
+                return False
+            between = between.next
+        return True
+
+    def _writes(self, node: Node) -> bool:
+        if node.op == "call_module":
+            module = self._modules.get(str(node.target))
+            if module is None:  # a fused layer: it took over whatever writes
+                return False
+            foreign = not type(module).__module__.startswith(("torch.nn.", "sparsekernels."))
+            return foreign or bool(getattr(module, "inplace", False)) or not _is_plain(module)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        return (
+            node.target in _WRITES or in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+        ) and node.op in ("call_function", "call_method")
+
+    def take_norm(self, layer: nn.Module) -> None:
+        """A BatchNorm in evaluation mode, with statistics, of the layer's channels."""
+        user = self._next()
+        module: Any = None if user is None else self._module_of(user)
+        expected = next(norm for kind, norm in _NORMS.items() if isinstance(layer, kind))
+        if user is None or type(module) is not expected or not self._reaches(user):
+            return
+        outputs = layer.weight.size(0)  # type: ignore[operator,union-attr]
+        norm: Any = user and self._module_of(user)
+        if norm.training or norm.running_mean is None or norm.num_features != outputs:
+            return
+        self.norm = norm
+        self.nodes.append(user)
+
+    def take_sum(self) -> None:
+        """The sum with another tensor."""
+        user = self._next()
+        if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
+            return
+        a, b = user.args
+        last = self.nodes[-1]
+        other = b if a is last else a
+        if not isinstance(other, Node) or other is last or other in self.nodes:
+            return
+        in_place = user.target in (operator.iadd, "add_")
+        if in_place and a is not last and len(other.users) > 1:
+            return  # whoever else uses the other tensor would see the sum
+        if not self._reaches(user):
+            return
+        self.residual = other
+        self.nodes.append(user)
+
+    def take_limits(self) -> None:
+        """A ReLU, ReLU6 or Hardtanh."""
+        user = self._next()
+        if user is None or not self._reaches(user):
+            return
+        module: Any = self._module_of(user)
+        if type(module) is nn.ReLU:
+            self.low = 0.0
+        elif type(module) in (nn.ReLU6, nn.Hardtanh):
+            self.low, self.high = float(module.min_val), float(module.max_val)
+        elif len(user.args) != 1 or set(user.kwargs) - {"inplace"}:
+            return
+        elif user.op != "call_module" and user.target in _RELUS:
+            self.low = 0.0
+        elif user.op == "call_function" and user.target is F.relu6:
+            self.low, self.high = 0.0, 6.0
+        else:
+            return
+        self.nodes.append(user)
+
+    def replace(self, name: str) -> None:
+        """Put a call of the module `name` in the place of the chain's last node."""
+        first, last = self.nodes[0], self.nodes[-1]
+        arguments = (first.args[0],) if self.residual is None else (first.args[0], self.residual)
+        with self._graph.inserting_before(last):
+            node = self._graph.call_module(name, arguments)
+        last.replace_all_uses_with(node)
+        for one in reversed(self.nodes):
+            self._graph.erase_node(one)

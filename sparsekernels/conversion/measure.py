@@ -1,0 +1,55 @@
+"""Times of layers and models that take turns, by the benchmarks' timer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ..bench.timer import CpuClock, Effort, interleave, median_ratio, repeats_of
+
+LAYER = Effort(seconds=0.1, sample=5e-4, least=3, most=30)
+MODEL = Effort(seconds=1.0, sample=1e-3, least=4, most=50)
+"""How long the ways to compute a layer, and the whole model, are measured."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a call of each of some ways to compute the same, one number a round."""
+
+    rounds: Mapping[str, list[float]]
+
+    def milliseconds(self, name: str) -> float:
+        """The median."""
+        return 1e3 * statistics.median(self.rounds[name])
+
+    def speedup(self, name: str, over: str) -> float:
+        """Median over the rounds of the time of `over` over that of `name`."""
+        return median_ratio(self.rounds[over], self.rounds[name])
+
+
+def times_of(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Times:
+    """Measure `calls` by turns, on the CPU."""
+    clock = CpuClock()
+
+    def sampler(call: Callable[[], object]) -> Callable[[int], float]:
+        return lambda repeats: clock.seconds(call, repeats) / repeats
+
+    samplers = {name: sampler(call) for name, call in calls.items()}
+    turns = {name: (one, repeats_of(one, effort.sample)) for name, one in samplers.items()}
+    return Times(interleave(turns, effort))
+
+
+def step(call: Callable[[], object], training: bool) -> object:
+    """A forward pass, and in training a backward pass from the sum of all results."""
+    if not training:
+        with torch.inference_mode():
+            return call()
+    result = call()
+    tensors = [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.requires_grad]
+    torch.autograd.backward([one.sum() for one in tensors])
+    return result

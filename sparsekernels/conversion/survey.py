@@ -1,0 +1,211 @@
+"""What is in a model: which layers may be converted, why others may not, and what each is given."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
+
+from ..checks import DTYPES
+
+KINDS = (torch.nn.Conv2d, torch.nn.Linear)
+"""The layers that may become something else; their subclasses may compute anything."""
+
+LEAST_SPARSITY = 0.3
+"""Below it nothing that this package has was ever faster, and a layer is not even measured."""
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor that a layer was given: all that its time depends on."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    channels_last: bool
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Given:
+        channels_last = (
+            tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+        )
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device, channels_last, tensor.requires_grad)
+
+    def make(self) -> Tensor:
+        """A tensor like it, of normal random numbers, the same every time."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        tensor = torch.randn(self.shape, generator=generator, device=self.device, dtype=torch.float32)
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return tensor.to(self.dtype).contiguous(memory_format=memory_format).requires_grad_(self.requires_grad)
+
+
+@dataclass
+class Layer:
+    """A convolution or linear layer of a model.
+
+    obstacle  why it has to stay as it is; None where it may become something else
+    given     what it was given, once for each call; none where it was not called
+    """
+
+    name: str
+    module: torch.nn.Module
+    obstacle: str | None
+    given: list[Given] = field(default_factory=list)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Its weight, where that is an ordinary tensor."""
+        weight = getattr(self.module, "weight", None)
+        return weight if isinstance(weight, Tensor) and weight.layout == torch.strided else None
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of its weights that are zero."""
+        weight = self.weight
+        if (
+            weight is None
+            or weight.is_meta
+            or weight.numel() == 0
+            or isinstance(weight, torch.nn.UninitializedParameter)
+        ):
+            return None
+        return 1 - int(weight.detach().count_nonzero()) / weight.numel()
+
+
+def layers_of(model: torch.nn.Module) -> list[Layer]:
+    """Every convolution and linear layer of `model`, and whatever is a subclass of one."""
+    places: dict[int, list[str]] = {}
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+        if len(places[id(module)]) == 1:
+            for parameter in module.parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(name)
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    encoders = [name for name, module in model.named_modules() if _has_fast_path(module)]
+    result = []
+    for name, module in model.named_modules():
+        if isinstance(module, KINDS):
+            obstacle = _obstacle(name, module, places, owners)
+            if obstacle is None and any(_is_within(name, other) for other in scripted):
+                obstacle = "it is part of a scripted module"
+            if obstacle is None and any(_is_within(name, other) for other in encoders):
+                obstacle = (
+                    "torch's TransformerEncoderLayer multiplies by its weight itself, in eval mode;"
+                    " torch.backends.mha.set_fastpath_enabled(False) before convert makes it call the layer"
+                )
+            result.append(Layer(name, module, obstacle))
+    return result
+
+
+def _is_within(name: str, other: str) -> bool:
+    return other in ("", name) or name.startswith(other + ".")
+
+
+def _has_fast_path(module: torch.nn.Module) -> bool:
+    return (
+        isinstance(module, torch.nn.TransformerEncoderLayer)
+        and not module.training
+        and torch.backends.mha.get_fastpath_enabled()
+    )
+
+
+def _obstacle(
+    name: str, module: torch.nn.Module, places: Mapping[int, list[str]], owners: Mapping[int, list[str]]
+) -> str | None:
+    """Why `module` has to stay as it is."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a scripted module"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return "it is the out_proj of a MultiheadAttention, which multiplies by its weight and never calls it"
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
+    if hasattr(module, "weight_orig") or hasattr(module, "weight_mask"):
+        return "its mask is applied in each call; torch.nn.utils.prune.remove(layer, 'weight') makes it permanent"
+    if type(module) not in KINDS:
+        return f"its class {type(module).__name__} may compute something else than {type(module).__mro__[1].__name__}"
+    if has_hooks(module):
+        return "it has hooks, which what replaces it would not have"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    if name == "":
+        return "it is the whole model; use sparsekernels.nn's from_dense on it"
+    if len(places[id(module)]) > 1:
+        return f"the layer occurs in several places: {', '.join(places[id(module)])}"
+    weight = module.weight
+    if type(weight) is not torch.nn.Parameter:
+        return f"its weight is of type {type(weight).__name__}, accepted is a torch.nn.Parameter"
+    sharers = [other for other in owners[id(weight)] if other != name]
+    if sharers:
+        return f"its weight is shared with {', '.join(sharers)}"
+    if weight.layout != torch.strided or weight.dtype not in DTYPES:
+        return f"its weight is of {weight.dtype} and {weight.layout}"
+    if weight.device.type != "cpu":
+        return f"there are no sparse kernels for {weight.device.type} yet"
+    if weight.dtype == torch.float64:
+        return "the kernels compute in float32, its weight is float64"
+    if not torch.isfinite(weight.detach()).all():
+        return "its weight has NaN or infinite elements"
+    return None
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether something is to be done when `module` is called, saved or loaded."""
+    return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def record_inputs(layers: list[Layer], call: Callable[[], object]) -> None:
+    """Run `call`, and keep in `layers` what each was given. Raises what it raises."""
+    handles = []
+    for layer in layers:
+        layer.given.clear()
+
+        def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], layer: Layer = layer) -> None:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            if len(tensors) == 1:
+                layer.given.append(Given.of(tensors[0]))
+
+        if not isinstance(layer.module, torch.jit.ScriptModule):
+            handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        call()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """What runs inside leaves no trace: not in buffers (running statistics), gradients, or random numbers."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, kept in buffers:
+                    if not torch.equal(buffer, kept):
+                        buffer.copy_(kept)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient

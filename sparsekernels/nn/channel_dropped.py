@@ -1,0 +1,147 @@
+"""Linear layers and convolutions without their filters and input channels that are all zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sparse import copy_parameters, options_of
+
+
+def used_pairs(weight: Tensor) -> Tensor:
+    """bool [out, in]: True where a filter has a nonzero for an input channel."""
+    used = weight.detach() != 0
+    return used.flatten(2).any(2) if used.dim() > 2 else used
+
+
+class _ChannelDropped(torch.nn.Module):
+    """What the two modules below have in common: which filters and input channels take part."""
+
+    weight: Tensor
+    outputs: Tensor
+    inputs: Tensor
+
+    def _start(self) -> None:
+        self._keep(torch.ones(self.weight.shape[:2], dtype=torch.bool))
+
+    def _keep(self, pairs: Tensor) -> None:
+        """pairs [out, in]: True where a filter has a nonzero for an input channel."""
+        for name, used in (("outputs", pairs.any(1)), ("inputs", pairs.any(0))):
+            self.register_buffer(name, used.nonzero()[:, 0], persistent=False)
+
+    def set_channels(self) -> None:
+        """Leave out the filters and input channels that are all zero in `weight` now, and no others."""
+        self._keep(used_pairs(self.weight))
+
+    @property
+    def drops_outputs(self) -> bool:
+        return self.outputs.numel() < self.weight.size(0)
+
+    @property
+    def drops_inputs(self) -> bool:
+        return self.inputs.numel() < self.weight.size(1)
+
+    def kept_weight(self, weight: Tensor) -> Tensor:
+        """The part of a weight of this layer's shape that takes part. Differentiable."""
+        weight = weight.index_select(0, self.outputs) if self.drops_outputs else weight
+        return weight.index_select(1, self.inputs) if self.drops_inputs else weight
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if prefix + "weight" in state_dict and not self.weight.is_meta:
+            self.set_channels()
+
+    def _fill_from(self, module: Any) -> Any:
+        copy_parameters(module, self, module.weight.detach())
+        self.set_channels()
+        return self
+
+    def extra_repr(self) -> str:
+        kept = (
+            f"{self.outputs.numel()} of {self.weight.size(0)} outputs, {self.inputs.numel()} of {self.weight.size(1)}"
+        )
+        return f"{super().extra_repr()}, computes {kept} inputs"
+
+
+def _check(name: str, module: Any, accepted: type) -> None:
+    if not isinstance(module, accepted):
+        raise TypeError(
+            f"{name}.from_dense: module is of type {type(module).__name__}, accepted is a torch.nn.{accepted.__name__}"
+        )
+    groups = getattr(module, "groups", 1)
+    if groups != 1:
+        raise ValueError(f"{name}.from_dense: module has {groups} groups, accepted is 1")
+
+
+class ChannelDroppedLinear(_ChannelDropped, torch.nn.Linear):
+    """Drop-in for `torch.nn.Linear` that computes without the rows and columns of its weight that are all zero.
+
+        y = x W^T + b   exactly: an output whose row is zero is its bias
+
+    `from_dense` finds them; the constructor is torch's and leaves nothing out. `weight` and `state_dict` are those of
+    the dense layer, and so are dtypes, devices and errors: the product is torch's. The weights that are left out get a
+    gradient of zero. `load_state_dict` looks for zeros anew; after another change of the weight, `set_channels` does.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._start()
+
+    @classmethod
+    def from_dense(cls, module: torch.nn.Linear) -> ChannelDroppedLinear:
+        """A layer with copies of the parameters of `module`. Raises TypeError for another class."""
+        _check("ChannelDroppedLinear", module, torch.nn.Linear)
+        return cls(module.in_features, module.out_features, module.bias is not None, "meta")._fill_from(module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.product(input, self.kept_weight(self.weight), self.bias)
+
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with another weight, of which only what takes part is given, and another bias [out] or None."""
+        kept = input.index_select(-1, self.inputs) if self.drops_inputs else input
+        if not self.drops_outputs:
+            return F.linear(kept, weight, bias)
+        result = F.linear(kept, weight, None if bias is None else bias.index_select(0, self.outputs))
+        full = result.new_zeros(self.out_features) if bias is None else bias.to(result.dtype)
+        return full.expand(*result.shape[:-1], -1).index_copy(-1, self.outputs, result)
+
+
+class ChannelDroppedConv2d(_ChannelDropped, torch.nn.Conv2d):
+    """Drop-in for `torch.nn.Conv2d` that computes without the filters and input channels that are all zero.
+
+    Exact, whatever the padding: a zero filter's output is its bias everywhere, and an input channel that every filter
+    multiplies by zero is not read (infinities and NaN in it do not spread). groups must be 1. Otherwise as
+    `ChannelDroppedLinear`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check("ChannelDroppedConv2d", self, torch.nn.Conv2d)
+        self._start()
+
+    @classmethod
+    def from_dense(cls, module: torch.nn.Conv2d) -> ChannelDroppedConv2d:
+        """A layer with copies of the parameters of `module`. TypeError for another class, ValueError for groups."""
+        _check("ChannelDroppedConv2d", module, torch.nn.Conv2d)
+        return cls(**options_of(module))._fill_from(module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.product(input, self.kept_weight(self.weight), self.bias)
+
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with another weight, of which only what takes part is given, and another bias [out] or None."""
+        channel = input.dim() - 3
+        kept = input.index_select(channel, self.inputs) if self.drops_inputs else input
+        if not self.drops_outputs:
+            return self._conv_forward(kept, weight, bias)
+        if self.outputs.numel() == 0:  # torch has no convolution without filters: one stands for its size
+            result = self._conv_forward(input.narrow(channel, 0, 1), self.weight[:1, :1], None).narrow(channel, 0, 0)
+        else:
+            result = self._conv_forward(kept, weight, None if bias is None else bias.index_select(0, self.outputs))
+        sizes = [*result.shape]
+        sizes[channel] = self.out_channels
+        full = result.new_zeros(self.out_channels) if bias is None else bias.to(result.dtype)
+        return full[:, None, None].expand(sizes).index_copy(channel, self.outputs, result)

@@ -1,0 +1,1 @@
+"""Max pooling for inference, between sparse layers."""

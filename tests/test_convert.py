@@ -1,0 +1,693 @@
+"""convert and revert: results, decisions, what they leave alone, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from conversion_nets import NETS, drop_channels_, make
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.utils._pytree import tree_leaves
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.bench.models import MODELS, prune_
+from sparsekernels.conversion import decide as decide_module
+from sparsekernels.conversion.engine import Engine
+from sparsekernels.conversion.measure import Times, times_of
+from sparsekernels.testing import compare
+
+convert_module = importlib.import_module("sparsekernels.conversion.convert")  # the package has the function
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
+GRAPH, LAYERS = "a graph", "layers one by one"
+Prefer = Callable[..., None]
+
+
+@pytest.fixture
+def prefer(monkeypatch: pytest.MonkeyPatch) -> Prefer:
+    """Takes the place of the clock: the first of the arguments is the fastest, what is not among them the slowest.
+
+    Every call is made once, as when it is measured.
+    """
+
+    def choose(*names: str) -> None:
+        def fake(calls: Mapping[str, Callable[[], object]], effort: object) -> Times:
+            for call in calls.values():
+                call()
+            order = {"as before": 50.0} | {name: float(place) for place, name in enumerate(names, 1)}
+            return Times({name: [1e-3 * order.get(name, 100.0)] for name in calls})
+
+        monkeypatch.setattr(decide_module, "times_of", fake)
+        monkeypatch.setattr(convert_module, "times_of", fake)
+
+    return choose
+
+
+def run(model: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.inference_mode():
+        return [one for one in tree_leaves(model(x.clone())) if isinstance(one, Tensor)]
+
+
+def assert_agree(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
+    """The oracle over a whole model: the dense one in float64 is the truth, itself in the dtype of x the baseline."""
+    truth = run(copy.deepcopy(dense).double(), x.double())
+    for index, results in enumerate(zip(run(model, x), truth, run(dense, x), strict=True)):
+        comparison = compare(f"result {index}", *results)
+        assert comparison.passed, comparison
+
+
+def engines(model: nn.Module) -> Iterator[Engine]:
+    for module in model.modules():
+        engine = getattr(vars(module).get("forward"), "__self__", None)
+        if isinstance(engine, Engine):
+            yield engine
+
+
+def graph_of(model: nn.Module) -> list[str]:
+    """The names of what the one engine of the model calls."""
+    (engine,) = engines(model)
+    program = engine.prepare().run.__self__
+    return [f"{node.op}:{node.target}" for node in program.graph.nodes if node.op.startswith("call")]
+
+
+# Results.
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("decision", [FINE, DROPPED])
+@pytest.mark.parametrize("how", [GRAPH, LAYERS])
+def test_results(prefer: Prefer, name: str, decision: str, how: str) -> None:
+    model, x = make(name)
+    drop_channels_(model)
+    dense = copy.deepcopy(model)
+    prefer(decision, how)
+    report = sk.convert(model, x)
+    assert {row.decision for row in report.layers} - {DENSE} == {decision}
+    assert len(report.converted) == sum(getattr(row.kind, "groups", 1) == 1 for row in report.converted)
+    assert bool(list(engines(model))) == (how == GRAPH)
+    assert_agree(model, dense, x)
+    others = [x[:1], torch.cat([x, x, x]), x.flip(-1).contiguous()]
+    if x.dim() == 4:
+        others.append(x.contiguous(memory_format=torch.channels_last))
+    for other in others:
+        assert_agree(model, dense, other)
+    assert_agree(model.to(torch.bfloat16), dense.to(torch.bfloat16), x.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5-caffe", "alexnet-s", "vgg16-d", "wrn-28-2"])
+def test_networks(prefer: Prefer, name: str) -> None:
+    model, x = MODELS[name].make(), MODELS[name].images(3, seed=7)
+    prune_(model, "clustered", 0.9)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, x)
+    assert len(report.converted) == len(report.layers)
+    assert_agree(model, dense, x)
+    sk.revert(model)
+    assert all(torch.equal(one, other) for one, other in zip(run(model, x), run(dense, x), strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet-50", "efficientnet-lite0"])
+def test_large_networks(prefer: Prefer, name: str) -> None:
+    model = MODELS[name].make(pretrained=False)
+    x = torch.randn(1, 3, 96, 96)
+    prune_(model, "magnitude", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert_agree(model, dense, x)
+    calls = graph_of(model)
+    assert not any(".relu" in call or "bn" in call for call in calls), calls  # all of them are fused
+    assert not any("add" in call for call in calls), calls
+
+
+def test_channels_last_results_follow_the_input(prefer: Prefer) -> None:
+    model, x = make("residual")
+    prefer(FINE, GRAPH)
+    x = x.contiguous(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)
+    before = run(model, x)[0]
+    sk.convert(model, x)
+    after = run(model, x)[0]
+    assert before.stride() == after.stride()
+    sk.revert(model)
+    prefer(FINE, "a graph in the input's layout")
+    dense = copy.deepcopy(model)
+    sk.convert(model, x)
+    assert [engine.contiguous for engine in engines(model)] == [False]
+    assert_agree(model, dense, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(prefer: Prefer, dtype: torch.dtype) -> None:
+    model, x = make("residual")
+    model, x = model.to(dtype), x.to(dtype)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    assert sk.convert(model, x).converted
+    truth, baseline, actual = (
+        run(dense.double(), x.double())[0],
+        run(copy.deepcopy(dense).to(dtype), x)[0],
+        run(model, x)[0],
+    )
+    assert (actual.double() - truth).abs().max() <= 2 * (baseline.double() - truth).abs().max()
+
+
+def test_many_arguments(prefer: Prefer) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, y: Tensor, scale: float = 2.0, negate: bool = False) -> tuple[Tensor, Tensor]:
+            total = self.a(x) + self.b(y) * scale
+            return (-total if negate else total), x
+
+    model = Two().eval()
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    x, y = torch.randn(2, 4, 8).unbind()
+    prefer(FINE, GRAPH)
+    sk.convert(model, (x, y))
+    with torch.inference_mode():
+        for args, kwargs in (((x, y), {}), ((x, y, 3.0), {}), ((x,), {"y": y}), ((x, y), {"negate": True})):
+            for one, other in zip(model(*args, **kwargs), dense(*args, **kwargs), strict=True):
+                torch.testing.assert_close(one, other)
+
+
+# What is fused.
+
+
+def test_everything_around_a_layer_is_fused(prefer: Prefer) -> None:
+    model, x = make("residual")
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert all("sparsekernels_fused" in call for call in graph_of(model)), graph_of(model)
+    assert len(graph_of(model)) == 6
+
+
+def test_what_others_see_is_not_fused(prefer: Prefer) -> None:
+    prefer(FINE, GRAPH)
+    model, x = make("forked")
+    sk.convert(model, x)
+    assert sum("fused" in call for call in graph_of(model)) == 3  # one layer is called twice
+    assert any(call == "call_module:bn" for call in graph_of(model))
+    for name in ("writes", "shared sum"):
+        model, x = make(name)
+        sk.convert(model, x)
+        assert any("mul_" in call or "iadd" in call for call in graph_of(model)), graph_of(model)
+
+
+def test_parts_of_what_cannot_be_traced(prefer: Prefer) -> None:
+    model, x = make("choosing")
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, x)
+    assert [name for name, module in model.named_modules() if "forward" in vars(module)] == ["body"]
+    assert any("does not run as a graph" in note and "torch.fx cannot trace it" in note for note in report.notes)
+
+
+# The way back.
+
+
+@pytest.mark.parametrize("how", [GRAPH, LAYERS])
+@pytest.mark.parametrize("name", NETS)
+def test_revert(prefer: Prefer, name: str, how: str) -> None:
+    model, x = make(name)
+    modules, state = dict(model.named_modules()), copy.deepcopy(model.state_dict())
+    attributes = {key: set(vars(module)) for key, module in modules.items()}
+    before = run(model, x)
+    prefer(FINE, how)
+    for _ in range(2):
+        assert sk.convert(model, x).converted
+        assert list(model.state_dict()) == list(state)
+        assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
+        assert sk.revert(model) is model
+        assert sk.revert(model) is model
+        assert dict(model.named_modules()) == modules
+        assert {key: set(vars(module)) for key, module in modules.items()} == attributes
+        assert all(torch.equal(one, other) for one, other in zip(run(model, x), before, strict=True))
+
+
+def test_converting_twice(prefer: Prefer) -> None:
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    assert sk.convert(model, x).converted == sk.convert(model, x).converted
+    assert_agree(model, dense, x)
+    prefer(DENSE)
+    assert not sk.convert(model, x).converted
+    assert not list(engines(model))
+    assert type(model[0].conv1) is nn.Conv2d
+
+
+def test_revert_of_what_was_never_converted() -> None:
+    layer = nn.Linear(2, 2)
+    assert sk.revert(layer) is layer
+    with pytest.raises(TypeError, match=r"model is of type int, accepted is a torch\.nn\.Module"):
+        sk.revert(3)  # type: ignore[arg-type]
+
+
+def test_revert_hands_back_what_was_trained(prefer: Prefer) -> None:
+    model, x = make("sequential")
+    prefer(FINE, LAYERS)
+    sk.convert(model.train(), x)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(x).square().mean().backward()
+    optimizer.step()
+    model.load_state_dict({key: value * 1.5 for key, value in model.state_dict().items()}, assign=True)
+    expected = copy.deepcopy(model.state_dict())
+    y = run(model.eval(), x)
+    sk.revert(model)
+    assert type(model[0]) is nn.Conv2d
+    assert not model[0].training
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in expected.items())
+    torch.testing.assert_close(run(model, x), y)
+
+
+# After conversion.
+
+
+def test_the_graph_follows_the_parameters(prefer: Prefer) -> None:
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    for module in (model, dense):
+        with torch.no_grad():
+            module[0].conv1.weight.mul_(1.5)
+            module[0].bn2.running_mean.add_(0.5)
+            module[1].bn1.weight = nn.Parameter(module[1].bn1.weight * 2)
+    assert_agree(model, dense, x)
+    other, _ = make("residual", sparsity=0.5)
+    for module in (model, dense):
+        module.load_state_dict(other.state_dict())
+    assert_agree(model, dense, x)
+    for module in (model, dense):
+        module.double()
+    assert_agree(model, dense, x.double())
+    for module in (model, dense):
+        module.float()
+    assert_agree(model, dense, x)
+
+
+def test_training_after_conversion(prefer: Prefer) -> None:
+    """The BatchNorms' statistics and the weights move; the graph is that of the moved ones."""
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    masks = [parameter != 0 for parameter in dense.parameters()]
+    for module in (model, dense):
+        module.train()
+        optimizer = torch.optim.SGD(module.parameters(), 0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x).square().mean().backward()
+            for parameter, mask in zip(module.parameters(), masks, strict=True):
+                if parameter.dim() > 1:
+                    parameter.grad.mul_(mask)
+            optimizer.step()
+        module.eval()
+    torch.testing.assert_close(run(model, x), run(dense, x), rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_go_by_the_layers(prefer: Prefer) -> None:
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    for one in (x, x.clone().requires_grad_()):
+        gradients = []
+        for module in (model, dense):
+            module.zero_grad()
+            y = module(one)
+            assert y.requires_grad
+            y.square().sum().backward()
+            gradients.append([p.grad * (p != 0) if p.dim() > 1 else p.grad for p in module.parameters()])
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+    model.requires_grad_(False)
+    assert model(x.clone().requires_grad_()).requires_grad
+    assert not model(x).requires_grad
+
+
+def test_hooks_and_exchanged_modules_count(prefer: Prefer) -> None:
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    seen: list[str] = []
+    handle = model[0].bn1.register_forward_hook(lambda *_: seen.append("bn1"))
+    run(model, x)
+    assert seen == ["bn1"]
+    handle.remove()
+    run(model, x)
+    assert seen == ["bn1"]
+    outer = model.register_forward_hook(lambda module, args, output: output * 0)
+    assert run(model, x)[0].count_nonzero() == 0
+    outer.remove()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    run(model, x)
+    assert "BatchNorm2d" in seen
+    handle.remove()
+    for module in (model, dense):
+        module[1].bn1 = nn.Identity()
+    assert_agree(model, dense, x)
+    for module in (model, dense):
+        module[0].bn2.train()
+    torch.testing.assert_close(run(model, x), run(dense, x))
+
+
+def test_attributes_that_the_code_looks_at_count(prefer: Prefer) -> None:
+    model, x = make("residual, shortcut first")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    for module in (model, dense):
+        module.shortcut_first = False
+        module.bn2.eps = 0.5
+    model.bn2.eps = dense.bn2.eps
+    torch.testing.assert_close(run(model, x), run(dense, x))
+
+
+def test_copies_are_independent(prefer: Prefer) -> None:
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    twin = copy.deepcopy(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for other in (twin, loaded):
+        assert len(list(engines(other))) == 1
+        assert_agree(other, dense, x)
+        sk.revert(other)
+        assert type(other[0].conv1) is nn.Conv2d
+        assert all(torch.equal(one, two) for one, two in zip(run(other, x), run(dense, x), strict=True))
+
+
+def test_under_torch(prefer: Prefer) -> None:
+    """Autocast, vmap, export and compile take the layers, not the graph."""
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    with torch.inference_mode():
+        expected = dense(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x).dtype == dense(x).dtype
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(model, in_dims=0)(x[:, None])[:, 0], expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(torch.compile(model, backend="eager")(x), expected, rtol=1e-3, atol=1e-3)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected, rtol=1e-3, atol=1e-3)
+
+
+# What stays as it is.
+
+
+def reasons(report: sk.Report) -> dict[str, str]:
+    return {row.name: row.reason for row in report.layers if row.decision == DENSE}
+
+
+def test_a_model_that_is_not_pruned_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    modules = list(model)
+    report = sk.convert(model, torch.randn(2, 3, 8, 8))
+    assert list(model) == modules
+    assert "forward" not in vars(model)
+    assert not report.converted
+    assert report.speedup is None
+    assert "not pruned" in report.notes[0]
+    assert "the model is as it was" in str(report)
+    assert set(reasons(report).values()) == {"it has no zeros"}
+
+
+def test_layers_that_have_to_stay(prefer: Prefer) -> None:
+    class Custom(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + 1
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.hooked, self.custom = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), Custom(4, 4, 1)
+            self.pruned, self.parametrized = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.tied, self.tied_too = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.tied_too.weight = self.tied.weight
+            self.twice = nn.ModuleList([nn.Conv2d(4, 4, 1)])
+            self.twice.append(self.twice[0])
+            self.scripted = torch.jit.script(nn.Conv2d(4, 4, 1))
+            self.replaced = nn.Conv2d(4, 4, 1)
+            self.unused, self.full = nn.Linear(4, 4), nn.Conv2d(4, 4, 1)
+            self.strange = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pruned(self.custom(self.hooked(self.plain(x))))
+            x = self.tied_too(self.tied(self.parametrized(x)))
+            return self.strange(self.full(self.replaced(self.scripted(self.twice[1](self.twice[0](x))))))
+
+    model = Net().eval()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in ("full", "pruned"):
+            with torch.no_grad():
+                module.weight[:, 1:] = 0
+    with torch.no_grad():
+        model.scripted.weight[:, 1:] = 0
+        model.strange.weight[0, 0] = torch.nan
+    calls: list[int] = []
+    model.hooked.register_forward_hook(lambda *_: calls.append(1))
+    prune.l1_unstructured(model.pruned, "weight", amount=0.7)
+    parametrize.register_parametrization(model.parametrized, "weight", nn.Identity())
+    own = model.replaced.forward
+    model.replaced.forward = lambda x: own(x) * 2
+    x = torch.randn(2, 4, 5, 5)
+    expected = run(model, x)
+    calls.clear()
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, x)
+    assert [row.name for row in report.converted] == ["plain"], report
+    for name, words in {
+        "hooked": "hooks",
+        "custom": "its class Custom",
+        "pruned": "prune.remove",
+        "parametrized": "remove_parametrizations",
+        "tied": "shared with tied_too",
+        "tied_too": "shared with tied",
+        "twice.0": "several places: twice.0, twice.1",
+        "replaced": "its forward was replaced",
+        "unused": "did not call it",
+        "full": "no zeros",
+        "strange": "NaN",
+    }.items():
+        assert words in reasons(report)[name], (name, reasons(report)[name])
+    calls.clear()
+    assert_equal_with_nan(run(model, x), expected)
+    assert len(calls) == 1
+
+
+def assert_equal_with_nan(actual: list[Tensor], expected: list[Tensor]) -> None:
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+def test_transformer_layers(prefer: Prefer) -> None:
+    """torch's fast path multiplies by weights itself; without it, the layers are called."""
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    prune_(model, "random", 0.8)
+    with torch.no_grad():
+        model.self_attn.out_proj.weight[:, ::2] = 0
+    x = torch.randn(2, 5, 16)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert not report.converted
+    assert "set_fastpath_enabled(False)" in reasons(report)["linear1"]
+    assert "MultiheadAttention" in reasons(report)["self_attn.out_proj"]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        expected = run(model, x)
+        assert [row.name for row in sk.convert(model, x).converted] == ["linear1", "linear2"]
+        torch.testing.assert_close(run(model, x), expected)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_nothing_slower_is_kept(prefer: Prefer) -> None:
+    model, x = make("residual")
+    state = dict(model.named_modules())
+    prefer(DENSE, FINE, "as before", GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert not report.converted
+    assert "fine-grained would be 0.50x" in report.layers[0].reason
+    prefer(FINE, DENSE, "as before", GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert not report.converted
+    assert report.speedup is None
+    assert any("the whole model was not faster" in note for note in report.notes)
+    assert "alone, fine-grained would be 2.00x" in report.layers[0].reason
+    assert dict(model.named_modules()) == state
+    assert "forward" not in vars(model)
+
+
+def test_results_that_differ_are_not_used(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that does something else in every call is found out; what was fused wrongly would be as well."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.calls = [0.0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls[0] += 1.0
+            return self.layer(x) * self.calls[0]
+
+    model = Counting().eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, torch.randn(4, 8))
+    assert not list(engines(model))
+    assert any("gave other results" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "input", "error", "words"),
+    [
+        (3, torch.ones(2), TypeError, "model is of type int"),
+        (
+            nn.Linear(3, 2),
+            torch.ones(2, 4),
+            ValueError,
+            r"example_input \(a tensor of shape \[2, 4\]\)",
+        ),
+        (nn.Linear(3, 2), "text", ValueError, "a str"),
+        (nn.Linear(3, 2), (), ValueError, r"example_input \(\)"),
+        (torch.jit.script(nn.Linear(3, 2)), torch.ones(2, 3), TypeError, "ScriptModule"),
+    ],
+)
+def test_bad_input(model: Any, input: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        sk.convert(model, input)
+
+
+def test_an_error_leaves_the_model_as_it_was(prefer: Prefer) -> None:
+    model, x = make("residual")
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    modules = dict(model.named_modules())
+    with pytest.raises(ValueError, match="cannot be called"):
+        sk.convert(model, x[:, :3])
+    assert dict(model.named_modules()) == modules
+    assert len(list(engines(model))) == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_converting_leaves_no_trace(prefer: Prefer, training: bool) -> None:
+    """Not in running statistics, gradients or the random numbers."""
+    model, x = make("pre-activation")
+    model.train(training)
+    model[0].conv1.weight.grad = torch.ones_like(model[0].conv1.weight)
+    state = copy.deepcopy(model.state_dict())
+    random = torch.random.get_rng_state()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert torch.equal(model[0].conv1.weight.grad, torch.ones_like(model[0].conv1.weight))
+    assert [parameter.grad is not None for parameter in model.parameters()].count(True) == 1
+    assert all(module.training == training for module in model.modules())
+    assert not x.requires_grad
+
+
+# Training.
+
+
+def test_training_mode(prefer: Prefer) -> None:
+    """The optimiser that there was goes on; gradients are those of the dense layers at the nonzeros."""
+    model, x = make("pre-activation")
+    dense = copy.deepcopy(model)
+    prefer(FINE, LAYERS)
+    optimizers = [torch.optim.SGD(module.train().parameters(), 0.05, momentum=0.9) for module in (model, dense)]
+    report = sk.convert(model, x)
+    assert report.mode == "train"
+    assert not list(engines(model))
+    for _ in range(2):
+        for module, optimizer in zip((model, dense), optimizers, strict=True):
+            optimizer.zero_grad()
+            torch.manual_seed(3)  # dropout
+            module(x).square().mean().backward()
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    parameter.grad.mul_(parameter != 0)
+            optimizer.step()
+    for one, other in zip(model.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert "forward and backward pass" in report.summary()
+
+
+# The report.
+
+
+def test_report() -> None:
+    """By the clock, for once."""
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3)).eval()
+    prune_(model, "random", 0.95)
+    with torch.no_grad():
+        model[2].weight.normal_()
+    report = sk.convert(model, torch.randn(16, 64, 16, 16))
+    assert [row.decision for row in report.layers] == [FINE, DENSE]
+    first, second = report.layers
+    assert (first.name, first.kind, first.weight_shape, first.input_shape) == (
+        "0",
+        "Conv2d",
+        (64, 64, 3, 3),
+        (16, 64, 16, 16),
+    )
+    assert first.sparsity == pytest.approx(0.95, abs=1e-4)
+    assert first.speedup is not None
+    assert first.speedup > 1
+    assert second.speedup is None
+    assert report.speedup is not None
+    assert report.speedup > 1
+    value = json.loads(report.to_json())
+    assert [row["decision"] for row in value["layers"]] == [FINE, DENSE]
+    assert value["layers"][0]["speedup"] == pytest.approx(first.speedup)
+    assert value["speedup"] == pytest.approx(report.speedup)
+    assert (value["mode"], value["threads"]) == ("eval", torch.get_num_threads())
+    text = str(report)
+    assert "64x64x3x3" in text
+    assert "1 of 2 layers are converted: a forward pass takes" in text
+    from rich.console import Console
+
+    console = Console(width=160, file=io.StringIO())
+    console.print(report)
+    assert "fine-grained" in console.file.getvalue()
+
+
+def test_times_take_turns() -> None:
+    from sparsekernels.bench.timer import Effort
+
+    order: list[str] = []
+    times = times_of({name: lambda name=name: order.append(name) for name in "ab"}, Effort(0.01, 1e-6, 3, 3))
+    assert set(times.rounds) == {"a", "b"}
+    assert all(len(rounds) == 3 for rounds in times.rounds.values())
+    assert {"a", "b"} == set(order)
+    assert Times({"a": [2.0, 4.0], "b": [1.0, 1.0]}).speedup("b", "a") == 3.0
+
+
+def test_names_of_the_public_surface() -> None:
+    assert sk.convert is convert_module.convert
+    assert isinstance(sk.convert(nn.Sequential(nn.ReLU()).eval(), torch.ones(2)), sk.Report)
