@@ -180,7 +180,7 @@ class TestSuites:
         ]
 
     def test_unknown_suite(self) -> None:
-        with pytest.raises(ValueError, match="suite is 'x', accepted are 'rmsnorm', 'openelm'"):
+        with pytest.raises(ValueError, match="suite is 'x', accepted are 'networks', 'layers', 'rmsnorm', 'openelm'"):
             suite.load("x")
 
     @pytest.mark.parametrize("name", suite.SUITES)

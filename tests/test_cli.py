@@ -87,7 +87,7 @@ class TestBench:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("bench", "norms"), "suite is 'norms', accepted are 'rmsnorm', 'openelm'"),
+            (("bench", "norms"), "suite is 'norms', accepted are 'networks', 'layers', 'rmsnorm', 'openelm'"),
             (("bench", "rmsnorm", "--dtype", "int8"), "dtype is 'int8', accepted are 'float32', 'bfloat16'"),
             (("bench", "rmsnorm", "--device", "tpu"), "device is 'tpu', accepted are 'cpu', 'cuda'"),
             (("bench", "rmsnorm", "--pass", "up"), "pass is 'up', accepted are 'forward'"),

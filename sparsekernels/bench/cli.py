@@ -66,15 +66,18 @@ def bench(
     pass_: Annotated[
         list[str] | None, typer.Option("--pass", metavar="|".join(suite.PASSES), help="Only these; repeat for several.")
     ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only such networks, 'vgg16-d'; the suite is networks.")
+    ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Only cases of this batch size; layers are measured with this one instead."),
+        typer.Option(min=0, help="Only cases of this batch size; networks and layers are measured with this one."),
     ] = None,
     sparsity: Annotated[
         list[float] | None, typer.Option(metavar="PERCENT", help="Only this share of zeros; repeat for several.")
     ] = None,
     mask: Annotated[
-        list[str] | None, typer.Option(metavar="|".join(suite.MASKS), help="Only zeros in such places.")
+        list[str] | None, typer.Option(metavar="|".join(suite.PRUNINGS), help="Only zeros in such places.")
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Also the pruned AlexNet's layers in this .npz.")
@@ -99,6 +102,8 @@ def bench(
 
     Exits with 1 where a variant gave a wrong result, or failed.
     """
+    if network:
+        suite_name = _suite_of_networks(network, suite_name)
     main_benchmark = suite_name is None
     if main_benchmark and not (json_file or markdown_file or plot_file):
         json_file = DEFAULT_FOLDER / "records.jsonl"
@@ -108,7 +113,7 @@ def bench(
             device=device,
             dtypes=tuple(dtype or ()),
             passes=tuple(pass_ or ()),
-            cases=tuple(case or ()),
+            cases=tuple(case or network or ()),
             batches=tuple(batch or ()),
             variants=tuple(variant or ()),
             sparsities=tuple(sparsity or ()),
@@ -139,6 +144,17 @@ def bench(
     _write(records, layouts, notes, json_file, markdown_file, plot_file)
     if not complete or any(one.status in ("wrong", "error") for one in records):
         raise typer.Exit(1)
+
+
+def _suite_of_networks(names: list[str], suite_name: str | None) -> str:
+    """The suite that measures networks; fails for a name that it does not have, and for another suite."""
+    known = [case.name.partition("/")[2] for case in suite.read_cases("networks")]
+    for name in names:
+        if name not in known:
+            raise _fail(f"network is {name!r}, accepted are {', '.join(map(repr, dict.fromkeys(known)))}")
+    if suite_name not in (None, "networks"):
+        raise _fail(f"--network belongs to the suite 'networks', not to {suite_name!r}")
+    return "networks"
 
 
 def _suites(names: list[str], selection: Selection) -> list[Suite]:

@@ -28,7 +28,7 @@ from .. import testing
 from ..formats import Unstructured
 from ..ops.sparse_conv2d import operators  # noqa: F401 (defines the operators that are called below)
 from ..ops.sparse_conv2d.geometry import Geometry
-from .masks import MASKS, mask
+from .masks import MASKS, kept_weights
 from .record import Record
 from .report import Layout, detail_column, rate_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict, read_cases
@@ -240,11 +240,13 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     for kind in dict.fromkeys(selection.masks or (QUICK_MASKS if selection.quick else MASKS)):
         for percent in dict.fromkeys(selection.sparsities or (QUICK_SPARSITIES if selection.quick else SPARSITIES)):
             sparsity = round(percent / 100, 7)
-            make = functools.partial(
-                _sparse, case, inputs, oracle, functools.partial(mask, kind, layer.weight, sparsity)
-            )
+            make = functools.partial(_sparse, case, inputs, oracle, functools.partial(_kept, kind, inputs, sparsity))
             result.append(Variant(f"sparse:{kind}-{percent:g}", make, sparsity))
     return result
+
+
+def _kept(kind: str, inputs: Inputs, sparsity: float) -> Tensor:
+    return kept_weights(kind, inputs.weight, sparsity)
 
 
 def _dense(case: Case, inputs: Inputs, dtype: torch.dtype) -> Prepared:

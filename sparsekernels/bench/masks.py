@@ -50,3 +50,22 @@ def clustered(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 MASKS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {"random": random, "clustered": clustered}
 """The kinds: of the weight's shape, the odds of each weight to be kept (broadcast to that shape)."""
+
+PRUNINGS = (*MASKS, "magnitude")
+"""How weights are chosen: at random in one of two ways, or by their magnitude."""
+
+
+def kept_weights(kind: str, weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
+    """The mask of `kind`, one of `PRUNINGS`, over `weight`, on its device: of so many weights as `mask` keeps."""
+    if kind == "magnitude":
+        return largest(weight, sparsity)
+    return mask(kind, weight.shape, sparsity, seed).to(weight.device)
+
+
+def largest(weight: Tensor, sparsity: float) -> Tensor:
+    """The mask of the round(numel * (1 - sparsity)) weights that are the largest in magnitude; of equals, the first."""
+    kept = round(weight.numel() * (1 - sparsity))
+    order = weight.detach().abs().flatten().sort(descending=True, stable=True).indices
+    result = torch.zeros_like(order, dtype=torch.bool)
+    result[order[:kept]] = True
+    return result.view(weight.shape)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .masks import MASKS, mask
+from .masks import PRUNINGS, kept_weights
 from .suite import Unavailable
 
 CALIBRATION_PIXELS = 1 << 14
@@ -402,19 +402,6 @@ def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
             yield name, module
 
 
-def largest(weight: Tensor, sparsity: float) -> Tensor:
-    """The mask of the round(numel * (1 - sparsity)) weights that are the largest in magnitude; of equals, the first."""
-    kept = round(weight.numel() * (1 - sparsity))
-    order = weight.detach().abs().flatten().sort(descending=True, stable=True).indices
-    result = torch.zeros_like(order, dtype=torch.bool)
-    result[order[:kept]] = True
-    return result.view(weight.shape)
-
-
-PRUNINGS = (*MASKS, "magnitude")
-"""How weights are chosen: at random in one of two ways, or by magnitude, layer by layer."""
-
-
 @torch.no_grad()
 def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[str, Tensor]:
     """Zeroes the share `sparsity` of each weight of the `prunable` modules, in place; returns the masks by module name.
@@ -430,11 +417,7 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
         raise ValueError(f"sparsity is {sparsity:g}, accepted are numbers from 0 to 1")
     masks = {}
     for name, module in prunable(model):
-        weight = module.weight
-        if kind == "magnitude":
-            kept = largest(weight, sparsity)
-        else:
-            kept = mask(kind, weight.shape, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode())).to(weight.device)
+        kept = kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
         masks[name] = kept
-        weight.masked_fill_(~kept, 0)
+        module.weight.masked_fill_(~kept, 0)
     return masks

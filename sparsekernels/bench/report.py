@@ -102,6 +102,17 @@ def share_column(variant: str, title: str, share: Callable[[Record], float | Non
     return Column(title, text)
 
 
+def number_column(variant: str, title: str, number: Callable[[Record], float | None]) -> Column:
+    """A factor that belongs to `variant`."""
+
+    def text(row: Row) -> str:
+        record = row.get(variant)
+        value = None if record is None else number(record)
+        return "" if value is None else f"{value:.2f}x"
+
+    return Column(title, text)
+
+
 def detail_column(variant: str, key: str, title: str) -> Column:
     """What the record of `variant` has under `key` in its details."""
 

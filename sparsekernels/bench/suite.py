@@ -30,7 +30,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .masks import MASKS
+from .masks import PRUNINGS
 from .record import parts
 from .report import Layout
 from .timer import Effort
@@ -40,10 +40,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SUITES = {name: f"{__package__}.{name}" for name in ("rmsnorm", "openelm", "layers")}
+SUITES = {name: f"{__package__}.{name}" for name in ("networks", "layers", "rmsnorm", "openelm")}
 """Name and module of every suite, in the order in which the main benchmark runs them."""
 
-PASSES = ("forward", "forward+backward", "backward", "input-gradient", "weight-gradient", "all")
+PASSES = ("forward", "forward+backward", "backward", "input-gradient", "weight-gradient", "all", "step")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
 
@@ -60,7 +60,7 @@ class Selection:
     batches     a case whose batch is free is measured once with each of these
     variants    names without their mode: "ours" selects "ours" and "ours/graph", "sparse" also "sparse:random-90"
     sparsities  in percent; suites that measure nothing sparse have no cases then
-    masks       of `masks.MASKS`; likewise
+    masks       of `masks.PRUNINGS`; likewise
     weights     a file of pruned weights, for the suites that can measure its layers
     quick       the short benchmark: fewer cases, less time for each
     threads     threads of torch on CPU; None is torch's own default
@@ -85,7 +85,7 @@ class Selection:
             ("device", (self.device,), DEVICES),
             ("dtype", self.dtypes, DTYPES),
             ("pass", self.passes, PASSES),
-            ("mask", self.masks, tuple(MASKS)),
+            ("mask", self.masks, PRUNINGS),
         ):
             for value in given:
                 if value not in accepted:

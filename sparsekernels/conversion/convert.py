@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..nn.sparse import share_parameters
 from .decide import decide, reason_to_stay
 from .engine import Engine, Untraceable
 from .measure import MODEL, step, times_of
-from .report import DENSE, LayerReport, Report
+from .report import DECISIONS, DENSE, LayerReport, Report
 from .survey import LEAST_SPARSITY, Layer, layers_of, record_inputs, unchanged
 
 _STATE = "_sparsekernels_conversion"
@@ -65,13 +65,14 @@ class _Conversion:
             share_parameters(swap.replacement, swap.original)
 
 
-def convert(model: nn.Module, example_input: Any) -> Report:
+def convert(model: nn.Module, example_input: Any, *, decisions: Collection[str] = DECISIONS) -> Report:
     r"""Make a pruned model faster, in place: each Conv2d and Linear becomes the fastest of what computes the same.
 
     model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
         measured and layers are fused, in training mode a forward and backward pass is measured and nothing is fused.
     example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
         with. Other shapes are right as well, but may be slower than before.
+    decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained".
 
     Each layer is measured as it is; without the filters and channels that are all zero ("channel-dropped"); and with
     its nonzeros only ("fine-grained"). The fastest stays. In evaluation mode, what torch.fx can trace then runs as a
@@ -86,13 +87,17 @@ def convert(model: nn.Module, example_input: Any) -> Report:
 
     Returns the report: a row for each layer, with the decision and why; times of the whole model before and after.
 
-    Raises TypeError where `model` is no ordinary module, and ValueError where it cannot be called with `example_input`;
-    then nothing has changed.
+    Raises TypeError where `model` is no ordinary module, and ValueError where it cannot be called with `example_input`,
+    or for another decision; then nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("convert: model is a torch.jit.ScriptModule, accepted is the torch.nn.Module it was made from")
+    decisions = (decisions,) if isinstance(decisions, str) else tuple(decisions)
+    for decision in decisions:
+        if decision not in DECISIONS:
+            raise ValueError(f"convert: decisions has {decision!r}, accepted are {', '.join(map(repr, DECISIONS))}")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     training = model.training
     call = functools.partial(model, *args)
@@ -109,7 +114,7 @@ def convert(model: nn.Module, example_input: Any) -> Report:
         layers = layers_of(model)
         with torch.inference_mode(not training):
             record_inputs(layers, call)
-        return _Attempt(model, args, call, layers).run()
+        return _Attempt(model, args, call, layers, decisions).run()
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -134,8 +139,14 @@ class _Attempt:
     """One conversion of a model on its way."""
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], layers: list[Layer]
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        call: Callable[[], object],
+        layers: list[Layer],
+        decisions: Collection[str],
     ) -> None:
+        self._decisions = decisions
         self._model, self._args, self._call, self._layers = model, args, call, layers
         self._training = model.training
         self._notes: list[str] = []
@@ -144,13 +155,13 @@ class _Attempt:
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
         if not wanted:
             self._notes.append(_why_nothing(self._layers))
-            return self._report([decide(layer, self._training, False)[0] for layer in self._layers])
+            return self._report([decide(layer, self._training, False, ())[0] for layer in self._layers])
         regions = [] if self._training else self._regions(wanted)
         fused = {id(one) for region in regions for one in region.modules()}
         rows: list[LayerReport] = []
         swaps: list[_Swap] = []
         for layer in self._layers:
-            row, replacement = decide(layer, self._training, id(layer.module) in fused)
+            row, replacement = decide(layer, self._training, id(layer.module) in fused, self._decisions)
             rows.append(row)
             if replacement is not None:
                 owner, _, name = layer.name.rpartition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,12 @@ LEAST_GAIN = 1.03
 """A layer is not exchanged for less: that much two measurements of the same differ."""
 
 
-def decide(layer: Layer, training: bool, fuses: bool) -> tuple[LayerReport, nn.Module | None]:
+def decide(
+    layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
+) -> tuple[LayerReport, nn.Module | None]:
     """The row of `layer`, and what replaces it, or None where it stays.
 
-    fuses: whether a graph will run it, with frozen weights and on contiguous images.
+    fuses: whether a graph will run it, with frozen weights and on contiguous images. decisions: what it may become.
     """
     weight = layer.weight
     row = LayerReport(
@@ -40,9 +42,9 @@ def decide(layer: Layer, training: bool, fuses: bool) -> tuple[LayerReport, nn.M
     reason = reason_to_stay(layer)
     if reason is not None:
         return replace(row, reason=reason), None
-    candidates = _candidates(layer)
+    candidates = _candidates(layer, decisions)
     if not candidates:
-        return replace(row, reason="all of its weights are zero, and it has groups"), None
+        return replace(row, reason="there is nothing that it may become"), None
     times = _measure(layer, candidates, training, fuses)
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     best = max(gains, key=lambda name: gains[name])
@@ -69,18 +71,19 @@ def reason_to_stay(layer: Layer) -> str | None:
     return None
 
 
-def _candidates(layer: Layer) -> dict[str, nn.Module]:
+def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, nn.Module]:
     """What the layer may become, by decision. All share its parameters."""
     module: Any = layer.module
     found: dict[str, nn.Module] = {}
     used = used_pairs(module.weight)
-    if getattr(module, "groups", 1) == 1 and not (used.any(0).all() and used.any(1).all()):
+    drops = getattr(module, "groups", 1) == 1 and not (used.any(0).all() and used.any(1).all())
+    if CHANNEL_DROPPED in decisions and drops:
         kind = ChannelDroppedConv2d if isinstance(module, nn.Conv2d) else ChannelDroppedLinear
         dropped = kind(**options_of(module))
         share_parameters(module, dropped)
         dropped.set_channels()
         found[CHANNEL_DROPPED] = dropped
-    if used.any():
+    if FINE_GRAINED in decisions and used.any():
         sparse = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
         found[FINE_GRAINED] = sparse._sharing(module)
     return found

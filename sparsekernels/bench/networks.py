@@ -1,0 +1,315 @@
+"""The suite `networks`: whole networks with pruned weights, beside the dense network.
+
+A case is a network, a pass and a batch. Its variants are the dense network in float32 (the baseline) and in bfloat16,
+and for each pattern of nonzeros two that `sparsekernels.convert` makes: "dropped:random-90", in which layers may lose
+filters and channels that are all zero and nothing else, and "converted:random-90", in which each layer is what was
+measured to be fastest. Every convolution and Linear is pruned to the same share, save depthwise convolutions.
+
+The dense network is eager torch in the faster of two layouts, contiguous or channels_last, images and weights in that
+layout beforehand. In bfloat16, a forward pass has weights and images in that type; a training step runs under autocast.
+Converted networks are given contiguous float32. A step is a forward and backward pass of the cross entropy, and SGD
+with momentum 0.9; forward passes are in evaluation mode and without gradients.
+
+Beside the measured speedup stands the one that sparse momentum's authors estimate (Dettmers & Zettlemoyer, 2019;
+arXiv:1907.04840, and their program): of the time t of each layer of the dense network, there is left
+
+    channels:      t * (1 - share of the weight's input channels that are all zero) * (1 - share of its input's maps
+                   that are all zero)
+    fine-grained:  t * density of the input * density of the weight
+
+and what is not a layer costs nothing. That share is listed as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import testing
+from ..conversion import Report, convert
+from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
+from .masks import PRUNINGS
+from .models import MODELS, prunable, prune_
+from .record import Record
+from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
+from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
+from .timer import CpuClock, Effort, interleave
+
+SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
+QUICK_SPARSITIES, QUICK_MASKS = (80, 90, 95), ("random",)
+"""What is measured unless told otherwise, in percent; all masks except in the short benchmark."""
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+CHECKED_IMAGES = 4
+"""So many images of a batch go through the network in float64."""
+
+KINDS: Mapping[str, tuple[str, ...]] = {"dropped": (CHANNEL_DROPPED,), "converted": (CHANNEL_DROPPED, FINE_GRAINED)}
+"""The variants that are pruned, and what their layers may become."""
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the estimate is made from: the time of a layer of the dense network, and how full its input is."""
+
+    seconds: float
+    input_density: float
+    zero_maps: float
+
+
+class Network:
+    """The network of a case, dense, with its images; everything is made when first asked for."""
+
+    def __init__(self, case: Case) -> None:
+        assert case.batch is not None
+        self.name, self.pass_, self.batch = case.name.partition("/")[2].partition("@")[0], case.pass_, case.batch
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        return MODELS[self.name].make()
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        return MODELS[self.name].images(self.batch, seed=1)
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        return torch.randint(MODELS[self.name].classes, (self.batch,), generator=torch.Generator().manual_seed(2))
+
+    def pruned(self, kind: str, sparsity: float) -> nn.Module:
+        """A copy, pruned."""
+        model = copy.deepcopy(self.model)
+        prune_(model, kind, sparsity)
+        return model.train(self.pass_ == "step")
+
+    @functools.cached_property
+    def layers(self) -> dict[str, Layer]:
+        """Of the dense network, by name. Each is timed by itself on what the network gives it."""
+        inputs: dict[str, Tensor] = {}
+        handles = [
+            module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].detach()}))
+            for name, module in prunable(self.model)
+        ]
+        with torch.no_grad():
+            self.model(self.images)
+        for handle in handles:
+            handle.remove()
+        return {
+            name: Layer(
+                seconds=_least_seconds(_layer_call(module, inputs[name], self.pass_)),
+                input_density=int(inputs[name].count_nonzero()) / inputs[name].numel(),
+                zero_maps=1 - float((inputs[name] != 0).flatten(2).any(-1).double().mean())
+                if inputs[name].dim() == 4
+                else 1 - int(inputs[name].count_nonzero()) / inputs[name].numel(),
+            )
+            for name, module in prunable(self.model)
+            if name in inputs
+        }
+
+    def estimate(self, kind: str, model: nn.Module) -> float:
+        """The speedup that sparse momentum's formula gives for the pruned `model`."""
+        dense = left = 0.0
+        for name, module in prunable(model):
+            if name not in self.layers:
+                continue
+            layer, used = self.layers[name], module.weight.detach() != 0
+            channels = used.transpose(0, 1).flatten(1).any(1).double().mean().item()
+            if kind == "dropped":
+                share = channels * (1 - layer.zero_maps)
+            else:
+                share = layer.input_density * used.double().mean().item()
+            dense += layer.seconds
+            left += layer.seconds * share
+        return float(f"{dense / left:.4g}") if left > 0 else float("inf")
+
+    def rest(self) -> float:
+        """The share of the dense network's time that is none of its layers'."""
+        model = copy.deepcopy(self.model).train(self.pass_ == "step")
+        whole = _least_seconds(call_of(self, model, self.images))
+        return float(f"{max(0.0, 1 - sum(layer.seconds for layer in self.layers.values()) / whole):.3g}")
+
+
+def _layer_call(module: nn.Module, input: Tensor, pass_: str) -> Call:
+    if pass_ == "forward":
+        return functools.partial(_without_gradients, module, input)
+    input = input.clone().requires_grad_()
+
+    def both() -> None:
+        input.grad = None
+        module.zero_grad()
+        output = module(input)
+        output.backward(torch.ones_like(output))
+
+    return both
+
+
+def _without_gradients(module: Callable[[Tensor], object], input: Tensor) -> object:
+    with torch.inference_mode():
+        return module(input)
+
+
+def _least_seconds(call: Call) -> float:
+    """The least of three calls or more, those of 20 ms."""
+    clock = CpuClock()
+    return min(interleave({"": (functools.partial(clock.seconds, call), 1)}, Effort(0.02, least=3, most=30))[""])
+
+
+def call_of(network: Network, model: nn.Module, images: Tensor, autocast: bool = False) -> Call:
+    """The pass of `network` by `model`, which is in the mode that it asks for."""
+    if network.pass_ == "forward":
+        return functools.partial(_without_gradients, model, images)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    if autocast:
+        context = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with context():
+            loss = F.cross_entropy(model(images), network.labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def variants(case: Case, selection: Selection) -> list[Variant]:
+    """The dense network in two dtypes, and two conversions for each pattern."""
+    network = Network(case)
+    result = [
+        Variant("dense", functools.partial(_dense, network, torch.float32)),
+        Variant("dense-bf16", functools.partial(_dense, network, torch.bfloat16)),
+    ]
+    masks = case.parameters.get("masks", PRUNINGS)
+    quick_masks = case.parameters.get("masks", QUICK_MASKS)
+    sparsities = case.parameters.get("quick_sparsities", QUICK_SPARSITIES) if selection.quick else SPARSITIES
+    for kind in dict.fromkeys(selection.masks or (quick_masks if selection.quick else masks)):
+        for percent in dict.fromkeys(selection.sparsities or sparsities):
+            for name in KINDS:
+                sparsity = round(percent / 100, 7)
+                make = functools.partial(_pruned, network, name, kind, sparsity)
+                result.append(Variant(f"{name}:{kind}-{percent:g}", make, sparsity))
+    return result
+
+
+def _dense(network: Network, dtype: torch.dtype) -> Prepared:
+    """torch's network in eager mode, in the faster of its layouts."""
+    training = network.pass_ == "step"
+    calls: dict[str, Call] = {}
+    for name, format in FORMATS.items():
+        model = copy.deepcopy(network.model).train(training)
+        images = network.images
+        if not training:
+            model, images = model.to(dtype), images.to(dtype)
+        model.to(memory_format=format)  # type: ignore[call-overload]
+        images = images.contiguous(memory_format=format)
+        calls[name] = call_of(network, model, images, autocast=training and dtype != torch.float32)
+    layout = min(calls, key=lambda name: _least_seconds(calls[name]))
+    details: dict[str, Any] = {"batch": network.batch, "layout": layout}
+    if dtype == torch.float32:
+        details["not_layers"] = network.rest()
+    return Prepared(calls[layout], details=details)
+
+
+def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared:
+    """A converted network."""
+    model = network.pruned(kind, sparsity)
+    estimate = network.estimate(name, model)
+    dense = copy.deepcopy(model)
+    report = convert(model, network.images, decisions=KINDS[name])
+
+    def check() -> Verdict:
+        return _check_step(network, model, dense) if network.pass_ == "step" else _check_forward(network, model, dense)
+
+    details = {"batch": network.batch, "estimated_speedup": estimate, "layers": _counts(report)}
+    return Prepared(call_of(network, model, network.images), check=check, details=details)
+
+
+def _counts(report: Report) -> str:
+    """How many layers were exchanged, of how many: "15/16"."""
+    return f"{len(report.converted)}/{len(report.layers)}"
+
+
+def _check_forward(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
+    """The results of the whole batch, some of its images against the dense network in float64."""
+    images = network.images[:CHECKED_IMAGES]
+    with torch.inference_mode():
+        result = model(network.images)[:CHECKED_IMAGES]
+        baseline, truth = dense(images), copy.deepcopy(dense).double()(images.double())
+    comparison = testing.compare("logits", result, truth, baseline)
+    return Verdict(comparison.error, comparison.passed)
+
+
+def _check_step(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
+    """The gradients for some images, against those of the dense network in float64; of pruned weights, those left.
+
+    In evaluation mode: nothing is dropped out, and no sample depends on another. The networks stay as they are.
+    """
+    images, labels = network.images[:CHECKED_IMAGES], network.labels[:CHECKED_IMAGES]
+    gradients = []
+    for one in (model, copy.deepcopy(dense).double(), dense):
+        F.cross_entropy(one.eval()(images.to(next(one.parameters()).dtype)), labels).backward()
+        gradients.append([parameter.grad for parameter in one.parameters()])
+        one.zero_grad()
+        one.train()
+    comparisons = []
+    for parameter, mine, truth, baseline in zip(dense.parameters(), *gradients, strict=True):
+        used = parameter != 0 if parameter.dim() > 1 else torch.ones_like(parameter, dtype=torch.bool)
+        assert mine is not None
+        assert truth is not None
+        assert baseline is not None
+        comparisons.append(testing.compare("gradient", mine[used], truth[used], baseline[used]))
+    return Verdict(max(one.error for one in comparisons), all(one.passed for one in comparisons))
+
+
+def estimate_of(record: Record) -> float | None:
+    """The speedup that the formula gives."""
+    return record.details.get("estimated_speedup")
+
+
+SUITE = Suite(
+    name="networks",
+    about="whole networks with pruned weights, beside the dense network",
+    variants=variants,
+    baseline="dense",
+    ideal=None,
+    full=Effort(seconds=10),
+    quick=Effort(seconds=2.5, least=4),
+    layout=Layout(
+        columns=(
+            time_column("dense"),
+            detail_column("dense", "layout", "layout"),
+            share_column("dense", "not layers", lambda record: record.details.get("not_layers")),
+            time_column("dense-bf16"),
+            speedup_column("dropped", "dropped"),
+            number_column("dropped", "estimated", estimate_of),
+            time_column("converted"),
+            detail_column("converted", "layers", "layers"),
+            speedup_column("converted", "speedup"),
+            number_column("converted", "estimated", estimate_of),
+            ratio_column("dense-bf16", "converted"),
+        ),
+        legend=(
+            "Medians of one pass of the batch, float32 except dense-bf16; the row says where the zeros are and how "
+            "many percent. dense: eager torch in the faster of two layouts (named); not layers: the share of its time "
+            "that is neither convolution nor Linear. dropped: speedup without filters and channels that are all zero. "
+            "converted: by sparsekernels.convert; so many layers of all were exchanged. estimated: what sparse "
+            "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
+        ),
+        subject="converted",
+        rivals=("dense", "dense-bf16"),
+        chart="sparsity",
+    ),
+    sparse=True,
+)

@@ -1,0 +1,177 @@
+"""The suite `networks`: variants, the estimate, the check before the timing, the command line."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cli import one_line, run
+from torch import Tensor, nn
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.bench import networks, report, suite, worker
+from sparsekernels.bench.models import MODELS, Model, prunable
+from sparsekernels.bench.networks import Layer, Network
+from sparsekernels.bench.record import Record
+from sparsekernels.bench.suite import Case, Selection
+from sparsekernels.bench.timer import CpuClock, Effort
+
+BRIEF = Effort(seconds=0, sample=1e-5, least=2, most=2)
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+class Small(nn.Module):
+    """Two convolutions, a depthwise one between them, and a Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.middle, self.second = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.last(torch.relu(self.second(torch.relu(self.middle(x)))).mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A network called small, and one thread."""
+    monkeypatch.setattr(networks, "MODELS", {**MODELS, "small": Model(Small, (3, 8, 8), 5, "for this test")})
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_case(pass_: str = "forward", batch: int = 6, **parameters: Any) -> Case:
+    return Case("networks", "test/small", pass_, "float32", "cpu", batch, True, parameters, True)
+
+
+def measure(case: Case, selection: Selection) -> tuple[dict[str, Record], list[str]]:
+    notes: list[dict[str, Any]] = []
+    session = worker.Session(CpuClock(), BRIEF, notes.append)
+    found = worker.measure(networks.SUITE, case, networks.variants(case, selection), session)
+    return {one.variant: one for one in found}, [note["text"] for note in notes]
+
+
+@pytest.mark.parametrize("pass_", ["forward", "step"])
+def test_records(pass_: str) -> None:
+    records, notes = measure(make_case(pass_), Selection(sparsities=(50, 90), masks=("clustered",)))
+    assert not notes
+    assert list(records) == ["dense", "dense-bf16"] + [
+        f"{kind}:clustered-{percent}" for percent in (50, 90) for kind in ("dropped", "converted")
+    ]
+    for record in records.values():
+        assert record.status == "ok"
+        assert record.details["batch"] == 6
+    assert records["dense"].details["layout"] in networks.FORMATS
+    assert 0 <= records["dense"].details["not_layers"] < 1
+    assert records["converted:clustered-90"].sparsity == 0.9
+    assert records["converted:clustered-90"].details["estimated_speedup"] > 1
+    assert records["converted:clustered-90"].details["layers"].endswith("/4")
+    assert "wrong" not in report.markdown(list(records.values()), {"networks": networks.SUITE.layout})
+
+
+def test_what_is_measured() -> None:
+    def names(selection: Selection, **parameters: Any) -> list[str]:
+        return [variant.name for variant in networks.variants(make_case(**parameters), selection)][2:]
+
+    assert len(names(Selection())) == 3 * 6 * 2
+    assert names(Selection(quick=True)) == [
+        f"{kind}:random-{percent}" for percent in (80, 90, 95) for kind in ("dropped", "converted")
+    ]
+    assert names(Selection(quick=True), quick_sparsities=[90]) == ["dropped:random-90", "converted:random-90"]
+    assert names(Selection(sparsities=(97.5,)), masks=["magnitude"]) == [
+        "dropped:magnitude-97.5",
+        "converted:magnitude-97.5",
+    ]
+    assert names(Selection(sparsities=(97.5,), masks=("random",)), masks=["magnitude"])[0] == "dropped:random-97.5"
+
+
+def test_every_case_is_a_network() -> None:
+    cases = suite.read_cases("networks")
+    assert {case.name.partition("/")[2] for case in cases} == set(MODELS)
+    assert {case.pass_ for case in cases} == {"forward", "step"}
+    quick = [case for case in cases if case.quick]
+    assert {case.pass_ for case in quick} == {"forward", "step"}
+
+
+def test_the_estimate_is_sparse_momentums() -> None:
+    """t * weight density * input density; t * (1 - empty channels) * (1 - empty maps)."""
+    network = Network(make_case())
+    model = network.pruned("random", 0.0)
+    shares = {"first": (2.0, 0.5, 0.25), "second": (1.0, 0.4, 0.5), "last": (1.0, 1.0, 0.0)}
+    network.layers = {name: Layer(*share) for name, share in shares.items()}
+    with torch.no_grad():
+        model.first.weight[:, 0] = 0  # a third of the channels, and of the weights
+        model.second.weight[:3] = 0  # three quarters of the weights, no channel
+    fine = 2 * 0.5 * 2 / 3 + 0.4 * 0.25 + 1
+    channels = 2 * 0.75 * 2 / 3 + 0.5 + 1
+    assert network.estimate("converted", model) == pytest.approx(4 / fine, rel=1e-3)
+    assert network.estimate("dropped", model) == pytest.approx(4 / channels, rel=1e-3)
+
+
+def test_layers_are_timed_on_what_they_are_given() -> None:
+    network = Network(make_case())
+    assert list(network.layers) == [name for name, _ in prunable(network.model)]
+    assert network.layers["first"].input_density == 1
+    assert 0 < network.layers["second"].input_density < 1
+    assert all(layer.seconds > 0 for layer in network.layers.values())
+    with torch.no_grad():
+        network.model.middle.bias[2] = -1e6
+    other = Network(make_case())
+    other.model = network.model
+    assert other.layers["second"].zero_maps >= 1 / 8
+
+
+@pytest.mark.parametrize("pass_", ["forward", "step"])
+def test_a_wrong_conversion_has_no_time(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: nn.Module, *args: Any, **kwargs: Any) -> sk.Report:
+        result = sk.convert(model, *args, **kwargs)
+        with torch.no_grad():
+            model.last.bias[0] += 0.01
+        return result
+
+    monkeypatch.setattr(networks, "convert", spoil)
+    records, notes = measure(make_case(pass_), Selection(sparsities=(90,), masks=("random",)))
+    assert records["converted:random-90"].status == "wrong"
+    assert records["converted:random-90"].p50_ms is None
+    assert any("wrong, the largest error is" in note for note in notes)
+
+
+def test_a_step_moves_the_parameters_and_the_check_does_not() -> None:
+    network = Network(make_case("step"))
+    model = network.pruned("random", 0.5)
+    dense = copy.deepcopy(model)
+    state = copy.deepcopy(model.state_dict())
+    assert networks._check_step(network, model, dense).passed
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert model.training
+    networks.call_of(network, model, network.images)()
+    assert not torch.equal(model.first.weight, state["first.weight"])
+    assert not torch.equal(model.norm.running_mean, state["norm.running_mean"])
+
+
+def test_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    options = ("--sparsity", "90", "--mask", "magnitude", "--pass", "forward", "--batch", "2", "--threads", "1")
+    result = run("bench", "--network", "lenet-300-100", *options, "--quick", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {record["case"] for record in records} == {"mnist/lenet-300-100@2"}
+    assert {record["suite"] for record in records} == {"networks"}
+    assert "converted:magnitude-90" in {record["variant"] for record in records}
+    result = run("bench", "--network", "lenet")
+    assert result.exit_code == 2
+    assert "network is 'lenet', accepted are 'lenet-300-100'" in one_line(result.output)
+    result = run("bench", "layers", "--network", "vgg16-d")
+    assert result.exit_code == 2
+    assert "--network belongs to the suite 'networks'" in one_line(result.output)
