@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.bench.models import MODELS, prune_
+from sparsekernels.bench.models import MODELS, calibrate_, prune_
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.engine import Engine
 from sparsekernels.conversion.measure import Times, times_of
@@ -214,6 +214,111 @@ def test_parts_of_what_cannot_be_traced(prefer: Prefer) -> None:
     report = sk.convert(model, x)
     assert [name for name, module in model.named_modules() if "forward" in vars(module)] == ["body"]
     assert any("does not run as a graph" in note and "torch.fx cannot trace it" in note for note in report.notes)
+
+
+# Channels.
+
+
+def chain(padding: int = 1) -> nn.Module:
+    """Everything that keeps channels apart stands between two layers somewhere."""
+    return nn.Sequential(
+        nn.Conv2d(4, 12, 3, padding=padding), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(12, 12, 3, padding=padding), nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=padding, bias=False), nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(48, 12), nn.ReLU(), nn.Linear(12, 6),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("decision", [DENSE, FINE, DROPPED])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_channels_are_left_out_along_chains(prefer: Prefer, padding: int, decision: str) -> None:
+    """Filters that are zero, whose constants are or are not absorbed; channels that nobody reads."""
+    model, x = chain(padding), torch.randn(3, 4, 16, 16)
+    calibrate_(model, x)
+    with torch.no_grad():
+        for index in (0, 4, 6, 10):
+            model[index].weight[:4] = 0
+        model[1].bias[:2], model[1].bias[2:4] = -3, 3  # constants of zero, and others
+        model[4].bias[:2], model[4].bias[2:4] = -3, 3
+        model[6].weight[:, 8:] = 0
+        model[10].weight[:, 40:] = 0  # the last two channels, four values each
+        model[12].weight[:, 5] = 0
+    prune_(model, "random", 0.5)
+    dense = copy.deepcopy(model)
+    state = dict(model.named_modules())
+    prefer(decision, GRAPH)
+    report = sk.convert(model, x)
+    assert report.converted
+    assert_agree(model, dense, x)
+    (engine,) = engines(model)
+    first, second, third, head, last = engine.prepare().fused
+    lost = {name: set(range(12)) - set(one.outputs.tolist()) for name, one in (("first", first), ("second", second))}
+    # where images are padded with zeros, a channel that is 3 everywhere is not 3 at the border
+    assert {0, 1} <= lost["first"]
+    assert bool({2, 3} <= lost["first"]) == (padding == 0)
+    assert {0, 1, 8, 9, 10, 11} <= lost["second"]
+    assert {0, 1, 2, 3, 10, 11} == set(range(12)) - set(third.outputs.tolist())
+    assert head.inputs.numel() == 4 * third.outputs.numel()
+    assert {0, 1, 2, 3, 5} <= set(range(12)) - set(head.outputs.tolist())
+    assert last.outputs is None
+    assert "the graph leaves out" in report.layers[1].reason
+    with torch.no_grad():
+        for module in (model, dense):
+            module[4].weight[1] = 0.1
+            module[6].weight[5, 9] = 0.2
+    if decision == DENSE:
+        assert_agree(model, dense, x)
+        assert 1 in second.outputs
+    sk.revert(model)
+    assert dict(model.named_modules()) == state
+
+
+def test_channels_that_a_sum_needs_stay(prefer: Prefer) -> None:
+    model, x = make("residual")
+    with torch.no_grad():
+        for block in model:
+            block.conv2.weight[:4], block.shortcut[0].weight[:6] = 0, 0
+            block.conv1.weight[3:5] = 0
+            block.bn1.bias[3:5] = -5
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert_agree(model, dense, x)
+    (engine,) = engines(model)
+    for one in engine.prepare().fused:
+        layer = one.parts[0]
+        if layer.kernel_size == (3, 3) and layer.bias is None:  # conv1: inside of the block
+            assert set(range(12)) - set(one.outputs.tolist()) == {3, 4}
+        else:
+            assert one.outputs is None
+
+
+def test_a_network_without_filters(prefer: Prefer) -> None:
+    model, x = chain(), torch.randn(2, 4, 16, 16)
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.zero_()
+    dense = copy.deepcopy(model)
+    prefer(DROPPED, GRAPH)
+    sk.convert(model, x)
+    torch.testing.assert_close(run(model, x), run(dense, x))
+
+
+def test_decisions_are_kept_to(prefer: Prefer) -> None:
+    model, x = chain(), torch.randn(2, 4, 16, 16)
+    with torch.no_grad():
+        for index in (0, 4, 6, 10):
+            model[index].weight[:4] = 0
+    prune_(model, "random", 0.5)
+    prefer(FINE, DROPPED, GRAPH)
+    assert {row.decision for row in sk.convert(model, x, decisions=[FINE]).layers} == {FINE}
+    (engine,) = engines(model)
+    assert not engine.prepare().links
+    assert {row.decision for row in sk.convert(model, x, decisions="channel-dropped").layers} == {DROPPED}
+    assert not sk.convert(model, x, decisions=[]).converted
+    with pytest.raises(ValueError, match="decisions has 'sparse', accepted are 'dense', 'fine-grained'"):
+        sk.convert(model, x, decisions=["sparse"])
 
 
 # The way back.
@@ -479,7 +584,7 @@ def test_layers_that_have_to_stay(prefer: Prefer) -> None:
     expected = run(model, x)
     calls.clear()
     prefer(FINE, GRAPH)
-    report = sk.convert(model, x)
+    report = sk.convert(model, x, decisions=[FINE])
     assert [row.name for row in report.converted] == ["plain"], report
     for name, words in {
         "hooked": "hooks",

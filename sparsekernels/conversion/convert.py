@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn import SparseConv2d, SparseLinear
 from ..nn.sparse import share_parameters
+from .channels import dropped
 from .decide import decide, reason_to_stay
 from .engine import Engine, Untraceable
 from .measure import MODEL, step, times_of
-from .report import DECISIONS, DENSE, LayerReport, Report
+from .report import CHANNEL_DROPPED, DECISIONS, DENSE, LayerReport, Report
 from .survey import LEAST_SPARSITY, Layer, layers_of, record_inputs, unchanged
 
 _STATE = "_sparsekernels_conversion"
@@ -166,7 +167,7 @@ class _Attempt:
             if replacement is not None:
                 owner, _, name = layer.name.rpartition(".")
                 swaps.append(_Swap(self._model.get_submodule(owner), name, layer.module, replacement))
-        if not swaps:
+        if not swaps and not any(dropped(self._engine(region, True).prepare().links) for region in regions):
             self._notes.append("Nothing was found that is faster: the model is as it was.")
             return self._report(rows)
         return self._install_fastest(rows, self._offers(swaps, regions))
@@ -201,15 +202,13 @@ class _Attempt:
         tensors = [one for one in tree_leaves(self._args) if isinstance(one, Tensor) and one.is_floating_point()]
         if not tensors:
             raise Untraceable("example_input has no floating tensor")
-        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous)
+        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, CHANNEL_DROPPED in self._decisions)
 
     def _offers(self, swaps: list[_Swap], regions: list[nn.Module]) -> dict[str, _Conversion]:
         """Ways to put the exchanged layers to use, whose results agree with those before."""
-        offers = {"layers one by one": _Conversion(swaps, [])}
+        offers = {"layers one by one": _Conversion(swaps, [])} if swaps else {}
         if self._training:
             return offers
-        replaced = {id(swap.original) for swap in swaps}
-        regions = [region for region in regions if any(id(one) in replaced for one in region.modules())]
         if regions:
             offers["a graph"] = _Conversion(swaps, [self._engine(region, True) for region in regions])
             if any(isinstance(one, Tensor) and not one.is_contiguous() for one in self._args):
@@ -258,7 +257,24 @@ class _Attempt:
         vars(self._model)[_STATE] = offers[best]
         offers[best].install()
         before_ms = times.milliseconds(before)
+        rows = _with_chains(self._model, rows, offers[best].engines)
         return self._report(rows, before_ms, before_ms / times.speedup(best, before))
+
+
+def _with_chains(model: nn.Module, rows: list[LayerReport], engines: list[Engine]) -> list[LayerReport]:
+    """`rows`, with what the chains of the graphs leave out."""
+    counts: dict[int, tuple[int, int]] = {}
+    for engine in engines:
+        counts |= dropped(engine.prepare().links)
+    result = []
+    for row in rows:
+        outputs, inputs = counts.get(id(model.get_submodule(row.name)), (0, 0))
+        if outputs or inputs:
+            words = f"the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
+            decision = CHANNEL_DROPPED if row.decision == DENSE else row.decision
+            row = replace(row, decision=decision, reason=f"{row.reason}; {words}")
+        result.append(row)
+    return result
 
 
 def _kept(row: LayerReport) -> LayerReport:

@@ -64,11 +64,18 @@ def reason_to_stay(layer: Layer) -> str | None:
     assert layer.sparsity is not None
     if layer.sparsity == 0:
         return "it has no zeros"
-    if layer.sparsity < LEAST_SPARSITY:
+    if layer.sparsity < LEAST_SPARSITY and not _has_empty_channels(layer):
         return f"too few zeros: below {LEAST_SPARSITY:.0%} nothing is faster"
     if not layer.given:
         return "the model did not call it with this input"
     return None
+
+
+def _has_empty_channels(layer: Layer) -> bool:
+    """Whether there are filters or input channels that are all zero, and can be told apart."""
+    module: Any = layer.module
+    used = used_pairs(module.weight)
+    return getattr(module, "groups", 1) == 1 and not bool(used.any(0).all() and used.any(1).all())
 
 
 def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, nn.Module]:
@@ -76,14 +83,14 @@ def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, nn.Module
     module: Any = layer.module
     found: dict[str, nn.Module] = {}
     used = used_pairs(module.weight)
-    drops = getattr(module, "groups", 1) == 1 and not (used.any(0).all() and used.any(1).all())
-    if CHANNEL_DROPPED in decisions and drops:
+    if CHANNEL_DROPPED in decisions and _has_empty_channels(layer):
         kind = ChannelDroppedConv2d if isinstance(module, nn.Conv2d) else ChannelDroppedLinear
         dropped = kind(**options_of(module))
         share_parameters(module, dropped)
         dropped.set_channels()
         found[CHANNEL_DROPPED] = dropped
-    if FINE_GRAINED in decisions and used.any():
+    assert layer.sparsity is not None
+    if FINE_GRAINED in decisions and used.any() and layer.sparsity >= LEAST_SPARSITY:
         sparse = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
         found[FINE_GRAINED] = sparse._sharing(module)
     return found

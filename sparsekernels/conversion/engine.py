@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from ..nn import RMSNorm
 from ..ops.max_pool2d.operators import max_pool2d
 from ..ops.sparse_conv2d.op import is_special
+from .channels import Link, links_of, settle
 from .fused import FUSED, Fused
 from .survey import has_hooks
 
@@ -98,6 +99,7 @@ class _Plan:
     fixed     modules, attributes that the code may have looked at, and tensors that it reads, at their places
     modules   those that are not called any more, or never were but gone through: their modes and hooks
     tensors   those that fused layers were made of
+    links     between fused layers that may agree on channels
     """
 
     run: Callable[..., Any]
@@ -106,6 +108,7 @@ class _Plan:
     modules: list[nn.Module]
     tensors: list[_Tensor]
     fused: list[Fused]
+    links: list[Link]
 
     def stands(self) -> bool:
         """Whether the modules are still those that were traced, in evaluation mode and without hooks."""
@@ -131,20 +134,30 @@ class _Plan:
                 break
         else:
             return
-        for fused in self.fused:
-            fused.freeze()
+        self.freeze()
         self.tensors = list(_tensors_of(self.fused))
+
+    def freeze(self) -> None:
+        """Make the fused layers anew of what their modules hold."""
+        for fused in self.fused:
+            fused.fold()
+        settle(self.links)
+        for fused in self.fused:
+            fused.pack()
 
 
 class Engine:
     """Stands for the `forward` of `module`; `dtype` and `device` are of the tensors that it is made for.
 
     contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
-    back into that of the input.
+    back into that of the input. drops: whether channels that are not needed are left out.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device, contiguous: bool) -> None:
-        self.module, self.dtype, self.device, self.contiguous = module, dtype, device, contiguous
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool = True
+    ) -> None:
+        self.module, self.dtype, self.device = module, dtype, device
+        self.contiguous, self.drops = contiguous, drops
         self._plan: _Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,7 +205,7 @@ class Engine:
 
     def prepare(self) -> _Plan:
         """Trace and fuse now. Raises `Untraceable`."""
-        plan = self._plan = _plan_of(self.module, self.contiguous)
+        plan = self._plan = _plan_of(self.module, self.contiguous, self.drops)
         return plan
 
 
@@ -200,7 +213,7 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _plan_of(module: nn.Module, contiguous: bool) -> _Plan:
+def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
     if module.training:
         raise Untraceable("it is in training mode")
     graph = _traced(module)
@@ -227,14 +240,17 @@ def _plan_of(module: nn.Module, contiguous: bool) -> _Plan:
     for one in passed:
         fixed += [(one._modules, name, child) for name, child in one._modules.items()]
         fixed += [(vars(one), name, value) for name, value in vars(one).items() if _may_decide(one, name, value)]
-    return _Plan(
+    plan = _Plan(
         run=run,
         arguments=arguments,
         fixed=fixed,
         modules=[one for one in passed if one is not module],  # its own hooks run around this
         tensors=list(_tensors_of(list(fused.values()))),
         fused=list(fused.values()),
+        links=links_of(graph, fused, modules) if drops else [],
     )
+    plan.freeze()
+    return plan
 
 
 def _traced(module: nn.Module) -> torch.fx.Graph:

@@ -3,19 +3,21 @@
     y = min(max(scale * (W x + b) + shift + residual, low), high)
 
 with scale = gamma / sqrt(running_var + eps) and shift = beta - scale * running_mean of a BatchNorm in evaluation mode
-(Ioffe & Szegedy, 2015; arXiv:1502.03167), worked out in float64 from the modules' present parameters by `freeze`.
+(Ioffe & Szegedy, 2015; arXiv:1502.03167), worked out in float64 from the modules' present parameters by `fold`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..formats import Unstructured
 from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
+from ..nn.channel_dropped import at, spread, used_pairs
 from ..ops.sparse_conv2d import compiled
 from ..ops.sparse_conv2d.geometry import LINEAR, Geometry, geometry_of
 from ..ops.sparse_conv2d.reference import is_channels_last, memory_format
@@ -26,9 +28,15 @@ Norm = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
 class Fused(torch.nn.Module):
     """A layer, perhaps a BatchNorm behind it, perhaps limits; `forward` takes the input and a residual or None.
 
-    The modules it is made of are not its children: what it computes with is what they held at the last `freeze`.
+    The modules it is made of are not its children: what it computes with is what they held when it was last packed.
     contiguous: a dense weight is laid out so, whatever the layer's own; else torch might compute in channels_last.
+
+    Neighbours may agree on channels that one does not compute and the other does not read (channels.py): `outputs` and
+    `inputs` are then the places of those that there are, in order.
     """
+
+    outputs: Tensor | None = None
+    inputs: Tensor | None = None
 
     def __init__(
         self,
@@ -41,10 +49,11 @@ class Fused(torch.nn.Module):
         super().__init__()
         self.parts: tuple[Any, Norm | None] = (layer, norm)
         self.low, self.high, self.contiguous = low, high, contiguous
-        self.freeze()
+        self.fold()
+        self.pack()
 
-    def freeze(self) -> None:
-        """Take over the parameters and statistics that the modules have now."""
+    def fold(self) -> None:
+        """Take over the parameters and statistics that the modules have now: `weight` and `bias` of all channels."""
         layer, norm = self.parts
         scale: Tensor | None = None
         bias = None if layer.bias is None else layer.bias.detach().double()
@@ -58,13 +67,42 @@ class Fused(torch.nn.Module):
             bias = bias * scale
             if norm.bias is not None:
                 bias = bias + norm.bias.detach().double()
-        weight = layer.weight.detach()
+        weight = self._used_weight()
         if scale is not None:
             weight = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
-        self._take(layer, weight, None if bias is None else bias.to(weight.dtype))
+        self.weight, self.bias = weight, bias
+        self.outputs = self.inputs = None
+
+    def _used_weight(self) -> Tensor:
+        weight: Tensor = self.parts[0].weight.detach()
+        return weight
+
+    def pack(self) -> None:
+        """Make what `forward` computes with, of the channels that there are."""
+        weight, bias = self.weight, self.bias
+        if self.outputs is not None:
+            weight, bias = weight[self.outputs], None if bias is None else bias[self.outputs]
+        if self.inputs is not None:
+            weight = weight[:, self.inputs]
+        self._take(self.parts[0], weight, None if bias is None else bias.to(weight.dtype))
 
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
+
+    def constants(self) -> Tensor:
+        """[out], float64: what an output is whose weights are all zero, if no residual is added."""
+        constants = self.weight.new_zeros(self.weight.size(0), dtype=torch.float64) if self.bias is None else self.bias
+        if self.low is None and self.high is None:
+            return constants
+        return constants.clamp(self.low, self.high)
+
+    @property
+    def pads_with_zeros(self) -> bool:
+        """Whether an input that is the same everywhere is not so at the borders."""
+        layer = self.parts[0]
+        if isinstance(layer, torch.nn.Linear) or layer.padding_mode != "zeros":
+            return False
+        return layer.padding != "valid" and layer.padding not in (0, (0, 0))
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         layer, norm = self.parts
@@ -97,20 +135,32 @@ class FusedDense(Fused):
     """torch.nn's Conv2d and Linear, and those without their zero channels."""
 
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
-        dropped = isinstance(layer, ChannelDroppedConv2d | ChannelDroppedLinear)
-        weight = layer.kept_weight(weight) if dropped else weight
-        if isinstance(layer, torch.nn.Linear):
-            self._call = layer.product if dropped else F.linear
-        else:
+        self._kept: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._size = weight.size(0)
+        if isinstance(layer, ChannelDroppedConv2d | ChannelDroppedLinear):
+            used = used_pairs(weight)
+            outputs, inputs = (None if some.all() else some.nonzero()[:, 0] for some in (used.any(1), used.any(0)))
+            if outputs is None or outputs.numel() > 0:  # nothing at all is computed as it is
+                self._kept = outputs, inputs
+                weight = weight if outputs is None else weight[outputs]
+                weight = weight if inputs is None else weight[:, inputs]
+        if not isinstance(layer, torch.nn.Linear):
             last = is_channels_last(layer.weight) and not self.contiguous
             weight = weight.contiguous(memory_format=memory_format(last))
-            self._call = layer.product if dropped else layer._conv_forward
         super()._take(layer, weight, bias)
 
     def _product(self, input: Tensor) -> Tensor:
-        call: Any = self._call
-        result: Tensor = call(input, self._weight, self._bias)
-        return result
+        layer = self.parts[0]
+        linear = isinstance(layer, torch.nn.Linear)
+        product: Callable[..., Tensor] = F.linear if linear else layer._conv_forward
+        outputs, inputs = self._kept
+        channel = -1 if linear else -3
+        if inputs is not None:
+            input = input.index_select(channel, inputs)
+        if outputs is None:
+            return product(input, self._weight, self._bias)
+        result = product(input, self._weight, at(self._bias, outputs))
+        return spread(result, outputs, self._size, self._bias, channel)
 
 
 class FusedSparse(Fused):
@@ -118,6 +168,9 @@ class FusedSparse(Fused):
 
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         pattern = layer._pattern
+        if self.outputs is not None or self.inputs is not None:
+            mask = pattern.mask if self.outputs is None else pattern.mask[self.outputs]
+            pattern = Unstructured.of_mask(mask if self.inputs is None else mask[:, self.inputs], weight.dtype)
         self.pattern = pattern
         self._linear = isinstance(layer, torch.nn.Linear)
         self._geometry: Geometry = LINEAR
@@ -129,20 +182,25 @@ class FusedSparse(Fused):
             self._geometry = geometry_of(pattern.shape, layer.stride, padding, layer.dilation, layer.groups)
         super()._take(layer, pattern.values_of(weight), bias)
 
+    def _used_weight(self) -> Tensor:
+        layer = self.parts[0]
+        weight: Tensor = layer.weight.detach()
+        return torch.where(layer._pattern.mask, weight, 0)
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         layer, norm = self.parts
+        outputs, inputs = self.pattern.shape[:2]
         if self._linear:
-            if norm is not None and input.dim() != 2:
-                return self._end(norm(layer(input)), residual)
-            outputs, inputs = self.pattern.shape
-            if input.shape[-1] != inputs or (residual is not None and residual.shape[:-1] != input.shape[:-1]):
-                return self._end(layer(input), residual) if norm is None else self._end(norm(layer(input)), residual)
-            rows = input.reshape(-1, inputs, 1, 1)
-            other = None if residual is None else residual.reshape(-1, outputs, 1, 1)
-            return self._run(rows, other).view(*input.shape[:-1], outputs)
-        if input.dim() != 4 or input.size(1) != self.pattern.shape[1] * self._geometry.groups:
-            result = layer(input)
-            return self._end(result if norm is None else norm(result), residual)
+            if input.shape[-1] != inputs or (norm is not None and input.dim() != 2):
+                return super().forward(input, residual)
+            rows, shape = input.reshape(-1, inputs, 1, 1), (*input.shape[:-1], outputs)
+            if residual is None:
+                return self._run(rows, None).view(shape)
+            if residual.shape != shape or residual.dtype != input.dtype:
+                return self._end(self._run(rows, None, limits=False).view(shape), residual)
+            return self._run(rows, residual.reshape(-1, outputs, 1, 1)).view(shape)
+        if input.dim() != 4 or input.size(1) != inputs * self._geometry.groups:
+            return super().forward(input, residual)
         if self._pad is not None:
             input = F.pad(input, self._pad, mode=layer.padding_mode)
         if residual is not None:
@@ -151,6 +209,15 @@ class FusedSparse(Fused):
                 return self._end(self._run(input, None, limits=False), residual)
             residual = residual.contiguous(memory_format=memory_format(is_channels_last(input)))
         return self._run(input, residual)
+
+    def _product(self, input: Tensor) -> Tensor:
+        """Of an input that the kernel does not take: the layer itself knows what to do, or what to say."""
+        layer = self.parts[0]
+        if input.dim() == 3 and not self._linear and input.size(0) == self.pattern.shape[1] * self._geometry.groups:
+            images = input[None] if self._pad is None else F.pad(input[None], self._pad, layer.padding_mode)
+            return self._run(images, None, limits=False)[0]
+        product: Tensor = layer(input)
+        return product
 
     def _run(self, input: Tensor, residual: Tensor | None, limits: bool = True) -> Tensor:
         pattern = self.pattern

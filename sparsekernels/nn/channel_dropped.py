@@ -17,6 +17,22 @@ def used_pairs(weight: Tensor) -> Tensor:
     return used.flatten(2).any(2) if used.dim() > 2 else used
 
 
+def spread(result: Tensor, outputs: Tensor, size: int, bias: Tensor | None, channel: int) -> Tensor:
+    """`result` at the places `outputs` of `size` along a dimension; elsewhere the bias [size], or zeros without.
+
+    channel: the dimension, counted from the last, which is -1.
+    """
+    sizes = [*result.shape]
+    sizes[channel] = size
+    base = result.new_zeros(size) if bias is None else bias.to(result.dtype)
+    return base.view(-1, *[1] * (-channel - 1)).expand(sizes).index_copy(channel, outputs, result)
+
+
+def at(bias: Tensor | None, outputs: Tensor) -> Tensor | None:
+    """The bias of some outputs."""
+    return None if bias is None else bias.index_select(0, outputs)
+
+
 class _ChannelDropped(torch.nn.Module):
     """What the two modules below have in common: which filters and input channels take part."""
 
@@ -97,16 +113,13 @@ class ChannelDroppedLinear(_ChannelDropped, torch.nn.Linear):
         return cls(module.in_features, module.out_features, module.bias is not None, "meta")._fill_from(module)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.product(input, self.kept_weight(self.weight), self.bias)
-
-    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer with another weight, of which only what takes part is given, and another bias [out] or None."""
         kept = input.index_select(-1, self.inputs) if self.drops_inputs else input
+        weight = self.kept_weight(self.weight)
         if not self.drops_outputs:
-            return F.linear(kept, weight, bias)
-        result = F.linear(kept, weight, None if bias is None else bias.index_select(0, self.outputs))
-        full = result.new_zeros(self.out_features) if bias is None else bias.to(result.dtype)
-        return full.expand(*result.shape[:-1], -1).index_copy(-1, self.outputs, result)
+            return F.linear(kept, weight, self.bias)
+        return spread(
+            F.linear(kept, weight, at(self.bias, self.outputs)), self.outputs, self.out_features, self.bias, -1
+        )
 
 
 class ChannelDroppedConv2d(_ChannelDropped, torch.nn.Conv2d):
@@ -129,19 +142,12 @@ class ChannelDroppedConv2d(_ChannelDropped, torch.nn.Conv2d):
         return cls(**options_of(module))._fill_from(module)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.product(input, self.kept_weight(self.weight), self.bias)
-
-    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer with another weight, of which only what takes part is given, and another bias [out] or None."""
-        channel = input.dim() - 3
-        kept = input.index_select(channel, self.inputs) if self.drops_inputs else input
+        kept = input.index_select(-3, self.inputs) if self.drops_inputs else input
+        weight = self.kept_weight(self.weight)
         if not self.drops_outputs:
-            return self._conv_forward(kept, weight, bias)
+            return self._conv_forward(kept, weight, self.bias)
         if self.outputs.numel() == 0:  # torch has no convolution without filters: one stands for its size
-            result = self._conv_forward(input.narrow(channel, 0, 1), self.weight[:1, :1], None).narrow(channel, 0, 0)
+            result = self._conv_forward(input.narrow(-3, 0, 1), self.weight[:1, :1], None).narrow(-3, 0, 0)
         else:
-            result = self._conv_forward(kept, weight, None if bias is None else bias.index_select(0, self.outputs))
-        sizes = [*result.shape]
-        sizes[channel] = self.out_channels
-        full = result.new_zeros(self.out_channels) if bias is None else bias.to(result.dtype)
-        return full[:, None, None].expand(sizes).index_copy(channel, self.outputs, result)
+            result = self._conv_forward(kept, weight, at(self.bias, self.outputs))
+        return spread(result, self.outputs, self.out_channels, self.bias, -3)
