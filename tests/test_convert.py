@@ -208,6 +208,55 @@ def test_what_others_see_is_not_fused(prefer: Prefer) -> None:
         assert any("mul_" in call or "iadd" in call for call in graph_of(model)), graph_of(model)
 
 
+@pytest.mark.parametrize("name", ["sequential", "residual", "pre-activation", "limits", "forked"])
+def test_images_in_parts(prefer: Prefer, name: str) -> None:
+    model, x = make(name)
+    x = torch.cat([x] * 5)[:9] + torch.randn(9, 1, 1, 1)
+    dense = copy.deepcopy(model)
+    prefer(FINE, "a graph, 2 images at a time")
+    report = sk.convert(model, x)
+    (engine,) = engines(model)
+    assert engine.images == 2
+    assert "2 images of a batch go through at a time." in report.notes
+    for other in (x, x[:2], x[:1], x.contiguous(memory_format=torch.channels_last)):
+        assert_agree(model, dense, other)
+
+
+def test_images_that_meet_stay_together(prefer: Prefer) -> None:
+    """Whatever mixes a batch, or might, takes it as a whole."""
+
+    class Mixes(nn.Module):
+        def __init__(self, how: Callable[[Tensor], Any]) -> None:
+            super().__init__()
+            self.layer, self.how = nn.Conv2d(8, 8, 3), how
+
+        def forward(self, x: Tensor) -> Any:
+            return self.how(self.layer(x))
+
+    x = torch.randn(9, 8, 6, 6)
+    mixing: list[Callable[[Tensor], Any]] = [
+        lambda y: y - y.mean(0),
+        lambda y: y.flatten(),
+        lambda y: y.softmax(0),
+        lambda y: torch.cat([y, y]),
+        lambda y: (y, y),
+        lambda y: y.mean(),
+        lambda y: y.view(3, -1),
+        lambda y: y.transpose(0, 1),
+        lambda y: y[1:],
+    ]
+    for how in mixing:
+        model = Mixes(how).eval()
+        prune_(model, "random", 0.8)
+        dense = copy.deepcopy(model)
+        prefer(FINE, "a graph, 2 images at a time", "a graph, 4 images at a time", GRAPH)
+        sk.convert(model, x)
+        (engine,) = engines(model)
+        assert engine.images is None
+        for one, other in zip(run(model, x), run(dense, x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_parts_of_what_cannot_be_traced(prefer: Prefer) -> None:
     model, x = make("choosing")
     prefer(FINE, GRAPH)
@@ -715,6 +764,25 @@ def test_converting_leaves_no_trace(prefer: Prefer, training: bool) -> None:
     assert [parameter.grad is not None for parameter in model.parameters()].count(True) == 1
     assert all(module.training == training for module in model.modules())
     assert not x.requires_grad
+
+
+def test_inside_of_inference_mode(prefer: Prefer) -> None:
+    """What convert makes is no inference tensor, whatever mode it is called in; the graph goes on after a change."""
+    model, x = make("sequential")
+    drop_channels_(model)
+    prefer(DROPPED, GRAPH)
+    with torch.inference_mode():
+        sk.convert(model, x)
+    dense = copy.deepcopy(sk.revert(copy.deepcopy(model)))
+    for module in (model, dense):
+        with torch.no_grad():
+            module[0].weight.mul_(2)
+    assert_agree(model, dense, x)
+    model(x).sum().backward()
+    with torch.inference_mode():
+        for module in (model, dense):
+            module[0].weight = nn.Parameter(module[0].weight * 2)
+    assert_agree(model, dense, x)
 
 
 # Training.

@@ -88,6 +88,12 @@ serve(prepare)
 """
 
 
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that samples of the fake engine are single calls."""
+    monkeypatch.setattr(measure, "SAMPLE", 0.01)
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Launch:
     """The program of an engine that does as its job says."""

@@ -89,7 +89,7 @@ def initialize_(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @torch.no_grad()
-def calibrate_(model: nn.Module, input: Tensor, seed: int = 0) -> nn.Module:
+def calibrate_(model: nn.Module, input: Tensor, seed: int | None = 0) -> nn.Module:
     """Gives every BatchNorm the statistics of `input` and an affine function of its own, in place; returns the model.
 
     weight is uniform in [0.5, 1.5), bias normal with standard deviation 0.2, and running_mean and running_var are those
@@ -97,15 +97,20 @@ def calibrate_(model: nn.Module, input: Tensor, seed: int = 0) -> nn.Module:
     evaluation: dropout drops nothing. A fresh BatchNorm is the identity and would hide mistakes in folding it away;
     with this one, activations have the scale that they have in training. No channel's running_var is below a tenth of
     their mean, since one that `input` happens not to activate would blow up on others. Modes are left as they were.
+
+    seed: None keeps the affine functions. So it is done after pruning, which makes activations so small against the old
+    statistics that a network's results hardly depend on its input any more.
     """
     norms = [module for module in model.modules() if isinstance(module, _Norm)]
     if not norms:
         return model
-    generator = torch.Generator().manual_seed(seed)
     for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
-        nn.init.normal_(norm.bias, std=0.2, generator=generator)
         norm.reset_running_stats()
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        for norm in norms:
+            nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(norm.bias, std=0.2, generator=generator)
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     try:

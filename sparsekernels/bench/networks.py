@@ -38,7 +38,7 @@ from .. import testing
 from ..conversion import Report, convert
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
 from .masks import PRUNINGS
-from .models import MODELS, prunable, prune_
+from .models import MODELS, calibrate_, prunable, prune_
 from .record import Record
 from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
@@ -88,9 +88,10 @@ class Network:
         return torch.randint(MODELS[self.name].classes, (self.batch,), generator=torch.Generator().manual_seed(2))
 
     def pruned(self, kind: str, sparsity: float) -> nn.Module:
-        """A copy, pruned."""
+        """A copy, pruned, its BatchNorms with the statistics that it has then."""
         model = copy.deepcopy(self.model)
         prune_(model, kind, sparsity)
+        calibrate_(model, MODELS[self.name].images(seed=3), seed=None)
         return model.train(self.pass_ == "step")
 
     @functools.cached_property

@@ -10,6 +10,7 @@ of the model), all of them stay.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,3 +152,57 @@ def dropped(links: Iterable[Link]) -> dict[int, tuple[int, int]]:
             if any(counts):
                 result[id(one.parts[0])] = (counts[0], counts[1])
     return result
+
+
+_OF_AN_IMAGE = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.BatchNorm2d,
+    nn.BatchNorm1d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.LeakyReLU,
+    nn.ZeroPad2d,
+    nn.Conv2d,
+)
+_FUNCTIONS_OF_AN_IMAGE = (
+    *_POOLING_FUNCTIONS,
+    *(F.avg_pool2d, F.relu, F.relu6, F.hardtanh, F.hardswish, F.gelu, F.silu, F.leaky_relu),
+    *(torch.relu, torch.sigmoid, torch.add, operator.add, operator.iadd, operator.mul),
+    *("relu", "relu_", "sigmoid", "add", "add_", "mul"),
+)
+
+
+def goes_by_image(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a graph of one input and one output does to each image of a batch what it would do to it alone.
+
+    The input is taken to be [N, C, H, W]. Only what is known to be so is believed: no constants that might have a batch
+    of their own, no views.
+    """
+    inputs = 0
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            inputs += 1
+        elif node.op == "output":
+            if not isinstance(node.args[0], torch.fx.Node):
+                return False
+        elif node.op == "call_module":
+            known = node.target in fused or type(modules[node.target]) in _OF_AN_IMAGE
+            if not known and not _keeps_channels(node, modules):
+                return False
+        elif node.op == "get_attr":
+            return False
+        elif node.target in (torch.cat, torch.concat):
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            if dim != 1:
+                return False
+        elif node.target not in _FUNCTIONS_OF_AN_IMAGE and not _keeps_channels(node, modules):
+            return False
+    return inputs == 1

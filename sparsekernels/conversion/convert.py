@@ -22,6 +22,9 @@ from .survey import LEAST_SPARSITY, Layer, layers_of, record_inputs, unchanged
 
 _STATE = "_sparsekernels_conversion"
 
+_LEAST_BATCH = 8
+"""A batch of fewer images is not tried in parts."""
+
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
 
@@ -102,7 +105,8 @@ def convert(model: nn.Module, example_input: Any, *, decisions: Collection[str] 
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     training = model.training
     call = functools.partial(model, *args)
-    with unchanged(model):
+    # whatever mode the caller is in: what is made here outlives it
+    with torch.inference_mode(False), torch.set_grad_enabled(training), unchanged(model):
         try:
             with torch.inference_mode(not training):
                 call()
@@ -198,11 +202,12 @@ class _Attempt:
         visit(self._model, "")
         return found
 
-    def _engine(self, module: nn.Module, contiguous: bool) -> Engine:
+    def _engine(self, module: nn.Module, contiguous: bool, images: int | None = None) -> Engine:
         tensors = [one for one in tree_leaves(self._args) if isinstance(one, Tensor) and one.is_floating_point()]
         if not tensors:
             raise Untraceable("example_input has no floating tensor")
-        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, CHANNEL_DROPPED in self._decisions)
+        drops = CHANNEL_DROPPED in self._decisions
+        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, drops, images)
 
     def _offers(self, swaps: list[_Swap], regions: list[nn.Module]) -> dict[str, _Conversion]:
         """Ways to put the exchanged layers to use, whose results agree with those before."""
@@ -211,6 +216,9 @@ class _Attempt:
             return offers
         if regions:
             offers["a graph"] = _Conversion(swaps, [self._engine(region, True) for region in regions])
+            for images in self._parts(regions):
+                engines = [self._engine(region, True, images) for region in regions]
+                offers[f"a graph, {images} images at a time"] = _Conversion(swaps, engines)
             if any(isinstance(one, Tensor) and not one.is_contiguous() for one in self._args):
                 engines = [self._engine(region, False) for region in regions]
                 offers["a graph in the input's layout"] = _Conversion(swaps, engines)
@@ -221,6 +229,13 @@ class _Attempt:
                 del offers[name]
                 self._notes.append(f"As {name}, the model gave other results than before: not used.")
         return offers
+
+    def _parts(self, regions: list[nn.Module]) -> list[int]:
+        """How many images to try at a time: a half and a quarter of the batch, where one graph is the whole model."""
+        batch = self._args[0].size(0) if len(self._args) == 1 and self._args[0].dim() == 4 else 0
+        if batch < _LEAST_BATCH or regions != [self._model] or not self._engine(self._model, True).prepare().by_image:
+            return []
+        return [batch // 4, batch // 2]
 
     def _agrees(self, conversion: _Conversion, expected: object) -> bool:
         """Whether the model gives what it gave, but for rounding."""
@@ -251,6 +266,8 @@ class _Attempt:
             self._notes.append("With the faster layers, the whole model was not faster: it is as it was.")
             return self._report([_kept(row) for row in rows])
         if offers[best].engines:
+            if offers[best].engines[0].images is not None:
+                self._notes.append(f"{offers[best].engines[0].images} images of a batch go through at a time.")
             self._notes.append(
                 "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
             )

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from ..nn import RMSNorm
 from ..ops.max_pool2d.operators import max_pool2d
 from ..ops.sparse_conv2d.op import is_special
-from .channels import Link, links_of, settle
+from .channels import Link, goes_by_image, links_of, settle
 from .fused import FUSED, Fused
 from .survey import has_hooks
 
@@ -100,6 +100,7 @@ class _Plan:
     modules   those that are not called any more, or never were but gone through: their modes and hooks
     tensors   those that fused layers were made of
     links     between fused layers that may agree on channels
+    by_image  whether each image of a batch goes its own way
     """
 
     run: Callable[..., Any]
@@ -109,6 +110,7 @@ class _Plan:
     tensors: list[_Tensor]
     fused: list[Fused]
     links: list[Link]
+    by_image: bool
 
     def stands(self) -> bool:
         """Whether the modules are still those that were traced, in evaluation mode and without hooks."""
@@ -150,14 +152,22 @@ class Engine:
     """Stands for the `forward` of `module`; `dtype` and `device` are of the tensors that it is made for.
 
     contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
-    back into that of the input. drops: whether channels that are not needed are left out.
+    back into that of the input. drops: whether channels that are not needed are left out. images: so many of a batch
+    go through the graph at a time, where each goes its own way, so that what one layer writes is in the caches when the
+    next one reads it; None: all of them.
     """
 
     def __init__(
-        self, module: nn.Module, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool = True
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        contiguous: bool,
+        drops: bool = True,
+        images: int | None = None,
     ) -> None:
         self.module, self.dtype, self.device = module, dtype, device
-        self.contiguous, self.drops = contiguous, drops
+        self.contiguous, self.drops, self.images = contiguous, drops, images
         self._plan: _Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,13 +176,21 @@ class Engine:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's `forward` returns."""
         if not torch.compiler.is_compiling() and self._takes(args, kwargs):
-            plan = self._plan
-            if plan is None:
-                plan = self.prepare()
-            if len(args) == plan.arguments and plan.stands() and self._wants_no_gradient(args, plan):
-                plan.refresh()
+            plan = self._current_plan(args)
+            if plan is not None:
                 return self._run(plan, args)
         return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _current_plan(self, args: tuple[Any, ...]) -> _Plan | None:
+        """The plan, with the parameters that there are now; None where the modules have to run."""
+        try:
+            plan = self._plan or self.prepare()
+            if len(args) != plan.arguments or not plan.stands() or not self._wants_no_gradient(args):
+                return None
+            plan.refresh()
+        except Untraceable:
+            return None
+        return plan
 
     def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if kwargs or self.module.training or is_special():
@@ -184,7 +202,7 @@ class Engine:
                 return False
         return True
 
-    def _wants_no_gradient(self, args: tuple[Any, ...], plan: _Plan) -> bool:
+    def _wants_no_gradient(self, args: tuple[Any, ...]) -> bool:
         if not torch.is_grad_enabled():
             return True
         return not any(value.requires_grad for value in args) and not any(
@@ -193,15 +211,20 @@ class Engine:
 
     def _run(self, plan: _Plan, args: tuple[Any, ...]) -> Any:
         if not self.contiguous:
-            return plan.run(*args)
+            return self._run_in_parts(plan, args)
         last = False
         for value in args:
             last = last or (value.dim() == 4 and not value.is_contiguous())
         if not last:
-            return plan.run(*args)
+            return self._run_in_parts(plan, args)
         last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
-        result = plan.run(*(value.contiguous() if value.dim() == 4 else value for value in args))
+        result = self._run_in_parts(plan, tuple(one.contiguous() if one.dim() == 4 else one for one in args))
         return tree_map_only(Tensor, _to_channels_last, result) if last else result
+
+    def _run_in_parts(self, plan: _Plan, args: tuple[Any, ...]) -> Any:
+        if self.images is None or not plan.by_image or args[0].dim() != 4 or args[0].size(0) <= self.images:
+            return plan.run(*args)
+        return torch.cat([plan.run(part) for part in args[0].split(self.images)])
 
     def prepare(self) -> _Plan:
         """Trace and fuse now. Raises `Untraceable`."""
@@ -248,6 +271,7 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
         tensors=list(_tensors_of(list(fused.values()))),
         fused=list(fused.values()),
         links=links_of(graph, fused, modules) if drops else [],
+        by_image=goes_by_image(graph, fused, modules),
     )
     plan.freeze()
     return plan
