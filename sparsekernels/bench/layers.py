@@ -370,7 +370,7 @@ SUITE = _Layers(
     baseline="dense",
     ideal=None,
     full=Effort(seconds=6),
-    quick=Effort(seconds=2.5),
+    quick=Effort(seconds=1),
     layout=Layout(
         columns=(
             detail_column("dense", "count", "layers"),

@@ -23,10 +23,18 @@ def mask(kind: str, shape: Sequence[int], sparsity: float, seed: int = 0) -> Ten
     count = math.prod(shape)
     kept = round(count * (1 - sparsity))
     draws = torch.empty(tuple(shape), dtype=torch.float64).exponential_(generator=generator)
-    order = (draws / MASKS[kind](shape, generator)).flatten().argsort()
-    result = torch.zeros(count, dtype=torch.bool)
-    result[order[:kept]] = True
-    return result.view(tuple(shape))
+    return _least(draws / MASKS[kind](shape, generator), kept)
+
+
+def _least(values: Tensor, count: int) -> Tensor:
+    """The mask of the `count` least of `values`; of equals, the first."""
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    limit = values.flatten().kthvalue(count).values
+    result = values < limit
+    equal = (values == limit).flatten().nonzero()[: count - int(result.sum()), 0]
+    result.view(-1)[equal] = True
+    return result
 
 
 def random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -64,8 +72,4 @@ def kept_weights(kind: str, weight: Tensor, sparsity: float, seed: int = 0) -> T
 
 def largest(weight: Tensor, sparsity: float) -> Tensor:
     """The mask of the round(numel * (1 - sparsity)) weights that are the largest in magnitude; of equals, the first."""
-    kept = round(weight.numel() * (1 - sparsity))
-    order = weight.detach().abs().flatten().sort(descending=True, stable=True).indices
-    result = torch.zeros_like(order, dtype=torch.bool)
-    result[order[:kept]] = True
-    return result.view(weight.shape)
+    return _least(-weight.detach().abs().contiguous(), round(weight.numel() * (1 - sparsity)))

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..bench.timer import CpuClock, Effort, interleave, median_ratio, repeats_of
 
-LAYER = Effort(seconds=0.1, sample=5e-4, least=3, most=30)
-MODEL = Effort(seconds=1.0, sample=1e-3, least=4, most=50)
+LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30)
+MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50)
 """How long the ways to compute a layer, and the whole model, are measured."""
 
 
