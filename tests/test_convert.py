@@ -521,16 +521,234 @@ def test_hooks_and_exchanged_modules_count(prefer: Prefer) -> None:
     torch.testing.assert_close(run(model, x), run(dense, x))
 
 
-def test_attributes_that_the_code_looks_at_count(prefer: Prefer) -> None:
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "an attribute of the code": lambda net: setattr(net, "shortcut_first", False),
+    "an eps": lambda net: setattr(net.bn2, "eps", 0.5),
+    "a padding mode": lambda net: setattr(net.conv1, "padding_mode", "circular"),
+    "a module more": lambda net: net.shortcut.append(nn.Softmax(1)),
+    "a module less": lambda net: net.shortcut.pop(1),
+    "a bias where none was": lambda net: setattr(net.conv1, "bias", nn.Parameter(torch.ones(12))),
+    "a parametrization": lambda net: parametrize.register_parametrization(net.conv1, "weight", Doubled(net)),
+    "a forward": lambda net: setattr(net.relu, "forward", lambda x: x),
+    "a mode": lambda net: net.bn2.train(),
+    "another class": lambda net: setattr(net.relu, "__class__", nn.Tanh),
+}
+
+
+class Doubled(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.factor
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_the_model_count(prefer: Prefer, change: str) -> None:
     model, x = make("residual, shortcut first")
     dense = copy.deepcopy(model)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
     for module in (model, dense):
-        module.shortcut_first = False
-        module.bn2.eps = 0.5
-    model.bn2.eps = dense.bn2.eps
+        CHANGES[change](module)
+        if change == "a parametrization":
+            run(module, x)
+            with torch.no_grad():
+                module.conv1.parametrizations.weight[0].factor.fill_(3)
+    torch.testing.assert_close(run(model, x), run(dense, x), rtol=1e-4, atol=1e-5)
+
+
+def test_lists_that_the_code_looks_at_count(prefer: Prefer) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scales, self.options = nn.Linear(8, 8), [1.0, 2.0], {"negate": False}
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x).relu() * self.scales[1]
+            return -y if self.options["negate"] else y
+
+    model = Scaled().eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert len(list(engines(model))) == 1
+    for change in (lambda one: one.scales.__setitem__(1, 3.0), lambda one: one.options.update(negate=True)):
+        for module in (model, dense):
+            change(module)
+        torch.testing.assert_close(run(model, x), run(dense, x))
+
+
+class Keeps(nn.Module):
+    """Its forward leaves something behind, in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(8, 8), how
+        self.last: Any = None
+        self.log: list[Any] = []
+        self.count = 0
+        self.register_buffer("state", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).relu()
+        if self.how == "attribute":
+            self.last = y
+        elif self.how == "list":
+            self.log.append(y)
+        elif self.how == "number":
+            self.count += 1
+        elif self.how == "buffer":
+            self.state = y.mean(0) + self.state
+            return y + self.state
+        return y
+
+
+@pytest.mark.parametrize("how", ["attribute", "list", "number", "buffer"])
+def test_code_that_keeps_something_goes_on_keeping_it(prefer: Prefer, how: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Keeps(how)).eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert any("changes attributes" in note for note in report.notes), report.notes
+    kept = [copy.deepcopy(vars(module[1])) for module in (model, dense)]
+    for index in range(2):
+        if index:
+            sk.revert(model)
+        for module, attributes in zip((model, dense), kept, strict=True):
+            vars(module[1]).update(copy.deepcopy({key: attributes[key] for key in ("last", "log", "count")}))
+            module[1].state = torch.zeros(8)
+        torch.testing.assert_close(run(model, x), run(dense, x))
+        assert type(model[1].last) is type(dense[1].last)
+        assert [type(one) for one in model[1].log] == [type(one) for one in dense[1].log]
+        assert model[1].count == dense[1].count
+        torch.testing.assert_close(model[1].state, dense[1].state)
+
+
+def test_an_argument_is_optional(prefer: Prefer) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+            y = self.layer(x).relu() * scale
+            if mask is not None:
+                y = y * mask
+            return y
+
+    model = Masked().eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert len(list(engines(model))) == 1
+    with torch.inference_mode():
+        for args in ((x,), (x, torch.rand(8)), (x, None, 2.0)):
+            torch.testing.assert_close(model(*args), dense(*args))
+
+
+def test_code_that_looks_at_types_is_left_to_the_layers(prefer: Prefer) -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Any) -> Tensor:
+            return self.layer(x if isinstance(x, Tensor) else torch.cat(list(x)))
+
+    model = Looks().eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    prefer(FINE, GRAPH, LAYERS)
+    assert sk.convert(model, x).converted
     torch.testing.assert_close(run(model, x), run(dense, x))
+
+
+def test_arguments_are_written_to_as_before(prefer: Prefer) -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x += self.layer(x)
+            return x * 2
+
+    model = Adds().eval()
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH, LAYERS)
+    example = torch.randn(2, 8, 5, 5)
+    kept = example.clone()
+    sk.convert(model, example)
+    assert torch.equal(example, kept)
+    for last in (False, True):
+        inputs = [kept.contiguous(memory_format=torch.channels_last) if last else kept.clone() for _ in range(2)]
+        with torch.inference_mode():
+            outputs = [module(one) for module, one in zip((model, dense), inputs, strict=True)]
+        torch.testing.assert_close(*inputs)
+        torch.testing.assert_close(*outputs)
+
+
+def test_a_residual_with_gaps(prefer: Prefer) -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.chunk(2, -1)
+            return self.layer(first) + second
+
+    model = Halves().eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(3, 4, 16)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    torch.testing.assert_close(run(model, x), run(dense, x))
+
+
+def test_features_of_a_sequence_are_no_channels(prefer: Prefer) -> None:
+    """Flattened, a Linear's outputs lie position by position; weights that become zero later must not mix them up."""
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Flatten(), nn.Linear(48, 10)).eval()
+    prune_(model, "random", 0.5)
+    dense, x = copy.deepcopy(model), torch.randn(3, 6, 16)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    for module in (model, dense):
+        with torch.no_grad():
+            module[0].weight[:3] = 0
+            module[0].bias[:3] = -1
+    torch.testing.assert_close(run(model, x), run(dense, x))
+
+
+def test_what_was_done_to_a_converted_layer_is_not_lost(prefer: Prefer) -> None:
+    model, x = make("sequential")
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    modules = dict(model.named_modules())
+    handle = model[0].register_forward_hook(lambda *_: None)
+    for undo in (sk.revert, lambda one: sk.convert(one, x)):
+        with pytest.raises(RuntimeError, match="'0' was given hooks"):
+            undo(model)
+        assert dict(model.named_modules()) == modules
+    handle.remove()
+    sk.revert(model)
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_parameters_with_gradient_hooks_are_not_measured(prefer: Prefer) -> None:
+    model, x = make("sequential")
+    model.train()
+    model[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    prefer(FINE, LAYERS)
+    with pytest.raises(ValueError, match=r"the parameter 0\.weight has hooks"):
+        sk.convert(model, x)
+    assert type(model[0]) is nn.Conv2d
 
 
 def test_copies_are_independent(prefer: Prefer) -> None:

@@ -49,20 +49,29 @@ def links_of(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Mapping
         producer = fused[node.target]
         if len(node.args) > 1 or not _may_lose_channels(producer) or parts.count(id(producer.parts[0])) > 1:
             continue
-        found = _readers(node, fused, modules)
-        if found is None or not found:
+        found = _readers(node, fused, modules, False)
+        if not found:
             continue
         size = producer.weight.size(0)
-        consumers = [(fused[reader.target], fused[reader.target].weight.size(1) // size) for reader in found]
-        if all(
-            _may_lose_channels(consumer)
-            and parts.count(id(consumer.parts[0])) == 1
-            and consumer.weight.size(1) == times * size
-            and (times == 1 or isinstance(consumer.parts[0], nn.Linear))
-            for consumer, times in consumers
-        ):
+        consumers = []
+        for reader, is_flat in found:
+            consumer = fused[reader.target]
+            times = consumer.weight.size(1) // size
+            once = _may_lose_channels(consumer) and parts.count(id(consumer.parts[0])) == 1
+            if not once or consumer.weight.size(1) != times * size or not _match(producer, consumer, times, is_flat):
+                break
+            consumers.append((consumer, times))
+        else:
             links.append(Link(producer, consumers))
     return links
+
+
+def _match(producer: Fused, consumer: Fused, times: int, is_flat: bool) -> bool:
+    """Whether the inputs of one are the channels of the other, `times` neighbours each where images were flattened."""
+    from_linear, to_linear = (isinstance(one.parts[0], nn.Linear) for one in (producer, consumer))
+    if from_linear:
+        return to_linear and not is_flat and times == 1
+    return is_flat if to_linear else not is_flat and times == 1
 
 
 def _may_lose_channels(one: Fused) -> bool:
@@ -72,22 +81,33 @@ def _may_lose_channels(one: Fused) -> bool:
     return bool(layer.groups == 1)
 
 
-def _readers(node: Any, fused: Mapping[str, Fused], modules: Mapping[str, nn.Module]) -> list[Any] | None:
-    """The fused layers that read what `node` gives, perhaps pooled; None where anything else does."""
-    found: list[Any] = []
+Reader = tuple[Any, bool]
+
+
+def _readers(
+    node: Any, fused: Mapping[str, Fused], modules: Mapping[str, nn.Module], is_flat: bool
+) -> list[Reader] | None:
+    """The fused layers that read what `node` gives, perhaps pooled, and whether as matrices; None where others do."""
+    found: list[Reader] = []
     for user in node.users:
         if user.op == "call_module" and user.target in fused:
             if user.args[0] is not node or node in user.args[1:]:
                 return None  # a residual
-            found.append(user)
+            found.append((user, is_flat))
         elif user.args and user.args[0] is node and _keeps_channels(user, modules):
-            further = _readers(user, fused, modules)
+            further = _readers(user, fused, modules, is_flat or _flattens(user, modules))
             if further is None:
                 return None
             found += further
         else:
             return None
     return found
+
+
+def _flattens(node: Any, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[node.target]) is nn.Flatten
+    return node.target in _FLATTENING or node.target in _MEAN
 
 
 def _keeps_channels(node: Any, modules: Mapping[str, nn.Module]) -> bool:
@@ -102,7 +122,7 @@ def _keeps_channels(node: Any, modules: Mapping[str, nn.Module]) -> bool:
     if node.target in _FLATTENING:
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim")
         return start == 1 and len(node.args) < 3 and "end_dim" not in node.kwargs
-    if node.target in _MEAN:
+    if node.target in _MEAN and not node.kwargs.get("keepdim", False) and len(node.args) < 3:
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         return isinstance(dims, Sequence) and sorted(dims) in ([2, 3], [-2, -1])
     return False
@@ -180,6 +200,11 @@ _FUNCTIONS_OF_AN_IMAGE = (
 )
 
 
+def _gives_indices(node: Any) -> bool:
+    """Whether a pooling function returns the places of what is largest as well, or might."""
+    return node.kwargs.get("return_indices", False) or (node.target in _POOLING_FUNCTIONS and len(node.args) > 6)
+
+
 def goes_by_image(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Mapping[str, nn.Module]) -> bool:
     """Whether a graph of one input and one output does to each image of a batch what it would do to it alone.
 
@@ -194,7 +219,10 @@ def goes_by_image(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Ma
             if not isinstance(node.args[0], torch.fx.Node):
                 return False
         elif node.op == "call_module":
-            known = node.target in fused or type(modules[node.target]) in _OF_AN_IMAGE
+            module: Any = modules.get(node.target)
+            known = node.target in fused or type(module) in _OF_AN_IMAGE
+            if getattr(module, "return_indices", False) or getattr(module, "track_running_stats", True) is False:
+                return False
             if not known and not _keeps_channels(node, modules):
                 return False
         elif node.op == "get_attr":
@@ -203,6 +231,6 @@ def goes_by_image(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Ma
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
             if dim != 1:
                 return False
-        elif node.target not in _FUNCTIONS_OF_AN_IMAGE and not _keeps_channels(node, modules):
+        elif _gives_indices(node) or (node.target not in _FUNCTIONS_OF_AN_IMAGE and not _keeps_channels(node, modules)):
             return False
     return inputs == 1

@@ -8,7 +8,10 @@ run. What it took from them (folded weights) is made anew when they have changed
 
 from __future__ import annotations
 
+import copy
+import inspect
 import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +29,7 @@ from ..ops.max_pool2d.operators import max_pool2d
 from ..ops.sparse_conv2d.op import is_special
 from .channels import Link, goes_by_image, links_of, settle
 from .fused import FUSED, Fused
-from .survey import has_hooks
+from .survey import KEPT_BY_TORCH, has_hooks, holds, put_back, state_of
 
 Node = torch.fx.Node
 
@@ -39,6 +42,10 @@ _WRITES: set[Any] = {operator.setitem}
 def _is_plain(module: nn.Module) -> bool:
     """Whether a call of `module` does what its class does, and nothing else."""
     return not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in vars(module)
+
+
+_ONE_AT_A_TIME = threading.RLock()
+"""torch.fx exchanges `nn.Module.__call__` while it traces; folding exchanges what a graph computes with."""
 
 
 class Untraceable(Exception):
@@ -97,25 +104,42 @@ class _Plan:
     """What was made of the module: the graph, and what it rests on.
 
     fixed     modules, attributes that the code may have looked at, and tensors that it reads, at their places
+    shapes    which children, parameters and buffers there are
+    held      lists, dicts and sets that the code may have looked at, and what they held
+    types     of the modules: a parametrization changes a class
     modules   those that are not called any more, or never were but gone through: their modes and hooks
     tensors   those that fused layers were made of
     links     between fused layers that may agree on channels
     by_image  whether each image of a batch goes its own way
+    writes    whether an argument is changed in place
     """
 
     run: Callable[..., Any]
     arguments: int
     fixed: list[tuple[dict[str, Any], str, Any]]
+    shapes: list[tuple[dict[str, Any], tuple[str, ...]]]
+    held: list[tuple[Any, Any]]
+    types: list[tuple[nn.Module, type]]
     modules: list[nn.Module]
     tensors: list[_Tensor]
     fused: list[Fused]
     links: list[Link]
     by_image: bool
+    writes: bool
 
     def stands(self) -> bool:
         """Whether the modules are still those that were traced, in evaluation mode and without hooks."""
         for place, name, value in self.fixed:
             if place.get(name, self) is not value:
+                return False
+        for place, names in self.shapes:
+            if tuple(place) != names:
+                return False
+        for value, held in self.held:
+            if not holds(value, held):
+                return False
+        for module, kind in self.types:
+            if type(module) is not kind:
                 return False
         for module in self.modules:
             if (
@@ -129,12 +153,13 @@ class _Plan:
                 return False
         return True
 
+    def has_changed(self) -> bool:
+        """Whether parameters are others than those that were folded."""
+        return any(tensor.changed() for tensor in self.tensors)
+
     def refresh(self) -> None:
         """Take over parameters that have changed."""
-        for tensor in self.tensors:
-            if tensor.changed():
-                break
-        else:
+        if not self.has_changed():
             return
         self.freeze()
         self.tensors = list(_tensors_of(self.fused))
@@ -169,6 +194,7 @@ class Engine:
         self.module, self.dtype, self.device = module, dtype, device
         self.contiguous, self.drops, self.images = contiguous, drops, images
         self._plan: _Plan | None = None
+        self._failed = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_plan": None}  # what follows from the modules is neither copied nor pickled
@@ -183,12 +209,20 @@ class Engine:
 
     def _current_plan(self, args: tuple[Any, ...]) -> _Plan | None:
         """The plan, with the parameters that there are now; None where the modules have to run."""
+        if self._failed:
+            return None
         try:
-            plan = self._plan or self.prepare()
+            plan = self._plan
+            if plan is None:
+                with _ONE_AT_A_TIME:
+                    plan = self._plan or self.prepare()
             if len(args) != plan.arguments or not plan.stands() or not self._wants_no_gradient(args):
                 return None
-            plan.refresh()
+            if plan.has_changed():
+                with _ONE_AT_A_TIME:
+                    plan.refresh()
         except Untraceable:
+            self._failed = True
             return None
         return plan
 
@@ -213,6 +247,8 @@ class Engine:
         if not self.contiguous:
             return self._run_in_parts(plan, args)
         last = False
+        if plan.writes and any(not value.is_contiguous() for value in args):
+            return type(self.module).forward(self.module, *args)  # the caller is to see what is written
         for value in args:
             last = last or (value.dim() == 4 and not value.is_contiguous())
         if not last:
@@ -248,6 +284,7 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
         _pool(graph, modules)
     if not fused:
         raise Untraceable("there is nothing to fuse")
+    writes = any(_writes_to_input(node, modules) for node in graph.nodes)
     root: dict[str, Any] = {}
     fixed: list[tuple[dict[str, Any], str, Any]] = []
     for node in graph.nodes:
@@ -261,36 +298,46 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
     within = {id(part) for leaf in root.values() if isinstance(leaf, nn.Module) for part in leaf.modules()}
     passed = [one for one in modules.values() if id(one) not in within]
     for one in passed:
-        fixed += [(one._modules, name, child) for name, child in one._modules.items()]
-        fixed += [(vars(one), name, value) for name, value in vars(one).items() if _may_decide(one, name, value)]
+        fixed += [(place, name, value) for place in _places(one) for name, value in place.items()]
+        fixed += _fixed_of(one)
+    # parameters and statistics may be others, as long as they are there: these are folded anew
+    own = [place for one in fused.values() for part in one.parts if part is not None for place in _places(part)]
+    owned = {id(place) for place in own}
+    fixed = [one for one in fixed if one[2] is None or id(one[0]) not in owned]
     plan = _Plan(
         run=run,
         arguments=arguments,
         fixed=fixed,
-        modules=[one for one in passed if one is not module],  # its own hooks run around this
+        shapes=[(place, tuple(place)) for one in passed for place in _places(one)],
+        held=[(value, copy.copy(value)) for _, _, value in fixed if isinstance(value, list | dict | set)],
+        types=[(one, type(one)) for one in passed],
+        modules=[one for one in modules.values() if one is not module and (id(one) not in within or _is_norm(one))],
         tensors=list(_tensors_of(list(fused.values()))),
         fused=list(fused.values()),
         links=links_of(graph, fused, modules) if drops else [],
         by_image=goes_by_image(graph, fused, modules),
+        writes=writes,
     )
     plan.freeze()
     return plan
 
 
 def _traced(module: nn.Module) -> torch.fx.Graph:
-    before = set(vars(module))
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    before = [(one, state_of(one)) for one in module.modules() if not isinstance(one, torch.jit.ScriptModule)]
     try:
-        return _Tracer().trace(module)
+        return _Tracer().trace(module, concrete_args=defaults or None)
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         raise Untraceable(f"torch.fx cannot trace it ({_first_line(error)})") from error
     finally:
-        made = [name for name in vars(module) if name not in before]  # tensors that the code makes
-        for name in made:
-            delattr(module, name)
+        changed = [put_back(one, state) for one, state in before]
+        if any(changed):
+            raise Untraceable("its forward changes attributes, or makes tensors of its own")
 
 
 def _settle_arguments(graph: torch.fx.Graph) -> int:
-    """Arguments with a default become that. Returns how many are left."""
+    """Arguments with a default have become that: takes them out. Returns how many are left."""
     count = 0
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         if str(node.target).startswith("*"):
@@ -298,18 +345,32 @@ def _settle_arguments(graph: torch.fx.Graph) -> int:
         if not node.args:
             count += 1
             continue
-        if isinstance(node.args[0], Tensor):
-            raise Untraceable(f"its argument {node.target} is a tensor by default")
         default = node.args[0]
-        node.replace_all_uses_with(default)  # type: ignore[arg-type]
+        if isinstance(default, Tensor):
+            raise Untraceable(f"its argument {node.target} is a tensor by default")
+        for user in list(node.users):
+            if user.op == "call_function" and not user.users and "assert" in getattr(user.target, "__name__", ""):
+                graph.erase_node(user)  # that the default was given
+        node.replace_all_uses_with(default)
         graph.erase_node(node)
     return count
 
 
-def _may_decide(module: nn.Module, name: str, value: object) -> bool:
-    """Whether code of `module` may have gone another way for another value of this attribute."""
-    own = not type(module).__module__.startswith("torch.nn.")
-    return own and name != "training" and (value is None or isinstance(value, bool | int | float | str))
+def _fixed_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """The attributes of `module` that its code, or a kernel in its place, may have looked at."""
+    attributes = vars(module)
+    for name, value in attributes.items():
+        if name not in KEPT_BY_TORCH and name != "forward":
+            yield attributes, name, value
+
+
+def _places(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._modules, module._parameters, module._buffers
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it does something else in training, where a graph may call it."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and _is_plain(module)
 
 
 def _first_line(error: Exception) -> str:
@@ -423,6 +484,32 @@ def _window(
     return window if all(type(number) is int for number in window) else None
 
 
+def _writes_in_place(node: Node) -> bool:
+    """Whether a function or method changes a tensor."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return node.target in _WRITES or in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+
+
+def _writes_to_input(node: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether `node` changes an argument of the module, or a view of one."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if not _writes_in_place(node) and not getattr(module, "inplace", False):
+        return False
+    base = node.args[0] if node.args else None
+    while isinstance(base, Node) and base.op in ("call_method", "call_function", "call_module"):
+        if base.op == "call_module" and type(modules.get(str(base.target))) not in (
+            nn.Flatten,
+            nn.Unflatten,
+            nn.Identity,
+        ):
+            return False  # a tensor of its own
+        base = base.args[0] if base.args else None
+    return isinstance(base, Node) and base.op == "placeholder"
+
+
 class _Chain:
     """A layer's node and those behind it that one fused layer computes."""
 
@@ -464,11 +551,7 @@ class _Chain:
                 return False
             foreign = not type(module).__module__.startswith(("torch.nn.", "sparsekernels."))
             return foreign or bool(getattr(module, "inplace", False)) or not _is_plain(module)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__")
-        return (
-            node.target in _WRITES or in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-        ) and node.op in ("call_function", "call_method")
+        return _writes_in_place(node)
 
     def take_norm(self, layer: nn.Module) -> None:
         """A BatchNorm in evaluation mode, with statistics, of the layer's channels."""
@@ -495,8 +578,8 @@ class _Chain:
         if not isinstance(other, Node) or other is last or other in self.nodes:
             return
         in_place = user.target in (operator.iadd, "add_")
-        if in_place and a is not last and len(other.users) > 1:
-            return  # whoever else uses the other tensor would see the sum
+        if in_place and a is not last and (len(other.users) > 1 or other.op != "call_module"):
+            return  # whoever else has the other tensor, or what it is a view of, would see the sum
         if not self._reaches(user):
             return
         self.residual = other

@@ -134,6 +134,16 @@ class Fused(torch.nn.Module):
 class FusedDense(Fused):
     """torch.nn's Conv2d and Linear, and those without their zero channels."""
 
+    def _used_weight(self) -> Tensor:
+        """Of a layer that drops channels, what it computes with: it does not look again when weights change."""
+        layer = self.parts[0]
+        weight: Tensor = layer.weight.detach()
+        if not isinstance(layer, ChannelDroppedConv2d | ChannelDroppedLinear):
+            return weight
+        kept = torch.zeros_like(weight)
+        kept[layer.outputs[:, None], layer.inputs] = weight[layer.outputs[:, None], layer.inputs]
+        return kept
+
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         self._kept: tuple[Tensor | None, Tensor | None] = (None, None)
         self._size = weight.size(0)
@@ -198,7 +208,7 @@ class FusedSparse(Fused):
                 return self._run(rows, None).view(shape)
             if residual.shape != shape or residual.dtype != input.dtype:
                 return self._end(self._run(rows, None, limits=False).view(shape), residual)
-            return self._run(rows, residual.reshape(-1, outputs, 1, 1)).view(shape)
+            return self._run(rows, residual.reshape(-1, outputs, 1, 1).contiguous()).view(shape)
         if input.dim() != 4 or input.size(1) != inputs * self._geometry.groups:
             return super().forward(input, residual)
         if self._pad is not None:

@@ -104,7 +104,7 @@ class _Sparse(torch.nn.Module):
             return
         if self._pattern.nnz < weight.numel():
             with torch.inference_mode(weight.is_inference()):
-                weight.data.masked_fill_(~self.mask, 0)
+                weight.data.masked_fill_(~self.mask & (weight.data != 0), 0)  # a zero keeps its sign
 
     def _load_from_state_dict(
         self,
