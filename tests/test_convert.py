@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import importlib
 import io
@@ -649,6 +650,22 @@ def test_an_argument_is_optional(prefer: Prefer) -> None:
     with torch.inference_mode():
         for args in ((x,), (x, torch.rand(8)), (x, None, 2.0)):
             torch.testing.assert_close(model(*args), dense(*args))
+
+
+def test_containers_of_results_stay_what_they_were(prefer: Prefer) -> None:
+    class Ordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Any:
+            return collections.OrderedDict(y=self.layer(x).relu())
+
+    model = Ordered().eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH, LAYERS)
+    sk.convert(model, torch.randn(4, 8))
+    assert type(model(torch.randn(4, 8))) is collections.OrderedDict
 
 
 def test_code_that_looks_at_types_is_left_to_the_layers(prefer: Prefer) -> None:

@@ -154,6 +154,10 @@ def test_functional_call() -> None:
     assert_all_close([gradient.sum(0) for gradient in each.values()], gradients(net, x))
 
 
+KEPT: list[torch.nn.Module] = []
+"""The last reference to a process group joins its threads while it holds the GIL, which they may still be waiting for."""
+
+
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     if not torch.distributed.is_available():
         pytest.skip("torch was built without torch.distributed")
@@ -162,6 +166,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         parallel = torch.nn.parallel.DistributedDataParallel(net)
+        KEPT.append(parallel)
         parallel(x).pow(2).sum().backward()
     finally:
         torch.distributed.destroy_process_group()

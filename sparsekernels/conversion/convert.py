@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from ..nn import SparseConv2d, SparseLinear
 from ..nn.sparse import share_parameters
@@ -288,8 +288,8 @@ class _Attempt:
             return False
         finally:
             conversion.uninstall()
-        mine, theirs = tree_leaves(actual), tree_leaves(expected)
-        return len(mine) == len(theirs) and all(map(_is_close, mine, theirs))
+        (mine, containers), (theirs, expected_containers) = tree_flatten(actual), tree_flatten(expected)
+        return containers == expected_containers and all(map(_is_close, mine, theirs))
 
     def _install_fastest(self, rows: list[LayerReport], offers: dict[str, _Conversion]) -> Report:
         def run(conversion: _Conversion) -> None:
