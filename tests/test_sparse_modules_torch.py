@@ -155,7 +155,7 @@ def test_functional_call() -> None:
 
 
 KEPT: list[torch.nn.Module] = []
-"""The last reference to a process group joins its threads while it holds the GIL, which they may still be waiting for."""
+"""The last reference to a process group joins its threads with the GIL held, which they may still be waiting for."""
 
 
 def test_distributed_data_parallel(tmp_path: Path) -> None:
