@@ -14,7 +14,7 @@ from test_bench_reports import make_record
 from test_cli import one_line, run
 from torch import Tensor, nn
 
-from sparsekernels.bench import layers, masks, plot, plot_sparsity, report, suite, worker
+from sparsekernels.bench import layers, masks, plot, plot_sparsity, report, suite, timer, worker
 from sparsekernels.bench.compare import compare
 from sparsekernels.bench.layers import Inputs, Layer
 from sparsekernels.bench.record import Record
@@ -208,7 +208,7 @@ class TestMeasuring:
         import time
 
         calls: dict[str, layers.Call] = {"slow": lambda: time.sleep(2e-3) or (), "fast": lambda: ()}
-        assert layers._fastest(calls) == "fast"
+        assert timer.fastest(calls, layers.LAYOUTS) == "fast"
 
     def test_the_layout_is_that_of_the_least_of_five_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A layout that was disturbed most of the time, but not always."""
@@ -218,8 +218,9 @@ class TestMeasuring:
             efforts.append(effort)
             return {"disturbed": [3.0, 3.0, 1.0, 3.0, 3.0], "steady": [2.0] * 5}
 
-        monkeypatch.setattr(layers, "interleave", interleave)
-        assert layers._fastest({"disturbed": lambda: (), "steady": lambda: ()}) == "disturbed"
+        monkeypatch.setattr(timer, "interleave", interleave)
+        calls: dict[str, layers.Call] = {"disturbed": lambda: (), "steady": lambda: ()}
+        assert timer.fastest(calls, layers.LAYOUTS) == "disturbed"
         assert efforts[0].least >= 5
 
     @pytest.mark.parametrize("pass_", layers.RESULTS)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .masks import MASKS, kept_weights
 from .record import Record
 from .report import Layout, detail_column, rate_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict, read_cases
-from .timer import CpuClock, Effort, interleave, repeats_of
+from .timer import Effort, fastest
 
 SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
 QUICK_SPARSITIES, QUICK_MASKS = (80.0, 90.0, 95.0), ("random",)
@@ -50,6 +50,9 @@ PASS_OF = {results[0]: pass_ for pass_, results in RESULTS.items() if len(result
 """The pass that computes nothing but a result."""
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+LAYOUTS = Effort(seconds=0.1, least=5, most=30)
+"""How long the layouts of a dense layer are held against each other."""
 
 TRUTH_IMAGES = 8
 """So many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""
@@ -258,27 +261,12 @@ def _dense(case: Case, inputs: Inputs, dtype: torch.dtype) -> Prepared:
         name: dense_call(layer, case.pass_, *(tensor.to(dtype, memory_format=format) for tensor in tensors))
         for name, format in formats.items()
     }
-    layout = _fastest(calls)
+    with torch.inference_mode():
+        layout = fastest(calls, LAYOUTS)
     details = {**layer.details(), "gflop": layer.gflop(inputs.weight.numel(), case.pass_)}
     return Prepared(
         calls[layout], context=torch.inference_mode, details={**details, **({"layout": layout} if layout else {})}
     )
-
-
-def _fastest(calls: Mapping[str, Call]) -> str:
-    """The one of `calls` with the least time: the minimum of at least five samples, which take turns."""
-    if len(calls) == 1:
-        return next(iter(calls))
-    clock = CpuClock()
-    with torch.inference_mode():
-        samplers = {name: functools.partial(_sample, clock, call) for name, call in calls.items()}
-        turns = {name: (sampler, repeats_of(sampler, 1e-3)) for name, sampler in samplers.items()}
-        samples = interleave(turns, Effort(seconds=0.1, least=5, most=30))
-    return min(samples, key=lambda name: min(samples[name]))
-
-
-def _sample(clock: CpuClock, call: Call, repeats: int) -> float:
-    return clock.seconds(call, repeats) / repeats
 
 
 def _sparse(case: Case, inputs: Inputs, oracle: Oracle, keep: Callable[[], Tensor]) -> Prepared:

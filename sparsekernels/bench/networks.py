@@ -43,7 +43,7 @@ from .models import MODELS, calibrate_, prunable, prune_
 from .record import Record
 from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
-from .timer import CpuClock, Effort, interleave
+from .timer import Effort, fastest, samples_of
 
 SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
 QUICK_SPARSITIES, QUICK_MASKS = (80, 90, 95), ("random",)
@@ -53,6 +53,9 @@ QUICK_DROPPED = 95.0
 """Below it, random zeros leave hardly a channel empty: the short benchmark does not look for any."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+LAYOUTS = Effort(seconds=0.2, least=5, most=30)
+"""How long layouts are held against each other."""
 
 CHECKED_IMAGES = 4
 """So many images of a batch go through the network in float64."""
@@ -111,17 +114,15 @@ class Network:
             self.model(self.images)
         for handle in handles:
             handle.remove()
-        return {
-            name: Layer(
-                seconds=_least_seconds(_layer_call(module, inputs[name], self.pass_)),
-                input_density=int(inputs[name].count_nonzero()) / inputs[name].numel(),
-                zero_maps=1 - float((inputs[name] != 0).flatten(2).any(-1).double().mean())
-                if inputs[name].dim() == 4
-                else 1 - int(inputs[name].count_nonzero()) / inputs[name].numel(),
-            )
-            for name, module in prunable(self.model)
-            if name in inputs
-        }
+        return {name: self._layer(module, inputs[name]) for name, module in prunable(self.model) if name in inputs}
+
+    def _layer(self, module: nn.Module, input: Tensor) -> Layer:
+        used = input != 0
+        return Layer(
+            seconds=_least_seconds(_layer_call(module, input, self.pass_)),
+            input_density=used.double().mean().item(),
+            zero_maps=1 - used.reshape(*used.shape[:2], -1).any(2).double().mean().item(),
+        )
 
     def estimate(self, kind: str, model: nn.Module) -> float:
         """The speedup that sparse momentum's formula gives for the pruned `model`."""
@@ -151,7 +152,7 @@ class Network:
                 model.to(memory_format=format)  # type: ignore[call-overload]
                 images = images.contiguous(memory_format=format)
                 calls[name] = call_of(self, model, images, autocast=training and dtype != torch.float32)
-            layout = _fastest(calls)
+            layout = fastest(calls, LAYOUTS)
             self._fastest[dtype] = layout, calls[layout]
         return self._fastest[dtype]
 
@@ -181,20 +182,8 @@ def _without_gradients(module: Callable[[Tensor], object], input: Tensor) -> obj
         return module(input)
 
 
-def _fastest(calls: Mapping[str, Call]) -> str:
-    """The one of `calls` that takes the least time: of five or more each, by turns."""
-    clock = CpuClock()
-    turns = {name: (functools.partial(clock.seconds, call), 1) for name, call in calls.items()}
-    for sampler, repeats in turns.values():
-        sampler(repeats)
-    samples = interleave(turns, Effort(0.2, least=5, most=30))
-    return min(samples, key=lambda name: min(samples[name]))
-
-
 def _least_seconds(call: Call) -> float:
-    """The least of three calls or more, those of 20 ms."""
-    clock = CpuClock()
-    return min(interleave({"": (functools.partial(clock.seconds, call), 1)}, Effort(0.02, least=3, most=30))[""])
+    return min(samples_of({"": call}, Effort(seconds=0.02, least=3, most=30))[""])
 
 
 def call_of(network: Network, model: nn.Module, images: Tensor, autocast: bool = False) -> Call:
@@ -258,7 +247,7 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
         report = convert(model, images, decisions=KINDS[name])
         found[layout] = model, images, report
     copies = {name: call_of(network, copy.deepcopy(one[0]), one[1]) for name, one in found.items()}
-    layout = best if len(found) == 1 else _fastest(copies)
+    layout = fastest(copies, LAYOUTS)
     model, images, report = found[layout]
 
     def check() -> Verdict:

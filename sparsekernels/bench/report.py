@@ -70,12 +70,7 @@ def ratio_column(variant: str, other: str) -> Column:
 
 def speedup_column(variant: str, title: str) -> Column:
     """How many times faster than the suite's baseline `variant` is."""
-
-    def text(row: Row) -> str:
-        record = row.get(variant)
-        return "" if record is None or record.speedup is None else f"{record.speedup:.2f}x"
-
-    return Column(title, text)
+    return number_column(variant, title, lambda record: record.speedup)
 
 
 def rate_column(variant: str, unit: str, amount: Callable[[Record], float | None]) -> Column:
@@ -93,22 +88,19 @@ def rate_column(variant: str, unit: str, amount: Callable[[Record], float | None
 
 def share_column(variant: str, title: str, share: Callable[[Record], float | None]) -> Column:
     """A share of something that `variant` reaches, in percent."""
-
-    def text(row: Row) -> str:
-        record = row.get(variant)
-        value = None if record is None else share(record)
-        return "" if value is None else f"{value:.0%}"
-
-    return Column(title, text)
+    return _value_column(variant, title, share, "{:.0%}")
 
 
 def number_column(variant: str, title: str, number: Callable[[Record], float | None]) -> Column:
     """A factor that belongs to `variant`."""
+    return _value_column(variant, title, number, "{:.2f}x")
 
+
+def _value_column(variant: str, title: str, value_of: Callable[[Record], float | None], form: str) -> Column:
     def text(row: Row) -> str:
         record = row.get(variant)
-        value = None if record is None else number(record)
-        return "" if value is None else f"{value:.2f}x"
+        value = None if record is None else value_of(record)
+        return "" if value is None else form.format(value)
 
     return Column(title, text)
 

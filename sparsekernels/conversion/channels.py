@@ -10,7 +10,6 @@ of the model), all of them stay.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from ..ops.max_pool2d.operators import max_pool2d
 from .fused import Fused
 
 _POOLING = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_POOLING_FUNCTIONS = (max_pool2d, F.max_pool2d, torch.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+POOLING_FUNCTIONS = (max_pool2d, F.max_pool2d, torch.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 _FLATTENING = (torch.flatten, "flatten")
 _MEAN = (torch.mean, "mean")
 
@@ -94,7 +93,7 @@ def _readers(
             if user.args[0] is not node or node in user.args[1:]:
                 return None  # a residual
             found.append((user, is_flat))
-        elif user.args and user.args[0] is node and _keeps_channels(user, modules):
+        elif user.args and user.args[0] is node and keeps_channels(user, modules):
             further = _readers(user, fused, modules, is_flat or _flattens(user, modules))
             if further is None:
                 return None
@@ -110,14 +109,14 @@ def _flattens(node: Any, modules: Mapping[str, nn.Module]) -> bool:
     return node.target in _FLATTENING or node.target in _MEAN
 
 
-def _keeps_channels(node: Any, modules: Mapping[str, nn.Module]) -> bool:
+def keeps_channels(node: Any, modules: Mapping[str, nn.Module]) -> bool:
     """Whether each channel of the result is made of that channel alone, and a constant stays what it is."""
     if node.op == "call_module":
         module: Any = modules[node.target]
         if type(module) in _POOLING:
             return not getattr(module, "return_indices", False)
         return type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1
-    if node.target in _POOLING_FUNCTIONS:
+    if node.target in POOLING_FUNCTIONS:
         return not node.kwargs.get("return_indices", False) and len(node.args) < 7
     if node.target in _FLATTENING:
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim")
@@ -152,12 +151,8 @@ def settle(links: Iterable[Link]) -> None:
             lost = goes & ~kept & (constants != 0)
             if lost.any():
                 values = torch.where(lost, constants, 0).repeat_interleave(times)
-                sums = (
-                    consumer.weight.double().flatten(2).sum(2)
-                    if consumer.weight.dim() > 2
-                    else consumer.weight.double()
-                )
-                added = sums @ values
+                taps = consumer.weight.double().reshape(*consumer.weight.shape[:2], -1)
+                added = taps.sum(2) @ values
                 consumer.bias = added if consumer.bias is None else consumer.bias + added
             consumer.inputs = kept.repeat_interleave(times).nonzero()[:, 0]
 
@@ -172,65 +167,3 @@ def dropped(links: Iterable[Link]) -> dict[int, tuple[int, int]]:
             if any(counts):
                 result[id(one.parts[0])] = (counts[0], counts[1])
     return result
-
-
-_OF_AN_IMAGE = (
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.BatchNorm2d,
-    nn.BatchNorm1d,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.GELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.LeakyReLU,
-    nn.ZeroPad2d,
-    nn.Conv2d,
-)
-_FUNCTIONS_OF_AN_IMAGE = (
-    *_POOLING_FUNCTIONS,
-    *(F.avg_pool2d, F.relu, F.relu6, F.hardtanh, F.hardswish, F.gelu, F.silu, F.leaky_relu),
-    *(torch.relu, torch.sigmoid, torch.add, operator.add, operator.iadd, operator.mul),
-    *("relu", "relu_", "sigmoid", "add", "add_", "mul"),
-)
-
-
-def _gives_indices(node: Any) -> bool:
-    """Whether a pooling function returns the places of what is largest as well, or might."""
-    return node.kwargs.get("return_indices", False) or (node.target in _POOLING_FUNCTIONS and len(node.args) > 6)
-
-
-def goes_by_image(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a graph of one input and one output does to each image of a batch what it would do to it alone.
-
-    The input is taken to be [N, C, H, W]. Only what is known to be so is believed: no constants that might have a batch
-    of their own, no views.
-    """
-    inputs = 0
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            inputs += 1
-        elif node.op == "output":
-            if not isinstance(node.args[0], torch.fx.Node):
-                return False
-        elif node.op == "call_module":
-            module: Any = modules.get(node.target)
-            known = node.target in fused or type(module) in _OF_AN_IMAGE
-            if getattr(module, "return_indices", False) or getattr(module, "track_running_stats", True) is False:
-                return False
-            if not known and not _keeps_channels(node, modules):
-                return False
-        elif node.op == "get_attr":
-            return False
-        elif node.target in (torch.cat, torch.concat):
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            if dim != 1:
-                return False
-        elif _gives_indices(node) or (node.target not in _FUNCTIONS_OF_AN_IMAGE and not _keeps_channels(node, modules)):
-            return False
-    return inputs == 1

@@ -19,9 +19,8 @@ from .decide import LEAST_GAIN, decide, reason_to_stay
 from .engine import Engine, Untraceable
 from .measure import MODEL, step, times_of
 from .report import CHANNEL_DROPPED, DECISIONS, DENSE, LayerReport, Report
-from .survey import LEAST_SPARSITY, Layer, has_hooks, layers_of, record_inputs, unchanged
-
-_STATE = "_sparsekernels_conversion"
+from .state import CONVERSION, unchanged
+from .survey import LEAST_SPARSITY, Layer, has_hooks, layers_of, record_inputs
 
 _LEAST_BATCH = 8
 """A batch of fewer images is not tried in parts."""
@@ -128,7 +127,7 @@ def convert(model: nn.Module, example_input: Any, *, decisions: Collection[str] 
             ) from error
         if training:
             _refuse_gradient_hooks(model)
-        previous = vars(model).get(_STATE)
+        previous = vars(model).get(CONVERSION)
         revert(model)
         try:
             layers = layers_of(model)
@@ -136,9 +135,9 @@ def convert(model: nn.Module, example_input: Any, *, decisions: Collection[str] 
                 record_inputs(layers, call)
             return _Attempt(model, args, call, layers, decisions).run()
         except BaseException:
-            if previous is not None and _STATE not in vars(model):
+            if previous is not None and CONVERSION not in vars(model):
                 previous.install()
-                vars(model)[_STATE] = previous
+                vars(model)[CONVERSION] = previous
             raise
 
 
@@ -150,10 +149,10 @@ def revert(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
-    conversion = vars(model).get(_STATE)
+    conversion = vars(model).get(CONVERSION)
     if conversion is not None:
         conversion.check()
-        del vars(model)[_STATE]
+        del vars(model)[CONVERSION]
         conversion.uninstall()
         conversion.hand_back()
     return model
@@ -201,7 +200,7 @@ class _Attempt:
             self._notes.append(_why_nothing(self._layers))
             return self._report([decide(layer, self._training, False, ())[0] for layer in self._layers])
         regions = [] if self._training else self._regions(wanted)
-        fused = {id(one) for region in regions for one in region.modules()}
+        fused = {id(one) for region in regions for one in region.module.modules()}
         rows: list[LayerReport] = []
         swaps: list[_Swap] = []
         for layer in self._layers:
@@ -210,7 +209,7 @@ class _Attempt:
             if replacement is not None:
                 owner, _, name = layer.name.rpartition(".")
                 swaps.append(_Swap(self._model.get_submodule(owner), name, layer.module, replacement))
-        if not swaps and not any(dropped(self._engine(region, True).prepare().links) for region in regions):
+        if not swaps and not any(dropped(region.prepare().links) for region in regions):
             self._notes.append("Nothing was found that is faster: the model is as it was.")
             return self._report(rows)
         return self._install_fastest(rows, self._offers(swaps, regions))
@@ -219,9 +218,9 @@ class _Attempt:
         mode = "train" if self._training else "eval"
         return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._notes))
 
-    def _regions(self, wanted: set[int]) -> list[nn.Module]:
-        """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
-        found: list[nn.Module] = []
+    def _regions(self, wanted: set[int]) -> list[Engine]:
+        """Graphs of the largest parts of the model that have one and a layer that may be exchanged, as they are now."""
+        found: list[Engine] = []
 
         def visit(module: nn.Module, name: str) -> None:
             if id(module) in wanted or not any(id(one) in wanted for one in module.modules()):
@@ -229,14 +228,15 @@ class _Attempt:
             try:
                 if "forward" in vars(module):
                     raise Untraceable("its forward was replaced")
-                self._engine(module, True).prepare()
+                engine = self._engine(module, True)
+                engine.prepare()
             except Untraceable as reason:
                 if not isinstance(module, nn.ModuleList | nn.ModuleDict):
                     self._notes.append(f"{name or 'The model as a whole'} does not run as a graph: {reason}.")
                 for key, child in module.named_children():
                     visit(child, f"{name}.{key}" if name else key)
             else:
-                found.append(module)
+                found.append(engine)
 
         visit(self._model, "")
         return found
@@ -248,18 +248,18 @@ class _Attempt:
         drops = CHANNEL_DROPPED in self._decisions
         return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, drops, images)
 
-    def _offers(self, swaps: list[_Swap], regions: list[nn.Module]) -> dict[str, _Conversion]:
+    def _offers(self, swaps: list[_Swap], regions: list[Engine]) -> dict[str, _Conversion]:
         """Ways to put the exchanged layers to use, whose results agree with those before."""
         offers: dict[str, _Conversion] = {}
         if self._training:
             return {"layers one by one": _Conversion(swaps, [])}
         if regions:
-            offers["a graph"] = _Conversion(swaps, [self._engine(region, True) for region in regions])
+            offers["a graph"] = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
             for images in self._parts(regions):
-                engines = [self._engine(region, True, images) for region in regions]
+                engines = [self._engine(region.module, True, images) for region in regions]
                 offers[f"a graph, {images} images at a time"] = _Conversion(swaps, engines)
             if any(isinstance(one, Tensor) and not one.is_contiguous() for one in self._args):
-                engines = [self._engine(region, False) for region in regions]
+                engines = [self._engine(region.module, False) for region in regions]
                 offers["a graph in the input's layout"] = _Conversion(swaps, engines)
         if swaps:
             offers["layers one by one"] = _Conversion(swaps, [])
@@ -271,10 +271,11 @@ class _Attempt:
                 self._notes.append(f"As {name}, the model gave other results than before: not used.")
         return offers
 
-    def _parts(self, regions: list[nn.Module]) -> list[int]:
+    def _parts(self, regions: list[Engine]) -> list[int]:
         """How many images to try at a time: a half and a quarter of the batch, where one graph is the whole model."""
         batch = self._args[0].size(0) if len(self._args) == 1 and self._args[0].dim() == 4 else 0
-        if batch < _LEAST_BATCH or regions != [self._model] or not self._engine(self._model, True).prepare().by_image:
+        whole = len(regions) == 1 and regions[0].module is self._model
+        if batch < _LEAST_BATCH or not whole or not regions[0].prepare().by_image:
             return []
         return [batch // 4, batch // 2]
 
@@ -316,7 +317,7 @@ class _Attempt:
             self._notes.append(
                 "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
             )
-        vars(self._model)[_STATE] = offers[best]
+        vars(self._model)[CONVERSION] = offers[best]
         offers[best].install()
         before_ms = times.milliseconds(before)
         rows = _with_chains(self._model, rows, offers[best].engines)

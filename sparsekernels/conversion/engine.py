@@ -10,39 +10,26 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 import torch.nn.modules.module as _module
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
 from ..nn import RMSNorm
-from ..ops.max_pool2d.operators import max_pool2d
 from ..ops.sparse_conv2d.op import is_special
-from .channels import Link, goes_by_image, links_of, settle
+from .channels import Link, links_of, settle
 from .fused import FUSED, Fused
-from .survey import KEPT_BY_TORCH, has_hooks, holds, put_back, state_of
+from .fusion import IN_PLACE, drop_identities, fuse, is_plain, pool, writes_to_input
+from .images import goes_by_image
+from .state import KEPT_BY_TORCH, holds, put_back, state_of
 
 Node = torch.fx.Node
-
-_NORMS: Mapping[type, type] = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
-_WRITES: set[Any] = {operator.setitem}
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a call of `module` does what its class does, and nothing else."""
-    return not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in vars(module)
-
 
 _ONE_AT_A_TIME = threading.RLock()
 """torch.fx exchanges `nn.Module.__call__` while it traces; folding exchanges what a graph computes with."""
@@ -59,10 +46,10 @@ class _Proxy(torch.fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
-    _function = getattr(operator, _name)
-    setattr(_Proxy, f"__{_name}__", lambda self, other, function=_function: self._in_place(function, other))
-    _WRITES.add(_function)
+for _function in IN_PLACE:
+    setattr(
+        _Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other)
+    )
 
 
 class _Tracer(torch.fx.Tracer):
@@ -75,7 +62,7 @@ class _Tracer(torch.fx.Tracer):
         return (
             type(m) in FUSED
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
-            or not _is_plain(m)
+            or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -157,13 +144,6 @@ class _Plan:
         """Whether parameters are others than those that were folded."""
         return any(tensor.changed() for tensor in self.tensors)
 
-    def refresh(self) -> None:
-        """Take over parameters that have changed."""
-        if not self.has_changed():
-            return
-        self.freeze()
-        self.tensors = list(_tensors_of(self.fused))
-
     def freeze(self) -> None:
         """Make the fused layers anew of what their modules hold."""
         for fused in self.fused:
@@ -171,6 +151,7 @@ class _Plan:
         settle(self.links)
         for fused in self.fused:
             fused.pack()
+        self.tensors = list(_tensors_of(self.fused))
 
 
 class Engine:
@@ -215,12 +196,13 @@ class Engine:
             plan = self._plan
             if plan is None:
                 with _ONE_AT_A_TIME:
-                    plan = self._plan or self.prepare()
+                    plan = self.prepare()
             if len(args) != plan.arguments or not plan.stands() or not self._wants_no_gradient(args):
                 return None
             if plan.has_changed():
                 with _ONE_AT_A_TIME:
-                    plan.refresh()
+                    if plan.has_changed():  # no other thread was faster
+                        plan.freeze()
         except Untraceable:
             self._failed = True
             return None
@@ -263,9 +245,10 @@ class Engine:
         return torch.cat([plan.run(part) for part in args[0].split(self.images)])
 
     def prepare(self) -> _Plan:
-        """Trace and fuse now. Raises `Untraceable`."""
-        plan = self._plan = _plan_of(self.module, self.contiguous, self.drops)
-        return plan
+        """Trace and fuse now, unless that was done. Raises `Untraceable`."""
+        if self._plan is None:
+            self._plan = _plan_of(self.module, self.contiguous, self.drops)
+        return self._plan
 
 
 def _to_channels_last(tensor: Tensor) -> Tensor:
@@ -278,13 +261,13 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
     graph = _traced(module)
     arguments = _settle_arguments(graph)
     modules = dict(module.named_modules())
-    _drop_identities(graph, modules)
-    fused = _fuse(graph, modules, contiguous)
+    drop_identities(graph, modules)
+    fused = fuse(graph, modules, contiguous)
     if contiguous:
-        _pool(graph, modules)
+        pool(graph, modules)
     if not fused:
         raise Untraceable("there is nothing to fuse")
-    writes = any(_writes_to_input(node, modules) for node in graph.nodes)
+    writes = any(writes_to_input(node, modules) for node in graph.nodes)
     root: dict[str, Any] = {}
     fixed: list[tuple[dict[str, Any], str, Any]] = []
     for node in graph.nodes:
@@ -312,7 +295,7 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
         held=[(value, copy.copy(value)) for _, _, value in fixed if isinstance(value, list | dict | set)],
         types=[(one, type(one)) for one in passed],
         modules=[one for one in modules.values() if one is not module and (id(one) not in within or _is_norm(one))],
-        tensors=list(_tensors_of(list(fused.values()))),
+        tensors=[],
         fused=list(fused.values()),
         links=links_of(graph, fused, modules) if drops else [],
         by_image=goes_by_image(graph, fused, modules),
@@ -370,7 +353,7 @@ def _places(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether it does something else in training, where a graph may call it."""
-    return isinstance(module, nn.modules.batchnorm._NormBase) and _is_plain(module)
+    return isinstance(module, nn.modules.batchnorm._NormBase) and is_plain(module)
 
 
 def _first_line(error: Exception) -> str:
@@ -399,218 +382,3 @@ def _tensors_of(fused: list[Fused]) -> Iterator[_Tensor]:
                         if tensor.is_inference():
                             raise Untraceable("its parameters are inference tensors, whose changes cannot be seen")
                         yield _Tensor(place, name, tensor, tensor._version, tensor.data_ptr())
-
-
-# The graph.
-
-
-def _drop_identities(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Takes out what does nothing in evaluation mode."""
-    for node in list(graph.nodes):
-        if node.op == "call_module":
-            module = modules[node.target]
-            nothing = type(module) is nn.Identity or isinstance(module, nn.modules.dropout._DropoutNd)
-            nothing = nothing and _is_plain(module) and not module.training
-        elif node.op == "call_function" and node.target in (F.dropout, F.dropout2d, F.alpha_dropout):
-            training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-            nothing = training is False
-        else:
-            continue
-        if nothing and len(node.args) >= 1 and isinstance(node.args[0], Node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-
-
-def _fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bool) -> dict[str, Fused]:
-    """Puts fused layers into the graph; returns them by the names under which it calls them."""
-    result: dict[str, Fused] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_module" or type(modules[node.target]) not in FUSED:
-            continue
-        layer = modules[node.target]
-        if not _is_plain(layer) or len(node.args) != 1 or node.kwargs:
-            continue
-        chain = _Chain(graph, modules, node)
-        chain.take_norm(layer)
-        chain.take_sum()
-        chain.take_limits()
-        name = f"sparsekernels_fused_{len(result)}"
-        result[name] = FUSED[type(layer)](layer, chain.norm, chain.low, chain.high, contiguous)
-        chain.replace(name)
-    return result
-
-
-def _pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Max pooling by our kernel, which is made for contiguous images."""
-    for node in list(graph.nodes):
-        if node.op == "call_module" and type(modules.get(node.target)) is nn.MaxPool2d:
-            module: Any = modules[node.target]
-            if not _is_plain(module) or node.kwargs or len(node.args) != 1:
-                continue
-            names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-            window = _window(**{name: getattr(module, name) for name in names})
-        elif node.op == "call_function" and node.target in (F.max_pool2d, torch.max_pool2d):
-            if any(isinstance(value, Node) for value in (*node.args[1:], *node.kwargs.values())):
-                continue
-            names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-            window = _window(**{**dict(zip(names, node.args[1:], strict=False)), **node.kwargs})
-        else:
-            continue
-        if window is not None and node.args:
-            with graph.inserting_before(node):
-                replacement = graph.call_function(max_pool2d, (node.args[0], window))
-            node.replace_all_uses_with(replacement)
-            graph.erase_node(node)
-
-
-def _window(
-    kernel_size: Any = None,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    input: Any = None,
-) -> tuple[int, ...] | None:
-    """kh, kw, sh, sw, ph, pw; None where the kernel does not do it."""
-    stride = kernel_size if stride in (None, [], ()) else stride
-    if kernel_size is None or ceil_mode or return_indices or input is not None:
-        return None
-    sizes = [value if isinstance(value, tuple | list) else (value, value) for value in (kernel_size, stride, padding)]
-    ones = dilation if isinstance(dilation, tuple | list) else (dilation,)
-    if any(len(size) != 2 for size in sizes) or any(one != 1 for one in ones):
-        return None
-    window = tuple(number for size in sizes for number in size)
-    return window if all(type(number) is int for number in window) else None
-
-
-def _writes_in_place(node: Node) -> bool:
-    """Whether a function or method changes a tensor."""
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__")
-    return node.target in _WRITES or in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-
-
-def _writes_to_input(node: Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether `node` changes an argument of the module, or a view of one."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if not _writes_in_place(node) and not getattr(module, "inplace", False):
-        return False
-    base = node.args[0] if node.args else None
-    while isinstance(base, Node) and base.op in ("call_method", "call_function", "call_module"):
-        if base.op == "call_module" and type(modules.get(str(base.target))) not in (
-            nn.Flatten,
-            nn.Unflatten,
-            nn.Identity,
-        ):
-            return False  # a tensor of its own
-        base = base.args[0] if base.args else None
-    return isinstance(base, Node) and base.op == "placeholder"
-
-
-class _Chain:
-    """A layer's node and those behind it that one fused layer computes."""
-
-    def __init__(self, graph: torch.fx.Graph, modules: Mapping[str, nn.Module], first: Node) -> None:
-        self._graph, self._modules = graph, modules
-        self.nodes = [first]
-        self.norm: Any = None
-        self.residual: Node | None = None
-        self.low: float | None = None
-        self.high: float | None = None
-
-    def _next(self) -> Node | None:
-        """The one node that uses the chain's result, where the chain may go on to there."""
-        last = self.nodes[-1]
-        if len(last.users) != 1:
-            return None
-        (user,) = last.users
-        return user if user.op in ("call_module", "call_function", "call_method") else None
-
-    def _module_of(self, node: Node) -> nn.Module | None:
-        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
-            return None
-        module = self._modules[str(node.target)]
-        return module if _is_plain(module) else None
-
-    def _reaches(self, node: Node) -> bool:
-        """Whether the chain can be computed at `node` instead: nothing between writes to a tensor."""
-        between = self.nodes[-1].next
-        while between is not node:
-            if self._writes(between):
-                return False
-            between = between.next
-        return True
-
-    def _writes(self, node: Node) -> bool:
-        if node.op == "call_module":
-            module = self._modules.get(str(node.target))
-            if module is None:  # a fused layer: it took over whatever writes
-                return False
-            foreign = not type(module).__module__.startswith(("torch.nn.", "sparsekernels."))
-            return foreign or bool(getattr(module, "inplace", False)) or not _is_plain(module)
-        return _writes_in_place(node)
-
-    def take_norm(self, layer: nn.Module) -> None:
-        """A BatchNorm in evaluation mode, with statistics, of the layer's channels."""
-        user = self._next()
-        module: Any = None if user is None else self._module_of(user)
-        expected = next(norm for kind, norm in _NORMS.items() if isinstance(layer, kind))
-        if user is None or type(module) is not expected or not self._reaches(user):
-            return
-        outputs = layer.weight.size(0)  # type: ignore[operator,union-attr]
-        norm: Any = user and self._module_of(user)
-        if norm.training or norm.running_mean is None or norm.num_features != outputs:
-            return
-        self.norm = norm
-        self.nodes.append(user)
-
-    def take_sum(self) -> None:
-        """The sum with another tensor."""
-        user = self._next()
-        if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
-            return
-        a, b = user.args
-        last = self.nodes[-1]
-        other = b if a is last else a
-        if not isinstance(other, Node) or other is last or other in self.nodes:
-            return
-        in_place = user.target in (operator.iadd, "add_")
-        if in_place and a is not last and (len(other.users) > 1 or other.op != "call_module"):
-            return  # whoever else has the other tensor, or what it is a view of, would see the sum
-        if not self._reaches(user):
-            return
-        self.residual = other
-        self.nodes.append(user)
-
-    def take_limits(self) -> None:
-        """A ReLU, ReLU6 or Hardtanh."""
-        user = self._next()
-        if user is None or not self._reaches(user):
-            return
-        module: Any = self._module_of(user)
-        if type(module) is nn.ReLU:
-            self.low = 0.0
-        elif type(module) in (nn.ReLU6, nn.Hardtanh):
-            self.low, self.high = float(module.min_val), float(module.max_val)
-        elif len(user.args) != 1 or set(user.kwargs) - {"inplace"}:
-            return
-        elif user.op != "call_module" and user.target in _RELUS:
-            self.low = 0.0
-        elif user.op == "call_function" and user.target is F.relu6:
-            self.low, self.high = 0.0, 6.0
-        else:
-            return
-        self.nodes.append(user)
-
-    def replace(self, name: str) -> None:
-        """Put a call of the module `name` in the place of the chain's last node."""
-        first, last = self.nodes[0], self.nodes[-1]
-        arguments = (first.args[0],) if self.residual is None else (first.args[0], self.residual)
-        with self._graph.inserting_before(last):
-            node = self._graph.call_module(name, arguments)
-        last.replace_all_uses_with(node)
-        for one in reversed(self.nodes):
-            self._graph.erase_node(one)

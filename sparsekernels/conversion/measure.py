@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..bench.timer import CpuClock, Effort, interleave, median_ratio, repeats_of
+from ..bench.timer import Effort, median_ratio, samples_of
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50)
@@ -34,14 +34,7 @@ class Times:
 
 def times_of(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Times:
     """Measure `calls` by turns, on the CPU."""
-    clock = CpuClock()
-
-    def sampler(call: Callable[[], object]) -> Callable[[int], float]:
-        return lambda repeats: clock.seconds(call, repeats) / repeats
-
-    samplers = {name: sampler(call) for name, call in calls.items()}
-    turns = {name: (one, repeats_of(one, effort.sample)) for name, one in samplers.items()}
-    return Times(interleave(turns, effort))
+    return Times(samples_of(calls, effort))
 
 
 def step(call: Callable[[], object], training: bool) -> object:
