@@ -36,6 +36,11 @@ void boxed_max_pool2d(StableIValue* stack, uint64_t, uint64_t) {
   Handle output = empty(dest_sizes, 4, input.dtype(), input);
   call.source = input.data();
   call.dest = output.data();
+  call.source_channel = call.source_size[0] * call.source_size[1];
+  call.dest_channel = call.dest_size[0] * call.dest_size[1];
+  call.channels = std::max<int64_t>(1, sizes[1]);
+  call.source_image = call.channels * call.source_channel;
+  call.dest_image = call.channels * call.dest_channel;
   const int64_t planes = sizes[0] * sizes[1], floats = std::max<int64_t>(1, call.source_size[0] * call.source_size[1]);
   constexpr int64_t kGrain = 1 << 15;
   torch::stable::parallel_for(0, planes, std::max<int64_t>(1, kGrain / floats), [&](int64_t begin, int64_t end) {

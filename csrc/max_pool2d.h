@@ -7,7 +7,7 @@
 
 namespace sparsekernels {
 
-// Planes that follow each other without gaps, in source and dest. Along each of two dimensions,
+// Planes of channels of images; rows follow each other without gaps. Along each of two dimensions,
 //     dest[p] = max over k of window of source[p * stride - padding + k], where that is inside
 // and every place has at least one element inside. NaN is the largest.
 struct MaxPool2d {
@@ -19,6 +19,10 @@ struct MaxPool2d {
   int64_t window[2] = {};
   int64_t stride[2] = {};
   int64_t padding[2] = {};
+  int64_t channels = 1;  // strides, in elements:
+  int64_t source_image = 0, source_channel = 0;
+  int64_t dest_image = 0, dest_channel = 0;
+  int64_t dest_line = 16;  // from sixteen places of a plane to the next sixteen
 
   // Floats that a thread needs beside them: a row, with what its last places may read behind it.
   int64_t row_floats() const { return padding[1] + source_size[1] + window[1] + 32 * stride[1]; }

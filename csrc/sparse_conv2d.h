@@ -57,6 +57,11 @@ struct Threads {
   void (*run)(int64_t count, const ParallelBody& body);
 };
 
+// Throws std::invalid_argument unless crow_indices ascend from 0 to the nonzeros.
+void check_rows(const SparsePattern& pattern);
+// And unless col_indices ascend within each row, from 0 to below `columns`.
+void check_indices(const SparsePattern& pattern, int64_t columns);
+
 // Every function throws std::invalid_argument where an index of the pattern is out of its range, before it is used.
 // Results have the same bits for any number of threads.
 

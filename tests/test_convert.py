@@ -30,7 +30,8 @@ convert_module = importlib.import_module("sparsekernels.conversion.convert")  # 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
 FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
-GRAPH, LAYERS = "a graph", "layers one by one"
+GRAPH, CHAINS, LAYERS = "a graph", "a graph with chains of layers", "layers one by one"
+CHAINED = {"sequential", "residual", "residual, shortcut first", "limits"}
 Prefer = Callable[..., None]
 
 
@@ -209,53 +210,66 @@ def test_what_others_see_is_not_fused(prefer: Prefer) -> None:
         assert any("mul_" in call or "iadd" in call for call in graph_of(model)), graph_of(model)
 
 
-@pytest.mark.parametrize("name", ["sequential", "residual", "pre-activation", "limits", "forked"])
-def test_images_in_parts(prefer: Prefer, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_chains_of_layers(prefer: Prefer, name: str) -> None:
     model, x = make(name)
-    x = torch.cat([x] * 5)[:9] + torch.randn(9, 1, 1, 1)
     dense = copy.deepcopy(model)
-    prefer(FINE, "a graph, 2 images at a time")
+    prefer(FINE, CHAINS, GRAPH)
     report = sk.convert(model, x)
-    (engine,) = engines(model)
-    assert engine.images == 2
-    assert "2 images of a batch go through at a time." in report.notes
-    for other in (x, x[:2], x[:1], x.contiguous(memory_format=torch.channels_last)):
+    chained = [one for engine in engines(model) for one in engine.prepare().chained]
+    assert bool(chained) == any("run as one call" in note for note in report.notes)
+    assert bool(chained) == (name in CHAINED), name
+    batches = [x, x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
+    if x.dim() == 4:
+        batches += [x[:1], torch.cat([x] * 5)[:9] + torch.randn(9, 1, 1, 1)]
+    for other in batches:
         assert_agree(model, dense, other)
+    # the chain is packed anew when parameters change
+    with torch.no_grad():
+        for one in (model, dense):
+            for parameter in one.parameters():
+                parameter.mul_(0.7)
+    assert_agree(model, dense, x)
+    copied = copy.deepcopy(model)
+    assert_agree(copied, dense, x)
+    sk.revert(model)
+    assert_agree(model, dense, x)
 
 
-def test_images_that_meet_stay_together(prefer: Prefer) -> None:
-    """Whatever mixes a batch, or might, takes it as a whole."""
+def test_a_chain_that_does_not_fit_says_what_the_layers_say(prefer: Prefer) -> None:
+    model, x = make("sequential")
+    prefer(FINE, CHAINS)
+    sk.convert(model, x)
+    (engine,) = engines(model)
+    assert engine.prepare().chained
+    with torch.inference_mode(), pytest.raises((ValueError, RuntimeError), match="channels|shape|size"):
+        model(x[:, 1:])
 
-    class Mixes(nn.Module):
-        def __init__(self, how: Callable[[Tensor], Any]) -> None:
+
+def test_no_chain_where_somebody_else_reads_between(prefer: Prefer) -> None:
+    """One tensor goes in, one comes out: what else is read ends the chain before."""
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
             super().__init__()
-            self.layer, self.how = nn.Conv2d(8, 8, 3), how
+            self.layers = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(5))
 
-        def forward(self, x: Tensor) -> Any:
-            return self.how(self.layer(x))
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            for layer in self.layers[:3]:
+                x = layer(x).relu()
+            between = x
+            for layer in self.layers[3:]:
+                x = layer(x)
+            return x, between
 
-    x = torch.randn(9, 8, 6, 6)
-    mixing: list[Callable[[Tensor], Any]] = [
-        lambda y: y - y.mean(0),
-        lambda y: y.flatten(),
-        lambda y: y.softmax(0),
-        lambda y: torch.cat([y, y]),
-        lambda y: (y, y),
-        lambda y: y.mean(),
-        lambda y: y.view(3, -1),
-        lambda y: y.transpose(0, 1),
-        lambda y: y[1:],
-    ]
-    for how in mixing:
-        model = Mixes(how).eval()
-        prune_(model, "random", 0.8)
-        dense = copy.deepcopy(model)
-        prefer(FINE, "a graph, 2 images at a time", "a graph, 4 images at a time", GRAPH)
-        sk.convert(model, x)
-        (engine,) = engines(model)
-        assert engine.images is None
-        for one, other in zip(run(model, x), run(dense, x), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    model, x = Between().eval(), torch.randn(4, 8, 10, 10)
+    prune_(model, "random", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, CHAINS)
+    sk.convert(model, x)
+    (engine,) = engines(model)
+    assert [len(one.steps) for one in engine.prepare().chained] == [3, 2]
+    assert_agree(model, dense, x)
 
 
 def test_parts_of_what_cannot_be_traced(prefer: Prefer) -> None:

@@ -36,6 +36,17 @@ inline Vec<float> load_apart(const float* from, int64_t stride) {
   return Vec<float>::load(lanes);
 }
 
+// To places [at, at + 16) of a plane, those whose bit is set.
+template <class T>
+inline void store_places(Vec<float> value, T* plane, int64_t at, uint32_t mask, int64_t line) {
+  if (line == 16) return Sixteen<T>::store(value, plane + at, mask);
+  const int64_t lane = at % 16;
+  T* const first = plane + at / 16 * line;
+  const uint32_t here = (1u << (16 - lane)) - 1;
+  if (mask & here) Sixteen<T>::store(value, first + lane, mask & here);
+  if (mask & ~here) Sixteen<T>::store(value, first + line + lane - 16, mask & ~here);
+}
+
 // Planes [begin, end). `row`: MaxPool2d::row_floats.
 template <class T>
 void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end) {
@@ -43,9 +54,10 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
   for (int64_t x = 0; x < t.row_floats(); ++x) row[x] = lowest;
   const int64_t height = t.source_size[0], width = t.source_size[1];
   for (int64_t plane = begin; plane < end; ++plane) {
-    const T* const source = static_cast<const T*>(t.source) + plane * height * width;
-    T* dest = static_cast<T*>(t.dest) + plane * t.dest_size[0] * t.dest_size[1];
-    for (int64_t y = 0; y < t.dest_size[0]; ++y, dest += t.dest_size[1]) {
+    const int64_t image = plane / t.channels, channel = plane % t.channels;
+    const T* const source = static_cast<const T*>(t.source) + image * t.source_image + channel * t.source_channel;
+    T* const dest = static_cast<T*>(t.dest) + image * t.dest_image + channel * t.dest_channel;
+    for (int64_t y = 0; y < t.dest_size[0]; ++y) {
       const int64_t top = y * t.stride[0] - t.padding[0], bottom = top + t.window[0];
       const int64_t first = top < 0 ? 0 : top, last = bottom > height ? height : bottom;
       for (int64_t x = 0; x < width; x += 16) {
@@ -60,7 +72,7 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
         Vec<float> largest = load_apart(row + x * t.stride[1], t.stride[1]);
         for (int64_t k = 1; k < t.window[1]; ++k)
           largest = larger(largest, load_apart(row + x * t.stride[1] + k, t.stride[1]));
-        Sixteen<T>::store(largest, dest + x, rest >= 16 ? 0xffffu : (1u << rest) - 1);
+        store_places(largest, dest, y * t.dest_size[1] + x, rest >= 16 ? 0xffffu : (1u << rest) - 1, t.dest_line);
       }
     }
   }

@@ -22,8 +22,7 @@ from .report import CHANNEL_DROPPED, DECISIONS, DENSE, LayerReport, Report
 from .state import CONVERSION, unchanged
 from .survey import LEAST_SPARSITY, Layer, has_hooks, layers_of, record_inputs
 
-_LEAST_BATCH = 8
-"""A batch of fewer images is not tried in parts."""
+_CHAINED = "a graph with chains of layers"
 
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
@@ -241,12 +240,12 @@ class _Attempt:
         visit(self._model, "")
         return found
 
-    def _engine(self, module: nn.Module, contiguous: bool, images: int | None = None) -> Engine:
+    def _engine(self, module: nn.Module, contiguous: bool, chains: bool = False) -> Engine:
         tensors = [one for one in tree_leaves(self._args) if isinstance(one, Tensor) and one.is_floating_point()]
         if not tensors:
             raise Untraceable("example_input has no floating tensor")
         drops = CHANNEL_DROPPED in self._decisions
-        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, drops, images)
+        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, drops, chains)
 
     def _offers(self, swaps: list[_Swap], regions: list[Engine]) -> dict[str, _Conversion]:
         """Ways to put the exchanged layers to use, whose results agree with those before."""
@@ -255,9 +254,8 @@ class _Attempt:
             return {"layers one by one": _Conversion(swaps, [])}
         if regions:
             offers["a graph"] = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
-            for images in self._parts(regions):
-                engines = [self._engine(region.module, True, images) for region in regions]
-                offers[f"a graph, {images} images at a time"] = _Conversion(swaps, engines)
+            chained = [self._engine(region.module, True, chains=True) for region in regions]
+            offers[_CHAINED] = _Conversion(swaps, chained)
             if any(isinstance(one, Tensor) and not one.is_contiguous() for one in self._args):
                 engines = [self._engine(region.module, False) for region in regions]
                 offers["a graph in the input's layout"] = _Conversion(swaps, engines)
@@ -269,15 +267,9 @@ class _Attempt:
             if not self._agrees(offers[name], expected):
                 del offers[name]
                 self._notes.append(f"As {name}, the model gave other results than before: not used.")
+            elif name == _CHAINED and not any(engine.prepare().chained for engine in offers[name].engines):
+                del offers[name]  # no two layers follow each other
         return offers
-
-    def _parts(self, regions: list[Engine]) -> list[int]:
-        """How many images to try at a time: a half and a quarter of the batch, where one graph is the whole model."""
-        batch = self._args[0].size(0) if len(self._args) == 1 and self._args[0].dim() == 4 else 0
-        whole = len(regions) == 1 and regions[0].module is self._model
-        if batch < _LEAST_BATCH or not whole or not regions[0].prepare().by_image:
-            return []
-        return [batch // 4, batch // 2]
 
     def _agrees(self, conversion: _Conversion, expected: object) -> bool:
         """Whether the model gives what it gave, but for rounding."""
@@ -312,8 +304,8 @@ class _Attempt:
             self._notes.append("With the faster layers, the whole model was not faster: it is as it was.")
             return self._report([_kept(row) for row in rows])
         if offers[best].engines:
-            if offers[best].engines[0].images is not None:
-                self._notes.append(f"{offers[best].engines[0].images} images of a batch go through at a time.")
+            if offers[best].engines[0].chains:
+                self._notes.append("Sparse layers that follow each other run as one call, a few images on each thread.")
             self._notes.append(
                 "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
             )

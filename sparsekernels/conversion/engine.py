@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_map_only
 
 from ..nn import RMSNorm
 from ..ops.sparse_conv2d.op import is_special
+from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
 from .fused import FUSED, Fused
 from .fusion import IN_PLACE, drop_identities, fuse, is_plain, pool, writes_to_input
-from .images import goes_by_image
 from .state import KEPT_BY_TORCH, holds, put_back, state_of
 
 Node = torch.fx.Node
@@ -96,8 +96,8 @@ class _Plan:
     types     of the modules: a parametrization changes a class
     modules   those that are not called any more, or never were but gone through: their modes and hooks
     tensors   those that fused layers were made of
+    chained   fused layers, in the places of these
     links     between fused layers that may agree on channels
-    by_image  whether each image of a batch goes its own way
     writes    whether an argument is changed in place
     """
 
@@ -110,8 +110,8 @@ class _Plan:
     modules: list[nn.Module]
     tensors: list[_Tensor]
     fused: list[Fused]
+    chained: list[FusedChain]
     links: list[Link]
-    by_image: bool
     writes: bool
 
     def stands(self) -> bool:
@@ -151,6 +151,8 @@ class _Plan:
         settle(self.links)
         for fused in self.fused:
             fused.pack()
+        for one in self.chained:
+            one.pack()
         self.tensors = list(_tensors_of(self.fused))
 
 
@@ -158,9 +160,8 @@ class Engine:
     """Stands for the `forward` of `module`; `dtype` and `device` are of the tensors that it is made for.
 
     contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
-    back into that of the input. drops: whether channels that are not needed are left out. images: so many of a batch
-    go through the graph at a time, where each goes its own way, so that what one layer writes is in the caches when the
-    next one reads it; None: all of them.
+    back into that of the input. drops: whether channels that are not needed are left out. chains: whether sparse layers
+    that follow each other become one call (chain.py).
     """
 
     def __init__(
@@ -170,10 +171,10 @@ class Engine:
         device: torch.device,
         contiguous: bool,
         drops: bool = True,
-        images: int | None = None,
+        chains: bool = False,
     ) -> None:
         self.module, self.dtype, self.device = module, dtype, device
-        self.contiguous, self.drops, self.images = contiguous, drops, images
+        self.contiguous, self.drops, self.chains = contiguous, drops, chains
         self._plan: _Plan | None = None
         self._failed = False
 
@@ -227,27 +228,22 @@ class Engine:
 
     def _run(self, plan: _Plan, args: tuple[Any, ...]) -> Any:
         if not self.contiguous:
-            return self._run_in_parts(plan, args)
+            return plan.run(*args)
         last = False
         if plan.writes and any(not value.is_contiguous() for value in args):
             return type(self.module).forward(self.module, *args)  # the caller is to see what is written
         for value in args:
             last = last or (value.dim() == 4 and not value.is_contiguous())
         if not last:
-            return self._run_in_parts(plan, args)
-        last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
-        result = self._run_in_parts(plan, tuple(one.contiguous() if one.dim() == 4 else one for one in args))
-        return tree_map_only(Tensor, _to_channels_last, result) if last else result
-
-    def _run_in_parts(self, plan: _Plan, args: tuple[Any, ...]) -> Any:
-        if self.images is None or not plan.by_image or args[0].dim() != 4 or args[0].size(0) <= self.images:
             return plan.run(*args)
-        return torch.cat([plan.run(part) for part in args[0].split(self.images)])
+        last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
+        result = plan.run(*(one.contiguous() if one.dim() == 4 else one for one in args))
+        return tree_map_only(Tensor, _to_channels_last, result) if last else result
 
     def prepare(self) -> _Plan:
         """Trace and fuse now, unless that was done. Raises `Untraceable`."""
         if self._plan is None:
-            self._plan = _plan_of(self.module, self.contiguous, self.drops)
+            self._plan = _plan_of(self.module, self.contiguous, self.drops, self.chains)
         return self._plan
 
 
@@ -255,7 +251,7 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
+def _plan_of(module: nn.Module, contiguous: bool, drops: bool, chains: bool) -> _Plan:
     if module.training:
         raise Untraceable("it is in training mode")
     graph = _traced(module)
@@ -268,11 +264,13 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
     if not fused:
         raise Untraceable("there is nothing to fuse")
     writes = any(writes_to_input(node, modules) for node in graph.nodes)
+    links = links_of(graph, fused, modules) if drops else []
+    chained = chain(graph, fused) if chains and contiguous else {}
     root: dict[str, Any] = {}
     fixed: list[tuple[dict[str, Any], str, Any]] = []
     for node in graph.nodes:
         if node.op == "call_module":
-            root[node.target] = fused.get(node.target) or modules[node.target]
+            root[node.target] = fused.get(node.target) or chained.get(node.target) or modules[node.target]
         elif node.op == "get_attr":
             place, name = _place_of(module, node.target)
             root[node.target] = place[name]
@@ -297,8 +295,8 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool) -> _Plan:
         modules=[one for one in modules.values() if one is not module and (id(one) not in within or _is_norm(one))],
         tensors=[],
         fused=list(fused.values()),
-        links=links_of(graph, fused, modules) if drops else [],
-        by_image=goes_by_image(graph, fused, modules),
+        chained=list(chained.values()),
+        links=links,
         writes=writes,
     )
     plan.freeze()

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..formats import Unstructured
 from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
 from ..nn.channel_dropped import at, spread, used_pairs
+from ..ops.layer_chain.operators import LayerChain
 from ..ops.sparse_conv2d import compiled
 from ..ops.sparse_conv2d.geometry import LINEAR, Geometry, geometry_of
 from ..ops.sparse_conv2d.reference import is_channels_last, memory_format
@@ -219,6 +220,22 @@ class FusedSparse(Fused):
                 return self._end(self._run(input, None, limits=False), residual)
             residual = residual.contiguous(memory_format=memory_format(is_channels_last(input)))
         return self._run(input, residual)
+
+    @property
+    def is_plain_conv2d(self) -> bool:
+        """Whether it is what a chain takes: a convolution that pads with zeros, if at all."""
+        layer = self.parts[0]
+        return not isinstance(layer, torch.nn.Linear) and layer.padding_mode == "zeros"
+
+    def add_to(self, chain: LayerChain, source: int, residual: int | None) -> int:
+        """As `forward`, of tensors of a chain."""
+        pattern, geometry = self.pattern, self._geometry
+        indices = pattern.crow_indices, pattern.col_indices
+        channels = pattern.shape[1] * geometry.groups
+        limits = self.low, self.high
+        return chain.add_sparse_conv2d(
+            source, self._weight, self._bias, *indices, geometry, channels, residual, *limits
+        )
 
     def _product(self, input: Tensor) -> Tensor:
         """Of an input that the kernel does not take: the layer itself knows what to do, or what to say."""

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
-#include "bundles.h"
 #include "caches.h"
 
 namespace sparsekernels {
@@ -97,12 +97,13 @@ void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
   // The lines of a channel that neighbouring positions share: those of the last rows and columns.
   const double across =
       static_cast<double>(16 + lattice.most_shift[1] * plan.images) / 16 + (plan.line_floats == 16 ? 0.9 : 0);
-  std::vector<int64_t> shifts;
+  std::vector<std::pair<int64_t, int64_t>> read;  // rows of planes
   for (const Tap& tap : lattice.taps)
-    if (tap.reaches) shifts.push_back(tap.shift[0]);
-  std::sort(shifts.begin(), shifts.end());
-  const int64_t rows_read = std::unique(shifts.begin(), shifts.end()) - shifts.begin();
-  const double window = static_cast<double>(plan.phases * std::max<int64_t>(1, rows_read)) * across;
+    if (tap.reaches) read.push_back({tap.phase[0], tap.shift[0]});
+  std::sort(read.begin(), read.end());
+  const int64_t rows_read = std::unique(read.begin(), read.end()) - read.begin();
+  const int64_t windows = static_cast<int64_t>(plan.first_column.size()) * std::max<int64_t>(1, rows_read);
+  const double window = static_cast<double>(windows) * across;
   const double by_lines = 0.55 * static_cast<double>(caches().first) / window;
   // Code of some ten bytes a nonzero, four for its value.
   const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
@@ -149,15 +150,17 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
 
 }  // namespace
 
-BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads) {
+BundlePlan make_bundle_plan(
+    const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads, int64_t images, int64_t most_images) {
   BundlePlan best = {};
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
-  for (int64_t images = 1; images <= kMostImages; images *= 2) {
+  for (int64_t one = images == 0 ? 1 : images; one <= (images == 0 ? most_images : images); one *= 2) {
     // as few as fill lines: a bundle of many lines has too large planes
-    if (images > 1 && (images / 2 >= batch || images * lattice.size[0] * lattice.size[1] > kMostLines * 16)) break;
+    if (images == 0 && one > 1 && (one / 2 >= batch || one * lattice.size[0] * lattice.size[1] > kMostLines * 16))
+      break;
     BundlePlan plan = {};
-    lay_out_bundles(lattice, images, Lanes::kAnything, plan);
+    lay_out_bundles(lattice, one, Lanes::kAnything, plan);
     cut_to_room(lattice, plan);
     plan.direct = can_store_directly(lattice, plan);
     const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
@@ -166,6 +169,7 @@ BundlePlan make_bundle_plan(const Lattice& lattice, int64_t nonzeros, int ending
     best_cost = cost;
   }
   best.ending = best.direct ? ending : 0;
+  best.residual_channel = lattice.dest.stride[1];
   const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
   constexpr int64_t kMostRooms = 4;
   const bool planes_fit = best.bundle_floats <= kMostRooms * room_for_planes();

@@ -219,6 +219,45 @@ void read_columns(const BundleRead& t) {
   }
 }
 
+// One image with neighbouring columns, of which even and odd ones go to a plane each: both out of the same loads.
+template <class T>
+void read_alternating(const BundleRead& t) {
+  const __m512i evens = indices_from(0, 2), odds = indices_from(1, 2);
+  const T* const image = static_cast<const T*>(t.image[0]);
+  const int64_t width = t.size[1];
+  for (int64_t phase = 0; phase < t.phases[0]; ++phase) {
+    const PhaseRows p(t, phase * 2, false);
+    for (int64_t c = 0; c < t.channels; ++c) {
+      float* const planes[2] = {
+          t.planes + c * t.channel_floats + phase * 2 * t.phase_floats,
+          t.planes + c * t.channel_floats + (phase * 2 + 1) * t.phase_floats};
+      float* const even = planes[t.first[1][0] == 0 ? 0 : 1];
+      float* const odd = planes[t.first[1][0] == 0 ? 1 : 0];
+      for (float* plane : planes) {
+        clear_floats(plane, p.begin * t.pitch);
+        clear_floats(plane + p.end * t.pitch, (t.rows - p.end) * t.pitch);
+      }
+      for (int64_t y = p.begin; y < p.end; ++y) {
+        const T* const row = image + c * t.channel_stride + (p.top + y * t.step[0]) * t.row_stride;
+        for (int64_t x = 0; x < t.pitch; x += 16) {
+          const int64_t left = width - 2 * x;
+          const Vec<float> low = Sixteen<T>::load(row + 2 * x, first_lanes(left));
+          const Vec<float> high = Sixteen<T>::load(row + 2 * x + 16, first_lanes(left - 16));
+          const uint32_t mask = first_lanes(t.pitch - x);
+          Sixteen<float>::store({_mm512_permutex2var_ps(low.v, evens, high.v)}, even + y * t.pitch + x, mask);
+          Sixteen<float>::store({_mm512_permutex2var_ps(low.v, odds, high.v)}, odd + y * t.pitch + x, mask);
+        }
+      }
+    }
+  }
+}
+
+// Whether `read_alternating` reads it.
+inline bool alternates(const BundleRead& t) {
+  const bool both = t.phases[1] == 2 && t.first[1][0] + t.first[1][1] == 1 && t.first[1][0] * t.first[1][1] == 0;
+  return both && t.images == 1 && t.step[1] == 2 && t.column_stride == 1 && t.line_floats == 16;
+}
+
 // Sixteen lanes of a line and sixteen channels at a time.
 template <class T, bool kLines>
 void read_channels(const BundleRead& t) {
@@ -283,6 +322,7 @@ void read_bundle(const BundleRead& t) {
     clear_floats(t.planes + c * t.channel_floats + used, t.behind_floats);
   if (t.order == LineOrder::kChannels)
     return t.line_floats != 16 ? read_channels<T, true>(t) : read_channels<T, false>(t);
+  if (alternates(t)) return read_alternating<T>(t);
   if (t.step[1] * t.column_stride == 1) return read_images<T, true>(t);
   return read_images<T, false>(t);
 }
@@ -430,16 +470,27 @@ void write_bundle(const BundleWrite& t) {
   }
 }
 
+inline void gather_bundle(const BundleGather& t) {
+  for (int64_t at = 0; at < t.floats; at += 16) {
+    const __m512i places = _mm512_loadu_si512(t.places + at);
+    const __mmask16 inside = _mm512_cmpge_epi32_mask(places, _mm512_setzero_si512());
+    float* to = t.planes + (t.line_floats == 16 ? at : at / 16 * t.line_floats);
+    const float* from = t.source;
+    for (int64_t c = 0; c < t.channels; ++c, from += t.source_channel, to += t.channel_floats)
+      _mm512_storeu_ps(to, _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, places, from, 4));
+  }
+}
+
 template <class T>
 constexpr BundleKernels bundle_kernels_of() {
-  return {read_bundle<T>, write_bundle<T>};
+  return {read_bundle<T>, write_bundle<T>, sizeof(T) == sizeof(float) ? gather_bundle : nullptr};
 }
 
 #else
 
 template <class T>
 constexpr BundleKernels bundle_kernels_of() {
-  return {nullptr, nullptr};
+  return {nullptr, nullptr, nullptr};
 }
 
 #endif

@@ -64,6 +64,46 @@ Fetch fetch_dest(
   return fetch_of(lattice.dest, layout, unit, channel, channels, first, last, lattice.dest_step);
 }
 
+void gather_planes(
+    const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, int64_t line, float* planes) {
+  const Activation& source = lattice.source;
+  const int64_t columns = static_cast<int64_t>(layout.first_column.size());
+  const int64_t floats = layout.phases * layout.phase_floats + layout.behind_floats;
+  const int64_t rows = unit.size[0] + lattice.most_shift[0];
+  std::vector<int32_t> places(static_cast<size_t>(divide_up(floats, 16) * 16));
+  for (int64_t b = 0; b < unit.bundles; ++b) {
+    const int64_t first_image = (unit.first_bundle + b) * layout.images;
+    std::fill(places.begin(), places.end(), -1);
+    for (int64_t phase = 0; phase < layout.phases; ++phase) {
+      const int64_t top = lattice.origin[0] + lattice.phases[0][static_cast<size_t>(phase / columns)];
+      const int64_t left = layout.first_column[static_cast<size_t>(phase % columns)];
+      int32_t* at = places.data() + phase * layout.phase_floats;
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t y = top + (unit.first[0] + row) * lattice.source_step[0];
+        for (int64_t column = 0; column < layout.pitch; ++column) {
+          const int64_t x = left + (unit.first[1] + column) * lattice.source_step[1];
+          const int64_t position = y * source.size[3] + x;
+          const bool inside = y >= 0 && y < source.size[2] && x >= 0 && x < source.size[3];
+          for (int64_t image = 0; image < layout.images; ++image, ++at) {
+            if (inside && first_image + image < source.size[0])
+              *at = static_cast<int32_t>(image * source.stride[0] + position / 16 * line + position % 16);
+          }
+        }
+      }
+    }
+    BundleGather call = {};
+    call.source = static_cast<const float*>(source.data) + first_image * source.stride[0];
+    call.places = places.data();
+    call.floats = floats;
+    call.channels = lattice.source_channels;
+    call.source_channel = source.stride[1];
+    call.planes = planes + b * layout.bundle_floats;
+    call.channel_floats = layout.channel_floats;
+    call.line_floats = layout.line_floats;
+    cpu_kernels().bundles[static_cast<int>(DType::kFloat32)].gather(call);
+  }
+}
+
 void read_planes(const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, float* planes) {
   BundleRead call = {};
   set_strides(call, lattice.source);

@@ -62,6 +62,10 @@ Fetch fetch_source(const Lattice& lattice, const BundleLayout& layout, const Bun
 Fetch fetch_dest(
     const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, int64_t channel, int64_t channels);
 
+// As below, from a source whose lines lie `line` floats apart; no tap reaches nothing.
+void gather_planes(
+    const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, int64_t line, float* planes);
+
 // The planes of a unit, bundle after bundle; with some_reach_nothing, zeros behind the channels of each.
 void read_planes(const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, float* planes);
 

@@ -48,10 +48,21 @@ struct BundleWrite {
   int64_t first[2], step[2];  // position y is the tensor's row first[0] + y * step[0]
 };
 
+// From a tensor whose channels' lines lie between each other (chain_layout.h) into planes: float f of a channel's
+// planes is source[places[f] + channel * source_channel], or zero where places[f] is negative.
+struct BundleGather {
+  const float* source;
+  const int32_t* places;  // [floats], rounded up to 16
+  int64_t floats, channels, source_channel;
+  float* planes;
+  int64_t channel_floats, line_floats;  // as in BundleRead
+};
+
 // Of one dtype of the tensor; null where the instruction set has no programs.
 struct BundleKernels {
   void (*read)(const BundleRead&);
   void (*write)(const BundleWrite&);
+  void (*gather)(const BundleGather&);  // float32 only
 };
 
 }  // namespace sparsekernels

@@ -24,6 +24,7 @@ struct Finish {
   bool direct;         // to the tensor
   int64_t row_floats;  // of the tensor
   int ending;          // its parts, where direct
+  int64_t residual_row_floats;
 };
 
 // Results that are below `low` become that, or those above `high`.
@@ -52,13 +53,14 @@ void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
   }
   if (!finish.direct) return;
   const auto at = [&](int row) { return static_cast<int32_t>(row * finish.row_floats * 4); };
+  const auto residual_at = [&](int row) { return static_cast<int32_t>(row * finish.residual_row_floats * 4); };
   if (finish.ending & kAddsResidual) {
     code.load(kResidual, kBias, static_cast<int32_t>(kResidualAt - finish.first_row * 4));
     code.add(kResidual, kDest);
   }
   for (int row = 0; row < finish.rows; ++row) {
     code.add_float(row, kBias, row * 4);
-    if (finish.ending & kAddsResidual) code.add(row, kMostMasks, kResidual, at(row));
+    if (finish.ending & kAddsResidual) code.add(row, kMostMasks, kResidual, residual_at(row));
   }
   if (finish.ending & kHasLow) write_limit(finish, true, code);
   if (finish.ending & kHasHigh) write_limit(finish, false, code);
@@ -140,8 +142,9 @@ std::shared_ptr<const Programs> Programs::make(
       const Nonzero* const begin = nonzero;
       while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].part == part) ++nonzero;
       const bool first_block = part < result->residues_, last_block = part + result->residues_ >= parts;
-      const Finish finish = {first,      last - first, first_block, plan.direct && last_block, lattice.dest.stride[1],
-                             plan.ending};
+      const Finish finish = {
+          first,       last - first,         first_block, plan.direct && last_block, lattice.dest.stride[1],
+          plan.ending, plan.residual_channel};
       if (begin == nonzero && !first_block && !finish.direct) continue;
       code.align();
       const size_t start = code.size();

@@ -17,6 +17,7 @@
 
 #include "../kernels.h"
 #include "assembler.h"
+#include "ending.h"
 
 namespace sparsekernels {
 namespace {
@@ -298,7 +299,9 @@ std::shared_ptr<const Programs> cached_programs(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
   const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
-  for (const int64_t number : {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.ending}})
+  const int64_t residual_floats = plan.ending & kAddsResidual ? plan.residual_channel : -1;
+  for (const int64_t number :
+       {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.ending}, residual_floats})
     contents.push_back(number);
   return cached<Programs>(lattice, plan, pattern, contents, threads);
 }

@@ -1,12 +1,45 @@
+// Correlations by programs: planned, then run.
 #pragma once
 
+#include <memory>
+
 #include "ending.h"
-#include "lattice.h"
+#include "program.h"
 
 namespace sparsekernels {
 
-// dest = correlation of source with the pattern, and the ending, by programs. False, and nothing done, where there are
-// none for the call.
+// How a lattice is correlated with a pattern: everything but where tensors and values lie.
+struct Correlation {
+  BundlePlan plan = {};
+  // Of a chain of layers (chain_layout.h). The source is the planes of its images, so far apart; 0: it is a tensor.
+  int64_t planes_image = 0;
+  int64_t source_line = 16;  // from a line of the source to the next, if they are not planes
+  // From a line of results to the next, where they are stored directly; and strides of the residual then.
+  int64_t dest_line = 16;
+  int64_t residual_image = 0, residual_channel = 0, residual_line = 16;
+  std::shared_ptr<const Programs> programs;  // null: there are none for the call
+
+  int64_t items(const Lattice& lattice) const;
+};
+
+// `ending`: the parts of one. `images`: in a bundle; 0: as the plan's cost says. `residual_channel`: floats from one
+// channel of the residual to the next; 0: as in the destination.
+Correlation plan_correlation(
+    const Lattice& lattice, const SparsePattern& pattern, int ending, const Threads& threads, int64_t images = 0,
+    int64_t residual_channel = 0);
+
+// The pattern's values in the order of the programs, as floats: values [nonzeros + 2 * kValueBias]; `wide`, nonzeros,
+// is used where the pattern's are no float32.
+void arrange_values(
+    const Programs& programs, const SparsePattern& pattern, const Threads& threads, float* wide, float* values);
+
+// Items [begin, end) of a correlation that has programs.
+void run_items(
+    const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern, const float* values,
+    const Ending& ending, int64_t begin, int64_t end);
+
+// dest = correlation of source with the pattern, and the ending. False, and nothing done, where there are no programs
+// for the call.
 bool correlate_by_programs(
     const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads);
 

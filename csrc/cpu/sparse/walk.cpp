@@ -7,7 +7,6 @@
 // cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
 
 #include "../kernels.h"
@@ -31,38 +30,6 @@ void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
   const int64_t channel = plan.channel_lines * kLanes;
   if (lattice.some_reach_nothing)
     std::memset(planes + plan.block_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
-}
-
-void check_rows(const SparsePattern& pattern) {
-  const int32_t* const crow = pattern.crow_indices;
-  bool ascend = crow[0] == 0 && crow[pattern.rows] == pattern.nonzeros;
-  for (int64_t r = 0; r < pattern.rows; ++r) ascend = ascend && crow[r] <= crow[r + 1];
-  if (!ascend) throw std::invalid_argument("crow_indices: accepted are numbers that ascend from 0 to the nonzeros");
-}
-
-// The epilogue of a call as kernels read it; `floats` [kEndingHead + rows] is filled.
-Ending lay_out_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest, float* floats) {
-  Ending ending = {};
-  ending.bias = floats + kEndingHead;
-  ending.low = epilogue.low;
-  ending.high = epilogue.high;
-  if (epilogue.low > -std::numeric_limits<float>::infinity()) ending.parts |= kHasLow;
-  if (epilogue.high < std::numeric_limits<float>::infinity()) ending.parts |= kHasHigh;
-  if (epilogue.residual != nullptr) {
-    ending.parts |= kAddsResidual;
-    ending.residual_bytes =
-        static_cast<int64_t>(reinterpret_cast<intptr_t>(epilogue.residual) - reinterpret_cast<intptr_t>(dest));
-  }
-  static_assert(kEndingHead * sizeof(float) == sizeof(int64_t) + 2 * sizeof(float), "what programs read");
-  std::memcpy(floats, &ending.residual_bytes, sizeof(int64_t));
-  floats[2] = ending.low;
-  floats[3] = ending.high;
-  if (epilogue.bias != nullptr) {
-    cpu_kernels().widen(epilogue.bias, rows, dtype, floats + kEndingHead);
-  } else {
-    std::fill_n(floats + kEndingHead, rows, 0.0f);
-  }
-  return ending;
 }
 
 // dest = correlation of source with the pattern, and the epilogue.
@@ -140,6 +107,27 @@ bool is_empty(const Activation& tensor) {
 }
 
 }  // namespace
+
+void check_rows(const SparsePattern& pattern) {
+  const int32_t* const crow = pattern.crow_indices;
+  bool ascend = crow[0] == 0 && crow[pattern.rows] == pattern.nonzeros;
+  for (int64_t r = 0; r < pattern.rows; ++r) ascend = ascend && crow[r] <= crow[r + 1];
+  if (!ascend) throw std::invalid_argument("crow_indices: accepted are numbers that ascend from 0 to the nonzeros");
+}
+
+void check_indices(const SparsePattern& pattern, int64_t columns) {
+  check_rows(pattern);
+  bool sound = true;
+  for (int64_t row = 0; row < pattern.rows; ++row) {
+    int64_t least = 0;
+    for (int64_t k = pattern.crow_indices[row]; k < pattern.crow_indices[row + 1]; ++k) {
+      const int64_t column = pattern.col_indices[k];
+      sound = sound && column >= least && column < columns;
+      least = column;
+    }
+  }
+  if (!sound) throw std::invalid_argument("col_indices: accepted are ascending indices within their range");
+}
 
 void sparse_conv2d(
     const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const Epilogue& epilogue,

@@ -1,0 +1,33 @@
+#include "ending.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../kernels.h"
+
+namespace sparsekernels {
+
+Ending lay_out_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest, float* floats) {
+  Ending ending = {};
+  ending.bias = floats + kEndingHead;
+  ending.low = epilogue.low;
+  ending.high = epilogue.high;
+  if (epilogue.low > -std::numeric_limits<float>::infinity()) ending.parts |= kHasLow;
+  if (epilogue.high < std::numeric_limits<float>::infinity()) ending.parts |= kHasHigh;
+  if (epilogue.residual != nullptr) {
+    ending.parts |= kAddsResidual;
+    ending.residual_bytes = distance(epilogue.residual, dest);
+  }
+  static_assert(kEndingHead * sizeof(float) == sizeof(int64_t) + 2 * sizeof(float), "what programs read");
+  std::memcpy(floats, &ending.residual_bytes, sizeof(int64_t));
+  floats[2] = ending.low;
+  floats[3] = ending.high;
+  if (epilogue.bias != nullptr) {
+    cpu_kernels().widen(epilogue.bias, rows, dtype, floats + kEndingHead);
+  } else {
+    std::fill_n(floats + kEndingHead, rows, 0.0f);
+  }
+  return ending;
+}
+
+}  // namespace sparsekernels

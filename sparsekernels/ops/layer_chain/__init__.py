@@ -1,0 +1,1 @@
+"""A network's sparse layers as one call, for inference."""
