@@ -1,9 +1,11 @@
 """The suite `networks`: whole networks with pruned weights, beside the dense network.
 
-A case is a network, a pass and a batch. Its variants are the dense network in float32 (the baseline) and in bfloat16,
-and for each pattern of nonzeros two that `sparsekernels.convert` makes: "dropped:random-90", in which layers may lose
-filters and channels that are all zero and nothing else, and "converted:random-90", in which each layer is what was
-measured to be fastest. Every convolution and Linear is pruned to the same share, save depthwise convolutions.
+A case is a network, a pass and a batch. Its variants are the dense network in float32 (the baseline) and in bfloat16;
+for a forward pass also "dense-fused", the dense network as the graph that a converted one runs as: what folding
+BatchNorm, fused sums and ReLUs and our pooling give is not what zeros give; and for each pattern of nonzeros two that
+`sparsekernels.convert` makes: "dropped:random-90", in which layers may lose filters and channels that are all zero and
+nothing else, and "converted:random-90", in which each layer is what was measured to be fastest. Every convolution and
+Linear is pruned to the same share, save depthwise convolutions.
 
 The dense network is eager torch in the faster of two layouts, contiguous or channels_last, images and weights in that
 layout beforehand. In bfloat16, a forward pass has weights and images in that type; a training step runs under
@@ -37,12 +39,13 @@ from torch.nn import functional as F
 
 from .. import testing
 from ..conversion import Report, convert
+from ..conversion.engine import Engine, Untraceable
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
 from .masks import PRUNINGS
 from .models import MODELS, calibrate_, prunable, prune_
 from .record import Record
 from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
-from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
+from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
 from .timer import Effort, fastest, samples_of
 
 SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
@@ -212,6 +215,8 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
         Variant("dense", functools.partial(_dense, network, torch.float32)),
         Variant("dense-bf16", functools.partial(_dense, network, torch.bfloat16)),
     ]
+    if case.pass_ == "forward":
+        result.append(Variant("dense-fused", functools.partial(_fused, network)))
     masks = case.parameters.get("masks", PRUNINGS)
     quick_masks = case.parameters.get("masks", QUICK_MASKS)
     sparsities = case.parameters.get("quick_sparsities", QUICK_SPARSITIES) if selection.quick else SPARSITIES
@@ -236,6 +241,24 @@ def _dense(network: Network, dtype: torch.dtype) -> Prepared:
     return Prepared(call, details=details)
 
 
+def _fused(network: Network) -> Prepared:
+    """The dense network as a graph, in the faster of the layouts that a graph may have."""
+    calls: dict[str, Call] = {}
+    layout, _ = network.fastest(torch.float32)
+    model, images = copy.deepcopy(network.model).eval(), network.images.contiguous(memory_format=FORMATS[layout])
+    model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    for contiguous in {True, layout == "contiguous"}:
+        engine = Engine(model, images.dtype, images.device, contiguous)
+        try:
+            engine.prepare()
+        except Untraceable as reason:
+            raise Unavailable(str(reason)) from reason
+        calls["contiguous" if contiguous else layout] = functools.partial(_without_gradients, engine.forward, images)
+    chosen = fastest(calls, LAYOUTS)
+    check = functools.partial(_check_forward, network, calls[chosen], network.model, images)
+    return Prepared(calls[chosen], check=check, details={"batch": network.batch, "layout": chosen})
+
+
 def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared:
     """A converted network."""
     dense = network.pruned(kind, sparsity)
@@ -253,7 +276,7 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
     def check() -> Verdict:
         if network.pass_ == "step":
             return _check_step(network, model, dense)
-        return _check_forward(network, model, dense, images)
+        return _check_forward(network, functools.partial(model, images), dense, images)
 
     details = {
         "batch": network.batch,
@@ -269,8 +292,8 @@ def _counts(report: Report) -> str:
     return f"{len(report.converted)}/{len(report.layers)}"
 
 
-def _check_forward(network: Network, model: nn.Module, dense: nn.Module, images: Tensor) -> Verdict:
-    """The results of the whole batch, some of its images against the dense network in float64.
+def _check_forward(network: Network, call: Callable[[], Any], dense: nn.Module, images: Tensor) -> Verdict:
+    """What `call` gives for the whole batch, some of its images against the dense network in float64.
 
     The baseline is the dense network on the same batch in the same layout: torch's algorithms depend on both.
     """
@@ -281,7 +304,7 @@ def _check_forward(network: Network, model: nn.Module, dense: nn.Module, images:
     last = not images.is_contiguous()
     like.to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
     with torch.inference_mode():
-        result, baseline = model(images)[places], like(images)[places]
+        result, baseline = call()[places], like(images)[places]
         truth = copy.deepcopy(dense).double()(some)
     comparison = testing.compare("logits", result, truth, baseline)
     return Verdict(comparison.error, comparison.passed)
@@ -341,6 +364,7 @@ SUITE = Suite(
             detail_column("dense", "layout", "layout"),
             share_column("dense", "not layers", lambda record: record.details.get("not_layers")),
             time_column("dense-bf16"),
+            speedup_column("dense-fused", "dense-fused"),
             speedup_column("dropped", "dropped"),
             number_column("dropped", "estimated", estimate_of),
             time_column("converted"),
@@ -352,12 +376,13 @@ SUITE = Suite(
         legend=(
             "Medians of one pass of the batch, float32 except dense-bf16; the row says where the zeros are and how "
             "many percent. dense: eager torch in the faster of two layouts (named); not layers: the share of its time "
-            "that is neither convolution nor Linear. dropped: speedup without filters and channels that are all zero. "
+            "that is neither convolution nor Linear. dense-fused: speedup of the same graph as a converted network's, "
+            "without zeros. dropped: speedup without filters and channels that are all zero. "
             "converted: by sparsekernels.convert; so many layers of all were exchanged. estimated: what sparse "
             "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
         ),
         subject="converted",
-        rivals=("dense", "dense-bf16"),
+        rivals=("dense", "dense-bf16", "dense-fused"),
         chart="sparsity",
     ),
     sparse=True,
