@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels ar
 
 FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
 GRAPH, CHAINS, LAYERS = "a graph", "a graph with chains of layers", "layers one by one"
+ALL_CHAINS = "a graph with chains of all layers that can be sparse"
 CHAINED = {"sequential", "residual", "residual, shortcut first", "limits"}
 Prefer = Callable[..., None]
 
@@ -233,6 +234,35 @@ def test_chains_of_layers(prefer: Prefer, name: str) -> None:
     copied = copy.deepcopy(model)
     assert_agree(copied, dense, x)
     sk.revert(model)
+    assert_agree(model, dense, x)
+
+
+def test_a_layer_becomes_sparse_for_the_sake_of_its_chain(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone it is not faster; the chain that it completes is."""
+    model, x = make("sequential")
+    dense = copy.deepcopy(model)
+    prefer(ALL_CHAINS, CHAINS, GRAPH)
+    chosen = decide_module.times_of
+
+    def one_is_slower_alone(calls: Mapping[str, Callable[[], object]], effort: object) -> Times:
+        times = chosen(calls, effort)
+        measured.append(times)
+        alone = 1.1 if len(measured) == 2 else 0.4
+        return Times({name: [1.0 if name == DENSE else alone if name == FINE else 5.0] for name in calls})
+
+    measured: list[Times] = []
+    monkeypatch.setattr(decide_module, "times_of", one_is_slower_alone)
+    report = sk.convert(model, x)
+    rows = [row for row in report.layers if "for the sake of its chain" in row.reason]
+    assert len(rows) == 1
+    assert rows[0].decision == FINE
+    assert "alone, fine-grained would be 0.91x" in rows[0].reason
+    assert rows[0].speedup is None
+    assert type(model.get_submodule(rows[0].name)) is sk.nn.SparseConv2d
+    assert_agree(model, dense, x)
+    assert "for the sake" in str(report)
+    sk.revert(model)
+    assert type(model.get_submodule(rows[0].name)) is nn.Conv2d
     assert_agree(model, dense, x)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,27 @@ LEAST_GAIN = 1.03
 """A layer is not exchanged for less: that much two measurements of the same differ."""
 
 
-def decide(
-    layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
-) -> tuple[LayerReport, nn.Module | None]:
-    """The row of `layer`, and what replaces it, or None where it stays.
+LEAST_IN_CHAIN = 0.5
+"""What a fine-grained layer has to reach alone, beside the dense one, to be tried between others of its kind: there it
+saves its neighbours a trip to memory."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a layer becomes.
+
+    row          of the report
+    replacement  None where it stays
+    in_chain     what it may be instead, in a chain of sparse layers, though that is not faster by itself
+    """
+
+    row: LayerReport
+    replacement: nn.Module | None = None
+    in_chain: nn.Module | None = None
+
+
+def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]) -> Decision:
+    """What `layer` becomes.
 
     fuses: whether a graph will run it, with frozen weights and on contiguous images. decisions: what it may become.
     """
@@ -41,20 +58,24 @@ def decide(
     )
     reason = reason_to_stay(layer)
     if reason is not None:
-        return replace(row, reason=reason), None
+        return Decision(replace(row, reason=reason))
     candidates = _candidates(layer, decisions)
     if not candidates:
-        return replace(row, reason="there is nothing that it may become"), None
+        return Decision(replace(row, reason="there is nothing that it may become"))
     times = _measure(layer, candidates, training, fuses)
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     best = max(gains, key=lambda name: gains[name])
     dense_ms = times.milliseconds(DENSE)
+    in_chain = None
+    if fuses and isinstance(layer.module, nn.Conv2d) and gains.get(FINE_GRAINED, 0.0) >= LEAST_IN_CHAIN:
+        in_chain = candidates[FINE_GRAINED]
     if gains[best] < LEAST_GAIN:
         reason = ", ".join(f"{name} would be {gain:.2f}x" for name, gain in gains.items())
-        return replace(row, reason=reason, dense_ms=dense_ms, ms=dense_ms), None
+        return Decision(replace(row, reason=reason, dense_ms=dense_ms, ms=dense_ms), None, in_chain)
     others = [f"{name} would be {gain:.2f}x" for name, gain in gains.items() if name != best]
     reason = ", ".join(["measured to be faster", *others])
-    return replace(row, decision=best, reason=reason, dense_ms=dense_ms, ms=dense_ms / gains[best]), candidates[best]
+    row = replace(row, decision=best, reason=reason, dense_ms=dense_ms, ms=dense_ms / gains[best])
+    return Decision(row, candidates[best], None if best == FINE_GRAINED else in_chain)
 
 
 def reason_to_stay(layer: Layer) -> str | None:
