@@ -203,6 +203,35 @@ def test_residual_networks(batch: int, size: tuple[int, int]) -> None:
     layers.check(torch.randn(batch, 64, 2 * size[0], 2 * size[1], generator=generator))
 
 
+@pytest.mark.parametrize("batch", [16, 50, 64, 70])
+@pytest.mark.parametrize("window", [(2, 2, 2, 2, 0, 0), (3, 3, 2, 2, 1, 1)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 10)])
+def test_small_images(batch: int, window: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Sixteen images are interleaved, and stay so from layer to layer, through pooling and at borders."""
+    generator = torch.Generator().manual_seed(batch)
+    layers = _Layers()
+    at, channels = 0, 64
+    for out in (96, 128, 128):
+        for _ in range(2):
+            bias = torch.randn(out, generator=generator)
+            at = layers.conv(at, _weight(generator, out, channels, (3, 3), 0.1), bias, padding=1, limits=(0.0, None))
+            channels = out
+        at = layers.pool(at, window)
+    at = layers.conv(at, _weight(generator, 40, channels, (1, 1), 0.1))
+    layers.conv(at, _weight(generator, 40, 40, (1, 1), 0.2), residual=at)
+    input = torch.randn(batch, 64, *size, generator=generator)
+    chain = layers.chain()
+    chain(torch.full_like(input, float("nan")))
+    expected = layers.check(input, chain)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(chain(input), expected), f"other bits with {count} threads"
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_other_sizes_and_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     layers = _Layers()

@@ -163,7 +163,34 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
   }
 }
 
+// Sixteen interleaved images at a time, [begin, end) of these: the lines of all channels follow each other.
+inline void pool_lines(const MaxPool2d& t, int64_t begin, int64_t end) {
+  const int64_t width = t.source_size[1], floats = t.channels * 16;
+  for (int64_t bundle = begin; bundle < end; ++bundle) {
+    const float* const source = static_cast<const float*>(t.source) + bundle * t.source_image;
+    float* to = static_cast<float*>(t.dest) + bundle * t.dest_image;
+    for (int64_t y = 0; y < t.dest_size[0]; ++y) {
+      for (int64_t x = 0; x < t.dest_size[1]; ++x, to += t.dest_line) {
+        const int64_t top = y * t.stride[0] - t.padding[0], left = x * t.stride[1] - t.padding[1];
+        bool first = true;
+        for (int64_t row = top; row < top + t.window[0]; ++row) {
+          for (int64_t column = left; column < left + t.window[1]; ++column) {
+            if (row < 0 || row >= t.source_size[0] || column < 0 || column >= width) continue;
+            const float* const from = source + (row * width + column) * t.source_line;
+            for (int64_t i = 0; i < floats; i += 16) {
+              const Vec<float> value = Vec<float>::load(from + i);
+              (first ? value : larger(Vec<float>::load(to + i), value)).store(to + i);
+            }
+            first = false;
+          }
+        }
+      }
+    }
+  }
+}
+
 void max_pool2d_planes(const MaxPool2d& call, float* row, int64_t begin, int64_t end) {
+  if (call.images > 1) return pool_lines(call, begin, end);
   if (call.dtype == DType::kBFloat16) return max_pool_planes<BFloat16>(call, row, begin, end);
   if (call.dtype == DType::kFloat16) return max_pool_planes<Float16>(call, row, begin, end);
 #if defined(SPARSEKERNELS_AVX512)

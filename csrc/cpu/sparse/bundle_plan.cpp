@@ -54,11 +54,11 @@ double loads_of(double density, double rows) {
 }
 
 // Whether lines of results lie in the tensor as they are computed: 16 neighbouring elements, rows without gaps.
-bool can_store_directly(const Lattice& lattice, const BundlePlan& plan) {
+bool has_no_gaps(const Lattice& lattice, const BundlePlan& plan) {
   const Activation& dest = lattice.dest;
   constexpr int64_t kFarthestRow = int64_t{1} << 24;  // whose displacement fits an instruction
   const bool rows_follow = plan.strip[0] == 1 || (dest.stride[2] == plan.pitch && plan.strips[1] == 1);
-  return plan.images == 1 && lattice.residues() == 1 && dest.dtype == DType::kFloat32 && dest.stride[3] == 1 &&
+  return lattice.residues() == 1 && dest.dtype == DType::kFloat32 && dest.stride[3] == 1 &&
          plan.pitch == plan.strip[1] && rows_follow && dest.stride[1] < kFarthestRow &&
          !transposes_channels(dest, lattice.dest_channels);
 }
@@ -151,7 +151,8 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
 }  // namespace
 
 BundlePlan make_bundle_plan(
-    const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads, int64_t images, int64_t most_images) {
+    const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads, int64_t images, int64_t most_images,
+    int64_t dest_images) {
   BundlePlan best = {};
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
@@ -162,7 +163,8 @@ BundlePlan make_bundle_plan(
     BundlePlan plan = {};
     lay_out_bundles(lattice, one, Lanes::kAnything, plan);
     cut_to_room(lattice, plan);
-    plan.direct = can_store_directly(lattice, plan);
+    plan.gapless = has_no_gaps(lattice, plan);
+    plan.direct = plan.gapless && plan.images == dest_images;
     const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
     if (best_cost != 0 && cost >= best_cost) continue;
     best = plan;

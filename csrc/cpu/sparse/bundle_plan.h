@@ -19,6 +19,7 @@ struct BundlePlan : BundleLayout {
   int64_t parts;               // of the slices, for threads to share
   int ending;                  // parts of it that programs do themselves; 0 unless direct
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
+  bool gapless;                // results are computed as they would lie in a tensor of so many interleaved images
   bool direct;                 // results go from registers to the tensor, not by way of lines
   bool is_worth_it;            // tiles do better where planes do not fit, or a program has next to nothing to do
 
@@ -30,9 +31,10 @@ struct BundlePlan : BundleLayout {
 };
 
 // Units, slices and parts depend on the number of threads; what an output is summed from does not. `ending`: the parts
-// of one, see ending.h. `images`: in a bundle; 0: those that cost least, of at most `most_images`.
+// of one, see ending.h. `images`: in a bundle; 0: those that cost least, of at most `most_images`. `dest_images`: that
+// the destination interleaves.
 BundlePlan make_bundle_plan(
     const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads, int64_t images = 0,
-    int64_t most_images = kMostImages);
+    int64_t most_images = kMostImages, int64_t dest_images = 1);
 
 }  // namespace sparsekernels

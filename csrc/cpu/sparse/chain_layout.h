@@ -7,21 +7,23 @@
 
 namespace sparsekernels {
 
-// Position p = row * columns + column of channel c of image i is element
-//     first + i * image + c * channel + p / 16 * line + p % 16
+// Of `images` = n images that are interleaved, position p = row * columns + column of channel c of image i is, with
+// f = p * n + i % n, element
+//     first + i / n * image + c * channel + f / 16 * line + f % 16
 // of the tensor's place. A line of 16 means that positions follow each other; else that lines of all channels lie
-// between each other.
+// between each other, and only then are images interleaved.
 struct ChainLayout {
+  int64_t images;
   int64_t channel, line, image;
   int64_t first;
   int64_t planes;  // where the planes of its readers begin: before `first` are rows of zeros
-  int64_t below;   // zeros behind a channel's last position
+  int64_t below;   // zeros behind a channel's last position, or of all channels
   int64_t around;  // before and behind all planes, that lanes without a use read
   bool is_plain;   // as a tensor
 
   bool operator==(const ChainLayout& other) const {
-    return channel == other.channel && line == other.line && image == other.image && first == other.first &&
-           planes == other.planes && below == other.below && is_plain == other.is_plain;
+    return images == other.images && channel == other.channel && line == other.line && image == other.image &&
+           first == other.first && planes == other.planes && below == other.below && is_plain == other.is_plain;
   }
 };
 
@@ -49,6 +51,6 @@ ChainLayout planes_as_layout(const Lattice& lattice, const BundlePlan& plan, con
 
 // Sets the layout of each tensor.
 void choose_layouts(
-    const std::vector<ChainLayer>& layers, const std::vector<ChainLayerPlan>& plans, std::vector<ChainTensor>& tensors);
+    const std::vector<ChainLayer>& layers, std::vector<ChainLayerPlan>& plans, std::vector<ChainTensor>& tensors);
 
 }  // namespace sparsekernels

@@ -86,7 +86,7 @@ PreparedLayer prepare_layer(
   const Threads one = {1, threads.run};  // one will run it; all may compile it
   result.correlation = plan_correlation(
       result.lattice, layer.pattern, result.ending.parts, one, plan.plan.images,
-      result.residual_is_elsewhere ? residual.channel : 0);
+      result.residual_is_elsewhere ? residual.channel : 0, dest.images);
   const bool stores = result.correlation.programs != nullptr && result.correlation.plan.direct;
   if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
   if (result.correlation.programs == nullptr) return result;
@@ -105,7 +105,9 @@ PreparedLayer prepare_layer(
   return result;
 }
 
-void run_pooling(const ChainLayer& layer, const Activation& source, const Activation& dest, int64_t dest_line) {
+void run_pooling(
+    const ChainLayer& layer, const Activation& source, const Activation& dest, const ChainLayout& from,
+    const ChainLayout& to) {
   MaxPool2d call;
   call.source = source.data;
   call.dest = dest.data;
@@ -122,19 +124,28 @@ void run_pooling(const ChainLayer& layer, const Activation& source, const Activa
   call.source_channel = source.stride[1];
   call.dest_image = dest.stride[0];
   call.dest_channel = dest.stride[1];
-  call.dest_line = dest_line;
+  call.source_line = from.line;
+  call.dest_line = to.line;
+  call.images = from.images;
   std::vector<float> row(static_cast<size_t>(call.row_floats()));
-  cpu_kernels().max_pool2d(call, row.data(), 0, source.size[0] * source.size[1]);
+  const int64_t planes = from.images == 1 ? source.size[0] * source.size[1] : divide_up(source.size[0], from.images);
+  cpu_kernels().max_pool2d(call, row.data(), 0, planes);
 }
 
-// Zeros above and below each channel's plane.
+// Zeros above and below each channel's plane, or all of them.
 void clear_around(const ChainTensor& tensor, const Activation& dest) {
   const ChainLayout& layout = tensor.layout;
   const int64_t above = layout.first - layout.planes, positions = tensor.size[1] * tensor.size[2];
   if (above + layout.below == 0) return;
-  for (int64_t image = 0; image < dest.size[0]; ++image) {
+  for (int64_t bundle = 0; bundle < divide_up(dest.size[0], layout.images); ++bundle) {
+    float* const begin = static_cast<float*>(dest.data) + bundle * layout.image;
+    if (layout.line != 16) {  // whole lines, of all channels
+      std::fill_n(begin - above, above, 0.0f);
+      std::fill_n(begin + positions * layout.images / 16 * layout.line, layout.below, 0.0f);
+      continue;
+    }
     for (int64_t channel = 0; channel < tensor.size[0]; ++channel) {
-      float* const first = static_cast<float*>(dest.data) + image * layout.image + channel * layout.channel;
+      float* const first = begin + channel * layout.channel;
       std::fill_n(first - above, above, 0.0f);
       std::fill_n(first + positions, layout.below, 0.0f);
     }
@@ -282,6 +293,17 @@ std::shared_ptr<const PreparedChain> LayerChain::prepared(const int64_t (&input)
       ChainTensor& tensor = result->tensors[static_cast<size_t>(between)];
       tensor.layout = plain_layout(tensor.size);
     }
+  // Pooling has as many images interleaved in its source as in its result, of which one may have become plain.
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      ChainTensor &source = result->tensors[static_cast<size_t>(layers_[i].source)], &made = result->tensors[i + 1];
+      if (!layers_[i].pools || source.layout.images == made.layout.images) continue;
+      source.layout = plain_layout(source.size);
+      made.layout = plain_layout(made.size);
+      changed = true;
+    }
+  }
   for (std::vector<PreparedLayer>& layers : result->layers) layers.resize(layers_.size());
   for (const ChainPart& part : result->parts) {
     const int64_t images[2] = {part.images, input[0] % part.images};
@@ -347,7 +369,7 @@ void LayerChain::run(
           const ChainTensor& made = chain->tensors[static_cast<size_t>(i) + 1];
           clear_around(made, dest);
           if (layer.pools) {
-            run_pooling(layer, source, dest, made.layout.line);
+            run_pooling(layer, source, dest, chain->tensors[static_cast<size_t>(layer.source)].layout, made.layout);
             continue;
           }
           const PreparedLayer& prepared = chain->layers[images == part.images ? 0 : 1][static_cast<size_t>(i)];

@@ -51,10 +51,10 @@ void write_lines(
 
 // Where a bundle's results of a row and those after it are stored, in a tensor of such strides; or their residual is.
 int64_t place_of(
-    const Lattice& lattice, const BundleUnit& unit, int64_t bundle, int64_t row, int64_t image, int64_t channel,
-    int64_t line) {
-  const int64_t position = unit.first[0] * lattice.dest.stride[2] + unit.first[1];
-  return (unit.first_bundle + bundle) * image + row * channel + (line == 16 ? position : position / 16 * line);
+    const Lattice& lattice, const BundlePlan& plan, const BundleUnit& unit, int64_t bundle, int64_t row, int64_t image,
+    int64_t channel, int64_t line) {
+  const int64_t floats = (unit.first[0] * lattice.dest.stride[2] + unit.first[1]) * plan.images;
+  return (unit.first_bundle + bundle) * image + row * channel + (line == 16 ? floats : floats / 16 * line);
 }
 
 // Null if programs do not store them.
@@ -63,7 +63,7 @@ float* direct_to(
   if (!correlation.plan.direct) return nullptr;
   const Activation& dest = lattice.dest;
   return static_cast<float*>(dest.data) +
-         place_of(lattice, unit, bundle, row, dest.stride[0], dest.stride[1], correlation.dest_line);
+         place_of(lattice, correlation.plan, unit, bundle, row, dest.stride[0], dest.stride[1], correlation.dest_line);
 }
 
 const float* residual_at(
@@ -71,8 +71,8 @@ const float* residual_at(
     int64_t bundle, int64_t row) {
   if (ending.residual == nullptr) return nullptr;
   return ending.residual + place_of(
-                               lattice, unit, bundle, row, correlation.residual_image, correlation.residual_channel,
-                               correlation.residual_line);
+                               lattice, correlation.plan, unit, bundle, row, correlation.residual_image,
+                               correlation.residual_channel, correlation.residual_line);
 }
 
 void run_unit(
@@ -92,9 +92,10 @@ void run_unit(
   if (is_read && correlation.source_line == 16) read_planes(lattice, plan, unit, own_planes);
   if (is_read && correlation.source_line != 16) gather_planes(lattice, plan, unit, correlation.source_line, own_planes);
   const int64_t planes_bundle = is_read ? plan.bundle_floats : correlation.planes_image;
-  const float* const planes = is_read ? own_planes
-                                      : static_cast<const float*>(lattice.source.data) +
-                                            unit.first_bundle * planes_bundle + unit.first[1] / 16 * plan.line_floats;
+  const float* const planes =
+      is_read ? own_planes
+              : static_cast<const float*>(lattice.source.data) + unit.first_bundle * planes_bundle +
+                    (unit.first[0] * plan.pitch + unit.first[1]) * plan.images / 16 * plan.line_floats;
   const uint16_t* const masks = programs.masks().data();
   const int64_t mask_stride = programs.masks().empty() ? 0 : kMaskStride;
   // Of the last line, only positions are stored.
@@ -158,10 +159,10 @@ void run_unit(
 
 Correlation plan_correlation(
     const Lattice& lattice, const SparsePattern& pattern, int ending, const Threads& threads, int64_t images,
-    int64_t residual_channel) {
+    int64_t residual_channel, int64_t dest_images) {
   Correlation result;
   if (!may_have_programs(pattern)) return result;
-  result.plan = make_bundle_plan(lattice, pattern.nonzeros, ending, threads.count, images);
+  result.plan = make_bundle_plan(lattice, pattern.nonzeros, ending, threads.count, images, kMostImages, dest_images);
   if (residual_channel != 0) result.plan.residual_channel = residual_channel;
   if (result.plan.is_worth_it) result.programs = cached_programs(lattice, result.plan, pattern, threads);
   return result;

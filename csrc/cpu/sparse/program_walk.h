@@ -26,7 +26,7 @@ struct Correlation {
 // channel of the residual to the next; 0: as in the destination.
 Correlation plan_correlation(
     const Lattice& lattice, const SparsePattern& pattern, int ending, const Threads& threads, int64_t images = 0,
-    int64_t residual_channel = 0);
+    int64_t residual_channel = 0, int64_t dest_images = 1);
 
 // The pattern's values in the order of the programs, as floats: values [nonzeros + 2 * kValueBias]; `wide`, nonzeros,
 // is used where the pattern's are no float32.
