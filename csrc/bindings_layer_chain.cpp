@@ -76,6 +76,7 @@ void boxed_add_convolution(StableIValue* stack, uint64_t, uint64_t) {
   layer.geometry = geometry.conv;
   std::copy_n(geometry.padding_after, 2, layer.padding_after);
   layer.pattern = pattern_of(crow, col, geometry);
+  require(layer.pattern.rows > 0, "crow_indices: accepted is at least one output channel");
   require(fits(values, layer.pattern.nonzeros), "values: accepted is one for each index, in the chain's dtype");
   layer.pattern.values = values.data();
   layer.pattern.dtype = dtype;

@@ -232,6 +232,43 @@ def test_small_images(batch: int, window: tuple[int, ...], size: tuple[int, int]
         torch.set_num_threads(threads)
 
 
+def test_a_residual_in_lines_and_a_sum_in_strips() -> None:
+    """Strips of 22 rows of 44 columns do not begin at whole lines, as those of a ResNet-18 on large images."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (88, 150):
+        layers = _Layers()
+        one = layers.conv(0, _weight(generator, 128, 64, (3, 3), 0.1), None, 2, 1, limits=(0.0, None))
+        shortcut = layers.conv(0, _weight(generator, 128, 64, (1, 1), 0.1), None, 2)
+        layers.conv(one, _weight(generator, 128, 128, (3, 3), 0.1), None, 1, 1, residual=shortcut)
+        layers.check(torch.randn(1, 64, size, size, generator=generator))
+        # a residual that lies in lines because a 1x1 layer reads it
+        layers = _Layers()
+        one = layers.conv(0, _weight(generator, 128, 64, (1, 1), 0.1))
+        two = layers.conv(one, _weight(generator, 64, 128, (1, 1), 0.1))
+        layers.conv(two, _weight(generator, 128, 64, (3, 3), 0.1), None, 1, 1, residual=one)
+        layers.check(torch.randn(2, 64, size // 2, size // 2, generator=generator))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_single_rows_and_odd_strips(batch: int) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    for dilation, width in ((16, 40), (2, 41), (1, 37)):
+        layers = _Layers()
+        one = layers.conv(0, _weight(generator, 16, 16, (1, 1), 0.3))
+        layers.conv(one, _weight(generator, 16, 16, (1, 3), 0.3), None, 1, (0, dilation), (1, dilation))
+        layers.check(torch.randn(batch, 16, 1, width, generator=generator))
+    if batch > 4:
+        return
+    layers = _Layers()  # strips of a row that is no multiple of lines
+    one = layers.conv(0, _weight(generator, 512, 512, (1, 1), 0.05))
+    layers.conv(one, _weight(generator, 32, 512, (1, 1), 0.05), None, 1, (1, 0))
+    layers.check(torch.randn(batch, 512, 10, 300, generator=generator))
+    layers = _Layers()  # strips of columns
+    one = layers.conv(0, _weight(generator, 64, 1024, (1, 1), 0.05), None, 2)
+    layers.conv(one, _weight(generator, 64, 64, (1, 1), 0.1))
+    layers.check(torch.randn(batch, 1024, 8, 600, generator=generator))
+
+
 def test_other_sizes_and_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     layers = _Layers()
@@ -293,6 +330,9 @@ def test_what_does_not_fit_is_an_error() -> None:
         chain.add_sparse_conv2d(0, pattern.values, torch.zeros(5), *indices, geometry, 8)
     with pytest.raises(ValueError, match="crow_indices: accepted"):
         chain.add_sparse_conv2d(0, pattern.values, None, indices[0].flip(0), indices[1], geometry, 8)
+    none = torch.zeros(1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
+    with pytest.raises(ValueError, match="at least one output channel"):
+        chain.add_sparse_conv2d(0, torch.zeros(0), None, *none, geometry, 8)
     with pytest.raises(ValueError, match="low, high"):
         chain.add_sparse_conv2d(0, pattern.values, None, *indices, geometry, 8, None, 1.0, 0.0)
     with pytest.raises(ValueError, match="window: accepted"):

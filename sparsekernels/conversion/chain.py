@@ -16,6 +16,8 @@ from .fused import Fused, FusedSparse
 
 Node = torch.fx.Node
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -98,9 +100,14 @@ def _runs(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> list[list[Any]]:
     while at < len(nodes):
         run: list[Any] = []
         known = set(nodes[at].args[:1])
+        kinds: set[torch.dtype] = set()  # dtypes of weights
         length = 0
         for node in nodes[at:]:
             if not _may_be_chained(node, fused) or not known.issuperset(node.all_input_nodes):
+                break
+            if node.op == "call_module":
+                kinds.add(fused[node.target].weight.dtype)
+            if len(kinds) > 1:
                 break
             run.append(node)
             known.add(node)
@@ -115,5 +122,7 @@ def _runs(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> list[list[Any]]:
 def _may_be_chained(node: Any, fused: Mapping[str, Fused]) -> bool:
     if node.op == "call_module":
         layer = fused.get(node.target)
-        return isinstance(layer, FusedSparse) and layer.is_plain_conv2d
+        if not isinstance(layer, FusedSparse) or not layer.is_plain_conv2d:
+            return False
+        return layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES
     return node.op == "call_function" and node.target is max_pool2d

@@ -216,7 +216,7 @@ class _Attempt:
         if not swaps and not any(dropped(region.prepare().links) for region in regions):
             self._notes.append("Nothing was found that is faster: the model is as it was.")
             return self._report(rows)
-        return self._install_fastest(rows, self._offers(swaps, in_chains, regions))
+        return self._install_fastest(rows, self._offers(swaps, in_chains, regions), in_chains)
 
     def _report(self, rows: list[LayerReport], before_ms: float | None = None, after_ms: float | None = None) -> Report:
         mode = "train" if self._training else "eval"
@@ -299,7 +299,9 @@ class _Attempt:
         (mine, containers), (theirs, expected_containers) = tree_flatten(actual), tree_flatten(expected)
         return containers == expected_containers and all(map(_is_close, mine, theirs))
 
-    def _install_fastest(self, rows: list[LayerReport], offers: dict[str, _Conversion]) -> Report:
+    def _install_fastest(
+        self, rows: list[LayerReport], offers: dict[str, _Conversion], in_chains: list[_Swap]
+    ) -> Report:
         def run(conversion: _Conversion) -> None:
             conversion.install()
             try:
@@ -327,8 +329,7 @@ class _Attempt:
         offers[best].install()
         before_ms = times.milliseconds(before)
         if best == _ALL_CHAINED:
-            taken = {id(one.replacement) for one in offers[best].swaps}
-            taken -= {id(one.replacement) for one in offers[_CHAINED].swaps} if _CHAINED in offers else set()
+            taken = {id(one.replacement) for one in in_chains}
             rows = [_taken(row) if id(self._model.get_submodule(row.name)) in taken else row for row in rows]
         rows = _with_chains(self._model, rows, offers[best].engines)
         return self._report(rows, before_ms, before_ms / times.speedup(best, before))

@@ -17,14 +17,21 @@ bool can_read(const ChainLayer& layer, const ChainLayerPlan& plan, const ChainLa
   return layout.line == 16 || plan.wanted == layout || (!layer.pools && plan.gathers && layout.images == 1);
 }
 
+// Whether all strips of a result of so many columns begin at whole lines.
+bool strips_are_lines(const BundlePlan& plan, int64_t columns) {
+  if (plan.strips[1] > 1) return plan.strips[0] == 1 && plan.strip[0] == 1;  // of one row, in sixteens
+  return plan.strips[0] == 1 || plan.strip[0] * columns * plan.images % 16 == 0;
+}
+
 // Whether a layer stores its result in such a layout, its source being in that one.
 bool can_store(
-    const ChainLayer& layer, const ChainLayerPlan& one, const ChainLayout& layout, const ChainLayout& source) {
+    const ChainLayer& layer, const ChainLayerPlan& one, const ChainTensor& result, const ChainLayout& layout,
+    const ChainLayout& source) {
   if (layer.pools) return layout.images == source.images;
   const BundlePlan& plan = one.plan;
   if (!one.by_programs || !plan.gapless || plan.images != layout.images) return false;
   if (layout.images > 1 && layer.residual >= 0) return false;
-  return plan.strips[0] == 1 || plan.strip[0] * plan.pitch * plan.images % 16 == 0;
+  return strips_are_lines(plan, result.size[2]);
 }
 
 }  // namespace
@@ -49,6 +56,7 @@ ChainLayout planes_as_layout(const Lattice& lattice, const BundlePlan& plan, con
   // from floats of a plane to those of all channels, where these lie between each other
   const auto spread = [&](int64_t floats) { return line == 16 ? floats : floats / 16 * line; };
   const int64_t row = plan.pitch * images, below = (rows - above - source.size[1]) * row;
+  if (line != 16 && row % 16 != 0) return plain;  // strips and images would begin within lines
   const int64_t around = plan.front_floats + plan.back_floats, first = plan.front_floats + spread(above * row);
   if (line != 16)  // any strip of rows is a part of all of them
     return {images, 16, line, spread(rows * row), first, plan.front_floats, spread(below), around, false};
@@ -93,6 +101,7 @@ void choose_layouts(
       if (layers[i].pools || layers[i].residual != static_cast<int>(tensor)) continue;
       is_residual = true;
       may_move = may_move && plans[i].by_programs && plans[i].plan.direct;
+      may_move = may_move && strips_are_lines(plans[i].plan, one.size[2]);
     }
     if (!may_move) continue;
     std::vector<ChainLayout> wanted;
@@ -102,7 +111,7 @@ void choose_layouts(
     for (const ChainLayout& layout : wanted) {
       const auto reads = [&](size_t i) { return can_read(layers[i], plans[i], layout); };
       if (layout.is_plain || (is_residual && layout.images > 1)) continue;
-      if (!can_store(maker, plans[tensor - 1], layout, source)) continue;
+      if (!can_store(maker, plans[tensor - 1], one, layout, source)) continue;
       if (!std::all_of(readers.begin(), readers.end(), reads)) continue;
       one.layout = layout;
       break;

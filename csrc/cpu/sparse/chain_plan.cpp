@@ -135,7 +135,9 @@ std::vector<ChainPart> plan_chain(
       for (int i = first; i < last; ++i) bundle = std::max(bundle, plans[static_cast<size_t>(i)].plan.images);
       int64_t images = 0;
       for (int64_t turns = 1; images != bundle; ++turns) {  // of each thread
+        const int64_t before = images;
         images = divide_up(divide_up(batch, threads * turns), bundle) * bundle;
+        if (images == before) continue;
         if (images > bundle && places.elements() * images * element_size(dtype) > kMostBytes) continue;
         const double cost = best[from].cost + traffic.of(first, last, images);
         if (cost < best[to].cost) best[to] = {cost, from, {first, last, images, places.all(), places.elements()}};

@@ -275,6 +275,10 @@ std::shared_ptr<const PreparedChain> LayerChain::prepared(const int64_t (&input)
     one.wanted = plain_layout(source.size);
     one.plan.images = 1;
     if (!layers_[i].pools) {
+      // they may have changed since they were added
+      check_indices(
+          layers_[i].pattern, layers_[i].input_channels / layers_[i].geometry.groups * layers_[i].geometry.kernel[0] *
+                                  layers_[i].geometry.kernel[1]);
       // So few that four threads have something to do; whoever has more of them gets the same bits.
       const int64_t most = std::min<int64_t>(kMostImages, std::max<int64_t>(1, input[0] / 4));
       const Lattice lattice = lattice_of(layers_[i], result->tensors, i + 1, dtype_, input[0]);
