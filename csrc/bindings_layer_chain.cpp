@@ -6,6 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "max_pool2d_glue.h"
 #include "sparse_glue.h"
 
 namespace sparsekernels {
@@ -107,18 +108,7 @@ void boxed_add_max_pool(StableIValue* stack, uint64_t, uint64_t) {
   layer.pools = true;
   layer.residual = -1;
   layer.source = static_cast<int>(arguments.integer());
-  const std::vector<int64_t> window = arguments.integers();
-  require(window.size() == 6, "window: accepted are 6 numbers");
-  for (size_t d = 0; d < 2; ++d) {
-    constexpr int64_t kMost = 1 << 20;
-    layer.window[d] = window[d];
-    layer.stride[d] = window[2 + d];
-    layer.padding[d] = window[4 + d];
-    require(
-        layer.window[d] > 0 && layer.window[d] < kMost && layer.stride[d] > 0 && layer.stride[d] < kMost &&
-            layer.padding[d] >= 0 && 2 * layer.padding[d] <= layer.window[d],
-        "window: accepted are positive sizes and strides, and padding of at most half the size");
-  }
+  layer.pooling = pooling_of(arguments.integers());
   stack[0] = torch::stable::detail::from(int64_t{owner->chain.add(layer)});
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
-#include "torch_glue.h"
+#include "max_pool2d_glue.h"
 
 namespace sparsekernels {
 namespace {
@@ -11,24 +11,14 @@ namespace {
 void boxed_max_pool2d(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const Handle input = arguments.tensor();
-  const std::vector<int64_t> window = arguments.integers();
-  require(window.size() == 6, "window: accepted are 6 numbers");
+  MaxPool2d call = pooling_of(arguments.integers());
   require(input.dim() == 4 && input.is_contiguous(), "input: accepted are 4 dimensions without gaps");
-  MaxPool2d call;
   call.dtype = dtype_of(input);
   require(call.dtype != DType::kFloat64, "input: accepted are float32, bfloat16 and float16");
   const int64_t* const sizes = input.sizes();
   int64_t dest_sizes[4] = {sizes[0], sizes[1], 0, 0};
   for (size_t d = 0; d < 2; ++d) {
-    constexpr int64_t kMost = 1 << 20;
-    call.window[d] = window[d];
-    call.stride[d] = window[2 + d];
-    call.padding[d] = window[4 + d];
     call.source_size[d] = sizes[2 + d];
-    require(
-        call.window[d] > 0 && call.window[d] < kMost && call.stride[d] > 0 && call.stride[d] < kMost &&
-            call.padding[d] >= 0 && 2 * call.padding[d] <= call.window[d],
-        "window: accepted are positive sizes and strides, and padding of at most half the size");
     const int64_t room = call.source_size[d] + 2 * call.padding[d] - call.window[d];
     require(call.source_size[d] > 0 && room >= 0, "input: accepted is one that the window fits into");
     dest_sizes[2 + d] = call.dest_size[d] = room / call.stride[d] + 1;

@@ -22,12 +22,8 @@ struct ChainLayer {
   int64_t input_channels;
   Epilogue epilogue;  // its residual is not used
   int residual;       // tensor, or -1
-  // of max pooling
-  int64_t window[2], stride[2], padding[2];
+  MaxPool2d pooling;  // its window, stride and padding
 };
-
-// Rows and columns of what a layer makes of so many; zero where it does not fit.
-void chain_layer_size(const ChainLayer& layer, const int64_t (&from)[2], int64_t (&to)[2]);
 
 struct PreparedChain;
 

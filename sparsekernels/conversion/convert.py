@@ -93,7 +93,7 @@ def convert(model: nn.Module, example_input: Any, *, decisions: Collection[str] 
     graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
     serves calls without gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the
     layers run one by one. Where the whole model is not faster in the end, it is left as it was. Threads are torch's
-    (`torch.set_num_threads`); measuring takes from a second to some twenty.
+    (`torch.set_num_threads`); measuring takes from a second to half a minute.
 
     The layers share the parameters of those they replace: optimisers, `state_dict` and checkpoints do not notice.
     Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they

@@ -108,16 +108,13 @@ PreparedLayer prepare_layer(
 void run_pooling(
     const ChainLayer& layer, const Activation& source, const Activation& dest, const ChainLayout& from,
     const ChainLayout& to) {
-  MaxPool2d call;
+  MaxPool2d call = layer.pooling;
   call.source = source.data;
   call.dest = dest.data;
   call.dtype = source.dtype;
   for (int d = 0; d < 2; ++d) {
     call.source_size[d] = source.size[2 + d];
     call.dest_size[d] = dest.size[2 + d];
-    call.window[d] = layer.window[d];
-    call.stride[d] = layer.stride[d];
-    call.padding[d] = layer.padding[d];
   }
   call.channels = source.size[1];
   call.source_image = source.stride[0];
@@ -194,17 +191,6 @@ void run_convolution(
 
 }  // namespace
 
-void chain_layer_size(const ChainLayer& layer, const int64_t (&from)[2], int64_t (&to)[2]) {
-  for (int d = 0; d < 2; ++d) {
-    const int64_t before = layer.pools ? layer.padding[d] : layer.geometry.padding[d];
-    const int64_t after = layer.pools ? layer.padding[d] : layer.padding_after[d];
-    const int64_t reach =
-        layer.pools ? layer.window[d] : layer.geometry.dilation[d] * (layer.geometry.kernel[d] - 1) + 1;
-    const int64_t room = from[d] + before + after - reach;
-    to[d] = room < 0 || from[d] == 0 ? 0 : room / (layer.pools ? layer.stride[d] : layer.geometry.stride[d]) + 1;
-  }
-}
-
 LayerChain::~LayerChain() = default;
 
 int LayerChain::add(const ChainLayer& layer) {
@@ -219,6 +205,19 @@ int LayerChain::add(const ChainLayer& layer) {
 
 namespace {
 
+// Rows and columns of what a layer makes of so many; zero where it does not fit.
+void layer_size(const ChainLayer& layer, const int64_t (&from)[2], int64_t (&to)[2]) {
+  for (int d = 0; d < 2; ++d) {
+    const int64_t before = layer.pools ? layer.pooling.padding[d] : layer.geometry.padding[d];
+    const int64_t after = layer.pools ? layer.pooling.padding[d] : layer.padding_after[d];
+    const int64_t reach =
+        layer.pools ? layer.pooling.window[d] : layer.geometry.dilation[d] * (layer.geometry.kernel[d] - 1) + 1;
+    const int64_t stride = layer.pools ? layer.pooling.stride[d] : layer.geometry.stride[d];
+    const int64_t room = from[d] + before + after - reach;
+    to[d] = room < 0 || from[d] == 0 ? 0 : room / stride + 1;
+  }
+}
+
 std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const int64_t (&input)[4]) {
   std::vector<ChainTensor> tensors = {{{input[1], input[2], input[3]}, -1, {}}};
   tensors[0].layout = plain_layout(tensors[0].size);
@@ -229,7 +228,7 @@ std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const
       throw std::invalid_argument("input: accepted is one with the channels that each layer takes");
     const int64_t from[2] = {source.size[1], source.size[2]};
     int64_t to[2];
-    chain_layer_size(layer, from, to);
+    layer_size(layer, from, to);
     if (to[0] == 0 || to[1] == 0) throw std::invalid_argument("input: accepted is one that every layer fits into");
     source.last_use = static_cast<int>(i);
     ChainTensor made = {{layer.pools ? source.size[0] : layer.pattern.rows, to[0], to[1]}, -1, {}};
@@ -244,6 +243,55 @@ std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const
   }
   tensors.back().last_use = static_cast<int>(layers.size());
   return tensors;
+}
+
+// Each layer by itself, of the whole batch, all tensors plain.
+std::vector<ChainLayerPlan> plan_layers(
+    const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors, DType dtype, int64_t batch) {
+  std::vector<ChainLayerPlan> plans;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const ChainLayer& layer = layers[i];
+    const ChainTensor& source = tensors[static_cast<size_t>(layer.source)];
+    ChainLayerPlan one = {};
+    one.wanted = plain_layout(source.size);
+    one.plan.images = 1;
+    if (!layer.pools) {
+      const ConvGeometry& geometry = layer.geometry;
+      // they may have changed since they were added
+      check_indices(layer.pattern, layer.input_channels / geometry.groups * geometry.kernel[0] * geometry.kernel[1]);
+      // So few that four threads have something to do; whoever has more of them gets the same bits.
+      const int64_t most = std::min<int64_t>(kMostImages, std::max<int64_t>(1, batch / 4));
+      const Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
+      one.plan = make_bundle_plan(lattice, layer.pattern.nonzeros, 0, 1, 0, most);
+      one.by_programs = one.plan.is_worth_it && may_have_programs(layer.pattern) && dtype == DType::kFloat32;
+      one.gathers = one.by_programs && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
+                    one.plan.images * (source.elements() + 16 * source.size[0]) < int64_t{1} << 30;
+      if (one.by_programs) one.wanted = planes_as_layout(lattice, one.plan, source);
+    }
+    plans.push_back(std::move(one));
+  }
+  return plans;
+}
+
+// What leads from one part to another is plain. Pooling has as many images interleaved in its source as in its result,
+// so that where one of these has become plain, the other does.
+void make_plain_between(
+    const std::vector<ChainLayer>& layers, const std::vector<ChainPart>& parts, std::vector<ChainTensor>& tensors) {
+  const auto make_plain = [](ChainTensor& tensor) { tensor.layout = plain_layout(tensor.size); };
+  for (const ChainPart& part : parts) {
+    make_plain(tensors[static_cast<size_t>(part.first)]);
+    make_plain(tensors[static_cast<size_t>(part.last)]);
+  }
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      ChainTensor &source = tensors[static_cast<size_t>(layers[i].source)], &made = tensors[i + 1];
+      if (!layers[i].pools || source.layout.images == made.layout.images) continue;
+      make_plain(source);
+      make_plain(made);
+      changed = true;
+    }
+  }
 }
 
 }  // namespace
@@ -268,46 +316,10 @@ std::shared_ptr<const PreparedChain> LayerChain::prepared(const int64_t (&input)
   std::copy_n(input, 4, result->input);
   result->threads = threads.count;
   result->tensors = tensors_of(layers_, input);
-  std::vector<ChainLayerPlan> plans;
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const ChainTensor& source = result->tensors[static_cast<size_t>(layers_[i].source)];
-    ChainLayerPlan one = {};
-    one.wanted = plain_layout(source.size);
-    one.plan.images = 1;
-    if (!layers_[i].pools) {
-      // they may have changed since they were added
-      check_indices(
-          layers_[i].pattern, layers_[i].input_channels / layers_[i].geometry.groups * layers_[i].geometry.kernel[0] *
-                                  layers_[i].geometry.kernel[1]);
-      // So few that four threads have something to do; whoever has more of them gets the same bits.
-      const int64_t most = std::min<int64_t>(kMostImages, std::max<int64_t>(1, input[0] / 4));
-      const Lattice lattice = lattice_of(layers_[i], result->tensors, i + 1, dtype_, input[0]);
-      one.plan = make_bundle_plan(lattice, layers_[i].pattern.nonzeros, 0, 1, 0, most);
-      one.by_programs = one.plan.is_worth_it && may_have_programs(layers_[i].pattern) && dtype_ == DType::kFloat32;
-      one.gathers = one.by_programs && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
-                    one.plan.images * (source.elements() + 16 * source.size[0]) < int64_t{1} << 30;
-      if (one.by_programs) one.wanted = planes_as_layout(lattice, one.plan, source);
-    }
-    plans.push_back(std::move(one));
-  }
+  std::vector<ChainLayerPlan> plans = plan_layers(layers_, result->tensors, dtype_, input[0]);
   choose_layouts(layers_, plans, result->tensors);
   result->parts = plan_chain(layers_, plans, result->tensors, dtype_, input[0], threads.count);
-  for (const ChainPart& part : result->parts)
-    for (const int between : {part.first, part.last}) {
-      ChainTensor& tensor = result->tensors[static_cast<size_t>(between)];
-      tensor.layout = plain_layout(tensor.size);
-    }
-  // Pooling has as many images interleaved in its source as in its result, of which one may have become plain.
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      ChainTensor &source = result->tensors[static_cast<size_t>(layers_[i].source)], &made = result->tensors[i + 1];
-      if (!layers_[i].pools || source.layout.images == made.layout.images) continue;
-      source.layout = plain_layout(source.size);
-      made.layout = plain_layout(made.size);
-      changed = true;
-    }
-  }
+  make_plain_between(layers_, result->parts, result->tensors);
   for (std::vector<PreparedLayer>& layers : result->layers) layers.resize(layers_.size());
   for (const ChainPart& part : result->parts) {
     const int64_t images[2] = {part.images, input[0] % part.images};

@@ -5,7 +5,7 @@ the next one reads it, and nobody waits for another thread between two layers. H
 better cut in two, the kernel decides (csrc/cpu/sparse/chain_plan.cpp). The operators behind it:
 
     _make_layer_chain(Tensor like) -> int                     in the dtype of `like`; its number
-    _add_sparse_conv2d(Tensor chain, ...) -> int              as _sparse_conv2d; the number of the tensor that it makes
+    _add_sparse_conv2d(int chain, int source, ...) -> int     as _sparse_conv2d; the number of the tensor that it makes
     _add_max_pool2d(int chain, int source, int[] window) -> int
     _run_layer_chain(Tensor input, int chain) -> Tensor
     _free_layer_chain(int chain) -> ()
