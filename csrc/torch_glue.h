@@ -114,6 +114,7 @@ class Arguments {
     return value ? Handle(*value) : Handle();
   }
   int64_t integer() { return torch::stable::detail::to<int64_t>(*stack_++); }
+  double number() { return torch::stable::detail::to<double>(*stack_++); }
   std::optional<double> optional_number() { return torch::stable::detail::to<std::optional<double>>(*stack_++); }
   bool boolean() { return torch::stable::detail::to<bool>(*stack_++); }
   std::vector<int64_t> integers() { return torch::stable::detail::to<std::vector<int64_t>>(*stack_++); }
@@ -200,8 +201,8 @@ inline Handle with_contiguous_rows(Handle tensor, int64_t leading) {
   return rows_are_contiguous(tensor, leading) ? std::move(tensor) : contiguous(tensor);
 }
 
-// With SPARSEKERNELS_POISON=1 in the environment when the library is loaded, results start as NaN. The tests set it:
-// what a kernel does not write shows.
+// With SPARSEKERNELS_POISON=1 in the environment when the library is loaded, results start as NaN, bits as some
+// pattern. The tests set it: what a kernel does not write shows.
 inline Handle poisoned(Handle tensor) {
   static const bool poison = [] {
     const char* value = std::getenv("SPARSEKERNELS_POISON");
@@ -209,7 +210,8 @@ inline Handle poisoned(Handle tensor) {
   }();
   if (poison) {
     torch::stable::Tensor shared = tensor.shared();
-    torch::stable::fill_(shared, std::numeric_limits<double>::quiet_NaN());
+    const bool bits = tensor.dtype() == aoti_torch_dtype_int16();
+    torch::stable::fill_(shared, bits ? 0x5a5a : std::numeric_limits<double>::quiet_NaN());
   }
   return tensor;
 }

@@ -4,83 +4,40 @@ from __future__ import annotations
 
 import collections
 import copy
-import importlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
+from conversion_checks import (
+    ALL_CHAINS,
+    CHAINED,
+    CHAINS,
+    DENSE,
+    DROPPED,
+    FINE,
+    GRAPH,
+    LAYERS,
+    Prefer,
+    assert_agree,
+    convert_module,
+    engines,
+    graph_of,
+    run,
+)
 from conversion_nets import NETS, drop_channels_, make
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.utils._pytree import tree_leaves
 
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import MODELS, calibrate_, prune_
 from sparsekernels.conversion import decide as decide_module
-from sparsekernels.conversion.engine import Engine
 from sparsekernels.conversion.measure import Times, times_of
-from sparsekernels.testing import compare
-
-convert_module = importlib.import_module("sparsekernels.conversion.convert")  # the package has the function
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
-
-FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
-GRAPH, CHAINS, LAYERS = "a graph", "a graph with chains of layers", "layers one by one"
-ALL_CHAINS = "a graph with chains of all layers that can be sparse"
-CHAINED = {"sequential", "residual", "residual, shortcut first", "limits"}
-Prefer = Callable[..., None]
-
-
-@pytest.fixture
-def prefer(monkeypatch: pytest.MonkeyPatch) -> Prefer:
-    """Takes the place of the clock: the first of the arguments is the fastest, what is not among them the slowest.
-
-    Every call is made once, as when it is measured.
-    """
-
-    def choose(*names: str) -> None:
-        def fake(calls: Mapping[str, Callable[[], object]], effort: object) -> Times:
-            for call in calls.values():
-                call()
-            order = {"as before": 50.0} | {name: float(place) for place, name in enumerate(names, 1)}
-            return Times({name: [1e-3 * order.get(name, 100.0)] for name in calls})
-
-        monkeypatch.setattr(decide_module, "times_of", fake)
-        monkeypatch.setattr(convert_module, "times_of", fake)
-
-    return choose
-
-
-def run(model: nn.Module, x: Tensor) -> list[Tensor]:
-    with torch.inference_mode():
-        return [one for one in tree_leaves(model(x.clone())) if isinstance(one, Tensor)]
-
-
-def assert_agree(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
-    """The oracle over a whole model: the dense one in float64 is the truth, itself in the dtype of x the baseline."""
-    truth = run(copy.deepcopy(dense).double(), x.double())
-    for index, results in enumerate(zip(run(model, x), truth, run(dense, x), strict=True)):
-        comparison = compare(f"result {index}", *results)
-        assert comparison.passed, comparison
-
-
-def engines(model: nn.Module) -> Iterator[Engine]:
-    for module in model.modules():
-        engine = getattr(vars(module).get("forward"), "__self__", None)
-        if isinstance(engine, Engine):
-            yield engine
-
-
-def graph_of(model: nn.Module) -> list[str]:
-    """The names of what the one engine of the model calls."""
-    (engine,) = engines(model)
-    program = engine.prepare().run.__self__
-    return [f"{node.op}:{node.target}" for node in program.graph.nodes if node.op.startswith("call")]
 
 
 # Results.
@@ -1062,6 +1019,42 @@ def test_inside_of_inference_mode(prefer: Prefer) -> None:
         for module in (model, dense):
             module[0].weight = nn.Parameter(module[0].weight * 2)
     assert_agree(model, dense, x)
+
+
+def test_layers_that_are_alike_are_measured_once(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alike in options, inputs, gradients and, to two digits, in their nonzeros."""
+    prefer(FINE, GRAPH)
+    fake, measured = decide_module.times_of, []
+
+    def counted(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
+        measured.append(calls)
+        return fake(calls, effort)
+
+    monkeypatch.setattr(decide_module, "times_of", counted)
+
+    def conversion(*changes: Callable[[Any], Any], training: bool = False) -> list[str]:
+        model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))).train(training)
+        prune_(model, "random", 0.8)
+        for change in changes:
+            change(model)
+        measured.clear()
+        return [row.reason for row in sk.convert(model, torch.randn(2, 8, 12, 12)).layers]
+
+    reasons = conversion()
+    assert len(measured) == 1
+    assert [reason.endswith("measured on 0, which is alike") for reason in reasons] == [False, True, True]
+    conversion(training=True)
+    assert len(measured) == 2  # the first one's input wants no gradient
+    for change in (
+        lambda net: prune_(net[1], "random", 0.9),
+        lambda net: net.__setitem__(1, nn.Sequential(nn.Upsample(scale_factor=2), net[1])),
+        lambda net: setattr(net[1], "padding_mode", "circular"),
+        lambda net: setattr(net[1], "bias", None),
+        lambda net: net[1].to(memory_format=torch.channels_last),
+        lambda net: net[1].weight.data[:4].zero_(),
+    ):
+        conversion(change)
+        assert len(measured) > 1, change
 
 
 # Training.

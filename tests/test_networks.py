@@ -21,6 +21,8 @@ from sparsekernels.bench.networks import Layer, Network
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection
 from sparsekernels.bench.timer import CpuClock, Effort
+from sparsekernels.conversion.engine import Engine
+from sparsekernels.conversion.norm import FusedNorm
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=2, most=2)
 
@@ -66,8 +68,7 @@ def measure(case: Case, selection: Selection) -> tuple[dict[str, Record], list[s
 def test_records(pass_: str) -> None:
     records, notes = measure(make_case(pass_), Selection(sparsities=(50, 90), masks=("clustered",)))
     assert not notes
-    fused = ["dense-fused"] if pass_ == "forward" else []
-    assert list(records) == ["dense", "dense-bf16", *fused] + [
+    assert list(records) == ["dense", "dense-bf16", "dense-fused"] + [
         f"{kind}:clustered-{percent}" for percent in (50, 90) for kind in ("dropped", "converted")
     ]
     for record in records.values():
@@ -145,6 +146,26 @@ def test_a_wrong_conversion_has_no_time(pass_: str, monkeypatch: pytest.MonkeyPa
     assert records["converted:random-90"].status == "wrong"
     assert records["converted:random-90"].p50_ms is None
     assert any("wrong, the largest error is" in note for note in notes)
+
+
+@pytest.mark.parametrize("factor", [1.1, 0.9])
+def test_a_wrong_training_graph_has_no_time(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that only training runs, and that only gradients show."""
+    model = Network(make_case("step")).pruned("random", 0.5)
+    dense = copy.deepcopy(model)
+    engine = Engine(model, torch.float32, torch.device("cpu"), True, training=True)
+    engine.prepare()
+    model.forward = engine.forward
+    network = Network(make_case("step"))
+    assert networks._check_step(network, model, dense).passed
+    genuine = FusedNorm.forward
+
+    def spoilt(self: FusedNorm, x: Tensor) -> Tensor:
+        y = genuine(self, x)
+        return y.detach() + factor * (y - y.detach())
+
+    monkeypatch.setattr(FusedNorm, "forward", spoilt)
+    assert not networks._check_step(network, model, dense).passed
 
 
 def test_a_step_moves_the_parameters_and_the_check_does_not() -> None:

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../batch_norm.h"
 #include "../max_pool2d.h"
 #include "../rms_norm.h"
 #include "sparse/bundles.h"
@@ -38,6 +39,9 @@ struct CpuKernels {
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);
   // Planes [begin, end); row: MaxPool2d::row_floats.
   void (*max_pool2d)(const MaxPool2d& call, float* row, int64_t begin, int64_t end);
+  // Channels [begin, end).
+  void (*batch_norm_forward)(const BatchNormForward& call, int64_t begin, int64_t end);
+  void (*batch_norm_backward)(const BatchNormBackward& call, int64_t begin, int64_t end);
 };
 
 extern const CpuKernels kAvx512Kernels;

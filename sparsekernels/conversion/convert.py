@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from ..nn import SparseConv2d, SparseLinear
 from ..nn.sparse import share_parameters
 from .channels import dropped
-from .decide import LEAST_GAIN, decide, reason_to_stay
+from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .engine import Engine, Untraceable
 from .measure import MODEL, step, times_of
 from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
@@ -25,8 +26,16 @@ from .survey import LEAST_SPARSITY, Layer, has_hooks, layers_of, record_inputs
 _CHAINED = "a graph with chains of layers"
 _ALL_CHAINED = "a graph with chains of all layers that can be sparse"
 
+_FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
+_FUSED_IN_TRAINING = (
+    "BatchNorm, and the ReLU and dropout behind it, are one step in training mode; dropout draws other random numbers"
+    " than torch's from the same seed."
+)
+
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
+_LARGEST_ANGLE = 0.05
+"""Between all gradients before and after."""
 
 
 @dataclass
@@ -83,7 +92,7 @@ def convert(model: nn.Module, example_input: Any, *, decisions: Collection[str] 
     r"""Make a pruned model faster, in place: each Conv2d and Linear becomes the fastest of what computes the same.
 
     model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
-        measured and layers are fused, in training mode a forward and backward pass is measured and nothing is fused.
+        measured and layers are fused; in training mode a forward and backward pass is measured.
     example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
         with. Other shapes are right as well, but may be slower than before.
     decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained".
@@ -92,8 +101,10 @@ def convert(model: nn.Module, example_input: Any, *, decisions: Collection[str] 
     its nonzeros only ("fine-grained"). The fastest stays. In evaluation mode, what torch.fx can trace then runs as a
     graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
     serves calls without gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the
-    layers run one by one. Where the whole model is not faster in the end, it is left as it was. Threads are torch's
-    (`torch.set_num_threads`); measuring takes from a second to half a minute.
+    layers run one by one. In training mode, a graph has each BatchNorm2d with the ReLU and the dropout behind it as one
+    step, which draws other random numbers from torch's generator than dropout does. Where the whole model is not faster
+    in the end, it is left as it was. Threads are torch's (`torch.set_num_threads`); measuring takes from a second to
+    half a minute.
 
     The layers share the parameters of those they replace: optimisers, `state_dict` and checkpoints do not notice.
     Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
@@ -198,14 +209,15 @@ class _Attempt:
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
         if not wanted:
             self._notes.append(_why_nothing(self._layers))
-            return self._report([decide(layer, self._training, False, ()).row for layer in self._layers])
-        regions = [] if self._training else self._regions(wanted)
-        fused = {id(one) for region in regions for one in region.module.modules()}
+            return self._report([decide(layer, self._training, False, (), {}).row for layer in self._layers])
+        regions = self._regions(wanted)
+        fused = set() if self._training else {id(one) for region in regions for one in region.module.modules()}
+        measured: Measured = {}
         rows: list[LayerReport] = []
         swaps: list[_Swap] = []
         in_chains: list[_Swap] = []
         for layer in self._layers:
-            decision = decide(layer, self._training, id(layer.module) in fused, self._decisions)
+            decision = decide(layer, self._training, id(layer.module) in fused, self._decisions, measured)
             rows.append(decision.row)
             owner, _, name = layer.name.rpartition(".")
             swap = functools.partial(_Swap, self._model.get_submodule(owner), name, layer.module)
@@ -235,7 +247,7 @@ class _Attempt:
                 engine = self._engine(module, True)
                 engine.prepare()
             except Untraceable as reason:
-                if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                     self._notes.append(f"{name or 'The model as a whole'} does not run as a graph: {reason}.")
                 for key, child in module.named_children():
                     visit(child, f"{name}.{key}" if name else key)
@@ -250,7 +262,7 @@ class _Attempt:
         if not tensors:
             raise Untraceable("example_input has no floating tensor")
         drops = CHANNEL_DROPPED in self._decisions
-        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, drops, chains)
+        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, drops, chains, self._training)
 
     def _offers(self, swaps: list[_Swap], in_chains: list[_Swap], regions: list[Engine]) -> dict[str, _Conversion]:
         """Ways to put the exchanged layers to use, whose results agree with those before.
@@ -259,7 +271,14 @@ class _Attempt:
         """
         offers: dict[str, _Conversion] = {}
         if self._training:
-            return {"layers one by one": _Conversion(swaps, [])}
+            plain = _Conversion(swaps, [])
+            graph = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
+            offers["layers one by one"] = plain
+            if regions and self._agrees_in_training(graph, plain):
+                offers["a graph"] = graph
+            elif regions:
+                self._notes.append("As a graph, the model gave other results than before: not used.")
+            return offers
         if regions:
             offers["a graph"] = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
             chained = [self._engine(region.module, True, chains=True) for region in regions]
@@ -296,8 +315,29 @@ class _Attempt:
             return False
         finally:
             conversion.uninstall()
-        (mine, containers), (theirs, expected_containers) = tree_flatten(actual), tree_flatten(expected)
-        return containers == expected_containers and all(map(_is_close, mine, theirs))
+        return _are_close(actual, expected)
+
+    def _agrees_in_training(self, one: _Conversion, other: _Conversion) -> bool:
+        """Whether a forward and backward pass give the same, but for rounding; with torch's own dropout in both."""
+        parameters = list(self._model.parameters())
+        found: list[tuple[object, list[Tensor | None]]] = []
+        for conversion in (one, other):
+            _clear_gradients(parameters)
+            conversion.install()
+            try:
+                with torch.random.fork_rng(), BaseTorchFunctionMode():
+                    result = self._call()
+                    _backward_at_random(result)
+            except Exception:
+                if conversion is other:
+                    raise
+                return False
+            finally:
+                conversion.uninstall()
+            found.append((result, [parameter.grad for parameter in parameters]))
+        _clear_gradients(parameters)
+        (actual, mine), (expected, theirs) = found
+        return _are_close(actual, expected) and _point_alike(mine, theirs)
 
     def _install_fastest(
         self, rows: list[LayerReport], offers: dict[str, _Conversion], in_chains: list[_Swap]
@@ -322,9 +362,7 @@ class _Attempt:
         if offers[best].engines:
             if offers[best].engines[0].chains:
                 self._notes.append("Sparse layers that follow each other run as one call, a few images on each thread.")
-            self._notes.append(
-                "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
-            )
+            self._notes.append(_FUSED_IN_TRAINING if self._training else _FUSED)
         vars(self._model)[CONVERSION] = offers[best]
         offers[best].install()
         before_ms = times.milliseconds(before)
@@ -374,6 +412,35 @@ def _why_nothing(layers: list[Layer]) -> str:
             " Prune it first, with torch.nn.utils.prune for instance."
         )
     return "No layer that has zeros can be exchanged: the model is as it was."
+
+
+def _backward_at_random(result: object) -> None:
+    """Gradients from random ones: those of a sum nearly vanish behind a BatchNorm, and rounding is what is left."""
+    generator = torch.Generator().manual_seed(5)
+    tensors = [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.requires_grad]
+    seeds = [torch.randn(one.shape, generator=generator).to(one.device, one.dtype) for one in tensors]
+    torch.autograd.backward(tensors, seeds)
+
+
+def _clear_gradients(parameters: Collection[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _point_alike(actual: list[Tensor | None], expected: list[Tensor | None]) -> bool:
+    """Whether gradients are the same for all that matters: an activation that rounding moves across the kink of a ReLU
+    changes them by more than rounding does."""
+    if [one is None for one in actual] != [one is None for one in expected]:
+        return False
+    pairs = [(a, b) for a, b in zip(actual, expected, strict=True) if a is not None and b is not None]
+    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    length = sum(float(b.double().square().sum()) for _, b in pairs)
+    return apart <= _LARGEST_ANGLE**2 * length
+
+
+def _are_close(actual: object, expected: object) -> bool:
+    (mine, containers), (theirs, expected_containers) = tree_flatten(actual), tree_flatten(expected)
+    return containers == expected_containers and all(map(_is_close, mine, theirs))
 
 
 def _is_close(actual: object, expected: object) -> bool:

@@ -41,10 +41,15 @@ class Decision:
     in_chain: nn.Module | None = None
 
 
-def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]) -> Decision:
+Measured = dict[tuple[Any, ...], tuple[str, Times]]
+"""Times of layers, and which layer they were measured on, by all that they depend on."""
+
+
+def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str], measured: Measured) -> Decision:
     """What `layer` becomes.
 
     fuses: whether a graph will run it, with frozen weights and on contiguous images. decisions: what it may become.
+    measured: layers that are alike are measured once.
     """
     weight = layer.weight
     row = LayerReport(
@@ -62,18 +67,22 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     candidates = _candidates(layer, decisions)
     if not candidates:
         return Decision(replace(row, reason="there is nothing that it may become"))
-    times = _measure(layer, candidates, training, fuses)
+    key = _kind_of(layer, candidates, fuses)
+    if key not in measured:
+        measured[key] = layer.name, _measure(layer, candidates, training, fuses)
+    measured_on, times = measured[key]
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     best = max(gains, key=lambda name: gains[name])
     dense_ms = times.milliseconds(DENSE)
     in_chain = None
     if fuses and isinstance(layer.module, nn.Conv2d) and gains.get(FINE_GRAINED, 0.0) >= LEAST_IN_CHAIN:
         in_chain = candidates[FINE_GRAINED]
+    alike = "" if measured_on == layer.name else f", measured on {measured_on}, which is alike"
     if gains[best] < LEAST_GAIN:
-        reason = ", ".join(f"{name} would be {gain:.2f}x" for name, gain in gains.items())
+        reason = ", ".join(f"{name} would be {gain:.2f}x" for name, gain in gains.items()) + alike
         return Decision(replace(row, reason=reason, dense_ms=dense_ms, ms=dense_ms), None, in_chain)
     others = [f"{name} would be {gain:.2f}x" for name, gain in gains.items() if name != best]
-    reason = ", ".join(["measured to be faster", *others])
+    reason = ", ".join(["measured to be faster", *others]) + alike
     row = replace(row, decision=best, reason=reason, dense_ms=dense_ms, ms=dense_ms / gains[best])
     return Decision(row, candidates[best], None if best == FINE_GRAINED else in_chain)
 
@@ -115,6 +124,20 @@ def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, nn.Module
         sparse = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
         found[FINE_GRAINED] = sparse._sharing(module)
     return found
+
+
+def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
+    """What the times of `layer` depend on: its options, what it is given, and, to two digits, how many nonzeros and how
+    many filters and channels with any it has."""
+    module: Any = layer.module
+    weight = module.weight
+    options = tuple(value for name, value in options_of(module).items() if name != "device")
+    used = used_pairs(weight)
+    counts = int(weight.count_nonzero()), int(used.any(0).sum()), int(used.any(1).sum())
+    nonzeros = tuple(f"{count:.2g}" for count in counts)
+    trained = weight.requires_grad, module.bias is not None and module.bias.requires_grad
+    storage = weight.dtype, weight.stride()
+    return type(module), options, storage, trained, nonzeros, tuple(layer.given), tuple(candidates), fuses
 
 
 def _measure(layer: Layer, candidates: Mapping[str, nn.Module], training: bool, fuses: bool) -> Times:

@@ -1,20 +1,25 @@
-"""Inference of a module, or of a part of a model, as a graph in which layers are fused.
+"""A module, or a part of a model, as a graph in which layers are fused.
 
-`Engine.forward` stands in the place of a module's. It traces the module once (torch.fx), fuses each convolution and
-Linear with the BatchNorm, residual sum and ReLU behind it, and runs that graph where the result is that of the modules:
-in evaluation mode, without gradients, eagerly, on tensors of the kind it was made for. In any other call, the modules
-run. What it took from them (folded weights) is made anew when they have changed since.
+`Engine.forward` stands in the place of a module's. It traces the module once (torch.fx), fuses, and runs that graph
+where the result is that of the modules: eagerly, in the mode and on tensors of the kind it was made for. In any other
+call, the modules run.
+
+For inference, each convolution and Linear takes over the BatchNorm, residual sum and ReLU behind it; the graph serves
+calls without gradients. What it took from the modules (folded weights) is made anew when they have changed since. For
+training, each BatchNorm takes over the ReLU and the dropout behind it; the other modules are called as they are.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 import torch.fx
 import torch.nn.modules.module as _module
@@ -26,7 +31,8 @@ from ..ops.sparse_conv2d.op import is_special
 from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
 from .fused import FUSED, Fused
-from .fusion import IN_PLACE, drop_identities, fuse, is_plain, pool, writes_to_input
+from .fusion import IN_PLACE, drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
+from .norm import FusedNorm
 from .state import KEPT_BY_TORCH, holds, put_back, state_of
 
 Node = torch.fx.Node
@@ -53,7 +59,19 @@ for _function in IN_PLACE:
 
 
 class _Tracer(torch.fx.Tracer):
-    """Goes into the modules that a user wrote, unless something happens when they are called."""
+    """Goes into the modules that a user wrote, unless something happens when they are called.
+
+    torch.fx does not record in what surroundings something is computed: they have to stay the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._surroundings = _surroundings()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        if _surroundings() != self._surroundings:
+            raise Untraceable("a part of it runs under torch.no_grad, autocast, a checkpoint or the like")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
@@ -65,6 +83,12 @@ class _Tracer(torch.fx.Tracer):
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._is_any_autocast_enabled(), hooks
 
 
 @dataclass
@@ -94,7 +118,7 @@ class _Plan:
     shapes    which children, parameters and buffers there are
     held      lists, dicts and sets that the code may have looked at, and what they held
     types     of the modules: a parametrization changes a class
-    modules   those that are not called any more, or never were but gone through: their modes and hooks
+    modules   those that are not called any more, or never were but gone through, and the modes that they were in
     tensors   those that fused layers were made of
     chained   fused layers, in the places of these
     links     between fused layers that may agree on channels
@@ -107,7 +131,7 @@ class _Plan:
     shapes: list[tuple[dict[str, Any], tuple[str, ...]]]
     held: list[tuple[Any, Any]]
     types: list[tuple[nn.Module, type]]
-    modules: list[nn.Module]
+    modules: list[tuple[nn.Module, bool]]
     tensors: list[_Tensor]
     fused: list[Fused]
     chained: list[FusedChain]
@@ -115,7 +139,7 @@ class _Plan:
     writes: bool
 
     def stands(self) -> bool:
-        """Whether the modules are still those that were traced, in evaluation mode and without hooks."""
+        """Whether the modules are still those that were traced, in the same modes and without hooks."""
         for place, name, value in self.fixed:
             if place.get(name, self) is not value:
                 return False
@@ -128,9 +152,9 @@ class _Plan:
         for module, kind in self.types:
             if type(module) is not kind:
                 return False
-        for module in self.modules:
+        for module, training in self.modules:
             if (
-                module.training
+                module.training is not training
                 or module._forward_hooks
                 or module._forward_pre_hooks
                 or module._backward_hooks
@@ -161,7 +185,8 @@ class Engine:
 
     contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
     back into that of the input. drops: whether channels that are not needed are left out. chains: whether sparse layers
-    that follow each other become one call (chain.py).
+    that follow each other become one call (chain.py). training: whether it serves training; the three others then mean
+    nothing.
     """
 
     def __init__(
@@ -172,8 +197,9 @@ class Engine:
         contiguous: bool,
         drops: bool = True,
         chains: bool = False,
+        training: bool = False,
     ) -> None:
-        self.module, self.dtype, self.device = module, dtype, device
+        self.module, self.dtype, self.device, self.training = module, dtype, device, training
         self.contiguous, self.drops, self.chains = contiguous, drops, chains
         self._plan: _Plan | None = None
         self._failed = False
@@ -198,7 +224,9 @@ class Engine:
             if plan is None:
                 with _ONE_AT_A_TIME:
                     plan = self.prepare()
-            if len(args) != plan.arguments or not plan.stands() or not self._wants_no_gradient(args):
+            if len(args) != plan.arguments or not plan.stands():
+                return None
+            if not self.training and not self._wants_no_gradient(args):
                 return None
             if plan.has_changed():
                 with _ONE_AT_A_TIME:
@@ -210,7 +238,7 @@ class Engine:
         return plan
 
     def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if kwargs or self.module.training or is_special():
+        if kwargs or self.module.training is not self.training or is_special():
             return False
         if torch.jit._trace.is_tracing() or _module._has_any_global_hook():
             return False
@@ -227,7 +255,7 @@ class Engine:
         )
 
     def _run(self, plan: _Plan, args: tuple[Any, ...]) -> Any:
-        if not self.contiguous:
+        if self.training or not self.contiguous:
             return plan.run(*args)
         last = False
         if plan.writes and any(not value.is_contiguous() for value in args):
@@ -243,7 +271,12 @@ class Engine:
     def prepare(self) -> _Plan:
         """Trace and fuse now, unless that was done. Raises `Untraceable`."""
         if self._plan is None:
-            self._plan = _plan_of(self.module, self.contiguous, self.drops, self.chains)
+            if self.module.training is not self.training:
+                raise Untraceable(f"it is in {'training' if self.module.training else 'evaluation'} mode")
+            if self.training:
+                self._plan = _training_plan_of(self.module)
+            else:
+                self._plan = _plan_of(self.module, self.contiguous, self.drops, self.chains)
         return self._plan
 
 
@@ -252,8 +285,6 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
 
 
 def _plan_of(module: nn.Module, contiguous: bool, drops: bool, chains: bool) -> _Plan:
-    if module.training:
-        raise Untraceable("it is in training mode")
     graph = _traced(module)
     arguments = _settle_arguments(graph)
     modules = dict(module.named_modules())
@@ -266,11 +297,37 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool, chains: bool) -> 
     writes = any(writes_to_input(node, modules) for node in graph.nodes)
     links = links_of(graph, fused, modules) if drops else []
     chained = chain(graph, fused) if chains and contiguous else {}
+    plan = _assembled(module, modules, graph, arguments, {**fused, **chained}, writes)
+    plan.fused, plan.chained, plan.links = list(fused.values()), list(chained.values()), links
+    plan.freeze()
+    return plan
+
+
+def _training_plan_of(module: nn.Module) -> _Plan:
+    graph = _traced(module)
+    arguments = _settle_arguments(graph)
+    modules = dict(module.named_modules())
+    drop_identities(graph, modules)
+    norms = fuse_norms(graph, modules)
+    if not norms:
+        raise Untraceable("there is nothing to fuse")
+    return _assembled(module, modules, graph, arguments, norms, False)
+
+
+def _assembled(
+    module: nn.Module,
+    modules: Mapping[str, nn.Module],
+    graph: torch.fx.Graph,
+    arguments: int,
+    made: Mapping[str, Fused | FusedChain | FusedNorm],
+    writes: bool,
+) -> _Plan:
+    """The plan that runs `graph`, of the modules that it names and of those that were `made` for it."""
     root: dict[str, Any] = {}
     fixed: list[tuple[dict[str, Any], str, Any]] = []
     for node in graph.nodes:
         if node.op == "call_module":
-            root[node.target] = fused.get(node.target) or chained.get(node.target) or modules[node.target]
+            root[node.target] = made.get(node.target) or modules[node.target]
         elif node.op == "get_attr":
             place, name = _place_of(module, node.target)
             root[node.target] = place[name]
@@ -282,39 +339,65 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool, chains: bool) -> 
         fixed += [(place, name, value) for place in _places(one) for name, value in place.items()]
         fixed += _fixed_of(one)
     # parameters and statistics may be others, as long as they are there: these are folded anew
-    own = [place for one in fused.values() for part in one.parts if part is not None for place in _places(part)]
+    parts = [part for one in made.values() if not isinstance(one, FusedChain) for part in one.parts]
+    own = [place for part in parts if part is not None for place in _places(part)]
     owned = {id(place) for place in own}
     fixed = [one for one in fixed if one[2] is None or id(one[0]) not in owned]
-    plan = _Plan(
+    return _Plan(
         run=run,
         arguments=arguments,
         fixed=fixed,
         shapes=[(place, tuple(place)) for one in passed for place in _places(one)],
         held=[(value, copy.copy(value)) for _, _, value in fixed if isinstance(value, list | dict | set)],
         types=[(one, type(one)) for one in passed],
-        modules=[one for one in modules.values() if one is not module and (id(one) not in within or _is_norm(one))],
+        modules=[
+            (one, one.training)
+            for one in modules.values()
+            if one is not module and (id(one) not in within or _is_norm(one))
+        ],
         tensors=[],
-        fused=list(fused.values()),
-        chained=list(chained.values()),
-        links=links,
+        fused=[],
+        chained=[],
+        links=[],
         writes=writes,
     )
-    plan.freeze()
-    return plan
 
 
 def _traced(module: nn.Module) -> torch.fx.Graph:
     parameters = inspect.signature(type(module).forward).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
     before = [(one, state_of(one)) for one in module.modules() if not isinstance(one, torch.jit.ScriptModule)]
+    drawn = _Generators()
     try:
         return _Tracer().trace(module, concrete_args=defaults or None)
+    except Untraceable:
+        raise
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         raise Untraceable(f"torch.fx cannot trace it ({_first_line(error)})") from error
     finally:
         changed = [put_back(one, state) for one, state in before]
         if any(changed):
             raise Untraceable("its forward changes attributes, or makes tensors of its own")
+        if drawn.put_back():
+            raise Untraceable("its forward draws random numbers, which would be the same in each call")
+
+
+class _Generators:
+    """The states of the random number generators of torch (on the CPU), Python and numpy."""
+
+    def __init__(self) -> None:
+        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+
+    def put_back(self) -> bool:
+        """Whether anything had been drawn."""
+        changed = not torch.equal(torch.get_rng_state(), self._torch) or random.getstate() != self._python
+        now = numpy.random.get_state()
+        changed = changed or any(not numpy.array_equal(a, b) for a, b in zip(now, self._numpy, strict=True))
+        if changed:
+            torch.set_rng_state(self._torch)
+            random.setstate(self._python)
+            numpy.random.set_state(self._numpy)
+        return changed
 
 
 def _settle_arguments(graph: torch.fx.Graph) -> int:

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..ops.batch_norm.function import Act
 from ..ops.max_pool2d.operators import max_pool2d
 from .fused import FUSED, Fused
+from .norm import FusedNorm
 from .survey import has_hooks
 
 Node = torch.fx.Node
@@ -72,6 +74,24 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
         chain.take_limits()
         name = f"sparsekernels_fused_{len(result)}"
         result[name] = FUSED[type(layer)](layer, chain.norm, chain.low, chain.high, contiguous)
+        chain.replace(name)
+    return result
+
+
+def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[str, FusedNorm]:
+    """Puts BatchNorms in training, with what stands behind them, into the graph; returns them by their names there."""
+    result: dict[str, FusedNorm] = {}
+    for node in list(graph.nodes):
+        norm: Any = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(norm) is not nn.BatchNorm2d or not norm.training or not is_plain(norm):
+            continue
+        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
+            continue
+        chain = _Chain(graph, modules, node)
+        chain.take_limits()
+        chain.take_dropout()
+        name = f"sparsekernels_norm_{len(result)}"
+        result[name] = FusedNorm(norm, Act(chain.low, chain.high, chain.p))
         chain.replace(name)
     return result
 
@@ -150,6 +170,7 @@ class _Chain:
         self.residual: Node | None = None
         self.low: float | None = None
         self.high: float | None = None
+        self.p = 0.0
 
     def _next(self) -> Node | None:
         """The one node that uses the chain's result, where the chain may go on to there."""
@@ -233,6 +254,28 @@ class _Chain:
             self.low, self.high = 0.0, 6.0
         else:
             return
+        self.nodes.append(user)
+
+    def take_dropout(self) -> None:
+        """Dropout in training mode, with a fixed probability."""
+        user = self._next()
+        if user is None or not self._reaches(user):
+            return
+        module: Any = self._module_of(user)
+        p: Any
+        training: Any
+        if type(module) is nn.Dropout:
+            p, training = module.p, module.training
+        elif user.op == "call_function" and user.target is F.dropout:
+            given = {**dict(zip(("input", "p", "training", "inplace"), user.args, strict=False)), **user.kwargs}
+            if given.get("input") is not self.nodes[-1]:
+                return
+            p, training = given.get("p", 0.5), given.get("training", True)
+        else:
+            return
+        if training is not True or not isinstance(p, int | float) or not 0 <= p < 1:
+            return
+        self.p = float(p)
         self.nodes.append(user)
 
     def replace(self, name: str) -> None:

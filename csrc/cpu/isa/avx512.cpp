@@ -1,5 +1,6 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #define SPARSEKERNELS_AVX512
+#include "../batch_norm.h"
 #include "../max_pool2d.h"
 #include "../rms_norm.h"
 #include "../sparse/bundle_transfer.h"
@@ -19,6 +20,8 @@ const CpuKernels kAvx512Kernels = {
     tile_kernels(),
     widen_elements,
     narrow_elements,
-    max_pool2d_planes};
+    max_pool2d_planes,
+    batch_norm_forward,
+    batch_norm_backward};
 
 }  // namespace sparsekernels

@@ -1,4 +1,5 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
+#include "../batch_norm.h"
 #include "../max_pool2d.h"
 #include "../rms_norm.h"
 #include "../sparse/bundle_transfer.h"
@@ -18,6 +19,8 @@ const CpuKernels kPortableKernels = {
     tile_kernels(),
     widen_elements,
     narrow_elements,
-    max_pool2d_planes};
+    max_pool2d_planes,
+    batch_norm_forward,
+    batch_norm_backward};
 
 }  // namespace sparsekernels

@@ -1,0 +1,67 @@
+"""BatchNorm in training with the ReLU and the dropout behind it, as one step of a graph."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.batch_norm.function import Act, batch_norm_act, takes
+from ..ops.sparse_conv2d.op import is_special
+
+
+class FusedNorm(torch.nn.Module):
+    """What `norm` in training mode, limits and dropout give one after the other; running statistics follow.
+
+    The module is not its child: parameters, buffers and momentum are those that it has when this is called.
+    """
+
+    def __init__(self, norm: torch.nn.BatchNorm2d, act: Act) -> None:
+        super().__init__()
+        self.parts: tuple[torch.nn.BatchNorm2d] = (norm,)
+        self.act = act
+
+    def forward(self, input: Tensor) -> Tensor:
+        (norm,) = self.parts
+        act = self.act
+        if is_special() or not takes(input, norm.weight, norm.bias, act) or not _tracks_in_float32(norm):
+            return self._one_by_one(input)
+        # who looks at torch's functions as they are called (TorchFunctionMode) is shown dropout, and may exchange it
+        apart = act.p > 0 and torch._C._len_torch_function_stack() > 0
+        output, statistics = batch_norm_act(
+            input, norm.weight, norm.bias, norm.eps, Act(act.low, act.high) if apart else act
+        )
+        _track(norm, statistics, input.numel() // input.size(1))
+        return F.dropout(output, act.p, True) if apart else output
+
+    def _one_by_one(self, input: Tensor) -> Tensor:
+        low, high, p = self.act.low, self.act.high, self.act.p
+        result: Tensor = self.parts[0](input)
+        if low == 0 and high is None:
+            result = F.relu(result)
+        elif low is not None and high is not None:
+            result = F.hardtanh(result, low, high)
+        return F.dropout(result, p, True) if p > 0 else result
+
+    def extra_repr(self) -> str:
+        return f"{self.parts[0].num_features}, low={self.act.low}, high={self.act.high}, p={self.act.p}"
+
+
+def _tracks_in_float32(norm: torch.nn.BatchNorm2d) -> bool:
+    return all(one is None or one.dtype is torch.float32 for one in (norm.running_mean, norm.running_var))
+
+
+def _track(norm: torch.nn.BatchNorm2d, statistics: Tensor, count: int) -> None:
+    """What BatchNorm does in training: an average of means, and of unbiased estimates of the variance."""
+    if not norm.track_running_stats:
+        return
+    factor = 0.0 if norm.momentum is None else norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            factor = 1 / float(norm.num_batches_tracked)
+    with torch.no_grad():
+        if norm.running_mean is not None:
+            norm.running_mean.mul_(1 - factor).add_(statistics[0], alpha=factor)
+        if norm.running_var is not None:
+            norm.running_var.mul_(1 - factor).add_(statistics[1], alpha=factor * count / (count - 1))

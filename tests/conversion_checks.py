@@ -1,0 +1,49 @@
+"""What the tests of convert have in common: names of decisions, the oracle over a whole model, and its graphs."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from sparsekernels.conversion.engine import Engine
+from sparsekernels.testing import compare
+
+convert_module = importlib.import_module("sparsekernels.conversion.convert")  # the package has the function
+
+FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
+GRAPH, CHAINS, LAYERS = "a graph", "a graph with chains of layers", "layers one by one"
+ALL_CHAINS = "a graph with chains of all layers that can be sparse"
+CHAINED = {"sequential", "residual", "residual, shortcut first", "limits"}
+Prefer = Callable[..., None]
+
+
+def run(model: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.inference_mode():
+        return [one for one in tree_leaves(model(x.clone())) if isinstance(one, Tensor)]
+
+
+def assert_agree(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
+    """The oracle over a whole model: the dense one in float64 is the truth, itself in the dtype of x the baseline."""
+    truth = run(copy.deepcopy(dense).double(), x.double())
+    for index, results in enumerate(zip(run(model, x), truth, run(dense, x), strict=True)):
+        comparison = compare(f"result {index}", *results)
+        assert comparison.passed, comparison
+
+
+def engines(model: nn.Module) -> Iterator[Engine]:
+    for module in model.modules():
+        engine = getattr(vars(module).get("forward"), "__self__", None)
+        if isinstance(engine, Engine):
+            yield engine
+
+
+def graph_of(model: nn.Module) -> list[str]:
+    """The names of what the one engine of the model calls."""
+    (engine,) = engines(model)
+    program = engine.prepare().run.__self__
+    return [f"{node.op}:{node.target}" for node in program.graph.nodes if node.op.startswith("call")]

@@ -1,0 +1,421 @@
+"""convert in training mode: the graph in which BatchNorm, ReLU and dropout are one step."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer, convert_module, engines, graph_of
+from conversion_nets import make
+from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.bench.models import MODELS, prune_
+from sparsekernels.conversion.engine import Engine, Untraceable
+from sparsekernels.conversion.norm import FusedNorm
+from sparsekernels.testing import compare
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+class Stack(nn.Module):
+    """BatchNorms with all that may stand behind them, each between two convolutions."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(7))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(6))
+        self.norms[3] = nn.BatchNorm2d(8, momentum=None)
+        self.norms[4] = nn.BatchNorm2d(8, affine=False)
+        self.norms[5] = nn.BatchNorm2d(8, track_running_stats=False)
+        self.relu, self.relu6, self.dropout = nn.ReLU(inplace=True), nn.ReLU6(), nn.Dropout(p)
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norms[0](self.convs[0](x)))
+        x = self.dropout(self.relu6(self.norms[1](self.convs[1](x))))
+        x = F.dropout(F.relu(self.norms[2](self.convs[2](x))), self.p, self.training)
+        x = self.norms[3](self.convs[3](x))
+        x = torch.relu(self.norms[4](self.convs[4](x)))
+        x = F.hardtanh(self.norms[5](self.convs[5](x)))
+        return self.convs[6](x)
+
+
+def trained(p: float = 0.0) -> tuple[nn.Module, Tensor]:
+    model = Stack(p).train()
+    prune_(model, "random", 0.8)
+    with torch.no_grad():
+        for norm in model.norms:
+            if norm.affine:
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_(0, 0.3)
+    return model, torch.randn(6, 8, 9, 11)
+
+
+def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The result, the gradients for it at the nonzeros, and the buffers afterwards."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    result = model(x)
+    result.square().mean().backward()
+    assert x.grad is not None
+    found = [result.detach(), x.grad]
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        found.append(torch.where(parameter != 0, parameter.grad, 0) if parameter.dim() > 1 else parameter.grad)
+    return found + [buffer.clone() for buffer in model.buffers()]
+
+
+def calls(model: nn.Module) -> list[str]:
+    return [name.partition(":")[2] for name in graph_of(model)]
+
+
+def test_results(prefer: Prefer) -> None:
+    """Results, gradients and running statistics over several steps, against the modules in float64."""
+    model, x = trained()
+    dense = copy.deepcopy(model)
+    wide = copy.deepcopy(model).double()
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, x)
+    assert report.mode == "train"
+    assert any("BatchNorm, and the ReLU and dropout behind it, are one step" in note for note in report.notes)
+    assert calls(model).count("dropout") == 0  # p = 0: taken over like any other
+    norms = [name for name in calls(model) if name.startswith("sparsekernels_norm_")]
+    assert len(norms) == 6
+    for step in range(3):
+        batch = x + step
+        for mine, truth, baseline in zip(
+            gradients(model, batch), gradients(wide, batch.double()), gradients(dense, batch), strict=True
+        ):
+            if truth.is_floating_point():
+                torch.testing.assert_close(mine.double(), truth, rtol=1e-3, atol=1e-5)
+            else:
+                assert torch.equal(mine, baseline)
+    assert [int(norm.num_batches_tracked) for norm in model.norms[:4]] == [3, 3, 3, 3]
+    sk.revert(model)
+    assert not list(engines(model))
+
+
+def test_oracle(prefer: Prefer) -> None:
+    """A forward pass, element by element."""
+    model, x = trained()
+    dense, wide = copy.deepcopy(model), copy.deepcopy(model).double()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    with torch.no_grad():
+        comparison = compare("result", model(x), wide(x.double()), dense(x))
+    assert comparison.passed, comparison
+
+
+def test_dropout(prefer: Prefer) -> None:
+    """Torch's own where someone looks at the calls; else another draw in each call, the same from the same seed."""
+    model, x = trained(0.4)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    with BaseTorchFunctionMode():
+        torch.manual_seed(4)
+        mine = model(x)
+        torch.manual_seed(4)
+        theirs = dense(x)
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    torch.manual_seed(4)
+    one, other = model(x), model(x)
+    torch.manual_seed(4)
+    assert torch.equal(one, model(x))
+    assert not torch.equal(one, other)
+    # over many draws, what torch's dropout gives
+    with torch.no_grad():
+        mean_of_mine = torch.stack([model(x) for _ in range(400)]).mean(0)
+        mean_of_theirs = torch.stack([dense(x) for _ in range(400)]).mean(0)
+    assert (mean_of_mine - mean_of_theirs).abs().mean() < 0.15 * mean_of_theirs.abs().mean()
+
+
+def test_evaluation_and_back(prefer: Prefer) -> None:
+    """In evaluation mode the layers run one by one; the graph waits."""
+    model, x = trained(0.4)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    torch.testing.assert_close(model.eval()(x), dense.eval()(x), rtol=1e-3, atol=1e-4)
+    before = model.norms[0].running_mean.clone()
+    assert torch.equal(before, dense.norms[0].running_mean)
+    model.train()(x)
+    assert not torch.equal(before, model.norms[0].running_mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_calls_are_the_modules(prefer: Prefer, dtype: torch.dtype) -> None:
+    model, x = trained()
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    for one in (model, dense):
+        one.to(dtype)
+    torch.testing.assert_close(model(x.to(dtype)), dense(x.to(dtype)), rtol=3e-2, atol=3e-2)
+    for one in (model, dense):
+        one.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(x), dense(x), rtol=3e-2, atol=3e-2)
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(last), dense(last), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        model.norms[0](torch.ones(1, 8, 1, 1))
+    with pytest.raises(ValueError, match="more than 1 value"):
+        model(torch.ones(1, 8, 1, 1))
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a mode": lambda net: net.norms[0].eval(),
+    "dropout off": lambda net: net.dropout.eval(),
+    "a probability": lambda net: setattr(net, "p", 0.0),
+    "a probability of a module": lambda net: setattr(net.dropout, "p", 0.0),
+    "an eps": lambda net: setattr(net.norms[0], "eps", 0.5),
+    "a momentum": lambda net: setattr(net.norms[0], "momentum", 0.9),
+    "another class": lambda net: setattr(net.relu6, "__class__", nn.Tanh),
+    "a norm less": lambda net: net.norms.__setitem__(0, nn.Identity()),
+    "other parameters": lambda net: setattr(net.norms[0], "weight", nn.Parameter(torch.full((8,), 3.0))),
+    "other statistics": lambda net: setattr(net.norms[0], "running_mean", torch.ones(8)),
+    "no statistics": lambda net: [setattr(net.norms[0], f"running_{name}", None) for name in ("mean", "var")],
+    "in place": lambda net: net.norms[0].weight.data.fill_(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_the_model_count(prefer: Prefer, change: str) -> None:
+    model, x = trained(0.5)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    found = []
+    with BaseTorchFunctionMode():
+        for one in (model, dense):
+            torch.manual_seed(1)
+            one(x)
+            CHANGES[change](one)
+            found.append(gradients(one, x))
+    mine, theirs = found
+    behind = 2 + len(list(model.parameters()))
+    torch.testing.assert_close(mine[0], theirs[0], rtol=2e-3, atol=2e-4)
+    assert convert_module._point_alike([*mine[1:behind]], [*theirs[1:behind]])
+    torch.testing.assert_close(mine[behind:], theirs[behind:], rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_count(prefer: Prefer) -> None:
+    model, x = trained()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    seen: list[str] = []
+    handles = [model.norms[0].register_forward_hook(lambda *_: seen.append("norm"))]
+    handles.append(model.relu6.register_full_backward_hook(lambda *_: seen.append("relu6")))
+    model(x).sum().backward()
+    assert seen == ["norm", "relu6"]
+    for handle in handles:
+        handle.remove()
+    model(x).sum().backward()
+    assert seen == ["norm", "relu6"]
+
+
+def test_hooks_that_were_there(prefer: Prefer) -> None:
+    """A BatchNorm or a ReLU with a hook is called as it is; the others are fused."""
+    model, x = trained()
+    seen: list[str] = []
+    model.norms[0].register_forward_hook(lambda *_: seen.append("norm"))
+    model.relu6.register_forward_hook(lambda *_: seen.append("relu6"))
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert {"norms.0", "relu6", "relu"} <= set(calls(model))
+    seen.clear()
+    model(x)
+    assert seen == ["norm", "relu6"]
+
+
+def test_second_derivatives(prefer: Prefer) -> None:
+    """A gradient penalty, as the modules give it."""
+    model, x = trained()
+    dense = copy.deepcopy(model).double()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    found = []
+    for one, given in ((model, x), (dense, x.double())):
+        given = given.clone().requires_grad_()
+        (first,) = torch.autograd.grad(one(given).square().sum(), given, create_graph=True)
+        penalty = first.square().sum()
+        found.append(torch.autograd.grad(penalty, [norm.weight for norm in one.norms if norm.affine]))
+    for mine, truth in zip(*found, strict=True):
+        torch.testing.assert_close(mine.double(), truth, rtol=1e-2, atol=1e-3 * truth.abs().max().item())
+
+
+def test_without_gradients(prefer: Prefer) -> None:
+    """Statistics are taken all the same, as by torch."""
+    model, x = trained()
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(model.buffers(), dense.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_copies(prefer: Prefer) -> None:
+    model, x = trained()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    model(x)
+    other = copy.deepcopy(model)
+    (mine,), (theirs,) = engines(model), engines(other)
+    assert mine is not theirs
+    assert theirs.module is other
+    with torch.no_grad():
+        other.norms[5].weight.fill_(0)
+        other.norms[5].bias.fill_(0)
+    assert (other(x) - other.convs[6].bias[:, None, None]).abs().max() < 1e-5
+    assert (model(x) - model.convs[6].bias[:, None, None]).abs().max() > 0.1
+
+
+class Awkward(nn.Module):
+    """What a graph would record once, or not at all."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.again = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.how == "no_grad":
+            with torch.no_grad():
+                x = self.norm(x)
+            return self.again(x)
+        if self.how == "checkpoint":
+            return self.again(checkpoint(self.norm, x, use_reentrant=False))
+        if self.how == "reentrant checkpoint":
+            return self.again(checkpoint(self.norm, x, use_reentrant=True))
+        if self.how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.again(F.relu(self.norm(x)))
+        x = F.relu(self.norm(x))
+        skips = {
+            "torch": lambda: torch.rand(()) < 0.5,
+            "python": lambda: random.random() < 0.5,
+            "numpy": lambda: numpy.random.rand() < 0.5,
+        }[self.how]()
+        return x if skips else self.again(x)
+
+
+@pytest.mark.parametrize(
+    "how", ["no_grad", "checkpoint", "reentrant checkpoint", "autocast", "torch", "python", "numpy"]
+)
+def test_what_a_graph_would_lose_is_not_traced(prefer: Prefer, how: str) -> None:
+    model = Awkward(how).train()
+    prune_(model, "random", 0.8)
+    x = torch.randn(4, 8, 6, 6)
+    with pytest.raises(Untraceable):
+        Engine(model, torch.float32, torch.device("cpu"), True, training=True).prepare()
+    before = random.getstate(), numpy.random.get_state()[1].tolist()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert not list(engines(model))
+    if how not in ("python", "numpy"):  # of which nothing can take back what the model itself draws
+        assert (random.getstate(), numpy.random.get_state()[1].tolist()) == before
+
+
+def test_a_part_that_can_be_traced(prefer: Prefer) -> None:
+    """Where the whole cannot."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner(x)
+            return x if x.sum() > 0 else -x
+
+    model = Outer().train()
+    prune_(model, "random", 0.8)
+    prefer(FINE, GRAPH)
+    sk.convert(model, torch.randn(4, 8, 6, 6))
+    (engine,) = engines(model)
+    assert engine.module is model.inner
+
+
+def test_a_graph_that_is_wrong_is_not_used(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = trained()
+    prefer(FINE, GRAPH, LAYERS)
+    genuine = FusedNorm.forward
+    wrongs: list[Callable[[Tensor], Tensor]] = [lambda y: 1.01 * y, Tensor.detach, lambda y: y + 0 * y.mean()]
+    used = []
+    for wrong in wrongs:
+        monkeypatch.setattr(FusedNorm, "forward", lambda self, x, wrong=wrong: wrong(genuine(self, x)))
+        report = sk.convert(model, x)
+        used.append(bool(list(engines(model))))
+        assert any("gave other results" in note for note in report.notes) is not used[-1]
+    assert used == [False, False, True]
+
+
+def test_slower_graphs_are_not_used(prefer: Prefer) -> None:
+    model, x = trained()
+    prefer(FINE, LAYERS, GRAPH)
+    sk.convert(model, x)
+    assert not list(engines(model))
+    assert isinstance(model.convs[1], sk.nn.SparseConv2d)
+
+
+@pytest.mark.parametrize("name", ["pre-activation", "residual", "residual, shortcut first"])
+def test_training_goes_on(prefer: Prefer, name: str) -> None:
+    """Twenty steps beside the dense model; dropout is torch's, which draws the same."""
+    model, x = make(name)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    optimizers = [torch.optim.SGD(module.train().parameters(), 0.02, momentum=0.9) for module in (model, dense)]
+    sk.convert(model, x)
+    assert list(engines(model))
+    losses: list[list[float]] = [[], []]
+    masks = [parameter != 0 for parameter in dense.parameters()]
+    with BaseTorchFunctionMode():
+        for step in range(20):
+            for index, (module, optimizer) in enumerate(zip((model, dense), optimizers, strict=True)):
+                optimizer.zero_grad()
+                torch.manual_seed(step)
+                loss = (module(x) - 1).square().mean()
+                loss.backward()
+                losses[index].append(loss.item())
+                for parameter, mask in zip(module.parameters(), masks, strict=True):
+                    if parameter.dim() > 1:
+                        parameter.grad.mul_(mask)
+                optimizer.step()
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=5e-3, atol=1e-4)
+    assert losses[0][-1] < 0.8 * losses[0][0]
+
+
+def test_a_network_by_the_clock() -> None:
+    """WRN-28-2 converts to a graph that passes its check, and is faster by it."""
+    model = MODELS["wrn-28-2"].make().train()
+    prune_(model, "random", 0.9)
+    report = sk.convert(model, MODELS["wrn-28-2"].images(16))
+    assert list(engines(model))
+    assert report.speedup is not None
+    assert report.speedup > 1
+
+
+def test_check_of_gradients() -> None:
+    """Directions and lengths count, not the last digit."""
+    one = [torch.randn(100), None, torch.randn(3, 3)]
+    near = [None if tensor is None else tensor * 1.01 for tensor in one]
+    far = [None if tensor is None else tensor * 1.2 for tensor in one]
+    assert convert_module._point_alike(near, one)
+    assert not convert_module._point_alike(far, one)
+    assert not convert_module._point_alike([one[0], torch.ones(1), one[2]], one)
+    assert not convert_module._point_alike([one[0] * float("nan"), None, one[2]], one)
