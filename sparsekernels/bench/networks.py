@@ -66,8 +66,9 @@ CHECKED_IMAGES = 4
 """So many images of a batch go through the network in float64."""
 TRAINING_IMAGES = 8
 LARGEST_TRAINING_ERROR = 0.05
-"""So many do in training mode, where BatchNorm makes one depend on the others; how far a parameter's gradient may then be
-off, as a share of its length. ReLUs that rounding switches are worth 0.02 together in a fresh ResNet-50, 0.001 elsewhere."""
+"""So many do in training mode, where BatchNorm makes one depend on the others; how far a parameter's gradient may then
+be off, as a share of its length. ReLUs that rounding switches are worth 0.02 together in a fresh ResNet-50, 0.001
+elsewhere."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {"dropped": (CHANNEL_DROPPED,), "converted": (CHANNEL_DROPPED, FINE_GRAINED)}
 """The variants that are pruned, and what their layers may become."""
