@@ -94,7 +94,8 @@ def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> d
 
     In every round each variant gives one sample, in an order drawn anew (from a fixed seed), so that what disturbs
     the machine for a while disturbs all of them, and none always runs in the caches that the same neighbour left. One
-    untimed call goes before each sample, unless it would take longer than `SLOW` seconds.
+    untimed call goes before each sample, unless it would take longer than `SLOW` seconds; nor before the first sample,
+    where that is one call only: `repeats_of` has just made some.
     """
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     order, shuffle = list(samplers), random.Random(0).shuffle
@@ -105,7 +106,7 @@ def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> d
         shuffle(order)
         for name in order:
             sampler, repeats = samplers[name]
-            if not samples[name] or samples[name][-1] < SLOW:
+            if repeats > 1 if not samples[name] else samples[name][-1] < SLOW:
                 sampler(1)
             samples[name].append(sampler(repeats))
     return samples
