@@ -29,6 +29,11 @@ CASES = [
     ((2, 7, 17, 17), (2, 2, 2, 2, 0, 0)),
     ((2, 7, 56, 56), (2, 2, 2, 2, 0, 0)),
     ((2, 3, 12, 70), (4, 5, 2, 2, 2, 2)),
+    ((3, 5, 16, 16), (2, 2, 2, 2, 0, 0)),  # halved, two rows of results in a vector
+    ((2, 3, 7, 16), (2, 2, 2, 2, 0, 0)),
+    ((2, 3, 33, 64), (2, 2, 2, 2, 0, 0)),
+    ((2, 3, 5, 101), (2, 2, 2, 2, 0, 0)),
+    ((1, 2, 2, 33), (2, 2, 2, 2, 0, 0)),
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -49,6 +54,8 @@ def test_nan_and_infinities_spread_as_in_torch() -> None:
     x = torch.randn(2, 3, 20, 40)
     x.view(-1)[torch.randperm(x.numel())[:60]] = torch.tensor([math.nan, math.inf, -math.inf]).repeat(20)
     for window in ((2, 2, 2, 2, 0, 0), (3, 3, 1, 1, 1, 1), (3, 3, 2, 2, 1, 1)):
+        narrow = x[:, :, :, :16].contiguous()
+        torch.testing.assert_close(max_pool2d(narrow, window), theirs(narrow, window), rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(max_pool2d(x, window), theirs(x, window), rtol=0, atol=0, equal_nan=True)
     all_lowest = torch.full((1, 1, 4, 4), -math.inf)
     assert torch.equal(max_pool2d(all_lowest, (2, 2, 2, 2, 0, 0)), torch.full((1, 1, 2, 2), -math.inf))

@@ -81,6 +81,24 @@ inline Vec<float> largest_of_pairs(const MaxPool2d& t, const T* plane, int64_t f
   return largest;
 }
 
+// Windows of 2x2 that do not overlap, all of them inside.
+inline bool is_halving(const MaxPool2d& t) {
+  bool result = true;
+  for (int d = 0; d < 2; ++d) result = result && t.window[d] == 2 && t.stride[d] == 2 && t.padding[d] == 0;
+  return result;
+}
+
+// Sixteen results of such windows: of columns [0, 32) of two rows, or of 16 columns of four rows.
+template <class T>
+inline Vec<float> largest_of_quads(const T* from, int64_t next_row, int64_t next_sixteen) {
+  const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+  const Vec<float> low = larger(Sixteen<T>::load(from), Sixteen<T>::load(from + next_row));
+  from += next_sixteen;
+  const Vec<float> high = larger(Sixteen<T>::load(from), Sixteen<T>::load(from + next_row));
+  return larger({_mm512_permutex2var_ps(low.v, evens, high.v)}, {_mm512_permutex2var_ps(low.v, odds, high.v)});
+}
+
 // Whether results lie side by side from plane to plane, and sixteen of them are those of whole planes, or a part of
 // one.
 inline bool pools_small_planes(const MaxPool2d& t) {
@@ -134,11 +152,20 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
     const int64_t image = plane / t.channels, channel = plane % t.channels;
     const T* const source = static_cast<const T*>(t.source) + image * t.source_image + channel * t.source_channel;
     T* const dest = static_cast<T*>(t.dest) + image * t.dest_image + channel * t.dest_channel;
-    for (int64_t y = 0; y < t.dest_size[0]; ++y) {
+    int64_t y = 0;
+#if defined(SPARSEKERNELS_AVX512)
+    const bool halves = t.dest_line == 16 && is_halving(t);
+    for (; halves && width == 16 && y + 2 <= t.dest_size[0]; y += 2)  // two rows of results are a vector
+      Sixteen<T>::store(largest_of_quads(source + 2 * y * width, width, 2 * width), dest + y * t.dest_size[1]);
+#endif
+    for (; y < t.dest_size[0]; ++y) {
       const int64_t top = y * t.stride[0] - t.padding[0], bottom = top + t.window[0];
       const int64_t first = top < 0 ? 0 : top, last = bottom > height ? height : bottom;
 #if defined(SPARSEKERNELS_AVX512)
-      for (int64_t x = 0; t.stride[1] == 2 && x < t.dest_size[1]; x += 16) {
+      int64_t x = 0;
+      for (; halves && x + 16 <= t.dest_size[1]; x += 16)
+        Sixteen<T>::store(largest_of_quads(source + top * width + 2 * x, width, 16), dest + y * t.dest_size[1] + x);
+      for (; t.stride[1] == 2 && x < t.dest_size[1]; x += 16) {
         const int64_t rest = t.dest_size[1] - x;
         const Vec<float> largest = largest_of_pairs(t, source, first, last, 2 * x - t.padding[1]);
         store_places(largest, dest, y * t.dest_size[1] + x, rest >= 16 ? 0xffffu : (1u << rest) - 1, t.dest_line);
