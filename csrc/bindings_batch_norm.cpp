@@ -51,20 +51,21 @@ void boxed_batch_norm(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const Handle input = arguments.tensor(), weight = arguments.optional_tensor(), bias = arguments.optional_tensor();
   BatchNormForward call;
+  call.eps = arguments.number();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+  const double p = arguments.number();
+  call.seed = static_cast<uint64_t>(arguments.integer());
   call.space = space_of(input);
   const int64_t channels = call.space.channels;
   call.weight = per_channel(weight, channels, "weight: accepted is float32 [channels]");
   call.bias = per_channel(bias, channels, "bias: accepted is float32 [channels]");
-  call.eps = arguments.number();
-  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+  require(call.eps > 0, "eps: accepted is a number above 0");
   call.has_low = low.has_value();
   call.has_high = high.has_value();
   call.low = static_cast<float>(low.value_or(0));
   call.high = static_cast<float>(high.value_or(0));
-  const double p = arguments.number();
   call.threshold = threshold_of(p);
   call.scale = static_cast<float>(1 / (1 - p));
-  call.seed = static_cast<uint64_t>(arguments.integer());
 
   Handle output = empty_output(input);
   const int64_t statistics_sizes[] = {3, channels};

@@ -141,14 +141,14 @@ def test_what_is_no_number_spoils_its_channel_only(act: Act, value: float) -> No
 
 
 def test_gradients_at_the_limits_are_torchs() -> None:
-    """None at a limit itself; a NaN passes them on, as relu's does."""
+    """None at a limit itself."""
     input = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).requires_grad_()  # 0 is normalised to 0
     bias = torch.zeros(1, requires_grad=True)
-    output, _ = batch_norm_act(input, None, bias, 0.0, Act(0.0))
+    output, _ = batch_norm_act(input, None, bias, 1e-9, Act(0.0))
     (mine,) = torch.autograd.grad(output.sum(), bias)
     assert mine.item() == 1
     for low, high in ((0.0, None), (-0.5, 0.0)):
-        _, _, kept = operators.forward(input.detach(), None, None, 0.0, low, high, 0.0, 0)
+        _, _, kept = operators.forward(input.detach(), None, None, 1e-9, low, high, 0.0, 0)
         assert passing(kept, input).flatten()[1] == 0
 
 
@@ -233,15 +233,50 @@ def test_gradients_that_are_not_wanted() -> None:
 
 def test_what_the_kernel_does_not_take() -> None:
     plain = torch.randn(2, 3, 4, 4)
-    assert takes(plain, None, None, Act(0.0, None, 0.5))
+    assert takes(plain, None, None, EPS, Act(0.0, None, 0.5))
     one = torch.randn(1, 3, 1, 1)
     for input in (plain.double(), plain.bfloat16(), plain.contiguous(memory_format=torch.channels_last), plain[0]):
-        assert not takes(input, None, None, Act())
+        assert not takes(input, None, None, EPS, Act())
     for input in (one, plain[:0], plain[:, :0], plain[..., ::2], plain.to("meta"), torch.nn.Parameter(plain)):
-        assert not takes(input, None, None, Act())
-    assert not takes(plain, torch.ones(3).double(), None, Act())
-    assert not takes(plain, None, torch.ones(6)[::2], Act())
-    assert not takes(plain, None, None, Act(p=1.0))
+        assert not takes(input, None, None, EPS, Act())
+    assert not takes(plain, torch.ones(3).double(), None, EPS, Act())
+    assert not takes(plain, None, torch.ones(6)[::2], EPS, Act())
+    assert not takes(plain, None, None, EPS, Act(p=1.0))
+    assert not takes(plain, None, None, 0.0, Act())
+
+
+@pytest.mark.parametrize(("change", "fails"), [("bias", False), ("weight", True), ("input", True)])
+def test_what_changes_between_forward_and_backward(change: str, fails: bool) -> None:
+    """What torch does not save may change; what it saves may not."""
+    tensors = dict(zip(("input", "weight", "bias"), arguments((3, 4, 5, 5), True), strict=True))
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items() if tensor is not None}
+    copies = {name: tensor * 1 for name, tensor in leaves.items()}
+    output, _ = batch_norm_act(copies["input"], copies["weight"], copies["bias"], EPS, Act(0.0))
+    wanted, loss = list(leaves.values()), output.square().sum()
+    expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+    with torch.no_grad():
+        copies[change].zero_()
+    if fails:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        assert all(map(torch.equal, torch.autograd.grad(loss, wanted), expected))
+
+
+def test_hooks_run_once() -> None:
+    """With create_graph as well: on the weight, and on an input whose gradient is kept."""
+    found = []
+    for create_graph in (False, True):
+        torch.manual_seed(2)
+        given = [one.requires_grad_() for one in arguments((3, 4, 5, 5), True) if one is not None]
+        given[1].register_hook(lambda gradient: 0.1 * gradient)
+        inner = given[0] * 2
+        inner.retain_grad()
+        output, _ = batch_norm_act(inner, given[1], given[2], EPS, Act(0.0))
+        output.square().sum().backward(create_graph=create_graph)
+        found.append([inner.grad, *(one.grad for one in given)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +292,8 @@ def test_what_the_kernel_does_not_take() -> None:
         {"p": 1.0},
         {"p": -0.1},
         {"p": math.nan},
+        {"eps": 0.0},
+        {"eps": math.nan},
     ],
 )
 def test_malformed_forward(change: dict[str, object]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +17,16 @@ import torch.nn.functional as F
 from conversion_checks import FINE, GRAPH, LAYERS, Prefer, convert_module, engines, graph_of
 from conversion_nets import make
 from torch import Tensor, nn
-from torch.overrides import BaseTorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import MODELS, prune_
 from sparsekernels.conversion.engine import Engine, Untraceable
-from sparsekernels.conversion.norm import FusedNorm
+from sparsekernels.conversion.norm import FusedNorm, dropout_by_torch
 from sparsekernels.testing import compare
+
+norm_module = importlib.import_module("sparsekernels.conversion.norm")
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -88,7 +92,7 @@ def test_results(prefer: Prefer) -> None:
     report = sk.convert(model, x)
     assert report.mode == "train"
     assert any("BatchNorm, and the ReLU and dropout behind it, are one step" in note for note in report.notes)
-    assert calls(model).count("dropout") == 0  # p = 0: taken over like any other
+    assert not {"dropout", "relu", "relu6", "hardtanh"} & {name.rpartition(".")[2] for name in calls(model)}
     norms = [name for name in calls(model) if name.startswith("sparsekernels_norm_")]
     assert len(norms) == 6
     for step in range(3):
@@ -117,12 +121,12 @@ def test_oracle(prefer: Prefer) -> None:
 
 
 def test_dropout(prefer: Prefer) -> None:
-    """Torch's own where someone looks at the calls; else another draw in each call, the same from the same seed."""
+    """Another draw in each call, the same from the same seed; torch's own on request."""
     model, x = trained(0.4)
     dense = copy.deepcopy(model)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    with BaseTorchFunctionMode():
+    with dropout_by_torch():
         torch.manual_seed(4)
         mine = model(x)
         torch.manual_seed(4)
@@ -197,7 +201,7 @@ def test_changes_of_the_model_count(prefer: Prefer, change: str) -> None:
     prefer(FINE, GRAPH)
     sk.convert(model, x)
     found = []
-    with BaseTorchFunctionMode():
+    with dropout_by_torch():
         for one in (model, dense):
             torch.manual_seed(1)
             one(x)
@@ -284,6 +288,17 @@ def test_copies(prefer: Prefer) -> None:
     assert (model(x) - model.convs[6].bias[:, None, None]).abs().max() > 0.1
 
 
+DRAWS: dict[str, Callable[[Any], float]] = {
+    "torch": lambda net: float(torch.rand(())),
+    "python": lambda net: random.random(),
+    "numpy": lambda net: float(numpy.random.rand()),
+    "a Generator of torch": lambda net: float(torch.rand((), generator=net.torch)),
+    "a Random": lambda net: net.python.random(),
+    "a Generator of numpy": lambda net: float(net.numpy.random()),
+    "a RandomState": lambda net: float(net.numpy_state.rand()),
+}
+
+
 class Awkward(nn.Module):
     """What a graph would record once, or not at all."""
 
@@ -291,6 +306,8 @@ class Awkward(nn.Module):
         super().__init__()
         self.conv, self.norm, self.again = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
         self.how = how
+        self.python, self.numpy, self.torch = random.Random(1), numpy.random.default_rng(1), torch.Generator()
+        self.numpy_state = numpy.random.RandomState(1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -306,29 +323,25 @@ class Awkward(nn.Module):
             with torch.autocast("cpu", torch.bfloat16):
                 return self.again(F.relu(self.norm(x)))
         x = F.relu(self.norm(x))
-        skips = {
-            "torch": lambda: torch.rand(()) < 0.5,
-            "python": lambda: random.random() < 0.5,
-            "numpy": lambda: numpy.random.rand() < 0.5,
-        }[self.how]()
-        return x if skips else self.again(x)
+        return x if DRAWS[self.how](self) < 0.5 else self.again(x)
+
+    def states(self) -> list[Any]:
+        own = self.torch.get_state().tolist(), self.python.getstate(), self.numpy.bit_generator.state
+        everyones = torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist()
+        return [*own, *everyones, self.numpy_state.get_state()[1].tolist()]
 
 
-@pytest.mark.parametrize(
-    "how", ["no_grad", "checkpoint", "reentrant checkpoint", "autocast", "torch", "python", "numpy"]
-)
+@pytest.mark.parametrize("how", ["no_grad", "checkpoint", "reentrant checkpoint", "autocast", *DRAWS])
 def test_what_a_graph_would_lose_is_not_traced(prefer: Prefer, how: str) -> None:
     model = Awkward(how).train()
     prune_(model, "random", 0.8)
-    x = torch.randn(4, 8, 6, 6)
+    before = [str(state) for state in model.states()]
     with pytest.raises(Untraceable):
         Engine(model, torch.float32, torch.device("cpu"), True, training=True).prepare()
-    before = random.getstate(), numpy.random.get_state()[1].tolist()
+    assert [str(state) for state in model.states()] == before  # what was drawn was given back
     prefer(FINE, GRAPH)
-    sk.convert(model, x)
+    sk.convert(model, torch.randn(4, 8, 6, 6))
     assert not list(engines(model))
-    if how not in ("python", "numpy"):  # of which nothing can take back what the model itself draws
-        assert (random.getstate(), numpy.random.get_state()[1].tolist()) == before
 
 
 def test_a_part_that_can_be_traced(prefer: Prefer) -> None:
@@ -384,7 +397,7 @@ def test_training_goes_on(prefer: Prefer, name: str) -> None:
     assert list(engines(model))
     losses: list[list[float]] = [[], []]
     masks = [parameter != 0 for parameter in dense.parameters()]
-    with BaseTorchFunctionMode():
+    with dropout_by_torch():
         for step in range(20):
             for index, (module, optimizer) in enumerate(zip((model, dense), optimizers, strict=True)):
                 optimizer.zero_grad()
@@ -410,11 +423,191 @@ def test_a_network_by_the_clock() -> None:
     assert report.speedup > 1
 
 
+class Shared(nn.Module):
+    """One ReLU and one dropout, behind a BatchNorm and elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 8)
+        self.relu, self.drop = nn.ReLU(), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.relu(self.bn(self.conv(x)))).mean((2, 3))
+        return self.drop(self.relu(self.fc(x)))
+
+
+SHARED_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "dropout off": lambda net: net.drop.eval(),
+    "a probability": lambda net: setattr(net.drop, "p", 0.0),
+    "another class": lambda net: setattr(net.relu, "__class__", nn.Sigmoid),
+}
+
+
+@pytest.mark.parametrize("change", SHARED_CHANGES)
+def test_modules_that_are_also_called_elsewhere(prefer: Prefer, change: str) -> None:
+    model = Shared().train()
+    prune_(model, "random", 0.8)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8, 9, 9)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert any(name.startswith("sparsekernels_norm") for name in calls(model))
+    assert {"relu", "drop"} <= set(calls(model))
+    results = []
+    for one in (model, dense):
+        SHARED_CHANGES[change](one)
+        with dropout_by_torch():
+            torch.manual_seed(0)
+            results.append(one(x))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_hooks_of_modules_that_are_also_called_elsewhere(prefer: Prefer) -> None:
+    model = Shared().train()
+    prune_(model, "random", 0.8)
+    prefer(FINE, GRAPH)
+    sk.convert(model, torch.randn(4, 8, 9, 9))
+    seen: list[int] = []
+    model.relu.register_forward_hook(lambda *_: seen.append(1))
+    model(torch.randn(4, 8, 9, 9))
+    assert len(seen) == 2
+
+
+def test_a_norm_that_is_called_twice_or_read(prefer: Prefer) -> None:
+    """It stays as it is: the order of its calls, and what it has when it is read, count."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.read = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+            self.last = nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.bn(self.conv(x)), self.bn(self.conv(2 * x + 1))
+            c = F.relu(self.read(F.relu(a) + b))
+            return self.last(c) + self.read.weight.abs().sum()
+
+    model = Twice().train()
+    prune_(model, "random", 0.8)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8, 9, 9)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert sum(name.startswith("sparsekernels_norm") for name in calls(model)) == 1
+    for one in (model, dense):
+        one(x)
+        one.read.weight = nn.Parameter(torch.full((8,), 3.0))
+    torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(model.buffers(), dense.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_code_that_looks_whether_gradients_are_wanted(prefer: Prefer) -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.bn(self.conv(x))
+            return x if torch.is_grad_enabled() else -x
+
+    model = Looks().train()
+    prune_(model, "random", 0.8)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8, 9, 9)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert list(engines(model))
+    torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
+
+
+def test_one_backward_pass_of_both(prefer: Prefer) -> None:
+    """torch's BatchNorm saves running statistics, which the graph moves: as torch does, without counting a change."""
+    model, x = trained()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    versions = [buffer._version for buffer in model.norms[0].buffers()]
+    one = model(x.contiguous(memory_format=torch.channels_last).requires_grad_())
+    other = model(x)
+    (one.sum() + other.sum()).backward()
+    moved = [buffer._version - version for buffer, version in zip(model.norms[0].buffers(), versions, strict=True)]
+    assert moved == [0, 0, 2]
+
+
+def test_a_schedule_of_the_momentum(prefer: Prefer) -> None:
+    """The graph goes on with it."""
+    model, x = trained()
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    (engine,) = engines(model)
+    for momentum in (0.5, 0.25, 0.125):
+        for one in (model, dense):
+            for norm in one.norms:
+                norm.momentum, norm.eps = momentum, momentum / 10
+            one(x)
+        assert engine.prepare().stands()
+    for mine, theirs in zip(model.buffers(), dense.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_torch_refuses_is_refused(prefer: Prefer) -> None:
+    model, x = trained()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    model.norms[0].eps = 0.0
+    with pytest.raises(ValueError, match="eps"):
+        model(x)
+    model.norms[0].eps = 1e-5
+    model.norms[0].running_mean = torch.zeros(9)
+    with pytest.raises(RuntimeError, match="running_mean"):
+        model(x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_new_statistics_of_a_model_for_inference(prefer: Prefer, mode: Callable[[], Any]) -> None:
+    """torch's BatchNorm counts batches, but no change of its running statistics."""
+    model, x = make("residual")
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    with torch.inference_mode():
+        model(x)
+    for one in (model, dense):
+        one.train()
+        with mode():
+            one(3 * x + 1)
+        one.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_count_in_the_check(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = trained()
+    prefer(FINE, GRAPH, LAYERS)
+    monkeypatch.setattr(norm_module, "_track", lambda *_: None)
+    report = sk.convert(model, x)
+    assert not list(engines(model))
+    assert any("gave other results" in note for note in report.notes)
+
+
+def test_the_package_does_without_numpy() -> None:
+    """As torch does: it is no requirement."""
+    program = "import sys; sys.modules['numpy'] = None; import sparsekernels as sk, torch; from torch import nn\n"
+    program += "net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).train()\n"
+    program += "with torch.no_grad(): net[0].weight[:, :6] = 0\n"
+    program += "print(sk.convert(net, torch.randn(2, 8, 9, 9)))"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_check_of_gradients() -> None:
     """Directions and lengths count, not the last digit."""
     one = [torch.randn(100), None, torch.randn(3, 3)]
     near = [None if tensor is None else tensor * 1.01 for tensor in one]
-    far = [None if tensor is None else tensor * 1.2 for tensor in one]
+    far = [one[0], None, torch.randn(3, 3)]  # one parameter among others
     assert convert_module._point_alike(near, one)
     assert not convert_module._point_alike(far, one)
     assert not convert_module._point_alike([one[0], torch.ones(1), one[2]], one)

@@ -96,6 +96,12 @@ inline void each_block(const BatchNormSpace& space, Body body) {
   }
 }
 
+// Ask for what lies so many elements on, which may be behind the end.
+inline void fetch(const float* from, int64_t ahead) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead) * sizeof(float);
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
+}
+
 // In double: what is left of the lanes' own rounding is small.
 inline double wide_sum(Vec<float> a) {
   float lanes[16];
@@ -117,7 +123,7 @@ inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
   each_block(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
     each_sixteen(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
-      __builtin_prefetch(call.source + at + ahead, 0, 3);
+      fetch(call.source + at, ahead);
       total = total + Sixteen<float>::load(call.source + at, lanes);
     });
     // around what is nearly the mean; what that is off by follows from the sum of the differences
@@ -234,8 +240,8 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     each_block(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
       Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero();
       each_sixteen(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
-        __builtin_prefetch(call.gradient + at + ahead, 0, 3);
-        __builtin_prefetch(call.source + at + ahead, 0, 3);
+        fetch(call.gradient + at, ahead);
+        fetch(call.source + at, ahead);
         const Vec<float> gradient = passed(call, scale, at, word, lanes);
         one = one + gradient;
         other = fma(gradient, Sixteen<float>::load(call.source + at, lanes) + shift, other);

@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,13 +43,14 @@ from torch.overrides import TorchFunctionMode
 from .. import testing
 from ..conversion import Report, convert
 from ..conversion.engine import Engine, Untraceable
+from ..conversion.norm import dropout_by_torch
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
 from .masks import PRUNINGS
 from .models import MODELS, calibrate_, prunable, prune_
 from .record import Record
 from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
-from .timer import Effort, fastest, samples_of
+from .timer import Effort, fastest
 
 SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
 QUICK_SPARSITIES, QUICK_MASKS = (80, 90, 95), ("random",)
@@ -114,7 +116,7 @@ class Network:
 
     @functools.cached_property
     def layers(self) -> dict[str, Layer]:
-        """Of the dense network, by name. Each is timed by itself on what the network gives it; those alike, once."""
+        """Of the dense network, by name: what each takes within a pass, and what it is given."""
         inputs: dict[str, Tensor] = {}
         handles = [
             module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].detach()}))
@@ -124,21 +126,41 @@ class Network:
             self.model(self.images)
         for handle in handles:
             handle.remove()
-        seconds: dict[tuple[Any, ...], float] = {}
+        _, seconds = self.least_pass
         found = {}
-        for name, module in prunable(self.model):
-            if name in inputs:
-                input = inputs[name]
-                key = str(module), input.shape, input.stride()
-                if key not in seconds:
-                    seconds[key] = _least_seconds(_layer_call(module, input, self.pass_))
-                maps = input.reshape(*input.shape[:2], -1).count_nonzero(2)
-                found[name] = Layer(
-                    seconds=seconds[key],
-                    input_density=int(maps.sum()) / input.numel(),
-                    zero_maps=1 - int(maps.count_nonzero()) / maps.numel(),
-                )
+        for name in seconds:
+            input = inputs[name]
+            maps = input.reshape(*input.shape[:2], -1).count_nonzero(2)
+            found[name] = Layer(
+                seconds=seconds[name],
+                input_density=int(maps.sum()) / input.numel(),
+                zero_maps=1 - int(maps.count_nonzero()) / maps.numel(),
+            )
         return found
+
+    @functools.cached_property
+    def least_pass(self) -> tuple[float, dict[str, float]]:
+        """The seconds of the shortest of some passes of the dense network, and of each layer within that very pass.
+
+        In a step with its part of the backward pass. Timed apart, the layers of a ResNet-50 took from 63 to 92% of what
+        the whole took; noise came in twice.
+        """
+        layout, _ = self.fastest(torch.float32)
+        model = copy.deepcopy(self.model).train(self.pass_ == "step")
+        model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+        call = call_of(self, model, self.images.contiguous(memory_format=FORMATS[layout]))
+        watch = _Watch(model)
+        shortest: tuple[float, dict[str, float]] = float("inf"), {}
+        begin, rounds = time.perf_counter(), 0
+        while rounds < 4 or (rounds < 30 and time.perf_counter() - begin < 0.5):
+            watch.seconds = {}
+            start = time.perf_counter()
+            call()
+            whole = time.perf_counter() - start
+            if rounds > 0 and whole < shortest[0]:  # the first one warms up
+                shortest = whole, watch.seconds
+            rounds += 1
+        return shortest
 
     def estimate(self, kind: str, model: nn.Module) -> float:
         """The speedup that sparse momentum's formula gives for the pruned `model`."""
@@ -174,32 +196,36 @@ class Network:
 
     def rest(self) -> float:
         """The share of the dense network's time that is none of its layers'."""
-        model = copy.deepcopy(self.model).train(self.pass_ == "step")
-        whole = _least_seconds(call_of(self, model, self.images))
-        return float(f"{max(0.0, 1 - sum(layer.seconds for layer in self.layers.values()) / whole):.3g}")
+        whole, layers = self.least_pass
+        return float(f"{max(0.0, 1 - sum(layers.values()) / whole):.3g}")
 
 
-def _layer_call(module: nn.Module, input: Tensor, pass_: str) -> Call:
-    if pass_ == "forward":
-        return functools.partial(_without_gradients, module, input)
-    input = input.clone().requires_grad_()
+class _Watch:
+    """Looks at the clock before and after each `prunable` layer, forward and, where there are gradients, backward."""
 
-    def both() -> None:
-        input.grad = None
-        module.zero_grad()
-        output = module(input)
-        output.backward(torch.ones_like(output))
+    def __init__(self, model: nn.Module) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
+        for name, module in prunable(model):
+            module.register_forward_pre_hook(lambda _, args, name=name: self._begin(name))
+            module.register_forward_hook(functools.partial(self._after, name))
 
-    return both
+    def _begin(self, name: str) -> None:
+        self._begun[name] = time.perf_counter()
+
+    def _end(self, name: str) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self._begun[name]
+
+    def _after(self, name: str, module: nn.Module, args: object, output: Tensor) -> None:
+        self._end(name)
+        if output.grad_fn is not None:
+            output.grad_fn.register_prehook(lambda _: self._begin(name))
+            output.grad_fn.register_hook(lambda *_: self._end(name))
 
 
 def _without_gradients(module: Callable[[Tensor], object], input: Tensor) -> object:
     with torch.inference_mode():
         return module(input)
-
-
-def _least_seconds(call: Call) -> float:
-    return min(samples_of({"": call}, Effort(seconds=0.02, least=3, most=30))[""])
 
 
 def call_of(network: Network, model: nn.Module, images: Tensor, autocast: bool = False) -> Call:
@@ -374,27 +400,21 @@ class _WithoutDropout(TorchFunctionMode):
 
 
 def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
-    """The gradients for a few images in training mode: how long a parameter's difference is, of its length.
-
-    One that nearly vanishes, as that of a bias in front of a BatchNorm, counts as a hundredth of all together.
-    """
+    """The gradients for a few images in training mode, a parameter's as one vector."""
     places = torch.linspace(0, network.batch - 1, min(network.batch, TRAINING_IMAGES)).long()
     labels, gradients = network.labels[places], []
+    masks = [one != 0 if one.dim() > 1 else torch.ones_like(one, dtype=torch.bool) for one in dense.parameters()]
     for one in (copy.deepcopy(model), copy.deepcopy(dense).double()):
         images = network.images[places].to(next(one.parameters()).dtype)
         one.zero_grad()
-        with _WithoutDropout():
+        with _WithoutDropout(), dropout_by_torch():
             F.cross_entropy(one.train()(images), labels).backward()
-        gradients.append([parameter.grad for parameter in one.parameters()])
-    lengths, differences = [], []
-    for parameter, mine, truth in zip(dense.parameters(), *gradients, strict=True):
-        used = parameter != 0 if parameter.dim() > 1 else torch.ones_like(parameter, dtype=torch.bool)
-        assert mine is not None
-        assert truth is not None
-        lengths.append(truth[used].norm())
-        differences.append((mine[used].double() - truth[used]).norm())
-    of_each, differ = torch.stack(lengths), torch.stack(differences)
-    error = float((differ / of_each.clamp(min=0.01 * of_each.norm())).max())
+        found = []
+        for parameter, mask in zip(one.parameters(), masks, strict=True):
+            assert parameter.grad is not None
+            found.append(parameter.grad[mask])
+        gradients.append(found)
+    error = testing.gradient_error(*gradients)
     return Verdict(error, error <= LARGEST_TRAINING_ERROR)
 
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import BaseTorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from ..nn import SparseConv2d, SparseLinear
 from ..nn.sparse import share_parameters
+from ..testing import gradient_error
 from .channels import dropped
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .engine import Engine, Untraceable
 from .measure import MODEL, step, times_of
+from .norm import dropout_by_torch
 from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
 from .state import CONVERSION, unchanged
 from .survey import LEAST_SPARSITY, Layer, has_hooks, layers_of, record_inputs
@@ -34,8 +35,8 @@ _FUSED_IN_TRAINING = (
 
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
-_LARGEST_ANGLE = 0.05
-"""Between all gradients before and after."""
+_LARGEST_GRADIENT_ERROR = 0.05
+"""Between a parameter's gradients before and after, see `gradient_error`."""
 
 
 @dataclass
@@ -318,14 +319,21 @@ class _Attempt:
         return _are_close(actual, expected)
 
     def _agrees_in_training(self, one: _Conversion, other: _Conversion) -> bool:
-        """Whether a forward and backward pass give the same, but for rounding; with torch's own dropout in both."""
-        parameters = list(self._model.parameters())
-        found: list[tuple[object, list[Tensor | None]]] = []
+        """Whether a forward and backward pass give the same, but for rounding: results, gradients and buffers.
+
+        With torch's own dropout in both. Nothing but the layers between is exchanged, so rounding is all that differs.
+        """
+        parameters, buffers = list(self._model.parameters()), list(self._model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        found: list[tuple[tuple[object, list[Tensor]], list[Tensor | None]]] = []
         for conversion in (one, other):
             _clear_gradients(parameters)
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
             conversion.install()
             try:
-                with torch.random.fork_rng(), BaseTorchFunctionMode():
+                with torch.random.fork_rng(), dropout_by_torch():
                     result = self._call()
                     _backward_at_random(result)
             except Exception:
@@ -334,10 +342,13 @@ class _Attempt:
                 return False
             finally:
                 conversion.uninstall()
-            found.append((result, [parameter.grad for parameter in parameters]))
+            kept = [buffer.clone() for buffer in buffers]
+            found.append(((result, kept), [parameter.grad for parameter in parameters]))
         _clear_gradients(parameters)
         (actual, mine), (expected, theirs) = found
-        return _are_close(actual, expected) and _point_alike(mine, theirs)
+        counts = [[one for one in kept if not one.is_floating_point()] for (_, kept) in (actual, expected)]
+        same = all(map(torch.equal, *counts))
+        return same and _are_close(actual, expected) and _point_alike(mine, theirs)
 
     def _install_fastest(
         self, rows: list[LayerReport], offers: dict[str, _Conversion], in_chains: list[_Swap]
@@ -428,14 +439,10 @@ def _clear_gradients(parameters: Collection[nn.Parameter]) -> None:
 
 
 def _point_alike(actual: list[Tensor | None], expected: list[Tensor | None]) -> bool:
-    """Whether gradients are the same for all that matters: an activation that rounding moves across the kink of a ReLU
-    changes them by more than rounding does."""
     if [one is None for one in actual] != [one is None for one in expected]:
         return False
-    pairs = [(a, b) for a, b in zip(actual, expected, strict=True) if a is not None and b is not None]
-    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    length = sum(float(b.double().square().sum()) for _, b in pairs)
-    return apart <= _LARGEST_ANGLE**2 * length
+    mine, theirs = ([one for one in some if one is not None] for some in (actual, expected))
+    return not theirs or gradient_error(mine, theirs) <= _LARGEST_GRADIENT_ERROR
 
 
 def _are_close(actual: object, expected: object) -> bool:

@@ -127,8 +127,8 @@ def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, nn.Module
 
 
 def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
-    """What the times of `layer` depend on: its options, what it is given, and, to two digits, how many nonzeros and how
-    many filters and channels with any it has."""
+    """What the times of `layer` depend on, save for where its nonzeros lie: its options, what it is given, and, to two
+    digits, how many nonzeros and how many filters and channels with any it has."""
     module: Any = layer.module
     weight = module.weight
     options = tuple(value for name, value in options_of(module).items() if name != "device")

@@ -12,14 +12,15 @@ training, each BatchNorm takes over the ReLU and the dropout behind it; the othe
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 import torch.fx
 import torch.nn.modules.module as _module
@@ -240,6 +241,8 @@ class Engine:
     def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if kwargs or self.module.training is not self.training or is_special():
             return False
+        if self.training and not torch.is_grad_enabled():
+            return False  # code may look at that: it was traced for training
         if torch.jit._trace.is_tracing() or _module._has_any_global_hook():
             return False
         for value in args:
@@ -324,36 +327,42 @@ def _assembled(
 ) -> _Plan:
     """The plan that runs `graph`, of the modules that it names and of those that were `made` for it."""
     root: dict[str, Any] = {}
-    fixed: list[tuple[dict[str, Any], str, Any]] = []
+    read: list[tuple[dict[str, Any], str, Any]] = []
     for node in graph.nodes:
         if node.op == "call_module":
             root[node.target] = made.get(node.target) or modules[node.target]
         elif node.op == "get_attr":
             place, name = _place_of(module, node.target)
             root[node.target] = place[name]
-            fixed.append((place, name, place[name]))
+            read.append((place, name, place[name]))
     run = torch.fx.GraphModule(root, graph).forward
     within = {id(part) for leaf in root.values() if isinstance(leaf, nn.Module) for part in leaf.modules()}
-    passed = [one for one in modules.values() if id(one) not in within]
+    makers = [one for one in made.values() if not isinstance(one, FusedChain)]
+    taken = {id(one) for maker in makers for one in maker.taken}
+    # one that was taken over in one place may be called in another
+    passed = [one for one in modules.values() if id(one) not in within or id(one) in taken]
+    fixed: list[tuple[dict[str, Any], str, Any]] = []
     for one in passed:
         fixed += [(place, name, value) for place in _places(one) for name, value in place.items()]
         fixed += _fixed_of(one)
     # parameters and statistics may be others, as long as they are there: these are folded anew
-    parts = [part for one in made.values() if not isinstance(one, FusedChain) for part in one.parts]
-    own = [place for part in parts if part is not None for place in _places(part)]
-    owned = {id(place) for place in own}
+    parts = [part for maker in makers for part in maker.parts if part is not None]
+    owned = {id(place) for part in parts for place in _places(part)}
     fixed = [one for one in fixed if one[2] is None or id(one[0]) not in owned]
+    # and these are looked at in each call
+    norms = {id(vars(part)) for maker in makers if isinstance(maker, FusedNorm) for part in maker.parts}
+    fixed = [one for one in fixed if id(one[0]) not in norms or one[1] not in ("eps", "momentum")]
     return _Plan(
         run=run,
         arguments=arguments,
-        fixed=fixed,
+        fixed=fixed + read,
         shapes=[(place, tuple(place)) for one in passed for place in _places(one)],
         held=[(value, copy.copy(value)) for _, _, value in fixed if isinstance(value, list | dict | set)],
         types=[(one, type(one)) for one in passed],
         modules=[
             (one, one.training)
             for one in modules.values()
-            if one is not module and (id(one) not in within or _is_norm(one))
+            if one is not module and (id(one) not in within or id(one) in taken or _is_norm(one))
         ],
         tensors=[],
         fused=[],
@@ -367,7 +376,7 @@ def _traced(module: nn.Module) -> torch.fx.Graph:
     parameters = inspect.signature(type(module).forward).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
     before = [(one, state_of(one)) for one in module.modules() if not isinstance(one, torch.jit.ScriptModule)]
-    drawn = _Generators()
+    drawn = _Generators(module)
     try:
         return _Tracer().trace(module, concrete_args=defaults or None)
     except Untraceable:
@@ -383,21 +392,51 @@ def _traced(module: nn.Module) -> torch.fx.Graph:
 
 
 class _Generators:
-    """The states of the random number generators of torch (on the CPU), Python and numpy."""
+    """The states of the random number generators that the code of `module` may draw from.
 
-    def __init__(self) -> None:
-        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    torch's on the CPU, Python's, numpy's where that is in use, and those that are attributes of modules.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        generators: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
+            (torch.get_rng_state, torch.set_rng_state),
+            (random.getstate, random.setstate),
+        ]
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            generators.append((numpy.random.get_state, numpy.random.set_state))
+        for one in module.modules():
+            for value in vars(one).values():
+                if isinstance(value, torch.Generator):
+                    generators.append((value.get_state, value.set_state))
+                elif isinstance(value, random.Random):
+                    generators.append((value.getstate, value.setstate))
+                elif numpy is not None and isinstance(value, numpy.random.RandomState):
+                    generators.append((value.get_state, value.set_state))
+                elif numpy is not None and isinstance(value, numpy.random.Generator):
+                    bits = value.bit_generator
+                    generators.append(
+                        (functools.partial(getattr, bits, "state"), functools.partial(setattr, bits, "state"))
+                    )
+        self._kept = [(get, put, get()) for get, put in generators]
 
     def put_back(self) -> bool:
         """Whether anything had been drawn."""
-        changed = not torch.equal(torch.get_rng_state(), self._torch) or random.getstate() != self._python
-        now = numpy.random.get_state()
-        changed = changed or any(not numpy.array_equal(a, b) for a, b in zip(now, self._numpy, strict=True))
-        if changed:
-            torch.set_rng_state(self._torch)
-            random.setstate(self._python)
-            numpy.random.set_state(self._numpy)
-        return changed
+        drawn = False
+        for get, put, state in self._kept:
+            if str(_listed(get())) != str(_listed(state)):
+                put(state)
+                drawn = True
+        return drawn
+
+
+def _listed(state: Any) -> Any:
+    """What can be compared as text to the last number."""
+    if isinstance(state, dict):
+        return {key: _listed(value) for key, value in state.items()}
+    if isinstance(state, tuple | list):
+        return [_listed(value) for value in state]
+    return state.tolist() if hasattr(state, "tolist") else state
 
 
 def _settle_arguments(graph: torch.fx.Graph) -> int:
@@ -459,7 +498,7 @@ def _tensors_of(fused: list[Fused]) -> Iterator[_Tensor]:
         for part in one.parts:
             for place in () if part is None else (part._parameters, part._buffers):
                 for name, tensor in place.items():
-                    if tensor is not None and name != "num_batches_tracked":
+                    if tensor is not None:  # torch counts batches, but no changes of the running statistics
                         if tensor.is_inference():
                             raise Untraceable("its parameters are inference tensors, whose changes cannot be seen")
                         yield _Tensor(place, name, tensor, tensor._version, tensor.data_ptr())

@@ -38,6 +38,8 @@ class Fused(torch.nn.Module):
 
     outputs: Tensor | None = None
     inputs: Tensor | None = None
+    taken: tuple[torch.nn.Module, ...] = ()
+    """All that it stands for, the ReLU too."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -74,16 +75,23 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
         chain.take_limits()
         name = f"sparsekernels_fused_{len(result)}"
         result[name] = FUSED[type(layer)](layer, chain.norm, chain.low, chain.high, contiguous)
+        result[name].taken = chain.taken()
         chain.replace(name)
     return result
 
 
 def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[str, FusedNorm]:
-    """Puts BatchNorms in training, with what stands behind them, into the graph; returns them by their names there."""
+    """Puts BatchNorms in training, with what stands behind them, into the graph; returns them by their names there.
+
+    One that is called twice, or whose tensors are read, stays: its running statistics would change in another order.
+    """
+    called = collections.Counter(id(modules.get(str(node.target))) for node in graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    called.update(id(modules[owner]) for owner in read if owner in modules)
     result: dict[str, FusedNorm] = {}
     for node in list(graph.nodes):
         norm: Any = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(norm) is not nn.BatchNorm2d or not norm.training or not is_plain(norm):
+        if type(norm) is not nn.BatchNorm2d or not norm.training or not is_plain(norm) or called[id(norm)] > 1:
             continue
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
             continue
@@ -92,6 +100,7 @@ def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[
         chain.take_dropout()
         name = f"sparsekernels_norm_{len(result)}"
         result[name] = FusedNorm(norm, Act(chain.low, chain.high, chain.p))
+        result[name].taken = chain.taken()
         chain.replace(name)
     return result
 
@@ -158,6 +167,11 @@ def writes_to_input(node: Node, modules: Mapping[str, nn.Module]) -> bool:
             return False  # a tensor of its own
         base = base.args[0] if base.args else None
     return isinstance(base, Node) and base.op == "placeholder"
+
+
+def _named(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 class _Chain:
@@ -246,6 +260,12 @@ class _Chain:
             self.low = 0.0
         elif type(module) in (nn.ReLU6, nn.Hardtanh):
             self.low, self.high = float(module.min_val), float(module.max_val)
+        elif user.op == "call_function" and user.target is F.hardtanh:
+            given = _named(user, ("input", "min_val", "max_val", "inplace"))
+            low, high = given.get("min_val", -1.0), given.get("max_val", 1.0)
+            if given.get("input") is not self.nodes[-1] or isinstance(low, Node) or isinstance(high, Node):
+                return
+            self.low, self.high = float(low), float(high)
         elif len(user.args) != 1 or set(user.kwargs) - {"inplace"}:
             return
         elif user.op != "call_module" and user.target in _RELUS:
@@ -267,7 +287,7 @@ class _Chain:
         if type(module) is nn.Dropout:
             p, training = module.p, module.training
         elif user.op == "call_function" and user.target is F.dropout:
-            given = {**dict(zip(("input", "p", "training", "inplace"), user.args, strict=False)), **user.kwargs}
+            given = _named(user, ("input", "p", "training", "inplace"))
             if given.get("input") is not self.nodes[-1]:
                 return
             p, training = given.get("p", 0.5), given.get("training", True)
@@ -277,6 +297,10 @@ class _Chain:
             return
         self.p = float(p)
         self.nodes.append(user)
+
+    def taken(self) -> tuple[nn.Module, ...]:
+        """The modules that one fused layer stands for."""
+        return tuple(self._modules[str(node.target)] for node in self.nodes if node.op == "call_module")
 
     def replace(self, name: str) -> None:
         """Put a call of the module `name` in the place of the chain's last node."""

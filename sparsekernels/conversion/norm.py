@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,12 +13,27 @@ from torch import Tensor
 from ..ops.batch_norm.function import Act, batch_norm_act, takes
 from ..ops.sparse_conv2d.op import is_special
 
+_torchs_dropout = contextvars.ContextVar("torchs_dropout", default=False)
+
+
+@contextlib.contextmanager
+def dropout_by_torch() -> Iterator[None]:
+    """Dropout is torch's own function inside, so that the same seed drops what it drops for modules."""
+    token = _torchs_dropout.set(True)
+    try:
+        yield
+    finally:
+        _torchs_dropout.reset(token)
+
 
 class FusedNorm(torch.nn.Module):
     """What `norm` in training mode, limits and dropout give one after the other; running statistics follow.
 
-    The module is not its child: parameters, buffers and momentum are those that it has when this is called.
+    The module is not its child: parameters, buffers, eps and momentum are those that it has when this is called.
     """
+
+    taken: tuple[torch.nn.Module, ...] = ()
+    """All that it stands for."""
 
     def __init__(self, norm: torch.nn.BatchNorm2d, act: Act) -> None:
         super().__init__()
@@ -24,10 +43,9 @@ class FusedNorm(torch.nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         (norm,) = self.parts
         act = self.act
-        if is_special() or not takes(input, norm.weight, norm.bias, act) or not _tracks_in_float32(norm):
+        if is_special() or not takes(input, norm.weight, norm.bias, norm.eps, act) or not _tracks(norm, input):
             return self._one_by_one(input)
-        # who looks at torch's functions as they are called (TorchFunctionMode) is shown dropout, and may exchange it
-        apart = act.p > 0 and torch._C._len_torch_function_stack() > 0
+        apart = act.p > 0 and _torchs_dropout.get()
         output, statistics = batch_norm_act(
             input, norm.weight, norm.bias, norm.eps, Act(act.low, act.high) if apart else act
         )
@@ -47,12 +65,18 @@ class FusedNorm(torch.nn.Module):
         return f"{self.parts[0].num_features}, low={self.act.low}, high={self.act.high}, p={self.act.p}"
 
 
-def _tracks_in_float32(norm: torch.nn.BatchNorm2d) -> bool:
-    return all(one is None or one.dtype is torch.float32 for one in (norm.running_mean, norm.running_var))
+def _tracks(norm: torch.nn.BatchNorm2d, input: Tensor) -> bool:
+    """Whether the running statistics are what those of `input` can be added to."""
+    both = norm.running_mean, norm.running_var
+    return all(one is None or (one.dtype is torch.float32 and one.numel() == input.size(1)) for one in both)
 
 
 def _track(norm: torch.nn.BatchNorm2d, statistics: Tensor, count: int) -> None:
-    """What BatchNorm does in training: an average of means, and of unbiased estimates of the variance."""
+    """What BatchNorm does in training: an average of means, and of unbiased estimates of the variance.
+
+    Through `data`, since torch does not count it as a change of these tensors either: its own BatchNorm saves them for
+    its backward pass.
+    """
     if not norm.track_running_stats:
         return
     factor = 0.0 if norm.momentum is None else norm.momentum
@@ -60,8 +84,7 @@ def _track(norm: torch.nn.BatchNorm2d, statistics: Tensor, count: int) -> None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             factor = 1 / float(norm.num_batches_tracked)
-    with torch.no_grad():
-        if norm.running_mean is not None:
-            norm.running_mean.mul_(1 - factor).add_(statistics[0], alpha=factor)
-        if norm.running_var is not None:
-            norm.running_var.mul_(1 - factor).add_(statistics[1], alpha=factor * count / (count - 1))
+    if norm.running_mean is not None:
+        norm.running_mean.data.mul_(1 - factor).add_(statistics[0], alpha=factor)
+    if norm.running_var is not None:
+        norm.running_var.data.mul_(1 - factor).add_(statistics[1], alpha=factor * count / (count - 1))

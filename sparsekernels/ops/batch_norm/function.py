@@ -21,7 +21,7 @@ class Act:
     p: float = 0.0
 
 
-def takes(input: Tensor, weight: Tensor | None, bias: Tensor | None, act: Act) -> bool:
+def takes(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, act: Act) -> bool:
     """Whether the kernel computes this."""
     return (
         operators.IN_LIBRARY
@@ -31,6 +31,7 @@ def takes(input: Tensor, weight: Tensor | None, bias: Tensor | None, act: Act) -
         and input.dim() == 4
         and input.is_contiguous()
         and input.numel() > input.size(1)
+        and eps > 0
         and 0 <= act.p < 1
         and all(one is None or (one.dtype is torch.float32 and one.is_contiguous()) for one in (weight, bias))
     )
@@ -58,7 +59,7 @@ class _BatchNormAct(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, act: Act, seed: int
     ) -> tuple[Tensor, Tensor]:
         output, statistics, kept = operators.forward(input, weight, bias, eps, act.low, act.high, act.p, seed)
-        ctx.save_for_backward(input, weight, bias, statistics, kept)
+        ctx.save_for_backward(input, weight, statistics, kept)
         ctx.eps, ctx.act = eps, act
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
@@ -66,12 +67,12 @@ class _BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        input, weight, bias, statistics, kept = ctx.saved_tensors
+        input, weight, statistics, kept = ctx.saved_tensors
         nothing = (None,) * 6
         if gradient is None:
             return nothing
         if torch.is_grad_enabled():
-            return *_differentiable(ctx, gradient, input, weight, bias, kept), *nothing[3:]
+            return *_differentiable(ctx, gradient, input, weight, kept), *nothing[3:]
         need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
         of_input, parameters = operators.backward(gradient, input, weight, statistics, kept, ctx.act.p, need_input)
         return (
@@ -83,18 +84,22 @@ class _BatchNormAct(torch.autograd.Function):
 
 
 def _differentiable(
-    ctx: Any, gradient: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Tensor
-) -> list[Tensor | None]:
-    """The gradients in torch's own operations, which it differentiates again: limits and dropout are a constant."""
-    needed = zip((input, weight, bias), ctx.needs_input_grad, strict=False)
-    given = [one if need else None for one, need in needed]
-    wanted = [one for one in given if one is not None]
-    with torch.enable_grad():
-        plain = F.batch_norm(input, None, None, weight, bias, True, 0.0, ctx.eps)
+    ctx: Any, gradient: Tensor, input: Tensor, weight: Tensor | None, kept: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients in torch's own operations, which it differentiates again: limits and dropout are a constant.
+
+    They are taken with respect to views, lest hooks of the tensors themselves run here and then once more.
+    """
+    need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     if kept.numel() > 0:
         gradient = gradient * (passing(kept, input) / (1 - ctx.act.p))
-    found = iter(torch.autograd.grad(plain, wanted, gradient, create_graph=True))
-    return [None if one is None else next(found) for one in given]
+    own_input, own_weight = input.view_as(input), None if weight is None else weight.view_as(weight)
+    plain = F.batch_norm(own_input, None, None, own_weight, None, True, 0.0, ctx.eps)
+    given = [own_input if need_input else None, own_weight if need_weight else None]
+    wanted = [one for one in given if one is not None]
+    found = iter(torch.autograd.grad(plain, wanted, gradient, create_graph=True) if wanted else ())
+    results = [None if one is None else next(found) for one in given]
+    return *results, gradient.sum((0, 2, 3)) if need_bias else None
 
 
 def passing(kept: Tensor, input: Tensor) -> Tensor:
