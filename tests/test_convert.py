@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import io
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,6 +35,7 @@ from torch.nn.utils import parametrize, prune
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.bench import timer
 from sparsekernels.bench.models import MODELS, calibrate_, prune_
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.measure import Times, times_of
@@ -1055,6 +1058,113 @@ def test_layers_that_are_alike_are_measured_once(prefer: Prefer, monkeypatch: py
     ):
         conversion(change)
         assert len(measured) > 1, change
+
+
+@pytest.mark.parametrize(("second", "stays"), [(1.3, True), (1.01, False)])
+def test_a_small_gain_is_measured_once_more(
+    prefer: Prefer, monkeypatch: pytest.MonkeyPatch, second: float, stays: bool
+) -> None:
+    prefer(FINE, LAYERS)
+    gains, asked = iter([1.2, second]), []
+
+    def fake(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
+        asked.append(list(calls))
+        gain = next(gains)
+        return Times({name: [1.0 if name == LAYERS else gain if name == "as before" else 2.0] for name in calls})
+
+    monkeypatch.setattr(convert_module, "times_of", fake)
+    model, x = make("sequential")
+    report = sk.convert(model, x)
+    assert asked[1] == ["as before", LAYERS]
+    assert bool(report.converted) == stays
+    if stays:
+        assert report.speedup == pytest.approx(second)
+
+
+# What else one may try.
+
+
+def test_a_compiled_model_is_refused() -> None:
+    model, x = make("sequential")
+    compiled = torch.compile(model)
+    with pytest.raises(TypeError, match="is compiled, accepted is what torch.compile was given"):
+        sk.convert(compiled, x)
+    model.compile()
+    with pytest.raises(TypeError, match="is compiled"):
+        sk.convert(model, x)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    model, x = make("sequential")
+    with pytest.raises(ValueError, match="has a tensor of shape .0, 8, .*accepted is one with elements"):
+        sk.convert(model, x[:0])
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3)
+
+    def forward(self, *, images: Tensor, factor: float = 1.0) -> Tensor:
+        return self.conv(images) * factor
+
+
+def test_keyword_arguments(prefer: Prefer) -> None:
+    model = ByName().eval()
+    prune_(model, "random", 0.8)
+    dense, x = copy.deepcopy(model), torch.randn(2, 8, 9, 9)
+    prefer(FINE, LAYERS)
+    report = sk.convert(model, example_kwargs={"images": x, "factor": 2.0})
+    assert [row.decision for row in report.layers] == [FINE]
+    assert report.layers[0].input_shape == (2, 8, 9, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images=x), dense(images=x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"example_input \(images=a tensor of shape \[3\]\): "):
+        sk.convert(model, example_kwargs={"images": torch.ones(3)})
+
+
+def test_a_list_is_one_argument() -> None:
+    model, x = make("sequential")
+    with pytest.raises(ValueError, match="a list is one argument, a tuple is several"):
+        sk.convert(model, [x, x])
+
+
+@pytest.mark.parametrize("function", ["convert", "revert"])
+def test_what_keeps_from_reverting_is_named(prefer: Prefer, function: str) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())).eval()
+    prune_(model, "random", 0.8)
+    x = torch.randn(2, 8, 9, 9)
+    prefer(FINE, LAYERS)
+    sk.convert(model, x)
+    call = functools.partial(sk.convert, model, x) if function == "convert" else functools.partial(sk.revert, model)
+    handle = model[0][0].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=f"{function}: the converted layer '0.0' was given hooks since"):
+        call()
+    handle.remove()
+    prune.l1_unstructured(model[0][0], "weight", 0.5)
+    with pytest.raises(RuntimeError, match=f"{function}: the converted layer '0.0' was given a mask since"):
+        call()
+    prune.remove(model[0][0], "weight")
+    parametrize.register_parametrization(model[0][0], "weight", Doubled(model))
+    with pytest.raises(RuntimeError, match=f"{function}: the converted layer '0.0' was given a parametrization since"):
+        call()
+
+
+def test_notes(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.Conv1d(9, 9, 1)).eval()
+    model[3].forward = lambda x: x
+    prune_(model, "random", 0.8)
+    x = torch.randn(2, 8, 9, 9)
+    prefer(FINE, LAYERS, GRAPH)
+    notes = sk.convert(model, x).notes
+    assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
+    assert "As a graph, the model was no faster: its layers run one by one." in notes
+    assert not any("training" in note or "Other programs" in note for note in notes)
+    counts = itertools.count(step=10**6)
+    monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: next(counts)))
+    notes = sk.convert(model.train(), x).notes
+    assert "Measured in training mode: for inference, call model.eval() and convert again." in notes
+    assert any("Other programs took the processor" in note for note in notes)
 
 
 # Training.

@@ -190,6 +190,9 @@ def test_command_line(tmp_path: Path) -> None:
     assert {record["case"] for record in records} == {"mnist/lenet-300-100@2"}
     assert {record["suite"] for record in records} == {"networks"}
     assert "converted:magnitude-90" in {record["variant"] for record in records}
+    result = run("bench", "--network", "lenet-300-100", "--sparsity", "0.9")
+    assert result.exit_code == 2
+    assert "sparsity is 0.9 percent; for that share of zeros give 90" in one_line(result.output)
     result = run("bench", "--network", "lenet")
     assert result.exit_code == 2
     assert "network is 'lenet', accepted are 'lenet-300-100'" in one_line(result.output)

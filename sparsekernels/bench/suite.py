@@ -93,6 +93,8 @@ class Selection:
         for percent in self.sparsities:
             if not 0 <= percent < 100:
                 raise ValueError(f"sparsity is {percent:g}, accepted are percentages from 0 to below 100")
+            if 0 < percent < 1:
+                raise ValueError(f"sparsity is {percent:g} percent; for that share of zeros give {100 * percent:g}")
 
     def takes_case(self, case: Case) -> bool:
         """Whether `case` is to run."""

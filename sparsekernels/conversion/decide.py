@@ -97,7 +97,7 @@ def reason_to_stay(layer: Layer) -> str | None:
     if layer.sparsity < LEAST_SPARSITY and not _has_empty_channels(layer):
         return f"too few zeros: below {LEAST_SPARSITY:.0%} nothing is faster"
     if not layer.given:
-        return "the model did not call it with this input"
+        return "the model did not call it with this input, or only from compiled code"
     return None
 
 

@@ -17,6 +17,16 @@ from ..checks import DTYPES
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses may compute anything."""
 
+OTHERS = (
+    torch.nn.Conv1d,
+    torch.nn.Conv3d,
+    torch.nn.modules.conv._ConvTransposeNd,
+    torch.nn.Bilinear,
+    torch.nn.RNNBase,
+    torch.nn.RNNCellBase,
+)
+"""Those that one may have pruned as well, for which there is no kernel."""
+
 LEAST_SPARSITY = 0.3
 """Below it nothing that this package has was ever faster, and a layer is not even measured."""
 
