@@ -1156,6 +1156,7 @@ def test_notes(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     prune_(model, "random", 0.8)
     x = torch.randn(2, 8, 9, 9)
     prefer(FINE, LAYERS, GRAPH)
+    monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: 0))
     notes = sk.convert(model, x).notes
     assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
     assert "As a graph, the model was no faster: its layers run one by one." in notes
