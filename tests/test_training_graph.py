@@ -14,7 +14,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from conversion_checks import FINE, GRAPH, LAYERS, Prefer, convert_module, engines, graph_of
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer, engines, graph_of
 from conversion_nets import make
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import MODELS, prune_
+from sparsekernels.conversion.agreement import point_alike
 from sparsekernels.conversion.engine import Engine, Untraceable
 from sparsekernels.conversion.norm import FusedNorm, dropout_by_torch
 from sparsekernels.testing import compare
@@ -210,7 +211,7 @@ def test_changes_of_the_model_count(prefer: Prefer, change: str) -> None:
     mine, theirs = found
     behind = 2 + len(list(model.parameters()))
     torch.testing.assert_close(mine[0], theirs[0], rtol=2e-3, atol=2e-4)
-    assert convert_module._point_alike([*mine[1:behind]], [*theirs[1:behind]])
+    assert point_alike([*mine[1:behind]], [*theirs[1:behind]])
     torch.testing.assert_close(mine[behind:], theirs[behind:], rtol=1e-4, atol=1e-5)
 
 
@@ -608,7 +609,7 @@ def test_check_of_gradients() -> None:
     one = [torch.randn(100), None, torch.randn(3, 3)]
     near = [None if tensor is None else tensor * 1.01 for tensor in one]
     far = [one[0], None, torch.randn(3, 3)]  # one parameter among others
-    assert convert_module._point_alike(near, one)
-    assert not convert_module._point_alike(far, one)
-    assert not convert_module._point_alike([one[0], torch.ones(1), one[2]], one)
-    assert not convert_module._point_alike([one[0] * float("nan"), None, one[2]], one)
+    assert point_alike(near, one)
+    assert not point_alike(far, one)
+    assert not point_alike([one[0], torch.ones(1), one[2]], one)
+    assert not point_alike([one[0] * float("nan"), None, one[2]], one)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..bench.timer import Interruptions
 from ..nn import SparseConv2d, SparseLinear
 from ..nn.sparse import share_parameters
-from ..testing import gradient_error
+from .agreement import are_close, backward_at_random, clear_gradients, point_alike
 from .channels import dropped
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .engine import Engine, Untraceable
@@ -37,11 +37,6 @@ _FUSED_IN_TRAINING = (
     "BatchNorm, and the ReLU and dropout behind it, are one step in training mode; dropout draws other random numbers"
     " than torch's from the same seed."
 )
-
-_LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
-"""Between results of the model before and after, relative to the largest: more is no rounding."""
-_LARGEST_GRADIENT_ERROR = 0.05
-"""Between a parameter's gradients before and after, see `gradient_error`."""
 
 
 @dataclass
@@ -365,7 +360,7 @@ class _Attempt:
             return False
         finally:
             conversion.uninstall()
-        return _are_close(actual, expected)
+        return are_close(actual, expected)
 
     def _agrees_in_training(self, one: _Conversion, other: _Conversion) -> bool:
         """Whether a forward and backward pass give the same, but for rounding: results, gradients and buffers.
@@ -376,7 +371,7 @@ class _Attempt:
         before = [buffer.clone() for buffer in buffers]
         found: list[tuple[tuple[object, list[Tensor]], list[Tensor | None]]] = []
         for conversion in (one, other):
-            _clear_gradients(parameters)
+            clear_gradients(parameters)
             with torch.no_grad():
                 for buffer, value in zip(buffers, before, strict=True):
                     buffer.copy_(value)
@@ -384,7 +379,7 @@ class _Attempt:
             try:
                 with torch.random.fork_rng(), dropout_by_torch():
                     result = self._call()
-                    _backward_at_random(result)
+                    backward_at_random(result)
             except Exception:
                 if conversion is other:
                     raise
@@ -393,11 +388,11 @@ class _Attempt:
                 conversion.uninstall()
             kept = [buffer.clone() for buffer in buffers]
             found.append(((result, kept), [parameter.grad for parameter in parameters]))
-        _clear_gradients(parameters)
+        clear_gradients(parameters)
         (actual, mine), (expected, theirs) = found
         counts = [[one for one in kept if not one.is_floating_point()] for (_, kept) in (actual, expected)]
         same = all(map(torch.equal, *counts))
-        return same and _are_close(actual, expected) and _point_alike(mine, theirs)
+        return same and are_close(actual, expected) and point_alike(mine, theirs)
 
     def _install_fastest(
         self, rows: list[LayerReport], offers: dict[str, _Conversion], in_chains: list[_Swap]
@@ -478,41 +473,3 @@ def _why_nothing(layers: list[Layer]) -> str:
             " Prune it first, with torch.nn.utils.prune for instance."
         )
     return "No layer that has zeros can be exchanged: the model is as it was."
-
-
-def _backward_at_random(result: object) -> None:
-    """Gradients from random ones: those of a sum nearly vanish behind a BatchNorm, and rounding is what is left."""
-    generator = torch.Generator().manual_seed(5)
-    tensors = [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.requires_grad]
-    seeds = [torch.randn(one.shape, generator=generator).to(one.device, one.dtype) for one in tensors]
-    torch.autograd.backward(tensors, seeds)
-
-
-def _clear_gradients(parameters: Collection[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
-
-
-def _point_alike(actual: list[Tensor | None], expected: list[Tensor | None]) -> bool:
-    if [one is None for one in actual] != [one is None for one in expected]:
-        return False
-    mine, theirs = ([one for one in some if one is not None] for some in (actual, expected))
-    return not theirs or gradient_error(mine, theirs) <= _LARGEST_GRADIENT_ERROR
-
-
-def _are_close(actual: object, expected: object) -> bool:
-    (mine, containers), (theirs, expected_containers) = tree_flatten(actual), tree_flatten(expected)
-    return containers == expected_containers and all(map(_is_close, mine, theirs))
-
-
-def _is_close(actual: object, expected: object) -> bool:
-    if not isinstance(expected, Tensor):
-        plain = expected is None or isinstance(expected, bool | int | float | complex | str)
-        return plain and type(actual) is type(expected) and actual == expected
-    if not isinstance(actual, Tensor) or (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
-        return False
-    if expected.numel() == 0 or not expected.is_floating_point():
-        return True
-    mine, theirs = actual.double(), expected.double()
-    allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
-    return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())

@@ -12,10 +12,7 @@ training, each BatchNorm takes over the ReLU and the dropout behind it; the othe
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-import random
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +30,7 @@ from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
 from .fused import FUSED, Fused
 from .fusion import IN_PLACE, drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
+from .generators import Generators
 from .norm import FusedNorm
 from .state import KEPT_BY_TORCH, holds, put_back, state_of
 
@@ -376,7 +374,7 @@ def _traced(module: nn.Module) -> torch.fx.Graph:
     parameters = inspect.signature(type(module).forward).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
     before = [(one, state_of(one)) for one in module.modules() if not isinstance(one, torch.jit.ScriptModule)]
-    drawn = _Generators(module)
+    drawn = Generators(module)
     try:
         return _Tracer().trace(module, concrete_args=defaults or None)
     except Untraceable:
@@ -389,54 +387,6 @@ def _traced(module: nn.Module) -> torch.fx.Graph:
             raise Untraceable("its forward changes attributes, or makes tensors of its own")
         if drawn.put_back():
             raise Untraceable("its forward draws random numbers, which would be the same in each call")
-
-
-class _Generators:
-    """The states of the random number generators that the code of `module` may draw from.
-
-    torch's on the CPU, Python's, numpy's where that is in use, and those that are attributes of modules.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        generators: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
-            (torch.get_rng_state, torch.set_rng_state),
-            (random.getstate, random.setstate),
-        ]
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            generators.append((numpy.random.get_state, numpy.random.set_state))
-        for one in module.modules():
-            for value in vars(one).values():
-                if isinstance(value, torch.Generator):
-                    generators.append((value.get_state, value.set_state))
-                elif isinstance(value, random.Random):
-                    generators.append((value.getstate, value.setstate))
-                elif numpy is not None and isinstance(value, numpy.random.RandomState):
-                    generators.append((value.get_state, value.set_state))
-                elif numpy is not None and isinstance(value, numpy.random.Generator):
-                    bits = value.bit_generator
-                    generators.append(
-                        (functools.partial(getattr, bits, "state"), functools.partial(setattr, bits, "state"))
-                    )
-        self._kept = [(get, put, get()) for get, put in generators]
-
-    def put_back(self) -> bool:
-        """Whether anything had been drawn."""
-        drawn = False
-        for get, put, state in self._kept:
-            if str(_listed(get())) != str(_listed(state)):
-                put(state)
-                drawn = True
-        return drawn
-
-
-def _listed(state: Any) -> Any:
-    """What can be compared as text to the last number."""
-    if isinstance(state, dict):
-        return {key: _listed(value) for key, value in state.items()}
-    if isinstance(state, tuple | list):
-        return [_listed(value) for value in state]
-    return state.tolist() if hasattr(state, "tolist") else state
 
 
 def _settle_arguments(graph: torch.fx.Graph) -> int:
