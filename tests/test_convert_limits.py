@@ -1,0 +1,372 @@
+"""What convert leaves alone, what it refuses, and what it does not disturb."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from conversion_checks import (
+    DENSE,
+    DROPPED,
+    FINE,
+    GRAPH,
+    LAYERS,
+    Prefer,
+    assert_agree,
+    convert_module,
+    engines,
+    run,
+)
+from conversion_nets import drop_channels_, make
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.bench import timer
+from sparsekernels.bench.models import prune_
+from sparsekernels.conversion import decide as decide_module
+from sparsekernels.conversion.measure import Times
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+# What stays as it is.
+
+
+def reasons(report: sk.Report) -> dict[str, str]:
+    return {row.name: row.reason for row in report.layers if row.decision == DENSE}
+
+
+def test_a_model_that_is_not_pruned_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    modules = list(model)
+    report = sk.convert(model, torch.randn(2, 3, 8, 8))
+    assert list(model) == modules
+    assert "forward" not in vars(model)
+    assert not report.converted
+    assert report.speedup is None
+    assert "not pruned" in report.notes[0]
+    assert "the model is as it was" in str(report)
+    assert set(reasons(report).values()) == {"it has no zeros"}
+
+
+def test_layers_that_have_to_stay(prefer: Prefer) -> None:
+    class Custom(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + 1
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.hooked, self.custom = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), Custom(4, 4, 1)
+            self.pruned, self.parametrized = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.tied, self.tied_too = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.tied_too.weight = self.tied.weight
+            self.twice = nn.ModuleList([nn.Conv2d(4, 4, 1)])
+            self.twice.append(self.twice[0])
+            self.scripted = torch.jit.script(nn.Conv2d(4, 4, 1))
+            self.replaced = nn.Conv2d(4, 4, 1)
+            self.unused, self.full = nn.Linear(4, 4), nn.Conv2d(4, 4, 1)
+            self.strange = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pruned(self.custom(self.hooked(self.plain(x))))
+            x = self.tied_too(self.tied(self.parametrized(x)))
+            return self.strange(self.full(self.replaced(self.scripted(self.twice[1](self.twice[0](x))))))
+
+    model = Net().eval()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in ("full", "pruned"):
+            with torch.no_grad():
+                module.weight[:, 1:] = 0
+    with torch.no_grad():
+        model.scripted.weight[:, 1:] = 0
+        model.strange.weight[0, 0] = torch.nan
+    calls: list[int] = []
+    model.hooked.register_forward_hook(lambda *_: calls.append(1))
+    prune.l1_unstructured(model.pruned, "weight", amount=0.7)
+    parametrize.register_parametrization(model.parametrized, "weight", nn.Identity())
+    own = model.replaced.forward
+    model.replaced.forward = lambda x: own(x) * 2
+    x = torch.randn(2, 4, 5, 5)
+    expected = run(model, x)
+    calls.clear()
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, x, decisions=[FINE])
+    assert [row.name for row in report.converted] == ["plain"], report
+    for name, words in {
+        "hooked": "hooks",
+        "custom": "its class Custom",
+        "pruned": "prune.remove",
+        "parametrized": "remove_parametrizations",
+        "tied": "shared with tied_too",
+        "tied_too": "shared with tied",
+        "twice.0": "several places: twice.0, twice.1",
+        "replaced": "its forward was replaced",
+        "unused": "did not call it",
+        "full": "no zeros",
+        "strange": "NaN",
+    }.items():
+        assert words in reasons(report)[name], (name, reasons(report)[name])
+    calls.clear()
+    assert_equal_with_nan(run(model, x), expected)
+    assert len(calls) == 1
+
+
+def assert_equal_with_nan(actual: list[Tensor], expected: list[Tensor]) -> None:
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+def test_transformer_layers(prefer: Prefer) -> None:
+    """torch's fast path multiplies by weights itself; without it, the layers are called."""
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    prune_(model, "random", 0.8)
+    with torch.no_grad():
+        model.self_attn.out_proj.weight[:, ::2] = 0
+    x = torch.randn(2, 5, 16)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert not report.converted
+    assert "set_fastpath_enabled(False)" in reasons(report)["linear1"]
+    assert "MultiheadAttention" in reasons(report)["self_attn.out_proj"]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        expected = run(model, x)
+        assert [row.name for row in sk.convert(model, x).converted] == ["linear1", "linear2"]
+        torch.testing.assert_close(run(model, x), expected)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_nothing_slower_is_kept(prefer: Prefer) -> None:
+    model, x = make("residual")
+    state = dict(model.named_modules())
+    prefer(DENSE, FINE, "as before", GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert not report.converted
+    assert "fine-grained would be 0.50x" in report.layers[0].reason
+    prefer(FINE, DENSE, "as before", GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert not report.converted
+    assert report.speedup is None
+    assert any("the whole model was not faster" in note for note in report.notes)
+    assert "alone, fine-grained would be 2.00x" in report.layers[0].reason
+    assert dict(model.named_modules()) == state
+    assert "forward" not in vars(model)
+
+
+def test_results_that_differ_are_not_used(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that does something else in every call is found out; what was fused wrongly would be as well."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.calls = [0.0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls[0] += 1.0
+            return self.layer(x) * self.calls[0]
+
+    model = Counting().eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, torch.randn(4, 8))
+    assert not list(engines(model))
+    assert any("gave other results" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "input", "error", "words"),
+    [
+        (3, torch.ones(2), TypeError, "model is of type int"),
+        (
+            nn.Linear(3, 2),
+            torch.ones(2, 4),
+            ValueError,
+            r"example_input \(a tensor of shape \[2, 4\]\)",
+        ),
+        (nn.Linear(3, 2), "text", ValueError, "a str"),
+        (nn.Linear(3, 2), (), ValueError, r"example_input \(\)"),
+        (torch.jit.script(nn.Linear(3, 2)), torch.ones(2, 3), TypeError, "ScriptModule"),
+    ],
+)
+def test_bad_input(model: Any, input: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        sk.convert(model, input)
+
+
+def test_an_error_leaves_the_model_as_it_was(prefer: Prefer) -> None:
+    model, x = make("residual")
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    modules = dict(model.named_modules())
+    with pytest.raises(ValueError, match="cannot be called"):
+        sk.convert(model, x[:, :3])
+    assert dict(model.named_modules()) == modules
+    assert len(list(engines(model))) == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_converting_leaves_no_trace(prefer: Prefer, training: bool) -> None:
+    """Not in running statistics, gradients or the random numbers."""
+    model, x = make("pre-activation")
+    model.train(training)
+    model[0].conv1.weight.grad = torch.ones_like(model[0].conv1.weight)
+    state = copy.deepcopy(model.state_dict())
+    random = torch.random.get_rng_state()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert torch.equal(model[0].conv1.weight.grad, torch.ones_like(model[0].conv1.weight))
+    assert [parameter.grad is not None for parameter in model.parameters()].count(True) == 1
+    assert all(module.training == training for module in model.modules())
+    assert not x.requires_grad
+
+
+def test_inside_of_inference_mode(prefer: Prefer) -> None:
+    """What convert makes is no inference tensor, whatever mode it is called in; the graph goes on after a change."""
+    model, x = make("sequential")
+    drop_channels_(model)
+    prefer(DROPPED, GRAPH)
+    with torch.inference_mode():
+        sk.convert(model, x)
+    dense = copy.deepcopy(sk.revert(copy.deepcopy(model)))
+    for module in (model, dense):
+        with torch.no_grad():
+            module[0].weight.mul_(2)
+    assert_agree(model, dense, x)
+    model(x).sum().backward()
+    with torch.inference_mode():
+        for module in (model, dense):
+            module[0].weight = nn.Parameter(module[0].weight * 2)
+    assert_agree(model, dense, x)
+
+
+def test_layers_that_are_alike_are_measured_once(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alike in options, inputs, gradients and, to two digits, in their nonzeros."""
+    prefer(FINE, GRAPH)
+    fake, measured = decide_module.times_of, []
+
+    def counted(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
+        measured.append(calls)
+        return fake(calls, effort)
+
+    monkeypatch.setattr(decide_module, "times_of", counted)
+
+    def conversion(*changes: Callable[[Any], Any], training: bool = False) -> list[str]:
+        model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))).train(training)
+        prune_(model, "random", 0.8)
+        for change in changes:
+            change(model)
+        measured.clear()
+        return [row.reason for row in sk.convert(model, torch.randn(2, 8, 12, 12)).layers]
+
+    reasons = conversion()
+    assert len(measured) == 1
+    assert [reason.endswith("measured on 0, which is alike") for reason in reasons] == [False, True, True]
+    conversion(training=True)
+    assert len(measured) == 2  # the first one's input wants no gradient
+    for change in (
+        lambda net: prune_(net[1], "random", 0.9),
+        lambda net: net.__setitem__(1, nn.Sequential(nn.Upsample(scale_factor=2), net[1])),
+        lambda net: setattr(net[1], "padding_mode", "circular"),
+        lambda net: setattr(net[1], "bias", None),
+        lambda net: net[1].to(memory_format=torch.channels_last),
+        lambda net: net[1].weight.data[:4].zero_(),
+    ):
+        conversion(change)
+        assert len(measured) > 1, change
+
+
+@pytest.mark.parametrize(("second", "stays"), [(1.3, True), (1.01, False)])
+def test_a_small_gain_is_measured_once_more(
+    prefer: Prefer, monkeypatch: pytest.MonkeyPatch, second: float, stays: bool
+) -> None:
+    prefer(FINE, LAYERS)
+    gains, asked = iter([1.2, second]), []
+
+    def fake(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
+        asked.append(list(calls))
+        gain = next(gains)
+        return Times({name: [1.0 if name == LAYERS else gain if name == "as before" else 2.0] for name in calls})
+
+    monkeypatch.setattr(convert_module, "times_of", fake)
+    model, x = make("sequential")
+    report = sk.convert(model, x)
+    assert asked[1] == ["as before", LAYERS]
+    assert bool(report.converted) == stays
+    if stays:
+        assert report.speedup == pytest.approx(second)
+
+
+# What else one may try.
+
+
+def test_a_compiled_model_is_refused() -> None:
+    model, x = make("sequential")
+    compiled = torch.compile(model)
+    with pytest.raises(TypeError, match="is compiled, accepted is what torch.compile was given"):
+        sk.convert(compiled, x)
+    model.compile()
+    with pytest.raises(TypeError, match="is compiled"):
+        sk.convert(model, x)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    model, x = make("sequential")
+    with pytest.raises(ValueError, match="has a tensor of shape .0, 8, .*accepted is one with elements"):
+        sk.convert(model, x[:0])
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3)
+
+    def forward(self, *, images: Tensor, factor: float = 1.0) -> Tensor:
+        return self.conv(images) * factor
+
+
+def test_keyword_arguments(prefer: Prefer) -> None:
+    model = ByName().eval()
+    prune_(model, "random", 0.8)
+    dense, x = copy.deepcopy(model), torch.randn(2, 8, 9, 9)
+    prefer(FINE, LAYERS)
+    report = sk.convert(model, example_kwargs={"images": x, "factor": 2.0})
+    assert [row.decision for row in report.layers] == [FINE]
+    assert report.layers[0].input_shape == (2, 8, 9, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images=x), dense(images=x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"example_input \(images=a tensor of shape \[3\]\): "):
+        sk.convert(model, example_kwargs={"images": torch.ones(3)})
+
+
+def test_a_list_is_one_argument() -> None:
+    model, x = make("sequential")
+    with pytest.raises(ValueError, match="a list is one argument, a tuple is several"):
+        sk.convert(model, [x, x])
+
+
+def test_notes(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.Conv1d(9, 9, 1)).eval()
+    model[3].forward = lambda x: x
+    prune_(model, "random", 0.8)
+    x = torch.randn(2, 8, 9, 9)
+    prefer(FINE, LAYERS, GRAPH)
+    monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: 0))
+    notes = sk.convert(model, x).notes
+    assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
+    assert "As a graph, the model was no faster: its layers run one by one." in notes
+    assert not any("training" in note or "Other programs" in note for note in notes)
+    counts = itertools.count(step=10**6)
+    monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: next(counts)))
+    notes = sk.convert(model.train(), x).notes
+    assert "Measured in training mode: for inference, call model.eval() and convert again." in notes
+    assert any("Other programs took the processor" in note for note in notes)
