@@ -15,10 +15,11 @@ struct BatchNormSpace {
   int64_t word_offset(int64_t image, int64_t channel) const { return (image * channels + channel) * words(); }
 };
 
-// dest = drop(min(max((source - mean) / sqrt(var + eps) * weight + bias, low), high)), of each channel.
+// dest = drop(min(max((source - mean) / sqrt(var + eps) * weight + bias + residual, low), high)), of each channel.
 struct BatchNormForward {
   BatchNormSpace space;
   const float* source = nullptr;
+  const float* residual = nullptr;  // or null: 0
   float* dest = nullptr;
   const float* weight = nullptr;  // or null: 1
   const float* bias = nullptr;    // or null: 0
@@ -35,11 +36,13 @@ struct BatchNormForward {
 
 // With g = gradient * scale where it passes and h = (source - mean) / sqrt(var + eps), of each channel:
 //     dest = weight / sqrt(var + eps) * (g - mean(g) - h * mean(g * h)),  dweight = sum(g * h),  dbias = sum(g)
+// and dresidual = g.
 struct BatchNormBackward {
   BatchNormSpace space;
   const float* gradient = nullptr;
   const float* source = nullptr;
-  float* dest = nullptr;
+  float* dest = nullptr;              // or null, where it is not wanted
+  float* residual = nullptr;          // where g goes, or null
   const float* weight = nullptr;      // or null: 1
   const float* statistics = nullptr;  // of the forward pass
   const uint16_t* kept = nullptr;     // of the forward pass

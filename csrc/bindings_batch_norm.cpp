@@ -49,7 +49,8 @@ void for_channels(const BatchNormSpace& space, Body body) {
 
 void boxed_batch_norm(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
-  const Handle input = arguments.tensor(), weight = arguments.optional_tensor(), bias = arguments.optional_tensor();
+  const Handle input = arguments.tensor(), residual = arguments.optional_tensor();
+  const Handle weight = arguments.optional_tensor(), bias = arguments.optional_tensor();
   BatchNormForward call;
   call.eps = arguments.number();
   const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
@@ -59,6 +60,11 @@ void boxed_batch_norm(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t channels = call.space.channels;
   call.weight = per_channel(weight, channels, "weight: accepted is float32 [channels]");
   call.bias = per_channel(bias, channels, "bias: accepted is float32 [channels]");
+  if (residual) {
+    require_like(residual, input, "residual: accepted are shape, dtype and device of input");
+    require(residual.is_contiguous(), "residual: accepted is one without gaps");
+    call.residual = static_cast<const float*>(residual.data());
+  }
   require(call.eps > 0, "eps: accepted is a number above 0");
   call.has_low = low.has_value();
   call.has_high = high.has_value();
@@ -89,7 +95,7 @@ void boxed_batch_norm_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Handle input = arguments.tensor(), weight = arguments.optional_tensor(), statistics = arguments.tensor();
   const Handle kept = arguments.tensor();
   const double p = arguments.number();
-  const bool need_input = arguments.boolean();
+  const bool need_input = arguments.boolean(), need_residual = arguments.boolean();
   BatchNormBackward call;
   call.space = space_of(input);
   const int64_t channels = call.space.channels;
@@ -109,15 +115,18 @@ void boxed_batch_norm_backward(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t parameters_sizes[] = {2, channels};
   Handle parameters = empty(parameters_sizes, 2, input.dtype(), input);
   Handle result = need_input ? empty_output(input) : empty_placeholder(input);
+  Handle residual = need_residual ? empty_output(input) : empty_placeholder(input);
   call.gradient = static_cast<const float*>(gradient.data());
   call.source = static_cast<const float*>(input.data());
   call.statistics = static_cast<const float*>(statistics.data());
   call.kept = kept.sizes()[0] == 0 ? nullptr : static_cast<const uint16_t*>(kept.data());
   call.dest = need_input ? static_cast<float*>(result.data()) : nullptr;
+  call.residual = need_residual ? static_cast<float*>(residual.data()) : nullptr;
   call.parameters = static_cast<float*>(parameters.data());
   for_channels(call.space, [&](int64_t begin, int64_t end) { cpu_kernels().batch_norm_backward(call, begin, end); });
   stack[0] = to_stack(std::move(result));
   stack[1] = to_stack(std::move(parameters));
+  stack[2] = to_stack(std::move(residual));
 }
 
 }  // namespace

@@ -210,7 +210,7 @@ inline Handle poisoned(Handle tensor) {
   }();
   if (poison) {
     torch::stable::Tensor shared = tensor.shared();
-    const bool bits = tensor.dtype() == aoti_torch_dtype_int16();
+    const bool bits = tensor.dtype() == aoti_torch_dtype_int16() || tensor.dtype() == aoti_torch_dtype_int32();
     torch::stable::fill_(shared, bits ? 0x5a5a : std::numeric_limits<double>::quiet_NaN());
   }
   return tensor;

@@ -26,7 +26,7 @@ SHAPES = [
     (1, 3, 65, 67),
     (9, 5, 4, 4),
     (2, 2, 46, 46),  # more than a block
-    (300, 2, 5, 3),
+    (300, 6, 5, 3),
 ]
 ACTS = [
     Act(),
@@ -41,9 +41,17 @@ ACTS = [
 EPS = 1e-3
 
 
-def composed(input: Tensor, weight: Tensor | None, bias: Tensor | None, act: Act, kept: Tensor | None = None) -> Tensor:
+def composed(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act: Act,
+    kept: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """The same in torch's operations, in any dtype."""
     result = F.batch_norm(input, None, None, weight, bias, True, 0.0, EPS)
+    result = result if residual is None else result + residual
     if act.low is not None or act.high is not None:
         result = result.clamp(act.low, act.high)
     return result if kept is None else result * kept / (1 - act.p)
@@ -76,30 +84,32 @@ def test_known_answers() -> None:
 @pytest.mark.parametrize("act", ACTS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("affine", [True, False])
-def test_results_and_gradients(shape: tuple[int, ...], act: Act, affine: bool) -> None:
+@pytest.mark.parametrize("adds", [True, False])
+def test_results_and_gradients(shape: tuple[int, ...], act: Act, affine: bool, adds: bool) -> None:
     """Against the composition in float64; a limit that rounding crosses counts as crossed."""
-    given = arguments(shape, affine)
+    given = *arguments(shape, affine), torch.randn(shape) if adds else None
     leaves = [one.requires_grad_() for one in given if one is not None]
     seed_state = torch.get_rng_state()
-    output, statistics = batch_norm_act(*given, EPS, act)
+    output, statistics = batch_norm_act(*given[:3], EPS, act, given[3])
     torch.set_rng_state(seed_state)
     seed = int(torch.empty((), dtype=torch.int64).random_()) if act.p > 0 else 0
     kept = kept_of(given[0], act, seed) if act.p > 0 else None
 
     def run(dtype: torch.dtype) -> tuple[Tensor, ...]:
         own = [None if one is None else one.detach().to(dtype).requires_grad_() for one in given]
-        result = composed(*own, act, None if kept is None else kept.to(dtype))
+        result = composed(*own[:3], act, None if kept is None else kept.to(dtype), own[3])
         return result, *torch.autograd.grad(result, [one for one in own if one is not None], gradient.to(dtype))
 
     gradient = torch.randn(shape)
     # no gradient where rounding may decide
-    plain = composed(*given, Act()).detach()
+    plain = composed(*given[:3], Act(), None, given[3]).detach()
     for limit in (act.low, act.high):
         if limit is not None:
             gradient[(plain - limit).abs() < 1e-4] = 0
     mine = (output, *torch.autograd.grad(output, leaves, gradient))
-    names = ("output", "input", "weight", "bias")
-    for name, actual, truth, baseline in zip(names, mine, run(torch.float64), run(torch.float32), strict=False):
+    names = ("input", "weight", "bias", "residual")
+    names = ("output", *(name for name, one in zip(names, given, strict=True) if one is not None))
+    for name, actual, truth, baseline in zip(names, mine, run(torch.float64), run(torch.float32), strict=True):
         comparison = compare(name, actual, truth, baseline)
         assert comparison.passed, comparison
     wide = given[0].detach().double()
@@ -148,7 +158,7 @@ def test_gradients_at_the_limits_are_torchs() -> None:
     (mine,) = torch.autograd.grad(output.sum(), bias)
     assert mine.item() == 1
     for low, high in ((0.0, None), (-0.5, 0.0)):
-        _, _, kept = operators.forward(input.detach(), None, None, 1e-9, low, high, 0.0, 0)
+        _, _, kept = operators.forward(input.detach(), None, None, None, 1e-9, low, high, 0.0, 0)
         assert passing(kept, input).flatten()[1] == 0
 
 
@@ -183,8 +193,8 @@ def test_same_bits_for_any_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            forward = operators.forward(input, None, None, EPS, 0.0, None, 0.25, 77)
-            results.append([*forward, *operators.backward(input, input, None, *forward[1:], 0.25, True)])
+            forward = operators.forward(input, input, None, None, EPS, 0.0, None, 0.25, 77)
+            results.append([*forward, *operators.backward(input, input, None, *forward[1:], 0.25, True, True)])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -194,7 +204,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 def test_second_derivatives() -> None:
     """Of a sum of squares of the gradients, against float64; and that a graph is made of them at all."""
     shape = (4, 3, 5, 5)
-    given, act = arguments(shape, True), Act(0.0, None, 0.3)
+    given, act = (*arguments(shape, True), torch.randn(shape)), Act(0.0, None, 0.3)
     gradient = torch.randn(shape)
     found = []
     seed_state = torch.get_rng_state()
@@ -204,9 +214,9 @@ def test_second_derivatives() -> None:
         torch.set_rng_state(seed_state)
         own = [one.detach().to(dtype).requires_grad_() for one in given if one is not None]
         if dtype == torch.float32:
-            output, _ = batch_norm_act(*own, EPS, act)
+            output, _ = batch_norm_act(*own[:3], EPS, act, own[3])
         else:
-            output = composed(*own, act, kept)
+            output = composed(*own[:3], act, kept, own[3])
         first = torch.autograd.grad(output, own, gradient.to(dtype), create_graph=True)
         found.append(torch.autograd.grad(sum(one.square().sum() for one in first), own[:2]))
     for mine, truth in zip(*found, strict=True):
@@ -289,6 +299,9 @@ def test_hooks_run_once() -> None:
         {"weight": torch.ones(4)},
         {"weight": torch.ones(3).double()},
         {"bias": torch.ones(6)[::2]},
+        {"residual": torch.randn(2, 3, 4, 5)},
+        {"residual": torch.randn(2, 3, 4, 4).double()},
+        {"residual": torch.randn(2, 3, 4, 8)[..., ::2]},
         {"p": 1.0},
         {"p": -0.1},
         {"p": math.nan},
@@ -297,7 +310,15 @@ def test_hooks_run_once() -> None:
     ],
 )
 def test_malformed_forward(change: dict[str, object]) -> None:
-    given = {"input": torch.randn(2, 3, 4, 4), "weight": None, "bias": None, "eps": 1e-5, "low": 0.0, "high": None}
+    given = {
+        "input": torch.randn(2, 3, 4, 4),
+        "weight": None,
+        "bias": None,
+        "eps": 1e-5,
+        "low": 0.0,
+        "high": None,
+        "residual": None,
+    }
     with pytest.raises((RuntimeError, ValueError), match="accepted"):
         operators.forward(**{**given, "p": 0.5, "seed": 1, **change})
 
@@ -317,7 +338,7 @@ def test_malformed_forward(change: dict[str, object]) -> None:
 )
 def test_malformed_backward(change: dict[str, object]) -> None:
     input = torch.randn(2, 3, 4, 4)
-    _, statistics, kept = operators.forward(input, None, None, 1e-5, 0.0, None, 0.5, 1)
+    _, statistics, kept = operators.forward(input, None, None, None, 1e-5, 0.0, None, 0.5, 1)
     given = {"gradient": input, "input": input, "weight": None, "statistics": statistics, "kept": kept}
     with pytest.raises((RuntimeError, ValueError), match="accepted"):
-        operators.backward(**{**given, "p": 0.5, "need_input": True, **change})
+        operators.backward(**{**given, "p": 0.5, "need_input": True, "need_residual": False, **change})

@@ -1,15 +1,17 @@
-"""Max pooling for inference: what torch's own gives, element by element."""
+"""Max pooling: what torch's own gives, element by element, and gradients where it sends them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sparsekernels import _library
-from sparsekernels.ops.max_pool2d.operators import max_pool2d
+from sparsekernels.ops.max_pool2d.function import max_pool2d
 
 CASES = [
     ((2, 3, 8, 8), (2, 2, 2, 2, 0, 0)),
@@ -87,3 +89,97 @@ def test_no_gaps_are_taken_for_granted() -> None:
 def test_unbatched_images_are_torchs_business() -> None:
     x = torch.randn(3, 8, 8)
     assert torch.equal(max_pool2d(x, (2, 2, 2, 2, 0, 0)), theirs(x, (2, 2, 2, 2, 0, 0)))
+
+
+# Gradients.
+
+built = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+def gradients(pool: Callable[..., Tensor], x: Tensor, window: tuple[int, ...]) -> tuple[Tensor, ...]:
+    leaf = x.clone().requires_grad_()
+    output = pool(leaf, window)
+    generator = torch.Generator().manual_seed(1)
+    return output.detach(), *torch.autograd.grad(output, leaf, torch.randn(output.shape, generator=generator))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "window"), CASES)
+def test_gradients_are_torchs(shape: tuple[int, ...], window: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Bit by bit; also where many elements are equal, as behind a ReLU, and where all are minus infinity."""
+    x = torch.randn(shape).to(dtype)
+    for one in (x, x.relu(), x.round(), torch.full_like(x, -math.inf), x.contiguous(memory_format=torch.channels_last)):
+        assert all(map(torch.equal, gradients(max_pool2d, one, window), gradients(theirs, one, window)))
+
+
+@pytest.mark.parametrize("window", [(2, 2, 2, 2, 0, 0), (3, 3, 1, 1, 1, 1), (3, 3, 2, 2, 1, 1), (3, 4, 3, 3, 0, 2)])
+def test_gradients_at_what_is_no_number_are_torchs(window: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, 20, 40)
+    x.view(-1)[torch.randperm(x.numel())[:900]] = torch.tensor([math.nan, math.inf, -math.inf]).repeat(300)
+    for actual, expected in zip(gradients(max_pool2d, x, window), gradients(theirs, x, window), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@built
+def test_the_kernel_is_used_for_gradients() -> None:
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    name = "_MaxPool2dBackward"
+    assert type(max_pool2d(x, (2, 2, 2, 2, 0, 0)).grad_fn).__name__ == name
+    for other in (x.double(), x.contiguous(memory_format=torch.channels_last), x.bfloat16()):
+        assert type(max_pool2d(other, (2, 2, 2, 2, 0, 0)).grad_fn).__name__ != name
+    with torch.no_grad():
+        assert max_pool2d(x, (2, 2, 2, 2, 0, 0)).grad_fn is None
+
+
+@built
+def test_second_derivatives() -> None:
+    """Of the sum of the gradient's cubes, which depend on the gradient that comes in; against torch's."""
+    x, window = torch.randn(2, 3, 9, 9), (3, 3, 2, 2, 1, 1)
+    found = []
+    for pool in (max_pool2d, theirs):
+        leaf, weight = x.clone().requires_grad_(), torch.linspace(-1, 1, 150).view(2, 3, 5, 5).requires_grad_()
+        (first,) = torch.autograd.grad(pool(leaf, window).pow(3), leaf, weight, create_graph=True)
+        found.append((first, *torch.autograd.grad(first.pow(3).sum(), (leaf, weight))))
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@built
+def test_gradients_have_the_same_bits_for_any_number_of_threads() -> None:
+    x, threads, results = torch.randn(8, 16, 40, 40), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(gradients(max_pool2d, x, (3, 3, 1, 1, 1, 1)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@built
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gradient": torch.randn(1, 2, 4, 5)},
+        {"gradient": torch.randn(1, 2, 4, 4).double()},
+        {"gradient": torch.randn(2, 4, 4)},
+        {"places": torch.zeros(1, 2, 4, 4, dtype=torch.int64)},
+        {"places": torch.full((1, 2, 4, 4), 64, dtype=torch.int32)},
+        {"places": torch.full((1, 2, 4, 4), -1, dtype=torch.int32)},
+        {"size": [8]},
+        {"size": [0, 8]},
+        {"size": [1 << 16, 1 << 16]},
+    ],
+)
+def test_malformed_backward(change: dict[str, object]) -> None:
+    places = torch.zeros(1, 2, 4, 4, dtype=torch.int32)
+    given = {"gradient": torch.randn(1, 2, 4, 4), "places": places, "size": [8, 8]}
+    with pytest.raises((RuntimeError, ValueError), match="accepted"):
+        torch.ops.sparsekernels._max_pool2d_backward(**{**given, **change})
+
+
+@built
+def test_malformed_forward() -> None:
+    with pytest.raises((RuntimeError, ValueError), match="accepted"):
+        torch.ops.sparsekernels._max_pool2d_places(torch.randn(1, 2, 8, 8).bfloat16(), (2, 2, 2, 2, 0, 0))

@@ -66,6 +66,14 @@ inline uint32_t lanes_at_least(const Words& numbers, uint32_t threshold) {
 
 constexpr uint32_t kAllLanes = 0xffff;
 
+inline void store_lanes(Vec<float> value, float* to, uint32_t lanes) {
+  if (lanes == kAllLanes) {
+    Sixteen<float>::store(value, to);
+  } else {
+    Sixteen<float>::store(value, to, lanes);
+  }
+}
+
 // Of the sixteen elements from `at` on, those that the plane has.
 inline uint32_t lanes_of(int64_t at, int64_t plane) {
   return plane - at >= 16 ? kAllLanes : (1u << (plane - at)) - 1;
@@ -84,10 +92,9 @@ inline void each_sixteen(
   }
 }
 
-// Calls body(begin, end, from, to) for blocks of a channel that stay in the first cache: a part of a plane, or planes.
-template <class Body>
+// Calls body(begin, end, from, to) for blocks of a channel of about so many elements: a part of a plane, or planes.
+template <int64_t kElements, class Body>
 inline void each_block(const BatchNormSpace& space, Body body) {
-  constexpr int64_t kElements = 1024;
   const int64_t images = space.plane >= kElements ? 1 : kElements / space.plane;
   for (int64_t begin = 0; begin < space.images; begin += images) {
     const int64_t end = begin + images < space.images ? begin + images : space.images;
@@ -111,6 +118,38 @@ inline double wide_sum(Vec<float> a) {
   return result;
 }
 
+// A sum of sixteen sums, in double: what is left is the rounding of what is added.
+class WideSum {
+ public:
+#if defined(SPARSEKERNELS_AVX512)
+  void add(Vec<float> a) {
+    low_ = _mm512_add_pd(low_, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
+    high_ = _mm512_add_pd(high_, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
+  }
+  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low_, high_)); }
+
+ private:
+  __m512d low_ = _mm512_setzero_pd(), high_ = _mm512_setzero_pd();
+#else
+  void add(Vec<float> a) {
+    float lanes[16];
+    a.store(lanes);
+    for (int i = 0; i < 16; ++i) lanes_[i] += lanes[i];
+  }
+  double total() const {
+    double result = 0;
+    for (const double lane : lanes_) result += lane;
+    return result;
+  }
+
+ private:
+  double lanes_[16] = {};
+#endif
+};
+
+constexpr int64_t kInFirstCache = 1024;  // elements
+constexpr int64_t kSummedInFloat = 256;
+
 struct Moments {
   double mean, variance;
 };
@@ -120,7 +159,7 @@ struct Moments {
 inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
   const int64_t ahead = call.space.channels * call.space.plane;  // the next image: the processor does not look so far
   double count = 0, mean = 0, squares = 0;
-  each_block(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
+  each_block<kInFirstCache>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
     each_sixteen(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
       fetch(call.source + at, ahead);
@@ -162,8 +201,8 @@ struct Draw {
   }
 };
 
-// Of (source - centre) * factor + shift: far from zero, digits are lost in nothing but the difference.
-template <bool kDrops>
+// Of (source - centre) * factor + shift + residual: far from zero, digits are lost in nothing but the difference.
+template <bool kDrops, bool kAdds>
 inline void normalise(const BatchNormForward& call, int64_t channel, float centre, float factor, float shift) {
   const BatchNormSpace& space = call.space;
   const Vec<float> centres = Vec<float>::broadcast(-centre);
@@ -177,12 +216,14 @@ inline void normalise(const BatchNormForward& call, int64_t channel, float centr
   for (int64_t image = 0; image < space.images; ++image) {
     const float* const from = call.source + space.offset(image, channel);
     float* const to = call.dest + space.offset(image, channel);
+    const float* const residual = kAdds ? call.residual + space.offset(image, channel) : nullptr;
     uint16_t* const words = call.kept == nullptr ? nullptr : call.kept + space.word_offset(image, channel);
     uint64_t drawn = 0;
     for (int64_t i = 0; i < space.plane; i += 16) {
       const uint32_t lanes = lanes_of(i, space.plane);
       if (kDrops) drawn = i % 64 == 0 ? draw.kept(i, image * space.channels + channel) : drawn >> 16;
       Vec<float> value = fma(Sixteen<float>::load(from + i, lanes) + centres, factors, shifts);
+      if (kAdds) value = value + Sixteen<float>::load(residual + i, lanes);
       uint32_t kept = lanes;
       if (call.has_low) kept &= lanes_above(value, call.low);
       if (call.has_high) kept &= lanes_below(value, call.high);
@@ -192,11 +233,7 @@ inline void normalise(const BatchNormForward& call, int64_t channel, float centr
         value = only(left, value * scale);
         kept &= left;
       }
-      if (lanes == kAllLanes) {
-        Sixteen<float>::store(value, to + i);
-      } else {
-        Sixteen<float>::store(value, to + i, lanes);
-      }
+      store_lanes(value, to + i, lanes);
       if (words != nullptr) words[i / 16] = static_cast<uint16_t>(kept);
     }
   }
@@ -213,11 +250,10 @@ void batch_norm_forward(const BatchNormForward& call, int64_t begin, int64_t end
     call.statistics[channel] = centre;
     call.statistics[call.space.channels + channel] = static_cast<float>(moments.variance);
     call.statistics[2 * call.space.channels + channel] = static_cast<float>(rate);
-    if (call.threshold != 0) {
-      normalise<true>(call, channel, centre, static_cast<float>(factor), static_cast<float>(shift));
-    } else {
-      normalise<false>(call, channel, centre, static_cast<float>(factor), static_cast<float>(shift));
-    }
+    const bool adds = call.residual != nullptr;
+    const auto body = call.threshold != 0 ? (adds ? normalise<true, true> : normalise<true, false>)
+                                          : (adds ? normalise<false, true> : normalise<false, false>);
+    body(call, channel, centre, static_cast<float>(factor), static_cast<float>(shift));
   }
 }
 
@@ -236,23 +272,30 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     const double rate = call.statistics[2 * space.channels + channel];
     const Vec<float> shift = Vec<float>::broadcast(-mean);
     const int64_t ahead = space.channels * space.plane;
-    double gradients = 0, products = 0;  // the second with source - mean
-    each_block(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
-      Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero();
+    WideSum gradient_sum, product_sum, difference_sum;  // products with, and differences, source - mean
+    each_block<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
+      Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero(), off = Vec<float>::zero();
       each_sixteen(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
         fetch(call.gradient + at, ahead);
         fetch(call.source + at, ahead);
         const Vec<float> gradient = passed(call, scale, at, word, lanes);
+        if (call.residual != nullptr) store_lanes(gradient, call.residual + at, lanes);
         one = one + gradient;
-        other = fma(gradient, Sixteen<float>::load(call.source + at, lanes) + shift, other);
+        const Vec<float> difference = only(lanes, Sixteen<float>::load(call.source + at, lanes) + shift);
+        off = off + difference;
+        other = fma(gradient, difference, other);
       });
-      gradients += wide_sum(one);
-      products += wide_sum(other);
+      gradient_sum.add(one);
+      product_sum.add(other);
+      difference_sum.add(off);
     });
+    const double gradients = gradient_sum.total();
+    const double elements = static_cast<double>(space.images * space.plane);
+    // the mean was rounded
+    const double products = product_sum.total() - gradients * (difference_sum.total() / elements);
     call.parameters[channel] = static_cast<float>(products * rate);
     call.parameters[space.channels + channel] = static_cast<float>(gradients);
     if (call.dest == nullptr) continue;
-    const double elements = static_cast<double>(space.images * space.plane);
     const double factor = call.weight == nullptr ? rate : rate * call.weight[channel];
     const double slope = products * rate * rate / elements;
     // factor * (g - mean(g) - (x - mean) * slope)
@@ -263,11 +306,7 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
       const Vec<float> gradient = passed(call, scale, at, word, lanes);
       const Vec<float> around = Sixteen<float>::load(call.source + at, lanes) + shift;
       const Vec<float> result = fma(around, slopes, gradient + level) * factors;
-      if (lanes == kAllLanes) {
-        Sixteen<float>::store(result, call.dest + at);
-      } else {
-        Sixteen<float>::store(result, call.dest + at, lanes);
-      }
+      store_lanes(result, call.dest + at, lanes);
     });
   }
 }

@@ -310,7 +310,7 @@ def _training_plan_of(module: nn.Module) -> _Plan:
     modules = dict(module.named_modules())
     drop_identities(graph, modules)
     norms = fuse_norms(graph, modules)
-    if not norms:
+    if not pool(graph, modules) and not norms:
         raise Untraceable("there is nothing to fuse")
     return _assembled(module, modules, graph, arguments, norms, False)
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..ops.batch_norm.function import Act
-from ..ops.max_pool2d.operators import max_pool2d
+from ..ops.max_pool2d.function import max_pool2d
 from .fused import FUSED, Fused
 from .norm import FusedNorm
 from .survey import has_hooks
@@ -96,6 +96,7 @@ def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
             continue
         chain = _Chain(graph, modules, node)
+        chain.take_sum()
         chain.take_limits()
         chain.take_dropout()
         name = f"sparsekernels_norm_{len(result)}"
@@ -105,8 +106,9 @@ def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[
     return result
 
 
-def pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Max pooling by our kernel, which is made for contiguous images."""
+def pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
+    """Max pooling by our kernel, which is made for contiguous images; whether there is any."""
+    found = False
     for node in list(graph.nodes):
         if node.op == "call_module" and type(modules.get(node.target)) is nn.MaxPool2d:
             module: Any = modules[node.target]
@@ -124,6 +126,8 @@ def pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
                 replacement = graph.call_function(max_pool2d, (node.args[0], window))
             node.replace_all_uses_with(replacement)
             graph.erase_node(node)
+            found = True
+    return found
 
 
 def _window(

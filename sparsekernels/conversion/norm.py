@@ -1,4 +1,4 @@
-"""BatchNorm in training with the ReLU and the dropout behind it, as one step of a graph."""
+"""BatchNorm in training with the sum, the ReLU and the dropout behind it, as one step of a graph."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def dropout_by_torch() -> Iterator[None]:
 
 
 class FusedNorm(torch.nn.Module):
-    """What `norm` in training mode, limits and dropout give one after the other; running statistics follow.
+    """What `norm` in training mode, a sum, limits and dropout give one after the other; running statistics follow.
 
-    The module is not its child: parameters, buffers, eps and momentum are those that it has when this is called.
+    `forward` takes the input and a residual or None. The module is not its child: parameters, buffers, eps and momentum
+    are those that it has when this is called.
     """
 
     taken: tuple[torch.nn.Module, ...] = ()
@@ -40,21 +41,22 @@ class FusedNorm(torch.nn.Module):
         self.parts: tuple[torch.nn.BatchNorm2d] = (norm,)
         self.act = act
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         (norm,) = self.parts
         act = self.act
-        if is_special() or not takes(input, norm.weight, norm.bias, norm.eps, act) or not _tracks(norm, input):
-            return self._one_by_one(input)
+        given = input, norm.weight, norm.bias, norm.eps
+        if is_special() or not takes(*given, act, residual) or not _tracks(norm, input):
+            return self._one_by_one(input, residual)
         apart = act.p > 0 and _torchs_dropout.get()
-        output, statistics = batch_norm_act(
-            input, norm.weight, norm.bias, norm.eps, Act(act.low, act.high) if apart else act
-        )
+        output, statistics = batch_norm_act(*given, Act(act.low, act.high) if apart else act, residual)
         _track(norm, statistics, input.numel() // input.size(1))
         return F.dropout(output, act.p, True) if apart else output
 
-    def _one_by_one(self, input: Tensor) -> Tensor:
+    def _one_by_one(self, input: Tensor, residual: Tensor | None) -> Tensor:
         low, high, p = self.act.low, self.act.high, self.act.p
         result: Tensor = self.parts[0](input)
+        if residual is not None:
+            result = result + residual
         if low == 0 and high is None:
             result = F.relu(result)
         elif low is not None and high is not None:

@@ -2,6 +2,7 @@
 #define SPARSEKERNELS_AVX512
 #include "../batch_norm.h"
 #include "../max_pool2d.h"
+#include "../max_pool2d_places.h"
 #include "../rms_norm.h"
 #include "../sparse/bundle_transfer.h"
 #include "../sparse/line_transfer.h"
@@ -21,6 +22,7 @@ const CpuKernels kAvx512Kernels = {
     widen_elements,
     narrow_elements,
     max_pool2d_planes,
+    max_pool2d_places,
     batch_norm_forward,
     batch_norm_backward};
 

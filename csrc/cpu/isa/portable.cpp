@@ -1,6 +1,7 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #include "../batch_norm.h"
 #include "../max_pool2d.h"
+#include "../max_pool2d_places.h"
 #include "../rms_norm.h"
 #include "../sparse/bundle_transfer.h"
 #include "../sparse/line_transfer.h"
@@ -20,6 +21,7 @@ const CpuKernels kPortableKernels = {
     widen_elements,
     narrow_elements,
     max_pool2d_planes,
+    max_pool2d_places,
     batch_norm_forward,
     batch_norm_backward};
 

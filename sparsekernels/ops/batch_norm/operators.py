@@ -1,12 +1,12 @@
-r"""BatchNorm over a batch, as in training, with limits and dropout behind it.
+r"""BatchNorm over a batch, as in training, with a sum, limits and dropout behind it.
 
-    z = (x - mean) / sqrt(var + eps) * weight + bias     mean and variance of each channel over images and pixels
-    y = drop(min(max(z, low), high))                     drop: zero with probability p, else divided by 1 - p
+    z = (x - mean) / sqrt(var + eps) * weight + bias + r     mean and variance of each channel over images and pixels
+    y = drop(min(max(z, low), high))                         drop: zero with probability p, else divided by 1 - p
 
 `_batch_norm_act` gives y, the statistics [3, C] (mean, variance of the elements, 1 / sqrt(var + eps)), and which
-gradients pass, in a form of the kernel's own. `_batch_norm_act_backward` gives the gradients to x, and those to weight
-and bias [2, C]. input: [N, C, *] without gaps, float32, with elements; weight, bias: [C], float32, or None;
-0 <= p < 1.
+gradients pass, in a form of the kernel's own. `_batch_norm_act_backward` gives the gradients to x, those to weight
+and bias [2, C], and that to r; the first and the last only if needed, else a tensor of no use. input: [N, C, *] without
+gaps, float32, with elements; residual (r): as input, or None: 0; weight, bias: [C], float32, or None; 0 <= p < 1.
 
 Which elements are dropped follows from `seed`, and from the place of the element alone (philox.py). Results have the
 same bits for any number of threads.
@@ -24,12 +24,12 @@ from ... import _library  # noqa: F401 (loads the kernels)
 
 library = torch.library.Library("sparsekernels", "FRAGMENT")
 library.define(
-    "_batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, float eps, float? low, float? high, float p, int seed)"
-    " -> (Tensor, Tensor, Tensor)"
+    "_batch_norm_act(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, float eps, float? low, float? high,"
+    " float p, int seed) -> (Tensor, Tensor, Tensor)"
 )
 library.define(
     "_batch_norm_act_backward(Tensor gradient, Tensor input, Tensor? weight, Tensor statistics, Tensor kept, float p,"
-    " bool need_input) -> (Tensor, Tensor)"
+    " bool need_input, bool need_residual) -> (Tensor, Tensor, Tensor)"
 )
 
 IN_LIBRARY = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_batch_norm_act", "CPU")

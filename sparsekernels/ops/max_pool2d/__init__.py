@@ -1,1 +1,1 @@
-"""Max pooling for inference, between sparse layers."""
+"""Max pooling between sparse layers, for inference and training."""

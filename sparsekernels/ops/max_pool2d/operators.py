@@ -1,11 +1,14 @@
-r"""Max pooling of contiguous images for inference: torch's own takes as long as half a sparse network.
+r"""Max pooling of contiguous images: torch's own takes as long as half a sparse network.
 
     y[n, c, p, q] = max over (i, j) in the window of x[n, c, p * sh - ph + i, q * sw - pw + j], where that is inside
 
-`sparsekernels::_max_pool2d(Tensor input, int[] window) -> Tensor`, with window = (kh, kw, sh, sw, ph, pw). input is
-[N, C, H, W]; NaN is larger than anything. It gives what `torch.nn.functional.max_pool2d` gives, knows no
-gradients, and is torch's function wherever there is no kernel: for float64, other devices, images with gaps between
-them (torch is fast on channels_last), and installations without the compiled library.
+`_max_pool2d` gives y, with window = (kh, kw, sh, sw, ph, pw); input is [N, C, H, W], and NaN is larger than anything.
+It gives what `torch.nn.functional.max_pool2d` gives, and is that function wherever there is no kernel: for float64,
+other devices, images with gaps between them (torch is fast on channels_last), and installations without the library.
+
+`_max_pool2d_places` also gives the place of each result in the plane of H * W elements that it comes from, int32: the
+first of elements that are equal, the last NaN, as torch has it. `_max_pool2d_backward` brings gradients back to these
+places, of input in `size` (H, W). Both are for float32 on the CPU; function.py knows where they are used.
 """
 
 from __future__ import annotations
@@ -18,24 +21,20 @@ from ... import _library  # noqa: F401 (loads the kernels)
 
 library = torch.library.Library("sparsekernels", "FRAGMENT")
 library.define("_max_pool2d(Tensor input, int[] window) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+library.define("_max_pool2d_places(Tensor input, int[] window) -> (Tensor, Tensor)")
+library.define("_max_pool2d_backward(Tensor gradient, Tensor places, int[] size) -> Tensor")
 
-_IN_LIBRARY = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_max_pool2d", "CPU")
+IN_LIBRARY = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_max_pool2d", "CPU")
 
 
-def _by_torch(input: Tensor, window: list[int]) -> Tensor:
+def by_torch(input: Tensor, window: list[int]) -> Tensor:
+    """torch's own function."""
     return F.max_pool2d(input, tuple(window[:2]), tuple(window[2:4]), tuple(window[4:]))
 
 
-library.impl("_max_pool2d", _by_torch, "CompositeExplicitAutograd")
-torch.library.register_fake("sparsekernels::_max_pool2d", _by_torch, lib=library)
+library.impl("_max_pool2d", by_torch, "CompositeExplicitAutograd")
+torch.library.register_fake("sparsekernels::_max_pool2d", by_torch, lib=library)
 
-_operator = torch.ops.sparsekernels._max_pool2d.default
-
-
-def max_pool2d(input: Tensor, window: tuple[int, ...]) -> Tensor:
-    """The operator where it has a kernel for `input`, else torch's function."""
-    usable = _IN_LIBRARY and input.device.type == "cpu" and input.dim() == 4 and input.is_contiguous()
-    if usable and input.numel() > 0 and input.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        result: Tensor = _operator(input, window)
-        return result
-    return _by_torch(input, list(window))
+max_pool2d = torch.ops.sparsekernels._max_pool2d.default
+places = torch.ops.sparsekernels._max_pool2d_places.default
+backward = torch.ops.sparsekernels._max_pool2d_backward.default
