@@ -11,16 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import (
-    DENSE,
-    FINE,
-    GRAPH,
-    LAYERS,
-    Prefer,
-    assert_agree,
-    engines,
-    run,
-)
+from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, convert_module, engines, run
 from conversion_nets import NETS, make
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
@@ -512,3 +503,127 @@ def test_training_mode(prefer: Prefer) -> None:
     for one, other in zip(model.parameters(), dense.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     assert "forward and backward pass" in report.summary()
+
+
+# Patterns and statistics.
+
+
+def test_the_graph_follows_the_patterns(prefer: Prefer) -> None:
+    """load_state_dict with other zeros, and another dtype and back: it goes on as a graph."""
+    model, x = make("sequential")
+    prefer(FINE, GRAPH)
+    dense, other = copy.deepcopy(model), copy.deepcopy(model)
+    prune_(other, "random", 0.8)
+    sk.convert(model, x)
+    (engine,) = engines(model)
+    for module in (model, dense):
+        module.load_state_dict(other.state_dict())
+    assert_agree(model, dense, x)
+    assert engine.prepare().stands()
+    model.double().float()
+    assert_agree(model, dense, x)
+    assert engine.prepare().stands()
+
+
+def test_the_graph_comes_back(prefer: Prefer) -> None:
+    """Parameters whose changes cannot be seen are the layers' business, for as long as they are there."""
+    model, x = make("sequential")
+    prefer(FINE, GRAPH)
+    dense = copy.deepcopy(model)
+    sk.convert(model, x)
+    (engine,) = engines(model)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.inference_mode():
+        model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+        assert_agree(model, dense, x)
+    model.load_state_dict(state, assign=True)
+    assert_agree(model, dense, x)
+    assert not engine._failed
+    assert not engine.prepare().has_changed()
+
+
+@pytest.mark.parametrize("how", ["data", "vector", "shared"])
+def test_the_graph_follows_parameters_that_moved(prefer: Prefer, how: str) -> None:
+    """Another address counts as a change, where no version does."""
+    model, x = make("sequential")
+    prefer(FINE, GRAPH)
+    dense = copy.deepcopy(model)
+    sk.convert(model, x)
+    assert_agree(model, dense, x)
+    for module in (model, dense):
+        with torch.no_grad():
+            if how == "data":
+                for parameter in module.parameters():
+                    parameter.data = parameter.data * 1.5
+            elif how == "vector":
+                vector = nn.utils.parameters_to_vector(module.parameters()) * 1.5
+                nn.utils.vector_to_parameters(vector, module.parameters())
+            else:
+                module.share_memory()
+                for parameter in module.parameters():
+                    parameter.mul_(1.5)
+    assert_agree(model, dense, x)
+
+
+def test_a_norm_that_does_not_count_is_not_folded(prefer: Prefer) -> None:
+    """Nothing would tell that its statistics are others."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    model[1].num_batches_tracked = None
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(6, 8, 9, 9)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    for module in (model, dense):
+        module.train()(x * 3)
+        module.eval()
+    assert_agree(model, dense, x)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_dropped_channels_stay_dropped(prefer: Prefer, kind: str) -> None:
+    """What an optimiser moves there is nobody's: the model computes the same before and after it is saved."""
+    make_layer = (lambda: nn.Conv2d(16, 16, 3)) if kind == "conv" else (lambda: nn.Linear(16, 16))
+    model = nn.Sequential(make_layer(), nn.ReLU(), make_layer()).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[torch.rand(16) < 0.6] = 0
+            layer.weight[:, torch.rand(16) < 0.5] = 0
+            layer.weight[0, 0] = -0.0
+    x = torch.randn(4, 16, 9, 9) if kind == "conv" else torch.randn(4, 16)
+    prefer(DROPPED, LAYERS)
+    sk.convert(model, x)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.add_(0.1)
+        expected = model(x)
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(sk.revert(model)(x), expected)
+
+
+def test_revert_goes_into_parts(prefer: Prefer) -> None:
+    inner, x = make("sequential")
+    prefer(FINE, GRAPH)
+    own = list(inner)
+    sk.convert(inner, x)
+    outer = nn.Sequential(nn.Identity(), inner)
+    report = sk.convert(copy.deepcopy(outer), x)
+    assert any("SparseConv2d already" in row.reason for row in report.layers)
+    sk.revert(outer)
+    assert list(inner) == own
+    assert not list(engines(outer))
+
+
+def test_an_interruption_leaves_the_model_as_it_was(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = make("sequential")
+    modules = dict(model.named_modules())
+    prefer(FINE, GRAPH)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module, "_with_chains", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sk.convert(model, x)
+    assert dict(model.named_modules()) == modules
+    assert not list(engines(model))

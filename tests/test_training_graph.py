@@ -1,4 +1,4 @@
-"""convert in training mode: the graph in which BatchNorm, ReLU and dropout are one step."""
+"""convert in training mode: the graph in which BatchNorm, sum, ReLU and dropout are one step, and pooling is ours."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_results(prefer: Prefer) -> None:
     prefer(FINE, GRAPH)
     report = sk.convert(model, x)
     assert report.mode == "train"
-    assert any("BatchNorm, and the ReLU and dropout behind it, are one step" in note for note in report.notes)
+    assert any(
+        "BatchNorm and the residual sum, ReLU and dropout behind it are one step" in note for note in report.notes
+    )
     assert not {"dropout", "relu", "relu6", "hardtanh"} & {name.rpartition(".")[2] for name in calls(model)}
     norms = [name for name in calls(model) if name.startswith("sparsekernels_norm_")]
     assert len(norms) == 6
@@ -613,3 +615,55 @@ def test_check_of_gradients() -> None:
     assert not point_alike(far, one)
     assert not point_alike([one[0], torch.ones(1), one[2]], one)
     assert not point_alike([one[0] * float("nan"), None, one[2]], one)
+
+
+class Pooled(nn.Module):
+    """A residual block as ResNet's behind a stem: a sum in place, on either side, with and without limits; pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(3, 2, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.norms[0](self.stem(x)).relu())
+        y = self.norms[1](self.convs[0](x))
+        y += x
+        y = y.relu_()
+        z = torch.add(self.norms[2](self.convs[1](y)), self.norms[3](self.convs[2](x)))
+        return F.max_pool2d(self.norms[4](self.convs[3](z)) + z, 2)
+
+
+def test_sums_and_pooling(prefer: Prefer) -> None:
+    model, x = Pooled().train(), torch.randn(6, 8, 13, 15)
+    prune_(model, "random", 0.7)
+    dense, wide = copy.deepcopy(model), copy.deepcopy(model).double()
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    found = calls(model)
+    assert [name.rpartition(".")[2] for name in found if "sparsekernels_norm" not in name and "conv" not in name] == [
+        "stem",
+        *[name for name in found if "max_pool2d" in name],
+    ], found
+    assert len([name for name in found if "max_pool2d" in name]) == 2
+    for step in range(2):
+        batch = x + step
+        for mine, truth, baseline in zip(
+            gradients(model, batch), gradients(wide, batch.double()), gradients(dense, batch), strict=True
+        ):
+            if truth.is_floating_point():
+                torch.testing.assert_close(mine.double(), truth, rtol=1e-3, atol=1e-5)
+            else:
+                assert torch.equal(mine, baseline)
+
+
+def test_pooling_alone_is_a_graph(prefer: Prefer) -> None:
+    model, x = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.MaxPool2d(2)).train(), torch.randn(4, 8, 10, 10)
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert len(list(engines(model))) == 1
+    for mine, theirs in zip(gradients(model, x), gradients(dense, x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)

@@ -2,7 +2,7 @@
 
 A case is a network, a pass and a batch. Its variants are the dense network in float32 (the baseline) and in bfloat16;
 "dense-fused", the dense network as the graph that a converted one runs as: what folding BatchNorm, fused sums and ReLUs
-and our pooling give, or in training BatchNorm, ReLU and dropout in one step, is not what zeros give; and for each
+and our pooling give, or in training BatchNorm, sum, ReLU and dropout in one step, is not what zeros give; and for each
 pattern of nonzeros two that `sparsekernels.convert` makes: "dropped:random-90", in which layers may lose filters and
 channels that are all zero and nothing else, and "converted:random-90", in which each layer is what was measured to be
 fastest. Every convolution and Linear is pruned to the same share, save depthwise convolutions.

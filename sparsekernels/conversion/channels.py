@@ -132,7 +132,7 @@ def settle(links: Iterable[Link]) -> None:
     for link in reversed(list(links)):
         producer, weight = link.producer, link.producer.weight
         size = weight.size(0)
-        is_read = torch.zeros(size, dtype=torch.bool)
+        is_read = torch.zeros(size, dtype=torch.bool, device=producer.weight.device)
         for consumer, times in link.consumers:
             used = consumer.weight if consumer.outputs is None else consumer.weight[consumer.outputs]
             is_read |= (used != 0).transpose(0, 1).reshape(size, times, -1).flatten(1).any(1)

@@ -14,17 +14,16 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..bench.timer import Interruptions
-from ..nn import SparseConv2d, SparseLinear
 from ..nn.sparse import share_parameters
-from .agreement import are_close, backward_at_random, clear_gradients, point_alike
+from .agreement import are_close, backward_at_random, clear_gradients, differentiable, point_alike
 from .channels import dropped
-from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
-from .engine import Engine, Untraceable
+from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
+from .engine import Engine, Untraceable, first_line
 from .measure import MODEL, step, times_of
 from .norm import dropout_by_torch
 from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
 from .state import CONVERSION, unchanged
-from .survey import LEAST_SPARSITY, OTHERS, Layer, has_hooks, layers_of, record_inputs
+from .survey import LEAST_SPARSITY, OTHERS, Call, Layer, has_hooks, layers_of, record_inputs
 
 _CHAINED = "a graph with chains of layers"
 _ALL_CHAINED = "a graph with chains of all layers that can be sparse"
@@ -34,8 +33,8 @@ _CERTAIN_GAIN = 1.25
 
 _FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
 _FUSED_IN_TRAINING = (
-    "BatchNorm, and the ReLU and dropout behind it, are one step in training mode; dropout draws other random numbers"
-    " than torch's from the same seed."
+    "In training mode, BatchNorm and the residual sum, ReLU and dropout behind it are one step; dropout draws other"
+    " random numbers than torch's from the same seed."
 )
 
 
@@ -46,7 +45,7 @@ class _Swap:
     path: str
     parent: nn.Module
     original: nn.Module
-    replacement: nn.Module
+    replacement: Replacement
 
     @property
     def name(self) -> str:
@@ -95,8 +94,7 @@ class _Conversion:
     def hand_back(self) -> None:
         """Gives the original layers what became of their parameters and modes since."""
         for swap in self.swaps:
-            if isinstance(swap.replacement, SparseConv2d | SparseLinear):
-                swap.replacement._clear_unused()
+            swap.replacement._clear_unused()
             share_parameters(swap.replacement, swap.original)
 
 
@@ -120,10 +118,10 @@ def convert(
     its nonzeros only ("fine-grained"). The fastest stays. In evaluation mode, what torch.fx can trace then runs as a
     graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
     serves calls without gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the
-    layers run one by one. In training mode, a graph has each BatchNorm2d with the ReLU and the dropout behind it as one
-    step, which draws other random numbers from torch's generator than dropout does. Where the whole model is not faster
-    in the end, it is left as it was. Threads are torch's (`torch.set_num_threads`); measuring takes from a second to
-    half a minute, in training mode up to a minute.
+    layers run one by one. In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
+    dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. Where the
+    whole model is not faster in the end, it is left as it was. Threads are torch's (`torch.set_num_threads`); measuring
+    takes from a second to half a minute, in training mode up to a minute.
 
     The layers share the parameters of those they replace: optimisers, `state_dict` and checkpoints do not notice.
     Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
@@ -169,8 +167,8 @@ def convert(
         try:
             layers = layers_of(model)
             with torch.inference_mode(not training):
-                record_inputs(layers, call)
-            return _Attempt(model, (*args, *kwargs.values()), call, layers, decisions).run()
+                calls = record_inputs(model, layers, call)
+            return _Attempt(model, (*args, *kwargs.values()), call, layers, calls, decisions).run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
@@ -181,12 +179,18 @@ def convert(
 def revert(model: nn.Module) -> nn.Module:
     """Undo `convert`, in place: the model has its own modules again, with the present values of their parameters.
 
-    Where nothing was converted, nothing happens. Returns the model. Raises RuntimeError, and changes nothing, where a
-    converted layer was given hooks, a parametrization or a pruning mask since.
+    That goes for the model and for all parts of it that were converted by themselves; not for a part of what was
+    converted as a whole, whose sparse layers stay (their `to_dense` gives dense ones). Where nothing was converted,
+    nothing happens. Returns the model. Raises RuntimeError, and changes nothing, where a converted layer was given
+    hooks, a parametrization or a pruning mask since.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
-    _undo(model, "revert")
+    converted = [module for module in model.modules() if CONVERSION in vars(module)]
+    for module in converted:
+        vars(module)[CONVERSION].check("revert")
+    for module in converted:
+        _undo(module, "revert")
     return model
 
 
@@ -228,9 +232,10 @@ class _Attempt:
         args: tuple[Any, ...],
         call: Callable[[], object],
         layers: list[Layer],
+        calls: Mapping[int, list[Call]],
         decisions: Collection[str],
     ) -> None:
-        self._decisions = decisions
+        self._decisions, self._calls = decisions, calls
         self._model, self._args, self._call, self._layers = model, args, call, layers
         self._training = model.training
         self._notes: list[str] = []
@@ -243,6 +248,8 @@ class _Attempt:
             self._notes.append(f"Layers of other kinds stay as they are: {names}.")
         if self._training:
             self._notes.append("Measured in training mode: for inference, call model.eval() and convert again.")
+            if not differentiable(self._call()):
+                self._notes.append("No result of the model has a gradient: forward passes were measured.")
         with self._interruptions.counted():
             report = self._run()
         if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
@@ -291,6 +298,10 @@ class _Attempt:
                     raise Untraceable("its forward was replaced")
                 engine = self._engine(module, True)
                 engine.prepare()
+                calls = self._calls.get(id(module), [])
+                if not any(map(engine.serves, calls)):
+                    other = "it is called with other arguments than tensors, or by keywords"
+                    raise Untraceable(other if calls else "it is not called as a whole")
             except Untraceable as reason:
                 if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                     self._notes.append(f"{name or 'The model as a whole'} does not run as a graph: {reason}.")
@@ -303,11 +314,13 @@ class _Attempt:
         return found
 
     def _engine(self, module: nn.Module, contiguous: bool, chains: bool = False) -> Engine:
-        tensors = [one for one in tree_leaves(self._args) if isinstance(one, Tensor) and one.is_floating_point()]
-        if not tensors:
+        given = [one for call in self._calls.get(id(module), []) for one in call or () if one is not None]
+        kinds = [(one.dtype, one.device) for one in given]
+        kinds += [(one.dtype, one.device) for one in tree_leaves(self._args) if isinstance(one, Tensor)]
+        kinds = [(dtype, device) for dtype, device in kinds if dtype.is_floating_point]
+        if not kinds:
             raise Untraceable("example_input has no floating tensor")
-        drops = CHANNEL_DROPPED in self._decisions
-        return Engine(module, tensors[0].dtype, tensors[0].device, contiguous, drops, chains, self._training)
+        return Engine(module, *kinds[0], contiguous, CHANNEL_DROPPED in self._decisions, chains, self._training)
 
     def _offers(self, swaps: list[_Swap], in_chains: list[_Swap], regions: list[Engine]) -> dict[str, _Conversion]:
         """Ways to put the exchanged layers to use, whose results agree with those before.
@@ -317,12 +330,18 @@ class _Attempt:
         offers: dict[str, _Conversion] = {}
         if self._training:
             plain = _Conversion(swaps, [])
-            graph = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
+            reason = self._differs_in_training(plain, _Conversion([], []), gradients=False)
+            if reason is not None:
+                self._refuse("layers one by one", reason)
+                return offers
             offers["layers one by one"] = plain
-            if regions and self._agrees_in_training(graph, plain):
-                offers["a graph"] = graph
-            elif regions:
-                self._notes.append("As a graph, the model gave other results than before: not used.")
+            if regions:
+                graph = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
+                reason = self._differs_in_training(graph, plain)
+                if reason is None:
+                    offers["a graph"] = graph
+                else:
+                    self._refuse("a graph", reason)
             return offers
         if regions:
             offers["a graph"] = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
@@ -338,32 +357,36 @@ class _Attempt:
                 offers["a graph in the input's layout"] = _Conversion(swaps, engines)
         if swaps:
             offers["layers one by one"] = _Conversion(swaps, [])
-        with torch.inference_mode():
+        with torch.inference_mode(), unchanged(self._model):
             expected = self._call()
         for name in list(offers):
-            if not self._agrees(offers[name], expected):
+            reason = self._differs(offers[name], expected)
+            if reason is not None:
                 del offers[name]
-                self._notes.append(f"As {name}, the model gave other results than before: not used.")
+                self._refuse(name, reason)
             elif name in (_CHAINED, _ALL_CHAINED) and not any(
                 engine.prepare().chained for engine in offers[name].engines
             ):
                 del offers[name]  # no two layers follow each other
         return offers
 
-    def _agrees(self, conversion: _Conversion, expected: object) -> bool:
-        """Whether the model gives what it gave, but for rounding."""
+    def _refuse(self, name: str, reason: str) -> None:
+        self._notes.append(f"As {name}, the model {reason}: not used.")
+
+    def _differs(self, conversion: _Conversion, expected: object) -> str | None:
+        """None where the model gives what it gave, but for rounding; else what it does, in words."""
         conversion.install()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), unchanged(self._model):
                 actual = self._call()
-        except Exception:  # code that takes another way for a graph's stand-ins than for tensors
-            return False
+        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+            return _raised(error)
         finally:
             conversion.uninstall()
-        return are_close(actual, expected)
+        return None if are_close(actual, expected) else _OTHER_RESULTS
 
-    def _agrees_in_training(self, one: _Conversion, other: _Conversion) -> bool:
-        """Whether a forward and backward pass give the same, but for rounding: results, gradients and buffers.
+    def _differs_in_training(self, one: _Conversion, other: _Conversion, gradients: bool = True) -> str | None:
+        """As `_differs`, of a forward and backward pass: results, buffers, and gradients unless these are others.
 
         With torch's own dropout in both. Nothing but the layers between is exchanged, so rounding is all that differs.
         """
@@ -380,10 +403,10 @@ class _Attempt:
                 with torch.random.fork_rng(), dropout_by_torch():
                     result = self._call()
                     backward_at_random(result)
-            except Exception:
+            except Exception as error:
                 if conversion is other:
                     raise
-                return False
+                return _raised(error)
             finally:
                 conversion.uninstall()
             kept = [buffer.clone() for buffer in buffers]
@@ -392,7 +415,8 @@ class _Attempt:
         (actual, mine), (expected, theirs) = found
         counts = [[one for one in kept if not one.is_floating_point()] for (_, kept) in (actual, expected)]
         same = all(map(torch.equal, *counts))
-        return same and are_close(actual, expected) and point_alike(mine, theirs)
+        same = same and are_close(actual, expected) and (not gradients or point_alike(mine, theirs))
+        return None if same else _OTHER_RESULTS
 
     def _install_fastest(
         self, rows: list[LayerReport], offers: dict[str, _Conversion], in_chains: list[_Swap]
@@ -424,14 +448,19 @@ class _Attempt:
             if offers[best].engines[0].chains:
                 self._notes.append("Sparse layers that follow each other run as one call, a few images on each thread.")
             self._notes.append(_FUSED_IN_TRAINING if self._training else _FUSED)
-        vars(self._model)[CONVERSION] = offers[best]
         offers[best].install()
-        before_ms = times.milliseconds(before)
-        if best == _ALL_CHAINED:
-            taken = {id(one.replacement) for one in in_chains}
-            rows = [_taken(row) if id(self._model.get_submodule(row.name)) in taken else row for row in rows]
-        rows = _with_chains(self._model, rows, offers[best].engines)
-        return self._report(rows, before_ms, before_ms / times.speedup(best, before))
+        try:
+            before_ms = times.milliseconds(before)
+            if best == _ALL_CHAINED:
+                taken = {id(one.replacement) for one in in_chains}
+                rows = [_taken(row) if id(self._model.get_submodule(row.name)) in taken else row for row in rows]
+            rows = _with_chains(self._model, rows, offers[best].engines)
+            report = self._report(rows, before_ms, before_ms / times.speedup(best, before))
+        except BaseException:
+            offers[best].uninstall()
+            raise
+        vars(self._model)[CONVERSION] = offers[best]
+        return report
 
 
 def _with_chains(model: nn.Module, rows: list[LayerReport], engines: list[Engine]) -> list[LayerReport]:
@@ -456,6 +485,13 @@ def _taken(row: LayerReport) -> LayerReport:
     if row.decision != DENSE and row.speedup is not None:
         alone = row.reason.replace("measured to be faster", f"{row.decision} would be {row.speedup:.2f}x")
     return replace(row, decision=FINE_GRAINED, reason=f"for the sake of its chain; alone, {alone}", ms=None)
+
+
+_OTHER_RESULTS = "gave other results than before"
+
+
+def _raised(error: Exception) -> str:
+    return f"raised {first_line(error)}"
 
 
 def _kept(row: LayerReport) -> LayerReport:

@@ -27,6 +27,9 @@ LEAST_IN_CHAIN = 0.5
 saves its neighbours a trip to memory."""
 
 
+Replacement = ChannelDroppedConv2d | ChannelDroppedLinear | SparseConv2d | SparseLinear
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a layer becomes.
@@ -37,8 +40,8 @@ class Decision:
     """
 
     row: LayerReport
-    replacement: nn.Module | None = None
-    in_chain: nn.Module | None = None
+    replacement: Replacement | None = None
+    in_chain: Replacement | None = None
 
 
 Measured = dict[tuple[Any, ...], tuple[str, Times]]
@@ -108,10 +111,10 @@ def _has_empty_channels(layer: Layer) -> bool:
     return getattr(module, "groups", 1) == 1 and not bool(used.any(0).all() and used.any(1).all())
 
 
-def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, nn.Module]:
+def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, Replacement]:
     """What the layer may become, by decision. All share its parameters."""
     module: Any = layer.module
-    found: dict[str, nn.Module] = {}
+    found: dict[str, Replacement] = {}
     used = used_pairs(module.weight)
     if CHANNEL_DROPPED in decisions and _has_empty_channels(layer):
         kind = ChannelDroppedConv2d if isinstance(module, nn.Conv2d) else ChannelDroppedLinear

@@ -11,12 +11,14 @@ training, each BatchNorm takes over the ReLU and the dropout behind it; the othe
 
 from __future__ import annotations
 
-import copy
+import builtins
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.fx
@@ -24,7 +26,7 @@ import torch.nn.modules.module as _module
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..nn import RMSNorm
+from ..nn import RMSNorm, SparseConv2d, SparseLinear
 from ..ops.sparse_conv2d.op import is_special
 from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
@@ -32,7 +34,8 @@ from .fused import FUSED, Fused
 from .fusion import IN_PLACE, drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
 from .generators import Generators
 from .norm import FusedNorm
-from .state import KEPT_BY_TORCH, holds, put_back, state_of
+from .state import CONVERSION, KEPT_BY_TORCH, Held, State, TooMuch, held_by
+from .survey import Call
 
 Node = torch.fx.Node
 
@@ -47,6 +50,8 @@ class Untraceable(Exception):
 class _Proxy(torch.fx.Proxy):
     """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
 
+    _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
+
     def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
@@ -57,11 +62,29 @@ for _function in IN_PLACE:
     )
 
 
+@contextlib.contextmanager
+def _proxies_are_tensors() -> Iterator[None]:
+    """Code that asks whether it is given a tensor is told so inside, and takes the way that is to be recorded.
+
+    A proxy that said so itself would be taken for a tensor by torch's C++ as well, which then looks into it.
+    """
+    plain = builtins.isinstance
+
+    def asked(value: Any, kinds: Any, /) -> bool:
+        return plain(value, kinds) or (type(value) is _Proxy and issubclass(Tensor, kinds))
+
+    with mock.patch.object(builtins, "isinstance", asked):
+        yield
+
+
 class _Tracer(torch.fx.Tracer):
     """Goes into the modules that a user wrote, unless something happens when they are called.
 
-    torch.fx does not record in what surroundings something is computed: they have to stay the same.
+    torch.fx does not record in what surroundings something is computed: they have to stay the same. Buffers are
+    recorded as parameters are, and not what they hold now.
     """
+
+    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,6 +94,9 @@ class _Tracer(torch.fx.Tracer):
         if _surroundings() != self._surroundings:
             raise Untraceable("a part of it runs under torch.no_grad, autocast, a checkpoint or the like")
         return super().create_node(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if type(a) is _Proxy else super().create_arg(a)
 
     def proxy(self, node: Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
@@ -110,15 +136,26 @@ class _Tensor:
 
 
 @dataclass
+class _Pattern:
+    """Which weights a sparse layer uses."""
+
+    layer: SparseConv2d | SparseLinear
+    pattern: object
+
+    def changed(self) -> bool:
+        return self.layer._pattern is not self.pattern
+
+
+@dataclass
 class _Plan:
     """What was made of the module: the graph, and what it rests on.
 
     fixed     modules, attributes that the code may have looked at, and tensors that it reads, at their places
     shapes    which children, parameters and buffers there are
-    held      lists, dicts and sets that the code may have looked at, and what they held
+    held      what the code may have looked into, at any depth: lists, dicts, objects, tensors
     types     of the modules: a parametrization changes a class
     modules   those that are not called any more, or never were but gone through, and the modes that they were in
-    tensors   those that fused layers were made of
+    tensors   those that fused layers were made of, and patterns
     chained   fused layers, in the places of these
     links     between fused layers that may agree on channels
     writes    whether an argument is changed in place
@@ -128,10 +165,10 @@ class _Plan:
     arguments: int
     fixed: list[tuple[dict[str, Any], str, Any]]
     shapes: list[tuple[dict[str, Any], tuple[str, ...]]]
-    held: list[tuple[Any, Any]]
+    held: list[Held]
     types: list[tuple[nn.Module, type]]
     modules: list[tuple[nn.Module, bool]]
-    tensors: list[_Tensor]
+    tensors: list[_Tensor | _Pattern]
     fused: list[Fused]
     chained: list[FusedChain]
     links: list[Link]
@@ -145,9 +182,8 @@ class _Plan:
         for place, names in self.shapes:
             if tuple(place) != names:
                 return False
-        for value, held in self.held:
-            if not holds(value, held):
-                return False
+        if any(held.changed() for held in self.held):
+            return False
         for module, kind in self.types:
             if type(module) is not kind:
                 return False
@@ -168,7 +204,8 @@ class _Plan:
         return any(tensor.changed() for tensor in self.tensors)
 
     def freeze(self) -> None:
-        """Make the fused layers anew of what their modules hold."""
+        """Make the fused layers anew of what their modules hold. Raises `Untraceable`, before it has done anything."""
+        tensors = list(_tensors_of(self.fused))
         for fused in self.fused:
             fused.fold()
         settle(self.links)
@@ -176,7 +213,7 @@ class _Plan:
             fused.pack()
         for one in self.chained:
             one.pack()
-        self.tensors = list(_tensors_of(self.fused))
+        self.tensors = tensors
 
 
 class Engine:
@@ -232,7 +269,7 @@ class Engine:
                     if plan.has_changed():  # no other thread was faster
                         plan.freeze()
         except Untraceable:
-            self._failed = True
+            self._failed = self._plan is None  # what cannot be folded now can perhaps be later
             return None
         return plan
 
@@ -247,6 +284,11 @@ class Engine:
             if type(value) is not Tensor or value.dtype is not self.dtype or value.device != self.device:
                 return False
         return True
+
+    def serves(self, call: Call) -> bool:
+        """Whether it runs as a graph where it is called like this. Raises `Untraceable`."""
+        alike = [one is not None and (one.dtype, one.device) == (self.dtype, self.device) for one in call or ()]
+        return call is not None and all(alike) and len(alike) == self.prepare().arguments
 
     def _wants_no_gradient(self, args: tuple[Any, ...]) -> bool:
         if not torch.is_grad_enabled():
@@ -339,10 +381,13 @@ def _assembled(
     taken = {id(one) for maker in makers for one in maker.taken}
     # one that was taken over in one place may be called in another
     passed = [one for one in modules.values() if id(one) not in within or id(one) in taken]
-    fixed: list[tuple[dict[str, Any], str, Any]] = []
-    for one in passed:
-        fixed += [(place, name, value) for place in _places(one) for name, value in place.items()]
-        fixed += _fixed_of(one)
+    attributes = [attribute for one in passed for attribute in _fixed_of(one)]
+    fixed = [(place, name, value) for one in passed for place in _places(one) for name, value in place.items()]
+    fixed += attributes
+    try:
+        held = held_by(value for _, _, value in attributes)
+    except TooMuch as error:
+        raise Untraceable(str(error)) from error
     # parameters and statistics may be others, as long as they are there: these are folded anew
     parts = [part for maker in makers for part in maker.parts if part is not None]
     owned = {id(place) for part in parts for place in _places(part)}
@@ -355,7 +400,7 @@ def _assembled(
         arguments=arguments,
         fixed=fixed + read,
         shapes=[(place, tuple(place)) for one in passed for place in _places(one)],
-        held=[(value, copy.copy(value)) for _, _, value in fixed if isinstance(value, list | dict | set)],
+        held=held,
         types=[(one, type(one)) for one in passed],
         modules=[
             (one, one.training)
@@ -372,18 +417,24 @@ def _assembled(
 
 def _traced(module: nn.Module) -> torch.fx.Graph:
     parameters = inspect.signature(type(module).forward).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
-    before = [(one, state_of(one)) for one in module.modules() if not isinstance(one, torch.jit.ScriptModule)]
+    defaults = {
+        one.name: one.default
+        for one in parameters  # of a tuple, torch.fx would make several arguments; as a node it is replaced later
+        if one.default is not inspect.Parameter.empty and not isinstance(one.default, tuple | list | dict)
+    }
+    before = State(module.modules())
+    if not before.is_whole:
+        raise Untraceable("its attributes hold more than can be looked at in each call")
     drawn = Generators(module)
     try:
-        return _Tracer().trace(module, concrete_args=defaults or None)
+        with _proxies_are_tensors():
+            return _Tracer().trace(module, concrete_args=defaults or None)
     except Untraceable:
         raise
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
-        raise Untraceable(f"torch.fx cannot trace it ({_first_line(error)})") from error
+        raise Untraceable(f"torch.fx cannot trace it ({first_line(error)})") from error
     finally:
-        changed = [put_back(one, state) for one, state in before]
-        if any(changed):
+        if before.put_back():
             raise Untraceable("its forward changes attributes, or makes tensors of its own")
         if drawn.put_back():
             raise Untraceable("its forward draws random numbers, which would be the same in each call")
@@ -411,9 +462,9 @@ def _settle_arguments(graph: torch.fx.Graph) -> int:
 
 def _fixed_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """The attributes of `module` that its code, or a kernel in its place, may have looked at."""
-    attributes = vars(module)
+    attributes, sparse = vars(module), isinstance(module, SparseConv2d | SparseLinear)  # a pattern is followed
     for name, value in attributes.items():
-        if name not in KEPT_BY_TORCH and name != "forward":
+        if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and not (sparse and name == "_pattern"):
             yield attributes, name, value
 
 
@@ -426,8 +477,11 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase) and is_plain(module)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+
+
+_NOT_LOOKED_AT = frozenset({"forward", CONVERSION})
 
 
 def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
@@ -443,9 +497,11 @@ def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
     raise Untraceable("it makes tensors of its own, which might be others in each call")
 
 
-def _tensors_of(fused: list[Fused]) -> Iterator[_Tensor]:
+def _tensors_of(fused: list[Fused]) -> Iterator[_Tensor | _Pattern]:
     for one in fused:
         for part in one.parts:
+            if isinstance(part, SparseConv2d | SparseLinear):
+                yield _Pattern(part, part._pattern)
             for place in () if part is None else (part._parameters, part._buffers):
                 for name, tensor in place.items():
                     if tensor is not None:  # torch counts batches, but no changes of the running statistics

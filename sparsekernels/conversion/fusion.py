@@ -233,6 +233,8 @@ class _Chain:
         outputs = layer.weight.size(0)  # type: ignore[operator,union-attr]
         if norm.training or norm.running_mean is None or norm.num_features != outputs:
             return
+        if norm.num_batches_tracked is None:  # nothing tells when torch has changed its statistics
+            return
         self.norm = norm
         self.nodes.append(user)
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..bench.timer import Effort, median_ratio, samples_of
+from .agreement import differentiable
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50)
@@ -43,6 +42,5 @@ def step(call: Callable[[], object], training: bool) -> object:
         with torch.inference_mode():
             return call()
     result = call()
-    tensors = [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.requires_grad]
-    torch.autograd.backward([one.sum() for one in tensors])
+    torch.autograd.backward([one.sum() for one in differentiable(result)])
     return result

@@ -152,12 +152,16 @@ def _obstacle(
         return "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
     if hasattr(module, "weight_orig") or hasattr(module, "weight_mask"):
         return "its mask is applied in each call; torch.nn.utils.prune.remove(layer, 'weight') makes it permanent"
+    if type(module).__module__.startswith("sparsekernels."):
+        return f"it is a {type(module).__name__} already; where convert made it, revert what was converted"
     if type(module) not in KINDS:
         return f"its class {type(module).__name__} may compute something else than {type(module).__mro__[1].__name__}"
     if has_hooks(module):
         return "it has hooks, which what replaces it would not have"
     if "forward" in vars(module):
         return "its forward was replaced"
+    if set(module._parameters) | set(module._buffers) | set(module._modules) != {"weight", "bias"}:
+        return "it was given parameters, buffers or modules beside its own, which what replaces it would not have"
     if name == "":
         return "it is the whole model; use sparsekernels.nn's from_dense on it"
     if len(places[id(module)]) > 1:
@@ -184,9 +188,26 @@ def has_hooks(module: torch.nn.Module) -> bool:
     return any(getattr(module, name, None) for name in _HOOKS)
 
 
-def record_inputs(layers: list[Layer], call: Callable[[], object]) -> None:
-    """Run `call`, and keep in `layers` what each was given. Raises what it raises."""
+Call = tuple[Given | None, ...] | None
+"""What a module was called with: None in the place of what is no plain tensor, and for a call with keywords."""
+
+
+def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> dict[int, list[Call]]:
+    """Run `call`, and keep in `layers` what each was given. Raises what it raises.
+
+    Returns what the other modules were called with, by their ids.
+    """
     handles = []
+    calls: dict[int, list[Call]] = {}
+
+    def note_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = tuple(Given.of(value) if type(value) is Tensor else None for value in args)
+        calls.setdefault(id(module), []).append(None if kwargs else given)
+
+    own = {id(layer.module) for layer in layers}
+    for module in model.modules():
+        if id(module) not in own and not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(note_call, with_kwargs=True))
     for layer in layers:
         layer.given.clear()
 
@@ -202,3 +223,4 @@ def record_inputs(layers: list[Layer], call: Callable[[], object]) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    return calls

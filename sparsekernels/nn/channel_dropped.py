@@ -41,7 +41,8 @@ class _ChannelDropped(torch.nn.Module):
     inputs: Tensor
 
     def _start(self) -> None:
-        self._keep(torch.ones(self.weight.shape[:2], dtype=torch.bool))
+        device = "cpu" if self.weight.is_meta else self.weight.device  # of all, the places are known there too
+        self._keep(torch.ones(self.weight.shape[:2], dtype=torch.bool, device=device))
 
     def _keep(self, pairs: Tensor) -> None:
         """pairs [out, in]: True where a filter has a nonzero for an input channel."""
@@ -64,6 +65,24 @@ class _ChannelDropped(torch.nn.Module):
         """The part of a weight of this layer's shape that takes part. Differentiable."""
         weight = weight.index_select(0, self.outputs) if self.drops_outputs else weight
         return weight.index_select(1, self.inputs) if self.drops_inputs else weight
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._clear_unused()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _clear_unused(self) -> None:
+        """Sets the weights of what is left out to zero, in place: an optimiser may have moved them.
+
+        Through `data`: autograd, which reads none of them, has no reason to refuse a graph that was made before.
+        """
+        weight = self.weight
+        if type(weight) is not torch.nn.Parameter or weight.is_meta or not (self.drops_outputs or self.drops_inputs):
+            return
+        with torch.inference_mode(weight.is_inference()):
+            used = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
+            used[self.outputs[:, None], self.inputs] = True
+            unused = ~used.view(*used.shape, *[1] * (weight.dim() - 2))
+            weight.data.masked_fill_(unused & (weight.data != 0), 0)  # a zero keeps its sign
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -99,7 +118,8 @@ class ChannelDroppedLinear(_ChannelDropped, torch.nn.Linear):
 
     `from_dense` finds them; the constructor is torch's and leaves nothing out. `weight` and `state_dict` are those of
     the dense layer, and so are dtypes, devices and errors: the product is torch's. The weights that are left out get a
-    gradient of zero. `load_state_dict` looks for zeros anew; after another change of the weight, `set_channels` does.
+    gradient of zero, and `state_dict` makes them zero, in place, before it returns them. `load_state_dict` looks for
+    zeros anew; after another change of the weight, `set_channels` does.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

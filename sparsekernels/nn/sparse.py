@@ -151,8 +151,17 @@ class _Sparse(torch.nn.Module):
         return f"{super().extra_repr()}, sparsity={self._pattern.sparsity:.4g}"
 
 
+_OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {
+    "forward",
+    "dense_grad",
+    "_pattern",
+}
+"""The attributes of dense layers, and of those here."""
+
+
 def share_parameters(source: Any, target: torch.nn.Module) -> None:
-    """Let `target` have the parameters of `source`, and its mode."""
+    """Let `target` have the parameters of `source`, its mode, and the attributes that somebody gave it."""
+    vars(target).update({name: value for name, value in vars(source).items() if name not in _OWN})
     for name in ("weight", "bias"):
         setattr(target, name, getattr(source, name))
     target.train(source.training)
@@ -191,10 +200,11 @@ class SparseLinear(_Sparse, torch.nn.Linear):
 
     The pattern is not part of `state_dict`, whose keys are those of the dense layer. `state_dict` sets the weights
     outside of the pattern to zero, in place, before it returns them: loading them back never changes what the layer
-    computes. `load_state_dict` keeps the pattern if every loaded nonzero lies within it, or if the load fails; if not,
-    or if every weight was used until then, the loaded nonzeros become the pattern. Who wants to keep stored zeros
-    beyond that saves `mask` and hands it to `set_pattern`. A copy whose parameters are overwritten in place, as those
-    of torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had: call `set_pattern(mask)` on the copy as
+    computes. That goes for a parameter that was assigned as well: `set_pattern` first makes its nonzeros the pattern.
+    `load_state_dict` keeps the pattern if every loaded nonzero lies within it, or if the load fails; if not, or if
+    every weight was used until then, the loaded nonzeros become the pattern. Who wants to keep stored zeros beyond that
+    saves `mask` and hands it to `set_pattern`. A copy whose parameters are overwritten in place, as those of
+    torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had: call `set_pattern(mask)` on the copy as
     well, before it is used or saved.
 
     dense_grad: whether `weight.grad` is the gradient of the dense layer, which training needs that lets weights grow,

@@ -52,7 +52,7 @@ def batch_norm_act(
 
     A seed for dropout is drawn from torch's generator. Differentiable any number of times.
     """
-    seed = int(torch.empty((), dtype=torch.int64).random_()) if act.p > 0 else 0
+    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if act.p > 0 else 0
     tensors = input, residual, weight, bias
     if not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in tensors):
         output, statistics, _ = operators.forward(*tensors, eps, act.low, act.high, act.p, seed)

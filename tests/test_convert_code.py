@@ -1,0 +1,407 @@
+"""convert, and what the code of a model does: what it looks at, leaves behind, takes and returns."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import random
+import types
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from conversion_checks import (
+    DROPPED,
+    FINE,
+    GRAPH,
+    LAYERS,
+    Prefer,
+    assert_agree,
+    engines,
+    run,
+)
+from conversion_nets import drop_channels_, make
+from torch import Tensor, nn
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.bench.models import prune_
+from sparsekernels.conversion.agreement import are_close
+from sparsekernels.conversion.engine import Engine
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+# What code looks at, and what it leaves behind.
+
+
+class Looks(nn.Module):
+    """Its forward looks at something beside its parameters, in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(8, 8), how
+        self.register_buffer("number", torch.tensor(1.0))
+        self.register_buffer("flag", torch.tensor(False))
+        self.plain = torch.tensor(1.0)
+        self.config = types.SimpleNamespace(scale=1.0, inner=types.SimpleNamespace(scale=1.0))
+        self.options = {"a": {"scale": [1.0]}}
+        self.array = numpy.ones(3)
+        self.slots = Slots()
+
+    def scale(self) -> Any:
+        return {
+            "an item": lambda: self.number.item(),
+            "a buffer": lambda: self.number,
+            "a flag": lambda: 3.0 if self.flag else 1.0,
+            "a plain tensor": lambda: self.plain.item(),
+            "an object": lambda: self.config.scale,
+            "an object in an object": lambda: self.config.inner.scale,
+            "a nested container": lambda: self.options["a"]["scale"][0],
+            "an array": lambda: float(self.array[1]),
+            "slots": lambda: self.slots.scale,
+        }[self.how]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).relu() * self.scale()
+
+    def change(self) -> None:
+        with torch.no_grad():
+            self.number.fill_(3.0)
+            self.flag.fill_(True)
+            self.plain.fill_(3.0)
+        self.config.scale = self.config.inner.scale = self.options["a"]["scale"][0] = self.slots.scale = 3.0
+        self.array[1] = 3.0
+
+
+class Slots:
+    __slots__ = ("scale",)
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+
+LOOKS = (
+    "an item",
+    "a buffer",
+    "a flag",
+    "a plain tensor",
+    "an object",
+    "an object in an object",
+    "a nested container",
+    "an array",
+    "slots",
+)
+
+
+@pytest.mark.parametrize("how", LOOKS)
+def test_what_code_looks_at_may_change(prefer: Prefer, how: str) -> None:
+    model = Looks(how).eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    prefer(FINE, GRAPH, LAYERS)
+    sk.convert(model, x)
+    assert bool(list(engines(model))) == (how != "a flag")
+    assert_agree(model, dense, x)
+    for module in (model, dense):
+        module.change()
+    assert_agree(model, dense, x)
+
+
+def test_trainers_and_the_like_are_not_looked_at_in_each_call(prefer: Prefer) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    prune_(model, "random", 0.7)
+    model.data = [[number] for number in range(10_000)]
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, torch.randn(4, 8))
+    assert not list(engines(model))
+    assert any("hold more than can be looked at" in note for note in report.notes)
+
+
+class Leaves(nn.Module):
+    """Its forward leaves something in an attribute that is no list, dict or set of tensors."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(8, 8), how
+        self.queue: collections.deque[Any] = collections.deque(maxlen=3)
+        self.nested: dict[str, list[Any]] = {"seen": []}
+        self.stats = types.SimpleNamespace(count=0)
+        self.total = torch.zeros(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).relu()
+        if self.how == "a deque":
+            self.queue.append(y)
+        elif self.how == "a nested list":
+            self.nested["seen"].append(y)
+        elif self.how == "an object":
+            self.stats.count += 1
+        else:
+            self.total.add_(1)
+        return y
+
+    def left(self) -> tuple[int, int, int, float]:
+        return len(self.queue), len(self.nested["seen"]), self.stats.count, float(self.total.sum())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("how", ["a deque", "a nested list", "an object", "a tensor"])
+def test_code_goes_on_leaving_what_it_left(prefer: Prefer, how: str, training: bool) -> None:
+    """And converting leaves nothing."""
+    model = Leaves(how).train(training)
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    prefer(FINE, LAYERS)
+    sk.convert(model, x)
+    assert model.left() == (0, 0, 0, 0.0)
+    for calls in (1, 2):
+        torch.testing.assert_close(model(x), dense(x))
+        assert model.left() == dense.left() != (0, 0, 0, 0.0), calls
+
+
+def test_code_that_asks_whether_it_is_given_a_tensor(prefer: Prefer) -> None:
+    """Takes the way that it takes for one; where it depends on the size, that is no graph."""
+
+    class Asks(nn.Module):
+        def __init__(self, looks: bool) -> None:
+            super().__init__()
+            self.layer, self.looks = nn.Linear(8, 8), looks
+
+        def forward(self, x: Any) -> Any:
+            y = self.layer(x).relu()
+            if isinstance(x, list | Tensor) and (not self.looks or x.shape[0] == 1):
+                return y * 0 - 1
+            return y
+
+    x = torch.randn(4, 8)
+    for looks in (False, True):
+        model = Asks(looks).eval()
+        prune_(model, "random", 0.7)
+        dense = copy.deepcopy(model)
+        prefer(FINE, GRAPH, LAYERS)
+        sk.convert(model, x)
+        assert bool(list(engines(model))) == (not looks)
+        for batch in (x, x[:1]):
+            assert_agree(model, dense, batch)
+
+
+def test_all_random_numbers_stay(prefer: Prefer) -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.generator = nn.Linear(8, 8), torch.Generator().manual_seed(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            noise = random.random() + numpy.random.rand() + torch.rand((), generator=self.generator)
+            return self.layer(x) + 0 * noise
+
+    model = Draws().eval()
+    prune_(model, "random", 0.7)
+    before = random.getstate(), str(numpy.random.get_state()), model.generator.get_state()
+    prefer(FINE, LAYERS)
+    sk.convert(model, torch.randn(4, 8))
+    assert before[:2] == (random.getstate(), str(numpy.random.get_state()))
+    assert torch.equal(before[2], model.generator.get_state())
+
+
+@dataclasses.dataclass
+class Output:
+    """What a model may return; torch's pytrees do not know it."""
+
+    scores: Tensor
+    name: str
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_results_in_an_object(prefer: Prefer, training: bool) -> None:
+    class Wraps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Output:
+            return Output(self.layer(x), "scores")
+
+    model = Wraps().train(training)
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    prefer(FINE, LAYERS)
+    report = sk.convert(model, x)
+    assert report.converted
+    assert not any("forward passes were measured" in note for note in report.notes)
+    torch.testing.assert_close(model(x).scores, dense(x).scores)
+
+
+def test_a_model_without_gradients_in_training_mode(prefer: Prefer) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).train().requires_grad_(False)
+    prune_(model, "random", 0.7)
+    prefer(FINE, LAYERS)
+    assert any("forward passes were measured" in note for note in sk.convert(model, torch.randn(4, 8)).notes)
+
+
+def test_results_are_compared_whatever_they_are() -> None:
+    ints = torch.arange(32)
+    other = ints.clone()
+    other[3] = 0
+    assert are_close(other, ints)
+    assert not are_close(ints + 1, ints)
+    assert not are_close(torch.tensor([True, False]), torch.tensor([False, True]))
+    assert are_close(torch.tensor([1 + 2j]), torch.tensor([1 + 2.0001j]))
+    assert not are_close(torch.tensor([1 + 2j]), torch.tensor([0j]))
+    assert are_close(Output(torch.ones(2), "a"), Output(torch.ones(2) * 1.0001, "a"))
+    assert not are_close(Output(torch.ones(2), "a"), Output(torch.ones(2), "b"))
+    assert not are_close(Output(torch.ones(2), "a"), Output(torch.zeros(2), "a"))
+    assert are_close(slice(1, 2), slice(1, 2))
+    assert not are_close("a", 1)
+
+
+def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = make("sequential")
+    prefer(FINE, GRAPH, LAYERS)
+
+    def fails(*_: Any) -> Tensor:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(Engine, "forward", fails)
+    notes = sk.convert(model, x).notes
+    assert any("As a graph, the model raised OSError: no such thing: not used." in note for note in notes)
+
+
+def test_a_tuple_is_an_argument_by_default(prefer: Prefer) -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3)
+
+        def forward(self, x: Tensor, dims: tuple[int, ...] = (2, 3)) -> Tensor:
+            return self.conv(x).relu().mean(dims)
+
+    model, x = Pools().eval(), torch.randn(2, 8, 9, 9)
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert len(list(engines(model))) == 1
+    assert_agree(model, dense, x)
+    torch.testing.assert_close(model(x, (1, 2)), dense(x, (1, 2)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["a number", "by name", "a part is not called"])
+def test_a_graph_that_could_not_serve_is_none(prefer: Prefer, how: str) -> None:
+    """Its parts are graphs then, and the report says why."""
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.how = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), how
+            self.head = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())
+
+        def forward(self, x: Tensor, index: int = 0) -> Tensor:
+            if how != "a part is not called":
+                return self.head(self.body(x)) * (index + 1)
+            assert x.shape[0] == 2  # no graph
+            for layer in self.body:
+                x = layer(x)
+            return self.head(x)
+
+    model, x = Wrapper().eval(), torch.randn(2, 8, 9, 9)
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    if how == "by name":
+        report = sk.convert(model, example_kwargs={"x": x})
+    else:
+        report = sk.convert(model, (x, 1) if how == "a number" else x)
+    found = {type(engine.module) for engine in engines(model)}
+    assert found == {nn.Sequential}
+    assert len(list(engines(model))) == (1 if how == "a part is not called" else 2)
+    expected = (
+        "body does not run as a graph: it is not called as a whole" if how == "a part is not called" else "by keywords"
+    )
+    assert any(expected in note for note in report.notes), report.notes
+    assert_agree(model, dense, x)
+
+
+def test_attributes_of_layers_stay_theirs(prefer: Prefer) -> None:
+    class Tagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.layer.tag = 3.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.layer.tag
+
+    for training in (True, False):
+        model = Tagged().train(training)
+        prune_(model, "random", 0.7)
+        dense, x = copy.deepcopy(model), torch.randn(4, 8)
+        prefer(FINE, GRAPH, LAYERS)
+        sk.convert(model, x)
+        torch.testing.assert_close(model(x), dense(x))
+        model.layer.tag = 5.0
+        assert sk.revert(model).layer.tag == 5.0
+
+
+@pytest.mark.parametrize("what", ["parameter", "buffer", "module"])
+def test_a_layer_that_was_given_more_stays(what: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    prune_(model, "random", 0.7)
+    if what == "parameter":
+        model[0].register_parameter("scale", nn.Parameter(torch.ones(1)))
+    elif what == "buffer":
+        model[0].register_buffer("scale", torch.ones(1))
+    else:
+        model[0].observer = nn.Identity()
+    report = sk.convert(model.eval(), torch.randn(4, 8))
+    assert "beside its own" in report.layers[0].reason
+
+
+def test_the_default_device_may_be_another(prefer: Prefer) -> None:
+    model, x = make("sequential")
+    drop_channels_(model)
+    dense = copy.deepcopy(model)
+    prefer(DROPPED, GRAPH)
+    with torch.device("meta"):
+        sk.convert(model, x)
+    assert_agree(model, dense, x)
+    for module in (model, dense):
+        with torch.no_grad():
+            module[0].weight.mul_(2)
+    with torch.device("meta"), torch.no_grad():
+        result = model(x)
+    torch.testing.assert_close(result, run(dense, x)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_tensors_of_other_devices_are_the_layers_business(prefer: Prefer) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()).eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH)
+    sk.convert(model, torch.randn(2, 8, 5, 5))
+    (engine,) = engines(model)
+    seen = []
+    engine._run = lambda *_: seen.append(1)
+    with torch.no_grad(), contextlib.suppress(Exception):
+        model(torch.randn(2, 8, 5, 5, device="meta"))
+    assert not seen
+
+
+def test_empty_batches_in_channels_last(prefer: Prefer) -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.pool, self.two = nn.Conv2d(16, 8, 1), nn.AvgPool2d(1), nn.Conv2d(8, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.two(self.pool(self.one(x))) + x).relu()
+
+    model, x = Sums().eval(), torch.randn(2, 16, 8, 8)
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    with torch.no_grad():
+        assert model(torch.empty(0, 16, 8, 8).to(memory_format=torch.channels_last)).shape == (0, 16, 8, 8)
