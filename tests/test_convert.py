@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -319,6 +320,22 @@ def test_channels_are_left_out_along_chains(prefer: Prefer, padding: int, decisi
         assert 1 in second.outputs
     sk.revert(model)
     assert dict(model.named_modules()) == state
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_channels_that_are_no_numbers_stay(prefer: Prefer, value: float) -> None:
+    """An infinite bias times a zero is no number in the dense model: nor is it here, in the same places."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[:3] = 0
+    dense, x = copy.deepcopy(model), torch.randn(2, 8, 9, 9)
+    prefer(DROPPED, GRAPH)
+    sk.convert(model, x)
+    assert list(engines(model))
+    for module in (model, dense):  # found out by convert itself, if it had been there before
+        with torch.no_grad():
+            module[0].bias[0] = value
+    assert_agree(model, dense, x)
 
 
 def test_channels_that_a_sum_needs_stay(prefer: Prefer) -> None:

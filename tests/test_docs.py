@@ -1,15 +1,19 @@
-"""The programs in the documentation run."""
+"""The programs in the documentation run, and its tables are those of the records."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sparsekernels import _library
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -19,3 +23,16 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert len(blocks) == 7
     exec(compile("\n".join(blocks), "convert.md", "exec"), {})
     assert "layers are converted" in capsys.readouterr().out
+
+
+def test_tables_are_those_of_the_records() -> None:
+    found = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_records_are_of_one_commit(path: Path) -> None:
+    """That somebody can check out: rows that were taken again, one by one, would be chosen rows."""
+    commits = {json.loads(line)["commit"] for line in path.read_text(encoding="utf-8").splitlines()}
+    assert len(commits) == 1, commits
+    assert not any("dirty" in commit for commit in commits), commits

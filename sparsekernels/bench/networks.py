@@ -1,8 +1,9 @@
 """The suite `networks`: whole networks with pruned weights, beside the dense network.
 
 A case is a network, a pass and a batch. Its variants are the dense network in float32 (the baseline) and in bfloat16;
-"dense-fused", the dense network as the graph that a converted one runs as: what folding BatchNorm, fused sums and ReLUs
-and our pooling give, or in training BatchNorm, sum, ReLU and dropout in one step, is not what zeros give; and for each
+"dense-fused" and, for forward passes in the full benchmark, "dense-fused-bf16", the dense network as the graph that a
+converted one runs as: what folding BatchNorm, fused sums and ReLUs and our pooling give, or in training BatchNorm, sum,
+ReLU and dropout in one step, is not what zeros give; and for each
 pattern of nonzeros two that `sparsekernels.convert` makes: "dropped:random-90", in which layers may lose filters and
 channels that are all zero and nothing else, and "converted:random-90", in which each layer is what was measured to be
 fastest. Every convolution and Linear is pruned to the same share, save depthwise convolutions.
@@ -252,8 +253,13 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     result = [
         Variant("dense", functools.partial(_dense, network, torch.float32)),
         Variant("dense-bf16", functools.partial(_dense, network, torch.bfloat16)),
-        Variant("dense-fused", functools.partial(_fused if case.pass_ == "forward" else _fused_step, network)),
     ]
+    if case.pass_ == "step":
+        result.append(Variant("dense-fused", functools.partial(_fused_step, network)))
+    else:
+        result.append(Variant("dense-fused", functools.partial(_fused, network, torch.float32)))
+        if not selection.quick:
+            result.append(Variant("dense-fused-bf16", functools.partial(_fused, network, torch.bfloat16)))
     masks = case.parameters.get("masks", PRUNINGS)
     quick_masks = case.parameters.get("masks", QUICK_MASKS)
     sparsities = case.parameters.get("quick_sparsities", QUICK_SPARSITIES) if selection.quick else SPARSITIES
@@ -278,11 +284,12 @@ def _dense(network: Network, dtype: torch.dtype) -> Prepared:
     return Prepared(call, details=details)
 
 
-def _fused(network: Network) -> Prepared:
+def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     """The dense network as a graph, in the faster of the layouts that a graph may have."""
     calls: dict[str, Call] = {}
-    layout, _ = network.fastest(torch.float32)
-    model, images = copy.deepcopy(network.model).eval(), network.images.contiguous(memory_format=FORMATS[layout])
+    layout, _ = network.fastest(dtype)
+    model = copy.deepcopy(network.model).eval().to(dtype)
+    images = network.images.to(dtype).contiguous(memory_format=FORMATS[layout])
     model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
     for contiguous in {True, layout == "contiguous"}:
         engine = Engine(model, images.dtype, images.device, contiguous)
@@ -352,7 +359,7 @@ def _check_forward(network: Network, call: Callable[[], Any], dense: nn.Module, 
     # from all over the batch, which may go through in parts
     places = torch.linspace(0, network.batch - 1, CHECKED_IMAGES).long()
     some = network.images[places].double()
-    like = copy.deepcopy(dense)
+    like = copy.deepcopy(dense).to(images.dtype)
     last = not images.is_contiguous()
     like.to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
     with torch.inference_mode():
@@ -448,6 +455,7 @@ SUITE = Suite(
             share_column("dense", "not layers", lambda record: record.details.get("not_layers")),
             time_column("dense-bf16"),
             speedup_column("dense-fused", "dense-fused"),
+            speedup_column("dense-fused-bf16", "fused-bf16"),
             speedup_column("dropped", "dropped"),
             number_column("dropped", "estimated", estimate_of),
             time_column("converted"),
@@ -459,13 +467,13 @@ SUITE = Suite(
         legend=(
             "Medians of one pass of the batch, float32 except dense-bf16; the row says where the zeros are and how "
             "many percent. dense: eager torch in the faster of two layouts (named); not layers: the share of its time "
-            "that is neither convolution nor Linear. dense-fused: speedup of the same graph as a converted network's, "
-            "without zeros. dropped: speedup without filters and channels that are all zero. "
+            "that is neither convolution nor Linear. dense-fused, fused-bf16: speedup of the same graph as a converted "
+            "network's, without zeros. dropped: speedup without filters and channels that are all zero. "
             "converted: by sparsekernels.convert; so many layers of all were exchanged. estimated: what sparse "
             "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
         ),
         subject="converted",
-        rivals=("dense", "dense-bf16", "dense-fused"),
+        rivals=("dense", "dense-bf16", "dense-fused", "dense-fused-bf16"),
         chart="sparsity",
     ),
     sparse=True,
