@@ -7,15 +7,20 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 machine=$2 what=${3:-networks}
+if [ -n "$(git status --porcelain --untracked-files=no)" ]; then
+  echo "the tree has changes: the records would be of no commit" >&2
+  exit 1
+fi
 new=$(mktemp -d)
-trap 'rm -rf "$new"' EXIT
+echo "until all is done, records are in $new"
 
 # take FILE OPTIONS: appended to FILE when all is done, so that the tree stays as it was committed
 take() {
   local file=$1
   shift
   date +%H:%M:%S
-  "$python" -m sparsekernels bench networks --full --json "$new/one.jsonl" "$@"
+  # it fails where a variant was wrong: the records say so
+  "$python" -m sparsekernels bench networks --full --json "$new/one.jsonl" "$@" || true
   cat "$new/one.jsonl" >>"$new/$file.jsonl"
   rm "$new/one.jsonl"
 }

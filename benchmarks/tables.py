@@ -108,8 +108,8 @@ def caption(records: Sequence[Mapping[str, Any]]) -> str:
 
 def whole_networks(pass_: str, percents: Sequence[int], file: str = "networks") -> str:
     records = records_of(file)
-    forward = pass_ == "forward"
-    head = ["network, batch", "dense", "not layers", "bf16", *(["bf16, fused"] if forward else []), "fused"]
+    fused = any(record["variant"] == "dense-fused-bf16" for record in records if record["pass"] == pass_)
+    head = ["network, batch", "dense", "not layers", "bf16", *(["bf16, fused"] if fused else []), "fused"]
     lines = []
     for name, row in rows_of(records, pass_).items():
         dense = row["dense"]
@@ -120,7 +120,7 @@ def whole_networks(pass_: str, percents: Sequence[int], file: str = "networks") 
                 time_of(dense),
                 f"{dense['details']['not_layers']:.0%}",
                 speedup_of(row, "dense-bf16"),
-                *([speedup_of(row, "dense-fused-bf16")] if forward else []),
+                *([speedup_of(row, "dense-fused-bf16")] if fused else []),
                 speedup_of(row, "dense-fused"),
                 *(bold_where_faster(row, percent) for percent in percents),
                 "" if ninety is None else f"{ninety['details']['estimated_speedup']:.1f}x",

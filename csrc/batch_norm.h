@@ -1,4 +1,4 @@
-// What one call of training BatchNorm with limits and dropout behind it is: pointers and sizes. Knows no torch.
+// What one call of training BatchNorm with a sum, limits and dropout behind it is: pointers and sizes. Knows no torch.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Training BatchNorm with limits and dropout on the CPU, as torch operators. The schemas are defined in Python
+// Training BatchNorm with a sum, limits and dropout on the CPU, as torch operators. The schemas are defined in Python
 // (sparsekernels/ops/batch_norm/operators.py).
 #include <algorithm>
 #include <cmath>

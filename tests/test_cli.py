@@ -71,6 +71,11 @@ class TestBench:
         for title in ("copy", "torch", "layer_norm", "ours / copy", "ours / layer_norm", "speedup"):
             assert title in result.output
 
+    def test_off_a_terminal_a_line_says_what_is_measured(self, measured: tuple[Result, Path]) -> None:
+        result, _ = measured
+        for line in ("rmsnorm 1/2: rows/8x64", "rmsnorm 2/2: rows/8x64"):
+            assert line in result.stderr
+
     def test_files(self, measured: tuple[Result, Path]) -> None:
         result, folder = measured
         records = record.read(folder / "r.jsonl")
@@ -99,6 +104,7 @@ class TestBench:
             ),
             ((*TINY, "--variant", "mine"), "no variant matches these options; it has ours, torch, layer_norm"),
             (("bench", "rmsnorm", "--plot", "picture.txt"), "plot is 'picture.txt', accepted endings are"),
+            (("bench", "--network", "vgg16-d", "--case", "*vgg*"), "--network and --case both say which cases"),
             (("bench", "rmsnorm", "--colour"), "No such option: --colour"),
             (("compare", "nowhere.jsonl", "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),
         ],

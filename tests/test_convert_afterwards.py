@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import collections
 import copy
 import functools
 import io
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch.nn.utils import parametrize, prune
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import prune_
+from sparsekernels.conversion.engine import Engine
+from sparsekernels.conversion.state import CONVERSION
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -320,23 +324,6 @@ def test_containers_of_results_stay_what_they_were(prefer: Prefer) -> None:
     assert type(model(torch.randn(4, 8))) is collections.OrderedDict
 
 
-def test_code_that_looks_at_types_is_left_to_the_layers(prefer: Prefer) -> None:
-    class Looks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 8)
-
-        def forward(self, x: Any) -> Tensor:
-            return self.layer(x if isinstance(x, Tensor) else torch.cat(list(x)))
-
-    model = Looks().eval()
-    prune_(model, "random", 0.7)
-    dense, x = copy.deepcopy(model), torch.randn(4, 8)
-    prefer(FINE, GRAPH, LAYERS)
-    assert sk.convert(model, x).converted
-    torch.testing.assert_close(run(model, x), run(dense, x))
-
-
 def test_arguments_are_written_to_as_before(prefer: Prefer) -> None:
     class Adds(nn.Module):
         def __init__(self) -> None:
@@ -627,3 +614,81 @@ def test_an_interruption_leaves_the_model_as_it_was(prefer: Prefer, monkeypatch:
         sk.convert(model, x)
     assert dict(model.named_modules()) == modules
     assert not list(engines(model))
+
+
+@pytest.mark.parametrize("how", ["a cached property", "an attribute", "a cache"])
+def test_what_code_keeps_at_its_first_call(prefer: Prefer, how: str) -> None:
+    """convert leaves nothing of its own calls; once the code has kept it again, the graph serves."""
+
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.factor: Any = None
+            self.factors: dict[int, float] = {}
+
+        @functools.cached_property
+        def scale(self) -> float:
+            return float(torch.ones(()) * 1.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x).relu()
+            if how == "a cached property":
+                return y * self.scale
+            if how == "an attribute":
+                if self.factor is None:
+                    self.factor = [1.5]
+                return y * self.factor[0]
+            if 3 not in self.factors:
+                self.factors[3] = float(torch.ones(()) * 1.5)
+            return y * self.factors[3]
+
+    model = Lazy().eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(4, 8)
+    before = set(vars(model))
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert set(vars(model)) - before == {"forward", CONVERSION}
+    assert model.factor is None
+    assert model.factors == {}
+    for _ in range(3):
+        assert_agree(model, dense, x)
+    (engine,) = engines(model)
+    assert engine.prepare().stands()
+
+
+def test_a_model_that_changes_all_the_time_is_not_traced_all_the_time(
+    prefer: Prefer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = make("sequential")
+    model.schedule = [0]
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    (engine,) = engines(model)
+    count, plain = [], Engine.prepare
+    monkeypatch.setattr(Engine, "prepare", lambda self: (count.append(1), plain(self))[1])
+    for step in range(30):
+        model.schedule = [step]
+        assert_agree(model, dense, x)
+    assert 0 < len(count) <= 8
+    assert not engine._failed
+
+
+def test_two_threads_convert_at_once(prefer: Prefer) -> None:
+    """What is exchanged for the whole process while models are traced is there again afterwards."""
+    before = builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__
+    prefer(FINE, GRAPH)
+
+    def work() -> None:
+        for _ in range(5):
+            engine = Engine(make("sequential")[0], torch.float32, torch.device("cpu"), True)
+            engine.prepare()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__) == before

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import copy
 import dataclasses
+import math
 import random
 import types
 from typing import Any
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import prune_
-from sparsekernels.conversion.agreement import are_close
+from sparsekernels.conversion.agreement import are_close, leaves_of
 from sparsekernels.conversion.engine import Engine
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -51,6 +52,8 @@ class Looks(nn.Module):
         self.options = {"a": {"scale": [1.0]}}
         self.array = numpy.ones(3)
         self.slots = Slots()
+        self.special, self.private = Special(), Private()
+        self.helpers = [Helper()]  # not registered
 
     def scale(self) -> Any:
         return {
@@ -63,6 +66,9 @@ class Looks(nn.Module):
             "a nested container": lambda: self.options["a"]["scale"][0],
             "an array": lambda: float(self.array[1]),
             "slots": lambda: self.slots.scale,
+            "an attribute of a dict": lambda: self.special.scale,
+            "a private slot": lambda: self.private.get(),
+            "a module in a list": lambda: self.helpers[0].scale,
         }[self.how]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,6 +81,8 @@ class Looks(nn.Module):
             self.plain.fill_(3.0)
         self.config.scale = self.config.inner.scale = self.options["a"]["scale"][0] = self.slots.scale = 3.0
         self.array[1] = 3.0
+        self.special.scale = self.helpers[0].scale = 3.0
+        self.private.set(3.0)
 
 
 class Slots:
@@ -82,6 +90,29 @@ class Slots:
 
     def __init__(self) -> None:
         self.scale = 1.0
+
+
+class Private:
+    __slots__ = ("__scale",)
+
+    def __init__(self) -> None:
+        self.__scale = 1.0
+
+    def get(self) -> float:
+        return self.__scale
+
+    def set(self, scale: float) -> None:
+        self.__scale = scale
+
+
+class Special(dict):
+    """A dict with attributes."""
+
+    scale = 1.0
+
+
+class Helper(nn.Module):
+    scale = 1.0
 
 
 LOOKS = (
@@ -94,6 +125,9 @@ LOOKS = (
     "a nested container",
     "an array",
     "slots",
+    "an attribute of a dict",
+    "a private slot",
+    "a module in a list",
 )
 
 
@@ -104,11 +138,15 @@ def test_what_code_looks_at_may_change(prefer: Prefer, how: str) -> None:
     dense, x = copy.deepcopy(model), torch.randn(4, 8)
     prefer(FINE, GRAPH, LAYERS)
     sk.convert(model, x)
-    assert bool(list(engines(model))) == (how != "a flag")
+    plans = [engine.prepare() for engine in engines(model)]
+    assert len(plans) == (how != "a flag")
+    assert all(plan.stands() for plan in plans)
     assert_agree(model, dense, x)
     for module in (model, dense):
         module.change()
-    assert_agree(model, dense, x)
+    for _ in range(3):
+        assert_agree(model, dense, x)
+    assert all(engine.prepare().stands() for engine in engines(model))
 
 
 def test_trainers_and_the_like_are_not_looked_at_in_each_call(prefer: Prefer) -> None:
@@ -146,6 +184,123 @@ class Leaves(nn.Module):
 
     def left(self) -> tuple[int, int, int, float]:
         return len(self.queue), len(self.nested["seen"]), self.stats.count, float(self.total.sum())
+
+
+def test_large_lists_are_not_looked_at_in_each_call(prefer: Prefer) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    prune_(model, "random", 0.7)
+    model.words = [str(number) for number in range(100_000)]
+    prefer(FINE, GRAPH, LAYERS)
+    sk.convert(model, torch.randn(4, 8))
+    assert not list(engines(model))
+
+
+def test_large_models_are_graphs() -> None:
+    """What torch keeps in every module does not count."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), *[nn.ReLU() for _ in range(2000)]).eval()
+    engine = Engine(model, torch.float32, torch.device("cpu"), True)
+    assert engine.prepare().stands()
+
+
+class Awkward:
+    """What refuses to be put back, or does other things when it is."""
+
+    def __init__(self) -> None:
+        self.__dict__["scale"], self.count = 1.0, 0
+
+    @property
+    def scale(self) -> float:
+        return self.__dict__["scale"]
+
+
+class Frozen(dict):
+    def clear(self) -> None:
+        raise TypeError("frozen")
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise TypeError("frozen")
+
+
+def test_what_is_awkward_to_put_back(prefer: Prefer) -> None:
+    """Does not keep gradients and buffers from being put back."""
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.awkward, self.frozen = nn.Linear(8, 8), Awkward(), Frozen(count=0)
+            self.ordered = collections.OrderedDict(count=0)
+            self.array, self.expanded = numpy.zeros(2), torch.zeros(1).expand(3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.awkward.count += 1
+            dict.__setitem__(self.frozen, "count", self.frozen["count"] + 1)
+            self.ordered["count"] += 1
+            self.array[0] += 1
+            self.array.flags.writeable = False
+            self.calls += 1
+            result = self.layer(x)
+            self.array.flags.writeable = True
+            self.expanded[0:0] = 1.0
+            return result
+
+    model = Counts().train()
+    prune_(model, "random", 0.7)
+    model.layer.weight.grad = torch.ones(8, 8)
+    prefer(FINE, LAYERS)
+    sk.convert(model, torch.randn(4, 8))
+    assert torch.equal(model.layer.weight.grad, torch.ones(8, 8))
+    assert (model.awkward.count, model.frozen["count"], model.ordered["count"], model.calls.item()) == (0, 0, 0, 0)
+    assert list(model.ordered.items()) == [("count", 0)]
+    assert model.array[0] == 0
+    assert model.awkward.scale == 1.0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_decisions_of_chance_are_the_same_in_what_is_compared(prefer: Prefer, training: bool) -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.queue = nn.Linear(8, 8), [1.0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.queue[0] += 1.0
+            y = self.layer(x) * self.queue[0]
+            return y if random.random() < 0.5 else y * 2
+
+    model = Chooses().train(training)
+    prune_(model, "random", 0.7)
+    prefer(FINE, LAYERS)
+    assert sk.convert(model, torch.randn(4, 8)).converted
+
+
+def test_what_a_call_leaves_in_a_layer(prefer: Prefer) -> None:
+    """Nothing of convert's own calls; afterwards as before."""
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.layer.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer.calls += 1
+            self.layer.last = x
+            return self.layer(x)
+
+    model, x = Counts().eval(), torch.randn(4, 8)
+    prune_(model, "random", 0.7)
+    prefer(FINE, LAYERS)
+    sk.convert(model, x)
+    assert type(model.layer) is sk.nn.SparseLinear
+    assert model.layer.calls == 0
+    assert not hasattr(model.layer, "last")
+    model(x)
+    assert model.layer.calls == 1
+    del model.layer.last
+    sk.revert(model)
+    assert model.layer.calls == 1
+    assert not hasattr(model.layer, "last")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -216,6 +371,15 @@ class Output:
     name: str
 
 
+class Own(dict):
+    """Neither do they know this."""
+
+
+@dataclasses.dataclass(slots=True)
+class WithSlots:
+    scores: Tensor
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_results_in_an_object(prefer: Prefer, training: bool) -> None:
     class Wraps(nn.Module):
@@ -257,6 +421,24 @@ def test_results_are_compared_whatever_they_are() -> None:
     assert not are_close(Output(torch.ones(2), "a"), Output(torch.zeros(2), "a"))
     assert are_close(slice(1, 2), slice(1, 2))
     assert not are_close("a", 1)
+    assert are_close(Own(y=torch.ones(2)), Own(y=torch.ones(2) * 1.0001))
+    assert not are_close(Own(y=torch.ones(2)), Own(y=torch.zeros(2)))
+    assert not are_close(Own(y=torch.ones(2)), Own(z=torch.ones(2)))
+    ones = numpy.ones(3, numpy.float32)
+    assert are_close(ones, ones * numpy.float32(1.0001))
+    assert not are_close(ones, ones * 0)
+    assert are_close(WithSlots(torch.ones(2)), WithSlots(torch.ones(2)))
+    assert not are_close(WithSlots(torch.ones(2)), WithSlots(torch.zeros(2)))
+    assert are_close(1.0, 1.0001)
+    assert not are_close(1.0, 1.1)
+    assert are_close(math.nan, math.nan)
+    assert not are_close(lambda: 1, lambda: 1)
+    rings = [Own(), Own()]
+    for ring, value in zip(rings, (1.0, 2.0), strict=True):
+        ring["self"], ring["value"] = ring, torch.tensor(value)
+    assert are_close(rings[0], rings[0])
+    assert not are_close(*rings)
+    assert [float(one) for one in leaves_of(rings)] == [1.0, 2.0]
 
 
 def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +451,56 @@ def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Engine, "forward", fails)
     notes = sk.convert(model, x).notes
     assert any("As a graph, the model raised OSError: no such thing: not used." in note for note in notes)
+
+
+def test_results_that_cannot_be_compared_are_no_error(prefer: Prefer) -> None:
+    class Strange:
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("no")
+
+        __hash__ = None
+
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x), Strange()
+
+    model = Returns().eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, LAYERS)
+    report = sk.convert(model, torch.randn(4, 8))
+    assert not report.converted
+    assert any("gave other results" in note for note in report.notes)
+    assert not any("was not faster" in note for note in report.notes)
+
+
+def test_sizes_are_no_tensors(prefer: Prefer) -> None:
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3)
+
+        def forward(self, x: Tensor, dims: Any = (2, 3)) -> Tensor:
+            if not isinstance(dims, tuple | list):
+                dims = (dims,)
+            y = self.conv(x).relu()
+            height = y.shape[2] // 2
+            assert not isinstance(height, Tensor)
+            assert not isinstance(y.size(0), Tensor)
+            assert isinstance(y + 1, Tensor)
+            return y[:, :, :height].mean(dims)
+
+    model, x = Sizes().eval(), torch.randn(2, 8, 9, 9)
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    assert len(list(engines(model))) == 1
+    assert_agree(model, dense, x)
+    assert_agree(model, dense, torch.randn(3, 8, 13, 11))
 
 
 def test_a_tuple_is_an_argument_by_default(prefer: Prefer) -> None:

@@ -107,6 +107,17 @@ def test_every_case_is_a_network() -> None:
     assert {case.pass_ for case in quick} == {"forward", "step"}
 
 
+def test_the_short_benchmark_measures_what_is_asked_for() -> None:
+    """By name, also what it would not measure otherwise; of a network that is part of it, those passes."""
+
+    def passes(name: str) -> list[str]:
+        return [case.pass_ for case in networks.SUITE.cases(Selection(cases=(name,), quick=True))]
+
+    assert passes("vgg16-d") == ["forward"]
+    assert passes("wrn-28-2") == ["forward", "step"]
+    assert passes("nothing") == []
+
+
 def test_the_estimate_is_sparse_momentums() -> None:
     """t * weight density * input density; t * (1 - empty channels) * (1 - empty maps)."""
     network = Network(make_case())

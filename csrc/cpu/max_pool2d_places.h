@@ -1,4 +1,4 @@
-// Max pooling for training: where each largest element is, and the gradient back to there. Compiled once per
+// Max pooling for training: also where each largest element is, so that the gradient finds back. Compiled once per
 // instruction set, as vec.h is.
 #pragma once
 

@@ -102,6 +102,8 @@ def bench(
 
     Exits with 1 where a variant gave a wrong result, or failed.
     """
+    if network and case:
+        raise _fail("--network and --case both say which cases: one of them is accepted")
     if network:
         suite_name = _suite_of_networks(network, suite_name)
     main_benchmark = suite_name is None
@@ -202,6 +204,9 @@ def _measure(suites: list[Suite], selection: Selection) -> tuple[list[Record], l
                     elif isinstance(event, runner.CaseStarted):
                         progress.update(task, completed=started, description=event.text)
                         started += 1
+                        if not progress.console.is_terminal:  # which gets a bar only when all is done
+                            line = f"{one.name} {started}/{progress.tasks[task].total:.0f}: {event.text}"
+                            progress.console.print(line, markup=False, soft_wrap=True)
                 progress.update(task, completed=started, description="done")
             except runner.RunnerError as error:
                 notes.append(str(error))

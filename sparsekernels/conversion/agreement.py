@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves
 
 from ..testing import gradient_error
+from .state import attributes_or_none
 
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
@@ -29,11 +33,6 @@ def backward_at_random(result: object) -> None:
     torch.autograd.backward(tensors, seeds)
 
 
-def clear_gradients(parameters: Collection[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
-
-
 def point_alike(actual: list[Tensor | None], expected: list[Tensor | None]) -> bool:
     if [one is None for one in actual] != [one is None for one in expected]:
         return False
@@ -41,41 +40,78 @@ def point_alike(actual: list[Tensor | None], expected: list[Tensor | None]) -> b
     return not theirs or gradient_error(mine, theirs) <= _LARGEST_GRADIENT_ERROR
 
 
-def leaves_of(value: object, depth: int = 4) -> Iterator[object]:
-    """What containers hold, those of torch's pytrees and the attributes of other objects (a dataclass)."""
-    for leaf in tree_leaves(value):
-        if depth and _has_attributes(leaf):
-            yield from leaves_of(vars(leaf), depth - 1)
-        else:
-            yield leaf
+def leaves_of(value: object) -> Iterator[object]:
+    """Whatever containers and objects hold, at any depth (a dict of a class of its own, a dataclass)."""
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        one = left.pop()
+        parts = _parts_of(one)
+        if parts is None:
+            yield one
+        elif id(one) not in seen:
+            seen.add(id(one))
+            left.extend(reversed([part for _, part in parts]))
 
 
-def _has_attributes(value: object) -> bool:
-    return not isinstance(value, Tensor | nn.Module | type) and isinstance(getattr(value, "__dict__", None), dict)
+def _parts_of(value: object) -> list[tuple[object, object]] | None:
+    """What a container holds and what attributes it has, by their places; None for what is looked at as a whole."""
+    if isinstance(value, Tensor | nn.Module | str | bytes):
+        return None
+    attributes: list[tuple[object, object]] = [*(attributes_or_none(value) or {}).items()]
+    if isinstance(value, Mapping):
+        return [*value.items(), *attributes]
+    if isinstance(value, Sequence | deque):
+        return [*enumerate(value), *attributes]
+    return attributes or None
 
 
 def are_close(actual: object, expected: object) -> bool:
-    """Whether two results are the same but for rounding, in the same containers.
+    """Whether two results are the same but for rounding, in the same containers. False for what cannot be compared.
 
     An integer may be another where rounding decides (the index of the larger of two): one of 16 in a tensor.
     """
-    (mine, containers), (theirs, expected_containers) = tree_flatten(actual), tree_flatten(expected)
-    return containers == expected_containers and all(map(_is_close, mine, theirs))
+    try:
+        return _is_close(actual, expected, set())
+    except Exception:  # by the `==` of a class that is not ours, or its attributes
+        return False
 
 
-def _is_close(actual: object, expected: object) -> bool:
-    if not isinstance(expected, Tensor):
-        if type(actual) is not type(expected):
-            return False
-        if _has_attributes(expected):
-            return are_close(vars(actual), vars(expected))
-        return actual is expected or bool(actual == expected)
-    if not isinstance(actual, Tensor) or (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:
+    if isinstance(expected, Tensor):
+        return isinstance(actual, Tensor) and _are_numbers_close(actual, expected)
+    if type(actual) is not type(expected):
+        return False
+    mine, theirs = _parts_of(actual), _parts_of(expected)
+    if mine is None or theirs is None:
+        return mine is theirs and _is_leaf_close(actual, expected)
+    if (id(actual), id(expected)) in seen:
+        return True
+    seen.add((id(actual), id(expected)))
+    if [place for place, _ in mine] != [place for place, _ in theirs]:
+        return False
+    return all(_is_close(one, other, seen) for (_, one), (_, other) in zip(mine, theirs, strict=True))
+
+
+def _is_leaf_close(actual: Any, expected: Any) -> bool:
+    if actual is expected:
+        return True
+    if isinstance(expected, float):
+        both_nan = math.isnan(actual) and math.isnan(expected)
+        return both_nan or math.isclose(actual, expected, rel_tol=_LARGEST_DIFFERENCE[torch.float32])
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(expected, numpy.ndarray):
+        return _are_numbers_close(torch.from_numpy(actual), torch.from_numpy(expected))
+    return bool(actual == expected)
+
+
+def _are_numbers_close(actual: Tensor, expected: Tensor) -> bool:
+    if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
         return False
     if expected.numel() == 0:
         return True
     if expected.is_complex():
-        return _is_close(torch.view_as_real(actual.resolve_conj()), torch.view_as_real(expected.resolve_conj()))
+        return _are_numbers_close(*(torch.view_as_real(one.resolve_conj()) for one in (actual, expected)))
     if not expected.is_floating_point():
         return 16 * int((actual != expected).sum()) <= expected.numel()
     mine, theirs = actual.double(), expected.double()

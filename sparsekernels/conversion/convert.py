@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..bench.timer import Interruptions
-from ..nn.sparse import share_parameters
-from .agreement import are_close, backward_at_random, clear_gradients, differentiable, point_alike
+from ..nn.sparse import share_attributes, share_parameters
+from .agreement import are_close, backward_at_random, differentiable, point_alike
 from .channels import dropped
 from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
 from .engine import Engine, Untraceable, first_line
@@ -61,9 +61,15 @@ class _Conversion:
 
     def install(self) -> None:
         for swap in self.swaps:
+            share_attributes(swap.original, swap.replacement)
             swap.parent._modules[swap.name] = swap.replacement
         for engine in self.engines:
             vars(engine.module)["forward"] = engine.forward
+
+    def share_attributes(self) -> None:
+        """Once the original layers are what they were: calls of the model may have left something in theirs."""
+        for swap in self.swaps:
+            share_attributes(swap.original, swap.replacement)
 
     def uninstall(self) -> None:
         """Puts everything back that is still where it was put."""
@@ -96,6 +102,7 @@ class _Conversion:
         for swap in self.swaps:
             swap.replacement._clear_unused()
             share_parameters(swap.replacement, swap.original)
+            share_attributes(swap.replacement, swap.original)
 
 
 def convert(
@@ -168,12 +175,16 @@ def convert(
             layers = layers_of(model)
             with torch.inference_mode(not training):
                 calls = record_inputs(model, layers, call)
-            return _Attempt(model, (*args, *kwargs.values()), call, layers, calls, decisions).run()
+            report = _Attempt(model, (*args, *kwargs.values()), call, layers, calls, decisions).run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
                 vars(model)[CONVERSION] = previous
             raise
+    conversion = vars(model).get(CONVERSION)
+    if conversion is not None:
+        conversion.share_attributes()
+    return report
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -280,7 +291,10 @@ class _Attempt:
         if not swaps and not any(dropped(region.prepare().links) for region in regions):
             self._notes.append("Nothing was found that is faster: the model is as it was.")
             return self._report(rows)
-        return self._install_fastest(rows, self._offers(swaps, in_chains, regions), in_chains)
+        offers = self._offers(swaps, in_chains, regions)
+        if not offers:  # the notes say why
+            return self._report([_kept(row) for row in rows])
+        return self._install_fastest(rows, offers, in_chains)
 
     def _report(self, rows: list[LayerReport], before_ms: float | None = None, after_ms: float | None = None) -> Report:
         mode = "train" if self._training else "eval"
@@ -391,27 +405,21 @@ class _Attempt:
         With torch's own dropout in both. Nothing but the layers between is exchanged, so rounding is all that differs.
         """
         parameters, buffers = list(self._model.parameters()), list(self._model.buffers())
-        before = [buffer.clone() for buffer in buffers]
         found: list[tuple[tuple[object, list[Tensor]], list[Tensor | None]]] = []
         for conversion in (one, other):
-            clear_gradients(parameters)
-            with torch.no_grad():
-                for buffer, value in zip(buffers, before, strict=True):
-                    buffer.copy_(value)
             conversion.install()
             try:
-                with torch.random.fork_rng(), dropout_by_torch():
+                with unchanged(self._model), dropout_by_torch():
                     result = self._call()
                     backward_at_random(result)
+                    kept = [buffer.clone() for buffer in buffers]
+                    found.append(((result, kept), [parameter.grad for parameter in parameters]))
             except Exception as error:
                 if conversion is other:
                     raise
                 return _raised(error)
             finally:
                 conversion.uninstall()
-            kept = [buffer.clone() for buffer in buffers]
-            found.append(((result, kept), [parameter.grad for parameter in parameters]))
-        clear_gradients(parameters)
         (actual, mine), (expected, theirs) = found
         counts = [[one for one in kept if not one.is_floating_point()] for (_, kept) in (actual, expected)]
         same = all(map(torch.equal, *counts))

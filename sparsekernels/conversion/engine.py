@@ -6,19 +6,18 @@ call, the modules run.
 
 For inference, each convolution and Linear takes over the BatchNorm, residual sum and ReLU behind it; the graph serves
 calls without gradients. What it took from the modules (folded weights) is made anew when they have changed since. For
-training, each BatchNorm takes over the ReLU and the dropout behind it; the other modules are called as they are.
+training, each BatchNorm takes over the residual sum, the ReLU and the dropout behind it, and max pooling is ours; the
+other modules are called as they are.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.fx
@@ -34,13 +33,17 @@ from .fused import FUSED, Fused
 from .fusion import IN_PLACE, drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
 from .generators import Generators
 from .norm import FusedNorm
-from .state import CONVERSION, KEPT_BY_TORCH, Held, State, TooMuch, held_by
+from .state import CONVERSION, KEPT_BY_TORCH, Held, State, TooMuch, held_by, is_same
 from .survey import Call
 
 Node = torch.fx.Node
 
 _ONE_AT_A_TIME = threading.RLock()
-"""torch.fx exchanges `nn.Module.__call__` while it traces; folding exchanges what a graph computes with."""
+"""torch.fx exchanges `nn.Module.__call__` while it traces, and we `isinstance`; folding exchanges what a graph computes
+with."""
+
+_MOST_RETRACED = 4
+"""So many times a model that has changed becomes another graph: one that changes all the time is none."""
 
 
 class Untraceable(Exception):
@@ -62,6 +65,10 @@ for _function in IN_PLACE:
     )
 
 
+_GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}
+_GIVE_NO_TENSOR |= {"dtype", "device", "layout", "requires_grad", "is_contiguous", "element_size", "is_cuda"}
+
+
 @contextlib.contextmanager
 def _proxies_are_tensors() -> Iterator[None]:
     """Code that asks whether it is given a tensor is told so inside, and takes the way that is to be recorded.
@@ -71,10 +78,24 @@ def _proxies_are_tensors() -> Iterator[None]:
     plain = builtins.isinstance
 
     def asked(value: Any, kinds: Any, /) -> bool:
-        return plain(value, kinds) or (type(value) is _Proxy and issubclass(Tensor, kinds))
+        return plain(value, kinds) or (type(value) is _Proxy and _is_tensor(value.node) and issubclass(Tensor, kinds))
 
-    with mock.patch.object(builtins, "isinstance", asked):
+    builtins.isinstance = asked  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        builtins.isinstance = plain
+
+
+def _is_tensor(node: Node) -> bool:
+    """Whether `node` gives a tensor, and not a size or the like."""
+    if node.op == "call_method":
+        return node.target not in _GIVE_NO_TENSOR
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] not in _GIVE_NO_TENSOR
+    if node.op == "call_function" and getattr(node.target, "__module__", None) == "_operator":
+        return any(map(_is_tensor, node.all_input_nodes))
+    return True
 
 
 class _Tracer(torch.fx.Tracer):
@@ -97,6 +118,13 @@ class _Tracer(torch.fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         return a.node if type(a) is _Proxy else super().create_arg(a)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Arguments with a default are that, whatever it is, and not recorded."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [arg.node.args[0] if type(arg) is _Proxy and arg.node.args else arg for arg in args]
 
     def proxy(self, node: Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
@@ -177,7 +205,7 @@ class _Plan:
     def stands(self) -> bool:
         """Whether the modules are still those that were traced, in the same modes and without hooks."""
         for place, name, value in self.fixed:
-            if place.get(name, self) is not value:
+            if not is_same(place.get(name, self), value):
                 return False
         for place, names in self.shapes:
             if tuple(place) != names:
@@ -239,9 +267,11 @@ class Engine:
         self.contiguous, self.drops, self.chains = contiguous, drops, chains
         self._plan: _Plan | None = None
         self._failed = False
+        self._missed, self._retraced = False, 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_plan": None}  # what follows from the modules is neither copied nor pickled
+        # what follows from the modules is neither copied nor pickled
+        return {**vars(self), "_plan": None, "_missed": False, "_retraced": 0}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's `forward` returns."""
@@ -258,10 +288,12 @@ class Engine:
         try:
             plan = self._plan
             if plan is None:
-                with _ONE_AT_A_TIME:
-                    plan = self.prepare()
-            if len(args) != plan.arguments or not plan.stands():
+                plan = self.prepare()
+            if not plan.stands():
+                plan = self._traced_anew()
+            if plan is None or len(args) != plan.arguments:
                 return None
+            self._missed = False
             if not self.training and not self._wants_no_gradient(args):
                 return None
             if plan.has_changed():
@@ -272,6 +304,24 @@ class Engine:
             self._failed = self._plan is None  # what cannot be folded now can perhaps be later
             return None
         return plan
+
+    def _traced_anew(self) -> _Plan | None:
+        """A plan of the modules as they are now, if that is worth it.
+
+        At first they run by themselves: code may keep something for later calls, which it finds there the next time.
+        """
+        if not self._missed or self._retraced == _MOST_RETRACED:
+            self._missed = True
+            return None
+        with _ONE_AT_A_TIME:
+            previous, self._plan = self._plan, None
+            self._missed, self._retraced = False, self._retraced + 1
+            try:
+                plan = self.prepare()
+            except Untraceable:
+                self._plan = previous
+                return None
+        return plan if plan.stands() else None
 
     def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if kwargs or self.module.training is not self.training or is_special():
@@ -313,14 +363,15 @@ class Engine:
 
     def prepare(self) -> _Plan:
         """Trace and fuse now, unless that was done. Raises `Untraceable`."""
-        if self._plan is None:
-            if self.module.training is not self.training:
-                raise Untraceable(f"it is in {'training' if self.module.training else 'evaluation'} mode")
-            if self.training:
-                self._plan = _training_plan_of(self.module)
-            else:
-                self._plan = _plan_of(self.module, self.contiguous, self.drops, self.chains)
-        return self._plan
+        with _ONE_AT_A_TIME:
+            if self._plan is None:
+                if self.module.training is not self.training:
+                    raise Untraceable(f"it is in {'training' if self.module.training else 'evaluation'} mode")
+                if self.training:
+                    self._plan = _training_plan_of(self.module)
+                else:
+                    self._plan = _plan_of(self.module, self.contiguous, self.drops, self.chains)
+            return self._plan
 
 
 def _to_channels_last(tensor: Tensor) -> Tensor:
@@ -385,7 +436,7 @@ def _assembled(
     fixed = [(place, name, value) for one in passed for place in _places(one) for name, value in place.items()]
     fixed += attributes
     try:
-        held = held_by(value for _, _, value in attributes)
+        held = held_by((value for _, _, value in attributes), {id(one) for one in modules.values()})
     except TooMuch as error:
         raise Untraceable(str(error)) from error
     # parameters and statistics may be others, as long as they are there: these are folded anew
@@ -416,19 +467,13 @@ def _assembled(
 
 
 def _traced(module: nn.Module) -> torch.fx.Graph:
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    defaults = {
-        one.name: one.default
-        for one in parameters  # of a tuple, torch.fx would make several arguments; as a node it is replaced later
-        if one.default is not inspect.Parameter.empty and not isinstance(one.default, tuple | list | dict)
-    }
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable("its attributes hold more than can be looked at in each call")
     drawn = Generators(module)
     try:
         with _proxies_are_tensors():
-            return _Tracer().trace(module, concrete_args=defaults or None)
+            return _Tracer().trace(module)
     except Untraceable:
         raise
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
@@ -441,7 +486,7 @@ def _traced(module: nn.Module) -> torch.fx.Graph:
 
 
 def _settle_arguments(graph: torch.fx.Graph) -> int:
-    """Arguments with a default have become that: takes them out. Returns how many are left."""
+    """Takes out arguments with a default, which the graph does not read. Returns how many are left."""
     count = 0
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         if str(node.target).startswith("*"):
@@ -449,13 +494,8 @@ def _settle_arguments(graph: torch.fx.Graph) -> int:
         if not node.args:
             count += 1
             continue
-        default = node.args[0]
-        if isinstance(default, Tensor):
+        if isinstance(node.args[0], Tensor):
             raise Untraceable(f"its argument {node.target} is a tensor by default")
-        for user in list(node.users):
-            if user.op == "call_function" and not user.users and "assert" in getattr(user.target, "__name__", ""):
-                graph.erase_node(user)  # that the default was given
-        node.replace_all_uses_with(default)
         graph.erase_node(node)
     return count
 

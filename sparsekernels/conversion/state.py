@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,100 +26,139 @@ CONVERSION = "_sparsekernels_conversion"
 _STAYS = frozenset({"forward", CONVERSION})
 """The attributes that a conversion leaves behind."""
 
-_MOST = 5000
-"""Things that are looked at in each call: a model that holds more is no model's own state (a trainer, a data set)."""
+_MOST = 20_000
+"""Elements that are looked at in each call: a model that holds more keeps other things there than settings."""
 
 _LARGEST_ARRAY = 1 << 16
 """Bytes of a numpy array whose content is looked at."""
 
-_OPAQUE = (nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _OWNERS = frozenset({"torch", "sparsekernels", "builtins", "threading", "logging", "numpy", "random", "weakref"})
 """Packages whose objects are looked at as a whole: their attributes are their own business."""
+
+_VALUES = (bool, int, float, complex, str, bytes)
 
 
 class TooMuch(Exception):
     """There is more than can be looked at in each call."""
 
 
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values are one object, or plain values between which no code can tell."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or type(one) not in _VALUES:
+        return False
+    return bool(one == other) and repr(one) == repr(other)  # zeros have a sign
+
+
 @dataclass(frozen=True)
 class Held:
     """A thing that can change without being another: a list, a dict, a set, a tensor, an object with attributes.
 
-    content   what it held, as `_content_of` gives it
-    copy      of a tensor's elements, where they are to be put back
+    items       what it held: a list, a dict or a set; of an array its bytes, of a tensor version and address; or None
+    attributes  what it has beside, or None
+    copy        of a tensor's elements, where they are to be put back
     """
 
     value: Any
-    content: Any
+    items: Any
+    attributes: dict[str, Any] | None
     copy: Tensor | None = None
 
     def changed(self) -> bool:
-        """Whether it holds other objects than it did, or a tensor other elements."""
-        now = _content_of(self.value)
-        if isinstance(self.value, dict):  # the order counts as well
-            return list(now) != list(self.content) or any(now[key] is not self.content[key] for key in now)
-        if isinstance(now, dict):
-            return now.keys() != self.content.keys() or any(now[key] is not self.content[key] for key in now)
-        if isinstance(now, list):
-            pairs = zip(now, self.content, strict=False)
-            return len(now) != len(self.content) or any(one is not other for one, other in pairs)
-        return bool(now != self.content)
+        """Whether it holds other things than it did, or has other attributes."""
+        if self.attributes is not None and not _same_dicts(attributes_of(self.value), self.attributes):
+            return True
+        value, items = self.value, self.items
+        if isinstance(items, dict):
+            return not _same_dicts(value, items) or any(map(operator.ne, value, items))
+        if isinstance(items, list):
+            return len(value) != len(items) or not all(map(is_same, value, items))
+        return items is not None and bool(_items_of(value) != items)
 
     def put_back(self) -> None:
-        """Make it hold what it held. A tensor is the same but for its version."""
-        value, content = self.value, self.content
-        if isinstance(value, Tensor):
-            if self.copy is not None and value.shape == self.copy.shape:
-                with torch.no_grad(), torch.inference_mode(value.is_inference()):
-                    value.copy_(self.copy)
-        elif isinstance(value, list | deque):
-            value.clear()
-            value.extend(content)
-        elif isinstance(value, dict | set):
-            value.clear()
-            value.update(content)
-        elif isinstance(content, bytes):
-            value[...] = sys.modules["numpy"].frombuffer(content, value.dtype).reshape(value.shape)
-        elif isinstance(content, dict):
-            for name in _attributes_of(value).keys() - content.keys():
-                object.__delattr__(value, name)
-            for name, one in content.items():
-                object.__setattr__(value, name, one)
+        """Make it hold what it held; a tensor has another version then. By the means of Python's own classes: those of
+        the user's may do anything."""
+        value, items = self.value, self.items
+        if isinstance(items, dict):
+            base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+            base.clear(value)
+            for key, one in items.items():
+                base.__setitem__(value, key, one)
+        elif isinstance(items, list) and isinstance(value, deque):
+            deque.clear(value)
+            deque.extend(value, items)
+        elif isinstance(items, list):
+            list.__setitem__(value, slice(None), items)
+        elif isinstance(items, set):
+            set.clear(value)
+            set.update(value, items)
+        elif isinstance(items, bytes) and items:
+            value[...] = sys.modules["numpy"].frombuffer(items, value.dtype).reshape(value.shape)
+        elif self.copy is not None:
+            with torch.no_grad(), torch.inference_mode(value.is_inference()):
+                value.copy_(self.copy)
+        if self.attributes is not None:
+            self._put_back_attributes(self.attributes)
+
+    def _put_back_attributes(self, attributes: dict[str, Any]) -> None:
+        now, slots = attributes_of(self.value), dict(_slots_of(type(self.value)))
+        for name in now.keys() | attributes.keys():
+            if name in now and name in attributes and now[name] is attributes[name]:
+                continue
+            if name in slots and name in attributes:
+                slots[name].__set__(self.value, attributes[name])
+            elif name in slots:
+                slots[name].__delete__(self.value)
+            elif name in attributes:
+                self.value.__dict__[name] = attributes[name]
+            else:
+                del self.value.__dict__[name]
 
 
-def held_by(values: Iterable[Any], copies: bool = False) -> list[Held]:
-    """Whatever can change of what `values` hold, at any depth; save for modules and what others have made of objects.
+def _same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
+    """Whether two dicts with the same keys in the same order hold the same."""
+    return len(now) == len(then) and now.keys() == then.keys() and all(is_same(now[key], then[key]) for key in then)
 
-    copies: whether elements of tensors are kept, to be put back. Raises `TooMuch`.
+
+def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = False) -> list[Held]:
+    """Whatever can change of what `values` hold, at any depth; save for what others have made of objects.
+
+    registered: ids of modules that are looked at elsewhere. copies: whether elements of tensors are kept, to be put
+    back. Raises `TooMuch`.
     """
     found: list[Held] = []
-    seen: set[int] = set()
-    left = list(values)
+    seen: set[int] = set(registered)
+    left, count = list(values), 0
     while left:
         value = left.pop()
         if id(value) in seen:
             continue
         if isinstance(value, tuple | frozenset):
             left.extend(value)
-            continue
-        content = _content_of(value)
-        if content is None:
-            continue
-        seen.add(id(value))
-        keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-        found.append(Held(value, content, value.detach().clone() if keep else None))
-        if len(found) > _MOST:
+            count += len(value)
+        else:
+            items, attributes = _items_of(value), attributes_or_none(value)
+            if items is None and attributes is None:
+                continue
+            seen.add(id(value))
+            keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+            found.append(Held(value, items, attributes, value.detach().clone() if keep else None))
+            for inner in (items, attributes):
+                if isinstance(inner, dict):
+                    left.extend(inner.values())
+                elif isinstance(inner, list | set):
+                    left.extend(inner)
+            count += 1 + sum(len(inner) for inner in (items, attributes) if isinstance(inner, dict | list | set))
+            count += len(items) // 64 if isinstance(items, bytes) else 0
+        if count > _MOST:
             raise TooMuch("its attributes hold more than can be looked at in each call")
-        if isinstance(content, dict):
-            left.extend(content.values())
-        elif isinstance(content, list | set):
-            left.extend(content)
     return found
 
 
-def _content_of(value: Any) -> Any:
-    """What `value` holds: a list, a dict, a set; a tensor's address and version; an array's bytes; None for what cannot
-    change or is not looked into."""
+def _items_of(value: Any) -> Any:
+    """What a container holds, or a tensor's version and address, or an array's bytes; None for anything else."""
     if isinstance(value, Tensor):
         return _stamp_of(value)
     if isinstance(value, dict):
@@ -130,26 +170,39 @@ def _content_of(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return value.tobytes() if value.nbytes <= _LARGEST_ARRAY and not value.dtype.hasobject else None
-    if isinstance(value, _OPAQUE) or type(value).__module__.partition(".")[0] in _OWNERS:
-        return None
-    return _attributes_of(value) if hasattr(value, "__dict__") or _slots_of(type(value)) else None
+    return None
 
 
-def _attributes_of(value: Any) -> dict[str, Any]:
-    """Those in its dict and in its slots."""
-    found = dict(getattr(value, "__dict__", None) or {})
-    for name in _slots_of(type(value)):
-        with contextlib.suppress(AttributeError):
-            found[name] = object.__getattribute__(value, name)
+def attributes_or_none(value: Any) -> dict[str, Any] | None:
+    """Of an object that is looked into; None for others."""
+    if not isinstance(value, nn.Module):
+        if isinstance(value, (*_OPAQUE, Tensor)) or type(value).__module__.partition(".")[0] in _OWNERS:
+            return None
+        if not hasattr(value, "__dict__") and not _slots_of(type(value)):
+            return None
+    return attributes_of(value)
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """What an object has in its dict and in its slots; of a module, what torch did not put there."""
+    if isinstance(value, nn.Module):
+        return {name: one for name, one in vars(value).items() if name not in KEPT_BY_TORCH | _STAYS}
+    found = dict(getattr(value, "__dict__", {}))
+    for name, slot in _slots_of(type(value)):
+        with contextlib.suppress(AttributeError):  # it is empty
+            found[name] = slot.__get__(value)
     return found
 
 
-def _slots_of(kind: type) -> tuple[str, ...]:
-    found: list[str] = []
-    for one in kind.__mro__:
-        slots = vars(one).get("__slots__", ())
-        found += [slots] if isinstance(slots, str) else slots
-    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
+def _slots_of(kind: type) -> list[tuple[str, Any]]:
+    """By name, as the class keeps them."""
+    return [
+        (name, slot)
+        for one in kind.__mro__
+        if one.__module__ != "builtins"
+        for name, slot in vars(one).items()
+        if isinstance(slot, types.MemberDescriptorType)
+    ]
 
 
 def _stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
@@ -169,21 +222,30 @@ class State:
         own = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self._without = without
         self._attributes = [(module, self._attributes_of(module)) for module in own]
+        self._held = [  # their dicts of parameters, hooks and the like
+            Held(value, dict(value), None)
+            for _, attributes in self._attributes
+            for name, value in attributes.items()
+            if name in KEPT_BY_TORCH and isinstance(value, dict)
+        ]
+        given = [
+            one for _, attributes in self._attributes for name, one in attributes.items() if name not in KEPT_BY_TORCH
+        ]
         self.is_whole = True
         try:
-            self._held = held_by([one for _, attributes in self._attributes for one in attributes.values()], True)
+            self._held += held_by(given, {id(module) for module in own}, copies=True)
         except TooMuch:
-            self._held, self.is_whole = [], False
+            self.is_whole = False
 
     def _attributes_of(self, module: nn.Module) -> dict[str, Any]:
         return {name: value for name, value in vars(module).items() if name not in self._without}
 
     def put_back(self) -> bool:
-        """Restore it all; whether anything had changed."""
+        """Restore it all, but for what refuses to be (a read-only array); whether anything had changed."""
         changed = False
         for module, attributes in self._attributes:
             now, kept = vars(module), self._attributes_of(module)
-            if kept.keys() != attributes.keys() or any(kept[name] is not attributes[name] for name in kept):
+            if not _same_dicts(kept, attributes):
                 changed = True
                 for name in kept.keys() - attributes.keys():
                     del now[name]
@@ -191,7 +253,8 @@ class State:
         for held in self._held:
             if held.changed():
                 changed = True
-                held.put_back()
+                with contextlib.suppress(Exception):
+                    held.put_back()
         return changed
 
 
@@ -213,13 +276,13 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            state.put_back()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
             for module, place in places:
                 module._buffers.update(place)
             with torch.no_grad():
                 for buffer, kept in buffers:
                     if not torch.equal(buffer, kept):
                         buffer.copy_(kept)
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
             generators.put_back()
+            state.put_back()

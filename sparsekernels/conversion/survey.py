@@ -160,6 +160,8 @@ def _obstacle(
         return "it has hooks, which what replaces it would not have"
     if "forward" in vars(module):
         return "its forward was replaced"
+    if module._compiled_call_impl is not None:
+        return "it is compiled by itself"
     if set(module._parameters) | set(module._buffers) | set(module._modules) != {"weight", "bias"}:
         return "it was given parameters, buffers or modules beside its own, which what replaces it would not have"
     if name == "":

@@ -153,6 +153,7 @@ class _Sparse(torch.nn.Module):
 
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {
     "forward",
+    "_compiled_call_impl",
     "dense_grad",
     "_pattern",
 }
@@ -160,11 +161,18 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
 
 
 def share_parameters(source: Any, target: torch.nn.Module) -> None:
-    """Let `target` have the parameters of `source`, its mode, and the attributes that somebody gave it."""
-    vars(target).update({name: value for name, value in vars(source).items() if name not in _OWN})
+    """Let `target` have the parameters of `source`, and its mode."""
     for name in ("weight", "bias"):
         setattr(target, name, getattr(source, name))
     target.train(source.training)
+
+
+def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Let `target` have the attributes that somebody gave `source`, and no others beside its own."""
+    mine, theirs = vars(target), vars(source)
+    for name in [name for name in mine if name not in _OWN and name not in theirs]:
+        del mine[name]
+    mine.update({name: value for name, value in theirs.items() if name not in _OWN})
 
 
 def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""BatchNorm in training, with the limits and the dropout behind it, in one pass."""
+"""BatchNorm in training, with the sum, the limits and the dropout behind it, in one pass."""
