@@ -547,7 +547,7 @@ class TestCommand:
             ("--sparsity 80 100", "sparsity is 100, accepted are percentages from 0 to below 100"),
             ("--batch 0", "invalid positive whole number value: '0'"),
             ("--threads 4096", "threads is 4096, accepted are 1 to "),
-            ("--seconds -1", "seconds is -1, accepted are numbers above 0"),
+            ("--seconds -1", "seconds is -1, accepted are 0 and above"),
             ("--pruning lucky", "invalid choice: 'lucky'"),
         ],
     )

@@ -69,8 +69,8 @@ def arguments(line: Sequence[str] | None, names: Sequence[str]) -> argparse.Name
     for percent in options.sparsity:
         if not 0 <= percent < 100:
             parser.error(f"sparsity is {percent:g}, accepted are percentages from 0 to below 100")
-    if not 0 < options.seconds < float("inf"):
-        parser.error(f"seconds is {options.seconds:g}, accepted are numbers above 0")
+    if not 0 <= options.seconds < float("inf"):
+        parser.error(f"seconds is {options.seconds:g}, accepted are 0 and above")
     available = len(processors())
     if options.threads is not None and options.threads > available:
         parser.error(f"threads is {options.threads}, accepted are 1 to {available}, the processors that are here")

@@ -45,6 +45,7 @@ from ..conversion import Report, convert
 from ..conversion.engine import Engine, Untraceable
 from ..conversion.norm import dropout_by_torch
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
+from ..ops.sparse_conv2d.reference import is_channels_last
 from .masks import PRUNINGS
 from .models import MODELS, calibrate_, prunable, prune_
 from .record import Record
@@ -408,13 +409,16 @@ class _WithoutDropout(TorchFunctionMode):
 def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
     """The gradients for a few images in training mode, a parameter's as one vector.
 
-    Allowed is what is rounding elsewhere, or twice what the dense network itself is off by: behind a filter of zeros,
-    BatchNorm divides by next to nothing.
+    Allowed is what is rounding elsewhere, or twice what the dense network itself is off by in the same layout: torch's
+    algorithms for channels_last are off by twenty times as much as for contiguous images in a pruned EfficientNet-Lite0.
     """
     places = torch.linspace(0, network.batch - 1, min(network.batch, TRAINING_IMAGES)).long()
     labels, gradients = network.labels[places], []
     masks = [one != 0 if one.dim() > 1 else torch.ones_like(one, dtype=torch.bool) for one in dense.parameters()]
-    for one in (copy.deepcopy(model), copy.deepcopy(dense).double(), copy.deepcopy(dense)):
+    like = copy.deepcopy(dense)
+    if any(is_channels_last(one) for one in model.parameters()):
+        like.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for one in (copy.deepcopy(model), copy.deepcopy(dense).double(), like):
         images = network.images[places].to(next(one.parameters()).dtype)
         one.zero_grad()
         with _WithoutDropout(), dropout_by_torch():
