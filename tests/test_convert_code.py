@@ -26,6 +26,7 @@ from conversion_checks import (
 )
 from conversion_nets import drop_channels_, make
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sparsekernels as sk
 from sparsekernels import _library
@@ -637,3 +638,34 @@ def test_empty_batches_in_channels_last(prefer: Prefer) -> None:
     sk.convert(model, x)
     with torch.no_grad():
         assert model(torch.empty(0, 16, 8, 8).to(memory_format=torch.channels_last)).shape == (0, 16, 8, 8)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_under_autocast(prefer: Prefer, training: bool) -> None:
+    """No graph serves there: layers are measured as they will run."""
+    model, x = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).train(training), torch.randn(2, 8, 9, 9)
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, LAYERS)
+    with torch.autocast("cpu", torch.bfloat16):
+        report = sk.convert(model, x)
+        assert report.converted
+        assert any("under autocast" in note for note in report.notes)
+        torch.testing.assert_close(model(x), dense(x), rtol=0.05, atol=0.05)
+
+
+def test_parameters_keep_their_order(prefer: Prefer) -> None:
+    """Optimisers know them by it; `prune.remove` puts a weight behind its bias."""
+    model, x = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval(), torch.randn(2, 8, 9, 9)
+    for layer in (model[0], model[2]):
+        prune.l1_unstructured(layer, "weight", 0.8)
+        prune.remove(layer, "weight")
+    names = list(model.state_dict())
+    assert names[0] == "0.bias"
+    for decision in (FINE, DROPPED):
+        drop_channels_(model)
+        prefer(decision, LAYERS)
+        assert sk.convert(model, x).converted
+        assert list(model.state_dict()) == names
+        sk.revert(model)
+        assert list(model.state_dict()) == names

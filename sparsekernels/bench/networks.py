@@ -409,8 +409,8 @@ class _WithoutDropout(TorchFunctionMode):
 def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
     """The gradients for a few images in training mode, a parameter's as one vector.
 
-    Allowed is what is rounding elsewhere, or twice what the dense network itself is off by in the same layout: torch's
-    algorithms for channels_last are off by twenty times as much as for contiguous images in a pruned EfficientNet-Lite0.
+    Allowed is what is rounding elsewhere, or twice what the dense network itself is off by in the same layout: in a
+    pruned EfficientNet-Lite0, torch's algorithms for channels_last are off by twenty times as much as the others.
     """
     places = torch.linspace(0, network.batch - 1, min(network.batch, TRAINING_IMAGES)).long()
     labels, gradients = network.labels[places], []

@@ -98,7 +98,7 @@ def reason_to_stay(layer: Layer) -> str | None:
     if layer.sparsity == 0:
         return "it has no zeros"
     if layer.sparsity < LEAST_SPARSITY and not _has_empty_channels(layer):
-        return f"too few zeros: below {LEAST_SPARSITY:.0%} nothing is faster"
+        return f"too few zeros: with less than {LEAST_SPARSITY:.0%} a layer is not measured"
     if not layer.given:
         return "the model did not call it with this input, or only from compiled code"
     return None

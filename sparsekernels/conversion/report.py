@@ -89,7 +89,7 @@ class Report:
             return f"{count}: the model is as it was"
         what = "a forward pass" if self.mode == "eval" else "a forward and backward pass"
         return (
-            f"{count}: {what} takes {self.after_ms:.3g} ms, before {self.before_ms:.3g} ms ({self.speedup:.2f}x, on"
+            f"{count}: {what} takes {_time(self.after_ms)}, before {_time(self.before_ms)} ({self.speedup:.2f}x, on"
             f" {self.threads} thread{'s' if self.threads != 1 else ''})"
         )
 
@@ -130,3 +130,7 @@ def _texts(row: LayerReport) -> tuple[str, ...]:
 
 def _shape(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1e3:.3g} s"

@@ -161,9 +161,11 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
 
 
 def share_parameters(source: Any, target: torch.nn.Module) -> None:
-    """Let `target` have the parameters of `source`, and its mode."""
+    """Let `target` have the parameters of `source`, in their order, and its mode."""
     for name in ("weight", "bias"):
         setattr(target, name, getattr(source, name))
+    for name in source._parameters:  # optimisers count them; torch.nn.utils.prune.remove puts a weight behind its bias
+        target._parameters[name] = target._parameters.pop(name)
     target.train(source.training)
 
 
