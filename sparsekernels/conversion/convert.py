@@ -137,7 +137,7 @@ def convert(
     Returns the report: a row for each layer, with the decision and why; times of the whole model before and after.
 
     Raises TypeError where `model` is no ordinary module, and ValueError where it cannot be called with `example_input`,
-    for an `example_input` without elements, or for no or another decision; then nothing has changed.
+    for an `example_input` without elements, or for another decision; then nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
@@ -149,8 +149,6 @@ def convert(
     for decision in decisions:
         if decision not in DECISIONS:
             raise ValueError(f"convert: decisions has {decision!r}, accepted are {', '.join(map(repr, DECISIONS))}")
-    if not decisions:
-        raise ValueError(f"convert: decisions is empty, accepted are some of {', '.join(map(repr, DECISIONS))}")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):
