@@ -1,5 +1,5 @@
-// Training BatchNorm of contiguous planes, with a sum, limits and dropout in the same pass. Compiled once per instruction
-// set, as vec.h is.
+// Training BatchNorm of contiguous planes, with a sum, limits and dropout in the same pass. Compiled once per
+// instruction set, as vec.h is.
 //
 // A channel's planes are read from memory once and from the cache once more, forward as backward: the statistics first,
 // block by block, then the result. Which elements are dropped follows from the seed and their places alone.
