@@ -23,8 +23,9 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import MODELS, prune_
 from sparsekernels.conversion.agreement import point_alike
-from sparsekernels.conversion.engine import Engine, Untraceable
+from sparsekernels.conversion.engine import Engine
 from sparsekernels.conversion.norm import FusedNorm, dropout_by_torch
+from sparsekernels.conversion.tracing import Untraceable
 from sparsekernels.testing import compare
 
 norm_module = importlib.import_module("sparsekernels.conversion.norm")
@@ -80,6 +81,17 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     return found + [buffer.clone() for buffer in model.buffers()]
 
 
+def assert_steps_alike(model: nn.Module, dense: nn.Module, wide: nn.Module, x: Tensor) -> None:
+    """Results, gradients and buffers of a step, against the modules in float64; counts against those in float32."""
+    for mine, truth, baseline in zip(
+        gradients(model, x), gradients(wide, x.double()), gradients(dense, x), strict=True
+    ):
+        if truth.is_floating_point():
+            torch.testing.assert_close(mine.double(), truth, rtol=1e-3, atol=1e-5)
+        else:
+            assert torch.equal(mine, baseline)
+
+
 def calls(model: nn.Module) -> list[str]:
     return [name.partition(":")[2] for name in graph_of(model)]
 
@@ -99,14 +111,7 @@ def test_results(prefer: Prefer) -> None:
     norms = [name for name in calls(model) if name.startswith("sparsekernels_norm_")]
     assert len(norms) == 6
     for step in range(3):
-        batch = x + step
-        for mine, truth, baseline in zip(
-            gradients(model, batch), gradients(wide, batch.double()), gradients(dense, batch), strict=True
-        ):
-            if truth.is_floating_point():
-                torch.testing.assert_close(mine.double(), truth, rtol=1e-3, atol=1e-5)
-            else:
-                assert torch.equal(mine, baseline)
+        assert_steps_alike(model, dense, wide, x + step)
     assert [int(norm.num_batches_tracked) for norm in model.norms[:4]] == [3, 3, 3, 3]
     sk.revert(model)
     assert not list(engines(model))
@@ -648,14 +653,7 @@ def test_sums_and_pooling(prefer: Prefer) -> None:
     ], found
     assert len([name for name in found if "max_pool2d" in name]) == 2
     for step in range(2):
-        batch = x + step
-        for mine, truth, baseline in zip(
-            gradients(model, batch), gradients(wide, batch.double()), gradients(dense, batch), strict=True
-        ):
-            if truth.is_floating_point():
-                torch.testing.assert_close(mine.double(), truth, rtol=1e-3, atol=1e-5)
-            else:
-                assert torch.equal(mine, baseline)
+        assert_steps_alike(model, dense, wide, x + step)
 
 
 def test_pooling_alone_is_a_graph(prefer: Prefer) -> None:

@@ -42,9 +42,10 @@ from torch.overrides import TorchFunctionMode
 
 from .. import testing
 from ..conversion import Report, convert
-from ..conversion.engine import Engine, Untraceable
+from ..conversion.engine import Engine
 from ..conversion.norm import dropout_by_torch
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
+from ..conversion.tracing import Untraceable
 from ..ops.sparse_conv2d.reference import is_channels_last
 from .masks import PRUNINGS
 from .models import MODELS, calibrate_, prunable, prune_

@@ -18,12 +18,13 @@ from ..nn.sparse import share_attributes, share_parameters
 from .agreement import are_close, backward_at_random, differentiable, point_alike
 from .channels import dropped
 from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
-from .engine import Engine, Untraceable, first_line
+from .engine import Engine
 from .measure import MODEL, step, times_of
 from .norm import dropout_by_torch
 from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
 from .state import CONVERSION, unchanged
 from .survey import LEAST_SPARSITY, OTHERS, Call, Layer, has_hooks, layers_of, record_inputs
+from .tracing import Untraceable, first_line
 
 _CHAINED = "a graph with chains of layers"
 _ALL_CHAINED = "a graph with chains of all layers that can be sparse"

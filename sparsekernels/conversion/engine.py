@@ -12,8 +12,6 @@ other modules are called as they are.
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,16 +23,16 @@ import torch.nn.modules.module as _module
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..nn import RMSNorm, SparseConv2d, SparseLinear
+from ..nn import SparseConv2d, SparseLinear
 from ..ops.sparse_conv2d.op import is_special
 from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
-from .fused import FUSED, Fused
-from .fusion import IN_PLACE, drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
-from .generators import Generators
+from .fused import Fused
+from .fusion import drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
 from .norm import FusedNorm
-from .state import CONVERSION, KEPT_BY_TORCH, Held, State, TooMuch, held_by, is_same
+from .state import CONVERSION, KEPT_BY_TORCH, Held, TooMuch, held_by, is_same
 from .survey import Call
+from .tracing import Untraceable, settle_arguments, traced
 
 Node = torch.fx.Node
 
@@ -44,104 +42,6 @@ with."""
 
 _MOST_RETRACED = 4
 """So many times a model that has changed becomes another graph: one that changes all the time is none."""
-
-
-class Untraceable(Exception):
-    """A module cannot be run as a graph; the message says why."""
-
-
-class _Proxy(torch.fx.Proxy):
-    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
-
-    _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _function in IN_PLACE:
-    setattr(
-        _Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other)
-    )
-
-
-_GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}
-_GIVE_NO_TENSOR |= {"dtype", "device", "layout", "requires_grad", "is_contiguous", "element_size", "is_cuda"}
-
-
-@contextlib.contextmanager
-def _proxies_are_tensors() -> Iterator[None]:
-    """Code that asks whether it is given a tensor is told so inside, and takes the way that is to be recorded.
-
-    A proxy that said so itself would be taken for a tensor by torch's C++ as well, which then looks into it.
-    """
-    plain = builtins.isinstance
-
-    def asked(value: Any, kinds: Any, /) -> bool:
-        return plain(value, kinds) or (type(value) is _Proxy and _is_tensor(value.node) and issubclass(Tensor, kinds))
-
-    builtins.isinstance = asked  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        builtins.isinstance = plain
-
-
-def _is_tensor(node: Node) -> bool:
-    """Whether `node` gives a tensor, and not a size or the like."""
-    if node.op == "call_method":
-        return node.target not in _GIVE_NO_TENSOR
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] not in _GIVE_NO_TENSOR
-    if node.op == "call_function" and getattr(node.target, "__module__", None) == "_operator":
-        return any(map(_is_tensor, node.all_input_nodes))
-    return True
-
-
-class _Tracer(torch.fx.Tracer):
-    """Goes into the modules that a user wrote, unless something happens when they are called.
-
-    torch.fx does not record in what surroundings something is computed: they have to stay the same. Buffers are
-    recorded as parameters are, and not what they hold now.
-    """
-
-    proxy_buffer_attributes = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._surroundings = _surroundings()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        if _surroundings() != self._surroundings:
-            raise Untraceable("a part of it runs under torch.no_grad, autocast, a checkpoint or the like")
-        return super().create_node(*args, **kwargs)
-
-    def create_arg(self, a: Any) -> Any:
-        return a.node if type(a) is _Proxy else super().create_arg(a)
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        """Arguments with a default are that, whatever it is, and not recorded."""
-        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [arg.node.args[0] if type(arg) is _Proxy and arg.node.args else arg for arg in args]
-
-    def proxy(self, node: Node) -> torch.fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            type(m) in FUSED
-            or isinstance(m, RMSNorm | torch.jit.ScriptModule)
-            or not is_plain(m)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-
-def _surroundings() -> tuple[Any, ...]:
-    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._is_any_autocast_enabled(), hooks
 
 
 @dataclass
@@ -379,8 +279,8 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
 
 
 def _plan_of(module: nn.Module, contiguous: bool, drops: bool, chains: bool) -> _Plan:
-    graph = _traced(module)
-    arguments = _settle_arguments(graph)
+    graph = traced(module)
+    arguments = settle_arguments(graph)
     modules = dict(module.named_modules())
     drop_identities(graph, modules)
     fused = fuse(graph, modules, contiguous)
@@ -398,8 +298,8 @@ def _plan_of(module: nn.Module, contiguous: bool, drops: bool, chains: bool) -> 
 
 
 def _training_plan_of(module: nn.Module) -> _Plan:
-    graph = _traced(module)
-    arguments = _settle_arguments(graph)
+    graph = traced(module)
+    arguments = settle_arguments(graph)
     modules = dict(module.named_modules())
     drop_identities(graph, modules)
     norms = fuse_norms(graph, modules)
@@ -466,40 +366,6 @@ def _assembled(
     )
 
 
-def _traced(module: nn.Module) -> torch.fx.Graph:
-    before = State(module.modules())
-    if not before.is_whole:
-        raise Untraceable("its attributes hold more than can be looked at in each call")
-    drawn = Generators(module)
-    try:
-        with _proxies_are_tensors():
-            return _Tracer().trace(module)
-    except Untraceable:
-        raise
-    except Exception as error:  # whatever the module's own code raises when it is given no tensors
-        raise Untraceable(f"torch.fx cannot trace it ({first_line(error)})") from error
-    finally:
-        if before.put_back():
-            raise Untraceable("its forward changes attributes, or makes tensors of its own")
-        if drawn.put_back():
-            raise Untraceable("its forward draws random numbers, which would be the same in each call")
-
-
-def _settle_arguments(graph: torch.fx.Graph) -> int:
-    """Takes out arguments with a default, which the graph does not read. Returns how many are left."""
-    count = 0
-    for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        if str(node.target).startswith("*"):
-            raise Untraceable(f"it takes {node.target}")
-        if not node.args:
-            count += 1
-            continue
-        if isinstance(node.args[0], Tensor):
-            raise Untraceable(f"its argument {node.target} is a tensor by default")
-        graph.erase_node(node)
-    return count
-
-
 def _fixed_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """The attributes of `module` that its code, or a kernel in its place, may have looked at."""
     attributes, sparse = vars(module), isinstance(module, SparseConv2d | SparseLinear)  # a pattern is followed
@@ -515,10 +381,6 @@ def _places(module: nn.Module) -> tuple[dict[str, Any], ...]:
 def _is_norm(module: nn.Module) -> bool:
     """Whether it does something else in training, where a graph may call it."""
     return isinstance(module, nn.modules.batchnorm._NormBase) and is_plain(module)
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
 _NOT_LOOKED_AT = frozenset({"forward", CONVERSION})

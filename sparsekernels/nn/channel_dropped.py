@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sparse import copy_parameters, options_of
+from .sparse import clear, copy_parameters, options_of
 
 
 def used_pairs(weight: Tensor) -> Tensor:
@@ -71,18 +71,13 @@ class _ChannelDropped(torch.nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _clear_unused(self) -> None:
-        """Sets the weights of what is left out to zero, in place: an optimiser may have moved them.
-
-        Through `data`: autograd, which reads none of them, has no reason to refuse a graph that was made before.
-        """
+        """Sets the weights of what is left out to zero, in place: an optimiser may have moved them."""
         weight = self.weight
         if type(weight) is not torch.nn.Parameter or weight.is_meta or not (self.drops_outputs or self.drops_inputs):
             return
-        with torch.inference_mode(weight.is_inference()):
-            used = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
-            used[self.outputs[:, None], self.inputs] = True
-            unused = ~used.view(*used.shape, *[1] * (weight.dim() - 2))
-            weight.data.masked_fill_(unused & (weight.data != 0), 0)  # a zero keeps its sign
+        used = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
+        used[self.outputs[:, None], self.inputs] = True
+        clear(weight, ~used.view(*used.shape, *[1] * (weight.dim() - 2)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -95,16 +95,12 @@ class _Sparse(torch.nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _clear_unused(self) -> None:
-        """Sets the weights outside of the pattern to zero, in place, where `weight` is an ordinary parameter.
-
-        Through `data`: autograd, which reads none of them, has no reason to refuse a graph that was made before.
-        """
+        """Sets the weights outside of the pattern to zero, in place, where `weight` is an ordinary parameter."""
         weight = self.weight
         if type(weight) is not torch.nn.Parameter or weight.is_meta or weight.device != self._pattern.device:
             return
         if self._pattern.nnz < weight.numel():
-            with torch.inference_mode(weight.is_inference()):
-                weight.data.masked_fill_(~self.mask & (weight.data != 0), 0)  # a zero keeps its sign
+            clear(weight, ~self.mask)
 
     def _load_from_state_dict(
         self,
@@ -149,6 +145,15 @@ class _Sparse(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sparsity={self._pattern.sparsity:.4g}"
+
+
+def clear(weight: torch.nn.Parameter, unused: Tensor) -> None:
+    """Sets elements that nothing reads to zero, in place; a zero keeps its sign.
+
+    Through `data`: autograd, which reads none of them either, has no reason to refuse a graph that was made before.
+    """
+    with torch.inference_mode(weight.is_inference()):
+        weight.data.masked_fill_(unused & (weight.data != 0), 0)
 
 
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {

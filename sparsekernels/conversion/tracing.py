@@ -1,0 +1,160 @@
+"""torch.fx, made to see what it does not: what is done in place, buffers, surroundings, and who asks for a tensor."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from ..nn import RMSNorm
+from .fused import FUSED
+from .fusion import IN_PLACE, is_plain
+from .generators import Generators
+from .state import State
+
+Node = torch.fx.Node
+
+
+class Untraceable(Exception):
+    """A module cannot be run as a graph; the message says why."""
+
+
+class _Proxy(torch.fx.Proxy):
+    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
+
+    _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in IN_PLACE:
+    setattr(
+        _Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other)
+    )
+
+
+_GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}
+_GIVE_NO_TENSOR |= {"dtype", "device", "layout", "requires_grad", "is_contiguous", "element_size", "is_cuda"}
+
+
+@contextlib.contextmanager
+def _proxies_are_tensors() -> Iterator[None]:
+    """Code that asks whether it is given a tensor is told so inside, and takes the way that is to be recorded.
+
+    A proxy that said so itself would be taken for a tensor by torch's C++ as well, which then looks into it.
+    """
+    plain = builtins.isinstance
+
+    def asked(value: Any, kinds: Any, /) -> bool:
+        return plain(value, kinds) or (type(value) is _Proxy and _is_tensor(value.node) and issubclass(Tensor, kinds))
+
+    builtins.isinstance = asked  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain
+
+
+def _is_tensor(node: Node) -> bool:
+    """Whether `node` gives a tensor, and not a size or the like."""
+    if node.op == "call_method":
+        return node.target not in _GIVE_NO_TENSOR
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] not in _GIVE_NO_TENSOR
+    if node.op == "call_function" and getattr(node.target, "__module__", None) == "_operator":
+        return any(map(_is_tensor, node.all_input_nodes))
+    return True
+
+
+class _Tracer(torch.fx.Tracer):
+    """Goes into the modules that a user wrote, unless something happens when they are called.
+
+    torch.fx does not record in what surroundings something is computed: they have to stay the same. Buffers are
+    recorded as parameters are, and not what they hold now.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._surroundings = _surroundings()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        if _surroundings() != self._surroundings:
+            raise Untraceable("a part of it runs under torch.no_grad, autocast, a checkpoint or the like")
+        return super().create_node(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if type(a) is _Proxy else super().create_arg(a)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Arguments with a default are that, whatever it is, and not recorded."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [arg.node.args[0] if type(arg) is _Proxy and arg.node.args else arg for arg in args]
+
+    def proxy(self, node: Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            type(m) in FUSED
+            or isinstance(m, RMSNorm | torch.jit.ScriptModule)
+            or not is_plain(m)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._is_any_autocast_enabled(), hooks
+
+
+def traced(module: nn.Module) -> torch.fx.Graph:
+    """What `forward` of the module does with tensors. Raises `Untraceable`; the module is as it was.
+
+    Exchanges functions for the whole process meanwhile: one at a time.
+    """
+    before = State(module.modules())
+    if not before.is_whole:
+        raise Untraceable("its attributes hold more than can be looked at in each call")
+    drawn = Generators(module)
+    try:
+        with _proxies_are_tensors():
+            return _Tracer().trace(module)
+    except Untraceable:
+        raise
+    except Exception as error:  # whatever the module's own code raises when it is given no tensors
+        raise Untraceable(f"torch.fx cannot trace it ({first_line(error)})") from error
+    finally:
+        if before.put_back():
+            raise Untraceable("its forward changes attributes, or makes tensors of its own")
+        if drawn.put_back():
+            raise Untraceable("its forward draws random numbers, which would be the same in each call")
+
+
+def settle_arguments(graph: torch.fx.Graph) -> int:
+    """Takes out arguments with a default, which the graph does not read. Returns how many are left."""
+    count = 0
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
+        if str(node.target).startswith("*"):
+            raise Untraceable(f"it takes {node.target}")
+        if not node.args:
+            count += 1
+            continue
+        if isinstance(node.args[0], Tensor):
+            raise Untraceable(f"its argument {node.target} is a tensor by default")
+        graph.erase_node(node)
+    return count
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
