@@ -65,18 +65,23 @@ def compare(name: str, actual: Tensor, truth: Tensor, baseline: Tensor, exact: b
     return Comparison(name, (wide - truth).abs().max().item(), ERROR_FACTOR * error + few)
 
 
-def gradient_error(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """How long the difference of two gradients is, of their length: the largest over the parameters of a network.
+def gradient_errors(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    """How long the difference of two gradients is, of the true one's length, for each parameter of a network: (n,).
 
     Each counts as one vector: an activation that rounding moves across the kink of a ReLU changes single elements by
     more than rounding does. One that nearly vanishes, as that of a bias in front of a BatchNorm, counts as a hundredth
-    of all together.
+    of all together. What is not finite is infinitely far off.
     """
     lengths = torch.stack([one.double().norm() for one in truth])
     differences = torch.stack([(a.double() - b.double()).norm() for a, b in zip(actual, truth, strict=True)])
     least = 0.01 * lengths.norm()
     errors = torch.where(differences == 0, 0.0, differences / lengths.clamp(min=least))
-    return float(errors.max()) if errors.isfinite().all() else float("inf")
+    return errors.nan_to_num(nan=float("inf"))
+
+
+def gradient_error(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The largest of `gradient_errors`."""
+    return float(gradient_errors(actual, truth).max())
 
 
 @contextlib.contextmanager

@@ -181,6 +181,23 @@ def test_a_wrong_training_graph_has_no_time(factor: float, monkeypatch: pytest.M
     assert not networks._check_step(network, model, dense).passed
 
 
+@pytest.mark.parametrize(("wrong", "passed"), [(0, True), (1, False)])
+def test_a_gradient_that_rounding_loses_excuses_no_other(
+    wrong: int, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first parameter, the dense network itself gets a tenth wrong in one layout."""
+    network = Network(make_case("step"))
+    model = network.pruned("random", 0.5)
+    errors = [torch.zeros(len(list(model.parameters()))) for _ in range(3)]
+    errors[0][wrong], errors[1][0] = 0.15, 0.1
+    found = iter(errors)
+    monkeypatch.setattr(networks.testing, "gradient_errors", lambda *_: next(found))
+    verdict = networks._check_training(network, model, copy.deepcopy(model))
+    assert verdict.passed is passed
+    assert verdict.max_error == pytest.approx(0.15)
+    assert next(found, None) is None
+
+
 def test_a_step_moves_the_parameters_and_the_check_does_not() -> None:
     network = Network(make_case("step"))
     model = network.pruned("random", 0.5)

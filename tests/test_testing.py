@@ -7,7 +7,7 @@ import torch
 from rms_norm_cases import DTYPES
 
 from sparsekernels.ops.rms_norm import reference
-from sparsekernels.testing import assert_verified, compare, verify
+from sparsekernels.testing import assert_verified, compare, gradient_error, gradient_errors, verify
 
 
 def norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -62,3 +62,15 @@ def test_shape_dtype_and_special_values_count() -> None:
     special[0, 0] = torch.inf
     assert compare("same", special, special.double(), special).passed
     assert not compare("other sign", special, special.double(), special * torch.tensor([-1.0])).passed
+
+
+def test_gradient_errors_are_of_each_parameter() -> None:
+    truth = [torch.tensor([3.0, 4.0]), torch.tensor([0.0]), torch.tensor([1.0])]
+    actual = [torch.tensor([3.0, 4.5]), torch.tensor([0.01]), torch.tensor([float("nan")])]
+    length = 26.0**0.5  # of all together: the second counts as a hundredth of it
+    errors = gradient_errors(actual, truth)
+    torch.testing.assert_close(
+        errors, torch.tensor([0.1, 1 / length, float("inf")], dtype=torch.float64), rtol=1e-6, atol=0
+    )
+    assert gradient_error(actual, truth) == float("inf")
+    assert gradient_error(truth, truth) == 0

@@ -46,7 +46,6 @@ from ..conversion.engine import Engine
 from ..conversion.norm import dropout_by_torch
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
 from ..conversion.tracing import Untraceable
-from ..ops.sparse_conv2d.reference import is_channels_last
 from .masks import PRUNINGS
 from .models import MODELS, calibrate_, prunable, prune_
 from .record import Record
@@ -410,16 +409,15 @@ class _WithoutDropout(TorchFunctionMode):
 def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
     """The gradients for a few images in training mode, a parameter's as one vector.
 
-    Allowed is what is rounding elsewhere, or twice what the dense network itself is off by in the same layout: in a
-    pruned EfficientNet-Lite0, torch's algorithms for channels_last are off by twenty times as much as the others.
+    Allowed is what is rounding elsewhere, or twice what the dense network itself is off by for that parameter, in the
+    worse of both layouts: a pruned EfficientNet-Lite0 has a gradient that nearly cancels out, of which torch's dense
+    network in float32 gets a tenth wrong in one layout, and nothing right in the other. In evaluation mode it is exact.
     """
     places = torch.linspace(0, network.batch - 1, min(network.batch, TRAINING_IMAGES)).long()
     labels, gradients = network.labels[places], []
     masks = [one != 0 if one.dim() > 1 else torch.ones_like(one, dtype=torch.bool) for one in dense.parameters()]
-    like = copy.deepcopy(dense)
-    if any(is_channels_last(one) for one in model.parameters()):
-        like.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for one in (copy.deepcopy(model), copy.deepcopy(dense).double(), like):
+    baselines = [copy.deepcopy(dense).to(memory_format=format) for format in FORMATS.values()]  # type: ignore[call-overload]
+    for one in (copy.deepcopy(model), copy.deepcopy(dense).double(), *baselines):
         images = network.images[places].to(next(one.parameters()).dtype)
         one.zero_grad()
         with _WithoutDropout(), dropout_by_torch():
@@ -429,10 +427,11 @@ def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Ver
             assert parameter.grad is not None
             found.append(parameter.grad[mask])
         gradients.append(found)
-    mine, truth, baseline = gradients
-    error = testing.gradient_error(mine, truth)
-    allowed = max(LARGEST_TRAINING_ERROR, testing.ERROR_FACTOR * testing.gradient_error(baseline, truth))
-    return Verdict(error, error <= allowed)
+    mine, truth, *others = gradients
+    errors = testing.gradient_errors(mine, truth)
+    rounding = torch.stack([testing.gradient_errors(other, truth) for other in others]).amax(0)
+    allowed = (testing.ERROR_FACTOR * rounding).clamp(min=LARGEST_TRAINING_ERROR)
+    return Verdict(float(errors.max()), bool((errors <= allowed).all()))
 
 
 def _compare_gradients(dense: nn.Module, gradients: list[list[Tensor | None]]) -> Verdict:
