@@ -25,6 +25,16 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "layers are converted" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+def test_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 4
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "layers are converted" in shown
+    assert "0 norms replaced" in shown
+
+
 def test_tables_are_those_of_the_records() -> None:
     found = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py"], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr

@@ -161,6 +161,22 @@ def test_a_wrong_conversion_has_no_time(pass_: str, monkeypatch: pytest.MonkeyPa
     assert any("wrong, the largest error is" in note for note in notes)
 
 
+@pytest.mark.parametrize("spoilt", [None, 0, 2, 3])
+def test_a_small_batch_is_checked_by_several(spoilt: int | None) -> None:
+    network = Network(make_case("forward", batch=1))
+    dense, seen = network.pruned("random", 0.5), []
+
+    def forward(images: Tensor) -> Tensor:
+        seen.append(images)
+        return dense(images) + (1e-3 if len(seen) - 1 == spoilt else 0)
+
+    images = network.images.contiguous(memory_format=torch.channels_last)
+    assert networks._check_forward(network, forward, dense, images).passed is (spoilt is None)
+    assert len(seen) == networks.CHECKED_IMAGES
+    assert torch.equal(seen[0], images)
+    assert not torch.equal(seen[1], seen[2])
+
+
 @pytest.mark.parametrize("factor", [1.1, 0.9])
 def test_a_wrong_training_graph_has_no_time(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that only training runs, and that only gradients show."""

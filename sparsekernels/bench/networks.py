@@ -77,6 +77,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {"dropped": (CHANNEL_DROPPED,), "converte
 """The variants that are pruned, and what their layers may become."""
 
 Call = Callable[[], object]
+Forward = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ def _dense(network: Network, dtype: torch.dtype) -> Prepared:
 def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     """The dense network as a graph, in the faster of the layouts that a graph may have."""
     calls: dict[str, Call] = {}
+    forwards: dict[str, Forward] = {}
     layout, _ = network.fastest(dtype)
     model = copy.deepcopy(network.model).eval().to(dtype)
     images = network.images.to(dtype).contiguous(memory_format=FORMATS[layout])
@@ -298,9 +300,11 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
             engine.prepare()
         except Untraceable as reason:
             raise Unavailable(str(reason)) from reason
-        calls["contiguous" if contiguous else layout] = functools.partial(_without_gradients, engine.forward, images)
+        name = "contiguous" if contiguous else layout
+        forwards[name] = engine.forward
+        calls[name] = functools.partial(_without_gradients, engine.forward, images)
     chosen = fastest(calls, LAYOUTS)
-    check = functools.partial(_check_forward, network, calls[chosen], network.model, images)
+    check = functools.partial(_check_forward, network, forwards[chosen], network.model, images)
     return Prepared(calls[chosen], check=check, details={"batch": network.batch, "layout": chosen})
 
 
@@ -336,7 +340,7 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
     def check() -> Verdict:
         if network.pass_ == "step":
             return _check_step(network, model, dense)
-        return _check_forward(network, functools.partial(model, images), dense, images)
+        return _check_forward(network, model, dense, images)
 
     details = {
         "batch": network.batch,
@@ -352,20 +356,25 @@ def _counts(report: Report) -> str:
     return f"{len(report.converted)}/{len(report.layers)}"
 
 
-def _check_forward(network: Network, call: Callable[[], Any], dense: nn.Module, images: Tensor) -> Verdict:
-    """What `call` gives for the whole batch, some of its images against the dense network in float64.
+def _check_forward(network: Network, forward: Forward, dense: nn.Module, images: Tensor) -> Verdict:
+    """What `forward` gives for the whole batch, some of its images against the dense network in float64.
 
-    The baseline is the dense network on the same batch in the same layout: torch's algorithms depend on both.
+    The baseline is the dense network on the same batch in the same layout: torch's algorithms depend on both. Smaller
+    batches than `CHECKED_IMAGES` are several: by the few results for one image, torch may be off by little by chance.
     """
+    count = min(network.batch, CHECKED_IMAGES)
     # from all over the batch, which may go through in parts
-    places = torch.linspace(0, network.batch - 1, CHECKED_IMAGES).long()
-    some = network.images[places].double()
-    like = copy.deepcopy(dense).to(images.dtype)
-    last = not images.is_contiguous()
-    like.to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
+    places = torch.linspace(0, network.batch - 1, count).long()
+    format = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+    like = copy.deepcopy(dense).to(images.dtype).to(memory_format=format)  # type: ignore[call-overload]
+    exact = copy.deepcopy(dense).double()
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
-        result, baseline = call()[places], like(images)[places]
-        truth = copy.deepcopy(dense).double()(some)
+        for number in range(-(-CHECKED_IMAGES // count)):
+            batch = network.images if number == 0 else MODELS[network.name].images(network.batch, seed=10 + number)
+            given = batch.to(images.dtype).contiguous(memory_format=format)
+            found.append((forward(given)[places], exact(batch[places].double()), like(given)[places]))
+    result, truth, baseline = (torch.cat(parts) for parts in zip(*found, strict=True))
     comparison = testing.compare("logits", result, truth, baseline)
     return Verdict(comparison.error, comparison.passed)
 
@@ -467,11 +476,11 @@ SUITE = Suite(
             speedup_column("dense-fused", "dense-fused"),
             speedup_column("dense-fused-bf16", "fused-bf16"),
             speedup_column("dropped", "dropped"),
-            number_column("dropped", "estimated", estimate_of),
+            number_column("dropped", "dropped, estimated", estimate_of),
             time_column("converted"),
             detail_column("converted", "layers", "layers"),
             speedup_column("converted", "speedup"),
-            number_column("converted", "estimated", estimate_of),
+            number_column("converted", "speedup, estimated", estimate_of),
             ratio_column("dense-bf16", "converted"),
         ),
         legend=(

@@ -78,6 +78,12 @@ CHARTS: Mapping[str, Callable[[str, Sequence[Record], Layout], Panel | None]] = 
 """What makes a panel of a title and the records of one suite, device and pass; None where there is nothing to draw."""
 
 
+def _panel(title: str, records: Sequence[Record], layout: Layout) -> Panel | None:
+    """As the layout has it; where all have one sparsity, there is nothing to draw over it, and each case has a line."""
+    sparsities = {record.sparsity for record in records if record.kind == layout.subject}
+    return CHARTS[layout.chart if len(sparsities) > 1 else "cases"](title, records, layout)
+
+
 def points(records: Sequence[Record], layout: Layout) -> tuple[list[str], Points]:
     """The lines of one panel, from the top, and what stands on them. `records` are of one suite and pass."""
     names: list[str] = []
@@ -105,7 +111,7 @@ def plot(records: Sequence[Record], layouts: Mapping[str, Layout], path: Path) -
     for record in records:
         groups.setdefault((record.suite, record.device, record.pass_), []).append(record)
     for (suite, device, pass_), group in groups.items():
-        panel = CHARTS[layouts[suite].chart](f"{suite}, {pass_} ({device})", group, layouts[suite])
+        panel = _panel(f"{suite}, {pass_} ({device})", group, layouts[suite])
         if panel is not None:
             panels.setdefault((suite, device), []).append(panel)
     if not panels:

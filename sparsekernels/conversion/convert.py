@@ -19,7 +19,7 @@ from .agreement import are_close, backward_at_random, differentiable, point_alik
 from .channels import dropped
 from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
 from .engine import Engine
-from .measure import MODEL, step, times_of
+from .measure import CLOSE, MODEL, step, times_of
 from .norm import dropout_by_torch
 from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
 from .state import CONVERSION, unchanged
@@ -30,7 +30,9 @@ _CHAINED = "a graph with chains of layers"
 _ALL_CHAINED = "a graph with chains of all layers that can be sparse"
 
 _CERTAIN_GAIN = 1.25
-"""The fastest of several is easily the luckiest: less is measured once more, by itself."""
+"""The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
+_MOST_ROUNDS = 0.7
+"""In so many of these rounds it then has to be faster."""
 
 _FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
 _FUSED_IN_TRAINING = (
@@ -449,8 +451,8 @@ class _Attempt:
         gains = {name: times.speedup(name, before) for name in offers}
         best = max(gains, key=lambda name: gains[name], default=before)
         if best != before and LEAST_GAIN <= gains[best] < _CERTAIN_GAIN:
-            times = times_of({before: as_it_was, best: turns[best]}, MODEL)
-            gains[best] = times.speedup(best, before)
+            times = times_of({before: as_it_was, best: turns[best]}, CLOSE)
+            gains[best] = times.speedup(best, before) if times.share_faster(best, before) >= _MOST_ROUNDS else 0.0
         if best == before or gains[best] < LEAST_GAIN:
             self._notes.append("With the faster layers, the whole model was not faster: it is as it was.")
             return self._report([_kept(row) for row in rows])
@@ -509,7 +511,8 @@ def _raised(error: Exception) -> str:
 def _kept(row: LayerReport) -> LayerReport:
     if row.decision == DENSE or row.speedup is None:
         return row
-    return replace(row, decision=DENSE, reason=f"alone, {row.decision} would be {row.speedup:.2f}x", ms=row.dense_ms)
+    reason = f"alone, {row.decision} would be {row.speedup:.2f}x; see the notes on the whole model"
+    return replace(row, decision=DENSE, reason=reason, ms=row.dense_ms)
 
 
 def _why_nothing(layers: list[Layer]) -> str:

@@ -13,7 +13,8 @@ from .agreement import differentiable
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50)
-"""How long the ways to compute a layer, and the whole model, are measured."""
+CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50)
+"""How long the ways to compute a layer, and the whole model, are measured; and the model where it is a close thing."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Times:
     def speedup(self, name: str, over: str) -> float:
         """Median over the rounds of the time of `over` over that of `name`."""
         return median_ratio(self.rounds[over], self.rounds[name])
+
+    def share_faster(self, name: str, over: str) -> float:
+        """In what share of the rounds `name` took less time than `over`: half of them where both take the same."""
+        return statistics.mean(mine < other for mine, other in zip(self.rounds[name], self.rounds[over], strict=True))
 
 
 def times_of(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Times:
