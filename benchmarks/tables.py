@@ -18,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ROOT / "README.md", ROOT / "docs" / "when_it_pays.md"
-MACHINE = "cpu-xeon-amx-2-cores"
+MACHINES = {"Xeon": "cpu-xeon-amx-2-cores", "EPYC": "cpu-epyc-avx512-2-cores"}
+"""The names that the documentation has for the machines, and those of their files."""
 
 NAMES = {
     "lenet-300-100": "LeNet-300-100",
@@ -45,8 +46,8 @@ Row = Mapping[str, Mapping[str, Any]]
 """The records of a case, by variant."""
 
 
-def records_of(name: str) -> list[dict[str, Any]]:
-    lines = (RESULTS / f"{MACHINE}-{name}.jsonl").read_text(encoding="utf-8").splitlines()
+def records_of(name: str, machine: str) -> list[dict[str, Any]]:
+    lines = (RESULTS / f"{MACHINES[machine]}-{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -106,8 +107,8 @@ def caption(records: Sequence[Mapping[str, Any]]) -> str:
     return f"Commit {', '.join(commits)}; torch {', '.join(torch)}."
 
 
-def whole_networks(pass_: str, percents: Sequence[int], file: str = "networks") -> str:
-    records = records_of(file)
+def whole_networks(machine: str, pass_: str, percents: Sequence[int], file: str = "networks") -> str:
+    records = records_of(file, machine)
     fused = any(record["variant"] == "dense-fused-bf16" for record in records if record["pass"] == pass_)
     head = ["network, batch", "dense", "not layers", "bf16", *(["bf16, fused"] if fused else []), "fused"]
     lines = []
@@ -130,8 +131,8 @@ def whole_networks(pass_: str, percents: Sequence[int], file: str = "networks") 
     return f"{table(head, lines)}\n\n{caption([one for one in records if one['pass'] == pass_])}"
 
 
-def masks() -> str:
-    records = records_of("networks-clustered")
+def masks(machine: str) -> str:
+    records = records_of("networks-clustered", machine)
     kinds = [f"{what}:{mask}-90" for what in ("converted", "dropped") for mask in ("clustered", "magnitude")]
     lines = [
         [f"{NAMES[name]}, {row['dense']['details']['batch']}", *(speedup_of(row, kind) for kind in kinds)]
@@ -142,24 +143,26 @@ def masks() -> str:
 
 
 def steps_in_short() -> str:
-    records = records_of("networks")
     percents = 80, 90, 95
     lines = [
         [
+            machine,
             f"{NAMES[name]}, batch {row['dense']['details']['batch']}",
             time_of(row["dense"]),
             speedup_of(row, "dense-bf16"),
             *(bold_where_faster(row, percent) for percent in percents),
         ]
-        for name, row in rows_of(records, "step").items()
+        for machine in ("EPYC", "Xeon")
+        for name, row in rows_of(records_of("networks", machine), "step").items()
         if name in IN_README
     ]
-    return table(["training step", "dense", "dense bf16", *(f"{percent}%" for percent in percents)], lines)
+    head = ["machine", "training step", "dense", "dense bf16", *(f"{percent}%" for percent in percents)]
+    return table(head, lines, left=2)
 
 
-def peers() -> str:
+def peers(machine: str) -> str:
     """Times, and how many times as long as ours; a row for each sparsity."""
-    records = [one for one in records_of("peers") if network_of(one) in NAMES]
+    records = [one for one in records_of("peers", machine) if network_of(one) in NAMES]
     rows: dict[tuple[str, float], dict[str, Mapping[str, Any]]] = {}
     for record in records:
         engine = str(record["variant"]).partition(":")[0]
@@ -180,12 +183,14 @@ def name_in(case: str) -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "forward": lambda: whole_networks("forward", (50, 70, 80, 90, 95, 98)),
-    "one image": lambda: whole_networks("forward", (80, 90, 95), "networks-one-image"),
-    "step": lambda: whole_networks("step", (80, 90, 95)),
-    "masks": masks,
+    "forward, EPYC": lambda: whole_networks("EPYC", "forward", (50, 70, 80, 90, 95, 98)),
+    "forward, Xeon": lambda: whole_networks("Xeon", "forward", (50, 70, 80, 90, 95, 98)),
+    "one image, EPYC": lambda: whole_networks("EPYC", "forward", (80, 90, 95), "networks-one-image"),
+    "step, EPYC": lambda: whole_networks("EPYC", "step", (80, 90, 95)),
+    "step, Xeon": lambda: whole_networks("Xeon", "step", (80, 90, 95)),
+    "masks, EPYC": lambda: masks("EPYC"),
     "steps in short": steps_in_short,
-    "peers": peers,
+    "peers, Xeon": lambda: peers("Xeon"),
 }
 
 

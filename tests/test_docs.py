@@ -40,10 +40,22 @@ def test_tables_are_those_of_the_records() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("name", ["", "-layers", "-peers", "-networks-clustered"])
-def test_records_are_of_one_commit(name: str) -> None:
+RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
+OF_SEVERAL_COMMITS = {"cpu-xeon-amx-2-cores-networks.jsonl"}
+"""As the page that shows them says."""
+
+
+def test_there_are_records() -> None:
+    assert {path.name for path in RECORDS} > OF_SEVERAL_COMMITS
+
+
+@pytest.mark.parametrize(
+    "path", [one for one in RECORDS if one.name not in OF_SEVERAL_COMMITS], ids=lambda one: one.stem
+)
+def test_records_are_of_one_commit_and_machine(path: Path) -> None:
     """That somebody can check out: rows that were taken again, one by one, would be chosen rows."""
-    path = ROOT / "benchmarks" / "results" / f"cpu-xeon-amx-2-cores{name}.jsonl"
-    commits = {json.loads(line)["commit"] for line in path.read_text(encoding="utf-8").splitlines()}
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    commits = {record["commit"] for record in records}
     assert len(commits) == 1, commits
+    assert len({json.dumps(record["machine"], sort_keys=True) for record in records}) == 1
     assert not any("dirty" in commit for commit in commits), commits
