@@ -102,9 +102,15 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) ->
 
 
 def caption(records: Sequence[Mapping[str, Any]]) -> str:
-    commits = sorted({str(record["commit"])[:7] for record in records})
+    commits = sorted({short(str(record["commit"])) for record in records})
     torch = sorted({str(record["versions"]["torch"]) for record in records})
     return f"Commit {', '.join(commits)}; torch {', '.join(torch)}."
+
+
+def short(commit: str) -> str:
+    """Seven digits, and whether there were changes."""
+    number, plus, rest = commit.partition("+")
+    return number[:7] + plus + rest
 
 
 def whole_networks(machine: str, pass_: str, percents: Sequence[int], file: str = "networks") -> str:
@@ -157,7 +163,8 @@ def steps_in_short() -> str:
         if name in IN_README
     ]
     head = ["machine", "training step", "dense", "dense bf16", *(f"{percent}%" for percent in percents)]
-    return table(head, lines, left=2)
+    steps = {one: [step for step in records_of("networks", one) if step["pass"] == "step"] for one in ("EPYC", "Xeon")}
+    return f"{table(head, lines, left=2)}\n\n{' '.join(f'{one}: {caption(found)}' for one, found in steps.items())}"
 
 
 def peers(machine: str) -> str:

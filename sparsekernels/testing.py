@@ -76,7 +76,7 @@ def gradient_errors(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor
     differences = torch.stack([(a.double() - b.double()).norm() for a, b in zip(actual, truth, strict=True)])
     least = 0.01 * lengths.norm()
     errors = torch.where(differences == 0, 0.0, differences / lengths.clamp(min=least))
-    return errors.nan_to_num(nan=float("inf"))
+    return torch.where(errors.isfinite(), errors, float("inf"))
 
 
 def gradient_error(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> float:

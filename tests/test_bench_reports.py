@@ -214,11 +214,32 @@ class TestReports:
         from rich.console import Console
 
         console = Console(width=120, file=io.StringIO())
-        console.print(report.rich_table("[title]", ("case", "dtype", "ours"), [("[a]", "b", "1.00 us")]))
+        for table in report.rich_tables("[title]", ("case", "dtype", "ours"), [("[a]", "b", "1.00 us")], 80):
+            console.print(table)
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "[title]" in text
         assert "[a]" in text
         assert "1.00 us" in text
+
+    @pytest.mark.parametrize(("width", "pieces"), [(80, 1), (45, 1), (44, 2), (30, 3)])
+    def test_a_narrow_terminal_gets_several_tables(self, width: int, pieces: int) -> None:
+        from rich.console import Console
+
+        header = ("case", "dtype", "its time", "speedup", "of the ideal")
+        body = [("a/longer-name", "fp32", "1.00 ms", "12.34x", "56%")]
+        console = Console(width=width, file=io.StringIO())
+        tables = report.rich_tables("title", header, body, width)
+        for table in tables:
+            console.print(table)
+        assert len(tables) == pieces
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert max(map(len, lines)) <= width
+        shown = [line.split() for line in lines if line.startswith("a/longer-name")]
+        assert len(shown) == pieces
+        assert [cell for line in shown for cell in line[2:]] == ["1.00", "ms", "12.34x", "56%"]
+        assert all(line[:2] == ["a/longer-name", "fp32"] for line in shown)
+        text = " ".join(lines)
+        assert all(word in text for name in header for word in name.split())
 
     def test_points_of_the_plot(self) -> None:
         names, found = plot.points(RECORDS, LAYOUTS["rmsnorm"])

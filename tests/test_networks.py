@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,20 +198,23 @@ def test_a_wrong_training_graph_has_no_time(factor: float, monkeypatch: pytest.M
     assert not networks._check_step(network, model, dense).passed
 
 
-@pytest.mark.parametrize(("wrong", "passed"), [(0, True), (1, False)])
+@pytest.mark.parametrize(
+    ("index", "error", "passed"),
+    [(0, 0.15, True), (1, 0.15, False), (2, 0.45, True), (2, 0.55, False), (3, 7.0, True), (3, math.inf, False)],
+)
 def test_a_gradient_that_rounding_loses_excuses_no_other(
-    wrong: int, passed: bool, monkeypatch: pytest.MonkeyPatch
+    index: int, error: float, passed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the first parameter, the dense network itself gets a tenth wrong in one layout."""
+    """Of the first parameter, the dense network gets a tenth wrong in one layout, of the fourth everything."""
     network = Network(make_case("step"))
     model = network.pruned("random", 0.5)
     errors = [torch.zeros(len(list(model.parameters()))) for _ in range(3)]
-    errors[0][wrong], errors[1][0] = 0.15, 0.1
+    errors[0][index], errors[1][0], errors[2][2], errors[2][3] = error, 0.1, 0.4, 8.7
     found = iter(errors)
     monkeypatch.setattr(networks.testing, "gradient_errors", lambda *_: next(found))
     verdict = networks._check_training(network, model, copy.deepcopy(model))
     assert verdict.passed is passed
-    assert verdict.max_error == pytest.approx(0.15)
+    assert verdict.max_error == pytest.approx(error if index != 3 or error == math.inf else 0)
     assert next(found, None) is None
 
 

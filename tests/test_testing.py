@@ -65,12 +65,17 @@ def test_shape_dtype_and_special_values_count() -> None:
 
 
 def test_gradient_errors_are_of_each_parameter() -> None:
-    truth = [torch.tensor([3.0, 4.0]), torch.tensor([0.0]), torch.tensor([1.0])]
-    actual = [torch.tensor([3.0, 4.5]), torch.tensor([0.01]), torch.tensor([float("nan")])]
+    truth = [torch.tensor([3.0, 4.0]), torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([0.0])]
+    actual = [
+        torch.tensor([3.0, 4.5]),
+        torch.tensor([0.01]),
+        torch.tensor([float("nan")]),
+        torch.tensor([float("inf")]),
+    ]
     length = 26.0**0.5  # of all together: the second counts as a hundredth of it
     errors = gradient_errors(actual, truth)
     torch.testing.assert_close(
-        errors, torch.tensor([0.1, 1 / length, float("inf")], dtype=torch.float64), rtol=1e-6, atol=0
+        errors, torch.tensor([0.1, 1 / length, float("inf"), float("inf")], dtype=torch.float64), rtol=1e-6, atol=0
     )
     assert gradient_error(actual, truth) == float("inf")
     assert gradient_error(truth, truth) == 0

@@ -172,7 +172,9 @@ def _show(records: list[Record], peers: dict[str, Peer], notes: list[str], optio
         console = Console(highlight=False, width=PLAIN_WIDTH)
     found, facts = tables(records, layout(peers)), [*report.provenance(records), *dict.fromkeys(notes)]
     for table in found:
-        console.print(report.rich_table(table.title, table.header, table.rows, TEXT_COLUMNS))
+        for piece in report.rich_tables(table.title, table.header, table.rows, console.width, TEXT_COLUMNS):
+            console.print(piece)
+            console.print()
     for text in (found[0].legend, *facts):
         console.print(text, markup=False, soft_wrap=True)
     if options.json is not None:

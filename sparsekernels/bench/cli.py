@@ -138,7 +138,9 @@ def bench(
 
     console = _console()
     for table in report.tables(records, layouts):
-        console.print(report.rich_table(table.title, table.header, table.rows))
+        for piece in report.rich_tables(table.title, table.header, table.rows, console.width):
+            console.print(piece)
+            console.print()
     for one in suites:
         console.print(f"{one.name}: {one.layout.legend}", markup=False)
     for line in (*notes, *report.provenance(records)):

@@ -72,6 +72,8 @@ LARGEST_TRAINING_ERROR = 0.05
 """So many do in training mode, where BatchNorm makes one depend on the others; how far a parameter's gradient may then
 be off, as a share of its length. ReLUs that rounding switches are worth 0.02 together in a fresh ResNet-50, 0.001
 elsewhere."""
+LOST = 0.5
+"""A dense network in float32 that is further off has lost a gradient to rounding."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {"dropped": (CHANNEL_DROPPED,), "converted": (CHANNEL_DROPPED, FINE_GRAINED)}
 """The variants that are pruned, and what their layers may become."""
@@ -419,8 +421,9 @@ def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Ver
     """The gradients for a few images in training mode, a parameter's as one vector.
 
     Allowed is what is rounding elsewhere, or twice what the dense network itself is off by for that parameter, in the
-    worse of both layouts: a pruned EfficientNet-Lite0 has a gradient that nearly cancels out, of which torch's dense
-    network in float32 gets a tenth wrong in one layout, and nothing right in the other. In evaluation mode it is exact.
+    worse of both layouts, and never more than `LOST`. Where that network is off by more, float32 has lost the
+    gradient, and evaluation mode has to tell: an EfficientNet-Lite0 with 95% zeros has one that nearly cancels out, of
+    which torch gets a tenth wrong in one layout, and nothing right in the other.
     """
     places = torch.linspace(0, network.batch - 1, min(network.batch, TRAINING_IMAGES)).long()
     labels, gradients = network.labels[places], []
@@ -439,8 +442,11 @@ def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Ver
     mine, truth, *others = gradients
     errors = testing.gradient_errors(mine, truth)
     rounding = torch.stack([testing.gradient_errors(other, truth) for other in others]).amax(0)
-    allowed = (testing.ERROR_FACTOR * rounding).clamp(min=LARGEST_TRAINING_ERROR)
-    return Verdict(float(errors.max()), bool((errors <= allowed).all()))
+    told = rounding <= LOST
+    if not told.any() or not errors.isfinite().all():
+        return Verdict(float("inf"), False)
+    allowed = (testing.ERROR_FACTOR * rounding).clamp(LARGEST_TRAINING_ERROR, LOST)
+    return Verdict(float(errors[told].max()), bool((errors <= allowed)[told].all()))
 
 
 def _compare_gradients(dense: nn.Module, gradients: list[list[Tensor | None]]) -> Verdict:
@@ -473,22 +479,23 @@ SUITE = Suite(
             detail_column("dense", "layout", "layout"),
             share_column("dense", "not layers", lambda record: record.details.get("not_layers")),
             time_column("dense-bf16"),
-            speedup_column("dense-fused", "dense-fused"),
+            speedup_column("dense-fused", "fused"),
             speedup_column("dense-fused-bf16", "fused-bf16"),
             speedup_column("dropped", "dropped"),
-            number_column("dropped", "dropped, estimated", estimate_of),
+            number_column("dropped", "est. dropped", estimate_of),
             time_column("converted"),
             detail_column("converted", "layers", "layers"),
             speedup_column("converted", "speedup"),
-            number_column("converted", "speedup, estimated", estimate_of),
+            number_column("converted", "est. speedup", estimate_of),
             ratio_column("dense-bf16", "converted"),
         ),
         legend=(
             "Medians of one pass of the batch, float32 except dense-bf16; the row says where the zeros are and how "
             "many percent. dense: eager torch in the faster of two layouts (named); not layers: the share of its time "
-            "that is neither convolution nor Linear. dense-fused, fused-bf16: speedup of the same graph as a converted "
+            "that is neither Linear nor convolution, depthwise ones being no layers here. fused, fused-bf16: speedup "
+            "of the same graph as a converted "
             "network's, without zeros. dropped: speedup without filters and channels that are all zero. "
-            "converted: by sparsekernels.convert; so many layers of all were exchanged. estimated: what sparse "
+            "converted: by sparsekernels.convert; so many layers of all were exchanged. est.: what sparse "
             "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
         ),
         subject="converted",

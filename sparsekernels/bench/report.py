@@ -11,6 +11,9 @@ from .record import Record
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+SPACE = 2
+"""Characters between the columns of a table in the terminal."""
+
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 Row = Mapping[str, Record]
@@ -236,13 +239,50 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], text_co
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *body))
 
 
+def rich_tables(
+    title: str, header: Sequence[str], body: Sequence[Sequence[str]], width: int, text_columns: int = 2
+) -> list[RichTable]:
+    """The same for a terminal of `width` characters; where that is too narrow, several that all begin with the text."""
+    narrow = [
+        max(map(len, (*name.split(), *(line[index] for line in body)))) + SPACE for index, name in enumerate(header)
+    ]
+    texts = range(text_columns)
+    pieces: list[list[int]] = [[]]
+    for index in range(text_columns, len(header)):
+        if pieces[-1] and sum(narrow[one] for one in (*texts, *pieces[-1], index)) - SPACE > width:
+            pieces.append([])
+        pieces[-1].append(index)
+    tables = []
+    for number, piece in enumerate(pieces):
+        columns = (*texts, *piece)
+        wide = sum(max(narrow[one], len(header[one]) + SPACE) for one in columns) - SPACE
+        table = rich_table(
+            f"{title}, continued" if number else title,
+            [header[one] for one in columns],
+            [[line[one] for one in columns] for line in body],
+            text_columns,
+        )
+        if wide > width:
+            for place, one in enumerate(columns[text_columns:], text_columns):
+                table.columns[place].width = narrow[one] - SPACE
+        tables.append(table)
+    return tables
+
+
 def rich_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], text_columns: int = 2) -> RichTable:
-    """The same for the terminal."""
+    """The same for a terminal that is wide enough."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = RichTable(
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     for index, name in enumerate(header):
         left = index < text_columns
         table.add_column(Text(name), justify="left" if left else "right", no_wrap=left, overflow="fold")
