@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 # Okabe & Ito's palette, which stays apart for colour-blind eyes, and a shape for each, which stays apart in print.
-STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+STYLES = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+    ("#000000", "X"),
+    ("#999999", "*"),
+)
 
 ACROSS = 2
 """Panels in a row: more would be too small to read on a page."""
