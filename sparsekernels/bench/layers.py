@@ -358,7 +358,7 @@ SUITE = _Layers(
     baseline="dense",
     ideal=None,
     full=Effort(seconds=6),
-    quick=Effort(seconds=0.7),
+    quick=Effort(seconds=0.5),
     layout=Layout(
         columns=(
             detail_column("dense", "count", "layers"),

@@ -472,7 +472,7 @@ SUITE = Suite(
     baseline="dense",
     ideal=None,
     full=Effort(seconds=10),
-    quick=Effort(seconds=1.2, least=4),
+    quick=Effort(seconds=0.8, least=4),
     layout=Layout(
         columns=(
             time_column("dense"),

@@ -254,7 +254,7 @@ SUITE = _OpenELM(
     baseline="layer_norm",
     ideal="none",
     full=Effort(seconds=40),
-    quick=Effort(seconds=5, least=4),
+    quick=Effort(seconds=3, least=3),
     layout=Layout(
         columns=(
             *map(speed_column, ("naive", "torch", "layer_norm", "triton", "ours", "ours_add")),

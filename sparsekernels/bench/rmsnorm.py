@@ -295,7 +295,7 @@ SUITE = Suite(
     baseline="torch",
     ideal="copy",
     full=Effort(seconds=3),
-    quick=Effort(seconds=0.27),
+    quick=Effort(seconds=0.2),
     layout=Layout(
         columns=(
             time_column("copy"),
