@@ -150,6 +150,7 @@ def masks(machine: str) -> str:
 
 def steps_in_short() -> str:
     percents = 80, 90, 95
+    steps = {one: [step for step in records_of("networks", one) if step["pass"] == "step"] for one in ("EPYC", "Xeon")}
     lines = [
         [
             machine,
@@ -158,12 +159,11 @@ def steps_in_short() -> str:
             speedup_of(row, "dense-bf16"),
             *(bold_where_faster(row, percent) for percent in percents),
         ]
-        for machine in ("EPYC", "Xeon")
-        for name, row in rows_of(records_of("networks", machine), "step").items()
+        for machine, records in steps.items()
+        for name, row in rows_of(records, "step").items()
         if name in IN_README
     ]
     head = ["machine", "training step", "dense", "dense bf16", *(f"{percent}%" for percent in percents)]
-    steps = {one: [step for step in records_of("networks", one) if step["pass"] == "step"] for one in ("EPYC", "Xeon")}
     return f"{table(head, lines, left=2)}\n\n{' '.join(f'{one}: {caption(found)}' for one, found in steps.items())}"
 
 

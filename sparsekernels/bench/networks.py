@@ -290,7 +290,6 @@ def _dense(network: Network, dtype: torch.dtype) -> Prepared:
 
 def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     """The dense network as a graph, in the faster of the layouts that a graph may have."""
-    calls: dict[str, Call] = {}
     forwards: dict[str, Forward] = {}
     layout, _ = network.fastest(dtype)
     model = copy.deepcopy(network.model).eval().to(dtype)
@@ -302,9 +301,8 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
             engine.prepare()
         except Untraceable as reason:
             raise Unavailable(str(reason)) from reason
-        name = "contiguous" if contiguous else layout
-        forwards[name] = engine.forward
-        calls[name] = functools.partial(_without_gradients, engine.forward, images)
+        forwards["contiguous" if contiguous else layout] = engine.forward
+    calls = {name: functools.partial(_without_gradients, forward, images) for name, forward in forwards.items()}
     chosen = fastest(calls, LAYOUTS)
     check = functools.partial(_check_forward, network, forwards[chosen], network.model, images)
     return Prepared(calls[chosen], check=check, details={"batch": network.batch, "layout": chosen})
@@ -493,8 +491,8 @@ SUITE = Suite(
             "Medians of one pass of the batch, float32 except dense-bf16; the row says where the zeros are and how "
             "many percent. dense: eager torch in the faster of two layouts (named); not layers: the share of its time "
             "that is neither Linear nor convolution, depthwise ones being no layers here. fused, fused-bf16: speedup "
-            "of the same graph as a converted "
-            "network's, without zeros. dropped: speedup without filters and channels that are all zero. "
+            "of the same graph as a converted network's, without zeros. "
+            "dropped: speedup without filters and channels that are all zero. "
             "converted: by sparsekernels.convert; so many layers of all were exchanged. est.: what sparse "
             "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
         ),
