@@ -31,7 +31,7 @@ workers=()
 
 step 150 build "$python" setup.py --quiet build_ext --inplace
 step 30 info "$python" -m sparsekernels info
-step 200 tests "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/test_rms_norm.py tests/test_rms_norm_torch.py -k "cuda"
+step 200 tests "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/ops/rms_norm/test_rms_norm.py tests/ops/rms_norm/test_rms_norm_torch.py -k "cuda"
 step 120 "benchmark rmsnorm" "$python" -m sparsekernels bench rmsnorm --device cuda --json "$out/rmsnorm.jsonl" \
   --markdown "$out/rmsnorm.md" --plot "$out/rmsnorm.png"
 step 100 "benchmark openelm" "$python" -m sparsekernels bench openelm --device cuda --json "$out/openelm.jsonl" \

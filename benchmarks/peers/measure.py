@@ -24,7 +24,7 @@ from sparsekernels.bench import machine, report
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.report import Column, Layout, Row
 from sparsekernels.bench.suite import Unavailable
-from sparsekernels.bench.timer import Effort, Interruptions, Sampler, interleave, median_ratio, percentile, repeats_of
+from sparsekernels.timing import Effort, Interruptions, Sampler, interleave, median_ratio, percentile, repeats_of
 
 SUITE = "peers"
 

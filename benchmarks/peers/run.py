@@ -20,11 +20,11 @@ from measure import TEXT_COLUMNS, Case, Session, layout, measure, tables
 from rich.console import Console
 
 from sparsekernels.bench import record, report
-from sparsekernels.bench.masks import PRUNINGS
 from sparsekernels.bench.models import MODELS
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Unavailable
-from sparsekernels.bench.timer import Effort
+from sparsekernels.pruning import PRUNINGS
+from sparsekernels.timing import Effort
 
 NETWORKS, LINEARS = ("vgg16-d", "resnet-50"), ("1024x1024",)
 """What is measured where the command names neither a network nor a layer."""

@@ -28,11 +28,11 @@ from .. import testing
 from ..formats import Unstructured
 from ..ops.sparse_conv2d import operators  # noqa: F401 (defines the operators that are called below)
 from ..ops.sparse_conv2d.geometry import Geometry
-from .masks import MASKS, kept_weights
+from ..pruning import MASKS, kept_weights
+from ..timing import Effort, fastest
 from .record import Record
 from .report import Layout, detail_column, rate_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict, read_cases
-from .timer import Effort, fastest
 
 SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
 QUICK_SPARSITIES, QUICK_MASKS = (80.0, 90.0, 95.0), ("random",)

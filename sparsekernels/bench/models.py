@@ -1,4 +1,4 @@
-"""Networks as one finds them, in plain torch, and a way to prune them.
+"""Networks as one finds them, in plain torch.
 
 `MODELS[name].make()` is a network ready to be measured. The modules are written as users write them: functional
 activations here, modules that are called several times there, in-place ones, padding by hand, branches. Layers that
@@ -8,8 +8,7 @@ activations here, modules that are called several times there, in-place ones, pa
 from __future__ import annotations
 
 import importlib
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .masks import PRUNINGS, kept_weights
 from .suite import Unavailable
 
 CALIBRATION_PIXELS = 1 << 14
@@ -396,33 +394,3 @@ MODELS: Mapping[str, Model] = {
     ),
 }
 """The networks by name; those that `suites/layers.toml` has as groups, by the same name."""
-
-
-def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
-    """Name and module of every Linear and Conv2d, save depthwise convolutions (groups == in_channels > 1)."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
-        ):
-            yield name, module
-
-
-@torch.no_grad()
-def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[str, Tensor]:
-    """Zeroes the share `sparsity` of each weight of the `prunable` modules, in place; returns the masks by module name.
-
-    kind is one of PRUNINGS. A mask (bool, true where the weight is kept) has exactly round(numel * (1 - sparsity)) of
-    a layer's weights; where it is random, it depends on the seed, the layer's name and the shape, and on no other
-    layer. Weights that were zero before count as others do: trained networks have some. Raises ValueError for another
-    kind, or a sparsity that is not within [0, 1].
-    """
-    if kind not in PRUNINGS:
-        raise ValueError(f"kind is {kind!r}, accepted are {', '.join(map(repr, PRUNINGS))}")
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity is {sparsity:g}, accepted are numbers from 0 to 1")
-    masks = {}
-    for name, module in prunable(model):
-        kept = kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
-        masks[name] = kept
-        module.weight.masked_fill_(~kept, 0)
-    return masks

@@ -42,16 +42,16 @@ from torch.overrides import TorchFunctionMode
 
 from .. import testing
 from ..conversion import Report, convert
+from ..conversion.batch_norm import dropout_by_torch
 from ..conversion.engine import Engine
-from ..conversion.norm import dropout_by_torch
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
 from ..conversion.tracing import Untraceable
-from .masks import PRUNINGS
-from .models import MODELS, calibrate_, prunable, prune_
+from ..pruning import PRUNINGS, prunable, prune_
+from ..timing import Effort, fastest
+from .models import MODELS, calibrate_
 from .record import Record
 from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
-from .timer import Effort, fastest
 
 SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
 QUICK_SPARSITIES, QUICK_MASKS = (80, 90, 95), ("random",)

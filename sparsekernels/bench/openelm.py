@@ -32,10 +32,10 @@ import sparsekernels
 
 from .. import dispatch, testing
 from ..ops.rms_norm.op import IMPLEMENTATIONS
+from ..timing import Effort
 from .record import Record
 from .report import Column, Layout, Row, rate_column, speedup_column
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
-from .timer import Effort
 
 DEFAULT_MODEL = "270M"
 

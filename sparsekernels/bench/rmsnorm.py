@@ -19,10 +19,10 @@ import sparsekernels
 from .. import dispatch, testing
 from ..ops.rms_norm import reference
 from ..ops.rms_norm.op import IMPLEMENTATIONS
+from ..timing import Effort
 from .record import Record
 from .report import Layout, rate_column, ratio_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
-from .timer import Effort
 
 EPS = 1e-6
 

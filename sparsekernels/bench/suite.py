@@ -30,10 +30,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .masks import PRUNINGS
+from ..pruning import PRUNINGS
+from ..timing import Effort
 from .record import parts
 from .report import Layout
-from .timer import Effort
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,7 +60,7 @@ class Selection:
     batches     a case whose batch is free is measured once with each of these
     variants    names without their mode: "ours" selects "ours" and "ours/graph", "sparse" also "sparse:random-90"
     sparsities  in percent; suites that measure nothing sparse have no cases then
-    masks       of `masks.PRUNINGS`; likewise
+    masks       of `pruning.PRUNINGS`; likewise
     weights     a file of pruned weights, for the suites that can measure its layers
     quick       the short benchmark: fewer cases, less time for each
     threads     threads of torch on CPU; None is torch's own default

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, percentile, repeats_of
 from .machine import commit, machine, versions
 from .record import Record
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load
-from .timer import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, percentile, repeats_of
 
 Emit = Callable[[dict[str, Any]], None]
 

@@ -11,7 +11,7 @@ import torch.fx
 from torch import Tensor
 
 from ..ops.layer_chain.operators import AVAILABLE, LayerChain
-from ..ops.max_pool2d.function import max_pool2d
+from ..ops.max_pool2d.op import max_pool2d
 from .fused import Fused, FusedSparse
 
 Node = torch.fx.Node

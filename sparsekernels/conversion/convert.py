@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..bench.timer import Interruptions
 from ..nn.sparse import share_attributes, share_parameters
+from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, differentiable, point_alike
+from .batch_norm import dropout_by_torch
 from .channels import dropped
 from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
 from .engine import Engine
 from .measure import CLOSE, MODEL, step, times_of
-from .norm import dropout_by_torch
 from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
 from .state import CONVERSION, unchanged
 from .survey import LEAST_SPARSITY, OTHERS, Call, Layer, has_hooks, layers_of, record_inputs

@@ -25,11 +25,11 @@ from torch.utils._pytree import tree_map_only
 
 from ..nn import SparseConv2d, SparseLinear
 from ..ops.sparse_conv2d.op import is_special
+from .batch_norm import FusedNorm
 from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
 from .fused import Fused
 from .fusion import drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
-from .norm import FusedNorm
 from .state import CONVERSION, KEPT_BY_TORCH, Held, TooMuch, held_by, is_same
 from .survey import Call
 from .tracing import Untraceable, settle_arguments, traced

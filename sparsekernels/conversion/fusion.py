@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..ops.batch_norm.function import Act
-from ..ops.max_pool2d.function import max_pool2d
+from ..ops.batch_norm.op import Act
+from ..ops.max_pool2d.op import max_pool2d
+from .batch_norm import FusedNorm
 from .fused import FUSED, Fused
-from .norm import FusedNorm
 from .survey import has_hooks
 
 Node = torch.fx.Node

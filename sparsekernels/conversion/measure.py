@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..bench.timer import Effort, median_ratio, samples_of
+from ..timing import Effort, median_ratio, samples_of
 from .agreement import differentiable
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30)

@@ -20,7 +20,8 @@ from protocol import Engine, Job, serve
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsekernels.bench.models import MODELS, prune_
+from sparsekernels.bench.models import MODELS
+from sparsekernels.pruning import prune_
 
 OPSET = 13
 """Every engine reads it, and it has all that the networks need."""

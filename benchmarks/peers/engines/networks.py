@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekernels.bench.models import MODELS, calibrate_, prune_
+from sparsekernels.bench.models import MODELS, calibrate_
+from sparsekernels.pruning import prune_
 
 PASSES = {"forward": ("output",), "forward+backward": ("output", "input gradient", "weight gradient")}
 """What each pass computes, by the names that results have."""

@@ -13,7 +13,7 @@ same bits for any number of threads.
 
 Sources: Ioffe & Szegedy, 2015 (arXiv:1502.03167), algorithm 1; Srivastava et al., 2014, "Dropout".
 
-There is a kernel for the CPU only; function.py knows where it may be used, and what it is differentiated by.
+There is a kernel for the CPU only; op.py knows where it may be used, and what it is differentiated by.
 """
 
 from __future__ import annotations

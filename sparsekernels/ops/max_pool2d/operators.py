@@ -8,7 +8,7 @@ other devices, images with gaps between them (torch is fast on channels_last), a
 
 `_max_pool2d_places` also gives the place of each result in the plane of H * W elements that it comes from, int32: the
 first of elements that are equal, the last NaN, as torch has it. `_max_pool2d_backward` brings gradients back to these
-places, of input in `size` (H, W). Both are for float32 on the CPU; function.py knows where they are used.
+places, of input in `size` (H, W). Both are for float32 on the CPU; op.py knows where they are used.
 """
 
 from __future__ import annotations

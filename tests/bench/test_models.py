@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsekernels.bench import masks, models, suite
-from sparsekernels.bench.models import MODELS, PRUNINGS, prunable, prune_
+from sparsekernels import pruning
+from sparsekernels.bench import models, suite
+from sparsekernels.bench.models import MODELS
+from sparsekernels.pruning import PRUNINGS, prunable, prune_
 
 SMALL = ("lenet-300-100", "lenet-5-caffe", "alexnet-s", "wrn-28-2")
 
@@ -249,7 +251,7 @@ class TestPruning:
         assert ("blocks.0.depthwise_conv.weight" in before) == (name == "efficientnet-lite0")
         assert all(type(parameter) is nn.Parameter and parameter.requires_grad for parameter in net.parameters())
 
-    @pytest.mark.parametrize("kind", masks.MASKS)
+    @pytest.mark.parametrize("kind", pruning.MASKS)
     def test_seeds_and_layers_have_masks_of_their_own(self, kind: str) -> None:
         one, two, other = (prune_(fresh("wrn-28-2"), kind, 0.8, seed) for seed in (0, 0, 1))
         assert all(torch.equal(one[name], two[name]) for name in one)

@@ -17,7 +17,7 @@ from sparsekernels.bench import openelm as suite
 from sparsekernels.bench import report, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection, Unavailable
-from sparsekernels.bench.timer import Effort
+from sparsekernels.timing import Effort
 
 openelm = suite.example
 

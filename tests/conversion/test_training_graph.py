@@ -21,14 +21,15 @@ from torch.utils.checkpoint import checkpoint
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.bench.models import MODELS, prune_
+from sparsekernels.bench.models import MODELS
 from sparsekernels.conversion.agreement import point_alike
+from sparsekernels.conversion.batch_norm import FusedNorm, dropout_by_torch
 from sparsekernels.conversion.engine import Engine
-from sparsekernels.conversion.norm import FusedNorm, dropout_by_torch
 from sparsekernels.conversion.tracing import Untraceable
+from sparsekernels.pruning import prune_
 from sparsekernels.testing import compare
 
-norm_module = importlib.import_module("sparsekernels.conversion.norm")
+norm_module = importlib.import_module("sparsekernels.conversion.batch_norm")
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 

@@ -27,11 +27,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import sparsekernels as sk
-from sparsekernels import _library
-from sparsekernels.bench import timer
-from sparsekernels.bench.models import prune_
+from sparsekernels import _library, timing
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.measure import Times
+from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -391,13 +390,13 @@ def test_notes(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     prune_(model, "random", 0.8)
     x = torch.randn(2, 8, 9, 9)
     prefer(FINE, LAYERS, GRAPH)
-    monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: 0))
+    monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: 0))
     notes = sk.convert(model, x).notes
     assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
     assert "As a graph, the model was no faster: its layers run one by one." in notes
     assert not any("training" in note or "Other programs" in note for note in notes)
     counts = itertools.count(step=10**6)
-    monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: next(counts)))
+    monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
     notes = sk.convert(model.train(), x).notes
     assert "Measured in training mode: for inference, call model.eval() and convert again." in notes
     assert any("Other programs took the processor" in note for note in notes)

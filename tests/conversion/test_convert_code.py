@@ -30,9 +30,9 @@ from torch.nn.utils import prune
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.bench.models import prune_
 from sparsekernels.conversion.agreement import are_close, leaves_of
 from sparsekernels.conversion.engine import Engine
+from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekernels.bench.models import calibrate_, prune_
+from sparsekernels.bench.models import calibrate_
+from sparsekernels.pruning import prune_
 
 
 class Residual(nn.Module):

@@ -20,9 +20,9 @@ from torch.nn.utils import parametrize, prune
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.bench.models import prune_
 from sparsekernels.conversion.engine import Engine
 from sparsekernels.conversion.state import CONVERSION
+from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsekernels import _library
 from sparsekernels.ops.batch_norm import operators
-from sparsekernels.ops.batch_norm.function import Act, batch_norm_act, passing, takes
+from sparsekernels.ops.batch_norm.op import Act, batch_norm_act, passing, takes
 from sparsekernels.ops.batch_norm.philox import drawn, philox4x32
 from sparsekernels.testing import compare
 

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import sparsekernels
-from sparsekernels.bench import machine, rmsnorm, runner, suite, timer, worker
+from sparsekernels import timing
+from sparsekernels.bench import machine, rmsnorm, runner, suite, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
-from sparsekernels.bench.timer import CpuClock, Effort, interleave, median_ratio, percentile, repeats_of
+from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, percentile, repeats_of
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
 
@@ -89,9 +90,9 @@ class TestTimer:
 
     def test_interruptions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         counts, times = iter([100, 130, 500, 520]), iter([0.0, 2.0, 100.0, 100.5])
-        monkeypatch.setattr(timer.Interruptions, "_now", staticmethod(lambda: next(counts)))
+        monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
         monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-        found = timer.Interruptions()
+        found = timing.Interruptions()
         assert found.per_second == 0
         for _ in range(2):
             with found.counted():
@@ -99,7 +100,7 @@ class TestTimer:
         assert found.per_second == 20.0
 
     def test_interruptions_are_those_of_this_process(self) -> None:
-        found = timer.Interruptions()
+        found = timing.Interruptions()
         with found.counted():
             time.sleep(0.01)
         assert 0 <= found.per_second < 1e5

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.bench.models import MODELS, calibrate_, prune_
+from sparsekernels.bench.models import MODELS, calibrate_
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.measure import Times, times_of
+from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -426,7 +427,7 @@ def test_report() -> None:
 
 
 def test_times_take_turns() -> None:
-    from sparsekernels.bench.timer import Effort
+    from sparsekernels.timing import Effort
 
     order: list[str] = []
     times = times_of({name: lambda name=name: order.append(name) for name in "ab"}, Effort(0.01, 1e-6, 3, 3))

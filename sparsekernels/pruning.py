@@ -1,12 +1,13 @@
-"""Which weights are kept: masks of an exact number of nonzeros, the same every time."""
+"""Masks of an exact number of nonzeros, the same every time, and pruning a model by them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SPREAD = 0.75
 """Standard deviation of the logarithms of a clustered mask's odds, of rows and of input channels each."""
@@ -73,3 +74,33 @@ def kept_weights(kind: str, weight: Tensor, sparsity: float, seed: int = 0) -> T
 def largest(weight: Tensor, sparsity: float) -> Tensor:
     """The mask of the round(numel * (1 - sparsity)) weights that are the largest in magnitude; of equals, the first."""
     return _least(-weight.detach().abs().contiguous(), round(weight.numel() * (1 - sparsity)))
+
+
+def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
+    """Name and module of every Linear and Conv2d, save depthwise convolutions (groups == in_channels > 1)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or (
+            isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
+        ):
+            yield name, module
+
+
+@torch.no_grad()
+def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[str, Tensor]:
+    """Zeroes the share `sparsity` of each weight of the `prunable` modules, in place; returns the masks by module name.
+
+    kind is one of PRUNINGS. A mask (bool, true where the weight is kept) has exactly round(numel * (1 - sparsity)) of
+    a layer's weights; where it is random, it depends on the seed, the layer's name and the shape, and on no other
+    layer. Weights that were zero before count as others do: trained networks have some. Raises ValueError for another
+    kind, or a sparsity that is not within [0, 1].
+    """
+    if kind not in PRUNINGS:
+        raise ValueError(f"kind is {kind!r}, accepted are {', '.join(map(repr, PRUNINGS))}")
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity is {sparsity:g}, accepted are numbers from 0 to 1")
+    masks = {}
+    for name, module in prunable(model):
+        kept = kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
+        masks[name] = kept
+        module.weight.masked_fill_(~kept, 0)
+    return masks

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench import networks, report, suite, worker
-from sparsekernels.bench.models import MODELS, Model, prunable
+from sparsekernels.bench.models import MODELS, Model
 from sparsekernels.bench.networks import Layer, Network
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection
-from sparsekernels.bench.timer import CpuClock, Effort
+from sparsekernels.conversion.batch_norm import FusedNorm
 from sparsekernels.conversion.engine import Engine
-from sparsekernels.conversion.norm import FusedNorm
+from sparsekernels.pruning import prunable
+from sparsekernels.timing import CpuClock, Effort
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=2, most=2)
 

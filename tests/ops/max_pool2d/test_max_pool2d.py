@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekernels import _library
-from sparsekernels.ops.max_pool2d.function import max_pool2d
+from sparsekernels.ops.max_pool2d.op import max_pool2d
 
 CASES = [
     ((2, 3, 8, 8), (2, 2, 2, 2, 0, 0)),

@@ -19,11 +19,11 @@ from torch import Tensor
 from sparsekernels.bench import record
 from sparsekernels.bench.machine import ALLOCATOR
 from sparsekernels.bench.suite import Unavailable
-from sparsekernels.bench.timer import Effort
+from sparsekernels.timing import Effort
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are stopped and pinned as Linux does it")
 
-PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
+PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
 sys.path[:0] = [str(PEERS), str(PEERS / "engines")]
 
 import children  # noqa: E402

@@ -14,12 +14,13 @@ from test_bench_reports import make_record
 from test_cli import one_line, run
 from torch import Tensor, nn
 
-from sparsekernels.bench import layers, masks, plot, plot_sparsity, report, suite, timer, worker
+from sparsekernels import pruning, timing
+from sparsekernels.bench import layers, plot, plot_sparsity, report, suite, worker
 from sparsekernels.bench.compare import compare
 from sparsekernels.bench.layers import Inputs, Layer
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection
-from sparsekernels.bench.timer import CpuClock, Effort
+from sparsekernels.timing import CpuClock, Effort
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=2, most=2)
 
@@ -55,23 +56,25 @@ def measure(case: Case, selection: Selection) -> tuple[dict[str, Record], list[s
 
 
 class TestMasks:
-    @pytest.mark.parametrize("kind", masks.MASKS)
+    @pytest.mark.parametrize("kind", pruning.MASKS)
     @pytest.mark.parametrize("shape", [(20, 30), (16, 8, 3, 3), (10, 1, 5, 5)], ids=str)
     @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98])
     def test_the_number_kept_is_exact_and_always_the_same(
         self, kind: str, shape: tuple[int, ...], sparsity: float
     ) -> None:
-        kept = masks.mask(kind, shape, sparsity)
+        kept = pruning.mask(kind, shape, sparsity)
         assert (kept.dtype, tuple(kept.shape)) == (torch.bool, shape)
         assert kept.sum() == round(kept.numel() * (1 - sparsity))
-        assert torch.equal(kept, masks.mask(kind, shape, sparsity))
+        assert torch.equal(kept, pruning.mask(kind, shape, sparsity))
         if sparsity > 0:
-            assert not torch.equal(kept, masks.mask(kind, shape, sparsity, seed=1))
+            assert not torch.equal(kept, pruning.mask(kind, shape, sparsity, seed=1))
 
     def test_clustered_is_uneven_over_rows_and_input_channels(self) -> None:
         shape, sparsity = (128, 128, 3, 3), 0.9
         for dims in ((1, 2, 3), (0, 2, 3)):
-            spread = {kind: masks.mask(kind, shape, sparsity).double().mean(dims).std().item() for kind in masks.MASKS}
+            spread = {
+                kind: pruning.mask(kind, shape, sparsity).double().mean(dims).std().item() for kind in pruning.MASKS
+            }
             assert spread["random"] < 0.015
             assert spread["clustered"] > 0.04
 
@@ -208,7 +211,7 @@ class TestMeasuring:
         import time
 
         calls: dict[str, layers.Call] = {"slow": lambda: time.sleep(2e-3) or (), "fast": lambda: ()}
-        assert timer.fastest(calls, layers.LAYOUTS) == "fast"
+        assert timing.fastest(calls, layers.LAYOUTS) == "fast"
 
     def test_the_layout_is_that_of_the_least_of_five_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A layout that was disturbed most of the time, but not always."""
@@ -218,9 +221,9 @@ class TestMeasuring:
             efforts.append(effort)
             return {"disturbed": [3.0, 3.0, 1.0, 3.0, 3.0], "steady": [2.0] * 5}
 
-        monkeypatch.setattr(timer, "interleave", interleave)
+        monkeypatch.setattr(timing, "interleave", interleave)
         calls: dict[str, layers.Call] = {"disturbed": lambda: (), "steady": lambda: ()}
-        assert timer.fastest(calls, layers.LAYOUTS) == "disturbed"
+        assert timing.fastest(calls, layers.LAYOUTS) == "disturbed"
         assert efforts[0].least >= 5
 
     @pytest.mark.parametrize("pass_", layers.RESULTS)
