@@ -1,9 +1,12 @@
 // The fine-grained sparse convolution on the CPU as torch operators. Linear layers are its 1x1 case. The schemas are
 // defined in Python (sparsekernels/ops/sparse_conv2d/operators.py).
 #include <algorithm>
+#include <mutex>
+#include <unordered_map>
 
 #include "cpu/fma_rate.h"
 #include "cpu/sparse/program_cache.h"
+#include "planned_conv2d.h"
 #include "sparse_conv2d.h"
 #include "sparse_glue.h"
 
@@ -72,33 +75,19 @@ bool lies_as(const Handle& tensor, const Activation& other) {
   return same;
 }
 
-void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
-  const Handle input = arguments.tensor();
-  const Handle values = contiguous_vector(arguments.tensor());
-  Handle bias = arguments.optional_tensor();
-  const Handle crow = arguments.tensor(), col = arguments.tensor();
-  const Geometry geometry(arguments.integers());
-  const Handle residual = arguments.optional_tensor();
-  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
-
-  check_activation(input, geometry);
-  SparsePattern pattern = pattern_of(crow, col, geometry);
-  check_like(values, input, pattern.nonzeros, "values: accepted is one for each index, in dtype and place of input");
-  pattern.values = values.data();
-  pattern.dtype = dtype_of(values);
-  if (bias) {
-    bias = contiguous_vector(std::move(bias));
-    check_like(bias, input, pattern.rows, "bias: accepted is one for each output channel, in dtype and place of input");
-  }
-  const Activation source = activation_of(input);
-  int64_t sizes[4] = {source.size[0], pattern.rows, 0, 0};
+// The tensor that a forward fills.
+Handle empty_output(const Handle& input, const Activation& source, const Geometry& geometry, int64_t rows) {
+  int64_t sizes[4] = {source.size[0], rows, 0, 0};
   for (int d = 0; d < 2; ++d) {
     sizes[2 + d] = geometry.output_size(d, source.size[2 + d]);
     require(sizes[2 + d] > 0, "input: accepted is one that the kernel fits into");
   }
-  Handle output = empty_activation(sizes, is_channels_last(input), input);
-  const Activation dest = activation_of(output);
+  return empty_activation(sizes, is_channels_last(input), input);
+}
+
+Epilogue epilogue_of(
+    const Handle& input, const Handle& bias, const Handle& residual, std::optional<double> low,
+    std::optional<double> high, const Activation& dest) {
   Epilogue epilogue;
   if (bias) epilogue.bias = bias.data();
   if (residual) {
@@ -111,7 +100,155 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   if (low) epilogue.low = static_cast<float>(*low);
   if (high) epilogue.high = static_cast<float>(*high);
   require(epilogue.low <= epilogue.high, "low, high: accepted are numbers, the first at most the second");
-  sparse_conv2d(geometry.conv, pattern, source, epilogue, dest, torch_threads());
+  return epilogue;
+}
+
+Handle checked_bias(Handle bias, const Handle& input, int64_t rows) {
+  if (!bias) return bias;
+  bias = contiguous_vector(std::move(bias));
+  check_like(bias, input, rows, "bias: accepted is one for each output channel, in dtype and place of input");
+  return bias;
+}
+
+void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle input = arguments.tensor();
+  const Handle values = contiguous_vector(arguments.tensor());
+  Handle given_bias = arguments.optional_tensor();
+  const Handle crow = arguments.tensor(), col = arguments.tensor();
+  const Geometry geometry(arguments.integers());
+  const Handle residual = arguments.optional_tensor();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+
+  check_activation(input, geometry);
+  SparsePattern pattern = pattern_of(crow, col, geometry);
+  check_like(values, input, pattern.nonzeros, "values: accepted is one for each index, in dtype and place of input");
+  pattern.values = values.data();
+  pattern.dtype = dtype_of(values);
+  const Handle bias = checked_bias(std::move(given_bias), input, pattern.rows);
+  const Activation source = activation_of(input);
+  Handle output = empty_output(input, source, geometry, pattern.rows);
+  const Activation dest = activation_of(output);
+  sparse_conv2d(
+      geometry.conv, pattern, source, epilogue_of(input, bias, residual, low, high, dest), dest, torch_threads());
+  stack[0] = to_stack(std::move(output));
+}
+
+// A plan and the tensors that it was made of. Nobody should write to these; where somebody does, it is made anew.
+class OwnedPlan {
+ public:
+  OwnedPlan(Handle crow, Handle col, const Geometry& geometry, int64_t columns)
+      : crow_(std::move(crow)), col_(std::move(col)), geometry_(geometry), columns_(columns), plan_(make()) {}
+
+  const Geometry& geometry() const { return geometry_; }
+  std::shared_ptr<PlannedConv2d> current() {
+    std::shared_ptr<PlannedConv2d> plan;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      plan = plan_;
+    }
+    if (plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
+    plan = make();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plan_ = plan;
+    return plan;
+  }
+
+ private:
+  std::shared_ptr<PlannedConv2d> make() const {
+    return std::make_shared<PlannedConv2d>(geometry_.conv, pattern_of(crow_, col_, geometry_), columns_);
+  }
+
+  Handle crow_, col_;
+  Geometry geometry_;
+  int64_t columns_;
+  std::mutex mutex_;
+  std::shared_ptr<PlannedConv2d> plan_;
+};
+
+// Plans by number. Whoever made one frees it.
+class Plans {
+ public:
+  int64_t add(std::shared_ptr<OwnedPlan> plan) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plans_.emplace(++last_, std::move(plan));
+    return last_;
+  }
+  std::shared_ptr<OwnedPlan> find(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = plans_.find(number);
+    require(found != plans_.end(), "plan: accepted is the number of one that was made and not freed");
+    return found->second;
+  }
+  void free(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plans_.erase(number);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<OwnedPlan>> plans_;
+  int64_t last_ = 0;
+};
+
+Plans& plans() {
+  static Plans* const one = new Plans;  // never destroyed: tensors may outlive static objects
+  return *one;
+}
+
+void boxed_plan(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Handle crow = arguments.tensor(), col = arguments.tensor();
+  const Geometry geometry(arguments.integers());
+  const int64_t columns = arguments.integer();
+  const SparsePattern pattern = pattern_of(crow, col, geometry);
+  require(
+      pattern.rows > 0 && columns > 0 && columns % geometry.taps() == 0 &&
+          columns <= std::numeric_limits<int32_t>::max() / pattern.rows,
+      "columns: accepted is a positive multiple of the taps, such that the weight has fewer than 2^31 elements");
+  stack[0] = torch::stable::detail::from(
+      plans().add(std::make_shared<OwnedPlan>(std::move(crow), std::move(col), geometry, columns)));
+}
+
+void boxed_free_plan(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  plans().free(arguments.integer());
+}
+
+void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle input = arguments.tensor();
+  Handle weight = arguments.tensor();
+  Handle given_bias = arguments.optional_tensor();
+  const std::shared_ptr<OwnedPlan> owner = plans().find(arguments.integer());
+  const Handle residual = arguments.optional_tensor();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+
+  const Geometry& geometry = owner->geometry();
+  const std::shared_ptr<PlannedConv2d> current = owner->current();
+  PlannedConv2d& plan = *current;
+  check_activation(input, geometry);
+  require(
+      input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
+      "input: accepted are the channels that the plan was made for");
+  require(
+      weight.dtype() == input.dtype() && weight.device_type() == input.device_type(),
+      "weight: accepted is the dtype and place of input");
+  if (!weight.is_contiguous()) weight = contiguous(weight);
+  PlannedWeight values;
+  values.data = weight.data();
+  values.dtype = dtype_of(weight);
+  values.dense = weight.dim() != 1;
+  int64_t elements = 1;
+  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
+  require(
+      elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
+      "weight: accepted are the plan's nonzeros, in one dimension, or all elements");
+  const Handle bias = checked_bias(std::move(given_bias), input, plan.rows());
+  const Activation source = activation_of(input);
+  Handle output = empty_output(input, source, geometry, plan.rows());
+  const Activation dest = activation_of(output);
+  plan.run(values, source, epilogue_of(input, bias, residual, low, high, dest), dest, torch_threads());
   stack[0] = to_stack(std::move(output));
 }
 
@@ -185,6 +322,8 @@ void boxed_most_programs(StableIValue* stack, uint64_t, uint64_t) {
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_sparse_conv2d", &sparsekernels::boxed_sparse_conv2d);
+  m.impl("_plan_sparse_conv2d", &sparsekernels::boxed_plan);
+  m.impl("_planned_sparse_conv2d", &sparsekernels::boxed_planned_sparse_conv2d);
   m.impl("_sparse_conv2d_input_gradient", &sparsekernels::boxed_input_gradient);
   m.impl("_sparse_conv2d_weight_gradient", &sparsekernels::boxed_weight_gradient);
 }
@@ -196,6 +335,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsekernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {
+  m.impl("_free_sparse_conv2d_plan", &sparsekernels::boxed_free_plan);
   m.impl("_fma_from_l1_gflops", &sparsekernels::boxed_fma_rate);
   m.impl("_kept_program_bytes", &sparsekernels::boxed_kept_programs);
   m.impl("_most_program_bytes", &sparsekernels::boxed_most_programs);

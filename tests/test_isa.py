@@ -38,7 +38,12 @@ def test_matrix(isa: str) -> None:
     """The best one is under test everywhere else."""
     chosen = run(isa, "-c", "from sparsekernels import _library; print(_library.isa())")
     assert chosen.stdout.strip() == isa
-    files = ("ops/rms_norm/test_rms_norm.py", "ops/sparse_conv2d/test_sparse_conv2d.py", "ops/layer_chain/test_layer_chain.py", "ops/batch_norm/test_batch_norm_act.py")
+    files = (
+        "ops/rms_norm/test_rms_norm.py",
+        "ops/sparse_conv2d/test_sparse_conv2d.py",
+        "ops/layer_chain/test_layer_chain.py",
+        "ops/batch_norm/test_batch_norm_act.py",
+    )
     result = run(isa, "-m", "pytest", "-q", "-x", *files, "-k", "not reference and not triton and not 31")
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout

@@ -21,6 +21,8 @@ from ..nn.channel_dropped import at, spread, used_pairs
 from ..ops.layer_chain.operators import LayerChain
 from ..ops.sparse_conv2d import compiled
 from ..ops.sparse_conv2d.geometry import LINEAR, Geometry, geometry_of
+from ..ops.sparse_conv2d.plans import may_plan, plan_of
+from ..ops.sparse_conv2d.plans import run as run_plan
 from ..ops.sparse_conv2d.reference import is_channels_last, memory_format
 
 Norm = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
@@ -252,17 +254,14 @@ class FusedSparse(Fused):
 
     def _run(self, input: Tensor, residual: Tensor | None, limits: bool = True) -> Tensor:
         pattern = self.pattern
-        result: Tensor = compiled.forward(
-            input,
-            self._weight,
-            self._bias,
-            pattern.crow_indices,
-            pattern.col_indices,
-            self._geometry,
-            residual,
-            self.low if limits else None,
-            self.high if limits else None,
-        )
+        low, high = (self.low, self.high) if limits else (None, None)
+        result: Tensor
+        if input.dtype is not torch.float64 and may_plan(pattern):
+            plan = plan_of(pattern, self._geometry)
+            result = run_plan(input, self._weight, self._bias, plan, residual, low, high)
+        else:
+            indices = pattern.crow_indices, pattern.col_indices
+            result = compiled.forward(input, self._weight, self._bias, *indices, self._geometry, residual, low, high)
         return result
 
 

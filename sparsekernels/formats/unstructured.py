@@ -18,12 +18,17 @@ _SHAPES = "accepted are [out, in] of a linear layer and [out, in/groups, kh, kw]
 _MOST = 2**31 - 1
 
 
+class Plans(dict[Any, int]):
+    """The numbers of an operation's plans of one pattern, by what they depend on beside it. They go when this goes."""
+
+
 class _Shared:
     """What follows from a pattern, worked out once and shared by every weight that has this pattern."""
 
     def __init__(self) -> None:
         self.flat_indices: Tensor | None = None
         self.transposed: dict[int, Transposed] = {}
+        self.plans = Plans()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -205,6 +210,11 @@ class Unstructured:
             f"Unstructured(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, dtype={self.dtype},"
             f" device='{self.device}')"
         )
+
+    @property
+    def plans(self) -> Plans:
+        """Kept for the operations, which know what these are."""
+        return self._shared.plans
 
     # Into and out of dense tensors
 

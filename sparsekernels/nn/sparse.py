@@ -72,13 +72,13 @@ class _Sparse(torch.nn.Module):
                 pattern.transposed(getattr(self, "groups", 1))
 
     def _used_weight(self) -> Tensor:
-        """The values at the pattern, or the whole weight where its gradient is to be dense."""
+        """The values at the pattern, or the whole weight where its gradient is to be dense or there is none."""
         weight = self.weight
         if not isinstance(weight, Tensor):  # torch.fx's Proxy
             if self.dense_grad:
                 return weight.reshape((*self._pattern.shape, 1, 1)[:4])
             return weight.flatten().gather(0, self._pattern.flat_indices)
-        if self.dense_grad and torch.is_grad_enabled() and weight.requires_grad:
+        if not torch.is_grad_enabled() or (self.dense_grad and weight.requires_grad):
             return weight
         return self._pattern.values_of(weight)
 

@@ -17,6 +17,7 @@ struct BundlePlan : BundleLayout {
   int64_t slices, slice_rows;  // of the rows of a group; slice_rows 0: even slices
   int64_t write_slices;        // results of so many are written at a time
   int64_t parts;               // of the slices, for threads to share
+  int64_t threads;             // that share the work: 1 where waking others takes longer than they save
   int ending;                  // parts of it that programs do themselves; 0 unless direct
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
   bool gapless;                // results are computed as they would lie in a tensor of so many interleaved images

@@ -99,9 +99,12 @@ PreparedLayer prepare_layer(
     result.correlation.planes_image = source.image;
     result.above = source.first - source.planes;
   }
-  std::vector<float> wide(layer.pattern.dtype == DType::kFloat32 ? 0 : static_cast<size_t>(layer.pattern.nonzeros));
+  const int64_t narrow = layer.pattern.dtype == DType::kFloat32 ? 0 : divide_up(layer.pattern.nonzeros, 2);
+  std::vector<float> halves(static_cast<size_t>(narrow));
   result.values.resize(static_cast<size_t>(layer.pattern.nonzeros + 2 * kValueBias));
-  arrange_values(*result.correlation.programs, layer.pattern, threads, wide.data(), result.values.data());
+  arrange_values(
+      result.correlation.programs->order(), layer.pattern.values, layer.pattern.dtype, threads, halves.data(),
+      result.values.data());
   return result;
 }
 

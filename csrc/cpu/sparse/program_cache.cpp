@@ -61,10 +61,7 @@ const Limits& limits() {
   return read;
 }
 
-struct Hash {
-  uint64_t low, high;
-  bool operator==(const Hash& other) const { return low == other.low && high == other.high; }
-};
+using Hash = ProgramKey;
 
 // Multiply and fold, with secrets that differ from process to process: two contents have the same 128 bits with a
 // probability that need not be thought of, unless somebody who knows the secrets wants it.
@@ -261,12 +258,11 @@ Cache& cache() {
 
 template <class Kept, class Plan>
 std::shared_ptr<const Kept> cached(
-    const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const std::vector<int64_t>& contents,
+    const ProgramKey& key, const Lattice& lattice, const Plan& plan, const SparsePattern& pattern,
     const Threads& threads) {
-  const Hash hash = hash_pattern(pattern, contents, threads);
-  if (const std::shared_ptr<const void> found = cache().find(hash)) return std::static_pointer_cast<const Kept>(found);
+  if (const std::shared_ptr<const void> found = cache().find(key)) return std::static_pointer_cast<const Kept>(found);
   std::shared_ptr<const Kept> programs = Kept::make(lattice, plan, pattern, threads);
-  cache().insert(hash, programs, programs->bytes());
+  cache().insert(key, programs, programs->bytes());
   return programs;
 }
 
@@ -295,7 +291,7 @@ int64_t kept_program_bytes() {
   return cache().bytes();
 }
 
-std::shared_ptr<const Programs> cached_programs(
+ProgramKey key_of(
     const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
   const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
@@ -303,15 +299,27 @@ std::shared_ptr<const Programs> cached_programs(
   for (const int64_t number :
        {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.ending}, residual_floats})
     contents.push_back(number);
-  return cached<Programs>(lattice, plan, pattern, contents, threads);
+  return hash_pattern(pattern, contents, threads);
 }
 
-std::shared_ptr<const WeightPrograms> cached_weight_programs(
+ProgramKey key_of(
     const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kWeightGradients, lattice, plan, pattern);
   for (const int64_t number : {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_line_floats})
     contents.push_back(number);
-  return cached<WeightPrograms>(lattice, plan, pattern, contents, threads);
+  return hash_pattern(pattern, contents, threads);
+}
+
+std::shared_ptr<const Programs> cached_programs(
+    const ProgramKey& key, const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern,
+    const Threads& threads) {
+  return cached<Programs>(key, lattice, plan, pattern, threads);
+}
+
+std::shared_ptr<const WeightPrograms> cached_weight_programs(
+    const ProgramKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
+    const Threads& threads) {
+  return cached<WeightPrograms>(key, lattice, plan, pattern, threads);
 }
 
 }  // namespace sparsekernels

@@ -2,6 +2,7 @@
 // it changes.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -10,12 +11,23 @@
 
 namespace sparsekernels {
 
-// Those of a pattern, kept or made now.
+// 128 bits of all that programs follow from: the pattern's content, its lattice and plan.
+struct ProgramKey {
+  uint64_t low, high;
+  bool operator==(const ProgramKey& other) const { return low == other.low && high == other.high; }
+};
+
+ProgramKey key_of(const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
+ProgramKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
+
+// Those of a pattern, kept or made now. `key` is that of the other arguments.
 std::shared_ptr<const Programs> cached_programs(
-    const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
+    const ProgramKey& key, const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern,
+    const Threads& threads);
 
 std::shared_ptr<const WeightPrograms> cached_weight_programs(
-    const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
+    const ProgramKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
+    const Threads& threads);
 
 // Whether programs may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the most megabytes of them that are kept, is 0,
 // nor where the system refuses to run them. Throws std::invalid_argument where that is no number.

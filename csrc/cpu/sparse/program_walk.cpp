@@ -164,30 +164,47 @@ Correlation plan_correlation(
   if (!may_have_programs(pattern)) return result;
   result.plan = make_bundle_plan(lattice, pattern.nonzeros, ending, threads.count, images, kMostImages, dest_images);
   if (residual_channel != 0) result.plan.residual_channel = residual_channel;
-  if (result.plan.is_worth_it) result.programs = cached_programs(lattice, result.plan, pattern, threads);
+  if (result.plan.is_worth_it)
+    result.programs =
+        cached_programs(key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
   return result;
 }
 
+namespace {
+
+template <class Element>
+void gather(const std::vector<int32_t>& order, const void* from, int64_t begin, int64_t end, Element* to) {
+  const Element* const elements = static_cast<const Element*>(from);
+  for (int64_t i = begin; i < end; ++i) to[i] = elements[order[static_cast<size_t>(i)]];
+}
+
+}  // namespace
+
+void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body) {
+  constexpr int64_t kSerial = 1 << 16, kPiece = 4096;
+  if (count < kSerial) return body(0, count);
+  threads.run(divide_up(count, kPiece), [&](int64_t begin, int64_t end) {
+    body(begin * kPiece, std::min(count, end * kPiece));
+  });
+}
+
+void gather_elements(
+    const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, void* to) {
+  for_pieces(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
+    if (dtype == DType::kFloat32) return gather(order, from, begin, end, static_cast<float*>(to));
+    gather(order, from, begin, end, static_cast<uint16_t*>(to));
+  });
+}
+
 void arrange_values(
-    const Programs& programs, const SparsePattern& pattern, const Threads& threads, float* wide, float* values) {
-  const float* from = static_cast<const float*>(pattern.values);
-  if (pattern.dtype != DType::kFloat32) {
-    cpu_kernels().widen(pattern.values, pattern.nonzeros, pattern.dtype, wide);
-    from = wide;
-  }
-  const int32_t* const order = programs.order().data();
-  const auto gather = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) values[i] = from[order[i]];
-  };
-  constexpr int64_t kSerial = 1 << 16;
-  if (pattern.nonzeros < kSerial) {
-    gather(0, pattern.nonzeros);
-  } else {
-    const int64_t pieces_there = divide_up(pattern.nonzeros, 4096);
-    threads.run(pieces_there, [&](int64_t begin, int64_t end) {
-      gather(begin * 4096, std::min(pattern.nonzeros, end * 4096));
-    });
-  }
+    const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, float* narrow,
+    float* values) {
+  if (dtype == DType::kFloat32) return gather_elements(order, from, dtype, threads, values);
+  uint16_t* const halves = reinterpret_cast<uint16_t*>(narrow);
+  for_pieces(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
+    gather(order, from, begin, end, halves);
+    cpu_kernels().widen(halves + begin, end - begin, dtype, values + begin);
+  });
 }
 
 int64_t Correlation::items(const Lattice& lattice) const {
@@ -217,21 +234,22 @@ void run_items(
   }
 }
 
-bool correlate_by_programs(
-    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads) {
-  const Correlation correlation = plan_correlation(lattice, pattern, ending.parts, threads);
-  if (correlation.programs == nullptr) return false;
+void correlate_by_programs(
+    const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
+    const std::vector<int32_t>& order, const Ending& ending, const Threads& threads) {
   const Trim trim{call_arena};
-  float *values, *wide;
+  float *values, *narrow;
   Pieces pieces;
   pieces.add(&values, pattern.nonzeros + 2 * kValueBias);
-  pieces.add(&wide, pattern.dtype == DType::kFloat32 ? 0 : pattern.nonzeros);
+  pieces.add(&narrow, pattern.dtype == DType::kFloat32 ? 0 : divide_up(pattern.nonzeros, 2));
   pieces.allocate(call_arena);
-  arrange_values(*correlation.programs, pattern, threads, wide, values);
-  threads.run(correlation.items(lattice), [&](int64_t begin, int64_t end) {
+  arrange_values(order, pattern.values, pattern.dtype, threads, narrow, values);
+  const auto run = [&](int64_t begin, int64_t end) {
     run_items(lattice, correlation, pattern, values, ending, begin, end);
-  });
-  return true;
+  };
+  const int64_t items = correlation.items(lattice);
+  if (correlation.plan.threads == 1) return run(0, items);
+  threads.run(items, run);
 }
 
 }  // namespace sparsekernels

@@ -28,19 +28,28 @@ Correlation plan_correlation(
     const Lattice& lattice, const SparsePattern& pattern, int ending, const Threads& threads, int64_t images = 0,
     int64_t residual_channel = 0, int64_t dest_images = 1);
 
-// The pattern's values in the order of the programs, as floats: values [nonzeros + 2 * kValueBias]; `wide`, nonzeros,
-// is used where the pattern's are no float32.
+// Calls body(begin, end) on disjoint ranges that cover [0, count) nonzeros, on all threads where that is worth it.
+void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body);
+
+// to[i] = from[order[i]], of any dtype.
+void gather_elements(
+    const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, void* to);
+
+// `values` [nonzeros + 2 * kValueBias]: the elements of `from`, of `dtype`, in `order`, as floats. `narrow` has half as
+// many floats as there are nonzeros, and is used where dtype is not float32.
 void arrange_values(
-    const Programs& programs, const SparsePattern& pattern, const Threads& threads, float* wide, float* values);
+    const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, float* narrow,
+    float* values);
 
 // Items [begin, end) of a correlation that has programs.
 void run_items(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern, const float* values,
     const Ending& ending, int64_t begin, int64_t end);
 
-// dest = correlation of source with the pattern, and the ending. False, and nothing done, where there are no programs
-// for the call.
-bool correlate_by_programs(
-    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads);
+// dest = correlation of source with the pattern, and the ending, by a correlation that has programs. `order`: of each
+// value, in the order in which programs take them, its place in pattern.values.
+void correlate_by_programs(
+    const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
+    const std::vector<int32_t>& order, const Ending& ending, const Threads& threads);
 
 }  // namespace sparsekernels

@@ -13,6 +13,7 @@
 #include "prepare.h"
 #include "program_walk.h"
 #include "units.h"
+#include "walk.h"
 #include "weight_walk.h"
 
 namespace sparsekernels {
@@ -32,17 +33,18 @@ void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
     std::memset(planes + plan.block_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
 }
 
-// dest = correlation of source with the pattern, and the epilogue.
-void correlate(
-    Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, DType dtype, const Threads& threads) {
-  check_rows(pattern);
-  merge_positions(lattice);
-  float* ending_floats;
+}  // namespace
+
+Ending call_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest) {
+  float* floats;
   Pieces own;
-  own.add(&ending_floats, kEndingHead + pattern.rows);
+  own.add(&floats, kEndingHead + rows);
   own.allocate(bias_arena);
-  const Ending ending = lay_out_ending(epilogue, pattern.rows, dtype, lattice.dest.data, ending_floats);
-  if (correlate_by_programs(lattice, pattern, ending, threads)) return;
+  return lay_out_ending(epilogue, rows, dtype, dest, floats);
+}
+
+void correlate_by_tiles(
+    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
   const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
   const int64_t residues = lattice.residues(), rows = lattice.dest_channels;
@@ -102,8 +104,17 @@ void correlate(
   threads.run(items * slices.count, body);
 }
 
-bool is_empty(const Activation& tensor) {
-  return tensor.size[0] == 0 || tensor.size[1] == 0 || tensor.size[2] == 0 || tensor.size[3] == 0;
+namespace {
+
+// dest = correlation of source with the pattern, and the epilogue.
+void correlate(
+    Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, DType dtype, const Threads& threads) {
+  check_rows(pattern);
+  merge_positions(lattice);
+  const Ending ending = call_ending(epilogue, pattern.rows, dtype, lattice.dest.data);
+  const Correlation correlation = plan_correlation(lattice, pattern, ending.parts, threads);
+  if (correlation.programs == nullptr) return correlate_by_tiles(lattice, pattern, ending, threads);
+  correlate_by_programs(lattice, correlation, pattern, correlation.programs->order(), ending, threads);
 }
 
 }  // namespace

@@ -96,7 +96,8 @@ bool weight_gradient_by_programs(
   if (!may_have_programs(pattern)) return false;
   const WeightPlan plan = make_weight_plan(lattice, pattern.nonzeros, threads.count);
   if (!plan.is_worth_it) return false;
-  const std::shared_ptr<const WeightPrograms> programs = cached_weight_programs(lattice, plan, pattern, threads);
+  const std::shared_ptr<const WeightPrograms> programs =
+      cached_weight_programs(key_of(lattice, plan, pattern, threads), lattice, plan, pattern, threads);
   const int64_t slots = programs->slots();
   float* sums;  // [chunk][slot]
   Pieces shared;

@@ -26,6 +26,8 @@ from . import compiled, gradients, reference
 from .arguments import validate, validate_together
 from .geometry import LINEAR, Geometry, OneOrTwo, cached_geometry_of, geometry_of
 from .operators import IMPLEMENTATIONS
+from .plans import may_plan, plan_of
+from .plans import run as run_plan
 
 __all__ = ["IMPLEMENTATIONS", "sparse_conv2d", "sparse_linear"]
 
@@ -107,6 +109,8 @@ def conv2d(
             if not torch.is_grad_enabled() or not (
                 input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
             ):
+                if may_plan(pattern):
+                    return run_plan(input, weight, bias, plan_of(pattern, geometry))
                 if weight.dim() == 1:
                     return _kernel(input, weight, bias, pattern.crow_indices, pattern.col_indices, geometry)
             else:
@@ -131,6 +135,8 @@ def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Te
             if not torch.is_grad_enabled() or not (
                 input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
             ):
+                if may_plan(pattern):
+                    return run_plan(pixels, weight, bias, plan_of(pattern, LINEAR)).view(*input.shape[:-1], outputs)
                 if weight.dim() == 1:
                     output = _kernel(pixels, weight, bias, pattern.crow_indices, pattern.col_indices, LINEAR)
                     return output.view(*input.shape[:-1], outputs)

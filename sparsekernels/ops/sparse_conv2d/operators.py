@@ -15,7 +15,7 @@ or the three tensors of the transposed pattern, which are worked out where they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +33,10 @@ _IMAGE = "SymInt height, SymInt width, bool channels_last"
 _SCHEMAS = (
     "_sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices, int[] geometry,"
     " Tensor? residual=None, float? low=None, float? high=None) -> Tensor",
+    "_plan_sparse_conv2d(Tensor crow_indices, Tensor col_indices, int[] geometry, int columns) -> int",
+    "_planned_sparse_conv2d(Tensor input, Tensor weight, Tensor? bias, int plan, Tensor? residual=None,"
+    " float? low=None, float? high=None) -> Tensor",
+    "_free_sparse_conv2d_plan(int plan) -> ()",
     "_sparse_conv2d_input_gradient(Tensor grad_output, Tensor values, Tensor crow_indices, Tensor col_indices,"
     f" Tensor permutation, int[] geometry, {_IMAGE}) -> Tensor",
     "_sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
@@ -46,6 +50,7 @@ library = torch.library.Library("sparsekernels", "FRAGMENT")
 for _schema in _SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
+has_plans = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_planned_sparse_conv2d", "CPU")
 _IN_LIBRARY = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_sparse_conv2d", "CPU")
 
 
@@ -122,7 +127,7 @@ def _fake_forward(
     high: float | None = None,
 ) -> Tensor:
     check_forward(input, values, bias, crow_indices, col_indices, geometry, residual, low, high)
-    return _empty_output(input, crow_indices, geometry)
+    return empty_output(input, crow_indices.numel() - 1, geometry)
 
 
 def _fake_input_gradient(
@@ -145,10 +150,10 @@ def _fake_weight_gradient(
     return input.new_empty(col_indices.shape)
 
 
-def _empty_output(input: Tensor, crow_indices: Tensor, geometry: list[int]) -> Tensor:
+def empty_output(input: Tensor, outputs: int, geometry: Sequence[int]) -> Tensor:
     height, width = Geometry(*geometry).output_size(input.size(2), input.size(3))
     return torch.empty(
-        (input.size(0), crow_indices.numel() - 1, height, width),
+        (input.size(0), outputs, height, width),
         dtype=input.dtype,
         device=input.device,
         memory_format=reference.memory_format(reference.is_channels_last(input)),
@@ -174,7 +179,7 @@ def _fake_operator_forward(
     transposed: list[Tensor],
     geometry: list[int],
 ) -> Tensor:
-    return _empty_output(input, crow_indices, geometry)
+    return empty_output(input, crow_indices.numel() - 1, geometry)
 
 
 def _fake_operator_input_gradient(grad_output: Tensor, weight: Tensor, *rest: Any) -> Tensor:

@@ -1,0 +1,70 @@
+"""Plans: what a convolution's calls have in common is worked out once, and kept beside the pattern.
+
+A plan is the compiled library's: it holds a copy of the pattern's indices and, for each shape of input that it met,
+how that is cut up and which machine code computes it. It is known by a number, which an operator takes in the place of
+indices and geometry. Numbers mean nothing in another process, so nothing that is traced may hold one.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from ...formats.unstructured import Unstructured
+from . import operators
+from .geometry import Geometry
+
+_plan = torch.ops.sparsekernels._plan_sparse_conv2d.default
+_free = torch.ops.sparsekernels._free_sparse_conv2d_plan.default
+
+run = torch.ops.sparsekernels._planned_sparse_conv2d.default
+"""Forward by a plan's number. The weight is the values at the nonzeros [nnz], or the dense weight."""
+
+AVAILABLE: bool = operators.has_plans
+
+_of_number: dict[int, tuple[int, Geometry]] = {}  # the outputs and the geometry of each plan
+
+
+def plan_of(pattern: Unstructured, geometry: Geometry) -> int:
+    """The number of the plan of a pattern on the CPU, made when it is asked for first."""
+    plans = pattern.plans
+    number = plans.get(geometry)
+    if number is None:
+        number = _plan(pattern.crow_indices, pattern.col_indices, geometry, pattern.shape[1] * geometry.taps)
+        _of_number[number] = pattern.shape[0], geometry
+        weakref.finalize(plans, _forget, number)
+        plans[geometry] = number
+    return number
+
+
+def _forget(number: int) -> None:
+    del _of_number[number]
+    _free(number)
+
+
+def may_plan(pattern: Unstructured) -> bool:
+    """Whether a call may be made by a plan's number: nothing is traced that would keep it."""
+    return (
+        AVAILABLE
+        and pattern.col_indices.is_cpu
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: int,
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor:
+    outputs, geometry = _of_number[plan]
+    return operators.empty_output(input, outputs, geometry)
+
+
+torch.library.register_fake("sparsekernels::_planned_sparse_conv2d", _fake, lib=operators.library)
