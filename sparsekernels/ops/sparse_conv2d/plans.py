@@ -64,6 +64,12 @@ def _fake(
     high: float | None = None,
 ) -> Tensor:
     outputs, geometry = _of_number[plan]
+    for tensor in (weight, bias, residual):
+        if tensor is not None and (tensor.device, tensor.dtype) != (input.device, input.dtype):
+            raise ValueError(
+                f"sparse_conv2d: expected tensors of {input.dtype} on {input.device}, as input, got {tensor.dtype} on"
+                f" {tensor.device}"
+            )
     return operators.empty_output(input, outputs, geometry)
 
 
