@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 LINTERS := $(VENV)/.linters
-NATIVE := $(wildcard csrc/* csrc/*/* csrc/*/*/*) CMakeLists.txt setup.py pyproject.toml
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: bench test lint format sanitize gpu clean
 

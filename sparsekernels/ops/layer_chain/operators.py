@@ -2,7 +2,7 @@
 
 Each thread takes some images of the batch through all layers, so that what one layer writes is in the second cache when
 the next one reads it, and nobody waits for another thread between two layers. How many images, and where a chain is
-better cut in two, the kernel decides (csrc/cpu/sparse/chain_plan.cpp). The operators behind it:
+better cut in two, the kernel decides (csrc/layer_chain/plan.cpp). The operators behind it:
 
     _make_layer_chain(Tensor like) -> int                     in the dtype of `like`; its number
     _add_sparse_conv2d(int chain, int source, ...) -> int     as _sparse_conv2d; the number of the tensor that it makes

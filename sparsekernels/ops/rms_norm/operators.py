@@ -1,7 +1,7 @@
 """The operators that torch knows: schemas, results without data, and what runs where no compiled kernel is registered.
 
 `sparsekernels::_rms_norm`, `_add_rms_norm` and `_rms_norm_backward` are kernel operators: torch's dispatcher hands them
-to the compiled kernel of the input's device (csrc/bindings*.cpp), or to the next row of the table. They know no
+to the compiled kernel of the input's device (csrc/rms_norm/bindings*.cpp), or to the next row of the table. They know no
 gradients, and take normalized_shape as two numbers, how many sizes it has and their product: a list of one size costs
 0.4 us more on its way through the dispatcher, a sixth of a small call.
 

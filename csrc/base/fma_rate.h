@@ -1,0 +1,13 @@
+// The yardstick of the sparse kernels: how fast this machine does multiply-adds that take one operand from the first
+// cache.
+#pragma once
+
+#include "sparse_conv2d/call.h"
+
+namespace sparsekernels {
+
+// In GFLOP/s, on all of `threads` together: multiply-adds whose one operand is one of 24 lines (1.5 KB) that are read
+// in turn, and nothing else. Takes 0.1 s.
+double fma_from_l1_gflops(const Threads& threads);
+
+}  // namespace sparsekernels

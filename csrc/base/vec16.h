@@ -1,0 +1,209 @@
+// Sixteen elements of any dtype as one vector of floats, and sixteen such vectors transposed. Compiled once per
+// instruction set, as vec.h is.
+#pragma once
+
+#include "base/vec.h"
+#include "sparse_conv2d/epilogue.h"
+
+namespace sparsekernels {
+namespace {
+
+// Sixteen elements of T as floats. A masked access touches only the elements whose bit is set.
+template <class T>
+struct Sixteen {
+  static Vec<float> load(const T* from) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = widen(from[i]);
+    return Vec<float>::load(lanes);
+  }
+  static Vec<float> load(const T* from, uint32_t mask) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = mask >> i & 1 ? widen(from[i]) : 0.0f;
+    return Vec<float>::load(lanes);
+  }
+  static void store(Vec<float> value, T* to) {
+    float lanes[16];
+    value.store(lanes);
+    for (int i = 0; i < 16; ++i) narrow(lanes[i], to[i]);
+  }
+  static void store(Vec<float> value, T* to, uint32_t mask) {
+    float lanes[16];
+    value.store(lanes);
+    for (int i = 0; i < 16; ++i)
+      if (mask >> i & 1) narrow(lanes[i], to[i]);
+  }
+};
+
+// No less than low, nor more than high; NaN stays.
+inline Vec<float> limited(const Ending& ending, Vec<float> value) {
+#if defined(SPARSEKERNELS_AVX512)
+  // of two, of which one is NaN, these give the second
+  if (ending.parts & kHasLow) value.v = _mm512_max_ps(_mm512_set1_ps(ending.low), value.v);
+  if (ending.parts & kHasHigh) value.v = _mm512_min_ps(_mm512_set1_ps(ending.high), value.v);
+  return value;
+#else
+  float lanes[16];
+  value.store(lanes);
+  for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] < ending.low ? ending.low : lanes[i];
+  for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] > ending.high ? ending.high : lanes[i];
+  return Vec<float>::load(lanes);
+#endif
+}
+
+// Where the residual of an element of the tensor is.
+template <class T>
+inline const T* residual_of(const Ending& ending, const T* to) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(to) + ending.residual_bytes);
+}
+
+#if defined(SPARSEKERNELS_AVX512)
+
+template <>
+struct Sixteen<float> {
+  static Vec<float> load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  static Vec<float> load(const float* from, uint32_t mask) {
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from)};
+  }
+  static void store(Vec<float> value, float* to) { _mm512_storeu_ps(to, value.v); }
+  static void store(Vec<float> value, float* to, uint32_t mask) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), value.v);
+  }
+};
+
+template <>
+struct Sixteen<BFloat16> {
+  static Vec<float> widened(__m256i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static __m256i narrowed(Vec<float> value) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(Block<BFloat16>::rounded(value.v), 16));
+  }
+  static Vec<float> load(const BFloat16* from) {
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Vec<float> load(const BFloat16* from, uint32_t mask) {
+    return widened(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from));
+  }
+  static void store(Vec<float> value, BFloat16* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrowed(value));
+  }
+  static void store(Vec<float> value, BFloat16* to, uint32_t mask) {
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), narrowed(value));
+  }
+};
+
+template <>
+struct Sixteen<Float16> {
+  static __m256i narrowed(Vec<float> value) {
+    return _mm512_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static Vec<float> load(const Float16* from) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+  }
+  static Vec<float> load(const Float16* from, uint32_t mask) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from))};
+  }
+  static void store(Vec<float> value, Float16* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrowed(value));
+  }
+  static void store(Vec<float> value, Float16* to, uint32_t mask) {
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), narrowed(value));
+  }
+};
+
+inline void transpose(Vec<float> (&rows)[16]) {
+  __m512 quads[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i].v, rows[i + 1].v));
+    const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i].v, rows[i + 1].v));
+    const __m512d cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2].v, rows[i + 3].v));
+    const __m512d cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i + 2].v, rows[i + 3].v));
+    quads[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
+    quads[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
+    quads[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
+    quads[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 a = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0xdd);
+    const __m512 e = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0xdd);
+    rows[c].v = _mm512_shuffle_f32x4(a, b, 0x88);
+    rows[8 + c].v = _mm512_shuffle_f32x4(a, b, 0xdd);
+    rows[4 + c].v = _mm512_shuffle_f32x4(d, e, 0x88);
+    rows[12 + c].v = _mm512_shuffle_f32x4(d, e, 0xdd);
+  }
+}
+
+#elif defined(SPARSEKERNELS_AVX2)
+
+// Eight rows of eight, to columns.
+inline void transpose_eight(__m256 (&rows)[8]) {
+  __m256 pairs[8], quads[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    rows[c] = _mm256_permute2f128_ps(quads[c], quads[c + 4], 0x20);
+    rows[c + 4] = _mm256_permute2f128_ps(quads[c], quads[c + 4], 0x31);
+  }
+}
+
+inline void transpose(Vec<float> (&rows)[16]) {
+  __m256 blocks[2][2][8];  // [upper or lower rows][left or right columns]
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 8; ++i) {
+      blocks[half][0][i] = rows[half * 8 + i].lo;
+      blocks[half][1][i] = rows[half * 8 + i].hi;
+    }
+    transpose_eight(blocks[half][0]);
+    transpose_eight(blocks[half][1]);
+  }
+  for (int side = 0; side < 2; ++side)
+    for (int i = 0; i < 8; ++i) rows[side * 8 + i] = {blocks[0][side][i], blocks[1][side][i]};
+}
+
+#else
+
+inline void transpose(Vec<float> (&rows)[16]) {
+  float square[16][16];
+  for (int i = 0; i < 16; ++i) rows[i].store(square[i]);
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float kept = square[i][j];
+      square[i][j] = square[j][i];
+      square[j][i] = kept;
+    }
+  for (int i = 0; i < 16; ++i) rows[i] = Vec<float>::load(square[i]);
+}
+
+#endif
+
+// Sums, with their bias, as they go to 16 elements of a tensor; or to those whose bit is set.
+template <class T>
+inline Vec<float> ended(const Ending& ending, Vec<float> sums, const T* to) {
+  if (ending.parts == 0) return sums;
+  if (ending.parts & kAddsResidual) sums = sums + Sixteen<T>::load(residual_of(ending, to));
+  return limited(ending, sums);
+}
+template <class T>
+inline Vec<float> ended(const Ending& ending, Vec<float> sums, const T* to, uint32_t mask) {
+  if (ending.parts == 0) return sums;
+  if (ending.parts & kAddsResidual) sums = sums + Sixteen<T>::load(residual_of(ending, to), mask);
+  return limited(ending, sums);
+}
+
+}  // namespace
+}  // namespace sparsekernels

@@ -1,0 +1,315 @@
+// Training BatchNorm of contiguous planes, with a sum, limits and dropout in the same pass. Compiled once per
+// instruction set, as vec.h is.
+//
+// A channel's planes are read from memory once and from the cache once more, forward as backward: the statistics first,
+// block by block, then the result. Which elements are dropped follows from the seed and their places alone.
+#pragma once
+
+#include "batch_norm/call.h"
+#include "batch_norm/cpu/philox.h"
+#include "base/vec16.h"
+
+namespace sparsekernels {
+namespace {
+
+inline Vec<float> negated(Vec<float> a) {
+  return a * Vec<float>::broadcast(-1.0f);
+}
+
+// The lanes in which `a` is not at most, or not at least, `limit`: a NaN is neither.
+inline uint32_t lanes_above(Vec<float> a, float limit) {
+#if defined(SPARSEKERNELS_AVX512)
+  return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_NLE_UQ);
+#elif defined(SPARSEKERNELS_AVX2)
+  const __m256 limits = _mm256_set1_ps(limit);
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, limits, _CMP_NLE_UQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, limits, _CMP_NLE_UQ));
+  return static_cast<uint32_t>(lo | hi << 8);
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < 16; ++i) result |= static_cast<uint32_t>(!(a.v[i] <= limit)) << i;
+  return result;
+#endif
+}
+inline uint32_t lanes_below(Vec<float> a, float limit) {
+  return lanes_above(negated(a), -limit);
+}
+
+// The lanes whose bit is set; zero in the others, whatever they hold.
+inline Vec<float> only(uint32_t lanes, Vec<float> a) {
+#if defined(SPARSEKERNELS_AVX512)
+  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(lanes), a.v)};
+#elif defined(SPARSEKERNELS_AVX2)
+  const __m256i bits = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+  const auto mask = [&](uint32_t eight) {
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(eight)), bits);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bits));
+  };
+  return {_mm256_and_ps(mask(lanes), a.lo), _mm256_and_ps(mask(lanes >> 8), a.hi)};
+#else
+  for (int i = 0; i < 16; ++i)
+    if (!(lanes >> i & 1)) a.v[i] = 0;
+  return a;
+#endif
+}
+
+inline uint32_t lanes_at_least(const Words& numbers, uint32_t threshold) {
+#if defined(SPARSEKERNELS_AVX512)
+  const __m512i given = _mm512_loadu_si512(numbers.lanes);
+  return _mm512_cmpge_epu32_mask(given, _mm512_set1_epi32(static_cast<int>(threshold)));
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < 16; ++i) result |= static_cast<uint32_t>(numbers.lanes[i] >= threshold) << i;
+  return result;
+#endif
+}
+
+constexpr uint32_t kAllLanes = 0xffff;
+
+inline void store_lanes(Vec<float> value, float* to, uint32_t lanes) {
+  if (lanes == kAllLanes) {
+    Sixteen<float>::store(value, to);
+  } else {
+    Sixteen<float>::store(value, to, lanes);
+  }
+}
+
+// Of the sixteen elements from `at` on, those that the plane has.
+inline uint32_t lanes_of(int64_t at, int64_t plane) {
+  return plane - at >= 16 ? kAllLanes : (1u << (plane - at)) - 1;
+}
+
+// Calls body(offset of the tensor, offset of the words, lanes) for all of a channel that lies in images [begin, end)
+// and elements [from, to) of the planes; from is a multiple of 16.
+template <class Body>
+inline void each_sixteen(
+    const BatchNormSpace& space, int64_t channel, int64_t begin, int64_t end, int64_t from, int64_t to, Body body) {
+  for (int64_t image = begin; image < end; ++image) {
+    const int64_t offset = space.offset(image, channel), word = space.word_offset(image, channel);
+    int64_t i = from;
+    for (; i + 16 <= to; i += 16) body(offset + i, word + i / 16, kAllLanes);
+    if (i < to) body(offset + i, word + i / 16, lanes_of(i, to));
+  }
+}
+
+// Calls body(begin, end, from, to) for blocks of a channel of about so many elements: a part of a plane, or planes.
+template <int64_t kElements, class Body>
+inline void each_block(const BatchNormSpace& space, Body body) {
+  const int64_t images = space.plane >= kElements ? 1 : kElements / space.plane;
+  for (int64_t begin = 0; begin < space.images; begin += images) {
+    const int64_t end = begin + images < space.images ? begin + images : space.images;
+    for (int64_t from = 0; from < space.plane; from += kElements)
+      body(begin, end, from, from + kElements < space.plane ? from + kElements : space.plane);
+  }
+}
+
+// Ask for what lies so many elements on, which may be behind the end.
+inline void fetch(const float* from, int64_t ahead) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead) * sizeof(float);
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
+}
+
+// In double: what is left of the lanes' own rounding is small.
+inline double wide_sum(Vec<float> a) {
+  float lanes[16];
+  a.store(lanes);
+  double result = 0;
+  for (const float lane : lanes) result += lane;
+  return result;
+}
+
+// A sum of sixteen sums, in double: what is left is the rounding of what is added.
+class WideSum {
+ public:
+#if defined(SPARSEKERNELS_AVX512)
+  void add(Vec<float> a) {
+    low_ = _mm512_add_pd(low_, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
+    high_ = _mm512_add_pd(high_, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
+  }
+  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low_, high_)); }
+
+ private:
+  __m512d low_ = _mm512_setzero_pd(), high_ = _mm512_setzero_pd();
+#else
+  void add(Vec<float> a) {
+    float lanes[16];
+    a.store(lanes);
+    for (int i = 0; i < 16; ++i) lanes_[i] += lanes[i];
+  }
+  double total() const {
+    double result = 0;
+    for (const double lane : lanes_) result += lane;
+    return result;
+  }
+
+ private:
+  double lanes_[16] = {};
+#endif
+};
+
+constexpr int64_t kInFirstCache = 1024;  // elements
+constexpr int64_t kSummedInFloat = 256;
+
+struct Moments {
+  double mean, variance;
+};
+
+// Mean and variance of each block around its own mean, merged (Chan, Golub & LeVeque, 1979): one pass through memory,
+// and no cancellation.
+inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
+  const int64_t ahead = call.space.channels * call.space.plane;  // the next image: the processor does not look so far
+  double count = 0, mean = 0, squares = 0;
+  each_block<kInFirstCache>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
+    Vec<float> total = Vec<float>::zero();
+    each_sixteen(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
+      fetch(call.source + at, ahead);
+      total = total + Sixteen<float>::load(call.source + at, lanes);
+    });
+    // around what is nearly the mean; what that is off by follows from the sum of the differences
+    const double elements = static_cast<double>((end - begin) * (to - from));
+    const float near = static_cast<float>(wide_sum(total) / elements);
+    const Vec<float> shift = Vec<float>::broadcast(-near);
+    Vec<float> off = Vec<float>::zero(), around = Vec<float>::zero();
+    each_sixteen(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
+      const Vec<float> difference = only(lanes, Sixteen<float>::load(call.source + at, lanes) + shift);
+      off = off + difference;
+      around = fma(difference, difference, around);
+    });
+    const double differences = wide_sum(off), block_mean = near + differences / elements;
+    const double both = count + elements, step = block_mean - mean;
+    squares += wide_sum(around) - differences * differences / elements + step * step * (count * elements / both);
+    mean += step * (elements / both);
+    count = both;
+  });
+  return {mean, squares > 0 || squares != squares ? squares / count : 0};
+}
+
+// Which of 64 elements of a plane are kept.
+struct Draw {
+  uint64_t seed;
+  uint32_t threshold;
+
+  // Those of [at, at + 64), a bit each. The counter is that of the place in the plane, and the plane.
+  uint64_t kept(int64_t at, int64_t plane) const {
+    Words numbers[4];
+    philox(
+        static_cast<uint32_t>(at / 4), static_cast<uint32_t>(plane),
+        static_cast<uint32_t>(static_cast<uint64_t>(plane) >> 32), seed, numbers);
+    uint64_t result = 0;
+    for (int w = 0; w < 4; ++w) result |= static_cast<uint64_t>(lanes_at_least(numbers[w], threshold)) << (16 * w);
+    return result;
+  }
+};
+
+// Of (source - centre) * factor + shift + residual: far from zero, digits are lost in nothing but the difference.
+template <bool kDrops, bool kAdds>
+inline void normalise(const BatchNormForward& call, int64_t channel, float centre, float factor, float shift) {
+  const BatchNormSpace& space = call.space;
+  const Vec<float> centres = Vec<float>::broadcast(-centre);
+  const Vec<float> factors = Vec<float>::broadcast(factor), shifts = Vec<float>::broadcast(shift);
+  const Vec<float> scale = Vec<float>::broadcast(call.scale);
+  Ending limits = {};
+  limits.low = call.has_low ? call.low : -__builtin_inff();
+  limits.high = call.has_high ? call.high : __builtin_inff();
+  limits.parts = (call.has_low ? kHasLow : 0) | (call.has_high ? kHasHigh : 0);
+  const Draw draw = {call.seed, call.threshold};
+  for (int64_t image = 0; image < space.images; ++image) {
+    const float* const from = call.source + space.offset(image, channel);
+    float* const to = call.dest + space.offset(image, channel);
+    const float* const residual = kAdds ? call.residual + space.offset(image, channel) : nullptr;
+    uint16_t* const words = call.kept == nullptr ? nullptr : call.kept + space.word_offset(image, channel);
+    uint64_t drawn = 0;
+    for (int64_t i = 0; i < space.plane; i += 16) {
+      const uint32_t lanes = lanes_of(i, space.plane);
+      if (kDrops) drawn = i % 64 == 0 ? draw.kept(i, image * space.channels + channel) : drawn >> 16;
+      Vec<float> value = fma(Sixteen<float>::load(from + i, lanes) + centres, factors, shifts);
+      if (kAdds) value = value + Sixteen<float>::load(residual + i, lanes);
+      uint32_t kept = lanes;
+      if (call.has_low) kept &= lanes_above(value, call.low);
+      if (call.has_high) kept &= lanes_below(value, call.high);
+      value = limited(limits, value);
+      if (kDrops) {
+        const uint32_t left = static_cast<uint32_t>(drawn) & kAllLanes;
+        value = only(left, value * scale);
+        kept &= left;
+      }
+      store_lanes(value, to + i, lanes);
+      if (words != nullptr) words[i / 16] = static_cast<uint16_t>(kept);
+    }
+  }
+}
+
+// Channels [begin, end).
+void batch_norm_forward(const BatchNormForward& call, int64_t begin, int64_t end) {
+  for (int64_t channel = begin; channel < end; ++channel) {
+    const Moments moments = moments_of(call, channel);
+    const double rate = 1 / __builtin_sqrt(moments.variance + call.eps);
+    const double factor = call.weight == nullptr ? rate : rate * call.weight[channel];
+    const float centre = static_cast<float>(moments.mean);
+    const double shift = (call.bias == nullptr ? 0.0 : call.bias[channel]) + (centre - moments.mean) * factor;
+    call.statistics[channel] = centre;
+    call.statistics[call.space.channels + channel] = static_cast<float>(moments.variance);
+    call.statistics[2 * call.space.channels + channel] = static_cast<float>(rate);
+    const bool adds = call.residual != nullptr;
+    const auto body = call.threshold != 0 ? (adds ? normalise<true, true> : normalise<true, false>)
+                                          : (adds ? normalise<false, true> : normalise<false, false>);
+    body(call, channel, centre, static_cast<float>(factor), static_cast<float>(shift));
+  }
+}
+
+// The gradients that pass, scaled, of sixteen elements.
+inline Vec<float> passed(const BatchNormBackward& call, Vec<float> scale, int64_t at, int64_t word, uint32_t lanes) {
+  const Vec<float> gradient = Sixteen<float>::load(call.gradient + at, lanes) * scale;
+  return call.kept == nullptr ? gradient : only(call.kept[word], gradient);
+}
+
+// Channels [begin, end).
+void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t end) {
+  const BatchNormSpace& space = call.space;
+  const Vec<float> scale = Vec<float>::broadcast(call.scale);
+  for (int64_t channel = begin; channel < end; ++channel) {
+    const float mean = call.statistics[channel];
+    const double rate = call.statistics[2 * space.channels + channel];
+    const Vec<float> shift = Vec<float>::broadcast(-mean);
+    const int64_t ahead = space.channels * space.plane;
+    WideSum gradient_sum, product_sum, difference_sum;  // products with, and differences, source - mean
+    each_block<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
+      Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero(), off = Vec<float>::zero();
+      each_sixteen(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
+        fetch(call.gradient + at, ahead);
+        fetch(call.source + at, ahead);
+        const Vec<float> gradient = passed(call, scale, at, word, lanes);
+        if (call.residual != nullptr) store_lanes(gradient, call.residual + at, lanes);
+        one = one + gradient;
+        const Vec<float> difference = only(lanes, Sixteen<float>::load(call.source + at, lanes) + shift);
+        off = off + difference;
+        other = fma(gradient, difference, other);
+      });
+      gradient_sum.add(one);
+      product_sum.add(other);
+      difference_sum.add(off);
+    });
+    const double gradients = gradient_sum.total();
+    const double elements = static_cast<double>(space.images * space.plane);
+    // the mean was rounded
+    const double products = product_sum.total() - gradients * (difference_sum.total() / elements);
+    call.parameters[channel] = static_cast<float>(products * rate);
+    call.parameters[space.channels + channel] = static_cast<float>(gradients);
+    if (call.dest == nullptr) continue;
+    const double factor = call.weight == nullptr ? rate : rate * call.weight[channel];
+    const double slope = products * rate * rate / elements;
+    // factor * (g - mean(g) - (x - mean) * slope)
+    const Vec<float> factors = Vec<float>::broadcast(static_cast<float>(factor));
+    const Vec<float> slopes = Vec<float>::broadcast(static_cast<float>(-slope));
+    const Vec<float> level = Vec<float>::broadcast(static_cast<float>(-gradients / elements));
+    each_sixteen(space, channel, 0, space.images, 0, space.plane, [&](int64_t at, int64_t word, uint32_t lanes) {
+      const Vec<float> gradient = passed(call, scale, at, word, lanes);
+      const Vec<float> around = Sixteen<float>::load(call.source + at, lanes) + shift;
+      const Vec<float> result = fma(around, slopes, gradient + level) * factors;
+      store_lanes(result, call.dest + at, lanes);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace sparsekernels

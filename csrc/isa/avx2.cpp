@@ -1,0 +1,29 @@
+// Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
+#define SPARSEKERNELS_AVX2
+#include "batch_norm/cpu/kernel.h"
+#include "max_pool2d/cpu/kernel.h"
+#include "max_pool2d/cpu/indices.h"
+#include "rms_norm/cpu/kernel.h"
+#include "sparse_conv2d/jit/pack.h"
+#include "sparse_conv2d/tiled/pack.h"
+#include "sparse_conv2d/tiled/microkernels.h"
+
+#include "isa/kernels.h"
+
+namespace sparsekernels {
+
+const CpuKernels kAvx2Kernels = {
+    "avx2",
+    {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
+     rms_norm_kernels_of<double>()},
+    {line_kernels_of<float>(), line_kernels_of<BFloat16>(), line_kernels_of<Float16>()},
+    {bundle_kernels_of<float>(), bundle_kernels_of<BFloat16>(), bundle_kernels_of<Float16>()},
+    tile_kernels(),
+    widen_elements,
+    narrow_elements,
+    max_pool2d_planes,
+    max_pool2d_places,
+    batch_norm_forward,
+    batch_norm_backward};
+
+}  // namespace sparsekernels

@@ -1,0 +1,89 @@
+// Picks the kernels of the best instruction set that this processor has.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "isa/kernels.h"
+
+namespace sparsekernels {
+namespace {
+
+struct Candidate {
+  const CpuKernels* kernels;
+  bool supported;
+};
+
+#if defined(SPARSEKERNELS_X86)
+// F16C is not asked for: every processor with AVX2 has it, and older compilers do not know its name.
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#endif
+
+// Best first.
+const Candidate* candidates(int& count) {
+  static const Candidate all[] = {
+#if defined(SPARSEKERNELS_X86)
+      {&kAvx512Kernels, has_avx512()},
+      {&kAvx2Kernels, has_avx2()},
+#endif
+      {&kPortableKernels, true},
+  };
+  count = static_cast<int>(sizeof all / sizeof all[0]);
+  return all;
+}
+
+std::string supported_names() {
+  std::string names;
+  int count;
+  const Candidate* all = candidates(count);
+  for (int i = 0; i < count; ++i) {
+    if (all[i].supported) names += (names.empty() ? "" : " ") + std::string(all[i].kernels->isa);
+  }
+  return names;
+}
+
+const CpuKernels& pick() {
+  const char* forced = std::getenv("SPARSEKERNELS_CPU_ISA");
+  int count;
+  const Candidate* all = candidates(count);
+  for (int i = 0; i < count; ++i) {
+    if (!all[i].supported) continue;
+    if (forced == nullptr || std::strcmp(forced, all[i].kernels->isa) == 0) return *all[i].kernels;
+  }
+  throw std::runtime_error(
+      std::string("SPARSEKERNELS_CPU_ISA is '") + forced + "', accepted on this processor are: " + supported_names());
+}
+
+}  // namespace
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels& kernels = pick();
+  return kernels;
+}
+
+}  // namespace sparsekernels
+
+#define SPARSEKERNELS_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// The instruction set in use; null where SPARSEKERNELS_CPU_ISA asks for one that is not to be had.
+SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_isa() {
+  try {
+    return sparsekernels::cpu_kernels().isa;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_supported_isas() {
+  static const std::string names = sparsekernels::supported_names();
+  return names.c_str();
+}
+}

@@ -1,0 +1,56 @@
+// The kernels of one instruction set, as the bindings see them.
+#pragma once
+
+#include <cstdint>
+
+#include "batch_norm/call.h"
+#include "max_pool2d/call.h"
+#include "rms_norm/call.h"
+#include "sparse_conv2d/jit/pack_calls.h"
+#include "sparse_conv2d/tiled/pack_calls.h"
+#include "sparse_conv2d/tiled/microkernel_calls.h"
+
+namespace sparsekernels {
+
+// For one dtype of the input. Sizes are in elements; "arranged" buffers hold float (double for float64), their length
+// rounded up to kArrangedBlock.
+struct RmsNormKernels {
+  void (*arrange_weight)(const void* weight, DType weight_dtype, int64_t cols, void* arranged);
+  // Rows [begin, end). arranged == nullptr: the weight is read as it is stored, in the dtype of the input.
+  void (*forward)(const RmsNormForward& call, const void* arranged, int64_t begin, int64_t end);
+  // The same for the backward; adds to partial, an arranged weight gradient, unless that is null.
+  void (*backward)(const RmsNormBackward& call, const void* arranged, void* partial, int64_t begin, int64_t end);
+  // Columns [begin, end) of the weight gradient; begin is a multiple of kArrangedBlock.
+  void (*sum_partials)(
+      DType weight_dtype, const void* partials, int64_t parts, int64_t stride, int64_t begin, int64_t end,
+      void* grad_weight);
+};
+
+constexpr int64_t kArrangedBlock = 32;
+
+struct CpuKernels {
+  const char* isa;
+  RmsNormKernels rms_norm[4];  // by DType
+  LineKernels lines[3];        // by DType, without float64
+  BundleKernels bundles[3];    // by DType, without float64
+  TileKernels tiles;
+  // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
+  void (*widen)(const void* from, int64_t count, DType dtype, float* to);
+  void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);
+  // Planes [begin, end); row: MaxPool2d::row_floats.
+  void (*max_pool2d)(const MaxPool2d& call, float* row, int64_t begin, int64_t end);
+  // The same of float32 without gaps, and the place of each result in the plane that it comes from.
+  void (*max_pool2d_places)(const MaxPool2d& call, int32_t* places, int64_t begin, int64_t end);
+  // Channels [begin, end).
+  void (*batch_norm_forward)(const BatchNormForward& call, int64_t begin, int64_t end);
+  void (*batch_norm_backward)(const BatchNormBackward& call, int64_t begin, int64_t end);
+};
+
+extern const CpuKernels kAvx512Kernels;
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kPortableKernels;
+
+// Picked once, by what the processor has, or by SPARSEKERNELS_CPU_ISA.
+const CpuKernels& cpu_kernels();
+
+}  // namespace sparsekernels

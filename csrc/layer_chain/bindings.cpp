@@ -1,0 +1,156 @@
+// Chains of layers for inference on the CPU as torch operators. A chain is known by a number; whoever made it frees it.
+// The schemas are defined in Python (sparsekernels/ops/layer_chain/operators.py).
+#include "layer_chain/call.h"
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
+
+#include "max_pool2d/glue.h"
+#include "sparse_conv2d/glue.h"
+
+namespace sparsekernels {
+namespace {
+
+// A chain, and the tensors that its layers point into.
+struct OwnedChain {
+  explicit OwnedChain(DType dtype) : chain(dtype) {}
+  std::vector<Handle> tensors;
+  LayerChain chain;
+};
+
+class Chains {
+ public:
+  int64_t add(std::shared_ptr<OwnedChain> chain) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    chains_.emplace(++last_, std::move(chain));
+    return last_;
+  }
+  std::shared_ptr<OwnedChain> find(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = chains_.find(number);
+    require(found != chains_.end(), "chain: accepted is the number of one that was made and not freed");
+    return found->second;
+  }
+  void free(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    chains_.erase(number);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<OwnedChain>> chains_;
+  int64_t last_ = 0;
+};
+
+Chains& chains() {
+  static Chains* const one = new Chains;  // never destroyed: tensors may outlive static objects
+  return *one;
+}
+
+void boxed_make(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle like = arguments.tensor();
+  const DType dtype = dtype_of(like);
+  require(dtype != DType::kFloat64, "like: accepted are float32, bfloat16 and float16");
+  stack[0] = torch::stable::detail::from(chains().add(std::make_shared<OwnedChain>(dtype)));
+}
+
+void boxed_add_convolution(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
+  ChainLayer layer = {};
+  layer.source = static_cast<int>(arguments.integer());
+  Handle values = contiguous_vector(arguments.tensor());
+  Handle bias = arguments.optional_tensor();
+  Handle crow = arguments.tensor(), col = arguments.tensor();
+  const Geometry geometry(arguments.integers());
+  layer.input_channels = arguments.integer();
+  layer.residual = static_cast<int>(arguments.integer());
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+
+  const DType dtype = owner->chain.dtype();
+  const auto fits = [&](const Handle& tensor, int64_t size) {
+    return tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.is_contiguous() && dtype_of(tensor) == dtype &&
+           tensor.device_type() == aoti_torch_device_type_cpu();
+  };
+  layer.geometry = geometry.conv;
+  std::copy_n(geometry.padding_after, 2, layer.padding_after);
+  layer.pattern = pattern_of(crow, col, geometry);
+  require(layer.pattern.rows > 0, "crow_indices: accepted is at least one output channel");
+  require(fits(values, layer.pattern.nonzeros), "values: accepted is one for each index, in the chain's dtype");
+  layer.pattern.values = values.data();
+  layer.pattern.dtype = dtype;
+  const int64_t channels = layer.input_channels, groups = geometry.conv.groups;
+  require(
+      channels > 0 && channels % groups == 0 &&
+          channels / groups <= std::numeric_limits<int32_t>::max() / geometry.taps(),
+      "channels: accepted is a positive number that divides by groups");
+  if (bias) {
+    bias = contiguous_vector(std::move(bias));
+    require(fits(bias, layer.pattern.rows), "bias: accepted is one for each output channel, in the chain's dtype");
+    layer.epilogue.bias = bias.data();
+  }
+  if (low) layer.epilogue.low = static_cast<float>(*low);
+  if (high) layer.epilogue.high = static_cast<float>(*high);
+  require(layer.epilogue.low <= layer.epilogue.high, "low, high: accepted are numbers, the first at most the second");
+  check_indices(layer.pattern, channels / groups * geometry.taps());
+  const int result = owner->chain.add(layer);
+  for (Handle* tensor : {&values, &bias, &crow, &col})
+    if (*tensor) owner->tensors.push_back(std::move(*tensor));
+  stack[0] = torch::stable::detail::from(int64_t{result});
+}
+
+void boxed_add_max_pool(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
+  ChainLayer layer = {};
+  layer.pools = true;
+  layer.residual = -1;
+  layer.source = static_cast<int>(arguments.integer());
+  layer.pooling = pooling_of(arguments.integers());
+  stack[0] = torch::stable::detail::from(int64_t{owner->chain.add(layer)});
+}
+
+void boxed_free(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  chains().free(arguments.integer());
+}
+
+void boxed_run(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Handle input = arguments.tensor();
+  const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
+  require(input.dim() == 4, "input: accepted are 4 dimensions");
+  require(dtype_of(input) == owner->chain.dtype(), "input: accepted is the dtype of the chain");
+  if (!input.is_contiguous()) input = contiguous(input);
+  Activation source, dest;
+  source.data = input.data();
+  source.dtype = dest.dtype = owner->chain.dtype();
+  std::copy_n(input.sizes(), 4, source.size);
+  for (const int64_t size : source.size) require(size < int64_t{1} << 30, "input: accepted are sizes below 2^30");
+  owner->chain.output_size(source.size, dest.size);
+  Handle output = empty(dest.size, 4, input.dtype(), input);
+  dest.data = output.data();
+  std::vector<Handle> held;
+  owner->chain.run(source, dest, torch_threads(), [&](int64_t bytes) {
+    const int64_t count = (bytes + 3) / 4;
+    held.push_back(empty(&count, 1, aoti_torch_dtype_float32(), input));
+    return held.back().data();
+  });
+  stack[0] = to_stack(std::move(output));
+}
+
+}  // namespace
+}  // namespace sparsekernels
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
+  m.impl("_make_layer_chain", &sparsekernels::boxed_make);
+  m.impl("_run_layer_chain", &sparsekernels::boxed_run);
+  m.impl("_add_sparse_conv2d", &sparsekernels::boxed_add_convolution);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {
+  m.impl("_add_max_pool2d", &sparsekernels::boxed_add_max_pool);
+  m.impl("_free_layer_chain", &sparsekernels::boxed_free);
+}

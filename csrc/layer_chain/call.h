@@ -1,0 +1,57 @@
+// A network's layers as one call: a few images at a time go through all of them, on one thread, so that what one layer
+// writes is still in the second cache when the next one reads it. Knows no torch.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "max_pool2d/call.h"
+#include "sparse_conv2d/call.h"
+
+namespace sparsekernels {
+
+// Tensor 0 is the chain's input, tensor i + 1 the result of layer i. All are [N, C, H, W] without gaps.
+struct ChainLayer {
+  bool pools;
+  int source;
+  // of a sparse convolution
+  ConvGeometry geometry;
+  int64_t padding_after[2];
+  SparsePattern pattern;
+  int64_t input_channels;
+  Epilogue epilogue;  // its residual is not used
+  int residual;       // tensor, or -1
+  MaxPool2d pooling;  // its window, stride and padding
+};
+
+struct PreparedChain;
+
+class LayerChain {
+ public:
+  explicit LayerChain(DType dtype) : dtype_(dtype) {}
+  LayerChain(const LayerChain&) = delete;
+  LayerChain& operator=(const LayerChain&) = delete;
+  ~LayerChain();
+
+  DType dtype() const { return dtype_; }
+  // The number of its result. Throws std::invalid_argument where source or residual is no tensor before it. What
+  // `layer` points to has to outlive the chain.
+  int add(const ChainLayer& layer);
+  // Sizes of the last result, for an input of such sizes. Throws std::invalid_argument where a layer does not fit.
+  void output_size(const int64_t (&input)[4], int64_t (&output)[4]) const;
+  // An element has the same bits for any number of threads. `allocate` gives so many bytes until the call is over.
+  void run(
+      const Activation& input, const Activation& output, const Threads& threads,
+      const std::function<void*(int64_t)>& allocate);
+
+ private:
+  std::shared_ptr<const PreparedChain> prepared(const int64_t (&input)[4], const Threads& threads);
+
+  DType dtype_;
+  std::vector<ChainLayer> layers_;
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<const PreparedChain>> prepared_;  // of the last few input sizes
+};
+
+}  // namespace sparsekernels

@@ -1,0 +1,122 @@
+#include "layer_chain/layout.h"
+
+#include <algorithm>
+
+namespace sparsekernels {
+namespace {
+
+// The lines of all channels between each other, where nothing else is wanted: what is stored for a line of positions is
+// in one place, and not on as many pages as there are channels.
+ChainLayout lines_layout(const ChainTensor& tensor, int64_t images) {
+  const int64_t line = (tensor.size[0] | 1) * 16;
+  return {images, 16, line, divide_up(tensor.size[1] * tensor.size[2] * images, 16) * line, 0, 0, 0, 0, false};
+}
+
+// Whether a layer reads its source from such a layout.
+bool can_read(const ChainLayer& layer, const ChainLayerPlan& plan, const ChainLayout& layout) {
+  return layout.line == 16 || plan.wanted == layout || (!layer.pools && plan.gathers && layout.images == 1);
+}
+
+// Whether all strips of a result of so many columns begin at whole lines.
+bool strips_are_lines(const BundlePlan& plan, int64_t columns) {
+  if (plan.strips[1] > 1) return plan.strips[0] == 1 && plan.strip[0] == 1;  // of one row, in sixteens
+  return plan.strips[0] == 1 || plan.strip[0] * columns * plan.images % 16 == 0;
+}
+
+// Whether a layer stores its result in such a layout, its source being in that one.
+bool can_store(
+    const ChainLayer& layer, const ChainLayerPlan& one, const ChainTensor& result, const ChainLayout& layout,
+    const ChainLayout& source) {
+  if (layer.pools) return layout.images == source.images;
+  const BundlePlan& plan = one.plan;
+  if (!one.by_programs || !plan.gapless || plan.images != layout.images) return false;
+  if (layout.images > 1 && layer.residual >= 0) return false;
+  return strips_are_lines(plan, result.size[2]);
+}
+
+}  // namespace
+
+ChainLayout plain_layout(const int64_t (&size)[3]) {
+  const int64_t positions = size[1] * size[2];
+  return {1, positions, 16, size[0] * positions, 0, 0, 0, 0, true};
+}
+
+ChainLayout planes_as_layout(const Lattice& lattice, const BundlePlan& plan, const ChainTensor& source) {
+  const ChainLayout plain = plain_layout(source.size);
+  const int64_t positions = source.size[1] * source.size[2], images = plan.images, line = plan.line_floats;
+  if (lattice.groups != 1 || lattice.some_reach_nothing || plan.phases != 1) return plain;
+  if (positions * images < 16 || positions < 2 || source.size[0] < 2) return plain;  // it may be described otherwise
+  if (lattice.is_flat() && lattice.size[0] == 1 && lattice.size[1] == positions && line != 16)
+    return {images, 16, line, divide_up(positions * images, 16) * line, 0, 0, 0, plan.back_floats, false};
+  const int64_t above = -lattice.origin[0], rows = lattice.size[0] + lattice.most_shift[0];
+  const bool is_copy = plan.strips[1] == 1 && plan.pitch == source.size[2] && plan.first_column[0] == 0 &&
+                       lattice.source_step[0] == 1 && lattice.source_step[1] == 1 && above >= 0 &&
+                       rows >= above + source.size[1];
+  if (!is_copy) return plain;
+  // from floats of a plane to those of all channels, where these lie between each other
+  const auto spread = [&](int64_t floats) { return line == 16 ? floats : floats / 16 * line; };
+  const int64_t row = plan.pitch * images, below = (rows - above - source.size[1]) * row;
+  if (line != 16 && row % 16 != 0) return plain;  // strips and images would begin within lines
+  const int64_t around = plan.front_floats + plan.back_floats, first = plan.front_floats + spread(above * row);
+  if (line != 16)  // any strip of rows is a part of all of them
+    return {images, 16, line, spread(rows * row), first, plan.front_floats, spread(below), around, false};
+  if (images != 1 || plan.strips[0] != 1) return plain;
+  return {
+      1,    plan.channel_floats, 16, plan.bundle_floats, first, plan.front_floats, below + plan.behind_floats, around,
+      false};
+}
+
+// Pooling of sixteen interleaved images takes lines and gives lines: it wants its source so if the one who reads its
+// result does.
+void let_pools_want(
+    const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors,
+    std::vector<ChainLayerPlan>& plans) {
+  for (size_t pool = layers.size(); pool-- > 0;) {
+    if (!layers[pool].pools) continue;
+    const int result = static_cast<int>(pool) + 1;
+    int readers = 0;
+    const ChainLayout* wanted = nullptr;
+    for (size_t i = pool + 1; i < layers.size(); ++i) {
+      if (layers[i].source == result) ++readers, wanted = &plans[i].wanted;
+      if (!layers[i].pools && layers[i].residual == result) readers = 2;
+    }
+    if (readers == 1 && wanted->images == 16)
+      plans[pool].wanted = lines_layout(tensors[static_cast<size_t>(layers[pool].source)], 16);
+  }
+}
+
+// A tensor lies as a reader wants it, if whoever makes it can store it so and all others can read it. A residual may
+// lie in any way where programs add it, but for interleaved images; other layers find it where they store the sum.
+void choose_layouts(
+    const std::vector<ChainLayer>& layers, std::vector<ChainLayerPlan>& plans, std::vector<ChainTensor>& tensors) {
+  const size_t count = layers.size();
+  let_pools_want(layers, tensors, plans);
+  for (size_t tensor = 1; tensor <= count; ++tensor) {
+    ChainTensor& one = tensors[tensor];
+    const ChainLayer& maker = layers[tensor - 1];
+    std::vector<size_t> readers;
+    bool may_move = true, is_residual = false;
+    for (size_t i = tensor; i < count; ++i) {
+      if (layers[i].source == static_cast<int>(tensor)) readers.push_back(i);
+      if (layers[i].pools || layers[i].residual != static_cast<int>(tensor)) continue;
+      is_residual = true;
+      may_move = may_move && plans[i].by_programs && plans[i].plan.direct;
+      may_move = may_move && strips_are_lines(plans[i].plan, one.size[2]);
+    }
+    if (!may_move) continue;
+    std::vector<ChainLayout> wanted;
+    for (const size_t i : readers) wanted.push_back(plans[i].wanted);
+    if (readers.empty() && one.size[0] > 1) wanted.push_back(lines_layout(one, 1));
+    const ChainLayout& source = tensors[static_cast<size_t>(maker.source)].layout;
+    for (const ChainLayout& layout : wanted) {
+      const auto reads = [&](size_t i) { return can_read(layers[i], plans[i], layout); };
+      if (layout.is_plain || (is_residual && layout.images > 1)) continue;
+      if (!can_store(maker, plans[tensor - 1], one, layout, source)) continue;
+      if (!std::all_of(readers.begin(), readers.end(), reads)) continue;
+      one.layout = layout;
+      break;
+    }
+  }
+}
+
+}  // namespace sparsekernels

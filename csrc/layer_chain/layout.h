@@ -1,0 +1,56 @@
+// How the tensors of a chain lie in a thread's memory: where a layer's programs can store a result as the next layer's
+// read it, nothing is copied between the two.
+#pragma once
+
+#include "layer_chain/call.h"
+#include "sparse_conv2d/jit/plan.h"
+
+namespace sparsekernels {
+
+// Of `images` = n images that are interleaved, position p = row * columns + column of channel c of image i is, with
+// f = p * n + i % n, element
+//     first + i / n * image + c * channel + f / 16 * line + f % 16
+// of the tensor's place. A line of 16 means that positions follow each other; else that lines of all channels lie
+// between each other, and only then are images interleaved.
+struct ChainLayout {
+  int64_t images;
+  int64_t channel, line, image;
+  int64_t first;
+  int64_t planes;  // where the planes of its readers begin: before `first` are rows of zeros
+  int64_t below;   // zeros behind a channel's last position, or of all channels
+  int64_t around;  // before and behind all planes, that lanes without a use read
+  bool is_plain;   // as a tensor
+
+  bool operator==(const ChainLayout& other) const {
+    return images == other.images && channel == other.channel && line == other.line && image == other.image &&
+           first == other.first && planes == other.planes && below == other.below && is_plain == other.is_plain;
+  }
+};
+
+// One tensor of a chain, of one image.
+struct ChainTensor {
+  int64_t size[3];     // channels, rows, columns
+  int last_use;        // the last layer that reads it; of the chain's result, the number of layers
+  ChainLayout layout;  // within a part; what leads from one part to another is plain
+
+  int64_t elements() const { return size[0] * size[1] * size[2]; }
+};
+
+// What is planned for a layer, its tensors plain.
+struct ChainLayerPlan {
+  bool by_programs;
+  BundlePlan plan;
+  bool gathers;        // a source that lies in lines
+  ChainLayout wanted;  // of its source
+};
+
+ChainLayout plain_layout(const int64_t (&size)[3]);
+
+// The planes that a layer reads, as a layout of its source; plain, where they are no copy of it.
+ChainLayout planes_as_layout(const Lattice& lattice, const BundlePlan& plan, const ChainTensor& source);
+
+// Sets the layout of each tensor.
+void choose_layouts(
+    const std::vector<ChainLayer>& layers, std::vector<ChainLayerPlan>& plans, std::vector<ChainTensor>& tensors);
+
+}  // namespace sparsekernels

@@ -1,0 +1,127 @@
+// Max pooling on the CPU, as torch operators. The schemas are defined in Python
+// (sparsekernels/ops/max_pool2d/operators.py).
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "isa/kernels.h"
+#include "max_pool2d/glue.h"
+
+namespace sparsekernels {
+namespace {
+
+constexpr int64_t kGrain = 1 << 15;  // elements for which a thread is worth its while
+
+// The call of a contiguous `input`, all but where results go.
+MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window) {
+  MaxPool2d call = pooling_of(window);
+  require(input.dim() == 4 && input.is_contiguous(), "input: accepted are 4 dimensions without gaps");
+  call.dtype = dtype_of(input);
+  require(call.dtype != DType::kFloat64, "input: accepted are float32, bfloat16 and float16");
+  const int64_t* const sizes = input.sizes();
+  for (size_t d = 0; d < 2; ++d) {
+    call.source_size[d] = sizes[2 + d];
+    const int64_t room = call.source_size[d] + 2 * call.padding[d] - call.window[d];
+    require(call.source_size[d] > 0 && room >= 0, "input: accepted is one that the window fits into");
+    call.dest_size[d] = room / call.stride[d] + 1;
+  }
+  call.source = input.data();
+  call.source_channel = call.source_size[0] * call.source_size[1];
+  call.dest_channel = call.dest_size[0] * call.dest_size[1];
+  call.channels = std::max<int64_t>(1, sizes[1]);
+  call.source_image = call.channels * call.source_channel;
+  call.dest_image = call.channels * call.dest_channel;
+  return call;
+}
+
+Handle empty_results(const MaxPool2d& call, const Handle& input, int32_t dtype) {
+  const int64_t sizes[] = {input.sizes()[0], input.sizes()[1], call.dest_size[0], call.dest_size[1]};
+  return empty(sizes, 4, dtype, input);
+}
+
+// body(begin, end) for planes of `elements`.
+template <class Body>
+void for_planes(const Handle& input, int64_t elements, Body body) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements));
+  torch::stable::parallel_for(0, input.sizes()[0] * input.sizes()[1], grain, body);
+}
+
+void boxed_max_pool2d(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle input = arguments.tensor();
+  MaxPool2d call = call_of(input, arguments.integers());
+  Handle output = empty_results(call, input, input.dtype());
+  call.dest = output.data();
+  for_planes(input, call.source_channel, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(static_cast<size_t>(call.row_floats()));
+    cpu_kernels().max_pool2d(call, row.data(), begin, end);
+  });
+  stack[0] = to_stack(std::move(output));
+}
+
+void boxed_max_pool2d_places(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle input = arguments.tensor();
+  MaxPool2d call = call_of(input, arguments.integers());
+  require(call.dtype == DType::kFloat32, "input: accepted is float32");
+  require(call.source_channel <= std::numeric_limits<int32_t>::max(), "input: accepted are planes below 2^31");
+  Handle output = empty_results(call, input, input.dtype());
+  Handle places = empty_results(call, input, aoti_torch_dtype_int32());
+  call.dest = output.data();
+  int32_t* const found = static_cast<int32_t*>(places.data());
+  for_planes(input, call.source_channel, [&](int64_t begin, int64_t end) {
+    cpu_kernels().max_pool2d_places(call, found, begin, end);
+  });
+  stack[0] = to_stack(std::move(output));
+  stack[1] = to_stack(std::move(places));
+}
+
+void boxed_max_pool2d_backward(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Handle gradient = arguments.tensor();
+  const Handle places = arguments.tensor();
+  const std::vector<int64_t> plane = arguments.integers();
+  require(
+      places.dtype() == aoti_torch_dtype_int32() && places.dim() == 4 && places.is_contiguous(),
+      "places: accepted is what the forward pass gave");
+  require(
+      gradient.dtype() == aoti_torch_dtype_float32() && gradient.dim() == 4 &&
+          std::equal(gradient.sizes(), gradient.sizes() + 4, places.sizes()),
+      "gradient: accepted is float32 in the shape of the result");
+  require(
+      plane.size() == 2 && plane[0] > 0 && plane[1] > 0 && plane[0] <= std::numeric_limits<int32_t>::max() / plane[1],
+      "size: accepted are the height and width of the input");
+  if (!gradient.is_contiguous()) gradient = contiguous(gradient);
+  const int64_t* const sizes = places.sizes();
+  const int64_t dest_sizes[] = {sizes[0], sizes[1], plane[0], plane[1]};
+  const int64_t results = sizes[2] * sizes[3], elements = plane[0] * plane[1];
+  Handle output = empty(dest_sizes, 4, gradient.dtype(), gradient);
+  const float* const from = static_cast<const float*>(gradient.data());
+  const int32_t* const found = static_cast<const int32_t*>(places.data());
+  float* const to = static_cast<float*>(output.data());
+  std::atomic<bool> inside{true};
+  for_planes(places, elements, [&](int64_t begin, int64_t end) {
+    std::memset(to + begin * elements, 0, static_cast<size_t>((end - begin) * elements) * sizeof(float));
+    for (int64_t p = begin; p < end; ++p) {
+      for (int64_t i = p * results; i < (p + 1) * results; ++i) {
+        if (found[i] < 0 || found[i] >= elements) {
+          inside = false;
+          continue;
+        }
+        to[p * elements + found[i]] += from[i];
+      }
+    }
+  });
+  require(inside, "places: accepted are those of elements of a plane");
+  stack[0] = to_stack(std::move(output));
+}
+
+}  // namespace
+}  // namespace sparsekernels
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
+  m.impl("_max_pool2d", &sparsekernels::boxed_max_pool2d);
+  m.impl("_max_pool2d_places", &sparsekernels::boxed_max_pool2d_places);
+  m.impl("_max_pool2d_backward", &sparsekernels::boxed_max_pool2d_backward);
+}

@@ -1,0 +1,364 @@
+// RMSNorm over a range of rows, forward and backward. Written once over vec.h, compiled for each instruction set by the
+// files in isa/. How it works, and what it costs: docs/rms_norm.md.
+//
+// The order of every sum depends on the length of a row and on the row's place in the tensor alone, never on how the
+// rows are shared among threads.
+#pragma once
+
+#include "rms_norm/call.h"
+#include "isa/kernels.h"
+#include "rms_norm/cpu/rows.h"
+#include "base/vec.h"
+
+namespace sparsekernels {
+namespace {
+
+inline float square_root(float value) {
+  return __builtin_sqrtf(value);
+}
+inline double square_root(double value) {
+  return __builtin_sqrt(value);
+}
+
+template <class T, class U>
+constexpr bool kSameType = false;
+template <class T>
+constexpr bool kSameType<T, T> = true;
+
+// The weight of a call in accumulator precision, its lanes arranged as Block<T> arranges them, so that a block of it is
+// two plain vector loads. Ones where there is no weight; zeros behind the end.
+template <class T, class W>
+void arrange(const void* weight, int64_t cols, typename Accumulator<T>::type* out) {
+  using Acc = typename Accumulator<T>::type;
+  const W* from = static_cast<const W*>(weight);
+  const int64_t blocks = (cols + kBlock - 1) / kBlock;
+  int64_t block = 0;
+  if constexpr (kSameType<T, W>) {
+    for (; from != nullptr && (block + 1) * kBlock <= cols; ++block) {
+      const Block<T> as_stored = Block<T>::load(from + block * kBlock);
+      as_stored.a.store(out + block * kBlock);
+      as_stored.b.store(out + block * kBlock + 16);
+    }
+  }
+  for (; block < blocks; ++block) {
+    for (int i = 0; i < kBlock; ++i) {
+      const int64_t j = block * kBlock + i;
+      const Acc value = j >= cols ? Acc(0) : from == nullptr ? Acc(1) : static_cast<Acc>(widen(from[j]));
+      out[block * kBlock + Block<T>::lane_of(i)] = value == value ? value : static_cast<Acc>(__builtin_nanf(""));
+    }
+  }
+}
+
+template <class T>
+void arrange_weight(const void* weight, DType dtype, int64_t cols, void* arranged) {
+  auto* out = static_cast<typename Accumulator<T>::type*>(arranged);
+  switch (dtype) {
+    case DType::kFloat32:
+      return arrange<T, float>(weight, cols, out);
+    case DType::kBFloat16:
+      return arrange<T, BFloat16>(weight, cols, out);
+    case DType::kFloat16:
+      return arrange<T, Float16>(weight, cols, out);
+    case DType::kFloat64:
+      return arrange<T, double>(weight, cols, out);
+  }
+}
+
+// Where a kernel reads the weight: as it is in memory, of the input's own dtype, or arranged by arrange_weight.
+template <class T>
+struct WeightAsStored {
+  const T* from;
+  Block<T> block(int64_t j) const { return Block<T>::load(from + j); }
+  Block<T> some(int64_t j, int count) const { return Block<T>::load_some(from + j, count); }
+};
+template <class T>
+struct WeightArranged {
+  using Acc = typename Accumulator<T>::type;
+  const Acc* from;
+  Block<T> block(int64_t j) const { return {Vec<Acc>::load(from + j), Vec<Acc>::load(from + j + 16)}; }
+  Block<T> some(int64_t j, int) const { return block(j); }
+};
+
+// The sum of squares of a row, in four chains so that additions do not wait for one another.
+template <class T>
+typename Accumulator<T>::type sum_of_squares(const T* x, int64_t cols) {
+  using Acc = typename Accumulator<T>::type;
+  Vec<Acc> s0 = Vec<Acc>::zero(), s1 = s0, s2 = s0, s3 = s0;
+  int64_t j = 0;
+  for (; j + 2 * kBlock <= cols; j += 2 * kBlock) {
+    const Block<T> first = Block<T>::load(x + j), second = Block<T>::load(x + j + kBlock);
+    s0 = fma(first.a, first.a, s0);
+    s1 = fma(first.b, first.b, s1);
+    s2 = fma(second.a, second.a, s2);
+    s3 = fma(second.b, second.b, s3);
+  }
+  if (j + kBlock <= cols) {
+    const Block<T> first = Block<T>::load(x + j);
+    s0 = fma(first.a, first.a, s0);
+    s1 = fma(first.b, first.b, s1);
+    j += kBlock;
+  }
+  if (j < cols) {
+    const Block<T> first = Block<T>::load_some(x + j, static_cast<int>(cols - j));
+    s2 = fma(first.a, first.a, s2);
+    s3 = fma(first.b, first.b, s3);
+  }
+  return sum((s0 + s1) + (s2 + s3));
+}
+
+// total = x + residual, rounded to T.
+template <class T>
+void add_rows(const T* x, const T* residual, T* total, int64_t cols) {
+  for_each_block(
+      cols,
+      [&](int64_t j) {
+        const Block<T> p = Block<T>::load(x + j), q = Block<T>::load(residual + j);
+        Block<T>{p.a + q.a, p.b + q.b}.store(total + j);
+      },
+      [&](int64_t j, int count) {
+        const Block<T> p = Block<T>::load_some(x + j, count), q = Block<T>::load_some(residual + j, count);
+        Block<T>{p.a + q.a, p.b + q.b}.store_some(total + j, count);
+      });
+}
+
+// y = x * r * weight for one row, while the row behind it is fetched where kPrefetch says so.
+template <class T, bool kPrefetch, class Weight>
+void scale_row(const T* x, T* y, typename Accumulator<T>::type reciprocal, Weight weight, int64_t cols, Ahead ahead) {
+  using Acc = typename Accumulator<T>::type;
+  const Vec<Acc> r = Vec<Acc>::broadcast(reciprocal);
+  for_each_block(
+      cols,
+      [&](int64_t j) {
+        if constexpr (kPrefetch) {
+          prefetch_block(x + j + ahead.read);
+          prefetch_block(y + j + ahead.written);
+        }
+        const Block<T> p = Block<T>::load(x + j), w = weight.block(j);
+        Block<T>{p.a * r * w.a, p.b * r * w.b}.store(y + j);
+      },
+      [&](int64_t j, int count) {
+        const Block<T> p = Block<T>::load_some(x + j, count), w = weight.some(j, count);
+        Block<T>{p.a * r * w.a, p.b * r * w.b}.store_some(y + j, count);
+      });
+}
+
+// Rows go in groups: first the sums of squares of all, then all the square roots and divisions at once (16 of them cost
+// what one does), then all the products. Results do not depend on the grouping, as both are exactly rounded.
+template <class T, bool kPrefetch, bool kAdd, class Weight>
+void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
+  using Acc = typename Accumulator<T>::type;
+  constexpr int kMostRows = 16;
+  constexpr int64_t kGroupElements =
+      4096 / static_cast<int64_t>(sizeof(T));  // of a group: what is read twice stays in L1
+  const int64_t cols = call.space.cols;
+  const int64_t group =
+      cols * kMostRows <= kGroupElements ? kMostRows : (cols < kGroupElements ? kGroupElements / cols : 1);
+  const Ahead ahead = {rows_ahead<T>(call.space, call.input), rows_ahead<T>(call.space, call.output)};
+  constexpr int kTensors = kAdd ? 4 : 2;
+  const RowTensor* const tensors[] = {&call.input, &call.output, &call.residual, &call.sum};
+  RowWalker<kTensors> walker(call.space, tensors, begin);
+  for (int64_t row = begin; row < end; row += group) {
+    const int rows = static_cast<int>(end - row < group ? end - row : group);
+    const T* x[kMostRows];
+    T* y[kMostRows];
+    Acc reciprocals[kMostRows] = {};
+    for (int i = 0; i < rows; ++i, walker.next()) {
+      x[i] = row_of<T>(call.input, walker.offset(0));
+      y[i] = mutable_row_of<T>(call.output, walker.offset(1));
+      if constexpr (kAdd) {
+        T* total = mutable_row_of<T>(call.sum, walker.offset(3));
+        add_rows(x[i], row_of<T>(call.residual, walker.offset(2)), total, cols);
+        x[i] = total;
+      }
+      reciprocals[i] = sum_of_squares(x[i], cols);
+    }
+    for (Acc& value : reciprocals)
+      value = Acc(1) / square_root(value / static_cast<Acc>(cols) + static_cast<Acc>(call.eps));
+    for (int i = 0; i < rows; ++i) scale_row<T, kPrefetch>(x[i], y[i], reciprocals[i], weight, cols, ahead);
+  }
+}
+
+template <class T, class Weight>
+void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
+  const bool add = call.residual.data != nullptr;
+  if (out_of_cache<T>(call.space)) {
+    add ? forward_rows<T, true, true>(call, weight, begin, end)
+        : forward_rows<T, true, false>(call, weight, begin, end);
+  } else {
+    add ? forward_rows<T, false, true>(call, weight, begin, end)
+        : forward_rows<T, false, false>(call, weight, begin, end);
+  }
+}
+
+template <class T>
+void forward(const RmsNormForward& call, const void* arranged, int64_t begin, int64_t end) {
+  using Acc = typename Accumulator<T>::type;
+  if (arranged != nullptr) {
+    forward_rows<T>(call, WeightArranged<T>{static_cast<const Acc*>(arranged)}, begin, end);
+  } else {
+    forward_rows<T>(call, WeightAsStored<T>{static_cast<const T*>(call.weight)}, begin, end);
+  }
+}
+
+// Distances as in Ahead, for what a backward reads. The place of its result is fetched in the first pass over the same
+// row: a row ahead would be one tensor too many for L1 (measured: a quarter slower in bfloat16).
+struct BackwardAhead {
+  int64_t grad_output, input;
+};
+
+// One row of the backward. partial is this range's part of the weight gradient, arranged as Block<T>, or null.
+template <class T, bool kPrefetch, class Weight>
+void backward_row(
+    const T* dy, const T* x, const T* extra, T* dx, typename Accumulator<T>::type* partial, Weight weight, int64_t cols,
+    double eps, BackwardAhead ahead) {
+  using Acc = typename Accumulator<T>::type;
+  Vec<Acc> xx0 = Vec<Acc>::zero(), xx1 = xx0, ax0 = xx0, ax1 = xx0;
+  const auto reduce = [&](Block<T> p, Block<T> g, Block<T> w) {
+    xx0 = fma(p.a, p.a, xx0);
+    xx1 = fma(p.b, p.b, xx1);
+    ax0 = fma(w.a * g.a, p.a, ax0);
+    ax1 = fma(w.b * g.b, p.b, ax1);
+  };
+  for_each_block(
+      cols,
+      [&](int64_t j) {
+        if constexpr (kPrefetch) {
+          if (dx != nullptr) prefetch_block(dx + j);
+        }
+        reduce(Block<T>::load(x + j), Block<T>::load(dy + j), weight.block(j));
+      },
+      [&](int64_t j, int count) {
+        reduce(Block<T>::load_some(x + j, count), Block<T>::load_some(dy + j, count), weight.some(j, count));
+      });
+  const Acc n = static_cast<Acc>(cols);
+  const Acc r = Acc(1) / square_root(sum(xx0 + xx1) / n + static_cast<Acc>(eps));
+  const Acc c = sum(ax0 + ax1) / n;
+  const Vec<Acc> scale = Vec<Acc>::broadcast(r), along = Vec<Acc>::broadcast(-r * r * r * c);
+
+  const auto gradients = [&](int64_t j, Block<T> p, Block<T> g, Block<T> w) -> Block<T> {
+    const Vec<Acc> ga = g.a * scale, gb = g.b * scale;
+    if (partial != nullptr) {
+      fma(ga, p.a, Vec<Acc>::load(partial + j)).store(partial + j);
+      fma(gb, p.b, Vec<Acc>::load(partial + j + 16)).store(partial + j + 16);
+    }
+    return {fma(along, p.a, ga * w.a), fma(along, p.b, gb * w.b)};
+  };
+  for_each_block(
+      cols,
+      [&](int64_t j) {
+        if constexpr (kPrefetch) {
+          prefetch_block(x + j + ahead.input);
+          prefetch_block(dy + j + ahead.grad_output);
+        }
+        Block<T> d = gradients(j, Block<T>::load(x + j), Block<T>::load(dy + j), weight.block(j));
+        if (extra != nullptr) {
+          const Block<T> e = Block<T>::load(extra + j);
+          d = {d.a + e.a, d.b + e.b};
+        }
+        if (dx != nullptr) d.store(dx + j);
+      },
+      [&](int64_t j, int count) {
+        Block<T> d =
+            gradients(j, Block<T>::load_some(x + j, count), Block<T>::load_some(dy + j, count), weight.some(j, count));
+        if (extra != nullptr) {
+          const Block<T> e = Block<T>::load_some(extra + j, count);
+          d = {d.a + e.a, d.b + e.b};
+        }
+        if (dx != nullptr) d.store_some(dx + j, count);
+      });
+}
+
+template <class T, bool kPrefetch, class Weight>
+void backward_rows(const RmsNormBackward& call, Weight weight, void* partial, int64_t begin, int64_t end) {
+  using Acc = typename Accumulator<T>::type;
+  const BackwardAhead ahead = {rows_ahead<T>(call.space, call.grad_output), rows_ahead<T>(call.space, call.input)};
+  const RowTensor* const tensors[] = {&call.grad_output, &call.input, &call.grad_sum, &call.grad_input};
+  RowWalker<4> walker(call.space, tensors, begin);
+  for (int64_t row = begin; row < end; ++row, walker.next()) {
+    backward_row<T, kPrefetch>(
+        row_of<T>(call.grad_output, walker.offset(0)), row_of<T>(call.input, walker.offset(1)),
+        call.grad_sum.data == nullptr ? nullptr : row_of<T>(call.grad_sum, walker.offset(2)),
+        call.grad_input.data == nullptr ? nullptr : mutable_row_of<T>(call.grad_input, walker.offset(3)),
+        static_cast<Acc*>(partial), weight, call.space.cols, call.eps, ahead);
+  }
+}
+
+template <class T, class Weight>
+void backward_rows(const RmsNormBackward& call, Weight weight, void* partial, int64_t begin, int64_t end) {
+  if (out_of_cache<T>(call.space)) {
+    backward_rows<T, true>(call, weight, partial, begin, end);
+  } else {
+    backward_rows<T, false>(call, weight, partial, begin, end);
+  }
+}
+
+template <class T>
+void backward(const RmsNormBackward& call, const void* arranged, void* partial, int64_t begin, int64_t end) {
+  using Acc = typename Accumulator<T>::type;
+  if (arranged != nullptr) {
+    backward_rows<T>(call, WeightArranged<T>{static_cast<const Acc*>(arranged)}, partial, begin, end);
+  } else {
+    backward_rows<T>(call, WeightAsStored<T>{static_cast<const T*>(call.weight)}, partial, begin, end);
+  }
+}
+
+// Whether blocks of T and W keep the same element in the same lane, in accumulators of the same type.
+template <class T, class W>
+constexpr bool kSameArrangement = Block<T>::lane_of(1) == Block<W>::lane_of(1) &&
+                                  sizeof(typename Accumulator<T>::type) == sizeof(typename Accumulator<W>::type);
+
+// grad_weight[begin, end) = the sum of `parts` partial gradients, `stride` elements apart, in their order.
+template <class T, class W>
+void sum_parts(const void* partials, int64_t parts, int64_t stride, int64_t begin, int64_t end, void* grad_weight) {
+  using Acc = typename Accumulator<T>::type;
+  const Acc* from = static_cast<const Acc*>(partials);
+  W* to = static_cast<W*>(grad_weight);
+  for (int64_t j = begin / kBlock * kBlock; j < end; j += kBlock) {
+    Vec<Acc> a = Vec<Acc>::zero(), b = a;
+    for (int64_t part = 0; part < parts; ++part) {
+      a = a + Vec<Acc>::load(from + part * stride + j);
+      b = b + Vec<Acc>::load(from + part * stride + j + 16);
+    }
+    if constexpr (kSameArrangement<T, W>) {
+      if (j + kBlock <= end) {
+        Block<W>{a, b}.store(to + j);
+        continue;
+      }
+    }
+    Acc lanes[kBlock];
+    a.store(lanes);
+    b.store(lanes + 16);
+    for (int i = 0; i < kBlock && j + i < end; ++i) {
+      W value;
+      if constexpr (sizeof(W) == 8) {
+        value = static_cast<W>(lanes[Block<T>::lane_of(i)]);
+      } else {
+        narrow(static_cast<float>(lanes[Block<T>::lane_of(i)]), value);
+      }
+      to[j + i] = value;
+    }
+  }
+}
+
+template <class T>
+void sum_partials(
+    DType weight_dtype, const void* partials, int64_t parts, int64_t stride, int64_t begin, int64_t end, void* out) {
+  switch (weight_dtype) {
+    case DType::kFloat32:
+      return sum_parts<T, float>(partials, parts, stride, begin, end, out);
+    case DType::kBFloat16:
+      return sum_parts<T, BFloat16>(partials, parts, stride, begin, end, out);
+    case DType::kFloat16:
+      return sum_parts<T, Float16>(partials, parts, stride, begin, end, out);
+    case DType::kFloat64:
+      return sum_parts<T, double>(partials, parts, stride, begin, end, out);
+  }
+}
+
+template <class T>
+constexpr RmsNormKernels rms_norm_kernels_of() {
+  return {&arrange_weight<T>, &forward<T>, &backward<T>, &sum_partials<T>};
+}
+
+}  // namespace
+}  // namespace sparsekernels

@@ -1,0 +1,342 @@
+// The fine-grained sparse convolution on the CPU as torch operators. Linear layers are its 1x1 case. The schemas are
+// defined in Python (sparsekernels/ops/sparse_conv2d/operators.py).
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
+
+#include "base/fma_rate.h"
+#include "sparse_conv2d/jit/kernel_cache.h"
+#include "sparse_conv2d/planned.h"
+#include "sparse_conv2d/call.h"
+#include "sparse_conv2d/glue.h"
+
+namespace sparsekernels {
+namespace {
+
+Activation activation_of(const Handle& tensor) {
+  Activation result;
+  result.data = tensor.data();
+  result.dtype = dtype_of(tensor);
+  const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
+  for (int d = 0; d < 4; ++d) {
+    result.size[d] = sizes[d];
+    result.stride[d] = strides[d];
+    require(sizes[d] < int64_t{1} << 30, "input: accepted are sizes below 2^30");
+  }
+  return result;
+}
+
+void check_activation(const Handle& tensor, const Geometry& geometry) {
+  require(tensor.dim() == 4, "input: accepted are 4 dimensions");
+  require(dtype_of(tensor) != DType::kFloat64, "input: accepted are float32, bfloat16 and float16");
+  require(tensor.device_type() == aoti_torch_device_type_cpu(), "input: accepted is the CPU");
+  const int64_t channels = tensor.sizes()[1], groups = geometry.conv.groups;
+  require(channels > 0 && channels % groups == 0, "input: accepted are channels, at least one, that divide by groups");
+  require(
+      channels / groups <= std::numeric_limits<int32_t>::max() / geometry.taps(),
+      "input: accepted are fewer than 2^31 weights for an output channel");
+}
+
+// Uninitialised; contiguous or channels last.
+Handle empty_activation(const int64_t (&sizes)[4], bool channels_last, const Handle& like) {
+  if (!channels_last) return empty(sizes, 4, like.dtype(), like);
+  int64_t strides[4];
+  const int order[4] = {1, 3, 2, 0};
+  int64_t stride = 1;
+  for (const int d : order) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle result;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, sizes, strides, like.dtype(), like.device_type(), like.device_index(), &result));
+  return poisoned(Handle(result));
+}
+
+// As torch decides for its convolutions: contiguous first, which a tensor with one channel or one pixel is as well.
+bool is_channels_last(const Handle& tensor) {
+  if (tensor.is_contiguous()) return false;
+  const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
+  const int order[4] = {1, 3, 2, 0};
+  int64_t expected = 1;
+  for (const int d : order) {
+    if (sizes[d] != 1 && strides[d] != expected) return false;
+    expected *= sizes[d];
+  }
+  return true;
+}
+
+// Whether the tensor has the sizes of `other`, and its strides where these matter.
+bool lies_as(const Handle& tensor, const Activation& other) {
+  const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
+  bool same = true;
+  for (int d = 0; d < 4; ++d) same = same && sizes[d] == other.size[d];
+  for (int d = 0; d < 4; ++d) same = same && (sizes[d] < 2 || strides[d] == other.stride[d]);
+  return same;
+}
+
+// The tensor that a forward fills.
+Handle empty_output(const Handle& input, const Activation& source, const Geometry& geometry, int64_t rows) {
+  int64_t sizes[4] = {source.size[0], rows, 0, 0};
+  for (int d = 0; d < 2; ++d) {
+    sizes[2 + d] = geometry.output_size(d, source.size[2 + d]);
+    require(sizes[2 + d] > 0, "input: accepted is one that the kernel fits into");
+  }
+  return empty_activation(sizes, is_channels_last(input), input);
+}
+
+Epilogue epilogue_of(
+    const Handle& input, const Handle& bias, const Handle& residual, std::optional<double> low,
+    std::optional<double> high, const Activation& dest) {
+  Epilogue epilogue;
+  if (bias) epilogue.bias = bias.data();
+  if (residual) {
+    require(
+        residual.dim() == 4 && residual.dtype() == input.dtype() && residual.device_type() == input.device_type() &&
+            lies_as(residual, dest),
+        "residual: accepted is a tensor like the output");
+    epilogue.residual = residual.data();
+  }
+  if (low) epilogue.low = static_cast<float>(*low);
+  if (high) epilogue.high = static_cast<float>(*high);
+  require(epilogue.low <= epilogue.high, "low, high: accepted are numbers, the first at most the second");
+  return epilogue;
+}
+
+Handle checked_bias(Handle bias, const Handle& input, int64_t rows) {
+  if (!bias) return bias;
+  bias = contiguous_vector(std::move(bias));
+  check_like(bias, input, rows, "bias: accepted is one for each output channel, in dtype and place of input");
+  return bias;
+}
+
+void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle input = arguments.tensor();
+  const Handle values = contiguous_vector(arguments.tensor());
+  Handle given_bias = arguments.optional_tensor();
+  const Handle crow = arguments.tensor(), col = arguments.tensor();
+  const Geometry geometry(arguments.integers());
+  const Handle residual = arguments.optional_tensor();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+
+  check_activation(input, geometry);
+  SparsePattern pattern = pattern_of(crow, col, geometry);
+  check_like(values, input, pattern.nonzeros, "values: accepted is one for each index, in dtype and place of input");
+  pattern.values = values.data();
+  pattern.dtype = dtype_of(values);
+  const Handle bias = checked_bias(std::move(given_bias), input, pattern.rows);
+  const Activation source = activation_of(input);
+  Handle output = empty_output(input, source, geometry, pattern.rows);
+  const Activation dest = activation_of(output);
+  sparse_conv2d(
+      geometry.conv, pattern, source, epilogue_of(input, bias, residual, low, high, dest), dest, torch_threads());
+  stack[0] = to_stack(std::move(output));
+}
+
+// A plan and the tensors that it was made of. Nobody should write to these; where somebody does, it is made anew.
+class OwnedPlan {
+ public:
+  OwnedPlan(Handle crow, Handle col, const Geometry& geometry, int64_t columns)
+      : crow_(std::move(crow)), col_(std::move(col)), geometry_(geometry), columns_(columns), plan_(make()) {}
+
+  const Geometry& geometry() const { return geometry_; }
+  std::shared_ptr<PlannedConv2d> current() {
+    std::shared_ptr<PlannedConv2d> plan;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      plan = plan_;
+    }
+    if (plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
+    plan = make();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plan_ = plan;
+    return plan;
+  }
+
+ private:
+  std::shared_ptr<PlannedConv2d> make() const {
+    return std::make_shared<PlannedConv2d>(geometry_.conv, pattern_of(crow_, col_, geometry_), columns_);
+  }
+
+  Handle crow_, col_;
+  Geometry geometry_;
+  int64_t columns_;
+  std::mutex mutex_;
+  std::shared_ptr<PlannedConv2d> plan_;
+};
+
+// Plans by number. Whoever made one frees it.
+class Plans {
+ public:
+  int64_t add(std::shared_ptr<OwnedPlan> plan) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plans_.emplace(++last_, std::move(plan));
+    return last_;
+  }
+  std::shared_ptr<OwnedPlan> find(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = plans_.find(number);
+    require(found != plans_.end(), "plan: accepted is the number of one that was made and not freed");
+    return found->second;
+  }
+  void free(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plans_.erase(number);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<OwnedPlan>> plans_;
+  int64_t last_ = 0;
+};
+
+Plans& plans() {
+  static Plans* const one = new Plans;  // never destroyed: tensors may outlive static objects
+  return *one;
+}
+
+void boxed_plan(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Handle crow = arguments.tensor(), col = arguments.tensor();
+  const Geometry geometry(arguments.integers());
+  const int64_t columns = arguments.integer();
+  const SparsePattern pattern = pattern_of(crow, col, geometry);
+  require(
+      pattern.rows > 0 && columns > 0 && columns % geometry.taps() == 0 &&
+          columns <= std::numeric_limits<int32_t>::max() / pattern.rows,
+      "columns: accepted is a positive multiple of the taps, such that the weight has fewer than 2^31 elements");
+  stack[0] = torch::stable::detail::from(
+      plans().add(std::make_shared<OwnedPlan>(std::move(crow), std::move(col), geometry, columns)));
+}
+
+void boxed_free_plan(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  plans().free(arguments.integer());
+}
+
+void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle input = arguments.tensor();
+  Handle weight = arguments.tensor();
+  Handle given_bias = arguments.optional_tensor();
+  const std::shared_ptr<OwnedPlan> owner = plans().find(arguments.integer());
+  const Handle residual = arguments.optional_tensor();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+
+  const Geometry& geometry = owner->geometry();
+  const std::shared_ptr<PlannedConv2d> current = owner->current();
+  PlannedConv2d& plan = *current;
+  check_activation(input, geometry);
+  require(
+      input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
+      "input: accepted are the channels that the plan was made for");
+  require(
+      weight.dtype() == input.dtype() && weight.device_type() == input.device_type(),
+      "weight: accepted is the dtype and place of input");
+  if (!weight.is_contiguous()) weight = contiguous(weight);
+  PlannedWeight values;
+  values.data = weight.data();
+  values.dtype = dtype_of(weight);
+  values.dense = weight.dim() != 1;
+  int64_t elements = 1;
+  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
+  require(
+      elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
+      "weight: accepted are the plan's nonzeros, in one dimension, or all elements");
+  const Handle bias = checked_bias(std::move(given_bias), input, plan.rows());
+  const Activation source = activation_of(input);
+  Handle output = empty_output(input, source, geometry, plan.rows());
+  const Activation dest = activation_of(output);
+  plan.run(values, source, epilogue_of(input, bias, residual, low, high, dest), dest, torch_threads());
+  stack[0] = to_stack(std::move(output));
+}
+
+void boxed_input_gradient(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle grad_output = arguments.tensor();
+  const Handle values = contiguous_vector(arguments.tensor());
+  const Handle crow = arguments.tensor(), col = arguments.tensor(), permutation = arguments.tensor();
+  const Geometry geometry(arguments.integers());
+  const int64_t height = arguments.integer(), width = arguments.integer();
+  const bool channels_last = arguments.boolean();
+
+  check_activation(grad_output, geometry);
+  SparsePattern pattern = pattern_of(crow, col, geometry);
+  pattern.permutation = indices(permutation, pattern.nonzeros);
+  check_like(
+      values, grad_output, pattern.nonzeros,
+      "values: accepted is one for each index, in dtype and place of grad_output");
+  pattern.values = values.data();
+  pattern.dtype = dtype_of(values);
+  const Activation source = activation_of(grad_output);
+  const int64_t input_size[2] = {height, width};
+  for (int d = 0; d < 2; ++d) {
+    require(
+        geometry.output_size(d, input_size[d]) == source.size[2 + d],
+        "grad_output: accepted is the size that the convolution gives");
+  }
+  const int64_t sizes[4] = {source.size[0], pattern.rows, height, width};
+  Handle grad_input = empty_activation(sizes, channels_last, grad_output);
+  sparse_conv2d_input_gradient(geometry.conv, pattern, source, activation_of(grad_input), torch_threads());
+  stack[0] = to_stack(std::move(grad_input));
+}
+
+void boxed_weight_gradient(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Handle grad_output = arguments.tensor(), input = arguments.tensor();
+  const Handle crow = arguments.tensor(), col = arguments.tensor();
+  const Geometry geometry(arguments.integers());
+
+  check_activation(grad_output, geometry);
+  check_activation(input, geometry);
+  require(grad_output.dtype() == input.dtype(), "grad_output: accepted is the dtype of input");
+  const SparsePattern pattern = pattern_of(crow, col, geometry);
+  const Activation source = activation_of(input), grads = activation_of(grad_output);
+  require(
+      grads.size[1] == pattern.rows && grads.size[0] == source.size[0], "grad_output: does not fit input and indices");
+  for (int d = 0; d < 2; ++d) {
+    require(
+        geometry.output_size(d, source.size[2 + d]) == grads.size[2 + d],
+        "grad_output: accepted is the size that the convolution gives");
+  }
+  Handle grad_values = empty(&pattern.nonzeros, 1, input.dtype(), input);
+  sparse_conv2d_weight_gradient(geometry.conv, pattern, grads, source, grad_values.data(), torch_threads());
+  stack[0] = to_stack(std::move(grad_values));
+}
+
+void boxed_fma_rate(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(fma_from_l1_gflops(torch_threads()));
+}
+
+void boxed_kept_programs(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(programs_allowed() ? kept_program_bytes() : int64_t{-1});
+}
+
+void boxed_most_programs(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(most_program_bytes());
+}
+
+}  // namespace
+}  // namespace sparsekernels
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
+  m.impl("_sparse_conv2d", &sparsekernels::boxed_sparse_conv2d);
+  m.impl("_plan_sparse_conv2d", &sparsekernels::boxed_plan);
+  m.impl("_planned_sparse_conv2d", &sparsekernels::boxed_planned_sparse_conv2d);
+  m.impl("_sparse_conv2d_input_gradient", &sparsekernels::boxed_input_gradient);
+  m.impl("_sparse_conv2d_weight_gradient", &sparsekernels::boxed_weight_gradient);
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparsekernels, m) {
+  m.def("_fma_from_l1_gflops() -> float");
+  m.def("_kept_program_bytes() -> int");  // -1: programs are not to be had
+  m.def("_most_program_bytes() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {
+  m.impl("_free_sparse_conv2d_plan", &sparsekernels::boxed_free_plan);
+  m.impl("_fma_from_l1_gflops", &sparsekernels::boxed_fma_rate);
+  m.impl("_kept_program_bytes", &sparsekernels::boxed_kept_programs);
+  m.impl("_most_program_bytes", &sparsekernels::boxed_most_programs);
+}

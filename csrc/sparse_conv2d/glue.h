@@ -1,0 +1,94 @@
+// What the bindings of sparse operations share: torch's threads, the geometry of a convolution, the indices of a
+// pattern.
+#pragma once
+
+#include "sparse_conv2d/call.h"
+#include "base/torch_glue.h"
+
+namespace sparsekernels {
+namespace {
+
+inline void run_parallel(int64_t count, const ParallelBody& body) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end); });
+}
+
+inline Threads torch_threads() {
+  return {static_cast<int64_t>(torch::stable::get_num_threads()), run_parallel};
+}
+
+// kernel, stride, padding (top, bottom, left, right), dilation, groups.
+constexpr size_t kGeometryNumbers = 11;
+constexpr int64_t kMostTaps = 1 << 24;
+
+struct Geometry {
+  ConvGeometry conv;
+  int64_t padding_after[2];
+
+  explicit Geometry(const std::vector<int64_t>& numbers) {
+    require(numbers.size() == kGeometryNumbers, "geometry: accepted are 11 numbers");
+    for (size_t d = 0; d < 2; ++d) {
+      conv.kernel[d] = numbers[d];
+      conv.stride[d] = numbers[2 + d];
+      conv.padding[d] = numbers[4 + 2 * d];
+      padding_after[d] = numbers[5 + 2 * d];
+      conv.dilation[d] = numbers[8 + d];
+      require(
+          conv.kernel[d] > 0 && conv.stride[d] > 0 && conv.dilation[d] > 0 && conv.padding[d] >= 0 &&
+              padding_after[d] >= 0,
+          "geometry: accepted are positive kernel, stride and dilation, and padding of at least 0");
+      constexpr int64_t kMost = 1 << 20;
+      require(
+          conv.kernel[d] < kMost && conv.stride[d] < kMost && conv.dilation[d] < kMost && conv.padding[d] < kMost &&
+              padding_after[d] < kMost && conv.kernel[d] * conv.dilation[d] < kMost,
+          "geometry: accepted are numbers below 2^20");
+    }
+    conv.groups = numbers[10];
+    require(conv.groups > 0, "groups: accepted is a positive number");
+    require(taps() < kMostTaps, "kernel: accepted are fewer than 2^24 weights for a pair of channels");
+  }
+
+  int64_t taps() const { return conv.kernel[0] * conv.kernel[1]; }
+  // Negative or zero where the kernel does not fit.
+  int64_t output_size(int d, int64_t input_size) const {
+    const int64_t room = input_size + conv.padding[d] + padding_after[d] - conv.dilation[d] * (conv.kernel[d] - 1) - 1;
+    return room < 0 ? 0 : room / conv.stride[d] + 1;
+  }
+};
+
+inline void check_like(const Handle& tensor, const Handle& input, int64_t size, const char* message) {
+  require(
+      tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.dtype() == input.dtype() &&
+          tensor.device_type() == input.device_type() && tensor.is_contiguous(),
+      message);
+}
+
+inline const int32_t* indices(const Handle& tensor, int64_t size) {
+  require(
+      tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.dtype() == aoti_torch_dtype_int32() &&
+          tensor.device_type() == aoti_torch_device_type_cpu() && tensor.is_contiguous(),
+      "indices: accepted are contiguous int32 tensors on the CPU");
+  return static_cast<const int32_t*>(tensor.data());
+}
+
+inline int64_t length(const Handle& tensor) {
+  require(tensor.dim() == 1, "indices, values: accepted is one dimension");
+  return tensor.sizes()[0];
+}
+
+// Without values.
+inline SparsePattern pattern_of(const Handle& crow, const Handle& col, const Geometry& geometry) {
+  SparsePattern pattern;
+  pattern.rows = length(crow) - 1;
+  pattern.nonzeros = length(col);
+  require(pattern.rows >= 0 && pattern.rows % geometry.conv.groups == 0, "crow_indices: rows do not divide by groups");
+  pattern.crow_indices = indices(crow, pattern.rows + 1);
+  pattern.col_indices = indices(col, pattern.nonzeros);
+  return pattern;
+}
+
+inline Handle contiguous_vector(Handle tensor) {
+  return tensor.is_contiguous() ? std::move(tensor) : contiguous(tensor);
+}
+
+}  // namespace
+}  // namespace sparsekernels

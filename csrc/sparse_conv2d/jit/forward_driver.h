@@ -1,0 +1,55 @@
+// Correlations by programs: planned, then run.
+#pragma once
+
+#include <memory>
+
+#include "sparse_conv2d/epilogue.h"
+#include "sparse_conv2d/jit/forward_kernel.h"
+
+namespace sparsekernels {
+
+// How a lattice is correlated with a pattern: everything but where tensors and values lie.
+struct Correlation {
+  BundlePlan plan = {};
+  // Of a chain of layers (chain_layout.h). The source is the planes of its images, so far apart; 0: it is a tensor.
+  int64_t planes_image = 0;
+  int64_t source_line = 16;  // from a line of the source to the next, if they are not planes
+  // From a line of results to the next, where they are stored directly; and strides of the residual then.
+  int64_t dest_line = 16;
+  int64_t residual_image = 0, residual_channel = 0, residual_line = 16;
+  std::shared_ptr<const Programs> programs;  // null: there are none for the call
+
+  int64_t items(const Lattice& lattice) const;
+};
+
+// `ending`: the parts of one. `images`: in a bundle; 0: as the plan's cost says. `residual_channel`: floats from one
+// channel of the residual to the next; 0: as in the destination.
+Correlation plan_correlation(
+    const Lattice& lattice, const SparsePattern& pattern, int ending, const Threads& threads, int64_t images = 0,
+    int64_t residual_channel = 0, int64_t dest_images = 1);
+
+// Calls body(begin, end) on disjoint ranges that cover [0, count) nonzeros, on all threads where that is worth it.
+void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body);
+
+// to[i] = from[order[i]], of any dtype.
+void gather_elements(
+    const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, void* to);
+
+// `values` [nonzeros + 2 * kValueBias]: the elements of `from`, of `dtype`, in `order`, as floats. `narrow` has half as
+// many floats as there are nonzeros, and is used where dtype is not float32.
+void arrange_values(
+    const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, float* narrow,
+    float* values);
+
+// Items [begin, end) of a correlation that has programs.
+void run_items(
+    const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern, const float* values,
+    const Ending& ending, int64_t begin, int64_t end);
+
+// dest = correlation of source with the pattern, and the ending, by a correlation that has programs. `order`: of each
+// value, in the order in which programs take them, its place in pattern.values.
+void correlate_by_programs(
+    const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
+    const std::vector<int32_t>& order, const Ending& ending, const Threads& threads);
+
+}  // namespace sparsekernels

@@ -1,0 +1,174 @@
+#include "sparse_conv2d/jit/forward_kernel.h"
+
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "base/jit/assembler.h"
+#include "sparse_conv2d/epilogue.h"
+#include "sparse_conv2d/jit/pattern_columns.h"
+
+namespace sparsekernels {
+namespace {
+
+constexpr Register kLine = Register::kRdi, kValues = Register::kRsi, kSums = Register::kRdx, kMasks = Register::kRcx;
+constexpr Register kDest = Register::kR8, kBias = Register::kR9, kResidual = Register::kR10;
+constexpr int kLineRegister = 31;
+constexpr int32_t kLineBytes = 64;
+
+// Stores a slice's sums, or adds them to those of the blocks before.
+struct Finish {
+  int64_t first_row, rows;
+  bool first_block;
+  bool direct;         // to the tensor
+  int64_t row_floats;  // of the tensor
+  int ending;          // its parts, where direct
+  int64_t residual_row_floats;
+};
+
+// Results that are below `low` become that, or those above `high`.
+void write_limit(const Finish& finish, bool is_low, Assembler& code) {
+  const int64_t head = (is_low ? kLowAt : kHighAt) - finish.first_row * 4;
+  code.clear(kLineRegister);
+  code.add_float(kLineRegister, kBias, static_cast<int32_t>(head));
+  for (int row = 0; row < finish.rows; ++row) {
+    if (is_low) {
+      code.maximum(row, kLineRegister, row);
+    } else {
+      code.minimum(row, kLineRegister, row);
+    }
+  }
+}
+
+void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
+  if (finish.direct) code.load_mask(kMostMasks, kMasks, 2 * kMostMasks);
+  for (int row = 0; row < finish.rows; ++row) {
+    const bool has_sum = begun >> row & 1;
+    if (!has_sum && !finish.first_block && !finish.direct) continue;
+    if (!has_sum && finish.first_block) code.clear(row);
+    if (!has_sum && !finish.first_block) code.load(row, 0, kSums, row * kLineBytes);
+    if (has_sum && !finish.first_block) code.add(row, kSums, row * kLineBytes);
+    if (!finish.direct) code.store(row, kSums, row * kLineBytes);
+  }
+  if (!finish.direct) return;
+  const auto at = [&](int row) { return static_cast<int32_t>(row * finish.row_floats * 4); };
+  const auto residual_at = [&](int row) { return static_cast<int32_t>(row * finish.residual_row_floats * 4); };
+  if (finish.ending & kAddsResidual) {
+    code.load(kResidual, kBias, static_cast<int32_t>(kResidualAt - finish.first_row * 4));
+    code.add(kResidual, kDest);
+  }
+  for (int row = 0; row < finish.rows; ++row) {
+    code.add_float(row, kBias, row * 4);
+    if (finish.ending & kAddsResidual) code.add(row, kMostMasks, kResidual, residual_at(row));
+  }
+  if (finish.ending & kHasLow) write_limit(finish, true, code);
+  if (finish.ending & kHasHigh) write_limit(finish, false, code);
+  for (int row = 0; row < finish.rows; ++row) code.store(row, kMostMasks, kDest, at(row));
+}
+
+// The program of nonzeros [begin, end).
+void write_program(
+    const std::vector<Column>& columns, const Nonzero* begin, const Nonzero* end, const Finish& finish,
+    Assembler& code) {
+  uint32_t used = 0;  // masks
+  for (const Nonzero* nonzero = begin; nonzero < end; ++nonzero)
+    used |= 1u << columns[static_cast<size_t>(nonzero->column)].mask;
+  for (int mask = 1; mask <= kMostMasks; ++mask)
+    if (used >> mask & 1) code.load_mask(mask, kMasks, static_cast<int8_t>(2 * (mask - 1)));
+  uint32_t begun = 0;  // rows that have a product
+  int32_t loaded = -1;
+  for (const Nonzero* nonzero = begin; nonzero < end; ++nonzero) {
+    if (nonzero->column != loaded) {
+      loaded = nonzero->column;
+      const Column& column = columns[static_cast<size_t>(loaded)];
+      code.load(kLineRegister, column.mask, kLine, column.displacement);
+    }
+    const int64_t at = (nonzero - begin) % (2 * kValueBias);
+    if (at == 0 && nonzero > begin) code.advance(kValues, 2 * kValueBias * 4);
+    const int32_t value = static_cast<int32_t>(at - kValueBias) * 4;
+    if (begun >> nonzero->row & 1) {
+      code.multiply_add(nonzero->row, kLineRegister, kValues, value);
+    } else {
+      code.multiply(nonzero->row, kLineRegister, kValues, value);
+      begun |= 1u << nonzero->row;
+    }
+  }
+  write_finish(finish, begun, code);
+  code.leave();
+}
+
+}  // namespace
+
+std::shared_ptr<const Programs> Programs::make(
+    const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
+  std::shared_ptr<Programs> result(new Programs);
+  result->slices_ = plan.slices;
+  result->blocks_ = plan.blocks;
+  result->residues_ = lattice.residues();
+  result->masks_ = line_masks(plan, plan.strip[0]);
+  if (plan.direct) {
+    const size_t lines = static_cast<size_t>(plan.lines(plan.strip[0], plan.strip[1]));
+    result->masks_.resize(lines * kMaskStride);
+    for (size_t line = 0; line < lines; ++line) result->masks_[line * kMaskStride + kMostMasks] = 0xffff;
+  }
+  result->order_.resize(static_cast<size_t>(pattern.nonzeros));
+  const std::vector<Column> columns = columns_of(lattice, plan, plan.block_channels);
+  const int64_t rows = lattice.dest_channels;
+  const int64_t parts = plan.blocks * result->residues_, pieces = lattice.groups * plan.slices;
+  struct Place {
+    size_t offset;
+    int32_t values, bytes;
+    bool is_there;
+  };
+  std::vector<Place> places(static_cast<size_t>(pieces * parts));
+  std::vector<Assembler> codes(static_cast<size_t>(pieces));
+  std::atomic<bool> sound{true};
+  const auto compile = [&](int64_t piece) {
+    const int64_t group = piece / plan.slices, slice = piece % plan.slices;
+    const int64_t first = group * rows + plan.first_row(slice, rows);
+    const int64_t last = group * rows + plan.first_row(slice + 1, rows);
+    std::vector<Nonzero> sorted;
+    if (!sort_nonzeros(columns, pattern, first, last, sorted)) {
+      sound = false;
+      return;
+    }
+    const int32_t base = pattern.crow_indices[first];
+    for (size_t i = 0; i < sorted.size(); ++i) result->order_[static_cast<size_t>(base) + i] = sorted[i].source;
+    Assembler& code = codes[static_cast<size_t>(piece)];
+    const Nonzero* nonzero = sorted.data();
+    const Nonzero* const end = nonzero + sorted.size();
+    for (int64_t part = 0; part < parts; ++part) {
+      const Nonzero* const begin = nonzero;
+      while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].part == part) ++nonzero;
+      const bool first_block = part < result->residues_, last_block = part + result->residues_ >= parts;
+      const Finish finish = {
+          first,       last - first,         first_block, plan.direct && last_block, lattice.dest.stride[1],
+          plan.ending, plan.residual_channel};
+      if (begin == nonzero && !first_block && !finish.direct) continue;
+      code.align();
+      const size_t start = code.size();
+      write_program(columns, begin, nonzero, finish, code);
+      places[static_cast<size_t>(piece * parts + part)] = {
+          start, base + static_cast<int32_t>(begin - sorted.data()), static_cast<int32_t>(code.size() - start), true};
+    }
+  };
+  threads.run(pieces, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) compile(piece);
+  });
+  if (!sound)
+    throw std::invalid_argument("col_indices, permutation: accepted are ascending indices within their range");
+  result->code_ = Executable::make(codes);
+  if (result->code_ == nullptr) throw std::bad_alloc();
+  result->steps_.resize(places.size());
+  for (size_t i = 0; i < places.size(); ++i) {
+    if (!places[i].is_there) continue;
+    const uint8_t* const entry = result->code_->piece(i / static_cast<size_t>(parts)) + places[i].offset;
+    std::memcpy(&result->steps_[i].program, &entry, sizeof entry);
+    result->steps_[i].values = places[i].values;
+    result->steps_[i].bytes = places[i].bytes;
+  }
+  return result;
+}
+
+}  // namespace sparsekernels

@@ -1,0 +1,155 @@
+#include "sparse_conv2d/jit/layout.h"
+
+#include <algorithm>
+
+namespace sparsekernels {
+namespace {
+
+// Planes that hold the image's columns and nothing else: copies of the image.
+void lay_out_copies(const Lattice& lattice, BundleLayout& layout) {
+  const int64_t step = lattice.source_step[1];
+  std::vector<int64_t> more_shift;  // of each phase
+  layout.pitch = layout.strip[1];
+  for (const int64_t phase : lattice.phases[1]) {
+    const int64_t first = lattice.origin[1] + phase;
+    more_shift.push_back(first >= 0 ? first / step : -divide_up(-first, step));
+    layout.first_column.push_back(first - more_shift.back() * step);
+    layout.pitch = std::max(layout.pitch, divide_up(lattice.source.size[3] - layout.first_column.back(), step));
+  }
+  for (const Tap& tap : lattice.taps)
+    layout.taps.push_back({tap.phase[1], tap.shift[1] + more_shift[static_cast<size_t>(tap.phase[1])], 0});
+}
+
+// Planes with zeros at both ends of a row.
+void lay_out_padded(const Lattice& lattice, BundleLayout& layout) {
+  layout.pitch = layout.strip[1] + lattice.most_shift[1];
+  for (const int64_t phase : lattice.phases[1]) layout.first_column.push_back(lattice.origin[1] + phase);
+  for (const Tap& tap : lattice.taps) layout.taps.push_back({tap.phase[1], tap.shift[1], 0});
+}
+
+// Whether rows begin at whole lines, and whether shifts are such.
+bool has_whole_lines(const Lattice& lattice, const BundleLayout& layout) {
+  const int64_t rows = layout.strip[0] + lattice.most_shift[0];
+  if (layout.pitch * layout.images % 16 != 0 && rows > 1) return false;
+  for (size_t t = 0; t < layout.taps.size(); ++t)
+    if (lattice.taps[t].reaches && layout.taps[t].shift * layout.images % 16 != 0) return false;
+  return true;
+}
+
+// Masks for the taps some of whose lanes leave the image, or the lattice if that matters. False where that takes more
+// masks than there are.
+bool mask_taps(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
+  bool all_used = true;
+  if (lanes == Lanes::kZeros) {
+    const int64_t last = lattice.size[0] - (layout.strips[0] - 1) * layout.strip[0];
+    const int64_t row = layout.pitch * layout.images;
+    const bool full = (layout.strip[0] * row % 16 == 0 && last * row % 16 == 0) || has_whole_lines(lattice, layout);
+    all_used = layout.pitch == lattice.size[1] && full;
+  }
+  for (size_t t = 0; t < layout.taps.size(); ++t) {
+    TapColumns& tap = layout.taps[t];
+    const int64_t first = layout.first_column[static_cast<size_t>(tap.plane)];
+    const int64_t columns = std::max<int64_t>(0, divide_up(lattice.source.size[3] - first, lattice.source_step[1]));
+    const bool inside = tap.shift >= 0 && lattice.size[1] + tap.shift <= columns;
+    if (!lattice.taps[t].reaches || (inside && all_used)) continue;
+    const MaskedShift mask = {tap.shift, columns};
+    const auto found = std::find(layout.masks.begin(), layout.masks.end(), mask);
+    tap.mask = static_cast<int>(found - layout.masks.begin()) + 1;
+    if (found != layout.masks.end()) continue;
+    if (layout.masks.size() == static_cast<size_t>(kMostMasks)) return false;
+    layout.masks.push_back(mask);
+  }
+  return true;
+}
+
+// The layout of a strip's planes and lines; images and strips are set.
+bool lay_out(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
+  const auto clear = [&] {
+    layout.first_column.clear();
+    layout.taps.clear();
+    layout.masks.clear();
+  };
+  clear();
+  bool masked = false;
+  if (layout.strips[1] == 1) {
+    lay_out_copies(lattice, layout);
+    masked = mask_taps(lattice, lanes, layout);
+  }
+  if (!masked) {
+    clear();
+    lay_out_padded(lattice, layout);
+  }
+  layout.phases = static_cast<int64_t>(lattice.phases[0].size() * layout.first_column.size());
+  const int64_t rows = layout.strip[0] + lattice.most_shift[0];
+  const int64_t channels = lattice.source_channels + (lattice.some_reach_nothing ? 1 : 0);
+  const int64_t last_line = layout.lines(layout.strip[0], layout.strip[1]) * 16;
+  layout.phase_floats = rows * layout.pitch * layout.images;
+  // what the last line reads behind the last row
+  layout.behind_floats = std::max<int64_t>(0, last_line - layout.strip[0] * layout.pitch * layout.images);
+  if (layout.masks.empty()) layout.behind_floats += lattice.most_shift[1] * layout.images;
+  const bool whole_lines = has_whole_lines(lattice, layout);
+  int64_t front = 0, back = 16;
+  for (size_t t = 0; t < layout.taps.size(); ++t) {
+    if (!lattice.taps[t].reaches) continue;
+    front = std::max(front, -layout.taps[t].shift * layout.images);
+    back = std::max(back, 16 + layout.taps[t].shift * layout.images);
+  }
+  // An odd number of lines from channel to channel, or from line to line, falls on all sets of the first cache.
+  if (whole_lines) {
+    layout.phase_floats = divide_up(layout.phase_floats, 16) * 16;
+    layout.behind_floats = 0;
+    layout.channel_floats = 16;
+    layout.line_floats =
+        (std::max<int64_t>(channels, 2) | 1) * 16;  // never 16, which says that planes follow each other
+    layout.bundle_floats = layout.phases * layout.phase_floats / 16 * layout.line_floats;
+  } else {
+    layout.line_floats = 16;
+    layout.channel_floats = (divide_up(layout.phases * layout.phase_floats + layout.behind_floats, 16) | 1) * 16;
+    layout.bundle_floats = channels * layout.channel_floats;
+  }
+  layout.front_floats = layout.spread(divide_up(front, 16) * 16);
+  layout.back_floats = layout.spread(divide_up(back, 16) * 16);
+  // strips across lie between each other's columns: of those, lanes of one row are zeros where they are not used
+  return masked || lanes == Lanes::kAnything || (lattice.is_flat() && whole_lines);
+}
+
+}  // namespace
+
+bool lay_out_bundles(const Lattice& lattice, int64_t images, Lanes lanes, BundleLayout& layout) {
+  layout.images = images;
+  layout.bundles = divide_up(lattice.source.size[0], images);
+  for (int d = 0; d < 2; ++d) {
+    layout.strip[d] = lattice.size[d];
+    layout.strips[d] = 1;
+  }
+  return lay_out(lattice, lanes, layout);
+}
+
+bool cut_bundles(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, BundleLayout& layout) {
+  layout.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
+  layout.strips[d] = divide_up(lattice.size[d], layout.strip[d]);
+  return lay_out(lattice, lanes, layout);
+}
+
+std::vector<uint16_t> line_masks(const BundleLayout& layout, int64_t rows) {
+  if (layout.masks.empty()) return {};
+  const int64_t lines = layout.lines(rows, layout.strip[1]);
+  std::vector<uint16_t> result(static_cast<size_t>(lines * kMaskStride));
+  int64_t column = 0, image = 0, left = rows * layout.pitch * layout.images;
+  for (int64_t line = 0; line < lines; ++line) {
+    for (int lane = 0; lane < 16; ++lane) {
+      for (size_t m = 0; m < layout.masks.size(); ++m) {
+        const int64_t at = column + layout.masks[m].shift;
+        const bool inside = left > 0 && column < layout.strip[1] && at >= 0 && at < layout.masks[m].columns;
+        result[static_cast<size_t>(line * kMaskStride) + m] |= static_cast<uint16_t>(inside << lane);
+      }
+      --left;
+      if (++image < layout.images) continue;
+      image = 0;
+      if (++column == layout.pitch) column = 0;
+    }
+  }
+  return result;
+}
+
+}  // namespace sparsekernels

@@ -1,0 +1,68 @@
+// Between a tensor and the planes that programs read, and between the lines that programs write and a tensor.
+//
+// A bundle is 1, 2, 4, 8 or 16 images whose pixels are interleaved: float (row * pitch + column) * images + image of a
+// plane. A line is 16 consecutive floats, so that a shift by rows and columns is a shift by floats, the same for all of
+// its lanes, whatever the number of images. Lines run on from row to row.
+#pragma once
+
+#include <cstdint>
+
+#include "sparse_conv2d/tiled/pack_calls.h"
+
+namespace sparsekernels {
+
+constexpr int kMostImages = 16;
+
+// A strip of a bundle, rows of halo included. Zeros where a plane sticks out of the image. Float f of phase p of a
+// channel's plane is at (p * phase_floats + f) / 16 * line_floats + f % 16 from the plane's first: planes either follow
+// each other (line_floats is 16) or, where all shifts are whole lines, lie line by line between each other.
+struct BundleRead {
+  const void* image[kMostImages];  // element (channel, 0, 0); null: none
+  int64_t images;
+  int64_t channels, channel_stride, row_stride, column_stride;  // of the tensor, in elements
+  int64_t size[2];                                              // of an image
+  LineOrder order;
+
+  float* planes;
+  int64_t channel_floats, phase_floats, line_floats;
+  int64_t behind_floats;  // that are cleared behind the last phase
+  int64_t rows, pitch;
+  // Row y of phase p is the tensor's row first[0][p] + y * step[0]; columns alike.
+  int64_t step[2];
+  int64_t phases[2];
+  const int64_t* first[2];
+};
+
+// The positions of a strip, from lines[line][channel].
+struct BundleWrite {
+  void* image[kMostImages];
+  int64_t images;
+  int64_t channels, channel_stride, row_stride, column_stride;
+  int64_t size[2];
+  LineOrder order;
+
+  const float* lines;
+  const float* odd_lines;  // with step[1] == 2: those of the columns between, or null
+  Ending ending;           // its bias is that of the first channel
+  int64_t rows, columns, pitch;
+  int64_t first[2], step[2];  // position y is the tensor's row first[0] + y * step[0]
+};
+
+// From a tensor whose channels' lines lie between each other (chain_layout.h) into planes: float f of a channel's
+// planes is source[places[f] + channel * source_channel], or zero where places[f] is negative.
+struct BundleGather {
+  const float* source;
+  const int32_t* places;  // [floats], rounded up to 16
+  int64_t floats, channels, source_channel;
+  float* planes;
+  int64_t channel_floats, line_floats;  // as in BundleRead
+};
+
+// Of one dtype of the tensor; null where the instruction set has no programs.
+struct BundleKernels {
+  void (*read)(const BundleRead&);
+  void (*write)(const BundleWrite&);
+  void (*gather)(const BundleGather&);  // float32 only
+};
+
+}  // namespace sparsekernels

@@ -1,0 +1,64 @@
+#include "sparse_conv2d/jit/pattern_columns.h"
+
+namespace sparsekernels {
+
+std::vector<Column> columns_of(const Lattice& lattice, const BundleLayout& layout, int64_t block_channels) {
+  const int64_t taps = static_cast<int64_t>(lattice.taps.size()), residues = lattice.residues();
+  const int64_t blocks = divide_up(lattice.source_channels, block_channels);
+  const int64_t phase_columns = static_cast<int64_t>(layout.first_column.size());
+  std::vector<Column> columns(static_cast<size_t>(lattice.source_channels * taps));
+  std::vector<int32_t> of_part(static_cast<size_t>(blocks * residues) + 1);
+  for (size_t i = 0; i < columns.size(); ++i) {
+    const int64_t channel = static_cast<int64_t>(i) / taps, block = channel / block_channels;
+    const Tap& tap = lattice.taps[i % static_cast<size_t>(taps)];
+    const TapColumns& place = layout.taps[i % static_cast<size_t>(taps)];
+    const int64_t phase = tap.phase[0] * phase_columns + place.plane;
+    // a tap that reaches nothing but padding reads the plane of zeros behind all channels
+    const int64_t within = (tap.reaches ? channel : lattice.source_channels) - block * block_channels;
+    int64_t floats = within * layout.channel_floats;
+    if (tap.reaches)
+      floats +=
+          layout.spread(phase * layout.phase_floats + (tap.shift[0] * layout.pitch + place.shift) * layout.images);
+    columns[i].mask = tap.reaches ? place.mask : 0;
+    columns[i].displacement = static_cast<int32_t>(floats * 4);
+    columns[i].part = static_cast<int32_t>(block * residues + tap.residue);
+    ++of_part[static_cast<size_t>(columns[i].part) + 1];
+  }
+  for (size_t part = 1; part < of_part.size(); ++part) of_part[part] += of_part[part - 1];
+  for (Column& column : columns) column.rank = of_part[static_cast<size_t>(column.part)]++;
+  return columns;
+}
+
+bool sort_nonzeros(
+    const std::vector<Column>& columns, const SparsePattern& pattern, int64_t first_row, int64_t last_row,
+    std::vector<Nonzero>& sorted) {
+  const int32_t* const crow = pattern.crow_indices;
+  const int64_t begin = crow[first_row], end = crow[last_row];
+  std::vector<int32_t> places(columns.size() + 1);
+  bool sound = true;
+  for (int64_t row = first_row; row < last_row; ++row) {
+    int64_t before = -1;
+    for (int64_t k = crow[row]; k < crow[row + 1]; ++k) {
+      const int64_t column = pattern.col_indices[k];
+      if (column < before || column < 0 || column >= static_cast<int64_t>(columns.size())) return false;
+      before = column;
+      ++places[static_cast<size_t>(columns[static_cast<size_t>(column)].rank) + 1];
+      if (pattern.permutation != nullptr)
+        sound = sound && pattern.permutation[k] >= 0 && pattern.permutation[k] < pattern.nonzeros;
+    }
+  }
+  if (!sound) return false;
+  for (size_t i = 1; i < places.size(); ++i) places[i] += places[i - 1];
+  sorted.resize(static_cast<size_t>(end - begin));
+  for (int64_t row = first_row; row < last_row; ++row) {
+    for (int64_t k = crow[row]; k < crow[row + 1]; ++k) {
+      const int32_t column = pattern.col_indices[k];
+      const int32_t source = pattern.permutation != nullptr ? pattern.permutation[k] : static_cast<int32_t>(k);
+      const int32_t at = places[static_cast<size_t>(columns[static_cast<size_t>(column)].rank)]++;
+      sorted[static_cast<size_t>(at)] = {column, static_cast<int32_t>(row - first_row), source};
+    }
+  }
+  return true;
+}
+
+}  // namespace sparsekernels

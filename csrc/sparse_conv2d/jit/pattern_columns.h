@@ -1,0 +1,30 @@
+// A pattern's nonzeros as programs take them: sorted by columns, and where a column's lines lie in the planes.
+#pragma once
+
+#include <vector>
+
+#include "sparse_conv2d/jit/layout.h"
+
+namespace sparsekernels {
+
+// Where the planes have what a column of the pattern multiplies, and when its turn comes.
+struct Column {
+  int32_t displacement;  // in bytes, from its block's first line
+  int32_t part;          // block * residues + residue
+  int32_t rank;          // columns of a part follow each other
+  int32_t mask;          // number, or 0
+};
+
+// With blocks of so many channels.
+std::vector<Column> columns_of(const Lattice& lattice, const BundleLayout& layout, int64_t block_channels);
+
+struct Nonzero {
+  int32_t column, row, source;  // row of the slice; place in the pattern's values
+};
+
+// The nonzeros of a slice, sorted by the rank of their columns. False where an index is out of its range.
+bool sort_nonzeros(
+    const std::vector<Column>& columns, const SparsePattern& pattern, int64_t first_row, int64_t last_row,
+    std::vector<Nonzero>& sorted);
+
+}  // namespace sparsekernels

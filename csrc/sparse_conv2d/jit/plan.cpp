@@ -1,0 +1,202 @@
+#include "sparse_conv2d/jit/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/caches.h"
+
+namespace sparsekernels {
+namespace {
+
+// Four slices of so many rows are whole lines of a tensor whose channels are neighbours.
+constexpr int64_t kWholeLineRows = 28;
+
+constexpr int64_t kMostLines = 64;  // of several images
+
+// A bundle's planes stay in the second cache while all slices go by: strips of it, where it is too large.
+int64_t room_for_planes() {
+  return caches().second * 16 * 45 / 100;
+}
+
+void cut(const Lattice& lattice, BundlePlan& plan, int d, int64_t strips, int64_t multiple) {
+  cut_bundles(lattice, d, strips, multiple, Lanes::kAnything, plan);
+}
+
+// Results of so many rows wait to be written.
+int64_t waiting_rows(const Lattice& lattice) {
+  const int64_t slices = lattice.dest.stride[1] == 1 ? kMostWriteSlices : 1;
+  return std::min(lattice.dest_channels, slices * kMostSliceRows) * lattice.residues();
+}
+
+int64_t waiting_floats(const Lattice& lattice, const BundlePlan& plan) {
+  return plan.lines(plan.strip[0], plan.strip[1]) * waiting_rows(lattice) * 16;
+}
+
+void cut_to_room(const Lattice& lattice, BundlePlan& plan) {
+  const int64_t room = room_for_planes();
+  const auto too_large = [&] { return plan.bundle_floats > room || waiting_floats(lattice, plan) > room / 2; };
+  const auto times = [&] {
+    return std::max<int64_t>(2, std::max(plan.bundle_floats, 2 * waiting_floats(lattice, plan)) / room);
+  };
+  // not so far that most of a strip is what it shares with the next
+  const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
+  if (too_large())
+    for (int64_t n = times(); too_large() && plan.strip[0] > least; ++n)
+      cut(lattice, plan, 0, std::min(n, divide_up(lattice.size[0], least)), 1);
+  if (lattice.most_shift[1] == 0 && too_large())
+    for (int64_t n = times(); too_large() && plan.strip[1] > 64; ++n) cut(lattice, plan, 1, n, 16);
+}
+
+// Loads of lines for each multiply-add: a line is loaded once for all rows of a slice that need it.
+double loads_of(double density, double rows) {
+  return (1 - std::pow(1 - density, rows)) / (rows * density);
+}
+
+// Whether lines of results lie in the tensor as they are computed: 16 neighbouring elements, rows without gaps.
+bool has_no_gaps(const Lattice& lattice, const BundlePlan& plan) {
+  const Activation& dest = lattice.dest;
+  constexpr int64_t kFarthestRow = int64_t{1} << 24;  // whose displacement fits an instruction
+  const bool rows_follow = plan.strip[0] == 1 || (dest.stride[2] == plan.pitch && plan.strips[1] == 1);
+  return lattice.residues() == 1 && dest.dtype == DType::kFloat32 && dest.stride[3] == 1 &&
+         plan.pitch == plan.strip[1] && rows_follow && dest.stride[1] < kFarthestRow &&
+         !transposes_channels(dest, lattice.dest_channels);
+}
+
+// Nanoseconds on one core: a fit to a Xeon with AMX at 80 to 98% sparsity. A multiply-add, the loads of lines, nearly
+// twice as long across a border between two cache lines, and what comes up from the second cache; then what is read and
+// written, interleaved in stages.
+double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) {
+  const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
+  const double sources = static_cast<double>(lattice.groups * lattice.source_channels);
+  const double results = static_cast<double>(lattice.groups * lattice.dest_channels * lattice.residues());
+  const double weights = static_cast<double>(lattice.source_channels) * taps * results;
+  const double density = std::min(1.0, std::max(1e-6, nonzeros / weights));
+  const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
+  const double loads = loads_of(density, rows) * (plan.line_floats != 16 ? 1 : 1.9);
+  // the lines above are still in the first cache, unless rows are long
+  constexpr int64_t kShortRow = 96;
+  const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
+  const double fetched = static_cast<double>(plan.phases * above) / (taps * rows * density);
+  const double product = 0.148 + 0.189 * loads + 0.12 * fetched;
+
+  const double bundles = static_cast<double>(plan.bundles * plan.strips[0] * plan.strips[1]);
+  const double lines = bundles * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
+  const double read = bundles * static_cast<double>(plan.phases * plan.phase_floats) / 16;
+  double stages = 0;
+  for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
+  const bool reads_channels = lattice.source.stride[1] == 1, writes_channels = lattice.dest.stride[1] == 1;
+  return lines * nonzeros * product + read * sources * (reads_channels ? 5 : 2 + 0.5 * stages) +
+         lines * results *
+             (plan.direct       ? 1
+              : writes_channels ? 6
+                                : 3.3 + 0.55 * stages);
+}
+
+void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
+  // The lines of a channel that neighbouring positions share: those of the last rows and columns.
+  const double across =
+      static_cast<double>(16 + lattice.most_shift[1] * plan.images) / 16 + (plan.line_floats == 16 ? 0.9 : 0);
+  std::vector<std::pair<int64_t, int64_t>> read;  // rows of planes
+  for (const Tap& tap : lattice.taps)
+    if (tap.reaches) read.push_back({tap.phase[0], tap.shift[0]});
+  std::sort(read.begin(), read.end());
+  const int64_t rows_read = std::unique(read.begin(), read.end()) - read.begin();
+  const int64_t windows = static_cast<int64_t>(plan.first_column.size()) * std::max<int64_t>(1, rows_read);
+  const double window = static_cast<double>(windows) * across;
+  const double by_lines = 0.55 * static_cast<double>(caches().first) / window;
+  // Code of some ten bytes a nonzero, four for its value.
+  const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
+  const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
+  const double by_code = 2600 / std::max(1e-3, rows * taps * density);
+  const int64_t most = static_cast<int64_t>(std::max(1.0, std::min({by_lines, by_code, 1e9})));
+  plan.block_channels = evened(lattice.source_channels, std::min(lattice.source_channels, most));
+  plan.blocks = divide_up(lattice.source_channels, plan.block_channels);
+}
+
+void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
+  const int64_t room = room_for_planes();
+  // Enough lines to be worth the code, but no more: what is read and written goes through the second cache as well.
+  constexpr int64_t kManyLines = 24;
+  const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]);
+  const int64_t few = std::min(room / plan.bundle_floats, divide_up(kManyLines, lines));
+  plan.unit_bundles = std::max(few, room / 3 / (plan.bundle_floats + waiting_floats(lattice, plan)));
+  plan.unit_bundles = std::max<int64_t>(1, plan.unit_bundles);
+  plan.unit_bundles = evened(plan.bundles, std::min(plan.bundles, plan.unit_bundles));
+  const auto uneven = [&] {
+    const int64_t items = lattice.groups * plan.units();
+    return items < 8 * threads && items % threads != 0;
+  };
+  const int64_t most = plan.unit_bundles;
+  while (uneven() && plan.unit_bundles > 1) --plan.unit_bundles;
+  if (uneven()) plan.unit_bundles = most;
+  plan.unit_bundles = evened(plan.bundles, plan.unit_bundles);
+  // smaller strips, as long as there is work for each
+  const int64_t strips = plan.strips[0];
+  for (int64_t n = strips + 1; uneven() && n <= strips + threads && n <= lattice.size[0]; ++n) {
+    cut(lattice, plan, 0, n, 1);
+    if (plan.strip[0] < std::max<int64_t>(4, lattice.most_shift[0])) {
+      cut(lattice, plan, 0, strips, 1);
+      break;
+    }
+  }
+  constexpr int64_t kFewestPartRows = 8;
+  const int64_t most_parts = std::max<int64_t>(1, lattice.dest_channels / kFewestPartRows);
+  for (plan.parts = 1; plan.parts < most_parts; ++plan.parts) {
+    const int64_t items = lattice.groups * plan.units() * plan.parts;
+    if (items >= 8 * threads || items % threads == 0) break;
+  }
+}
+
+}  // namespace
+
+BundlePlan make_bundle_plan(
+    const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads, int64_t images, int64_t most_images,
+    int64_t dest_images) {
+  BundlePlan best = {};
+  double best_cost = 0;
+  const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
+  for (int64_t one = images == 0 ? 1 : images; one <= (images == 0 ? most_images : images); one *= 2) {
+    // as few as fill lines: a bundle of many lines has too large planes
+    if (images == 0 && one > 1 && (one / 2 >= batch || one * lattice.size[0] * lattice.size[1] > kMostLines * 16))
+      break;
+    BundlePlan plan = {};
+    lay_out_bundles(lattice, one, Lanes::kAnything, plan);
+    cut_to_room(lattice, plan);
+    plan.gapless = has_no_gaps(lattice, plan);
+    plan.direct = plan.gapless && plan.images == dest_images;
+    const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
+    if (best_cost != 0 && cost >= best_cost) continue;
+    best = plan;
+    best_cost = cost;
+  }
+  // Nanoseconds from a call on one thread to one on several, measured on an EPYC (Zen 4) and two threads: 5,300 to
+  // 5,900.
+  constexpr double kSharing = 6000;
+  best.threads = best_cost * (1 - 1 / static_cast<double>(threads)) < kSharing ? 1 : threads;
+  best.ending = best.direct ? ending : 0;
+  best.residual_channel = lattice.dest.stride[1];
+  const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
+  constexpr int64_t kMostRooms = 4;
+  const bool planes_fit = best.bundle_floats <= kMostRooms * room_for_planes();
+  best.slices = divide_up(rows, writes_channels ? kWholeLineRows : kMostSliceRows);
+  choose_unit(lattice, best, best.threads);
+  best.slices = std::min(rows, divide_up(best.slices, best.parts) * best.parts);
+  best.write_slices = 1;
+  if (writes_channels && best.parts == 1 && !best.direct) {
+    best.slice_rows = kWholeLineRows;
+    best.write_slices = kMostWriteSlices;
+  }
+  const double weights =
+      static_cast<double>(lattice.groups * rows * lattice.source_channels) * static_cast<double>(lattice.taps.size());
+  choose_block(lattice, best, static_cast<double>(nonzeros) / weights);
+  const double per_row =
+      static_cast<double>(nonzeros) / static_cast<double>(lattice.groups * rows * lattice.residues());
+  constexpr int64_t kFewestRows = 4;
+  constexpr double kFewestProducts = 2;  // of a row in a block, where its sum comes and goes for them
+  best.is_worth_it = rows >= kFewestRows && planes_fit &&
+                     (best.blocks == 1 || per_row >= kFewestProducts * static_cast<double>(best.blocks));
+  return best;
+}
+
+}  // namespace sparsekernels

@@ -1,0 +1,83 @@
+// The entry of the three operations: checks the pattern, says what the call is as a lattice, and picks the engine.
+// AVX-512 has the pattern as machine code (jit/), unless the pattern is too large or too small for that to pay; all else
+// runs tiles with the pattern as data (tiled/).
+//
+// An output element is summed within each block of channels, then over the blocks. A weight's gradient is summed within
+// a tile, then over tiles, then over the plan's chunks of units. These depend on shapes, density, instruction set and
+// cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "sparse_conv2d/jit/forward_driver.h"
+#include "sparse_conv2d/jit/weight_driver.h"
+#include "sparse_conv2d/tiled/driver.h"
+
+namespace sparsekernels {
+namespace {
+
+// dest = correlation of source with the pattern, and the epilogue.
+void correlate(
+    Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, DType dtype, const Threads& threads) {
+  check_rows(pattern);
+  merge_positions(lattice);
+  const Ending ending = call_ending(epilogue, pattern.rows, dtype, lattice.dest.data);
+  const Correlation correlation = plan_correlation(lattice, pattern, ending.parts, threads);
+  if (correlation.programs == nullptr) return correlate_by_tiles(lattice, pattern, ending, threads);
+  correlate_by_programs(lattice, correlation, pattern, correlation.programs->order(), ending, threads);
+}
+
+}  // namespace
+
+void check_rows(const SparsePattern& pattern) {
+  const int32_t* const crow = pattern.crow_indices;
+  bool ascend = crow[0] == 0 && crow[pattern.rows] == pattern.nonzeros;
+  for (int64_t r = 0; r < pattern.rows; ++r) ascend = ascend && crow[r] <= crow[r + 1];
+  if (!ascend) throw std::invalid_argument("crow_indices: accepted are numbers that ascend from 0 to the nonzeros");
+}
+
+void check_indices(const SparsePattern& pattern, int64_t columns) {
+  check_rows(pattern);
+  bool sound = true;
+  for (int64_t row = 0; row < pattern.rows; ++row) {
+    int64_t least = 0;
+    for (int64_t k = pattern.crow_indices[row]; k < pattern.crow_indices[row + 1]; ++k) {
+      const int64_t column = pattern.col_indices[k];
+      sound = sound && column >= least && column < columns;
+      least = column;
+    }
+  }
+  if (!sound) throw std::invalid_argument("col_indices: accepted are ascending indices within their range");
+}
+
+void sparse_conv2d(
+    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const Epilogue& epilogue,
+    const Activation& output, const Threads& threads) {
+  if (is_empty(output)) return;
+  correlate(forward_lattice(geometry, input, output), pattern, epilogue, input.dtype, threads);
+}
+
+void sparse_conv2d_input_gradient(
+    const ConvGeometry& geometry, const SparsePattern& transposed, const Activation& grad_output,
+    const Activation& grad_input, const Threads& threads) {
+  if (is_empty(grad_input)) return;
+  correlate(input_gradient_lattice(geometry, grad_output, grad_input), transposed, {}, DType::kFloat32, threads);
+}
+
+void sparse_conv2d_weight_gradient(
+    const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& grad_output, const Activation& input,
+    void* grad_values, const Threads& threads) {
+  check_rows(pattern);
+  if (pattern.nonzeros == 0) return;
+  if (is_empty(grad_output) || is_empty(input)) {
+    std::memset(grad_values, 0, static_cast<size_t>(pattern.nonzeros) * element_size(input.dtype));
+    return;
+  }
+  Lattice lattice = forward_lattice(geometry, input, grad_output);
+  merge_positions(lattice);
+  if (weight_gradient_by_programs(lattice, pattern, grad_values, threads)) return;
+  weight_gradient_by_tiles(lattice, pattern, grad_values, threads);
+}
+
+
+}  // namespace sparsekernels

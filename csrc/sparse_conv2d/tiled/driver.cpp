@@ -1,0 +1,172 @@
+// Correlations and weight gradients by tiles, on any instruction set: packs the pattern for a plan, packs the vectors of
+// each work item block by block, calls the microkernels, writes results back.
+#include "sparse_conv2d/tiled/driver.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "isa/kernels.h"
+#include "sparse_conv2d/tiled/pack_pattern.h"
+#include "sparse_conv2d/tiled/work_items.h"
+
+namespace sparsekernels {
+namespace {
+
+thread_local Arena call_arena;    // what all threads of a call read
+thread_local Arena worker_arena;  // a thread's own lines
+
+// A block's channels, and a plane of zeros where a tap needs one.
+int64_t planes_size(const Lattice& lattice, const Plan& plan) {
+  return (plan.block_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_lines * kLanes;
+}
+void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
+  const int64_t channel = plan.channel_lines * kLanes;
+  if (lattice.some_reach_nothing)
+    std::memset(planes + plan.block_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
+}
+
+}  // namespace
+
+void correlate_by_tiles(
+    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads) {
+  const TileKernels& tiles = cpu_kernels().tiles;
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
+  const int64_t residues = lattice.residues(), rows = lattice.dest_channels;
+  const int64_t items = lattice.groups * plan.units();
+  const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
+  Preparation prepared(lattice, plan, pattern, slices, true);
+  Pieces shared;
+  prepared.reserve(shared);
+  const Trim trim{call_arena};
+  shared.allocate(call_arena);
+  prepared.run(threads);
+
+  const Side source = source_side(lattice), dest = dest_side(lattice);
+  const auto run = [&](int64_t item) {
+    const int64_t slice = item % slices.count, group = item / slices.count % lattice.groups;
+    const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
+    if (first == last) return;
+    const Unit unit = unit_at(plan, group, item / slices.count / lattice.groups);
+    float *source_lines, *sums;
+    Pieces own;
+    own.add(&source_lines, planes_size(lattice, plan));
+    own.add(&sums, (last - first) * residues * unit_lines(plan) * kLanes);
+    own.allocate(worker_arena);
+    clear_zeros(lattice, plan, source_lines);
+    const Planes planes = source_planes(plan, unit, source_lines), results = result_planes(unit, residues, sums);
+    const TileRows tile_rows(plan, unit, planes);
+
+    for (int64_t b = 0; b < plan.blocks; ++b) {
+      const int64_t channel = b * plan.block_channels;
+      const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
+      transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, {});
+      for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
+        ForwardTile call = {};
+        call.planes = planes.lines + column * kLanes;
+        call.plane_rows = tile_rows.planes.data() + row;
+        call.offsets = prepared.offsets();
+        call.values = prepared.values();
+        call.count = last - first;
+        call.sums_pattern_row = results.channel;
+        call.sums_row = results.row;
+        call.first = b == 0;
+        for (int64_t residue = 0; residue < residues; ++residue) {
+          call.runs = prepared.runs(group, slice, b, residue);
+          call.sums = sums + residue * results.phase + row * results.row + column * kLanes;
+          tiles.forward[height][width](call);
+        }
+      });
+    }
+    Ending slice_ending = ending;
+    slice_ending.bias += group * rows + first;
+    transfer(line_kernels(lattice.dest.dtype).write, plan, dest, unit, first, last - first, results, slice_ending);
+  };
+  const auto body = [&](int64_t begin, int64_t end) {
+    const Trim trim{worker_arena};
+    for (int64_t item = begin; item < end; ++item) run(item);
+  };
+  threads.run(items * slices.count, body);
+}
+
+void weight_gradient_by_tiles(
+    const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
+  const TileKernels& tiles = cpu_kernels().tiles;
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_lines);
+  // Chunks of units have sums of their own, so that threads share the work; how many does not depend on the threads.
+  constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
+  const int64_t chunks =
+      std::max<int64_t>(1, std::min({int64_t{4}, plan.units(), kMostPartialFloats / pattern.nonzeros}));
+  const int64_t rows = lattice.dest_channels, items = lattice.groups * chunks;
+  const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
+  Preparation prepared(lattice, plan, pattern, slices, false);
+  Pieces shared;
+  prepared.reserve(shared);
+  float* partial;  // [chunk][nonzero], in the order in which they are prepared
+  shared.add(&partial, chunks * pattern.nonzeros);
+  const Trim trim{call_arena};
+  shared.allocate(call_arena);
+  prepared.run(threads);
+
+  const Side source = source_side(lattice), dest = dest_side(lattice);
+  const auto run = [&](int64_t item) {
+    const int64_t slice = item % slices.count, group = item / slices.count % lattice.groups;
+    const int64_t chunk = item / slices.count / lattice.groups;
+    const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
+    if (first == last) return;
+    float* const sums = partial + chunk * pattern.nonzeros;
+    const int64_t begin = pattern.crow_indices[group * rows + first], end = pattern.crow_indices[group * rows + last];
+    std::memset(sums + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
+    float *source_lines, *grads;
+    Pieces own;
+    own.add(&source_lines, planes_size(lattice, plan));
+    own.add(&grads, (last - first) * unit_lines(plan) * kLanes);
+    own.allocate(worker_arena);
+    clear_zeros(lattice, plan, source_lines);
+    for (int64_t u = plan.units() * chunk / chunks; u < plan.units() * (chunk + 1) / chunks; ++u) {
+      const Unit unit = unit_at(plan, group, u);
+      const Planes planes = source_planes(plan, unit, source_lines), results = result_planes(unit, 1, grads);
+      const TileRows tile_rows(plan, unit, planes);
+      transfer(line_kernels(lattice.dest.dtype).read, plan, dest, unit, first, last - first, results, {});
+      for (int64_t b = 0; b < plan.blocks; ++b) {
+        const int64_t channel = b * plan.block_channels;
+        const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
+        transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, {});
+        for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
+          WeightTile call = {};
+          call.planes = planes.lines + column * kLanes;
+          call.plane_rows = tile_rows.planes.data() + row;
+          call.offsets = prepared.offsets();
+          call.runs = prepared.runs(group, slice, b, 0);
+          call.count = last - first;
+          call.grads = grads + row * results.row + column * kLanes;
+          call.grads_pattern_row = results.channel;
+          call.grads_row = results.row;
+          call.sums = sums + call.runs->begin;
+          tiles.weight[height][width](call);
+        });
+      }
+    }
+  };
+  threads.run(items * slices.count, [&](int64_t begin, int64_t end) {
+    const Trim trim{worker_arena};
+    for (int64_t item = begin; item < end; ++item) run(item);
+  });
+
+  // Back into the pattern's order, the chunks added up.
+  const int64_t per_group = slices.count * plan.blocks;
+  threads.run(lattice.groups * per_group, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t group = part / per_group, slice = part / plan.blocks % slices.count, block = part % plan.blocks;
+      const Run* const runs = prepared.runs(group, slice, block, 0);
+      for (const Run* run = runs; run < runs + slices.last(group, slice) - slices.first(group, slice); ++run) {
+        float* const sums = partial + run->begin;
+        const int64_t count = run->end - run->begin;
+        for (int64_t chunk = 1; chunk < chunks; ++chunk)
+          for (int64_t i = 0; i < count; ++i) sums[i] += sums[chunk * pattern.nonzeros + i];
+        cpu_kernels().narrow(sums, count, lattice.source.dtype, grad_values, prepared.place(group, slice, block, *run));
+      }
+    }
+  });
+}
+
+}  // namespace sparsekernels

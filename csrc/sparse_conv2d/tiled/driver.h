@@ -1,0 +1,18 @@
+// Correlations and weight gradients by tiles: on any instruction set, with the pattern as data.
+#pragma once
+
+#include "sparse_conv2d/epilogue.h"
+#include "sparse_conv2d/lattice.h"
+
+namespace sparsekernels {
+
+// dest = correlation of source with the pattern, and the epilogue. The lattice's positions are merged, and the
+// pattern's rows were checked.
+void correlate_by_tiles(
+    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads);
+
+// grad_values [nonzeros], in the dtype of the source: at each nonzero, the sum over positions of source times dest.
+void weight_gradient_by_tiles(
+    const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads);
+
+}  // namespace sparsekernels

@@ -1,0 +1,218 @@
+#include "sparse_conv2d/tiled/pack_pattern.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+
+#include "isa/kernels.h"
+
+namespace sparsekernels {
+namespace {
+
+constexpr int64_t kSerialNonzeros = 16384;  // below, a second thread costs more than it does
+
+}  // namespace
+
+Slices::Slices(const SparsePattern& pattern, int64_t groups, int64_t items, int64_t least, const Threads& threads)
+    : count(least) {
+  const int64_t rows = pattern.rows / groups;
+  while (items * count < 8 * threads.count && items * count % threads.count != 0 && count < rows) ++count;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int32_t* crow = pattern.crow_indices + group * rows;
+    // a row costs something even where it has no nonzeros
+    const auto weight = [&](int64_t row) { return crow[row] - crow[0] + row * 8; };
+    int64_t row = 0;
+    for (int64_t slice = 0; slice <= count; ++slice) {
+      while (row < rows && weight(row) * count < weight(rows) * slice) ++row;
+      begin.push_back(slice == count ? rows : row);
+    }
+  }
+}
+
+Preparation::Preparation(
+    const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values)
+    : lattice_(lattice),
+      plan_(plan),
+      pattern_(pattern),
+      slices_(slices),
+      taps_(static_cast<int64_t>(lattice.taps.size())),
+      residues_(lattice.residues()),
+      rows_(lattice.dest_channels),
+      parts_(plan.blocks * lattice.residues()),
+      wants_values_(wants_values) {}
+
+void Preparation::reserve(Pieces& pieces) {
+  pieces.add(&table_, lattice_.source_channels * taps_);
+  if (residues_ > 1) pieces.add(&residue_of_, lattice_.source_channels * taps_);
+  pieces.add(&begin_, (plan_.blocks + 1) * pattern_.rows);
+  pieces.add(&counts_, parts_ * pattern_.rows);
+  pieces.add(&runs_, parts_ * pattern_.rows);
+  pieces.add(&offsets_, pattern_.nonzeros);
+  if (!wants_values_) return;
+  pieces.add(&values_, pattern_.nonzeros);
+  if (pattern_.dtype != DType::kFloat32) pieces.add(&wide_, pattern_.nonzeros);
+}
+
+// body(i) for all i in [0, count) gives whether what it read is sound; so does this.
+template <class Body>
+bool Preparation::in_parallel(const Threads& threads, int64_t count, Body body) const {
+  std::atomic<bool> sound{true};
+  const auto range = [&](int64_t begin, int64_t end) {
+    bool good = true;
+    for (int64_t i = begin; i < end; ++i) good = body(i) && good;
+    if (!good) sound = false;
+  };
+  if (pattern_.nonzeros < kSerialNonzeros) {
+    range(0, count);
+  } else {
+    threads.run(count, range);
+  }
+  return sound;
+}
+
+void Preparation::run(const Threads& threads) {
+  if (wide_ != nullptr) cpu_kernels().widen(pattern_.values, pattern_.nonzeros, pattern_.dtype, wide_);
+  in_order_ = wide_ != nullptr ? wide_ : static_cast<const float*>(pattern_.values);
+  fill_table();
+  if (!in_parallel(threads, pattern_.rows, [&](int64_t row) { return bound_blocks(row); }))
+    throw std::invalid_argument("col_indices: accepted are indices within the weight's row, ascending in each row");
+  place_parts();
+  const int64_t per_group = slices_.count * plan_.blocks;
+  const bool sound = in_parallel(threads, lattice_.groups * per_group, [&](int64_t i) {
+    return fill_block(i / per_group, i / plan_.blocks % slices_.count, i % plan_.blocks);
+  });
+  if (!sound) throw std::invalid_argument("permutation: accepted are indices of values");
+}
+
+void Preparation::fill_table() {
+  const int64_t phase_columns = static_cast<int64_t>(lattice_.phases[1].size());
+  for (int64_t c = 0; c < lattice_.source_channels; ++c) {
+    const int64_t channel = c % plan_.block_channels * plan_.channel_lines;
+    for (int64_t t = 0; t < taps_; ++t) {
+      const Tap& tap = lattice_.taps[static_cast<size_t>(t)];
+      const int64_t phase = tap.phase[0] * phase_columns + tap.phase[1];
+      const int64_t line = channel + phase * plan_.phase_lines + tap.shift[0] * plan_.plane_columns + tap.shift[1];
+      // a tap that reaches nothing but padding reads the plane of zeros behind the block's channels
+      const int64_t zeros = plan_.block_channels * plan_.channel_lines;
+      table_[c * taps_ + t] = static_cast<int32_t>((tap.reaches ? line : zeros) * kLanes);
+      if (residues_ > 1) residue_of_[c * taps_ + t] = static_cast<int32_t>(tap.residue);
+    }
+  }
+}
+
+// Where each block begins in a row, and how many nonzeros of it belong to each residue.
+bool Preparation::bound_blocks(int64_t row) {
+  const int32_t* const columns = pattern_.col_indices;
+  const int64_t end = pattern_.crow_indices[row + 1], first = pattern_.crow_indices[row];
+  const uint32_t limit = static_cast<uint32_t>(lattice_.source_channels * taps_);
+  bool sound = true;
+  for (int64_t k = first; k < end; ++k) sound &= static_cast<uint32_t>(columns[k]) < limit;
+  for (int64_t k = first + 1; k < end; ++k) sound &= columns[k - 1] <= columns[k];
+  if (!sound) return false;
+
+  int64_t k = first;
+  for (int64_t b = 0; b < plan_.blocks; ++b) {
+    const int32_t stop =
+        static_cast<int32_t>(std::min<int64_t>(lattice_.source_channels, (b + 1) * plan_.block_channels) * taps_);
+    const int64_t begin = k;
+    begin_[b * pattern_.rows + row] = static_cast<int32_t>(k);
+    // Columns ascend, so those of the block are counted, 16 at a time, without a branch for each.
+    int64_t counted = 16;
+    while (counted == 16 && k + 16 <= end) {
+      int32_t below = 0;
+      for (int i = 0; i < 16; ++i) below += columns[k + i] < stop;
+      counted = below;
+      k += counted;
+    }
+    if (counted == 16)
+      while (k < end && columns[k] < stop) ++k;
+    if (residues_ == 1) {
+      counts_[b * pattern_.rows + row] = static_cast<int32_t>(k - begin);
+      continue;
+    }
+    int32_t* const counts = counts_ + b * residues_ * pattern_.rows + row;
+    for (int64_t r = 0; r < residues_; ++r) counts[r * pattern_.rows] = 0;
+    for (int64_t n = begin; n < k; ++n) ++counts[residue_of_[columns[n]] * pattern_.rows];
+  }
+  begin_[plan_.blocks * pattern_.rows + row] = static_cast<int32_t>(k);
+  return k == end;
+}
+
+void Preparation::place_parts() {
+  starts_.clear();
+  for (int64_t group = 0; group < lattice_.groups; ++group) {
+    for (int64_t slice = 0; slice < slices_.count; ++slice) {
+      const int64_t first = group * rows_ + slices_.first(group, slice),
+                    last = group * rows_ + slices_.last(group, slice);
+      int64_t at = pattern_.crow_indices[first];
+      for (int64_t part = 0; part < parts_; ++part) {
+        starts_.push_back(at);
+        const int32_t* const counts = counts_ + part * pattern_.rows;
+        for (int64_t row = first; row < last; ++row) at += counts[row];
+      }
+    }
+  }
+}
+
+// The values of nonzeros [begin, end), to `to`.
+bool Preparation::copy_values(int64_t begin, int64_t end, int64_t to) {
+  if (pattern_.permutation == nullptr) {
+    for (int64_t k = begin; k < end; ++k) values_[to + k - begin] = in_order_[k];
+    return true;
+  }
+  const uint32_t limit = static_cast<uint32_t>(pattern_.nonzeros);
+  bool sound = true;
+  for (int64_t k = begin; k < end; ++k) {
+    const uint32_t from = static_cast<uint32_t>(pattern_.permutation[k]);
+    sound &= from < limit;
+    values_[to + k - begin] = in_order_[from < limit ? from : 0];
+  }
+  return sound;
+}
+
+// The runs of one residue, shortest first, and where each begins. Turns the residue's counts into places to fill.
+void Preparation::sort_runs(int64_t group, int64_t slice, int64_t part) {
+  const int64_t base = group * rows_ + slices_.first(group, slice);
+  const int64_t count = slices_.last(group, slice) - slices_.first(group, slice);
+  int32_t* const counts = counts_ + part * pattern_.rows + base;
+  Run* const runs = runs_ + base * parts_ + part * count;
+
+  constexpr int32_t kLongest = 63;
+  int32_t at[kLongest + 2] = {};
+  for (int64_t row = 0; row < count; ++row) ++at[std::min(counts[row], kLongest) + 1];
+  for (int32_t n = 1; n <= kLongest; ++n) at[n] += at[n - 1];
+  for (int64_t row = 0; row < count; ++row) runs[at[std::min(counts[row], kLongest)]++].row = static_cast<int32_t>(row);
+
+  int32_t to = static_cast<int32_t>(starts_[static_cast<size_t>((group * slices_.count + slice) * parts_ + part)]);
+  for (Run* run = runs; run < runs + count; ++run) {
+    run->begin = to;
+    to += counts[run->row];
+    run->end = to;
+    counts[run->row] = run->begin;
+  }
+}
+
+bool Preparation::fill_block(int64_t group, int64_t slice, int64_t block) {
+  for (int64_t residue = 0; residue < residues_; ++residue) sort_runs(group, slice, block * residues_ + residue);
+  bool sound = true;
+  for (int64_t row = group * rows_ + slices_.first(group, slice); row < group * rows_ + slices_.last(group, slice);
+       ++row) {
+    const int64_t begin = begin_[block * pattern_.rows + row], end = begin_[(block + 1) * pattern_.rows + row];
+    int32_t* const places = counts_ + block * residues_ * pattern_.rows + row;
+    if (residues_ == 1) {
+      const int64_t to = *places;
+      for (int64_t k = begin; k < end; ++k) offsets_[to + k - begin] = table_[pattern_.col_indices[k]];
+      if (values_ != nullptr) sound = copy_values(begin, end, to) && sound;
+      continue;
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      const int32_t column = pattern_.col_indices[k];
+      const int64_t to = places[residue_of_[column] * pattern_.rows]++;
+      offsets_[to] = table_[column];
+      if (values_ != nullptr) sound = copy_values(k, k + 1, to) && sound;
+    }
+  }
+  return sound;
+}
+
+}  // namespace sparsekernels
