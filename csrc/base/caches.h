@@ -6,7 +6,7 @@
 namespace sparsekernels {
 
 struct Caches {
-  int64_t first, second;  // of one core, in lines of 64 bytes
+  int64_t l1_lines, l2_lines;  // of one core, in lines of 64 bytes
 };
 
 const Caches& caches();

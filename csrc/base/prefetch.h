@@ -1,18 +1,18 @@
-// Brings parts of tensors up to the second cache, a few lines at a time, while something else is computed.
+// Brings parts of tensors up to L2, a few lines at a time, while something else is computed.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "sparse_conv2d/call.h"
+#include "base/tensor.h"
 
 namespace sparsekernels {
 
-class Fetch {
+class PrefetchCursor {
  public:
-  Fetch() = default;
+  PrefetchCursor() = default;
   // [begin, end) of a tensor in each dimension. Nothing, where that is no set of long runs of neighbouring elements.
-  Fetch(const Activation& tensor, const int64_t (&begin)[4], const int64_t (&end)[4]) {
+  PrefetchCursor(const Activation& tensor, const int64_t (&begin)[4], const int64_t (&end)[4]) {
     const int64_t element = element_size(tensor.dtype);
     const char* start = static_cast<const char*>(tensor.data);
     int order[4] = {0, 1, 2, 3};  // the dimension with the least stride last

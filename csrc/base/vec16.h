@@ -3,14 +3,13 @@
 #pragma once
 
 #include "base/vec.h"
-#include "sparse_conv2d/epilogue.h"
 
 namespace sparsekernels {
 namespace {
 
-// Sixteen elements of T as floats. A masked access touches only the elements whose bit is set.
+// Vec16 elements of T as floats. A masked access touches only the elements whose bit is set.
 template <class T>
-struct Sixteen {
+struct Vec16 {
   static Vec<float> load(const T* from) {
     float lanes[16];
     for (int i = 0; i < 16; ++i) lanes[i] = widen(from[i]);
@@ -34,32 +33,10 @@ struct Sixteen {
   }
 };
 
-// No less than low, nor more than high; NaN stays.
-inline Vec<float> limited(const Ending& ending, Vec<float> value) {
-#if defined(SPARSEKERNELS_AVX512)
-  // of two, of which one is NaN, these give the second
-  if (ending.parts & kHasLow) value.v = _mm512_max_ps(_mm512_set1_ps(ending.low), value.v);
-  if (ending.parts & kHasHigh) value.v = _mm512_min_ps(_mm512_set1_ps(ending.high), value.v);
-  return value;
-#else
-  float lanes[16];
-  value.store(lanes);
-  for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] < ending.low ? ending.low : lanes[i];
-  for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] > ending.high ? ending.high : lanes[i];
-  return Vec<float>::load(lanes);
-#endif
-}
-
-// Where the residual of an element of the tensor is.
-template <class T>
-inline const T* residual_of(const Ending& ending, const T* to) {
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(to) + ending.residual_bytes);
-}
-
 #if defined(SPARSEKERNELS_AVX512)
 
 template <>
-struct Sixteen<float> {
+struct Vec16<float> {
   static Vec<float> load(const float* from) { return {_mm512_loadu_ps(from)}; }
   static Vec<float> load(const float* from, uint32_t mask) {
     return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from)};
@@ -71,7 +48,7 @@ struct Sixteen<float> {
 };
 
 template <>
-struct Sixteen<BFloat16> {
+struct Vec16<BFloat16> {
   static Vec<float> widened(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
@@ -93,7 +70,7 @@ struct Sixteen<BFloat16> {
 };
 
 template <>
-struct Sixteen<Float16> {
+struct Vec16<Float16> {
   static __m256i narrowed(Vec<float> value) {
     return _mm512_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
@@ -191,18 +168,27 @@ inline void transpose(Vec<float> (&rows)[16]) {
 
 #endif
 
-// Sums, with their bias, as they go to 16 elements of a tensor; or to those whose bit is set.
-template <class T>
-inline Vec<float> ended(const Ending& ending, Vec<float> sums, const T* to) {
-  if (ending.parts == 0) return sums;
-  if (ending.parts & kAddsResidual) sums = sums + Sixteen<T>::load(residual_of(ending, to));
-  return limited(ending, sums);
-}
-template <class T>
-inline Vec<float> ended(const Ending& ending, Vec<float> sums, const T* to, uint32_t mask) {
-  if (ending.parts == 0) return sums;
-  if (ending.parts & kAddsResidual) sums = sums + Sixteen<T>::load(residual_of(ending, to), mask);
-  return limited(ending, sums);
+// At least low, at most high, where there is such a limit. NaN stays NaN.
+struct Limits {
+  float low, high;
+  bool has_low, has_high;
+};
+
+inline Vec<float> limited(const Limits& limits, Vec<float> value) {
+#if defined(SPARSEKERNELS_AVX512)
+  // of two, of which one is NaN, these give the second
+  if (limits.has_low) value.v = _mm512_max_ps(_mm512_set1_ps(limits.low), value.v);
+  if (limits.has_high) value.v = _mm512_min_ps(_mm512_set1_ps(limits.high), value.v);
+  return value;
+#else
+  float lanes[16];
+  value.store(lanes);
+  if (limits.has_low)
+    for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] < limits.low ? limits.low : lanes[i];
+  if (limits.has_high)
+    for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] > limits.high ? limits.high : lanes[i];
+  return Vec<float>::load(lanes);
+#endif
 }
 
 }  // namespace

@@ -16,7 +16,7 @@
 namespace sparsekernels {
 
 // Memory that a thread keeps from call to call, aligned to lines: fresh pages cost more than many a layer.
-class Arena {
+class Workspace {
  public:
   static constexpr size_t kMostKept = size_t{64} << 20, kAlignment = 4096;
 
@@ -47,25 +47,25 @@ class Arena {
   size_t size_ = 0;
 };
 
-// Frees what is beyond an arena's limit when a call or a thread's part of it ends, however it ends.
-struct Trim {
-  Arena& arena;
-  ~Trim() { arena.trim(); }
+// Frees what is beyond an workspace's limit when a call or a thread's part of it ends, however it ends.
+struct TrimWorkspace {
+  Workspace& workspace;
+  ~TrimWorkspace() { workspace.trim(); }
 };
 
 // Takes pieces of one allocation.
-class Pieces {
+class WorkspaceLayout {
  public:
   template <class T>
   void add(T** to, int64_t count) {
     static_assert(std::is_trivial_v<T> && alignof(T) <= 64 && sizeof(T) % sizeof(float) == 0, "plain numbers");
     const size_t floats = static_cast<size_t>(count) * (sizeof(T) / sizeof(float));
-    if (count_ == kMost) throw std::logic_error("Pieces: more than kMost");
+    if (count_ == kMost) throw std::logic_error("WorkspaceLayout: more than kMost");
     pieces_[count_++] = {to, size_, floats};
     size_ += (floats + 15) / 16 * 16 + kGap;
   }
-  void allocate(Arena& arena) {
-    float* const memory = arena.floats(size_ + 16);
+  void allocate(Workspace& workspace) {
+    float* const memory = workspace.floats(size_ + 16);
     for (int i = 0; i < count_; ++i) {
       float* const piece = memory + pieces_[i].at;
       std::memcpy(pieces_[i].to, &piece, sizeof piece);

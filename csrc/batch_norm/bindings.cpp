@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/torch_glue.h"
 #include "batch_norm/call.h"
 #include "isa/kernels.h"
-#include "base/torch_glue.h"
 
 namespace sparsekernels {
 namespace {

@@ -7,8 +7,8 @@
 #include "max_pool2d/call.h"
 #include "rms_norm/call.h"
 #include "sparse_conv2d/jit/pack_calls.h"
-#include "sparse_conv2d/tiled/pack_calls.h"
 #include "sparse_conv2d/tiled/microkernel_calls.h"
+#include "sparse_conv2d/tiled/pack_calls.h"
 
 namespace sparsekernels {
 
@@ -32,7 +32,7 @@ struct CpuKernels {
   const char* isa;
   RmsNormKernels rms_norm[4];  // by DType
   LineKernels lines[3];        // by DType, without float64
-  BundleKernels bundles[3];    // by DType, without float64
+  JitPackKernels jit_pack[3];  // by DType, without float64
   TileKernels tiles;
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);

@@ -1,11 +1,11 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #include "batch_norm/cpu/kernel.h"
-#include "max_pool2d/cpu/kernel.h"
 #include "max_pool2d/cpu/indices.h"
+#include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
 #include "sparse_conv2d/jit/pack.h"
-#include "sparse_conv2d/tiled/pack.h"
 #include "sparse_conv2d/tiled/microkernels.h"
+#include "sparse_conv2d/tiled/pack.h"
 
 #include "isa/kernels.h"
 
@@ -16,7 +16,7 @@ const CpuKernels kPortableKernels = {
     {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
      rms_norm_kernels_of<double>()},
     {line_kernels_of<float>(), line_kernels_of<BFloat16>(), line_kernels_of<Float16>()},
-    {bundle_kernels_of<float>(), bundle_kernels_of<BFloat16>(), bundle_kernels_of<Float16>()},
+    {jit_pack_kernels_of<float>(), jit_pack_kernels_of<BFloat16>(), jit_pack_kernels_of<Float16>()},
     tile_kernels(),
     widen_elements,
     narrow_elements,

@@ -1,5 +1,5 @@
 // A network's layers as one call: a few images at a time go through all of them, on one thread, so that what one layer
-// writes is still in the second cache when the next one reads it. Knows no torch.
+// writes is still in L2 when the next one reads it. Knows no torch.
 #pragma once
 
 #include <memory>

@@ -1,22 +1,22 @@
-// A chain of layers, a few images at a time. Each layer runs as it would alone, on one thread; chain_plan.h says how
-// many images, and where their tensors lie.
+// A chain of layers, a few images at a time. Each layer runs as it would alone, on one thread; layer_chain/plan.h says
+// how many images, and where their tensors lie.
 #include "layer_chain/call.h"
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
-#include "isa/kernels.h"
 #include "base/workspace.h"
+#include "isa/kernels.h"
 #include "layer_chain/layout.h"
 #include "layer_chain/plan.h"
-#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/forward_driver.h"
+#include "sparse_conv2d/jit/kernel_cache.h"
 
 namespace sparsekernels {
 namespace {
 
-thread_local Arena tensor_arena;  // a thread's tensors within a part
+thread_local Workspace tensor_workspace;  // a thread's tensors within a part
 
 Threads one_thread() {
   return {1, [](int64_t count, const ParallelBody& body) { body(0, count); }};
@@ -40,12 +40,12 @@ Activation activation_of(const ChainTensor& tensor, DType dtype, int64_t images,
 // A sparse convolution of so many images, but for where its tensors lie.
 struct PreparedLayer {
   Lattice lattice = {};
-  Correlation correlation;             // without programs: it runs as it would alone
+  Correlation correlation;             // without kernels: it runs as it would alone
   bool residual_is_elsewhere = false;  // than where the result lies: in another layout
   int64_t above = 0;                   // floats from where the planes it reads begin to the source's first element
   std::vector<float> values;
-  std::vector<float> ending_floats;
-  Ending ending = {};
+  std::vector<float> epilogue_floats;
+  PackedEpilogue epilogue = {};
 };
 
 }  // namespace
@@ -75,21 +75,21 @@ PreparedLayer prepare_layer(
     DType dtype, int64_t images, const Threads& threads) {
   PreparedLayer result;
   result.lattice = lattice_of(layer, tensors, result_tensor, dtype, images);
-  result.ending_floats.resize(static_cast<size_t>(kEndingHead + layer.pattern.rows));
+  result.epilogue_floats.resize(static_cast<size_t>(kEpilogueHeader + layer.pattern.rows));
   Epilogue epilogue = layer.epilogue;
   const char some_place = 0;
   epilogue.residual = layer.residual >= 0 ? &some_place : nullptr;
-  result.ending = lay_out_ending(epilogue, layer.pattern.rows, dtype, &some_place, result.ending_floats.data());
+  result.epilogue = pack_epilogue(epilogue, layer.pattern.rows, dtype, &some_place, result.epilogue_floats.data());
   const ChainLayout &source = tensors[static_cast<size_t>(layer.source)].layout, &dest = tensors[result_tensor].layout;
   const ChainLayout& residual = tensors[static_cast<size_t>(std::max(0, layer.residual))].layout;
   result.residual_is_elsewhere = layer.residual >= 0 && !(residual == dest);
   const Threads one = {1, threads.run};  // one will run it; all may compile it
   result.correlation = plan_correlation(
-      result.lattice, layer.pattern, result.ending.parts, one, plan.plan.images,
+      result.lattice, layer.pattern, result.epilogue.flags, one, plan.plan.images,
       result.residual_is_elsewhere ? residual.channel : 0, dest.images);
-  const bool stores = result.correlation.programs != nullptr && result.correlation.plan.direct;
+  const bool stores = result.correlation.kernels != nullptr && result.correlation.plan.direct;
   if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
-  if (result.correlation.programs == nullptr) return result;
+  if (result.correlation.kernels == nullptr) return result;
   result.correlation.dest_line = dest.line;
   result.correlation.residual_image = residual.image;
   result.correlation.residual_channel = residual.channel;
@@ -103,7 +103,7 @@ PreparedLayer prepare_layer(
   std::vector<float> halves(static_cast<size_t>(narrow));
   result.values.resize(static_cast<size_t>(layer.pattern.nonzeros + 2 * kValueBias));
   arrange_values(
-      result.correlation.programs->order(), layer.pattern.values, layer.pattern.dtype, threads, halves.data(),
+      result.correlation.kernels->order(), layer.pattern.values, layer.pattern.dtype, threads, halves.data(),
       result.values.data());
   return result;
 }
@@ -137,8 +137,8 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
   const ChainLayout& layout = tensor.layout;
   const int64_t above = layout.first - layout.planes, positions = tensor.size[1] * tensor.size[2];
   if (above + layout.below == 0) return;
-  for (int64_t bundle = 0; bundle < divide_up(dest.size[0], layout.images); ++bundle) {
-    float* const begin = static_cast<float*>(dest.data) + bundle * layout.image;
+  for (int64_t image_block = 0; image_block < divide_up(dest.size[0], layout.images); ++image_block) {
+    float* const begin = static_cast<float*>(dest.data) + image_block * layout.image;
     if (layout.line != 16) {  // whole lines, of all channels
       std::fill_n(begin - above, above, 0.0f);
       std::fill_n(begin + positions * layout.images / 16 * layout.line, layout.below, 0.0f);
@@ -154,8 +154,8 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
 
 void run_convolution(
     const ChainLayer& layer, const PreparedLayer& prepared, const Activation& source, const Activation& dest,
-    const void* residual, float* ending_floats) {
-  if (prepared.correlation.programs == nullptr) {
+    const void* residual, float* epilogue_floats) {
+  if (prepared.correlation.kernels == nullptr) {
     // Tiles are planned by the number of images, which depends on the threads here, and bits must not.
     Activation from = source, to = dest;
     from.size[0] = to.size[0] = 1;
@@ -176,19 +176,19 @@ void run_convolution(
   lattice.source.data = source.data;
   if (prepared.correlation.planes_image != 0) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
   lattice.dest.data = dest.data;
-  Ending ending = prepared.ending;
-  if (residual != nullptr) {  // programs read where it is from memory, which each thread has its own of
-    ending.residual_bytes = distance(residual, dest.data);
-    std::copy(prepared.ending_floats.begin(), prepared.ending_floats.end(), ending_floats);
-    std::memcpy(ending_floats, &ending.residual_bytes, sizeof ending.residual_bytes);
-    ending.bias = ending_floats + kEndingHead;
+  PackedEpilogue packed = prepared.epilogue;
+  if (residual != nullptr) {  // kernels read where it is from memory, which each thread has its own of
+    packed.residual_bytes = distance(residual, dest.data);
+    std::copy(prepared.epilogue_floats.begin(), prepared.epilogue_floats.end(), epilogue_floats);
+    std::memcpy(epilogue_floats, &packed.residual_bytes, sizeof packed.residual_bytes);
+    packed.bias = epilogue_floats + kEpilogueHeader;
     if (prepared.residual_is_elsewhere) {
-      ending.residual = static_cast<const float*>(residual);
-      ending.head = ending_floats;
+      packed.residual = static_cast<const float*>(residual);
+      packed.header = epilogue_floats;
     }
   }
   run_items(
-      lattice, prepared.correlation, layer.pattern, prepared.values.data(), ending, 0,
+      lattice, prepared.correlation, layer.pattern, prepared.values.data(), packed, 0,
       prepared.correlation.items(lattice));
 }
 
@@ -265,11 +265,11 @@ std::vector<ChainLayerPlan> plan_layers(
       // So few that four threads have something to do; whoever has more of them gets the same bits.
       const int64_t most = std::min<int64_t>(kMostImages, std::max<int64_t>(1, batch / 4));
       const Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
-      one.plan = make_bundle_plan(lattice, layer.pattern.nonzeros, 0, 1, 0, most);
-      one.by_programs = one.plan.is_worth_it && may_have_programs(layer.pattern) && dtype == DType::kFloat32;
-      one.gathers = one.by_programs && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
+      one.plan = make_jit_plan(lattice, layer.pattern.nonzeros, 0, 1, 0, most);
+      one.by_jit = one.plan.is_worth_it && may_use_jit(layer.pattern) && dtype == DType::kFloat32;
+      one.gathers = one.by_jit && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
                     one.plan.images * (source.elements() + 16 * source.size[0]) < int64_t{1} << 30;
-      if (one.by_programs) one.wanted = planes_as_layout(lattice, one.plan, source);
+      if (one.by_jit) one.wanted = planes_as_layout(lattice, one.plan, source);
     }
     plans.push_back(std::move(one));
   }
@@ -363,12 +363,12 @@ void LayerChain::run(
     const int64_t from_elements = chain->tensors[static_cast<size_t>(part.first)].elements();
     const int64_t to_elements = chain->tensors[static_cast<size_t>(part.last)].elements();
     threads.run(divide_up(batch, part.images), [&](int64_t begin, int64_t end) {
-      const Trim trim{tensor_arena};
-      float *tensors, *ending;
-      Pieces own;
+      const TrimWorkspace trim{tensor_workspace};
+      float *tensors, *epilogue_floats;
+      WorkspaceLayout own;
       own.add(&tensors, divide_up(part.elements * part.images * element, 4));
-      own.add(&ending, kEndingHead + most_rows);
-      own.allocate(tensor_arena);
+      own.add(&epilogue_floats, kEpilogueHeader + most_rows);
+      own.allocate(tensor_workspace);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t first = item * part.images, images = std::min(part.images, batch - first);
         const auto place = [&](int tensor) -> void* {
@@ -393,7 +393,8 @@ void LayerChain::run(
           }
           const PreparedLayer& prepared = chain->layers[images == part.images ? 0 : 1][static_cast<size_t>(i)];
           run_convolution(
-              layer, prepared, source, dest, layer.residual < 0 ? nullptr : activation(layer.residual).data, ending);
+              layer, prepared, source, dest, layer.residual < 0 ? nullptr : activation(layer.residual).data,
+              epilogue_floats);
         }
       }
     });

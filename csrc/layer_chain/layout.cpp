@@ -18,7 +18,7 @@ bool can_read(const ChainLayer& layer, const ChainLayerPlan& plan, const ChainLa
 }
 
 // Whether all strips of a result of so many columns begin at whole lines.
-bool strips_are_lines(const BundlePlan& plan, int64_t columns) {
+bool strips_are_lines(const JitPlan& plan, int64_t columns) {
   if (plan.strips[1] > 1) return plan.strips[0] == 1 && plan.strip[0] == 1;  // of one row, in sixteens
   return plan.strips[0] == 1 || plan.strip[0] * columns * plan.images % 16 == 0;
 }
@@ -28,8 +28,8 @@ bool can_store(
     const ChainLayer& layer, const ChainLayerPlan& one, const ChainTensor& result, const ChainLayout& layout,
     const ChainLayout& source) {
   if (layer.pools) return layout.images == source.images;
-  const BundlePlan& plan = one.plan;
-  if (!one.by_programs || !plan.gapless || plan.images != layout.images) return false;
+  const JitPlan& plan = one.plan;
+  if (!one.by_jit || !plan.gapless || plan.images != layout.images) return false;
   if (layout.images > 1 && layer.residual >= 0) return false;
   return strips_are_lines(plan, result.size[2]);
 }
@@ -41,7 +41,7 @@ ChainLayout plain_layout(const int64_t (&size)[3]) {
   return {1, positions, 16, size[0] * positions, 0, 0, 0, 0, true};
 }
 
-ChainLayout planes_as_layout(const Lattice& lattice, const BundlePlan& plan, const ChainTensor& source) {
+ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const ChainTensor& source) {
   const ChainLayout plain = plain_layout(source.size);
   const int64_t positions = source.size[1] * source.size[2], images = plan.images, line = plan.line_floats;
   if (lattice.groups != 1 || lattice.some_reach_nothing || plan.phases != 1) return plain;
@@ -61,9 +61,15 @@ ChainLayout planes_as_layout(const Lattice& lattice, const BundlePlan& plan, con
   if (line != 16)  // any strip of rows is a part of all of them
     return {images, 16, line, spread(rows * row), first, plan.front_floats, spread(below), around, false};
   if (images != 1 || plan.strips[0] != 1) return plain;
-  return {
-      1,    plan.channel_floats, 16, plan.bundle_floats, first, plan.front_floats, below + plan.behind_floats, around,
-      false};
+  return {1,
+          plan.channel_floats,
+          16,
+          plan.image_block_floats,
+          first,
+          plan.front_floats,
+          below + plan.behind_floats,
+          around,
+          false};
 }
 
 // Pooling of sixteen interleaved images takes lines and gives lines: it wants its source so if the one who reads its
@@ -86,7 +92,7 @@ void let_pools_want(
 }
 
 // A tensor lies as a reader wants it, if whoever makes it can store it so and all others can read it. A residual may
-// lie in any way where programs add it, but for interleaved images; other layers find it where they store the sum.
+// lie in any way where kernels add it, but for interleaved images; other layers find it where they store the sum.
 void choose_layouts(
     const std::vector<ChainLayer>& layers, std::vector<ChainLayerPlan>& plans, std::vector<ChainTensor>& tensors) {
   const size_t count = layers.size();
@@ -100,7 +106,7 @@ void choose_layouts(
       if (layers[i].source == static_cast<int>(tensor)) readers.push_back(i);
       if (layers[i].pools || layers[i].residual != static_cast<int>(tensor)) continue;
       is_residual = true;
-      may_move = may_move && plans[i].by_programs && plans[i].plan.direct;
+      may_move = may_move && plans[i].by_jit && plans[i].plan.direct;
       may_move = may_move && strips_are_lines(plans[i].plan, one.size[2]);
     }
     if (!may_move) continue;

@@ -1,4 +1,4 @@
-// How the tensors of a chain lie in a thread's memory: where a layer's programs can store a result as the next layer's
+// How the tensors of a chain lie in a thread's memory: where a layer's kernels can store a result as the next layer's
 // read it, nothing is copied between the two.
 #pragma once
 
@@ -38,8 +38,8 @@ struct ChainTensor {
 
 // What is planned for a layer, its tensors plain.
 struct ChainLayerPlan {
-  bool by_programs;
-  BundlePlan plan;
+  bool by_jit;
+  JitPlan plan;
   bool gathers;        // a source that lies in lines
   ChainLayout wanted;  // of its source
 };
@@ -47,7 +47,7 @@ struct ChainLayerPlan {
 ChainLayout plain_layout(const int64_t (&size)[3]);
 
 // The planes that a layer reads, as a layout of its source; plain, where they are no copy of it.
-ChainLayout planes_as_layout(const Lattice& lattice, const BundlePlan& plan, const ChainTensor& source);
+ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const ChainTensor& source);
 
 // Sets the layout of each tensor.
 void choose_layouts(

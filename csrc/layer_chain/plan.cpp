@@ -9,9 +9,9 @@
 namespace sparsekernels {
 namespace {
 
-// Of what a thread has in the second cache, the part for tensors: code, values and planes go through it as well.
+// Of what a thread has in L2, the part for tensors: code, values and planes go through it as well.
 int64_t room_for_tensors() {
-  return caches().second * 64 / 2;
+  return caches().l2_lines * 64 / 2;
 }
 
 // That a thread's translations of addresses reach; and what it keeps from call to call is more.
@@ -64,7 +64,7 @@ class Places {
   int64_t elements_ = 0;
 };
 
-// Bytes that come from beyond the second cache, on one thread: what tells cuts and numbers of images apart.
+// Bytes that come from beyond L2, on one thread: what tells cuts and numbers of images apart.
 struct Traffic {
   const std::vector<ChainLayer>& layers;
   const std::vector<ChainTensor>& tensors;
@@ -131,14 +131,14 @@ std::vector<ChainPart> plan_chain(
     for (size_t from = 0; from < to; ++from) {
       const int first = cuts[from], last = cuts[to];
       const Places places(layers, tensors, first, last);
-      int64_t bundle = 1;
-      for (int i = first; i < last; ++i) bundle = std::max(bundle, plans[static_cast<size_t>(i)].plan.images);
+      int64_t image_block = 1;
+      for (int i = first; i < last; ++i) image_block = std::max(image_block, plans[static_cast<size_t>(i)].plan.images);
       int64_t images = 0;
-      for (int64_t turns = 1; images != bundle; ++turns) {  // of each thread
+      for (int64_t turns = 1; images != image_block; ++turns) {  // of each thread
         const int64_t before = images;
-        images = divide_up(divide_up(batch, threads * turns), bundle) * bundle;
+        images = divide_up(divide_up(batch, threads * turns), image_block) * image_block;
         if (images == before) continue;
-        if (images > bundle && places.elements() * images * element_size(dtype) > kMostBytes) continue;
+        if (images > image_block && places.elements() * images * element_size(dtype) > kMostBytes) continue;
         const double cost = best[from].cost + traffic.of(first, last, images);
         if (cost < best[to].cost) best[to] = {cost, from, {first, last, images, places.all(), places.elements()}};
       }

@@ -1,8 +1,8 @@
 // What the bindings that pool share: the window as Python gives it.
 #pragma once
 
-#include "max_pool2d/call.h"
 #include "base/torch_glue.h"
+#include "max_pool2d/call.h"
 
 namespace sparsekernels {
 

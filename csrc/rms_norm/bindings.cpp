@@ -5,8 +5,8 @@
 #include <memory>
 #include <new>
 
-#include "isa/kernels.h"
 #include "base/torch_glue.h"
+#include "isa/kernels.h"
 
 namespace sparsekernels {
 namespace {

@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "rms_norm/cuda/launch.h"
 #include "base/torch_glue.h"
+#include "rms_norm/cuda/launch.h"
 
 namespace sparsekernels {
 namespace {

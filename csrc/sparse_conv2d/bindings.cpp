@@ -5,10 +5,10 @@
 #include <unordered_map>
 
 #include "base/fma_rate.h"
-#include "sparse_conv2d/jit/kernel_cache.h"
-#include "sparse_conv2d/planned.h"
 #include "sparse_conv2d/call.h"
 #include "sparse_conv2d/glue.h"
+#include "sparse_conv2d/jit/kernel_cache.h"
+#include "sparse_conv2d/planned.h"
 
 namespace sparsekernels {
 namespace {
@@ -309,12 +309,12 @@ void boxed_fma_rate(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(fma_from_l1_gflops(torch_threads()));
 }
 
-void boxed_kept_programs(StableIValue* stack, uint64_t, uint64_t) {
-  stack[0] = torch::stable::detail::from(programs_allowed() ? kept_program_bytes() : int64_t{-1});
+void boxed_kept_kernels(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(jit_allowed() ? kept_kernel_bytes() : int64_t{-1});
 }
 
-void boxed_most_programs(StableIValue* stack, uint64_t, uint64_t) {
-  stack[0] = torch::stable::detail::from(most_program_bytes());
+void boxed_most_kernels(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(most_kernel_bytes());
 }
 
 }  // namespace
@@ -330,13 +330,13 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsekernels, m) {
   m.def("_fma_from_l1_gflops() -> float");
-  m.def("_kept_program_bytes() -> int");  // -1: programs are not to be had
-  m.def("_most_program_bytes() -> int");
+  m.def("_kept_kernel_bytes() -> int");  // -1: kernels are not to be had
+  m.def("_most_kernel_bytes() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {
   m.impl("_free_sparse_conv2d_plan", &sparsekernels::boxed_free_plan);
   m.impl("_fma_from_l1_gflops", &sparsekernels::boxed_fma_rate);
-  m.impl("_kept_program_bytes", &sparsekernels::boxed_kept_programs);
-  m.impl("_most_program_bytes", &sparsekernels::boxed_most_programs);
+  m.impl("_kept_kernel_bytes", &sparsekernels::boxed_kept_kernels);
+  m.impl("_most_kernel_bytes", &sparsekernels::boxed_most_kernels);
 }

@@ -2,23 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 
-#include "base/dtype.h"
+#include "base/tensor.h"
+#include "base/threads.h"
 
 namespace sparsekernels {
-
-inline int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
-}
-
-struct Activation {
-  void* data = nullptr;
-  DType dtype = DType::kFloat32;
-  int64_t size[4] = {};    // batch, channels, height, width
-  int64_t stride[4] = {};  // in elements
-};
 
 // The weight's nonzeros by rows. Forward and weight gradient: a row is an output channel, a column is
 // (i * kh + ky) * kw + kx with i the input channel within its group. Input gradient: a row is an input channel, a
@@ -48,17 +37,6 @@ struct Epilogue {
   const void* residual = nullptr;  // in the dtype, sizes and strides of the output; or null
   float low = -std::numeric_limits<float>::infinity();
   float high = std::numeric_limits<float>::infinity();
-};
-
-inline bool is_empty(const Activation& tensor) {
-  return tensor.size[0] == 0 || tensor.size[1] == 0 || tensor.size[2] == 0 || tensor.size[3] == 0;
-}
-
-// Calls body(begin, end) on disjoint ranges that cover [0, count), on as many threads as torch uses.
-using ParallelBody = std::function<void(int64_t, int64_t)>;
-struct Threads {
-  int64_t count;
-  void (*run)(int64_t count, const ParallelBody& body);
 };
 
 // Throws std::invalid_argument unless crow_indices ascend from 0 to the nonzeros.

@@ -8,36 +8,36 @@
 
 namespace sparsekernels {
 
-Ending lay_out_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest, float* floats) {
-  Ending ending = {};
-  ending.bias = floats + kEndingHead;
-  ending.low = epilogue.low;
-  ending.high = epilogue.high;
-  if (epilogue.low > -std::numeric_limits<float>::infinity()) ending.parts |= kHasLow;
-  if (epilogue.high < std::numeric_limits<float>::infinity()) ending.parts |= kHasHigh;
+PackedEpilogue pack_epilogue(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest, float* floats) {
+  PackedEpilogue packed = {};
+  packed.bias = floats + kEpilogueHeader;
+  packed.low = epilogue.low;
+  packed.high = epilogue.high;
+  if (epilogue.low > -std::numeric_limits<float>::infinity()) packed.flags |= kHasLow;
+  if (epilogue.high < std::numeric_limits<float>::infinity()) packed.flags |= kHasHigh;
   if (epilogue.residual != nullptr) {
-    ending.parts |= kAddsResidual;
-    ending.residual_bytes = distance(epilogue.residual, dest);
+    packed.flags |= kAddsResidual;
+    packed.residual_bytes = distance(epilogue.residual, dest);
   }
-  static_assert(kEndingHead * sizeof(float) == sizeof(int64_t) + 2 * sizeof(float), "what programs read");
-  std::memcpy(floats, &ending.residual_bytes, sizeof(int64_t));
-  floats[2] = ending.low;
-  floats[3] = ending.high;
+  static_assert(kEpilogueHeader * sizeof(float) == sizeof(int64_t) + 2 * sizeof(float), "what kernels read");
+  std::memcpy(floats, &packed.residual_bytes, sizeof(int64_t));
+  floats[2] = packed.low;
+  floats[3] = packed.high;
   if (epilogue.bias != nullptr) {
-    cpu_kernels().widen(epilogue.bias, rows, dtype, floats + kEndingHead);
+    cpu_kernels().widen(epilogue.bias, rows, dtype, floats + kEpilogueHeader);
   } else {
-    std::fill_n(floats + kEndingHead, rows, 0.0f);
+    std::fill_n(floats + kEpilogueHeader, rows, 0.0f);
   }
-  return ending;
+  return packed;
 }
 
-Ending call_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest) {
-  thread_local Arena arena;
+PackedEpilogue packed_epilogue(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest) {
+  thread_local Workspace workspace;
   float* floats;
-  Pieces own;
-  own.add(&floats, kEndingHead + rows);
-  own.allocate(arena);
-  return lay_out_ending(epilogue, rows, dtype, dest, floats);
+  WorkspaceLayout own;
+  own.add(&floats, kEpilogueHeader + rows);
+  own.allocate(workspace);
+  return pack_epilogue(epilogue, rows, dtype, dest, floats);
 }
 
 }  // namespace sparsekernels

@@ -1,4 +1,4 @@
-// What the kernels make of an epilogue.
+// The epilogue of a convolution as kernels read it.
 #pragma once
 
 #include <cstdint>
@@ -11,27 +11,27 @@ namespace sparsekernels {
 constexpr int kAddsResidual = 1, kHasLow = 2, kHasHigh = 4;
 
 // Result = min(max(sum + bias[row] + residual, low), high), what is not there left out.
-struct Ending {
-  const float* bias;       // of every row, or null; behind kEndingHead floats that programs read, see lay_out_ending
+struct PackedEpilogue {
+  const float* bias;       // of every row, or null; behind kEpilogueHeader floats that kernels read, see pack_epilogue
   int64_t residual_bytes;  // from an element of the destination to that of the residual
   float low, high;
-  int parts;  // of the bits above
-  // Where the residual lies in another way than the destination (chain_layout.h): its first element, and the head of
-  // the floats, where run_items says for each line how far it is. Else null.
+  int flags;  // of the bits above
+  // Where the residual lies in another way than the destination (layer_chain/layout.h): its first element, and the
+  // header, where run_items says for each line how far it is. Else null.
   const float* residual;
-  float* head;
+  float* header;
 };
 
 // Before the first row's bias: 8 bytes of residual_bytes, low, high.
-constexpr int64_t kEndingHead = 4;
+constexpr int64_t kEpilogueHeader = 4;
 constexpr int32_t kResidualAt = -16, kLowAt = -8, kHighAt = -4;  // in bytes, from the first row's bias
 
-// The epilogue of a call as kernels read it; `floats` [kEndingHead + rows] is filled. `dest`: the residual is as far
-// from there as it is from the destination. dtype: of the bias.
-Ending lay_out_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest, float* floats);
+// The epilogue of a call as kernels read it; `floats` [kEpilogueHeader + rows] is filled. `dest`: the residual is as
+// far from there as it is from the destination. dtype: of the bias.
+PackedEpilogue pack_epilogue(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest, float* floats);
 
 // The same, in memory that the thread keeps until its next call.
-Ending call_ending(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest);
+PackedEpilogue packed_epilogue(const Epilogue& epilogue, int64_t rows, DType dtype, const void* dest);
 
 // In bytes, from `from` to `to`.
 inline int64_t distance(const void* to, const void* from) {

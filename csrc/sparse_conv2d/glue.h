@@ -2,8 +2,8 @@
 // pattern.
 #pragma once
 
-#include "sparse_conv2d/call.h"
 #include "base/torch_glue.h"
+#include "sparse_conv2d/call.h"
 
 namespace sparsekernels {
 namespace {

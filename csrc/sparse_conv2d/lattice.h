@@ -61,7 +61,7 @@ Lattice input_gradient_lattice(
 // Where the positions lie side by side in memory, describes them as one row of pixels, or as single pixels.
 void merge_positions(Lattice& lattice);
 
-// Sixteen translates of the lattice make a group of lanes. Lane v is image v / (grid rows * grid columns); its first
+// Vec16 translates of the lattice make a group of lanes. Lane v is image v / (grid rows * grid columns); its first
 // position is (row of the grid) * origin_step[0], (column) * origin_step[1]; its next ones follow at position_step.
 struct LaneGrid {
   int64_t grid[2];

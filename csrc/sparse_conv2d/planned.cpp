@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "base/workspace.h"
-#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/forward_driver.h"
+#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/tiled/driver.h"
 
 namespace sparsekernels {
 namespace {
 
-thread_local Arena values_arena;
+thread_local Workspace values_workspace;
 
 // What a plan follows from, beside pattern and geometry.
 struct CallShape {
@@ -49,10 +49,10 @@ CallShape shape_of(
 struct CallPlan {
   CallShape shape;
   Lattice lattice;          // without the places of its tensors
-  Correlation correlation;  // without its programs, which are the cache's
-  bool has_programs = false;
-  ProgramKey key = {};
-  // Of each value, in the order of the programs, its place in the dense weight; made by the first call that has one.
+  Correlation correlation;  // without its kernels, which are the cache's
+  bool has_kernels = false;
+  KernelKey key = {};
+  // Of each value, in the order of the kernels, its place in the dense weight; made by the first call that has one.
   std::vector<int32_t> dense_order;
   std::once_flag has_dense_order;
 };
@@ -103,8 +103,8 @@ struct PlannedConv2d::State {
     plan->lattice = forward_lattice(geometry, input, output);
     merge_positions(plan->lattice);
     plan->correlation = plan_correlation(plan->lattice, pattern, parts, threads);
-    plan->has_programs = plan->correlation.programs != nullptr;
-    if (plan->has_programs) plan->key = key_of(plan->lattice, plan->correlation.plan, pattern, threads);
+    plan->has_kernels = plan->correlation.kernels != nullptr;
+    if (plan->has_kernels) plan->key = key_of(plan->lattice, plan->correlation.plan, pattern, threads);
     return plan;
   }
 };
@@ -157,40 +157,40 @@ void PlannedConv2d::run(
   SparsePattern pattern = state.pattern;
   pattern.values = weight.data;
   pattern.dtype = weight.dtype;
-  const Ending ending = call_ending(epilogue, pattern.rows, input.dtype, output.data);
+  const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, input.dtype, output.data);
   const CallShape shape = shape_of(input, epilogue, output, threads);
   std::shared_ptr<CallPlan> plan = state.find(shape);
-  std::shared_ptr<const Programs> programs;
+  std::shared_ptr<const ForwardKernels> kernels;
   if (plan == nullptr) {
-    plan = state.make(shape, input, output, ending.parts, threads);
-    programs = std::move(plan->correlation.programs);
+    plan = state.make(shape, input, output, packed.flags, threads);
+    kernels = std::move(plan->correlation.kernels);
     state.keep(plan);
-  } else if (plan->has_programs) {
-    programs = cached_programs(plan->key, plan->lattice, plan->correlation.plan, pattern, threads);
+  } else if (plan->has_kernels) {
+    kernels = cached_kernels(plan->key, plan->lattice, plan->correlation.plan, pattern, threads);
   }
   Lattice lattice = plan->lattice;
   lattice.source.data = input.data;
   lattice.dest.data = output.data;
-  if (programs == nullptr) {
-    if (!weight.dense) return correlate_by_tiles(lattice, pattern, ending, threads);
-    const Trim trim{values_arena};
+  if (kernels == nullptr) {
+    if (!weight.dense) return correlate_by_tiles(lattice, pattern, packed, threads);
+    const TrimWorkspace trim{values_workspace};
     float* values;
-    Pieces own;
+    WorkspaceLayout own;
     own.add(&values, divide_up(pattern.nonzeros * element_size(weight.dtype), sizeof(float)));
-    own.allocate(values_arena);
+    own.allocate(values_workspace);
     gather_elements(state.places(), weight.data, weight.dtype, threads, values);
     pattern.values = values;
-    return correlate_by_tiles(lattice, pattern, ending, threads);
+    return correlate_by_tiles(lattice, pattern, packed, threads);
   }
   Correlation correlation = plan->correlation;
-  correlation.programs = programs;
-  if (!weight.dense) return correlate_by_programs(lattice, correlation, pattern, programs->order(), ending, threads);
+  correlation.kernels = kernels;
+  if (!weight.dense) return correlate_by_jit(lattice, correlation, pattern, kernels->order(), packed, threads);
   std::call_once(plan->has_dense_order, [&] {
     const std::vector<int32_t>& places = state.places();
     plan->dense_order.reserve(places.size());
-    for (const int32_t nonzero : programs->order()) plan->dense_order.push_back(places[static_cast<size_t>(nonzero)]);
+    for (const int32_t nonzero : kernels->order()) plan->dense_order.push_back(places[static_cast<size_t>(nonzero)]);
   });
-  correlate_by_programs(lattice, correlation, pattern, plan->dense_order, ending, threads);
+  correlate_by_jit(lattice, correlation, pattern, plan->dense_order, packed, threads);
 }
 
 }  // namespace sparsekernels

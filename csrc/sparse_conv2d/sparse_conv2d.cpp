@@ -1,10 +1,10 @@
 // The entry of the three operations: checks the pattern, says what the call is as a lattice, and picks the engine.
-// AVX-512 has the pattern as machine code (jit/), unless the pattern is too large or too small for that to pay; all else
-// runs tiles with the pattern as data (tiled/).
+// AVX-512 has the pattern as machine code (jit/), unless the pattern is too large or too small for that to pay; all
+// else runs tiles with the pattern as data (tiled/).
 //
 // An output element is summed within each block of channels, then over the blocks. A weight's gradient is summed within
-// a tile, then over tiles, then over the plan's chunks of units. These depend on shapes, density, instruction set and
-// cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
+// a tile, then over tiles, then over the plan's chunks of work_items. These depend on shapes, density, instruction set
+// and cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -21,10 +21,10 @@ void correlate(
     Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, DType dtype, const Threads& threads) {
   check_rows(pattern);
   merge_positions(lattice);
-  const Ending ending = call_ending(epilogue, pattern.rows, dtype, lattice.dest.data);
-  const Correlation correlation = plan_correlation(lattice, pattern, ending.parts, threads);
-  if (correlation.programs == nullptr) return correlate_by_tiles(lattice, pattern, ending, threads);
-  correlate_by_programs(lattice, correlation, pattern, correlation.programs->order(), ending, threads);
+  const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, dtype, lattice.dest.data);
+  const Correlation correlation = plan_correlation(lattice, pattern, packed.flags, threads);
+  if (correlation.kernels == nullptr) return correlate_by_tiles(lattice, pattern, packed, threads);
+  correlate_by_jit(lattice, correlation, pattern, correlation.kernels->order(), packed, threads);
 }
 
 }  // namespace
@@ -75,9 +75,8 @@ void sparse_conv2d_weight_gradient(
   }
   Lattice lattice = forward_lattice(geometry, input, grad_output);
   merge_positions(lattice);
-  if (weight_gradient_by_programs(lattice, pattern, grad_values, threads)) return;
+  if (weight_gradient_by_jit(lattice, pattern, grad_values, threads)) return;
   weight_gradient_by_tiles(lattice, pattern, grad_values, threads);
 }
-
 
 }  // namespace sparsekernels

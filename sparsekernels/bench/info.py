@@ -63,8 +63,8 @@ def _programs() -> str:
         return "read by the kernels; compiled only for AVX-512"
     setting = os.environ.get("SPARSEKERNELS_CPU_PROGRAMS")
     try:
-        if torch.ops.sparsekernels._kept_program_bytes() >= 0:
-            most = torch.ops.sparsekernels._most_program_bytes() // 2**20
+        if torch.ops.sparsekernels._kept_kernel_bytes() >= 0:
+            most = torch.ops.sparsekernels._most_kernel_bytes() // 2**20
             return f"compiled to AVX-512 code when first used, of which at most {most} MB are kept"
     except ValueError as error:
         return str(error)

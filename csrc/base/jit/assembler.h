@@ -1,4 +1,4 @@
-// Writes the handful of AVX-512 instructions that programs are made of. Encodings: Intel 64 and IA-32 Architectures
+// Writes the handful of AVX-512 instructions that kernels are made of. Encodings: Intel 64 and IA-32 Architectures
 // Software Developer's Manual, volume 2, sections 2.7 (EVEX) and 2.7.5 (compressed displacements).
 #pragma once
 
@@ -172,7 +172,7 @@ class Assembler {
     reserve();
     byte(0xc3);
   }
-  // The code that `bytes` behind the return address begins comes up to the second cache, so many lines. Changes rax.
+  // The code that `bytes` behind the return address begins comes up to L2, so many lines. Changes rax.
   void fetch_code(int32_t bytes, int lines) {  // mov rax, [rsp]; prefetcht1 [rax + disp32]
     reserve();
     for (const int one : {0x48, 0x8b, 0x04, 0x24}) byte(one);
@@ -232,7 +232,7 @@ class Assembler {
     byte((~second & 15) << 3 | 4 | prefix);
     byte(masking | 2 << 5 | broadcast << 4 | ((second & 16) == 0) << 3);
   }
-  // `unit`: of a displacement that fits one byte; 4 where the operand is one float for all lanes.
+  // `work_item`: of a displacement that fits one byte; 4 where the operand is one float for all lanes.
   void registers(Map map, Prefix prefix, int opcode, int reg, int second, int last, int masking = 0) {
     reserve();
     evex(map, prefix, reg, second, (last & 8) == 0, (last & 16) == 0, false, masking);
@@ -240,17 +240,17 @@ class Assembler {
     byte(0xc0 | (reg & 7) << 3 | (last & 7));
   }
   void memory(
-      Map map, Prefix prefix, int opcode, int reg, int second, Register base, int32_t displacement, int32_t unit,
+      Map map, Prefix prefix, int opcode, int reg, int second, Register base, int32_t displacement, int32_t work_item,
       int masking = 0) {
     reserve();
-    evex(map, prefix, reg, second, number(base) < 8, true, unit == 4, masking);
+    evex(map, prefix, reg, second, number(base) < 8, true, work_item == 4, masking);
     byte(opcode);
     const int fields = (reg & 7) << 3 | (number(base) & 7);
     if (displacement == 0) {
       byte(fields);
-    } else if (displacement % unit == 0 && displacement / unit >= -128 && displacement / unit <= 127) {
+    } else if (displacement % work_item == 0 && displacement / work_item >= -128 && displacement / work_item <= 127) {
       byte(0x40 | fields);
-      byte(displacement / unit);
+      byte(displacement / work_item);
     } else {
       byte(0x80 | fields);
       word(displacement);

@@ -4,7 +4,7 @@
 
 #include "base/jit/assembler.h"
 
-// Programs follow the calling convention of 64-bit Unix.
+// ForwardKernels follow the calling convention of 64-bit Unix.
 #if defined(__x86_64__) && defined(__LP64__) && !defined(__CYGWIN__) && (defined(__unix__) || defined(__APPLE__))
 #define SPARSEKERNELS_EXECUTABLE 1
 #else

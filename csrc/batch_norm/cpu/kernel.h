@@ -5,9 +5,9 @@
 // block by block, then the result. Which elements are dropped follows from the seed and their places alone.
 #pragma once
 
+#include "base/vec16.h"
 #include "batch_norm/call.h"
 #include "batch_norm/cpu/philox.h"
-#include "base/vec16.h"
 
 namespace sparsekernels {
 namespace {
@@ -68,9 +68,9 @@ constexpr uint32_t kAllLanes = 0xffff;
 
 inline void store_lanes(Vec<float> value, float* to, uint32_t lanes) {
   if (lanes == kAllLanes) {
-    Sixteen<float>::store(value, to);
+    Vec16<float>::store(value, to);
   } else {
-    Sixteen<float>::store(value, to, lanes);
+    Vec16<float>::store(value, to, lanes);
   }
 }
 
@@ -82,7 +82,7 @@ inline uint32_t lanes_of(int64_t at, int64_t plane) {
 // Calls body(offset of the tensor, offset of the words, lanes) for all of a channel that lies in images [begin, end)
 // and elements [from, to) of the planes; from is a multiple of 16.
 template <class Body>
-inline void each_sixteen(
+inline void each_vec16(
     const BatchNormSpace& space, int64_t channel, int64_t begin, int64_t end, int64_t from, int64_t to, Body body) {
   for (int64_t image = begin; image < end; ++image) {
     const int64_t offset = space.offset(image, channel), word = space.word_offset(image, channel);
@@ -161,17 +161,17 @@ inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
   double count = 0, mean = 0, squares = 0;
   each_block<kInFirstCache>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
-    each_sixteen(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
+    each_vec16(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
       fetch(call.source + at, ahead);
-      total = total + Sixteen<float>::load(call.source + at, lanes);
+      total = total + Vec16<float>::load(call.source + at, lanes);
     });
     // around what is nearly the mean; what that is off by follows from the sum of the differences
     const double elements = static_cast<double>((end - begin) * (to - from));
     const float near = static_cast<float>(wide_sum(total) / elements);
     const Vec<float> shift = Vec<float>::broadcast(-near);
     Vec<float> off = Vec<float>::zero(), around = Vec<float>::zero();
-    each_sixteen(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
-      const Vec<float> difference = only(lanes, Sixteen<float>::load(call.source + at, lanes) + shift);
+    each_vec16(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
+      const Vec<float> difference = only(lanes, Vec16<float>::load(call.source + at, lanes) + shift);
       off = off + difference;
       around = fma(difference, difference, around);
     });
@@ -208,10 +208,7 @@ inline void normalise(const BatchNormForward& call, int64_t channel, float centr
   const Vec<float> centres = Vec<float>::broadcast(-centre);
   const Vec<float> factors = Vec<float>::broadcast(factor), shifts = Vec<float>::broadcast(shift);
   const Vec<float> scale = Vec<float>::broadcast(call.scale);
-  Ending limits = {};
-  limits.low = call.has_low ? call.low : -__builtin_inff();
-  limits.high = call.has_high ? call.high : __builtin_inff();
-  limits.parts = (call.has_low ? kHasLow : 0) | (call.has_high ? kHasHigh : 0);
+  const Limits limits = {call.low, call.high, call.has_low, call.has_high};
   const Draw draw = {call.seed, call.threshold};
   for (int64_t image = 0; image < space.images; ++image) {
     const float* const from = call.source + space.offset(image, channel);
@@ -222,8 +219,8 @@ inline void normalise(const BatchNormForward& call, int64_t channel, float centr
     for (int64_t i = 0; i < space.plane; i += 16) {
       const uint32_t lanes = lanes_of(i, space.plane);
       if (kDrops) drawn = i % 64 == 0 ? draw.kept(i, image * space.channels + channel) : drawn >> 16;
-      Vec<float> value = fma(Sixteen<float>::load(from + i, lanes) + centres, factors, shifts);
-      if (kAdds) value = value + Sixteen<float>::load(residual + i, lanes);
+      Vec<float> value = fma(Vec16<float>::load(from + i, lanes) + centres, factors, shifts);
+      if (kAdds) value = value + Vec16<float>::load(residual + i, lanes);
       uint32_t kept = lanes;
       if (call.has_low) kept &= lanes_above(value, call.low);
       if (call.has_high) kept &= lanes_below(value, call.high);
@@ -259,7 +256,7 @@ void batch_norm_forward(const BatchNormForward& call, int64_t begin, int64_t end
 
 // The gradients that pass, scaled, of sixteen elements.
 inline Vec<float> passed(const BatchNormBackward& call, Vec<float> scale, int64_t at, int64_t word, uint32_t lanes) {
-  const Vec<float> gradient = Sixteen<float>::load(call.gradient + at, lanes) * scale;
+  const Vec<float> gradient = Vec16<float>::load(call.gradient + at, lanes) * scale;
   return call.kept == nullptr ? gradient : only(call.kept[word], gradient);
 }
 
@@ -275,13 +272,13 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     WideSum gradient_sum, product_sum, difference_sum;  // products with, and differences, source - mean
     each_block<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
       Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero(), off = Vec<float>::zero();
-      each_sixteen(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
+      each_vec16(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
         fetch(call.gradient + at, ahead);
         fetch(call.source + at, ahead);
         const Vec<float> gradient = passed(call, scale, at, word, lanes);
         if (call.residual != nullptr) store_lanes(gradient, call.residual + at, lanes);
         one = one + gradient;
-        const Vec<float> difference = only(lanes, Sixteen<float>::load(call.source + at, lanes) + shift);
+        const Vec<float> difference = only(lanes, Vec16<float>::load(call.source + at, lanes) + shift);
         off = off + difference;
         other = fma(gradient, difference, other);
       });
@@ -302,9 +299,9 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     const Vec<float> factors = Vec<float>::broadcast(static_cast<float>(factor));
     const Vec<float> slopes = Vec<float>::broadcast(static_cast<float>(-slope));
     const Vec<float> level = Vec<float>::broadcast(static_cast<float>(-gradients / elements));
-    each_sixteen(space, channel, 0, space.images, 0, space.plane, [&](int64_t at, int64_t word, uint32_t lanes) {
+    each_vec16(space, channel, 0, space.images, 0, space.plane, [&](int64_t at, int64_t word, uint32_t lanes) {
       const Vec<float> gradient = passed(call, scale, at, word, lanes);
-      const Vec<float> around = Sixteen<float>::load(call.source + at, lanes) + shift;
+      const Vec<float> around = Vec16<float>::load(call.source + at, lanes) + shift;
       const Vec<float> result = fma(around, slopes, gradient + level) * factors;
       store_lanes(result, call.dest + at, lanes);
     });

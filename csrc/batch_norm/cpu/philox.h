@@ -9,7 +9,7 @@
 namespace sparsekernels {
 namespace {
 
-// Sixteen unsigned numbers.
+// Vec16 unsigned numbers.
 struct Words {
   uint32_t lanes[16];
 };

@@ -2,8 +2,8 @@
 // instruction set, as vec.h is.
 #pragma once
 
-#include "max_pool2d/call.h"
 #include "base/vec16.h"
+#include "max_pool2d/call.h"
 
 namespace sparsekernels {
 namespace {
@@ -21,11 +21,11 @@ inline uint32_t lanes_in_row(int64_t column, int64_t stride, int64_t width) {
 
 // The elements of these columns, of which the row has `within`; zero in other lanes.
 inline Vec<float> load_columns(const float* row, int64_t column, int64_t stride, int64_t width, uint32_t within) {
-  if (stride == 1) return Sixteen<float>::load(row + column, within);
+  if (stride == 1) return Vec16<float>::load(row + column, within);
   if (stride == 2) {
     const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    const Vec<float> low = Sixteen<float>::load(row + column, lanes_in_row(column, 1, width));
-    const Vec<float> high = Sixteen<float>::load(row + column + 16, lanes_in_row(column + 16, 1, width));
+    const Vec<float> low = Vec16<float>::load(row + column, lanes_in_row(column, 1, width));
+    const Vec<float> high = Vec16<float>::load(row + column + 16, lanes_in_row(column + 16, 1, width));
     return {_mm512_permutex2var_ps(low.v, evens, high.v)};
   }
   const __m512i ramp = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -35,7 +35,7 @@ inline Vec<float> load_columns(const float* row, int64_t column, int64_t stride,
 }
 
 // Results [x, x + 16) of a row of windows that has `rest` left, from rows [first, last) of the plane.
-inline void pool_sixteen(
+inline void pool_vec16(
     const MaxPool2d& t, const float* plane, int64_t first, int64_t last, int64_t x, int64_t rest, float* dest,
     int32_t* places) {
   const int64_t width = t.source_size[1], stride = t.stride[1], left = x * stride - t.padding[1];
@@ -99,7 +99,7 @@ void max_pool2d_places(const MaxPool2d& t, int32_t* places, int64_t begin, int64
       float* const dest = static_cast<float*>(t.dest) + row;
 #if defined(SPARSEKERNELS_AVX512)
       for (int64_t x = 0; x < columns; x += 16)
-        pool_sixteen(t, source, first, last, x, columns - x, dest + x, places + row + x);
+        pool_vec16(t, source, first, last, x, columns - x, dest + x, places + row + x);
 #else
       for (int64_t x = 0; x < columns; ++x) pool_one(t, source, first, last, x, dest + x, places + row + x);
 #endif

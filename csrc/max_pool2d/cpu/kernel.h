@@ -2,8 +2,8 @@
 // Compiled once per instruction set, as vec.h is.
 #pragma once
 
-#include "max_pool2d/call.h"
 #include "base/vec16.h"
+#include "max_pool2d/call.h"
 
 namespace sparsekernels {
 namespace {
@@ -22,7 +22,7 @@ inline Vec<float> larger(Vec<float> a, Vec<float> b) {
 #endif
 }
 
-// Sixteen floats that are `stride` apart, of which 16 * stride + 16 may be read.
+// Vec16 floats that are `stride` apart, of which 16 * stride + 16 may be read.
 inline Vec<float> load_apart(const float* from, int64_t stride) {
   if (stride == 1) return Vec<float>::load(from);
 #if defined(SPARSEKERNELS_AVX512)
@@ -39,12 +39,12 @@ inline Vec<float> load_apart(const float* from, int64_t stride) {
 // To places [at, at + 16) of a plane, those whose bit is set.
 template <class T>
 inline void store_places(Vec<float> value, T* plane, int64_t at, uint32_t mask, int64_t line) {
-  if (line == 16) return Sixteen<T>::store(value, plane + at, mask);
+  if (line == 16) return Vec16<T>::store(value, plane + at, mask);
   const int64_t lane = at % 16;
   T* const first = plane + at / 16 * line;
   const uint32_t here = (1u << (16 - lane)) - 1;
-  if (mask & here) Sixteen<T>::store(value, first + lane, mask & here);
-  if (mask & ~here) Sixteen<T>::store(value, first + line + lane - 16, mask & ~here);
+  if (mask & here) Vec16<T>::store(value, first + lane, mask & here);
+  if (mask & ~here) Vec16<T>::store(value, first + line + lane - 16, mask & ~here);
 }
 
 #if defined(SPARSEKERNELS_AVX512)
@@ -58,13 +58,13 @@ inline Vec<float> largest_of_rows(const T* plane, int64_t width, int64_t first, 
   const uint32_t within = (until >= 16 ? 0xffffu : (1u << until) - 1) & (0xffffffffu << left);
   Vec<float> largest = {lowest};
   for (int64_t y = first; y < last; ++y) {
-    const Vec<float> row = Sixteen<T>::load(plane + y * width + column, within);
+    const Vec<float> row = Vec16<T>::load(plane + y * width + column, within);
     largest = y == first ? row : larger(largest, row);
   }
   return {_mm512_mask_mov_ps(lowest, static_cast<__mmask16>(within), largest.v)};
 }
 
-// Sixteen results of a stride of 2 along the row, straight from the source: even and odd columns of the same loads. A
+// Vec16 results of a stride of 2 along the row, straight from the source: even and odd columns of the same loads. A
 // row of largest ones in memory would be loaded again at once in other pieces than it was stored in.
 template <class T>
 inline Vec<float> largest_of_pairs(const MaxPool2d& t, const T* plane, int64_t first, int64_t last, int64_t column) {
@@ -88,14 +88,14 @@ inline bool is_halving(const MaxPool2d& t) {
   return result;
 }
 
-// Sixteen results of such windows: of columns [0, 32) of two rows, or of 16 columns of four rows.
+// Vec16 results of such windows: of columns [0, 32) of two rows, or of 16 columns of four rows.
 template <class T>
-inline Vec<float> largest_of_quads(const T* from, int64_t next_row, int64_t next_sixteen) {
+inline Vec<float> largest_of_quads(const T* from, int64_t next_row, int64_t next_vec16) {
   const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
-  const Vec<float> low = larger(Sixteen<T>::load(from), Sixteen<T>::load(from + next_row));
-  from += next_sixteen;
-  const Vec<float> high = larger(Sixteen<T>::load(from), Sixteen<T>::load(from + next_row));
+  const Vec<float> low = larger(Vec16<T>::load(from), Vec16<T>::load(from + next_row));
+  from += next_vec16;
+  const Vec<float> high = larger(Vec16<T>::load(from), Vec16<T>::load(from + next_row));
   return larger({_mm512_permutex2var_ps(low.v, evens, high.v)}, {_mm512_permutex2var_ps(low.v, odds, high.v)});
 }
 
@@ -135,7 +135,7 @@ inline void pool_small_planes(const MaxPool2d& t, int64_t begin, int64_t end) {
           largest = larger(largest, {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, first, tap, 4)});
         }
       }
-      Sixteen<float>::store(largest, dest + plane * results + part, mask);
+      Vec16<float>::store(largest, dest + plane * results + part, mask);
     }
   }
 }
@@ -156,7 +156,7 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
 #if defined(SPARSEKERNELS_AVX512)
     const bool halves = t.dest_line == 16 && is_halving(t);
     for (; halves && width == 16 && y + 2 <= t.dest_size[0]; y += 2)  // two rows of results are a vector
-      Sixteen<T>::store(largest_of_quads(source + 2 * y * width, width, 2 * width), dest + y * t.dest_size[1]);
+      Vec16<T>::store(largest_of_quads(source + 2 * y * width, width, 2 * width), dest + y * t.dest_size[1]);
 #endif
     for (; y < t.dest_size[0]; ++y) {
       const int64_t top = y * t.stride[0] - t.padding[0], bottom = top + t.window[0];
@@ -164,7 +164,7 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
 #if defined(SPARSEKERNELS_AVX512)
       int64_t x = 0;
       for (; halves && x + 16 <= t.dest_size[1]; x += 16)
-        Sixteen<T>::store(largest_of_quads(source + top * width + 2 * x, width, 16), dest + y * t.dest_size[1] + x);
+        Vec16<T>::store(largest_of_quads(source + top * width + 2 * x, width, 16), dest + y * t.dest_size[1] + x);
       for (; t.stride[1] == 2 && x < t.dest_size[1]; x += 16) {
         const int64_t rest = t.dest_size[1] - x;
         const Vec<float> largest = largest_of_pairs(t, source, first, last, 2 * x - t.padding[1]);
@@ -174,10 +174,10 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
 #endif
       for (int64_t x = 0; x < width; x += 16) {
         const uint32_t mask = width - x >= 16 ? 0xffffu : (1u << (width - x)) - 1;
-        Vec<float> largest = Sixteen<T>::load(source + first * width + x, mask);
+        Vec<float> largest = Vec16<T>::load(source + first * width + x, mask);
         for (int64_t from = first + 1; from < last; ++from)
-          largest = larger(largest, Sixteen<T>::load(source + from * width + x, mask));
-        Sixteen<float>::store(largest, row + t.padding[1] + x, mask);
+          largest = larger(largest, Vec16<T>::load(source + from * width + x, mask));
+        Vec16<float>::store(largest, row + t.padding[1] + x, mask);
       }
       for (int64_t x = 0; x < t.dest_size[1]; x += 16) {
         const int64_t rest = t.dest_size[1] - x;
@@ -190,12 +190,12 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
   }
 }
 
-// Sixteen interleaved images at a time, [begin, end) of these: the lines of all channels follow each other.
+// Vec16 interleaved images at a time, [begin, end) of these: the lines of all channels follow each other.
 inline void pool_lines(const MaxPool2d& t, int64_t begin, int64_t end) {
   const int64_t width = t.source_size[1], floats = t.channels * 16;
-  for (int64_t bundle = begin; bundle < end; ++bundle) {
-    const float* const source = static_cast<const float*>(t.source) + bundle * t.source_image;
-    float* to = static_cast<float*>(t.dest) + bundle * t.dest_image;
+  for (int64_t image_block = begin; image_block < end; ++image_block) {
+    const float* const source = static_cast<const float*>(t.source) + image_block * t.source_image;
+    float* to = static_cast<float*>(t.dest) + image_block * t.dest_image;
     for (int64_t y = 0; y < t.dest_size[0]; ++y) {
       for (int64_t x = 0; x < t.dest_size[1]; ++x, to += t.dest_line) {
         const int64_t top = y * t.stride[0] - t.padding[0], left = x * t.stride[1] - t.padding[1];

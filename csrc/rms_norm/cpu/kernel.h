@@ -5,10 +5,10 @@
 // rows are shared among threads.
 #pragma once
 
-#include "rms_norm/call.h"
-#include "isa/kernels.h"
-#include "rms_norm/cpu/rows.h"
 #include "base/vec.h"
+#include "isa/kernels.h"
+#include "rms_norm/call.h"
+#include "rms_norm/cpu/rows.h"
 
 namespace sparsekernels {
 namespace {

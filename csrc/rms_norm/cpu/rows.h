@@ -1,8 +1,8 @@
 // Walking over rows: where each tensor's current row lies, a row in blocks, and the row after it fetched in time.
 #pragma once
 
-#include "rms_norm/call.h"
 #include "base/vec.h"
+#include "rms_norm/call.h"
 
 namespace sparsekernels {
 namespace {

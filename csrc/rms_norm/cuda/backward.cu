@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "rms_norm/cuda/partial_sums.cuh"
 #include "rms_norm/cuda/launch.h"
+#include "rms_norm/cuda/partial_sums.cuh"
 #include "rms_norm/cuda/rows.cuh"
 
 namespace sparsekernels::cuda {

@@ -3,34 +3,34 @@
 #include <algorithm>
 #include <cstring>
 
-#include "isa/kernels.h"
-#include "base/workspace.h"
-#include "sparse_conv2d/jit/work_items.h"
 #include "base/prefetch.h"
+#include "base/workspace.h"
+#include "isa/kernels.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
+#include "sparse_conv2d/jit/work_items.h"
 
 namespace sparsekernels {
 namespace {
 
-thread_local Arena call_arena;    // the values, for all threads of a call
-thread_local Arena worker_arena;  // a thread's planes and lines
+thread_local Workspace call_workspace;    // the values, for all threads of a call
+thread_local Workspace worker_workspace;  // a thread's planes and lines
 
-// The lines of a slice: [residue][bundle][line][row].
+// The lines of a slice: [residue][image block][line][row].
 struct SliceLines {
-  int64_t rows, bundle, residue;  // rows of the slice; strides in floats
+  int64_t rows, image_block, residue;  // rows of the slice; strides in floats
 };
 
 void write_lines(
-    const Lattice& lattice, const BundlePlan& plan, const BundleUnit& unit, int64_t row, const SliceLines& slice,
-    const float* lines, const Ending& ending) {
-  BundleWrite call = {};
+    const Lattice& lattice, const JitPlan& plan, const JitWorkItem& work_item, int64_t row, const SliceLines& slice,
+    const float* lines, const PackedEpilogue& packed) {
+  UnpackCall call = {};
   set_strides(call, lattice.dest);
   call.channels = slice.rows;
-  call.order = bundle_order_of(lattice.dest, call.channels);
-  call.ending = ending;
-  call.ending.bias += row;
-  call.rows = unit.size[0];
-  call.columns = unit.size[1];
+  call.order = pack_order_of(lattice.dest, call.channels);
+  call.epilogue = packed;
+  call.epilogue.bias += row;
+  call.rows = work_item.size[0];
+  call.columns = work_item.size[1];
   call.pitch = plan.pitch;
   // Two columns that alternate are written as one.
   const bool pairs = lattice.dest_step[1] == 2 && lattice.dest.stride[3] == 1 && call.order == LineOrder::kColumns;
@@ -38,75 +38,85 @@ void write_lines(
     const int64_t at[2] = {residue / lattice.dest_step[1], residue % lattice.dest_step[1]};
     for (int d = 0; d < 2; ++d) {
       call.step[d] = lattice.dest_step[d];
-      call.first[d] = unit.first[d] * lattice.dest_step[d] + at[d];
+      call.first[d] = work_item.first[d] * lattice.dest_step[d] + at[d];
     }
-    for (int64_t b = 0; b < unit.bundles; ++b) {
-      set_images(call, lattice.dest, plan, unit.first_bundle + b, row);
-      call.lines = lines + residue * slice.residue + b * slice.bundle;
+    for (int64_t b = 0; b < work_item.image_blocks; ++b) {
+      set_images(call, lattice.dest, plan, work_item.first_image_block + b, row);
+      call.lines = lines + residue * slice.residue + b * slice.image_block;
       call.odd_lines = pairs ? call.lines + slice.residue : nullptr;
-      cpu_kernels().bundles[static_cast<int>(lattice.dest.dtype)].write(call);
+      cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].write(call);
     }
   }
 }
 
-// Where a bundle's results of a row and those after it are stored, in a tensor of such strides; or their residual is.
+// Where an image block's results of a row and those after it are stored, in a tensor of such strides; or their residual
+// is.
 int64_t place_of(
-    const Lattice& lattice, const BundlePlan& plan, const BundleUnit& unit, int64_t bundle, int64_t row, int64_t image,
-    int64_t channel, int64_t line) {
-  const int64_t floats = (unit.first[0] * lattice.dest.stride[2] + unit.first[1]) * plan.images;
-  return (unit.first_bundle + bundle) * image + row * channel + (line == 16 ? floats : floats / 16 * line);
+    const Lattice& lattice, const JitPlan& plan, const JitWorkItem& work_item, int64_t image_block, int64_t row,
+    int64_t image, int64_t channel, int64_t line) {
+  const int64_t floats = (work_item.first[0] * lattice.dest.stride[2] + work_item.first[1]) * plan.images;
+  return (work_item.first_image_block + image_block) * image + row * channel +
+         (line == 16 ? floats : floats / 16 * line);
 }
 
-// Null if programs do not store them.
+// Null if kernels do not store them.
 float* direct_to(
-    const Lattice& lattice, const Correlation& correlation, const BundleUnit& unit, int64_t bundle, int64_t row) {
+    const Lattice& lattice, const Correlation& correlation, const JitWorkItem& work_item, int64_t image_block,
+    int64_t row) {
   if (!correlation.plan.direct) return nullptr;
   const Activation& dest = lattice.dest;
-  return static_cast<float*>(dest.data) +
-         place_of(lattice, correlation.plan, unit, bundle, row, dest.stride[0], dest.stride[1], correlation.dest_line);
+  return static_cast<float*>(dest.data) + place_of(
+                                              lattice, correlation.plan, work_item, image_block, row, dest.stride[0],
+                                              dest.stride[1], correlation.dest_line);
 }
 
 const float* residual_at(
-    const Lattice& lattice, const Correlation& correlation, const Ending& ending, const BundleUnit& unit,
-    int64_t bundle, int64_t row) {
-  if (ending.residual == nullptr) return nullptr;
-  return ending.residual + place_of(
-                               lattice, correlation.plan, unit, bundle, row, correlation.residual_image,
+    const Lattice& lattice, const Correlation& correlation, const PackedEpilogue& packed, const JitWorkItem& work_item,
+    int64_t image_block, int64_t row) {
+  if (packed.residual == nullptr) return nullptr;
+  return packed.residual + place_of(
+                               lattice, correlation.plan, work_item, image_block, row, correlation.residual_image,
                                correlation.residual_channel, correlation.residual_line);
 }
 
-void run_unit(
-    const Lattice& lattice, const Correlation& correlation, const float* values, const Ending& ending,
-    const BundleUnit& unit, const BundleUnit* next_unit, int64_t first_slice, int64_t last_slice) {
-  const BundlePlan& plan = correlation.plan;
-  const Programs& programs = *correlation.programs;
-  const int64_t lines = plan.lines(unit.size[0], unit.size[1]), rows = lattice.dest_channels;
+void run_work_item(
+    const Lattice& lattice, const Correlation& correlation, const float* values, const PackedEpilogue& packed,
+    const JitWorkItem& work_item, const JitWorkItem* next_item, int64_t first_slice, int64_t last_slice) {
+  const JitPlan& plan = correlation.plan;
+  const ForwardKernels& kernels = *correlation.kernels;
+  const int64_t lines = plan.lines(work_item.size[0], work_item.size[1]), rows = lattice.dest_channels;
   constexpr int64_t kSlackLines = kMostImages + 1;  // read, and not used
   const bool is_read = correlation.planes_image == 0;
   float *own_planes, *sums;
-  Pieces own;
-  own.add(&own_planes, is_read ? plan.front_floats + unit.bundles * plan.bundle_floats + plan.back_floats : 0);
-  own.add(&sums, (lattice.residues() * unit.bundles * lines + kSlackLines) * kMostSliceRows * plan.write_slices * 16);
-  own.allocate(worker_arena);
+  WorkspaceLayout own;
+  own.add(
+      &own_planes,
+      is_read ? plan.front_floats + work_item.image_blocks * plan.image_block_floats + plan.back_floats : 0);
+  own.add(
+      &sums,
+      (lattice.residues() * work_item.image_blocks * lines + kSlackLines) * kMostSliceRows * plan.write_slices * 16);
+  own.allocate(worker_workspace);
   own_planes += plan.front_floats;
-  if (is_read && correlation.source_line == 16) read_planes(lattice, plan, unit, own_planes);
-  if (is_read && correlation.source_line != 16) gather_planes(lattice, plan, unit, correlation.source_line, own_planes);
-  const int64_t planes_bundle = is_read ? plan.bundle_floats : correlation.planes_image;
+  if (is_read && correlation.source_line == 16) read_planes(lattice, plan, work_item, own_planes);
+  if (is_read && correlation.source_line != 16)
+    gather_planes(lattice, plan, work_item, correlation.source_line, own_planes);
+  const int64_t planes_image_block = is_read ? plan.image_block_floats : correlation.planes_image;
   const float* const planes =
       is_read ? own_planes
-              : static_cast<const float*>(lattice.source.data) + unit.first_bundle * planes_bundle +
-                    (unit.first[0] * plan.pitch + unit.first[1]) * plan.images / 16 * plan.line_floats;
-  const uint16_t* const masks = programs.masks().data();
-  const int64_t mask_stride = programs.masks().empty() ? 0 : kMaskStride;
+              : static_cast<const float*>(lattice.source.data) + work_item.first_image_block * planes_image_block +
+                    (work_item.first[0] * plan.pitch + work_item.first[1]) * plan.images / 16 * plan.line_floats;
+  const uint16_t* const masks = kernels.masks().data();
+  const int64_t mask_stride = kernels.masks().empty() ? 0 : kMaskStride;
   // Of the last line, only positions are stored.
   uint16_t last_masks[kMaskStride] = {};
   if (mask_stride != 0) std::copy_n(masks + (lines - 1) * mask_stride, kMaskStride, last_masks);
-  const int64_t beyond = lines * 16 - ((unit.size[0] - 1) * plan.pitch + unit.size[1]) * plan.images;
+  const int64_t beyond = lines * 16 - ((work_item.size[0] - 1) * plan.pitch + work_item.size[1]) * plan.images;
   last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
-  // Meanwhile the next unit's source comes up, and the place of the results.
-  const int64_t turns = unit.bundles * lines * lattice.residues() * plan.blocks;
-  Fetch ahead, results;
-  if (next_unit != nullptr && is_read && correlation.source_line == 16) ahead = fetch_source(lattice, plan, *next_unit);
+  // Meanwhile the next work item's source comes up, and the place of the results.
+  const int64_t turns = work_item.image_blocks * lines * lattice.residues() * plan.blocks;
+  PrefetchCursor ahead, results;
+  if (next_item != nullptr && is_read && correlation.source_line == 16)
+    ahead = prefetch_source(lattice, plan, *next_item);
   const int64_t ahead_each = divide_up(ahead.lines(), turns * (last_slice - first_slice));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     // Of the slices whose results are written together, the first row and where the rows of this one lie.
@@ -115,58 +125,59 @@ void run_unit(
     const int64_t first = plan.first_row(together, rows), count = plan.first_row(until, rows) - first;
     const int64_t within = plan.first_row(slice, rows) - first;
     const int64_t line_floats = count * 16;
-    const SliceLines layout = {count, lines * line_floats, unit.bundles * lines * line_floats};
-    const int64_t row = unit.group * rows + first;
-    if (slice == together && correlation.dest_line == 16) results = fetch_dest(lattice, plan, unit, row, count);
+    const SliceLines layout = {count, lines * line_floats, work_item.image_blocks * lines * line_floats};
+    const int64_t row = work_item.group * rows + first;
+    if (slice == together && correlation.dest_line == 16) results = prefetch_dest(lattice, plan, work_item, row, count);
     const int64_t results_each = divide_up(results.lines(), turns);
     for (int64_t block = 0; block < plan.blocks; ++block) {
       for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
-        const Step& step = programs.step(unit.group, slice, block, residue);
-        if (step.program == nullptr) continue;
+        const Step& step = kernels.step(work_item.group, slice, block, residue);
+        if (step.kernel == nullptr) continue;
         const float* const own_values = values + step.values + kValueBias;
-        const Step* const next = &step + 1 < programs.end() ? &step + 1 : &step;
-        const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->program));
+        const Step* const next = &step + 1 < kernels.end() ? &step + 1 : &step;
+        const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
         const int64_t code_lines = divide_up(next->bytes, 64);
         int64_t fetched = 0, run = 0;
-        for (int64_t b = 0; b < unit.bundles; ++b) {
-          const float* const from = planes + b * planes_bundle + block * plan.block_channels * plan.channel_floats;
-          float* to = sums + residue * layout.residue + b * layout.bundle + within * 16;
-          float* const dest = direct_to(lattice, correlation, unit, b, row);
-          const float* const residual = residual_at(lattice, correlation, ending, unit, b, row);
+        for (int64_t b = 0; b < work_item.image_blocks; ++b) {
+          const float* const from = planes + b * planes_image_block + block * plan.block_channels * plan.channel_floats;
+          float* to = sums + residue * layout.residue + b * layout.image_block + within * 16;
+          float* const dest = direct_to(lattice, correlation, work_item, b, row);
+          const float* const residual = residual_at(lattice, correlation, packed, work_item, b, row);
           for (int64_t line = 0; line < lines; ++line, to += line_floats) {
-            const int64_t fetch_until = code_lines * ++run / (unit.bundles * lines);
+            const int64_t fetch_until = code_lines * ++run / (work_item.image_blocks * lines);
             for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
             ahead.lines(ahead_each);
             results.lines(results_each);
             if (residual != nullptr) {
               const int64_t bytes =
                   distance(residual + line * correlation.residual_line, dest + line * correlation.dest_line);
-              std::memcpy(ending.head, &bytes, sizeof bytes);
+              std::memcpy(packed.header, &bytes, sizeof bytes);
             }
             const uint16_t* const own_masks = line + 1 == lines ? last_masks : masks + line * mask_stride;
-            step.program(
+            step.kernel(
                 from + line * plan.line_floats, own_values, to, own_masks,
-                dest == nullptr ? nullptr : dest + line * correlation.dest_line, ending.bias + row);
+                dest == nullptr ? nullptr : dest + line * correlation.dest_line, packed.bias + row);
           }
         }
       }
     }
-    if (slice + 1 == until && !plan.direct) write_lines(lattice, plan, unit, row, layout, sums, ending);
+    if (slice + 1 == until && !plan.direct) write_lines(lattice, plan, work_item, row, layout, sums, packed);
   }
 }
 
 }  // namespace
 
 Correlation plan_correlation(
-    const Lattice& lattice, const SparsePattern& pattern, int ending, const Threads& threads, int64_t images,
+    const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads, int64_t images,
     int64_t residual_channel, int64_t dest_images) {
   Correlation result;
-  if (!may_have_programs(pattern)) return result;
-  result.plan = make_bundle_plan(lattice, pattern.nonzeros, ending, threads.count, images, kMostImages, dest_images);
+  if (!may_use_jit(pattern)) return result;
+  result.plan =
+      make_jit_plan(lattice, pattern.nonzeros, epilogue_flags, threads.count, images, kMostImages, dest_images);
   if (residual_channel != 0) result.plan.residual_channel = residual_channel;
   if (result.plan.is_worth_it)
-    result.programs =
-        cached_programs(key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
+    result.kernels =
+        cached_kernels(key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
   return result;
 }
 
@@ -208,44 +219,44 @@ void arrange_values(
 }
 
 int64_t Correlation::items(const Lattice& lattice) const {
-  return lattice.groups * plan.units() * plan.parts;
+  return lattice.groups * plan.work_items() * plan.parts;
 }
 
 void run_items(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern, const float* values,
-    const Ending& ending, int64_t begin, int64_t end) {
-  const BundlePlan& plan = correlation.plan;
-  const Trim trim{worker_arena};
-  // All groups of a unit, then the next unit: groups may have more nonzeros or fewer, and threads take what follows
-  // each other.
-  const auto unit_of = [&](int64_t i) {
+    const PackedEpilogue& packed, int64_t begin, int64_t end) {
+  const JitPlan& plan = correlation.plan;
+  const TrimWorkspace trim{worker_workspace};
+  // All groups of a work item, then the next work item: groups may have more nonzeros or fewer, and threads take what
+  // follows each other.
+  const auto item_of = [&](int64_t i) {
     const int64_t group = i / plan.parts % lattice.groups;
-    return bundle_unit_at(lattice, plan, plan.unit_bundles, group, i / plan.parts / lattice.groups);
+    return jit_work_item_at(lattice, plan, plan.item_image_blocks, group, i / plan.parts / lattice.groups);
   };
   for (int64_t item = begin; item < end;) {
-    // parts that follow each other share the unit's planes
+    // parts that follow each other share the work item's planes
     const int64_t part = item % plan.parts, count = std::min(plan.parts - part, end - item);
-    const BundleUnit unit = unit_of(item), next = unit_of(std::min(item + count, end - 1));
-    const BundleUnit* const then = item + count < end ? &next : nullptr;
-    const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, unit.group, part);
-    const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, unit.group, part + count);
-    if (first < last) run_unit(lattice, correlation, values, ending, unit, then, first, last);
+    const JitWorkItem work_item = item_of(item), next = item_of(std::min(item + count, end - 1));
+    const JitWorkItem* const then = item + count < end ? &next : nullptr;
+    const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, part);
+    const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, part + count);
+    if (first < last) run_work_item(lattice, correlation, values, packed, work_item, then, first, last);
     item += count;
   }
 }
 
-void correlate_by_programs(
+void correlate_by_jit(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
-    const std::vector<int32_t>& order, const Ending& ending, const Threads& threads) {
-  const Trim trim{call_arena};
+    const std::vector<int32_t>& order, const PackedEpilogue& packed, const Threads& threads) {
+  const TrimWorkspace trim{call_workspace};
   float *values, *narrow;
-  Pieces pieces;
+  WorkspaceLayout pieces;
   pieces.add(&values, pattern.nonzeros + 2 * kValueBias);
   pieces.add(&narrow, pattern.dtype == DType::kFloat32 ? 0 : divide_up(pattern.nonzeros, 2));
-  pieces.allocate(call_arena);
+  pieces.allocate(call_workspace);
   arrange_values(order, pattern.values, pattern.dtype, threads, narrow, values);
   const auto run = [&](int64_t begin, int64_t end) {
-    run_items(lattice, correlation, pattern, values, ending, begin, end);
+    run_items(lattice, correlation, pattern, values, packed, begin, end);
   };
   const int64_t items = correlation.items(lattice);
   if (correlation.plan.threads == 1) return run(0, items);

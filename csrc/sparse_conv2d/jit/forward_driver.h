@@ -1,4 +1,4 @@
-// Correlations by programs: planned, then run.
+// Correlations by kernels: planned, then run.
 #pragma once
 
 #include <memory>
@@ -10,23 +10,24 @@ namespace sparsekernels {
 
 // How a lattice is correlated with a pattern: everything but where tensors and values lie.
 struct Correlation {
-  BundlePlan plan = {};
-  // Of a chain of layers (chain_layout.h). The source is the planes of its images, so far apart; 0: it is a tensor.
+  JitPlan plan = {};
+  // Of a chain of layers (layer_chain/layout.h). The source is the planes of its images, so far apart; 0: it is a
+  // tensor.
   int64_t planes_image = 0;
   int64_t source_line = 16;  // from a line of the source to the next, if they are not planes
   // From a line of results to the next, where they are stored directly; and strides of the residual then.
   int64_t dest_line = 16;
   int64_t residual_image = 0, residual_channel = 0, residual_line = 16;
-  std::shared_ptr<const Programs> programs;  // null: there are none for the call
+  std::shared_ptr<const ForwardKernels> kernels;  // null: there are none for the call
 
   int64_t items(const Lattice& lattice) const;
 };
 
-// `ending`: the parts of one. `images`: in a bundle; 0: as the plan's cost says. `residual_channel`: floats from one
-// channel of the residual to the next; 0: as in the destination.
+// `epilogue`: the parts of one. `images`: in an image block; 0: as the plan's cost says. `residual_channel`: floats
+// from one channel of the residual to the next; 0: as in the destination.
 Correlation plan_correlation(
-    const Lattice& lattice, const SparsePattern& pattern, int ending, const Threads& threads, int64_t images = 0,
-    int64_t residual_channel = 0, int64_t dest_images = 1);
+    const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,
+    int64_t images = 0, int64_t residual_channel = 0, int64_t dest_images = 1);
 
 // Calls body(begin, end) on disjoint ranges that cover [0, count) nonzeros, on all threads where that is worth it.
 void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body);
@@ -41,15 +42,15 @@ void arrange_values(
     const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, float* narrow,
     float* values);
 
-// Items [begin, end) of a correlation that has programs.
+// Items [begin, end) of a correlation that has kernels.
 void run_items(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern, const float* values,
-    const Ending& ending, int64_t begin, int64_t end);
+    const PackedEpilogue& packed, int64_t begin, int64_t end);
 
-// dest = correlation of source with the pattern, and the ending, by a correlation that has programs. `order`: of each
-// value, in the order in which programs take them, its place in pattern.values.
-void correlate_by_programs(
+// dest = correlation of source with the pattern, and the epilogue, by a correlation that has kernels. `order`: of each
+// value, in the order in which kernels take them, its place in pattern.values.
+void correlate_by_jit(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
-    const std::vector<int32_t>& order, const Ending& ending, const Threads& threads);
+    const std::vector<int32_t>& order, const PackedEpilogue& packed, const Threads& threads);
 
 }  // namespace sparsekernels

@@ -23,7 +23,7 @@ struct Finish {
   bool first_block;
   bool direct;         // to the tensor
   int64_t row_floats;  // of the tensor
-  int ending;          // its parts, where direct
+  int epilogue_flags;  // its parts, where direct
   int64_t residual_row_floats;
 };
 
@@ -54,21 +54,21 @@ void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
   if (!finish.direct) return;
   const auto at = [&](int row) { return static_cast<int32_t>(row * finish.row_floats * 4); };
   const auto residual_at = [&](int row) { return static_cast<int32_t>(row * finish.residual_row_floats * 4); };
-  if (finish.ending & kAddsResidual) {
+  if (finish.epilogue_flags & kAddsResidual) {
     code.load(kResidual, kBias, static_cast<int32_t>(kResidualAt - finish.first_row * 4));
     code.add(kResidual, kDest);
   }
   for (int row = 0; row < finish.rows; ++row) {
     code.add_float(row, kBias, row * 4);
-    if (finish.ending & kAddsResidual) code.add(row, kMostMasks, kResidual, residual_at(row));
+    if (finish.epilogue_flags & kAddsResidual) code.add(row, kMostMasks, kResidual, residual_at(row));
   }
-  if (finish.ending & kHasLow) write_limit(finish, true, code);
-  if (finish.ending & kHasHigh) write_limit(finish, false, code);
+  if (finish.epilogue_flags & kHasLow) write_limit(finish, true, code);
+  if (finish.epilogue_flags & kHasHigh) write_limit(finish, false, code);
   for (int row = 0; row < finish.rows; ++row) code.store(row, kMostMasks, kDest, at(row));
 }
 
-// The program of nonzeros [begin, end).
-void write_program(
+// The kernel of nonzeros [begin, end).
+void write_kernel(
     const std::vector<Column>& columns, const Nonzero* begin, const Nonzero* end, const Finish& finish,
     Assembler& code) {
   uint32_t used = 0;  // masks
@@ -100,9 +100,9 @@ void write_program(
 
 }  // namespace
 
-std::shared_ptr<const Programs> Programs::make(
-    const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
-  std::shared_ptr<Programs> result(new Programs);
+std::shared_ptr<const ForwardKernels> ForwardKernels::make(
+    const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+  std::shared_ptr<ForwardKernels> result(new ForwardKernels);
   result->slices_ = plan.slices;
   result->blocks_ = plan.blocks;
   result->residues_ = lattice.residues();
@@ -143,12 +143,17 @@ std::shared_ptr<const Programs> Programs::make(
       while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].part == part) ++nonzero;
       const bool first_block = part < result->residues_, last_block = part + result->residues_ >= parts;
       const Finish finish = {
-          first,       last - first,         first_block, plan.direct && last_block, lattice.dest.stride[1],
-          plan.ending, plan.residual_channel};
+          first,
+          last - first,
+          first_block,
+          plan.direct && last_block,
+          lattice.dest.stride[1],
+          plan.epilogue_flags,
+          plan.residual_channel};
       if (begin == nonzero && !first_block && !finish.direct) continue;
       code.align();
       const size_t start = code.size();
-      write_program(columns, begin, nonzero, finish, code);
+      write_kernel(columns, begin, nonzero, finish, code);
       places[static_cast<size_t>(piece * parts + part)] = {
           start, base + static_cast<int32_t>(begin - sorted.data()), static_cast<int32_t>(code.size() - start), true};
     }
@@ -164,7 +169,7 @@ std::shared_ptr<const Programs> Programs::make(
   for (size_t i = 0; i < places.size(); ++i) {
     if (!places[i].is_there) continue;
     const uint8_t* const entry = result->code_->piece(i / static_cast<size_t>(parts)) + places[i].offset;
-    std::memcpy(&result->steps_[i].program, &entry, sizeof entry);
+    std::memcpy(&result->steps_[i].kernel, &entry, sizeof entry);
     result->steps_[i].values = places[i].values;
     result->steps_[i].bytes = places[i].bytes;
   }

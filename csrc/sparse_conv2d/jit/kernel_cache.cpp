@@ -15,8 +15,8 @@
 #include <unistd.h>
 #endif
 
-#include "isa/kernels.h"
 #include "base/jit/assembler.h"
+#include "isa/kernels.h"
 #include "sparse_conv2d/epilogue.h"
 
 namespace sparsekernels {
@@ -38,7 +38,7 @@ Limits read_limits() {
     if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
       throw std::invalid_argument(
           std::string("SPARSEKERNELS_CPU_PROGRAMS is '") + set +
-          "', accepted is a whole number of megabytes such as 1024, or 0 for no programs");
+          "', accepted is a whole number of megabytes such as 1024, or 0 for no kernels");
     }
     const size_t most = static_cast<size_t>(megabytes) * kMegabyte;
     return {std::min(most, kKept), most};
@@ -61,7 +61,7 @@ const Limits& limits() {
   return read;
 }
 
-using Hash = ProgramKey;
+using Hash = KernelKey;
 
 // Multiply and fold, with secrets that differ from process to process: two contents have the same 128 bits with a
 // probability that need not be thought of, unless somebody who knows the secrets wants it.
@@ -155,10 +155,10 @@ Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& cont
   return hasher().of(hashes.data(), hashes.size() * sizeof(Hash));
 }
 
-// Everything but the pattern that programs depend on: of the lattice and its layout, then of a kind of programs.
+// Everything but the pattern that kernels depend on: of the lattice and its layout, then of a kind of kernels.
 enum class Kind { kSums, kWeightGradients };
 std::vector<int64_t> contents_of(
-    Kind kind, const Lattice& lattice, const BundleLayout& layout, const SparsePattern& pattern) {
+    Kind kind, const Lattice& lattice, const JitLayout& layout, const SparsePattern& pattern) {
   std::vector<int64_t> contents = {
       static_cast<int64_t>(kind),
       lattice.groups,
@@ -198,13 +198,13 @@ class Cache {
     const auto found = entries_.find(hash);
     if (found == entries_.end()) return nullptr;
     found->second.used = clock_;
-    return found->second.programs;
+    return found->second.kernels;
   }
 
-  // Beyond the first limit, programs are kept when they are asked for a second time, and what was not used between the
+  // Beyond the first limit, kernels are kept when they are asked for a second time, and what was not used between the
   // two makes room. Of patterns that take turns, more than there is room for, all are used in between: none drives out
   // the one that is needed next.
-  void insert(const Hash& hash, std::shared_ptr<const void> programs, size_t bytes) {
+  void insert(const Hash& hash, std::shared_ptr<const void> kernels, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (bytes_ + bytes > limits().kept) {
       const auto asked = asked_.find(hash);
@@ -226,7 +226,7 @@ class Cache {
       if (bytes_ + bytes > limits().used) return;
       asked_.erase(asked);
     }
-    if (entries_.emplace(hash, Entry{std::move(programs), bytes, clock_}).second) bytes_ += bytes;
+    if (entries_.emplace(hash, Entry{std::move(kernels), bytes, clock_}).second) bytes_ += bytes;
   }
 
   int64_t bytes() {
@@ -236,7 +236,7 @@ class Cache {
 
  private:
   struct Entry {
-    std::shared_ptr<const void> programs;
+    std::shared_ptr<const void> kernels;
     size_t bytes;
     uint64_t used;
   };
@@ -258,17 +258,17 @@ Cache& cache() {
 
 template <class Kept, class Plan>
 std::shared_ptr<const Kept> cached(
-    const ProgramKey& key, const Lattice& lattice, const Plan& plan, const SparsePattern& pattern,
+    const KernelKey& key, const Lattice& lattice, const Plan& plan, const SparsePattern& pattern,
     const Threads& threads) {
   if (const std::shared_ptr<const void> found = cache().find(key)) return std::static_pointer_cast<const Kept>(found);
-  std::shared_ptr<const Kept> programs = Kept::make(lattice, plan, pattern, threads);
-  cache().insert(key, programs, programs->bytes());
-  return programs;
+  std::shared_ptr<const Kept> kernels = Kept::make(lattice, plan, pattern, threads);
+  cache().insert(key, kernels, kernels->bytes());
+  return kernels;
 }
 
 }  // namespace
 
-bool programs_allowed() {
+bool jit_allowed() {
   static const bool allowed = [] {
     if (limits().used == 0) return false;
     std::vector<Assembler> smallest(1);
@@ -278,48 +278,46 @@ bool programs_allowed() {
   return allowed;
 }
 
-bool may_have_programs(const SparsePattern& pattern) {
+bool may_use_jit(const SparsePattern& pattern) {
   constexpr int64_t kMostNonzeros = 1 << 23;
-  return cpu_kernels().bundles[0].read != nullptr && programs_allowed() && pattern.nonzeros <= kMostNonzeros;
+  return cpu_kernels().jit_pack[0].read != nullptr && jit_allowed() && pattern.nonzeros <= kMostNonzeros;
 }
 
-int64_t most_program_bytes() {
+int64_t most_kernel_bytes() {
   return static_cast<int64_t>(limits().used);
 }
 
-int64_t kept_program_bytes() {
+int64_t kept_kernel_bytes() {
   return cache().bytes();
 }
 
-ProgramKey key_of(
-    const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads) {
+KernelKey key_of(const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
   const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
-  const int64_t residual_floats = plan.ending & kAddsResidual ? plan.residual_channel : -1;
+  const int64_t residual_floats = plan.epilogue_flags & kAddsResidual ? plan.residual_channel : -1;
   for (const int64_t number :
-       {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.ending}, residual_floats})
+       {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.epilogue_flags}, residual_floats})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
 }
 
-ProgramKey key_of(
-    const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+KernelKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kWeightGradients, lattice, plan, pattern);
   for (const int64_t number : {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_line_floats})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
 }
 
-std::shared_ptr<const Programs> cached_programs(
-    const ProgramKey& key, const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern,
+std::shared_ptr<const ForwardKernels> cached_kernels(
+    const KernelKey& key, const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern,
     const Threads& threads) {
-  return cached<Programs>(key, lattice, plan, pattern, threads);
+  return cached<ForwardKernels>(key, lattice, plan, pattern, threads);
 }
 
-std::shared_ptr<const WeightPrograms> cached_weight_programs(
-    const ProgramKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
+std::shared_ptr<const WeightKernels> cached_weight_kernels(
+    const KernelKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
     const Threads& threads) {
-  return cached<WeightPrograms>(key, lattice, plan, pattern, threads);
+  return cached<WeightKernels>(key, lattice, plan, pattern, threads);
 }
 
 }  // namespace sparsekernels

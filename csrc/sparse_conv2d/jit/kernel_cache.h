@@ -1,4 +1,4 @@
-// Keeps the programs of patterns from call to call. A pattern is known by its content, so that nobody has to say when
+// Keeps the kernels of patterns from call to call. A pattern is known by its content, so that nobody has to say when
 // it changes.
 #pragma once
 
@@ -11,34 +11,34 @@
 
 namespace sparsekernels {
 
-// 128 bits of all that programs follow from: the pattern's content, its lattice and plan.
-struct ProgramKey {
+// 128 bits of all that kernels follow from: the pattern's content, its lattice and plan.
+struct KernelKey {
   uint64_t low, high;
-  bool operator==(const ProgramKey& other) const { return low == other.low && high == other.high; }
+  bool operator==(const KernelKey& other) const { return low == other.low && high == other.high; }
 };
 
-ProgramKey key_of(const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern, const Threads& threads);
-ProgramKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
+KernelKey key_of(const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads);
+KernelKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
 // Those of a pattern, kept or made now. `key` is that of the other arguments.
-std::shared_ptr<const Programs> cached_programs(
-    const ProgramKey& key, const Lattice& lattice, const BundlePlan& plan, const SparsePattern& pattern,
+std::shared_ptr<const ForwardKernels> cached_kernels(
+    const KernelKey& key, const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern,
     const Threads& threads);
 
-std::shared_ptr<const WeightPrograms> cached_weight_programs(
-    const ProgramKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
+std::shared_ptr<const WeightKernels> cached_weight_kernels(
+    const KernelKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
     const Threads& threads);
 
-// Whether programs may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the most megabytes of them that are kept, is 0,
+// Whether kernels may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the most megabytes of them that are kept, is 0,
 // nor where the system refuses to run them. Throws std::invalid_argument where that is no number.
-bool programs_allowed();
+bool jit_allowed();
 
-// Whether a pattern may have programs here: the instruction set has them, they are allowed, it is not too large.
-bool may_have_programs(const SparsePattern& pattern);
+// Whether a pattern may have kernels here: the instruction set has them, they are allowed, it is not too large.
+bool may_use_jit(const SparsePattern& pattern);
 
-int64_t kept_program_bytes();
+int64_t kept_kernel_bytes();
 
 // That may be kept, of patterns in use. From 256 MB on, others make room for them.
-int64_t most_program_bytes();
+int64_t most_kernel_bytes();
 
 }  // namespace sparsekernels

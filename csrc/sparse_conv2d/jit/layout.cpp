@@ -6,7 +6,7 @@ namespace sparsekernels {
 namespace {
 
 // Planes that hold the image's columns and nothing else: copies of the image.
-void lay_out_copies(const Lattice& lattice, BundleLayout& layout) {
+void lay_out_copies(const Lattice& lattice, JitLayout& layout) {
   const int64_t step = lattice.source_step[1];
   std::vector<int64_t> more_shift;  // of each phase
   layout.pitch = layout.strip[1];
@@ -21,14 +21,14 @@ void lay_out_copies(const Lattice& lattice, BundleLayout& layout) {
 }
 
 // Planes with zeros at both ends of a row.
-void lay_out_padded(const Lattice& lattice, BundleLayout& layout) {
+void lay_out_padded(const Lattice& lattice, JitLayout& layout) {
   layout.pitch = layout.strip[1] + lattice.most_shift[1];
   for (const int64_t phase : lattice.phases[1]) layout.first_column.push_back(lattice.origin[1] + phase);
   for (const Tap& tap : lattice.taps) layout.taps.push_back({tap.phase[1], tap.shift[1], 0});
 }
 
 // Whether rows begin at whole lines, and whether shifts are such.
-bool has_whole_lines(const Lattice& lattice, const BundleLayout& layout) {
+bool has_whole_lines(const Lattice& lattice, const JitLayout& layout) {
   const int64_t rows = layout.strip[0] + lattice.most_shift[0];
   if (layout.pitch * layout.images % 16 != 0 && rows > 1) return false;
   for (size_t t = 0; t < layout.taps.size(); ++t)
@@ -38,7 +38,7 @@ bool has_whole_lines(const Lattice& lattice, const BundleLayout& layout) {
 
 // Masks for the taps some of whose lanes leave the image, or the lattice if that matters. False where that takes more
 // masks than there are.
-bool mask_taps(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
+bool mask_taps(const Lattice& lattice, Lanes lanes, JitLayout& layout) {
   bool all_used = true;
   if (lanes == Lanes::kZeros) {
     const int64_t last = lattice.size[0] - (layout.strips[0] - 1) * layout.strip[0];
@@ -63,7 +63,7 @@ bool mask_taps(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
 }
 
 // The layout of a strip's planes and lines; images and strips are set.
-bool lay_out(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
+bool lay_out(const Lattice& lattice, Lanes lanes, JitLayout& layout) {
   const auto clear = [&] {
     layout.first_column.clear();
     layout.taps.clear();
@@ -94,18 +94,18 @@ bool lay_out(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
     front = std::max(front, -layout.taps[t].shift * layout.images);
     back = std::max(back, 16 + layout.taps[t].shift * layout.images);
   }
-  // An odd number of lines from channel to channel, or from line to line, falls on all sets of the first cache.
+  // An odd number of lines from channel to channel, or from line to line, falls on all sets of L1.
   if (whole_lines) {
     layout.phase_floats = divide_up(layout.phase_floats, 16) * 16;
     layout.behind_floats = 0;
     layout.channel_floats = 16;
     layout.line_floats =
         (std::max<int64_t>(channels, 2) | 1) * 16;  // never 16, which says that planes follow each other
-    layout.bundle_floats = layout.phases * layout.phase_floats / 16 * layout.line_floats;
+    layout.image_block_floats = layout.phases * layout.phase_floats / 16 * layout.line_floats;
   } else {
     layout.line_floats = 16;
     layout.channel_floats = (divide_up(layout.phases * layout.phase_floats + layout.behind_floats, 16) | 1) * 16;
-    layout.bundle_floats = channels * layout.channel_floats;
+    layout.image_block_floats = channels * layout.channel_floats;
   }
   layout.front_floats = layout.spread(divide_up(front, 16) * 16);
   layout.back_floats = layout.spread(divide_up(back, 16) * 16);
@@ -115,9 +115,9 @@ bool lay_out(const Lattice& lattice, Lanes lanes, BundleLayout& layout) {
 
 }  // namespace
 
-bool lay_out_bundles(const Lattice& lattice, int64_t images, Lanes lanes, BundleLayout& layout) {
+bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, JitLayout& layout) {
   layout.images = images;
-  layout.bundles = divide_up(lattice.source.size[0], images);
+  layout.image_blocks = divide_up(lattice.source.size[0], images);
   for (int d = 0; d < 2; ++d) {
     layout.strip[d] = lattice.size[d];
     layout.strips[d] = 1;
@@ -125,13 +125,13 @@ bool lay_out_bundles(const Lattice& lattice, int64_t images, Lanes lanes, Bundle
   return lay_out(lattice, lanes, layout);
 }
 
-bool cut_bundles(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, BundleLayout& layout) {
+bool cut_image_blocks(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, JitLayout& layout) {
   layout.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
   layout.strips[d] = divide_up(lattice.size[d], layout.strip[d]);
   return lay_out(lattice, lanes, layout);
 }
 
-std::vector<uint16_t> line_masks(const BundleLayout& layout, int64_t rows) {
+std::vector<uint16_t> line_masks(const JitLayout& layout, int64_t rows) {
   if (layout.masks.empty()) return {};
   const int64_t lines = layout.lines(rows, layout.strip[1]);
   std::vector<uint16_t> result(static_cast<size_t>(lines * kMaskStride));

@@ -1,4 +1,4 @@
-// How the planes and lines of a bundle lie in memory, for programs: which images are interleaved, what a strip is,
+// How the planes and lines of an image block lie in memory, for kernels: which images are interleaved, what a strip is,
 // which lanes of a tap leave the image.
 #pragma once
 
@@ -17,14 +17,14 @@ struct MaskedShift {
 
 // Where a tap finds its columns.
 struct TapColumns {
-  int64_t plane;  // index into BundleLayout::first_column
+  int64_t plane;  // index into JitLayout::first_column
   int64_t shift;
   int mask;  // number, from 1 on; 0: none
 };
 
-struct BundleLayout {
-  int64_t images, bundles;  // interleaved images, and how many such bundles the batch makes
-  int64_t strip[2];         // positions of a strip, rows and columns, at most
+struct JitLayout {
+  int64_t images, image_blocks;  // interleaved images, and how many such image blocks the batch makes
+  int64_t strip[2];              // positions of a strip, rows and columns, at most
   int64_t strips[2];
 
   int64_t pitch;                      // columns from one row of a plane to the next
@@ -32,10 +32,10 @@ struct BundleLayout {
   std::vector<TapColumns> taps;       // of each tap of the lattice
   std::vector<MaskedShift> masks;
 
-  int64_t phases;                                      // of rows, times planes of columns
-  int64_t phase_floats, behind_floats;                 // of a phase; behind the last one
-  int64_t line_floats, channel_floats, bundle_floats;  // strides, see BundleRead
-  int64_t front_floats, back_floats;                   // around the planes, that lanes without a use may read
+  int64_t phases;                                           // of rows, times planes of columns
+  int64_t phase_floats, behind_floats;                      // of a phase; behind the last one
+  int64_t line_floats, channel_floats, image_block_floats;  // strides, see PackCall
+  int64_t front_floats, back_floats;                        // around the planes, that lanes without a use may read
 
   int64_t lines(int64_t rows, int64_t across) const { return divide_up(((rows - 1) * pitch + across) * images, 16); }
   // From a place in a plane, as if planes were contiguous, to where it is. Whole lines where they are not.
@@ -48,14 +48,14 @@ enum class Lanes {
   kZeros      // they read zeros
 };
 
-// The layout of bundles of so many images whose strips are whole images. False where `lanes` cannot be had.
-bool lay_out_bundles(const Lattice& lattice, int64_t images, Lanes lanes, BundleLayout& layout);
+// The layout of image blocks of so many images whose strips are whole images. False where `lanes` cannot be had.
+bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, JitLayout& layout);
 
 // Cuts dimension d into so many strips, each but the last a multiple of `multiple`. False as above.
-bool cut_bundles(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, BundleLayout& layout);
+bool cut_image_blocks(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, JitLayout& layout);
 
 // kMaskStride for each line of a strip with so many rows; none where the layout has none.
 constexpr int64_t kMaskStride = kMostMasks + 1;
-std::vector<uint16_t> line_masks(const BundleLayout& layout, int64_t rows);
+std::vector<uint16_t> line_masks(const JitLayout& layout, int64_t rows);
 
 }  // namespace sparsekernels

@@ -1,8 +1,9 @@
-// Reads tensors into bundles and writes lines back. Compiled once per instruction set, as vec.h is.
+// Reads tensors into image blocks and writes lines back. Compiled once per instruction set, as vec.h is.
 #pragma once
 
-#include "sparse_conv2d/jit/pack_calls.h"
 #include "base/vec16.h"
+#include "sparse_conv2d/epilogue_vectors.h"
+#include "sparse_conv2d/jit/pack_calls.h"
 
 namespace sparsekernels {
 namespace {
@@ -37,10 +38,10 @@ inline uint32_t spread_bits(uint32_t bits) {
 // Elements `stride` apart, where the mask has a bit; no others are touched.
 template <class T>
 inline Vec<float> load_strided(const T* from, int64_t stride, uint32_t mask) {
-  if (stride == 1) return Sixteen<T>::load(from, mask);
+  if (stride == 1) return Vec16<T>::load(from, mask);
   if (stride == 2) {
-    const Vec<float> low = Sixteen<T>::load(from, spread_bits(mask));
-    const Vec<float> high = Sixteen<T>::load(from + 16, spread_bits(mask >> 8));
+    const Vec<float> low = Vec16<T>::load(from, spread_bits(mask));
+    const Vec<float> high = Vec16<T>::load(from + 16, spread_bits(mask >> 8));
     return {_mm512_permutex2var_ps(low.v, indices_from(0, 2), high.v)};
   }
   float lanes[16];
@@ -50,7 +51,7 @@ inline Vec<float> load_strided(const T* from, int64_t stride, uint32_t mask) {
 
 template <class T>
 inline void store_strided(Vec<float> value, T* to, int64_t stride, uint32_t mask) {
-  if (stride == 1) return Sixteen<T>::store(value, to, mask);
+  if (stride == 1) return Vec16<T>::store(value, to, mask);
   if constexpr (sizeof(T) == sizeof(float)) {
     if (stride < int64_t{1} << 26) {
       _mm512_mask_i32scatter_ps(
@@ -115,7 +116,7 @@ inline void separate(Vec<float> (&vectors)[kImages]) {
 inline void clear_floats(float* at, int64_t count) {
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) Vec<float>::zero().store(at + i);
-  if (i < count) Sixteen<float>::store(Vec<float>::zero(), at + i, first_lanes(count - i));
+  if (i < count) Vec16<float>::store(Vec<float>::zero(), at + i, first_lanes(count - i));
 }
 
 // The masks of a row's chunks of 16 columns.
@@ -140,13 +141,13 @@ class ColumnMasks {
 
 // Where a float of a plane is. kLines: it begins a line, and planes lie line by line between each other.
 template <bool kLines>
-inline float* place_in(const BundleRead& t, float* plane, int64_t at) {
+inline float* place_in(const PackCall& t, float* plane, int64_t at) {
   return plane + (kLines ? at / 16 * t.line_floats : at);
 }
 
 // Writes zeros to a plane. kLines: whole lines.
 template <bool kLines>
-inline void clear_plane(const BundleRead& t, float* plane, int64_t begin, int64_t end) {
+inline void clear_plane(const PackCall& t, float* plane, int64_t begin, int64_t end) {
   if (!kLines) return clear_floats(plane + begin, end - begin);
   for (int64_t at = begin; at < end; at += 16) Vec<float>::zero().store(place_in<kLines>(t, plane, at));
 }
@@ -159,7 +160,7 @@ struct PhaseRows {
   ColumnMasks masks;
 
   PhaseRows() = default;
-  PhaseRows(const BundleRead& t, int64_t phase, bool neighbours) {
+  PhaseRows(const PackCall& t, int64_t phase, bool neighbours) {
     top = t.first[0][phase / t.phases[1]];
     left = t.first[1][phase % t.phases[1]];
     const int64_t above = top >= 0 ? 0 : (-top + t.step[0] - 1) / t.step[0];
@@ -173,9 +174,9 @@ struct PhaseRows {
   }
 };
 
-// Sixteen columns of each image at a time.
+// Vec16 columns of each image at a time.
 template <class T, int kImages, bool kNeighbours, bool kLines>
-void read_columns(const BundleRead& t) {
+void read_columns(const PackCall& t) {
   const int64_t step = kNeighbours ? 1 : t.step[1] * t.column_stride, phases = t.phases[0] * t.phases[1];
   constexpr int64_t kHeld = 12;
   PhaseRows held[kHeld];
@@ -209,7 +210,7 @@ void read_columns(const BundleRead& t) {
               if (rest >= i * 16 + 16 || (kLines && rest > i * 16)) {
                 vectors[i].store(to);
               } else {
-                Sixteen<float>::store(vectors[i], to, first_lanes(rest - i * 16));
+                Vec16<float>::store(vectors[i], to, first_lanes(rest - i * 16));
               }
             }
           }
@@ -221,7 +222,7 @@ void read_columns(const BundleRead& t) {
 
 // One image with neighbouring columns, of which even and odd ones go to a plane each: both out of the same loads.
 template <class T>
-void read_alternating(const BundleRead& t) {
+void read_alternating(const PackCall& t) {
   const __m512i evens = indices_from(0, 2), odds = indices_from(1, 2);
   const T* const image = static_cast<const T*>(t.image[0]);
   const int64_t width = t.size[1];
@@ -241,11 +242,11 @@ void read_alternating(const BundleRead& t) {
         const T* const row = image + c * t.channel_stride + (p.top + y * t.step[0]) * t.row_stride;
         for (int64_t x = 0; x < t.pitch; x += 16) {
           const int64_t left = width - 2 * x;
-          const Vec<float> low = Sixteen<T>::load(row + 2 * x, first_lanes(left));
-          const Vec<float> high = Sixteen<T>::load(row + 2 * x + 16, first_lanes(left - 16));
+          const Vec<float> low = Vec16<T>::load(row + 2 * x, first_lanes(left));
+          const Vec<float> high = Vec16<T>::load(row + 2 * x + 16, first_lanes(left - 16));
           const uint32_t mask = first_lanes(t.pitch - x);
-          Sixteen<float>::store({_mm512_permutex2var_ps(low.v, evens, high.v)}, even + y * t.pitch + x, mask);
-          Sixteen<float>::store({_mm512_permutex2var_ps(low.v, odds, high.v)}, odd + y * t.pitch + x, mask);
+          Vec16<float>::store({_mm512_permutex2var_ps(low.v, evens, high.v)}, even + y * t.pitch + x, mask);
+          Vec16<float>::store({_mm512_permutex2var_ps(low.v, odds, high.v)}, odd + y * t.pitch + x, mask);
         }
       }
     }
@@ -253,14 +254,14 @@ void read_alternating(const BundleRead& t) {
 }
 
 // Whether `read_alternating` reads it.
-inline bool alternates(const BundleRead& t) {
+inline bool alternates(const PackCall& t) {
   const bool both = t.phases[1] == 2 && t.first[1][0] + t.first[1][1] == 1 && t.first[1][0] * t.first[1][1] == 0;
   return both && t.images == 1 && t.step[1] == 2 && t.column_stride == 1 && t.line_floats == 16;
 }
 
 // Sixteen lanes of a line and sixteen channels at a time.
 template <class T, bool kLines>
-void read_channels(const BundleRead& t) {
+void read_channels(const PackCall& t) {
   const int64_t images = t.images;
   for (int64_t phase = 0; phase < t.phases[0] * t.phases[1]; ++phase) {
     const int64_t top = t.first[0][phase / t.phases[1]], left = t.first[1][phase % t.phases[1]];
@@ -282,14 +283,14 @@ void read_channels(const BundleRead& t) {
           Vec<float> square[16];
 #pragma GCC unroll 16
           for (int j = 0; j < 16; ++j)
-            square[j] = lanes[j] == nullptr ? Vec<float>::zero() : Sixteen<T>::load(lanes[j] + c, some);
+            square[j] = lanes[j] == nullptr ? Vec<float>::zero() : Vec16<T>::load(lanes[j] + c, some);
           transpose(square);
           float* const to = place_in<kLines>(t, t.planes + c * t.channel_floats, row + at);
           for (int64_t e = 0; e < 16 && c + e < t.channels; ++e) {
             if (kLines) {
               square[e].store(to + e * t.channel_floats);
             } else {
-              Sixteen<float>::store(square[e], to + e * t.channel_floats, mask);
+              Vec16<float>::store(square[e], to + e * t.channel_floats, mask);
             }
           }
         }
@@ -299,7 +300,7 @@ void read_channels(const BundleRead& t) {
 }
 
 template <class T, bool kNeighbours>
-void read_images(const BundleRead& t) {
+void read_images(const PackCall& t) {
   const bool by_lines = t.line_floats != 16;
   switch (t.images) {
     case 1:
@@ -316,7 +317,7 @@ void read_images(const BundleRead& t) {
 }
 
 template <class T>
-void read_bundle(const BundleRead& t) {
+void pack_planes(const PackCall& t) {
   const int64_t used = t.phases[0] * t.phases[1] * t.phase_floats;
   for (int64_t c = 0; c < t.channels && t.behind_floats > 0; ++c)
     clear_floats(t.planes + c * t.channel_floats + used, t.behind_floats);
@@ -329,13 +330,14 @@ void read_bundle(const BundleRead& t) {
 
 // `ended` of elements that are `stride` apart.
 template <class T>
-inline Vec<float> ended_strided(const Ending& ending, Vec<float> sums, const T* to, int64_t stride, uint32_t mask) {
-  if (ending.parts == 0) return sums;
-  if (ending.parts & kAddsResidual) sums = sums + load_strided(residual_of(ending, to), stride, mask);
-  return limited(ending, sums);
+inline Vec<float> ended_strided(
+    const PackedEpilogue& packed, Vec<float> sums, const T* to, int64_t stride, uint32_t mask) {
+  if (packed.flags == 0) return sums;
+  if (packed.flags & kAddsResidual) sums = sums + load_strided(residual_of(packed, to), stride, mask);
+  return limited(packed, sums);
 }
 
-// Sixteen columns of lines, from lane `lane` of the first on.
+// Vec16 columns of lines, from lane `lane` of the first on.
 template <int kImages>
 inline void load_columns(
     const float* line, int64_t line_floats, int lane, Vec<float> bias, Vec<float> (&vectors)[kImages]) {
@@ -350,14 +352,14 @@ inline void load_columns(
 }
 
 template <class T, int kImages, bool kNeighbours>
-void write_columns(const BundleWrite& t) {
+void write_columns(const UnpackCall& t) {
   const int64_t step = kNeighbours ? 1 : t.step[1] * t.column_stride, line_floats = t.channels * 16;
   const bool as_one = kNeighbours && t.step[0] == 1 && t.pitch == t.columns && t.row_stride == t.pitch &&
                       t.first[0] + t.rows <= t.size[0] && t.first[1] + t.columns <= t.size[1];
   const int64_t columns = as_one ? t.rows * t.pitch : t.columns, rows = as_one ? 1 : t.rows;
   const ColumnMasks masks(t.first[1], t.step[1], as_one ? t.first[1] + columns : t.size[1], columns);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const Vec<float> bias = Vec<float>::broadcast(t.ending.bias[c]);
+    const Vec<float> bias = Vec<float>::broadcast(t.epilogue.bias[c]);
     const float* const lines = t.lines + c * 16;
     for (int64_t y = 0; y < rows; ++y) {
       const int64_t to_row = t.first[0] + y * t.step[0];
@@ -376,19 +378,19 @@ void write_columns(const BundleWrite& t) {
           T* const image = static_cast<T*>(t.image[i]);
           if (image == nullptr) continue;
           T* const place = image + to + x * step;
-          store_strided(ended_strided(t.ending, vectors[i], place, step, mask), place, step, mask);
+          store_strided(ended_strided(t.epilogue, vectors[i], place, step, mask), place, step, mask);
         }
       }
     }
   }
 }
 
-// Every other column from `lines`, those between from `odd_lines`: of an input gradient, which has no ending.
+// Every other column from `lines`, those between from `odd_lines`: of an input gradient, which has no epilogue.
 template <class T, int kImages>
-void write_pairs(const BundleWrite& t) {
+void write_pairs(const UnpackCall& t) {
   const int64_t line_floats = t.channels * 16;
   for (int64_t c = 0; c < t.channels; ++c) {
-    const Vec<float> bias = Vec<float>::broadcast(t.ending.bias[c]);
+    const Vec<float> bias = Vec<float>::broadcast(t.epilogue.bias[c]);
     for (int64_t y = 0; y < t.rows; ++y) {
       const int64_t to_row = t.first[0] + y * t.step[0];
       if (to_row >= t.size[0]) break;
@@ -409,7 +411,7 @@ void write_pairs(const BundleWrite& t) {
           interleave<2>(both);
           for (int half = 0; half < 2; ++half) {
             const uint32_t mask = first_lanes(left - 2 * x - half * 16);
-            if (mask != 0) Sixteen<T>::store(both[half], image + to + 2 * x + half * 16, mask);
+            if (mask != 0) Vec16<T>::store(both[half], image + to + 2 * x + half * 16, mask);
           }
         }
       }
@@ -418,7 +420,7 @@ void write_pairs(const BundleWrite& t) {
 }
 
 template <class T>
-void write_channels(const BundleWrite& t) {
+void write_channels(const UnpackCall& t) {
   const int64_t images = t.images, line_floats = t.channels * 16, row_floats = t.pitch * images;
   const int64_t count = (t.rows - 1) * row_floats + t.columns * images;
   for (int64_t at = 0; at < count; at += 16) {
@@ -436,25 +438,26 @@ void write_channels(const BundleWrite& t) {
       Vec<float> square[16];
       for (int64_t e = 0; e < 16; ++e) {
         square[e] = c + e < t.channels ? Vec<float>::load(line + (c + e) * 16) : Vec<float>::zero();
-        if (c + e < t.channels) square[e] = square[e] + Vec<float>::broadcast(t.ending.bias[c + e]);
+        if (c + e < t.channels) square[e] = square[e] + Vec<float>::broadcast(t.epilogue.bias[c + e]);
       }
       transpose(square);
 #pragma GCC unroll 16
       for (int j = 0; j < 16; ++j)
-        if (lanes[j] != nullptr) Sixteen<T>::store(ended(t.ending, square[j], lanes[j] + c, some), lanes[j] + c, some);
+        if (lanes[j] != nullptr)
+          Vec16<T>::store(finished(t.epilogue, square[j], lanes[j] + c, some), lanes[j] + c, some);
     }
   }
 }
 
 template <class T, int kImages>
-void write_one(const BundleWrite& t) {
+void write_one(const UnpackCall& t) {
   if (t.odd_lines != nullptr) return write_pairs<T, kImages>(t);
   if (t.step[1] * t.column_stride == 1) return write_columns<T, kImages, true>(t);
   return write_columns<T, kImages, false>(t);
 }
 
 template <class T>
-void write_bundle(const BundleWrite& t) {
+void unpack_results(const UnpackCall& t) {
   if (t.order == LineOrder::kChannels) return write_channels<T>(t);
   switch (t.images) {
     case 1:
@@ -470,7 +473,7 @@ void write_bundle(const BundleWrite& t) {
   }
 }
 
-inline void gather_bundle(const BundleGather& t) {
+inline void gather_planes_of(const GatherCall& t) {
   for (int64_t at = 0; at < t.floats; at += 16) {
     const __m512i places = _mm512_loadu_si512(t.places + at);
     const __mmask16 inside = _mm512_cmpge_epi32_mask(places, _mm512_setzero_si512());
@@ -482,14 +485,14 @@ inline void gather_bundle(const BundleGather& t) {
 }
 
 template <class T>
-constexpr BundleKernels bundle_kernels_of() {
-  return {read_bundle<T>, write_bundle<T>, sizeof(T) == sizeof(float) ? gather_bundle : nullptr};
+constexpr JitPackKernels jit_pack_kernels_of() {
+  return {pack_planes<T>, unpack_results<T>, sizeof(T) == sizeof(float) ? gather_planes_of : nullptr};
 }
 
 #else
 
 template <class T>
-constexpr BundleKernels bundle_kernels_of() {
+constexpr JitPackKernels jit_pack_kernels_of() {
   return {nullptr, nullptr, nullptr};
 }
 

@@ -1,8 +1,8 @@
-// Between a tensor and the planes that programs read, and between the lines that programs write and a tensor.
+// Between a tensor and the planes that kernels read, and between the lines that kernels write and a tensor.
 //
-// A bundle is 1, 2, 4, 8 or 16 images whose pixels are interleaved: float (row * pitch + column) * images + image of a
-// plane. A line is 16 consecutive floats, so that a shift by rows and columns is a shift by floats, the same for all of
-// its lanes, whatever the number of images. Lines run on from row to row.
+// A image block is 1, 2, 4, 8 or 16 images whose pixels are interleaved: float (row * pitch + column) * images + image
+// of a plane. A line is 16 consecutive floats, so that a shift by rows and columns is a shift by floats, the same for
+// all of its lanes, whatever the number of images. Lines run on from row to row.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +13,10 @@ namespace sparsekernels {
 
 constexpr int kMostImages = 16;
 
-// A strip of a bundle, rows of halo included. Zeros where a plane sticks out of the image. Float f of phase p of a
-// channel's plane is at (p * phase_floats + f) / 16 * line_floats + f % 16 from the plane's first: planes either follow
-// each other (line_floats is 16) or, where all shifts are whole lines, lie line by line between each other.
-struct BundleRead {
+// A strip of an image block, rows of halo included. Zeros where a plane sticks out of the image. Float f of phase p of
+// a channel's plane is at (p * phase_floats + f) / 16 * line_floats + f % 16 from the plane's first: planes either
+// follow each other (line_floats is 16) or, where all shifts are whole lines, lie line by line between each other.
+struct PackCall {
   const void* image[kMostImages];  // element (channel, 0, 0); null: none
   int64_t images;
   int64_t channels, channel_stride, row_stride, column_stride;  // of the tensor, in elements
@@ -34,7 +34,7 @@ struct BundleRead {
 };
 
 // The positions of a strip, from lines[line][channel].
-struct BundleWrite {
+struct UnpackCall {
   void* image[kMostImages];
   int64_t images;
   int64_t channels, channel_stride, row_stride, column_stride;
@@ -42,27 +42,27 @@ struct BundleWrite {
   LineOrder order;
 
   const float* lines;
-  const float* odd_lines;  // with step[1] == 2: those of the columns between, or null
-  Ending ending;           // its bias is that of the first channel
+  const float* odd_lines;   // with step[1] == 2: those of the columns between, or null
+  PackedEpilogue epilogue;  // its bias is that of the first channel
   int64_t rows, columns, pitch;
   int64_t first[2], step[2];  // position y is the tensor's row first[0] + y * step[0]
 };
 
-// From a tensor whose channels' lines lie between each other (chain_layout.h) into planes: float f of a channel's
+// From a tensor whose channels' lines lie between each other (layer_chain/layout.h) into planes: float f of a channel's
 // planes is source[places[f] + channel * source_channel], or zero where places[f] is negative.
-struct BundleGather {
+struct GatherCall {
   const float* source;
   const int32_t* places;  // [floats], rounded up to 16
   int64_t floats, channels, source_channel;
   float* planes;
-  int64_t channel_floats, line_floats;  // as in BundleRead
+  int64_t channel_floats, line_floats;  // as in PackCall
 };
 
-// Of one dtype of the tensor; null where the instruction set has no programs.
-struct BundleKernels {
-  void (*read)(const BundleRead&);
-  void (*write)(const BundleWrite&);
-  void (*gather)(const BundleGather&);  // float32 only
+// Of one dtype of the tensor; null where the instruction set has no kernels.
+struct JitPackKernels {
+  void (*read)(const PackCall&);
+  void (*write)(const UnpackCall&);
+  void (*gather)(const GatherCall&);  // float32 only
 };
 
 }  // namespace sparsekernels

@@ -2,7 +2,7 @@
 
 namespace sparsekernels {
 
-std::vector<Column> columns_of(const Lattice& lattice, const BundleLayout& layout, int64_t block_channels) {
+std::vector<Column> columns_of(const Lattice& lattice, const JitLayout& layout, int64_t block_channels) {
   const int64_t taps = static_cast<int64_t>(lattice.taps.size()), residues = lattice.residues();
   const int64_t blocks = divide_up(lattice.source_channels, block_channels);
   const int64_t phase_columns = static_cast<int64_t>(layout.first_column.size());

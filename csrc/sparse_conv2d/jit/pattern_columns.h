@@ -1,4 +1,4 @@
-// A pattern's nonzeros as programs take them: sorted by columns, and where a column's lines lie in the planes.
+// A pattern's nonzeros as kernels take them: sorted by columns, and where a column's lines lie in the planes.
 #pragma once
 
 #include <vector>
@@ -16,7 +16,7 @@ struct Column {
 };
 
 // With blocks of so many channels.
-std::vector<Column> columns_of(const Lattice& lattice, const BundleLayout& layout, int64_t block_channels);
+std::vector<Column> columns_of(const Lattice& lattice, const JitLayout& layout, int64_t block_channels);
 
 struct Nonzero {
   int32_t column, row, source;  // row of the slice; place in the pattern's values

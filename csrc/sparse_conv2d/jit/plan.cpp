@@ -14,13 +14,13 @@ constexpr int64_t kWholeLineRows = 28;
 
 constexpr int64_t kMostLines = 64;  // of several images
 
-// A bundle's planes stay in the second cache while all slices go by: strips of it, where it is too large.
+// A image block's planes stay in L2 while all slices go by: strips of it, where it is too large.
 int64_t room_for_planes() {
-  return caches().second * 16 * 45 / 100;
+  return caches().l2_lines * 16 * 45 / 100;
 }
 
-void cut(const Lattice& lattice, BundlePlan& plan, int d, int64_t strips, int64_t multiple) {
-  cut_bundles(lattice, d, strips, multiple, Lanes::kAnything, plan);
+void cut(const Lattice& lattice, JitPlan& plan, int d, int64_t strips, int64_t multiple) {
+  cut_image_blocks(lattice, d, strips, multiple, Lanes::kAnything, plan);
 }
 
 // Results of so many rows wait to be written.
@@ -29,15 +29,15 @@ int64_t waiting_rows(const Lattice& lattice) {
   return std::min(lattice.dest_channels, slices * kMostSliceRows) * lattice.residues();
 }
 
-int64_t waiting_floats(const Lattice& lattice, const BundlePlan& plan) {
+int64_t waiting_floats(const Lattice& lattice, const JitPlan& plan) {
   return plan.lines(plan.strip[0], plan.strip[1]) * waiting_rows(lattice) * 16;
 }
 
-void cut_to_room(const Lattice& lattice, BundlePlan& plan) {
+void cut_to_room(const Lattice& lattice, JitPlan& plan) {
   const int64_t room = room_for_planes();
-  const auto too_large = [&] { return plan.bundle_floats > room || waiting_floats(lattice, plan) > room / 2; };
+  const auto too_large = [&] { return plan.image_block_floats > room || waiting_floats(lattice, plan) > room / 2; };
   const auto times = [&] {
-    return std::max<int64_t>(2, std::max(plan.bundle_floats, 2 * waiting_floats(lattice, plan)) / room);
+    return std::max<int64_t>(2, std::max(plan.image_block_floats, 2 * waiting_floats(lattice, plan)) / room);
   };
   // not so far that most of a strip is what it shares with the next
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
@@ -54,7 +54,7 @@ double loads_of(double density, double rows) {
 }
 
 // Whether lines of results lie in the tensor as they are computed: 16 neighbouring elements, rows without gaps.
-bool has_no_gaps(const Lattice& lattice, const BundlePlan& plan) {
+bool has_no_gaps(const Lattice& lattice, const JitPlan& plan) {
   const Activation& dest = lattice.dest;
   constexpr int64_t kFarthestRow = int64_t{1} << 24;  // whose displacement fits an instruction
   const bool rows_follow = plan.strip[0] == 1 || (dest.stride[2] == plan.pitch && plan.strips[1] == 1);
@@ -64,9 +64,9 @@ bool has_no_gaps(const Lattice& lattice, const BundlePlan& plan) {
 }
 
 // Nanoseconds on one core: a fit to a Xeon with AMX at 80 to 98% sparsity. A multiply-add, the loads of lines, nearly
-// twice as long across a border between two cache lines, and what comes up from the second cache; then what is read and
+// twice as long across a border between two cache lines, and what comes up from L2; then what is read and
 // written, interleaved in stages.
-double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) {
+double cost_of(const Lattice& lattice, const JitPlan& plan, double nonzeros) {
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
   const double sources = static_cast<double>(lattice.groups * lattice.source_channels);
   const double results = static_cast<double>(lattice.groups * lattice.dest_channels * lattice.residues());
@@ -74,15 +74,15 @@ double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) 
   const double density = std::min(1.0, std::max(1e-6, nonzeros / weights));
   const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
   const double loads = loads_of(density, rows) * (plan.line_floats != 16 ? 1 : 1.9);
-  // the lines above are still in the first cache, unless rows are long
+  // the lines above are still in L1, unless rows are long
   constexpr int64_t kShortRow = 96;
   const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
   const double fetched = static_cast<double>(plan.phases * above) / (taps * rows * density);
   const double product = 0.148 + 0.189 * loads + 0.12 * fetched;
 
-  const double bundles = static_cast<double>(plan.bundles * plan.strips[0] * plan.strips[1]);
-  const double lines = bundles * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
-  const double read = bundles * static_cast<double>(plan.phases * plan.phase_floats) / 16;
+  const double image_blocks = static_cast<double>(plan.image_blocks * plan.strips[0] * plan.strips[1]);
+  const double lines = image_blocks * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
+  const double read = image_blocks * static_cast<double>(plan.phases * plan.phase_floats) / 16;
   double stages = 0;
   for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
   const bool reads_channels = lattice.source.stride[1] == 1, writes_channels = lattice.dest.stride[1] == 1;
@@ -93,7 +93,7 @@ double cost_of(const Lattice& lattice, const BundlePlan& plan, double nonzeros) 
                                 : 3.3 + 0.55 * stages);
 }
 
-void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
+void choose_block(const Lattice& lattice, JitPlan& plan, double density) {
   // The lines of a channel that neighbouring positions share: those of the last rows and columns.
   const double across =
       static_cast<double>(16 + lattice.most_shift[1] * plan.images) / 16 + (plan.line_floats == 16 ? 0.9 : 0);
@@ -104,7 +104,7 @@ void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
   const int64_t rows_read = std::unique(read.begin(), read.end()) - read.begin();
   const int64_t windows = static_cast<int64_t>(plan.first_column.size()) * std::max<int64_t>(1, rows_read);
   const double window = static_cast<double>(windows) * across;
-  const double by_lines = 0.55 * static_cast<double>(caches().first) / window;
+  const double by_lines = 0.55 * static_cast<double>(caches().l1_lines) / window;
   // Code of some ten bytes a nonzero, four for its value.
   const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
@@ -114,23 +114,23 @@ void choose_block(const Lattice& lattice, BundlePlan& plan, double density) {
   plan.blocks = divide_up(lattice.source_channels, plan.block_channels);
 }
 
-void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
+void choose_work_item(const Lattice& lattice, JitPlan& plan, int64_t threads) {
   const int64_t room = room_for_planes();
-  // Enough lines to be worth the code, but no more: what is read and written goes through the second cache as well.
+  // Enough lines to be worth the code, but no more: what is read and written goes through L2 as well.
   constexpr int64_t kManyLines = 24;
   const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]);
-  const int64_t few = std::min(room / plan.bundle_floats, divide_up(kManyLines, lines));
-  plan.unit_bundles = std::max(few, room / 3 / (plan.bundle_floats + waiting_floats(lattice, plan)));
-  plan.unit_bundles = std::max<int64_t>(1, plan.unit_bundles);
-  plan.unit_bundles = evened(plan.bundles, std::min(plan.bundles, plan.unit_bundles));
+  const int64_t few = std::min(room / plan.image_block_floats, divide_up(kManyLines, lines));
+  plan.item_image_blocks = std::max(few, room / 3 / (plan.image_block_floats + waiting_floats(lattice, plan)));
+  plan.item_image_blocks = std::max<int64_t>(1, plan.item_image_blocks);
+  plan.item_image_blocks = evened(plan.image_blocks, std::min(plan.image_blocks, plan.item_image_blocks));
   const auto uneven = [&] {
-    const int64_t items = lattice.groups * plan.units();
+    const int64_t items = lattice.groups * plan.work_items();
     return items < 8 * threads && items % threads != 0;
   };
-  const int64_t most = plan.unit_bundles;
-  while (uneven() && plan.unit_bundles > 1) --plan.unit_bundles;
-  if (uneven()) plan.unit_bundles = most;
-  plan.unit_bundles = evened(plan.bundles, plan.unit_bundles);
+  const int64_t most = plan.item_image_blocks;
+  while (uneven() && plan.item_image_blocks > 1) --plan.item_image_blocks;
+  if (uneven()) plan.item_image_blocks = most;
+  plan.item_image_blocks = evened(plan.image_blocks, plan.item_image_blocks);
   // smaller strips, as long as there is work for each
   const int64_t strips = plan.strips[0];
   for (int64_t n = strips + 1; uneven() && n <= strips + threads && n <= lattice.size[0]; ++n) {
@@ -143,25 +143,25 @@ void choose_unit(const Lattice& lattice, BundlePlan& plan, int64_t threads) {
   constexpr int64_t kFewestPartRows = 8;
   const int64_t most_parts = std::max<int64_t>(1, lattice.dest_channels / kFewestPartRows);
   for (plan.parts = 1; plan.parts < most_parts; ++plan.parts) {
-    const int64_t items = lattice.groups * plan.units() * plan.parts;
+    const int64_t items = lattice.groups * plan.work_items() * plan.parts;
     if (items >= 8 * threads || items % threads == 0) break;
   }
 }
 
 }  // namespace
 
-BundlePlan make_bundle_plan(
-    const Lattice& lattice, int64_t nonzeros, int ending, int64_t threads, int64_t images, int64_t most_images,
+JitPlan make_jit_plan(
+    const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, int64_t images, int64_t most_images,
     int64_t dest_images) {
-  BundlePlan best = {};
+  JitPlan best = {};
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
   for (int64_t one = images == 0 ? 1 : images; one <= (images == 0 ? most_images : images); one *= 2) {
-    // as few as fill lines: a bundle of many lines has too large planes
+    // as few as fill lines: an image block of many lines has too large planes
     if (images == 0 && one > 1 && (one / 2 >= batch || one * lattice.size[0] * lattice.size[1] > kMostLines * 16))
       break;
-    BundlePlan plan = {};
-    lay_out_bundles(lattice, one, Lanes::kAnything, plan);
+    JitPlan plan = {};
+    lay_out_image_blocks(lattice, one, Lanes::kAnything, plan);
     cut_to_room(lattice, plan);
     plan.gapless = has_no_gaps(lattice, plan);
     plan.direct = plan.gapless && plan.images == dest_images;
@@ -174,13 +174,13 @@ BundlePlan make_bundle_plan(
   // 5,900.
   constexpr double kSharing = 6000;
   best.threads = best_cost * (1 - 1 / static_cast<double>(threads)) < kSharing ? 1 : threads;
-  best.ending = best.direct ? ending : 0;
+  best.epilogue_flags = best.direct ? epilogue_flags : 0;
   best.residual_channel = lattice.dest.stride[1];
   const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
   constexpr int64_t kMostRooms = 4;
-  const bool planes_fit = best.bundle_floats <= kMostRooms * room_for_planes();
+  const bool planes_fit = best.image_block_floats <= kMostRooms * room_for_planes();
   best.slices = divide_up(rows, writes_channels ? kWholeLineRows : kMostSliceRows);
-  choose_unit(lattice, best, best.threads);
+  choose_work_item(lattice, best, best.threads);
   best.slices = std::min(rows, divide_up(best.slices, best.parts) * best.parts);
   best.write_slices = 1;
   if (writes_channels && best.parts == 1 && !best.direct) {

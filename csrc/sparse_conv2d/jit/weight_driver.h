@@ -4,9 +4,9 @@
 
 namespace sparsekernels {
 
-// The pattern's weight gradient on a forward lattice, by programs. grad_values [nonzeros], in the dtype of the source.
+// The pattern's weight gradient on a forward lattice, by kernels. grad_values [nonzeros], in the dtype of the source.
 // False, and nothing done, where there are none for the call.
-bool weight_gradient_by_programs(
+bool weight_gradient_by_jit(
     const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads);
 
 }  // namespace sparsekernels

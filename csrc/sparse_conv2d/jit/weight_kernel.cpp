@@ -94,7 +94,7 @@ void write_turn(bool masked, Assembler& code) {
 }
 
 // Of one slice. Where in the code it is entered.
-size_t write_program(
+size_t write_kernel(
     const std::vector<Column>& columns, const std::vector<Nonzero>& nonzeros, const WeightPlan& plan, Assembler& code) {
   const bool masked = !plan.masks.empty();
   write_turn(masked, code);
@@ -133,9 +133,9 @@ size_t write_program(
 
 }  // namespace
 
-std::shared_ptr<const WeightPrograms> WeightPrograms::make(
+std::shared_ptr<const WeightKernels> WeightKernels::make(
     const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
-  std::shared_ptr<WeightPrograms> result(new WeightPrograms);
+  std::shared_ptr<WeightKernels> result(new WeightKernels);
   result->slices_ = plan.slices;
   result->slot_of_.resize(static_cast<size_t>(pattern.nonzeros));
   result->masks_[0] = line_masks(plan, plan.strip[0]);
@@ -168,7 +168,7 @@ std::shared_ptr<const WeightPrograms> WeightPrograms::make(
       result->slot_of_[static_cast<size_t>(sorted[i].source)] = static_cast<int32_t>(slot);
     }
     if (!sorted.empty())
-      entries[static_cast<size_t>(piece)] = write_program(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
+      entries[static_cast<size_t>(piece)] = write_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
   };
   threads.run(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) compile(piece);
@@ -176,11 +176,11 @@ std::shared_ptr<const WeightPrograms> WeightPrograms::make(
   if (!sound) throw std::invalid_argument("col_indices: accepted are ascending indices within their range");
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) throw std::bad_alloc();
-  result->programs_.resize(static_cast<size_t>(pieces));
-  for (size_t i = 0; i < result->programs_.size(); ++i) {
+  result->kernels_.resize(static_cast<size_t>(pieces));
+  for (size_t i = 0; i < result->kernels_.size(); ++i) {
     if (codes[i].size() == 0) continue;
     const uint8_t* const entry = result->code_->piece(i) + entries[i];
-    std::memcpy(&result->programs_[i], &entry, sizeof entry);
+    std::memcpy(&result->kernels_[i], &entry, sizeof entry);
   }
   return result;
 }

@@ -1,6 +1,6 @@
 // A pattern as machine code for its weight gradient: the nonzeros of a slice of rows, sorted by columns, in groups of
 // as many as there are registers for their sums. Of a run of lines, a group loads each of its columns' lines once and
-// multiplies it with gradients in the first cache; at the end of the run each sum's lanes are added up.
+// multiplies it with gradients in L1; at the end of the run each sum's lanes are added up.
 // docs/sparse_kernels.md has the derivation.
 #pragma once
 
@@ -15,26 +15,26 @@ namespace sparsekernels {
 
 // What comes up from memory meanwhile: so many lines of each every time that a group ends.
 struct Ahead {
-  Fetch source, grads;
+  PrefetchCursor source, grads;
   int64_t source_lines, grad_lines;
 };
 
 // sums[slot] += the products of `lines` lines with their gradients, for each slot of a slice. `lines` is at least 1.
 // `masks`: those of the first line, see line_masks. `ahead`: or null.
-using WeightProgram =
+using WeightKernel =
     void (*)(const float* planes, const float* grads, float* sums, const uint16_t* masks, int64_t lines, Ahead* ahead);
 
 constexpr int64_t kGroupSlots = 32;  // of a group of 31 nonzeros
 
-class WeightPrograms {
+class WeightKernels {
  public:
   // Throws std::invalid_argument where an index is out of its range.
-  static std::shared_ptr<const WeightPrograms> make(
+  static std::shared_ptr<const WeightKernels> make(
       const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
   // Null: the slice has no nonzeros.
-  WeightProgram program(int64_t group, int64_t slice) const {
-    return programs_[static_cast<size_t>(group * slices_ + slice)];
+  WeightKernel kernel(int64_t group, int64_t slice) const {
+    return kernels_[static_cast<size_t>(group * slices_ + slice)];
   }
   // Where the slots of a slice begin; those of a group's slices follow each other.
   int64_t slots_before(int64_t group, int64_t slice) const {
@@ -51,16 +51,16 @@ class WeightPrograms {
   const std::vector<uint16_t>& masks(bool full_strip) const { return masks_[full_strip ? 0 : 1]; }
   size_t bytes() const {
     return code_->size() + slot_of_.size() * sizeof slot_of_[0] +
-           slots_.size() * (sizeof programs_[0] + sizeof slots_[0]) +
+           slots_.size() * (sizeof kernels_[0] + sizeof slots_[0]) +
            (masks_[0].size() + masks_[1].size()) * sizeof masks_[0][0];
   }
 
  private:
-  WeightPrograms() = default;
+  WeightKernels() = default;
 
   int64_t slices_ = 0;
   std::unique_ptr<Executable> code_;
-  std::vector<WeightProgram> programs_;
+  std::vector<WeightKernel> kernels_;
   std::vector<int64_t> slots_;  // before each slice, and all of them
   std::vector<int32_t> slot_of_;
   std::vector<uint16_t> masks_[2];

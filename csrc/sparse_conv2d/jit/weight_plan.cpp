@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "sparse_conv2d/jit/pack_calls.h"
 #include "base/caches.h"
+#include "sparse_conv2d/jit/pack_calls.h"
 
 namespace sparsekernels {
 namespace {
@@ -15,11 +15,11 @@ double density_of(const Lattice& lattice, int64_t nonzeros) {
   return std::min(1.0, std::max(1e-6, static_cast<double>(nonzeros) / weights));
 }
 
-// A run's gradients of a slice are to stay in the first cache while the slice's columns go by. More rows share a
+// A run's gradients of a slice are to stay in L1 while the slice's columns go by. More rows share a
 // column's line; more lines share what summing up the lanes costs, some 1.5 cycles a nonzero, where a line costs two
-// that comes up from the second cache.
+// that comes up from L2.
 void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
-  const double held = static_cast<double>(caches().first);
+  const double held = static_cast<double>(caches().l1_lines);
   constexpr double kFewestLines = 4, kManyLines = 8, kMostLines = 16;
   const double best = std::min(kManyLines, std::max(kFewestLines, std::sqrt(0.75 * held * density)));
   const double rows = static_cast<double>(lattice.dest_channels);
@@ -33,29 +33,29 @@ void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
 void lay_out_grads(WeightPlan& plan) {
   // to the end of the last row: that is how far zeros are written
   const int64_t lines = plan.lines(plan.strip[0], plan.pitch), rows = plan.slice_rows;
-  // an odd number of lines from one to the next, as in BundleLayout
+  // an odd number of lines from one to the next, as in JitLayout
   if (plan.pitch * plan.images % 16 == 0 || plan.strip[0] == 1) {
     plan.grad_line_floats = (std::max<int64_t>(rows, 2) | 1) * 16;
     plan.grad_channel_floats = 16;
-    plan.grad_bundle_floats = lines * plan.grad_line_floats;
+    plan.grad_image_block_floats = lines * plan.grad_line_floats;
   } else {
     plan.grad_line_floats = 16;
     plan.grad_channel_floats = (lines | 1) * 16;
-    plan.grad_bundle_floats = rows * plan.grad_channel_floats;
+    plan.grad_image_block_floats = rows * plan.grad_channel_floats;
   }
-  plan.bundles_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() && plan.line_floats != 16 &&
-                        plan.grad_line_floats != 16 && plan.bundle_floats == lines * plan.line_floats &&
-                        lines == plan.lines(plan.strip[0], plan.strip[1]);
+  plan.image_blocks_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() && plan.line_floats != 16 &&
+                             plan.grad_line_floats != 16 && plan.image_block_floats == lines * plan.line_floats &&
+                             lines == plan.lines(plan.strip[0], plan.strip[1]);
 }
 
-// A unit's planes stay in the second cache while all slices go by, beside a slice's gradients and what comes up for the
+// A work item's planes stay in L2 while all slices go by, beside a slice's gradients and what comes up for the
 // next ones.
 int64_t floats_of(const WeightPlan& plan) {
-  return plan.bundle_floats + plan.grad_bundle_floats;
+  return plan.image_block_floats + plan.grad_image_block_floats;
 }
 
 int64_t room() {
-  return caches().second * 16 * 40 / 100;
+  return caches().l2_lines * 16 * 40 / 100;
 }
 
 // Strips whose planes and gradients fit, as long as they have some lines.
@@ -65,7 +65,7 @@ bool cut_to_room(const Lattice& lattice, WeightPlan& plan) {
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
   bool possible = true;
   const auto cut = [&](int d, int64_t n, int64_t multiple) {
-    possible = cut_bundles(lattice, d, n, multiple, Lanes::kZeros, plan);
+    possible = cut_image_blocks(lattice, d, n, multiple, Lanes::kZeros, plan);
     lay_out_grads(plan);
   };
   for (int64_t n = 2; possible && floats_of(plan) > room() && plan.strip[0] > least && lines() > kFewestLines; ++n)
@@ -80,10 +80,10 @@ bool cut_to_room(const Lattice& lattice, WeightPlan& plan) {
   return possible;
 }
 
-// Nanoseconds on one core, as in bundle_plan.cpp. A run's products, then what it costs whatever its length: to sum up
-// lanes, to add the sums up in memory, and to bring up code and sums that do not fit the second cache.
+// Nanoseconds on one core, as in image_block_plan.cpp. A run's products, then what it costs whatever its length: to sum
+// up lanes, to add the sums up in memory, and to bring up code and sums that do not fit L2.
 double cost_of(const Lattice& lattice, const WeightPlan& plan, double nonzeros) {
-  const double strips = static_cast<double>(plan.bundles * plan.strips[0] * plan.strips[1]);
+  const double strips = static_cast<double>(plan.image_blocks * plan.strips[0] * plan.strips[1]);
   const double lines = strips * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
   const double planes = strips * static_cast<double>(plan.phases * plan.phase_floats) / 16;
   double stages = 0;
@@ -91,16 +91,16 @@ double cost_of(const Lattice& lattice, const WeightPlan& plan, double nonzeros) 
   const auto read = [&](const Activation& tensor, int64_t channels) {
     return static_cast<double>(lattice.groups * channels) * (tensor.stride[1] == 1 ? 5 : 2 + 0.5 * stages);
   };
-  const double most = plan.bundles_follow ? lines : static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
+  const double most = plan.image_blocks_follow ? lines : static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
   constexpr double kBytes = 16;  // of code and sums, a nonzero
-  const bool streams = nonzeros * kBytes > static_cast<double>(caches().second) * 64 / 2;
+  const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * 64 / 2;
   const double product = 0.24 + (streams ? 1.5 : 0.5) / std::min(8.0, most);
   return lines * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
          lines * read(lattice.dest, lattice.dest_channels);
 }
 
 // Where tiles do better, as measured: where hardly anything is computed with a line that was read, where many lanes are
-// no positions, where planes do not fit the second cache.
+// no positions, where planes do not fit L2.
 bool is_worth_it(const Lattice& lattice, const WeightPlan& plan, int64_t nonzeros) {
   constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kMostRooms = 4;
   const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
@@ -122,7 +122,7 @@ WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     if (images > 1 && images / 2 >= lattice.source.size[0]) break;
     WeightPlan plan = {};
     choose_runs(lattice, plan, density_of(lattice, nonzeros));
-    const bool possible = lay_out_bundles(lattice, images, Lanes::kZeros, plan);
+    const bool possible = lay_out_image_blocks(lattice, images, Lanes::kZeros, plan);
     lay_out_grads(plan);
     if (!possible || !cut_to_room(lattice, plan)) continue;
     const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
@@ -136,15 +136,15 @@ WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
   constexpr int64_t kMostChunks = 4, kMostPartialFloats = int64_t{1} << 22;
   const int64_t strips = best.strips[0] * best.strips[1], lines = best.lines(best.strip[0], best.strip[1]);
   const int64_t least = std::max<int64_t>(1, best.run_lines / lines);
-  const int64_t few = std::max(least, best.bundles * strips / kMostChunks);
-  best.unit_bundles = std::max<int64_t>(1, std::min({room() / floats_of(best), few, best.bundles}));
+  const int64_t few = std::max(least, best.image_blocks * strips / kMostChunks);
+  best.item_image_blocks = std::max<int64_t>(1, std::min({room() / floats_of(best), few, best.image_blocks}));
   // as much work for each chunk
-  const int64_t most = best.unit_bundles;
-  while (best.unit_bundles > least && best.units() % kMostChunks != 0) --best.unit_bundles;
-  if (best.units() % kMostChunks != 0) best.unit_bundles = most;
-  best.unit_bundles = evened(best.bundles, best.unit_bundles);
-  best.run_lines = std::min(best.run_lines, best.bundles_follow ? best.unit_bundles * lines : lines);
-  best.chunks = std::max<int64_t>(1, std::min({kMostChunks, best.units(), kMostPartialFloats / nonzeros}));
+  const int64_t most = best.item_image_blocks;
+  while (best.item_image_blocks > least && best.work_items() % kMostChunks != 0) --best.item_image_blocks;
+  if (best.work_items() % kMostChunks != 0) best.item_image_blocks = most;
+  best.item_image_blocks = evened(best.image_blocks, best.item_image_blocks);
+  best.run_lines = std::min(best.run_lines, best.image_blocks_follow ? best.item_image_blocks * lines : lines);
+  best.chunks = std::max<int64_t>(1, std::min({kMostChunks, best.work_items(), kMostPartialFloats / nonzeros}));
   const int64_t items = lattice.groups * best.chunks;
   for (best.parts = 1; best.parts < best.slices; ++best.parts)
     if (items * best.parts >= 8 * threads || items * best.parts % threads == 0) break;

@@ -1,25 +1,25 @@
-// The parts that a layout of bundles cuts a lattice into, and how they are read.
+// The parts that a layout of image blocks cuts a lattice into, and how they are read.
 #pragma once
 
+#include "base/prefetch.h"
 #include "sparse_conv2d/jit/layout.h"
 #include "sparse_conv2d/jit/pack_calls.h"
-#include "base/prefetch.h"
 
 namespace sparsekernels {
 
-// A strip of some bundles.
-struct BundleUnit {
+// A strip of some image_blocks.
+struct JitWorkItem {
   int64_t group;  // of the convolution
-  int64_t first_bundle, bundles;
+  int64_t first_image_block, image_blocks;
   int64_t first[2], size[2];  // positions
 };
 
-// Unit `index` of a group of the convolution, in units of at most so many bundles.
-BundleUnit bundle_unit_at(
-    const Lattice& lattice, const BundleLayout& layout, int64_t unit_bundles, int64_t group, int64_t index);
+// Work item `index` of a group of the convolution, in work items of at most so many image_blocks.
+JitWorkItem jit_work_item_at(
+    const Lattice& lattice, const JitLayout& layout, int64_t item_image_blocks, int64_t group, int64_t index);
 
-// The slice that a part of a group's slices begins with, so that parts have about as many nonzeros. Plan is BundlePlan
-// or WeightPlan, whose `parts` parts end at its last slice.
+// The slice that a part of a group's slices begins with, so that parts have about as many nonzeros. Plan is JitPlan or
+// WeightPlan, whose `parts` parts end at its last slice.
 template <class Plan>
 int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t rows, int64_t group, int64_t part) {
   if (part == plan.parts) return plan.slices;
@@ -32,14 +32,14 @@ int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t r
   return part == 0 ? 0 : slice;
 }
 
-LineOrder bundle_order_of(const Activation& tensor, int64_t channels);
+LineOrder pack_order_of(const Activation& tensor, int64_t channels);
 
-// Pointers to the images of a bundle, at a channel. Call is BundleRead or BundleWrite.
+// Pointers to the images of an image block, at a channel. Call is PackCall or UnpackCall.
 template <class Call>
-void set_images(Call& call, const Activation& tensor, const BundleLayout& layout, int64_t bundle, int64_t channel) {
+void set_images(Call& call, const Activation& tensor, const JitLayout& layout, int64_t image_block, int64_t channel) {
   call.images = layout.images;
   for (int64_t i = 0; i < layout.images; ++i) {
-    const int64_t image = bundle * layout.images + i;
+    const int64_t image = image_block * layout.images + i;
     char* const data = static_cast<char*>(tensor.data);
     call.image[i] = image >= tensor.size[0]
                         ? nullptr
@@ -56,17 +56,17 @@ void set_strides(Call& call, const Activation& tensor) {
   call.size[1] = tensor.size[3];
 }
 
-// What a unit reads of the source, and channels of what it reads or writes of the destination, to bring them up from
-// memory beforehand. Nothing, where that is not worth it.
-Fetch fetch_source(const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit);
-Fetch fetch_dest(
-    const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, int64_t channel, int64_t channels);
+// What a work item reads of the source, and channels of what it reads or writes of the destination, to bring them up
+// from memory beforehand. Nothing, where that is not worth it.
+PrefetchCursor prefetch_source(const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item);
+PrefetchCursor prefetch_dest(
+    const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, int64_t channel, int64_t channels);
 
 // As below, from a source whose lines lie `line` floats apart; no tap reaches nothing.
 void gather_planes(
-    const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, int64_t line, float* planes);
+    const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, int64_t line, float* planes);
 
-// The planes of a unit, bundle after bundle; with some_reach_nothing, zeros behind the channels of each.
-void read_planes(const Lattice& lattice, const BundleLayout& layout, const BundleUnit& unit, float* planes);
+// The planes of a work item, image block after image block; with some_reach_nothing, zeros behind the channels of each.
+void read_planes(const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, float* planes);
 
 }  // namespace sparsekernels

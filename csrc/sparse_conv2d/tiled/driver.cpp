@@ -1,5 +1,5 @@
-// Correlations and weight gradients by tiles, on any instruction set: packs the pattern for a plan, packs the vectors of
-// each work item block by block, calls the microkernels, writes results back.
+// Correlations and weight gradients by tiles, on any instruction set: packs the pattern for a plan, packs the vectors
+// of each work item block by block, calls the microkernels, writes results back.
 #include "sparse_conv2d/tiled/driver.h"
 
 #include <algorithm>
@@ -12,14 +12,14 @@
 namespace sparsekernels {
 namespace {
 
-thread_local Arena call_arena;    // what all threads of a call read
-thread_local Arena worker_arena;  // a thread's own lines
+thread_local Workspace call_workspace;    // what all threads of a call read
+thread_local Workspace worker_workspace;  // a thread's own lines
 
 // A block's channels, and a plane of zeros where a tap needs one.
-int64_t planes_size(const Lattice& lattice, const Plan& plan) {
+int64_t planes_size(const Lattice& lattice, const TilePlan& plan) {
   return (plan.block_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_lines * kLanes;
 }
-void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
+void clear_zeros(const Lattice& lattice, const TilePlan& plan, float* planes) {
   const int64_t channel = plan.channel_lines * kLanes;
   if (lattice.some_reach_nothing)
     std::memset(planes + plan.block_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
@@ -28,17 +28,17 @@ void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
 }  // namespace
 
 void correlate_by_tiles(
-    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads) {
+    const Lattice& lattice, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
-  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
+  const TilePlan plan = make_tile_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
   const int64_t residues = lattice.residues(), rows = lattice.dest_channels;
-  const int64_t items = lattice.groups * plan.units();
+  const int64_t items = lattice.groups * plan.work_items();
   const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
-  Preparation prepared(lattice, plan, pattern, slices, true);
-  Pieces shared;
+  PatternPacking prepared(lattice, plan, pattern, slices, true);
+  WorkspaceLayout shared;
   prepared.reserve(shared);
-  const Trim trim{call_arena};
-  shared.allocate(call_arena);
+  const TrimWorkspace trim{call_workspace};
+  shared.allocate(call_workspace);
   prepared.run(threads);
 
   const Side source = source_side(lattice), dest = dest_side(lattice);
@@ -46,20 +46,21 @@ void correlate_by_tiles(
     const int64_t slice = item % slices.count, group = item / slices.count % lattice.groups;
     const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
     if (first == last) return;
-    const Unit unit = unit_at(plan, group, item / slices.count / lattice.groups);
+    const TileWorkItem work_item = tile_work_item_at(plan, group, item / slices.count / lattice.groups);
     float *source_lines, *sums;
-    Pieces own;
+    WorkspaceLayout own;
     own.add(&source_lines, planes_size(lattice, plan));
-    own.add(&sums, (last - first) * residues * unit_lines(plan) * kLanes);
-    own.allocate(worker_arena);
+    own.add(&sums, (last - first) * residues * item_lines(plan) * kLanes);
+    own.allocate(worker_workspace);
     clear_zeros(lattice, plan, source_lines);
-    const Planes planes = source_planes(plan, unit, source_lines), results = result_planes(unit, residues, sums);
-    const TileRows tile_rows(plan, unit, planes);
+    const Planes planes = source_planes(plan, work_item, source_lines),
+                 results = result_planes(work_item, residues, sums);
+    const TileRows tile_rows(plan, work_item, planes);
 
     for (int64_t b = 0; b < plan.blocks; ++b) {
       const int64_t channel = b * plan.block_channels;
       const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
-      transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, {});
+      transfer(line_kernels(lattice.source.dtype).read, plan, source, work_item, channel, channels, planes, {});
       for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
         ForwardTile call = {};
         call.planes = planes.lines + column * kLanes;
@@ -77,12 +78,13 @@ void correlate_by_tiles(
         }
       });
     }
-    Ending slice_ending = ending;
-    slice_ending.bias += group * rows + first;
-    transfer(line_kernels(lattice.dest.dtype).write, plan, dest, unit, first, last - first, results, slice_ending);
+    PackedEpilogue slice_epilogue = packed;
+    slice_epilogue.bias += group * rows + first;
+    transfer(
+        line_kernels(lattice.dest.dtype).write, plan, dest, work_item, first, last - first, results, slice_epilogue);
   };
   const auto body = [&](int64_t begin, int64_t end) {
-    const Trim trim{worker_arena};
+    const TrimWorkspace trim{worker_workspace};
     for (int64_t item = begin; item < end; ++item) run(item);
   };
   threads.run(items * slices.count, body);
@@ -91,20 +93,21 @@ void correlate_by_tiles(
 void weight_gradient_by_tiles(
     const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
-  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_lines);
-  // Chunks of units have sums of their own, so that threads share the work; how many does not depend on the threads.
+  const TilePlan plan = make_tile_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_lines);
+  // Chunks of work items have sums of their own, so that threads share the work; how many does not depend on the
+  // threads.
   constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
   const int64_t chunks =
-      std::max<int64_t>(1, std::min({int64_t{4}, plan.units(), kMostPartialFloats / pattern.nonzeros}));
+      std::max<int64_t>(1, std::min({int64_t{4}, plan.work_items(), kMostPartialFloats / pattern.nonzeros}));
   const int64_t rows = lattice.dest_channels, items = lattice.groups * chunks;
   const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
-  Preparation prepared(lattice, plan, pattern, slices, false);
-  Pieces shared;
+  PatternPacking prepared(lattice, plan, pattern, slices, false);
+  WorkspaceLayout shared;
   prepared.reserve(shared);
   float* partial;  // [chunk][nonzero], in the order in which they are prepared
   shared.add(&partial, chunks * pattern.nonzeros);
-  const Trim trim{call_arena};
-  shared.allocate(call_arena);
+  const TrimWorkspace trim{call_workspace};
+  shared.allocate(call_workspace);
   prepared.run(threads);
 
   const Side source = source_side(lattice), dest = dest_side(lattice);
@@ -117,20 +120,20 @@ void weight_gradient_by_tiles(
     const int64_t begin = pattern.crow_indices[group * rows + first], end = pattern.crow_indices[group * rows + last];
     std::memset(sums + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
     float *source_lines, *grads;
-    Pieces own;
+    WorkspaceLayout own;
     own.add(&source_lines, planes_size(lattice, plan));
-    own.add(&grads, (last - first) * unit_lines(plan) * kLanes);
-    own.allocate(worker_arena);
+    own.add(&grads, (last - first) * item_lines(plan) * kLanes);
+    own.allocate(worker_workspace);
     clear_zeros(lattice, plan, source_lines);
-    for (int64_t u = plan.units() * chunk / chunks; u < plan.units() * (chunk + 1) / chunks; ++u) {
-      const Unit unit = unit_at(plan, group, u);
-      const Planes planes = source_planes(plan, unit, source_lines), results = result_planes(unit, 1, grads);
-      const TileRows tile_rows(plan, unit, planes);
-      transfer(line_kernels(lattice.dest.dtype).read, plan, dest, unit, first, last - first, results, {});
+    for (int64_t u = plan.work_items() * chunk / chunks; u < plan.work_items() * (chunk + 1) / chunks; ++u) {
+      const TileWorkItem work_item = tile_work_item_at(plan, group, u);
+      const Planes planes = source_planes(plan, work_item, source_lines), results = result_planes(work_item, 1, grads);
+      const TileRows tile_rows(plan, work_item, planes);
+      transfer(line_kernels(lattice.dest.dtype).read, plan, dest, work_item, first, last - first, results, {});
       for (int64_t b = 0; b < plan.blocks; ++b) {
         const int64_t channel = b * plan.block_channels;
         const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
-        transfer(line_kernels(lattice.source.dtype).read, plan, source, unit, channel, channels, planes, {});
+        transfer(line_kernels(lattice.source.dtype).read, plan, source, work_item, channel, channels, planes, {});
         for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
           WeightTile call = {};
           call.planes = planes.lines + column * kLanes;
@@ -148,7 +151,7 @@ void weight_gradient_by_tiles(
     }
   };
   threads.run(items * slices.count, [&](int64_t begin, int64_t end) {
-    const Trim trim{worker_arena};
+    const TrimWorkspace trim{worker_workspace};
     for (int64_t item = begin; item < end; ++item) run(item);
   });
 

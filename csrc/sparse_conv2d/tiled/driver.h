@@ -9,7 +9,7 @@ namespace sparsekernels {
 // dest = correlation of source with the pattern, and the epilogue. The lattice's positions are merged, and the
 // pattern's rows were checked.
 void correlate_by_tiles(
-    const Lattice& lattice, const SparsePattern& pattern, const Ending& ending, const Threads& threads);
+    const Lattice& lattice, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads);
 
 // grad_values [nonzeros], in the dtype of the source: at each nonzero, the sum over positions of source times dest.
 void weight_gradient_by_tiles(

@@ -57,7 +57,7 @@ void forward_tile(const ForwardTile& call) {
     } else {
       continue;
     }
-    // Meanwhile the next run's sums come up from the second cache, a few lines for each nonzero.
+    // Meanwhile the next run's sums come up from L2, a few lines for each nonzero.
     const float* next = call.sums + run[run + 1 < last].row * call.sums_pattern_row;
     const int64_t prefetched = k + 1 + kFetches < end ? k + 1 + kFetches : end;
     for (++k; k < prefetched; ++k) {

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "base/dtype.h"
-#include "sparse_conv2d/tiled/pack_calls.h"
 #include "base/vec16.h"
+#include "sparse_conv2d/epilogue_vectors.h"
+#include "sparse_conv2d/tiled/pack_calls.h"
 
 namespace sparsekernels {
 namespace {
@@ -75,7 +76,7 @@ inline void clear_outside(const LineTransfer& t, const Extent& rows, const Exten
   }
 }
 
-// Sixteen columns of every lane, as a chunk of rows is read or written.
+// Vec16 columns of every lane, as a chunk of rows is read or written.
 struct ColumnChunk {
   int64_t first;
   int count;
@@ -107,13 +108,13 @@ inline void read_chunk(
   if (inside && chunk.whole) {
 #pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) {
-      square[j] = Sixteen<T>::load(from + t.lane[j]);
+      square[j] = Vec16<T>::load(from + t.lane[j]);
       __builtin_prefetch(from + t.lane[j] + ahead);
     }
   } else {
     for (int j = 0; j < 16; ++j) {
       const bool reads = y >= t.row_begin[j] && y < t.row_end[j];
-      square[j] = Sixteen<T>::load(from + t.lane[j], reads ? chunk.masks[j] : 0);
+      square[j] = Vec16<T>::load(from + t.lane[j], reads ? chunk.masks[j] : 0);
     }
   }
   transpose(square);
@@ -142,7 +143,7 @@ inline void write_chunk(
   if (inside && chunk.whole) {
 #pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) {
-      Sixteen<T>::store(ended(t.ending, square[j], to + t.lane[j]), to + t.lane[j]);
+      Vec16<T>::store(finished(t.epilogue, square[j], to + t.lane[j]), to + t.lane[j]);
       __builtin_prefetch(to + t.lane[j] + ahead, 1);
     }
   } else {
@@ -150,12 +151,12 @@ inline void write_chunk(
       const bool writes = y >= t.row_begin[j] && y < t.row_end[j];
       T* const at = to + t.lane[j];
       if (writes && chunk.masks[j] != 0)
-        Sixteen<T>::store(ended(t.ending, square[j], at, chunk.masks[j]), at, chunk.masks[j]);
+        Vec16<T>::store(finished(t.epilogue, square[j], at, chunk.masks[j]), at, chunk.masks[j]);
     }
   }
 }
 
-// Sixteen columns of every lane's row at a time, transposed to one line a column.
+// Vec16 columns of every lane's row at a time, transposed to one line a column.
 template <class T, bool kRead>
 void transfer_columns(const LineTransfer& t) {
   T* const data = static_cast<T*>(t.data);
@@ -167,7 +168,7 @@ void transfer_columns(const LineTransfer& t) {
     int held = 0;
     for (int64_t at = x; at < columns.end && held < kChunks; at += 16) chunks[held++] = ColumnChunk(t, columns, at);
     for (int64_t c = 0; c < t.channels; ++c) {
-      const Vec<float> bias = Vec<float>::broadcast(!kRead && t.ending.bias != nullptr ? t.ending.bias[c] : 0.0f);
+      const Vec<float> bias = Vec<float>::broadcast(!kRead && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f);
       for (int64_t y = rows.begin; y < rows.end; ++y) {
         const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
         if (row < 0) continue;
@@ -189,7 +190,7 @@ void transfer_columns(const LineTransfer& t) {
   }
 }
 
-// Sixteen channels of every lane's pixel at a time, transposed to one line in each of 16 planes.
+// Vec16 channels of every lane's pixel at a time, transposed to one line in each of 16 planes.
 template <class T, bool kRead>
 void transfer_channels(const LineTransfer& t) {
   T* const data = static_cast<T*>(t.data);
@@ -208,27 +209,27 @@ void transfer_channels(const LineTransfer& t) {
         if (kRead) {
           if (inside == 0xffffu && count == 16) {
 #pragma GCC unroll 16
-            for (int j = 0; j < 16; ++j) square[j] = Sixteen<T>::load(data + t.lane[j] + base + c);
+            for (int j = 0; j < 16; ++j) square[j] = Vec16<T>::load(data + t.lane[j] + base + c);
           } else {
             for (int j = 0; j < 16; ++j)
-              square[j] = Sixteen<T>::load(data + t.lane[j] + base + c, inside >> j & 1 ? some : 0);
+              square[j] = Vec16<T>::load(data + t.lane[j] + base + c, inside >> j & 1 ? some : 0);
           }
           transpose(square);
           for (int e = 0; e < count; ++e) square[e].store(lines + e * t.plane_channel);
         } else {
           for (int e = 0; e < 16; ++e) {
             square[e] = e < count ? Vec<float>::load(lines + e * t.plane_channel) : Vec<float>::zero();
-            if (t.ending.bias != nullptr && e < count)
-              square[e] = square[e] + Vec<float>::broadcast(t.ending.bias[c + e]);
+            if (t.epilogue.bias != nullptr && e < count)
+              square[e] = square[e] + Vec<float>::broadcast(t.epilogue.bias[c + e]);
           }
           transpose(square);
           for (int j = 0; j < 16; ++j) {
             if ((inside >> j & 1) == 0) continue;
             T* const to = data + t.lane[j] + base + c;
             if (count == 16) {
-              Sixteen<T>::store(ended(t.ending, square[j], to), to);
+              Vec16<T>::store(finished(t.epilogue, square[j], to), to);
             } else {
-              Sixteen<T>::store(ended(t.ending, square[j], to, some), to, some);
+              Vec16<T>::store(finished(t.epilogue, square[j], to, some), to, some);
             }
           }
         }
@@ -248,7 +249,7 @@ void transfer_lanes(const LineTransfer& t) {
   }
   const CommonRows common(t);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const Vec<float> bias = Vec<float>::broadcast(!kRead && t.ending.bias != nullptr ? t.ending.bias[c] : 0.0f);
+    const Vec<float> bias = Vec<float>::broadcast(!kRead && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f);
     for (int64_t y = 0; y < t.rows; ++y) {
       float* const lines = t.lines + c * t.plane_channel + t.row_phase[0] + y * t.plane_row;
       T* const row = data + c * t.channel_stride + y * t.row_stride;
@@ -259,9 +260,9 @@ void transfer_lanes(const LineTransfer& t) {
           const uint32_t mask = lanes_inside(t, y, x);
           T* const at = row + x * t.column_stride;
           if (kRead) {
-            Sixteen<T>::load(at, mask).store(lines + x * 16);
+            Vec16<T>::load(at, mask).store(lines + x * 16);
           } else {
-            Sixteen<T>::store(ended(t.ending, Vec<float>::load(lines + x * 16) + bias, at, mask), at, mask);
+            Vec16<T>::store(finished(t.epilogue, Vec<float>::load(lines + x * 16) + bias, at, mask), at, mask);
           }
         }
       };
@@ -269,9 +270,9 @@ void transfer_lanes(const LineTransfer& t) {
       for (; x < end; ++x) {
         T* const at = row + x * t.column_stride;
         if (kRead) {
-          Sixteen<T>::load(at).store(lines + x * 16);
+          Vec16<T>::load(at).store(lines + x * 16);
         } else {
-          Sixteen<T>::store(ended(t.ending, Vec<float>::load(lines + x * 16) + bias, at), at);
+          Vec16<T>::store(finished(t.epilogue, Vec<float>::load(lines + x * 16) + bias, at), at);
         }
       }
       some(t.columns);
@@ -284,7 +285,7 @@ template <class T, bool kRead>
 void transfer_scattered(const LineTransfer& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const float bias = !kRead && t.ending.bias != nullptr ? t.ending.bias[c] : 0.0f;
+    const float bias = !kRead && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f;
     for (int64_t y = 0; y < t.rows; ++y) {
       const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
       for (int64_t x = 0; row >= 0 && x < t.columns; ++x) {
@@ -299,9 +300,9 @@ void transfer_scattered(const LineTransfer& t) {
           } else if (inside >> j & 1) {
             T* const to = from + t.lane[j];
             float sum = line[j] + bias;
-            if (t.ending.parts & kAddsResidual) sum += widen(*residual_of(t.ending, to));
-            if (t.ending.parts & kHasLow && sum < t.ending.low) sum = t.ending.low;
-            if (t.ending.parts & kHasHigh && sum > t.ending.high) sum = t.ending.high;
+            if (t.epilogue.flags & kAddsResidual) sum += widen(*residual_of(t.epilogue, to));
+            if (t.epilogue.flags & kHasLow && sum < t.epilogue.low) sum = t.epilogue.low;
+            if (t.epilogue.flags & kHasHigh && sum > t.epilogue.high) sum = t.epilogue.high;
             narrow(sum, *to);
           }
         }
@@ -328,7 +329,7 @@ template <class T>
 void widen_all(const void* from, int64_t count, float* to) {
   const T* const elements = static_cast<const T*>(from);
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) Sixteen<T>::load(elements + i).store(to + i);
+  for (; i + 16 <= count; i += 16) Vec16<T>::load(elements + i).store(to + i);
   for (; i < count; ++i) to[i] = widen(elements[i]);
 }
 
@@ -336,7 +337,7 @@ template <class T>
 void narrow_all(const float* from, int64_t count, void* to, int64_t at) {
   T* const elements = static_cast<T*>(to) + at;
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) Sixteen<T>::store(Vec<float>::load(from + i), elements + i);
+  for (; i + 16 <= count; i += 16) Vec16<T>::store(Vec<float>::load(from + i), elements + i);
   for (; i < count; ++i) narrow(from[i], elements[i]);
 }
 

@@ -28,7 +28,7 @@ struct LineTransfer {
   int32_t row_step, column_step;
   const int64_t* row_phase;  // of each phase, in floats; negative: not held
   const int64_t* column_phase;
-  Ending ending;  // where lines are written to a tensor; its bias is that of the first channel
+  PackedEpilogue epilogue;  // where lines are written to a tensor; its bias is that of the first channel
 };
 
 // Of one dtype of the tensor.

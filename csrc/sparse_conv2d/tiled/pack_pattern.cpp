@@ -29,8 +29,8 @@ Slices::Slices(const SparsePattern& pattern, int64_t groups, int64_t items, int6
   }
 }
 
-Preparation::Preparation(
-    const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values)
+PatternPacking::PatternPacking(
+    const Lattice& lattice, const TilePlan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values)
     : lattice_(lattice),
       plan_(plan),
       pattern_(pattern),
@@ -41,7 +41,7 @@ Preparation::Preparation(
       parts_(plan.blocks * lattice.residues()),
       wants_values_(wants_values) {}
 
-void Preparation::reserve(Pieces& pieces) {
+void PatternPacking::reserve(WorkspaceLayout& pieces) {
   pieces.add(&table_, lattice_.source_channels * taps_);
   if (residues_ > 1) pieces.add(&residue_of_, lattice_.source_channels * taps_);
   pieces.add(&begin_, (plan_.blocks + 1) * pattern_.rows);
@@ -55,7 +55,7 @@ void Preparation::reserve(Pieces& pieces) {
 
 // body(i) for all i in [0, count) gives whether what it read is sound; so does this.
 template <class Body>
-bool Preparation::in_parallel(const Threads& threads, int64_t count, Body body) const {
+bool PatternPacking::in_parallel(const Threads& threads, int64_t count, Body body) const {
   std::atomic<bool> sound{true};
   const auto range = [&](int64_t begin, int64_t end) {
     bool good = true;
@@ -70,7 +70,7 @@ bool Preparation::in_parallel(const Threads& threads, int64_t count, Body body) 
   return sound;
 }
 
-void Preparation::run(const Threads& threads) {
+void PatternPacking::run(const Threads& threads) {
   if (wide_ != nullptr) cpu_kernels().widen(pattern_.values, pattern_.nonzeros, pattern_.dtype, wide_);
   in_order_ = wide_ != nullptr ? wide_ : static_cast<const float*>(pattern_.values);
   fill_table();
@@ -84,7 +84,7 @@ void Preparation::run(const Threads& threads) {
   if (!sound) throw std::invalid_argument("permutation: accepted are indices of values");
 }
 
-void Preparation::fill_table() {
+void PatternPacking::fill_table() {
   const int64_t phase_columns = static_cast<int64_t>(lattice_.phases[1].size());
   for (int64_t c = 0; c < lattice_.source_channels; ++c) {
     const int64_t channel = c % plan_.block_channels * plan_.channel_lines;
@@ -101,7 +101,7 @@ void Preparation::fill_table() {
 }
 
 // Where each block begins in a row, and how many nonzeros of it belong to each residue.
-bool Preparation::bound_blocks(int64_t row) {
+bool PatternPacking::bound_blocks(int64_t row) {
   const int32_t* const columns = pattern_.col_indices;
   const int64_t end = pattern_.crow_indices[row + 1], first = pattern_.crow_indices[row];
   const uint32_t limit = static_cast<uint32_t>(lattice_.source_channels * taps_);
@@ -138,7 +138,7 @@ bool Preparation::bound_blocks(int64_t row) {
   return k == end;
 }
 
-void Preparation::place_parts() {
+void PatternPacking::place_parts() {
   starts_.clear();
   for (int64_t group = 0; group < lattice_.groups; ++group) {
     for (int64_t slice = 0; slice < slices_.count; ++slice) {
@@ -155,7 +155,7 @@ void Preparation::place_parts() {
 }
 
 // The values of nonzeros [begin, end), to `to`.
-bool Preparation::copy_values(int64_t begin, int64_t end, int64_t to) {
+bool PatternPacking::copy_values(int64_t begin, int64_t end, int64_t to) {
   if (pattern_.permutation == nullptr) {
     for (int64_t k = begin; k < end; ++k) values_[to + k - begin] = in_order_[k];
     return true;
@@ -171,7 +171,7 @@ bool Preparation::copy_values(int64_t begin, int64_t end, int64_t to) {
 }
 
 // The runs of one residue, shortest first, and where each begins. Turns the residue's counts into places to fill.
-void Preparation::sort_runs(int64_t group, int64_t slice, int64_t part) {
+void PatternPacking::sort_runs(int64_t group, int64_t slice, int64_t part) {
   const int64_t base = group * rows_ + slices_.first(group, slice);
   const int64_t count = slices_.last(group, slice) - slices_.first(group, slice);
   int32_t* const counts = counts_ + part * pattern_.rows + base;
@@ -192,7 +192,7 @@ void Preparation::sort_runs(int64_t group, int64_t slice, int64_t part) {
   }
 }
 
-bool Preparation::fill_block(int64_t group, int64_t slice, int64_t block) {
+bool PatternPacking::fill_block(int64_t group, int64_t slice, int64_t block) {
   for (int64_t residue = 0; residue < residues_; ++residue) sort_runs(group, slice, block * residues_ + residue);
   bool sound = true;
   for (int64_t row = group * rows_ + slices_.first(group, slice); row < group * rows_ + slices_.last(group, slice);

@@ -24,12 +24,13 @@ struct Slices {
 
 // The nonzeros of every group, slice, block and residue lie side by side, run after run. The shortest runs come first:
 // a processor predicts the end of a loop that is as long as the one before.
-class Preparation {
+class PatternPacking {
  public:
-  Preparation(
-      const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values);
+  PatternPacking(
+      const Lattice& lattice, const TilePlan& plan, const SparsePattern& pattern, const Slices& slices,
+      bool wants_values);
 
-  void reserve(Pieces& pieces);
+  void reserve(WorkspaceLayout& pieces);
   // Throws std::invalid_argument where an index is out of its range.
   void run(const Threads& threads);
 
@@ -56,7 +57,7 @@ class Preparation {
   bool in_parallel(const Threads& threads, int64_t count, Body body) const;
 
   const Lattice& lattice_;
-  const Plan& plan_;
+  const TilePlan& plan_;
   const SparsePattern& pattern_;
   const Slices& slices_;
   const int64_t taps_, residues_, rows_, parts_;  // rows of a group; parts are blocks times residues

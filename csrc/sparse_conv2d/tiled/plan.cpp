@@ -16,7 +16,7 @@ struct TileChoice {
 
 // Load slots for each multiply-add, of which a processor has two in a cycle. A run is the nonzeros that one pattern row
 // has in one block of channels: each of them costs a line for each of the tile's, and two loads of its own; the run
-// brings the tile's sums up from the second cache and sends them back. A block is fetched into the first cache once for
+// brings the tile's sums up from L2 and sends them back. A block is fetched into L1 once for
 // all rows. The weights of the forward are a fit to tiles of 2x4 to 6x4 at 80 to 98% sparsity on a Xeon with AMX.
 double cost_of(double lines, double nonzeros, double block_lines, double rows, TileKind kind) {
   const double fma = nonzeros * lines;
@@ -25,13 +25,13 @@ double cost_of(double lines, double nonzeros, double block_lines, double rows, T
   return (nonzeros * (lines + 9) + 2 * lines + 24 + 3 * block_lines / rows) / fma;
 }
 
-TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density, int64_t most_lines) {
+TileChoice choose_tile(const Lattice& lattice, const TilePlan& plan, double density, int64_t most_lines) {
   const int64_t phases = static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
   const int64_t rows_there = plan.flat ? 1 : plan.lanes.groups() * plan.lanes.size[0];
   const int64_t columns_there =
       plan.flat ? plan.lanes.groups() * plan.lanes.size[0] * plan.lanes.size[1] : plan.lanes.size[1];
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
-  const double room = 0.8 * static_cast<double>(caches().first);
+  const double room = 0.8 * static_cast<double>(caches().l1_lines);
   TileChoice best = {1, 1, 1, 0};
   for (int64_t rows = 1; rows <= std::min<int64_t>(kMostTileRows, rows_there); ++rows) {
     for (int64_t columns = std::min(columns_there, most_lines / rows); columns >= 1; --columns) {
@@ -52,9 +52,9 @@ TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density,
   return best;
 }
 
-// A unit's lines, for a slice of the pattern's rows, are to stay in the second cache while all channels go by.
-void choose_unit(const Lattice& lattice, Plan& plan) {
-  const int64_t room = caches().second * 6 / 10;
+// A work item's lines, for a slice of the pattern's rows, are to stay in L2 while all channels go by.
+void choose_work_item(const Lattice& lattice, TilePlan& plan) {
+  const int64_t room = caches().l2_lines * 6 / 10;
   const int64_t height = plan.lanes.size[0], width = plan.lanes.size[1], groups = plan.lanes.groups();
   const int64_t residues = lattice.residues(), channels = lattice.dest_channels;
   const int64_t tile = std::max<int64_t>(1, plan.tile_rows * plan.tile_columns);
@@ -64,21 +64,21 @@ void choose_unit(const Lattice& lattice, Plan& plan) {
   const int64_t lines = std::max(tile, room / (plan.slice_rows * residues + plan.block_channels));
   // even pieces, so that threads get equal work
   const int64_t rows = plan.flat ? 1 : plan.tile_rows;
-  plan.unit_groups = lines < height * width ? 1 : evened(groups, std::min(groups, lines / (height * width)));
-  plan.unit_rows = evened(height, std::min(height, std::max(rows, lines / width)));
-  plan.unit_columns = evened(width, std::min(width, std::max(plan.tile_columns, lines / plan.unit_rows)));
+  plan.item_groups = lines < height * width ? 1 : evened(groups, std::min(groups, lines / (height * width)));
+  plan.item_rows = evened(height, std::min(height, std::max(rows, lines / width)));
+  plan.item_columns = evened(width, std::min(width, std::max(plan.tile_columns, lines / plan.item_rows)));
 }
 
-// Channels that are a multiple of a large power of two apart would share a few sets of the first cache. The smallest
+// Channels that are a multiple of a large power of two apart would share a few sets of L1. The smallest
 // padding that spreads a tile's lines evenly over its sets.
-int64_t spread_channels(const Lattice& lattice, const Plan& plan, int64_t lines) {
+int64_t spread_channels(const Lattice& lattice, const TilePlan& plan, int64_t lines) {
   constexpr int64_t kSets = 64;
-  const int64_t rows = plan.flat ? 1 : std::min(plan.tile_rows, plan.unit_rows) + lattice.most_shift[0];
+  const int64_t rows = plan.flat ? 1 : std::min(plan.tile_rows, plan.item_rows) + lattice.most_shift[0];
   const int64_t columns = plan.flat ? plan.tile_columns : plan.tile_columns + lattice.most_shift[1];
   const int64_t phases = plan.flat ? 1 : static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
   int64_t best = lines, best_ways = -1;
   const int64_t touched = plan.block_channels * rows * columns * phases;
-  if (touched > 4096) return lines | 1;  // more than any first cache holds
+  if (touched > 4096) return lines | 1;  // more than any L1 holds
   const int64_t even = divide_up(touched, kSets) + 1;
   for (int64_t padded = lines; padded < lines + kSets; ++padded) {
     int64_t used[kSets] = {}, ways = 0;
@@ -98,13 +98,13 @@ int64_t spread_channels(const Lattice& lattice, const Plan& plan, int64_t lines)
 
 }  // namespace
 
-int64_t Plan::units_of(int d) const {
-  if (d == 0) return divide_up(lanes.groups(), unit_groups);
-  return d == 1 ? divide_up(lanes.size[0], unit_rows) : divide_up(lanes.size[1], unit_columns);
+int64_t TilePlan::items_of(int d) const {
+  if (d == 0) return divide_up(lanes.groups(), item_groups);
+  return d == 1 ? divide_up(lanes.size[0], item_rows) : divide_up(lanes.size[1], item_columns);
 }
 
-Plan make_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t most_lines) {
-  Plan plan = {};
+TilePlan make_tile_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t most_lines) {
+  TilePlan plan = {};
   plan.kind = kind;
   plan.lanes = choose_lanes(lattice);
   plan.flat = lattice.is_flat();
@@ -115,12 +115,12 @@ Plan make_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t 
   plan.tile_columns = tile.columns;
   plan.block_channels = tile.block_channels;
   plan.blocks = divide_up(lattice.source_channels, plan.block_channels);
-  choose_unit(lattice, plan);
-  plan.plane_rows = plan.unit_rows + lattice.most_shift[0];
-  plan.plane_columns = plan.unit_columns + lattice.most_shift[1];
+  choose_work_item(lattice, plan);
+  plan.plane_rows = plan.item_rows + lattice.most_shift[0];
+  plan.plane_columns = plan.item_columns + lattice.most_shift[1];
   plan.phase_lines = plan.plane_rows * plan.plane_columns;
   plan.plane_lines = plan.phase_lines * static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
-  plan.channel_lines = spread_channels(lattice, plan, plan.plane_lines * plan.unit_groups);
+  plan.channel_lines = spread_channels(lattice, plan, plan.plane_lines * plan.item_groups);
   if ((plan.block_channels + 1) * plan.channel_lines * kLanes > std::numeric_limits<int32_t>::max())
     throw std::length_error("sparse_conv2d: the kernel reaches too far; accepted are tiles of less than 8 GB");
   return plan;

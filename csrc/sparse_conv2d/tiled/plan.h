@@ -1,4 +1,4 @@
-// How a lattice is cut up: into units that a thread takes, blocks of channels that fit the first cache, and tiles that
+// How a lattice is cut up: into work items that a thread takes, blocks of channels that fit L1, and tiles that
 // fit the registers. docs/sparse_kernels.md derives the choices.
 #pragma once
 
@@ -9,28 +9,28 @@ namespace sparsekernels {
 
 enum class TileKind { kForward, kWeight };
 
-struct Plan {
+struct TilePlan {
   TileKind kind;
   LaneGrid lanes;
   bool flat;
-  int64_t tile_rows, tile_columns;               // at most; a unit's rows and columns are cut evenly
-  int64_t unit_groups, unit_rows, unit_columns;  // of lanes, and positions of a lane
+  int64_t tile_rows, tile_columns;               // at most; a work item's rows and columns are cut evenly
+  int64_t item_groups, item_rows, item_columns;  // of lanes, and positions of a lane
   int64_t block_channels, blocks;
-  int64_t slice_rows;                 // pattern rows whose lines of a unit stay in the second cache
+  int64_t slice_rows;                 // pattern rows whose lines of a work item stay in L2
   int64_t plane_rows, plane_columns;  // lines of one phase, its halo included
   int64_t phase_lines, plane_lines;   // of one lane group: of a phase, of all phases
   int64_t channel_lines;              // from one channel's planes to the next
 
-  int64_t units_of(int d) const;  // 0: lane groups, 1: rows, 2: columns
-  int64_t units() const { return units_of(0) * units_of(1) * units_of(2); }
+  int64_t items_of(int d) const;  // 0: lane groups, 1: rows, 2: columns
+  int64_t work_items() const { return items_of(0) * items_of(1) * items_of(2); }
 };
 
 // `most_lines`: of a tile of this kind. Does not depend on the number of threads.
-Plan make_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t most_lines);
+TilePlan make_tile_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t most_lines);
 
-// The lines of a unit, side by side in memory, of one pattern row and residue.
-inline int64_t unit_lines(const Plan& plan) {
-  return plan.unit_groups * plan.unit_rows * plan.unit_columns;
+// The lines of a work item, side by side in memory, of one pattern row and residue.
+inline int64_t item_lines(const TilePlan& plan) {
+  return plan.item_groups * plan.item_rows * plan.item_columns;
 }
 
 }  // namespace sparsekernels

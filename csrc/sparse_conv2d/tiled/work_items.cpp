@@ -15,17 +15,17 @@ LineOrder order_of(const Activation& tensor, const LaneGrid& lanes, int64_t chan
 
 }  // namespace
 
-Unit unit_at(const Plan& plan, int64_t group, int64_t index) {
-  Unit unit = {};
-  unit.group = group;
-  const int64_t columns = plan.units_of(2), rows = plan.units_of(1);
-  unit.first[1] = index % columns * plan.unit_columns;
-  unit.first[0] = index / columns % rows * plan.unit_rows;
-  unit.first_group = index / columns / rows * plan.unit_groups;
-  unit.groups = std::min(plan.unit_groups, plan.lanes.groups() - unit.first_group);
-  unit.size[0] = std::min(plan.unit_rows, plan.lanes.size[0] - unit.first[0]);
-  unit.size[1] = std::min(plan.unit_columns, plan.lanes.size[1] - unit.first[1]);
-  return unit;
+TileWorkItem tile_work_item_at(const TilePlan& plan, int64_t group, int64_t index) {
+  TileWorkItem work_item = {};
+  work_item.group = group;
+  const int64_t columns = plan.items_of(2), rows = plan.items_of(1);
+  work_item.first[1] = index % columns * plan.item_columns;
+  work_item.first[0] = index / columns % rows * plan.item_rows;
+  work_item.first_group = index / columns / rows * plan.item_groups;
+  work_item.groups = std::min(plan.item_groups, plan.lanes.groups() - work_item.first_group);
+  work_item.size[0] = std::min(plan.item_rows, plan.lanes.size[0] - work_item.first[0]);
+  work_item.size[1] = std::min(plan.item_columns, plan.lanes.size[1] - work_item.first[1]);
+  return work_item;
 }
 
 Side source_side(const Lattice& lattice) {
@@ -62,8 +62,8 @@ const LineKernels& line_kernels(DType dtype) {
 }
 
 void transfer(
-    void (*run)(const LineTransfer&), const Plan& plan, const Side& side, const Unit& unit, int64_t channel,
-    int64_t channels, const Planes& planes, const Ending& ending) {
+    void (*run)(const LineTransfer&), const TilePlan& plan, const Side& side, const TileWorkItem& work_item,
+    int64_t channel, int64_t channels, const Planes& planes, const PackedEpilogue& packed) {
   const LaneGrid& lanes = plan.lanes;
   const Activation& tensor = *side.tensor;
   std::vector<int64_t> phases[2];
@@ -74,8 +74,8 @@ void transfer(
   LineTransfer call = {};
   call.data = tensor.data;
   call.channels = channels;
-  call.rows = (unit.size[0] + side.margin[0]) * side.step[0];
-  call.columns = (unit.size[1] + side.margin[1]) * side.step[1];
+  call.rows = (work_item.size[0] + side.margin[0]) * side.step[0];
+  call.columns = (work_item.size[1] + side.margin[1]) * side.step[1];
   call.channel_stride = tensor.stride[1];
   call.row_stride = tensor.stride[2] * lanes.position_step[0];
   call.column_stride = tensor.stride[3] * lanes.position_step[1];
@@ -86,17 +86,17 @@ void transfer(
   call.column_step = static_cast<int32_t>(side.step[1]);
   call.row_phase = phases[0].data();
   call.column_phase = phases[1].data();
-  call.ending = ending;
+  call.epilogue = packed;
   const int64_t grid = lanes.grid[0] * lanes.grid[1];
-  for (int64_t g = 0; g < unit.groups; ++g) {
+  for (int64_t g = 0; g < work_item.groups; ++g) {
     call.lines = planes.lines + g * planes.group;
     for (int64_t j = 0; j < 16; ++j) {
-      const int64_t lane = (unit.first_group + g) * 16 + j;
+      const int64_t lane = (work_item.first_group + g) * 16 + j;
       call.row_begin[j] = call.row_end[j] = call.column_begin[j] = call.column_end[j] = 0;
       call.lane[j] = 0;
       if (lane >= lanes.lanes) continue;
       const int64_t cell[2] = {lane % grid / lanes.grid[1], lane % lanes.grid[1]};
-      int64_t at = lane / grid * tensor.stride[0] + (unit.group * side.channels + channel) * tensor.stride[1];
+      int64_t at = lane / grid * tensor.stride[0] + (work_item.group * side.channels + channel) * tensor.stride[1];
       for (int d = 0; d < 2; ++d) {
         int64_t origin = cell[d] * lanes.origin_step[d], before = 0;
         if (plan.kind == TileKind::kWeight && !lanes.adjacent) {
@@ -105,11 +105,11 @@ void transfer(
           before = std::max<int64_t>(0, origin + lanes.size[d] - lanes.total[d]);
           origin -= before;
         }
-        const int64_t position = origin + unit.first[d] * lanes.position_step[d];
+        const int64_t position = origin + work_item.first[d] * lanes.position_step[d];
         const int64_t first = position * side.step[d] + side.origin[d], size = tensor.size[2 + d];
         const int64_t step = lanes.position_step[d], count = d == 0 ? call.rows : call.columns;
         const int64_t inside = first < 0 ? divide_up(-first, step) : 0;
-        const int64_t begin = side.tensor_is_dest ? std::max(inside, before - unit.first[d]) : inside;
+        const int64_t begin = side.tensor_is_dest ? std::max(inside, before - work_item.first[d]) : inside;
         const int64_t end = first < size ? divide_up(size - first, step) : 0;
         (d == 0 ? call.row_begin : call.column_begin)[j] = static_cast<int32_t>(std::min(begin, count));
         (d == 0 ? call.row_end : call.column_end)[j] = static_cast<int32_t>(std::min(end, count));
@@ -121,28 +121,28 @@ void transfer(
   }
 }
 
-TileRows::TileRows(const Plan& plan, const Unit& unit, const Planes& source) {
+TileRows::TileRows(const TilePlan& plan, const TileWorkItem& work_item, const Planes& source) {
   if (plan.flat) {
     count = 1;
-    columns = unit.groups * unit.size[0] * unit.size[1];
+    columns = work_item.groups * work_item.size[0] * work_item.size[1];
     planes = {0};
     return;
   }
-  count = unit.groups * unit.size[0];
-  columns = unit.size[1];
-  for (int64_t g = 0; g < unit.groups; ++g)
-    for (int64_t y = 0; y < unit.size[0]; ++y) planes.push_back(g * source.group + y * source.row);
+  count = work_item.groups * work_item.size[0];
+  columns = work_item.size[1];
+  for (int64_t g = 0; g < work_item.groups; ++g)
+    for (int64_t y = 0; y < work_item.size[0]; ++y) planes.push_back(g * source.group + y * source.row);
 }
 
-Planes source_planes(const Plan& plan, const Unit& unit, float* lines) {
-  const int64_t columns = plan.flat ? unit.size[1] : plan.plane_columns;
-  const int64_t group = plan.flat ? unit.size[0] * unit.size[1] : plan.plane_lines;
+Planes source_planes(const TilePlan& plan, const TileWorkItem& work_item, float* lines) {
+  const int64_t columns = plan.flat ? work_item.size[1] : plan.plane_columns;
+  const int64_t group = plan.flat ? work_item.size[0] * work_item.size[1] : plan.plane_lines;
   return {lines, plan.channel_lines * kLanes, group * kLanes, plan.phase_lines * kLanes, columns * kLanes};
 }
 
-Planes result_planes(const Unit& unit, int64_t residues, float* lines) {
-  const int64_t group = unit.size[0] * unit.size[1] * kLanes, phase = unit.groups * group;
-  return {lines, residues * phase, group, phase, unit.size[1] * kLanes};
+Planes result_planes(const TileWorkItem& work_item, int64_t residues, float* lines) {
+  const int64_t group = work_item.size[0] * work_item.size[1] * kLanes, phase = work_item.groups * group;
+  return {lines, residues * phase, group, phase, work_item.size[1] * kLanes};
 }
 
 }  // namespace sparsekernels

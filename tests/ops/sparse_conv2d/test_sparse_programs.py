@@ -18,7 +18,7 @@ from sparsekernels import _library
 
 def kept() -> int:
     """Bytes; -1 where there are no programs."""
-    return int(torch.ops.sparsekernels._kept_program_bytes()) if ("cpu", "cpu") in runs() else -1
+    return int(torch.ops.sparsekernels._kept_kernel_bytes()) if ("cpu", "cpu") in runs() else -1
 
 
 pytestmark = pytest.mark.skipif(kept() < 0, reason="no programs: not compiled, not AVX-512, or refused by the system")
