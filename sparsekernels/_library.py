@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import warnings
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 
 _FOLDER = Path(__file__).parent / "lib"
+_INTERFACE = b"sparsekernels interface 1;"
+"""In csrc/base/interface.h as well: a library of another version knows other operators by the same names."""
 
 
 def _load(name: str) -> tuple[str | None, str]:
@@ -21,11 +24,26 @@ def _load(name: str) -> tuple[str | None, str]:
     if not path.exists():
         reason = note.read_text(encoding="utf-8").strip() if note.exists() else "nothing was compiled here"
         return None, f"the {name.upper()} kernels were not built: {reason}"
+    if not _has_interface(path):
+        return None, (
+            f"{path.name} is of another version of sparsekernels than its Python code (expected"
+            f" {_INTERFACE.decode()[:-1]!r}): build it again, with pip install --force-reinstall, or in a checkout with"
+            " make clean && make test"
+        )
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return None, f"{path.name} was built but does not load: {error}"
     return str(path), ""
+
+
+def _has_interface(path: Path) -> bool:
+    """Whether the library states our interface. It is not loaded for that: to load it is to register its kernels."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(_INTERFACE) >= 0
 
 
 cpu, cpu_missing = _load("cpu")

@@ -12,10 +12,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def check_tensor(where: str, name: str, tensor: object) -> Tensor:
     """Return it; raise TypeError unless it is a tensor with strides, of one of `DTYPES`."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{where}: {name} is of type {type(tensor).__name__}, accepted is a torch.Tensor")
+        raise TypeError(f"{where}: {name} is of type {type(tensor).__name__}, expected a torch.Tensor")
     if tensor.dtype not in DTYPES:
         accepted = ", ".join(map(str, DTYPES[:-1]))
-        raise TypeError(f"{where}: {name} has dtype {tensor.dtype}, accepted are {accepted} and {DTYPES[-1]}")
+        raise TypeError(f"{where}: {name} has dtype {tensor.dtype}, expected {accepted} and {DTYPES[-1]}")
     if tensor.layout != torch.strided:
-        raise TypeError(f"{where}: {name} has layout {tensor.layout}, accepted is torch.strided")
+        raise TypeError(f"{where}: {name} has layout {tensor.layout}, expected torch.strided")
     return tensor

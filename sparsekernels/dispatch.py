@@ -88,7 +88,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     global forced
     if name not in BACKENDS:
-        raise ValueError(f"use_backend: name is {name!r}, accepted are {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"use_backend: name is {name!r}, expected {', '.join(map(repr, BACKENDS))}")
     previous, forced = forced, name
     try:
         yield

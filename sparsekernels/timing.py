@@ -169,7 +169,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     if not values:
         raise ValueError("percentile: values is empty")
     if not 0 <= share <= 1:
-        raise ValueError(f"percentile: share is {share}, accepted is 0 to 1")
+        raise ValueError(f"percentile: share is {share}, expected 0 to 1")
     ordered = sorted(values)
     position = share * (len(ordered) - 1)
     below = math.floor(position)

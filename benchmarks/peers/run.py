@@ -65,15 +65,15 @@ def arguments(line: Sequence[str] | None, names: Sequence[str]) -> argparse.Name
     _check(parser, "peers", options.peers, names)
     for shape in options.linear:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
-            parser.error(f"linear is {shape!r}, accepted are two sizes as in '1024x1024'")
+            parser.error(f"linear is {shape!r}, expected two sizes as in '1024x1024'")
     for percent in options.sparsity:
         if not 0 <= percent < 100:
-            parser.error(f"sparsity is {percent:g}, accepted are percentages from 0 to below 100")
+            parser.error(f"sparsity is {percent:g}, expected percentages from 0 to below 100")
     if not 0 <= options.seconds < float("inf"):
-        parser.error(f"seconds is {options.seconds:g}, accepted are 0 and above")
+        parser.error(f"seconds is {options.seconds:g}, expected 0 and above")
     available = len(processors())
     if options.threads is not None and options.threads > available:
-        parser.error(f"threads is {options.threads}, accepted are 1 to {available}, the processors that are here")
+        parser.error(f"threads is {options.threads}, expected 1 to {available}, the processors that are here")
     if not options.network and not options.linear:
         options.network, options.linear = list(NETWORKS), list(LINEARS)
     return options
@@ -92,7 +92,7 @@ _positive.__name__ = "positive whole number"  # as argparse names the type
 def _check(parser: argparse.ArgumentParser, name: str, given: Sequence[str], accepted: Sequence[str]) -> None:
     for value in given:
         if value not in accepted:
-            parser.error(f"{name} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+            parser.error(f"{name} is {value!r}, expected {', '.join(map(repr, accepted))}")
 
 
 def cases(options: argparse.Namespace) -> list[Case]:

@@ -17,14 +17,14 @@ bool is_float32(const Handle& tensor) {
 BatchNormSpace space_of(const Handle& input) {
   require(
       is_float32(input) && input.dim() >= 2 && input.is_contiguous(),
-      "input: accepted are float32 and two dimensions or more, without gaps");
+      "input: expected float32 and two dimensions or more, without gaps");
   const int64_t* const sizes = input.sizes();
   BatchNormSpace space;
   space.images = sizes[0];
   space.channels = sizes[1];
   space.plane = 1;
   for (int64_t d = 2; d < input.dim(); ++d) space.plane *= sizes[d];
-  require(space.images > 0 && space.channels > 0 && space.plane > 0, "input: accepted is one with elements");
+  require(space.images > 0 && space.channels > 0 && space.plane > 0, "input: expected one with elements");
   return space;
 }
 
@@ -36,7 +36,7 @@ const float* per_channel(const Handle& tensor, int64_t channels, const char* mes
 
 // p as it is compared with random numbers of 32 bits.
 uint32_t threshold_of(double p) {
-  require(p >= 0 && p < 1, "p: accepted is a number of at least 0 and below 1");
+  require(p >= 0 && p < 1, "p: expected a number of at least 0 and below 1");
   return static_cast<uint32_t>(std::min(std::nearbyint(std::ldexp(p, 32)), 4294967295.0));
 }
 
@@ -47,8 +47,8 @@ void for_channels(const BatchNormSpace& space, Body body) {
   torch::stable::parallel_for(0, space.channels, grain, body);
 }
 
-void boxed_batch_norm(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_batch_norm(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 9);
   const Handle input = arguments.tensor(), residual = arguments.optional_tensor();
   const Handle weight = arguments.optional_tensor(), bias = arguments.optional_tensor();
   BatchNormForward call;
@@ -58,14 +58,14 @@ void boxed_batch_norm(StableIValue* stack, uint64_t, uint64_t) {
   call.seed = static_cast<uint64_t>(arguments.integer());
   call.space = space_of(input);
   const int64_t channels = call.space.channels;
-  call.weight = per_channel(weight, channels, "weight: accepted is float32 [channels]");
-  call.bias = per_channel(bias, channels, "bias: accepted is float32 [channels]");
+  call.weight = per_channel(weight, channels, "weight: expected float32 [channels]");
+  call.bias = per_channel(bias, channels, "bias: expected float32 [channels]");
   if (residual) {
-    require_like(residual, input, "residual: accepted are shape, dtype and device of input");
-    require(residual.is_contiguous(), "residual: accepted is one without gaps");
+    require_like(residual, input, "residual: expected shape, dtype and device of input");
+    require(residual.is_contiguous(), "residual: expected one without gaps");
     call.residual = static_cast<const float*>(residual.data());
   }
-  require(call.eps > 0, "eps: accepted is a number above 0");
+  require(call.eps > 0, "eps: expected a number above 0");
   call.has_low = low.has_value();
   call.has_high = high.has_value();
   call.low = static_cast<float>(low.value_or(0));
@@ -89,8 +89,8 @@ void boxed_batch_norm(StableIValue* stack, uint64_t, uint64_t) {
   stack[2] = to_stack(std::move(kept));
 }
 
-void boxed_batch_norm_backward(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_batch_norm_backward(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 8);
   Handle gradient = arguments.tensor();
   const Handle input = arguments.tensor(), weight = arguments.optional_tensor(), statistics = arguments.tensor();
   const Handle kept = arguments.tensor();
@@ -99,18 +99,18 @@ void boxed_batch_norm_backward(StableIValue* stack, uint64_t, uint64_t) {
   BatchNormBackward call;
   call.space = space_of(input);
   const int64_t channels = call.space.channels;
-  require_like(gradient, input, "gradient: accepted are shape, dtype and device of input");
+  require_like(gradient, input, "gradient: expected shape, dtype and device of input");
   if (!gradient.is_contiguous()) gradient = contiguous(gradient);
   require(
       is_float32(statistics) && statistics.dim() == 2 && statistics.sizes()[0] == 3 &&
           statistics.sizes()[1] == channels && statistics.is_contiguous(),
-      "statistics: accepted is what the forward pass gave");
+      "statistics: expected what the forward pass gave");
   require(
       kept.dtype() == aoti_torch_dtype_int16() && kept.dim() == 1 && kept.is_contiguous() &&
           (kept.sizes()[0] == 0 || kept.sizes()[0] == call.space.images * channels * call.space.words()),
-      "kept: accepted is what the forward pass gave");
+      "kept: expected what the forward pass gave");
   threshold_of(p);
-  call.weight = per_channel(weight, channels, "weight: accepted is float32 [channels]");
+  call.weight = per_channel(weight, channels, "weight: expected float32 [channels]");
   call.scale = static_cast<float>(1 / (1 - p));
   const int64_t parameters_sizes[] = {2, channels};
   Handle parameters = empty(parameters_sizes, 2, input.dtype(), input);

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/interface.h"
 #include "isa/kernels.h"
 
 namespace sparsekernels {
@@ -57,7 +58,7 @@ const CpuKernels& pick() {
     if (forced == nullptr || std::strcmp(forced, all[i].kernels->isa) == 0) return *all[i].kernels;
   }
   throw std::runtime_error(
-      std::string("SPARSEKERNELS_CPU_ISA is '") + forced + "', accepted on this processor are: " + supported_names());
+      std::string("SPARSEKERNELS_CPU_ISA is '") + forced + "', expected one of: " + supported_names());
 }
 
 }  // namespace
@@ -69,7 +70,7 @@ const CpuKernels& cpu_kernels() {
 
 }  // namespace sparsekernels
 
-#define SPARSEKERNELS_EXPORT __attribute__((visibility("default")))
+SPARSEKERNELS_STATE_INTERFACE()
 
 extern "C" {
 

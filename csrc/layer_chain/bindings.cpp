@@ -29,7 +29,7 @@ class Chains {
   std::shared_ptr<OwnedChain> find(int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = chains_.find(number);
-    require(found != chains_.end(), "chain: accepted is the number of one that was made and not freed");
+    require(found != chains_.end(), "chain: expected the number of one that was made and not freed");
     return found->second;
   }
   void free(int64_t number) {
@@ -48,16 +48,16 @@ Chains& chains() {
   return *one;
 }
 
-void boxed_make(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_make(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 1);
   const Handle like = arguments.tensor();
   const DType dtype = dtype_of(like);
-  require(dtype != DType::kFloat64, "like: accepted are float32, bfloat16 and float16");
+  require(dtype != DType::kFloat64, "like: expected float32, bfloat16 and float16");
   stack[0] = torch::stable::detail::from(chains().add(std::make_shared<OwnedChain>(dtype)));
 }
 
-void boxed_add_convolution(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 11);
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
   ChainLayer layer = {};
   layer.source = static_cast<int>(arguments.integer());
@@ -77,23 +77,23 @@ void boxed_add_convolution(StableIValue* stack, uint64_t, uint64_t) {
   layer.geometry = geometry.conv;
   std::copy_n(geometry.padding_after, 2, layer.padding_after);
   layer.pattern = pattern_of(crow, col, geometry);
-  require(layer.pattern.rows > 0, "crow_indices: accepted is at least one output channel");
-  require(fits(values, layer.pattern.nonzeros), "values: accepted is one for each index, in the chain's dtype");
+  require(layer.pattern.rows > 0, "crow_indices: expected at least one output channel");
+  require(fits(values, layer.pattern.nonzeros), "values: expected one for each index, in the chain's dtype");
   layer.pattern.values = values.data();
   layer.pattern.dtype = dtype;
   const int64_t channels = layer.input_channels, groups = geometry.conv.groups;
   require(
       channels > 0 && channels % groups == 0 &&
           channels / groups <= std::numeric_limits<int32_t>::max() / geometry.taps(),
-      "channels: accepted is a positive number that divides by groups");
+      "channels: expected a positive number that divides by groups");
   if (bias) {
     bias = contiguous_vector(std::move(bias));
-    require(fits(bias, layer.pattern.rows), "bias: accepted is one for each output channel, in the chain's dtype");
+    require(fits(bias, layer.pattern.rows), "bias: expected one for each output channel, in the chain's dtype");
     layer.epilogue.bias = bias.data();
   }
   if (low) layer.epilogue.low = static_cast<float>(*low);
   if (high) layer.epilogue.high = static_cast<float>(*high);
-  require(layer.epilogue.low <= layer.epilogue.high, "low, high: accepted are numbers, the first at most the second");
+  require(layer.epilogue.low <= layer.epilogue.high, "low, high: expected numbers, the first at most the second");
   check_indices(layer.pattern, channels / groups * geometry.taps());
   const int result = owner->chain.add(layer);
   for (Handle* tensor : {&values, &bias, &crow, &col})
@@ -101,8 +101,8 @@ void boxed_add_convolution(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(int64_t{result});
 }
 
-void boxed_add_max_pool(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_add_max_pool(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 3);
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
   ChainLayer layer = {};
   layer.pools = true;
@@ -112,23 +112,23 @@ void boxed_add_max_pool(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(int64_t{owner->chain.add(layer)});
 }
 
-void boxed_free(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_free(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 1);
   chains().free(arguments.integer());
 }
 
-void boxed_run(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_run(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 2);
   Handle input = arguments.tensor();
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
-  require(input.dim() == 4, "input: accepted are 4 dimensions");
-  require(dtype_of(input) == owner->chain.dtype(), "input: accepted is the dtype of the chain");
+  require(input.dim() == 4, "input: expected 4 dimensions");
+  require(dtype_of(input) == owner->chain.dtype(), "input: expected the dtype of the chain");
   if (!input.is_contiguous()) input = contiguous(input);
   Activation source, dest;
   source.data = input.data();
   source.dtype = dest.dtype = owner->chain.dtype();
   std::copy_n(input.sizes(), 4, source.size);
-  for (const int64_t size : source.size) require(size < int64_t{1} << 30, "input: accepted are sizes below 2^30");
+  for (const int64_t size : source.size) require(size < int64_t{1} << 30, "input: expected sizes below 2^30");
   owner->chain.output_size(source.size, dest.size);
   Handle output = empty(dest.size, 4, input.dtype(), input);
   dest.data = output.data();

@@ -199,7 +199,7 @@ LayerChain::~LayerChain() = default;
 int LayerChain::add(const ChainLayer& layer) {
   const int tensors = static_cast<int>(layers_.size()) + 1;
   const bool fits = layer.source >= 0 && layer.source < tensors && layer.residual >= -1 && layer.residual < tensors;
-  if (!fits) throw std::invalid_argument("source, residual: accepted are numbers of tensors before");
+  if (!fits) throw std::invalid_argument("source, residual: expected numbers of tensors before");
   layers_.push_back(layer);
   const std::lock_guard<std::mutex> lock(mutex_);
   prepared_.clear();
@@ -228,17 +228,17 @@ std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const
     const ChainLayer& layer = layers[i];
     ChainTensor& source = tensors[static_cast<size_t>(layer.source)];
     if (!layer.pools && source.size[0] != layer.input_channels)
-      throw std::invalid_argument("input: accepted is one with the channels that each layer takes");
+      throw std::invalid_argument("input: expected one with the channels that each layer takes");
     const int64_t from[2] = {source.size[1], source.size[2]};
     int64_t to[2];
     layer_size(layer, from, to);
-    if (to[0] == 0 || to[1] == 0) throw std::invalid_argument("input: accepted is one that every layer fits into");
+    if (to[0] == 0 || to[1] == 0) throw std::invalid_argument("input: expected one that every layer fits into");
     source.last_use = static_cast<int>(i);
     ChainTensor made = {{layer.pools ? source.size[0] : layer.pattern.rows, to[0], to[1]}, -1, {}};
     if (layer.residual >= 0) {
       ChainTensor& residual = tensors[static_cast<size_t>(layer.residual)];
       if (!std::equal(made.size, made.size + 3, residual.size))
-        throw std::invalid_argument("residual: accepted is a tensor like the layer's result");
+        throw std::invalid_argument("residual: expected a tensor like the layer's result");
       residual.last_use = static_cast<int>(i);
     }
     made.layout = plain_layout(made.size);
@@ -345,7 +345,7 @@ void LayerChain::run(
     const Activation& input, const Activation& output, const Threads& threads,
     const std::function<void*(int64_t)>& allocate) {
   if (input.size[0] == 0) return;
-  if (layers_.empty()) throw std::invalid_argument("chain: accepted is one with layers");
+  if (layers_.empty()) throw std::invalid_argument("chain: expected one with layers");
   const std::shared_ptr<const PreparedChain> chain = prepared(input.size, threads);
   const int64_t batch = input.size[0], element = element_size(dtype_);
   // What leads from one part into the next, of the whole batch: two take turns.

@@ -16,14 +16,14 @@ constexpr int64_t kGrain = 1 << 15;  // elements for which a thread is worth its
 // The call of a contiguous `input`, all but where results go.
 MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window) {
   MaxPool2d call = pooling_of(window);
-  require(input.dim() == 4 && input.is_contiguous(), "input: accepted are 4 dimensions without gaps");
+  require(input.dim() == 4 && input.is_contiguous(), "input: expected 4 dimensions without gaps");
   call.dtype = dtype_of(input);
-  require(call.dtype != DType::kFloat64, "input: accepted are float32, bfloat16 and float16");
+  require(call.dtype != DType::kFloat64, "input: expected float32, bfloat16 and float16");
   const int64_t* const sizes = input.sizes();
   for (size_t d = 0; d < 2; ++d) {
     call.source_size[d] = sizes[2 + d];
     const int64_t room = call.source_size[d] + 2 * call.padding[d] - call.window[d];
-    require(call.source_size[d] > 0 && room >= 0, "input: accepted is one that the window fits into");
+    require(call.source_size[d] > 0 && room >= 0, "input: expected one that the window fits into");
     call.dest_size[d] = room / call.stride[d] + 1;
   }
   call.source = input.data();
@@ -47,8 +47,8 @@ void for_planes(const Handle& input, int64_t elements, Body body) {
   torch::stable::parallel_for(0, input.sizes()[0] * input.sizes()[1], grain, body);
 }
 
-void boxed_max_pool2d(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_max_pool2d(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 2);
   const Handle input = arguments.tensor();
   MaxPool2d call = call_of(input, arguments.integers());
   Handle output = empty_results(call, input, input.dtype());
@@ -60,12 +60,12 @@ void boxed_max_pool2d(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = to_stack(std::move(output));
 }
 
-void boxed_max_pool2d_places(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_max_pool2d_places(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 2);
   const Handle input = arguments.tensor();
   MaxPool2d call = call_of(input, arguments.integers());
-  require(call.dtype == DType::kFloat32, "input: accepted is float32");
-  require(call.source_channel <= std::numeric_limits<int32_t>::max(), "input: accepted are planes below 2^31");
+  require(call.dtype == DType::kFloat32, "input: expected float32");
+  require(call.source_channel <= std::numeric_limits<int32_t>::max(), "input: expected planes below 2^31");
   Handle output = empty_results(call, input, input.dtype());
   Handle places = empty_results(call, input, aoti_torch_dtype_int32());
   call.dest = output.data();
@@ -77,21 +77,21 @@ void boxed_max_pool2d_places(StableIValue* stack, uint64_t, uint64_t) {
   stack[1] = to_stack(std::move(places));
 }
 
-void boxed_max_pool2d_backward(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_max_pool2d_backward(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 3);
   Handle gradient = arguments.tensor();
   const Handle places = arguments.tensor();
   const std::vector<int64_t> plane = arguments.integers();
   require(
       places.dtype() == aoti_torch_dtype_int32() && places.dim() == 4 && places.is_contiguous(),
-      "places: accepted is what the forward pass gave");
+      "places: expected what the forward pass gave");
   require(
       gradient.dtype() == aoti_torch_dtype_float32() && gradient.dim() == 4 &&
           std::equal(gradient.sizes(), gradient.sizes() + 4, places.sizes()),
-      "gradient: accepted is float32 in the shape of the result");
+      "gradient: expected float32 in the shape of the result");
   require(
       plane.size() == 2 && plane[0] > 0 && plane[1] > 0 && plane[0] <= std::numeric_limits<int32_t>::max() / plane[1],
-      "size: accepted are the height and width of the input");
+      "size: expected the height and width of the input");
   if (!gradient.is_contiguous()) gradient = contiguous(gradient);
   const int64_t* const sizes = places.sizes();
   const int64_t dest_sizes[] = {sizes[0], sizes[1], plane[0], plane[1]};
@@ -113,7 +113,7 @@ void boxed_max_pool2d_backward(StableIValue* stack, uint64_t, uint64_t) {
       }
     }
   });
-  require(inside, "places: accepted are those of elements of a plane");
+  require(inside, "places: expected those of elements of a plane");
   stack[0] = to_stack(std::move(output));
 }
 

@@ -5,8 +5,8 @@
 #include <memory>
 #include <new>
 
-#include "base/torch_glue.h"
 #include "isa/kernels.h"
+#include "rms_norm/glue.h"
 
 namespace sparsekernels {
 namespace {
@@ -89,14 +89,14 @@ void launch_backward(const RmsNormBackward& call, const Handle&) {
   torch::stable::parallel_for(0, blocks, divide_up(kSerialElements / kArrangedBlock, parts), sum);
 }
 
-void rms_norm(StableIValue* stack, uint64_t, uint64_t) {
-  boxed_forward(stack, false, launch_forward);
+void rms_norm(StableIValue* stack, uint64_t count, uint64_t) {
+  boxed_forward(stack, count, false, launch_forward);
 }
-void add_rms_norm(StableIValue* stack, uint64_t, uint64_t) {
-  boxed_forward(stack, true, launch_forward);
+void add_rms_norm(StableIValue* stack, uint64_t count, uint64_t) {
+  boxed_forward(stack, count, true, launch_forward);
 }
-void rms_norm_backward(StableIValue* stack, uint64_t, uint64_t) {
-  boxed_backward(stack, launch_backward);
+void rms_norm_backward(StableIValue* stack, uint64_t count, uint64_t) {
+  boxed_backward(stack, count, launch_backward);
 }
 
 }  // namespace

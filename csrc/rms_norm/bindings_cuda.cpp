@@ -6,8 +6,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "base/torch_glue.h"
+#include "base/interface.h"
 #include "rms_norm/cuda/launch.h"
+#include "rms_norm/glue.h"
 
 namespace sparsekernels {
 namespace {
@@ -68,14 +69,14 @@ void launch_backward(RmsNormBackward call, const Handle& input) {
   require_success(cuda::rms_norm_backward(call, current_stream(device)), "rms_norm backward");
 }
 
-void rms_norm(StableIValue* stack, uint64_t, uint64_t) {
-  boxed_forward(stack, false, launch_forward);
+void rms_norm(StableIValue* stack, uint64_t count, uint64_t) {
+  boxed_forward(stack, count, false, launch_forward);
 }
-void add_rms_norm(StableIValue* stack, uint64_t, uint64_t) {
-  boxed_forward(stack, true, launch_forward);
+void add_rms_norm(StableIValue* stack, uint64_t count, uint64_t) {
+  boxed_forward(stack, count, true, launch_forward);
 }
-void rms_norm_backward(StableIValue* stack, uint64_t, uint64_t) {
-  boxed_backward(stack, launch_backward);
+void rms_norm_backward(StableIValue* stack, uint64_t count, uint64_t) {
+  boxed_backward(stack, count, launch_backward);
 }
 
 }  // namespace
@@ -86,3 +87,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CUDA, m) {
   m.impl("_add_rms_norm", &sparsekernels::add_rms_norm);
   m.impl("_rms_norm_backward", &sparsekernels::rms_norm_backward);
 }
+
+SPARSEKERNELS_STATE_INTERFACE()

@@ -21,20 +21,20 @@ Activation activation_of(const Handle& tensor) {
   for (int d = 0; d < 4; ++d) {
     result.size[d] = sizes[d];
     result.stride[d] = strides[d];
-    require(sizes[d] < int64_t{1} << 30, "input: accepted are sizes below 2^30");
+    require(sizes[d] < int64_t{1} << 30, "input: expected sizes below 2^30");
   }
   return result;
 }
 
 void check_activation(const Handle& tensor, const Geometry& geometry) {
-  require(tensor.dim() == 4, "input: accepted are 4 dimensions");
-  require(dtype_of(tensor) != DType::kFloat64, "input: accepted are float32, bfloat16 and float16");
-  require(tensor.device_type() == aoti_torch_device_type_cpu(), "input: accepted is the CPU");
+  require(tensor.dim() == 4, "input: expected 4 dimensions");
+  require(dtype_of(tensor) != DType::kFloat64, "input: expected float32, bfloat16 and float16");
+  require(tensor.device_type() == aoti_torch_device_type_cpu(), "input: expected the CPU");
   const int64_t channels = tensor.sizes()[1], groups = geometry.conv.groups;
-  require(channels > 0 && channels % groups == 0, "input: accepted are channels, at least one, that divide by groups");
+  require(channels > 0 && channels % groups == 0, "input: expected channels, at least one, that divide by groups");
   require(
       channels / groups <= std::numeric_limits<int32_t>::max() / geometry.taps(),
-      "input: accepted are fewer than 2^31 weights for an output channel");
+      "input: expected fewer than 2^31 weights for an output channel");
 }
 
 // Uninitialised; contiguous or channels last.
@@ -80,7 +80,7 @@ Handle empty_output(const Handle& input, const Activation& source, const Geometr
   int64_t sizes[4] = {source.size[0], rows, 0, 0};
   for (int d = 0; d < 2; ++d) {
     sizes[2 + d] = geometry.output_size(d, source.size[2 + d]);
-    require(sizes[2 + d] > 0, "input: accepted is one that the kernel fits into");
+    require(sizes[2 + d] > 0, "input: expected one that the kernel fits into");
   }
   return empty_activation(sizes, is_channels_last(input), input);
 }
@@ -94,24 +94,24 @@ Epilogue epilogue_of(
     require(
         residual.dim() == 4 && residual.dtype() == input.dtype() && residual.device_type() == input.device_type() &&
             lies_as(residual, dest),
-        "residual: accepted is a tensor like the output");
+        "residual: expected a tensor like the output");
     epilogue.residual = residual.data();
   }
   if (low) epilogue.low = static_cast<float>(*low);
   if (high) epilogue.high = static_cast<float>(*high);
-  require(epilogue.low <= epilogue.high, "low, high: accepted are numbers, the first at most the second");
+  require(epilogue.low <= epilogue.high, "low, high: expected numbers, the first at most the second");
   return epilogue;
 }
 
 Handle checked_bias(Handle bias, const Handle& input, int64_t rows) {
   if (!bias) return bias;
   bias = contiguous_vector(std::move(bias));
-  check_like(bias, input, rows, "bias: accepted is one for each output channel, in dtype and place of input");
+  check_like(bias, input, rows, "bias: expected one for each output channel, in dtype and place of input");
   return bias;
 }
 
-void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 9);
   const Handle input = arguments.tensor();
   const Handle values = contiguous_vector(arguments.tensor());
   Handle given_bias = arguments.optional_tensor();
@@ -122,7 +122,7 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
 
   check_activation(input, geometry);
   SparsePattern pattern = pattern_of(crow, col, geometry);
-  check_like(values, input, pattern.nonzeros, "values: accepted is one for each index, in dtype and place of input");
+  check_like(values, input, pattern.nonzeros, "values: expected one for each index, in dtype and place of input");
   pattern.values = values.data();
   pattern.dtype = dtype_of(values);
   const Handle bias = checked_bias(std::move(given_bias), input, pattern.rows);
@@ -177,7 +177,7 @@ class Plans {
   std::shared_ptr<OwnedPlan> find(int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = plans_.find(number);
-    require(found != plans_.end(), "plan: accepted is the number of one that was made and not freed");
+    require(found != plans_.end(), "plan: expected the number of one that was made and not freed");
     return found->second;
   }
   void free(int64_t number) {
@@ -196,8 +196,8 @@ Plans& plans() {
   return *one;
 }
 
-void boxed_plan(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_plan(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 4);
   Handle crow = arguments.tensor(), col = arguments.tensor();
   const Geometry geometry(arguments.integers());
   const int64_t columns = arguments.integer();
@@ -205,18 +205,18 @@ void boxed_plan(StableIValue* stack, uint64_t, uint64_t) {
   require(
       pattern.rows > 0 && columns > 0 && columns % geometry.taps() == 0 &&
           columns <= std::numeric_limits<int32_t>::max() / pattern.rows,
-      "columns: accepted is a positive multiple of the taps, such that the weight has fewer than 2^31 elements");
+      "columns: expected a positive multiple of the taps, such that the weight has fewer than 2^31 elements");
   stack[0] = torch::stable::detail::from(
       plans().add(std::make_shared<OwnedPlan>(std::move(crow), std::move(col), geometry, columns)));
 }
 
-void boxed_free_plan(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 1);
   plans().free(arguments.integer());
 }
 
-void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 7);
   const Handle input = arguments.tensor();
   Handle weight = arguments.tensor();
   Handle given_bias = arguments.optional_tensor();
@@ -230,10 +230,10 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   check_activation(input, geometry);
   require(
       input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
-      "input: accepted are the channels that the plan was made for");
+      "input: expected the channels that the plan was made for");
   require(
       weight.dtype() == input.dtype() && weight.device_type() == input.device_type(),
-      "weight: accepted is the dtype and place of input");
+      "weight: expected the dtype and place of input");
   if (!weight.is_contiguous()) weight = contiguous(weight);
   PlannedWeight values;
   values.data = weight.data();
@@ -243,7 +243,7 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
   require(
       elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
-      "weight: accepted are the plan's nonzeros, in one dimension, or all elements");
+      "weight: expected the plan's nonzeros, in one dimension, or all elements");
   const Handle bias = checked_bias(std::move(given_bias), input, plan.rows());
   const Activation source = activation_of(input);
   Handle output = empty_output(input, source, geometry, plan.rows());
@@ -252,8 +252,8 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = to_stack(std::move(output));
 }
 
-void boxed_input_gradient(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 9);
   const Handle grad_output = arguments.tensor();
   const Handle values = contiguous_vector(arguments.tensor());
   const Handle crow = arguments.tensor(), col = arguments.tensor(), permutation = arguments.tensor();
@@ -265,8 +265,7 @@ void boxed_input_gradient(StableIValue* stack, uint64_t, uint64_t) {
   SparsePattern pattern = pattern_of(crow, col, geometry);
   pattern.permutation = indices(permutation, pattern.nonzeros);
   check_like(
-      values, grad_output, pattern.nonzeros,
-      "values: accepted is one for each index, in dtype and place of grad_output");
+      values, grad_output, pattern.nonzeros, "values: expected one for each index, in dtype and place of grad_output");
   pattern.values = values.data();
   pattern.dtype = dtype_of(values);
   const Activation source = activation_of(grad_output);
@@ -274,7 +273,7 @@ void boxed_input_gradient(StableIValue* stack, uint64_t, uint64_t) {
   for (int d = 0; d < 2; ++d) {
     require(
         geometry.output_size(d, input_size[d]) == source.size[2 + d],
-        "grad_output: accepted is the size that the convolution gives");
+        "grad_output: expected the size that the convolution gives");
   }
   const int64_t sizes[4] = {source.size[0], pattern.rows, height, width};
   Handle grad_input = empty_activation(sizes, channels_last, grad_output);
@@ -282,15 +281,15 @@ void boxed_input_gradient(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = to_stack(std::move(grad_input));
 }
 
-void boxed_weight_gradient(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void boxed_weight_gradient(StableIValue* stack, uint64_t count, uint64_t) {
+  Arguments arguments(stack, count, 5);
   const Handle grad_output = arguments.tensor(), input = arguments.tensor();
   const Handle crow = arguments.tensor(), col = arguments.tensor();
   const Geometry geometry(arguments.integers());
 
   check_activation(grad_output, geometry);
   check_activation(input, geometry);
-  require(grad_output.dtype() == input.dtype(), "grad_output: accepted is the dtype of input");
+  require(grad_output.dtype() == input.dtype(), "grad_output: expected the dtype of input");
   const SparsePattern pattern = pattern_of(crow, col, geometry);
   const Activation source = activation_of(input), grads = activation_of(grad_output);
   require(
@@ -298,7 +297,7 @@ void boxed_weight_gradient(StableIValue* stack, uint64_t, uint64_t) {
   for (int d = 0; d < 2; ++d) {
     require(
         geometry.output_size(d, source.size[2 + d]) == grads.size[2 + d],
-        "grad_output: accepted is the size that the convolution gives");
+        "grad_output: expected the size that the convolution gives");
   }
   Handle grad_values = empty(&pattern.nonzeros, 1, input.dtype(), input);
   sparse_conv2d_weight_gradient(geometry.conv, pattern, grads, source, grad_values.data(), torch_threads());

@@ -25,7 +25,7 @@ struct Geometry {
   int64_t padding_after[2];
 
   explicit Geometry(const std::vector<int64_t>& numbers) {
-    require(numbers.size() == kGeometryNumbers, "geometry: accepted are 11 numbers");
+    require(numbers.size() == kGeometryNumbers, "geometry: expected 11 numbers");
     for (size_t d = 0; d < 2; ++d) {
       conv.kernel[d] = numbers[d];
       conv.stride[d] = numbers[2 + d];
@@ -35,16 +35,16 @@ struct Geometry {
       require(
           conv.kernel[d] > 0 && conv.stride[d] > 0 && conv.dilation[d] > 0 && conv.padding[d] >= 0 &&
               padding_after[d] >= 0,
-          "geometry: accepted are positive kernel, stride and dilation, and padding of at least 0");
+          "geometry: expected positive kernel, stride and dilation, and padding of at least 0");
       constexpr int64_t kMost = 1 << 20;
       require(
           conv.kernel[d] < kMost && conv.stride[d] < kMost && conv.dilation[d] < kMost && conv.padding[d] < kMost &&
               padding_after[d] < kMost && conv.kernel[d] * conv.dilation[d] < kMost,
-          "geometry: accepted are numbers below 2^20");
+          "geometry: expected numbers below 2^20");
     }
     conv.groups = numbers[10];
-    require(conv.groups > 0, "groups: accepted is a positive number");
-    require(taps() < kMostTaps, "kernel: accepted are fewer than 2^24 weights for a pair of channels");
+    require(conv.groups > 0, "groups: expected a positive number");
+    require(taps() < kMostTaps, "kernel: expected fewer than 2^24 weights for a pair of channels");
   }
 
   int64_t taps() const { return conv.kernel[0] * conv.kernel[1]; }
@@ -66,12 +66,12 @@ inline const int32_t* indices(const Handle& tensor, int64_t size) {
   require(
       tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.dtype() == aoti_torch_dtype_int32() &&
           tensor.device_type() == aoti_torch_device_type_cpu() && tensor.is_contiguous(),
-      "indices: accepted are contiguous int32 tensors on the CPU");
+      "indices: expected contiguous int32 tensors on the CPU");
   return static_cast<const int32_t*>(tensor.data());
 }
 
 inline int64_t length(const Handle& tensor) {
-  require(tensor.dim() == 1, "indices, values: accepted is one dimension");
+  require(tensor.dim() == 1, "indices, values: expected one dimension");
   return tensor.sizes()[0];
 }
 

@@ -33,7 +33,7 @@ void check_rows(const SparsePattern& pattern) {
   const int32_t* const crow = pattern.crow_indices;
   bool ascend = crow[0] == 0 && crow[pattern.rows] == pattern.nonzeros;
   for (int64_t r = 0; r < pattern.rows; ++r) ascend = ascend && crow[r] <= crow[r + 1];
-  if (!ascend) throw std::invalid_argument("crow_indices: accepted are numbers that ascend from 0 to the nonzeros");
+  if (!ascend) throw std::invalid_argument("crow_indices: expected numbers that ascend from 0 to the nonzeros");
 }
 
 void check_indices(const SparsePattern& pattern, int64_t columns) {
@@ -47,7 +47,7 @@ void check_indices(const SparsePattern& pattern, int64_t columns) {
       least = column;
     }
   }
-  if (!sound) throw std::invalid_argument("col_indices: accepted are ascending indices within their range");
+  if (!sound) throw std::invalid_argument("col_indices: expected ascending indices within their range");
 }
 
 void sparse_conv2d(

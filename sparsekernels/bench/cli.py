@@ -155,7 +155,7 @@ def _suite_of_networks(names: list[str], suite_name: str | None) -> str:
     known = [case.name.partition("/")[2] for case in suite.read_cases("networks")]
     for name in names:
         if name not in known:
-            raise _fail(f"network is {name!r}, accepted are {', '.join(map(repr, dict.fromkeys(known)))}")
+            raise _fail(f"network is {name!r}, expected {', '.join(map(repr, dict.fromkeys(known)))}")
     if suite_name not in (None, "networks"):
         raise _fail(f"--network belongs to the suite 'networks', not to {suite_name!r}")
     return "networks"
@@ -228,7 +228,7 @@ def _check_plot_format(path: Path) -> None:
         raise _fail("--plot needs matplotlib: pip install 'sparsekernels[bench]'") from None
     accepted = sorted(FigureCanvasAgg.get_supported_filetypes())
     if path.suffix[1:] not in accepted:
-        raise _fail(f"--plot is {str(path)!r}, accepted endings are {', '.join(accepted)}")
+        raise _fail(f"--plot is {str(path)!r}, expected an ending of {', '.join(accepted)}")
 
 
 def _write(

@@ -313,7 +313,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
         expected = tuple(case.parameters["weight"])
         shape, index, value = (torch.as_tensor(arrays[key]) for key in _keys(name))
         if tuple(shape.tolist()) != expected:
-            raise ValueError(f"weights {path!r}: {name}.shape is {shape.tolist()}, accepted is {list(expected)}")
+            raise ValueError(f"weights {path!r}: {name}.shape is {shape.tolist()}, expected {list(expected)}")
         flat = torch.zeros(math.prod(expected))
         if index.shape != value.shape or index.dim() != 1 or not index.dtype.is_signed or index.is_floating_point():
             raise ValueError(

@@ -70,7 +70,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"status is {self.status!r}, accepted are {', '.join(map(repr, STATUSES))}")
+            raise ValueError(f"status is {self.status!r}, expected {', '.join(map(repr, STATUSES))}")
         if (self.status == "ok") != (self.p50_ms is not None):
             raise ValueError(f"a record has times if and only if its status is 'ok': {self.status!r}, {self.p50_ms} ms")
 

@@ -89,10 +89,10 @@ class Selection:
         ):
             for value in given:
                 if value not in accepted:
-                    raise ValueError(f"{name} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+                    raise ValueError(f"{name} is {value!r}, expected {', '.join(map(repr, accepted))}")
         for percent in self.sparsities:
             if not 0 <= percent < 100:
-                raise ValueError(f"sparsity is {percent:g}, accepted are percentages from 0 to below 100")
+                raise ValueError(f"sparsity is {percent:g}, expected percentages from 0 to below 100")
             if 0 < percent < 1:
                 raise ValueError(f"sparsity is {percent:g} percent; for that share of zeros give {100 * percent:g}")
 
@@ -224,7 +224,7 @@ class Suite:
 def load(name: str) -> Suite:
     """The suite called `name`. Raises `ValueError` for an unknown name, `Unavailable` where it cannot run here."""
     if name not in SUITES:
-        raise ValueError(f"suite is {name!r}, accepted are {', '.join(map(repr, SUITES))}")
+        raise ValueError(f"suite is {name!r}, expected {', '.join(map(repr, SUITES))}")
     suite = importlib.import_module(SUITES[name]).SUITE
     assert isinstance(suite, Suite)
     return suite
@@ -280,7 +280,7 @@ def _product(suite: str, where: str, name: str, values: Mapping[str, Any]) -> li
     ):
         for value in given:
             if value not in accepted:
-                raise ValueError(f"{where}: {key} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+                raise ValueError(f"{where}: {key} is {value!r}, expected {', '.join(map(repr, accepted))}")
     return [
         Case(
             suite=suite,

@@ -143,20 +143,20 @@ def convert(
     for an `example_input` without elements, or for another decision; then nothing has changed.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"convert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
+        raise TypeError(f"convert: model is of type {type(model).__name__}, expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("convert: model is a torch.jit.ScriptModule, accepted is the torch.nn.Module it was made from")
+        raise TypeError("convert: model is a torch.jit.ScriptModule, expected the torch.nn.Module it was made from")
     if isinstance(getattr(model, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None:
-        raise TypeError("convert: model is compiled, accepted is what torch.compile was given: convert, then compile")
+        raise TypeError("convert: model is compiled, expected what torch.compile was given: convert, then compile")
     decisions = (decisions,) if isinstance(decisions, str) else tuple(decisions)
     for decision in decisions:
         if decision not in DECISIONS:
-            raise ValueError(f"convert: decisions has {decision!r}, accepted are {', '.join(map(repr, DECISIONS))}")
+            raise ValueError(f"convert: decisions has {decision!r}, expected {', '.join(map(repr, DECISIONS))}")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor) and value.numel() == 0:
-            raise ValueError(f"convert: example_input has {_describe(value)}, accepted is one with elements")
+            raise ValueError(f"convert: example_input has {_describe(value)}, expected one with elements")
     training = model.training
     call = functools.partial(_with_own_arguments, model, args, kwargs)
     # whatever mode the caller is in: what is made here outlives it
@@ -199,7 +199,7 @@ def revert(model: nn.Module) -> nn.Module:
     hooks, a parametrization or a pruning mask since.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"revert: model is of type {type(model).__name__}, accepted is a torch.nn.Module")
+        raise TypeError(f"revert: model is of type {type(model).__name__}, expected a torch.nn.Module")
     converted = [module for module in model.modules() if CONVERSION in vars(module)]
     for module in converted:
         vars(module)[CONVERSION].check("revert")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import check_tensor
 from .transposed import Transposed, transpose
 
-_SHAPES = "accepted are [out, in] of a linear layer and [out, in/groups, kh, kw] of a convolution"
+_SHAPES = "expected [out, in] of a linear layer and [out, in/groups, kh, kw] of a convolution"
 _MOST = 2**31 - 1
 
 
@@ -84,13 +84,13 @@ class Unstructured:
         for one without nonzeros and one without zeros.
         """
         if not isinstance(weight, Tensor):
-            raise TypeError(f"from_dense: weight is of type {type(weight).__name__}, accepted is a torch.Tensor")
+            raise TypeError(f"from_dense: weight is of type {type(weight).__name__}, expected a torch.Tensor")
         check_tensor("from_dense", "weight", weight)
         shape = _checked_shape(tuple(weight.shape))
         if mask is None:
             dense = weight.detach()
             if not torch.isfinite(dense).all():
-                raise ValueError("from_dense: weight has NaN or infinite elements, accepted are finite ones")
+                raise ValueError("from_dense: weight has NaN or infinite elements, expected finite ones")
             stored = dense != 0
             pattern = cls.of_mask(stored, weight.dtype)
             if pattern.nnz == 0:
@@ -102,17 +102,17 @@ class Unstructured:
         else:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
-                raise TypeError(f"from_dense: mask is {given}, accepted is a tensor of dtype torch.bool")
+                raise TypeError(f"from_dense: mask is {given}, expected a tensor of dtype torch.bool")
             if mask.shape != weight.shape:
                 raise ValueError(
-                    f"from_dense: mask has shape {list(mask.shape)}, accepted is that of weight, {list(weight.shape)}"
+                    f"from_dense: mask has shape {list(mask.shape)}, expected that of weight, {list(weight.shape)}"
                 )
             if mask.device != weight.device:
-                raise ValueError(f"from_dense: mask is on {mask.device}, accepted is {weight.device} as weight")
+                raise ValueError(f"from_dense: mask is on {mask.device}, expected {weight.device} as weight")
             pattern = cls.of_mask(mask, weight.dtype)
         result = pattern.with_values(pattern.values_of(weight.detach()))
         if not torch.isfinite(result.values).all():
-            raise ValueError("from_dense: weight has NaN or infinite elements under mask, accepted are finite ones")
+            raise ValueError("from_dense: weight has NaN or infinite elements under mask, expected finite ones")
         assert result.shape == shape
         return result
 
@@ -193,9 +193,7 @@ class Unstructured:
         found = self._shared.transposed.get(groups)
         if found is None:
             if groups < 1 or self.shape[0] % groups:
-                raise ValueError(
-                    f"transposed: groups is {groups}, accepted is a divisor of the {self.shape[0]} outputs"
-                )
+                raise ValueError(f"transposed: groups is {groups}, expected a divisor of the {self.shape[0]} outputs")
             taps = math.prod(self.shape[2:])
             found = transpose(self.crow_indices, self.col_indices, self.shape[1] * groups, taps, groups)
             self._shared.transposed[groups] = found
@@ -233,7 +231,7 @@ class Unstructured:
     def values_of(self, weight: Tensor) -> Tensor:
         """The elements of a dense weight where this pattern has its own: [nnz], a copy. Differentiable to `weight`."""
         if tuple(weight.shape) != self.shape:
-            raise ValueError(f"values_of: weight has shape {list(weight.shape)}, accepted is {list(self.shape)}")
+            raise ValueError(f"values_of: weight has shape {list(weight.shape)}, expected {list(self.shape)}")
         if self.nnz == weight.numel():
             return weight.reshape(-1).clone()
         return weight.flatten().gather(0, self.flat_indices)
@@ -275,16 +273,16 @@ class Unstructured:
         names = ("shape", "crow_indices", "col_indices", "values")
         missing = [name for name in names if name not in tensors]
         if missing:
-            raise ValueError(f"from_tensors: {', '.join(missing)} missing, accepted are {', '.join(names)}")
+            raise ValueError(f"from_tensors: {', '.join(missing)} missing, expected {', '.join(names)}")
         for name in names:
             if not isinstance(tensors[name], Tensor):
                 raise TypeError(
-                    f"from_tensors: {name} is of type {type(tensors[name]).__name__}, accepted is a torch.Tensor"
+                    f"from_tensors: {name} is of type {type(tensors[name]).__name__}, expected a torch.Tensor"
                 )
         shape = tensors["shape"]
         if shape.dtype != torch.int64 or shape.dim() != 1:
             raise ValueError(
-                f"from_tensors: shape has dtype {shape.dtype} and {shape.dim()} dimensions, accepted is torch.int64, 1"
+                f"from_tensors: shape has dtype {shape.dtype} and {shape.dim()} dimensions, expected torch.int64, 1"
             )
         try:
             return cls(tuple(shape.tolist()), *(tensors[name] for name in names[1:]))
@@ -306,41 +304,41 @@ class Unstructured:
         out, columns = self.shape[0], math.prod(self.shape[1:])
         for name, indices in (("crow_indices", self.crow_indices), ("col_indices", self.col_indices)):
             if not isinstance(indices, Tensor):
-                raise TypeError(f"Unstructured: {name} is of type {type(indices).__name__}, accepted is a torch.Tensor")
+                raise TypeError(f"Unstructured: {name} is of type {type(indices).__name__}, expected a torch.Tensor")
             if indices.dtype != torch.int32 or indices.layout != torch.strided:
                 raise TypeError(
-                    f"Unstructured: {name} has dtype {indices.dtype} and layout {indices.layout}, accepted is"
+                    f"Unstructured: {name} has dtype {indices.dtype} and layout {indices.layout}, expected"
                     " torch.int32 and torch.strided"
                 )
             if indices.dim() != 1 or not indices.is_contiguous():
                 raise ValueError(
                     f"Unstructured: {name} has shape {list(indices.shape)} and strides {list(indices.stride())},"
-                    " accepted is one contiguous dimension"
+                    " expected one contiguous dimension"
                 )
             if indices.device != self.values.device:
                 raise ValueError(
-                    f"Unstructured: {name} is on {indices.device}, accepted is {self.values.device} as values"
+                    f"Unstructured: {name} is on {indices.device}, expected {self.values.device} as values"
                 )
         if self.crow_indices.numel() != out + 1:
             raise ValueError(
-                f"Unstructured: crow_indices has {self.crow_indices.numel()} elements, accepted is one more than the"
+                f"Unstructured: crow_indices has {self.crow_indices.numel()} elements, expected one more than the"
                 f" {out} rows"
             )
         self._check_values("Unstructured", self.values)
         if self.values.device.type != "meta":
             check_contents("Unstructured", self.crow_indices, self.col_indices, columns)
             if not torch.isfinite(self.values.detach()).all():
-                raise ValueError("Unstructured: values has NaN or infinite elements, accepted are finite ones")
+                raise ValueError("Unstructured: values has NaN or infinite elements, expected finite ones")
 
     def _check_values(self, where: str, values: Tensor) -> None:
         check_tensor(where, "values", values)
         if values.shape != self.col_indices.shape:
             raise ValueError(
-                f"{where}: values has shape {list(values.shape)}, accepted is that of col_indices, [{self.nnz}]"
+                f"{where}: values has shape {list(values.shape)}, expected that of col_indices, [{self.nnz}]"
             )
         if values.device != self.col_indices.device:
             raise ValueError(
-                f"{where}: values is on {values.device}, accepted is {self.col_indices.device} as col_indices"
+                f"{where}: values is on {values.device}, expected {self.col_indices.device} as col_indices"
             )
 
 
@@ -349,11 +347,11 @@ def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) not in (2, 4):
         raise ValueError(f"Unstructured: the weight has shape {list(shape)}, {_SHAPES}")
     if min(shape) < 1:
-        raise ValueError(f"Unstructured: the weight has shape {list(shape)}, accepted are sizes of at least 1")
+        raise ValueError(f"Unstructured: the weight has shape {list(shape)}, expected sizes of at least 1")
     if math.prod(shape) > _MOST:
         raise ValueError(
-            f"Unstructured: the weight has shape {list(shape)}, {math.prod(shape)} elements with its zeros; accepted"
-            f" are {_MOST} (indices are of 32 bits)"
+            f"Unstructured: the weight has shape {list(shape)}, {math.prod(shape)} elements with its zeros; expected"
+            f" at most {_MOST} (indices are of 32 bits)"
         )
     return shape
 
@@ -364,20 +362,20 @@ def check_contents(where: str, crow: Tensor, col: Tensor, columns: int) -> None:
     first, last = int(crow[0]), int(crow[-1])
     if (first, last) != (0, nnz):
         raise ValueError(
-            f"{where}: crow_indices goes from {first} to {last}, accepted is from 0 to the {nnz} of col_indices"
+            f"{where}: crow_indices goes from {first} to {last}, expected from 0 to the {nnz} of col_indices"
         )
     if (crow[1:] < crow[:-1]).any():
-        raise ValueError(f"{where}: crow_indices descends, accepted is one that never does")
+        raise ValueError(f"{where}: crow_indices descends, expected one that never does")
     if nnz == 0:
         return
     low, high = int(col.min()), int(col.max())
     if low < 0 or high >= columns:
-        raise ValueError(f"{where}: col_indices goes from {low} to {high}, accepted is 0 to {columns - 1}")
+        raise ValueError(f"{where}: col_indices goes from {low} to {high}, expected 0 to {columns - 1}")
     row_starts = torch.zeros(nnz + 1, dtype=torch.bool, device=col.device)
     row_starts[crow.long()] = True
     if ((col[1:] <= col[:-1]) & ~row_starts[1:nnz]).any():
         repeated = bool(((col[1:] == col[:-1]) & ~row_starts[1:nnz]).any())
         raise ValueError(
-            f"{where}: col_indices {'has a column twice in a row' if repeated else 'is not sorted'}, accepted is"
+            f"{where}: col_indices {'has a column twice in a row' if repeated else 'is not sorted'}, expected"
             " strictly ascending in each row"
         )

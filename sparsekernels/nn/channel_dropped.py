@@ -99,11 +99,11 @@ class _ChannelDropped(torch.nn.Module):
 def _check(name: str, module: Any, accepted: type) -> None:
     if not isinstance(module, accepted):
         raise TypeError(
-            f"{name}.from_dense: module is of type {type(module).__name__}, accepted is a torch.nn.{accepted.__name__}"
+            f"{name}.from_dense: module is of type {type(module).__name__}, expected a torch.nn.{accepted.__name__}"
         )
     groups = getattr(module, "groups", 1)
     if groups != 1:
-        raise ValueError(f"{name}.from_dense: module has {groups} groups, accepted is 1")
+        raise ValueError(f"{name}.from_dense: module has {groups} groups, expected 1")
 
 
 class ChannelDroppedLinear(_ChannelDropped, torch.nn.Linear):

@@ -52,10 +52,10 @@ class _Sparse(torch.nn.Module):
             mask = weight != 0
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
-            raise TypeError(f"set_pattern: mask is {given}, accepted is a tensor of dtype torch.bool, or None")
+            raise TypeError(f"set_pattern: mask is {given}, expected a tensor of dtype torch.bool, or None")
         if mask.shape != weight.shape or mask.device != weight.device:
             raise ValueError(
-                f"set_pattern: mask has shape {list(mask.shape)} on {mask.device}, accepted is that of weight,"
+                f"set_pattern: mask has shape {list(mask.shape)} on {mask.device}, expected that of weight,"
                 f" {list(weight.shape)} on {weight.device}"
             )
         with torch.no_grad():
@@ -192,15 +192,15 @@ def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> Non
 
 def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> None:
     if format not in FORMATS:
-        raise ValueError(f"{name}.from_dense: format is {format!r}, accepted is {', '.join(map(repr, FORMATS))}")
+        raise ValueError(f"{name}.from_dense: format is {format!r}, expected {', '.join(map(repr, FORMATS))}")
     if not isinstance(module, accepted):
         raise TypeError(
-            f"{name}.from_dense: module is of type {type(module).__name__}, accepted is a torch.nn.{accepted.__name__}"
+            f"{name}.from_dense: module is of type {type(module).__name__}, expected a torch.nn.{accepted.__name__}"
         )
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
             f"{name}.from_dense: module is the out_proj of a torch.nn.MultiheadAttention, which multiplies by its"
-            " weight itself and would never call a sparse layer; accepted is a layer that is called"
+            " weight itself and would never call a sparse layer; expected a layer that is called"
         )
 
 

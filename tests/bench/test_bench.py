@@ -146,11 +146,11 @@ class TestSuites:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('group = "a"\nname = ["x"]\ndtype = ["int8"]', "table 1: dtype is 'int8', accepted are 'float32'"),
+            ('group = "a"\nname = ["x"]\ndtype = ["int8"]', "table 1: dtype is 'int8', expected 'float32'"),
             ('group = "a"\nname = ["x"]\npass = ["sideways"]', "pass is 'sideways'"),
             ('group = "a"', "needs a group, and either shapes or names"),
             ('name = ["x"]', "needs a group"),
-            ('group = "a"\nname = ["x"]\nquick = ["backward"]', "quick is 'backward', accepted are 'forward'"),
+            ('group = "a"\nname = ["x"]\nquick = ["backward"]', "quick is 'backward', expected 'forward'"),
         ],
     )
     def test_bad_tables_are_named(self, text: str, message: str) -> None:
@@ -181,7 +181,7 @@ class TestSuites:
         ]
 
     def test_unknown_suite(self) -> None:
-        with pytest.raises(ValueError, match="suite is 'x', accepted are 'networks', 'layers', 'rmsnorm', 'openelm'"):
+        with pytest.raises(ValueError, match="suite is 'x', expected 'networks', 'layers', 'rmsnorm', 'openelm'"):
             suite.load("x")
 
     @pytest.mark.parametrize("name", suite.SUITES)
@@ -220,11 +220,11 @@ class TestSuites:
     @pytest.mark.parametrize(
         ("bad", "message"),
         [
-            ({"device": "tpu"}, "device is 'tpu', accepted are 'cpu', 'cuda'"),
+            ({"device": "tpu"}, "device is 'tpu', expected 'cpu', 'cuda'"),
             ({"dtypes": ("int8",)}, "dtype is 'int8'"),
             ({"passes": ("up",)}, "pass is 'up'"),
-            ({"masks": ("even",)}, "mask is 'even', accepted are 'random', 'clustered'"),
-            ({"sparsities": (100.0,)}, "sparsity is 100, accepted are percentages from 0 to below 100"),
+            ({"masks": ("even",)}, "mask is 'even', expected 'random', 'clustered'"),
+            ({"sparsities": (100.0,)}, "sparsity is 100, expected percentages from 0 to below 100"),
         ],
     )
     def test_bad_selections(self, bad: dict[str, Any], message: str) -> None:
@@ -432,9 +432,7 @@ class TestRunner:
             assert one.commit == machine.commit()
 
     def test_a_death_is_told(self) -> None:
-        with pytest.raises(
-            runner.RunnerError, match=r"(?s)suite 'nonsense' died \(exit code 1\) at start.*accepted are"
-        ):
+        with pytest.raises(runner.RunnerError, match=r"(?s)suite 'nonsense' died \(exit code 1\) at start.*expected"):
             list(runner.run("nonsense", Selection()))
 
     def test_a_crash_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:

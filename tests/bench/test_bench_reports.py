@@ -63,7 +63,7 @@ class TestRecords:
             ("[]", "line 2: a record is a JSON object"),
             ('{"suite": "x"}', "line 2: the record has no case, variant"),
             (make_record().to_json()[:-1] + ', "colour": 1}', "line 2: a record has no key colour"),
-            (make_record().to_json().replace('"ok"', '"fine"'), "line 2: status is 'fine', accepted are 'ok'"),
+            (make_record().to_json().replace('"ok"', '"fine"'), "line 2: status is 'fine', expected 'ok'"),
         ],
     )
     def test_bad_lines_are_named(self, tmp_path: Path, line: str, message: str) -> None:

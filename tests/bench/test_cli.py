@@ -92,10 +92,10 @@ class TestBench:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("bench", "norms"), "suite is 'norms', accepted are 'networks', 'layers', 'rmsnorm', 'openelm'"),
-            (("bench", "rmsnorm", "--dtype", "int8"), "dtype is 'int8', accepted are 'float32', 'bfloat16'"),
-            (("bench", "rmsnorm", "--device", "tpu"), "device is 'tpu', accepted are 'cpu', 'cuda'"),
-            (("bench", "rmsnorm", "--pass", "up"), "pass is 'up', accepted are 'forward'"),
+            (("bench", "norms"), "suite is 'norms', expected 'networks', 'layers', 'rmsnorm', 'openelm'"),
+            (("bench", "rmsnorm", "--dtype", "int8"), "dtype is 'int8', expected 'float32', 'bfloat16'"),
+            (("bench", "rmsnorm", "--device", "tpu"), "device is 'tpu', expected 'cpu', 'cuda'"),
+            (("bench", "rmsnorm", "--pass", "up"), "pass is 'up', expected 'forward'"),
             (("bench", "rmsnorm", "--threads", "0"), "Invalid value for '--threads'"),
             (("bench", "rmsnorm", "--batch", "many"), "Invalid value for '--batch'"),
             (
@@ -103,7 +103,7 @@ class TestBench:
                 "no case of suite rmsnorm matches these options; on this device",
             ),
             ((*TINY, "--variant", "mine"), "no variant matches these options; it has ours, torch, layer_norm"),
-            (("bench", "rmsnorm", "--plot", "picture.txt"), "plot is 'picture.txt', accepted endings are"),
+            (("bench", "rmsnorm", "--plot", "picture.txt"), "plot is 'picture.txt', expected an ending of"),
             (("bench", "--network", "vgg16-d", "--case", "*vgg*"), "--network and --case both say which cases"),
             (("bench", "rmsnorm", "--colour"), "No such option: --colour"),
             (("compare", "nowhere.jsonl", "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),

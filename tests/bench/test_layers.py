@@ -302,7 +302,7 @@ class TestWeights:
         ("key", "value", "message"),
         [
             ("conv2.index", None, "has no conv2.index"),
-            ("conv3.shape", [384, 256, 5, 5], r"conv3.shape is \[384, 256, 5, 5\], accepted is \[384, 256, 3, 3\]"),
+            ("conv3.shape", [384, 256, 5, 5], r"conv3.shape is \[384, 256, 5, 5\], expected \[384, 256, 3, 3\]"),
             ("conv1.index", [0, 5, 96 * 3 * 121], "conv1.index is not within the 34848 weights"),
             ("conv1.index", [-1, 5, 7], "conv1.index is not within"),
             ("conv5.value", [1.0], "conv5.index and conv5.value are not lists"),
@@ -445,8 +445,8 @@ def test_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sparsity", "100"), "sparsity is 100, accepted are percentages"),
-        (("--mask", "even"), "mask is 'even', accepted are 'random', 'clustered'"),
+        (("--sparsity", "100"), "sparsity is 100, expected percentages"),
+        (("--mask", "even"), "mask is 'even', expected 'random', 'clustered'"),
         (("--dtype", "bfloat16"), "no case of suite layers matches these options"),
         (("--weights", "nowhere.npz"), "'nowhere.npz' does not exist"),
     ],

@@ -280,9 +280,9 @@ class TestPruning:
     @pytest.mark.parametrize(
         ("kind", "sparsity", "message"),
         [
-            ("even", 0.5, "kind is 'even', accepted are 'random', 'clustered', 'magnitude'"),
-            ("random", 90, "sparsity is 90, accepted are numbers from 0 to 1"),
-            ("magnitude", -0.1, "sparsity is -0.1, accepted"),
+            ("even", 0.5, "kind is 'even', expected 'random', 'clustered', 'magnitude'"),
+            ("random", 90, "sparsity is 90, expected numbers from 0 to 1"),
+            ("magnitude", -0.1, "sparsity is -0.1, expected"),
         ],
     )
     def test_bad_arguments(self, kind: str, sparsity: float, message: str) -> None:

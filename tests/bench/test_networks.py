@@ -246,7 +246,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert "sparsity is 0.9 percent; for that share of zeros give 90" in one_line(result.output)
     result = run("bench", "--network", "lenet")
     assert result.exit_code == 2
-    assert "network is 'lenet', accepted are 'lenet-300-100'" in one_line(result.output)
+    assert "network is 'lenet', expected 'lenet-300-100'" in one_line(result.output)
     result = run("bench", "layers", "--network", "vgg16-d")
     assert result.exit_code == 2
     assert "--network belongs to the suite 'networks'" in one_line(result.output)

@@ -180,7 +180,7 @@ class TestChild:
 
     def test_a_bad_command_is_an_error(self, started: Callable[..., Child]) -> None:
         child = started()
-        with pytest.raises(ChildError, match="command is 'dance', accepted are 'run', 'output'"):
+        with pytest.raises(ChildError, match="command is 'dance', expected 'run', 'output'"):
             child._ask("dance 3")
         with pytest.raises(ChildError, match="ValueError"):
             child._ask("run many")
@@ -256,7 +256,7 @@ class TestMeasure:
         assert found["wrong"].p50_ms is found["mortal"].p50_ms is found["mortal"].speedup is None
         text = "\n".join(notes)
         assert "network/tiny@2 random-90 forward, wrong: wrong, the largest error is 0.002" in text
-        assert "bf16-wrong: wrong, the largest error is 0.25 of the largest value, accepted is 0.2" in text
+        assert "bf16-wrong: wrong, the largest error is 0.25 of the largest value, expected 0.2" in text
         assert "absent: unavailable, not today" in text
         assert "mortal: its process died (exit status 4)" in text
         ours = found[OURS]
@@ -435,7 +435,7 @@ class TestTable:
             ('engine = "e.py"\nlicence = ""\nvariants = []', "about"),
             ('engine = "e.py"\nabout = ""\nlicence = ""\nvariants = []\ncolour = 3', "colour"),
             ('engine = "e.py"\nabout = ""\nlicence = ""\nvariants = []\nrequirements = ["a==1"]', "need python"),
-            ('engine = "e.py"\nvariants = [{name = "a", cases = ["song"]}]', "cases is 'song', accepted are 'network'"),
+            ('engine = "e.py"\nvariants = [{name = "a", cases = ["song"]}]', "cases is 'song', expected 'network'"),
             ('engine = "e.py"\nvariants = [{name = "a", cases = [], dtype = "int3"}]', "dtype is 'int3'"),
         ],
     )
@@ -539,15 +539,15 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("line", "text"),
         [
-            ("--network vgg99", "network is 'vgg99', accepted are 'lenet-300-100'"),
-            ("--peers tvm", "peers is 'tvm', accepted are 'torch', 'onnxruntime'"),
+            ("--network vgg99", "network is 'vgg99', expected 'lenet-300-100'"),
+            ("--peers tvm", "peers is 'tvm', expected 'torch', 'onnxruntime'"),
             ("--peers ours", "peers is 'ours'"),
-            ("--linear 1024", "linear is '1024', accepted are two sizes as in '1024x1024'"),
+            ("--linear 1024", "linear is '1024', expected two sizes as in '1024x1024'"),
             ("--linear 0x4", "linear is '0x4'"),
-            ("--sparsity 80 100", "sparsity is 100, accepted are percentages from 0 to below 100"),
+            ("--sparsity 80 100", "sparsity is 100, expected percentages from 0 to below 100"),
             ("--batch 0", "invalid positive whole number value: '0'"),
-            ("--threads 4096", "threads is 4096, accepted are 1 to "),
-            ("--seconds -1", "seconds is -1, accepted are 0 and above"),
+            ("--threads 4096", "threads is 4096, expected 1 to "),
+            ("--seconds -1", "seconds is -1, expected 0 and above"),
             ("--pruning lucky", "invalid choice: 'lucky'"),
         ],
     )

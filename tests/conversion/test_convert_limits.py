@@ -342,7 +342,7 @@ def test_the_next_takes_the_place_of_a_gain_that_was_luck(prefer: Prefer, monkey
 def test_a_compiled_model_is_refused() -> None:
     model, x = make("sequential")
     compiled = torch.compile(model)
-    with pytest.raises(TypeError, match="is compiled, accepted is what torch.compile was given"):
+    with pytest.raises(TypeError, match="is compiled, expected what torch.compile was given"):
         sk.convert(compiled, x)
     model.compile()
     with pytest.raises(TypeError, match="is compiled"):
@@ -351,7 +351,7 @@ def test_a_compiled_model_is_refused() -> None:
 
 def test_an_empty_batch_is_refused() -> None:
     model, x = make("sequential")
-    with pytest.raises(ValueError, match="has a tensor of shape .0, 8, .*accepted is one with elements"):
+    with pytest.raises(ValueError, match="has a tensor of shape .0, 8, .*expected one with elements"):
         sk.convert(model, x[:0])
 
 

@@ -180,9 +180,9 @@ def test_pickle_and_deepcopy() -> None:
         ({"shape": None}, "shape missing"),
         ({"values": None, "col_indices": None}, "col_indices, values missing"),
         ({"shape": torch.tensor([3.0, 3.0])}, "shape has dtype torch.float32"),
-        ({"shape": torch.tensor([3, 2])}, "col_indices goes from 0 to 2, accepted is 0 to 1"),
+        ({"shape": torch.tensor([3, 2])}, "col_indices goes from 0 to 2, expected 0 to 1"),
         ({"shape": torch.tensor([3, -3])}, "sizes of at least 1"),
-        ({"shape": torch.tensor([3, 3, 3])}, "shape \\[3, 3, 3\\], accepted are"),
+        ({"shape": torch.tensor([3, 3, 3])}, "shape \\[3, 3, 3\\], expected"),
         ({"shape": torch.tensor([2, 3])}, "crow_indices has 4 elements"),
         ({"crow_indices": torch.tensor([0, 2, 2, 4])}, "crow_indices has dtype torch.int64"),
         ({"values": torch.arange(4)}, "values has dtype torch.int64"),
@@ -206,7 +206,7 @@ def int32(*numbers: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("parts", "error", "message"),
     [
-        ({"shape": (3,)}, ValueError, "shape \\[3\\], accepted are \\[out, in\\]"),
+        ({"shape": (3,)}, ValueError, "shape \\[3\\], expected \\[out, in\\]"),
         ({"shape": (0, 3)}, ValueError, "sizes of at least 1"),
         ({"shape": (1 << 16, 1 << 15)}, ValueError, "2147483648 elements with its zeros"),
         ({"crow_indices": int32(1, 2, 2, 4)}, ValueError, "goes from 1 to 4"),
@@ -214,16 +214,16 @@ def int32(*numbers: int) -> torch.Tensor:
         ({"crow_indices": int32(0, 5, 2, 4)}, ValueError, "crow_indices descends"),
         ({"crow_indices": int32(0, -1, 2, 4)}, ValueError, "crow_indices descends"),
         ({"crow_indices": int32(0, 4)}, ValueError, "crow_indices has 2 elements"),
-        ({"crow_indices": int32(0, 2, 2, 4).view(2, 2)}, ValueError, "accepted is one contiguous dimension"),
+        ({"crow_indices": int32(0, 2, 2, 4).view(2, 2)}, ValueError, "expected one contiguous dimension"),
         ({"crow_indices": [0, 2, 2, 4]}, TypeError, "crow_indices is of type list"),
-        ({"col_indices": int32(1, 2, 0, 3)}, ValueError, "col_indices goes from 0 to 3, accepted is 0 to 2"),
+        ({"col_indices": int32(1, 2, 0, 3)}, ValueError, "col_indices goes from 0 to 3, expected 0 to 2"),
         ({"col_indices": int32(-1, 2, 0, 2)}, ValueError, "col_indices goes from -1"),
         ({"col_indices": int32(2, 1, 0, 2)}, ValueError, "col_indices is not sorted"),
         ({"col_indices": int32(1, 1, 0, 2)}, ValueError, "a column twice in a row"),
         ({"col_indices": int32(1, 2, 0)}, ValueError, "values has shape"),
         ({"col_indices": torch.tensor([1, 2, 0, 2])}, TypeError, "col_indices has dtype torch.int64"),
         ({"col_indices": int32(1, 2, 0, 2).to("meta")}, ValueError, "col_indices is on meta"),
-        ({"col_indices": int32(1, 0, 2, 0, 0, 0, 2, 0)[::2]}, ValueError, "accepted is one contiguous dimension"),
+        ({"col_indices": int32(1, 0, 2, 0, 0, 0, 2, 0)[::2]}, ValueError, "expected one contiguous dimension"),
         ({"values": torch.ones(2, 2)}, ValueError, "values has shape \\[2, 2\\]"),
         ({"values": torch.tensor([1.0, float("nan"), 1.0, 1.0])}, ValueError, "NaN or infinite"),
         ({"values": torch.tensor([1.0, float("inf"), 1.0, 1.0])}, ValueError, "NaN or infinite"),
@@ -247,8 +247,8 @@ def test_bad_parts_are_refused(parts: dict[str, Any], error: type[Exception], me
         ((torch.tensor([[0.0, float("nan")]]),), ValueError, "NaN or infinite"),
         ((torch.tensor([[0.0, float("inf")]]),), ValueError, "NaN or infinite"),
         ((torch.tensor([[0.0, float("inf")]]), torch.tensor([[True, True]])), ValueError, "NaN or infinite.*mask"),
-        ((torch.ones(3),), ValueError, "accepted are \\[out, in\\]"),
-        ((torch.ones(3, 3, 3),), ValueError, "accepted are \\[out, in\\]"),
+        ((torch.ones(3),), ValueError, "expected \\[out, in\\]"),
+        ((torch.ones(3, 3, 3),), ValueError, "expected \\[out, in\\]"),
         ((torch.ones(3, 0),), ValueError, "sizes of at least 1"),
         ((torch.ones(3, 3).int(),), TypeError, "weight has dtype torch.int32"),
         ((torch.eye(3).to_sparse(),), TypeError, "weight has layout torch.sparse_coo"),
@@ -276,5 +276,5 @@ def test_other_bad_calls() -> None:
     with pytest.raises(ValueError, match="values_of: weight has shape \\[2, 3\\]"):
         weight.values_of(torch.ones(2, 3))
     for groups in (0, 2, -1):
-        with pytest.raises(ValueError, match=f"groups is {groups}, accepted is a divisor of the 3 outputs"):
+        with pytest.raises(ValueError, match=f"groups is {groups}, expected a divisor of the 3 outputs"):
             weight.transposed(groups)

@@ -101,7 +101,7 @@ def test_set_pattern() -> None:
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.ones(6, 5).bool(), ValueError, r"mask has shape \[6, 5\] on cpu, accepted is that of weight, \[5, 6\]"),
+        (torch.ones(6, 5).bool(), ValueError, r"mask has shape \[6, 5\] on cpu, expected that of weight, \[5, 6\]"),
         (torch.ones(5, 6), TypeError, "mask is of dtype torch.float32"),
         (torch.ones(5, 6).bool().to("meta"), ValueError, "on meta"),
         ([True], TypeError, "mask is of type list"),
@@ -113,9 +113,9 @@ def test_bad_patterns_are_refused(mask: Any, error: type[Exception], message: st
 
 
 def test_bad_modules_are_refused() -> None:
-    with pytest.raises(ValueError, match="format is 'block', accepted is 'unstructured'"):
+    with pytest.raises(ValueError, match="format is 'block', expected 'unstructured'"):
         sk.nn.SparseLinear.from_dense(pruned(torch.nn.Linear(6, 5)), format="block")
-    with pytest.raises(TypeError, match=r"module is of type Linear, accepted is a torch.nn.Conv2d"):
+    with pytest.raises(TypeError, match=r"module is of type Linear, expected a torch.nn.Conv2d"):
         sk.nn.SparseConv2d.from_dense(torch.nn.Linear(6, 5))
     with pytest.raises(ValueError, match="has no zeros"):
         sk.nn.SparseConv2d.from_dense(torch.nn.Conv2d(4, 6, 3))

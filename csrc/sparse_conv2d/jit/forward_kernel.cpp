@@ -161,8 +161,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   threads.run(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) compile(piece);
   });
-  if (!sound)
-    throw std::invalid_argument("col_indices, permutation: accepted are ascending indices within their range");
+  if (!sound) throw std::invalid_argument("col_indices, permutation: expected ascending indices within their range");
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) throw std::bad_alloc();
   result->steps_.resize(places.size());

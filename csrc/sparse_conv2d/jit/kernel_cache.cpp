@@ -38,7 +38,7 @@ Limits read_limits() {
     if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
       throw std::invalid_argument(
           std::string("SPARSEKERNELS_CPU_PROGRAMS is '") + set +
-          "', accepted is a whole number of megabytes such as 1024, or 0 for no kernels");
+          "', expected a whole number of megabytes such as 1024, or 0 for no kernels");
     }
     const size_t most = static_cast<size_t>(megabytes) * kMegabyte;
     return {std::min(most, kKept), most};

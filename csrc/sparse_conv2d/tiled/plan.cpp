@@ -122,7 +122,7 @@ TilePlan make_tile_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind,
   plan.plane_lines = plan.phase_lines * static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
   plan.channel_lines = spread_channels(lattice, plan, plan.plane_lines * plan.item_groups);
   if ((plan.block_channels + 1) * plan.channel_lines * kLanes > std::numeric_limits<int32_t>::max())
-    throw std::length_error("sparse_conv2d: the kernel reaches too far; accepted are tiles of less than 8 GB");
+    throw std::length_error("sparse_conv2d: the kernel reaches too far; expected tiles of less than 8 GB");
   return plan;
 }
 

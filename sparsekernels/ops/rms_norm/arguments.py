@@ -27,31 +27,31 @@ def validate(
             continue
         checked = check_tensor(op, name, tensor)
         if checked.device != input.device:
-            raise ValueError(f"{op}: {name} is on {checked.device}, accepted is the device of input, {input.device}")
+            raise ValueError(f"{op}: {name} is on {checked.device}, expected the device of input, {input.device}")
     try:
         shape = tuple(size if isinstance(size, torch.SymInt) else operator.index(size) for size in normalized_shape)
     except TypeError:
         refused = (
             f"of type {type(normalized_shape).__name__}" if isinstance(normalized_shape, Tensor) else normalized_shape
         )
-        raise TypeError(f"{op}: normalized_shape is {refused}, accepted is a sequence of sizes such as (64,)") from None
+        raise TypeError(f"{op}: normalized_shape is {refused}, expected a sequence of sizes such as (64,)") from None
     if not shape:
-        raise ValueError(f"{op}: normalized_shape is empty, accepted is at least one size")
+        raise ValueError(f"{op}: normalized_shape is empty, expected at least one size")
     if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
         raise ValueError(
-            f"{op}: input has shape {list(input.shape)}, accepted with normalized_shape {list(shape)} is "
-            f"[*, {', '.join(map(str, shape))}]"
+            f"{op}: input has shape {list(input.shape)}, expected [*, {', '.join(map(str, shape))}] with"
+            f" normalized_shape {list(shape)}"
         )
     if weight is not None and tuple(weight.shape) != shape:
-        raise ValueError(f"{op}: weight has shape {list(weight.shape)}, accepted is normalized_shape, {list(shape)}")
+        raise ValueError(f"{op}: weight has shape {list(weight.shape)}, expected normalized_shape, {list(shape)}")
     if residual is not None and residual.shape != input.shape:
         raise ValueError(
-            f"{op}: residual has shape {list(residual.shape)}, accepted is that of input, {list(input.shape)}"
+            f"{op}: residual has shape {list(residual.shape)}, expected that of input, {list(input.shape)}"
         )
     if residual is not None and residual.dtype != input.dtype:
-        raise TypeError(f"{op}: residual has dtype {residual.dtype}, accepted is that of input, {input.dtype}")
+        raise TypeError(f"{op}: residual has dtype {residual.dtype}, expected that of input, {input.dtype}")
     if eps is not None:
         if not isinstance(eps, numbers.Real):
-            raise TypeError(f"{op}: eps is of type {type(eps).__name__}, accepted is a number or None")
+            raise TypeError(f"{op}: eps is of type {type(eps).__name__}, expected a number or None")
         if math.isnan(eps) or eps < 0:
-            raise ValueError(f"{op}: eps is {eps}, accepted is a number that is at least 0, or None")
+            raise ValueError(f"{op}: eps is {eps}, expected a number that is at least 0, or None")

@@ -1,8 +1,8 @@
 """The operators that torch knows: schemas, results without data, and what runs where no compiled kernel is registered.
 
 `sparsekernels::_rms_norm`, `_add_rms_norm` and `_rms_norm_backward` are kernel operators: torch's dispatcher hands them
-to the compiled kernel of the input's device (csrc/rms_norm/bindings*.cpp), or to the next row of the table. They know no
-gradients, and take normalized_shape as two numbers, how many sizes it has and their product: a list of one size costs
+to the compiled kernel of the input's device (csrc/rms_norm/bindings*.cpp), or to the next row of the table. They know
+no gradients, and take normalized_shape as two numbers, how many sizes it has and their product: a list of one size costs
 0.4 us more on its way through the dispatcher, a sixth of a small call.
 
 `sparsekernels::rms_norm`, `add_rms_norm` and `rms_norm_backward` know their gradients (registered in op.py); graphs
@@ -141,7 +141,7 @@ def _with_shape(function: Callable[..., Any], input_at: int, tensors: int) -> Ca
         dims, size = arguments[tensors : tensors + 2]
         shape = tuple(input.shape[input.dim() - dims :]) if 0 < dims <= input.dim() else (size,)
         if math.prod(shape) != size:
-            raise ValueError(f"normalized_shape has {size} elements, accepted is {math.prod(shape)} as in the input")
+            raise ValueError(f"normalized_shape has {size} elements, expected {math.prod(shape)} as in the input")
         return function(*arguments[:tensors], shape, *arguments[tensors + 2 :])
 
     return run

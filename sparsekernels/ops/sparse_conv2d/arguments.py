@@ -29,7 +29,7 @@ def validate(
     """
     if not isinstance(weight, Unstructured):
         raise TypeError(
-            f"{op}: weight is of type {type(weight).__name__}, accepted is a sparsekernels.Unstructured, which"
+            f"{op}: weight is of type {type(weight).__name__}, expected a sparsekernels.Unstructured, which"
             " Unstructured.from_dense makes"
         )
     for name, tensor in (("input", input), ("bias", bias)):
@@ -37,9 +37,9 @@ def validate(
             continue
         checked = check_tensor(op, name, tensor)
         if checked.device != weight.device:
-            raise ValueError(f"{op}: {name} is on {checked.device}, accepted is the device of weight, {weight.device}")
+            raise ValueError(f"{op}: {name} is on {checked.device}, expected the device of weight, {weight.device}")
     if bias is not None and tuple(bias.shape) != weight.shape[:1]:
-        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, accepted is [{weight.shape[0]}], the outputs")
+        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, expected [{weight.shape[0]}], the outputs")
     if op == "sparse_linear":
         _validate_linear(input, weight)
     else:
@@ -49,13 +49,13 @@ def validate(
 def _validate_linear(input: Tensor, weight: Unstructured) -> None:
     if weight.is_conv:
         raise ValueError(
-            f"sparse_linear: weight has shape {list(weight.shape)}, accepted is [out, in]; a convolution's weight goes"
+            f"sparse_linear: weight has shape {list(weight.shape)}, expected [out, in]; a convolution's weight goes"
             " to sparse_conv2d"
         )
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"sparse_linear: input has shape {list(input.shape)}, accepted with a weight of {list(weight.shape)} is"
-            f" [*, {weight.shape[1]}]"
+            f"sparse_linear: input has shape {list(input.shape)}, expected [*, {weight.shape[1]}] with a weight of"
+            f" {list(weight.shape)}"
         )
 
 
@@ -69,26 +69,26 @@ def _validate_conv2d(
 ) -> None:
     if not weight.is_conv:
         raise ValueError(
-            f"sparse_conv2d: weight has shape {list(weight.shape)}, accepted is [out, in/groups, kh, kw]; a linear"
+            f"sparse_conv2d: weight has shape {list(weight.shape)}, expected [out, in/groups, kh, kw]; a linear"
             " layer's weight goes to sparse_linear"
         )
     geometry = geometry_of(weight.shape, stride, padding, dilation, groups)
     _validate_sizes(geometry)
     if input.dim() not in (3, 4):
-        raise ValueError(f"sparse_conv2d: input has shape {list(input.shape)}, accepted are [N, C, H, W] and [C, H, W]")
+        raise ValueError(f"sparse_conv2d: input has shape {list(input.shape)}, expected [N, C, H, W] and [C, H, W]")
     if weight.shape[0] % geometry.groups:
-        raise ValueError(f"sparse_conv2d: groups is {groups}, accepted is a divisor of the {weight.shape[0]} outputs")
+        raise ValueError(f"sparse_conv2d: groups is {groups}, expected a divisor of the {weight.shape[0]} outputs")
     channels, height, width = input.shape[-3:]
     if channels != weight.shape[1] * geometry.groups:
         raise ValueError(
-            f"sparse_conv2d: input has {channels} channels, accepted with a weight of {list(weight.shape)} and"
-            f" {geometry.groups} groups are {weight.shape[1] * geometry.groups}"
+            f"sparse_conv2d: input has {channels} channels, expected {weight.shape[1] * geometry.groups} with a weight"
+            f" of {list(weight.shape)} and {geometry.groups} groups"
         )
     if min(geometry.output_size(height, width)) < 1:
         extent_h = geometry.dilation_h * (geometry.kernel_h - 1) + 1
         extent_w = geometry.dilation_w * (geometry.kernel_w - 1) + 1
         raise ValueError(
-            f"sparse_conv2d: input has {height}x{width} pixels, accepted are such that with the padding there are at"
+            f"sparse_conv2d: input has {height}x{width} pixels, expected such that with the padding there are at"
             f" least the {extent_h}x{extent_w} that the kernel spans"
         )
 
@@ -100,18 +100,18 @@ def _validate_sizes(geometry: Geometry) -> None:
         largest = max(value for key, value in numbers.items() if key.startswith(name))
         if largest >= LIMIT:
             name = {"kernel": "kernel size", "pad": "padding"}.get(name, name)
-            raise ValueError(f"sparse_conv2d: {name} is {largest}, accepted are numbers below {LIMIT}")
+            raise ValueError(f"sparse_conv2d: {name} is {largest}, expected numbers below {LIMIT}")
     largest = max(geometry.kernel_h * geometry.dilation_h, geometry.kernel_w * geometry.dilation_w)
     if largest >= LIMIT:
-        raise ValueError(f"sparse_conv2d: kernel size times dilation is {largest}, accepted are numbers below {LIMIT}")
+        raise ValueError(f"sparse_conv2d: kernel size times dilation is {largest}, expected numbers below {LIMIT}")
 
 
 def validate_together(op: str, input: Tensor, values: Tensor, bias: Tensor | None) -> None:
     """Raise TypeError unless the three are of one dtype."""
     if values.dtype != input.dtype:
-        raise TypeError(f"{op}: weight has dtype {values.dtype}, accepted is that of input, {input.dtype}")
+        raise TypeError(f"{op}: weight has dtype {values.dtype}, expected that of input, {input.dtype}")
     if bias is not None and bias.dtype != input.dtype:
-        raise TypeError(f"{op}: bias has dtype {bias.dtype}, accepted is that of input, {input.dtype}")
+        raise TypeError(f"{op}: bias has dtype {bias.dtype}, expected that of input, {input.dtype}")
 
 
 # The kernel operators' own checks, terse: they keep the reference from broadcasting what does not fit.

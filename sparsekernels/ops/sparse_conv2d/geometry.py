@@ -46,7 +46,7 @@ LINEAR = Geometry(1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1)
 
 def pair(name: str, value: OneOrTwo, least: int) -> tuple[int, int]:
     """`value` for height and width. Raises TypeError or ValueError, in words, for all else."""
-    accepted = f"accepted is a whole number of at least {least}, or two of them"
+    accepted = f"expected a whole number of at least {least}, or two of them"
     try:
         # torch's own modules and functions also take a sequence of one
         numbers = [operator.index(value)] if not isinstance(value, Sequence) else [operator.index(v) for v in value]
@@ -71,9 +71,9 @@ def geometry_of(
     try:
         groups = operator.index(groups)
     except TypeError:
-        raise TypeError(f"sparse_conv2d: groups is {groups!r}, accepted is a whole number of at least 1") from None
+        raise TypeError(f"sparse_conv2d: groups is {groups!r}, expected a whole number of at least 1") from None
     if groups < 1:
-        raise ValueError(f"sparse_conv2d: groups is {groups}, accepted is a whole number of at least 1")
+        raise ValueError(f"sparse_conv2d: groups is {groups}, expected a whole number of at least 1")
     return Geometry(kernel_h, kernel_w, stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups)
 
 
@@ -84,10 +84,10 @@ def _named_padding(
         return 0, 0, 0, 0
     if padding != "same":
         raise ValueError(
-            f'sparse_conv2d: padding is {padding!r}, accepted are "same", "valid", a whole number, or two of them'
+            f'sparse_conv2d: padding is {padding!r}, expected "same", "valid", a whole number, or two of them'
         )
     if pair("stride", stride, 1) != (1, 1):
-        raise ValueError(f'sparse_conv2d: stride is {stride!r}, accepted with padding "same" is 1')
+        raise ValueError(f'sparse_conv2d: stride is {stride!r}, expected 1 with padding "same"')
     height, width = dilation_h * (weight_shape[2] - 1), dilation_w * (weight_shape[3] - 1)
     return height // 2, height - height // 2, width // 2, width - width // 2  # as torch: the odd one below and right
 

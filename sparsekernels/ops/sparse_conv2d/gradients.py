@@ -83,7 +83,7 @@ def values_of(weight: Tensor, pattern: Unstructured | OperatorPattern) -> Tensor
         return weight
     flat_indices = pattern.flat_indices
     if flat_indices is None:
-        raise ValueError("sparse_conv2d: flat_indices is None, accepted with a dense weight is where its nonzeros are")
+        raise ValueError("sparse_conv2d: flat_indices is None, expected the places of the nonzeros with a dense weight")
     return weight.flatten().gather(0, flat_indices)
 
 

@@ -299,7 +299,7 @@ def test_it_keeps_what_its_layers_point_to() -> None:
 
 def test_numbers_that_are_none() -> None:
     operators = torch.ops.sparsekernels
-    with pytest.raises(ValueError, match="chain: accepted is the number"):
+    with pytest.raises(ValueError, match="chain: expected the number"):
         operators._run_layer_chain(torch.zeros(1, 1, 1, 1), 1 << 40)
     layers = _Layers()
     layers.conv(0, torch.randn(4, 4, 1, 1))
@@ -307,7 +307,7 @@ def test_numbers_that_are_none() -> None:
     number = chain._number
     del chain
     gc.collect()
-    with pytest.raises(ValueError, match="chain: accepted is the number"):
+    with pytest.raises(ValueError, match="chain: expected the number"):
         operators._run_layer_chain(torch.zeros(1, 4, 1, 1), number)
     operators._free_layer_chain(number)  # once more: harmless
 
@@ -322,20 +322,20 @@ def test_what_does_not_fit_is_an_error() -> None:
     for source, residual in ((1, None), (-1, None), (0, 1), (0, -2)):
         with pytest.raises(ValueError, match="numbers of tensors"):
             chain.add_sparse_conv2d(source, pattern.values, None, *indices, geometry, 8, residual)
-    with pytest.raises(ValueError, match="values: accepted"):
+    with pytest.raises(ValueError, match="values: expected"):
         chain.add_sparse_conv2d(0, pattern.values[1:], None, *indices, geometry, 8)
-    with pytest.raises(ValueError, match="values: accepted"):
+    with pytest.raises(ValueError, match="values: expected"):
         chain.add_sparse_conv2d(0, pattern.values.half(), None, *indices, geometry, 8)
-    with pytest.raises(ValueError, match="bias: accepted"):
+    with pytest.raises(ValueError, match="bias: expected"):
         chain.add_sparse_conv2d(0, pattern.values, torch.zeros(5), *indices, geometry, 8)
-    with pytest.raises(ValueError, match="crow_indices: accepted"):
+    with pytest.raises(ValueError, match="crow_indices: expected"):
         chain.add_sparse_conv2d(0, pattern.values, None, indices[0].flip(0), indices[1], geometry, 8)
     none = torch.zeros(1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
     with pytest.raises(ValueError, match="at least one output channel"):
         chain.add_sparse_conv2d(0, torch.zeros(0), None, *none, geometry, 8)
     with pytest.raises(ValueError, match="low, high"):
         chain.add_sparse_conv2d(0, pattern.values, None, *indices, geometry, 8, None, 1.0, 0.0)
-    with pytest.raises(ValueError, match="window: accepted"):
+    with pytest.raises(ValueError, match="window: expected"):
         chain.add_max_pool2d(0, (2, 2, 0, 1, 0, 0))
     chain.add_sparse_conv2d(0, pattern.values, None, *indices, geometry, 8)
     for input, words in (
@@ -349,7 +349,7 @@ def test_what_does_not_fit_is_an_error() -> None:
             chain(input)
     assert chain(torch.zeros(1, 8, 5, 5)).shape == (1, 4, 3, 3)
     chain.add_sparse_conv2d(0, pattern.values, None, *indices, geometry_of(pattern.shape, 1, 1, 1, 1), 8, 1)
-    with pytest.raises(ValueError, match="residual: accepted"):
+    with pytest.raises(ValueError, match="residual: expected"):
         chain(torch.zeros(1, 8, 5, 5))
 
 

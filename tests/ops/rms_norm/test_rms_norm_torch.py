@@ -401,7 +401,7 @@ def test_bad_calls_of_the_operators_do_not_crash() -> None:
 
 def test_unknown_backend() -> None:
     with (
-        pytest.raises(ValueError, match="'metal', accepted are 'cuda', 'cpu', 'triton', 'reference'"),
+        pytest.raises(ValueError, match="'metal', expected 'cuda', 'cpu', 'triton', 'reference'"),
         sk.use_backend("metal"),
     ):
         pass

@@ -154,7 +154,7 @@ def test_what_does_not_fit_raises() -> None:
         (torch.randn(1, 8, 0, 5), weight, bias),
     ]
     for arguments in refused:
-        with pytest.raises(ValueError, match="accepted"):
+        with pytest.raises(ValueError, match="expected"):
             plans.run(*arguments, number)
 
 

@@ -135,7 +135,7 @@ except ValueError as error:
 """
     environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', accepted is a whole number of megabytes")
+    assert done.stdout.startswith(f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', expected a whole number of megabytes")
 
 
 TURNS = """

@@ -255,7 +255,7 @@ X, W, L = torch.randn(2, 4, 7, 7), conv_weight(), linear_weight()
 # Its nonzeros are of the first channel only, so the kernels find all that they read in any input.
 LOW = sk.Unstructured.from_dense(torch.randn(6, 4, 3, 3), (torch.arange(4) == 0)[:, None, None].expand(6, 4, 3, 3))
 REFUSED = [
-    pytest.param(X[0, 0], W, {}, ValueError, r"input has shape \[7, 7\], accepted are \[N, C, H, W\]", id="an image"),
+    pytest.param(X[0, 0], W, {}, ValueError, r"input has shape \[7, 7\], expected \[N, C, H, W\]", id="an image"),
     pytest.param(X[None], W, {}, ValueError, "input has shape", id="five dimensions"),
     pytest.param(X[:, :3], W, {}, ValueError, r"input has 3 channels.* 1 groups are 4", id="channels"),
     pytest.param(torch.randn(2, 8, 7, 7), W, {}, ValueError, "input has 8 channels", id="twice the channels"),
@@ -263,7 +263,7 @@ REFUSED = [
     pytest.param(torch.randn(2, 0, 7, 7), W, {}, ValueError, "input has 0 channels", id="no channels"),
     pytest.param(X[:, :3], LOW, {}, ValueError, "input has 3 channels", id="a channel less, whose weights are zero"),
     pytest.param(X, LOW, {"groups": 2}, ValueError, "input has 4 channels", id="half the channels, likewise"),
-    pytest.param(X, W, {"stride": 2**20}, ValueError, "stride is 1048576, accepted are numbers below", id="far stride"),
+    pytest.param(X, W, {"stride": 2**20}, ValueError, "stride is 1048576, expected numbers below", id="far stride"),
     pytest.param(X, W, {"stride": (1, 2**31)}, ValueError, "stride is 2147483648", id="farther stride"),
     pytest.param(X, W, {"padding": 2**20}, ValueError, "padding is 1048576", id="large padding"),
     pytest.param(X, W, {"dilation": 2**20}, ValueError, "dilation is 1048576", id="large dilation"),
@@ -274,7 +274,7 @@ REFUSED = [
     pytest.param(X, W, {"stride": [0]}, ValueError, r"stride is \[0\]", id="list of 0"),
     pytest.param(X, W, {"dilation": [1, 1.5]}, TypeError, r"dilation is \[1, 1.5\]", id="list of a half"),
     pytest.param(X, W, {"groups": 2}, ValueError, "input has 4 channels.* 2 groups are 8", id="channels of groups"),
-    pytest.param(X, W, {"groups": 4}, ValueError, "groups is 4, accepted is a divisor of the 6 outputs", id="groups"),
+    pytest.param(X, W, {"groups": 4}, ValueError, "groups is 4, expected a divisor of the 6 outputs", id="groups"),
     pytest.param(X, W, {"groups": 0}, ValueError, "groups is 0", id="no groups"),
     pytest.param(X, W, {"groups": 1.5}, TypeError, "groups is 1.5", id="groups of a half"),
     pytest.param(X, W, {"stride": 0}, ValueError, "stride is 0", id="stride 0"),
@@ -285,19 +285,19 @@ REFUSED = [
     pytest.param(X, W, {"dilation": 0}, ValueError, "dilation is 0", id="dilation 0"),
     pytest.param(X, W, {"padding": -1}, ValueError, "padding is -1", id="negative padding"),
     pytest.param(X, W, {"padding": (1, 1, 1, 1)}, ValueError, "padding is", id="four paddings"),
-    pytest.param(X, W, {"padding": "full"}, ValueError, "padding is 'full', accepted are \"same\"", id="padding name"),
+    pytest.param(X, W, {"padding": "full"}, ValueError, "padding is 'full', expected \"same\"", id="padding name"),
     pytest.param(
-        X, W, {"padding": "same", "stride": 2}, ValueError, "stride is 2, accepted with padding", id="same and stride"
+        X, W, {"padding": "same", "stride": 2}, ValueError, "stride is 2, expected 1 with padding", id="same and stride"
     ),
     pytest.param(X, W, {"dilation": 4}, ValueError, "input has 7x7 pixels.*9x9", id="large kernel"),
     pytest.param(X[..., :2], W, {}, ValueError, "input has 7x2 pixels", id="small image"),
-    pytest.param(X, W, {"bias": torch.ones(5)}, ValueError, r"bias has shape \[5\], accepted is \[6\]", id="bias"),
+    pytest.param(X, W, {"bias": torch.ones(5)}, ValueError, r"bias has shape \[5\], expected \[6\]", id="bias"),
     pytest.param(X, W, {"bias": torch.ones(1, 6)}, ValueError, "bias has shape", id="bias of two dimensions"),
     pytest.param(X, W, {"bias": torch.ones(6).double()}, TypeError, "bias has dtype torch.float64", id="bias dtype"),
     pytest.param(X, W, {"bias": torch.ones(6, device="meta")}, ValueError, "bias is on meta", id="bias on meta"),
     pytest.param(X, W, {"bias": [1.0] * 6}, TypeError, "bias is of type list", id="bias list"),
-    pytest.param(X.double(), W, {}, TypeError, "weight has dtype torch.float32, accepted is", id="dtypes"),
-    pytest.param(X.bfloat16(), W, {}, TypeError, "weight has dtype torch.float32, accepted is", id="half input"),
+    pytest.param(X.double(), W, {}, TypeError, "weight has dtype torch.float32, expected", id="dtypes"),
+    pytest.param(X.bfloat16(), W, {}, TypeError, "weight has dtype torch.float32, expected", id="half input"),
     pytest.param(X, W.to(torch.float64), {}, TypeError, "weight has dtype torch.float64", id="float64 weight"),
     pytest.param(X.int(), W, {}, TypeError, "input has dtype torch.int32", id="int input"),
     pytest.param(X.to("meta"), W, {}, ValueError, "input is on meta", id="input on meta"),
@@ -312,7 +312,7 @@ REFUSED = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sizes_are_refused_alike_in_all_dtypes(dtype: torch.dtype) -> None:
     for name in ("stride", "padding", "dilation"):
-        with pytest.raises(ValueError, match=f"sparse_conv2d: {name} is 1048576, accepted are numbers below 1048576"):
+        with pytest.raises(ValueError, match=f"sparse_conv2d: {name} is 1048576, expected numbers below 1048576"):
             sk.sparse_conv2d(X.to(dtype), W.to(dtype), **{name: 2**20})
     assert sk.sparse_conv2d(X.to(dtype), W.to(dtype), stride=2**20 - 1).shape == (2, 6, 1, 1)
 

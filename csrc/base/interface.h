@@ -1,0 +1,16 @@
+// What is exported by name, and the version of what Python and the compiled libraries agree on.
+#pragma once
+
+#define SPARSEKERNELS_EXPORT __attribute__((visibility("default")))
+
+// The schemas of the operators and the exported functions. To be raised, here and in sparsekernels/_library.py, with
+// every change of these. Python looks for this text in a library before it loads it: to load one is to register its
+// kernels.
+#define SPARSEKERNELS_INTERFACE "sparsekernels interface 1;"
+
+// In one source of each library.
+#define SPARSEKERNELS_STATE_INTERFACE()                             \
+  extern "C" {                                                      \
+  SPARSEKERNELS_EXPORT extern const char sparsekernels_interface[]; \
+  const char sparsekernels_interface[] = SPARSEKERNELS_INTERFACE;   \
+  }
