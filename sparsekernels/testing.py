@@ -85,6 +85,30 @@ def gradient_error(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 @contextlib.contextmanager
+def prefer(*names: str) -> Iterator[None]:
+    """Inside the `with` block, `sparsekernels.convert` takes the first of `names` that applies, without a clock.
+
+    For tests of what a converted model computes: which implementation is the fastest differs from machine to machine.
+    Each is run once, and checked, as when it is measured. Where none of the names applies, a layer, or the model, stays
+    as it was. Process-wide, and nests.
+
+    Args:
+        names: for layers "fine-grained", "channel-dropped" or "dense"; for ways to run the model "graph", "chains" (a
+            graph in which sparse layers that follow each other are one call) or "layers" (one by one).
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    from .conversion.measure import PREFERABLE, preferred
+
+    for name in names:
+        if name not in PREFERABLE:
+            raise ValueError(f"prefer: expected some of {', '.join(map(repr, PREFERABLE))}, got {name!r}")
+    with preferred(names):
+        yield
+
+
+@contextlib.contextmanager
 def poisoned() -> Iterator[None]:
     """Uninitialised memory that torch hands out is NaN: an output that is not written shows.
 

@@ -15,6 +15,9 @@ from typing import Protocol
 
 import torch
 
+SLOW = 0.05
+"""A call of more seconds than this fills its own caches, whatever it is."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -23,12 +26,16 @@ class Effort:
     seconds  for the timed samples of all its variants together; a case whose calls are long takes `least` rounds
     sample   the least length of one sample, in seconds: calls are repeated inside it until they fill it
     least, most    limits to the number of rounds, one sample of each variant in each
+    slow     a call of more seconds than this fills its own caches: none goes untimed before its sample
+    hopeless a variant that takes so many times as long as the fastest in the first round gives no further sample
     """
 
     seconds: float
     sample: float = 1e-3
     least: int = 5
     most: int = 100
+    slow: float = SLOW
+    hopeless: float = math.inf
 
 
 class Clock(Protocol):
@@ -73,16 +80,17 @@ def clock_of(device: str) -> Clock:
     return CudaClock() if device == "cuda" else CpuClock()
 
 
-SLOW = 0.05
-"""A call of more seconds than this fills its own caches."""
-
 Sampler = Callable[[int], float]
 """Runs so many calls of one variant and returns the seconds that one of them took."""
 
 
-def repeats_of(sampler: Sampler, sample: float) -> int:
-    """How many calls fill a sample of `sample` seconds. Warms the variant up: its first call counts for nothing."""
-    sampler(1)
+def repeats_of(sampler: Sampler, sample: float, warm: bool = False) -> int:
+    """How many calls fill a sample of `sample` seconds.
+
+    Warms the variant up, unless it is warm already: its first call counts for nothing.
+    """
+    if not warm:
+        sampler(1)
     repeats = 1
     while (seconds := sampler(repeats)) * repeats < sample / 2:
         repeats = max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
@@ -94,8 +102,8 @@ def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> d
 
     In every round each variant gives one sample, in an order drawn anew (from a fixed seed), so that what disturbs
     the machine for a while disturbs all of them, and none always runs in the caches that the same neighbour left. One
-    untimed call goes before each sample, unless it would take longer than `SLOW` seconds; nor before the first sample,
-    where that is one call only: `repeats_of` has just made some.
+    untimed call goes before each sample, unless it would take longer than `effort.slow` seconds; nor before the first
+    sample, where that is one call only: `repeats_of` has just made some. A variant that is hopeless has one sample.
     """
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     order, shuffle = list(samplers), random.Random(0).shuffle
@@ -103,24 +111,42 @@ def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> d
     for done in range(effort.most):
         if done >= effort.least and time.perf_counter() - start >= effort.seconds:
             break
+        if done == 1:
+            limit = effort.hopeless * min(seconds[0] for seconds in samples.values())
+            order = [name for name in order if samples[name][0] <= limit]
         shuffle(order)
         for name in order:
             sampler, repeats = samplers[name]
-            if repeats > 1 if not samples[name] else samples[name][-1] < SLOW:
+            if repeats > 1 if not samples[name] else samples[name][-1] < effort.slow:
                 sampler(1)
             samples[name].append(sampler(repeats))
     return samples
 
 
-def samples_of(calls: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, list[float]]:
-    """Seconds of a call of each of `calls`, by turns on the CPU: one number a round."""
+def samples_of(
+    calls: Mapping[str, Callable[[], object]],
+    effort: Effort,
+    contexts: Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]] | None = None,
+    warm: bool = False,
+) -> dict[str, list[float]]:
+    """Seconds of a call of each of `calls`, interleaved on the CPU: one number a round.
+
+    contexts: of a call by its name, what is entered around each of its samples, and not timed.
+    warm: whether each of them was called before.
+    """
     clock = CpuClock()
 
-    def sampler(call: Callable[[], object]) -> Sampler:
-        return lambda repeats: clock.seconds(call, repeats) / repeats
+    def sampler(name: str, call: Callable[[], object]) -> Sampler:
+        context = (contexts or {}).get(name, contextlib.nullcontext)
 
-    samplers = {name: sampler(call) for name, call in calls.items()}
-    return interleave({name: (one, repeats_of(one, effort.sample)) for name, one in samplers.items()}, effort)
+        def sample(repeats: int) -> float:
+            with context():
+                return clock.seconds(call, repeats) / repeats
+
+        return sample
+
+    samplers = {name: sampler(name, call) for name, call in calls.items()}
+    return interleave({name: (one, repeats_of(one, effort.sample, warm)) for name, one in samplers.items()}, effort)
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:

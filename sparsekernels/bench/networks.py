@@ -42,10 +42,11 @@ from torch.overrides import TorchFunctionMode
 
 from .. import testing
 from ..conversion import Report, convert
-from ..conversion.batch_norm import dropout_by_torch
-from ..conversion.engine import Engine
+from ..conversion.graph.batch_norm import dropout_by_torch
+from ..conversion.graph.inference import InferenceGraph
+from ..conversion.graph.tracing import Untraceable
+from ..conversion.graph.training import TrainingGraph
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
-from ..conversion.tracing import Untraceable
 from ..pruning import PRUNINGS, prunable, prune_
 from ..timing import Effort, fastest
 from .models import MODELS, calibrate_
@@ -296,7 +297,7 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     images = network.images.to(dtype).contiguous(memory_format=FORMATS[layout])
     model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
     for contiguous in {True, layout == "contiguous"}:
-        engine = Engine(model, images.dtype, images.device, contiguous)
+        engine = InferenceGraph(model, images.dtype, images.device, contiguous)
         try:
             engine.prepare()
         except Untraceable as reason:
@@ -312,7 +313,7 @@ def _fused_step(network: Network) -> Prepared:
     """The dense network as a training graph, in contiguous layout, which that is made for."""
     dense = copy.deepcopy(network.model).train()
     model = copy.deepcopy(dense)
-    engine = Engine(model, network.images.dtype, network.images.device, True, training=True)
+    engine = TrainingGraph(model, network.images.dtype, network.images.device)
     try:
         engine.prepare()
     except Untraceable as reason:

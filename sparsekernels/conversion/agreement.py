@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..testing import gradient_error
-from .state import attributes_or_none
+from .watch.state import attributes_or_none
 
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""

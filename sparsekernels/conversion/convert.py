@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,29 +17,23 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..nn.sparse import share_attributes, share_parameters
 from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, differentiable, point_alike
-from .batch_norm import dropout_by_torch
-from .channels import dropped
 from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
-from .engine import Engine
+from .graph.base import Graph
+from .graph.batch_norm import dropout_by_torch
+from .graph.channels import dropped
+from .graph.inference import InferenceGraph
+from .graph.trace import Trace
+from .graph.tracing import Untraceable, first_line
+from .graph.training import TrainingGraph
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
-from .state import CONVERSION, unchanged
-from .survey import LEAST_SPARSITY, OTHERS, Call, Layer, has_hooks, layers_of, record_inputs
-from .tracing import Untraceable, first_line
-
-_CHAINED = "a graph with chains of layers"
-_ALL_CHAINED = "a graph with chains of all layers that can be sparse"
+from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, Ground, LayerReport, Note, Report, Way
+from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded, has_hooks, layers_of, record_inputs
+from .watch.state import CONVERSION, unchanged
 
 _CERTAIN_GAIN = 1.25
 """The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
 _MOST_ROUNDS = 0.7
 """In so many of these rounds it then has to be faster."""
-
-_FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
-_FUSED_IN_TRAINING = (
-    "In training mode, BatchNorm and the residual sum, ReLU and dropout behind it are one step; dropout draws other"
-    " random numbers than torch's from the same seed."
-)
 
 
 @dataclass
@@ -57,17 +52,26 @@ class _Swap:
 
 @dataclass
 class _Conversion:
-    """What was done to a model, so that it can be undone."""
+    """What was done to a model, so that it can be undone: layers that were exchanged, forwards that run as a graph."""
 
     swaps: list[_Swap]
-    engines: list[Engine]
+    graphs: list[Graph]
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Inside, the model runs so."""
+        self.install()
+        try:
+            yield
+        finally:
+            self.uninstall()
 
     def install(self) -> None:
         for swap in self.swaps:
             share_attributes(swap.original, swap.replacement)
             swap.parent._modules[swap.name] = swap.replacement
-        for engine in self.engines:
-            vars(engine.module)["forward"] = engine.forward
+        for graph in self.graphs:
+            vars(graph.module)["forward"] = graph.forward
 
     def share_attributes(self) -> None:
         """Once the original layers are what they were: calls of the model may have left something in theirs."""
@@ -76,9 +80,9 @@ class _Conversion:
 
     def uninstall(self) -> None:
         """Puts everything back that is still where it was put."""
-        for engine in self.engines:
-            if vars(engine.module).get("forward") == engine.forward:
-                del vars(engine.module)["forward"]
+        for graph in self.graphs:
+            if vars(graph.module).get("forward") == graph.forward:
+                del vars(graph.module)["forward"]
         for swap in self.swaps:
             if swap.parent._modules.get(swap.name) is swap.replacement:
                 swap.parent._modules[swap.name] = swap.original
@@ -108,6 +112,22 @@ class _Conversion:
             share_attributes(swap.replacement, swap.original)
 
 
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """A way to run the model that gives what it gave before."""
+
+    way: Way
+    conversion: _Conversion
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A part of the model that runs as a graph: its trace, and that graph as the layers are now."""
+
+    trace: Trace
+    graph: Graph
+
+
 def convert(
     model: nn.Module,
     example_input: Any = (),
@@ -115,32 +135,36 @@ def convert(
     example_kwargs: Mapping[str, Any] | None = None,
     decisions: Collection[str] = DECISIONS,
 ) -> Report:
-    r"""Make a pruned model faster, in place: each Conv2d and Linear becomes the fastest of what computes the same.
+    r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
-    model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
-        measured and layers are fused; in training mode a forward and backward pass is measured.
-    example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
-        with. Other shapes are right as well, but may be slower than before.
-    example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
-    decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained".
-
-    Each layer is measured as it is; without the filters and channels that are all zero ("channel-dropped"); and with
-    its nonzeros only ("fine-grained"). The fastest stays. In evaluation mode, what torch.fx can trace then runs as a
-    graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
+    Each layer is timed as it is ("dense"), without the filters and channels that are all zero ("channel-dropped"), and
+    with its nonzeros only ("fine-grained"). The fastest wins. In evaluation mode, what torch.fx can trace then runs as
+    a graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
     serves calls without gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the
     layers run one by one. In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
     dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. Where the
-    whole model is not faster in the end, it is left as it was. Threads are torch's (`torch.set_num_threads`); measuring
+    whole model is not faster in the end, it is left unchanged. Threads are torch's (`torch.set_num_threads`); measuring
     takes from a second to half a minute, in training mode up to a minute.
 
-    The layers share the parameters of those they replace: optimisers, `state_dict` and checkpoints do not notice.
+    The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
     Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
     are written through `.data`; after that, convert again, which measures anew.
 
-    Returns the report: a row for each layer, with the decision and why; times of the whole model before and after.
+    Args:
+        model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
+            measured and layers are fused; in training mode a forward and backward pass is measured.
+        example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
+            with. Other shapes are right as well, but may be slower than before.
+        example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
+        decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained".
 
-    Raises TypeError where `model` is no ordinary module, and ValueError where it cannot be called with `example_input`,
-    for an `example_input` without elements, or for another decision; then nothing has changed.
+    Returns:
+        The report: a row for each layer, with the decision and why; times of the whole model before and after.
+
+    Raises:
+        TypeError: `model` is no ordinary module.
+        ValueError: it cannot be called with `example_input`, `example_input` has no elements, or `decisions` has
+            another name. Then nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model is of type {type(model).__name__}, expected a torch.nn.Module")
@@ -161,24 +185,21 @@ def convert(
     call = functools.partial(_with_own_arguments, model, args, kwargs)
     # whatever mode the caller is in: what is made here outlives it
     with torch.inference_mode(False), torch.set_grad_enabled(training), unchanged(model):
-        try:
-            with torch.inference_mode(not training):
-                call()
-        except Exception as error:
-            given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
-            hint = "; a list is one argument, a tuple is several" if isinstance(example_input, list) else ""
-            raise ValueError(
-                f"convert: model cannot be called with example_input ({given}){hint}: {type(error).__name__}: {error}"
-            ) from error
         if training:
             _refuse_gradient_hooks(model)
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
-            layers = layers_of(model)
-            with torch.inference_mode(not training):
-                calls = record_inputs(model, layers, call)
-            report = _Attempt(model, (*args, *kwargs.values()), call, layers, calls, decisions).run()
+            try:
+                layers, recorded = _first_run(model, call)
+            except Exception as error:
+                given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
+                hint = "; a list is one argument, a tuple is several" if isinstance(example_input, list) else ""
+                raise ValueError(
+                    f"convert: model cannot be called with example_input ({given}){hint}:"
+                    f" {type(error).__name__}: {error}"
+                ) from error
+            report = _Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions).run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
@@ -195,8 +216,17 @@ def revert(model: nn.Module) -> nn.Module:
 
     That goes for the model and for all parts of it that were converted by themselves; not for a part of what was
     converted as a whole, whose sparse layers stay (their `to_dense` gives dense ones). Where nothing was converted,
-    nothing happens. Returns the model. Raises RuntimeError, and changes nothing, where a converted layer was given
-    hooks, a parametrization or a pruning mask since.
+    nothing happens.
+
+    Args:
+        model: what `convert` was given, or what contains it.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: `model` is no module.
+        RuntimeError: a converted layer was given hooks, a parametrization or a pruning mask since; nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: model is of type {type(model).__name__}, expected a torch.nn.Module")
@@ -215,6 +245,20 @@ def _undo(model: nn.Module, function: str) -> None:
         del vars(model)[CONVERSION]
         conversion.uninstall()
         conversion.hand_back()
+
+
+def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer], Recorded]:
+    """The layers, and what a run gave and was given; once more where that run made modules or parameters."""
+    while True:
+        layers, before = layers_of(model), _parts(model)
+        with torch.inference_mode(not model.training):
+            recorded = record_inputs(model, layers, call)
+        if _parts(model) == before:
+            return layers, recorded
+
+
+def _parts(model: nn.Module) -> list[tuple[int, type]]:
+    return [(id(part), type(part)) for part in (*model.modules(), *model.parameters())]
 
 
 def _with_own_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
@@ -246,30 +290,32 @@ class _Attempt:
         args: tuple[Any, ...],
         call: Callable[[], object],
         layers: list[Layer],
-        calls: Mapping[int, list[Call]],
+        recorded: Recorded,
         decisions: Collection[str],
     ) -> None:
-        self._decisions, self._calls = decisions, calls
+        self._decisions, self._recorded = decisions, recorded
         self._model, self._args, self._call, self._layers = model, args, call, layers
         self._training = model.training
         self._notes: list[str] = []
         self._interruptions = Interruptions()
 
     def run(self) -> Report:
-        others = collections.Counter(type(one).__name__ for one in self._model.modules() if isinstance(one, OTHERS))
+        others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
         if others:
-            names = ", ".join(f"{count} {name}" for name, count in others.items())
-            self._notes.append(f"Layers of other kinds stay as they are: {names}.")
+            self._note(Note.OTHER_LAYERS, names=", ".join(f"{count} {name}" for name, count in others.items()))
         if self._training:
-            self._notes.append("Measured in training mode: for inference, call model.eval() and convert again.")
-            if not differentiable(self._call()):
-                self._notes.append("No result of the model has a gradient: forward passes were measured.")
+            self._note(Note.TRAINING_MODE)
+            if not differentiable(self._recorded.result):
+                self._note(Note.NO_GRADIENT)
         with self._interruptions.counted():
             report = self._run()
         if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
-            words = f"Other programs took the processor {self._interruptions.per_second:.0f} times a second meanwhile"
-            report = replace(report, notes=(*report.notes, f"{words}: these times are disturbed."))
+            disturbed = Note.DISTURBED.say(per_second=self._interruptions.per_second)
+            report = replace(report, notes=(*report.notes, disturbed))
         return report
+
+    def _note(self, note: Note, **facts: object) -> None:
+        self._notes.append(note.say(**facts))
 
     def _run(self) -> Report:
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
@@ -277,7 +323,7 @@ class _Attempt:
             self._notes.append(_why_nothing(self._layers))
             return self._report([decide(layer, self._training, False, (), {}).row for layer in self._layers])
         regions = self._regions(wanted)
-        fused = set() if self._training else {id(one) for region in regions for one in region.module.modules()}
+        fused = set() if self._training else {id(part) for region in regions for part in region.trace.module.modules()}
         measured: Measured = {}
         rows: list[LayerReport] = []
         swaps: list[_Swap] = []
@@ -291,243 +337,233 @@ class _Attempt:
                 swaps.append(swap(decision.replacement))
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
-        if not swaps and not any(dropped(region.prepare().links) for region in regions):
-            self._notes.append("Nothing was found that is faster: the model is as it was.")
+        if not swaps and not any(_drops(region.graph) for region in regions):
+            self._note(Note.NOTHING_FASTER)
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
         if not offers:  # the notes say why
-            return self._report([_kept(row) for row in rows])
+            return self._report([_unchanged(row) for row in rows])
         return self._install_fastest(rows, offers, in_chains)
 
     def _report(self, rows: list[LayerReport], before_ms: float | None = None, after_ms: float | None = None) -> Report:
         mode = "train" if self._training else "eval"
         return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._notes))
 
-    def _regions(self, wanted: set[int]) -> list[Engine]:
-        """Graphs of the largest parts of the model that have one and a layer that may be exchanged, as they are now."""
-        found: list[Engine] = []
+    def _regions(self, wanted: set[int]) -> list[_Region]:
+        """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
+        found: list[_Region] = []
         if torch._C._is_any_autocast_enabled():
-            self._notes.append("Measured under autocast, where no graph serves: layers run one by one.")
+            self._note(Note.AUTOCAST)
             return found
 
         def visit(module: nn.Module, name: str) -> None:
-            if id(module) in wanted or not any(id(one) in wanted for one in module.modules()):
+            if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
                 return
             try:
                 if "forward" in vars(module):
                     raise Untraceable("its forward was replaced")
-                engine = self._engine(module, True)
-                engine.prepare()
-                calls = self._calls.get(id(module), [])
-                if not any(map(engine.serves, calls)):
+                trace = Trace.of(module)
+                graph = self._graph(trace, contiguous=True)
+                graph.prepare()
+                calls = self._recorded.calls.get(id(module), [])
+                if not any(map(graph.serves, calls)):
                     other = "it is called with other arguments than tensors, or by keywords"
                     raise Untraceable(other if calls else "it is not called as a whole")
             except Untraceable as reason:
                 if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    self._notes.append(f"{name or 'The model as a whole'} does not run as a graph: {reason}.")
+                    self._note(Note.NO_GRAPH, part=name or "The model as a whole", reason=reason)
                 for key, child in module.named_children():
                     visit(child, f"{name}.{key}" if name else key)
             else:
-                found.append(engine)
+                found.append(_Region(trace, graph))
 
         visit(self._model, "")
         return found
 
-    def _engine(self, module: nn.Module, contiguous: bool, chains: bool = False) -> Engine:
-        given = [one for call in self._calls.get(id(module), []) for one in call or () if one is not None]
-        kinds = [(one.dtype, one.device) for one in given]
-        kinds += [(one.dtype, one.device) for one in tree_leaves(self._args) if isinstance(one, Tensor)]
-        kinds = [(dtype, device) for dtype, device in kinds if dtype.is_floating_point]
+    def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
+        calls = self._recorded.calls.get(id(trace.module), [])
+        given = [(one.dtype, one.device) for call in calls for one in call or () if one is not None]
+        given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
+        kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
             raise Untraceable("example_input has no floating tensor")
-        return Engine(module, *kinds[0], contiguous, CHANNEL_DROPPED in self._decisions, chains, self._training)
+        if self._training:
+            return TrainingGraph(trace.module, *kinds[0], trace)
+        return InferenceGraph(trace.module, *kinds[0], contiguous, CHANNEL_DROPPED in self._decisions, chains, trace)
 
-    def _offers(self, swaps: list[_Swap], in_chains: list[_Swap], regions: list[Engine]) -> dict[str, _Conversion]:
+    def _offers(self, swaps: list[_Swap], in_chains: list[_Swap], regions: list[_Region]) -> list[_Offer]:
         """Ways to put the exchanged layers to use, whose results agree with those before.
 
         in_chains: layers that would not be exchanged for their own sake, or for something else.
         """
-        offers: dict[str, _Conversion] = {}
         if self._training:
-            plain = _Conversion(swaps, [])
-            reason = self._differs_in_training(plain, _Conversion([], []), gradients=False)
-            if reason is not None:
-                self._refuse("layers one by one", reason)
-                return offers
-            offers["layers one by one"] = plain
-            if regions:
-                graph = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
-                reason = self._differs_in_training(graph, plain)
-                if reason is None:
-                    offers["a graph"] = graph
-                else:
-                    self._refuse("a graph", reason)
-            return offers
-        if regions:
-            offers["a graph"] = _Conversion(swaps, [self._engine(region.module, True) for region in regions])
-            chained = [self._engine(region.module, True, chains=True) for region in regions]
-            offers[_CHAINED] = _Conversion(swaps, chained)
-            if in_chains:
-                others = {id(one.original) for one in in_chains}
-                more = [one for one in swaps if id(one.original) not in others] + in_chains
-                chained = [self._engine(region.module, True, chains=True) for region in regions]
-                offers[_ALL_CHAINED] = _Conversion(more, chained)
-            if any(isinstance(one, Tensor) and not one.is_contiguous() for one in self._args):
-                engines = [self._engine(region.module, False) for region in regions]
-                offers["a graph in the input's layout"] = _Conversion(swaps, engines)
-        if swaps:
-            offers["layers one by one"] = _Conversion(swaps, [])
-        with torch.inference_mode(), unchanged(self._model):
-            expected = self._call()
-        for name in list(offers):
-            reason = self._differs(offers[name], expected)
-            if reason is not None:
-                del offers[name]
-                self._refuse(name, reason)
-            elif name in (_CHAINED, _ALL_CHAINED) and not any(
-                engine.prepare().chained for engine in offers[name].engines
-            ):
-                del offers[name]  # no two layers follow each other
+            ways, expected = self._ways_to_train(swaps, regions), None
+        else:
+            ways = self._ways_to_infer(swaps, in_chains, regions)
+            with torch.inference_mode(), unchanged(self._model):  # the first run may have left something behind
+                expected = self._call()
+        offers: list[_Offer] = []
+        for offer in ways:
+            if not self._agrees(offer, expected, offers):
+                if self._training and offer.way is Way.LAYERS:
+                    break  # the graph has the same layers
+                continue
+            chained = offer.way in (Way.CHAINS, Way.CHAINS_OF_ALL)
+            if chained and not any(graph.prepare().chained for graph in offer.conversion.graphs):
+                continue  # no two layers follow each other
+            offers.append(offer)
         return offers
 
-    def _refuse(self, name: str, reason: str) -> None:
-        self._notes.append(f"As {name}, the model {reason}: not used.")
+    def _ways_to_train(self, swaps: list[_Swap], regions: list[_Region]) -> Iterator[_Offer]:
+        yield _Offer(Way.LAYERS, _Conversion(swaps, []))
+        if regions:
+            yield _Offer(Way.GRAPH, self._as_graphs(swaps, regions))
 
-    def _differs(self, conversion: _Conversion, expected: object) -> str | None:
-        """None where the model gives what it gave, but for rounding; else what it does, in words."""
-        conversion.install()
-        try:
-            with torch.inference_mode(), unchanged(self._model):
-                actual = self._call()
-        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
-            return _raised(error)
-        finally:
-            conversion.uninstall()
-        return None if are_close(actual, expected) else _OTHER_RESULTS
+    def _ways_to_infer(self, swaps: list[_Swap], in_chains: list[_Swap], regions: list[_Region]) -> Iterator[_Offer]:
+        if regions:
+            yield _Offer(Way.GRAPH, self._as_graphs(swaps, regions))
+            yield _Offer(Way.CHAINS, self._as_graphs(swaps, regions, chains=True))
+            if in_chains:
+                others = {id(swap.original) for swap in in_chains}
+                more = [swap for swap in swaps if id(swap.original) not in others] + in_chains
+                yield _Offer(Way.CHAINS_OF_ALL, self._as_graphs(more, regions, chains=True))
+            if any(isinstance(value, Tensor) and not value.is_contiguous() for value in self._args):
+                yield _Offer(Way.GRAPH_IN_INPUT_LAYOUT, self._as_graphs(swaps, regions, contiguous=False))
+        if swaps:
+            yield _Offer(Way.LAYERS, _Conversion(swaps, []))
 
-    def _differs_in_training(self, one: _Conversion, other: _Conversion, gradients: bool = True) -> str | None:
-        """As `_differs`, of a forward and backward pass: results, buffers, and gradients unless these are others.
+    def _as_graphs(
+        self, swaps: list[_Swap], regions: list[_Region], contiguous: bool = True, chains: bool = False
+    ) -> _Conversion:
+        return _Conversion(swaps, [self._graph(region.trace, contiguous, chains) for region in regions])
 
-        With torch's own dropout in both. Nothing but the layers between is exchanged, so rounding is all that differs.
+    def _agrees(self, offer: _Offer, expected: object, before: list[_Offer]) -> bool:
+        """Whether the model gives what it gave, but for rounding. If not, a note says what it does.
+
+        expected: what it gave, in inference. before: the offers that agree. In training, gradients are compared with
+        those of the layers one by one: nothing but the graph differs then, so rounding is all that may. The layers' own
+        gradients are others, by design.
         """
-        parameters, buffers = list(self._model.parameters()), list(self._model.buffers())
-        found: list[tuple[tuple[object, list[Tensor]], list[Tensor | None]]] = []
-        for conversion in (one, other):
-            conversion.install()
-            try:
-                with unchanged(self._model), dropout_by_torch():
-                    result = self._call()
-                    backward_at_random(result)
-                    kept = [buffer.clone() for buffer in buffers]
-                    found.append(((result, kept), [parameter.grad for parameter in parameters]))
-            except Exception as error:
-                if conversion is other:
-                    raise
-                return _raised(error)
-            finally:
-                conversion.uninstall()
-        (actual, mine), (expected, theirs) = found
-        counts = [[one for one in kept if not one.is_floating_point()] for (_, kept) in (actual, expected)]
-        same = all(map(torch.equal, *counts))
-        same = same and are_close(actual, expected) and (not gradients or point_alike(mine, theirs))
-        return None if same else _OTHER_RESULTS
+        try:
+            if not self._training:
+                with offer.conversion.installed(), torch.inference_mode(), unchanged(self._model):
+                    agrees = are_close(self._call(), expected)
+            else:
+                actual = self._step(offer.conversion)
+                agrees = None
+        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+            self._note(Note.RAISED, way=offer.way.words, error=first_line(error))
+            return False
+        if agrees is None:
+            others = before[0].conversion if before else _Conversion([], [])
+            agrees = actual.agrees_with(self._step(others), gradients=bool(before))
+        if not agrees:
+            self._note(Note.OTHER_RESULTS, way=offer.way.words)
+        return agrees
 
-    def _install_fastest(
-        self, rows: list[LayerReport], offers: dict[str, _Conversion], in_chains: list[_Swap]
-    ) -> Report:
-        def run(conversion: _Conversion) -> None:
-            conversion.install()
-            try:
-                step(self._call, self._training)
-            finally:
-                conversion.uninstall()
+    def _step(self, conversion: _Conversion) -> _Step:
+        """A forward and backward pass from given gradients, with torch's own dropout."""
+        with conversion.installed(), unchanged(self._model), dropout_by_torch():
+            result = self._call()
+            backward_at_random(result)
+            buffers = [buffer.clone() for buffer in self._model.buffers()]
+            return _Step(result, buffers, [parameter.grad for parameter in self._model.parameters()])
 
-        before = "as before"
-        turns: dict[str, Callable[[], object]] = {
-            name: functools.partial(run, conversion) for name, conversion in offers.items()
-        }
-        as_it_was = functools.partial(run, _Conversion([], []))
-        times = times_of({before: as_it_was, **turns}, MODEL)
-        gains = {name: times.speedup(name, before) for name in offers}
-        best = before
-        for name in sorted(gains, key=lambda name: gains[name], reverse=True):
-            if gains[name] < LEAST_GAIN:
+    def _install_fastest(self, rows: list[LayerReport], offers: list[_Offer], in_chains: list[_Swap]) -> Report:
+        run = functools.partial(step, self._call, self._training)
+        conversions = {Way.BEFORE: _Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
+        contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
+        times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True)
+        before = Way.BEFORE.value
+        gains = {offer: times.speedup(offer.way.value, before) for offer in offers}
+        best: _Offer | None = None
+        for offer in sorted(offers, key=lambda offer: gains[offer], reverse=True):
+            way = offer.way.value
+            if gains[offer] < LEAST_GAIN:
                 break
-            if gains[name] < _CERTAIN_GAIN:
-                again = times_of({before: as_it_was, name: turns[name]}, CLOSE)
-                if again.speedup(name, before) < LEAST_GAIN or again.share_faster(name, before) < _MOST_ROUNDS:
+            if gains[offer] < _CERTAIN_GAIN:
+                again = times_of({before: run, way: run}, CLOSE, contexts, warm=True)
+                if again.speedup(way, before) < LEAST_GAIN or again.share_faster(way, before) < _MOST_ROUNDS:
                     continue
                 times = again
-            best = name
+            best = offer
             break
-        if best == before:
-            self._notes.append("With the faster layers, the whole model was not faster for certain: it is as it was.")
-            return self._report([_kept(row) for row in rows])
-        if not offers[best].engines and any(offer.engines for offer in offers.values()):
-            self._notes.append("As a graph, the model was no faster: its layers run one by one.")
-        if offers[best].engines:
-            if offers[best].engines[0].chains:
-                self._notes.append("Sparse layers that follow each other run as one call, a few images on each thread.")
-            self._notes.append(_FUSED_IN_TRAINING if self._training else _FUSED)
-        offers[best].install()
+        if best is None:
+            self._note(Note.MODEL_NOT_FASTER)
+            return self._report([_unchanged(row) for row in rows])
+        graphs = best.conversion.graphs
+        if not graphs and any(offer.conversion.graphs for offer in offers):
+            self._note(Note.GRAPH_NOT_FASTER)
+        if graphs:
+            if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
+                self._note(Note.CHAINS)
+            self._note(Note.FUSED_IN_TRAINING if self._training else Note.FUSED)
+        best.conversion.install()
         try:
             before_ms = times.milliseconds(before)
-            if best == _ALL_CHAINED:
-                taken = {id(one.replacement) for one in in_chains}
-                rows = [_taken(row) if id(self._model.get_submodule(row.name)) in taken else row for row in rows]
-            rows = _with_chains(self._model, rows, offers[best].engines)
-            report = self._report(rows, before_ms, before_ms / times.speedup(best, before))
+            if best.way is Way.CHAINS_OF_ALL:
+                taken = {id(swap.replacement) for swap in in_chains}
+                rows = [_in_chain(row) if id(self._model.get_submodule(row.name)) in taken else row for row in rows]
+            rows = _with_omissions(self._model, rows, graphs)
+            report = self._report(rows, before_ms, before_ms / times.speedup(best.way.value, before))
         except BaseException:
-            offers[best].uninstall()
+            best.conversion.uninstall()
             raise
-        vars(self._model)[CONVERSION] = offers[best]
+        vars(self._model)[CONVERSION] = best.conversion
         return report
 
 
-def _with_chains(model: nn.Module, rows: list[LayerReport], engines: list[Engine]) -> list[LayerReport]:
-    """`rows`, with what the chains of the graphs leave out."""
+@dataclass(frozen=True)
+class _Step:
+    """What a forward and backward pass gave."""
+
+    result: object
+    buffers: list[Tensor]
+    gradients: list[Tensor | None]
+
+    def agrees_with(self, other: _Step, gradients: bool) -> bool:
+        """But for rounding. gradients: whether these are to agree, too."""
+        counts = [[one for one in each.buffers if not one.is_floating_point()] for each in (self, other)]
+        same = all(map(torch.equal, *counts))
+        same = same and are_close((self.result, self.buffers), (other.result, other.buffers))
+        return same and (not gradients or point_alike(self.gradients, other.gradients))
+
+
+def _drops(graph: Graph) -> dict[int, tuple[int, int]]:
+    """How many outputs and inputs of each layer, by its id, a graph leaves out."""
+    return dropped(graph.prepare().links) if isinstance(graph, InferenceGraph) else {}
+
+
+def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Graph]) -> list[LayerReport]:
+    """`rows`, with what the graphs leave out."""
     counts: dict[int, tuple[int, int]] = {}
-    for engine in engines:
-        counts |= dropped(engine.prepare().links)
+    for graph in graphs:
+        counts |= _drops(graph)
     result = []
     for row in rows:
-        outputs, inputs = counts.get(id(model.get_submodule(row.name)), (0, 0))
-        if outputs or inputs:
-            words = f"the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
+        omitted = counts.get(id(model.get_submodule(row.name)), (0, 0))
+        if any(omitted):
             decision = CHANNEL_DROPPED if row.decision == DENSE else row.decision
-            row = replace(row, decision=decision, reason=f"{row.reason}; {words}")
+            row = replace(row, decision=decision, omitted=omitted)
         result.append(row)
     return result
 
 
-def _taken(row: LayerReport) -> LayerReport:
-    """The row of a layer that became sparse for the sake of its neighbours."""
-    alone = row.reason
-    if row.decision != DENSE and row.speedup is not None:
-        alone = row.reason.replace("measured to be faster", f"{row.decision} would be {row.speedup:.2f}x")
-    return replace(row, decision=FINE_GRAINED, reason=f"for the sake of its chain; alone, {alone}", ms=None)
+def _in_chain(row: LayerReport) -> LayerReport:
+    """The row of a layer that became sparse for the sake of its neighbors."""
+    return replace(row, decision=FINE_GRAINED, ground=Ground.CHAIN, ms=None)
 
 
-_OTHER_RESULTS = "gave other results than before"
-
-
-def _raised(error: Exception) -> str:
-    return f"raised {first_line(error)}"
-
-
-def _kept(row: LayerReport) -> LayerReport:
+def _unchanged(row: LayerReport) -> LayerReport:
+    """The row of a layer that stays, since the whole model was not faster."""
     if row.decision == DENSE or row.speedup is None:
         return row
-    reason = f"alone, {row.decision} would be {row.speedup:.2f}x; see the notes on the whole model"
-    return replace(row, decision=DENSE, reason=reason, ms=row.dense_ms)
+    return replace(row, decision=DENSE, ground=Ground.MODEL, ms=row.dense_ms)
 
 
 def _why_nothing(layers: list[Layer]) -> str:
     if not layers:
-        return "The model has no Conv2d and no Linear."
+        return Note.NO_LAYERS.say()
     if max(layer.sparsity or 0 for layer in layers) < LEAST_SPARSITY:
-        return (
-            f"The model is not pruned: no layer has as much as {LEAST_SPARSITY:.0%} zeros among its weights."
-            " Prune it first, with torch.nn.utils.prune for instance."
-        )
-    return "No layer that has zeros can be exchanged: the model is as it was."
+        return Note.NOT_PRUNED.say(least=LEAST_SPARSITY)
+    return Note.NO_LAYER_FITS.say()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
 from ..nn.channel_dropped import used_pairs
 from ..nn.sparse import options_of, share_parameters
-from .fused import FUSED
+from .graph.fused import FUSED
 from .measure import LAYER, Times, times_of
 from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, LayerReport
 from .survey import LEAST_SPARSITY, Layer
@@ -62,14 +62,13 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
         input_shape=layer.given[0].shape if layer.given else None,
         sparsity=layer.sparsity,
         decision=DENSE,
-        reason="",
+        obstacle=reason_to_stay(layer),
     )
-    reason = reason_to_stay(layer)
-    if reason is not None:
-        return Decision(replace(row, reason=reason))
+    if row.obstacle is not None:
+        return Decision(row)
     candidates = _candidates(layer, decisions)
     if not candidates:
-        return Decision(replace(row, reason="there is nothing that it may become"))
+        return Decision(row)
     key = _kind_of(layer, candidates, fuses)
     if key not in measured:
         measured[key] = layer.name, _measure(layer, candidates, training, fuses)
@@ -80,13 +79,11 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     in_chain = None
     if fuses and isinstance(layer.module, nn.Conv2d) and gains.get(FINE_GRAINED, 0.0) >= LEAST_IN_CHAIN:
         in_chain = candidates[FINE_GRAINED]
-    alike = "" if measured_on == layer.name else f", measured on {measured_on}, which is alike"
+    alike = None if measured_on == layer.name else measured_on
+    row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
     if gains[best] < LEAST_GAIN:
-        reason = ", ".join(f"{name} would be {gain:.2f}x" for name, gain in gains.items()) + alike
-        return Decision(replace(row, reason=reason, dense_ms=dense_ms, ms=dense_ms), None, in_chain)
-    others = [f"{name} would be {gain:.2f}x" for name, gain in gains.items() if name != best]
-    reason = ", ".join(["measured to be faster", *others]) + alike
-    row = replace(row, decision=best, reason=reason, dense_ms=dense_ms, ms=dense_ms / gains[best])
+        return Decision(row, None, in_chain)
+    row = replace(row, decision=best, ms=dense_ms / gains[best])
     return Decision(row, candidates[best], None if best == FINE_GRAINED else in_chain)
 
 

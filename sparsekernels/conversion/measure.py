@@ -1,25 +1,32 @@
-"""Times of layers and models that take turns, by the benchmarks' timer."""
+"""Times of layers and models, interleaved, by the benchmarks' timer; or a preference in the place of the clock."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ..timing import Effort, median_ratio, samples_of
 from .agreement import differentiable
+from .report import DECISIONS, DENSE, Way
 
-LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30)
+LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50)
 CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50)
 """How long the ways to compute a layer, and the whole model, are measured; and the model where it is a close thing."""
 
+Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
+
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a call of each of some ways to compute the same, one number a round."""
+    """Seconds of a call of each of some ways to compute the same, one number a round.
+
+    What was hopeless in the first rounds has fewer: it is compared in those that it has.
+    """
 
     rounds: Mapping[str, list[float]]
 
@@ -29,16 +36,57 @@ class Times:
 
     def speedup(self, name: str, over: str) -> float:
         """Median over the rounds of the time of `over` over that of `name`."""
-        return median_ratio(self.rounds[over], self.rounds[name])
+        both = min(len(self.rounds[over]), len(self.rounds[name]))
+        return median_ratio(self.rounds[over][:both], self.rounds[name][:both])
 
     def share_faster(self, name: str, over: str) -> float:
         """In what share of the rounds `name` took less time than `over`: half of them where both take the same."""
-        return statistics.mean(mine < other for mine, other in zip(self.rounds[name], self.rounds[over], strict=True))
+        return statistics.mean(
+            seconds < other for seconds, other in zip(self.rounds[name], self.rounds[over], strict=False)
+        )
 
 
-def times_of(calls: Mapping[str, Callable[[], object]], effort: Effort) -> Times:
-    """Measure `calls` by turns, on the CPU."""
-    return Times(samples_of(calls, effort))
+_preferred: tuple[str, ...] | None = None
+"""What takes the place of the clock: the first of these that is there is the fastest."""
+
+_SAME = {Way.GRAPH: (Way.GRAPH, Way.GRAPH_IN_INPUT_LAYOUT), Way.CHAINS: (Way.CHAINS, Way.CHAINS_OF_ALL)}
+PREFERABLE = (*DECISIONS, *(way.value for way in Way if way is not Way.BEFORE))
+"""The names that `preferred` takes."""
+
+
+@contextlib.contextmanager
+def preferred(names: tuple[str, ...]) -> Iterator[None]:
+    """Inside, `times_of` looks at no clock: see `sparsekernels.testing.prefer`."""
+    global _preferred
+    previous, _preferred = _preferred, names
+    try:
+        yield
+    finally:
+        _preferred = previous
+
+
+def times_of(
+    calls: Mapping[str, Callable[[], object]],
+    effort: Effort,
+    contexts: Contexts | None = None,
+    warm: bool = False,
+) -> Times:
+    """Measure `calls`, interleaved, on the CPU.
+
+    contexts: what is entered around each sample of a call, and not timed. warm: whether each was called before.
+    """
+    if _preferred is None:
+        return Times(samples_of(calls, effort, contexts, warm))
+    for name, call in calls.items():  # each once, as when it is measured
+        with (contexts or {}).get(name, contextlib.nullcontext)():
+            call()
+    order: list[str] = []
+    for name in _preferred:
+        order += [name] if name in DECISIONS else [way.value for way in _SAME.get(Way(name), (Way(name),))]
+    seconds = {DENSE: 50.0, Way.BEFORE.value: 50.0} | {
+        name: float(place) for place, name in reversed([*enumerate(order, 1)])
+    }
+    return Times({name: [1e-3 * seconds.get(name, 100.0)] for name in calls})
 
 
 def step(call: Callable[[], object], training: bool) -> object:

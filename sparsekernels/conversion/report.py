@@ -1,9 +1,10 @@
-"""What `convert` did and why, as rows, as a table and as JSON."""
+"""What `convert` did and why, as facts, as rows, as a table and as JSON. Every sentence of it is made here."""
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,76 @@ if TYPE_CHECKING:
 DENSE, FINE_GRAINED, CHANNEL_DROPPED = "dense", "fine-grained", "channel-dropped"
 DECISIONS = (DENSE, FINE_GRAINED, CHANNEL_DROPPED)
 """What a layer may become; the first is what it was."""
+
+
+class Way(str, enum.Enum):
+    """A way to run a model. The value is the name by which `sparsekernels.testing.prefer` knows it."""
+
+    BEFORE = "as before"
+    LAYERS = "layers"
+    GRAPH = "graph"
+    GRAPH_IN_INPUT_LAYOUT = "graph in the input's layout"
+    CHAINS = "chains"
+    CHAINS_OF_ALL = "chains of all layers"
+
+    @property
+    def words(self) -> str:
+        """As a sentence says it."""
+        return _WAYS[self]
+
+
+_WAYS = {
+    Way.BEFORE: "as before",
+    Way.LAYERS: "layers one by one",
+    Way.GRAPH: "a graph",
+    Way.GRAPH_IN_INPUT_LAYOUT: "a graph in the input's layout",
+    Way.CHAINS: "a graph with chains of layers",
+    Way.CHAINS_OF_ALL: "a graph with chains of all layers that can be sparse",
+}
+
+
+class Note(enum.Enum):
+    """What else there is to know of a conversion; the value is the sentence, with places for facts."""
+
+    OTHER_LAYERS = "Layers of other kinds stay as they are: {names}."
+    TRAINING_MODE = "Measured in training mode: for inference, call model.eval() and convert again."
+    NO_GRADIENT = "No result of the model has a gradient: forward passes were measured."
+    DISTURBED = (
+        "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
+        " disturbed."
+    )
+    NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
+    AUTOCAST = "Measured under autocast, where no graph serves: layers run one by one."
+    NO_GRAPH = "{part} does not run as a graph: {reason}."
+    OTHER_RESULTS = "Run as {way}, the model gave other results than before: not used."
+    RAISED = "Run as {way}, the model raised {error}: not used."
+    MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
+    GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
+    CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
+    FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
+    FUSED_IN_TRAINING = (
+        "In training mode, BatchNorm and the residual sum, ReLU and dropout behind it are one step; dropout draws other"
+        " random numbers than torch's from the same seed."
+    )
+    NO_LAYERS = "The model has no Conv2d and no Linear."
+    NOT_PRUNED = (
+        "The model is not pruned: no layer has as much as {least:.0%} zeros among its weights. Prune it first, with"
+        " torch.nn.utils.prune for instance."
+    )
+    NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."
+
+    def say(self, **facts: object) -> str:
+        """The sentence, with `facts` in their places."""
+        return self.value.format(**facts)
+
+
+class Ground(enum.Enum):
+    """What a layer's decision rests on."""
+
+    ALONE = "its own time"
+    CHAIN = "its chain"
+    MODEL = "the whole model"
+
 
 _HEADER = ("layer", "weight", "input", "sparsity", "decision", "speedup", "why")
 
@@ -27,8 +98,12 @@ class LayerReport:
     input_shape   of what it was given; None where it was not called
     sparsity      share of the weights that are zero, 0 to 1; None where the weight could not be read
     decision      one of `DECISIONS`
-    reason        for it, in words
     dense_ms, ms  time of one call as it was and as decided, milliseconds; None where it was not measured
+    gains         how many times as fast as dense each of what it may become is by itself, as measured
+    measured_on   the layer that is alike and was measured in its place; None where it was measured itself
+    obstacle      why it was not measured, in words; None where it was
+    ground        what the decision rests on
+    omitted       outputs and inputs that the graph leaves out
     """
 
     name: str
@@ -37,9 +112,38 @@ class LayerReport:
     input_shape: tuple[int, ...] | None
     sparsity: float | None
     decision: str
-    reason: str
     dense_ms: float | None = None
     ms: float | None = None
+    gains: Mapping[str, float] = field(default_factory=dict)
+    measured_on: str | None = None
+    obstacle: str | None = None
+    ground: Ground = Ground.ALONE
+    omitted: tuple[int, int] = (0, 0)
+
+    @property
+    def reason(self) -> str:
+        """For the decision, in words."""
+        reason = self._reason_of_decision()
+        if any(self.omitted):
+            outputs, inputs = self.omitted
+            reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
+        return reason
+
+    def _reason_of_decision(self) -> str:
+        if self.obstacle is not None:
+            return self.obstacle
+        if not self.gains:
+            return "there is nothing that it may become"
+        best_first = sorted(self.gains, key=lambda name: self.gains[name], reverse=True)
+        each = [f"{name} would be {self.gains[name]:.2f}x" for name in best_first]
+        alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""
+        if self.ground is Ground.CHAIN:
+            return f"for the sake of its chain; alone, {', '.join(each)}{alike}"
+        if self.ground is Ground.MODEL:
+            return f"alone, {each[0]}; see the notes on the whole model"
+        if self.decision in self.gains:
+            each[0] = "measured to be faster"
+        return ", ".join(each) + alike
 
     @property
     def speedup(self) -> float | None:
@@ -53,7 +157,7 @@ class Report:
 
     layers     one row for each convolution and linear layer
     before_ms, after_ms    time of a call of the whole model (in training mode of a forward and backward pass),
-               milliseconds, measured by turns; None where nothing was changed
+               milliseconds, interleaved; None where nothing was changed
     mode       "eval" or "train": the model's when it was converted
     threads    torch's, when it was measured
     notes      what else there is to know, a sentence each
@@ -79,7 +183,10 @@ class Report:
     def to_json(self) -> str:
         """Everything, as a JSON object; a layer's `speedup` and the model's are in it."""
         value: dict[str, Any] = asdict(self) | {"speedup": self.speedup}
-        value["layers"] = [asdict(row) | {"speedup": row.speedup} for row in self.layers]
+        value["layers"] = [
+            asdict(row) | {"ground": row.ground.value, "reason": row.reason, "speedup": row.speedup}
+            for row in self.layers
+        ]
         return json.dumps(value, indent=1)
 
     def summary(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -88,9 +89,9 @@ class Layer:
         weight = getattr(self.module, "weight", None)
         return weight if isinstance(weight, Tensor) and weight.layout == torch.strided else None
 
-    @property
+    @functools.cached_property
     def sparsity(self) -> float | None:
-        """Share of its weights that are zero."""
+        """Share of its weights that are zero, when that was asked first."""
         weight = self.weight
         if (
             weight is None
@@ -194,11 +195,16 @@ Call = tuple[Given | None, ...] | None
 """What a module was called with: None in the place of what is no plain tensor, and for a call with keywords."""
 
 
-def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> dict[int, list[Call]]:
-    """Run `call`, and keep in `layers` what each was given. Raises what it raises.
+@dataclass(frozen=True)
+class Recorded:
+    """A run of the model: what the modules that are no layers were called with, by their ids, and what it gave."""
 
-    Returns what the other modules were called with, by their ids.
-    """
+    calls: Mapping[int, list[Call]]
+    result: object
+
+
+def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
+    """Run `call`, and keep in `layers` what each was given. Raises what it raises."""
     handles = []
     calls: dict[int, list[Call]] = {}
 
@@ -221,8 +227,8 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
         if not isinstance(layer.module, torch.jit.ScriptModule):
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
     try:
-        call()
+        result = call()
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return Recorded(calls, result)

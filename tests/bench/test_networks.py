@@ -21,8 +21,8 @@ from sparsekernels.bench.models import MODELS, Model
 from sparsekernels.bench.networks import Layer, Network
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection
-from sparsekernels.conversion.batch_norm import FusedNorm
-from sparsekernels.conversion.engine import Engine
+from sparsekernels.conversion.graph.batch_norm import FusedNorm
+from sparsekernels.conversion.graph.training import TrainingGraph
 from sparsekernels.pruning import prunable
 from sparsekernels.timing import CpuClock, Effort
 
@@ -184,7 +184,7 @@ def test_a_wrong_training_graph_has_no_time(factor: float, monkeypatch: pytest.M
     """One that only training runs, and that only gradients show."""
     model = Network(make_case("step")).pruned("random", 0.5)
     dense = copy.deepcopy(model)
-    engine = Engine(model, torch.float32, torch.device("cpu"), True, training=True)
+    engine = TrainingGraph(model, torch.float32, torch.device("cpu"))
     engine.prepare()
     model.forward = engine.forward
     network = Network(make_case("step"))

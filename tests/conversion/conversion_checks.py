@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sparsekernels.conversion.engine import Engine
+from sparsekernels.conversion.graph.base import Graph
 from sparsekernels.testing import compare
 
 convert_module = importlib.import_module("sparsekernels.conversion.convert")  # the package has the function
 
 FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
-GRAPH, CHAINS, LAYERS = "a graph", "a graph with chains of layers", "layers one by one"
-ALL_CHAINS = "a graph with chains of all layers that can be sparse"
+GRAPH, CHAINS, LAYERS, ALL_CHAINS = "graph", "chains", "layers", "chains of all layers"
 CHAINED = {"sequential", "residual", "residual, shortcut first", "limits"}
 Prefer = Callable[..., None]
 
@@ -35,15 +34,15 @@ def assert_agree(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
         assert comparison.passed, comparison
 
 
-def engines(model: nn.Module) -> Iterator[Engine]:
+def graphs_of(model: nn.Module) -> Iterator[Graph]:
     for module in model.modules():
-        engine = getattr(vars(module).get("forward"), "__self__", None)
-        if isinstance(engine, Engine):
-            yield engine
+        graph = getattr(vars(module).get("forward"), "__self__", None)
+        if isinstance(graph, Graph):
+            yield graph
 
 
 def graph_of(model: nn.Module) -> list[str]:
-    """The names of what the one engine of the model calls."""
-    (engine,) = engines(model)
-    program = engine.prepare().run.__self__
+    """The names of what the one graph of the model calls."""
+    (graph,) = graphs_of(model)
+    program = graph.prepare().run.__self__
     return [f"{node.op}:{node.target}" for node in program.graph.nodes if node.op.startswith("call")]

@@ -22,8 +22,8 @@ from conversion_checks import (
     Prefer,
     assert_agree,
     convert_module,
-    engines,
     graph_of,
+    graphs_of,
     run,
 )
 from conversion_nets import NETS, drop_channels_, make
@@ -53,7 +53,7 @@ def test_results(prefer: Prefer, name: str, decision: str, how: str) -> None:
     report = sk.convert(model, x)
     assert {row.decision for row in report.layers} - {DENSE} == {decision}
     assert len(report.converted) == sum(getattr(row.kind, "groups", 1) == 1 for row in report.converted)
-    assert bool(list(engines(model))) == (how == GRAPH)
+    assert bool(list(graphs_of(model))) == (how == GRAPH)
     assert_agree(model, dense, x)
     others = [x[:1], torch.cat([x, x, x]), x.flip(-1).contiguous()]
     if x.dim() == 4:
@@ -100,10 +100,10 @@ def test_channels_last_results_follow_the_input(prefer: Prefer) -> None:
     after = run(model, x)[0]
     assert before.stride() == after.stride()
     sk.revert(model)
-    prefer(FINE, "a graph in the input's layout")
+    prefer(FINE, "graph in the input's layout")
     dense = copy.deepcopy(model)
     sk.convert(model, x)
-    assert [engine.contiguous for engine in engines(model)] == [False]
+    assert [graph.contiguous for graph in graphs_of(model)] == [False]
     assert_agree(model, dense, x)
 
 
@@ -173,7 +173,7 @@ def test_chains_of_layers(prefer: Prefer, name: str) -> None:
     dense = copy.deepcopy(model)
     prefer(FINE, CHAINS, GRAPH)
     report = sk.convert(model, x)
-    chained = [one for engine in engines(model) for one in engine.prepare().chained]
+    chained = [one for graph in graphs_of(model) for one in graph.prepare().chained]
     assert bool(chained) == any("run as one call" in note for note in report.notes)
     assert bool(chained) == (name in CHAINED), name
     batches = [x, x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
@@ -226,8 +226,8 @@ def test_a_chain_that_does_not_fit_says_what_the_layers_say(prefer: Prefer) -> N
     model, x = make("sequential")
     prefer(FINE, CHAINS)
     sk.convert(model, x)
-    (engine,) = engines(model)
-    assert engine.prepare().chained
+    (graph,) = graphs_of(model)
+    assert graph.prepare().chained
     with torch.inference_mode(), pytest.raises((ValueError, RuntimeError), match="channels|shape|size"):
         model(x[:, 1:])
 
@@ -253,8 +253,8 @@ def test_no_chain_where_somebody_else_reads_between(prefer: Prefer) -> None:
     dense = copy.deepcopy(model)
     prefer(FINE, CHAINS)
     sk.convert(model, x)
-    (engine,) = engines(model)
-    assert [len(one.steps) for one in engine.prepare().chained] == [3, 2]
+    (graph,) = graphs_of(model)
+    assert [len(one.steps) for one in graph.prepare().chained] == [3, 2]
     assert_agree(model, dense, x)
 
 
@@ -300,8 +300,8 @@ def test_channels_are_left_out_along_chains(prefer: Prefer, padding: int, decisi
     report = sk.convert(model, x)
     assert report.converted
     assert_agree(model, dense, x)
-    (engine,) = engines(model)
-    first, second, third, head, last = engine.prepare().fused
+    (graph,) = graphs_of(model)
+    first, second, third, head, last = graph.prepare().fused
     lost = {name: set(range(12)) - set(one.outputs.tolist()) for name, one in (("first", first), ("second", second))}
     # where images are padded with zeros, a channel that is 3 everywhere is not 3 at the border
     assert {0, 1} <= lost["first"]
@@ -332,7 +332,7 @@ def test_channels_that_are_no_numbers_stay(prefer: Prefer, value: float) -> None
     dense, x = copy.deepcopy(model), torch.randn(2, 8, 9, 9)
     prefer(DROPPED, GRAPH)
     sk.convert(model, x)
-    assert list(engines(model))
+    assert list(graphs_of(model))
     for module in (model, dense):  # found out by convert itself, if it had been there before
         with torch.no_grad():
             module[0].bias[0] = value
@@ -350,8 +350,8 @@ def test_channels_that_a_sum_needs_stay(prefer: Prefer) -> None:
     prefer(FINE, GRAPH)
     sk.convert(model, x)
     assert_agree(model, dense, x)
-    (engine,) = engines(model)
-    for one in engine.prepare().fused:
+    (graph,) = graphs_of(model)
+    for one in graph.prepare().fused:
         layer = one.parts[0]
         if layer.kernel_size == (3, 3) and layer.bias is None:  # conv1: inside of the block
             assert set(range(12)) - set(one.outputs.tolist()) == {3, 4}
@@ -379,8 +379,8 @@ def test_decisions_are_kept_to(prefer: Prefer) -> None:
     prune_(model, "random", 0.5)
     prefer(FINE, DROPPED, GRAPH)
     assert {row.decision for row in sk.convert(model, x, decisions=[FINE]).layers} == {FINE}
-    (engine,) = engines(model)
-    assert not engine.prepare().links
+    (graph,) = graphs_of(model)
+    assert not graph.prepare().links
     assert {row.decision for row in sk.convert(model, x, decisions="channel-dropped").layers} == {DROPPED}
     assert not sk.convert(model, x, decisions=[]).converted
     with pytest.raises(ValueError, match="decisions has 'sparse', expected 'dense', 'fine-grained'"):

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, convert_module, engines, run
+from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, convert_module, graphs_of, run
 from conversion_nets import NETS, make
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion.engine import Engine
-from sparsekernels.conversion.state import CONVERSION
+from sparsekernels.conversion.graph.base import Graph
+from sparsekernels.conversion.graph.inference import InferenceGraph
+from sparsekernels.conversion.watch.state import CONVERSION
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -57,7 +58,7 @@ def test_converting_twice(prefer: Prefer) -> None:
     assert_agree(model, dense, x)
     prefer(DENSE)
     assert not sk.convert(model, x).converted
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
     assert type(model[0].conv1) is nn.Conv2d
 
 
@@ -231,7 +232,7 @@ def test_lists_that_the_code_looks_at_count(prefer: Prefer) -> None:
     dense, x = copy.deepcopy(model), torch.randn(4, 8)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    assert len(list(engines(model))) == 1
+    assert len(list(graphs_of(model))) == 1
     for change in (lambda one: one.scales.__setitem__(1, 3.0), lambda one: one.options.update(negate=True)):
         for module in (model, dense):
             change(module)
@@ -302,7 +303,7 @@ def test_an_argument_is_optional(prefer: Prefer) -> None:
     dense, x = copy.deepcopy(model), torch.randn(4, 8)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    assert len(list(engines(model))) == 1
+    assert len(list(graphs_of(model))) == 1
     with torch.inference_mode():
         for args in ((x,), (x, torch.rand(8)), (x, None, 2.0)):
             torch.testing.assert_close(model(*args), dense(*args))
@@ -421,7 +422,7 @@ def test_copies_are_independent(prefer: Prefer) -> None:
         for parameter in model.parameters():
             parameter.zero_()
     for other in (twin, loaded):
-        assert len(list(engines(other))) == 1
+        assert len(list(graphs_of(other))) == 1
         assert_agree(other, dense, x)
         sk.revert(other)
         assert type(other[0].conv1) is nn.Conv2d
@@ -477,7 +478,7 @@ def test_training_mode(prefer: Prefer) -> None:
     optimizers = [torch.optim.SGD(module.train().parameters(), 0.05, momentum=0.9) for module in (model, dense)]
     report = sk.convert(model, x)
     assert report.mode == "train"
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
     for _ in range(2):
         for module, optimizer in zip((model, dense), optimizers, strict=True):
             optimizer.zero_grad()
@@ -502,14 +503,14 @@ def test_the_graph_follows_the_patterns(prefer: Prefer) -> None:
     dense, other = copy.deepcopy(model), copy.deepcopy(model)
     prune_(other, "random", 0.8)
     sk.convert(model, x)
-    (engine,) = engines(model)
+    (graph,) = graphs_of(model)
     for module in (model, dense):
         module.load_state_dict(other.state_dict())
     assert_agree(model, dense, x)
-    assert engine.prepare().stands()
+    assert graph.prepare().watch.unchanged()
     model.double().float()
     assert_agree(model, dense, x)
-    assert engine.prepare().stands()
+    assert graph.prepare().watch.unchanged()
 
 
 def test_the_graph_comes_back(prefer: Prefer) -> None:
@@ -518,15 +519,15 @@ def test_the_graph_comes_back(prefer: Prefer) -> None:
     prefer(FINE, GRAPH)
     dense = copy.deepcopy(model)
     sk.convert(model, x)
-    (engine,) = engines(model)
+    (graph,) = graphs_of(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
         model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         assert_agree(model, dense, x)
     model.load_state_dict(state, assign=True)
     assert_agree(model, dense, x)
-    assert not engine._failed
-    assert not engine.prepare().has_changed()
+    assert not graph._failed
+    assert not graph.prepare()._is_stale()
 
 
 @pytest.mark.parametrize("how", ["data", "vector", "shared"])
@@ -598,7 +599,7 @@ def test_revert_goes_into_parts(prefer: Prefer) -> None:
     assert any("SparseConv2d already" in row.reason for row in report.layers)
     sk.revert(outer)
     assert list(inner) == own
-    assert not list(engines(outer))
+    assert not list(graphs_of(outer))
 
 
 def test_an_interruption_leaves_the_model_as_it_was(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,11 +610,11 @@ def test_an_interruption_leaves_the_model_as_it_was(prefer: Prefer, monkeypatch:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_module, "_with_chains", interrupted)
+    monkeypatch.setattr(convert_module, "_with_omissions", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sk.convert(model, x)
     assert dict(model.named_modules()) == modules
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
 
 
 @pytest.mark.parametrize("how", ["a cached property", "an attribute", "a cache"])
@@ -654,8 +655,8 @@ def test_what_code_keeps_at_its_first_call(prefer: Prefer, how: str) -> None:
     assert model.factors == {}
     for _ in range(3):
         assert_agree(model, dense, x)
-    (engine,) = engines(model)
-    assert engine.prepare().stands()
+    (graph,) = graphs_of(model)
+    assert graph.prepare().watch.unchanged()
 
 
 def test_a_model_that_changes_all_the_time_is_not_traced_all_the_time(
@@ -666,14 +667,14 @@ def test_a_model_that_changes_all_the_time_is_not_traced_all_the_time(
     dense = copy.deepcopy(model)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    (engine,) = engines(model)
-    count, plain = [], Engine.prepare
-    monkeypatch.setattr(Engine, "prepare", lambda self: (count.append(1), plain(self))[1])
+    (graph,) = graphs_of(model)
+    count, plain = [], Graph.prepare
+    monkeypatch.setattr(Graph, "prepare", lambda self: (count.append(1), plain(self))[1])
     for step in range(30):
         model.schedule = [step]
         assert_agree(model, dense, x)
     assert 0 < len(count) <= 8
-    assert not engine._failed
+    assert not graph._failed
 
 
 def test_two_threads_convert_at_once(prefer: Prefer) -> None:
@@ -683,8 +684,8 @@ def test_two_threads_convert_at_once(prefer: Prefer) -> None:
 
     def work() -> None:
         for _ in range(5):
-            engine = Engine(make("sequential")[0], torch.float32, torch.device("cpu"), True)
-            engine.prepare()
+            graph = InferenceGraph(make("sequential")[0], torch.float32, torch.device("cpu"), True)
+            graph.prepare()
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:

@@ -21,7 +21,7 @@ from conversion_checks import (
     LAYERS,
     Prefer,
     assert_agree,
-    engines,
+    graphs_of,
     run,
 )
 from conversion_nets import drop_channels_, make
@@ -31,7 +31,8 @@ from torch.nn.utils import prune
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion.agreement import are_close, leaves_of
-from sparsekernels.conversion.engine import Engine
+from sparsekernels.conversion.graph.base import Graph
+from sparsekernels.conversion.graph.inference import InferenceGraph
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -139,15 +140,15 @@ def test_what_code_looks_at_may_change(prefer: Prefer, how: str) -> None:
     dense, x = copy.deepcopy(model), torch.randn(4, 8)
     prefer(FINE, GRAPH, LAYERS)
     sk.convert(model, x)
-    plans = [engine.prepare() for engine in engines(model)]
+    plans = [graph.prepare() for graph in graphs_of(model)]
     assert len(plans) == (how != "a flag")
-    assert all(plan.stands() for plan in plans)
+    assert all(plan.watch.unchanged() for plan in plans)
     assert_agree(model, dense, x)
     for module in (model, dense):
         module.change()
     for _ in range(3):
         assert_agree(model, dense, x)
-    assert all(engine.prepare().stands() for engine in engines(model))
+    assert all(graph.prepare().watch.unchanged() for graph in graphs_of(model))
 
 
 def test_trainers_and_the_like_are_not_looked_at_in_each_call(prefer: Prefer) -> None:
@@ -156,7 +157,7 @@ def test_trainers_and_the_like_are_not_looked_at_in_each_call(prefer: Prefer) ->
     model.data = [[number] for number in range(10_000)]
     prefer(FINE, GRAPH, LAYERS)
     report = sk.convert(model, torch.randn(4, 8))
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
     assert any("hold more than can be looked at" in note for note in report.notes)
 
 
@@ -193,14 +194,14 @@ def test_large_lists_are_not_looked_at_in_each_call(prefer: Prefer) -> None:
     model.words = [str(number) for number in range(100_000)]
     prefer(FINE, GRAPH, LAYERS)
     sk.convert(model, torch.randn(4, 8))
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
 
 
 def test_large_models_are_graphs() -> None:
     """What torch keeps in every module does not count."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3), *[nn.ReLU() for _ in range(2000)]).eval()
-    engine = Engine(model, torch.float32, torch.device("cpu"), True)
-    assert engine.prepare().stands()
+    graph = InferenceGraph(model, torch.float32, torch.device("cpu"), True)
+    assert graph.prepare().watch.unchanged()
 
 
 class Awkward:
@@ -340,7 +341,7 @@ def test_code_that_asks_whether_it_is_given_a_tensor(prefer: Prefer) -> None:
         dense = copy.deepcopy(model)
         prefer(FINE, GRAPH, LAYERS)
         sk.convert(model, x)
-        assert bool(list(engines(model))) == (not looks)
+        assert bool(list(graphs_of(model))) == (not looks)
         for batch in (x, x[:1]):
             assert_agree(model, dense, batch)
 
@@ -449,9 +450,9 @@ def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyP
     def fails(*_: Any) -> Tensor:
         raise OSError("no such thing")
 
-    monkeypatch.setattr(Engine, "forward", fails)
+    monkeypatch.setattr(Graph, "forward", fails)
     notes = sk.convert(model, x).notes
-    assert any("As a graph, the model raised OSError: no such thing: not used." in note for note in notes)
+    assert any("Run as a graph, the model raised OSError: no such thing: not used." in note for note in notes)
 
 
 def test_results_that_cannot_be_compared_are_no_error(prefer: Prefer) -> None:
@@ -475,7 +476,7 @@ def test_results_that_cannot_be_compared_are_no_error(prefer: Prefer) -> None:
     report = sk.convert(model, torch.randn(4, 8))
     assert not report.converted
     assert any("gave other results" in note for note in report.notes)
-    assert not any("was not faster" in note for note in report.notes)
+    assert not any("was not reliably faster" in note for note in report.notes)
 
 
 def test_sizes_are_no_tensors(prefer: Prefer) -> None:
@@ -499,7 +500,7 @@ def test_sizes_are_no_tensors(prefer: Prefer) -> None:
     dense = copy.deepcopy(model)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    assert len(list(engines(model))) == 1
+    assert len(list(graphs_of(model))) == 1
     assert_agree(model, dense, x)
     assert_agree(model, dense, torch.randn(3, 8, 13, 11))
 
@@ -518,7 +519,7 @@ def test_a_tuple_is_an_argument_by_default(prefer: Prefer) -> None:
     dense = copy.deepcopy(model)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    assert len(list(engines(model))) == 1
+    assert len(list(graphs_of(model))) == 1
     assert_agree(model, dense, x)
     torch.testing.assert_close(model(x, (1, 2)), dense(x, (1, 2)), rtol=1e-4, atol=1e-4)
 
@@ -549,9 +550,9 @@ def test_a_graph_that_could_not_serve_is_none(prefer: Prefer, how: str) -> None:
         report = sk.convert(model, example_kwargs={"x": x})
     else:
         report = sk.convert(model, (x, 1) if how == "a number" else x)
-    found = {type(engine.module) for engine in engines(model)}
+    found = {type(graph.module) for graph in graphs_of(model)}
     assert found == {nn.Sequential}
-    assert len(list(engines(model))) == (1 if how == "a part is not called" else 2)
+    assert len(list(graphs_of(model))) == (1 if how == "a part is not called" else 2)
     expected = (
         "body does not run as a graph: it is not called as a whole" if how == "a part is not called" else "by keywords"
     )
@@ -615,9 +616,9 @@ def test_tensors_of_other_devices_are_the_layers_business(prefer: Prefer) -> Non
     prune_(model, "random", 0.7)
     prefer(FINE, GRAPH)
     sk.convert(model, torch.randn(2, 8, 5, 5))
-    (engine,) = engines(model)
+    (graph,) = graphs_of(model)
     seen = []
-    engine._run = lambda *_: seen.append(1)
+    graph._run = lambda *_: seen.append(1)
     with torch.no_grad(), contextlib.suppress(Exception):
         model(torch.randn(2, 8, 5, 5, device="meta"))
     assert not seen

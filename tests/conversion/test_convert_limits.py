@@ -19,7 +19,7 @@ from conversion_checks import (
     Prefer,
     assert_agree,
     convert_module,
-    engines,
+    graphs_of,
     run,
 )
 from conversion_nets import drop_channels_, make
@@ -154,7 +154,7 @@ def test_nothing_slower_is_kept(prefer: Prefer) -> None:
     report = sk.convert(model, x)
     assert not report.converted
     assert report.speedup is None
-    assert any("the whole model was not faster for certain" in note for note in report.notes)
+    assert any("The whole model was not reliably faster" in note for note in report.notes)
     assert "alone, fine-grained would be 2.00x" in report.layers[0].reason
     assert dict(model.named_modules()) == state
     assert "forward" not in vars(model)
@@ -176,7 +176,7 @@ def test_results_that_differ_are_not_used(prefer: Prefer, monkeypatch: pytest.Mo
     prune_(model, "random", 0.7)
     prefer(FINE, GRAPH, LAYERS)
     report = sk.convert(model, torch.randn(4, 8))
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
     assert any("gave other results" in note for note in report.notes)
 
 
@@ -208,7 +208,7 @@ def test_an_error_leaves_the_model_as_it_was(prefer: Prefer) -> None:
     with pytest.raises(ValueError, match="cannot be called"):
         sk.convert(model, x[:, :3])
     assert dict(model.named_modules()) == modules
-    assert len(list(engines(model))) == 1
+    assert len(list(graphs_of(model))) == 1
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -295,7 +295,7 @@ def test_a_small_gain_is_measured_once_more(
     prefer(FINE, LAYERS)
     gains, asked, efforts = iter([[1.2], second]), [], []
 
-    def fake(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
+    def fake(calls: Mapping[str, Callable[[], object]], effort: Any, *_: Any, **__: Any) -> Times:
         asked.append(list(calls))
         efforts.append(effort)
         gain = next(gains)
@@ -317,7 +317,7 @@ def test_the_next_takes_the_place_of_a_gain_that_was_luck(prefer: Prefer, monkey
     prefer(FINE, LAYERS)
     asked: list[list[str]] = []
 
-    def fake(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
+    def fake(calls: Mapping[str, Callable[[], object]], effort: Any, *_: Any, **__: Any) -> Times:
         asked.append(list(calls))
         others = list(calls)[1:]
         gains = dict.fromkeys(others, 0.5)
@@ -394,9 +394,9 @@ def test_notes(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = sk.convert(model, x).notes
     assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
     assert "As a graph, the model was no faster: its layers run one by one." in notes
-    assert not any("training" in note or "Other programs" in note for note in notes)
+    assert not any("training" in note or "noisy" in note for note in notes)
     counts = itertools.count(step=10**6)
     monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
     notes = sk.convert(model.train(), x).notes
     assert "Measured in training mode: for inference, call model.eval() and convert again." in notes
-    assert any("Other programs took the processor" in note for note in notes)
+    assert any("other programs preempted the process" in note for note in notes)

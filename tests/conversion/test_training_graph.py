@@ -14,7 +14,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from conversion_checks import FINE, GRAPH, LAYERS, Prefer, engines, graph_of
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graph_of, graphs_of
 from conversion_nets import make
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,13 +23,13 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import MODELS
 from sparsekernels.conversion.agreement import point_alike
-from sparsekernels.conversion.batch_norm import FusedNorm, dropout_by_torch
-from sparsekernels.conversion.engine import Engine
-from sparsekernels.conversion.tracing import Untraceable
+from sparsekernels.conversion.graph.batch_norm import FusedNorm, dropout_by_torch
+from sparsekernels.conversion.graph.tracing import Untraceable
+from sparsekernels.conversion.graph.training import TrainingGraph
 from sparsekernels.pruning import prune_
 from sparsekernels.testing import compare
 
-norm_module = importlib.import_module("sparsekernels.conversion.batch_norm")
+norm_module = importlib.import_module("sparsekernels.conversion.graph.batch_norm")
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -115,7 +115,7 @@ def test_results(prefer: Prefer) -> None:
         assert_steps_alike(model, dense, wide, x + step)
     assert [int(norm.num_batches_tracked) for norm in model.norms[:4]] == [3, 3, 3, 3]
     sk.revert(model)
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
 
 
 def test_oracle(prefer: Prefer) -> None:
@@ -287,7 +287,7 @@ def test_copies(prefer: Prefer) -> None:
     sk.convert(model, x)
     model(x)
     other = copy.deepcopy(model)
-    (mine,), (theirs,) = engines(model), engines(other)
+    (mine,), (theirs,) = graphs_of(model), graphs_of(other)
     assert mine is not theirs
     assert theirs.module is other
     with torch.no_grad():
@@ -346,11 +346,11 @@ def test_what_a_graph_would_lose_is_not_traced(prefer: Prefer, how: str) -> None
     prune_(model, "random", 0.8)
     before = [str(state) for state in model.states()]
     with pytest.raises(Untraceable):
-        Engine(model, torch.float32, torch.device("cpu"), True, training=True).prepare()
+        TrainingGraph(model, torch.float32, torch.device("cpu")).prepare()
     assert [str(state) for state in model.states()] == before  # what was drawn was given back
     prefer(FINE, GRAPH)
     sk.convert(model, torch.randn(4, 8, 6, 6))
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
 
 
 def test_a_part_that_can_be_traced(prefer: Prefer) -> None:
@@ -369,8 +369,8 @@ def test_a_part_that_can_be_traced(prefer: Prefer) -> None:
     prune_(model, "random", 0.8)
     prefer(FINE, GRAPH)
     sk.convert(model, torch.randn(4, 8, 6, 6))
-    (engine,) = engines(model)
-    assert engine.module is model.inner
+    (graph,) = graphs_of(model)
+    assert graph.module is model.inner
 
 
 def test_a_graph_that_is_wrong_is_not_used(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,7 @@ def test_a_graph_that_is_wrong_is_not_used(prefer: Prefer, monkeypatch: pytest.M
     for wrong in wrongs:
         monkeypatch.setattr(FusedNorm, "forward", lambda self, x, wrong=wrong: wrong(genuine(self, x)))
         report = sk.convert(model, x)
-        used.append(bool(list(engines(model))))
+        used.append(bool(list(graphs_of(model))))
         assert any("gave other results" in note for note in report.notes) is not used[-1]
     assert used == [False, False, True]
 
@@ -391,7 +391,7 @@ def test_slower_graphs_are_not_used(prefer: Prefer) -> None:
     model, x = trained()
     prefer(FINE, LAYERS, GRAPH)
     sk.convert(model, x)
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
     assert isinstance(model.convs[1], sk.nn.SparseConv2d)
 
 
@@ -403,7 +403,7 @@ def test_training_goes_on(prefer: Prefer, name: str) -> None:
     prefer(FINE, GRAPH)
     optimizers = [torch.optim.SGD(module.train().parameters(), 0.02, momentum=0.9) for module in (model, dense)]
     sk.convert(model, x)
-    assert list(engines(model))
+    assert list(graphs_of(model))
     losses: list[list[float]] = [[], []]
     masks = [parameter != 0 for parameter in dense.parameters()]
     with dropout_by_torch():
@@ -427,7 +427,7 @@ def test_a_network_by_the_clock() -> None:
     model = MODELS["wrn-28-2"].make().train()
     prune_(model, "random", 0.9)
     report = sk.convert(model, MODELS["wrn-28-2"].images(16))
-    assert list(engines(model))
+    assert list(graphs_of(model))
     assert report.speedup is not None
     assert report.speedup > 1
 
@@ -524,7 +524,7 @@ def test_code_that_looks_whether_gradients_are_wanted(prefer: Prefer) -> None:
     dense, x = copy.deepcopy(model), torch.randn(4, 8, 9, 9)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    assert list(engines(model))
+    assert list(graphs_of(model))
     torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
@@ -549,13 +549,13 @@ def test_a_schedule_of_the_momentum(prefer: Prefer) -> None:
     dense = copy.deepcopy(model)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    (engine,) = engines(model)
+    (graph,) = graphs_of(model)
     for momentum in (0.5, 0.25, 0.125):
         for one in (model, dense):
             for norm in one.norms:
                 norm.momentum, norm.eps = momentum, momentum / 10
             one(x)
-        assert engine.prepare().stands()
+        assert graph.prepare().watch.unchanged()
     for mine, theirs in zip(model.buffers(), dense.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -596,7 +596,7 @@ def test_statistics_count_in_the_check(prefer: Prefer, monkeypatch: pytest.Monke
     prefer(FINE, GRAPH, LAYERS)
     monkeypatch.setattr(norm_module, "_track", lambda *_: None)
     report = sk.convert(model, x)
-    assert not list(engines(model))
+    assert not list(graphs_of(model))
     assert any("gave other results" in note for note in report.notes)
 
 
@@ -663,6 +663,6 @@ def test_pooling_alone_is_a_graph(prefer: Prefer) -> None:
     dense = copy.deepcopy(model)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    assert len(list(engines(model))) == 1
+    assert len(list(graphs_of(model))) == 1
     for mine, theirs in zip(gradients(model, x), gradients(dense, x), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)

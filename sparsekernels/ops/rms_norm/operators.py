@@ -2,8 +2,8 @@
 
 `sparsekernels::_rms_norm`, `_add_rms_norm` and `_rms_norm_backward` are kernel operators: torch's dispatcher hands them
 to the compiled kernel of the input's device (csrc/rms_norm/bindings*.cpp), or to the next row of the table. They know
-no gradients, and take normalized_shape as two numbers, how many sizes it has and their product: a list of one size costs
-0.4 us more on its way through the dispatcher, a sixth of a small call.
+no gradients, and take normalized_shape as two numbers, how many sizes it has and their product: a list of one size
+costs 0.4 us more on its way through the dispatcher, a sixth of a small call.
 
 `sparsekernels::rms_norm`, `add_rms_norm` and `rms_norm_backward` know their gradients (registered in op.py); graphs
 made by torch.export show these.

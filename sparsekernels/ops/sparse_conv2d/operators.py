@@ -2,10 +2,10 @@
 
 `sparsekernels::_sparse_conv2d`, `_sparse_conv2d_input_gradient` and `_sparse_conv2d_weight_gradient` are kernel
 operators: torch's dispatcher hands them to the compiled kernel of the input's device (csrc/sparse_conv2d/bindings.cpp),
-or to the next row of the table. They know no gradients, no float64 (which the caller takes to the reference), and no dimensions
-but four: a linear layer is the 1x1 case on [rows, in, 1, 1]. The first also adds a residual, of the sizes and strides
-of its result, and limits the result to low .. high. Where they take a transposed pattern, the gradient to the
-input, it is that of `Unstructured.transposed`.
+or to the next row of the table. They know no gradients, no float64 (which the caller takes to the reference), and no
+dimensions but four: a linear layer is the 1x1 case on [rows, in, 1, 1]. The first also adds a residual, of the sizes
+and strides of its result, and limits the result to low .. high. Where they take a transposed pattern, the gradient to
+the input, it is that of `Unstructured.transposed`.
 
 `sparsekernels::sparse_conv2d`, `sparse_conv2d_input_gradient` and `sparse_conv2d_weight_gradient` know their gradients
 (registered in op.py); graphs made by torch.export show these. Their weight is the values at the nonzeros [nnz], or the

@@ -19,7 +19,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.max_pool2d.op import max_pool2d
+from ...ops.max_pool2d.op import max_pool2d
 from .fused import Fused
 
 _POOLING = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

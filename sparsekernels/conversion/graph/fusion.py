@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..ops.batch_norm.op import Act
-from ..ops.max_pool2d.op import max_pool2d
+from ...ops.batch_norm.op import Act
+from ...ops.max_pool2d.op import max_pool2d
+from ..survey import has_hooks
 from .batch_norm import FusedNorm
 from .fused import FUSED, Fused
-from .survey import has_hooks
 
 Node = torch.fx.Node
 

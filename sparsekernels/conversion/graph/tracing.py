@@ -11,11 +11,11 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..nn import RMSNorm
+from ...nn import RMSNorm
+from ..watch.generators import Generators
+from ..watch.state import State
 from .fused import FUSED
 from .fusion import IN_PLACE, is_plain
-from .generators import Generators
-from .state import State
 
 Node = torch.fx.Node
 

@@ -10,8 +10,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from ..ops.layer_chain.operators import AVAILABLE, LayerChain
-from ..ops.max_pool2d.op import max_pool2d
+from ...ops.layer_chain.operators import AVAILABLE, LayerChain
+from ...ops.max_pool2d.op import max_pool2d
 from .fused import Fused, FusedSparse
 
 Node = torch.fx.Node

@@ -1,0 +1,176 @@
+"""A graph for inference: each convolution and Linear takes over the BatchNorm, residual sum and ReLU behind it.
+
+It serves calls without gradients. What it took from the modules (folded weights) is made anew when they have changed
+since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ...nn import SparseConv2d, SparseLinear
+from .base import ONE_AT_A_TIME, Graph, Plan, assembled
+from .chain import FusedChain, chain
+from .channels import Link, links_of, settle
+from .fused import Fused
+from .fusion import drop_identities, fuse, pool, writes_to_input
+from .trace import Trace
+from .tracing import Untraceable
+
+
+@dataclass
+class _Tensor:
+    """A parameter or buffer at its place, and how one tells that it is another one now."""
+
+    place: dict[str, Any]
+    name: str
+    tensor: Tensor
+    version: int
+    address: int
+
+    def changed(self) -> bool:
+        tensor = self.tensor
+        return (
+            self.place.get(self.name) is not tensor
+            or tensor._version != self.version
+            or tensor.data_ptr() != self.address
+        )
+
+
+@dataclass
+class _Pattern:
+    """Which weights a sparse layer uses."""
+
+    layer: SparseConv2d | SparseLinear
+    pattern: object
+
+    def changed(self) -> bool:
+        return self.layer._pattern is not self.pattern
+
+
+@dataclass
+class InferencePlan(Plan):
+    """A plan with constants.
+
+    fused    layers, with the constants that were made of their modules
+    chained  fused layers that are one call, in the places of these
+    links    between fused layers that may agree on channels
+    writes   whether an argument is changed in place
+    folded   the tensors and patterns that the constants were made of
+    """
+
+    fused: Sequence[Fused]
+    chained: Sequence[FusedChain]
+    links: Sequence[Link]
+    writes: bool
+    folded: Sequence[_Tensor | _Pattern] = field(default=())
+
+    def refresh(self) -> None:
+        """Fold and pack anew where parameters, statistics or patterns are others than those that were folded."""
+        if not self._is_stale():
+            return
+        with ONE_AT_A_TIME:
+            if self._is_stale():  # no other thread was faster
+                self.freeze()
+
+    def _is_stale(self) -> bool:
+        return any(tensor.changed() for tensor in self.folded)
+
+    def freeze(self, fold: bool = True) -> None:
+        """Make the constants of what the modules hold. Raises `Untraceable`, before it has done anything.
+
+        fold: not where the layers are new, and have just done that.
+        """
+        folded = list(_tensors_of(self.fused))
+        for layer in self.fused if fold else ():
+            layer.fold()
+        settle(list(self.links))
+        for layer in self.fused:
+            layer.pack()
+        for layers in self.chained:
+            layers.pack()
+        self.folded = folded
+
+
+class InferenceGraph(Graph):
+    """A graph for calls without gradients, in evaluation mode.
+
+    contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
+    back into that of the input. drops: whether channels that are not needed are left out. chains: whether sparse layers
+    that follow each other become one call (chain.py).
+    """
+
+    training: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        contiguous: bool,
+        drops: bool = True,
+        chains: bool = False,
+        trace: Trace | None = None,
+    ) -> None:
+        super().__init__(module, dtype, device, trace)
+        self.contiguous, self.drops, self.chains = contiguous, drops, chains
+
+    def _may_run(self, args: tuple[Any, ...]) -> bool:
+        if not torch.is_grad_enabled():
+            return True
+        return not any(value.requires_grad for value in args) and not any(
+            parameter.requires_grad for parameter in self.module.parameters()
+        )
+
+    def _run(self, plan: InferencePlan, args: tuple[Any, ...]) -> Any:
+        if not self.contiguous:
+            return plan.run(*args)
+        if plan.writes and any(not value.is_contiguous() for value in args):
+            return type(self.module).forward(self.module, *args)  # the caller is to see what is written
+        if not any(value.dim() == 4 and not value.is_contiguous() for value in args):
+            return plan.run(*args)
+        last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
+        result = plan.run(*(value.contiguous() if value.dim() == 4 else value for value in args))
+        return tree_map_only(Tensor, _to_channels_last, result) if last else result
+
+    def _plan_of(self, trace: Trace) -> InferencePlan:
+        graph, modules = trace.fresh()
+        drop_identities(graph, modules)
+        fused = fuse(graph, modules, self.contiguous)
+        if self.contiguous:
+            pool(graph, modules)
+        if not fused:
+            raise Untraceable("there is nothing to fuse")
+        writes = any(writes_to_input(node, modules) for node in graph.nodes)
+        links = links_of(graph, fused, modules) if self.drops else []
+        chained = chain(graph, fused) if self.chains and self.contiguous else {}
+        parts = [part for layer in fused.values() for part in layer.parts if part is not None]
+        made = assembled(self.module, modules, graph, {**fused, **chained}, parts)
+        plan = InferencePlan(
+            made.run, trace.arguments, made.watch, list(fused.values()), list(chained.values()), links, writes
+        )
+        plan.freeze(fold=False)
+        return plan
+
+
+def _to_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _tensors_of(fused: Sequence[Fused]) -> Iterator[_Tensor | _Pattern]:
+    for layer in fused:
+        for part in layer.parts:
+            if isinstance(part, SparseConv2d | SparseLinear):
+                yield _Pattern(part, part._pattern)
+            for place in () if part is None else (part._parameters, part._buffers):
+                for name, tensor in place.items():
+                    if tensor is not None:  # torch counts batches, but no changes of the running statistics
+                        if tensor.is_inference():
+                            raise Untraceable("its parameters are inference tensors, whose changes cannot be seen")
+                        yield _Tensor(place, name, tensor, tensor._version, tensor.data_ptr())

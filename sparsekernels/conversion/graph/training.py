@@ -1,0 +1,39 @@
+"""A graph for training: each BatchNorm takes over the residual sum, the ReLU and the dropout behind it.
+
+Max pooling is ours; the other modules are called as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from .base import Graph, Plan, assembled
+from .fusion import drop_identities, fuse_norms, pool
+from .trace import Trace
+from .tracing import Untraceable
+
+
+class TrainingGraph(Graph):
+    """A graph for calls with gradients, in training mode."""
+
+    training: ClassVar[bool] = True
+
+    def _may_run(self, args: tuple[Any, ...]) -> bool:
+        return torch.is_grad_enabled()
+
+    def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        # code may look at whether gradients are enabled: it was traced for training
+        return torch.is_grad_enabled() and super()._takes(args, kwargs)
+
+    def _plan_of(self, trace: Trace) -> Plan:
+        graph, modules = trace.fresh()
+        drop_identities(graph, modules)
+        norms = fuse_norms(graph, modules)
+        if not pool(graph, modules) and not norms:
+            raise Untraceable("there is nothing to fuse")
+        parts = [part for norm in norms.values() for part in norm.parts if part is not None]
+        free = [(part, ("eps", "momentum")) for part in parts]
+        made = assembled(self.module, modules, graph, norms, parts, free)
+        return Plan(made.run, trace.arguments, made.watch)
