@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ROOT / "README.md", ROOT / "docs" / "when_it_pays.md"
+PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "when_it_pays.md"
 MACHINES = {"Xeon": "cpu-xeon-amx-2-cores", "EPYC": "cpu-epyc-avx512-2-cores"}
 """The names that the documentation has for the machines, and those of their files."""
 
@@ -40,7 +40,10 @@ PEERS = {
     "deepsparse": "DeepSparse 1.8",
     "ours": "ours",
 }
-IN_README = ("vgg16-d", "wrn-28-2", "wrn-16-10", "resnet-50")
+IN_SHORT = ("vgg16-d", "wrn-28-2", "wrn-16-10", "resnet-50")
+IN_README = (("vgg16-d", "forward"), ("resnet-50", "forward"), ("resnet-50", "step"))
+PASSES = {"forward": "forward", "step": "training step"}
+BFLOAT16 = ("dense-bf16", "dense-fused-bf16")
 
 Row = Mapping[str, Mapping[str, Any]]
 """The records of a case, by variant."""
@@ -84,7 +87,7 @@ def converted(row: Row, percent: int) -> str:
 
 
 def beats_bfloat16(row: Row, variant: str) -> bool:
-    rivals = [row[name] for name in ("dense-bf16", "dense-fused-bf16") if name in row]
+    rivals = [row[name] for name in BFLOAT16 if name in row]
     best = max((float(one["speedup"]) for one in rivals if one["status"] == "ok"), default=float("inf"))
     return variant in row and row[variant]["status"] == "ok" and float(row[variant]["speedup"]) > best
 
@@ -161,10 +164,28 @@ def steps_in_short() -> str:
         ]
         for machine, records in steps.items()
         for name, row in rows_of(records, "step").items()
-        if name in IN_README
+        if name in IN_SHORT
     ]
     head = ["machine", "training step", "dense", "dense bf16", *(f"{percent}%" for percent in percents)]
     return f"{table(head, lines, left=2)}\n\n{' '.join(f'{one}: {caption(found)}' for one, found in steps.items())}"
+
+
+def readme() -> str:
+    """On both machines, beside the faster of the dense networks in bfloat16."""
+    percents = 80, 90, 95
+    lines, captions = [], []
+    for machine in ("EPYC", "Xeon"):
+        shown = []
+        for name, pass_ in IN_README:
+            row = rows_of(records_of("networks", machine), pass_)[name]
+            bfloat16 = max((one for one in BFLOAT16 if one in row), key=lambda one: float(row[one]["speedup"]))
+            cells = [f"{NAMES[name]}, batch {row['dense']['details']['batch']}, {PASSES[pass_]}", machine]
+            cells += [time_of(row["dense"]), speedup_of(row, bfloat16)]
+            lines.append([*cells, *(bold_where_faster(row, percent) for percent in percents)])
+            shown += [row[one] for one in ("dense", bfloat16, *(converted(row, percent) for percent in percents))]
+        captions.append(f"{machine}: {caption(shown)}")
+    head = ["network", "machine", "dense", "dense bf16", *(f"{percent}%" for percent in percents)]
+    return f"{table(head, lines, left=2)}\n\n{' '.join(captions)}"
 
 
 def peers(machine: str) -> str:
@@ -196,6 +217,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "step, EPYC": lambda: whole_networks("EPYC", "step", (80, 90, 95)),
     "step, Xeon": lambda: whole_networks("Xeon", "step", (80, 90, 95)),
     "masks, EPYC": lambda: masks("EPYC"),
+    "in short": readme,
     "steps in short": steps_in_short,
     "peers, Xeon": lambda: peers("Xeon"),
 }

@@ -1,4 +1,4 @@
-"""Pruned PyTorch models that really run faster, on the CPU and on the GPU, and train faster too."""
+"""Pruned PyTorch models that actually run faster on CPU, for inference and training."""
 
 from . import nn
 from ._version import __version__

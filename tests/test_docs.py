@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,31 +24,175 @@ CONVERTED = ("[1-9]" if _library.isa() == "avx512" else "") + r"\d* of \d+ layer
 """Other instruction sets may gain nothing from the small models of the documentation."""
 
 
-@pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+NEEDS_KERNELS = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+def blocks_of(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run(blocks: list[str], name: str, namespace: dict[str, Any] | None = None) -> dict[str, Any]:
+    namespace = {} if namespace is None else namespace
+    exec(compile("\n".join(blocks), name, "exec"), namespace)
+    return namespace
+
+
+@NEEDS_KERNELS
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "convert.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = blocks_of(DOCS / "convert.md")
     assert len(blocks) == 7
-    exec(compile("\n".join(blocks), "convert.md", "exec"), {})
+    run(blocks, "convert.md")
     assert re.search(CONVERTED, capsys.readouterr().out)
 
 
-@pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+@NEEDS_KERNELS
 def test_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
-    convert, layer, norm, norms = blocks
-    left: dict[str, Any] = {}
-    exec(compile(convert, "README.md", "exec"), left)
+    (convert,) = blocks_of(ROOT / "README.md")
+    left = run([convert], "README.md")
     assert re.search(CONVERTED, capsys.readouterr().out)
     assert left["scores"].shape == (64, 10)
     assert not any(isinstance(one, sk.nn.SparseConv2d | sk.nn.SparseLinear) for one in left["model"].modules())
-    exec(compile(f"{layer}\n{norm}", "README.md", "exec"), left)
-    assert left["y"].shape == (4, 512, 2048)
+
+
+def test_the_readme_installs_by_line_20() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("pip install .") for line in lines[:20])
+
+
+def test_rms_norm_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    norm, norms = blocks_of(DOCS / "rms_norm.md")
+    left = run([norm], "rms_norm.md")
+    assert left["y"].shape == left["residual"].shape == (4, 512, 2048)
     left["model"] = nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 8))
-    exec(compile(norms, "README.md", "exec"), left)
+    run([norms], "rms_norm.md", left)
     assert isinstance(left["model"][0], sk.nn.RMSNorm)
     assert "1 norms replaced" in capsys.readouterr().out
+
+
+@NEEDS_KERNELS
+def test_sparse_layers_in_use() -> None:
+    blocks = blocks_of(DOCS / "sparse_layers.md")
+    assert len(blocks) == 4
+    left = run(blocks, "sparse_layers.md")
+    assert left["y"].shape == (100, 1024)
+    momentum = left["optimizer"].state[left["layer"].weight]["momentum_buffer"]
+    assert not momentum[~left["layer"].mask].any()
+
+
+@NEEDS_KERNELS
+@pytest.mark.skipif(_library.isa() != "avx512", reason="code is generated for AVX-512 only")
+def test_a_generated_kernel_can_be_read(tmp_path: Path) -> None:
+    program = tmp_path / "dump.py"
+    program.write_text("\n".join(blocks_of(ROOT / "HACKING.md")), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "SPARSEKERNELS_CPU_PROGRAMS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    subprocess.run([sys.executable, program], check=True, cwd=tmp_path, env=environment)
+    code = (tmp_path / "kernel.bin").read_bytes()
+    assert bytes.fromhex("c5f877c3") in code  # vzeroupper, ret
+
+
+def test_every_page_with_programs_is_run() -> None:
+    run_here = {"README.md", "HACKING.md", "convert.md", "rms_norm.md", "sparse_layers.md"}
+    with_blocks = {path.name for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md")) if blocks_of(path)}
+    assert with_blocks - {"api.md"} == run_here
+
+
+@pytest.fixture(scope="module")
+def make_api() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_api", DOCS / "make_api.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_api"] = module  # where its dataclasses look for themselves
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_api_reference_is_what_the_docstrings_say(make_api: ModuleType) -> None:
+    assert (DOCS / "api.md").read_text(encoding="utf-8") == make_api.page(), "run python docs/make_api.py --write"
+
+
+def test_docstrings_are_taken_apart(make_api: ModuleType) -> None:
+    found = make_api.sections_of(
+        """A product.
+
+        y = x * w
+
+        Args:
+            x: shape [n]; any
+                strides.
+            w (float): the factor.
+
+        Returns:
+            y, of the shape of x.
+
+        Raises:
+            TypeError: x is no tensor.
+        """
+    )
+    assert (found.summary, found.body) == ("A product.", "y = x * w")
+    assert found.entries == {
+        "Args": {"x": "shape [n]; any strides.", "w (float)": "the factor."},
+        "Raises": {"TypeError": "x is no tensor."},
+    }
+    assert found.prose == {"Returns": "y, of the shape of x."}
+
+
+PROSE = sorted((*ROOT.glob("*.md"), *DOCS.glob("*.md")))
+WRAPPED = [path for path in PROSE if path.name not in ("api.md", "sparse_kernels.md")]
+
+
+@pytest.mark.parametrize("path", WRAPPED, ids=lambda one: one.name)
+def test_prose_is_wrapped(path: Path) -> None:
+    """Programs, tables and pictures may be wider."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    wide = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "!"))]
+    assert not wide
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda one: one.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        if name.startswith("http"):
+            continue
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors_of(file), target
+
+
+def anchors_of(path: Path) -> set[str]:
+    """As GitHub makes them of headings, and those that are written."""
+    text = path.read_text(encoding="utf-8")
+    headings = [re.sub(r"<.*?>|[^\w\- ]", "", one.lower()) for one in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {one.strip().replace(" ", "-") for one in headings} | set(re.findall(r'<a id="(.*?)">', text))
+
+
+def test_every_switch_is_in_the_table() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode != 0:
+        pytest.skip("not a checkout")
+    here = re.findall(r"`(SPARSEKERNELS_\w+)`", (ROOT / "HACKING.md").read_text(encoding="utf-8"))
+    folders = ("csrc/", "sparsekernels/", "tests/", "benchmarks/", ".ci/", "CMakeLists.txt", "setup.py", "Makefile")
+    sources = (ROOT / name for name in files.stdout.split("\n") if name.startswith(folders))
+    found: set[str] = set()
+    for path in sources:
+        if path.suffix in {".py", ".h", ".cpp", ".cu", ".cuh", ".sh", ".txt", ".toml", ""} and path.is_file():
+            found |= set(re.findall(r"\bSPARSEKERNELS_[A-Z0-9_]*[A-Z0-9]", path.read_text(encoding="utf-8")))
+    assert found <= set(here), found - set(here)
+
+
+def test_decisions_have_an_anchor_a_date_and_a_status() -> None:
+    text = (DOCS / "decisions.md").read_text(encoding="utf-8")
+    entries = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    anchors = [re.match(r'<a id="([a-z0-9-]+)"></a>', entry) for entry in entries]
+    for entry, anchor in zip(entries, anchors, strict=True):
+        assert anchor, entry
+        status = r"\*\d{4}-\d\d-\d\d, (kept|rejected|superseded by \[)"
+        assert re.match(status, entry.split("\n")[2]), entry
+    assert len({anchor[1] for anchor in anchors if anchor}) == len(entries)
 
 
 def test_tables_are_those_of_the_records() -> None:

@@ -14,8 +14,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 # Of Okabe & Ito's palette, as the benchmark's plots.
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#BBBBBB", "#222222"
-PALE = {BLUE: "#D6E8F5", ORANGE: "#FBE3D3", GREEN: "#D3EFE5", GREY: "#F2F2F2"}
+BLUE, ORANGE, GREEN, GRAY, INK = "#0072B2", "#D55E00", "#009E73", "#BBBBBB", "#222222"
+PALE = {BLUE: "#D6E8F5", ORANGE: "#FBE3D3", GREEN: "#D3EFE5", GRAY: "#F2F2F2"}
 
 plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "sparse"})
 
@@ -31,12 +31,12 @@ def canvas(width: float, height: float) -> tuple[plt.Figure, Axes]:
 
 
 def box(
-    axes: Axes, x: float, y: float, width: float, height: float, colour: str = GREY, *, fill: str | None = None,
+    axes: Axes, x: float, y: float, width: float, height: float, color: str = GRAY, *, fill: str | None = None,
     line: float = 1.0, dashed: bool = False,
 ) -> None:  # fmt: skip
     style = "--" if dashed else "-"
-    face = PALE[colour] if fill is None else fill
-    axes.add_patch(Rectangle((x, y), width, height, facecolor=face, edgecolor=colour, linewidth=line, linestyle=style))
+    face = PALE[color] if fill is None else fill
+    axes.add_patch(Rectangle((x, y), width, height, facecolor=face, edgecolor=color, linewidth=line, linestyle=style))
 
 
 def text(axes: Axes, x: float, y: float, words: str, **options: object) -> None:
@@ -44,24 +44,24 @@ def text(axes: Axes, x: float, y: float, words: str, **options: object) -> None:
     axes.text(x, y, words, **given)
 
 
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.2})
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = INK) -> None:
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.2})
 
 
 def grid(
-    axes: Axes, x: float, y: float, rows: int, columns: int, cell: float, colour: str = GREY, *, fill: str = "white"
+    axes: Axes, x: float, y: float, rows: int, columns: int, cell: float, color: str = GRAY, *, fill: str = "white"
 ) -> None:  # fmt: skip
     width, height = columns * cell, rows * cell
-    box(axes, x, y, width, height, colour, fill=fill, line=0.6)
+    box(axes, x, y, width, height, color, fill=fill, line=0.6)
     ends = [((x, y + i * cell), (x + width, y + i * cell)) for i in range(1, rows)]
     ends += [((x + i * cell, y), (x + i * cell, y + height)) for i in range(1, columns)]
     codes = [Path.MOVETO, Path.LINETO] * len(ends)
     lines = Path([point for pair in ends for point in pair], codes)
-    axes.add_patch(PathPatch(lines, facecolor="none", edgecolor=colour, linewidth=0.6))
+    axes.add_patch(PathPatch(lines, facecolor="none", edgecolor=color, linewidth=0.6))
 
 
-def mark(axes: Axes, x: float, y: float, cell: float, row: int, column: int, colour: str) -> None:
-    box(axes, x + column * cell, y + row * cell, cell, cell, colour, fill=colour, line=0.6)
+def mark(axes: Axes, x: float, y: float, cell: float, row: int, column: int, color: str) -> None:
+    box(axes, x + column * cell, y + row * cell, cell, cell, color, fill=color, line=0.6)
 
 
 def line_of_lanes(axes: Axes, x: float, y: float, cell: float = 1.9) -> None:
@@ -119,7 +119,7 @@ def draw_packing() -> plt.Figure:
     text(axes, 2, 2, "the same row of 16 lanes", weight="bold")
     cell = 0.9
     for depth in range(3, 0, -1):
-        box(axes, 2 + depth * 1.4, 10 - depth * 1.4, 16 * cell, 7 * cell, GREY, fill="white")
+        box(axes, 2 + depth * 1.4, 10 - depth * 1.4, 16 * cell, 7 * cell, GRAY, fill="white")
     grid(axes, 2, 10, 7, 16, cell)
     for column in range(16):
         box(axes, 2 + column * cell, 10 + 2 * cell, cell, cell, "white", fill=BLUE, line=0.6)
@@ -143,14 +143,14 @@ def draw_packing() -> plt.Figure:
     text(axes, 46, 2, "a plane of lines, halo included", weight="bold")
     cell = 1.32
     x, y = 46, 6.3
-    grid(axes, x, y, 9, 18, cell, fill=PALE[GREY])
+    grid(axes, x, y, 9, 18, cell, fill=PALE[GRAY])
     grid(axes, x + cell, y + cell, 7, 16, cell, BLUE, fill=PALE[BLUE])
     grid(axes, x + cell, y + 3 * cell, 1, 16, cell, BLUE, fill="#8FC1E3")
     box(axes, x + 6 * cell, y + 3 * cell, cell, cell, ORANGE, fill=ORANGE, line=0.6)
     text(axes, x, 20, "a square is a line", fontsize=8.5)
     text(axes, x, 22, "grey: zeros around the image", fontsize=8.5)
 
-    box(axes, 2, 28, 68, 12.4, GREY, fill="white")
+    box(axes, 2, 28, 68, 12.4, GRAY, fill="white")
     text(axes, 3.5, 30.2, "in memory: the block's channels, one plane after another", weight="bold")
     at = 3.5
     for name, width in (("channel 0", 13), ("channel 1", 13), ("channel 2", 13), ("…", 6), ("channel C-1", 13)):
@@ -168,7 +168,7 @@ def draw_tile() -> plt.Figure:
 
     text(axes, 2, 2, "the plane of the nonzero's channel, in L1", weight="bold")
     x, y = 2, 4
-    grid(axes, x, y, 6, 8, cell, fill=PALE[GREY])
+    grid(axes, x, y, 6, 8, cell, fill=PALE[GRAY])
     grid(axes, x + 2 * cell, y + cell, 3, 4, cell, BLUE, fill=PALE[BLUE])
     box(axes, x + cell, y + cell, 4 * cell, 3 * cell, INK, fill="none", line=1.6, dashed=True)
     box(axes, x + 2 * cell, y + cell, 4 * cell, 3 * cell, BLUE, fill="none", line=2.0)
@@ -192,8 +192,8 @@ def draw_tile() -> plt.Figure:
     for row, (name, values) in enumerate(names):
         text(axes, 2, 30.4 + row * cell, name, fontsize=9)
         for column, value in enumerate(values):
-            colour = ORANGE if column == 0 else GREY
-            box(axes, 8 + column * 6, 29.1 + row * cell, 6, cell, colour, line=0.8)
+            color = ORANGE if column == 0 else GRAY
+            box(axes, 8 + column * 6, 29.1 + row * cell, 6, cell, color, line=0.8)
             text(axes, 11 + column * 6, 30.4 + row * cell, value, ha="center", fontsize=9)
     text(axes, 40, 30.4, "one broadcast: 16 times the same weight", fontsize=8.5, color=ORANGE)
     text(axes, 40, 33, "one scalar load: how far to move, in lines", fontsize=8.5, color=ORANGE)
@@ -238,7 +238,7 @@ def draw_blocking() -> plt.Figure:
     text(axes, 33, 13.9, "one run", ha="center", fontsize=9)
     text(axes, 33, 17.3, "for each row", ha="center", fontsize=9)
 
-    box(axes, 2, 28.4, 68, 22, GREY, fill="white")
+    box(axes, 2, 28.4, 68, 22, GRAY, fill="white")
     steps = (
         (0, "for each unit, and slice of the pattern's rows", "a thread takes one", INK),
         (1, "for each block of channels", "the unit's planes are packed", INK),
@@ -248,8 +248,8 @@ def draw_blocking() -> plt.Figure:
         (3, "sums go back to L2", "", GREEN),
         (1, "bias added, the unit's sums written to the output", "once", INK),
     )
-    for i, (depth, words, note, colour) in enumerate(steps):
-        text(axes, 4 + depth * 2.6, 31 + i * 2.85, words, fontsize=9.5, color=colour)
+    for i, (depth, words, note, color) in enumerate(steps):
+        text(axes, 4 + depth * 2.6, 31 + i * 2.85, words, fontsize=9.5, color=color)
         text(axes, 47, 31 + i * 2.85, note, fontsize=8.5, color="#666666")
     return figure
 
@@ -267,9 +267,9 @@ def draw_program() -> plt.Figure:
     grid(axes, x, y, rows, columns, cell)
     grid(axes, x, last, 1, columns, cell)
     for column, row in nonzeros:
-        colour = GREY if column < now else ORANGE if column == now else BLUE
-        fill = colour if column <= now else PALE[BLUE]
-        box(axes, x + column * cell, tops[row], cell, cell, colour, fill=fill, line=0.8)
+        color = GRAY if column < now else ORANGE if column == now else BLUE
+        fill = color if column <= now else PALE[BLUE]
+        box(axes, x + column * cell, tops[row], cell, cell, color, fill=fill, line=0.8)
     for top, name in zip(tops, names, strict=True):
         text(axes, x - 0.7, top + cell / 2, name, ha="right", fontsize=8)
     text(axes, x + columns * cell / 2, last - 1.4, "…", ha="center")
@@ -285,8 +285,8 @@ def draw_program() -> plt.Figure:
     lanes = 1.15
     for i, (top, name) in enumerate(zip(tops, names, strict=True)):
         takes = i in values
-        colour = GREEN if takes else GREY
-        grid(axes, 48, top + 0.2, 1, 16, lanes, colour, fill=PALE[GREEN] if takes else "white")
+        color = GREEN if takes else GRAY
+        grid(axes, 48, top + 0.2, 1, 16, lanes, color, fill=PALE[GREEN] if takes else "white")
         text(axes, 67, top + cell / 2, f"zmm{name}", fontsize=8, color=GREEN if takes else INK)
         if takes:
             arrow(axes, (x + columns * cell + 0.7, top + cell / 2), (47.3, top + cell / 2), ORANGE)
@@ -303,7 +303,7 @@ def draw_program() -> plt.Figure:
     grid(axes, 48, 32, 1, 16, lanes, BLUE, fill=PALE[BLUE])
     text(axes, 67, 32.6, "zmm31", fontsize=8, color=BLUE)
 
-    box(axes, 2, 36.2, 68, 13, GREY, fill="white")
+    box(axes, 2, 36.2, 68, 13, GRAY, fill="white")
     code = (
         ("vmovups      zmm31, [rdi + 64]", "the line of the column, for all rows of the slice", BLUE),
         ("vfmadd231ps  zmm4,  zmm31, [rsi - 476]{1to16}", "row 4: the value is read from memory, 4 bytes", ORANGE),
@@ -311,8 +311,8 @@ def draw_program() -> plt.Figure:
         ("vfmadd231ps  zmm30, zmm31, [rsi - 468]{1to16}", "row 30", ORANGE),
         ("vmovups      zmm31{k2}{z}, [rdi + 68]", "the next column, masked at the image's edge", BLUE),
     )
-    for i, (words, note, colour) in enumerate(code):
-        text(axes, 3.5, 38 + i * 2.35, words, fontsize=8.5, color=colour, family="DejaVu Sans Mono")
+    for i, (words, note, color) in enumerate(code):
+        text(axes, 3.5, 38 + i * 2.35, words, fontsize=8.5, color=color, family="DejaVu Sans Mono")
         text(axes, 41.5, 38 + i * 2.35, note, fontsize=8.5, color="#666666")
 
     text(
