@@ -3,14 +3,11 @@
 
 #define SPARSEKERNELS_EXPORT __attribute__((visibility("default")))
 
+namespace sparsekernels {
+
 // The schemas of the operators and the exported functions. To be raised, here and in sparsekernels/_library.py, with
 // every change of these. Python looks for this text in a library before it loads it: to load one is to register its
 // kernels.
-#define SPARSEKERNELS_INTERFACE "sparsekernels interface 1;"
+constexpr char kInterface[] = "sparsekernels interface 1;";
 
-// In one source of each library.
-#define SPARSEKERNELS_STATE_INTERFACE()                             \
-  extern "C" {                                                      \
-  SPARSEKERNELS_EXPORT extern const char sparsekernels_interface[]; \
-  const char sparsekernels_interface[] = SPARSEKERNELS_INTERFACE;   \
-  }
+}  // namespace sparsekernels

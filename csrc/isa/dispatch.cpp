@@ -70,9 +70,11 @@ const CpuKernels& cpu_kernels() {
 
 }  // namespace sparsekernels
 
-SPARSEKERNELS_STATE_INTERFACE()
-
 extern "C" {
+
+SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_interface() {
+  return sparsekernels::kInterface;
+}
 
 // The instruction set in use; null where SPARSEKERNELS_CPU_ISA asks for one that is not to be had.
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_isa() {

@@ -88,4 +88,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CUDA, m) {
   m.impl("_rms_norm_backward", &sparsekernels::rms_norm_backward);
 }
 
-SPARSEKERNELS_STATE_INTERFACE()
+extern "C" SPARSEKERNELS_EXPORT const char* sparsekernels_cuda_interface() {
+  return sparsekernels::kInterface;
+}
