@@ -307,7 +307,10 @@ def _record(
     details: dict[str, Any] = {"batch": case.batch, "dtype": outcome.variant.dtype, **outcome.details}
     if seconds is not None and ours is not None:
         details["over_ours"] = _rounded(median_ratio(seconds, ours))
-    p20, p50, p80 = (None,) * 3 if seconds is None else (_rounded(1e3 * one) for one in spread(seconds))
+    ms: list[float | None] = [None] * 3
+    if seconds is not None:
+        ms = [_rounded(1e3 * one) for one in spread(seconds)]
+    p20, p50, p80 = ms
 
     return Record(
         suite=SUITE,

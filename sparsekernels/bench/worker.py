@@ -97,7 +97,10 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
     for variant in variants:
         name, outcome = variant.name, outcomes[variant.name]
         seconds = times.get(name)
-        p20, p50, p80 = (None,) * 3 if seconds is None else (_rounded(1e3 * one) for one in spread(seconds))
+        ms: list[float | None] = [None] * 3
+        if seconds is not None:
+            ms = [_rounded(1e3 * one) for one in spread(seconds)]
+        p20, p50, p80 = ms
         yield Record(
             suite=suite.name,
             case=case.name,
