@@ -111,7 +111,7 @@ def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> d
     for done in range(effort.most):
         if done >= effort.least and time.perf_counter() - start >= effort.seconds:
             break
-        if done == 1:
+        if done == 1 and samples:
             limit = effort.hopeless * min(seconds[0] for seconds in samples.values())
             order = [name for name in order if samples[name][0] <= limit]
         shuffle(order)
@@ -190,17 +190,12 @@ class Interruptions:
         return self._count / self._seconds if self._seconds else 0.0
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie, linear between its neighbours."""
-    if not values:
-        raise ValueError("percentile: values is empty")
-    if not 0 <= share <= 1:
-        raise ValueError(f"percentile: share is {share}, expected 0 to 1")
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile of `values`, linear between neighbours; of a single value that value."""
+    if len(values) == 1:  # which `quantiles` refuses before Python 3.13
+        return values[0], values[0], values[0]
+    low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
+    return low, statistics.median(values), high
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

@@ -24,7 +24,7 @@ from sparsekernels.bench import machine, report
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.report import Column, Layout, Row
 from sparsekernels.bench.suite import Unavailable
-from sparsekernels.timing import Effort, Interruptions, Sampler, interleave, median_ratio, percentile, repeats_of
+from sparsekernels.timing import Effort, Interruptions, Sampler, interleave, median_ratio, repeats_of, spread
 
 SUITE = "peers"
 
@@ -307,9 +307,10 @@ def _record(
     details: dict[str, Any] = {"batch": case.batch, "dtype": outcome.variant.dtype, **outcome.details}
     if seconds is not None and ours is not None:
         details["over_ours"] = _rounded(median_ratio(seconds, ours))
-
-    def milliseconds(share: float) -> float | None:
-        return None if seconds is None else _rounded(1e3 * percentile(seconds, share))
+    ms: list[float | None] = [None] * 3
+    if seconds is not None:
+        ms = [_rounded(1e3 * one) for one in spread(seconds)]
+    p20, p50, p80 = ms
 
     return Record(
         suite=SUITE,
@@ -320,9 +321,9 @@ def _record(
         dtype="float32",
         threads=threads,
         sparsity=round(case.sparsity / 100, 7),
-        p20_ms=milliseconds(0.2),
-        p50_ms=milliseconds(0.5),
-        p80_ms=milliseconds(0.8),
+        p20_ms=p20,
+        p50_ms=p50,
+        p80_ms=p80,
         speedup=None if seconds is None or baseline is None else _rounded(median_ratio(baseline, seconds)),
         ideal_fraction=None,
         max_error=outcome.max_error,

@@ -31,7 +31,7 @@ NETWORKS, LINEARS = ("vgg16-d", "resnet-50"), ("1024x1024",)
 
 BATCHES, TOKENS, SPARSITIES = (64,), (1024,), (80.0, 90.0, 95.0)
 
-PLAIN_WIDTH = 176
+PLAIN_WIDTH = 120
 """Columns for output that goes to a file or a pipe."""
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .. import _cli
 from . import compare as comparison
-from . import info as information
 from . import record, report, runner, suite
 from .record import Record
 from .suite import Selection, Suite, Unavailable
@@ -28,13 +28,13 @@ app = typer.Typer(
 DEFAULT_FOLDER = Path("bench-report")
 """Where the main benchmark leaves its report, unless told otherwise."""
 
-PLAIN_WIDTH = 176
-"""Columns for output that goes to a file or a pipe: as wide as the widest table."""
+WIDTH = 120
+"""Columns of output that goes to a file or a pipe, and of a table anywhere: wider ones are split."""
 
 
 def _console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH)
 
 
 def _fail(message: str) -> typer.Exit:
@@ -45,12 +45,7 @@ def _fail(message: str) -> typer.Exit:
 @app.command()
 def info() -> None:
     """What this machine has, what was built, and what will be used on each device."""
-    console = _console()
-    for title, rows in information.sections().items():
-        console.print(f"[bold]{title}[/bold]")
-        width = max(len(name) for name, _ in rows)
-        for name, text in rows:
-            console.print(f"  {name.ljust(width)}  {escape(text)}", soft_wrap=True)
+    print(_cli.info())
 
 
 @app.command()
@@ -138,7 +133,7 @@ def bench(
 
     console = _console()
     for table in report.tables(records, layouts):
-        for piece in report.rich_tables(table.title, table.header, table.rows, console.width):
+        for piece in report.rich_tables(table.title, table.header, table.rows, min(console.width, WIDTH)):
             console.print(piece)
             console.print()
     for one in suites:

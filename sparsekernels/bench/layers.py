@@ -30,13 +30,10 @@ from ..ops.sparse_conv2d import operators  # noqa: F401 (defines the operators t
 from ..ops.sparse_conv2d.geometry import Geometry
 from ..pruning import MASKS, kept_weights
 from ..timing import Effort, fastest
+from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
 from .record import Record
 from .report import Layout, detail_column, rate_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict, read_cases
-
-SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
-QUICK_SPARSITIES, QUICK_MASKS = (80.0, 90.0, 95.0), ("random",)
-"""What is measured unless told otherwise, in percent; all masks except in the short benchmark."""
 
 RESULTS = {
     "forward": ("output",),
@@ -48,8 +45,6 @@ RESULTS = {
 
 PASS_OF = {results[0]: pass_ for pass_, results in RESULTS.items() if len(results) == 1}
 """The pass that computes nothing but a result."""
-
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 LAYOUTS = Effort(seconds=0.1, least=5, most=30)
 """How long the layouts of a dense layer are held against each other."""

@@ -49,19 +49,14 @@ from ..conversion.graph.training import TrainingGraph
 from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
 from ..pruning import PRUNINGS, prunable, prune_
 from ..timing import Effort, fastest
+from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
 from .models import MODELS, calibrate_
 from .record import Record
 from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
 
-SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
-QUICK_SPARSITIES, QUICK_MASKS = (80, 90, 95), ("random",)
-"""What is measured unless told otherwise, in percent; all masks except in the short benchmark."""
-
 QUICK_DROPPED = 95.0
 """Below it, random zeros leave hardly a channel empty: the short benchmark does not look for any."""
-
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 LAYOUTS = Effort(seconds=0.2, least=3, most=30)
 """How long layouts are held against each other."""
@@ -152,8 +147,8 @@ class Network:
         """
         layout, _ = self.fastest(torch.float32)
         model = copy.deepcopy(self.model).train(self.pass_ == "step")
-        model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
-        call = call_of(self, model, self.images.contiguous(memory_format=FORMATS[layout]))
+        model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
+        call = call_of(self, model, self.images.contiguous(memory_format=MEMORY_FORMATS[layout]))
         watch = _Watch(model)
         shortest: tuple[float, dict[str, float]] = float("inf"), {}
         begin, rounds = time.perf_counter(), 0
@@ -188,7 +183,7 @@ class Network:
         if dtype not in self._fastest:
             training = self.pass_ == "step"
             calls: dict[str, Call] = {}
-            for name, format in FORMATS.items():
+            for name, format in MEMORY_FORMATS.items():
                 model, images = copy.deepcopy(self.model).train(training), self.images
                 if not training:
                     model, images = model.to(dtype), images.to(dtype)
@@ -294,8 +289,8 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     forwards: dict[str, Forward] = {}
     layout, _ = network.fastest(dtype)
     model = copy.deepcopy(network.model).eval().to(dtype)
-    images = network.images.to(dtype).contiguous(memory_format=FORMATS[layout])
-    model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    images = network.images.to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
+    model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
     for contiguous in {True, layout == "contiguous"}:
         engine = InferenceGraph(model, images.dtype, images.device, contiguous)
         try:
@@ -329,9 +324,9 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
     dense = network.pruned(kind, sparsity)
     found: dict[str, tuple[nn.Module, Tensor, Report]] = {}
     best, _ = network.fastest(torch.float32)
-    for layout in (best,) if network.pass_ == "forward" else FORMATS:
-        model, images = copy.deepcopy(dense), network.images.contiguous(memory_format=FORMATS[layout])
-        model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    for layout in (best,) if network.pass_ == "forward" else MEMORY_FORMATS:
+        model, images = copy.deepcopy(dense), network.images.contiguous(memory_format=MEMORY_FORMATS[layout])
+        model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
         report = convert(model, images, decisions=KINDS[name])
         found[layout] = model, images, report
     copies = {name: call_of(network, copy.deepcopy(one[0]), one[1]) for name, one in found.items()}
@@ -427,7 +422,7 @@ def _check_training(network: Network, model: nn.Module, dense: nn.Module) -> Ver
     places = torch.linspace(0, network.batch - 1, min(network.batch, TRAINING_IMAGES)).long()
     labels, gradients = network.labels[places], []
     masks = [one != 0 if one.dim() > 1 else torch.ones_like(one, dtype=torch.bool) for one in dense.parameters()]
-    baselines = [copy.deepcopy(dense).to(memory_format=format) for format in FORMATS.values()]  # type: ignore[call-overload]
+    baselines = [copy.deepcopy(dense).to(memory_format=format) for format in MEMORY_FORMATS.values()]  # type: ignore[call-overload]
     for one in (copy.deepcopy(model), copy.deepcopy(dense).double(), *baselines):
         images = network.images[places].to(next(one.parameters()).dtype)
         one.zero_grad()

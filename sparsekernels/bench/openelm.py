@@ -1,7 +1,7 @@
 """The suite `openelm`: tokens per second of whole language models that differ in nothing but their norms.
 
-The model is examples/openelm.py, which is not part of the installed package: the suite runs from a checkout. All
-variants of a case share one set of random weights and take turns, so the comparison needs the memory of one model.
+The model is `openelm_model.py` beside this file. All variants of a case share one set of random weights and take turns,
+so the comparison needs the memory of one model.
 
 The share of time that the norms take is measured by leaving them out: `none` is the same model with every norm
 replaced by nothing, the additions between the layers kept. This counts what a norm really costs inside the model
@@ -14,14 +14,10 @@ import contextlib
 import copy
 import fnmatch
 import functools
-import importlib.util
 import itertools
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,40 +29,21 @@ import sparsekernels
 from .. import dispatch, testing
 from ..ops.rms_norm.op import IMPLEMENTATIONS
 from ..timing import Effort
+from . import openelm_model
 from .record import Record
 from .report import Column, Layout, Row, rate_column, speedup_column
-from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
+from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
 
 DEFAULT_MODEL = "270M"
 
 Context = Callable[[], AbstractContextManager[object]]
 
-
-def _load_example() -> ModuleType:
-    """examples/openelm.py of the checkout that this package lies in, or else of the one that is the current folder."""
-    for folder in (Path(__file__).parents[2], Path.cwd()):
-        path = folder / "examples" / "openelm.py"
-        if path.is_file() and (folder / "sparsekernels" / "bench" / "openelm.py").is_file():
-            name = "sparsekernels_examples_openelm"
-            spec = importlib.util.spec_from_file_location(name, path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    raise Unavailable(
-        "the model is examples/openelm.py of the repository, which is not installed; run this in a checkout"
-    )
-
-
-example = _load_example()
-
 NORMS: dict[str, Any] = {
-    "naive": example.NORMS["naive"],
+    "naive": openelm_model.NaiveRMSNorm,
     "torch": nn.RMSNorm,
     "layer_norm": nn.LayerNorm,
     "ours": sparsekernels.nn.RMSNorm,
-    "ours_add": example.AddRMSNorm,
+    "ours_add": openelm_model.AddRMSNorm,
     "none": lambda dim, eps: nn.Identity(),
 }
 """The variants. `ours_add` fuses each norm with the addition before it, `ours` only replaces torch's module."""
@@ -101,14 +78,16 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
 @functools.lru_cache(maxsize=1)
 def _base(model: str, dtype: str, device: str) -> Any:
     """The model whose weights all variants use; kept for the next case, which often wants the same."""
-    return example.build(model, sparsekernels.nn.RMSNorm, dtype=getattr(torch, dtype), device=device)
+    return openelm_model.build(model, sparsekernels.nn.RMSNorm, dtype=getattr(torch, dtype), device=device)
 
 
 def _tokens(case: Case) -> Tensor:
     """A text of the case's length: (1, prompt + generate)."""
     length = case.parameters["prompt"] + case.parameters.get("generate", 0)
     return torch.randint(
-        example.CONFIGS[case.name.partition("/")[0]].vocabulary, (1, length), generator=torch.Generator().manual_seed(0)
+        openelm_model.CONFIGS[case.name.partition("/")[0]].vocabulary,
+        (1, length),
+        generator=torch.Generator().manual_seed(0),
     ).to(case.device)
 
 
@@ -124,7 +103,7 @@ def _prepare(
     case: Case, base: Any, norm: Any, backend: Context, graph: bool, oracle: Callable[[Tensor], Verdict] | None
 ) -> Prepared:
     with backend():
-        runs = _runs(case, example.with_norm(base, norm), graph)
+        runs = _runs(case, openelm_model.with_norm(base, norm), graph)
 
     def check() -> Verdict:
         assert oracle is not None
@@ -140,7 +119,7 @@ def _runs(case: Case, model: Any, graph: bool = False) -> _Runs:
 
 def _prompt(case: Case, model: Any, graph: bool) -> _Runs:
     """The whole text at once."""
-    generator, tokens = example.Generator(model, 1, case.parameters["prompt"]), _tokens(case)
+    generator, tokens = openelm_model.Generator(model, 1, case.parameters["prompt"]), _tokens(case)
     read = functools.partial(generator.prompt, tokens)
     call: Callable[[], object] = _capture(read).replay if graph else read
 
@@ -155,7 +134,7 @@ def _prompt(case: Case, model: Any, graph: bool) -> _Runs:
 def _generate(case: Case, model: Any, graph: bool) -> _Runs:
     """One token a call, in turn each of those that follow the prompt."""
     tokens, prompt, new = _tokens(case), case.parameters["prompt"], case.parameters["generate"]
-    generator = example.Generator(model, 1, prompt + new, cuda_graph=graph)
+    generator = openelm_model.Generator(model, 1, prompt + new, cuda_graph=graph)
     generator.prompt(tokens[:, :prompt])
     turns = itertools.cycle(range(new))
 
@@ -208,11 +187,11 @@ class _Oracle:
 @torch.no_grad()
 def _last_logits(model: Any, tokens: Tensor) -> Tensor:
     """Logits in float64 after the last of `tokens`, a block at a time: all of a 3B model would need 24 GB."""
-    positions = example.Positions.at(torch.arange(tokens.shape[1], device=tokens.device), model.config, None)
+    positions = openelm_model.Positions.at(torch.arange(tokens.shape[1], device=tokens.device), model.config, None)
     x, residual = model.embedding(tokens).double(), None
     for block in model.blocks:
         x, residual = copy.deepcopy(block).double()(x, residual, positions)
-    hidden, _ = example.add_norm(copy.deepcopy(model.norm).double(), x, residual)
+    hidden, _ = openelm_model.add_norm(copy.deepcopy(model.norm).double(), x, residual)
     return F.linear(hidden[:, -1], model.embedding.weight.double())
 
 

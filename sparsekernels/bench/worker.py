@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, percentile, repeats_of
+from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, repeats_of, spread
 from .machine import commit, machine, versions
 from .record import Record
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load
@@ -97,6 +97,10 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
     for variant in variants:
         name, outcome = variant.name, outcomes[variant.name]
         seconds = times.get(name)
+        ms: list[float | None] = [None] * 3
+        if seconds is not None:
+            ms = [_rounded(1e3 * one) for one in spread(seconds)]
+        p20, p50, p80 = ms
         yield Record(
             suite=suite.name,
             case=case.name,
@@ -106,9 +110,9 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
             dtype=case.dtype,
             threads=torch.get_num_threads(),
             sparsity=variant.sparsity,
-            p20_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.2)),
-            p50_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.5)),
-            p80_ms=None if seconds is None else _rounded(1e3 * percentile(seconds, 0.8)),
+            p20_ms=p20,
+            p50_ms=p50,
+            p80_ms=p80,
             speedup=_against(suite.baseline, name, times),
             ideal_fraction=_ideal_fraction(suite, variant, times),
             max_error=outcome.max_error,

@@ -21,29 +21,30 @@ from sparsekernels import timing
 from sparsekernels.bench import machine, rmsnorm, runner, suite, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
-from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, percentile, repeats_of
+from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, spread
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
 
 
 class TestTimer:
     @pytest.mark.parametrize(
-        ("values", "share", "expected"),
+        ("values", "expected"),
         [
-            ([5.0], 0.2, 5.0),
-            ([3.0, 1.0, 2.0], 0.5, 2.0),
-            ([1.0, 2.0], 0.2, 1.2),
-            ([float(i) for i in range(11)], 0.8, 8.0),
+            ([5.0], (5.0, 5.0, 5.0)),
+            ([3.0, 1.0, 2.0], (1.4, 2.0, 2.6)),
+            ([1.0, 2.0], (1.2, 1.5, 1.8)),
+            ([float(i) for i in range(11)], (2.0, 5.0, 8.0)),
         ],
     )
-    def test_percentile(self, values: list[float], share: float, expected: float) -> None:
-        assert percentile(values, share) == pytest.approx(expected)
+    def test_spread(self, values: list[float], expected: tuple[float, float, float]) -> None:
+        assert spread(values) == pytest.approx(expected)
 
-    def test_percentile_rejects_nonsense(self) -> None:
-        with pytest.raises(ValueError, match="empty"):
-            percentile([], 0.5)
-        with pytest.raises(ValueError, match="share is 20"):
-            percentile([1.0], 20)
+    def test_spread_needs_a_value(self) -> None:
+        with pytest.raises(ValueError, match="must have at least"):
+            spread([])
+
+    def test_nothing_to_interleave(self) -> None:
+        assert interleave({}, BRIEF) == {}
 
     def test_median_ratio_cancels_what_slows_a_round(self) -> None:
         assert median_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 4.0]) == 2.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparsekernels.bench import plot, record, report, rmsnorm
+from sparsekernels.bench import plot, record, report, rmsnorm, suite
 from sparsekernels.bench.compare import change, compare, differences, summary
 from sparsekernels.bench.record import KEYS, Record
 
@@ -263,3 +263,9 @@ class TestReports:
         one = make_record(case="large/1024x2048", device="cuda", dtype="bfloat16", pass_="backward")
         assert rmsnorm.gigabytes(one) == pytest.approx(1024 * 2048 * 2 * 3 * 1e-9)
         assert rmsnorm.gigabytes(make_record()) is None
+
+
+@pytest.mark.parametrize("name", suite.SUITES)
+def test_each_column_has_a_name_of_its_own(name: str) -> None:
+    titles = [column.title for column in suite.load(name).layout.columns]
+    assert len(set(titles)) == len(titles)

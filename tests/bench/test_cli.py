@@ -53,6 +53,12 @@ class TestInfo:
         assert result.exit_code == 0
         assert all(command in result.output for command in ("info", "bench", "compare"))
 
+    def test_info_needs_no_other_library(self) -> None:
+        code = "import sys; sys.modules.update(typer=None, rich=None); from sparsekernels._cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code, "info"], capture_output=True, text=True, check=True)
+        for text in ("processor", torch.__version__, "CPU kernels", "rms_norm on cpu"):
+            assert text in done.stdout
+
     @pytest.mark.parametrize("library", ["typer", "rich"])
     def test_without_its_libraries_it_says_how_to_get_them(self, library: str) -> None:
         code = f"import sys; sys.modules[{library!r}] = None; from sparsekernels._cli import main; main()"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparsekernels import pruning, timing
 from sparsekernels.bench import layers, plot, plot_sparsity, report, suite, worker
 from sparsekernels.bench.compare import compare
+from sparsekernels.bench.defaults import MEMORY_FORMATS
 from sparsekernels.bench.layers import Inputs, Layer
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection
@@ -157,7 +158,7 @@ class TestMeasuring:
         assert {name: (one.status, notes) for name, one in records.items()} == dict.fromkeys(records, ("ok", notes))
         assert list(records)[2:] == [f"sparse:{kind}-{p}" for kind in ("random", "clustered") for p in (50, 90)]
         assert records["dense"].max_error is None
-        assert records["dense"].details.get("layout") in ((None,) if layer == "linear" else layers.MEMORY_FORMATS)
+        assert records["dense"].details.get("layout") in ((None,) if layer == "linear" else MEMORY_FORMATS)
         ours, dense = records["sparse:random-90"], records["dense"]
         assert ours.max_error is not None
         assert ours.sparsity == 0.9
@@ -240,7 +241,7 @@ class TestMeasuring:
         for layer in ("conv", "channels_last"):
             given.clear()
             measure(make_case(layer, pass_), Selection(quick=True, sparsities=(80.0,), variants=("sparse",)))
-            format = layers.MEMORY_FORMATS["channels_last" if layer == "channels_last" else "contiguous"]
+            format = MEMORY_FORMATS["channels_last" if layer == "channels_last" else "contiguous"]
             assert given
             assert all(one.is_contiguous(memory_format=format) for one in given)
 
@@ -436,7 +437,7 @@ def test_command(tmp_path: Path) -> None:
         ("dense-bf16", "ok"),
         ("sparse:clustered-90", "ok"),
     ]
-    assert json.loads(records[0].to_json())["details"]["layout"] in layers.MEMORY_FORMATS
+    assert json.loads(records[0].to_json())["details"]["layout"] in MEMORY_FORMATS
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     again = run("compare", tmp_path / "r.jsonl", tmp_path / "r.jsonl", "--strict")
     assert "3 same" in again.output

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench import networks, report, suite, worker
+from sparsekernels.bench.defaults import MEMORY_FORMATS
 from sparsekernels.bench.models import MODELS, Model
 from sparsekernels.bench.networks import Layer, Network
 from sparsekernels.bench.record import Record
@@ -77,7 +78,7 @@ def test_records(pass_: str) -> None:
     for record in records.values():
         assert record.status == "ok"
         assert record.details["batch"] == 6
-    assert records["dense"].details["layout"] in networks.FORMATS
+    assert records["dense"].details["layout"] in MEMORY_FORMATS
     assert 0 <= records["dense"].details["not_layers"] < 1
     assert records["converted:clustered-90"].sparsity == 0.9
     assert records["converted:clustered-90"].details["estimated_speedup"] > 1

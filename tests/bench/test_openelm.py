@@ -1,10 +1,9 @@
-"""The model of examples/openelm.py: its four sizes, its parts against their definitions, generation, and the suite."""
+"""OpenELM: its four sizes, its parts against their definitions, generation, and the suite."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsekernels.bench import openelm as suite
+from sparsekernels.bench import openelm_model as openelm
 from sparsekernels.bench import report, worker
 from sparsekernels.bench.record import Record
-from sparsekernels.bench.suite import Case, Selection, Unavailable
+from sparsekernels.bench.suite import Case, Selection
 from sparsekernels.timing import Effort
 
-openelm = suite.example
+NORMS = {name: norm for name, norm in suite.NORMS.items() if name != "none"}
 
 TINY = openelm.Config(layers=3, dim=128, head_dim=16, vocabulary=97, ffn_multiple=16)
 """Widths 64, 128, 128 for queries: one group of heads in the first layer, two in the others."""
@@ -122,9 +122,9 @@ def test_generator_can_be_used_again_and_refuses_what_does_not_fit(model: Any, t
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("norm", openelm.NORMS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_generation_with_a_cuda_graph(norm: str, tokens: Tensor) -> None:
-    model = openelm.build(TINY, openelm.NORMS[norm], device="cuda")
+    model = openelm.build(TINY, NORMS[norm], device="cuda")
     eager = openelm.Generator(model, 2, 20).generate(tokens.cuda(), 9)
     graph = openelm.Generator(model, 2, 20, cuda_graph=True)
     assert torch.equal(graph.generate(tokens.cuda(), 9), eager)
@@ -191,7 +191,7 @@ def test_rms_norms_agree_and_share_weights(dtype: torch.dtype, tokens: Tensor) -
     logits = model(tokens)
     assert logits.dtype == dtype
     tolerance = 2e-5 if dtype == torch.float32 else 0.1  # of logits that spread by one
-    for name, norm in openelm.NORMS.items():
+    for name, norm in NORMS.items():
         twin = openelm.with_norm(model, norm)
         shared = dict(model.named_parameters())
         for key, parameter in twin.named_parameters():
@@ -241,19 +241,6 @@ def test_build_is_reproducible() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
     assert not any(parameter.requires_grad for parameter in first.parameters())
-
-
-def test_the_program_prints_a_row_for_every_norm(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(openelm.CONFIGS, "270M", TINY)
-    arguments = "openelm.py --model 270M --dtype float32 --device cpu --prompt 8 --generate 3"
-    monkeypatch.setattr(sys, "argv", arguments.split())
-    openelm.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "OpenELM-270M, float32, cpu: 13 norms"
-    assert [line.split()[0] for line in lines[2:]] == list(openelm.NORMS)
-    assert all(float(figure) > 0 for line in lines[2:] for figure in line.split()[1:])
 
 
 CASES = [
@@ -328,10 +315,3 @@ def test_suite_believes_no_wrong_norm(tiny_suite: Any, case: Case) -> None:
 
 def test_truth_by_blocks_is_the_model_in_float64(model: Any, tokens: Tensor) -> None:
     torch.testing.assert_close(suite._last_logits(model, tokens), model(tokens)[:, -1])
-
-
-def test_suite_needs_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(suite, "__file__", str(tmp_path / "site-packages" / "sparsekernels" / "bench" / "openelm.py"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(Unavailable, match="run this in a checkout"):
-        suite._load_example()

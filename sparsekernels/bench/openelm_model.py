@@ -1,11 +1,9 @@
-r"""OpenELM in plain PyTorch, with the norm as a parameter.
+r"""OpenELM in plain PyTorch, with the norm as a parameter: the model that the suite `openelm` measures.
 
 The models of Mehta et al. 2024 (arXiv 2404.14619, section 2) with random weights: a decoder without biases, RMSNorm
 before attention, before the feed-forward network (FFN) and on queries and keys, rotary positions, grouped-query
 attention, SwiGLU, and layers that widen with depth. The 1.1B model has 113 norms, half of them on rows of 64 numbers,
-which makes it a good place to see what a norm costs:
-
-    python examples/openelm.py --model 270M --dtype bfloat16 --prompt 512 --generate 32
+which makes it a good place to see what a norm costs.
 
 To use the fused norm in a model of your own, write `sparsekernels.nn.RMSNorm` where `torch.nn.RMSNorm` stands; the
 weights stay the same. Where a residual is added just before the norm, `add_norm` below shows how to do both in one.
@@ -13,9 +11,7 @@ weights stay the same. Where a residual is added just before the norm, `add_norm
 
 from __future__ import annotations
 
-import argparse
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -94,22 +90,12 @@ class NaiveRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return normalised.type_as(x) * self.weight
+        normalized = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normalized.type_as(x) * self.weight
 
 
 class AddRMSNorm(sparsekernels.nn.RMSNorm):
-    """The same norm, marked for `add_norm` below. Your own model needs no mark; here one program shows both ways."""
-
-
-NORMS: dict[str, Norm] = {
-    "naive": NaiveRMSNorm,
-    "torch": nn.RMSNorm,
-    "layer_norm": nn.LayerNorm,
-    "sparsekernels": sparsekernels.nn.RMSNorm,
-    "sparsekernels_add": AddRMSNorm,
-}
-"""What `main` compares. LayerNorm makes a different model; it is here because the paper's authors compare with it."""
+    """The same norm, marked for `add_norm` below. Your own model needs no mark; here one model shows both ways."""
 
 
 def add_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,9 +195,9 @@ class Block(nn.Module):
         self, x: Tensor, residual: Tensor | None, positions: Positions, cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor]:
         # The first layer has nothing to add yet.
-        normalised, stream = (self.attn_norm(x), x) if residual is None else add_norm(self.attn_norm, x, residual)
-        normalised, stream = add_norm(self.ffn_norm, self.attn(normalised, positions, cache), stream)
-        return self.ffn(normalised), stream
+        normalized, stream = (self.attn_norm(x), x) if residual is None else add_norm(self.attn_norm, x, residual)
+        normalized, stream = add_norm(self.ffn_norm, self.attn(normalized, positions, cache), stream)
+        return self.ffn(normalized), stream
 
 
 class OpenELM(nn.Module):
@@ -230,7 +216,7 @@ class OpenELM(nn.Module):
         return F.linear(hidden, self.embedding.weight)
 
     def hidden(self, tokens: Tensor, index: Tensor, cache: list[LayerCache] | None = None) -> Tensor:
-        """The normalised output of the last layer for tokens (batch, n) that stand at `index` (n,).
+        """The normalized output of the last layer for tokens (batch, n) that stand at `index` (n,).
 
         Without a cache, or with several tokens, attention is causal among these tokens, which are then a whole
         prompt; a single token with a cache attends to everything in the cache up to its own position.
@@ -262,7 +248,7 @@ def build(
 ) -> OpenELM:
     """A model in evaluation mode with random weights, spread as the authors start theirs; norm weights near one."""
     config = CONFIGS[name] if isinstance(name, str) else name
-    # Not one weight is initialised twice: the modules are empty until the loop below fills them.
+    # Not one weight is initialized twice: the modules are empty until the loop below fills them.
     with torch.device("meta"):
         model = OpenELM(config, norm)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -350,66 +336,3 @@ class Generator:
             self.step()
             new.append(self.token.clone())
         return torch.cat(new, dim=1)
-
-
-def seconds(call: Callable[[], object], device: str, before: Callable[[], object] = lambda: None) -> float:
-    """The time of one call, the best of three after one that warms up; `before` runs ahead of each, untimed."""
-    times = []
-    for _ in range(4):
-        before()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def tokens_per_second(model: OpenELM, tokens: Tensor, count: int, cuda_graph: bool) -> tuple[float, float]:
-    """Of reading tokens (1, n), and of generating `count` more."""
-    device, length = tokens.device.type, tokens.shape[1]
-    generator = Generator(model, 1, length + count, cuda_graph)
-
-    def steps() -> None:
-        for _ in range(count):
-            generator.step()
-
-    prompt = seconds(lambda: generator.prompt(tokens), device)
-    generate = seconds(steps, device, before=lambda: generator.position.fill_(length))
-    return length / prompt, count / generate
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Tokens per second of OpenELM with different norms, one after the other; `sparsekernels bench "
-        "openelm` interleaves them, which a busy machine needs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--model", choices=CONFIGS, default="270M", help="size")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of weights and activations"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=here, help="where to run")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens to read")
-    parser.add_argument("--generate", type=int, default=32, help="tokens to generate")
-    parser.add_argument("--cuda-graph", action="store_true", help="replay each generated token as a CUDA graph")
-    given = parser.parse_args()
-    if min(given.prompt, given.generate) < 1:
-        parser.error("--prompt and --generate are at least 1")
-    if given.device == "cuda" and here == "cpu":
-        parser.error("--device is cuda, but torch finds no CUDA device here")
-
-    base = build(given.model, dtype=getattr(torch, given.dtype), device=given.device)
-    tokens = torch.randint(base.config.vocabulary, (1, given.prompt), device=given.device)
-    print(f"OpenELM-{given.model}, {given.dtype}, {given.device}: {base.config.norms} norms")
-    print(f"{'norm':20}{'prompt tokens/s':>18}{'generated tokens/s':>20}")
-    for name, norm in NORMS.items():
-        speeds = tokens_per_second(with_norm(base, norm), tokens, given.generate, given.cuda_graph)
-        print(f"{name:20}{speeds[0]:18.1f}{speeds[1]:20.1f}")
-
-
-if __name__ == "__main__":
-    main()

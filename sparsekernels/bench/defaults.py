@@ -1,0 +1,13 @@
+"""What the suites `layers` and `networks` measure unless told otherwise, and the memory formats of their images."""
+
+from __future__ import annotations
+
+import torch
+
+SPARSITIES = (50.0, 70.0, 80.0, 90.0, 95.0, 98.0)
+"""In percent."""
+
+QUICK_SPARSITIES, QUICK_MASKS = (80.0, 90.0, 95.0), ("random",)
+"""Those of the short benchmark; the full one takes every mask."""
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
