@@ -110,10 +110,13 @@ class Arguments {
  public:
   // The operators are declared in Python: a library of another version would read past the stack.
   Arguments(StableIValue* stack, uint64_t count, uint64_t expected) : stack_(stack) {
-    if (count != expected)
-      throw std::invalid_argument(
-          "expected " + std::to_string(expected) + " arguments, got " + std::to_string(count) +
-          ": the compiled kernels are of another version than the Python code; build them again");
+    if (count == expected) return;
+    std::string message = "expected ";
+    message += std::to_string(expected);
+    message += " arguments, got ";
+    message += std::to_string(count);
+    message += ": the compiled kernels are of another version than the Python code; build them again";
+    throw std::invalid_argument(message);
   }
   Handle tensor() { return Handle(torch::stable::detail::to<AtenTensorHandle>(*stack_++)); }
   Handle optional_tensor() {

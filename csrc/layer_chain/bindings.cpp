@@ -59,14 +59,16 @@ void boxed_make(StableIValue* stack, uint64_t count, uint64_t) {
 void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t) {
   Arguments arguments(stack, count, 11);
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
-  ChainLayer layer = {};
-  layer.source = static_cast<int>(arguments.integer());
+  const int source = static_cast<int>(arguments.integer());
+  ChainConvolution layer;
   Handle values = contiguous_vector(arguments.tensor());
   Handle bias = arguments.optional_tensor();
   Handle crow = arguments.tensor(), col = arguments.tensor();
   const Geometry geometry(arguments.integers());
   layer.input_channels = arguments.integer();
-  layer.residual = static_cast<int>(arguments.integer());
+  const int residual = static_cast<int>(arguments.integer());
+  constexpr int kNone = -1;  // as Python says it
+  if (residual != kNone) layer.residual = residual;
   const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
 
   const DType dtype = owner->chain.dtype();
@@ -95,7 +97,7 @@ void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t) {
   if (high) layer.epilogue.high = static_cast<float>(*high);
   require(layer.epilogue.low <= layer.epilogue.high, "low, high: expected numbers, the first at most the second");
   check_indices(layer.pattern, channels / groups * geometry.taps());
-  const int result = owner->chain.add(layer);
+  const int result = owner->chain.add({.source = source, .operation = layer});
   for (Handle* tensor : {&values, &bias, &crow, &col})
     if (*tensor) owner->tensors.push_back(std::move(*tensor));
   stack[0] = torch::stable::detail::from(int64_t{result});
@@ -104,12 +106,9 @@ void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t) {
 void boxed_add_max_pool(StableIValue* stack, uint64_t count, uint64_t) {
   Arguments arguments(stack, count, 3);
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
-  ChainLayer layer = {};
-  layer.pools = true;
-  layer.residual = -1;
-  layer.source = static_cast<int>(arguments.integer());
-  layer.pooling = pooling_of(arguments.integers());
-  stack[0] = torch::stable::detail::from(int64_t{owner->chain.add(layer)});
+  const int source = static_cast<int>(arguments.integer());
+  const MaxPool2d pooling = pooling_of(arguments.integers());
+  stack[0] = torch::stable::detail::from(int64_t{owner->chain.add({.source = source, .operation = pooling})});
 }
 
 void boxed_free(StableIValue* stack, uint64_t count, uint64_t) {

@@ -4,6 +4,8 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <variant>
 #include <vector>
 
 #include "max_pool2d/call.h"
@@ -12,17 +14,23 @@
 namespace sparsekernels {
 
 // Tensor 0 is the chain's input, tensor i + 1 the result of layer i. All are [N, C, H, W] without gaps.
-struct ChainLayer {
-  bool pools;
-  int source;
-  // of a sparse convolution
+struct ChainConvolution {
   ConvGeometry geometry;
-  int64_t padding_after[2];
+  int64_t padding_after[2] = {};
   SparsePattern pattern;
-  int64_t input_channels;
-  Epilogue epilogue;  // its residual is not used
-  int residual;       // tensor, or -1
-  MaxPool2d pooling;  // its window, stride and padding
+  int64_t input_channels = 0;
+  Epilogue epilogue;            // its residual is not used: that is
+  std::optional<int> residual;  // a tensor
+};
+
+struct ChainLayer {
+  int source = 0;
+  std::variant<ChainConvolution, MaxPool2d> operation;  // of a pooling: window, stride and padding
+
+  const ChainConvolution* convolution() const { return std::get_if<ChainConvolution>(&operation); }
+  const MaxPool2d* pooling() const { return std::get_if<MaxPool2d>(&operation); }
+  std::optional<int> residual() const { return pooling() ? std::nullopt : convolution()->residual; }
+  bool adds(int tensor) const { return residual() == tensor; }
 };
 
 struct PreparedChain;

@@ -10,13 +10,14 @@
 #include "isa/kernels.h"
 #include "layer_chain/layout.h"
 #include "layer_chain/plan.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/forward_driver.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 
 namespace sparsekernels {
 namespace {
 
-thread_local Workspace tensor_workspace;  // a thread's tensors within a part
+thread_local Workspace tensor_workspace;  // a thread's tensors within a segment
 
 Threads one_thread() {
   return {1, [](int64_t count, const ParallelBody& body) { body(0, count); }};
@@ -54,8 +55,8 @@ struct PreparedChain {
   int64_t input[4];
   int64_t threads;
   std::vector<ChainTensor> tensors;
-  std::vector<ChainPart> parts;
-  // of a layer, for its part's images, and for those that are left in the end
+  std::vector<ChainSegment> segments;
+  // of a layer, for its segment's images, and for those that are left in the end
   std::vector<PreparedLayer> layers[2];
 };
 
@@ -65,7 +66,7 @@ Lattice lattice_of(
     const ChainLayer& layer, const std::vector<ChainTensor>& tensors, size_t result, DType dtype, int64_t images) {
   const Activation source = activation_of(tensors[static_cast<size_t>(layer.source)], dtype, images, nullptr);
   const Activation dest = activation_of(tensors[result], dtype, images, nullptr);
-  Lattice lattice = forward_lattice(layer.geometry, source, dest);
+  Lattice lattice = forward_lattice(layer.convolution()->geometry, source, dest);
   merge_positions(lattice);
   return lattice;
 }
@@ -73,19 +74,21 @@ Lattice lattice_of(
 PreparedLayer prepare_layer(
     const ChainLayer& layer, const ChainLayerPlan& plan, const std::vector<ChainTensor>& tensors, size_t result_tensor,
     DType dtype, int64_t images, const Threads& threads) {
+  const ChainConvolution& convolution = *layer.convolution();
   PreparedLayer result;
   result.lattice = lattice_of(layer, tensors, result_tensor, dtype, images);
-  result.epilogue_floats.resize(static_cast<size_t>(kEpilogueHeader + layer.pattern.rows));
-  Epilogue epilogue = layer.epilogue;
+  result.epilogue_floats.resize(static_cast<size_t>(kEpilogueHeader + convolution.pattern.rows));
+  Epilogue epilogue = convolution.epilogue;
   const char some_place = 0;
-  epilogue.residual = layer.residual >= 0 ? &some_place : nullptr;
-  result.epilogue = pack_epilogue(epilogue, layer.pattern.rows, dtype, &some_place, result.epilogue_floats.data());
+  epilogue.residual = convolution.residual ? &some_place : nullptr;
+  result.epilogue =
+      pack_epilogue(epilogue, convolution.pattern.rows, dtype, &some_place, result.epilogue_floats.data());
   const ChainLayout &source = tensors[static_cast<size_t>(layer.source)].layout, &dest = tensors[result_tensor].layout;
-  const ChainLayout& residual = tensors[static_cast<size_t>(std::max(0, layer.residual))].layout;
-  result.residual_is_elsewhere = layer.residual >= 0 && !(residual == dest);
+  const ChainLayout& residual = tensors[static_cast<size_t>(convolution.residual.value_or(0))].layout;
+  result.residual_is_elsewhere = convolution.residual && !(residual == dest);
   const Threads one = {1, threads.run};  // one will run it; all may compile it
   result.correlation = plan_correlation(
-      result.lattice, layer.pattern, result.epilogue.flags, one, plan.plan.images,
+      result.lattice, convolution.pattern, result.epilogue.flags, one, plan.plan.images,
       result.residual_is_elsewhere ? residual.channel : 0, dest.images);
   const bool stores = result.correlation.kernels != nullptr && result.correlation.plan.direct;
   if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
@@ -99,19 +102,19 @@ PreparedLayer prepare_layer(
     result.correlation.planes_image = source.image;
     result.above = source.first - source.planes;
   }
-  const int64_t narrow = layer.pattern.dtype == DType::kFloat32 ? 0 : divide_up(layer.pattern.nonzeros, 2);
+  const int64_t narrow = convolution.pattern.dtype == DType::kFloat32 ? 0 : divide_up(convolution.pattern.nonzeros, 2);
   std::vector<float> halves(static_cast<size_t>(narrow));
-  result.values.resize(static_cast<size_t>(layer.pattern.nonzeros + 2 * kValueBias));
+  result.values.resize(static_cast<size_t>(convolution.pattern.nonzeros + 2 * kValueBias));
   arrange_values(
-      result.correlation.kernels->order(), layer.pattern.values, layer.pattern.dtype, threads, halves.data(),
-      result.values.data());
+      result.correlation.kernels->order(), convolution.pattern.values, convolution.pattern.dtype, threads,
+      halves.data(), result.values.data());
   return result;
 }
 
 void run_pooling(
-    const ChainLayer& layer, const Activation& source, const Activation& dest, const ChainLayout& from,
+    const MaxPool2d& pooling, const Activation& source, const Activation& dest, const ChainLayout& from,
     const ChainLayout& to) {
-  MaxPool2d call = layer.pooling;
+  MaxPool2d call = pooling;
   call.source = source.data;
   call.dest = dest.data;
   call.dtype = source.dtype;
@@ -153,7 +156,7 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
 }
 
 void run_convolution(
-    const ChainLayer& layer, const PreparedLayer& prepared, const Activation& source, const Activation& dest,
+    const ChainConvolution& layer, const PreparedLayer& prepared, const Activation& source, const Activation& dest,
     const void* residual, float* epilogue_floats) {
   if (prepared.correlation.kernels == nullptr) {
     // Tiles are planned by the number of images, which depends on the threads here, and bits must not.
@@ -198,8 +201,9 @@ LayerChain::~LayerChain() = default;
 
 int LayerChain::add(const ChainLayer& layer) {
   const int tensors = static_cast<int>(layers_.size()) + 1;
-  const bool fits = layer.source >= 0 && layer.source < tensors && layer.residual >= -1 && layer.residual < tensors;
-  if (!fits) throw std::invalid_argument("source, residual: expected numbers of tensors before");
+  const auto exists = [&](int tensor) { return tensor >= 0 && tensor < tensors; };
+  if (!exists(layer.source) || !exists(layer.residual().value_or(0)))
+    throw std::invalid_argument("source, residual: expected numbers of tensors before");
   layers_.push_back(layer);
   const std::lock_guard<std::mutex> lock(mutex_);
   prepared_.clear();
@@ -211,32 +215,39 @@ namespace {
 // Rows and columns of what a layer makes of so many; zero where it does not fit.
 void layer_size(const ChainLayer& layer, const int64_t (&from)[2], int64_t (&to)[2]) {
   for (int d = 0; d < 2; ++d) {
-    const int64_t before = layer.pools ? layer.pooling.padding[d] : layer.geometry.padding[d];
-    const int64_t after = layer.pools ? layer.pooling.padding[d] : layer.padding_after[d];
-    const int64_t reach =
-        layer.pools ? layer.pooling.window[d] : layer.geometry.dilation[d] * (layer.geometry.kernel[d] - 1) + 1;
-    const int64_t stride = layer.pools ? layer.pooling.stride[d] : layer.geometry.stride[d];
-    const int64_t room = from[d] + before + after - reach;
+    int64_t padding, reach, stride;
+    if (const MaxPool2d* const pooling = layer.pooling()) {
+      padding = 2 * pooling->padding[d];
+      reach = pooling->window[d];
+      stride = pooling->stride[d];
+    } else {
+      const ChainConvolution& convolution = *layer.convolution();
+      padding = convolution.geometry.padding[d] + convolution.padding_after[d];
+      reach = convolution.geometry.dilation[d] * (convolution.geometry.kernel[d] - 1) + 1;
+      stride = convolution.geometry.stride[d];
+    }
+    const int64_t room = from[d] + padding - reach;
     to[d] = room < 0 || from[d] == 0 ? 0 : room / stride + 1;
   }
 }
 
 std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const int64_t (&input)[4]) {
-  std::vector<ChainTensor> tensors = {{{input[1], input[2], input[3]}, -1, {}}};
+  std::vector<ChainTensor> tensors = {{.size = {input[1], input[2], input[3]}}};
   tensors[0].layout = plain_layout(tensors[0].size);
   for (size_t i = 0; i < layers.size(); ++i) {
     const ChainLayer& layer = layers[i];
     ChainTensor& source = tensors[static_cast<size_t>(layer.source)];
-    if (!layer.pools && source.size[0] != layer.input_channels)
+    const ChainConvolution* const convolution = layer.convolution();
+    if (convolution && source.size[0] != convolution->input_channels)
       throw std::invalid_argument("input: expected one with the channels that each layer takes");
     const int64_t from[2] = {source.size[1], source.size[2]};
     int64_t to[2];
     layer_size(layer, from, to);
     if (to[0] == 0 || to[1] == 0) throw std::invalid_argument("input: expected one that every layer fits into");
     source.last_use = static_cast<int>(i);
-    ChainTensor made = {{layer.pools ? source.size[0] : layer.pattern.rows, to[0], to[1]}, -1, {}};
-    if (layer.residual >= 0) {
-      ChainTensor& residual = tensors[static_cast<size_t>(layer.residual)];
+    ChainTensor made = {.size = {convolution ? convolution->pattern.rows : source.size[0], to[0], to[1]}};
+    if (layer.residual()) {
+      ChainTensor& residual = tensors[static_cast<size_t>(*layer.residual())];
       if (!std::equal(made.size, made.size + 3, residual.size))
         throw std::invalid_argument("residual: expected a tensor like the layer's result");
       residual.last_use = static_cast<int>(i);
@@ -258,15 +269,16 @@ std::vector<ChainLayerPlan> plan_layers(
     ChainLayerPlan one = {};
     one.wanted = plain_layout(source.size);
     one.plan.images = 1;
-    if (!layer.pools) {
-      const ConvGeometry& geometry = layer.geometry;
+    if (const ChainConvolution* const convolution = layer.convolution()) {
+      const ConvGeometry& geometry = convolution->geometry;
       // they may have changed since they were added
-      check_indices(layer.pattern, layer.input_channels / geometry.groups * geometry.kernel[0] * geometry.kernel[1]);
-      // So few that four threads have something to do; whoever has more of them gets the same bits.
-      const int64_t most = std::min<int64_t>(kMostImages, std::max<int64_t>(1, batch / 4));
+      const int64_t taps = geometry.kernel[0] * geometry.kernel[1];
+      check_indices(convolution->pattern, convolution->input_channels / geometry.groups * taps);
+      // Whatever the number of threads, so that bits do not depend on it.
+      const int64_t most = std::min<int64_t>(kMostImages, std::max<int64_t>(1, batch / cost::chain::kThreads));
       const Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
-      one.plan = make_jit_plan(lattice, layer.pattern.nonzeros, 0, 1, 0, most);
-      one.by_jit = one.plan.is_worth_it && may_use_jit(layer.pattern) && dtype == DType::kFloat32;
+      one.plan = make_jit_plan(lattice, convolution->pattern.nonzeros, 0, 1, 0, most);
+      one.by_jit = one.plan.is_worth_it && may_use_jit(convolution->pattern) && dtype == DType::kFloat32;
       one.gathers = one.by_jit && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
                     one.plan.images * (source.elements() + 16 * source.size[0]) < int64_t{1} << 30;
       if (one.by_jit) one.wanted = planes_as_layout(lattice, one.plan, source);
@@ -276,20 +288,21 @@ std::vector<ChainLayerPlan> plan_layers(
   return plans;
 }
 
-// What leads from one part to another is plain. Pooling has as many images interleaved in its source as in its result,
-// so that where one of these has become plain, the other does.
+// What leads from one segment to another is plain. Pooling has as many images interleaved in its source as in its
+// result, so that where one of these has become plain, the other does.
 void make_plain_between(
-    const std::vector<ChainLayer>& layers, const std::vector<ChainPart>& parts, std::vector<ChainTensor>& tensors) {
+    const std::vector<ChainLayer>& layers, const std::vector<ChainSegment>& segments,
+    std::vector<ChainTensor>& tensors) {
   const auto make_plain = [](ChainTensor& tensor) { tensor.layout = plain_layout(tensor.size); };
-  for (const ChainPart& part : parts) {
-    make_plain(tensors[static_cast<size_t>(part.first)]);
-    make_plain(tensors[static_cast<size_t>(part.last)]);
+  for (const ChainSegment& segment : segments) {
+    make_plain(tensors[static_cast<size_t>(segment.first)]);
+    make_plain(tensors[static_cast<size_t>(segment.last)]);
   }
   for (bool changed = true; changed;) {
     changed = false;
     for (size_t i = 0; i < layers.size(); ++i) {
       ChainTensor &source = tensors[static_cast<size_t>(layers[i].source)], &made = tensors[i + 1];
-      if (!layers[i].pools || source.layout.images == made.layout.images) continue;
+      if (!layers[i].pooling() || source.layout.images == made.layout.images) continue;
       make_plain(source);
       make_plain(made);
       changed = true;
@@ -321,15 +334,15 @@ std::shared_ptr<const PreparedChain> LayerChain::prepared(const int64_t (&input)
   result->tensors = tensors_of(layers_, input);
   std::vector<ChainLayerPlan> plans = plan_layers(layers_, result->tensors, dtype_, input[0]);
   choose_layouts(layers_, plans, result->tensors);
-  result->parts = plan_chain(layers_, plans, result->tensors, dtype_, input[0], threads.count);
-  make_plain_between(layers_, result->parts, result->tensors);
+  result->segments = plan_chain(layers_, plans, result->tensors, dtype_, input[0], threads.count);
+  make_plain_between(layers_, result->segments, result->tensors);
   for (std::vector<PreparedLayer>& layers : result->layers) layers.resize(layers_.size());
-  for (const ChainPart& part : result->parts) {
-    const int64_t images[2] = {part.images, input[0] % part.images};
+  for (const ChainSegment& segment : result->segments) {
+    const int64_t images[2] = {segment.images, input[0] % segment.images};
     for (int left = 0; left < 2; ++left) {
       if (images[left] == 0 || images[left] > input[0]) continue;
-      for (size_t i = static_cast<size_t>(part.first); i < static_cast<size_t>(part.last); ++i) {
-        if (layers_[i].pools) continue;
+      for (size_t i = static_cast<size_t>(segment.first); i < static_cast<size_t>(segment.last); ++i) {
+        if (layers_[i].pooling()) continue;
         result->layers[left][i] =
             prepare_layer(layers_[i], plans[i], result->tensors, i + 1, dtype_, images[left], threads);
       }
@@ -348,37 +361,38 @@ void LayerChain::run(
   if (layers_.empty()) throw std::invalid_argument("chain: expected one with layers");
   const std::shared_ptr<const PreparedChain> chain = prepared(input.size, threads);
   const int64_t batch = input.size[0], element = element_size(dtype_);
-  // What leads from one part into the next, of the whole batch: two take turns.
+  // What leads from one segment into the next, of the whole batch: two take turns.
   int64_t most = 0, most_rows = 0;
-  for (const ChainPart& part : chain->parts)
-    if (part.last < static_cast<int>(layers_.size()))
-      most = std::max(most, chain->tensors[static_cast<size_t>(part.last)].elements());
-  for (const ChainLayer& layer : layers_) most_rows = std::max(most_rows, layer.pattern.rows);
+  for (const ChainSegment& segment : chain->segments)
+    if (segment.last < static_cast<int>(layers_.size()))
+      most = std::max(most, chain->tensors[static_cast<size_t>(segment.last)].elements());
+  for (const ChainLayer& layer : layers_)
+    if (layer.convolution()) most_rows = std::max(most_rows, layer.convolution()->pattern.rows);
   void* between[2] = {};
-  for (size_t i = 0; i < 2 && i + 1 < chain->parts.size(); ++i) between[i] = allocate(batch * most * element);
+  for (size_t i = 0; i < 2 && i + 1 < chain->segments.size(); ++i) between[i] = allocate(batch * most * element);
   const void* from = input.data;
-  for (size_t p = 0; p < chain->parts.size(); ++p) {
-    const ChainPart& part = chain->parts[p];
-    void* const to = p + 1 == chain->parts.size() ? output.data : between[p % 2];
-    const int64_t from_elements = chain->tensors[static_cast<size_t>(part.first)].elements();
-    const int64_t to_elements = chain->tensors[static_cast<size_t>(part.last)].elements();
-    threads.run(divide_up(batch, part.images), [&](int64_t begin, int64_t end) {
+  for (size_t p = 0; p < chain->segments.size(); ++p) {
+    const ChainSegment& segment = chain->segments[p];
+    void* const to = p + 1 == chain->segments.size() ? output.data : between[p % 2];
+    const int64_t from_elements = chain->tensors[static_cast<size_t>(segment.first)].elements();
+    const int64_t to_elements = chain->tensors[static_cast<size_t>(segment.last)].elements();
+    threads.run(divide_up(batch, segment.images), [&](int64_t begin, int64_t end) {
       const TrimWorkspace trim{tensor_workspace};
       float *tensors, *epilogue_floats;
       WorkspaceLayout own;
-      own.add(&tensors, divide_up(part.elements * part.images * element, 4));
+      own.add(&tensors, divide_up(segment.elements * segment.images * element, 4));
       own.add(&epilogue_floats, kEpilogueHeader + most_rows);
       own.allocate(tensor_workspace);
       for (int64_t item = begin; item < end; ++item) {
-        const int64_t first = item * part.images, images = std::min(part.images, batch - first);
+        const int64_t first = item * segment.images, images = std::min(segment.images, batch - first);
         const auto place = [&](int tensor) -> void* {
-          if (tensor == part.first)
+          if (tensor == segment.first)
             return const_cast<char*>(static_cast<const char*>(from)) + first * from_elements * element;
-          if (tensor == part.last) return static_cast<char*>(to) + first * to_elements * element;
+          if (tensor == segment.last) return static_cast<char*>(to) + first * to_elements * element;
           return reinterpret_cast<char*>(tensors) +
-                 part.places[static_cast<size_t>(tensor - 1 - part.first)] * part.images * element;
+                 segment.places[static_cast<size_t>(tensor - 1 - segment.first)] * segment.images * element;
         };
-        for (int i = part.first; i < part.last; ++i) {
+        for (int i = segment.first; i < segment.last; ++i) {
           const ChainLayer& layer = layers_[static_cast<size_t>(i)];
           const auto activation = [&](int tensor) {
             const size_t t = static_cast<size_t>(tensor);
@@ -387,13 +401,14 @@ void LayerChain::run(
           const Activation source = activation(layer.source), dest = activation(i + 1);
           const ChainTensor& made = chain->tensors[static_cast<size_t>(i) + 1];
           clear_around(made, dest);
-          if (layer.pools) {
-            run_pooling(layer, source, dest, chain->tensors[static_cast<size_t>(layer.source)].layout, made.layout);
+          if (const MaxPool2d* const pooling = layer.pooling()) {
+            run_pooling(*pooling, source, dest, chain->tensors[static_cast<size_t>(layer.source)].layout, made.layout);
             continue;
           }
-          const PreparedLayer& prepared = chain->layers[images == part.images ? 0 : 1][static_cast<size_t>(i)];
+          const PreparedLayer& prepared = chain->layers[images == segment.images ? 0 : 1][static_cast<size_t>(i)];
+          const std::optional<int> residual = layer.residual();
           run_convolution(
-              layer, prepared, source, dest, layer.residual < 0 ? nullptr : activation(layer.residual).data,
+              *layer.convolution(), prepared, source, dest, residual ? activation(*residual).data : nullptr,
               epilogue_floats);
         }
       }

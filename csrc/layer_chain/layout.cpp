@@ -9,12 +9,16 @@ namespace {
 // in one place, and not on as many pages as there are channels.
 ChainLayout lines_layout(const ChainTensor& tensor, int64_t images) {
   const int64_t line = (tensor.size[0] | 1) * 16;
-  return {images, 16, line, divide_up(tensor.size[1] * tensor.size[2] * images, 16) * line, 0, 0, 0, 0, false};
+  return {
+      .images = images,
+      .channel = 16,
+      .line = line,
+      .image = divide_up(tensor.size[1] * tensor.size[2] * images, 16) * line};
 }
 
 // Whether a layer reads its source from such a layout.
 bool can_read(const ChainLayer& layer, const ChainLayerPlan& plan, const ChainLayout& layout) {
-  return layout.line == 16 || plan.wanted == layout || (!layer.pools && plan.gathers && layout.images == 1);
+  return layout.line == 16 || plan.wanted == layout || (layer.convolution() && plan.gathers && layout.images == 1);
 }
 
 // Whether all strips of a result of so many columns begin at whole lines.
@@ -27,10 +31,10 @@ bool strips_are_lines(const JitPlan& plan, int64_t columns) {
 bool can_store(
     const ChainLayer& layer, const ChainLayerPlan& one, const ChainTensor& result, const ChainLayout& layout,
     const ChainLayout& source) {
-  if (layer.pools) return layout.images == source.images;
+  if (layer.pooling()) return layout.images == source.images;
   const JitPlan& plan = one.plan;
   if (!one.by_jit || !plan.gapless || plan.images != layout.images) return false;
-  if (layout.images > 1 && layer.residual >= 0) return false;
+  if (layout.images > 1 && layer.residual()) return false;
   return strips_are_lines(plan, result.size[2]);
 }
 
@@ -38,7 +42,7 @@ bool can_store(
 
 ChainLayout plain_layout(const int64_t (&size)[3]) {
   const int64_t positions = size[1] * size[2];
-  return {1, positions, 16, size[0] * positions, 0, 0, 0, 0, true};
+  return {.images = 1, .channel = positions, .line = 16, .image = size[0] * positions, .is_plain = true};
 }
 
 ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const ChainTensor& source) {
@@ -47,7 +51,12 @@ ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const 
   if (lattice.groups != 1 || lattice.some_reach_nothing || plan.phases != 1) return plain;
   if (positions * images < 16 || positions < 2 || source.size[0] < 2) return plain;  // it may be described otherwise
   if (lattice.is_flat() && lattice.size[0] == 1 && lattice.size[1] == positions && line != 16)
-    return {images, 16, line, divide_up(positions * images, 16) * line, 0, 0, 0, plan.back_floats, false};
+    return {
+        .images = images,
+        .channel = 16,
+        .line = line,
+        .image = divide_up(positions * images, 16) * line,
+        .around = plan.back_floats};
   const int64_t above = -lattice.origin[0], rows = lattice.size[0] + lattice.most_shift[0];
   const bool is_copy = plan.strips[1] == 1 && plan.pitch == source.size[2] && plan.first_column[0] == 0 &&
                        lattice.source_step[0] == 1 && lattice.source_step[1] == 1 && above >= 0 &&
@@ -59,17 +68,25 @@ ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const 
   if (line != 16 && row % 16 != 0) return plain;  // strips and images would begin within lines
   const int64_t around = plan.front_floats + plan.back_floats, first = plan.front_floats + spread(above * row);
   if (line != 16)  // any strip of rows is a part of all of them
-    return {images, 16, line, spread(rows * row), first, plan.front_floats, spread(below), around, false};
+    return {
+        .images = images,
+        .channel = 16,
+        .line = line,
+        .image = spread(rows * row),
+        .first = first,
+        .planes = plan.front_floats,
+        .below = spread(below),
+        .around = around};
   if (images != 1 || plan.strips[0] != 1) return plain;
-  return {1,
-          plan.channel_floats,
-          16,
-          plan.image_block_floats,
-          first,
-          plan.front_floats,
-          below + plan.behind_floats,
-          around,
-          false};
+  return {
+      .images = 1,
+      .channel = plan.channel_floats,
+      .line = 16,
+      .image = plan.image_block_floats,
+      .first = first,
+      .planes = plan.front_floats,
+      .below = below + plan.behind_floats,
+      .around = around};
 }
 
 // Pooling of sixteen interleaved images takes lines and gives lines: it wants its source so if the one who reads its
@@ -78,13 +95,13 @@ void let_pools_want(
     const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors,
     std::vector<ChainLayerPlan>& plans) {
   for (size_t pool = layers.size(); pool-- > 0;) {
-    if (!layers[pool].pools) continue;
+    if (!layers[pool].pooling()) continue;
     const int result = static_cast<int>(pool) + 1;
     int readers = 0;
     const ChainLayout* wanted = nullptr;
     for (size_t i = pool + 1; i < layers.size(); ++i) {
       if (layers[i].source == result) ++readers, wanted = &plans[i].wanted;
-      if (!layers[i].pools && layers[i].residual == result) readers = 2;
+      if (layers[i].adds(result)) readers = 2;
     }
     if (readers == 1 && wanted->images == 16)
       plans[pool].wanted = lines_layout(tensors[static_cast<size_t>(layers[pool].source)], 16);
@@ -104,7 +121,7 @@ void choose_layouts(
     bool may_move = true, is_residual = false;
     for (size_t i = tensor; i < count; ++i) {
       if (layers[i].source == static_cast<int>(tensor)) readers.push_back(i);
-      if (layers[i].pools || layers[i].residual != static_cast<int>(tensor)) continue;
+      if (!layers[i].adds(static_cast<int>(tensor))) continue;
       is_residual = true;
       may_move = may_move && plans[i].by_jit && plans[i].plan.direct;
       may_move = may_move && strips_are_lines(plans[i].plan, one.size[2]);

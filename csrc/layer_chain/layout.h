@@ -13,13 +13,13 @@ namespace sparsekernels {
 // of the tensor's place. A line of 16 means that positions follow each other; else that lines of all channels lie
 // between each other, and only then are images interleaved.
 struct ChainLayout {
-  int64_t images;
-  int64_t channel, line, image;
-  int64_t first;
-  int64_t planes;  // where the planes of its readers begin: before `first` are rows of zeros
-  int64_t below;   // zeros behind a channel's last position, or of all channels
-  int64_t around;  // before and behind all planes, that lanes without a use read
-  bool is_plain;   // as a tensor
+  int64_t images = 1;
+  int64_t channel = 0, line = 16, image = 0;
+  int64_t first = 0;
+  int64_t planes = 0;     // where the planes of its readers begin: before `first` are rows of zeros
+  int64_t below = 0;      // zeros behind a channel's last position, or of all channels
+  int64_t around = 0;     // before and behind all planes, that lanes without a use read
+  bool is_plain = false;  // as a tensor
 
   bool operator==(const ChainLayout& other) const {
     return images == other.images && channel == other.channel && line == other.line && image == other.image &&
@@ -29,19 +29,19 @@ struct ChainLayout {
 
 // One tensor of a chain, of one image.
 struct ChainTensor {
-  int64_t size[3];     // channels, rows, columns
-  int last_use;        // the last layer that reads it; of the chain's result, the number of layers
-  ChainLayout layout;  // within a part; what leads from one part to another is plain
+  int64_t size[3];          // channels, rows, columns
+  int last_use = -1;        // the last layer that reads it; of the chain's result, the number of layers
+  ChainLayout layout = {};  // within a segment; what leads from one segment to another is plain
 
   int64_t elements() const { return size[0] * size[1] * size[2]; }
 };
 
 // What is planned for a layer, its tensors plain.
 struct ChainLayerPlan {
-  bool by_jit;
-  JitPlan plan;
-  bool gathers;        // a source that lies in lines
-  ChainLayout wanted;  // of its source
+  bool by_jit = false;
+  JitPlan plan = {};
+  bool gathers = false;  // a source that lies in lines
+  ChainLayout wanted;    // of its source
 };
 
 ChainLayout plain_layout(const int64_t (&size)[3]);

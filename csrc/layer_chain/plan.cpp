@@ -4,20 +4,17 @@
 #include <limits>
 
 #include "base/caches.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/lattice.h"
 
 namespace sparsekernels {
 namespace {
 
-// Of what a thread has in L2, the part for tensors: code, values and planes go through it as well.
 int64_t room_for_tensors() {
-  return caches().l2_lines * 64 / 2;
+  return caches().l2_lines * 64 * cost::chain::kTensorsPercentOfL2 / 100;
 }
 
-// That a thread's translations of addresses reach; and what it keeps from call to call is more.
-constexpr int64_t kMostBytes = int64_t{8} << 20;
-
-// The tensors of a part that have a place in a thread's own memory: results of all of its layers but the last.
+// The tensors of a segment that have a place in a thread's own memory: results of all of its layers but the last.
 class Places {
  public:
   Places(const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors, int first, int last)
@@ -32,15 +29,15 @@ class Places {
     };
     for (int i = first; i + 1 < last; ++i) {
       const ChainLayout& layout = tensors[static_cast<size_t>(i) + 1].layout;
-      const int residual = layers[static_cast<size_t>(i)].pools ? -1 : layers[static_cast<size_t>(i)].residual;
       const int64_t count = divide_up(layout.image + layout.around, 16 * layout.images) * 16;
       drop([&](const Block& block) { return tensors[static_cast<size_t>(block.tensor)].last_use < i; });
       // A residual that nobody reads again gives its place to the sum: element by element it is read before it is
       // written.
       const auto dying = std::find_if(used.begin(), used.end(), [&](const Block& block) {
-        return block.tensor == residual && tensors[static_cast<size_t>(residual)].layout == layout &&
-               tensors[static_cast<size_t>(residual)].last_use == i &&
-               layers[static_cast<size_t>(i)].source != residual;
+        const ChainTensor& tensor = tensors[static_cast<size_t>(block.tensor)];
+        const ChainLayer& layer = layers[static_cast<size_t>(i)];
+        return layer.adds(block.tensor) && tensor.layout == layout && tensor.last_use == i &&
+               layer.source != block.tensor;
       });
       if (dying != used.end()) {
         places_[static_cast<size_t>(i - first)] = dying->begin;
@@ -51,7 +48,7 @@ class Places {
       auto before = used.begin();
       for (; before != used.end() && before->begin - at < count; ++before) at = before->end;
       places_[static_cast<size_t>(i - first)] = at;
-      used.insert(before, {at, at + count, i + 1});
+      used.insert(before, {.begin = at, .end = at + count, .tensor = i + 1});
       elements_ = std::max(elements_, at + count);
     }
   }
@@ -92,12 +89,12 @@ struct Traffic {
     };
     for (int i = first; i < last; ++i) {
       const ChainLayer& layer = layers[static_cast<size_t>(i)];
-      constexpr double kCodeBytes = 7;  // half of what a nonzero has, value included: the rest is fetched in time
-      const double own = layer.pools ? 0 : kCodeBytes * static_cast<double>(layer.pattern.nonzeros);
+      const ChainConvolution* const convolution = layer.convolution();
+      const double own = convolution ? cost::chain::kCodeBytes * static_cast<double>(convolution->pattern.nonzeros) : 0;
       code += own;
       through += own + each * (bytes_of(layer.source) + bytes_of(i + 1));
       read(layer.source);
-      if (layer.residual >= 0) read(layer.residual);
+      if (layer.residual()) read(*layer.residual());
       touched[static_cast<size_t>(i + 1 - first)] = through;
     }
     moved += 2 * bytes_of(last);
@@ -108,11 +105,12 @@ struct Traffic {
 
 }  // namespace
 
-std::vector<ChainPart> plan_chain(
+std::vector<ChainSegment> plan_chain(
     const std::vector<ChainLayer>& layers, const std::vector<ChainLayerPlan>& plans,
     const std::vector<ChainTensor>& tensors, DType dtype, int64_t batch, int64_t threads) {
   const int count = static_cast<int>(layers.size());
-  const Traffic traffic = {layers, tensors, element_size(dtype), batch, threads};
+  const Traffic traffic = {
+      .layers = layers, .tensors = tensors, .element = element_size(dtype), .batch = batch, .threads = threads};
   // After so many layers, only the last one's result is still needed.
   std::vector<int> cuts;
   int latest = 0;  // that reads one of the tensors so far
@@ -121,11 +119,11 @@ std::vector<ChainPart> plan_chain(
     if (i < count) latest = std::max(latest, tensors[static_cast<size_t>(i)].last_use);
   }
   struct Best {
-    double cost;
-    size_t from;
-    ChainPart part;
+    double cost = std::numeric_limits<double>::infinity();
+    size_t from = 0;
+    ChainSegment segment = {};
   };
-  std::vector<Best> best(cuts.size(), {std::numeric_limits<double>::infinity(), 0, {}});
+  std::vector<Best> best(cuts.size());
   best[0].cost = 0;
   for (size_t to = 1; to < cuts.size(); ++to) {
     for (size_t from = 0; from < to; ++from) {
@@ -138,16 +136,22 @@ std::vector<ChainPart> plan_chain(
         const int64_t before = images;
         images = divide_up(divide_up(batch, threads * turns), image_block) * image_block;
         if (images == before) continue;
-        if (images > image_block && places.elements() * images * element_size(dtype) > kMostBytes) continue;
+        if (images > image_block && places.elements() * images * element_size(dtype) > cost::chain::kMostBytes)
+          continue;
         const double cost = best[from].cost + traffic.of(first, last, images);
-        if (cost < best[to].cost) best[to] = {cost, from, {first, last, images, places.all(), places.elements()}};
+        if (cost >= best[to].cost) continue;
+        best[to] = {
+            .cost = cost,
+            .from = from,
+            .segment = {
+                .first = first, .last = last, .images = images, .places = places.all(), .elements = places.elements()}};
       }
     }
   }
-  std::vector<ChainPart> parts;
-  for (size_t at = cuts.size() - 1; at > 0; at = best[at].from) parts.push_back(best[at].part);
-  std::reverse(parts.begin(), parts.end());
-  return parts;
+  std::vector<ChainSegment> segments;
+  for (size_t at = cuts.size() - 1; at > 0; at = best[at].from) segments.push_back(best[at].segment);
+  std::reverse(segments.begin(), segments.end());
+  return segments;
 }
 
 }  // namespace sparsekernels

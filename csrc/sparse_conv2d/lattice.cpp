@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "sparse_conv2d/cost_model.h"
+
 namespace sparsekernels {
 namespace {
 
@@ -67,9 +69,8 @@ Activation plain(Activation tensor) {
 }  // namespace
 
 bool transposes_channels(const Activation& tensor, int64_t channels) {
-  // a transposition of a few channels costs as much as one of sixteen
-  constexpr int64_t kFewest = 6;
-  return tensor.stride[1] == 1 && channels >= kFewest && (tensor.stride[3] != 1 || tensor.size[3] == 1);
+  return tensor.stride[1] == 1 && channels >= cost::kFewestTransposedChannels &&
+         (tensor.stride[3] != 1 || tensor.size[3] == 1);
 }
 
 Lattice forward_lattice(const ConvGeometry& geometry, const Activation& input, const Activation& output) {
@@ -170,12 +171,12 @@ LaneGrid choose_lanes(const Lattice& lattice) {
         one.position_step[d] = 1;
         one.total[d] = lattice.size[d];
       }
-      // Lines that are computed, and, at a tenth of that, lines that are packed, with the rest of a row that is read
+      // Lines that are computed, and, at a fraction of that, lines that are packed, with the rest of a row that is read
       // for 16 columns at a time.
       const double halo = static_cast<double>(
           (one.size[0] + lattice.most_shift[0]) * divide_up(one.size[1] + lattice.most_shift[1], 4) * 4);
       const double groups = static_cast<double>(one.groups());
-      const double cost = groups * (static_cast<double>(one.size[0] * one.size[1]) + 0.1 * halo);
+      const double cost = groups * (static_cast<double>(one.size[0] * one.size[1]) + cost::tiled::kPacking * halo);
       if (best.lanes == 0 || cost < best_cost) {
         best = one;
         best_cost = cost;
@@ -186,7 +187,7 @@ LaneGrid choose_lanes(const Lattice& lattice) {
                           lattice.source.size[3] == lattice.dest.size[3] && lattice.source.stride[3] == 1 &&
                           lattice.dest.stride[3] == 1 && width >= 16;
   const int64_t pixel_lines = batch * divide_up(width, 16);
-  if (neighbours && static_cast<double>(pixel_lines) <= 1.05 * best_cost) {
+  if (neighbours && static_cast<double>(pixel_lines) <= cost::tiled::kPixelTolerance * best_cost) {
     best.grid[0] = 1;
     best.grid[1] = 16;
     best.size[0] = 1;

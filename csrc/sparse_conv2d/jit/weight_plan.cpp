@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/caches.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/pack_calls.h"
 
 namespace sparsekernels {
@@ -15,19 +16,17 @@ double density_of(const Lattice& lattice, int64_t nonzeros) {
   return std::min(1.0, std::max(1e-6, static_cast<double>(nonzeros) / weights));
 }
 
-// A run's gradients of a slice are to stay in L1 while the slice's columns go by. More rows share a
-// column's line; more lines share what summing up the lanes costs, some 1.5 cycles a nonzero, where a line costs two
-// that comes up from L2.
+// A run's gradients of a slice are to stay in L1 while the slice's columns go by.
 void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
+  using namespace cost::weight;
   const double held = static_cast<double>(caches().l1_lines);
-  constexpr double kFewestLines = 4, kManyLines = 8, kMostLines = 16;
-  const double best = std::min(kManyLines, std::max(kFewestLines, std::sqrt(0.75 * held * density)));
+  const double best = std::min(kManyRunVectors, std::max(kFewestRunVectors, std::sqrt(kLanesToFetch * held * density)));
   const double rows = static_cast<double>(lattice.dest_channels);
-  plan.slices = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(rows * best / held - 0.1)));
+  plan.slices = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(rows * best / held - kSliceTolerance)));
   plan.slice_rows = divide_up(lattice.dest_channels, plan.slices);
   if (plan.slices > 1) plan.slice_rows = divide_up(plan.slice_rows, 16) * 16;  // that are transposed at once
   plan.slices = divide_up(lattice.dest_channels, plan.slice_rows);
-  plan.run_lines = std::lround(std::min(kMostLines, std::max(best, held / static_cast<double>(plan.slice_rows))));
+  plan.run_lines = std::lround(std::min(kMostRunVectors, std::max(best, held / static_cast<double>(plan.slice_rows))));
 }
 
 void lay_out_grads(WeightPlan& plan) {
@@ -55,12 +54,12 @@ int64_t floats_of(const WeightPlan& plan) {
 }
 
 int64_t room() {
-  return caches().l2_lines * 16 * 40 / 100;
+  return caches().l2_lines * 16 * cost::weight::kPlanesPercentOfL2 / 100;
 }
 
 // Strips whose planes and gradients fit, as long as they have some lines.
 bool cut_to_room(const Lattice& lattice, WeightPlan& plan) {
-  constexpr int64_t kFewestLines = 4;
+  using namespace cost::weight;
   const auto lines = [&] { return plan.lines(plan.strip[0], plan.strip[1]); };
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
   bool possible = true;
@@ -68,33 +67,33 @@ bool cut_to_room(const Lattice& lattice, WeightPlan& plan) {
     possible = cut_image_blocks(lattice, d, n, multiple, Lanes::kZeros, plan);
     lay_out_grads(plan);
   };
-  for (int64_t n = 2; possible && floats_of(plan) > room() && plan.strip[0] > least && lines() > kFewestLines; ++n)
+  for (int64_t n = 2; possible && floats_of(plan) > room() && plan.strip[0] > least && lines() > kFewestStripVectors;
+       ++n)
     cut(0, std::min(n, divide_up(lattice.size[0], least)), 1);
   if (!lattice.is_flat()) return possible;
-  // A channel is written to all lines of a strip, each in a page of its own: more of these than the processor keeps
-  // translations of take several times as long.
-  constexpr int64_t kManyLines = 64, kPageLines = 48;
-  if (lines() > kManyLines) cut(1, divide_up(lines(), kPageLines), 16);
-  for (int64_t n = plan.strips[1] + 1; possible && floats_of(plan) > room() && plan.strip[1] > 16 * kFewestLines; ++n)
+  if (lines() > kMostStripVectors) cut(1, divide_up(lines(), kStripVectors), 16);
+  for (int64_t n = plan.strips[1] + 1; possible && floats_of(plan) > room() && plan.strip[1] > 16 * kFewestStripVectors;
+       ++n)
     cut(1, n, 16);
   return possible;
 }
 
-// Nanoseconds on one core, as in image_block_plan.cpp. A run's products, then what it costs whatever its length: to sum
+// Nanoseconds on one core, as in plan.cpp. A run's products, then what it costs whatever its length: to sum
 // up lanes, to add the sums up in memory, and to bring up code and sums that do not fit L2.
 double cost_of(const Lattice& lattice, const WeightPlan& plan, double nonzeros) {
+  using namespace cost::weight;
   const double strips = static_cast<double>(plan.image_blocks * plan.strips[0] * plan.strips[1]);
   const double lines = strips * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
   const double planes = strips * static_cast<double>(plan.phases * plan.phase_floats) / 16;
   double stages = 0;
   for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
   const auto read = [&](const Activation& tensor, int64_t channels) {
-    return static_cast<double>(lattice.groups * channels) * (tensor.stride[1] == 1 ? 5 : 2 + 0.5 * stages);
+    return static_cast<double>(lattice.groups * channels) *
+           (tensor.stride[1] == 1 ? cost::kReadChannels : cost::kReadColumns + cost::kReadStage * stages);
   };
   const double most = plan.image_blocks_follow ? lines : static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
-  constexpr double kBytes = 16;  // of code and sums, a nonzero
   const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * 64 / 2;
-  const double product = 0.24 + (streams ? 1.5 : 0.5) / std::min(8.0, most);
+  const double product = kMultiplyAdd + (streams ? kStreamedRun : kRun) / std::min(kLongRunVectors, most);
   return lines * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
          lines * read(lattice.dest, lattice.dest_channels);
 }
@@ -102,20 +101,20 @@ double cost_of(const Lattice& lattice, const WeightPlan& plan, double nonzeros) 
 // Where tiles do better, as measured: where hardly anything is computed with a line that was read, where many lanes are
 // no positions, where planes do not fit L2.
 bool is_worth_it(const Lattice& lattice, const WeightPlan& plan, int64_t nonzeros) {
-  constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kMostRooms = 4;
+  using namespace cost::weight;
   const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
   if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return false;
   if (floats_of(plan) > kMostRooms * room()) return false;
   const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]), positions = plan.strip[0] * plan.strip[1];
   if (4 * positions * std::min(plan.images, lattice.source.size[0]) < 3 * 16 * lines && lines > 1) return false;
-  constexpr int64_t kManyLines = 24, kFewestProducts = 12;  // of large images, and of a line that was read
   const int64_t read = lattice.groups * (lattice.source_channels + lattice.dest_channels);
-  return !lattice.is_flat() || lines <= kManyLines || nonzeros >= kFewestProducts * read;
+  return !lattice.is_flat() || lines <= kLargeImageVectors || nonzeros >= kFewestProducts * read;
 }
 
 }  // namespace
 
 WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
+  using namespace cost::weight;
   WeightPlan best = {};
   double best_cost = 0;
   for (int64_t images = 1; images <= kMostImages; images *= 2) {
@@ -133,7 +132,6 @@ WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
   best.is_worth_it = best_cost != 0 && is_worth_it(lattice, best, nonzeros);
   if (!best.is_worth_it) return best;
   // Threads share chunks first: of those no line is read twice.
-  constexpr int64_t kMostChunks = 4, kMostPartialFloats = int64_t{1} << 22;
   const int64_t strips = best.strips[0] * best.strips[1], lines = best.lines(best.strip[0], best.strip[1]);
   const int64_t least = std::max<int64_t>(1, best.run_lines / lines);
   const int64_t few = std::max(least, best.image_blocks * strips / kMostChunks);
@@ -147,7 +145,7 @@ WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
   best.chunks = std::max<int64_t>(1, std::min({kMostChunks, best.work_items(), kMostPartialFloats / nonzeros}));
   const int64_t items = lattice.groups * best.chunks;
   for (best.parts = 1; best.parts < best.slices; ++best.parts)
-    if (items * best.parts >= 8 * threads || items * best.parts % threads == 0) break;
+    if (items * best.parts >= cost::kItemsPerThread * threads || items * best.parts % threads == 0) break;
   return best;
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/tiled/pack_pattern.h"
 #include "sparse_conv2d/tiled/work_items.h"
 
@@ -96,9 +97,8 @@ void weight_gradient_by_tiles(
   const TilePlan plan = make_tile_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_lines);
   // Chunks of work items have sums of their own, so that threads share the work; how many does not depend on the
   // threads.
-  constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
-  const int64_t chunks =
-      std::max<int64_t>(1, std::min({int64_t{4}, plan.work_items(), kMostPartialFloats / pattern.nonzeros}));
+  const int64_t chunks = std::max<int64_t>(
+      1, std::min({cost::tiled::kMostChunks, plan.work_items(), cost::tiled::kMostPartialFloats / pattern.nonzeros}));
   const int64_t rows = lattice.dest_channels, items = lattice.groups * chunks;
   const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
   PatternPacking prepared(lattice, plan, pattern, slices, false);

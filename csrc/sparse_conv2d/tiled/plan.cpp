@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "base/caches.h"
+#include "sparse_conv2d/cost_model.h"
 
 namespace sparsekernels {
 namespace {
@@ -17,12 +18,13 @@ struct TileChoice {
 // Load slots for each multiply-add, of which a processor has two in a cycle. A run is the nonzeros that one pattern row
 // has in one block of channels: each of them costs a line for each of the tile's, and two loads of its own; the run
 // brings the tile's sums up from L2 and sends them back. A block is fetched into L1 once for
-// all rows. The weights of the forward are a fit to tiles of 2x4 to 6x4 at 80 to 98% sparsity on a Xeon with AMX.
+// all rows.
 double cost_of(double lines, double nonzeros, double block_lines, double rows, TileKind kind) {
-  const double fma = nonzeros * lines;
-  if (kind == TileKind::kForward) return (nonzeros * (lines + 2) + 4.5 * lines + 12 + 3 * block_lines / rows) / fma;
-  // chains are added up, and sixteen lines transposed to one, for each nonzero; the gradient's lines are loaded
-  return (nonzeros * (lines + 9) + 2 * lines + 24 + 3 * block_lines / rows) / fma;
+  using namespace cost::tiled;
+  const double fma = nonzeros * lines, fetch = kFetch * block_lines / rows;
+  if (kind == TileKind::kForward)
+    return (nonzeros * (lines + kForwardNonzero) + kForwardRunVector * lines + kForwardRun + fetch) / fma;
+  return (nonzeros * (lines + kWeightNonzero) + kWeightRunVector * lines + kWeightRun + fetch) / fma;
 }
 
 TileChoice choose_tile(const Lattice& lattice, const TilePlan& plan, double density, int64_t most_lines) {
@@ -31,7 +33,7 @@ TileChoice choose_tile(const Lattice& lattice, const TilePlan& plan, double dens
   const int64_t columns_there =
       plan.flat ? plan.lanes.groups() * plan.lanes.size[0] * plan.lanes.size[1] : plan.lanes.size[1];
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
-  const double room = 0.8 * static_cast<double>(caches().l1_lines);
+  const double room = cost::tiled::kVectorsOfL1 * static_cast<double>(caches().l1_lines);
   TileChoice best = {1, 1, 1, 0};
   for (int64_t rows = 1; rows <= std::min<int64_t>(kMostTileRows, rows_there); ++rows) {
     for (int64_t columns = std::min(columns_there, most_lines / rows); columns >= 1; --columns) {
@@ -54,7 +56,7 @@ TileChoice choose_tile(const Lattice& lattice, const TilePlan& plan, double dens
 
 // A work item's lines, for a slice of the pattern's rows, are to stay in L2 while all channels go by.
 void choose_work_item(const Lattice& lattice, TilePlan& plan) {
-  const int64_t room = caches().l2_lines * 6 / 10;
+  const int64_t room = caches().l2_lines * cost::tiled::kVectorsPercentOfL2 / 100;
   const int64_t height = plan.lanes.size[0], width = plan.lanes.size[1], groups = plan.lanes.groups();
   const int64_t residues = lattice.residues(), channels = lattice.dest_channels;
   const int64_t tile = std::max<int64_t>(1, plan.tile_rows * plan.tile_columns);

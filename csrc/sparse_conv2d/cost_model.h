@@ -1,0 +1,132 @@
+// The constants by which the planners choose: fits and thresholds that were measured, not derived. All of them are from
+// a Xeon with AVX-512 and AMX, on 2 cores with 48 KB of L1 and 2 MB of L2 each, in float32, at 80 to 98% sparsity,
+// unless one says otherwise. On another machine they choose well rather than best; results stay right. Times are
+// nanoseconds on one core. docs/sparse_kernels.md derives what they weigh.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsekernels::cost {
+
+// What the two engines and the network executor ask for.
+
+constexpr int64_t kItemsPerThread = 8;  // so many work items for each thread are even enough
+
+// Reading a vector of 16 floats into planes: from a tensor whose channels are neighbors, or from one whose columns are,
+// and then for each stage (a power of two) of the images to interleave.
+constexpr double kReadChannels = 5, kReadColumns = 2, kReadStage = 0.5;
+
+// A transposition of fewer channels costs as much as one of 16.
+constexpr int64_t kFewestTransposedChannels = 6;
+
+// Forward and input gradient by JIT kernels (jit/forward_plan.cpp).
+namespace forward {
+
+// Of L2, for an interleaved block's planes, which stay there while all slices go by.
+constexpr int64_t kPlanesPercentOfL2 = 45;
+// Planes may exceed that so many times before tiles do better.
+constexpr int64_t kMostRooms = 4;
+// Of L1, for the vectors that a block of channels reads.
+constexpr double kVectorsOfL1 = 0.55;
+// Nonzeros of a kernel: ten bytes of code each, four of its value.
+constexpr double kMostKernelNonzeros = 2600;
+
+// A multiply-add; the load of its vector, times that of one across a border between two cache lines; what comes up
+// from L2.
+constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kFetch = 0.12;
+// A vector across a border touches so many cache lines more.
+constexpr double kUnalignedLines = 0.9;
+// Rows of a plane of at most so many floats: those above are still in L1.
+constexpr int64_t kShortRow = 96;
+
+// Writing a vector of results: from registers to the tensor; transposed to neighboring channels; else, and then for
+// each stage of the images to separate.
+constexpr double kWriteDirect = 1, kWriteChannels = 6, kWriteColumns = 3.3, kWriteStage = 0.55;
+
+// Vectors of several interleaved images: beyond so many their planes are too large.
+constexpr int64_t kMostInterleavedVectors = 64;
+// Vectors of a work item that are worth fetching the code for.
+constexpr int64_t kEnoughItemVectors = 24;
+// Strips across have at least so many columns, and strips down so many rows.
+constexpr int64_t kFewestStripColumns = 64, kFewestStripRows = 4;
+// Rows of the pattern in a thread's share.
+constexpr int64_t kFewestSharedRows = 8;
+// Tiles do better with fewer rows, or fewer products of a row in a block, for which its sum comes and goes.
+constexpr int64_t kFewestRows = 4;
+constexpr double kFewestProducts = 2;
+
+// From a call on one thread to one on several, on an EPYC (Zen 4) and two threads: 5,300 to 5,900.
+constexpr double kSharing = 6000;
+
+}  // namespace forward
+
+// Weight gradient by JIT kernels (jit/weight_plan.cpp).
+namespace weight {
+
+// Of L2, for an interleaved block's planes and a slice's gradients.
+constexpr int64_t kPlanesPercentOfL2 = 40;
+constexpr int64_t kMostRooms = 4;
+
+// Vectors of a run. More rows share a column's vector; more vectors share what adding up the lanes costs, some 1.5
+// cycles a nonzero, where a vector that comes up from L2 costs two: hence the ratio.
+constexpr double kFewestRunVectors = 4, kManyRunVectors = 8, kMostRunVectors = 16, kLanesToFetch = 0.75;
+// So far may slices exceed L1, rather than being one more.
+constexpr double kSliceTolerance = 0.1;
+
+// A multiply-add, and what a nonzero costs in each run whatever its length, where code and sums come from L2 and where
+// they are streamed from beyond. Runs of more vectors gain nothing more.
+constexpr double kMultiplyAdd = 0.24, kRun = 0.5, kStreamedRun = 1.5, kLongRunVectors = 8;
+constexpr double kBytes = 16;  // of code and sums, a nonzero
+
+// Vectors of a strip. A channel is written to all of them, each in a page of its own: more pages than the L1 TLB has
+// entries take several times as long.
+constexpr int64_t kFewestStripVectors = 4, kMostStripVectors = 64, kStripVectors = 48;
+
+// Tiles do better with fewer rows or columns; with more idle lanes than a quarter; on large images with so few
+// products for each vector that is read.
+constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kLargeImageVectors = 24, kFewestProducts = 12;
+
+constexpr int64_t kMostChunks = 4;
+constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
+
+}  // namespace weight
+
+// The tiled engine (tiled/plan.cpp): load slots, of which a processor has two in a cycle.
+namespace tiled {
+
+// Of L1, for a tile's vectors of a block of channels; of L2, for a work item's.
+constexpr double kVectorsOfL1 = 0.8;
+constexpr int64_t kVectorsPercentOfL2 = 60;
+
+// A nonzero's own loads; a run's, for each of the tile's vectors and whatever their number. Forward: a fit to tiles of
+// 2x4 to 6x4.
+constexpr double kForwardNonzero = 2, kForwardRunVector = 4.5, kForwardRun = 12;
+// Weight gradient: sums are added up, and 16 vectors transposed to one, for each nonzero.
+constexpr double kWeightNonzero = 9, kWeightRunVector = 2, kWeightRun = 24;
+// A vector of a block that is fetched into L1 for all rows.
+constexpr double kFetch = 3;
+
+constexpr int64_t kMostChunks = 4;
+constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
+
+// A vector that is packed, in vectors that are computed; and how many more lanes neighboring pixels may leave empty,
+// which are packed as they lie.
+constexpr double kPacking = 0.1, kPixelTolerance = 1.05;
+
+}  // namespace tiled
+
+// The network executor (layer_chain/plan.cpp).
+namespace chain {
+
+// Of L2, for tensors: code, values and planes go through it as well.
+constexpr int64_t kTensorsPercentOfL2 = 50;
+// The reach of the L2 TLB, 2048 pages of 4 KB; and what a thread keeps from call to call is more.
+constexpr int64_t kMostBytes = int64_t{8} << 20;
+// Half of what a nonzero has, value included: the rest is fetched in time.
+constexpr double kCodeBytes = 7;
+// Images are interleaved so that so many threads have something to do.
+constexpr int64_t kThreads = 4;
+
+}  // namespace chain
+
+}  // namespace sparsekernels::cost
