@@ -272,7 +272,7 @@ bool jit_allowed() {
   static const bool allowed = [] {
     if (limits().used == 0) return false;
     std::vector<Assembler> smallest(1);
-    smallest[0].leave();
+    smallest[0].ret();
     return Executable::make(smallest) != nullptr;
   }();
   return allowed;
