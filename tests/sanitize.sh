@@ -13,6 +13,11 @@ torch=$("$python" -c "import importlib.util as u; print(u.find_spec('torch').sub
 "$cmake" -S . -B "$work/build" -DTORCH_DIR="$torch" -DSPARSEKERNELS_CUDA=off -DSPARSEKERNELS_SANITIZE=address,undefined >"$work/log"
 "$cmake" --build "$work/build" --parallel >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 
+echo "sanitizers over tests/cpp"
+"$cmake" -S . -B "$work/cpp" -DSPARSEKERNELS_CPP_TESTS=on -DSPARSEKERNELS_SANITIZE=address,undefined >"$work/log"
+"$cmake" --build "$work/cpp" --parallel >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+"$work/cpp/tests/cpp/cpp_tests"
+
 # A copy of the package and its tests, so that the sanitized library never stands in for the real one.
 cp -r sparsekernels tests pyproject.toml "$work"
 mkdir -p "$work/sparsekernels/lib"

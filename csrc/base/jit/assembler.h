@@ -1,260 +1,327 @@
-// Writes the handful of AVX-512 instructions that kernels are made of. Encodings: Intel 64 and IA-32 Architectures
-// Software Developer's Manual, volume 2, sections 2.7 (EVEX) and 2.7.5 (compressed displacements).
+// Writes the instructions that generated kernels are made of. A method is an instruction under Intel's mnemonic,
+// operands in Intel's order, so that a kernel's source can be held against a disassembler's listing; `_bcst` is a
+// memory operand of one float for all lanes, `_z` zeroing where a mask has no bit. tests/cpp holds every form against
+// an assembler's bytes. Encodings: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, chapter 2
+// (REX, ModRM and SIB in 2.1 and 2.2, VEX in 2.3, EVEX in 2.7, compressed displacements in 2.7.5).
+//
+// Operands are checked where they are made, in every build: a register that does not exist or a displacement that does
+// not fit would be another valid instruction. That costs less than what is saved by writing an instruction's bytes at
+// once (docs/decisions.md).
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace sparsekernels {
+namespace x86 {
 
-enum class Register { kRax, kRcx, kRdx, kRsi = 6, kRdi, kR8, kR9, kR10, kR11 };  // not all may stand for a base
+[[noreturn]] inline void throw_operand(const char* what, int64_t most, int64_t got) {
+  throw std::logic_error(
+      std::string("Assembler: expected ") + what + " of at most " + std::to_string(most) + ", got " +
+      std::to_string(got));
+}
 
-// Vectors are zmm0 to zmm31, masks k1 to k7, by number.
+// A register by its number.
+template <class Kind>
+class NumberedRegister {
+ public:
+  explicit constexpr NumberedRegister(int64_t number) : number_(static_cast<uint8_t>(number)) {
+    if (number < 0 || number > Kind::kMost) throw_operand(Kind::kName, Kind::kMost, number);
+  }
+  constexpr int number() const { return number_; }
+
+ private:
+  uint8_t number_;
+};
+
+struct GprKind {
+  static constexpr int64_t kMost = 15;
+  static constexpr const char* kName = "a general-purpose register";
+};
+struct ZmmKind {
+  static constexpr int64_t kMost = 31;
+  static constexpr const char* kName = "a zmm register";
+};
+struct MaskKind {
+  static constexpr int64_t kMost = 7;
+  static constexpr const char* kName = "a mask register";
+};
+using Gpr = NumberedRegister<GprKind>;    // 64 bits, or their lower 32 where the mnemonic ends in 32
+using Zmm = NumberedRegister<ZmmKind>;    // 16 floats
+using Mask = NumberedRegister<MaskKind>;  // as what an instruction is masked by, k0 is none
+
+inline constexpr Gpr rax{0}, rcx{1}, rdx{2}, rbx{3}, rsp{4}, rbp{5}, rsi{6}, rdi{7};
+inline constexpr Gpr r8{8}, r9{9}, r10{10}, r11{11}, r12{12}, r13{13}, r14{14}, r15{15};
+
+// The memory at [base + displacement]. The displacement takes no byte, one or four: as few as hold it, or at least
+// `least_bytes`.
+struct Mem {
+  constexpr Mem(Gpr base, int64_t displacement, int least_bytes = 0)
+      : base(base), displacement(static_cast<int32_t>(displacement)), least_bytes(least_bytes) {
+    if (displacement != this->displacement) throw_operand("a displacement", INT32_MAX, displacement);
+  }
+
+  Gpr base;
+  int32_t displacement;
+  int least_bytes;
+};
+
+}  // namespace x86
+
 class Assembler {
  public:
-  // zmm = 16 floats at [base + displacement]; with a mask, zero where it has no bit, and what lies there is not
-  // touched. Mask 0 is none.
-  void load(int zmm, int mask, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x10, zmm, 0, base, displacement, 64, mask == 0 ? 0 : mask | 0x80);
+  using Gpr = x86::Gpr;
+  using Zmm = x86::Zmm;
+  using Mask = x86::Mask;
+  using Mem = x86::Mem;
+
+  // Loads and stores. Where a mask has no bit, memory is not touched.
+  void vmovups(Zmm to, Mem from) { evex(kVmovupsLoad, to, kUnused, from, 64); }
+  void vmovups_z(Zmm to, Mask mask, Mem from) { evex(kVmovupsLoad, to, kUnused, from, 64, mask, kZeroing); }
+  void vmovups(Mem to, Zmm from) { evex(kVmovupsStore, from, kUnused, to, 64); }
+  void vmovups(Mem to, Mask mask, Zmm from) { evex(kVmovupsStore, from, kUnused, to, 64, mask); }
+
+  void vaddps(Zmm to, Zmm a, Zmm b) { evex(kVaddps, to, a, b); }
+  void vaddps(Zmm to, Zmm a, Mem b) { evex(kVaddps, to, a, b, 64); }
+  void vaddps(Zmm to, Mask mask, Zmm a, Mem b) { evex(kVaddps, to, a, b, 64, mask); }
+  void vaddps_bcst(Zmm to, Zmm a, Mem b) { evex(kVaddps, to, a, b, 4); }
+  void vmulps_bcst(Zmm to, Zmm a, Mem b) { evex(kVmulps, to, a, b, 4); }
+  void vfmadd231ps(Zmm sum, Zmm a, Mem b) { evex(kVfmadd231ps, sum, a, b, 64); }
+  void vfmadd231ps_bcst(Zmm sum, Zmm a, Mem b) { evex(kVfmadd231ps, sum, a, b, 4); }
+  // Where either is NaN, these give b.
+  void vmaxps(Zmm to, Zmm a, Zmm b) { evex(kVmaxps, to, a, b); }
+  void vminps(Zmm to, Zmm a, Zmm b) { evex(kVminps, to, a, b); }
+
+  void vblendmps(Zmm to, Mask mask, Zmm a, Zmm b) { evex(kVblendmps, to, a, b, mask); }  // b where the mask has a bit
+  void vshufps(Zmm to, Zmm a, Zmm b, uint8_t places) {
+    evex(kVshufps, to, a, b);
+    byte(places);
   }
-  // mask = 16 bits at [base + displacement]
-  void load_mask(int mask, Register base, int8_t displacement) {
+  void vshuff32x4(Zmm to, Zmm a, Zmm b, uint8_t places) {
+    evex(kVshuff32x4, to, a, b);
+    byte(places);
+  }
+  void vpxord(Zmm to, Zmm a, Zmm b) { evex(kVpxord, to, a, b); }
+
+  void kmovw(Mask to, Mem from) {
     reserve();
-    byte(0xc5);
-    byte(0xf8);
+    if (from.base.number() < 8) {
+      vex2(to.number());
+    } else {
+      vex3(to.number(), from.base.number());
+    }
     byte(0x90);
-    byte(0x40 | mask << 3 | number(base));
-    byte(displacement);
+    memory(to.number(), from);
   }
-  void store(int zmm, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x11, zmm, 0, base, displacement, 64);
-  }
-  // The same where the mask has a bit; what lies elsewhere is not touched.
-  void store(int zmm, int mask, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x11, zmm, 0, base, displacement, 64, mask);
-  }
-  // sum = sum + 16 floats at [base + displacement]
-  void add(int sum, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 64);
-  }
-  // The same where the mask has a bit; what lies elsewhere is not touched.
-  void add(int sum, int mask, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 64, mask);
-  }
-  // sum = sum + the float at [base + displacement]
-  void add_float(int sum, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x58, sum, sum, base, displacement, 4);
-  }
-  // product = x * the float at [base + displacement]
-  void multiply(int product, int x, Register base, int32_t displacement) {
-    memory(kMap0F, kNone, 0x59, product, x, base, displacement, 4);
-  }
-  // sum = sum + x * the float at [base + displacement], rounded once
-  void multiply_add(int sum, int x, Register base, int32_t displacement) {
-    memory(kMap0F38, k66, 0xb8, sum, x, base, displacement, 4);
-  }
-  // sum = sum + x * 16 floats at [base + displacement], rounded once
-  void multiply_add_line(int sum, int x, Register base, int32_t displacement) {
-    memory(kMap0F38, k66, 0xb8, sum, x, base, displacement, 64);
-  }
-  void add(int sum, int a, int b) { registers(kMap0F, kNone, 0x58, sum, a, b); }
-  // The larger, or smaller, of two; b where either is NaN.
-  void maximum(int to, int a, int b) { registers(kMap0F, kNone, 0x5f, to, a, b); }
-  void minimum(int to, int a, int b) { registers(kMap0F, kNone, 0x5d, to, a, b); }
-  // Element by element: where the mask has a bit that of b, else that of a.
-  void blend(int to, int a, int b, int mask) { registers(kMap0F38, k66, 0x65, to, a, b, mask); }
-  // Of each quarter, or of the whole in quarters: two elements of a, then two of b. Each has two bits of `places`.
-  void shuffle(int to, int a, int b, int places) {  // vshufps
-    registers(kMap0F, kNone, 0xc6, to, a, b);
-    byte(places);
-  }
-  void shuffle_quarters(int to, int a, int b, int places) {  // vshuff32x4
-    registers(kMap0F3A, k66, 0x23, to, a, b);
-    byte(places);
-  }
-  void clear(int zmm) {  // vpxord
-    registers(kMap0F, k66, 0xef, zmm, zmm, zmm);
-  }
-  void set_mask(int mask, int32_t bits) {  // mov eax, imm32; kmovw k, eax
+  void kmovw(Mask to, Gpr from) {
     reserve();
-    byte(0xb8);
-    word(bits);
-    byte(0xc5);
-    byte(0xf8);
+    if (from.number() < 8) {
+      vex2(to.number());
+    } else {
+      vex3(to.number(), from.number());
+    }
     byte(0x92);
-    byte(0xc0 | mask << 3);
+    both(to.number(), from.number());
   }
-  void move(Register to, Register from) {  // mov r64, r64
+  void vzeroupper() {
     reserve();
-    byte(0x48 | (number(from) >> 3) << 2 | number(to) >> 3);
-    byte(0x89);
-    byte(0xc0 | (number(from) & 7) << 3 | (number(to) & 7));
+    vex2(0);
+    byte(0x77);
   }
-  void load(Register to, Register base, int32_t displacement) {  // mov r64, [base + disp32]
+
+  void mov(Gpr to, Gpr from) { rex_both(0x89, from.number(), to); }
+  void mov(Gpr to, Mem from) {
     reserve();
-    byte(0x48 | (number(to) >> 3) << 2 | number(base) >> 3);
+    rex(true, to.number(), from.base.number());
     byte(0x8b);
-    byte(0x80 | (number(to) & 7) << 3 | (number(base) & 7));
-    word(displacement);
+    memory(to.number(), from);
   }
-  void add(Register to, Register from) {  // add r64, r64
+  void mov(Gpr to, uint64_t value) {
     reserve();
-    byte(0x48 | (number(from) >> 3) << 2 | number(to) >> 3);
-    byte(0x01);
-    byte(0xc0 | (number(from) & 7) << 3 | (number(to) & 7));
+    rex(true, 0, to.number());
+    byte(0xb8 | (to.number() & 7));
+    put(value);
   }
-  // Counts down, and goes back to `place` unless the counter is 0 now.
-  void loop(Register counter, size_t place) {  // sub r64, 1; jnz rel32
+  void mov32(Gpr to, uint32_t value) {  // clears the upper half
     reserve();
-    byte(0x48 | number(counter) >> 3);
-    byte(0x83);
-    byte(0xe8 | (number(counter) & 7));
-    byte(1);
+    rex(false, 0, to.number());
+    byte(0xb8 | (to.number() & 7));
+    put(value);
+  }
+  void add(Gpr to, Gpr from) { rex_both(0x01, from.number(), to); }
+  void add(Gpr to, int64_t value) {
+    const int32_t immediate = static_cast<int32_t>(value);
+    if (immediate != value) x86::throw_operand("an immediate", INT32_MAX, value);
+    rex_both(0x81, 0, to);
+    put(immediate);
+  }
+  void sub(Gpr to, int8_t value) {
+    rex_both(0x83, 5, to);
+    put(value);
+  }
+  void test(Gpr a, Gpr b) { rex_both(0x85, b.number(), a); }
+  void push(Gpr one) {
+    reserve();
+    rex(false, 0, one.number());
+    byte(0x50 | (one.number() & 7));
+  }
+  void pop(Gpr one) {
+    reserve();
+    rex(false, 0, one.number());
+    byte(0x58 | (one.number() & 7));
+  }
+  void prefetcht1(Mem line) {
+    reserve();
+    rex(false, 0, line.base.number());
+    byte(0x0f);
+    byte(0x18);
+    memory(2, line);
+  }
+
+  // To code that is there: its place is what size() was before it.
+  void jnz(size_t place) {
+    reserve();
     byte(0x0f);
     byte(0x85);
-    word(static_cast<int32_t>(static_cast<int64_t>(place) - static_cast<int64_t>(size_ + 4)));
+    relative(place);
   }
-  void call(size_t place) {  // call rel32
+  void call(size_t place) {
     reserve();
     byte(0xe8);
-    word(static_cast<int32_t>(static_cast<int64_t>(place) - static_cast<int64_t>(size_ + 4)));
+    relative(place);
   }
-  void push(Register one) {
+  void call(Gpr function) {
     reserve();
-    if (number(one) >= 8) byte(0x41);
-    byte(0x50 | (number(one) & 7));
+    rex(false, 0, function.number());
+    byte(0xff);
+    both(2, function.number());
   }
-  void pop(Register one) {
+  void ret() {
     reserve();
-    if (number(one) >= 8) byte(0x41);
-    byte(0x58 | (number(one) & 7));
+    byte(0xc3);
   }
-  // address = what lies on the stack, `bytes` above its top
-  void load_from_stack(Register address, int8_t bytes) {  // mov r64, [rsp + disp8]
+  void int3() {  // traps
     reserve();
-    byte(0x48);
-    byte(0x8b);
-    byte(0x44 | number(address) << 3);
-    byte(0x24);
-    byte(bytes);
+    byte(0xcc);
   }
-  // Jumps to where `land` is told to, if the register is zero.
-  size_t skip_if_zero(Register one) {  // test r64, r64; jz rel8
+  // To code that comes, at most 127 bytes ahead: to where `land` is told to.
+  size_t jz() {
     reserve();
-    byte(0x48);
-    byte(0x85);
-    byte(0xc0 | number(one) << 3 | number(one));
     byte(0x74);
     byte(0);
     return size_;
   }
-  void land(size_t skip) {
-    if (size_ - skip > 127) throw std::logic_error("Assembler: a jump of a byte does not reach");
-    bytes_[skip - 1] = static_cast<uint8_t>(size_ - skip);
-  }
-  // A function of the process, by way of rax.
-  template <class Argument>
-  void call_function(void (*function)(Argument) noexcept) {  // mov rax, imm64; call rax
-    reserve();
-    static_assert(sizeof function == 8 || sizeof function == 4, "an address");
-    uint64_t address = 0;
-    std::memcpy(&address, &function, sizeof function);
-    byte(0x48);
-    byte(0xb8);
-    std::memcpy(&bytes_[size_], &address, 8);
-    size_ += 8;
-    byte(0xff);
-    byte(0xd0);
-  }
-  void finish_call() {  // ret
-    reserve();
-    byte(0xc3);
-  }
-  // The code that `bytes` behind the return address begins comes up to L2, so many lines. Changes rax.
-  void fetch_code(int32_t bytes, int lines) {  // mov rax, [rsp]; prefetcht1 [rax + disp32]
-    reserve();
-    for (const int one : {0x48, 0x8b, 0x04, 0x24}) byte(one);
-    for (int i = 0; i < lines; ++i) {
-      reserve();
-      byte(0x0f);
-      byte(0x18);
-      byte(0x90);
-      word(bytes + 64 * i);
-    }
-  }
-  void advance(Register address, int32_t bytes) {  // add r64, imm32
-    reserve();
-    byte(0x48);
-    byte(0x81);
-    byte(0xc0 | number(address));
-    word(bytes);
-  }
-  void leave() {  // vzeroupper; ret
-    reserve();
-    byte(0xc5);
-    byte(0xf8);
-    byte(0x77);
-    byte(0xc3);
+  void land(size_t jump) {
+    if (size_ - jump > 127) x86::throw_operand("a short jump", 127, static_cast<int64_t>(size_ - jump));
+    bytes_[jump - 1] = static_cast<uint8_t>(size_ - jump);
   }
   // To the next multiple of 64 bytes, with instructions that trap.
   void align() {
-    while (size_ % 64 != 0) {
-      reserve();
-      byte(0xcc);
-    }
+    while (size_ % 64 != 0) int3();
   }
 
   const uint8_t* code() const { return bytes_.data(); }
   size_t size() const { return size_; }
 
  private:
+  // What names an EVEX instruction: the opcode and its map, the prefix that is part of it, whether elements have 64
+  // bits.
   enum Map { kMap0F = 1, kMap0F38 = 2, kMap0F3A = 3 };
   enum Prefix { kNone = 0, k66 = 1 };
+  struct Form {
+    Map map;
+    Prefix prefix;
+    uint8_t opcode;
+  };
+  static constexpr Form kVmovupsLoad{kMap0F, kNone, 0x10}, kVmovupsStore{kMap0F, kNone, 0x11};
+  static constexpr Form kVaddps{kMap0F, kNone, 0x58}, kVmulps{kMap0F, kNone, 0x59};
+  static constexpr Form kVminps{kMap0F, kNone, 0x5d}, kVmaxps{kMap0F, kNone, 0x5f};
+  static constexpr Form kVshufps{kMap0F, kNone, 0xc6}, kVpxord{kMap0F, k66, 0xef};
+  static constexpr Form kVblendmps{kMap0F38, k66, 0x65}, kVfmadd231ps{kMap0F38, k66, 0xb8};
+  static constexpr Form kVshuff32x4{kMap0F3A, k66, 0x23};
+  static constexpr int kZeroing = 0x80;
+  static constexpr Zmm kUnused{0};
+  static constexpr Mask kNoMask{0};
 
-  static int number(Register one) { return static_cast<int>(one); }
-  void byte(int value) { bytes_[size_++] = static_cast<uint8_t>(value); }
-  void word(int32_t value) {
-    std::memcpy(&bytes_[size_], &value, 4);
-    size_ += 4;
-  }
   void reserve() {
     constexpr size_t kLongestInstruction = 16;
     if (size_ + kLongestInstruction > bytes_.size()) bytes_.resize(2 * bytes_.size() + 4096);
   }
-  // The four bytes before the opcode of a 512-bit instruction with 32-bit elements. `b` and `x` are the inverted high
-  // bits of the last operand, `broadcast` that it is one element, `masking` the number of a mask and the bit that makes
-  // the rest zero.
-  void evex(Map map, Prefix prefix, int reg, int second, bool b, bool x, bool broadcast, int masking = 0) {
-    byte(0x62);
-    byte(((reg & 8) == 0) << 7 | x << 6 | b << 5 | ((reg & 16) == 0) << 4 | map);
-    byte((~second & 15) << 3 | 4 | prefix);
-    byte(masking | 2 << 5 | broadcast << 4 | ((second & 16) == 0) << 3);
+  void byte(int value) { bytes_[size_++] = static_cast<uint8_t>(value); }
+  template <class T>
+  void put(T value) {  // little-endian, as the processor is
+    std::memcpy(&bytes_[size_], &value, sizeof value);
+    size_ += sizeof value;
   }
-  // `work_item`: of a displacement that fits one byte; 4 where the operand is one float for all lanes.
-  void registers(Map map, Prefix prefix, int opcode, int reg, int second, int last, int masking = 0) {
-    reserve();
-    evex(map, prefix, reg, second, (last & 8) == 0, (last & 16) == 0, false, masking);
-    byte(opcode);
-    byte(0xc0 | (reg & 7) << 3 | (last & 7));
+  void relative(size_t place) {  // from the end of the four bytes
+    const int64_t distance = static_cast<int64_t>(place) - static_cast<int64_t>(size_ + 4);
+    const int32_t near = static_cast<int32_t>(distance);
+    if (near != distance) x86::throw_operand("a jump", INT32_MAX, distance);
+    put(near);
   }
-  void memory(
-      Map map, Prefix prefix, int opcode, int reg, int second, Register base, int32_t displacement, int32_t work_item,
-      int masking = 0) {
+
+  // Fourth bits of ModRM's two fields, where there are any or operands have 64 bits.
+  void rex(bool wide, int reg, int last) {
+    const int bits = wide << 3 | reg >> 3 << 2 | last >> 3;
+    if (bits != 0) byte(0x40 | bits);
+  }
+  void both(int reg, int last) { byte(0xc0 | (reg & 7) << 3 | (last & 7)); }
+  void rex_both(int opcode, int reg, Gpr last) {
     reserve();
-    evex(map, prefix, reg, second, number(base) < 8, true, work_item == 4, masking);
+    rex(true, reg, last.number());
     byte(opcode);
-    const int fields = (reg & 7) << 3 | (number(base) & 7);
-    if (displacement == 0) {
-      byte(fields);
-    } else if (displacement % work_item == 0 && displacement / work_item >= -128 && displacement / work_item <= 127) {
-      byte(0x40 | fields);
-      byte(displacement / work_item);
-    } else {
-      byte(0x80 | fields);
-      word(displacement);
-    }
+    both(reg, last.number());
+  }
+  // Of 128 bits, map 0F, no prefix, no second source.
+  void vex2(int reg) {
+    byte(0xc5);
+    byte((reg < 8) << 7 | 0x78);
+  }
+  void vex3(int reg, int last) {
+    byte(0xc4);
+    byte((reg < 8) << 7 | 1 << 6 | (last < 8) << 5 | kMap0F);
+    byte(0x78);
+  }
+  // ModRM, SIB and displacement. `unit`: of a displacement of one byte.
+  void memory(int reg, Mem at, int32_t unit = 1) {
+    const int base = at.base.number() & 7;
+    const int fields = (reg & 7) << 3 | base;
+    constexpr int kRsp = 4, kRbp = 5;  // and r12, r13
+    const bool fits = at.displacement % unit == 0 && at.displacement / unit >= -128 && at.displacement / unit <= 127;
+    const int bytes = at.least_bytes > 1 || !fits                                  ? 4
+                      : at.least_bytes > 0 || at.displacement != 0 || base == kRbp ? 1
+                                                                                   : 0;
+    byte((bytes == 4 ? 0x80 : bytes == 1 ? 0x40 : 0) | fields);
+    if (base == kRsp) byte(0x24);
+    if (bytes == 1) byte(at.displacement / unit);
+    if (bytes == 4) put(at.displacement);
+  }
+  // Four bytes and the opcode of a 512-bit instruction with 32-bit elements. `b` and `x` are the inverted high bits of
+  // the last operand, `broadcast` that it is one element.
+  void evex_prefix(Form form, Zmm reg, Zmm second, bool b, bool x, bool broadcast, Mask mask, int zeroing) {
+    reserve();
+    const int r = reg.number(), v = second.number();
+    const uint32_t prefix =
+        0x62u | static_cast<uint32_t>(((r & 8) == 0) << 7 | x << 6 | b << 5 | ((r & 16) == 0) << 4 | form.map) << 8 |
+        static_cast<uint32_t>((~v & 15) << 3 | 4 | form.prefix) << 16 |
+        static_cast<uint32_t>(
+            mask.number() | (mask.number() == 0 ? 0 : zeroing) | 2 << 5 | broadcast << 4 | ((v & 16) == 0) << 3)
+            << 24;
+    put(prefix);
+    byte(form.opcode);
+  }
+  void evex(Form form, Zmm reg, Zmm second, Zmm last, Mask mask = kNoMask) {
+    evex_prefix(form, reg, second, (last.number() & 8) == 0, (last.number() & 16) == 0, false, mask, 0);
+    both(reg.number(), last.number());
+  }
+  // `unit`: bytes that the operand has; 4 where it is one float for all lanes.
+  void evex(Form form, Zmm reg, Zmm second, Mem last, int32_t unit, Mask mask = kNoMask, int zeroing = 0) {
+    evex_prefix(form, reg, second, last.base.number() < 8, true, unit == 4, mask, zeroing);
+    memory(reg.number(), last, unit);
   }
 
   std::vector<uint8_t> bytes_;

@@ -12,9 +12,15 @@
 namespace sparsekernels {
 namespace {
 
-constexpr Register kLine = Register::kRdi, kValues = Register::kRsi, kSums = Register::kRdx, kMasks = Register::kRcx;
-constexpr Register kDest = Register::kR8, kBias = Register::kR9, kResidual = Register::kR10;
-constexpr int kLineRegister = 31;
+using x86::Gpr;
+using x86::Mask;
+using x86::Mem;
+using x86::Zmm;
+
+constexpr Gpr kLine = x86::rdi, kValues = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see ForwardKernel
+constexpr Gpr kDest = x86::r8, kBias = x86::r9, kResidual = x86::r10;
+constexpr Zmm kLineRegister{31};
+constexpr Mask kStored{kMostMasks};  // lanes that are stored to the tensor
 constexpr int32_t kLineBytes = 64;
 
 // Stores a slice's sums, or adds them to those of the blocks before.
@@ -30,41 +36,49 @@ struct Finish {
 // Results that are below `low` become that, or those above `high`.
 void write_limit(const Finish& finish, bool is_low, Assembler& code) {
   const int64_t head = (is_low ? kLowAt : kHighAt) - finish.first_row * 4;
-  code.clear(kLineRegister);
-  code.add_float(kLineRegister, kBias, static_cast<int32_t>(head));
+  code.vpxord(kLineRegister, kLineRegister, kLineRegister);
+  code.vaddps_bcst(kLineRegister, kLineRegister, Mem(kBias, head));
   for (int row = 0; row < finish.rows; ++row) {
+    const Zmm sum(row);
     if (is_low) {
-      code.maximum(row, kLineRegister, row);
+      code.vmaxps(sum, kLineRegister, sum);
     } else {
-      code.minimum(row, kLineRegister, row);
+      code.vminps(sum, kLineRegister, sum);
     }
   }
 }
 
+// Of mask k1 to k7 of a line, see kMaskStride. Always with a displacement, so that each has the same length.
+Mem mask_at(int mask) {
+  return Mem(kMasks, 2 * (mask - 1), 1);
+}
+
 void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
-  if (finish.direct) code.load_mask(kMostMasks, kMasks, 2 * kMostMasks);
+  if (finish.direct) code.kmovw(kStored, Mem(kMasks, 2 * kMostMasks));
   for (int row = 0; row < finish.rows; ++row) {
+    const Zmm sum(row);
+    const Mem before(kSums, row * kLineBytes);
     const bool has_sum = begun >> row & 1;
     if (!has_sum && !finish.first_block && !finish.direct) continue;
-    if (!has_sum && finish.first_block) code.clear(row);
-    if (!has_sum && !finish.first_block) code.load(row, 0, kSums, row * kLineBytes);
-    if (has_sum && !finish.first_block) code.add(row, kSums, row * kLineBytes);
-    if (!finish.direct) code.store(row, kSums, row * kLineBytes);
+    if (!has_sum && finish.first_block) code.vpxord(sum, sum, sum);
+    if (!has_sum && !finish.first_block) code.vmovups(sum, before);
+    if (has_sum && !finish.first_block) code.vaddps(sum, sum, before);
+    if (!finish.direct) code.vmovups(before, sum);
   }
   if (!finish.direct) return;
-  const auto at = [&](int row) { return static_cast<int32_t>(row * finish.row_floats * 4); };
-  const auto residual_at = [&](int row) { return static_cast<int32_t>(row * finish.residual_row_floats * 4); };
   if (finish.epilogue_flags & kAddsResidual) {
-    code.load(kResidual, kBias, static_cast<int32_t>(kResidualAt - finish.first_row * 4));
+    code.mov(kResidual, Mem(kBias, kResidualAt - finish.first_row * 4, 4));
     code.add(kResidual, kDest);
   }
   for (int row = 0; row < finish.rows; ++row) {
-    code.add_float(row, kBias, row * 4);
-    if (finish.epilogue_flags & kAddsResidual) code.add(row, kMostMasks, kResidual, residual_at(row));
+    const Zmm sum(row);
+    code.vaddps_bcst(sum, sum, Mem(kBias, row * 4));
+    if (finish.epilogue_flags & kAddsResidual)
+      code.vaddps(sum, kStored, sum, Mem(kResidual, row * finish.residual_row_floats * 4));
   }
   if (finish.epilogue_flags & kHasLow) write_limit(finish, true, code);
   if (finish.epilogue_flags & kHasHigh) write_limit(finish, false, code);
-  for (int row = 0; row < finish.rows; ++row) code.store(row, kMostMasks, kDest, at(row));
+  for (int row = 0; row < finish.rows; ++row) code.vmovups(Mem(kDest, row * finish.row_floats * 4), kStored, Zmm(row));
 }
 
 // The kernel of nonzeros [begin, end).
@@ -75,27 +89,29 @@ void write_kernel(
   for (const Nonzero* nonzero = begin; nonzero < end; ++nonzero)
     used |= 1u << columns[static_cast<size_t>(nonzero->column)].mask;
   for (int mask = 1; mask <= kMostMasks; ++mask)
-    if (used >> mask & 1) code.load_mask(mask, kMasks, static_cast<int8_t>(2 * (mask - 1)));
+    if (used >> mask & 1) code.kmovw(Mask(mask), mask_at(mask));
   uint32_t begun = 0;  // rows that have a product
   int32_t loaded = -1;
   for (const Nonzero* nonzero = begin; nonzero < end; ++nonzero) {
     if (nonzero->column != loaded) {
       loaded = nonzero->column;
       const Column& column = columns[static_cast<size_t>(loaded)];
-      code.load(kLineRegister, column.mask, kLine, column.displacement);
+      code.vmovups_z(kLineRegister, Mask(column.mask), Mem(kLine, column.displacement));
     }
     const int64_t at = (nonzero - begin) % (2 * kValueBias);
-    if (at == 0 && nonzero > begin) code.advance(kValues, 2 * kValueBias * 4);
-    const int32_t value = static_cast<int32_t>(at - kValueBias) * 4;
+    if (at == 0 && nonzero > begin) code.add(kValues, 2 * kValueBias * 4);
+    const Zmm sum(nonzero->row);
+    const Mem value(kValues, (at - kValueBias) * 4);
     if (begun >> nonzero->row & 1) {
-      code.multiply_add(nonzero->row, kLineRegister, kValues, value);
+      code.vfmadd231ps_bcst(sum, kLineRegister, value);
     } else {
-      code.multiply(nonzero->row, kLineRegister, kValues, value);
+      code.vmulps_bcst(sum, kLineRegister, value);
       begun |= 1u << nonzero->row;
     }
   }
   write_finish(finish, begun, code);
-  code.leave();
+  code.vzeroupper();
+  code.ret();
 }
 
 }  // namespace

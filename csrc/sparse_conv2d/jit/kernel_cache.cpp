@@ -3,31 +3,24 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
-#include <mutex>
-#include <random>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
 
+#include "base/hash128.h"
 #include "base/jit/assembler.h"
+#include "base/shared_cache.h"
 #include "isa/kernels.h"
 #include "sparse_conv2d/epilogue.h"
 
 namespace sparsekernels {
 namespace {
 
-// Everything is kept up to the first limit; what is in use up to the second.
-struct Limits {
-  size_t kept, used;
-};
-
-Limits read_limits() {
+CacheLimits read_limits() {
   constexpr size_t kMegabyte = size_t{1} << 20, kKept = 256 * kMegabyte;
   const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
   if (set != nullptr && *set != 0) {
@@ -56,75 +49,12 @@ Limits read_limits() {
   return {kKept, std::min(kMost, std::max(kKept, memory / 8))};
 }
 
-const Limits& limits() {
-  static const Limits read = read_limits();
+const CacheLimits& limits() {
+  static const CacheLimits read = read_limits();
   return read;
 }
 
-using Hash = KernelKey;
-
-// Multiply and fold, with secrets that differ from process to process: two contents have the same 128 bits with a
-// probability that need not be thought of, unless somebody who knows the secrets wants it.
-class Hasher {
- public:
-  Hasher() {
-    uint64_t seed = 0x9e3779b97f4a7c15u;
-    for (uint64_t& secret : secrets_) {
-      try {
-        std::random_device device;
-        seed ^= static_cast<uint64_t>(device()) << 32 | device();
-      } catch (const std::exception&) {  // no source of randomness: the same secrets in every process
-      }
-      seed = seed * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
-      secret = (seed ^ seed >> 29) | 1;
-    }
-  }
-
-  Hash of(const void* data, size_t bytes) const {
-    const char* at = static_cast<const char*>(data);
-    uint64_t state[kLanes];
-    for (int i = 0; i < kLanes; ++i) state[i] = secrets_[i] ^ bytes;
-    size_t rest = bytes;
-    for (; rest >= kStripe; rest -= kStripe, at += kStripe)
-      for (int i = 0; i < kLanes; ++i) state[i] = mix(state[i], at + i * 16, i);
-    char last[kStripe] = {};
-    if (rest > 0) std::memcpy(last, at, rest);
-    for (int i = 0; i < kLanes; ++i) state[i] = mix(state[i], last + i * 16, i);
-    return {
-        fold(fold(state[0] ^ secrets_[8], state[1]) ^ secrets_[9], fold(state[2] ^ secrets_[10], state[3])),
-        fold(fold(state[3] ^ secrets_[11], state[0]) ^ secrets_[12], fold(state[1] ^ secrets_[13], state[2]))};
-  }
-
- private:
-  static constexpr int kLanes = 4;
-  static constexpr size_t kStripe = kLanes * 16;
-
-  static uint64_t fold(uint64_t a, uint64_t b) {
-#if defined(__SIZEOF_INT128__)
-    __extension__ using Wide = unsigned __int128;
-    const Wide product = static_cast<Wide>(a) * b;
-    return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64) ^ a;
-#else
-    const uint64_t low = (a & 0xffffffffu) * (b & 0xffffffffu), high = (a >> 32) * (b >> 32);
-    const uint64_t cross = (a >> 32) * (b & 0xffffffffu) + (low >> 32), other = (a & 0xffffffffu) * (b >> 32);
-    return (a * b) ^ (high + (cross >> 32) + (other >> 32)) ^ a;
-#endif
-  }
-  uint64_t mix(uint64_t state, const char* from, int lane) const {
-    uint64_t words[2];
-    std::memcpy(words, from, sizeof words);
-    return fold(words[0] ^ secrets_[4 + lane], words[1] ^ state) + (state << 23 | state >> 41);
-  }
-
-  uint64_t secrets_[14];
-};
-
-const Hasher& hasher() {
-  static const Hasher one;
-  return one;
-}
-
-Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& contents, const Threads& threads) {
+KernelKey hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& contents, const Threads& threads) {
   struct Array {
     const int32_t* data;
     int64_t count;
@@ -138,11 +68,11 @@ Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& cont
   for (const Array& array : arrays)
     for (int64_t at = 0; at < array.count; at += kPiece)
       pieces.push_back({array.data + at, std::min(kPiece, array.count - at)});
-  std::vector<Hash> hashes(pieces.size() + 1);
+  std::vector<Hash128> hashes(pieces.size() + 1);
   const auto range = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Array& piece = pieces[static_cast<size_t>(i)];
-      hashes[static_cast<size_t>(i)] = hasher().of(piece.data, static_cast<size_t>(piece.count) * sizeof(int32_t));
+      hashes[static_cast<size_t>(i)] = hash128(piece.data, static_cast<size_t>(piece.count) * sizeof(int32_t));
     }
   };
   const int64_t count = static_cast<int64_t>(pieces.size());
@@ -151,8 +81,8 @@ Hash hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& cont
   } else {
     threads.run(count, range);
   }
-  hashes.back() = hasher().of(contents.data(), contents.size() * sizeof(int64_t));
-  return hasher().of(hashes.data(), hashes.size() * sizeof(Hash));
+  hashes.back() = hash128(contents.data(), contents.size() * sizeof(int64_t));
+  return hash128(hashes.data(), hashes.size() * sizeof(Hash128));
 }
 
 // Everything but the pattern that kernels depend on: of the lattice and its layout, then of a kind of kernels.
@@ -190,69 +120,8 @@ std::vector<int64_t> contents_of(
   return contents;
 }
 
-class Cache {
- public:
-  std::shared_ptr<const void> find(const Hash& hash) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    ++clock_;
-    const auto found = entries_.find(hash);
-    if (found == entries_.end()) return nullptr;
-    found->second.used = clock_;
-    return found->second.kernels;
-  }
-
-  // Beyond the first limit, kernels are kept when they are asked for a second time, and what was not used between the
-  // two makes room. Of patterns that take turns, more than there is room for, all are used in between: none drives out
-  // the one that is needed next.
-  void insert(const Hash& hash, std::shared_ptr<const void> kernels, size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (bytes_ + bytes > limits().kept) {
-      const auto asked = asked_.find(hash);
-      if (asked == asked_.end()) {
-        constexpr size_t kMostAsked = 1 << 14;
-        if (asked_.size() == kMostAsked) asked_.clear();
-        asked_.emplace(hash, clock_);
-        return;
-      }
-      while (bytes_ + bytes > limits().kept && !entries_.empty()) {
-        auto oldest = entries_.begin();
-        for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
-          if (entry->second.used < oldest->second.used) oldest = entry;
-        if (oldest->second.used > asked->second) break;
-        bytes_ -= oldest->second.bytes;
-        entries_.erase(oldest);
-      }
-      asked->second = clock_;
-      if (bytes_ + bytes > limits().used) return;
-      asked_.erase(asked);
-    }
-    if (entries_.emplace(hash, Entry{std::move(kernels), bytes, clock_}).second) bytes_ += bytes;
-  }
-
-  int64_t bytes() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return static_cast<int64_t>(bytes_);
-  }
-
- private:
-  struct Entry {
-    std::shared_ptr<const void> kernels;
-    size_t bytes;
-    uint64_t used;
-  };
-  struct First {
-    size_t operator()(const Hash& hash) const { return static_cast<size_t>(hash.low); }
-  };
-
-  std::mutex mutex_;
-  std::unordered_map<Hash, Entry, First> entries_;
-  std::unordered_map<Hash, uint64_t, First> asked_;  // and not kept: when that was
-  uint64_t clock_ = 0;
-  size_t bytes_ = 0;
-};
-
-Cache& cache() {
-  static Cache* const one = new Cache;  // never destroyed: threads may outlive static objects
+SharedCache& cache() {
+  static SharedCache* const one = new SharedCache(limits());  // never destroyed: threads may outlive static objects
   return *one;
 }
 
@@ -272,7 +141,7 @@ bool jit_allowed() {
   static const bool allowed = [] {
     if (limits().used == 0) return false;
     std::vector<Assembler> smallest(1);
-    smallest[0].leave();
+    smallest[0].ret();
     return Executable::make(smallest) != nullptr;
   }();
   return allowed;
@@ -288,7 +157,7 @@ int64_t most_kernel_bytes() {
 }
 
 int64_t kept_kernel_bytes() {
-  return cache().bytes();
+  return static_cast<int64_t>(cache().bytes());
 }
 
 KernelKey key_of(const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads) {

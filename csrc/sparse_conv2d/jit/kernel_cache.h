@@ -6,16 +6,14 @@
 #include <memory>
 #include <vector>
 
+#include "base/hash128.h"
 #include "sparse_conv2d/jit/forward_kernel.h"
 #include "sparse_conv2d/jit/weight_kernel.h"
 
 namespace sparsekernels {
 
 // 128 bits of all that kernels follow from: the pattern's content, its lattice and plan.
-struct KernelKey {
-  uint64_t low, high;
-  bool operator==(const KernelKey& other) const { return low == other.low && high == other.high; }
-};
+using KernelKey = Hash128;
 
 KernelKey key_of(const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads);
 KernelKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);

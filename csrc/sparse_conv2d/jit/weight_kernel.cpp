@@ -11,34 +11,40 @@
 namespace sparsekernels {
 namespace {
 
-constexpr Register kPlanes = Register::kRdi, kGrads = Register::kRsi, kSums = Register::kRdx, kMasks = Register::kRcx;
-constexpr Register kLines = Register::kR8, kAhead = Register::kR9, kCounter = Register::kRax;
-constexpr Register kFirstPlanes = Register::kR9, kFirstGrads = Register::kR10, kFirstMasks = Register::kR11;
-constexpr int kLineRegister = 31;
+using x86::Gpr;
+using x86::Mask;
+using x86::Mem;
+using x86::Zmm;
+
+constexpr Gpr kPlanes = x86::rdi, kGrads = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see WeightKernel
+constexpr Gpr kLines = x86::r8, kAhead = x86::r9;
+constexpr Gpr kCounter = x86::rax, kFirstPlanes = x86::r9, kFirstGrads = x86::r10, kFirstMasks = x86::r11;
+constexpr Zmm kLineRegister{31};
 constexpr int64_t kGroup = 31;  // nonzeros
 
 // Adds up the lanes of 16 vectors: at the end lane i of the first is the sum of vector order[i]. Each step adds the two
 // halves of what is left of two vectors; a blend and one shuffle bring them side by side, where masks allow it.
-void sum_lanes(Assembler& code, int first, int spare) {
-  constexpr int kUpperHalves = 1, kUpperPairs = 2;  // masks
+void sum_lanes(Assembler& code, int first, Zmm spare) {
+  constexpr Mask kUpperHalves{1}, kUpperPairs{2};
+  const auto at = [&](int i) { return Zmm(first + i); };
   for (int i = 0; i < 16; i += 2) {
-    code.blend(spare, first + i, first + i + 1, kUpperHalves);
-    code.shuffle_quarters(first + i, first + i, first + i + 1, 0x4e);
-    code.add(first + i, first + i, spare);
+    code.vblendmps(spare, kUpperHalves, at(i), at(i + 1));
+    code.vshuff32x4(at(i), at(i), at(i + 1), 0x4e);
+    code.vaddps(at(i), at(i), spare);
   }
   for (int i = 0; i < 16; i += 4) {
-    code.blend(spare, first + i, first + i + 2, kUpperPairs);
-    code.shuffle(first + i, first + i, first + i + 2, 0x4e);
-    code.add(first + i, first + i, spare);
+    code.vblendmps(spare, kUpperPairs, at(i), at(i + 2));
+    code.vshufps(at(i), at(i), at(i + 2), 0x4e);
+    code.vaddps(at(i), at(i), spare);
   }
   for (int i = 0; i < 16; i += 8) {
-    code.shuffle_quarters(spare, first + i, first + i + 4, 0x88);
-    code.shuffle_quarters(first + i, first + i, first + i + 4, 0xdd);
-    code.add(first + i, first + i, spare);
+    code.vshuff32x4(spare, at(i), at(i + 4), 0x88);
+    code.vshuff32x4(at(i), at(i), at(i + 4), 0xdd);
+    code.vaddps(at(i), at(i), spare);
   }
-  code.shuffle(spare, first, first + 8, 0x88);
-  code.shuffle(first, first, first + 8, 0xdd);
-  code.add(first, first, spare);
+  code.vshufps(spare, at(0), at(8), 0x88);
+  code.vshufps(at(0), at(0), at(8), 0xdd);
+  code.vaddps(at(0), at(0), spare);
 }
 
 // The lane in which that leaves a vector's sum.
@@ -51,12 +57,16 @@ int64_t slot_in_slice(int64_t nonzero) {
   return nonzero / kGroup * kGroupSlots + (within & 16) + lane_of(within & 15);
 }
 
+void clear(Assembler& code, Zmm one) {
+  code.vpxord(one, one, one);
+}
+
 void begin_group(bool masked, Assembler& code) {
-  for (int sum = 0; sum < kGroup; ++sum) code.clear(sum);
-  code.move(kPlanes, kFirstPlanes);
-  code.move(kGrads, kFirstGrads);
-  if (masked) code.move(kMasks, kFirstMasks);
-  code.move(kCounter, kLines);
+  for (int sum = 0; sum < kGroup; ++sum) clear(code, Zmm(sum));
+  code.mov(kPlanes, kFirstPlanes);
+  code.mov(kGrads, kFirstGrads);
+  if (masked) code.mov(kMasks, kFirstMasks);
+  code.mov(kCounter, kLines);
 }
 
 void fetch_ahead(Ahead* ahead) noexcept {
@@ -64,33 +74,50 @@ void fetch_ahead(Ahead* ahead) noexcept {
   ahead->grads.lines(ahead->grad_lines);
 }
 
+uint64_t address_of(void (*function)(Ahead*) noexcept) {
+  uint64_t address = 0;
+  static_assert(sizeof function <= sizeof address, "an address");
+  std::memcpy(&address, &function, sizeof function);
+  return address;
+}
+
 // What every group ends with, and the next one begins with: a function that they call.
 void write_turn(bool masked, Assembler& code) {
   // Every run goes through the code of all slices: it comes up early enough from wherever it is.
   constexpr int32_t kBytesAhead = 2048;
   constexpr int kLinesOfGroup = 6;
-  code.fetch_code(kBytesAhead, kLinesOfGroup);
-  code.set_mask(1, 0xff00);
-  code.set_mask(2, 0xcccc);
+  constexpr Gpr kReturn = x86::rax;
+  code.mov(kReturn, Mem(x86::rsp, 0));
+  for (int i = 0; i < kLinesOfGroup; ++i) code.prefetcht1(Mem(kReturn, kBytesAhead + 64 * i));
+  const auto set_mask = [&](int mask, uint32_t lanes) {
+    code.mov32(x86::rax, lanes);
+    code.kmovw(Mask(mask), x86::rax);
+  };
+  set_mask(1, 0xff00);
+  set_mask(2, 0xcccc);
+  const auto add_to_memory = [&](int sums, int64_t bytes) {
+    code.vaddps(Zmm(sums), Zmm(sums), Mem(kSums, bytes));
+    code.vmovups(Mem(kSums, bytes), Zmm(sums));
+  };
   sum_lanes(code, 0, kLineRegister);
-  code.add(0, kSums, 0);
-  code.store(0, kSums, 0);
-  code.clear(kLineRegister);
-  sum_lanes(code, 16, 1);
-  code.add(16, kSums, 64);
-  code.store(16, kSums, 64);
-  code.advance(kSums, kGroupSlots * 4);
-  constexpr Register kArgument = Register::kRdi;
-  code.load_from_stack(kArgument, 8);  // above the return address
-  const size_t skip = code.skip_if_zero(kArgument);
+  add_to_memory(0, 0);
+  clear(code, kLineRegister);
+  sum_lanes(code, 16, Zmm(1));
+  add_to_memory(16, 64);
+  code.add(kSums, kGroupSlots * 4);
+  constexpr Gpr kArgument = x86::rdi;
+  code.mov(kArgument, Mem(x86::rsp, 8));  // above the return address
+  code.test(kArgument, kArgument);
+  const size_t skip = code.jz();
   // Five registers, the return address and `ahead`: with the one of the caller the stack is aligned to 16 bytes.
-  constexpr Register kKept[] = {kSums, kLines, kFirstPlanes, kFirstGrads, kFirstMasks};
+  constexpr Gpr kKept[] = {kSums, kLines, kFirstPlanes, kFirstGrads, kFirstMasks};
   for (int i = 0; i < 5; ++i) code.push(kKept[i]);
-  code.call_function(&fetch_ahead);
+  code.mov(x86::rax, address_of(&fetch_ahead));
+  code.call(x86::rax);
   for (int i = 4; i >= 0; --i) code.pop(kKept[i]);
   code.land(skip);
   begin_group(masked, code);
-  code.finish_call();
+  code.ret();
 }
 
 // Of one slice. Where in the code it is entered.
@@ -101,9 +128,9 @@ size_t write_kernel(
   code.align();
   const size_t entry = code.size();
   code.push(kAhead);
-  code.move(kFirstPlanes, kPlanes);
-  code.move(kFirstGrads, kGrads);
-  if (masked) code.move(kFirstMasks, kMasks);
+  code.mov(kFirstPlanes, kPlanes);
+  code.mov(kFirstGrads, kGrads);
+  if (masked) code.mov(kFirstMasks, kMasks);
   begin_group(masked, code);
   for (size_t begin = 0; begin < nonzeros.size(); begin += kGroup) {
     const size_t end = std::min(nonzeros.size(), begin + kGroup);
@@ -111,23 +138,25 @@ size_t write_kernel(
     uint32_t used = 0;
     for (size_t i = begin; i < end; ++i) used |= 1u << columns[static_cast<size_t>(nonzeros[i].column)].mask;
     for (int mask = 1; mask <= kMostMasks; ++mask)
-      if (used >> mask & 1) code.load_mask(mask, kMasks, static_cast<int8_t>(2 * (mask - 1)));
+      if (used >> mask & 1) code.kmovw(Mask(mask), Mem(kMasks, 2 * (mask - 1), 1));
     for (size_t i = begin; i < end; ++i) {
       const Column& column = columns[static_cast<size_t>(nonzeros[i].column)];
       if (i == begin || nonzeros[i].column != nonzeros[i - 1].column) {
-        code.load(kLineRegister, column.mask, kPlanes, column.displacement);
+        code.vmovups_z(kLineRegister, Mask(column.mask), Mem(kPlanes, column.displacement));
       }
-      const int64_t grad = nonzeros[i].row * plan.grad_channel_floats * 4;
-      code.multiply_add_line(static_cast<int>(i - begin), kLineRegister, kGrads, static_cast<int32_t>(grad));
+      const Mem grad(kGrads, nonzeros[i].row * plan.grad_channel_floats * 4);
+      code.vfmadd231ps(Zmm(static_cast<int64_t>(i - begin)), kLineRegister, grad);
     }
-    code.advance(kPlanes, static_cast<int32_t>(plan.line_floats * 4));
-    code.advance(kGrads, static_cast<int32_t>(plan.grad_line_floats * 4));
-    if (masked) code.advance(kMasks, kMaskStride * 2);
-    code.loop(kCounter, start);
+    code.add(kPlanes, plan.line_floats * 4);
+    code.add(kGrads, plan.grad_line_floats * 4);
+    if (masked) code.add(kMasks, kMaskStride * 2);
+    code.sub(kCounter, 1);
+    code.jnz(start);
     code.call(0);
   }
   code.pop(kAhead);
-  code.leave();
+  code.vzeroupper();
+  code.ret();
   return entry;
 }
 

@@ -1,0 +1,31 @@
+#include "base/hash128.h"
+
+#include <exception>
+#include <random>
+
+#define XXH_INLINE_ALL
+#include "third_party/xxhash.h"
+
+namespace sparsekernels {
+namespace {
+
+uint64_t seed() {
+  static const uint64_t one = [] {
+    try {
+      std::random_device device;
+      return static_cast<uint64_t>(device()) << 32 | device();
+    } catch (const std::exception&) {  // no source of randomness: the same seed in every process
+      return uint64_t{0x9e3779b97f4a7c15u};
+    }
+  }();
+  return one;
+}
+
+}  // namespace
+
+Hash128 hash128(const void* data, size_t bytes) {
+  const XXH128_hash_t hash = XXH3_128bits_withSeed(data, bytes, seed());
+  return {hash.low64, hash.high64};
+}
+
+}  // namespace sparsekernels

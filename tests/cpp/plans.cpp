@@ -1,0 +1,183 @@
+// What the planners choose, as docs/sparse_kernels.md says they do, on the machine that it was measured on
+// (documented_caches.cpp). A change of a fitted constant that moves a choice fails here, and the documentation follows.
+#include <algorithm>
+
+#include "check.h"
+#include "geometries.h"
+#include "layer_chain/plan.h"
+#include "sparse_conv2d/jit/plan.h"
+#include "sparse_conv2d/jit/weight_plan.h"
+#include "sparse_conv2d/tiled/plan.h"
+
+namespace sparsekernels {
+namespace tests {
+namespace {
+
+int64_t nonzeros_of(const Layer& layer, double density) {
+  const ConvGeometry& geometry = layer.geometry;
+  const int64_t weights = layer.output.size[1] * layer.input.size[1] * geometry.kernel[0] * geometry.kernel[1];
+  return static_cast<int64_t>(static_cast<double>(weights / geometry.groups) * density);
+}
+
+Lattice lattice_of(const Layer& layer) {
+  Lattice lattice = forward_lattice(layer.geometry, layer.input, layer.output);
+  merge_positions(lattice);
+  return lattice;
+}
+
+// The table "Which bundle".
+void check_images() {
+  const struct {
+    int64_t kernel, channels, outputs, size, batch;
+    int64_t images, strips;  // at 90%
+    bool direct;
+    int64_t images_at_98;
+  } rows[] = {
+      {3, 128, 128, 16, 64, 1, 1, true, 1},  {3, 64, 64, 56, 16, 1, 1, true, 1},
+      {3, 256, 256, 14, 64, 1, 1, true, 1},  {3, 256, 256, 8, 64, 16, 2, false, 1},
+      {3, 512, 512, 7, 64, 16, 4, false, 4}, {1, 512, 512, 7, 64, 1, 1, true, 1},
+      {1, 512, 2048, 7, 64, 1, 1, true, 1},  {1, 512, 512, 1, 512, 16, 1, false, 16},
+  };
+  for (const auto& row : rows) {
+    const Layer layer = square_layer(row.batch, row.channels, row.outputs, row.size, row.kernel);
+    const Lattice lattice = lattice_of(layer);
+    for (const int64_t threads : {1, 2, 16}) {
+      const JitPlan plan = make_jit_plan(lattice, nonzeros_of(layer, 0.1), 0, threads);
+      CHECK(plan.is_worth_it);
+      CHECK_EQUAL(plan.images, row.images);
+      CHECK_EQUAL(plan.direct, row.direct);
+      if (threads == 1) CHECK_EQUAL(plan.strips[0], row.strips);
+      CHECK_EQUAL(make_jit_plan(lattice, nonzeros_of(layer, 0.02), 0, threads).images, row.images_at_98);
+    }
+  }
+}
+
+// "At 90% and above 2x4 to 4x4 beat 6x4": small tiles, the smaller the sparser, and pieces of a width that are even.
+void check_tiles() {
+  constexpr int64_t kMostLines = 28;  // AVX-512
+  for (const int64_t channels : {64, 128, 256}) {
+    for (const int64_t size : {14, 16, 28, 56}) {
+      const Layer layer = square_layer(64, channels, channels, size, 3);
+      const Lattice lattice = lattice_of(layer);
+      int64_t before = kMostLines;
+      for (const double density : {0.2, 0.1, 0.05, 0.02}) {
+        const TilePlan plan = make_tile_plan(lattice, nonzeros_of(layer, density), TileKind::kForward, kMostLines);
+        const int64_t lines = plan.tile_rows * plan.tile_columns;
+        if (density == 0.1 && size >= 16) CHECK(lines >= 8 && lines <= 16);
+        CHECK(lines <= 24);
+        CHECK(lines <= before);
+        before = lines;
+        CHECK_EQUAL(evened(plan.lanes.size[1], plan.tile_columns), plan.tile_columns);
+        // a block's lines fit L1, a work item's L2
+        const int64_t block = plan.block_channels * (plan.tile_rows + 2) * (plan.tile_columns + 2);
+        CHECK(block <= 768 * 8 / 10);
+        CHECK(item_lines(plan) * plan.slice_rows <= 32768);
+      }
+    }
+  }
+}
+
+// Every nonzero and line is someone's, whatever a layer is: slices, blocks and work items cover what there is.
+void check_cover() {
+  std::mt19937 random(3);
+  for (int i = 0; i < 300; ++i) {
+    const Layer layer = random_layer(random);
+    const Lattice lattice = lattice_of(layer);
+    const int64_t nonzeros = std::max<int64_t>(1, nonzeros_of(layer, 0.1)), rows = lattice.dest_channels;
+    JitPlan plans[4];
+    for (int64_t threads = 1; threads <= 4; ++threads) {
+      const JitPlan plan = plans[threads - 1] = make_jit_plan(lattice, nonzeros, 0, threads);
+      CHECK_EQUAL(plan.first_row(0, rows), 0);
+      CHECK_EQUAL(plan.first_row(plan.slices, rows), rows);
+      for (int64_t slice = 0; slice < plan.slices; ++slice) {
+        const int64_t count = plan.first_row(slice + 1, rows) - plan.first_row(slice, rows);
+        CHECK(count >= 0 && count <= kMostSliceRows);
+      }
+      CHECK(plan.blocks * plan.block_channels >= lattice.source_channels);
+      CHECK((plan.blocks - 1) * plan.block_channels < lattice.source_channels);
+      CHECK(plan.image_blocks * plan.images >= lattice.source.size[0]);
+      for (int d = 0; d < 2; ++d) CHECK(plan.strips[d] * plan.strip[d] >= lattice.size[d]);
+      CHECK(plan.parts >= 1 && plan.parts <= plan.slices);
+      // what an output is summed from does not depend on threads
+      CHECK_EQUAL(plan.block_channels, plans[0].block_channels);
+      CHECK_EQUAL(plan.images, plans[0].images);
+    }
+    const WeightPlan one = make_weight_plan(lattice, nonzeros, 1), many = make_weight_plan(lattice, nonzeros, 4);
+    CHECK_EQUAL(one.is_worth_it, many.is_worth_it);
+    if (!one.is_worth_it) continue;
+    CHECK_EQUAL(one.chunks, many.chunks);
+    CHECK_EQUAL(one.run_lines, many.run_lines);
+    CHECK_EQUAL(one.item_image_blocks, many.item_image_blocks);
+    CHECK_EQUAL(one.first_row(one.slices, rows), rows);
+  }
+}
+
+// A weight gradient: runs of 4 to 16 lines, four chunks where there is work for them, more lines a run the denser.
+void check_weight_plans() {
+  for (const int64_t channels : {64, 128, 256, 512}) {
+    const Layer layer = square_layer(64, channels, channels, 14, 3);
+    const Lattice lattice = lattice_of(layer);
+    int64_t before = 16;
+    for (const double density : {0.2, 0.1, 0.02}) {
+      const WeightPlan plan = make_weight_plan(lattice, nonzeros_of(layer, density), 1);
+      CHECK(plan.is_worth_it);
+      CHECK(plan.run_lines >= 1 && plan.run_lines <= 16);
+      CHECK_EQUAL(plan.chunks, 4);
+      CHECK(plan.slice_rows * 4 <= 768);  // gradients of a run of the fewest lines fit L1
+      CHECK(plan.slices == 1 || plan.run_lines <= before);
+      before = plan.slices == 1 ? 16 : plan.run_lines;
+    }
+  }
+}
+
+// A line of 1x1 layers, of which layer `skips` adds the chain's input: parts follow each other, cut nowhere within
+// that.
+void check_chain(int count, int skips, int64_t batch, int64_t threads) {
+  std::vector<ChainLayer> layers(static_cast<size_t>(count));
+  std::vector<ChainLayerPlan> plans(layers.size());
+  std::vector<ChainTensor> tensors(layers.size() + 1);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t size[3] = {64, 28, 28};
+    std::copy(size, size + 3, tensors[i].size);
+    tensors[i].last_use = static_cast<int>(i);
+    tensors[i].layout = plain_layout(size);
+  }
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i].source = static_cast<int>(i);
+    layers[i].residual = static_cast<int>(i) == skips ? 0 : -1;
+    layers[i].pattern.nonzeros = 4096;
+    plans[i].plan.images = 1;
+  }
+  if (skips >= 0) tensors[0].last_use = skips;
+  const std::vector<ChainPart> parts = plan_chain(layers, plans, tensors, DType::kFloat32, batch, threads);
+  int at = 0;
+  for (const ChainPart& part : parts) {
+    CHECK_EQUAL(part.first, at);
+    CHECK(part.last > part.first);
+    CHECK(part.images >= 1);
+    CHECK(skips <= 0 || part.first == 0 || part.first > skips);
+    CHECK_EQUAL(part.places.size(), static_cast<size_t>(part.last - part.first));
+    // neighbours are read and written at once: their places do not meet
+    for (size_t i = 0; i + 2 < part.places.size(); ++i) {
+      const int64_t apart = part.places[i + 1] - part.places[i], elements = tensors[i + 1].elements();
+      CHECK(apart >= elements || -apart >= elements);
+    }
+    at = part.last;
+  }
+  CHECK_EQUAL(at, count);
+}
+
+}  // namespace
+
+void test_plans() {
+  check_images();
+  check_tiles();
+  check_cover();
+  check_weight_plans();
+  for (const int64_t batch : {1, 16, 64})
+    for (const int64_t threads : {1, 4})
+      for (const int skips : {-1, 2, 7}) check_chain(8, skips, batch, threads);
+}
+
+}  // namespace tests
+}  // namespace sparsekernels
