@@ -130,7 +130,7 @@ void check_weight_plans() {
   }
 }
 
-// A line of 1x1 layers, of which layer `skips` adds the chain's input: parts follow each other, cut nowhere within
+// A line of 1x1 layers, of which layer `skips` adds the chain's input: segments follow each other, cut nowhere within
 // that.
 void check_chain(int count, int skips, int64_t batch, int64_t threads) {
   std::vector<ChainLayer> layers(static_cast<size_t>(count));
@@ -144,25 +144,27 @@ void check_chain(int count, int skips, int64_t batch, int64_t threads) {
   }
   for (size_t i = 0; i < layers.size(); ++i) {
     layers[i].source = static_cast<int>(i);
-    layers[i].residual = static_cast<int>(i) == skips ? 0 : -1;
-    layers[i].pattern.nonzeros = 4096;
+    ChainConvolution convolution;
+    if (static_cast<int>(i) == skips) convolution.residual = 0;
+    convolution.pattern.nonzeros = 4096;
+    layers[i].operation = convolution;
     plans[i].plan.images = 1;
   }
   if (skips >= 0) tensors[0].last_use = skips;
-  const std::vector<ChainPart> parts = plan_chain(layers, plans, tensors, DType::kFloat32, batch, threads);
+  const std::vector<ChainSegment> segments = plan_chain(layers, plans, tensors, DType::kFloat32, batch, threads);
   int at = 0;
-  for (const ChainPart& part : parts) {
-    CHECK_EQUAL(part.first, at);
-    CHECK(part.last > part.first);
-    CHECK(part.images >= 1);
-    CHECK(skips <= 0 || part.first == 0 || part.first > skips);
-    CHECK_EQUAL(part.places.size(), static_cast<size_t>(part.last - part.first));
+  for (const ChainSegment& segment : segments) {
+    CHECK_EQUAL(segment.first, at);
+    CHECK(segment.last > segment.first);
+    CHECK(segment.images >= 1);
+    CHECK(skips <= 0 || segment.first == 0 || segment.first > skips);
+    CHECK_EQUAL(segment.places.size(), static_cast<size_t>(segment.last - segment.first));
     // neighbours are read and written at once: their places do not meet
-    for (size_t i = 0; i + 2 < part.places.size(); ++i) {
-      const int64_t apart = part.places[i + 1] - part.places[i], elements = tensors[i + 1].elements();
+    for (size_t i = 0; i + 2 < segment.places.size(); ++i) {
+      const int64_t apart = segment.places[i + 1] - segment.places[i], elements = tensors[i + 1].elements();
       CHECK(apart >= elements || -apart >= elements);
     }
-    at = part.last;
+    at = segment.last;
   }
   CHECK_EQUAL(at, count);
 }
