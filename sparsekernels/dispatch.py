@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from ._torch import are_functorch_transforms_active, forward_ad, is_any_autocast_enabled
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend name that `use_backend` accepts."""
@@ -74,6 +76,17 @@ def kernels_of(
     if forced is None:
         return automatic
     return select(table, input, backend=forced).kernels()
+
+
+def is_special() -> bool:
+    """Whether a call is more than an eager one: a named backend, compiled, transformed, autocast, forward mode."""
+    return (
+        forced is not None
+        or torch.compiler.is_compiling()
+        or is_any_autocast_enabled()
+        or are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 @contextlib.contextmanager

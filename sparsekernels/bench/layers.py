@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from .. import testing
 from ..formats import Unstructured
+from ..ops.convolution import Geometry
 from ..ops.sparse_conv2d import operators  # noqa: F401 (defines the operators that are called below)
-from ..ops.sparse_conv2d.geometry import Geometry
 from ..pruning import MASKS, kept_weights
 from ..timing import Effort, fastest
 from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .._torch import is_any_autocast_enabled
 from ..nn.sparse import share_attributes, share_parameters
 from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, differentiable, point_alike
@@ -352,7 +353,7 @@ class _Attempt:
     def _regions(self, wanted: set[int]) -> list[_Region]:
         """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
         found: list[_Region] = []
-        if torch._C._is_any_autocast_enabled():
+        if is_any_autocast_enabled():
             self._note(Note.AUTOCAST)
             return found
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx
-import torch.nn.modules.module as _module
 from torch import Tensor, nn
 
-from ...ops.sparse_conv2d.op import is_special
+from ..._torch import has_any_global_hook, is_jit_tracing
+from ...dispatch import is_special
 from ..survey import Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
@@ -99,7 +99,7 @@ class Graph:
     def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if kwargs or self.module.training is not self.training or is_special():
             return False
-        if torch.jit._trace.is_tracing() or _module._has_any_global_hook():
+        if is_jit_tracing() or has_any_global_hook():
             return False
         for value in args:
             if type(value) is not Tensor or value.dtype is not self.dtype or value.device != self.device:

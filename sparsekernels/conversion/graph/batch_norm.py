@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...dispatch import is_special
 from ...ops.batch_norm.op import Act, batch_norm_act, takes
-from ...ops.sparse_conv2d.op import is_special
 
 _torchs_dropout = contextvars.ContextVar("torchs_dropout", default=False)
 

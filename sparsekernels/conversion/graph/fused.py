@@ -18,9 +18,9 @@ from torch import Tensor
 from ...formats import Unstructured
 from ...nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
 from ...nn.channel_dropped import at, spread, used_pairs
+from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.operators import LayerChain
 from ...ops.sparse_conv2d import compiled
-from ...ops.sparse_conv2d.geometry import LINEAR, Geometry, geometry_of
 from ...ops.sparse_conv2d.plans import may_plan, plan_of
 from ...ops.sparse_conv2d.plans import run as run_plan
 from ...ops.sparse_conv2d.reference import is_channels_last, memory_format

@@ -11,6 +11,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..watch.generators import Generators
 from ..watch.state import State
@@ -114,8 +115,8 @@ class _Tracer(torch.fx.Tracer):
 
 def _surroundings() -> tuple[Any, ...]:
     """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._is_any_autocast_enabled(), hooks
+    hooks = saved_tensors_hooks()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
 
 
 def traced(module: nn.Module) -> torch.fx.Graph:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 
 from ... import _library  # noqa: F401 (loads the kernels)
+from ..._torch import has_kernel
 
 library = torch.library.Library("sparsekernels", "FRAGMENT")
 library.define(
@@ -32,7 +33,7 @@ library.define(
     " bool need_input, bool need_residual) -> (Tensor, Tensor, Tensor)"
 )
 
-IN_LIBRARY = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_batch_norm_act", "CPU")
+IN_LIBRARY = has_kernel("sparsekernels::_batch_norm_act", "CPU")
 
 forward = torch.ops.sparsekernels._batch_norm_act.default
 backward = torch.ops.sparsekernels._batch_norm_act_backward.default

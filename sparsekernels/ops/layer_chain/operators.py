@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ... import _library  # noqa: F401 (loads the kernels)
-from ..sparse_conv2d.geometry import Geometry
+from ..._torch import has_kernel
+from ..convolution import Geometry
 
 library = torch.library.Library("sparsekernels", "FRAGMENT")
 for _schema in (
@@ -35,7 +36,7 @@ for _schema in (
 ):
     library.define(_schema)
 
-AVAILABLE = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_run_layer_chain", "CPU")
+AVAILABLE = has_kernel("sparsekernels::_run_layer_chain", "CPU")
 """Whether the compiled library has chains."""
 
 _operators = torch.ops.sparsekernels

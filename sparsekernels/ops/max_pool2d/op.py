@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sparse_conv2d.op import is_special
+from ...dispatch import is_special
 from . import operators
 
 

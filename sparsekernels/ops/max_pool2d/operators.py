@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _library  # noqa: F401 (loads the kernels)
+from ..._torch import has_kernel
 
 library = torch.library.Library("sparsekernels", "FRAGMENT")
 library.define("_max_pool2d(Tensor input, int[] window) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 library.define("_max_pool2d_places(Tensor input, int[] window) -> (Tensor, Tensor)")
 library.define("_max_pool2d_backward(Tensor gradient, Tensor places, int[] size) -> Tensor")
 
-IN_LIBRARY = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_max_pool2d", "CPU")
+IN_LIBRARY = has_kernel("sparsekernels::_max_pool2d", "CPU")
 
 
 def by_torch(input: Tensor, window: list[int]) -> Tensor:

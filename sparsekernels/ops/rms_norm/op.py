@@ -19,12 +19,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ... import dispatch
+from ..._torch import apply_of, forward_ad
 from ...checks import DTYPES
-from ...dispatch import kernels_of
+from ...dispatch import is_special, kernels_of
 from . import compiled, operators, reference
 from .arguments import validate
 from .operators import IMPLEMENTATIONS
@@ -64,7 +64,7 @@ def rms_norm(
     """
     try:
         if torch.is_grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad)):
-            if dispatch.forced is None and len(normalized_shape) == 1 and not _special():
+            if len(normalized_shape) == 1 and not is_special():
                 return _apply(input, weight, (normalized_shape, eps, compiled))
             if dispatch.forced is None and torch.compiler.is_compiling():
                 return _operator(input, normalized_shape, weight, eps)
@@ -110,7 +110,7 @@ def add_rms_norm(
         if torch.is_grad_enabled() and (
             input.requires_grad or residual.requires_grad or (weight is not None and weight.requires_grad)
         ):
-            if dispatch.forced is None and len(normalized_shape) == 1 and not _special():
+            if len(normalized_shape) == 1 and not is_special():
                 return _add_apply(input, residual, weight, (normalized_shape, eps, compiled))
             if dispatch.forced is None and torch.compiler.is_compiling():
                 return _add_operator(input, residual, normalized_shape, weight, eps)
@@ -132,16 +132,6 @@ def add_rms_norm(
         if not isinstance(input, Tensor) and has_torch_function_variadic(*tensors):
             return handle_torch_function(add_rms_norm, tensors, input, residual, normalized_shape, weight, eps)
         _explain(error, "add_rms_norm", input, normalized_shape, weight, eps, residual)
-
-
-def _special() -> bool:
-    """Whether a call that wants gradients is more than an eager one: compiled, transformed, autocast, forward mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_any_autocast_enabled()
-        or forward_ad._current_level >= 0
-    )
 
 
 def _autocasts(input: Tensor) -> bool:
@@ -272,11 +262,8 @@ class _RMSNormBackward(torch.autograd.Function):
         return (*(gradient if need else None for gradient, need in needed), None, None, None)
 
 
-# torch.autograd.Function.apply binds default arguments through `inspect`, 15 of the 21 us that a small forward takes
-# (torch 2.13), and unwraps dead functorch tensors. These functions have no defaults and run outside of functorch, so
-# eager calls go to the apply underneath.
-_apply = super(torch.autograd.Function, _RMSNorm).apply
-_add_apply = super(torch.autograd.Function, _AddRMSNorm).apply
+_apply = apply_of(_RMSNorm)
+_add_apply = apply_of(_AddRMSNorm)
 
 
 def _explain(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...checks import DTYPES, check_tensor
 from ...formats.unstructured import Unstructured, check_contents
-from .geometry import LIMIT, Geometry, OneOrTwo, geometry_of
+from ..convolution import LIMIT, Geometry, OneOrTwo, geometry_of
 
 
 def validate(

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._torch import DispatchKey, DispatchKeySet, apply_of, excluded
 from ...formats.transposed import Transposed, transpose
 from ...formats.unstructured import Unstructured
+from ..convolution import Geometry
 from . import compiled, operators, reference
-from .geometry import Geometry
 
 _operator = torch.ops.sparsekernels.sparse_conv2d.default
 _input_gradient_operator = torch.ops.sparsekernels.sparse_conv2d_input_gradient.default
@@ -170,9 +171,7 @@ class SparseConv2dWeightGradient(torch.autograd.Function):
         )
 
 
-# torch.autograd.Function.apply binds default arguments through `inspect` (see ops/rms_norm/op.py): eager calls go to
-# the apply underneath.
-eager_apply = super(torch.autograd.Function, SparseConv2d).apply
+eager_apply = apply_of(SparseConv2d)
 
 
 # F, I and W on the call's kernels, differentiable where that is asked for (create_graph=True).
@@ -246,6 +245,21 @@ def _operator_call(like: Tensor, pattern: tuple[Any, ...], in_channels: int) -> 
     return Call(held, g, kernels_for(like))
 
 
+def _pattern_and_image(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    flat_indices: Tensor | None,
+    transposed: Sequence[Tensor],
+    geometry: Sequence[int],
+    channels: int,
+    height: int,
+    width: int,
+    channels_last: bool,
+) -> tuple[tuple[Any, ...], Image]:
+    pattern = crow_indices, col_indices, flat_indices, transposed, geometry
+    return pattern, Image(channels, height, width, channels_last)
+
+
 def _plain(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any) -> Tensor:
     return SparseConv2d.forward(input, weight, bias, _operator_call(input, pattern, input.size(1)))
 
@@ -254,14 +268,14 @@ def _autograd(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any)
     return SparseConv2d.apply(input, weight, bias, _operator_call(input, pattern, input.size(1)))
 
 
-def _plain_input_gradient(grad_output: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    pattern, image = rest[:5], Image(*rest[5:])
+def _plain_input_gradient(grad_output: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    pattern, image = _pattern_and_image(*arguments)
     call = _operator_call(grad_output, pattern, image.channels)
     return SparseConv2dInputGradient.forward(grad_output, weight, image, call)
 
 
-def _autograd_input_gradient(grad_output: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    pattern, image = rest[:5], Image(*rest[5:])
+def _autograd_input_gradient(grad_output: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    pattern, image = _pattern_and_image(*arguments)
     call = _operator_call(grad_output, pattern, image.channels)
     return SparseConv2dInputGradient.apply(grad_output, weight, image, call)
 
@@ -274,10 +288,10 @@ def _autograd_weight_gradient(grad_output: Tensor, input: Tensor, *pattern: Any)
     return SparseConv2dWeightGradient.apply(grad_output, input, _operator_call(input, pattern, input.size(1)))
 
 
-def _autocast(keys: torch._C.DispatchKeySet, device: str) -> Any:
+def _autocast(keys: DispatchKeySet, device: str) -> Any:
     def run(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        with excluded(keys):
             return _operator(cast(input, dtype), cast(weight, dtype), cast(bias, dtype), *pattern)
 
     return run
@@ -290,5 +304,5 @@ for _name, _below, _above in (
 ):
     operators.library.impl(_name, _below, "CompositeExplicitAutograd")
     operators.library.impl(_name, _above, "Autograd")
-for _key, _device in ((torch._C.DispatchKey.AutocastCPU, "cpu"), (torch._C.DispatchKey.AutocastCUDA, "cuda")):
-    operators.library.impl("sparse_conv2d", _autocast(torch._C.DispatchKeySet(_key), _device), _key.name)
+for _key, _device in ((DispatchKey.AutocastCPU, "cpu"), (DispatchKey.AutocastCUDA, "cuda")):
+    operators.library.impl("sparse_conv2d", _autocast(DispatchKeySet(_key), _device), _key.name)

@@ -16,15 +16,14 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
-from ... import dispatch
-from ...dispatch import kernels_of
+from ..._torch import forward_ad, is_any_autocast_enabled
+from ...dispatch import is_special, kernels_of
 from ...formats.unstructured import Unstructured
+from ..convolution import LINEAR, Geometry, OneOrTwo, cached_geometry_of, geometry_of
 from . import compiled, gradients, reference
 from .arguments import validate, validate_together
-from .geometry import LINEAR, Geometry, OneOrTwo, cached_geometry_of, geometry_of
 from .operators import IMPLEMENTATIONS
 from .plans import may_plan, plan_of
 from .plans import run as run_plan
@@ -155,17 +154,6 @@ def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Te
         _explain(error, "sparse_linear", input, pattern, weight, bias)
 
 
-def is_special() -> bool:
-    """Whether a call is more than an eager one: a named backend, compiled, transformed, autocast, forward mode."""
-    return (
-        dispatch.forced is not None
-        or torch.compiler.is_compiling()
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
-
-
 def _run(
     op: str, input: Tensor, pattern: Unstructured, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
@@ -220,7 +208,7 @@ def _explain(
     """Raise what is wrong with the arguments; where nothing is, `error` as it came."""
     try:
         validate(op, input, pattern, bias, stride, padding, dilation, groups)
-        if not torch._C._is_any_autocast_enabled():
+        if not is_any_autocast_enabled():
             validate_together(op, input, pattern.values if weight is None else weight, bias)
     except (TypeError, ValueError) as reason:
         raise reason from None

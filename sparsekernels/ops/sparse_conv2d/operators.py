@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from ... import _library
+from ..._torch import has_kernel
 from ...dispatch import Implementation, select
+from ..convolution import Geometry
 from . import reference
 from .arguments import check_forward, check_indices, check_input_gradient, check_weight_gradient
-from .geometry import Geometry
 
 _PATTERN = "Tensor crow_indices, Tensor col_indices, Tensor? flat_indices, Tensor[] transposed, int[] geometry"
 _IMAGE = "SymInt height, SymInt width, bool channels_last"
@@ -50,8 +51,8 @@ library = torch.library.Library("sparsekernels", "FRAGMENT")
 for _schema in _SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-has_plans = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_planned_sparse_conv2d", "CPU")
-_IN_LIBRARY = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekernels::_sparse_conv2d", "CPU")
+has_plans = has_kernel("sparsekernels::_planned_sparse_conv2d", "CPU")
+_IN_LIBRARY = has_kernel("sparsekernels::_sparse_conv2d", "CPU")
 
 
 def _cpu_supports(input: Tensor) -> str | None:
@@ -94,8 +95,8 @@ def _forward(input: Tensor, *arguments: Any) -> Tensor:
 
 def _input_gradient(grad_output: Tensor, *arguments: Any) -> Tensor:
     check_input_gradient(grad_output, *arguments)
-    _, *indices, geometry, _, _, _ = arguments
-    _check_contents(grad_output, geometry, *indices)
+    _, crow_indices, col_indices, permutation, geometry, *_ = arguments
+    _check_contents(grad_output, geometry, crow_indices, col_indices, permutation)
     return select(IMPLEMENTATIONS, grad_output).kernels().input_gradient(grad_output, *arguments)
 
 
@@ -182,8 +183,20 @@ def _fake_operator_forward(
     return empty_output(input, crow_indices.numel() - 1, geometry)
 
 
-def _fake_operator_input_gradient(grad_output: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return _empty_input_gradient(grad_output, *rest[5:])
+def _fake_operator_input_gradient(
+    grad_output: Tensor,
+    weight: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    flat_indices: Tensor | None,
+    transposed: list[Tensor],
+    geometry: list[int],
+    channels: int,
+    height: int,
+    width: int,
+    channels_last: bool,
+) -> Tensor:
+    return _empty_input_gradient(grad_output, channels, height, width, channels_last)
 
 
 def _fake_operator_weight_gradient(

@@ -12,9 +12,10 @@ import weakref
 import torch
 from torch import Tensor
 
+from ..._torch import dispatch_modes, is_jit_tracing
 from ...formats.unstructured import Unstructured
+from ..convolution import Geometry
 from . import operators
-from .geometry import Geometry
 
 _plan = torch.ops.sparsekernels._plan_sparse_conv2d.default
 _free = torch.ops.sparsekernels._free_sparse_conv2d_plan.default
@@ -46,12 +47,7 @@ def _forget(number: int) -> None:
 
 def may_plan(pattern: Unstructured) -> bool:
     """Whether a call may be made by a plan's number: nothing is traced that would keep it."""
-    return (
-        AVAILABLE
-        and pattern.col_indices.is_cpu
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-    )
+    return AVAILABLE and pattern.col_indices.is_cpu and dispatch_modes() == 0 and not is_jit_tracing()
 
 
 def _fake(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from .geometry import Geometry
+from ..convolution import Geometry
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekernels.formats import Unstructured
+from sparsekernels.ops.convolution import geometry_of
 from sparsekernels.ops.layer_chain.operators import AVAILABLE, LayerChain
-from sparsekernels.ops.sparse_conv2d.geometry import geometry_of
 from sparsekernels.testing import compare
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the compiled library is not there")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekernels import Unstructured
-from sparsekernels.ops.sparse_conv2d.geometry import LINEAR, Geometry, geometry_of
+from sparsekernels.ops.convolution import LINEAR, Geometry, geometry_of
 from sparsekernels.ops.sparse_conv2d.op import IMPLEMENTATIONS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

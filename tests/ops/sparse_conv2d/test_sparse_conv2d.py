@@ -36,8 +36,8 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels.dispatch import select
+from sparsekernels.ops.convolution import geometry_of
 from sparsekernels.ops.sparse_conv2d import reference
-from sparsekernels.ops.sparse_conv2d.geometry import geometry_of
 from sparsekernels.ops.sparse_conv2d.op import IMPLEMENTATIONS
 from sparsekernels.testing import assert_verified, compare
 

@@ -14,8 +14,8 @@ from sparse_conv2d_cases import runs
 from torch import Tensor
 
 import sparsekernels as sk
+from sparsekernels.ops.convolution import LINEAR, geometry_of
 from sparsekernels.ops.sparse_conv2d import gradients, operators
-from sparsekernels.ops.sparse_conv2d.geometry import LINEAR, geometry_of
 
 REFUSED = (ValueError, RuntimeError)
 

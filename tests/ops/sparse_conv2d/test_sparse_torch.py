@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import sparsekernels as sk
-from sparsekernels.ops.sparse_conv2d.geometry import geometry_of
+from sparsekernels.ops.convolution import geometry_of
 
 ops = torch.ops.sparsekernels
 

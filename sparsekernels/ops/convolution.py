@@ -41,53 +41,71 @@ class Geometry(NamedTuple):
         )
 
 
-LINEAR = Geometry(1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1)
+LINEAR = Geometry(
+    kernel_h=1,
+    kernel_w=1,
+    stride_h=1,
+    stride_w=1,
+    pad_top=0,
+    pad_bottom=0,
+    pad_left=0,
+    pad_right=0,
+    dilation_h=1,
+    dilation_w=1,
+    groups=1,
+)
+"""A linear layer is the 1x1 convolution of images of one pixel."""
 
 
-def pair(name: str, value: OneOrTwo, least: int) -> tuple[int, int]:
-    """`value` for height and width. Raises TypeError or ValueError, in words, for all else."""
-    accepted = f"expected a whole number of at least {least}, or two of them"
+def pair(op: str, name: str, value: OneOrTwo, least: int) -> tuple[int, int]:
+    """`value` for height and width. Raises TypeError or ValueError, in words that name `op`, for all else."""
+    expected = f"expected a whole number of at least {least}, or two of them"
     try:
         # torch's own modules and functions also take a sequence of one
         numbers = [operator.index(value)] if not isinstance(value, Sequence) else [operator.index(v) for v in value]
     except TypeError:
-        raise TypeError(f"sparse_conv2d: {name} is {value!r}, {accepted}") from None
+        raise TypeError(f"{op}: {name} is {value!r}, {expected}") from None
     if len(numbers) not in (1, 2) or min(numbers) < least:
-        raise ValueError(f"sparse_conv2d: {name} is {value!r}, {accepted}")
+        raise ValueError(f"{op}: {name} is {value!r}, {expected}")
     return numbers[0], numbers[-1]
 
 
 def geometry_of(
-    weight_shape: tuple[int, ...], stride: OneOrTwo, padding: OneOrTwo | str, dilation: OneOrTwo, groups: int
+    weight_shape: tuple[int, ...],
+    stride: OneOrTwo,
+    padding: OneOrTwo | str,
+    dilation: OneOrTwo,
+    groups: int,
+    op: str = "sparse_conv2d",
 ) -> Geometry:
-    """The geometry of a call of conv2d. Raises TypeError or ValueError, in words, for what conv2d does not accept."""
+    """The geometry of a call of conv2d. Raises TypeError or ValueError, in words that name `op`, for what conv2d does
+    not accept.
+    """
     _, _, kernel_h, kernel_w = weight_shape
-    stride_h, stride_w = pair("stride", stride, 1)
-    dilation_h, dilation_w = pair("dilation", dilation, 1)
+    stride_h, stride_w = pair(op, "stride", stride, 1)
+    dilation_h, dilation_w = pair(op, "dilation", dilation, 1)
     if isinstance(padding, str):
-        top, bottom, left, right = _named_padding(padding, stride, weight_shape, dilation_h, dilation_w)
+        top, bottom, left, right = _named_padding(op, padding, stride, weight_shape, dilation_h, dilation_w)
     else:
-        top, left = bottom, right = pair("padding", padding, 0)
+        top, left = bottom, right = pair(op, "padding", padding, 0)
     try:
         groups = operator.index(groups)
     except TypeError:
-        raise TypeError(f"sparse_conv2d: groups is {groups!r}, expected a whole number of at least 1") from None
+        raise TypeError(f"{op}: groups is {groups!r}, expected a whole number of at least 1") from None
     if groups < 1:
-        raise ValueError(f"sparse_conv2d: groups is {groups}, expected a whole number of at least 1")
+        raise ValueError(f"{op}: groups is {groups}, expected a whole number of at least 1")
     return Geometry(kernel_h, kernel_w, stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups)
 
 
 def _named_padding(
-    padding: str, stride: OneOrTwo, weight_shape: tuple[int, ...], dilation_h: int, dilation_w: int
+    op: str, padding: str, stride: OneOrTwo, weight_shape: tuple[int, ...], dilation_h: int, dilation_w: int
 ) -> tuple[int, int, int, int]:
     if padding == "valid":
         return 0, 0, 0, 0
     if padding != "same":
-        raise ValueError(
-            f'sparse_conv2d: padding is {padding!r}, expected "same", "valid", a whole number, or two of them'
-        )
-    if pair("stride", stride, 1) != (1, 1):
-        raise ValueError(f'sparse_conv2d: stride is {stride!r}, expected 1 with padding "same"')
+        raise ValueError(f'{op}: padding is {padding!r}, expected "same", "valid", a whole number, or two of them')
+    if pair(op, "stride", stride, 1) != (1, 1):
+        raise ValueError(f'{op}: stride is {stride!r}, expected 1 with padding "same"')
     height, width = dilation_h * (weight_shape[2] - 1), dilation_w * (weight_shape[3] - 1)
     return height // 2, height - height // 2, width // 2, width - width // 2  # as torch: the odd one below and right
 
