@@ -191,6 +191,7 @@ def _last_logits(model: Any, tokens: Tensor) -> Tensor:
     x, residual = model.embedding(tokens).double(), None
     for block in model.blocks:
         x, residual = copy.deepcopy(block).double()(x, residual, positions)
+    assert residual is not None  # every size has layers
     hidden, _ = openelm_model.add_norm(copy.deepcopy(model.norm).double(), x, residual)
     return F.linear(hidden[:, -1], model.embedding.weight.double())
 

@@ -346,9 +346,15 @@ class _Attempt:
             return self._report([_unchanged(row) for row in rows])
         return self._install_fastest(rows, offers, in_chains)
 
-    def _report(self, rows: list[LayerReport], before_ms: float | None = None, after_ms: float | None = None) -> Report:
+    def _report(
+        self,
+        rows: list[LayerReport],
+        before_ms: float | None = None,
+        after_ms: float | None = None,
+        way: Way = Way.BEFORE,
+    ) -> Report:
         mode = "train" if self._training else "eval"
-        return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._notes))
+        return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._notes), way)
 
     def _regions(self, wanted: set[int]) -> list[_Region]:
         """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
@@ -501,12 +507,13 @@ class _Attempt:
             self._note(Note.FUSED_IN_TRAINING if self._training else Note.FUSED)
         best.conversion.install()
         try:
-            before_ms = times.milliseconds(before)
+            before_ms = times.milliseconds(before) if times.measured else None
             if best.way is Way.CHAINS_OF_ALL:
                 taken = {id(swap.replacement) for swap in in_chains}
                 rows = [_in_chain(row) if id(self._model.get_submodule(row.name)) in taken else row for row in rows]
             rows = _with_omissions(self._model, rows, graphs)
-            report = self._report(rows, before_ms, before_ms / times.speedup(best.way.value, before))
+            after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
+            report = self._report(rows, before_ms, after_ms, best.way)
         except BaseException:
             best.conversion.uninstall()
             raise
@@ -552,14 +559,16 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
 
 def _in_chain(row: LayerReport) -> LayerReport:
     """The row of a layer that became sparse for the sake of its neighbors."""
-    return replace(row, decision=FINE_GRAINED, ground=Ground.CHAIN, ms=None)
+    ground = row.ground if row.ground is Ground.PREFERENCE else Ground.CHAIN
+    return replace(row, decision=FINE_GRAINED, ground=ground, ms=None)
 
 
 def _unchanged(row: LayerReport) -> LayerReport:
     """The row of a layer that stays, since the whole model was not faster."""
-    if row.decision == DENSE or row.speedup is None:
+    if row.decision == DENSE:
         return row
-    return replace(row, decision=DENSE, ground=Ground.MODEL, ms=row.dense_ms)
+    ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
+    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)
 
 
 def _why_nothing(layers: list[Layer]) -> str:

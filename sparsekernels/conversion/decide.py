@@ -15,7 +15,7 @@ from ..nn.channel_dropped import used_pairs
 from ..nn.sparse import options_of, share_parameters
 from .graph.fused import FUSED
 from .measure import LAYER, Times, times_of
-from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, LayerReport
+from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, Ground, LayerReport
 from .survey import LEAST_SPARSITY, Layer
 
 LEAST_GAIN = 1.03
@@ -80,10 +80,13 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     if fuses and isinstance(layer.module, nn.Conv2d) and gains.get(FINE_GRAINED, 0.0) >= LEAST_IN_CHAIN:
         in_chain = candidates[FINE_GRAINED]
     alike = None if measured_on == layer.name else measured_on
-    row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
+    if times.measured:
+        row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
+    else:
+        row = replace(row, ground=Ground.PREFERENCE)
     if gains[best] < LEAST_GAIN:
         return Decision(row, None, in_chain)
-    row = replace(row, decision=best, ms=dense_ms / gains[best])
+    row = replace(row, decision=best, ms=dense_ms / gains[best] if times.measured else None)
     return Decision(row, candidates[best], None if best == FINE_GRAINED else in_chain)
 
 

@@ -25,10 +25,12 @@ Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
 class Times:
     """Seconds of a call of each of some ways to compute the same, one number a round.
 
-    What was hopeless in the first rounds has fewer: it is compared in those that it has.
+    What was hopeless in the first rounds has fewer: it is compared in those that it has. Where a preference took the
+    place of the clock they are no times but an order, and `measured` is False.
     """
 
     rounds: Mapping[str, list[float]]
+    measured: bool = True
 
     def milliseconds(self, name: str) -> float:
         """The median."""
@@ -86,7 +88,7 @@ def times_of(
     seconds = {DENSE: 50.0, Way.BEFORE.value: 50.0} | {
         name: float(place) for place, name in reversed([*enumerate(order, 1)])
     }
-    return Times({name: [1e-3 * seconds.get(name, 100.0)] for name in calls})
+    return Times({name: [seconds.get(name, 100.0)] for name in calls}, measured=False)
 
 
 def step(call: Callable[[], object], training: bool) -> object:

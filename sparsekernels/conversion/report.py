@@ -83,6 +83,7 @@ class Ground(enum.Enum):
     ALONE = "its own time"
     CHAIN = "its chain"
     MODEL = "the whole model"
+    PREFERENCE = "a preference"
 
 
 _HEADER = ("layer", "weight", "input", "sparsity", "decision", "speedup", "why")
@@ -132,6 +133,8 @@ class LayerReport:
     def _reason_of_decision(self) -> str:
         if self.obstacle is not None:
             return self.obstacle
+        if self.ground is Ground.PREFERENCE:
+            return "not measured: sparsekernels.testing.prefer decides"
         if not self.gains:
             return "there is nothing that it may become"
         best_first = sorted(self.gains, key=lambda name: self.gains[name], reverse=True)
@@ -157,10 +160,11 @@ class Report:
 
     layers     one row for each convolution and linear layer
     before_ms, after_ms    time of a call of the whole model (in training mode of a forward and backward pass),
-               milliseconds, interleaved; None where nothing was changed
+               milliseconds, interleaved; None where nothing was changed, or nothing measured
     mode       "eval" or "train": the model's when it was converted
     threads    torch's, when it was measured
     notes      what else there is to know, a sentence each
+    way        how the model runs now; `Way.BEFORE` where nothing was changed
     """
 
     layers: tuple[LayerReport, ...]
@@ -169,6 +173,7 @@ class Report:
     mode: str
     threads: int
     notes: tuple[str, ...] = field(default=())
+    way: Way = Way.BEFORE
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
@@ -177,12 +182,12 @@ class Report:
 
     @property
     def speedup(self) -> float | None:
-        """Time of the whole model before over that after; None where nothing was changed."""
+        """Time of the whole model before over that after; None where nothing was changed, or nothing measured."""
         return None if self.before_ms is None or self.after_ms is None else self.before_ms / self.after_ms
 
     def to_json(self) -> str:
         """Everything, as a JSON object; a layer's `speedup` and the model's are in it."""
-        value: dict[str, Any] = asdict(self) | {"speedup": self.speedup}
+        value: dict[str, Any] = asdict(self) | {"way": self.way.value, "speedup": self.speedup}
         value["layers"] = [
             asdict(row) | {"ground": row.ground.value, "reason": row.reason, "speedup": row.speedup}
             for row in self.layers
@@ -192,9 +197,11 @@ class Report:
     def summary(self) -> str:
         """One sentence: how many layers changed, and the time before and after."""
         count = f"{len(self.converted)} of {len(self.layers)} layers are converted"
-        if self.before_ms is None or self.after_ms is None or self.speedup is None:
-            return f"{count}: the model is as it was"
+        if self.way is Way.BEFORE:
+            return f"{count}: the model is unchanged"
         what = "a forward pass" if self.mode == "eval" else "a forward and backward pass"
+        if self.before_ms is None or self.after_ms is None or self.speedup is None:
+            return f"{count}: the model runs as {self.way.words}, and {what} was not measured"
         return (
             f"{count}: {what} takes {_time(self.after_ms)}, before {_time(self.before_ms)} ({self.speedup:.2f}x, on"
             f" {self.threads} thread{'s' if self.threads != 1 else ''})"
