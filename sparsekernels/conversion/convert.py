@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..nn.sparse import share_attributes, share_parameters
+from ..nn.replacement import Replacement, share_attributes, share_parameters
 from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, differentiable, point_alike
 from .batch_norm import dropout_by_torch
+from .candidates import decisions as all_decisions
 from .channels import dropped
-from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
+from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .engine import Engine
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, LayerReport, Report
+from .modules import has_hooks
+from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, LayerReport, Report
 from .state import CONVERSION, unchanged
-from .survey import LEAST_SPARSITY, OTHERS, Call, Layer, has_hooks, layers_of, record_inputs
+from .survey import LEAST_SPARSITY, OTHERS, Call, Layer, layers_of, record_inputs
 from .tracing import Untraceable, first_line
 
 _CHAINED = "a graph with chains of layers"
@@ -103,7 +105,7 @@ class _Conversion:
     def hand_back(self) -> None:
         """Gives the original layers what became of their parameters and modes since."""
         for swap in self.swaps:
-            swap.replacement._clear_unused()
+            swap.replacement.clear_unused()
             share_parameters(swap.replacement, swap.original)
             share_attributes(swap.replacement, swap.original)
 
@@ -113,7 +115,7 @@ def convert(
     example_input: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    decisions: Collection[str] = DECISIONS,
+    decisions: Collection[str] = all_decisions(),
 ) -> Report:
     r"""Make a pruned model faster, in place: each Conv2d and Linear becomes the fastest of what computes the same.
 
@@ -150,8 +152,8 @@ def convert(
         raise TypeError("convert: model is compiled, expected what torch.compile was given: convert, then compile")
     decisions = (decisions,) if isinstance(decisions, str) else tuple(decisions)
     for decision in decisions:
-        if decision not in DECISIONS:
-            raise ValueError(f"convert: decisions has {decision!r}, expected {', '.join(map(repr, DECISIONS))}")
+        if decision not in all_decisions():
+            raise ValueError(f"convert: decisions has {decision!r}, expected {', '.join(map(repr, all_decisions()))}")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):

@@ -23,13 +23,14 @@ import torch.nn.modules.module as _module
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..nn import SparseConv2d, SparseLinear
+from ..nn.replacement import Replacement
 from ..ops.sparse_conv2d.op import is_special
 from .batch_norm import FusedNorm
 from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
 from .fused import Fused
-from .fusion import drop_identities, fuse, fuse_norms, is_plain, pool, writes_to_input
+from .fusion import drop_identities, fuse, fuse_norms, pool, writes_to_input
+from .modules import is_plain
 from .state import CONVERSION, KEPT_BY_TORCH, Held, TooMuch, held_by, is_same
 from .survey import Call
 from .tracing import Untraceable, settle_arguments, traced
@@ -67,11 +68,11 @@ class _Tensor:
 class _Pattern:
     """Which weights a sparse layer uses."""
 
-    layer: SparseConv2d | SparseLinear
+    layer: Replacement
     pattern: object
 
     def changed(self) -> bool:
-        return self.layer._pattern is not self.pattern
+        return self.layer.pattern is not self.pattern
 
 
 @dataclass
@@ -368,9 +369,9 @@ def _assembled(
 
 def _fixed_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """The attributes of `module` that its code, or a kernel in its place, may have looked at."""
-    attributes, sparse = vars(module), isinstance(module, SparseConv2d | SparseLinear)  # a pattern is followed
+    attributes, followed = vars(module), isinstance(module, Replacement)  # a pattern is looked at in each call
     for name, value in attributes.items():
-        if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and not (sparse and name == "_pattern"):
+        if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and not (followed and name == "pattern"):
             yield attributes, name, value
 
 
@@ -402,8 +403,8 @@ def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
 def _tensors_of(fused: list[Fused]) -> Iterator[_Tensor | _Pattern]:
     for one in fused:
         for part in one.parts:
-            if isinstance(part, SparseConv2d | SparseLinear):
-                yield _Pattern(part, part._pattern)
+            if isinstance(part, Replacement) and part.pattern is not None:
+                yield _Pattern(part, part.pattern)
             for place in () if part is None else (part._parameters, part._buffers):
                 for name, tensor in place.items():
                     if tensor is not None:  # torch counts batches, but no changes of the running statistics

@@ -12,9 +12,10 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..nn import RMSNorm
-from .fused import FUSED
-from .fusion import IN_PLACE, is_plain
+from .candidates import candidate_of
+from .fusion import IN_PLACE
 from .generators import Generators
+from .modules import is_plain
 from .state import State
 
 Node = torch.fx.Node
@@ -105,7 +106,7 @@ class _Tracer(torch.fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            type(m) in FUSED
+            candidate_of(m) is not None
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)

@@ -383,7 +383,7 @@ def test_decisions_are_kept_to(prefer: Prefer) -> None:
     assert not engine.prepare().links
     assert {row.decision for row in sk.convert(model, x, decisions="channel-dropped").layers} == {DROPPED}
     assert not sk.convert(model, x, decisions=[]).converted
-    with pytest.raises(ValueError, match="decisions has 'sparse', expected 'dense', 'fine-grained'"):
+    with pytest.raises(ValueError, match="decisions has 'sparse', expected 'dense', 'channel-dropped', 'fine-grained'"):
         sk.convert(model, x, decisions=["sparse"])
 
 
