@@ -179,7 +179,7 @@ def convert(
         try:
             layers = layers_of(model)
             with torch.inference_mode(not training):
-                calls = record_inputs(model, layers, call)
+                layers, calls = record_inputs(model, layers, call)
             report = _Attempt(model, (*args, *kwargs.values()), call, layers, calls, decisions).run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):

@@ -101,6 +101,11 @@ class Fused(torch.nn.Module):
         return constants.clamp(self.low, self.high)
 
     @property
+    def may_be_chained(self) -> bool:
+        """Whether a chain of sparse layers can call it."""
+        return False
+
+    @property
     def pads_with_zeros(self) -> bool:
         """Whether an input that is the same everywhere is not so at the borders."""
         layer = self.parts[0]
@@ -227,8 +232,8 @@ class FusedSparse(Fused):
         return self._run(input, residual)
 
     @property
-    def is_plain_conv2d(self) -> bool:
-        """Whether it is what a chain takes: a convolution that pads with zeros, if at all."""
+    def may_be_chained(self) -> bool:
+        """A convolution may that pads with zeros, if at all."""
         layer = self.parts[0]
         return not isinstance(layer, torch.nn.Linear) and layer.padding_mode == "zeros"
 

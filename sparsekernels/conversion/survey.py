@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Given:
         return tensor.to(self.dtype).contiguous(memory_format=memory_format).requires_grad_(self.requires_grad)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layer:
     """A convolution or linear layer of a model.
 
@@ -70,7 +70,7 @@ class Layer:
     name: str
     module: torch.nn.Module
     obstacle: str | None
-    given: list[Given] = field(default_factory=list)
+    given: tuple[Given, ...] = ()
 
     @property
     def weight(self) -> Tensor | None:
@@ -179,35 +179,37 @@ Call = tuple[Given | None, ...] | None
 """What a module was called with: None in the place of what is no plain tensor, and for a call with keywords."""
 
 
-def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> dict[int, list[Call]]:
-    """Run `call`, and keep in `layers` what each was given. Raises what it raises.
+def record_inputs(
+    model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]
+) -> tuple[list[Layer], dict[int, list[Call]]]:
+    """Run `call`, and record what modules are given meanwhile.
 
-    Returns what the other modules were called with, by their ids.
+    Returns:
+        The layers, with what each was given; and what the other modules were called with, by their ids.
+
+    Raises:
+        Exception: What `call` raises.
     """
     handles = []
+    inputs: dict[int, list[Given]] = {id(layer.module): [] for layer in layers}
     calls: dict[int, list[Call]] = {}
 
     def note_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = tuple(Given.of(value) if type(value) is Tensor else None for value in args)
         calls.setdefault(id(module), []).append(None if kwargs else given)
 
-    own = {id(layer.module) for layer in layers}
+    def note_layer(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if len(tensors) == 1:
+            inputs[id(module)].append(Given.of(tensors[0]))
+
     for module in model.modules():
-        if id(module) not in own and not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(note_call, with_kwargs=True))
-    for layer in layers:
-        layer.given.clear()
-
-        def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], layer: Layer = layer) -> None:
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            if len(tensors) == 1:
-                layer.given.append(Given.of(tensors[0]))
-
-        if not isinstance(layer.module, torch.jit.ScriptModule):
-            handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
+        if not isinstance(module, torch.jit.ScriptModule):
+            hook = note_layer if id(module) in inputs else note_call
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         call()
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return [replace(layer, given=tuple(inputs[id(layer.module)])) for layer in layers], calls
