@@ -74,7 +74,7 @@ class ChannelDropped(Replacement):
         return result
 
     def clear_unused(self) -> None:
-        """Sets the weights of what is left out to zero, in place: an optimiser may have moved them."""
+        """Sets the weights of what is left out to zero, in place: an optimizer may have moved them."""
         weight = self.weight
         if type(weight) is not torch.nn.Parameter or weight.is_meta or not (self.drops_outputs or self.drops_inputs):
             return

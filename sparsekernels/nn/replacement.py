@@ -64,7 +64,7 @@ def share_parameters(source: Any, target: torch.nn.Module) -> None:
     """Let `target` have the parameters of `source`, in their order, and its mode."""
     for name in ("weight", "bias"):
         setattr(target, name, getattr(source, name))
-    for name in source._parameters:  # optimisers count them; torch.nn.utils.prune.remove puts a weight behind its bias
+    for name in source._parameters:  # optimizers count them; torch.nn.utils.prune.remove puts a weight behind its bias
         target._parameters[name] = target._parameters.pop(name)
     target.train(source.training)
 

@@ -47,10 +47,15 @@ class _Sparse(Replacement):
     def set_pattern(self, mask: Tensor | None = None) -> None:
         """Use the weights where `mask` is True, and no others; without a mask those that are not zero.
 
-        mask: bool, shape of `weight`, on its device. All True and all False are fine.
-
-        The other weights become zero, so one that is taken up again starts from zero. An optimiser's momentum is not
+        The other weights become zero, so one that is taken up again starts from zero. An optimizer's momentum is not
         known here: it moves a weight that was dropped, though nothing reads it, until it is reset.
+
+        Args:
+            mask: bool, shape of `weight`, on its device. All True and all False are fine.
+
+        Raises:
+            TypeError: For a mask that is not a bool tensor.
+            ValueError: For another shape or device.
         """
         weight = self.weight.detach()
         if mask is None:
@@ -173,7 +178,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         y = x W^T + b   with W zero outside of the pattern
 
     The constructor is torch's and uses every weight; `from_dense` takes a pruned layer over, `set_pattern` changes
-    which weights are used. `weight` keeps its dense shape, zero outside of the pattern, so optimisers, checkpoints and
+    which weights are used. `weight` keeps its dense shape, zero outside of the pattern, so optimizers, checkpoints and
     DistributedDataParallel (with one pattern on all ranks) see an ordinary layer.
 
     The pattern is not part of `state_dict`, whose keys are those of the dense layer. `state_dict` sets the weights
@@ -185,9 +190,15 @@ class SparseLinear(_Sparse, torch.nn.Linear):
     torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had: call `set_pattern(mask)` on the copy as
     well, before it is used or saved.
 
-    dense_grad: whether `weight.grad` is the gradient of the dense layer, which training needs that lets weights grow,
-        or zero outside of the pattern, which is faster. It can be set at any time. An optimiser then also moves weights
-        outside of the pattern; nothing reads them, and `set_pattern` and `state_dict` make them zero.
+    Args:
+        in_features, out_features, bias, device, dtype: As torch.nn.Linear's.
+        dense_grad: Whether `weight.grad` is the gradient of the dense layer, which training needs that lets weights
+            grow, or zero outside of the pattern, which is faster. It can be set at any time. An optimizer then also
+            moves weights outside of the pattern; nothing reads them, and `set_pattern` and `state_dict` make them zero.
+        format: Name of the format of the pattern.
+
+    Attributes:
+        pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
 
     See `sparsekernels.sparse_linear` for dtypes, errors and promises.
     """
@@ -217,11 +228,20 @@ class SparseLinear(_Sparse, torch.nn.Linear):
     ) -> SparseLinear:
         """A sparse layer with copies of the parameters of `module`.
 
-        mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
+        Args:
+            module: The layer to take over.
+            mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
+            format: Name of the format of the pattern, "unstructured".
+            dense_grad: As the constructor's.
 
-        Raises ValueError for a weight with NaN or infinite elements, without nonzeros or, without a mask, without
-        zeros; and for a format other than "unstructured". TypeError for a module that is not a torch.nn.Linear, or that
-        is the out_proj of a torch.nn.MultiheadAttention, which would never call it.
+        Returns:
+            The layer; `module` is left as it is.
+
+        Raises:
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
+                and for a format that there is not.
+            TypeError: For a module that is not a torch.nn.Linear, or that is the out_proj of a
+                torch.nn.MultiheadAttention, which would never call it.
         """
         _check_from_dense("SparseLinear", module, torch.nn.Linear, format)
         pattern = FORMATS[format].from_dense(module.weight, mask)
