@@ -99,7 +99,7 @@ def public_names() -> Iterator[tuple[str, Entry]]:
         ]
         for name in names:
             value = getattr(module, name)
-            if isinstance(value, ModuleType | str) or id(value) in shown:
+            if not callable(value) or id(value) in shown:  # modules and constants are not described one by one
                 continue
             shown.add(id(value))
             members = tuple(_members(f"{prefix}.{name}", value)) if inspect.isclass(value) else ()

@@ -99,11 +99,11 @@ def prefer(*names: str) -> Iterator[None]:
     Raises:
         ValueError: there is no such name.
     """
-    from .conversion.measure import PREFERABLE, preferred
+    from .conversion.measure import preferable, preferred
 
     for name in names:
-        if name not in PREFERABLE:
-            raise ValueError(f"prefer: expected some of {', '.join(map(repr, PREFERABLE))}, got {name!r}")
+        if name not in preferable():
+            raise ValueError(f"prefer: expected some of {', '.join(map(repr, preferable()))}, got {name!r}")
     with preferred(names):
         yield
 

@@ -42,11 +42,12 @@ from torch.overrides import TorchFunctionMode
 
 from .. import testing
 from ..conversion import Report, convert
+from ..conversion.candidates import decisions
 from ..conversion.graph.batch_norm import dropout_by_torch
 from ..conversion.graph.inference import InferenceGraph
 from ..conversion.graph.tracing import Untraceable
 from ..conversion.graph.training import TrainingGraph
-from ..conversion.report import CHANNEL_DROPPED, FINE_GRAINED
+from ..conversion.report import CHANNEL_DROPPED
 from ..pruning import PRUNINGS, prunable, prune_
 from ..timing import Effort, fastest
 from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
@@ -71,7 +72,7 @@ elsewhere."""
 LOST = 0.5
 """A dense network in float32 that is further off has lost a gradient to rounding."""
 
-KINDS: Mapping[str, tuple[str, ...]] = {"dropped": (CHANNEL_DROPPED,), "converted": (CHANNEL_DROPPED, FINE_GRAINED)}
+KINDS: Mapping[str, tuple[str, ...]] = {"dropped": (CHANNEL_DROPPED,), "converted": decisions()[1:]}
 """The variants that are pruned, and what their layers may become."""
 
 Call = Callable[[], object]

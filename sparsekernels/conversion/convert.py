@@ -15,10 +15,11 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .._torch import is_any_autocast_enabled
-from ..nn.sparse import share_attributes, share_parameters
+from ..nn.replacement import Replacement, share_attributes, share_parameters
 from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, differentiable, point_alike
-from .decide import LEAST_GAIN, Measured, Replacement, decide, reason_to_stay
+from .candidates import decisions as all_decisions
+from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch
 from .graph.channels import dropped
@@ -27,8 +28,9 @@ from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .graph.training import TrainingGraph
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DECISIONS, DENSE, FINE_GRAINED, Ground, LayerReport, Note, Report, Way
-from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded, has_hooks, layers_of, record_inputs
+from .modules import has_hooks
+from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, Ground, LayerReport, Note, Report, Way
+from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded, layers_of, record_inputs
 from .watch.state import CONVERSION, unchanged
 
 _CERTAIN_GAIN = 1.25
@@ -108,7 +110,7 @@ class _Conversion:
     def hand_back(self) -> None:
         """Gives the original layers what became of their parameters and modes since."""
         for swap in self.swaps:
-            swap.replacement._clear_unused()
+            swap.replacement.clear_unused()
             share_parameters(swap.replacement, swap.original)
             share_attributes(swap.replacement, swap.original)
 
@@ -134,7 +136,7 @@ def convert(
     example_input: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    decisions: Collection[str] = DECISIONS,
+    decisions: Collection[str] = all_decisions(),
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
@@ -175,8 +177,8 @@ def convert(
         raise TypeError("convert: model is compiled, expected what torch.compile was given: convert, then compile")
     decisions = (decisions,) if isinstance(decisions, str) else tuple(decisions)
     for decision in decisions:
-        if decision not in DECISIONS:
-            raise ValueError(f"convert: decisions has {decision!r}, expected {', '.join(map(repr, DECISIONS))}")
+        if decision not in all_decisions():
+            raise ValueError(f"convert: decisions has {decision!r}, expected {', '.join(map(repr, all_decisions()))}")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
 from ..nn.channel_dropped import used_pairs
-from ..nn.sparse import options_of, share_parameters
-from .graph.fused import FUSED
+from ..nn.replacement import Replacement, options_of
+from .candidates import candidates_of, fused_of, has_empty_channels
 from .measure import LAYER, Times, times_of
-from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, Ground, LayerReport
+from .report import DENSE, FINE_GRAINED, Ground, LayerReport
 from .survey import LEAST_SPARSITY, Layer
 
 LEAST_GAIN = 1.03
@@ -25,9 +24,6 @@ LEAST_GAIN = 1.03
 LEAST_IN_CHAIN = 0.5
 """What a fine-grained layer has to reach alone, beside the dense one, to be tried between others of its kind: there it
 saves its neighbours a trip to memory."""
-
-
-Replacement = ChannelDroppedConv2d | ChannelDroppedLinear | SparseConv2d | SparseLinear
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     )
     if row.obstacle is not None:
         return Decision(row)
-    candidates = _candidates(layer, decisions)
+    candidates = candidates_of(layer, decisions)
     if not candidates:
         return Decision(row)
     key = _kind_of(layer, candidates, fuses)
@@ -97,36 +93,11 @@ def reason_to_stay(layer: Layer) -> str | None:
     assert layer.sparsity is not None
     if layer.sparsity == 0:
         return "it has no zeros"
-    if layer.sparsity < LEAST_SPARSITY and not _has_empty_channels(layer):
+    if layer.sparsity < LEAST_SPARSITY and not has_empty_channels(layer):
         return f"too few zeros: with less than {LEAST_SPARSITY:.0%} a layer is not measured"
     if not layer.given:
         return "the model did not call it with this input, or only from compiled code"
     return None
-
-
-def _has_empty_channels(layer: Layer) -> bool:
-    """Whether there are filters or input channels that are all zero, and can be told apart."""
-    module: Any = layer.module
-    used = used_pairs(module.weight)
-    return getattr(module, "groups", 1) == 1 and not bool(used.any(0).all() and used.any(1).all())
-
-
-def _candidates(layer: Layer, decisions: Collection[str]) -> dict[str, Replacement]:
-    """What the layer may become, by decision. All share its parameters."""
-    module: Any = layer.module
-    found: dict[str, Replacement] = {}
-    used = used_pairs(module.weight)
-    if CHANNEL_DROPPED in decisions and _has_empty_channels(layer):
-        kind = ChannelDroppedConv2d if isinstance(module, nn.Conv2d) else ChannelDroppedLinear
-        dropped = kind(**options_of(module))
-        share_parameters(module, dropped)
-        dropped.set_channels()
-        found[CHANNEL_DROPPED] = dropped
-    assert layer.sparsity is not None
-    if FINE_GRAINED in decisions and used.any() and layer.sparsity >= LEAST_SPARSITY:
-        sparse = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
-        found[FINE_GRAINED] = sparse._sharing(module)
-    return found
 
 
 def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
@@ -152,7 +123,9 @@ def _measure(layer: Layer, candidates: Mapping[str, nn.Module], training: bool, 
         for name, module in candidates.items():
             if fuses:
                 as_laid_out = [one.contiguous() for one in given]
-                calls[name] = functools.partial(_call, FUSED[type(module)](module, contiguous=True), as_laid_out, False)
+                fused = fused_of(module)
+                assert fused is not None
+                calls[name] = functools.partial(_call, fused(module, contiguous=True), as_laid_out, False)
             else:
                 calls[name] = functools.partial(_call, module, given, training)
         return times_of(calls, LAYER)

@@ -11,7 +11,8 @@ import torch
 
 from ..timing import Effort, median_ratio, samples_of
 from .agreement import differentiable
-from .report import DECISIONS, DENSE, Way
+from .candidates import decisions
+from .report import DENSE, Way
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50)
@@ -52,8 +53,11 @@ _preferred: tuple[str, ...] | None = None
 """What takes the place of the clock: the first of these that is there is the fastest."""
 
 _SAME = {Way.GRAPH: (Way.GRAPH, Way.GRAPH_IN_INPUT_LAYOUT), Way.CHAINS: (Way.CHAINS, Way.CHAINS_OF_ALL)}
-PREFERABLE = (*DECISIONS, *(way.value for way in Way if way is not Way.BEFORE))
-"""The names that `preferred` takes."""
+
+
+def preferable() -> tuple[str, ...]:
+    """The names that `preferred` takes."""
+    return (*decisions(), *(way.value for way in Way if way is not Way.BEFORE))
 
 
 @contextlib.contextmanager
@@ -84,7 +88,7 @@ def times_of(
             call()
     order: list[str] = []
     for name in _preferred:
-        order += [name] if name in DECISIONS else [way.value for way in _SAME.get(Way(name), (Way(name),))]
+        order += [name] if name in decisions() else [way.value for way in _SAME.get(Way(name), (Way(name),))]
     seconds = {DENSE: 50.0, Way.BEFORE.value: 50.0} | {
         name: float(place) for place, name in reversed([*enumerate(order, 1)])
     }

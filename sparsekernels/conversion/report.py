@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DENSE, FINE_GRAINED, CHANNEL_DROPPED = "dense", "fine-grained", "channel-dropped"
-DECISIONS = (DENSE, FINE_GRAINED, CHANNEL_DROPPED)
-"""What a layer may become; the first is what it was."""
+"""What layers become; candidates.py has all that they may."""
 
 
 class Way(str, enum.Enum):
@@ -98,7 +97,7 @@ class LayerReport:
     weight_shape  of its weight
     input_shape   of what it was given; None where it was not called
     sparsity      share of the weights that are zero, 0 to 1; None where the weight could not be read
-    decision      one of `DECISIONS`
+    decision      a name of candidates.py, or "dense"
     dense_ms, ms  time of one call as it was and as decided, milliseconds; None where it was not measured
     gains         how many times as fast as dense each of what it may become is by itself, as measured
     measured_on   the layer that is alike and was measured in its place; None where it was measured itself

@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
+from .modules import has_hooks
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses may compute anything."""
@@ -30,17 +31,6 @@ OTHERS = (
 
 LEAST_SPARSITY = 0.3
 """Below it nothing that this package has was ever faster, and a layer is not even measured."""
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -184,11 +174,6 @@ def _obstacle(
     if not torch.isfinite(weight.detach()).all():
         return "its weight has NaN or infinite elements"
     return None
-
-
-def has_hooks(module: torch.nn.Module) -> bool:
-    """Whether something is to be done when `module` is called, saved or loaded."""
-    return any(getattr(module, name, None) for name in _HOOKS)
 
 
 Call = tuple[Given | None, ...] | None

@@ -1,5 +1,9 @@
 """Sparse weights as data: immutable, made of plain tensors, checked where they come from outside."""
 
+from .sparse_format import SparseFormat
 from .unstructured import Unstructured
 
-__all__ = ["Unstructured"]
+FORMATS: dict[str, type[SparseFormat]] = {Unstructured.format: Unstructured}
+"""The formats by name: what `sparsekernels.nn` and `sparsekernels.convert` may choose from."""
+
+__all__ = ["FORMATS", "SparseFormat", "Unstructured"]

@@ -6,16 +6,17 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..checks import check_tensor
+from .sparse_format import SparseFormat
 from .transposed import Transposed, transpose
 
-_SHAPES = "expected [out, in] of a linear layer and [out, in/groups, kh, kw] of a convolution"
-_MOST = 2**31 - 1
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Plans(dict[Any, int]):
@@ -32,7 +33,7 @@ class _Shared:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Unstructured:
+class Unstructured(SparseFormat):
     """A weight of which only some elements are stored: the compressed rows of `weight.flatten(1)`.
 
         weight.flatten(1)[o, col_indices[k]] = values[k]   for k in crow_indices[o] .. crow_indices[o + 1] - 1
@@ -40,15 +41,21 @@ class Unstructured:
     and zero elsewhere. The weight is [out, in] of a linear layer or [out, in/groups, kh, kw] of a convolution, whose
     columns are (i * kh + ky) * kw + kx. A stored element may be zero.
 
-    shape         of the dense weight
-    crow_indices  int32 [out + 1], where each row starts in the other two
-    col_indices   int32 [nnz], strictly ascending in each row
-    values        [nnz]; float32, bfloat16, float16 or float64; may require a gradient
-
     Immutable: `with_values` makes another weight with the same pattern. Make one with `from_dense`; the constructor is
-    for indices from elsewhere and validates them. Raises TypeError for a type or dtype that is not accepted, ValueError
-    for shapes, devices and contents that are not, and for more than 2^31 - 1 elements, zeros included.
+    for indices from elsewhere and validates them.
+
+    Attributes:
+        shape: Of the dense weight.
+        crow_indices: int32 [out + 1], where each row starts in the other two.
+        col_indices: int32 [nnz], strictly ascending in each row.
+        values: [nnz]; float32, bfloat16, float16 or float64; may require a gradient.
+
+    Raises:
+        TypeError: For a type or dtype that is not accepted.
+        ValueError: For shapes, devices and contents that are not, and for more than 2^31 - 1 elements, zeros included.
     """
+
+    format: ClassVar[str] = "unstructured"
 
     shape: tuple[int, ...]
     crow_indices: Tensor
@@ -57,69 +64,28 @@ class Unstructured:
     _shared: _Shared = field(init=False)
 
     def __post_init__(self) -> None:
-        self.__dict__.update(shape=_checked_shape(self.shape), _shared=_Shared())
+        object.__setattr__(self, "shape", self._checked_shape(self.shape))
+        object.__setattr__(self, "_shared", _Shared())
         self.validate()
 
     @classmethod
     def _of(
         cls, shape: tuple[int, ...], crow_indices: Tensor, col_indices: Tensor, values: Tensor, shared: _Shared
-    ) -> Unstructured:
+    ) -> Self:
         """Without validation, for parts that are known to fit."""
         weight = object.__new__(cls)
-        weight.__dict__.update(
-            shape=shape, crow_indices=crow_indices, col_indices=col_indices, values=values, _shared=shared
-        )
+        # One by one: the dynamo of torch 2.10 does not trace `__dict__.update`.
+        object.__setattr__(weight, "shape", shape)
+        object.__setattr__(weight, "crow_indices", crow_indices)
+        object.__setattr__(weight, "col_indices", col_indices)
+        object.__setattr__(weight, "values", values)
+        object.__setattr__(weight, "_shared", shared)
         return weight
 
     @classmethod
-    def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> Unstructured:
-        """The elements of `weight` that are not zero, or, with a mask, those where it is True, zeros among them.
-
-        mask: bool, shape and device of `weight`; may be all True or all False.
-
-        The values are a copy without autograd history. To train a dense weight through its pattern, use
-        `pattern.with_values(pattern.values_of(weight))`, or `sparsekernels.nn`.
-
-        Raises ValueError for a weight with NaN or infinite elements among those that are stored, and, without a mask,
-        for one without nonzeros and one without zeros.
-        """
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"from_dense: weight is of type {type(weight).__name__}, expected a torch.Tensor")
-        check_tensor("from_dense", "weight", weight)
-        shape = _checked_shape(tuple(weight.shape))
-        if mask is None:
-            dense = weight.detach()
-            if not torch.isfinite(dense).all():
-                raise ValueError("from_dense: weight has NaN or infinite elements, expected finite ones")
-            stored = dense != 0
-            pattern = cls.of_mask(stored, weight.dtype)
-            if pattern.nnz == 0:
-                raise ValueError("from_dense: weight has no nonzeros; pass a mask to say which elements are stored")
-            if pattern.nnz == weight.numel():
-                raise ValueError(
-                    "from_dense: weight has no zeros, so there is nothing to gain; prune it first, or pass a mask"
-                )
-        else:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
-                raise TypeError(f"from_dense: mask is {given}, expected a tensor of dtype torch.bool")
-            if mask.shape != weight.shape:
-                raise ValueError(
-                    f"from_dense: mask has shape {list(mask.shape)}, expected that of weight, {list(weight.shape)}"
-                )
-            if mask.device != weight.device:
-                raise ValueError(f"from_dense: mask is on {mask.device}, expected {weight.device} as weight")
-            pattern = cls.of_mask(mask, weight.dtype)
-        result = pattern.with_values(pattern.values_of(weight.detach()))
-        if not torch.isfinite(result.values).all():
-            raise ValueError("from_dense: weight has NaN or infinite elements under mask, expected finite ones")
-        assert result.shape == shape
-        return result
-
-    @classmethod
-    def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Unstructured:
+    def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Self:
         """The pattern of a mask. Its values are placeholders of `dtype`: one zero, expanded."""
-        shape = _checked_shape(tuple(mask.shape))
+        shape = cls._checked_shape(tuple(mask.shape))
         rows = mask.detach().reshape(shape[0], -1)
         flat = rows.flatten().nonzero()[:, 0]
         crow = torch.zeros(shape[0] + 1, dtype=torch.int32, device=mask.device)
@@ -130,9 +96,9 @@ class Unstructured:
         return cls._of(shape, crow, (flat % rows.size(1)).int(), values, shared)
 
     @classmethod
-    def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Unstructured:
+    def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
         """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`."""
-        shape = _checked_shape(shape)
+        shape = cls._checked_shape(shape)
         columns = math.prod(shape[1:])
         crow = torch.arange(0, math.prod(shape) + 1, columns, dtype=torch.int32, device=device)
         col = torch.arange(columns, dtype=torch.int32, device=device).repeat(shape[0])
@@ -145,29 +111,6 @@ class Unstructured:
     def nnz(self) -> int:
         """How many elements are stored."""
         return self.col_indices.numel()
-
-    @property
-    def density(self) -> float:
-        """The part of the elements that is stored, 0 to 1."""
-        return self.nnz / math.prod(self.shape)
-
-    @property
-    def sparsity(self) -> float:
-        """1 - density."""
-        return 1.0 - self.density
-
-    @property
-    def device(self) -> torch.device:
-        return self.values.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def is_conv(self) -> bool:
-        """Whether this is a convolution's weight, of four dimensions, and not a linear layer's."""
-        return len(self.shape) == 4
 
     @property
     def flat_indices(self) -> Tensor:
@@ -205,7 +148,7 @@ class Unstructured:
 
     def __repr__(self) -> str:
         return (
-            f"Unstructured(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, dtype={self.dtype},"
+            f"{type(self).__name__}(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, dtype={self.dtype},"
             f" device='{self.device}')"
         )
 
@@ -216,18 +159,6 @@ class Unstructured:
 
     # Into and out of dense tensors
 
-    def to_dense(self) -> Tensor:
-        """The weight with its zeros. Differentiable to `values`."""
-        dense = self.values.new_zeros(math.prod(self.shape))
-        return dense.scatter(0, self.flat_indices, self.values).view(self.shape)
-
-    @property
-    def mask(self) -> Tensor:
-        """bool, shape of the weight: True where an element is stored."""
-        mask = torch.zeros(math.prod(self.shape), dtype=torch.bool, device=self.device)
-        mask[self.flat_indices] = True
-        return mask.view(self.shape)
-
     def values_of(self, weight: Tensor) -> Tensor:
         """The elements of a dense weight where this pattern has its own: [nnz], a copy. Differentiable to `weight`."""
         if tuple(weight.shape) != self.shape:
@@ -236,14 +167,14 @@ class Unstructured:
             return weight.reshape(-1).clone()
         return weight.flatten().gather(0, self.flat_indices)
 
-    def with_values(self, values: Tensor) -> Unstructured:
+    def with_values(self, values: Tensor) -> Self:
         """The same pattern with other values, of any accepted dtype. What follows from the pattern is shared."""
         self._check_values("with_values", values)
         return self._of(self.shape, self.crow_indices, self.col_indices, values, self._shared)
 
     def to(
         self, device: torch.device | str | int | torch.dtype | None = None, dtype: torch.dtype | None = None
-    ) -> Unstructured:
+    ) -> Self:
         """On another device, in another dtype, or both; itself where it is so already."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -265,7 +196,7 @@ class Unstructured:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Unstructured:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The weight that `to_tensors` took apart. Nothing is trusted.
 
         Raises ValueError for what is missing or corrupt, TypeError for what is not a tensor.
@@ -292,7 +223,7 @@ class Unstructured:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.shape, self.crow_indices, self.col_indices, self.values)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Unstructured:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Values of its own; the pattern, which nobody changes, is shared."""
         return self._of(self.shape, self.crow_indices, self.col_indices, copy.deepcopy(self.values, memo), self._shared)
 
@@ -340,20 +271,6 @@ class Unstructured:
             raise ValueError(
                 f"{where}: values is on {values.device}, expected {self.col_indices.device} as col_indices"
             )
-
-
-def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in shape)
-    if len(shape) not in (2, 4):
-        raise ValueError(f"Unstructured: the weight has shape {list(shape)}, {_SHAPES}")
-    if min(shape) < 1:
-        raise ValueError(f"Unstructured: the weight has shape {list(shape)}, expected sizes of at least 1")
-    if math.prod(shape) > _MOST:
-        raise ValueError(
-            f"Unstructured: the weight has shape {list(shape)}, {math.prod(shape)} elements with its zeros; expected"
-            f" at most {_MOST} (indices are of 32 bits)"
-        )
-    return shape
 
 
 def check_contents(where: str, crow: Tensor, col: Tensor, columns: int) -> None:

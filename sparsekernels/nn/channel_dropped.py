@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sparse import clear, copy_parameters, options_of
+from .replacement import Replacement, clear, copy_parameters, options_of, share_parameters
 
 
 def used_pairs(weight: Tensor) -> Tensor:
@@ -33,10 +33,9 @@ def at(bias: Tensor | None, outputs: Tensor) -> Tensor | None:
     return None if bias is None else bias.index_select(0, outputs)
 
 
-class _ChannelDropped(torch.nn.Module):
+class ChannelDropped(Replacement):
     """What the two modules below have in common: which filters and input channels take part."""
 
-    weight: Tensor
     outputs: Tensor
     inputs: Tensor
 
@@ -66,12 +65,16 @@ class _ChannelDropped(torch.nn.Module):
         weight = weight.index_select(0, self.outputs) if self.drops_outputs else weight
         return weight.index_select(1, self.inputs) if self.drops_inputs else weight
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self._clear_unused()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    @classmethod
+    def sharing(cls, module: Any) -> Any:
+        """A layer that leaves out what is zero in `module`, whose parameters it shares."""
+        result = cls(**options_of(module))
+        share_parameters(module, result)
+        result.set_channels()
+        return result
 
-    def _clear_unused(self) -> None:
-        """Sets the weights of what is left out to zero, in place: an optimiser may have moved them."""
+    def clear_unused(self) -> None:
+        """Sets the weights of what is left out to zero, in place: an optimizer may have moved them."""
         weight = self.weight
         if type(weight) is not torch.nn.Parameter or weight.is_meta or not (self.drops_outputs or self.drops_inputs):
             return
@@ -106,7 +109,7 @@ def _check(name: str, module: Any, accepted: type) -> None:
         raise ValueError(f"{name}.from_dense: module has {groups} groups, expected 1")
 
 
-class ChannelDroppedLinear(_ChannelDropped, torch.nn.Linear):
+class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     """Drop-in for `torch.nn.Linear` that computes without the rows and columns of its weight that are all zero.
 
         y = x W^T + b   exactly: an output whose row is zero is its bias
@@ -137,7 +140,7 @@ class ChannelDroppedLinear(_ChannelDropped, torch.nn.Linear):
         )
 
 
-class ChannelDroppedConv2d(_ChannelDropped, torch.nn.Conv2d):
+class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
     """Drop-in for `torch.nn.Conv2d` that computes without the filters and input channels that are all zero.
 
     Exact, whatever the padding: a zero filter's output is its bias everywhere, and an input channel that every filter

@@ -9,43 +9,53 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..formats.unstructured import Unstructured
+from ..formats import FORMATS, SparseFormat
 from ..ops.sparse_conv2d.op import conv2d, linear
+from .replacement import Replacement, clear, copy_parameters, options_of, share_parameters
 
-FORMATS = ("unstructured",)
 
-
-class _Sparse(torch.nn.Module):
+class _Sparse(Replacement):
     """A dense weight of which only the elements of a pattern are used. What the modules below have in common."""
 
-    weight: Tensor
     dense_grad: bool
-    _pattern: Unstructured
+    pattern: Any  # a SparseFormat of those that the operations take
 
-    def _start(self, dense_grad: bool) -> None:
+    def _start(self, dense_grad: bool, format: str) -> None:
         self.dense_grad = dense_grad
-        self._pattern = self._full_pattern()
+        self.pattern = self._full_pattern(_format_called(format, type(self).__name__))
 
-    def _full_pattern(self) -> Unstructured:
-        return Unstructured.full(tuple(self.weight.shape), self.weight.dtype, self.weight.device)
+    def _full_pattern(self, format: type[SparseFormat] | None = None) -> SparseFormat:
+        """Every weight, in another format or as it is."""
+        format = format or type(self.pattern)
+        return format.full(tuple(self.weight.shape), self.weight.dtype, self.weight.device)
+
+    @property
+    def format(self) -> str:
+        """The name of the format that `pattern` is in."""
+        return self.pattern.format
 
     @property
     def mask(self) -> Tensor:
         """bool, shape of `weight`: True where a weight is used."""
-        return self._pattern.mask
+        return self.pattern.mask
 
     @property
-    def sparse_weight(self) -> Unstructured:
+    def sparse_weight(self) -> Any:
         """The weights that are used, differentiable to `weight`."""
-        return self._pattern.with_values(self._pattern.values_of(self.weight))
+        return self.pattern.with_values(self.pattern.values_of(self.weight))
 
     def set_pattern(self, mask: Tensor | None = None) -> None:
         """Use the weights where `mask` is True, and no others; without a mask those that are not zero.
 
-        mask: bool, shape of `weight`, on its device. All True and all False are fine.
-
-        The other weights become zero, so one that is taken up again starts from zero. An optimiser's momentum is not
+        The other weights become zero, so one that is taken up again starts from zero. An optimizer's momentum is not
         known here: it moves a weight that was dropped, though nothing reads it, until it is reset.
+
+        Args:
+            mask: bool, shape of `weight`, on its device. All True and all False are fine.
+
+        Raises:
+            TypeError: For a mask that is not a bool tensor.
+            ValueError: For another shape or device.
         """
         weight = self.weight.detach()
         if mask is None:
@@ -60,11 +70,11 @@ class _Sparse(torch.nn.Module):
             )
         with torch.no_grad():
             self.weight.masked_fill_(~mask, 0)
-        self._adopt(Unstructured.of_mask(mask, weight.dtype))
+        self._adopt(type(self.pattern).of_mask(mask, weight.dtype))
 
-    def _adopt(self, pattern: Unstructured) -> None:
+    def _adopt(self, pattern: SparseFormat) -> None:
         placeholders = pattern.values.new_zeros(()).expand(pattern.nnz)  # the values that count are in `weight`
-        self._pattern = pattern.with_values(placeholders)
+        self.pattern = pattern.with_values(placeholders)
         # torch.compile cannot keep what it works out while it traces, so that is done before.
         if pattern.device.type != "meta":
             _ = pattern.flat_indices
@@ -76,30 +86,26 @@ class _Sparse(torch.nn.Module):
         weight = self.weight
         if not isinstance(weight, Tensor):  # torch.fx's Proxy
             if self.dense_grad:
-                return weight.reshape((*self._pattern.shape, 1, 1)[:4])
-            return weight.flatten().gather(0, self._pattern.flat_indices)
+                return weight.reshape((*self.pattern.shape, 1, 1)[:4])
+            return weight.flatten().gather(0, self.pattern.flat_indices)
         if not torch.is_grad_enabled() or (self.dense_grad and weight.requires_grad):
             return weight
-        return self._pattern.values_of(weight)
+        return self.pattern.values_of(weight)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        if self._pattern.device.type == "meta" and not self.weight.is_meta:
-            self._pattern = self._full_pattern()  # nothing is known of a pattern that had no data
-        elif (self._pattern.device, self._pattern.dtype) != (self.weight.device, self.weight.dtype):
-            self._adopt(self._pattern.to(self.weight.device, self.weight.dtype))
+        if self.pattern.device.type == "meta" and not self.weight.is_meta:
+            self.pattern = self._full_pattern()  # nothing is known of a pattern that had no data
+        elif (self.pattern.device, self.pattern.dtype) != (self.weight.device, self.weight.dtype):
+            self._adopt(self.pattern.to(self.weight.device, self.weight.dtype))
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self._clear_unused()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _clear_unused(self) -> None:
+    def clear_unused(self) -> None:
         """Sets the weights outside of the pattern to zero, in place, where `weight` is an ordinary parameter."""
         weight = self.weight
-        if type(weight) is not torch.nn.Parameter or weight.is_meta or weight.device != self._pattern.device:
+        if type(weight) is not torch.nn.Parameter or weight.is_meta or weight.device != self.pattern.device:
             return
-        if self._pattern.nnz < weight.numel():
+        if self.pattern.nnz < weight.numel():
             clear(weight, ~self.mask)
 
     def _load_from_state_dict(
@@ -118,81 +124,43 @@ class _Sparse(torch.nn.Module):
         )
         if prefix + "weight" not in state_dict or self.weight.is_meta or len(error_msgs) > errors:
             return
-        if self._pattern.device != self.weight.device:  # load_state_dict(assign=True)
-            self._pattern = self._full_pattern()
+        if self.pattern.device != self.weight.device:  # load_state_dict(assign=True)
+            self.pattern = self._full_pattern()
         stored = self.weight.detach() != 0
-        full = self._pattern.nnz == self.weight.numel()
+        full = self.pattern.nnz == self.weight.numel()
         if stored.any() and (full or (stored & ~self.mask).any()):
             self.set_pattern(stored)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._adopt(self._pattern)  # what follows from a pattern is not pickled
+        self._adopt(self.pattern)  # what follows from a pattern is not pickled
 
     @classmethod
-    def _sharing(cls, module: Any) -> Any:
+    def sharing(cls, module: Any, format: str = "unstructured") -> Any:
         """A sparse layer of the nonzeros of `module`, whose parameters it shares."""
-        result = cls(**options_of(module))
+        result = cls(**options_of(module), format=format)
         share_parameters(module, result)
-        result._adopt(Unstructured.from_dense(module.weight))
+        result._adopt(FORMATS[format].from_dense(module.weight))
         return result
 
-    def _fill_from(self, module: Any, pattern: Unstructured) -> Any:
+    def _fill_from(self, module: Any, pattern: SparseFormat) -> Any:
         """Takes copies of the parameters of `module`, what is outside of the pattern as zero."""
         copy_parameters(module, self, torch.where(pattern.mask, module.weight.detach(), 0))
         self._adopt(pattern)
         return self
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, sparsity={self._pattern.sparsity:.4g}"
+        return f"{super().extra_repr()}, sparsity={self.pattern.sparsity:.4g}"
 
 
-def clear(weight: torch.nn.Parameter, unused: Tensor) -> None:
-    """Sets elements that nothing reads to zero, in place; a zero keeps its sign.
-
-    Through `data`: autograd, which reads none of them either, has no reason to refuse a graph that was made before.
-    """
-    with torch.inference_mode(weight.is_inference()):
-        weight.data.masked_fill_(unused & (weight.data != 0), 0)
-
-
-_OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {
-    "forward",
-    "_compiled_call_impl",
-    "dense_grad",
-    "_pattern",
-}
-"""The attributes of dense layers, and of those here."""
-
-
-def share_parameters(source: Any, target: torch.nn.Module) -> None:
-    """Let `target` have the parameters of `source`, in their order, and its mode."""
-    for name in ("weight", "bias"):
-        setattr(target, name, getattr(source, name))
-    for name in source._parameters:  # optimisers count them; torch.nn.utils.prune.remove puts a weight behind its bias
-        target._parameters[name] = target._parameters.pop(name)
-    target.train(source.training)
-
-
-def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Let `target` have the attributes that somebody gave `source`, and no others beside its own."""
-    mine, theirs = vars(target), vars(source)
-    for name in [name for name in mine if name not in _OWN and name not in theirs]:
-        del mine[name]
-    mine.update({name: value for name, value in theirs.items() if name not in _OWN})
-
-
-def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> None:
-    for name, tensor in (("weight", weight), ("bias", source.bias)):
-        if isinstance(tensor, Tensor):
-            copy = tensor.detach().clone(memory_format=torch.preserve_format)
-            setattr(target, name, torch.nn.Parameter(copy, getattr(source, name).requires_grad))
-    target.train(source.training)
+def _format_called(name: str, where: str) -> type[SparseFormat]:
+    if name not in FORMATS:
+        raise ValueError(f"{where}: format is {name!r}, expected {', '.join(map(repr, FORMATS))}")
+    return FORMATS[name]
 
 
 def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> None:
-    if format not in FORMATS:
-        raise ValueError(f"{name}.from_dense: format is {format!r}, expected {', '.join(map(repr, FORMATS))}")
+    _format_called(format, f"{name}.from_dense")
     if not isinstance(module, accepted):
         raise TypeError(
             f"{name}.from_dense: module is of type {type(module).__name__}, expected a torch.nn.{accepted.__name__}"
@@ -210,7 +178,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         y = x W^T + b   with W zero outside of the pattern
 
     The constructor is torch's and uses every weight; `from_dense` takes a pruned layer over, `set_pattern` changes
-    which weights are used. `weight` keeps its dense shape, zero outside of the pattern, so optimisers, checkpoints and
+    which weights are used. `weight` keeps its dense shape, zero outside of the pattern, so optimizers, checkpoints and
     DistributedDataParallel (with one pattern on all ranks) see an ordinary layer.
 
     The pattern is not part of `state_dict`, whose keys are those of the dense layer. `state_dict` sets the weights
@@ -222,11 +190,17 @@ class SparseLinear(_Sparse, torch.nn.Linear):
     torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had: call `set_pattern(mask)` on the copy as
     well, before it is used or saved.
 
-    dense_grad: whether `weight.grad` is the gradient of the dense layer, which training needs that lets weights grow,
-        or zero outside of the pattern, which is faster. It can be set at any time. An optimiser then also moves weights
-        outside of the pattern; nothing reads them, and `set_pattern` and `state_dict` make them zero.
-
     See `sparsekernels.sparse_linear` for dtypes, errors and promises.
+
+    Args:
+        in_features, out_features, bias, device, dtype: As torch.nn.Linear's.
+        dense_grad: Whether `weight.grad` is the gradient of the dense layer, which training needs that lets weights
+            grow, or zero outside of the pattern, which is faster. It can be set at any time. An optimizer then also
+            moves weights outside of the pattern; nothing reads them, and `set_pattern` and `state_dict` make them zero.
+        format: Name of the format of the pattern.
+
+    Attributes:
+        pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
     """
 
     def __init__(
@@ -238,9 +212,10 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         dtype: torch.dtype | None = None,
         *,
         dense_grad: bool = False,
+        format: str = "unstructured",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._start(dense_grad)
+        self._start(dense_grad, format)
 
     @classmethod
     def from_dense(
@@ -253,15 +228,24 @@ class SparseLinear(_Sparse, torch.nn.Linear):
     ) -> SparseLinear:
         """A sparse layer with copies of the parameters of `module`.
 
-        mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
+        Args:
+            module: The layer to take over.
+            mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
+            format: Name of the format of the pattern, "unstructured".
+            dense_grad: As the constructor's.
 
-        Raises ValueError for a weight with NaN or infinite elements, without nonzeros or, without a mask, without
-        zeros; and for a format other than "unstructured". TypeError for a module that is not a torch.nn.Linear, or that
-        is the out_proj of a torch.nn.MultiheadAttention, which would never call it.
+        Returns:
+            The layer; `module` is left as it is.
+
+        Raises:
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
+                and for a format that there is not.
+            TypeError: For a module that is not a torch.nn.Linear, or that is the out_proj of a
+                torch.nn.MultiheadAttention, which would never call it.
         """
         _check_from_dense("SparseLinear", module, torch.nn.Linear, format)
-        pattern = Unstructured.from_dense(module.weight, mask)
-        result = cls(module.in_features, module.out_features, module.bias is not None, "meta", dense_grad=dense_grad)
+        pattern = FORMATS[format].from_dense(module.weight, mask)
+        result = cls(**options_of(module), dense_grad=dense_grad, format=format)
         return result._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Linear:
@@ -271,7 +255,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self._pattern, self._used_weight(), self.bias)
+        return linear(input, self.pattern, self._used_weight(), self.bias)
 
 
 class SparseConv2d(_Sparse, torch.nn.Conv2d):
@@ -298,6 +282,7 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         dtype: torch.dtype | None = None,
         *,
         dense_grad: bool = False,
+        format: str = "unstructured",
     ) -> None:
         super().__init__(
             in_channels,
@@ -312,7 +297,7 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
             device,
             dtype,
         )
-        self._start(dense_grad)
+        self._start(dense_grad, format)
 
     @classmethod
     def from_dense(
@@ -325,8 +310,8 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
     ) -> SparseConv2d:
         """A sparse convolution with copies of the parameters of `module`. Arguments and errors as `SparseLinear`'s."""
         _check_from_dense("SparseConv2d", module, torch.nn.Conv2d, format)
-        pattern = Unstructured.from_dense(module.weight, mask)
-        return cls(**options_of(module), dense_grad=dense_grad)._fill_from(module, pattern)
+        pattern = FORMATS[format].from_dense(module.weight, mask)
+        return cls(**options_of(module), dense_grad=dense_grad, format=format)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv2d:
         """A torch.nn.Conv2d with copies of the parameters, zero outside of the pattern."""
@@ -340,23 +325,5 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return conv2d(
-            input, self._pattern, self._used_weight(), self.bias, self.stride, padding, self.dilation, self.groups
+            input, self.pattern, self._used_weight(), self.bias, self.stride, padding, self.dilation, self.groups
         )
-
-
-def options_of(module: Any) -> dict[str, Any]:
-    """What the constructor of a convolution or a Linear was called with; on meta, where nothing is initialised."""
-    if isinstance(module, torch.nn.Linear):
-        names: tuple[str, ...] = ("in_features", "out_features")
-    else:
-        names = (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-        )
-    return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None, "device": "meta"}

@@ -47,7 +47,7 @@ def test_compiled_graphs_do_not_work_out_what_follows_from_the_pattern(way: str,
     elif way == "pickle":
         layer = pickle.loads(pickle.dumps(layer))
     elif way == "moved":
-        layer._adopt(pickle.loads(pickle.dumps(layer._pattern)))  # as after a move to another device
+        layer._adopt(pickle.loads(pickle.dumps(layer.pattern)))  # as after a move to another device
     targets: list[str] = []
 
     def record(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ..._torch import has_any_global_hook, is_jit_tracing
 from ...dispatch import is_special
+from ..modules import is_plain
 from ..survey import Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
-from .fusion import is_plain
 from .trace import Trace
 from .tracing import Untraceable
 

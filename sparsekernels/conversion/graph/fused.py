@@ -8,7 +8,7 @@ with scale = gamma / sqrt(running_var + eps) and shift = beta - scale * running_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...formats import Unstructured
-from ...nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
-from ...nn.channel_dropped import at, spread, used_pairs
+from ...nn.channel_dropped import ChannelDropped, at, spread, used_pairs
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.operators import LayerChain
 from ...ops.sparse_conv2d import compiled
@@ -102,6 +101,11 @@ class Fused(torch.nn.Module):
         return constants.clamp(self.low, self.high)
 
     @property
+    def may_be_chained(self) -> bool:
+        """Whether a chain of sparse layers can call it."""
+        return False
+
+    @property
     def pads_with_zeros(self) -> bool:
         """Whether an input that is the same everywhere is not so at the borders."""
         layer = self.parts[0]
@@ -143,7 +147,7 @@ class FusedDense(Fused):
         """Of a layer that drops channels, what it computes with: it does not look again when weights change."""
         layer = self.parts[0]
         weight: Tensor = layer.weight.detach()
-        if not isinstance(layer, ChannelDroppedConv2d | ChannelDroppedLinear):
+        if not isinstance(layer, ChannelDropped):
             return weight
         kept = torch.zeros_like(weight)
         kept[layer.outputs[:, None], layer.inputs] = weight[layer.outputs[:, None], layer.inputs]
@@ -152,7 +156,7 @@ class FusedDense(Fused):
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         self._kept: tuple[Tensor | None, Tensor | None] = (None, None)
         self._size = weight.size(0)
-        if isinstance(layer, ChannelDroppedConv2d | ChannelDroppedLinear):
+        if isinstance(layer, ChannelDropped):
             used = used_pairs(weight)
             outputs, inputs = (None if some.all() else some.nonzero()[:, 0] for some in (used.any(1), used.any(0)))
             if outputs is None or outputs.numel() > 0:  # nothing at all is computed as it is
@@ -182,7 +186,7 @@ class FusedSparse(Fused):
     """sparsekernels.nn's SparseConv2d and SparseLinear: one call of the kernel does it all."""
 
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
-        pattern = layer._pattern
+        pattern = layer.pattern
         if self.outputs is not None or self.inputs is not None:
             mask = pattern.mask if self.outputs is None else pattern.mask[self.outputs]
             pattern = Unstructured.of_mask(mask if self.inputs is None else mask[:, self.inputs], weight.dtype)
@@ -200,7 +204,7 @@ class FusedSparse(Fused):
     def _used_weight(self) -> Tensor:
         layer = self.parts[0]
         weight: Tensor = layer.weight.detach()
-        return torch.where(layer._pattern.mask, weight, 0)
+        return torch.where(layer.pattern.mask, weight, 0)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         layer, norm = self.parts
@@ -228,8 +232,8 @@ class FusedSparse(Fused):
         return self._run(input, residual)
 
     @property
-    def is_plain_conv2d(self) -> bool:
-        """Whether it is what a chain takes: a convolution that pads with zeros, if at all."""
+    def may_be_chained(self) -> bool:
+        """A convolution may that pads with zeros, if at all."""
         layer = self.parts[0]
         return not isinstance(layer, torch.nn.Linear) and layer.padding_mode == "zeros"
 
@@ -263,14 +267,3 @@ class FusedSparse(Fused):
             indices = pattern.crow_indices, pattern.col_indices
             result = compiled.forward(input, self._weight, self._bias, *indices, self._geometry, residual, low, high)
         return result
-
-
-FUSED: Mapping[type, type[Fused]] = {
-    torch.nn.Conv2d: FusedDense,
-    torch.nn.Linear: FusedDense,
-    ChannelDroppedConv2d: FusedDense,
-    ChannelDroppedLinear: FusedDense,
-    SparseConv2d: FusedSparse,
-    SparseLinear: FusedSparse,
-}
-"""By the class of a layer, what serves it in inference."""

@@ -11,13 +11,13 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ...ops.batch_norm.op import Act
 from ...ops.max_pool2d.op import max_pool2d
-from ..survey import has_hooks
+from ..candidates import fused_of
+from ..modules import is_plain
 from .batch_norm import FusedNorm
-from .fused import FUSED, Fused
+from .fused import Fused
 
 Node = torch.fx.Node
 
@@ -36,11 +36,6 @@ _WRITES = {operator.setitem, *IN_PLACE}
 
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity)
 _POOLING_OPTIONS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether a call of `module` does what its class does, and nothing else."""
-    return not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in vars(module)
 
 
 def drop_identities(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
@@ -64,7 +59,7 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
     """Puts fused layers into the graph; returns them by the names under which it calls them."""
     result: dict[str, Fused] = {}
     for node in list(graph.nodes):
-        if node.op != "call_module" or type(modules[node.target]) not in FUSED:
+        if node.op != "call_module" or (fused := fused_of(modules[node.target])) is None:
             continue
         layer = modules[node.target]
         if not is_plain(layer) or len(node.args) != 1 or node.kwargs:
@@ -74,7 +69,7 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
         chain.take_sum()
         chain.take_limits()
         name = f"sparsekernels_fused_{len(result)}"
-        result[name] = FUSED[type(layer)](layer, chain.norm, chain.low, chain.high, contiguous)
+        result[name] = fused(layer, chain.norm, chain.low, chain.high, contiguous)
         result[name].taken = chain.taken()
         chain.replace(name)
     return result

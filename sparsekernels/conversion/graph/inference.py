@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ...nn import SparseConv2d, SparseLinear
+from ...nn.replacement import Replacement
 from .base import ONE_AT_A_TIME, Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
@@ -47,11 +47,11 @@ class _Tensor:
 class _Pattern:
     """Which weights a sparse layer uses."""
 
-    layer: SparseConv2d | SparseLinear
+    layer: Replacement
     pattern: object
 
     def changed(self) -> bool:
-        return self.layer._pattern is not self.pattern
+        return self.layer.pattern is not self.pattern
 
 
 @dataclass
@@ -166,8 +166,8 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
 def _tensors_of(fused: Sequence[Fused]) -> Iterator[_Tensor | _Pattern]:
     for layer in fused:
         for part in layer.parts:
-            if isinstance(part, SparseConv2d | SparseLinear):
-                yield _Pattern(part, part._pattern)
+            if isinstance(part, Replacement) and part.pattern is not None:
+                yield _Pattern(part, part.pattern)
             for place in () if part is None else (part._parameters, part._buffers):
                 for name, tensor in place.items():
                     if tensor is not None:  # torch counts batches, but no changes of the running statistics

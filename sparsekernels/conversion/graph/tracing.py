@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
+from ..candidates import candidate_of
+from ..modules import is_plain
 from ..watch.generators import Generators
 from ..watch.state import State
-from .fused import FUSED
-from .fusion import IN_PLACE, is_plain
+from .fusion import IN_PLACE
 
 Node = torch.fx.Node
 
@@ -106,7 +107,7 @@ class _Tracer(torch.fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            type(m) in FUSED
+            candidate_of(m) is not None
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)

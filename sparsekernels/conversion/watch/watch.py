@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...nn import SparseConv2d, SparseLinear
+from ...nn.replacement import Replacement
 from .state import CONVERSION, KEPT_BY_TORCH, Held, held_by, is_same
 
 Fixed = tuple[dict[str, Any], str, Any]
@@ -100,9 +100,9 @@ def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 def _attributes_of(module: nn.Module) -> Iterator[Fixed]:
     """The attributes of `module` that its code, or a kernel in its place, may have looked at."""
-    attributes, sparse = vars(module), isinstance(module, SparseConv2d | SparseLinear)  # a pattern is followed
+    attributes, replaces = vars(module), isinstance(module, Replacement)  # its pattern is followed
     for name, value in attributes.items():
-        if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and not (sparse and name == "_pattern"):
+        if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and not (replaces and name == "pattern"):
             yield attributes, name, value
 
 

@@ -1,0 +1,210 @@
+"""What a weight format is: the one interface by which modules and conversion know any of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import check_tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_SHAPES = "expected [out, in] of a linear layer and [out, in/groups, kh, kw] of a convolution"
+_MOST = 2**31 - 1
+
+
+class SparseFormat:
+    """A weight of which only some elements are stored: a pattern, and the values at it.
+
+        weight.flatten()[flat_indices] = values, and zero elsewhere
+
+    Immutable; `with_values` makes another weight with the same pattern. A format implements what raises
+    NotImplementedError here, and has a row in `sparsekernels.formats.FORMATS`. Its pattern may store more than a mask
+    asks for (whole blocks, say), never less.
+
+    Attributes:
+        format: The name under which `FORMATS` has it.
+        shape: Of the dense weight: [out, in] of a linear layer or [out, in/groups, kh, kw] of a convolution.
+        values: What is stored, in the format's own order.
+    """
+
+    format: ClassVar[str]
+    shape: tuple[int, ...]
+    values: Tensor
+
+    # Made of dense tensors
+
+    @classmethod
+    def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Self:
+        """The pattern of a mask, bool in the shape of the weight. Its values are placeholders: one zero, expanded."""
+        raise NotImplementedError
+
+    @classmethod
+    def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
+        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> Self:
+        """The elements of a dense weight that are not zero, or, with a mask, those where it is True.
+
+        The values are a copy without autograd history. To train a dense weight through its pattern, use
+        `pattern.with_values(pattern.values_of(weight))`, or `sparsekernels.nn`.
+
+        Args:
+            weight: [out, in] or [out, in/groups, kh, kw]; float32, bfloat16, float16 or float64.
+            mask: bool, shape and device of `weight`; may be all True or all False. Zeros under it are stored.
+
+        Returns:
+            The weight in this format.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For a shape or device that is not, for NaN or infinite elements among those that are stored,
+                and, without a mask, for a weight without nonzeros and one without zeros.
+        """
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"from_dense: weight is of type {type(weight).__name__}, expected a torch.Tensor")
+        check_tensor("from_dense", "weight", weight)
+        cls._checked_shape(tuple(weight.shape))
+        if mask is None:
+            dense = weight.detach()
+            if not torch.isfinite(dense).all():
+                raise ValueError("from_dense: weight has NaN or infinite elements, expected finite ones")
+            pattern = cls.of_mask(dense != 0, weight.dtype)
+            if pattern.nnz == 0:
+                raise ValueError("from_dense: weight has no nonzeros; pass a mask to say which elements are stored")
+            if pattern.nnz == weight.numel():
+                raise ValueError(
+                    "from_dense: weight has no zeros, so there is nothing to gain; prune it first, or pass a mask"
+                )
+        else:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
+                raise TypeError(f"from_dense: mask is {given}, expected a tensor of dtype torch.bool")
+            if mask.shape != weight.shape:
+                raise ValueError(
+                    f"from_dense: mask has shape {list(mask.shape)}, expected that of weight, {list(weight.shape)}"
+                )
+            if mask.device != weight.device:
+                raise ValueError(f"from_dense: mask is on {mask.device}, expected {weight.device} as weight")
+            pattern = cls.of_mask(mask, weight.dtype)
+        result = pattern.with_values(pattern.values_of(weight.detach()))
+        if not torch.isfinite(result.values).all():
+            raise ValueError("from_dense: weight has NaN or infinite elements under mask, expected finite ones")
+        return result
+
+    @classmethod
+    def _checked_shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Raise ValueError unless this is the shape of a weight that 32 bits can index."""
+        name, shape = cls.__name__, tuple(int(size) for size in shape)
+        if len(shape) not in (2, 4):
+            raise ValueError(f"{name}: the weight has shape {list(shape)}, {_SHAPES}")
+        if min(shape) < 1:
+            raise ValueError(f"{name}: the weight has shape {list(shape)}, expected sizes of at least 1")
+        if math.prod(shape) > _MOST:
+            raise ValueError(
+                f"{name}: the weight has shape {list(shape)}, {math.prod(shape)} elements with its zeros; expected"
+                f" at most {_MOST} (indices are of 32 bits)"
+            )
+        return shape
+
+    # What it is
+
+    @property
+    def nnz(self) -> int:
+        """How many elements are stored."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """The part of the elements that is stored, 0 to 1."""
+        return self.nnz / math.prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """1 - density."""
+        return 1.0 - self.density
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether this is a convolution's weight, of four dimensions, and not a linear layer's."""
+        return len(self.shape) == 4
+
+    @property
+    def flat_indices(self) -> Tensor:
+        """int64 [nnz]: where in `weight.flatten()` each value is."""
+        raise NotImplementedError
+
+    @property
+    def mask(self) -> Tensor:
+        """bool, shape of the weight: True where an element is stored."""
+        mask = torch.zeros(math.prod(self.shape), dtype=torch.bool, device=self.device)
+        mask[self.flat_indices] = True
+        return mask.view(self.shape)
+
+    def transposed(self, groups: int = 1) -> Any:
+        """The pattern by input channel, as the kernel of the gradient to the input reads it. Worked out once.
+
+        Raises:
+            ValueError: Where the output channels do not divide into `groups`.
+        """
+        raise NotImplementedError
+
+    def cached_transposed(self, groups: int) -> tuple[Tensor, ...]:
+        """The tensors of `transposed(groups)`, or none where they were not asked for before."""
+        raise NotImplementedError
+
+    # Into and out of dense tensors
+
+    def to_dense(self) -> Tensor:
+        """The weight with its zeros. Differentiable to `values`."""
+        dense = self.values.new_zeros(math.prod(self.shape))
+        return dense.scatter(0, self.flat_indices, self.values).view(self.shape)
+
+    def values_of(self, weight: Tensor) -> Tensor:
+        """The elements of a dense weight where this pattern has its own, a copy. Differentiable to `weight`."""
+        raise NotImplementedError
+
+    def with_values(self, values: Tensor) -> Self:
+        """The same pattern with other values, of any accepted dtype. What follows from the pattern is shared."""
+        raise NotImplementedError
+
+    def to(
+        self, device: torch.device | str | int | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """On another device, in another dtype, or both; itself where it is so already."""
+        raise NotImplementedError
+
+    # Into and out of files
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Plain tensors by name, for torch.save, safetensors and the like."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The weight that `to_tensors` took apart. Nothing is trusted.
+
+        Raises:
+            ValueError: For what is missing or corrupt.
+            TypeError: For what is not a tensor.
+        """
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raise TypeError or ValueError, in words, unless this is what the class promises; reads every element."""
+        raise NotImplementedError
