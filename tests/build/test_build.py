@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sparsekernels
 from sparsekernels import _library
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,11 @@ def test_without_a_compiler_it_installs_runs_and_says_so_once(tmp_path: Path) ->
     ran = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert ran.stderr.count("the CPU kernels were not built: configuring failed") == 1
     assert "'cpu' was asked for but cannot run this call: cpu: the CPU kernels were not built" in ran.stdout
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {sparsekernels.__version__}\n" in citation
 
 
 SMALL_PROJECT = """
