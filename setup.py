@@ -23,6 +23,30 @@ def torch_folder() -> Path | None:
     return next((folder for folder in candidates if (folder / "include/torch/csrc/stable/library.h").exists()), None)
 
 
+def run_and_show(command: list[str]) -> tuple[int, str]:
+    """The exit status and what was printed, which is shown as well."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    return process.returncode, "".join(lines)
+
+
+def first_error(output: str) -> str:
+    """The first error that CMake or a compiler reports, on one line; else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        if line.startswith("CMake Error"):  # its text follows on lines of its own
+            return " ".join(lines[number : number + 6])
+        if "error:" in line:
+            return line
+    return lines[-1] if lines else "It printed nothing."
+
+
 class CMakeBuild(build_ext):
     """Puts the libraries into sparsekernels/lib. What cannot be built is left out, and a file there says why."""
 
@@ -30,48 +54,54 @@ class CMakeBuild(build_ext):
         folder = ROOT / "sparsekernels" if self.inplace else Path(self.build_lib) / "sparsekernels"
         destination = folder / "lib"
         destination.mkdir(parents=True, exist_ok=True)
-        reasons = self.build(destination.resolve())
-        for name in ("cpu", "cuda"):
-            note = destination / f"no_{name}.txt"
-            note.unlink(missing_ok=True)
-            if name in reasons:
-                note.write_text(reasons[name] + "\n", encoding="utf-8")
-                (destination / f"libsparsekernels_{name}.so").unlink(missing_ok=True)  # of an earlier build
-                print(f"sparsekernels: installing without {name} kernels: {reasons[name]}", file=sys.stderr)
-        if "cpu" in reasons and os.environ.get("SPARSEKERNELS_REQUIRE_KERNELS") == "1":
-            raise RuntimeError(f"the CPU kernels cannot be built: {reasons['cpu']}")
-
-    def build(self, destination: Path) -> dict[str, str]:
-        """Builds what can be; gives the reason for what cannot. The CPU kernels come first, and stand alone."""
-        torch = torch_folder()
-        if torch is None:
-            return dict.fromkeys(
-                ("cpu", "cuda"),
-                "no torch 2.10 or newer was installed where sparsekernels was built (its headers are needed)",
-            )
-        cmake = shutil.which("cmake")
-        if cmake is None:
-            return dict.fromkeys(("cpu", "cuda"), "cmake is not installed")
-        reasons = {}
-        for name, switch in (("cpu", "off"), ("cuda", "on")):
+        for name in ("cpu", "cuda"):  # the CPU kernels come first, and stand alone
+            library, note = destination / f"libsparsekernels_{name}.so", destination / f"no_{name}.txt"
             if name == "cuda" and "-DSPARSEKERNELS_CUDA=off" in os.environ.get("CMAKE_ARGS", ""):
-                reasons[name] = "CMAKE_ARGS says -DSPARSEKERNELS_CUDA=off"
+                reason: str | None = "CMAKE_ARGS says -DSPARSEKERNELS_CUDA=off"
+                library.unlink(missing_ok=True)
+            else:
+                reason = self.build(name, destination.resolve())
+            note.unlink(missing_ok=True)
+            if reason is None:
                 continue
-            work = Path(self.build_temp).resolve() / f"cmake-{name}"
-            configure = [cmake, "-S", str(ROOT), "-B", str(work), f"-DTORCH_DIR={torch}", "-DCMAKE_BUILD_TYPE=Release"]
-            configure += ["-G", "Ninja"] if shutil.which("ninja") else []
-            configure += [*os.environ.get("CMAKE_ARGS", "").split(), f"-DSPARSEKERNELS_CUDA={switch}"]
-            library = f"sparsekernels_{name}"
-            try:
-                subprocess.run(configure, check=True)
-                subprocess.run([cmake, "--build", str(work), "--parallel", "--target", library], check=True)
-                install = [cmake, "--install", str(work), "--component", library, "--prefix", str(destination)]
-                subprocess.run(install, check=True)
-            except subprocess.CalledProcessError as error:
-                step = "configuring" if error.cmd == configure else "compiling"
-                compiler = "a C++17 compiler" if name == "cpu" else "nvcc"
-                reasons[name] = f"{step} failed when sparsekernels was built; it needs {compiler}"
-        return reasons
+            if library.exists():
+                raise RuntimeError(
+                    f"the {name} kernels cannot be built: {reason}\nThose of an earlier build stay as they are. To go"
+                    f" without {name} kernels, delete {library}"
+                )
+            if name == "cpu" and os.environ.get("SPARSEKERNELS_REQUIRE_KERNELS") == "1":
+                raise RuntimeError(f"the CPU kernels cannot be built: {reason}")
+            note.write_text(reason + "\n", encoding="utf-8")
+            print(f"sparsekernels: installing without {name} kernels: {reason}", file=sys.stderr)
+
+    def build(self, name: str, destination: Path) -> str | None:
+        """Builds one library into `destination`, or gives the reason why it cannot be built."""
+        torch, cmake, ninja = torch_folder(), shutil.which("cmake"), shutil.which("ninja")
+        if torch is None:
+            return "no torch 2.10 or newer was installed where sparsekernels was built (its headers are needed)"
+        if cmake is None:
+            return "cmake is not installed"
+        work = Path(self.build_temp).resolve() / f"cmake-{name}"
+        # Configured anew every time: the cache of an earlier build names tools of pip's environment, which is gone.
+        # Objects stay, so that what did not change is not compiled again.
+        (work / "CMakeCache.txt").unlink(missing_ok=True)
+        for found_tools in work.glob("CMakeFiles/[0-9]*"):
+            shutil.rmtree(found_tools)
+        configure = [cmake, "-S", str(ROOT), "-B", str(work), f"-DTORCH_DIR={torch}", "-DCMAKE_BUILD_TYPE=Release"]
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+        configure += os.environ.get("CMAKE_ARGS", "").split()
+        configure += [f"-DSPARSEKERNELS_CUDA={'on' if name == 'cuda' else 'off'}"]
+        library = f"sparsekernels_{name}"
+        compiler = "a C++20 compiler" if name == "cpu" else "nvcc"
+        for step, command in (
+            ("configuring", configure),
+            ("compiling", [cmake, "--build", str(work), "--parallel", "--target", library]),
+            ("copying", [cmake, "--install", str(work), "--component", library, "--prefix", str(destination)]),
+        ):
+            status, output = run_and_show(command)
+            if status != 0:
+                return f"{step} failed when sparsekernels was built; it needs {compiler}. {first_error(output)}"
+        return None
 
     def get_outputs(self) -> list[str]:
         folder = ROOT / "sparsekernels" if self.inplace else Path(self.build_lib) / "sparsekernels"

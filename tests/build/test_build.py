@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import sparsekernels
 from sparsekernels import _library
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent
 STABLE = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/")
 NVCC = shutil.which("nvcc") or next(iter(map(str, Path("/usr/local").glob("cuda/bin/nvcc"))), None)
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 CUDA_HEADERS = next(iter(Path("/usr/local").glob("cuda/include")), None)
 
 
@@ -145,6 +147,128 @@ def test_without_a_compiler_it_installs_runs_and_says_so_once(tmp_path: Path) ->
     ran = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert ran.stderr.count("the CPU kernels were not built: configuring failed") == 1
     assert "'cpu' was asked for but cannot run this call: cpu: the CPU kernels were not built" in ran.stdout
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {sparsekernels.__version__}\n" in citation
+
+
+SMALL_PROJECT = """
+cmake_minimum_required(VERSION 3.18)
+project(small LANGUAGES CXX)
+file(WRITE ${CMAKE_BINARY_DIR}/small.cpp "int small;")
+add_library(sparsekernels_cpu MODULE ${CMAKE_BINARY_DIR}/small.cpp)
+install(TARGETS sparsekernels_cpu LIBRARY DESTINATION . COMPONENT sparsekernels_cpu)
+"""
+
+
+@pytest.fixture
+def small_checkout(tmp_path: Path) -> Path:
+    """A checkout whose library compiles in a second."""
+    if shutil.which("c++") is None or shutil.which("cmake", path=TOOLS) is None:
+        pytest.skip("no C++ compiler or no CMake")
+    checkout = tmp_path / "checkout"
+    (checkout / "sparsekernels").mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "sparsekernels/__init__.py", "sparsekernels/_version.py"):
+        shutil.copy2(ROOT / name, checkout / name)
+    (checkout / "CMakeLists.txt").write_text(SMALL_PROJECT)
+    return checkout
+
+
+def build_wheel(checkout: Path, path: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
+    """Builds with the tools of `path`: the result, and the names in the wheel's lib with their text."""
+    code = "import setuptools.build_meta as b; b.build_wheel('dist')"
+    (checkout / "dist").mkdir(exist_ok=True)
+    built = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env={**os.environ, "PATH": path, "CMAKE_ARGS": "-DSPARSEKERNELS_CUDA=off"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    held = {}
+    for wheel in (checkout / "dist").glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.startswith("sparsekernels/lib/"):
+                    held[Path(name).name] = archive.read(name).decode(errors="replace")
+        wheel.unlink()
+    return built, held
+
+
+def test_a_second_build_whose_first_tools_are_gone(small_checkout: Path, tmp_path: Path) -> None:
+    """pip deletes the environment that it builds in, and the ninja that CMake's cache names."""
+    ninja = shutil.which("ninja", path=TOOLS)
+    if ninja is None:
+        pytest.skip("no ninja")
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        (folder / "ninja").symlink_to(ninja)
+        built, held = build_wheel(small_checkout, f"{folder}{os.pathsep}{TOOLS}")
+        assert built.returncode == 0, built.stderr
+        assert "libsparsekernels_cpu.so" in held, built.stdout + built.stderr
+        assert "no_cpu.txt" not in held
+        shutil.rmtree(folder)
+
+
+def test_what_cmake_said_is_the_reason(small_checkout: Path) -> None:
+    (small_checkout / "CMakeLists.txt").write_text(SMALL_PROJECT + 'message(FATAL_ERROR "the moon is full")')
+    built, held = build_wheel(small_checkout, TOOLS)
+    assert built.returncode == 0, built.stderr
+    assert "libsparsekernels_cpu.so" not in held
+    assert held["no_cpu.txt"].startswith("configuring failed when sparsekernels was built; it needs a C++20 compiler")
+    assert "the moon is full" in held["no_cpu.txt"]
+
+
+def test_what_the_compiler_said_is_the_reason(small_checkout: Path) -> None:
+    (small_checkout / "CMakeLists.txt").write_text(SMALL_PROJECT.replace("int small;", "int small = moon;"))
+    _, held = build_wheel(small_checkout, TOOLS)
+    assert held["no_cpu.txt"].startswith("compiling failed when sparsekernels was built")
+    assert "error: " in held["no_cpu.txt"]
+    assert "moon" in held["no_cpu.txt"]
+
+
+def test_a_failed_build_is_an_error_where_an_earlier_one_succeeded(small_checkout: Path) -> None:
+    """pip then leaves alone what is installed."""
+    build_wheel(small_checkout, TOOLS)
+    (small_checkout / "CMakeLists.txt").write_text(SMALL_PROJECT + 'message(FATAL_ERROR "the moon is full")')
+    built, held = build_wheel(small_checkout, TOOLS)
+    assert built.returncode != 0
+    assert not held
+    assert "the cpu kernels cannot be built: configuring failed" in built.stderr
+    assert "the moon is full" in built.stderr
+    assert list(small_checkout.rglob("libsparsekernels_cpu.so"))
+
+
+@pytest.mark.parametrize("states", ["sparsekernels interface 0;", "nothing of the kind", ""])
+def test_a_library_of_another_version_is_not_loaded(states: str, tmp_path: Path) -> None:
+    """A warning says so, and to build it again; calls run on what is there without it."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    shutil.copytree(
+        ROOT / "sparsekernels", tmp_path / "sparsekernels", ignore=shutil.ignore_patterns("lib", "__pycache__")
+    )
+    library = tmp_path / "sparsekernels/lib/libsparsekernels_cpu.so"
+    library.parent.mkdir()
+    if states:
+        source = tmp_path / "old.cpp"
+        source.write_text(
+            "#include <cstdlib>\n"
+            f'extern "C" const char stated[] = "{states}";\n'
+            "static struct Loaded { Loaded() { std::abort(); } } loaded;\n"
+        )
+        run("c++", "-shared", "-fPIC", source, "-o", library)
+    else:
+        library.touch()
+    code = (
+        "import torch, sparsekernels as sk; x = torch.randn(3, 8); "
+        "torch.testing.assert_close(sk.rms_norm(x, (8,)), torch.nn.functional.rms_norm(x, (8,)))"
+    )
+    ran = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert "libsparsekernels_cpu.so is of another version of sparsekernels than its Python code" in ran.stderr
+    assert "build it again, with pip install --force-reinstall" in ran.stderr
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
