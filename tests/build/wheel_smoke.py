@@ -1,4 +1,4 @@
-"""Tries sparsekernels as it is installed: run by an interpreter that has the wheel and torch, and nothing of a checkout.
+"""Tries sparsekernels as installed: run by an interpreter that has the wheel and torch, and nothing of a checkout.
 
     python wheel_smoke.py
 
