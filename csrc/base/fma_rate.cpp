@@ -14,15 +14,15 @@ using Clock = std::chrono::steady_clock;
 // The best rate of this thread, GFLOP/s, over `seconds`; a processor takes some milliseconds to find its frequency.
 double best_rate(double seconds) {
   constexpr int64_t kRounds = 2000;
-  alignas(64) float lines[kRateLines * kLanes] = {}, sums[kRateLines * kLanes];
-  const auto multiply_add_lines = cpu_kernels().tiles.multiply_add_lines;
+  alignas(64) float vectors[tiled::kRateVectors * kLanes] = {}, sums[tiled::kRateVectors * kLanes];
+  const auto multiply_add_vectors = cpu_kernels().tiles.multiply_add_vectors;
   double best = 0;
   const Clock::time_point begin = Clock::now();
   for (Clock::time_point start = begin; std::chrono::duration<double>(start - begin).count() < seconds;) {
-    multiply_add_lines(lines, kRounds, sums);
+    multiply_add_vectors(vectors, kRounds, sums);
     const Clock::time_point stop = Clock::now();
     const double taken = std::chrono::duration<double>(stop - start).count();
-    best = std::max(best, 2.0 * kLanes * kRateLines * kRounds / taken * 1e-9);
+    best = std::max(best, 2.0 * kLanes * tiled::kRateVectors * kRounds / taken * 1e-9);
     start = stop;
   }
   return best;

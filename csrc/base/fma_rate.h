@@ -6,7 +6,7 @@
 
 namespace sparsekernels {
 
-// In GFLOP/s, on all of `threads` together: multiply-adds whose one operand is one of 24 lines (1.5 KB) that are read
+// In GFLOP/s, on all of `threads` together: multiply-adds whose one operand is one of 24 vectors (1.5 KB) that are read
 // in turn, and nothing else. Takes 0.1 s.
 double fma_from_l1_gflops(const Threads& threads);
 

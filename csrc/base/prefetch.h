@@ -1,4 +1,4 @@
-// Brings parts of tensors up to L2, a few lines at a time, while something else is computed.
+// Brings parts of tensors up to L2, a few cache lines at a time, while something else is computed.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace sparsekernels {
 class PrefetchCursor {
  public:
   PrefetchCursor() = default;
-  // [begin, end) of a tensor in each dimension. Nothing, where that is no set of long runs of neighbouring elements.
+  // [begin, end) of a tensor in each dimension. Nothing, where that is no set of long runs of neighboring elements.
   PrefetchCursor(const Activation& tensor, const int64_t (&begin)[4], const int64_t (&end)[4]) {
     const int64_t element = element_size(tensor.dtype);
     const char* start = static_cast<const char*>(tensor.data);
@@ -42,9 +42,11 @@ class PrefetchCursor {
     runs_ = counts_[0] * counts_[1] * counts_[2];
   }
 
+  // Cache lines that are left.
   int64_t lines() const { return runs_ * run_lines(); }
 
-  void lines(int64_t count) {
+  // The next `count` of them.
+  void prefetch(int64_t count) {
     for (; count > 0 && runs_ > 0; --count) {
       __builtin_prefetch(next_, 0, 2);
       next_ += 64;

@@ -194,7 +194,7 @@ inline Handle empty(const int64_t* sizes, int64_t dim, int32_t dtype, const Hand
   return poisoned(Handle(result));
 }
 
-// An uninitialised result: contiguous, as torch's own.
+// An uninitialized result: contiguous, as torch's own.
 inline Handle empty_output(const Handle& input) {
   return empty(input.sizes(), input.dim(), input.dtype(), input);
 }

@@ -1,4 +1,4 @@
-// Vec16 lanes of float, and how each dtype is read into them and written from them. Compiled once per instruction
+// 16 lanes of float, and how each dtype is read into them and written from them. Compiled once per instruction
 // set: the file that includes this defines SPARSEKERNELS_AVX512, SPARSEKERNELS_AVX2 or neither. Everything is in an
 // anonymous namespace and no standard template is used, so that no code made for one instruction set can be picked by
 // the linker for another.
@@ -53,7 +53,7 @@ inline float widen(BFloat16 value) {
   return bits_to_float(static_cast<uint32_t>(value.bits) << 16);
 }
 
-// Scales by 2^112 to move float16's exponent to float's, which also normalises subnormal numbers.
+// Scales by 2^112 to move float16's exponent to float's, which also normalizes subnormal numbers.
 inline float widen(Float16 value) {
   const uint32_t magnitude = (value.bits & 0x7fffu) << 13;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;

@@ -2,12 +2,14 @@
 // instruction set, as vec.h is.
 #pragma once
 
+#include "base/dtype.h"
+#include "base/lanes.h"
 #include "base/vec.h"
 
 namespace sparsekernels {
 namespace {
 
-// Vec16 elements of T as floats. A masked access touches only the elements whose bit is set.
+// 16 elements of T as floats. A masked access touches only the elements whose bit is set.
 template <class T>
 struct Vec16 {
   static Vec<float> load(const T* from) {
@@ -189,6 +191,36 @@ inline Vec<float> limited(const Limits& limits, Vec<float> value) {
     for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] > limits.high ? limits.high : lanes[i];
   return Vec<float>::load(lanes);
 #endif
+}
+
+// Elements of any dtype but float64 as floats, and back.
+
+template <class T>
+void widen_all(const void* from, int64_t count, float* to) {
+  const T* const elements = static_cast<const T*>(from);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Vec16<T>::load(elements + i).store(to + i);
+  for (; i < count; ++i) to[i] = widen(elements[i]);
+}
+
+template <class T>
+void narrow_all(const float* from, int64_t count, void* to, int64_t at) {
+  T* const elements = static_cast<T*>(to) + at;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Vec16<T>::store(Vec<float>::load(from + i), elements + i);
+  for (; i < count; ++i) narrow(from[i], elements[i]);
+}
+
+void widen_elements(const void* from, int64_t count, DType dtype, float* to) {
+  if (dtype == DType::kBFloat16) return widen_all<BFloat16>(from, count, to);
+  if (dtype == DType::kFloat16) return widen_all<Float16>(from, count, to);
+  widen_all<float>(from, count, to);
+}
+
+void narrow_elements(const float* from, int64_t count, DType dtype, void* to, int64_t at) {
+  if (dtype == DType::kBFloat16) return narrow_all<BFloat16>(from, count, to, at);
+  if (dtype == DType::kFloat16) return narrow_all<Float16>(from, count, to, at);
+  narrow_all<float>(from, count, to, at);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Memory for the lines of a call.
+// Memory for what a call computes with.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@
 
 namespace sparsekernels {
 
-// Memory that a thread keeps from call to call, aligned to lines: fresh pages cost more than many a layer.
+// Memory that a thread keeps from call to call, aligned to pages: fresh pages cost more than many a layer.
 class Workspace {
  public:
   static constexpr size_t kMostKept = size_t{64} << 20, kAlignment = 4096;
@@ -47,7 +47,7 @@ class Workspace {
   size_t size_ = 0;
 };
 
-// Frees what is beyond an workspace's limit when a call or a thread's part of it ends, however it ends.
+// Frees what is beyond a workspace's limit when a call or a thread's share of it ends, however it ends.
 struct TrimWorkspace {
   Workspace& workspace;
   ~TrimWorkspace() { workspace.trim(); }

@@ -13,17 +13,19 @@
 namespace sparsekernels {
 
 const CpuKernels kAvx2Kernels = {
-    "avx2",
-    {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
-     rms_norm_kernels_of<double>()},
-    {line_kernels_of<float>(), line_kernels_of<BFloat16>(), line_kernels_of<Float16>()},
-    {jit_pack_kernels_of<float>(), jit_pack_kernels_of<BFloat16>(), jit_pack_kernels_of<Float16>()},
-    tile_kernels(),
-    widen_elements,
-    narrow_elements,
-    max_pool2d_planes,
-    max_pool2d_places,
-    batch_norm_forward,
-    batch_norm_backward};
+    .isa = "avx2",
+    .rms_norm =
+        {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
+         rms_norm_kernels_of<double>()},
+    .tiled_pack =
+        {tiled::pack_kernels_of<float>(), tiled::pack_kernels_of<BFloat16>(), tiled::pack_kernels_of<Float16>()},
+    .jit_pack = {jit::pack_kernels_of<float>(), jit::pack_kernels_of<BFloat16>(), jit::pack_kernels_of<Float16>()},
+    .tiles = tiled::tile_kernels(),
+    .widen = widen_elements,
+    .narrow = narrow_elements,
+    .max_pool2d = max_pool2d_planes,
+    .max_pool2d_places = max_pool2d_places,
+    .batch_norm_forward = batch_norm_forward,
+    .batch_norm_backward = batch_norm_backward};
 
 }  // namespace sparsekernels

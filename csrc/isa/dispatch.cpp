@@ -44,7 +44,9 @@ std::string supported_names() {
   int count;
   const Candidate* all = candidates(count);
   for (int i = 0; i < count; ++i) {
-    if (all[i].supported) names += (names.empty() ? "" : " ") + std::string(all[i].kernels->isa);
+    if (!all[i].supported) continue;
+    if (!names.empty()) names += ' ';
+    names += all[i].kernels->isa;
   }
   return names;
 }

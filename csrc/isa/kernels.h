@@ -30,10 +30,10 @@ constexpr int64_t kArrangedBlock = 32;
 
 struct CpuKernels {
   const char* isa;
-  RmsNormKernels rms_norm[4];  // by DType
-  LineKernels lines[3];        // by DType, without float64
-  JitPackKernels jit_pack[3];  // by DType, without float64
-  TileKernels tiles;
+  RmsNormKernels rms_norm[4];        // by DType
+  tiled::PackKernels tiled_pack[3];  // by DType, without float64
+  jit::PackKernels jit_pack[3];      // by DType, without float64
+  tiled::TileKernels tiles;
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);

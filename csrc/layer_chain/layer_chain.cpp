@@ -23,7 +23,7 @@ Threads one_thread() {
   return {1, [](int64_t count, const ParallelBody& body) { body(0, count); }};
 }
 
-// Where lines lie between each other, rows and columns are those of one channel, without gaps.
+// Where vectors lie between each other, rows and columns are those of one channel, without gaps.
 Activation activation_of(const ChainTensor& tensor, DType dtype, int64_t images, void* place) {
   const ChainLayout& layout = tensor.layout;
   Activation result;
@@ -41,7 +41,7 @@ Activation activation_of(const ChainTensor& tensor, DType dtype, int64_t images,
 // A sparse convolution of so many images, but for where its tensors lie.
 struct PreparedLayer {
   Lattice lattice = {};
-  Correlation correlation;             // without kernels: it runs as it would alone
+  jit::Correlation correlation;        // without kernels: it runs as it would alone
   bool residual_is_elsewhere = false;  // than where the result lies: in another layout
   int64_t above = 0;                   // floats from where the planes it reads begin to the source's first element
   std::vector<float> values;
@@ -87,25 +87,25 @@ PreparedLayer prepare_layer(
   const ChainLayout& residual = tensors[static_cast<size_t>(convolution.residual.value_or(0))].layout;
   result.residual_is_elsewhere = convolution.residual && !(residual == dest);
   const Threads one = {1, threads.run};  // one will run it; all may compile it
-  result.correlation = plan_correlation(
+  result.correlation = jit::plan_correlation(
       result.lattice, convolution.pattern, result.epilogue.flags, one, plan.plan.images,
-      result.residual_is_elsewhere ? residual.channel : 0, dest.images);
+      result.residual_is_elsewhere ? std::optional(residual.channel) : std::nullopt, dest.images);
   const bool stores = result.correlation.kernels != nullptr && result.correlation.plan.direct;
   if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
   if (result.correlation.kernels == nullptr) return result;
-  result.correlation.dest_line = dest.line;
+  result.correlation.dest_vector_stride = dest.vector_stride;
   result.correlation.residual_image = residual.image;
   result.correlation.residual_channel = residual.channel;
-  result.correlation.residual_line = residual.line;
-  result.correlation.source_line = source.line;
+  result.correlation.residual_vector_stride = residual.vector_stride;
+  result.correlation.source_vector_stride = source.vector_stride;
   if (!source.is_plain && source == plan.wanted) {
     result.correlation.planes_image = source.image;
     result.above = source.first - source.planes;
   }
   const int64_t narrow = convolution.pattern.dtype == DType::kFloat32 ? 0 : divide_up(convolution.pattern.nonzeros, 2);
   std::vector<float> halves(static_cast<size_t>(narrow));
-  result.values.resize(static_cast<size_t>(convolution.pattern.nonzeros + 2 * kValueBias));
-  arrange_values(
+  result.values.resize(static_cast<size_t>(convolution.pattern.nonzeros + 2 * jit::kValueBias));
+  jit::arrange_values(
       result.correlation.kernels->order(), convolution.pattern.values, convolution.pattern.dtype, threads,
       halves.data(), result.values.data());
   return result;
@@ -127,8 +127,8 @@ void run_pooling(
   call.source_channel = source.stride[1];
   call.dest_image = dest.stride[0];
   call.dest_channel = dest.stride[1];
-  call.source_line = from.line;
-  call.dest_line = to.line;
+  call.source_vector_stride = from.vector_stride;
+  call.dest_vector_stride = to.vector_stride;
   call.images = from.images;
   std::vector<float> row(static_cast<size_t>(call.row_floats()));
   const int64_t planes = from.images == 1 ? source.size[0] * source.size[1] : divide_up(source.size[0], from.images);
@@ -142,9 +142,9 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
   if (above + layout.below == 0) return;
   for (int64_t image_block = 0; image_block < divide_up(dest.size[0], layout.images); ++image_block) {
     float* const begin = static_cast<float*>(dest.data) + image_block * layout.image;
-    if (layout.line != 16) {  // whole lines, of all channels
+    if (plane_order(layout.vector_stride) == PlaneOrder::kInterleaved) {  // whole vectors, of all channels
       std::fill_n(begin - above, above, 0.0f);
-      std::fill_n(begin + positions * layout.images / 16 * layout.line, layout.below, 0.0f);
+      std::fill_n(begin + positions * layout.images / kLanes * layout.vector_stride, layout.below, 0.0f);
       continue;
     }
     for (int64_t channel = 0; channel < tensor.size[0]; ++channel) {
@@ -177,7 +177,7 @@ void run_convolution(
   }
   Lattice lattice = prepared.lattice;
   lattice.source.data = source.data;
-  if (prepared.correlation.planes_image != 0) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
+  if (prepared.correlation.planes_image) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
   lattice.dest.data = dest.data;
   PackedEpilogue packed = prepared.epilogue;
   if (residual != nullptr) {  // kernels read where it is from memory, which each thread has its own of
@@ -190,7 +190,7 @@ void run_convolution(
       packed.header = epilogue_floats;
     }
   }
-  run_items(
+  jit::run_items(
       lattice, prepared.correlation, layer.pattern, prepared.values.data(), packed, 0,
       prepared.correlation.items(lattice));
 }
@@ -275,12 +275,12 @@ std::vector<ChainLayerPlan> plan_layers(
       const int64_t taps = geometry.kernel[0] * geometry.kernel[1];
       check_indices(convolution->pattern, convolution->input_channels / geometry.groups * taps);
       // Whatever the number of threads, so that bits do not depend on it.
-      const int64_t most = std::min<int64_t>(kMostImages, std::max<int64_t>(1, batch / cost::chain::kThreads));
+      const int64_t most = std::min<int64_t>(jit::kMostImages, std::max<int64_t>(1, batch / cost::chain::kThreads));
       const Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
-      one.plan = make_jit_plan(lattice, convolution->pattern.nonzeros, 0, 1, 0, most);
-      one.by_jit = one.plan.is_worth_it && may_use_jit(convolution->pattern) && dtype == DType::kFloat32;
+      one.plan = jit::make_forward_plan(lattice, convolution->pattern.nonzeros, 0, 1, std::nullopt, most);
+      one.by_jit = one.plan.is_worth_it && jit::may_use_jit(convolution->pattern) && dtype == DType::kFloat32;
       one.gathers = one.by_jit && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
-                    one.plan.images * (source.elements() + 16 * source.size[0]) < int64_t{1} << 30;
+                    one.plan.images * (source.elements() + kLanes * source.size[0]) < int64_t{1} << 30;
       if (one.by_jit) one.wanted = planes_as_layout(lattice, one.plan, source);
     }
     plans.push_back(std::move(one));

@@ -5,26 +5,27 @@
 namespace sparsekernels {
 namespace {
 
-// The lines of all channels between each other, where nothing else is wanted: what is stored for a line of positions is
-// in one place, and not on as many pages as there are channels.
-ChainLayout lines_layout(const ChainTensor& tensor, int64_t images) {
-  const int64_t line = (tensor.size[0] | 1) * 16;
+// The vectors of all channels between each other, where nothing else is wanted: what is stored for a vector of
+// positions is in one place, and not on as many pages as there are channels.
+ChainLayout interleaved_layout(const ChainTensor& tensor, int64_t images) {
+  const int64_t vector_stride = (tensor.size[0] | 1) * kLanes;
   return {
       .images = images,
-      .channel = 16,
-      .line = line,
-      .image = divide_up(tensor.size[1] * tensor.size[2] * images, 16) * line};
+      .channel = kLanes,
+      .vector_stride = vector_stride,
+      .image = divide_up(tensor.size[1] * tensor.size[2] * images, kLanes) * vector_stride};
 }
 
 // Whether a layer reads its source from such a layout.
 bool can_read(const ChainLayer& layer, const ChainLayerPlan& plan, const ChainLayout& layout) {
-  return layout.line == 16 || plan.wanted == layout || (layer.convolution() && plan.gathers && layout.images == 1);
+  return plane_order(layout.vector_stride) == PlaneOrder::kPlanar || plan.wanted == layout ||
+         (layer.convolution() && plan.gathers && layout.images == 1);
 }
 
-// Whether all strips of a result of so many columns begin at whole lines.
-bool strips_are_lines(const JitPlan& plan, int64_t columns) {
+// Whether all strips of a result of so many columns begin at whole vectors.
+bool strips_are_vectors(const jit::ForwardPlan& plan, int64_t columns) {
   if (plan.strips[1] > 1) return plan.strips[0] == 1 && plan.strip[0] == 1;  // of one row, in sixteens
-  return plan.strips[0] == 1 || plan.strip[0] * columns * plan.images % 16 == 0;
+  return plan.strips[0] == 1 || plan.strip[0] * columns * plan.images % kLanes == 0;
 }
 
 // Whether a layer stores its result in such a layout, its source being in that one.
@@ -32,30 +33,32 @@ bool can_store(
     const ChainLayer& layer, const ChainLayerPlan& one, const ChainTensor& result, const ChainLayout& layout,
     const ChainLayout& source) {
   if (layer.pooling()) return layout.images == source.images;
-  const JitPlan& plan = one.plan;
+  const jit::ForwardPlan& plan = one.plan;
   if (!one.by_jit || !plan.gapless || plan.images != layout.images) return false;
   if (layout.images > 1 && layer.residual()) return false;
-  return strips_are_lines(plan, result.size[2]);
+  return strips_are_vectors(plan, result.size[2]);
 }
 
 }  // namespace
 
 ChainLayout plain_layout(const int64_t (&size)[3]) {
   const int64_t positions = size[1] * size[2];
-  return {.images = 1, .channel = positions, .line = 16, .image = size[0] * positions, .is_plain = true};
+  return {.images = 1, .channel = positions, .vector_stride = kLanes, .image = size[0] * positions, .is_plain = true};
 }
 
-ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const ChainTensor& source) {
+ChainLayout planes_as_layout(const Lattice& lattice, const jit::ForwardPlan& plan, const ChainTensor& source) {
   const ChainLayout plain = plain_layout(source.size);
-  const int64_t positions = source.size[1] * source.size[2], images = plan.images, line = plan.line_floats;
+  const int64_t positions = source.size[1] * source.size[2], images = plan.images, vector_stride = plan.vector_stride;
   if (lattice.groups != 1 || lattice.some_reach_nothing || plan.phases != 1) return plain;
-  if (positions * images < 16 || positions < 2 || source.size[0] < 2) return plain;  // it may be described otherwise
-  if (lattice.is_flat() && lattice.size[0] == 1 && lattice.size[1] == positions && line != 16)
+  if (positions * images < kLanes || positions < 2 || source.size[0] < 2)
+    return plain;  // it may be described otherwise
+  if (lattice.is_flat() && lattice.size[0] == 1 && lattice.size[1] == positions &&
+      plane_order(vector_stride) == PlaneOrder::kInterleaved)
     return {
         .images = images,
-        .channel = 16,
-        .line = line,
-        .image = divide_up(positions * images, 16) * line,
+        .channel = kLanes,
+        .vector_stride = vector_stride,
+        .image = divide_up(positions * images, kLanes) * vector_stride,
         .around = plan.back_floats};
   const int64_t above = -lattice.origin[0], rows = lattice.size[0] + lattice.most_shift[0];
   const bool is_copy = plan.strips[1] == 1 && plan.pitch == source.size[2] && plan.first_column[0] == 0 &&
@@ -63,15 +66,18 @@ ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const 
                        rows >= above + source.size[1];
   if (!is_copy) return plain;
   // from floats of a plane to those of all channels, where these lie between each other
-  const auto spread = [&](int64_t floats) { return line == 16 ? floats : floats / 16 * line; };
+  const auto spread = [&](int64_t floats) {
+    return plane_order(vector_stride) == PlaneOrder::kPlanar ? floats : floats / kLanes * vector_stride;
+  };
   const int64_t row = plan.pitch * images, below = (rows - above - source.size[1]) * row;
-  if (line != 16 && row % 16 != 0) return plain;  // strips and images would begin within lines
+  if (plane_order(vector_stride) == PlaneOrder::kInterleaved && row % kLanes != 0)
+    return plain;  // strips and images would begin within vectors
   const int64_t around = plan.front_floats + plan.back_floats, first = plan.front_floats + spread(above * row);
-  if (line != 16)  // any strip of rows is a part of all of them
+  if (plane_order(vector_stride) == PlaneOrder::kInterleaved)  // any strip of rows is a part of all of them
     return {
         .images = images,
-        .channel = 16,
-        .line = line,
+        .channel = kLanes,
+        .vector_stride = vector_stride,
         .image = spread(rows * row),
         .first = first,
         .planes = plan.front_floats,
@@ -81,7 +87,7 @@ ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const 
   return {
       .images = 1,
       .channel = plan.channel_floats,
-      .line = 16,
+      .vector_stride = kLanes,
       .image = plan.image_block_floats,
       .first = first,
       .planes = plan.front_floats,
@@ -89,8 +95,8 @@ ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const 
       .around = around};
 }
 
-// Pooling of sixteen interleaved images takes lines and gives lines: it wants its source so if the one who reads its
-// result does.
+// Pooling of sixteen interleaved images takes vectors and gives vectors: it wants its source so if the one who reads
+// its result does.
 void let_pools_want(
     const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors,
     std::vector<ChainLayerPlan>& plans) {
@@ -103,8 +109,8 @@ void let_pools_want(
       if (layers[i].source == result) ++readers, wanted = &plans[i].wanted;
       if (layers[i].adds(result)) readers = 2;
     }
-    if (readers == 1 && wanted->images == 16)
-      plans[pool].wanted = lines_layout(tensors[static_cast<size_t>(layers[pool].source)], 16);
+    if (readers == 1 && wanted->images == jit::kMostImages)
+      plans[pool].wanted = interleaved_layout(tensors[static_cast<size_t>(layers[pool].source)], jit::kMostImages);
   }
 }
 
@@ -124,12 +130,12 @@ void choose_layouts(
       if (!layers[i].adds(static_cast<int>(tensor))) continue;
       is_residual = true;
       may_move = may_move && plans[i].by_jit && plans[i].plan.direct;
-      may_move = may_move && strips_are_lines(plans[i].plan, one.size[2]);
+      may_move = may_move && strips_are_vectors(plans[i].plan, one.size[2]);
     }
     if (!may_move) continue;
     std::vector<ChainLayout> wanted;
     for (const size_t i : readers) wanted.push_back(plans[i].wanted);
-    if (readers.empty() && one.size[0] > 1) wanted.push_back(lines_layout(one, 1));
+    if (readers.empty() && one.size[0] > 1) wanted.push_back(interleaved_layout(one, 1));
     const ChainLayout& source = tensors[static_cast<size_t>(maker.source)].layout;
     for (const ChainLayout& layout : wanted) {
       const auto reads = [&](size_t i) { return can_read(layers[i], plans[i], layout); };

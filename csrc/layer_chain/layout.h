@@ -3,18 +3,17 @@
 #pragma once
 
 #include "layer_chain/call.h"
-#include "sparse_conv2d/jit/plan.h"
+#include "sparse_conv2d/jit/forward_plan.h"
 
 namespace sparsekernels {
 
 // Of `images` = n images that are interleaved, position p = row * columns + column of channel c of image i is, with
 // f = p * n + i % n, element
-//     first + i / n * image + c * channel + f / 16 * line + f % 16
-// of the tensor's place. A line of 16 means that positions follow each other; else that lines of all channels lie
-// between each other, and only then are images interleaved.
+//     first + i / n * image + c * channel + f / 16 * vector_stride + f % 16
+// of the tensor's place: planar, or interleaved (PlaneOrder), and only then are images interleaved as well.
 struct ChainLayout {
   int64_t images = 1;
-  int64_t channel = 0, line = 16, image = 0;
+  int64_t channel = 0, vector_stride = kLanes, image = 0;
   int64_t first = 0;
   int64_t planes = 0;     // where the planes of its readers begin: before `first` are rows of zeros
   int64_t below = 0;      // zeros behind a channel's last position, or of all channels
@@ -22,8 +21,9 @@ struct ChainLayout {
   bool is_plain = false;  // as a tensor
 
   bool operator==(const ChainLayout& other) const {
-    return images == other.images && channel == other.channel && line == other.line && image == other.image &&
-           first == other.first && planes == other.planes && below == other.below && is_plain == other.is_plain;
+    return images == other.images && channel == other.channel && vector_stride == other.vector_stride &&
+           image == other.image && first == other.first && planes == other.planes && below == other.below &&
+           is_plain == other.is_plain;
   }
 };
 
@@ -39,15 +39,15 @@ struct ChainTensor {
 // What is planned for a layer, its tensors plain.
 struct ChainLayerPlan {
   bool by_jit = false;
-  JitPlan plan = {};
-  bool gathers = false;  // a source that lies in lines
+  jit::ForwardPlan plan = {};
+  bool gathers = false;  // a source that lies in vectors
   ChainLayout wanted;    // of its source
 };
 
 ChainLayout plain_layout(const int64_t (&size)[3]);
 
 // The planes that a layer reads, as a layout of its source; plain, where they are no copy of it.
-ChainLayout planes_as_layout(const Lattice& lattice, const JitPlan& plan, const ChainTensor& source);
+ChainLayout planes_as_layout(const Lattice& lattice, const jit::ForwardPlan& plan, const ChainTensor& source);
 
 // Sets the layout of each tensor.
 void choose_layouts(

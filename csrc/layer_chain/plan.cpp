@@ -29,7 +29,7 @@ class Places {
     };
     for (int i = first; i + 1 < last; ++i) {
       const ChainLayout& layout = tensors[static_cast<size_t>(i) + 1].layout;
-      const int64_t count = divide_up(layout.image + layout.around, 16 * layout.images) * 16;
+      const int64_t count = divide_up(layout.image + layout.around, kLanes * layout.images) * kLanes;
       drop([&](const Block& block) { return tensors[static_cast<size_t>(block.tensor)].last_use < i; });
       // A residual that nobody reads again gives its place to the sum: element by element it is read before it is
       // written.

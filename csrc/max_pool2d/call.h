@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/lanes.h"
 
 namespace sparsekernels {
 
@@ -22,9 +23,9 @@ struct MaxPool2d {
   int64_t channels = 1;  // strides, in elements:
   int64_t source_image = 0, source_channel = 0;
   int64_t dest_image = 0, dest_channel = 0;
-  int64_t source_line = 16, dest_line = 16;  // from sixteen places of a plane to the next sixteen
-  // Interleaved, 1 or 16: then float32, a place of a plane is a line, channels are 16 apart, and the strides of images
-  // are those of sixteen.
+  int64_t source_vector_stride = kLanes, dest_vector_stride = kLanes;  // from 16 places of a plane to the next 16
+  // Interleaved, 1 or 16: then float32, a place of a plane is a vector, channels are 16 apart, and the strides of
+  // images are those of sixteen.
   int64_t images = 1;
 
   // Floats that a thread needs beside them: a row, with what its last places may read behind it.

@@ -18,7 +18,7 @@ inline double eps_or_default(std::optional<double> eps, DType dtype) {
   return *eps;
 }
 
-// Checks input, the normalised dimensions and weight against one another; returns the number of leading dimensions.
+// Checks input, the normalized dimensions and weight against one another; returns the number of leading dimensions.
 inline int64_t check_shapes(const Handle& input, int64_t dims, int64_t size, const Handle& weight) {
   const int64_t leading = input.dim() - dims;
   require(dims > 0 && leading >= 0, "normalized_shape: expected the trailing sizes of input");

@@ -37,7 +37,7 @@ void check_activation(const Handle& tensor, const Geometry& geometry) {
       "input: expected fewer than 2^31 weights for an output channel");
 }
 
-// Uninitialised; contiguous or channels last.
+// Uninitialized; contiguous or channels last.
 Handle empty_activation(const int64_t (&sizes)[4], bool channels_last, const Handle& like) {
   if (!channels_last) return empty(sizes, 4, like.dtype(), like);
   int64_t strides[4];
@@ -309,11 +309,11 @@ void boxed_fma_rate(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void boxed_kept_kernels(StableIValue* stack, uint64_t, uint64_t) {
-  stack[0] = torch::stable::detail::from(jit_allowed() ? kept_kernel_bytes() : int64_t{-1});
+  stack[0] = torch::stable::detail::from(jit::jit_allowed() ? jit::kept_kernel_bytes() : int64_t{-1});
 }
 
 void boxed_most_kernels(StableIValue* stack, uint64_t, uint64_t) {
-  stack[0] = torch::stable::detail::from(most_kernel_bytes());
+  stack[0] = torch::stable::detail::from(jit::most_kernel_bytes());
 }
 
 }  // namespace

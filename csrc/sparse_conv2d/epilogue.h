@@ -17,7 +17,7 @@ struct PackedEpilogue {
   float low, high;
   int flags;  // of the bits above
   // Where the residual lies in another way than the destination (layer_chain/layout.h): its first element, and the
-  // header, where run_items says for each line how far it is. Else null.
+  // header, where jit::run_items says for each vector how far it is. Else null.
   const float* residual;
   float* header;
 };

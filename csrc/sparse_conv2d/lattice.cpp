@@ -157,8 +157,8 @@ LaneGrid choose_lanes(const Lattice& lattice) {
   const int64_t batch = lattice.source.size[0], height = lattice.size[0], width = lattice.size[1];
   LaneGrid best = {};
   double best_cost = 0;
-  for (int64_t rows = 1; rows <= std::min<int64_t>(height, 16); ++rows) {
-    for (int64_t columns = 1; columns <= std::min<int64_t>(width, 16) && rows * columns <= 16; ++columns) {
+  for (int64_t rows = 1; rows <= std::min<int64_t>(height, kLanes); ++rows) {
+    for (int64_t columns = 1; columns <= std::min<int64_t>(width, kLanes) && rows * columns <= kLanes; ++columns) {
       LaneGrid one = {};
       one.size[0] = divide_up(height, rows);
       one.size[1] = divide_up(width, columns);
@@ -171,11 +171,11 @@ LaneGrid choose_lanes(const Lattice& lattice) {
         one.position_step[d] = 1;
         one.total[d] = lattice.size[d];
       }
-      // Lines that are computed, and, at a fraction of that, lines that are packed, with the rest of a row that is read
-      // for 16 columns at a time.
+      // Vectors that are computed, and, at a fraction of that, vectors that are packed, with the rest of a row that is
+      // read for 16 columns at a time.
       const double halo = static_cast<double>(
           (one.size[0] + lattice.most_shift[0]) * divide_up(one.size[1] + lattice.most_shift[1], 4) * 4);
-      const double groups = static_cast<double>(one.groups());
+      const double groups = static_cast<double>(one.lane_groups());
       const double cost = groups * (static_cast<double>(one.size[0] * one.size[1]) + cost::tiled::kPacking * halo);
       if (best.lanes == 0 || cost < best_cost) {
         best = one;
@@ -183,19 +183,19 @@ LaneGrid choose_lanes(const Lattice& lattice) {
       }
     }
   }
-  const bool neighbours = lattice.is_flat() && lattice.origin[0] == 0 && lattice.origin[1] == 0 && height == 1 &&
-                          lattice.source.size[3] == lattice.dest.size[3] && lattice.source.stride[3] == 1 &&
-                          lattice.dest.stride[3] == 1 && width >= 16;
-  const int64_t pixel_lines = batch * divide_up(width, 16);
-  if (neighbours && static_cast<double>(pixel_lines) <= cost::tiled::kPixelTolerance * best_cost) {
+  const bool neighbors = lattice.is_flat() && lattice.origin[0] == 0 && lattice.origin[1] == 0 && height == 1 &&
+                         lattice.source.size[3] == lattice.dest.size[3] && lattice.source.stride[3] == 1 &&
+                         lattice.dest.stride[3] == 1 && width >= kLanes;
+  const int64_t pixel_vectors = batch * divide_up(width, kLanes);
+  if (neighbors && static_cast<double>(pixel_vectors) <= cost::tiled::kPixelTolerance * best_cost) {
     best.grid[0] = 1;
-    best.grid[1] = 16;
+    best.grid[1] = kLanes;
     best.size[0] = 1;
-    best.size[1] = divide_up(width, 16);
+    best.size[1] = divide_up(width, kLanes);
     best.origin_step[0] = best.origin_step[1] = 1;
     best.position_step[0] = 1;
-    best.position_step[1] = 16;
-    best.lanes = batch * 16;
+    best.position_step[1] = kLanes;
+    best.lanes = batch * kLanes;
     best.adjacent = true;
   }
   return best;

@@ -7,12 +7,13 @@
 //
 // in each of two dimensions. A convolution with stride s has source_step = s: its source is split by phases, rows and
 // columns modulo s. Its input gradient has dest_step = s: every residue of the destination has its own taps. All that a
-// kernel sees are lines at shifts of whole lines.
+// kernel sees are vectors at shifts of whole vectors.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "base/lanes.h"
 #include "sparse_conv2d/call.h"
 
 namespace sparsekernels {
@@ -61,7 +62,7 @@ Lattice input_gradient_lattice(
 // Where the positions lie side by side in memory, describes them as one row of pixels, or as single pixels.
 void merge_positions(Lattice& lattice);
 
-// Vec16 translates of the lattice make a group of lanes. Lane v is image v / (grid rows * grid columns); its first
+// 16 translates of the lattice make a group of lanes. Lane v is image v / (grid rows * grid columns); its first
 // position is (row of the grid) * origin_step[0], (column) * origin_step[1]; its next ones follow at position_step.
 struct LaneGrid {
   int64_t grid[2];
@@ -70,9 +71,9 @@ struct LaneGrid {
   int64_t origin_step[2];
   int64_t position_step[2];
   int64_t lanes;
-  bool adjacent;  // neighbouring lanes are neighbouring pixels
+  bool adjacent;  // neighboring lanes are neighboring pixels
 
-  int64_t groups() const { return (lanes + 15) / 16; }
+  int64_t lane_groups() const { return (lanes + kLanes - 1) / kLanes; }
 };
 
 LaneGrid choose_lanes(const Lattice& lattice);

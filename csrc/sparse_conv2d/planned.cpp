@@ -48,10 +48,10 @@ CallShape shape_of(
 // Of calls of one shape.
 struct CallPlan {
   CallShape shape;
-  Lattice lattice;          // without the places of its tensors
-  Correlation correlation;  // without its kernels, which are the cache's
+  Lattice lattice;               // without the places of its tensors
+  jit::Correlation correlation;  // without its kernels, which are the cache's
   bool has_kernels = false;
-  KernelKey key = {};
+  jit::KernelKey key = {};
   // Of each value, in the order of the kernels, its place in the dense weight; made by the first call that has one.
   std::vector<int32_t> dense_order;
   std::once_flag has_dense_order;
@@ -97,14 +97,15 @@ struct PlannedConv2d::State {
   }
 
   std::shared_ptr<CallPlan> make(
-      const CallShape& shape, const Activation& input, const Activation& output, int parts, const Threads& threads) {
+      const CallShape& shape, const Activation& input, const Activation& output, int epilogue_flags,
+      const Threads& threads) {
     const auto plan = std::make_shared<CallPlan>();
     plan->shape = shape;
     plan->lattice = forward_lattice(geometry, input, output);
     merge_positions(plan->lattice);
-    plan->correlation = plan_correlation(plan->lattice, pattern, parts, threads);
+    plan->correlation = jit::plan_correlation(plan->lattice, pattern, epilogue_flags, threads);
     plan->has_kernels = plan->correlation.kernels != nullptr;
-    if (plan->has_kernels) plan->key = key_of(plan->lattice, plan->correlation.plan, pattern, threads);
+    if (plan->has_kernels) plan->key = jit::key_of(plan->lattice, plan->correlation.plan, pattern, threads);
     return plan;
   }
 };
@@ -130,7 +131,7 @@ bool PlannedConv2d::is_of(const SparsePattern& pattern, const Threads& threads) 
   if (std::memcmp(pattern.crow_indices, own.crow_indices, static_cast<size_t>(own.rows + 1) * sizeof(int32_t)) != 0)
     return false;
   std::atomic<bool> same{true};
-  for_pieces(own.nonzeros, threads, [&](int64_t begin, int64_t end) {
+  jit::for_pieces(own.nonzeros, threads, [&](int64_t begin, int64_t end) {
     const size_t bytes = static_cast<size_t>(end - begin) * sizeof(int32_t);
     if (std::memcmp(pattern.col_indices + begin, own.col_indices + begin, bytes) != 0) same = false;
   });
@@ -160,37 +161,37 @@ void PlannedConv2d::run(
   const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, input.dtype, output.data);
   const CallShape shape = shape_of(input, epilogue, output, threads);
   std::shared_ptr<CallPlan> plan = state.find(shape);
-  std::shared_ptr<const ForwardKernels> kernels;
+  std::shared_ptr<const jit::ForwardKernels> kernels;
   if (plan == nullptr) {
     plan = state.make(shape, input, output, packed.flags, threads);
     kernels = std::move(plan->correlation.kernels);
     state.keep(plan);
   } else if (plan->has_kernels) {
-    kernels = cached_kernels(plan->key, plan->lattice, plan->correlation.plan, pattern, threads);
+    kernels = jit::cached_kernels(plan->key, plan->lattice, plan->correlation.plan, pattern, threads);
   }
   Lattice lattice = plan->lattice;
   lattice.source.data = input.data;
   lattice.dest.data = output.data;
   if (kernels == nullptr) {
-    if (!weight.dense) return correlate_by_tiles(lattice, pattern, packed, threads);
+    if (!weight.dense) return tiled::correlate(lattice, pattern, packed, threads);
     const TrimWorkspace trim{values_workspace};
     float* values;
     WorkspaceLayout own;
     own.add(&values, divide_up(pattern.nonzeros * element_size(weight.dtype), sizeof(float)));
     own.allocate(values_workspace);
-    gather_elements(state.places(), weight.data, weight.dtype, threads, values);
+    jit::gather_elements(state.places(), weight.data, weight.dtype, threads, values);
     pattern.values = values;
-    return correlate_by_tiles(lattice, pattern, packed, threads);
+    return tiled::correlate(lattice, pattern, packed, threads);
   }
-  Correlation correlation = plan->correlation;
+  jit::Correlation correlation = plan->correlation;
   correlation.kernels = kernels;
-  if (!weight.dense) return correlate_by_jit(lattice, correlation, pattern, kernels->order(), packed, threads);
+  if (!weight.dense) return jit::correlate(lattice, correlation, pattern, kernels->order(), packed, threads);
   std::call_once(plan->has_dense_order, [&] {
     const std::vector<int32_t>& places = state.places();
     plan->dense_order.reserve(places.size());
     for (const int32_t nonzero : kernels->order()) plan->dense_order.push_back(places[static_cast<size_t>(nonzero)]);
   });
-  correlate_by_jit(lattice, correlation, pattern, plan->dense_order, packed, threads);
+  jit::correlate(lattice, correlation, pattern, plan->dense_order, packed, threads);
 }
 
 }  // namespace sparsekernels

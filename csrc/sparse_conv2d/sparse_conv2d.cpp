@@ -3,7 +3,7 @@
 // else runs tiles with the pattern as data (tiled/).
 //
 // An output element is summed within each block of channels, then over the blocks. A weight's gradient is summed within
-// a tile, then over tiles, then over the plan's chunks of work_items. These depend on shapes, density, instruction set
+// a tile, then over tiles, then over the plan's chunks of work items. These depend on shapes, density, instruction set
 // and cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
 #include <algorithm>
 #include <cstring>
@@ -22,9 +22,9 @@ void correlate(
   check_rows(pattern);
   merge_positions(lattice);
   const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, dtype, lattice.dest.data);
-  const Correlation correlation = plan_correlation(lattice, pattern, packed.flags, threads);
-  if (correlation.kernels == nullptr) return correlate_by_tiles(lattice, pattern, packed, threads);
-  correlate_by_jit(lattice, correlation, pattern, correlation.kernels->order(), packed, threads);
+  const jit::Correlation correlation = jit::plan_correlation(lattice, pattern, packed.flags, threads);
+  if (correlation.kernels == nullptr) return tiled::correlate(lattice, pattern, packed, threads);
+  jit::correlate(lattice, correlation, pattern, correlation.kernels->order(), packed, threads);
 }
 
 }  // namespace
@@ -75,8 +75,8 @@ void sparse_conv2d_weight_gradient(
   }
   Lattice lattice = forward_lattice(geometry, input, grad_output);
   merge_positions(lattice);
-  if (weight_gradient_by_jit(lattice, pattern, grad_values, threads)) return;
-  weight_gradient_by_tiles(lattice, pattern, grad_values, threads);
+  if (jit::weight_gradient(lattice, pattern, grad_values, threads)) return;
+  tiled::weight_gradient(lattice, pattern, grad_values, threads);
 }
 
 }  // namespace sparsekernels

@@ -81,7 +81,7 @@ def draw_lanes() -> plt.Figure:
         mark(axes, at, 4, cell, 1, 2, BLUE)
         text(axes, at + 3, 11.3, ("image 0", "image 1", "image 2", "image 15")[i], ha="center", fontsize=8)
     text(axes, left + 25, 7, "…", ha="center")
-    text(axes, right, 6.2, "one line: the same pixel of 16 images", fontsize=9)
+    text(axes, right, 6.2, "one vector: the same pixel of 16 images", fontsize=9)
     line_of_lanes(axes, right, 8)
 
     text(axes, left, 16, "a lane is a region of an image", weight="bold")
@@ -94,7 +94,7 @@ def draw_lanes() -> plt.Figure:
     text(axes, left + 15.5, 21, "one image in 4 x 4 regions;", fontsize=8)
     text(axes, left + 15.5, 23, "a region's halo is", fontsize=8)
     text(axes, left + 15.5, 25, "its neighbours' pixels", fontsize=8)
-    text(axes, right, 23.2, "one line: the same place of 16 regions", fontsize=9)
+    text(axes, right, 23.2, "one vector: the same place of 16 regions", fontsize=9)
     line_of_lanes(axes, right, 25)
 
     text(axes, left, 36, "a lane is every 16th pixel (1x1 kernel, NCHW)", weight="bold")
@@ -103,11 +103,11 @@ def draw_lanes() -> plt.Figure:
     for column in range(16, 32):
         box(axes, left + column * cell, 38.5, cell, cell, "white", fill=BLUE, line=0.6)
     text(axes, left, 41.5, "pixels of one channel, as they lie in memory", fontsize=8)
-    text(axes, right, 38.2, "one line: 16 pixels side by side", fontsize=9)
+    text(axes, right, 38.2, "one vector: 16 pixels side by side", fontsize=9)
     line_of_lanes(axes, right, 40)
 
     text(
-        axes, 36, 47, "A kernel is given the same in all three cases: lines of 16 floats, 64 bytes each.",
+        axes, 36, 47, "A kernel is given the same in all three cases: vectors of 16 floats, 64 bytes each.",
         ha="center", fontsize=9, color=BLUE,
     )  # fmt: skip
     return figure
@@ -136,18 +136,18 @@ def draw_packing() -> plt.Figure:
     text(axes, x + 8 * cell, y - 1.2, "columns of the row", ha="center", fontsize=8)
     text(axes, x + 16 * cell + 0.5, y + 8 * cell, "lanes", fontsize=8, rotation=270)
     text(axes, x, 21.6, "a column of the square", fontsize=8.5, color=ORANGE)
-    text(axes, x, 23.6, "is a line: 16 floats", fontsize=8.5, color=ORANGE)
+    text(axes, x, 23.6, "is a vector: 16 floats", fontsize=8.5, color=ORANGE)
 
     arrow(axes, (41.7, 12), (45, 12), BLUE)
 
-    text(axes, 46, 2, "a plane of lines, halo included", weight="bold")
+    text(axes, 46, 2, "a plane of vectors, halo included", weight="bold")
     cell = 1.32
     x, y = 46, 6.3
     grid(axes, x, y, 9, 18, cell, fill=PALE[GRAY])
     grid(axes, x + cell, y + cell, 7, 16, cell, BLUE, fill=PALE[BLUE])
     grid(axes, x + cell, y + 3 * cell, 1, 16, cell, BLUE, fill="#8FC1E3")
     box(axes, x + 6 * cell, y + 3 * cell, cell, cell, ORANGE, fill=ORANGE, line=0.6)
-    text(axes, x, 20, "a square is a line", fontsize=8.5)
+    text(axes, x, 20, "a square is a vector", fontsize=8.5)
     text(axes, x, 22, "grey: zeros around the image", fontsize=8.5)
 
     box(axes, 2, 28, 68, 12.4, GRAY, fill="white")
@@ -157,7 +157,7 @@ def draw_packing() -> plt.Figure:
         box(axes, at, 32.3, width, 3, BLUE)
         text(axes, at + width / 2, 33.8, name, ha="center", fontsize=8.5)
         at += width + 0.9
-    words = "A nonzero (channel, ky, kx) is one offset into this: channel · plane + ky · row + kx, in lines."
+    words = "A nonzero (channel, ky, kx) is one offset into this: channel · plane + ky · row + kx, in vectors."
     text(axes, 3.5, 38, words, fontsize=9)
     return figure
 
@@ -184,7 +184,7 @@ def draw_tile() -> plt.Figure:
     text(axes, x, y + 3 * cell + 1.6, "16 floats each, of one output channel", fontsize=8.5, color=GREEN)
 
     arrow(axes, (24.5, 10.5), (47, 10.5), BLUE)
-    text(axes, 36, 8.9, "sum += w · line", ha="center", fontsize=10, color=BLUE)
+    text(axes, 36, 8.9, "sum += w · vector", ha="center", fontsize=10, color=BLUE)
     text(axes, 36, 12.4, "P loads, P multiply-adds", ha="center", fontsize=8.5)
 
     text(axes, 2, 27, "a run: the nonzeros of one row of the weight in this block of channels", weight="bold")
@@ -196,7 +196,7 @@ def draw_tile() -> plt.Figure:
             box(axes, 8 + column * 6, 29.1 + row * cell, 6, cell, color, line=0.8)
             text(axes, 11 + column * 6, 30.4 + row * cell, value, ha="center", fontsize=9)
     text(axes, 40, 30.4, "one broadcast: 16 times the same weight", fontsize=8.5, color=ORANGE)
-    text(axes, 40, 33, "one scalar load: how far to move, in lines", fontsize=8.5, color=ORANGE)
+    text(axes, 40, 33, "one scalar load: how far to move, in vectors", fontsize=8.5, color=ORANGE)
 
     text(
         axes, 36, 38.6, "Per nonzero: P + 2 loads for P multiply-adds. When the run ends, the sums are added to",
@@ -222,7 +222,7 @@ def draw_blocking() -> plt.Figure:
     text(axes, 20.5, 10, "of the block", fontsize=8.5)
     text(axes, 3, 23, "white: the halo, for the shifts of a kernel", fontsize=8.5)
 
-    text(axes, 40, 2, "L2: a unit's sums, for a slice of rows", weight="bold", color=GREEN)
+    text(axes, 40, 2, "L2: a work item's sums, of a slice", weight="bold", color=GREEN)
     cell = 2
     for depth in range(4, -1, -1):
         x, y = 41 + depth * 1.7, 11 - depth * 1.7
@@ -240,13 +240,13 @@ def draw_blocking() -> plt.Figure:
 
     box(axes, 2, 28.4, 68, 22, GRAY, fill="white")
     steps = (
-        (0, "for each unit, and slice of the pattern's rows", "a thread takes one", INK),
-        (1, "for each block of channels", "the unit's planes are packed", INK),
-        (2, "for each tile of the unit", "its part of the planes is now in L1", BLUE),
+        (0, "for each work item, and slice of the pattern's rows", "a thread takes one", INK),
+        (1, "for each block of channels", "the work item's planes are packed", INK),
+        (2, "for each tile of the work item", "its part of the planes is now in L1", BLUE),
         (3, "for each row of the slice, by length of its run", "sums come up from L2", GREEN),
         (4, "for each nonzero of the run", "P + 2 loads, P multiply-adds", ORANGE),
         (3, "sums go back to L2", "", GREEN),
-        (1, "bias added, the unit's sums written to the output", "once", INK),
+        (1, "bias added, its sums written to the output", "once", INK),
     )
     for i, (depth, words, note, color) in enumerate(steps):
         text(axes, 4 + depth * 2.6, 31 + i * 2.85, words, fontsize=9.5, color=color)
@@ -290,7 +290,7 @@ def draw_program() -> plt.Figure:
         text(axes, 67, top + cell / 2, f"zmm{name}", fontsize=8, color=GREEN if takes else INK)
         if takes:
             arrow(axes, (x + columns * cell + 0.7, top + cell / 2), (47.3, top + cell / 2), ORANGE)
-            text(axes, 39.5, top - 0.1, f"+= {values[i]} · line", ha="center", fontsize=8.5, color=ORANGE)
+            text(axes, 39.5, top - 0.1, f"+= {values[i]} · vector", ha="center", fontsize=8.5, color=ORANGE)
     text(axes, 48 + 8 * lanes, last - 1.4, "…", ha="center")
 
     text(axes, 2, 30.2, "the plane of the column's channel, in L1", weight="bold")
@@ -299,13 +299,13 @@ def draw_program() -> plt.Figure:
     grid(axes, 2 + 9 * lanes, 32, 1, 16, lanes, BLUE, fill=PALE[BLUE])
     arrow(axes, (2 + floats * lanes + 0.7, 32.6), (47.3, 32.6), BLUE)
     text(axes, 42.5, 31.2, "one load", ha="center", fontsize=8.5, color=BLUE)
-    text(axes, 48, 30.2, "the line", weight="bold")
+    text(axes, 48, 30.2, "the vector", weight="bold")
     grid(axes, 48, 32, 1, 16, lanes, BLUE, fill=PALE[BLUE])
     text(axes, 67, 32.6, "zmm31", fontsize=8, color=BLUE)
 
     box(axes, 2, 36.2, 68, 13, GRAY, fill="white")
     code = (
-        ("vmovups      zmm31, [rdi + 64]", "the line of the column, for all rows of the slice", BLUE),
+        ("vmovups      zmm31, [rdi + 64]", "the column's vector, for all rows of the slice", BLUE),
         ("vfmadd231ps  zmm4,  zmm31, [rsi - 476]{1to16}", "row 4: the value is read from memory, 4 bytes", ORANGE),
         ("vfmadd231ps  zmm7,  zmm31, [rsi - 472]{1to16}", "row 7: the next value", ORANGE),
         ("vfmadd231ps  zmm30, zmm31, [rsi - 468]{1to16}", "row 30", ORANGE),
@@ -316,11 +316,11 @@ def draw_program() -> plt.Figure:
         text(axes, 41.5, 38 + i * 2.35, note, fontsize=8.5, color="#666666")
 
     text(
-        axes, 36, 52.3, "31 rows of the pattern, one line: each line is loaded once for all rows that need it.",
+        axes, 36, 52.3, "31 rows of the pattern, one vector: each vector is loaded once for all rows that need it.",
         ha="center", fontsize=9,
     )  # fmt: skip
     text(
-        axes, 36, 54.7, "Then the same program runs for the next line, and its sums are other lines of the result.",
+        axes, 36, 54.7, "Then the same kernel runs for the next vector, and its sums are other vectors of the result.",
         ha="center", fontsize=9,
     )  # fmt: skip
     return figure

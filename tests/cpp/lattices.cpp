@@ -63,7 +63,7 @@ void check_lattice(const Lattice& lattice, const Layer& layer, bool gradient) {
   for (const Tap& tap : lattice.taps) CHECK(tap.residue >= 0 && tap.residue < lattice.residues());
 }
 
-// Lanes and their positions reach every position of every image, adjacent ones exactly once.
+// jit::Lanes and their positions reach every position of every image, adjacent ones exactly once.
 void check_lanes(const Lattice& lattice) {
   const LaneGrid grid = choose_lanes(lattice);
   const int64_t of_image = grid.grid[0] * grid.grid[1];

@@ -1,4 +1,4 @@
-// Where taps find their elements in the planes of an image block, and the masks of lines at ragged ends, against the
+// Where taps find their elements in the planes of an image block, and the masks of vectors at ragged ends, against the
 // image.
 #include <cstdint>
 #include <map>
@@ -22,7 +22,7 @@ struct Element {
 };
 using Plane = std::map<int64_t, Element>;
 
-Plane pack(const Lattice& lattice, const JitLayout& layout) {
+Plane pack(const Lattice& lattice, const jit::Layout& layout) {
   Plane plane;
   const int64_t columns_of_phases = static_cast<int64_t>(layout.first_column.size());
   for (int64_t phase = 0; phase < layout.phases; ++phase) {
@@ -43,24 +43,24 @@ Plane pack(const Lattice& lattice, const JitLayout& layout) {
   return plane;
 }
 
-// Each lane of each line of the first strip loads, for each tap, the element that the convolution multiplies.
-void check_layout(const Lattice& lattice, const JitLayout& layout) {
+// Each lane of each vector of the first strip loads, for each tap, the element that the convolution multiplies.
+void check_layout(const Lattice& lattice, const jit::Layout& layout) {
   const Plane plane = pack(lattice, layout);
-  const std::vector<Column> columns = columns_of(lattice, layout, lattice.source_channels);
-  const std::vector<uint16_t> masks = line_masks(layout, layout.strip[0]);
-  const int64_t lines = layout.lines(layout.strip[0], layout.strip[1]);
-  CHECK_EQUAL(masks.size(), layout.masks.empty() ? size_t{0} : static_cast<size_t>(lines * kMaskStride));
+  const std::vector<jit::Column> columns = jit::columns_of(lattice, layout, lattice.source_channels);
+  const std::vector<uint16_t> masks = jit::vector_masks(layout, layout.strip[0]);
+  const int64_t vectors = layout.vectors(layout.strip[0], layout.strip[1]);
+  CHECK_EQUAL(masks.size(), layout.masks.empty() ? size_t{0} : static_cast<size_t>(vectors * jit::kMaskStride));
   for (size_t t = 0; t < lattice.taps.size(); ++t) {
     const Tap& tap = lattice.taps[t];
     if (!tap.reaches) continue;
-    for (int64_t f = 0; f < lines * 16; ++f) {
+    for (int64_t f = 0; f < vectors * 16; ++f) {
       const int64_t image = f % layout.images, position = f / layout.images;
       const int64_t y = position / layout.pitch, x = position % layout.pitch;
       if (y >= layout.strip[0] || x >= layout.strip[1]) continue;  // a lane without a use
       const int mask = columns[t].mask;
-      const bool loads = mask == 0 || masks[static_cast<size_t>(f / 16 * kMaskStride + mask - 1)] >> (f % 16) & 1;
+      const bool loads = mask == 0 || masks[static_cast<size_t>(f / 16 * jit::kMaskStride + mask - 1)] >> (f % 16) & 1;
       const int64_t at = layout.spread(f / 16 * 16) + f % 16;
-      // Displacements are whole lines where lines lie between each other.
+      // Displacements are whole vectors where planes are interleaved.
       const int64_t shifted = columns[t].displacement / 4;
       const auto found = loads ? plane.find(at + shifted) : plane.end();
       const Element wanted = {
@@ -81,25 +81,25 @@ void check_layout(const Lattice& lattice, const JitLayout& layout) {
 
 void test_layouts() {
   std::mt19937 random(2);
-  int with_masks = 0, with_lines = 0;
+  int with_masks = 0, interleaved = 0;
   for (int i = 0; i < 150; ++i) {
     const Layer layer = random_layer(random);
     for (const bool gradient : {false, true}) {
       const Lattice lattice = gradient ? input_gradient_lattice(layer.geometry, layer.output, layer.input)
                                        : forward_lattice(layer.geometry, layer.input, layer.output);
       for (int64_t images = 1; images <= 16; images *= 4) {
-        JitLayout layout = {};
-        lay_out_image_blocks(lattice, images, Lanes::kAnything, layout);
+        jit::Layout layout = {};
+        jit::lay_out_image_blocks(lattice, images, jit::Lanes::kAnything, layout);
         check_layout(lattice, layout);
         with_masks += !layout.masks.empty();
-        with_lines += layout.line_floats != 16;
-        cut_image_blocks(lattice, 0, 2, 1, Lanes::kAnything, layout);
+        interleaved += plane_order(layout.vector_stride) == PlaneOrder::kInterleaved;
+        jit::cut_image_blocks(lattice, 0, 2, 1, jit::Lanes::kAnything, layout);
         check_layout(lattice, layout);
       }
     }
   }
   CHECK(with_masks > 20);
-  CHECK(with_lines > 20);
+  CHECK(interleaved > 20);
 }
 
 }  // namespace tests

@@ -5,7 +5,7 @@
 #include "check.h"
 #include "geometries.h"
 #include "layer_chain/plan.h"
-#include "sparse_conv2d/jit/plan.h"
+#include "sparse_conv2d/jit/forward_plan.h"
 #include "sparse_conv2d/jit/weight_plan.h"
 #include "sparse_conv2d/tiled/plan.h"
 
@@ -25,7 +25,7 @@ Lattice lattice_of(const Layer& layer) {
   return lattice;
 }
 
-// The table "Which bundle".
+// The table "How many images".
 void check_images() {
   const struct {
     int64_t kernel, channels, outputs, size, batch;
@@ -42,96 +42,98 @@ void check_images() {
     const Layer layer = square_layer(row.batch, row.channels, row.outputs, row.size, row.kernel);
     const Lattice lattice = lattice_of(layer);
     for (const int64_t threads : {1, 2, 16}) {
-      const JitPlan plan = make_jit_plan(lattice, nonzeros_of(layer, 0.1), 0, threads);
+      const jit::ForwardPlan plan = jit::make_forward_plan(lattice, nonzeros_of(layer, 0.1), 0, threads);
       CHECK(plan.is_worth_it);
       CHECK_EQUAL(plan.images, row.images);
       CHECK_EQUAL(plan.direct, row.direct);
       if (threads == 1) CHECK_EQUAL(plan.strips[0], row.strips);
-      CHECK_EQUAL(make_jit_plan(lattice, nonzeros_of(layer, 0.02), 0, threads).images, row.images_at_98);
+      CHECK_EQUAL(jit::make_forward_plan(lattice, nonzeros_of(layer, 0.02), 0, threads).images, row.images_at_98);
     }
   }
 }
 
 // "At 90% and above 2x4 to 4x4 beat 6x4": small tiles, the smaller the sparser, and pieces of a width that are even.
 void check_tiles() {
-  constexpr int64_t kMostLines = 28;  // AVX-512
+  constexpr int64_t kMostVectors = 28;  // AVX-512
   for (const int64_t channels : {64, 128, 256}) {
     for (const int64_t size : {14, 16, 28, 56}) {
       const Layer layer = square_layer(64, channels, channels, size, 3);
       const Lattice lattice = lattice_of(layer);
-      int64_t before = kMostLines;
+      int64_t before = kMostVectors;
       for (const double density : {0.2, 0.1, 0.05, 0.02}) {
-        const TilePlan plan = make_tile_plan(lattice, nonzeros_of(layer, density), TileKind::kForward, kMostLines);
-        const int64_t lines = plan.tile_rows * plan.tile_columns;
-        if (density == 0.1 && size >= 16) CHECK(lines >= 8 && lines <= 16);
-        CHECK(lines <= 24);
-        CHECK(lines <= before);
-        before = lines;
+        const tiled::Plan plan =
+            tiled::make_plan(lattice, nonzeros_of(layer, density), tiled::TileKind::kForward, kMostVectors);
+        const int64_t vectors = plan.tile_rows * plan.tile_columns;
+        if (density == 0.1 && size >= 16) CHECK(vectors >= 8 && vectors <= 16);
+        CHECK(vectors <= 24);
+        CHECK(vectors <= before);
+        before = vectors;
         CHECK_EQUAL(evened(plan.lanes.size[1], plan.tile_columns), plan.tile_columns);
-        // a block's lines fit L1, a work item's L2
+        // a block's vectors fit L1, a work item's L2
         const int64_t block = plan.block_channels * (plan.tile_rows + 2) * (plan.tile_columns + 2);
         CHECK(block <= 768 * 8 / 10);
-        CHECK(item_lines(plan) * plan.slice_rows <= 32768);
+        CHECK(tiled::item_vectors(plan) * plan.slice_rows <= 32768);
       }
     }
   }
 }
 
-// Every nonzero and line is someone's, whatever a layer is: slices, blocks and work items cover what there is.
+// Every nonzero and vector is someone's, whatever a layer is: slices, blocks and work items cover what there is.
 void check_cover() {
   std::mt19937 random(3);
   for (int i = 0; i < 300; ++i) {
     const Layer layer = random_layer(random);
     const Lattice lattice = lattice_of(layer);
     const int64_t nonzeros = std::max<int64_t>(1, nonzeros_of(layer, 0.1)), rows = lattice.dest_channels;
-    JitPlan plans[4];
+    jit::ForwardPlan plans[4];
     for (int64_t threads = 1; threads <= 4; ++threads) {
-      const JitPlan plan = plans[threads - 1] = make_jit_plan(lattice, nonzeros, 0, threads);
+      const jit::ForwardPlan plan = plans[threads - 1] = jit::make_forward_plan(lattice, nonzeros, 0, threads);
       CHECK_EQUAL(plan.first_row(0, rows), 0);
       CHECK_EQUAL(plan.first_row(plan.slices, rows), rows);
       for (int64_t slice = 0; slice < plan.slices; ++slice) {
         const int64_t count = plan.first_row(slice + 1, rows) - plan.first_row(slice, rows);
-        CHECK(count >= 0 && count <= kMostSliceRows);
+        CHECK(count >= 0 && count <= jit::kMostSliceRows);
       }
       CHECK(plan.blocks * plan.block_channels >= lattice.source_channels);
       CHECK((plan.blocks - 1) * plan.block_channels < lattice.source_channels);
       CHECK(plan.image_blocks * plan.images >= lattice.source.size[0]);
       for (int d = 0; d < 2; ++d) CHECK(plan.strips[d] * plan.strip[d] >= lattice.size[d]);
-      CHECK(plan.parts >= 1 && plan.parts <= plan.slices);
+      CHECK(plan.thread_shares >= 1 && plan.thread_shares <= plan.slices);
       // what an output is summed from does not depend on threads
       CHECK_EQUAL(plan.block_channels, plans[0].block_channels);
       CHECK_EQUAL(plan.images, plans[0].images);
     }
-    const WeightPlan one = make_weight_plan(lattice, nonzeros, 1), many = make_weight_plan(lattice, nonzeros, 4);
+    const jit::WeightPlan one = jit::make_weight_plan(lattice, nonzeros, 1),
+                          many = jit::make_weight_plan(lattice, nonzeros, 4);
     CHECK_EQUAL(one.is_worth_it, many.is_worth_it);
     if (!one.is_worth_it) continue;
     CHECK_EQUAL(one.chunks, many.chunks);
-    CHECK_EQUAL(one.run_lines, many.run_lines);
+    CHECK_EQUAL(one.run_vectors, many.run_vectors);
     CHECK_EQUAL(one.item_image_blocks, many.item_image_blocks);
     CHECK_EQUAL(one.first_row(one.slices, rows), rows);
   }
 }
 
-// A weight gradient: runs of 4 to 16 lines, four chunks where there is work for them, more lines a run the denser.
+// A weight gradient: runs of 4 to 16 vectors, four chunks where there is work for them, more vectors a run the denser.
 void check_weight_plans() {
   for (const int64_t channels : {64, 128, 256, 512}) {
     const Layer layer = square_layer(64, channels, channels, 14, 3);
     const Lattice lattice = lattice_of(layer);
     int64_t before = 16;
     for (const double density : {0.2, 0.1, 0.02}) {
-      const WeightPlan plan = make_weight_plan(lattice, nonzeros_of(layer, density), 1);
+      const jit::WeightPlan plan = jit::make_weight_plan(lattice, nonzeros_of(layer, density), 1);
       CHECK(plan.is_worth_it);
-      CHECK(plan.run_lines >= 1 && plan.run_lines <= 16);
+      CHECK(plan.run_vectors >= 1 && plan.run_vectors <= 16);
       CHECK_EQUAL(plan.chunks, 4);
-      CHECK(plan.slice_rows * 4 <= 768);  // gradients of a run of the fewest lines fit L1
-      CHECK(plan.slices == 1 || plan.run_lines <= before);
-      before = plan.slices == 1 ? 16 : plan.run_lines;
+      CHECK(plan.slice_rows * 4 <= 768);  // gradients of a run of the fewest vectors fit L1
+      CHECK(plan.slices == 1 || plan.run_vectors <= before);
+      before = plan.slices == 1 ? 16 : plan.run_vectors;
     }
   }
 }
 
-// A line of 1x1 layers, of which layer `skips` adds the chain's input: segments follow each other, cut nowhere within
-// that.
+// A row of 1x1 layers, of which layer `skips` adds the chain's input: segments follow each other, cut nowhere
+// within that.
 void check_chain(int count, int skips, int64_t batch, int64_t threads) {
   std::vector<ChainLayer> layers(static_cast<size_t>(count));
   std::vector<ChainLayerPlan> plans(layers.size());
@@ -159,7 +161,7 @@ void check_chain(int count, int skips, int64_t batch, int64_t threads) {
     CHECK(segment.images >= 1);
     CHECK(skips <= 0 || segment.first == 0 || segment.first > skips);
     CHECK_EQUAL(segment.places.size(), static_cast<size_t>(segment.last - segment.first));
-    // neighbours are read and written at once: their places do not meet
+    // neighbors are read and written at once: their places do not meet
     for (size_t i = 0; i + 2 < segment.places.size(); ++i) {
       const int64_t apart = segment.places[i + 1] - segment.places[i], elements = tensors[i + 1].elements();
       CHECK(apart >= elements || -apart >= elements);

@@ -27,7 +27,7 @@ inline uint32_t lanes_above(Vec<float> a, float limit) {
   return static_cast<uint32_t>(lo | hi << 8);
 #else
   uint32_t result = 0;
-  for (int i = 0; i < 16; ++i) result |= static_cast<uint32_t>(!(a.v[i] <= limit)) << i;
+  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(!(a.v[i] <= limit)) << i;
   return result;
 #endif
 }
@@ -47,7 +47,7 @@ inline Vec<float> only(uint32_t lanes, Vec<float> a) {
   };
   return {_mm256_and_ps(mask(lanes), a.lo), _mm256_and_ps(mask(lanes >> 8), a.hi)};
 #else
-  for (int i = 0; i < 16; ++i)
+  for (int i = 0; i < kLanes; ++i)
     if (!(lanes >> i & 1)) a.v[i] = 0;
   return a;
 #endif
@@ -59,7 +59,7 @@ inline uint32_t lanes_at_least(const Words& numbers, uint32_t threshold) {
   return _mm512_cmpge_epu32_mask(given, _mm512_set1_epi32(static_cast<int>(threshold)));
 #else
   uint32_t result = 0;
-  for (int i = 0; i < 16; ++i) result |= static_cast<uint32_t>(numbers.lanes[i] >= threshold) << i;
+  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(numbers.lanes[i] >= threshold) << i;
   return result;
 #endif
 }
@@ -76,7 +76,7 @@ inline void store_lanes(Vec<float> value, float* to, uint32_t lanes) {
 
 // Of the sixteen elements from `at` on, those that the plane has.
 inline uint32_t lanes_of(int64_t at, int64_t plane) {
-  return plane - at >= 16 ? kAllLanes : (1u << (plane - at)) - 1;
+  return plane - at >= kLanes ? kAllLanes : (1u << (plane - at)) - 1;
 }
 
 // Calls body(offset of the tensor, offset of the words, lanes) for all of a channel that lies in images [begin, end)
@@ -87,8 +87,8 @@ inline void each_vec16(
   for (int64_t image = begin; image < end; ++image) {
     const int64_t offset = space.offset(image, channel), word = space.word_offset(image, channel);
     int64_t i = from;
-    for (; i + 16 <= to; i += 16) body(offset + i, word + i / 16, kAllLanes);
-    if (i < to) body(offset + i, word + i / 16, lanes_of(i, to));
+    for (; i + kLanes <= to; i += kLanes) body(offset + i, word + i / kLanes, kAllLanes);
+    if (i < to) body(offset + i, word + i / kLanes, lanes_of(i, to));
   }
 }
 
@@ -111,7 +111,7 @@ inline void fetch(const float* from, int64_t ahead) {
 
 // In double: what is left of the lanes' own rounding is small.
 inline double wide_sum(Vec<float> a) {
-  float lanes[16];
+  float lanes[kLanes];
   a.store(lanes);
   double result = 0;
   for (const float lane : lanes) result += lane;
@@ -132,9 +132,9 @@ class WideSum {
   __m512d low_ = _mm512_setzero_pd(), high_ = _mm512_setzero_pd();
 #else
   void add(Vec<float> a) {
-    float lanes[16];
+    float lanes[kLanes];
     a.store(lanes);
-    for (int i = 0; i < 16; ++i) lanes_[i] += lanes[i];
+    for (int i = 0; i < kLanes; ++i) lanes_[i] += lanes[i];
   }
   double total() const {
     double result = 0;
@@ -143,7 +143,7 @@ class WideSum {
   }
 
  private:
-  double lanes_[16] = {};
+  double lanes_[kLanes] = {};
 #endif
 };
 
@@ -196,14 +196,14 @@ struct Draw {
         static_cast<uint32_t>(at / 4), static_cast<uint32_t>(plane),
         static_cast<uint32_t>(static_cast<uint64_t>(plane) >> 32), seed, numbers);
     uint64_t result = 0;
-    for (int w = 0; w < 4; ++w) result |= static_cast<uint64_t>(lanes_at_least(numbers[w], threshold)) << (16 * w);
+    for (int w = 0; w < 4; ++w) result |= static_cast<uint64_t>(lanes_at_least(numbers[w], threshold)) << (kLanes * w);
     return result;
   }
 };
 
 // Of (source - centre) * factor + shift + residual: far from zero, digits are lost in nothing but the difference.
 template <bool kDrops, bool kAdds>
-inline void normalise(const BatchNormForward& call, int64_t channel, float centre, float factor, float shift) {
+inline void normalize(const BatchNormForward& call, int64_t channel, float centre, float factor, float shift) {
   const BatchNormSpace& space = call.space;
   const Vec<float> centres = Vec<float>::broadcast(-centre);
   const Vec<float> factors = Vec<float>::broadcast(factor), shifts = Vec<float>::broadcast(shift);
@@ -216,9 +216,9 @@ inline void normalise(const BatchNormForward& call, int64_t channel, float centr
     const float* const residual = kAdds ? call.residual + space.offset(image, channel) : nullptr;
     uint16_t* const words = call.kept == nullptr ? nullptr : call.kept + space.word_offset(image, channel);
     uint64_t drawn = 0;
-    for (int64_t i = 0; i < space.plane; i += 16) {
+    for (int64_t i = 0; i < space.plane; i += kLanes) {
       const uint32_t lanes = lanes_of(i, space.plane);
-      if (kDrops) drawn = i % 64 == 0 ? draw.kept(i, image * space.channels + channel) : drawn >> 16;
+      if (kDrops) drawn = i % 64 == 0 ? draw.kept(i, image * space.channels + channel) : drawn >> kLanes;
       Vec<float> value = fma(Vec16<float>::load(from + i, lanes) + centres, factors, shifts);
       if (kAdds) value = value + Vec16<float>::load(residual + i, lanes);
       uint32_t kept = lanes;
@@ -231,7 +231,7 @@ inline void normalise(const BatchNormForward& call, int64_t channel, float centr
         kept &= left;
       }
       store_lanes(value, to + i, lanes);
-      if (words != nullptr) words[i / 16] = static_cast<uint16_t>(kept);
+      if (words != nullptr) words[i / kLanes] = static_cast<uint16_t>(kept);
     }
   }
 }
@@ -248,8 +248,8 @@ void batch_norm_forward(const BatchNormForward& call, int64_t begin, int64_t end
     call.statistics[call.space.channels + channel] = static_cast<float>(moments.variance);
     call.statistics[2 * call.space.channels + channel] = static_cast<float>(rate);
     const bool adds = call.residual != nullptr;
-    const auto body = call.threshold != 0 ? (adds ? normalise<true, true> : normalise<true, false>)
-                                          : (adds ? normalise<false, true> : normalise<false, false>);
+    const auto body = call.threshold != 0 ? (adds ? normalize<true, true> : normalize<true, false>)
+                                          : (adds ? normalize<false, true> : normalize<false, false>);
     body(call, channel, centre, static_cast<float>(factor), static_cast<float>(shift));
   }
 }

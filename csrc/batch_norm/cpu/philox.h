@@ -9,9 +9,9 @@
 namespace sparsekernels {
 namespace {
 
-// Vec16 unsigned numbers.
+// 16 unsigned numbers.
 struct Words {
-  uint32_t lanes[16];
+  uint32_t lanes[kLanes];
 };
 
 // Of counters (first + lane, second, third, 0): four words each, numbers[w].lanes[lane].
@@ -50,15 +50,15 @@ inline void philox(uint32_t first, uint32_t second, uint32_t third, uint64_t see
   _mm512_storeu_si512(numbers[2].lanes, c);
   _mm512_storeu_si512(numbers[3].lanes, d);
 #else
-  uint32_t a[16], b[16], c[16], d[16];
-  for (uint32_t i = 0; i < 16; ++i) {
+  uint32_t a[kLanes], b[kLanes], c[kLanes], d[kLanes];
+  for (uint32_t i = 0; i < kLanes; ++i) {
     a[i] = first + i;
     b[i] = second;
     c[i] = third;
     d[i] = 0;
   }
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < kLanes; ++i) {
       const uint64_t of_a = static_cast<uint64_t>(a[i]) * kMultiplierA;
       const uint64_t of_c = static_cast<uint64_t>(c[i]) * kMultiplierB;
       a[i] = static_cast<uint32_t>(of_c >> 32) ^ b[i] ^ key_a;
@@ -69,7 +69,7 @@ inline void philox(uint32_t first, uint32_t second, uint32_t third, uint64_t see
     key_a += kWeylA;
     key_b += kWeylB;
   }
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < kLanes; ++i) {
     numbers[0].lanes[i] = a[i];
     numbers[1].lanes[i] = b[i];
     numbers[2].lanes[i] = c[i];

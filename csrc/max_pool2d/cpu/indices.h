@@ -15,8 +15,8 @@ inline uint32_t lanes_in_row(int64_t column, int64_t stride, int64_t width) {
   if (column >= 0 && column + 15 * stride < width) return 0xffff;
   const int64_t left = column < 0 ? (stride - 1 - column) / stride : 0;
   const int64_t until = column < width ? (width - column + stride - 1) / stride : 0;
-  if (left >= 16 || until <= left) return 0;
-  return (until >= 16 ? 0xffffu : (1u << until) - 1) & (0xffffffffu << left);
+  if (left >= kLanes || until <= left) return 0;
+  return (until >= kLanes ? 0xffffu : (1u << until) - 1) & (0xffffffffu << left);
 }
 
 // The elements of these columns, of which the row has `within`; zero in other lanes.
@@ -25,7 +25,7 @@ inline Vec<float> load_columns(const float* row, int64_t column, int64_t stride,
   if (stride == 2) {
     const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const Vec<float> low = Vec16<float>::load(row + column, lanes_in_row(column, 1, width));
-    const Vec<float> high = Vec16<float>::load(row + column + 16, lanes_in_row(column + 16, 1, width));
+    const Vec<float> high = Vec16<float>::load(row + column + kLanes, lanes_in_row(column + kLanes, 1, width));
     return {_mm512_permutex2var_ps(low.v, evens, high.v)};
   }
   const __m512i ramp = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -57,7 +57,7 @@ inline void pool_vec16(
       at = _mm512_mask_add_epi32(at, taken, columns, _mm512_set1_epi32(static_cast<int>(y * width + k)));
     }
   }
-  const __mmask16 mask = rest >= 16 ? 0xffff : static_cast<__mmask16>((1u << rest) - 1);
+  const __mmask16 mask = rest >= kLanes ? 0xffff : static_cast<__mmask16>((1u << rest) - 1);
   _mm512_mask_storeu_ps(dest, mask, largest);
   _mm512_mask_storeu_epi32(places, mask, at);
 }
@@ -98,7 +98,7 @@ void max_pool2d_places(const MaxPool2d& t, int32_t* places, int64_t begin, int64
       const int64_t row = plane * t.dest_channel + y * columns;
       float* const dest = static_cast<float*>(t.dest) + row;
 #if defined(SPARSEKERNELS_AVX512)
-      for (int64_t x = 0; x < columns; x += 16)
+      for (int64_t x = 0; x < columns; x += kLanes)
         pool_vec16(t, source, first, last, x, columns - x, dest + x, places + row + x);
 #else
       for (int64_t x = 0; x < columns; ++x) pool_one(t, source, first, last, x, dest + x, places + row + x);

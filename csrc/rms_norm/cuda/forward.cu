@@ -37,7 +37,7 @@ __device__ void add_squares(Compute<T>& sum, const Vector<T>& packed) {
 }
 
 template <typename T, typename W>
-__device__ Vector<T> normalise(const Vector<T>& packed, Compute<T> reciprocal_rms, const W& packed_weight) {
+__device__ Vector<T> normalize(const Vector<T>& packed, Compute<T> reciprocal_rms, const W& packed_weight) {
   Compute<T> x[kWidth<T>], weight[kWidth<T>];
   unpack(packed, x);
   unpack(packed_weight, weight);
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kMinBlocks<kCommon, kLanes, 
       if (!exists(r)) continue;
       const Vector<T> again = zero.plus(x[r][k]);
       if (call.residual.data != nullptr) store(sum[r], k * kStep, cols, wide, again);
-      store(output[r], k * kStep, cols, wide, normalise<T>(again, reciprocal_rms, w[k % kWeights]));
+      store(output[r], k * kStep, cols, wide, normalize<T>(again, reciprocal_rms, w[k % kWeights]));
     }
   }
 }
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kLongThreads)
                                      : load(input, col, cols, wide);
     typename Weight<T, kCommon>::Loaded w[1];
     weight.load_at(w, col, 0);
-    store(output, col, cols, wide, normalise<T>(x, reciprocal_rms, w[0]));
+    store(output, col, cols, wide, normalize<T>(x, reciprocal_rms, w[0]));
   }
 }
 

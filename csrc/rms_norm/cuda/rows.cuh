@@ -33,7 +33,7 @@ __device__ inline double multiply_add(double a, double b, double c) {
   return fma(a, b, c);
 }
 
-// Neighbouring elements of a row in registers, packed as in memory: half the registers of floats, for 2-byte types.
+// Neighboring elements of a row in registers, packed as in memory: half the registers of floats, for 2-byte types.
 template <typename T, int N>
 struct Packed {
   static constexpr int kWords = N * sizeof(T) / 4;
@@ -271,7 +271,7 @@ __device__ T* row_at(const RowSpace& space, const RowTensor& tensor, const Place
   return static_cast<T*>(tensor.data) + offset;
 }
 
-// Sums each of `values` over the kLanes neighbouring threads that share a row, in a fixed order; all of them get the
+// Sums each of `values` over the kLanes neighboring threads that share a row, in a fixed order; all of them get the
 // sums. kLanes is a power of two. Above a warp every thread of the block must call, and `scratch` holds kCount values a
 // warp, left alone until the next barrier but one.
 template <int kLanes, int kCount, typename A>

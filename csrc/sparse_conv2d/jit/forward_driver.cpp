@@ -9,20 +9,20 @@
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 namespace {
 
 thread_local Workspace call_workspace;    // the values, for all threads of a call
-thread_local Workspace worker_workspace;  // a thread's planes and lines
+thread_local Workspace worker_workspace;  // a thread's planes and vectors
 
-// The lines of a slice: [residue][image block][line][row].
-struct SliceLines {
+// The vectors of a slice: [residue][image block][vector][row].
+struct SliceResults {
   int64_t rows, image_block, residue;  // rows of the slice; strides in floats
 };
 
-void write_lines(
-    const Lattice& lattice, const JitPlan& plan, const JitWorkItem& work_item, int64_t row, const SliceLines& slice,
-    const float* lines, const PackedEpilogue& packed) {
+void unpack_results(
+    const Lattice& lattice, const ForwardPlan& plan, const WorkItem& work_item, int64_t row, const SliceResults& slice,
+    const float* vectors, const PackedEpilogue& packed) {
   UnpackCall call = {};
   set_strides(call, lattice.dest);
   call.channels = slice.rows;
@@ -33,7 +33,7 @@ void write_lines(
   call.columns = work_item.size[1];
   call.pitch = plan.pitch;
   // Two columns that alternate are written as one.
-  const bool pairs = lattice.dest_step[1] == 2 && lattice.dest.stride[3] == 1 && call.order == LineOrder::kColumns;
+  const bool pairs = lattice.dest_step[1] == 2 && lattice.dest.stride[3] == 1 && call.order == VectorOrder::kColumns;
   for (int64_t residue = 0; residue < lattice.residues(); residue += pairs ? 2 : 1) {
     const int64_t at[2] = {residue / lattice.dest_step[1], residue % lattice.dest_step[1]};
     for (int d = 0; d < 2; ++d) {
@@ -42,9 +42,9 @@ void write_lines(
     }
     for (int64_t b = 0; b < work_item.image_blocks; ++b) {
       set_images(call, lattice.dest, plan, work_item.first_image_block + b, row);
-      call.lines = lines + residue * slice.residue + b * slice.image_block;
-      call.odd_lines = pairs ? call.lines + slice.residue : nullptr;
-      cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].write(call);
+      call.vectors = vectors + residue * slice.residue + b * slice.image_block;
+      call.odd_vectors = pairs ? call.vectors + slice.residue : nullptr;
+      cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].unpack(call);
     }
   }
 }
@@ -52,129 +52,135 @@ void write_lines(
 // Where an image block's results of a row and those after it are stored, in a tensor of such strides; or their residual
 // is.
 int64_t place_of(
-    const Lattice& lattice, const JitPlan& plan, const JitWorkItem& work_item, int64_t image_block, int64_t row,
-    int64_t image, int64_t channel, int64_t line) {
+    const Lattice& lattice, const ForwardPlan& plan, const WorkItem& work_item, int64_t image_block, int64_t row,
+    int64_t image, int64_t channel, int64_t vector_stride) {
   const int64_t floats = (work_item.first[0] * lattice.dest.stride[2] + work_item.first[1]) * plan.images;
   return (work_item.first_image_block + image_block) * image + row * channel +
-         (line == 16 ? floats : floats / 16 * line);
+         (plane_order(vector_stride) == PlaneOrder::kPlanar ? floats : floats / kLanes * vector_stride);
 }
 
 // Null if kernels do not store them.
 float* direct_to(
-    const Lattice& lattice, const Correlation& correlation, const JitWorkItem& work_item, int64_t image_block,
+    const Lattice& lattice, const Correlation& correlation, const WorkItem& work_item, int64_t image_block,
     int64_t row) {
   if (!correlation.plan.direct) return nullptr;
   const Activation& dest = lattice.dest;
   return static_cast<float*>(dest.data) + place_of(
                                               lattice, correlation.plan, work_item, image_block, row, dest.stride[0],
-                                              dest.stride[1], correlation.dest_line);
+                                              dest.stride[1], correlation.dest_vector_stride);
 }
 
 const float* residual_at(
-    const Lattice& lattice, const Correlation& correlation, const PackedEpilogue& packed, const JitWorkItem& work_item,
+    const Lattice& lattice, const Correlation& correlation, const PackedEpilogue& packed, const WorkItem& work_item,
     int64_t image_block, int64_t row) {
   if (packed.residual == nullptr) return nullptr;
   return packed.residual + place_of(
                                lattice, correlation.plan, work_item, image_block, row, correlation.residual_image,
-                               correlation.residual_channel, correlation.residual_line);
+                               correlation.residual_channel, correlation.residual_vector_stride);
 }
 
-void run_work_item(
+void run_forward_item(
     const Lattice& lattice, const Correlation& correlation, const float* values, const PackedEpilogue& packed,
-    const JitWorkItem& work_item, const JitWorkItem* next_item, int64_t first_slice, int64_t last_slice) {
-  const JitPlan& plan = correlation.plan;
+    const WorkItem& work_item, const WorkItem* next_item, int64_t first_slice, int64_t last_slice) {
+  const ForwardPlan& plan = correlation.plan;
   const ForwardKernels& kernels = *correlation.kernels;
-  const int64_t lines = plan.lines(work_item.size[0], work_item.size[1]), rows = lattice.dest_channels;
-  constexpr int64_t kSlackLines = kMostImages + 1;  // read, and not used
-  const bool is_read = correlation.planes_image == 0;
+  const int64_t vectors = plan.vectors(work_item.size[0], work_item.size[1]), rows = lattice.dest_channels;
+  constexpr int64_t kSlackVectors = kMostImages + 1;  // read, and not used
+  const bool is_read = !correlation.planes_image;
   float *own_planes, *sums;
   WorkspaceLayout own;
   own.add(
       &own_planes,
       is_read ? plan.front_floats + work_item.image_blocks * plan.image_block_floats + plan.back_floats : 0);
   own.add(
-      &sums,
-      (lattice.residues() * work_item.image_blocks * lines + kSlackLines) * kMostSliceRows * plan.write_slices * 16);
+      &sums, (lattice.residues() * work_item.image_blocks * vectors + kSlackVectors) * kMostSliceRows *
+                 plan.write_slices * kLanes);
   own.allocate(worker_workspace);
   own_planes += plan.front_floats;
-  if (is_read && correlation.source_line == 16) read_planes(lattice, plan, work_item, own_planes);
-  if (is_read && correlation.source_line != 16)
-    gather_planes(lattice, plan, work_item, correlation.source_line, own_planes);
-  const int64_t planes_image_block = is_read ? plan.image_block_floats : correlation.planes_image;
+  if (is_read && plane_order(correlation.source_vector_stride) == PlaneOrder::kPlanar)
+    pack_source(lattice, plan, work_item, own_planes);
+  if (is_read && plane_order(correlation.source_vector_stride) == PlaneOrder::kInterleaved)
+    gather_source(lattice, plan, work_item, correlation.source_vector_stride, own_planes);
+  const int64_t planes_image_block = correlation.planes_image.value_or(plan.image_block_floats);
   const float* const planes =
       is_read ? own_planes
               : static_cast<const float*>(lattice.source.data) + work_item.first_image_block * planes_image_block +
-                    (work_item.first[0] * plan.pitch + work_item.first[1]) * plan.images / 16 * plan.line_floats;
+                    (work_item.first[0] * plan.pitch + work_item.first[1]) * plan.images / kLanes * plan.vector_stride;
   const uint16_t* const masks = kernels.masks().data();
   const int64_t mask_stride = kernels.masks().empty() ? 0 : kMaskStride;
-  // Of the last line, only positions are stored.
+  // Of the last vector, only positions are stored.
   uint16_t last_masks[kMaskStride] = {};
-  if (mask_stride != 0) std::copy_n(masks + (lines - 1) * mask_stride, kMaskStride, last_masks);
-  const int64_t beyond = lines * 16 - ((work_item.size[0] - 1) * plan.pitch + work_item.size[1]) * plan.images;
+  if (mask_stride != 0) std::copy_n(masks + (vectors - 1) * mask_stride, kMaskStride, last_masks);
+  const int64_t beyond = vectors * kLanes - ((work_item.size[0] - 1) * plan.pitch + work_item.size[1]) * plan.images;
   last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
   // Meanwhile the next work item's source comes up, and the place of the results.
-  const int64_t turns = work_item.image_blocks * lines * lattice.residues() * plan.blocks;
-  PrefetchCursor ahead, results;
-  if (next_item != nullptr && is_read && correlation.source_line == 16)
-    ahead = prefetch_source(lattice, plan, *next_item);
-  const int64_t ahead_each = divide_up(ahead.lines(), turns * (last_slice - first_slice));
+  const int64_t turns = work_item.image_blocks * vectors * lattice.residues() * plan.blocks;
+  PrefetchCursor next_source, next_results;
+  if (next_item != nullptr && is_read && plane_order(correlation.source_vector_stride) == PlaneOrder::kPlanar)
+    next_source = prefetch_source(lattice, plan, *next_item);
+  const int64_t source_each = divide_up(next_source.lines(), turns * (last_slice - first_slice));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     // Of the slices whose results are written together, the first row and where the rows of this one lie.
     const int64_t together = slice - (slice - first_slice) % plan.write_slices;
     const int64_t until = std::min(last_slice, together + plan.write_slices);
     const int64_t first = plan.first_row(together, rows), count = plan.first_row(until, rows) - first;
     const int64_t within = plan.first_row(slice, rows) - first;
-    const int64_t line_floats = count * 16;
-    const SliceLines layout = {count, lines * line_floats, work_item.image_blocks * lines * line_floats};
+    const int64_t vector_stride = count * kLanes;
+    const SliceResults layout = {
+        .rows = count,
+        .image_block = vectors * vector_stride,
+        .residue = work_item.image_blocks * vectors * vector_stride};
     const int64_t row = work_item.group * rows + first;
-    if (slice == together && correlation.dest_line == 16) results = prefetch_dest(lattice, plan, work_item, row, count);
-    const int64_t results_each = divide_up(results.lines(), turns);
+    if (slice == together && plane_order(correlation.dest_vector_stride) == PlaneOrder::kPlanar)
+      next_results = prefetch_dest(lattice, plan, work_item, row, count);
+    const int64_t results_each = divide_up(next_results.lines(), turns);
     for (int64_t block = 0; block < plan.blocks; ++block) {
       for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
-        const Step& step = kernels.step(work_item.group, slice, block, residue);
-        if (step.kernel == nullptr) continue;
-        const float* const own_values = values + step.values + kValueBias;
-        const Step* const next = &step + 1 < kernels.end() ? &step + 1 : &step;
+        const KernelEntry& entry = kernels.entry(work_item.group, slice, block, residue);
+        if (entry.kernel == nullptr) continue;
+        const float* const own_values = values + entry.values + kValueBias;
+        const KernelEntry* const next = &entry + 1 < kernels.end() ? &entry + 1 : &entry;
         const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
         const int64_t code_lines = divide_up(next->bytes, 64);
         int64_t fetched = 0, run = 0;
         for (int64_t b = 0; b < work_item.image_blocks; ++b) {
           const float* const from = planes + b * planes_image_block + block * plan.block_channels * plan.channel_floats;
-          float* to = sums + residue * layout.residue + b * layout.image_block + within * 16;
+          float* to = sums + residue * layout.residue + b * layout.image_block + within * kLanes;
           float* const dest = direct_to(lattice, correlation, work_item, b, row);
           const float* const residual = residual_at(lattice, correlation, packed, work_item, b, row);
-          for (int64_t line = 0; line < lines; ++line, to += line_floats) {
-            const int64_t fetch_until = code_lines * ++run / (work_item.image_blocks * lines);
+          for (int64_t vector = 0; vector < vectors; ++vector, to += vector_stride) {
+            const int64_t fetch_until = code_lines * ++run / (work_item.image_blocks * vectors);
             for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
-            ahead.lines(ahead_each);
-            results.lines(results_each);
+            next_source.prefetch(source_each);
+            next_results.prefetch(results_each);
             if (residual != nullptr) {
-              const int64_t bytes =
-                  distance(residual + line * correlation.residual_line, dest + line * correlation.dest_line);
+              const int64_t bytes = distance(
+                  residual + vector * correlation.residual_vector_stride,
+                  dest + vector * correlation.dest_vector_stride);
               std::memcpy(packed.header, &bytes, sizeof bytes);
             }
-            const uint16_t* const own_masks = line + 1 == lines ? last_masks : masks + line * mask_stride;
-            step.kernel(
-                from + line * plan.line_floats, own_values, to, own_masks,
-                dest == nullptr ? nullptr : dest + line * correlation.dest_line, packed.bias + row);
+            const uint16_t* const own_masks = vector + 1 == vectors ? last_masks : masks + vector * mask_stride;
+            entry.kernel(
+                from + vector * plan.vector_stride, own_values, to, own_masks,
+                dest == nullptr ? nullptr : dest + vector * correlation.dest_vector_stride, packed.bias + row);
           }
         }
       }
     }
-    if (slice + 1 == until && !plan.direct) write_lines(lattice, plan, work_item, row, layout, sums, packed);
+    if (slice + 1 == until && !plan.direct) unpack_results(lattice, plan, work_item, row, layout, sums, packed);
   }
 }
 
 }  // namespace
 
 Correlation plan_correlation(
-    const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads, int64_t images,
-    int64_t residual_channel, int64_t dest_images) {
+    const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,
+    std::optional<int64_t> images, std::optional<int64_t> residual_channel, int64_t dest_images) {
   Correlation result;
   if (!may_use_jit(pattern)) return result;
   result.plan =
-      make_jit_plan(lattice, pattern.nonzeros, epilogue_flags, threads.count, images, kMostImages, dest_images);
-  if (residual_channel != 0) result.plan.residual_channel = residual_channel;
+      make_forward_plan(lattice, pattern.nonzeros, epilogue_flags, threads.count, images, kMostImages, dest_images);
+  if (residual_channel) result.plan.residual_channel = *residual_channel;
   if (result.plan.is_worth_it)
     result.kernels =
         cached_kernels(key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
@@ -219,33 +225,33 @@ void arrange_values(
 }
 
 int64_t Correlation::items(const Lattice& lattice) const {
-  return lattice.groups * plan.work_items() * plan.parts;
+  return lattice.groups * plan.work_items() * plan.thread_shares;
 }
 
 void run_items(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern, const float* values,
     const PackedEpilogue& packed, int64_t begin, int64_t end) {
-  const JitPlan& plan = correlation.plan;
+  const ForwardPlan& plan = correlation.plan;
   const TrimWorkspace trim{worker_workspace};
   // All groups of a work item, then the next work item: groups may have more nonzeros or fewer, and threads take what
   // follows each other.
   const auto item_of = [&](int64_t i) {
-    const int64_t group = i / plan.parts % lattice.groups;
-    return jit_work_item_at(lattice, plan, plan.item_image_blocks, group, i / plan.parts / lattice.groups);
+    const int64_t group = i / plan.thread_shares % lattice.groups;
+    return work_item_at(lattice, plan, plan.item_image_blocks, group, i / plan.thread_shares / lattice.groups);
   };
   for (int64_t item = begin; item < end;) {
-    // parts that follow each other share the work item's planes
-    const int64_t part = item % plan.parts, count = std::min(plan.parts - part, end - item);
-    const JitWorkItem work_item = item_of(item), next = item_of(std::min(item + count, end - 1));
-    const JitWorkItem* const then = item + count < end ? &next : nullptr;
-    const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, part);
-    const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, part + count);
-    if (first < last) run_work_item(lattice, correlation, values, packed, work_item, then, first, last);
+    // shares that follow each other read the same planes
+    const int64_t share = item % plan.thread_shares, count = std::min(plan.thread_shares - share, end - item);
+    const WorkItem work_item = item_of(item), next = item_of(std::min(item + count, end - 1));
+    const WorkItem* const then = item + count < end ? &next : nullptr;
+    const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, share);
+    const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, share + count);
+    if (first < last) run_forward_item(lattice, correlation, values, packed, work_item, then, first, last);
     item += count;
   }
 }
 
-void correlate_by_jit(
+void correlate(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
     const std::vector<int32_t>& order, const PackedEpilogue& packed, const Threads& threads) {
   const TrimWorkspace trim{call_workspace};
@@ -263,4 +269,4 @@ void correlate_by_jit(
   threads.run(items, run);
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

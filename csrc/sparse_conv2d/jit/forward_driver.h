@@ -2,32 +2,33 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "sparse_conv2d/epilogue.h"
 #include "sparse_conv2d/jit/forward_kernel.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
 // How a lattice is correlated with a pattern: everything but where tensors and values lie.
 struct Correlation {
-  JitPlan plan = {};
-  // Of a chain of layers (layer_chain/layout.h). The source is the planes of its images, so far apart; 0: it is a
-  // tensor.
-  int64_t planes_image = 0;
-  int64_t source_line = 16;  // from a line of the source to the next, if they are not planes
-  // From a line of results to the next, where they are stored directly; and strides of the residual then.
-  int64_t dest_line = 16;
-  int64_t residual_image = 0, residual_channel = 0, residual_line = 16;
+  ForwardPlan plan = {};
+  // Of a chain of layers (layer_chain/layout.h), where the source is no tensor but the planes of its images: from one
+  // to the next.
+  std::optional<int64_t> planes_image;
+  int64_t source_vector_stride = kLanes;  // from a vector of the source to the next, if they are not planes
+  // From a vector of results to the next, where they are stored directly; and strides of the residual then.
+  int64_t dest_vector_stride = kLanes;
+  int64_t residual_image = 0, residual_channel = 0, residual_vector_stride = kLanes;
   std::shared_ptr<const ForwardKernels> kernels;  // null: there are none for the call
 
   int64_t items(const Lattice& lattice) const;
 };
 
-// `epilogue`: the parts of one. `images`: in an image block; 0: as the plan's cost says. `residual_channel`: floats
-// from one channel of the residual to the next; 0: as in the destination.
+// `epilogue_flags`: what one has. `images`: in an image block, else as the plan's cost says. `residual_channel`: floats
+// from one channel of the residual to the next, else as in the destination.
 Correlation plan_correlation(
     const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,
-    int64_t images = 0, int64_t residual_channel = 0, int64_t dest_images = 1);
+    std::optional<int64_t> images = {}, std::optional<int64_t> residual_channel = {}, int64_t dest_images = 1);
 
 // Calls body(begin, end) on disjoint ranges that cover [0, count) nonzeros, on all threads where that is worth it.
 void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body);
@@ -49,8 +50,8 @@ void run_items(
 
 // dest = correlation of source with the pattern, and the epilogue, by a correlation that has kernels. `order`: of each
 // value, in the order in which kernels take them, its place in pattern.values.
-void correlate_by_jit(
+void correlate(
     const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
     const std::vector<int32_t>& order, const PackedEpilogue& packed, const Threads& threads);
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

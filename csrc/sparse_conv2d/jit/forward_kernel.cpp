@@ -9,7 +9,7 @@
 #include "sparse_conv2d/epilogue.h"
 #include "sparse_conv2d/jit/pattern_columns.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 namespace {
 
 using x86::Gpr;
@@ -17,11 +17,11 @@ using x86::Mask;
 using x86::Mem;
 using x86::Zmm;
 
-constexpr Gpr kLine = x86::rdi, kValues = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see ForwardKernel
+constexpr Gpr kVector = x86::rdi, kValues = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see ForwardKernel
 constexpr Gpr kDest = x86::r8, kBias = x86::r9, kResidual = x86::r10;
-constexpr Zmm kLineRegister{31};
+constexpr Zmm kVectorRegister{31};
 constexpr Mask kStored{kMostMasks};  // lanes that are stored to the tensor
-constexpr int32_t kLineBytes = 64;
+constexpr int32_t kVectorBytes = 64;
 
 // Stores a slice's sums, or adds them to those of the blocks before.
 struct Finish {
@@ -29,26 +29,26 @@ struct Finish {
   bool first_block;
   bool direct;         // to the tensor
   int64_t row_floats;  // of the tensor
-  int epilogue_flags;  // its parts, where direct
+  int epilogue_flags;  // of the packed epilogue, where direct
   int64_t residual_row_floats;
 };
 
 // Results that are below `low` become that, or those above `high`.
 void write_limit(const Finish& finish, bool is_low, Assembler& code) {
   const int64_t head = (is_low ? kLowAt : kHighAt) - finish.first_row * 4;
-  code.vpxord(kLineRegister, kLineRegister, kLineRegister);
-  code.vaddps_bcst(kLineRegister, kLineRegister, Mem(kBias, head));
+  code.vpxord(kVectorRegister, kVectorRegister, kVectorRegister);
+  code.vaddps_bcst(kVectorRegister, kVectorRegister, Mem(kBias, head));
   for (int row = 0; row < finish.rows; ++row) {
     const Zmm sum(row);
     if (is_low) {
-      code.vmaxps(sum, kLineRegister, sum);
+      code.vmaxps(sum, kVectorRegister, sum);
     } else {
-      code.vminps(sum, kLineRegister, sum);
+      code.vminps(sum, kVectorRegister, sum);
     }
   }
 }
 
-// Of mask k1 to k7 of a line, see kMaskStride. Always with a displacement, so that each has the same length.
+// Of mask k1 to k7 of a vector, see kMaskStride. Always with a displacement, so that each has the same length.
 Mem mask_at(int mask) {
   return Mem(kMasks, 2 * (mask - 1), 1);
 }
@@ -57,7 +57,7 @@ void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
   if (finish.direct) code.kmovw(kStored, Mem(kMasks, 2 * kMostMasks));
   for (int row = 0; row < finish.rows; ++row) {
     const Zmm sum(row);
-    const Mem before(kSums, row * kLineBytes);
+    const Mem before(kSums, row * kVectorBytes);
     const bool has_sum = begun >> row & 1;
     if (!has_sum && !finish.first_block && !finish.direct) continue;
     if (!has_sum && finish.first_block) code.vpxord(sum, sum, sum);
@@ -82,7 +82,7 @@ void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
 }
 
 // The kernel of nonzeros [begin, end).
-void write_kernel(
+void write_forward_kernel(
     const std::vector<Column>& columns, const Nonzero* begin, const Nonzero* end, const Finish& finish,
     Assembler& code) {
   uint32_t used = 0;  // masks
@@ -96,16 +96,16 @@ void write_kernel(
     if (nonzero->column != loaded) {
       loaded = nonzero->column;
       const Column& column = columns[static_cast<size_t>(loaded)];
-      code.vmovups_z(kLineRegister, Mask(column.mask), Mem(kLine, column.displacement));
+      code.vmovups_z(kVectorRegister, Mask(column.mask), Mem(kVector, column.displacement));
     }
     const int64_t at = (nonzero - begin) % (2 * kValueBias);
     if (at == 0 && nonzero > begin) code.add(kValues, 2 * kValueBias * 4);
     const Zmm sum(nonzero->row);
     const Mem value(kValues, (at - kValueBias) * 4);
     if (begun >> nonzero->row & 1) {
-      code.vfmadd231ps_bcst(sum, kLineRegister, value);
+      code.vfmadd231ps_bcst(sum, kVectorRegister, value);
     } else {
-      code.vmulps_bcst(sum, kLineRegister, value);
+      code.vmulps_bcst(sum, kVectorRegister, value);
       begun |= 1u << nonzero->row;
     }
   }
@@ -117,27 +117,27 @@ void write_kernel(
 }  // namespace
 
 std::shared_ptr<const ForwardKernels> ForwardKernels::make(
-    const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+    const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::shared_ptr<ForwardKernels> result(new ForwardKernels);
   result->slices_ = plan.slices;
   result->blocks_ = plan.blocks;
   result->residues_ = lattice.residues();
-  result->masks_ = line_masks(plan, plan.strip[0]);
+  result->masks_ = vector_masks(plan, plan.strip[0]);
   if (plan.direct) {
-    const size_t lines = static_cast<size_t>(plan.lines(plan.strip[0], plan.strip[1]));
-    result->masks_.resize(lines * kMaskStride);
-    for (size_t line = 0; line < lines; ++line) result->masks_[line * kMaskStride + kMostMasks] = 0xffff;
+    const size_t vectors = static_cast<size_t>(plan.vectors(plan.strip[0], plan.strip[1]));
+    result->masks_.resize(vectors * kMaskStride);
+    for (size_t vector = 0; vector < vectors; ++vector) result->masks_[vector * kMaskStride + kMostMasks] = 0xffff;
   }
   result->order_.resize(static_cast<size_t>(pattern.nonzeros));
   const std::vector<Column> columns = columns_of(lattice, plan, plan.block_channels);
   const int64_t rows = lattice.dest_channels;
-  const int64_t parts = plan.blocks * result->residues_, pieces = lattice.groups * plan.slices;
+  const int64_t block_residues = plan.blocks * result->residues_, pieces = lattice.groups * plan.slices;
   struct Place {
     size_t offset;
     int32_t values, bytes;
     bool is_there;
   };
-  std::vector<Place> places(static_cast<size_t>(pieces * parts));
+  std::vector<Place> places(static_cast<size_t>(pieces * block_residues));
   std::vector<Assembler> codes(static_cast<size_t>(pieces));
   std::atomic<bool> sound{true};
   const auto compile = [&](int64_t piece) {
@@ -154,24 +154,28 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     Assembler& code = codes[static_cast<size_t>(piece)];
     const Nonzero* nonzero = sorted.data();
     const Nonzero* const end = nonzero + sorted.size();
-    for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t block_residue = 0; block_residue < block_residues; ++block_residue) {
       const Nonzero* const begin = nonzero;
-      while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].part == part) ++nonzero;
-      const bool first_block = part < result->residues_, last_block = part + result->residues_ >= parts;
+      while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].block_residue == block_residue) ++nonzero;
+      const bool first_block = block_residue < result->residues_,
+                 last_block = block_residue + result->residues_ >= block_residues;
       const Finish finish = {
-          first,
-          last - first,
-          first_block,
-          plan.direct && last_block,
-          lattice.dest.stride[1],
-          plan.epilogue_flags,
-          plan.residual_channel};
+          .first_row = first,
+          .rows = last - first,
+          .first_block = first_block,
+          .direct = plan.direct && last_block,
+          .row_floats = lattice.dest.stride[1],
+          .epilogue_flags = plan.epilogue_flags,
+          .residual_row_floats = plan.residual_channel};
       if (begin == nonzero && !first_block && !finish.direct) continue;
       code.align();
       const size_t start = code.size();
-      write_kernel(columns, begin, nonzero, finish, code);
-      places[static_cast<size_t>(piece * parts + part)] = {
-          start, base + static_cast<int32_t>(begin - sorted.data()), static_cast<int32_t>(code.size() - start), true};
+      write_forward_kernel(columns, begin, nonzero, finish, code);
+      places[static_cast<size_t>(piece * block_residues + block_residue)] = {
+          .offset = start,
+          .values = base + static_cast<int32_t>(begin - sorted.data()),
+          .bytes = static_cast<int32_t>(code.size() - start),
+          .is_there = true};
     }
   };
   threads.run(pieces, [&](int64_t begin, int64_t end) {
@@ -180,15 +184,15 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   if (!sound) throw std::invalid_argument("col_indices, permutation: expected ascending indices within their range");
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) throw std::bad_alloc();
-  result->steps_.resize(places.size());
+  result->entries_.resize(places.size());
   for (size_t i = 0; i < places.size(); ++i) {
     if (!places[i].is_there) continue;
-    const uint8_t* const entry = result->code_->piece(i / static_cast<size_t>(parts)) + places[i].offset;
-    std::memcpy(&result->steps_[i].kernel, &entry, sizeof entry);
-    result->steps_[i].values = places[i].values;
-    result->steps_[i].bytes = places[i].bytes;
+    const uint8_t* const entry = result->code_->piece(i / static_cast<size_t>(block_residues)) + places[i].offset;
+    std::memcpy(&result->entries_[i].kernel, &entry, sizeof entry);
+    result->entries_[i].values = places[i].values;
+    result->entries_[i].bytes = places[i].bytes;
   }
   return result;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

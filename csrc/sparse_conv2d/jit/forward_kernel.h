@@ -1,28 +1,28 @@
 // A pattern as machine code: one kernel for the nonzeros that a slice of its rows has in a block of channels. A slice
-// is as many rows as fit the registers, and a kernel computes one line of sums for each of them: it loads each line of
-// the planes that some row needs once, and multiplies and adds it to the sums of every such row. No loop, no branch, no
-// index: where a line lies is a displacement within its instruction. docs/sparse_kernels.md has the derivation.
+// is as many rows as fit the registers, and a kernel computes one vector of sums for each of them: it loads each vector
+// of the planes that some row needs once, and multiplies and adds it to the sums of every such row. No loop, no branch,
+// no index: where a vector lies is a displacement within its instruction. docs/sparse_kernels.md has the derivation.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "base/jit/executable.h"
-#include "sparse_conv2d/jit/plan.h"
+#include "sparse_conv2d/jit/forward_plan.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
-// sums[row of the slice] (16 floats each) = (block 0 ? 0 : sums[row]) + the products of the line with the block's
-// nonzeros. `values` are those of the kernel, plus kValueBias. `masks`: those of the line, see JitLayout::masks.
+// sums[row of the slice] (16 floats each) = (block 0 ? 0 : sums[row]) + the products of the vector with the block's
+// nonzeros. `values` are those of the kernel, plus kValueBias. `masks`: those of the vector, see Layout::masks.
 // Where results are stored directly, the last block's kernels add the rows' bias, do what else the epilogue says, and
 // store to `dest`, row after row as the tensor's channels lie, the lanes that the last of the masks has. `bias`: of the
 // slice's first row, see PackedEpilogue.
 using ForwardKernel = void (*)(
-    const float* line, const float* values, float* sums, const uint16_t* masks, float* dest, const float* bias);
+    const float* vector, const float* values, float* sums, const uint16_t* masks, float* dest, const float* bias);
 
 constexpr int64_t kValueBias = 128;  // so that more displacements fit a byte
 
-struct Step {
+struct KernelEntry {
   ForwardKernel kernel;  // null: it would change nothing
   int32_t values;        // where the kernel's begin
   int32_t bytes;         // of code
@@ -32,18 +32,18 @@ class ForwardKernels {
  public:
   // Throws std::invalid_argument where an index is out of its range.
   static std::shared_ptr<const ForwardKernels> make(
-      const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads);
+      const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
-  const Step& step(int64_t group, int64_t slice, int64_t block, int64_t residue) const {
-    return steps_[static_cast<size_t>(((group * slices_ + slice) * blocks_ + block) * residues_ + residue)];
+  const KernelEntry& entry(int64_t group, int64_t slice, int64_t block, int64_t residue) const {
+    return entries_[static_cast<size_t>(((group * slices_ + slice) * blocks_ + block) * residues_ + residue)];
   }
-  const Step* end() const { return steps_.data() + steps_.size(); }
+  const KernelEntry* end() const { return entries_.data() + entries_.size(); }
   // Of each value, in the order in which kernels take them, its place in the pattern's values.
   const std::vector<int32_t>& order() const { return order_; }
-  // kMaskStride for each line of a strip, the last of which are all lanes; or none, if they are not used.
+  // kMaskStride for each vector of a strip, the last of which are all lanes; or none, if they are not used.
   const std::vector<uint16_t>& masks() const { return masks_; }
   size_t bytes() const {
-    return code_->size() + order_.size() * sizeof order_[0] + steps_.size() * sizeof steps_[0] +
+    return code_->size() + order_.size() * sizeof order_[0] + entries_.size() * sizeof entries_[0] +
            masks_.size() * sizeof masks_[0];
   }
 
@@ -52,9 +52,9 @@ class ForwardKernels {
 
   int64_t slices_ = 0, blocks_ = 0, residues_ = 0;
   std::unique_ptr<Executable> code_;
-  std::vector<Step> steps_;
+  std::vector<KernelEntry> entries_;
   std::vector<int32_t> order_;
   std::vector<uint16_t> masks_;
 };
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

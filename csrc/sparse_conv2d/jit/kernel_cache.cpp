@@ -17,7 +17,7 @@
 #include "isa/kernels.h"
 #include "sparse_conv2d/epilogue.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 namespace {
 
 CacheLimits read_limits() {
@@ -88,7 +88,7 @@ KernelKey hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>&
 // Everything but the pattern that kernels depend on: of the lattice and its layout, then of a kind of kernels.
 enum class Kind { kSums, kWeightGradients };
 std::vector<int64_t> contents_of(
-    Kind kind, const Lattice& lattice, const JitLayout& layout, const SparsePattern& pattern) {
+    Kind kind, const Lattice& lattice, const Layout& layout, const SparsePattern& pattern) {
   std::vector<int64_t> contents = {
       static_cast<int64_t>(kind),
       lattice.groups,
@@ -99,7 +99,7 @@ std::vector<int64_t> contents_of(
       layout.pitch,
       layout.phase_floats,
       layout.channel_floats,
-      layout.line_floats,
+      layout.vector_stride,
       layout.strip[0],
       layout.strip[1],
       pattern.rows,
@@ -149,7 +149,7 @@ bool jit_allowed() {
 
 bool may_use_jit(const SparsePattern& pattern) {
   constexpr int64_t kMostNonzeros = 1 << 23;
-  return cpu_kernels().jit_pack[0].read != nullptr && jit_allowed() && pattern.nonzeros <= kMostNonzeros;
+  return cpu_kernels().jit_pack[0].pack != nullptr && jit_allowed() && pattern.nonzeros <= kMostNonzeros;
 }
 
 int64_t most_kernel_bytes() {
@@ -160,7 +160,8 @@ int64_t kept_kernel_bytes() {
   return static_cast<int64_t>(cache().bytes());
 }
 
-KernelKey key_of(const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+KernelKey key_of(
+    const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
   const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
   const int64_t residual_floats = plan.epilogue_flags & kAddsResidual ? plan.residual_channel : -1;
@@ -172,13 +173,13 @@ KernelKey key_of(const Lattice& lattice, const JitPlan& plan, const SparsePatter
 
 KernelKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kWeightGradients, lattice, plan, pattern);
-  for (const int64_t number : {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_line_floats})
+  for (const int64_t number : {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_vector_stride})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
 }
 
 std::shared_ptr<const ForwardKernels> cached_kernels(
-    const KernelKey& key, const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern,
+    const KernelKey& key, const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
     const Threads& threads) {
   return cached<ForwardKernels>(key, lattice, plan, pattern, threads);
 }
@@ -189,4 +190,4 @@ std::shared_ptr<const WeightKernels> cached_weight_kernels(
   return cached<WeightKernels>(key, lattice, plan, pattern, threads);
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

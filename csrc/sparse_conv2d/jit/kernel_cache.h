@@ -10,17 +10,17 @@
 #include "sparse_conv2d/jit/forward_kernel.h"
 #include "sparse_conv2d/jit/weight_kernel.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
 // 128 bits of all that kernels follow from: the pattern's content, its lattice and plan.
 using KernelKey = Hash128;
 
-KernelKey key_of(const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern, const Threads& threads);
+KernelKey key_of(const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads);
 KernelKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
 // Those of a pattern, kept or made now. `key` is that of the other arguments.
 std::shared_ptr<const ForwardKernels> cached_kernels(
-    const KernelKey& key, const Lattice& lattice, const JitPlan& plan, const SparsePattern& pattern,
+    const KernelKey& key, const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
     const Threads& threads);
 
 std::shared_ptr<const WeightKernels> cached_weight_kernels(
@@ -39,4 +39,4 @@ int64_t kept_kernel_bytes();
 // That may be kept, of patterns in use. From 256 MB on, others make room for them.
 int64_t most_kernel_bytes();
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

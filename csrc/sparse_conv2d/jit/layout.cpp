@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 namespace {
 
 // Planes that hold the image's columns and nothing else: copies of the image.
-void lay_out_copies(const Lattice& lattice, JitLayout& layout) {
+void lay_out_copies(const Lattice& lattice, Layout& layout) {
   const int64_t step = lattice.source_step[1];
   std::vector<int64_t> more_shift;  // of each phase
   layout.pitch = layout.strip[1];
@@ -21,29 +21,30 @@ void lay_out_copies(const Lattice& lattice, JitLayout& layout) {
 }
 
 // Planes with zeros at both ends of a row.
-void lay_out_padded(const Lattice& lattice, JitLayout& layout) {
+void lay_out_padded(const Lattice& lattice, Layout& layout) {
   layout.pitch = layout.strip[1] + lattice.most_shift[1];
   for (const int64_t phase : lattice.phases[1]) layout.first_column.push_back(lattice.origin[1] + phase);
   for (const Tap& tap : lattice.taps) layout.taps.push_back({tap.phase[1], tap.shift[1], 0});
 }
 
-// Whether rows begin at whole lines, and whether shifts are such.
-bool has_whole_lines(const Lattice& lattice, const JitLayout& layout) {
+// Whether rows begin at whole vectors, and whether shifts are such.
+bool has_whole_vectors(const Lattice& lattice, const Layout& layout) {
   const int64_t rows = layout.strip[0] + lattice.most_shift[0];
-  if (layout.pitch * layout.images % 16 != 0 && rows > 1) return false;
+  if (layout.pitch * layout.images % kLanes != 0 && rows > 1) return false;
   for (size_t t = 0; t < layout.taps.size(); ++t)
-    if (lattice.taps[t].reaches && layout.taps[t].shift * layout.images % 16 != 0) return false;
+    if (lattice.taps[t].reaches && layout.taps[t].shift * layout.images % kLanes != 0) return false;
   return true;
 }
 
 // Masks for the taps some of whose lanes leave the image, or the lattice if that matters. False where that takes more
 // masks than there are.
-bool mask_taps(const Lattice& lattice, Lanes lanes, JitLayout& layout) {
+bool mask_taps(const Lattice& lattice, Lanes lanes, Layout& layout) {
   bool all_used = true;
   if (lanes == Lanes::kZeros) {
     const int64_t last = lattice.size[0] - (layout.strips[0] - 1) * layout.strip[0];
     const int64_t row = layout.pitch * layout.images;
-    const bool full = (layout.strip[0] * row % 16 == 0 && last * row % 16 == 0) || has_whole_lines(lattice, layout);
+    const bool full =
+        (layout.strip[0] * row % kLanes == 0 && last * row % kLanes == 0) || has_whole_vectors(lattice, layout);
     all_used = layout.pitch == lattice.size[1] && full;
   }
   for (size_t t = 0; t < layout.taps.size(); ++t) {
@@ -62,8 +63,8 @@ bool mask_taps(const Lattice& lattice, Lanes lanes, JitLayout& layout) {
   return true;
 }
 
-// The layout of a strip's planes and lines; images and strips are set.
-bool lay_out(const Lattice& lattice, Lanes lanes, JitLayout& layout) {
+// The layout of a strip's planes and vectors; images and strips are set.
+bool lay_out(const Lattice& lattice, Lanes lanes, Layout& layout) {
   const auto clear = [&] {
     layout.first_column.clear();
     layout.taps.clear();
@@ -82,40 +83,41 @@ bool lay_out(const Lattice& lattice, Lanes lanes, JitLayout& layout) {
   layout.phases = static_cast<int64_t>(lattice.phases[0].size() * layout.first_column.size());
   const int64_t rows = layout.strip[0] + lattice.most_shift[0];
   const int64_t channels = lattice.source_channels + (lattice.some_reach_nothing ? 1 : 0);
-  const int64_t last_line = layout.lines(layout.strip[0], layout.strip[1]) * 16;
+  const int64_t last_vector = layout.vectors(layout.strip[0], layout.strip[1]) * kLanes;
   layout.phase_floats = rows * layout.pitch * layout.images;
-  // what the last line reads behind the last row
-  layout.behind_floats = std::max<int64_t>(0, last_line - layout.strip[0] * layout.pitch * layout.images);
+  // what the last vector reads behind the last row
+  layout.behind_floats = std::max<int64_t>(0, last_vector - layout.strip[0] * layout.pitch * layout.images);
   if (layout.masks.empty()) layout.behind_floats += lattice.most_shift[1] * layout.images;
-  const bool whole_lines = has_whole_lines(lattice, layout);
-  int64_t front = 0, back = 16;
+  const bool whole_vectors = has_whole_vectors(lattice, layout);
+  int64_t front = 0, back = kLanes;
   for (size_t t = 0; t < layout.taps.size(); ++t) {
     if (!lattice.taps[t].reaches) continue;
     front = std::max(front, -layout.taps[t].shift * layout.images);
-    back = std::max(back, 16 + layout.taps[t].shift * layout.images);
+    back = std::max(back, kLanes + layout.taps[t].shift * layout.images);
   }
-  // An odd number of lines from channel to channel, or from line to line, falls on all sets of L1.
-  if (whole_lines) {
-    layout.phase_floats = divide_up(layout.phase_floats, 16) * 16;
+  // An odd number of vectors from channel to channel, or from vector to vector, falls on all sets of L1.
+  if (whole_vectors) {
+    layout.phase_floats = divide_up(layout.phase_floats, kLanes) * kLanes;
     layout.behind_floats = 0;
-    layout.channel_floats = 16;
-    layout.line_floats =
-        (std::max<int64_t>(channels, 2) | 1) * 16;  // never 16, which says that planes follow each other
-    layout.image_block_floats = layout.phases * layout.phase_floats / 16 * layout.line_floats;
+    layout.channel_floats = kLanes;
+    layout.vector_stride =
+        (std::max<int64_t>(channels, 2) | 1) * kLanes;  // more than one vector: else planes would be planar
+    layout.image_block_floats = layout.phases * layout.phase_floats / kLanes * layout.vector_stride;
   } else {
-    layout.line_floats = 16;
-    layout.channel_floats = (divide_up(layout.phases * layout.phase_floats + layout.behind_floats, 16) | 1) * 16;
+    layout.vector_stride = kLanes;
+    layout.channel_floats =
+        (divide_up(layout.phases * layout.phase_floats + layout.behind_floats, kLanes) | 1) * kLanes;
     layout.image_block_floats = channels * layout.channel_floats;
   }
-  layout.front_floats = layout.spread(divide_up(front, 16) * 16);
-  layout.back_floats = layout.spread(divide_up(back, 16) * 16);
+  layout.front_floats = layout.spread(divide_up(front, kLanes) * kLanes);
+  layout.back_floats = layout.spread(divide_up(back, kLanes) * kLanes);
   // strips across lie between each other's columns: of those, lanes of one row are zeros where they are not used
-  return masked || lanes == Lanes::kAnything || (lattice.is_flat() && whole_lines);
+  return masked || lanes == Lanes::kAnything || (lattice.is_flat() && whole_vectors);
 }
 
 }  // namespace
 
-bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, JitLayout& layout) {
+bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, Layout& layout) {
   layout.images = images;
   layout.image_blocks = divide_up(lattice.source.size[0], images);
   for (int d = 0; d < 2; ++d) {
@@ -125,23 +127,23 @@ bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, J
   return lay_out(lattice, lanes, layout);
 }
 
-bool cut_image_blocks(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, JitLayout& layout) {
+bool cut_image_blocks(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, Layout& layout) {
   layout.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
   layout.strips[d] = divide_up(lattice.size[d], layout.strip[d]);
   return lay_out(lattice, lanes, layout);
 }
 
-std::vector<uint16_t> line_masks(const JitLayout& layout, int64_t rows) {
+std::vector<uint16_t> vector_masks(const Layout& layout, int64_t rows) {
   if (layout.masks.empty()) return {};
-  const int64_t lines = layout.lines(rows, layout.strip[1]);
-  std::vector<uint16_t> result(static_cast<size_t>(lines * kMaskStride));
+  const int64_t vectors = layout.vectors(rows, layout.strip[1]);
+  std::vector<uint16_t> result(static_cast<size_t>(vectors * kMaskStride));
   int64_t column = 0, image = 0, left = rows * layout.pitch * layout.images;
-  for (int64_t line = 0; line < lines; ++line) {
-    for (int lane = 0; lane < 16; ++lane) {
+  for (int64_t vector = 0; vector < vectors; ++vector) {
+    for (int lane = 0; lane < kLanes; ++lane) {
       for (size_t m = 0; m < layout.masks.size(); ++m) {
         const int64_t at = column + layout.masks[m].shift;
         const bool inside = left > 0 && column < layout.strip[1] && at >= 0 && at < layout.masks[m].columns;
-        result[static_cast<size_t>(line * kMaskStride) + m] |= static_cast<uint16_t>(inside << lane);
+        result[static_cast<size_t>(vector * kMaskStride) + m] |= static_cast<uint16_t>(inside << lane);
       }
       --left;
       if (++image < layout.images) continue;
@@ -152,4 +154,4 @@ std::vector<uint16_t> line_masks(const JitLayout& layout, int64_t rows) {
   return result;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

@@ -1,13 +1,13 @@
 #include "sparse_conv2d/jit/pattern_columns.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
-std::vector<Column> columns_of(const Lattice& lattice, const JitLayout& layout, int64_t block_channels) {
+std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t block_channels) {
   const int64_t taps = static_cast<int64_t>(lattice.taps.size()), residues = lattice.residues();
   const int64_t blocks = divide_up(lattice.source_channels, block_channels);
   const int64_t phase_columns = static_cast<int64_t>(layout.first_column.size());
   std::vector<Column> columns(static_cast<size_t>(lattice.source_channels * taps));
-  std::vector<int32_t> of_part(static_cast<size_t>(blocks * residues) + 1);
+  std::vector<int32_t> of_block_residue(static_cast<size_t>(blocks * residues) + 1);
   for (size_t i = 0; i < columns.size(); ++i) {
     const int64_t channel = static_cast<int64_t>(i) / taps, block = channel / block_channels;
     const Tap& tap = lattice.taps[i % static_cast<size_t>(taps)];
@@ -21,11 +21,12 @@ std::vector<Column> columns_of(const Lattice& lattice, const JitLayout& layout, 
           layout.spread(phase * layout.phase_floats + (tap.shift[0] * layout.pitch + place.shift) * layout.images);
     columns[i].mask = tap.reaches ? place.mask : 0;
     columns[i].displacement = static_cast<int32_t>(floats * 4);
-    columns[i].part = static_cast<int32_t>(block * residues + tap.residue);
-    ++of_part[static_cast<size_t>(columns[i].part) + 1];
+    columns[i].block_residue = static_cast<int32_t>(block * residues + tap.residue);
+    ++of_block_residue[static_cast<size_t>(columns[i].block_residue) + 1];
   }
-  for (size_t part = 1; part < of_part.size(); ++part) of_part[part] += of_part[part - 1];
-  for (Column& column : columns) column.rank = of_part[static_cast<size_t>(column.part)]++;
+  for (size_t block_residue = 1; block_residue < of_block_residue.size(); ++block_residue)
+    of_block_residue[block_residue] += of_block_residue[block_residue - 1];
+  for (Column& column : columns) column.rank = of_block_residue[static_cast<size_t>(column.block_residue)]++;
   return columns;
 }
 
@@ -61,4 +62,4 @@ bool sort_nonzeros(
   return true;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

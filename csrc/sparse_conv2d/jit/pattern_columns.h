@@ -1,22 +1,22 @@
-// A pattern's nonzeros as kernels take them: sorted by columns, and where a column's lines lie in the planes.
+// A pattern's nonzeros as kernels take them: sorted by columns, and where a column's vectors lie in the planes.
 #pragma once
 
 #include <vector>
 
 #include "sparse_conv2d/jit/layout.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
 // Where the planes have what a column of the pattern multiplies, and when its turn comes.
 struct Column {
-  int32_t displacement;  // in bytes, from its block's first line
-  int32_t part;          // block * residues + residue
-  int32_t rank;          // columns of a part follow each other
-  int32_t mask;          // number, or 0
+  int32_t displacement;   // in bytes, from its block's first vector
+  int32_t block_residue;  // block * residues + residue
+  int32_t rank;           // columns of a block and residue follow each other
+  int32_t mask;           // number, or 0
 };
 
 // With blocks of so many channels.
-std::vector<Column> columns_of(const Lattice& lattice, const JitLayout& layout, int64_t block_channels);
+std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t block_channels);
 
 struct Nonzero {
   int32_t column, row, source;  // row of the slice; place in the pattern's values
@@ -27,4 +27,4 @@ bool sort_nonzeros(
     const std::vector<Column>& columns, const SparsePattern& pattern, int64_t first_row, int64_t last_row,
     std::vector<Nonzero>& sorted);
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

@@ -8,26 +8,27 @@
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 namespace {
 
 thread_local Workspace call_workspace;    // the sums, for all threads of a call
 thread_local Workspace worker_workspace;  // a thread's planes and gradients
 
-// The gradients of rows [first, last) of a work item's group, as lines that are zero where they are no positions.
-void read_grads(
-    const Lattice& lattice, const WeightPlan& plan, const JitWorkItem& work_item, int64_t first, int64_t last,
+// The gradients of rows [first, last) of a work item's group, as vectors that are zero where they are no positions.
+void pack_grads(
+    const Lattice& lattice, const WeightPlan& plan, const WorkItem& work_item, int64_t first, int64_t last,
     float* grads) {
   PackCall call = {};
   set_strides(call, lattice.dest);
   call.channels = last - first;
   call.order = pack_order_of(lattice.dest, call.channels);
   call.channel_floats = plan.grad_channel_floats;
-  call.line_floats = plan.grad_line_floats;
+  call.vector_stride = plan.grad_vector_stride;
   call.rows = work_item.size[0];
   call.pitch = plan.pitch;
   call.phase_floats = call.rows * call.pitch * plan.images;
-  if (call.line_floats == 16) call.behind_floats = plan.lines(work_item.size[0], plan.pitch) * 16 - call.phase_floats;
+  if (plane_order(call.vector_stride) == PlaneOrder::kPlanar)
+    call.behind_floats = plan.vectors(work_item.size[0], plan.pitch) * kLanes - call.phase_floats;
   for (int d = 0; d < 2; ++d) {
     call.step[d] = 1;
     call.phases[d] = 1;
@@ -37,14 +38,14 @@ void read_grads(
     set_images(
         call, lattice.dest, plan, work_item.first_image_block + b, work_item.group * lattice.dest_channels + first);
     call.planes = grads + b * plan.grad_image_block_floats;
-    cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].read(call);
+    cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].pack(call);
   }
 }
 
 // Adds what a work item gives to the sums of some slices.
-void run_work_item(
-    const Lattice& lattice, const WeightPlan& plan, const WeightKernels& kernels, const JitWorkItem& work_item,
-    const JitWorkItem* next_item, int64_t first_slice, int64_t last_slice, float* sums) {
+void run_weight_item(
+    const Lattice& lattice, const WeightPlan& plan, const WeightKernels& kernels, const WorkItem& work_item,
+    const WorkItem* next_item, int64_t first_slice, int64_t last_slice, float* sums) {
   const int64_t rows = lattice.dest_channels;
   float *planes, *grads;
   WorkspaceLayout own;
@@ -52,41 +53,41 @@ void run_work_item(
   own.add(&grads, work_item.image_blocks * plan.grad_image_block_floats);
   own.allocate(worker_workspace);
   planes += plan.front_floats;
-  read_planes(lattice, plan, work_item, planes);
+  pack_source(lattice, plan, work_item, planes);
   const std::vector<uint16_t>& masks = kernels.masks(work_item.size[0] == plan.strip[0]);
-  const int64_t each = plan.lines(work_item.size[0], work_item.size[1]);
+  const int64_t each = plan.vectors(work_item.size[0], work_item.size[1]);
   const int64_t series = plan.image_blocks_follow ? 1 : work_item.image_blocks;
-  const int64_t lines = plan.image_blocks_follow ? work_item.image_blocks * each : each;
-  const int64_t runs = divide_up(lines, plan.run_lines);
-  Ahead ahead = {};
-  if (next_item != nullptr) ahead.source = prefetch_source(lattice, plan, *next_item);
-  ahead.source_lines = divide_up(
-      ahead.source.lines(),
-      std::max<int64_t>(1, series * runs * kernels.groups(work_item.group, first_slice, last_slice)));
+  const int64_t vectors = plan.image_blocks_follow ? work_item.image_blocks * each : each;
+  const int64_t runs = divide_up(vectors, plan.run_vectors);
+  WeightPrefetch prefetch = {};
+  if (next_item != nullptr) prefetch.source = prefetch_source(lattice, plan, *next_item);
+  prefetch.source_lines = divide_up(
+      prefetch.source.lines(),
+      std::max<int64_t>(1, series * runs * kernels.sets(work_item.group, first_slice, last_slice)));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     const int64_t row = plan.first_row(slice, rows), last_row = plan.first_row(slice + 1, rows);
     const WeightKernel kernel = kernels.kernel(work_item.group, slice);
     if (kernel == nullptr) continue;
-    read_grads(lattice, plan, work_item, row, last_row, grads);
+    pack_grads(lattice, plan, work_item, row, last_row, grads);
     const bool is_last = slice + 1 == last_slice;
-    const JitWorkItem* const then = is_last ? next_item : &work_item;
-    ahead.grads = PrefetchCursor();
+    const WorkItem* const then = is_last ? next_item : &work_item;
+    prefetch.grads = PrefetchCursor();
     if (then != nullptr) {
       const int64_t next = is_last ? first_slice : slice + 1;
       const int64_t first = plan.first_row(next, rows), count = plan.first_row(next + 1, rows) - first;
-      ahead.grads = prefetch_dest(lattice, plan, *then, then->group * rows + first, count);
+      prefetch.grads = prefetch_dest(lattice, plan, *then, then->group * rows + first, count);
     }
-    const int64_t turns = series * runs * kernels.groups(work_item.group, slice, slice + 1);
-    ahead.grad_lines = divide_up(ahead.grads.lines(), turns);
-    Ahead* const fetched = ahead.source_lines + ahead.grad_lines > 0 ? &ahead : nullptr;
+    const int64_t turns = series * runs * kernels.sets(work_item.group, slice, slice + 1);
+    prefetch.grad_lines = divide_up(prefetch.grads.lines(), turns);
+    WeightPrefetch* const fetched = prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
     float* const own_sums = sums + kernels.slots_before(work_item.group, slice);
     for (int64_t s = 0; s < series; ++s) {
       for (int64_t run = 0; run < runs; ++run) {
-        const int64_t line = lines * run / runs, count = lines * (run + 1) / runs - line;
+        const int64_t vector = vectors * run / runs, count = vectors * (run + 1) / runs - vector;
         kernel(
-            planes + s * plan.image_block_floats + line * plan.line_floats,
-            grads + s * plan.grad_image_block_floats + line * plan.grad_line_floats, own_sums,
-            masks.empty() ? nullptr : &masks[static_cast<size_t>(line * kMaskStride)], count, fetched);
+            planes + s * plan.image_block_floats + vector * plan.vector_stride,
+            grads + s * plan.grad_image_block_floats + vector * plan.grad_vector_stride, own_sums,
+            masks.empty() ? nullptr : &masks[static_cast<size_t>(vector * kMaskStride)], count, fetched);
       }
     }
   }
@@ -94,8 +95,7 @@ void run_work_item(
 
 }  // namespace
 
-bool weight_gradient_by_jit(
-    const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
+bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
   if (!may_use_jit(pattern)) return false;
   const WeightPlan plan = make_weight_plan(lattice, pattern.nonzeros, threads.count);
   if (!plan.is_worth_it) return false;
@@ -107,22 +107,23 @@ bool weight_gradient_by_jit(
   shared.add(&sums, plan.chunks * slots);
   const TrimWorkspace trim{call_workspace};
   shared.allocate(call_workspace);
-  threads.run(lattice.groups * plan.chunks * plan.parts, [&](int64_t begin, int64_t end) {
+  threads.run(lattice.groups * plan.chunks * plan.thread_shares, [&](int64_t begin, int64_t end) {
     const TrimWorkspace trim{worker_workspace};
     for (int64_t item = begin; item < end;) {
-      // parts that follow each other share a work item's planes
-      const int64_t part = item % plan.parts, count = std::min(plan.parts - part, end - item);
-      const int64_t group = item / plan.parts % lattice.groups, chunk = item / plan.parts / lattice.groups;
-      const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, group, part);
-      const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, group, part + count);
+      // shares that follow each other read the same planes
+      const int64_t share = item % plan.thread_shares, count = std::min(plan.thread_shares - share, end - item);
+      const int64_t group = item / plan.thread_shares % lattice.groups,
+                    chunk = item / plan.thread_shares / lattice.groups;
+      const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, group, share);
+      const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, group, share + count);
       float* const own = sums + chunk * slots;
       const int64_t first_slot = kernels->slots_before(group, first), last_slot = kernels->slots_before(group, last);
       std::memset(own + first_slot, 0, static_cast<size_t>(last_slot - first_slot) * sizeof(float));
       const int64_t until = plan.work_items() * (chunk + 1) / plan.chunks;
-      const auto item_of = [&](int64_t u) { return jit_work_item_at(lattice, plan, plan.item_image_blocks, group, u); };
+      const auto item_of = [&](int64_t u) { return work_item_at(lattice, plan, plan.item_image_blocks, group, u); };
       for (int64_t u = plan.work_items() * chunk / plan.chunks; u < until && first < last; ++u) {
-        const JitWorkItem work_item = item_of(u), next = item_of(std::min(u + 1, until - 1));
-        run_work_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);
+        const WorkItem work_item = item_of(u), next = item_of(std::min(u + 1, until - 1));
+        run_weight_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);
       }
       item += count;
     }
@@ -152,4 +153,4 @@ bool weight_gradient_by_jit(
   return true;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

@@ -8,7 +8,7 @@
 #include "base/jit/assembler.h"
 #include "sparse_conv2d/jit/pattern_columns.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 namespace {
 
 using x86::Gpr;
@@ -17,14 +17,14 @@ using x86::Mem;
 using x86::Zmm;
 
 constexpr Gpr kPlanes = x86::rdi, kGrads = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see WeightKernel
-constexpr Gpr kLines = x86::r8, kAhead = x86::r9;
+constexpr Gpr kVectors = x86::r8, kPrefetch = x86::r9;
 constexpr Gpr kCounter = x86::rax, kFirstPlanes = x86::r9, kFirstGrads = x86::r10, kFirstMasks = x86::r11;
-constexpr Zmm kLineRegister{31};
-constexpr int64_t kGroup = 31;  // nonzeros
+constexpr Zmm kVectorRegister{31};
+constexpr int64_t kSetNonzeros = 31;  // nonzeros
 
 // Adds up the lanes of 16 vectors: at the end lane i of the first is the sum of vector order[i]. Each step adds the two
 // halves of what is left of two vectors; a blend and one shuffle bring them side by side, where masks allow it.
-void sum_lanes(Assembler& code, int first, Zmm spare) {
+void write_lane_sums(Assembler& code, int first, Zmm spare) {
   constexpr Mask kUpperHalves{1}, kUpperPairs{2};
   const auto at = [&](int i) { return Zmm(first + i); };
   for (int i = 0; i < 16; i += 2) {
@@ -53,42 +53,42 @@ int64_t lane_of(int64_t vector) {
 }
 
 int64_t slot_in_slice(int64_t nonzero) {
-  const int64_t within = nonzero % kGroup;
-  return nonzero / kGroup * kGroupSlots + (within & 16) + lane_of(within & 15);
+  const int64_t within = nonzero % kSetNonzeros;
+  return nonzero / kSetNonzeros * kSetSlots + (within & 16) + lane_of(within & 15);
 }
 
 void clear(Assembler& code, Zmm one) {
   code.vpxord(one, one, one);
 }
 
-void begin_group(bool masked, Assembler& code) {
-  for (int sum = 0; sum < kGroup; ++sum) clear(code, Zmm(sum));
+void begin_set(bool masked, Assembler& code) {
+  for (int sum = 0; sum < kSetNonzeros; ++sum) clear(code, Zmm(sum));
   code.mov(kPlanes, kFirstPlanes);
   code.mov(kGrads, kFirstGrads);
   if (masked) code.mov(kMasks, kFirstMasks);
-  code.mov(kCounter, kLines);
+  code.mov(kCounter, kVectors);
 }
 
-void fetch_ahead(Ahead* ahead) noexcept {
-  ahead->source.lines(ahead->source_lines);
-  ahead->grads.lines(ahead->grad_lines);
+void prefetch_next(WeightPrefetch* prefetch) noexcept {
+  prefetch->source.prefetch(prefetch->source_lines);
+  prefetch->grads.prefetch(prefetch->grad_lines);
 }
 
-uint64_t address_of(void (*function)(Ahead*) noexcept) {
+uint64_t address_of(void (*function)(WeightPrefetch*) noexcept) {
   uint64_t address = 0;
   static_assert(sizeof function <= sizeof address, "an address");
   std::memcpy(&address, &function, sizeof function);
   return address;
 }
 
-// What every group ends with, and the next one begins with: a function that they call.
+// What every register set ends with, and the next one begins with: a function that they call.
 void write_turn(bool masked, Assembler& code) {
   // Every run goes through the code of all slices: it comes up early enough from wherever it is.
   constexpr int32_t kBytesAhead = 2048;
-  constexpr int kLinesOfGroup = 6;
+  constexpr int kLinesOfSet = 6;
   constexpr Gpr kReturn = x86::rax;
   code.mov(kReturn, Mem(x86::rsp, 0));
-  for (int i = 0; i < kLinesOfGroup; ++i) code.prefetcht1(Mem(kReturn, kBytesAhead + 64 * i));
+  for (int i = 0; i < kLinesOfSet; ++i) code.prefetcht1(Mem(kReturn, kBytesAhead + 64 * i));
   const auto set_mask = [&](int mask, uint32_t lanes) {
     code.mov32(x86::rax, lanes);
     code.kmovw(Mask(mask), x86::rax);
@@ -99,41 +99,41 @@ void write_turn(bool masked, Assembler& code) {
     code.vaddps(Zmm(sums), Zmm(sums), Mem(kSums, bytes));
     code.vmovups(Mem(kSums, bytes), Zmm(sums));
   };
-  sum_lanes(code, 0, kLineRegister);
+  write_lane_sums(code, 0, kVectorRegister);
   add_to_memory(0, 0);
-  clear(code, kLineRegister);
-  sum_lanes(code, 16, Zmm(1));
+  clear(code, kVectorRegister);
+  write_lane_sums(code, 16, Zmm(1));
   add_to_memory(16, 64);
-  code.add(kSums, kGroupSlots * 4);
+  code.add(kSums, kSetSlots * 4);
   constexpr Gpr kArgument = x86::rdi;
   code.mov(kArgument, Mem(x86::rsp, 8));  // above the return address
   code.test(kArgument, kArgument);
   const size_t skip = code.jz();
-  // Five registers, the return address and `ahead`: with the one of the caller the stack is aligned to 16 bytes.
-  constexpr Gpr kKept[] = {kSums, kLines, kFirstPlanes, kFirstGrads, kFirstMasks};
+  // Five registers, the return address and `prefetch`: with the one of the caller the stack is aligned to 16 bytes.
+  constexpr Gpr kKept[] = {kSums, kVectors, kFirstPlanes, kFirstGrads, kFirstMasks};
   for (int i = 0; i < 5; ++i) code.push(kKept[i]);
-  code.mov(x86::rax, address_of(&fetch_ahead));
+  code.mov(x86::rax, address_of(&prefetch_next));
   code.call(x86::rax);
   for (int i = 4; i >= 0; --i) code.pop(kKept[i]);
   code.land(skip);
-  begin_group(masked, code);
+  begin_set(masked, code);
   code.ret();
 }
 
 // Of one slice. Where in the code it is entered.
-size_t write_kernel(
+size_t write_weight_kernel(
     const std::vector<Column>& columns, const std::vector<Nonzero>& nonzeros, const WeightPlan& plan, Assembler& code) {
   const bool masked = !plan.masks.empty();
   write_turn(masked, code);
   code.align();
   const size_t entry = code.size();
-  code.push(kAhead);
+  code.push(kPrefetch);
   code.mov(kFirstPlanes, kPlanes);
   code.mov(kFirstGrads, kGrads);
   if (masked) code.mov(kFirstMasks, kMasks);
-  begin_group(masked, code);
-  for (size_t begin = 0; begin < nonzeros.size(); begin += kGroup) {
-    const size_t end = std::min(nonzeros.size(), begin + kGroup);
+  begin_set(masked, code);
+  for (size_t begin = 0; begin < nonzeros.size(); begin += kSetNonzeros) {
+    const size_t end = std::min(nonzeros.size(), begin + kSetNonzeros);
     const size_t start = code.size();
     uint32_t used = 0;
     for (size_t i = begin; i < end; ++i) used |= 1u << columns[static_cast<size_t>(nonzeros[i].column)].mask;
@@ -142,19 +142,19 @@ size_t write_kernel(
     for (size_t i = begin; i < end; ++i) {
       const Column& column = columns[static_cast<size_t>(nonzeros[i].column)];
       if (i == begin || nonzeros[i].column != nonzeros[i - 1].column) {
-        code.vmovups_z(kLineRegister, Mask(column.mask), Mem(kPlanes, column.displacement));
+        code.vmovups_z(kVectorRegister, Mask(column.mask), Mem(kPlanes, column.displacement));
       }
       const Mem grad(kGrads, nonzeros[i].row * plan.grad_channel_floats * 4);
-      code.vfmadd231ps(Zmm(static_cast<int64_t>(i - begin)), kLineRegister, grad);
+      code.vfmadd231ps(Zmm(static_cast<int64_t>(i - begin)), kVectorRegister, grad);
     }
-    code.add(kPlanes, plan.line_floats * 4);
-    code.add(kGrads, plan.grad_line_floats * 4);
+    code.add(kPlanes, plan.vector_stride * 4);
+    code.add(kGrads, plan.grad_vector_stride * 4);
     if (masked) code.add(kMasks, kMaskStride * 2);
     code.sub(kCounter, 1);
     code.jnz(start);
     code.call(0);
   }
-  code.pop(kAhead);
+  code.pop(kPrefetch);
   code.vzeroupper();
   code.ret();
   return entry;
@@ -167,8 +167,8 @@ std::shared_ptr<const WeightKernels> WeightKernels::make(
   std::shared_ptr<WeightKernels> result(new WeightKernels);
   result->slices_ = plan.slices;
   result->slot_of_.resize(static_cast<size_t>(pattern.nonzeros));
-  result->masks_[0] = line_masks(plan, plan.strip[0]);
-  result->masks_[1] = line_masks(plan, lattice.size[0] - (plan.strips[0] - 1) * plan.strip[0]);
+  result->masks_[0] = vector_masks(plan, plan.strip[0]);
+  result->masks_[1] = vector_masks(plan, lattice.size[0] - (plan.strips[0] - 1) * plan.strip[0]);
   const std::vector<Column> columns = columns_of(lattice, plan, lattice.source_channels);
   const int64_t rows = lattice.dest_channels, pieces = lattice.groups * plan.slices;
   const auto row_at = [&](int64_t piece) {
@@ -180,7 +180,7 @@ std::shared_ptr<const WeightKernels> WeightKernels::make(
   result->slots_.push_back(0);
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t nonzeros = pattern.crow_indices[last_row_at(piece)] - pattern.crow_indices[row_at(piece)];
-    result->slots_.push_back(result->slots_.back() + divide_up(nonzeros, kGroup) * kGroupSlots);
+    result->slots_.push_back(result->slots_.back() + divide_up(nonzeros, kSetNonzeros) * kSetSlots);
   }
   std::vector<size_t> entries(static_cast<size_t>(pieces));
   std::vector<Assembler> codes(static_cast<size_t>(pieces));
@@ -197,7 +197,8 @@ std::shared_ptr<const WeightKernels> WeightKernels::make(
       result->slot_of_[static_cast<size_t>(sorted[i].source)] = static_cast<int32_t>(slot);
     }
     if (!sorted.empty())
-      entries[static_cast<size_t>(piece)] = write_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
+      entries[static_cast<size_t>(piece)] =
+          write_weight_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
   };
   threads.run(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) compile(piece);
@@ -214,4 +215,4 @@ std::shared_ptr<const WeightKernels> WeightKernels::make(
   return result;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

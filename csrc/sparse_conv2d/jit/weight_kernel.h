@@ -1,6 +1,6 @@
-// A pattern as machine code for its weight gradient: the nonzeros of a slice of rows, sorted by columns, in groups of
-// as many as there are registers for their sums. Of a run of lines, a group loads each of its columns' lines once and
-// multiplies it with gradients in L1; at the end of the run each sum's lanes are added up.
+// A pattern as machine code for its weight gradient: the nonzeros of a slice of rows, sorted by columns, in register
+// sets of as many as there are registers for their sums. Of a run of vectors, a set loads each of its columns' vectors
+// once and multiplies it with gradients in L1; at the end of the run each sum's lanes are added up.
 // docs/sparse_kernels.md has the derivation.
 #pragma once
 
@@ -11,20 +11,21 @@
 #include "base/prefetch.h"
 #include "sparse_conv2d/jit/weight_plan.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
-// What comes up from memory meanwhile: so many lines of each every time that a group ends.
-struct Ahead {
+// What comes up from memory meanwhile: so many cache lines of each whenever a register set ends.
+struct WeightPrefetch {
   PrefetchCursor source, grads;
   int64_t source_lines, grad_lines;
 };
 
-// sums[slot] += the products of `lines` lines with their gradients, for each slot of a slice. `lines` is at least 1.
-// `masks`: those of the first line, see line_masks. `ahead`: or null.
-using WeightKernel =
-    void (*)(const float* planes, const float* grads, float* sums, const uint16_t* masks, int64_t lines, Ahead* ahead);
+// sums[slot] += the products of `vectors` vectors with their gradients, for each slot of a slice. `vectors` is at
+// least 1. `masks`: those of the first vector, see vector_masks. `prefetch`: or null.
+using WeightKernel = void (*)(
+    const float* planes, const float* grads, float* sums, const uint16_t* masks, int64_t vectors,
+    WeightPrefetch* prefetch);
 
-constexpr int64_t kGroupSlots = 32;  // of a group of 31 nonzeros
+constexpr int64_t kSetSlots = 32;  // of a register set of 31 nonzeros
 
 class WeightKernels {
  public:
@@ -41,9 +42,9 @@ class WeightKernels {
     return slots_[static_cast<size_t>(group * slices_ + slice)];
   }
   int64_t slots() const { return slots_.back(); }
-  // Groups that end in a run through slices [first, last).
-  int64_t groups(int64_t group, int64_t first, int64_t last) const {
-    return (slots_before(group, last) - slots_before(group, first)) / kGroupSlots;
+  // Register sets that end in a run through slices [first, last).
+  int64_t sets(int64_t group, int64_t first, int64_t last) const {
+    return (slots_before(group, last) - slots_before(group, first)) / kSetSlots;
   }
   // Of each nonzero, in the pattern's order.
   const std::vector<int32_t>& slot_of() const { return slot_of_; }
@@ -66,4 +67,4 @@ class WeightKernels {
   std::vector<uint16_t> masks_[2];
 };
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

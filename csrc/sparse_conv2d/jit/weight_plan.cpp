@@ -7,7 +7,7 @@
 #include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/pack_calls.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 namespace {
 
 double density_of(const Lattice& lattice, int64_t nonzeros) {
@@ -24,27 +24,30 @@ void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
   const double rows = static_cast<double>(lattice.dest_channels);
   plan.slices = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(rows * best / held - kSliceTolerance)));
   plan.slice_rows = divide_up(lattice.dest_channels, plan.slices);
-  if (plan.slices > 1) plan.slice_rows = divide_up(plan.slice_rows, 16) * 16;  // that are transposed at once
+  if (plan.slices > 1) plan.slice_rows = divide_up(plan.slice_rows, kLanes) * kLanes;  // that are transposed at once
   plan.slices = divide_up(lattice.dest_channels, plan.slice_rows);
-  plan.run_lines = std::lround(std::min(kMostRunVectors, std::max(best, held / static_cast<double>(plan.slice_rows))));
+  plan.run_vectors =
+      std::lround(std::min(kMostRunVectors, std::max(best, held / static_cast<double>(plan.slice_rows))));
 }
 
 void lay_out_grads(WeightPlan& plan) {
   // to the end of the last row: that is how far zeros are written
-  const int64_t lines = plan.lines(plan.strip[0], plan.pitch), rows = plan.slice_rows;
-  // an odd number of lines from one to the next, as in JitLayout
-  if (plan.pitch * plan.images % 16 == 0 || plan.strip[0] == 1) {
-    plan.grad_line_floats = (std::max<int64_t>(rows, 2) | 1) * 16;
-    plan.grad_channel_floats = 16;
-    plan.grad_image_block_floats = lines * plan.grad_line_floats;
+  const int64_t vectors = plan.vectors(plan.strip[0], plan.pitch), rows = plan.slice_rows;
+  // an odd number of vectors from one to the next, as in Layout
+  if (plan.pitch * plan.images % kLanes == 0 || plan.strip[0] == 1) {
+    plan.grad_vector_stride = (std::max<int64_t>(rows, 2) | 1) * kLanes;
+    plan.grad_channel_floats = kLanes;
+    plan.grad_image_block_floats = vectors * plan.grad_vector_stride;
   } else {
-    plan.grad_line_floats = 16;
-    plan.grad_channel_floats = (lines | 1) * 16;
+    plan.grad_vector_stride = kLanes;
+    plan.grad_channel_floats = (vectors | 1) * kLanes;
     plan.grad_image_block_floats = rows * plan.grad_channel_floats;
   }
-  plan.image_blocks_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() && plan.line_floats != 16 &&
-                             plan.grad_line_floats != 16 && plan.image_block_floats == lines * plan.line_floats &&
-                             lines == plan.lines(plan.strip[0], plan.strip[1]);
+  plan.image_blocks_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() &&
+                             plane_order(plan.vector_stride) == PlaneOrder::kInterleaved &&
+                             plane_order(plan.grad_vector_stride) == PlaneOrder::kInterleaved &&
+                             plan.image_block_floats == vectors * plan.vector_stride &&
+                             vectors == plan.vectors(plan.strip[0], plan.strip[1]);
 }
 
 // A work item's planes stay in L2 while all slices go by, beside a slice's gradients and what comes up for the
@@ -53,62 +56,64 @@ int64_t floats_of(const WeightPlan& plan) {
   return plan.image_block_floats + plan.grad_image_block_floats;
 }
 
-int64_t room() {
-  return caches().l2_lines * 16 * cost::weight::kPlanesPercentOfL2 / 100;
+int64_t room_for_planes_and_grads() {
+  return caches().l2_lines * kLanes * cost::weight::kPlanesPercentOfL2 / 100;
 }
 
-// Strips whose planes and gradients fit, as long as they have some lines.
-bool cut_to_room(const Lattice& lattice, WeightPlan& plan) {
+// Strips whose planes and gradients fit, as long as they have some vectors.
+bool cut_strips(const Lattice& lattice, WeightPlan& plan) {
   using namespace cost::weight;
-  const auto lines = [&] { return plan.lines(plan.strip[0], plan.strip[1]); };
+  const auto vectors = [&] { return plan.vectors(plan.strip[0], plan.strip[1]); };
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
   bool possible = true;
   const auto cut = [&](int d, int64_t n, int64_t multiple) {
     possible = cut_image_blocks(lattice, d, n, multiple, Lanes::kZeros, plan);
     lay_out_grads(plan);
   };
-  for (int64_t n = 2; possible && floats_of(plan) > room() && plan.strip[0] > least && lines() > kFewestStripVectors;
+  for (int64_t n = 2; possible && floats_of(plan) > room_for_planes_and_grads() && plan.strip[0] > least &&
+                      vectors() > kFewestStripVectors;
        ++n)
     cut(0, std::min(n, divide_up(lattice.size[0], least)), 1);
   if (!lattice.is_flat()) return possible;
-  if (lines() > kMostStripVectors) cut(1, divide_up(lines(), kStripVectors), 16);
-  for (int64_t n = plan.strips[1] + 1; possible && floats_of(plan) > room() && plan.strip[1] > 16 * kFewestStripVectors;
-       ++n)
-    cut(1, n, 16);
+  if (vectors() > kMostStripVectors) cut(1, divide_up(vectors(), kStripVectors), kLanes);
+  for (int64_t n = plan.strips[1] + 1;
+       possible && floats_of(plan) > room_for_planes_and_grads() && plan.strip[1] > kLanes * kFewestStripVectors; ++n)
+    cut(1, n, kLanes);
   return possible;
 }
 
-// Nanoseconds on one core, as in plan.cpp. A run's products, then what it costs whatever its length: to sum
+// Nanoseconds on one core, as in forward_plan.cpp. A run's products, then what it costs whatever its length: to sum
 // up lanes, to add the sums up in memory, and to bring up code and sums that do not fit L2.
-double cost_of(const Lattice& lattice, const WeightPlan& plan, double nonzeros) {
+double weight_cost(const Lattice& lattice, const WeightPlan& plan, double nonzeros) {
   using namespace cost::weight;
   const double strips = static_cast<double>(plan.image_blocks * plan.strips[0] * plan.strips[1]);
-  const double lines = strips * static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
-  const double planes = strips * static_cast<double>(plan.phases * plan.phase_floats) / 16;
+  const double vectors = strips * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
+  const double planes = strips * static_cast<double>(plan.phases * plan.phase_floats) / kLanes;
   double stages = 0;
   for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
   const auto read = [&](const Activation& tensor, int64_t channels) {
     return static_cast<double>(lattice.groups * channels) *
            (tensor.stride[1] == 1 ? cost::kReadChannels : cost::kReadColumns + cost::kReadStage * stages);
   };
-  const double most = plan.image_blocks_follow ? lines : static_cast<double>(plan.lines(plan.strip[0], plan.strip[1]));
+  const double most =
+      plan.image_blocks_follow ? vectors : static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
   const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * 64 / 2;
   const double product = kMultiplyAdd + (streams ? kStreamedRun : kRun) / std::min(kLongRunVectors, most);
-  return lines * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
-         lines * read(lattice.dest, lattice.dest_channels);
+  return vectors * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
+         vectors * read(lattice.dest, lattice.dest_channels);
 }
 
-// Where tiles do better, as measured: where hardly anything is computed with a line that was read, where many lanes are
-// no positions, where planes do not fit L2.
+// Where tiles do better, as measured: where hardly anything is computed with a vector that was read, where many lanes
+// are no positions, where planes do not fit L2.
 bool is_worth_it(const Lattice& lattice, const WeightPlan& plan, int64_t nonzeros) {
   using namespace cost::weight;
   const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
   if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return false;
-  if (floats_of(plan) > kMostRooms * room()) return false;
-  const int64_t lines = plan.lines(plan.strip[0], plan.strip[1]), positions = plan.strip[0] * plan.strip[1];
-  if (4 * positions * std::min(plan.images, lattice.source.size[0]) < 3 * 16 * lines && lines > 1) return false;
+  if (floats_of(plan) > kMostRooms * room_for_planes_and_grads()) return false;
+  const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]), positions = plan.strip[0] * plan.strip[1];
+  if (4 * positions * std::min(plan.images, lattice.source.size[0]) < 3 * kLanes * vectors && vectors > 1) return false;
   const int64_t read = lattice.groups * (lattice.source_channels + lattice.dest_channels);
-  return !lattice.is_flat() || lines <= kLargeImageVectors || nonzeros >= kFewestProducts * read;
+  return !lattice.is_flat() || vectors <= kLargeImageVectors || nonzeros >= kFewestProducts * read;
 }
 
 }  // namespace
@@ -123,30 +128,32 @@ WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     choose_runs(lattice, plan, density_of(lattice, nonzeros));
     const bool possible = lay_out_image_blocks(lattice, images, Lanes::kZeros, plan);
     lay_out_grads(plan);
-    if (!possible || !cut_to_room(lattice, plan)) continue;
-    const double cost = cost_of(lattice, plan, static_cast<double>(nonzeros));
+    if (!possible || !cut_strips(lattice, plan)) continue;
+    const double cost = weight_cost(lattice, plan, static_cast<double>(nonzeros));
     if (best_cost != 0 && cost >= best_cost) continue;
     best = plan;
     best_cost = cost;
   }
   best.is_worth_it = best_cost != 0 && is_worth_it(lattice, best, nonzeros);
   if (!best.is_worth_it) return best;
-  // Threads share chunks first: of those no line is read twice.
-  const int64_t strips = best.strips[0] * best.strips[1], lines = best.lines(best.strip[0], best.strip[1]);
-  const int64_t least = std::max<int64_t>(1, best.run_lines / lines);
+  // Threads share chunks first: of those no vector is read twice.
+  const int64_t strips = best.strips[0] * best.strips[1], vectors = best.vectors(best.strip[0], best.strip[1]);
+  const int64_t least = std::max<int64_t>(1, best.run_vectors / vectors);
   const int64_t few = std::max(least, best.image_blocks * strips / kMostChunks);
-  best.item_image_blocks = std::max<int64_t>(1, std::min({room() / floats_of(best), few, best.image_blocks}));
+  best.item_image_blocks =
+      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / floats_of(best), few, best.image_blocks}));
   // as much work for each chunk
   const int64_t most = best.item_image_blocks;
   while (best.item_image_blocks > least && best.work_items() % kMostChunks != 0) --best.item_image_blocks;
   if (best.work_items() % kMostChunks != 0) best.item_image_blocks = most;
   best.item_image_blocks = evened(best.image_blocks, best.item_image_blocks);
-  best.run_lines = std::min(best.run_lines, best.image_blocks_follow ? best.item_image_blocks * lines : lines);
+  best.run_vectors = std::min(best.run_vectors, best.image_blocks_follow ? best.item_image_blocks * vectors : vectors);
   best.chunks = std::max<int64_t>(1, std::min({kMostChunks, best.work_items(), kMostPartialFloats / nonzeros}));
   const int64_t items = lattice.groups * best.chunks;
-  for (best.parts = 1; best.parts < best.slices; ++best.parts)
-    if (items * best.parts >= cost::kItemsPerThread * threads || items * best.parts % threads == 0) break;
+  for (best.thread_shares = 1; best.thread_shares < best.slices; ++best.thread_shares)
+    if (items * best.thread_shares >= cost::kItemsPerThread * threads || items * best.thread_shares % threads == 0)
+      break;
   return best;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

@@ -1,5 +1,5 @@
-// How a weight gradient by kernels is cut up: into work items of image blocks and strips whose lines fit L2, runs
-// of lines whose gradients fit the first one, and slices of the pattern's rows. docs/sparse_kernels.md derives the
+// How a weight gradient by kernels is cut up: into work items of image blocks and strips whose vectors fit L2, runs
+// of vectors whose gradients fit the first one, and slices of the pattern's rows. docs/sparse_kernels.md derives the
 // choices.
 #pragma once
 
@@ -7,24 +7,24 @@
 
 #include "sparse_conv2d/jit/layout.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
-struct WeightPlan : JitLayout {
-  // Gradients lie as the planes do: line by line between each other, or planes that follow each other.
-  int64_t grad_line_floats, grad_channel_floats, grad_image_block_floats;
-  bool image_blocks_follow;    // lines of an image block's planes are followed by those of the next, gradients too
+struct WeightPlan : Layout {
+  // Gradients lie as the planes do, planar or interleaved.
+  int64_t grad_vector_stride, grad_channel_floats, grad_image_block_floats;
+  bool image_blocks_follow;    // vectors of an image block's planes are followed by those of the next, gradients too
   int64_t slices, slice_rows;  // of the rows of a group
-  int64_t run_lines;           // at most
+  int64_t run_vectors;         // at most
   int64_t item_image_blocks;
-  int64_t chunks;  // of work items: each has sums of its own
-  int64_t parts;   // of the slices, for threads to share
+  int64_t chunks;         // of work items: each has sums of its own
+  int64_t thread_shares;  // of the slices, where chunks are too few for the threads
   bool is_worth_it;
 
   int64_t work_items() const { return divide_up(image_blocks, item_image_blocks) * strips[0] * strips[1]; }
   int64_t first_row(int64_t slice, int64_t rows) const { return std::min(rows, slice * slice_rows); }
 };
 
-// Parts depend on the number of threads; what a gradient is summed from does not.
+// Shares depend on the number of threads; what a gradient is summed from does not.
 WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads);
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

@@ -5,11 +5,11 @@
 
 #include "isa/kernels.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
-JitWorkItem jit_work_item_at(
-    const Lattice& lattice, const JitLayout& layout, int64_t item_image_blocks, int64_t group, int64_t index) {
-  JitWorkItem work_item = {};
+WorkItem work_item_at(
+    const Lattice& lattice, const Layout& layout, int64_t item_image_blocks, int64_t group, int64_t index) {
+  WorkItem work_item = {};
   work_item.group = group;
   const int64_t strip[2] = {index / layout.strips[1] % layout.strips[0], index % layout.strips[1]};
   for (int d = 0; d < 2; ++d) {
@@ -21,8 +21,8 @@ JitWorkItem jit_work_item_at(
   return work_item;
 }
 
-LineOrder pack_order_of(const Activation& tensor, int64_t channels) {
-  return transposes_channels(tensor, channels) ? LineOrder::kChannels : LineOrder::kColumns;
+VectorOrder pack_order_of(const Activation& tensor, int64_t channels) {
+  return transposes_channels(tensor, channels) ? VectorOrder::kChannels : VectorOrder::kColumns;
 }
 
 namespace {
@@ -30,7 +30,7 @@ namespace {
 // What a work item reads or writes of a tensor: position p of dimension d has first[d] + p * step[d] to last[d] + p *
 // step[d].
 PrefetchCursor prefetch_of(
-    const Activation& tensor, const JitLayout& layout, const JitWorkItem& work_item, int64_t channel, int64_t channels,
+    const Activation& tensor, const Layout& layout, const WorkItem& work_item, int64_t channel, int64_t channels,
     const int64_t (&first)[2], const int64_t (&last)[2], const int64_t (&step)[2]) {
   constexpr int64_t kLargeElements = int64_t{1} << 20;  // smaller tensors lie in the last cache anyway
   if (tensor.size[0] * tensor.size[1] * tensor.size[2] * tensor.size[3] < kLargeElements) return PrefetchCursor();
@@ -51,7 +51,7 @@ PrefetchCursor prefetch_of(
 
 }  // namespace
 
-PrefetchCursor prefetch_source(const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item) {
+PrefetchCursor prefetch_source(const Lattice& lattice, const Layout& layout, const WorkItem& work_item) {
   int64_t last[2];
   for (int d = 0; d < 2; ++d)
     last[d] = lattice.origin[d] + lattice.phases[d].back() + lattice.most_shift[d] * lattice.source_step[d];
@@ -61,18 +61,18 @@ PrefetchCursor prefetch_source(const Lattice& lattice, const JitLayout& layout, 
 }
 
 PrefetchCursor prefetch_dest(
-    const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, int64_t channel, int64_t channels) {
+    const Lattice& lattice, const Layout& layout, const WorkItem& work_item, int64_t channel, int64_t channels) {
   const int64_t first[2] = {0, 0}, last[2] = {lattice.dest_step[0] - 1, lattice.dest_step[1] - 1};
   return prefetch_of(lattice.dest, layout, work_item, channel, channels, first, last, lattice.dest_step);
 }
 
-void gather_planes(
-    const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, int64_t line, float* planes) {
+void gather_source(
+    const Lattice& lattice, const Layout& layout, const WorkItem& work_item, int64_t vector_stride, float* planes) {
   const Activation& source = lattice.source;
   const int64_t columns = static_cast<int64_t>(layout.first_column.size());
   const int64_t floats = layout.phases * layout.phase_floats + layout.behind_floats;
   const int64_t rows = work_item.size[0] + lattice.most_shift[0];
-  std::vector<int32_t> places(static_cast<size_t>(divide_up(floats, 16) * 16));
+  std::vector<int32_t> places(static_cast<size_t>(divide_up(floats, kLanes) * kLanes));
   for (int64_t b = 0; b < work_item.image_blocks; ++b) {
     const int64_t first_image = (work_item.first_image_block + b) * layout.images;
     std::fill(places.begin(), places.end(), -1);
@@ -88,7 +88,8 @@ void gather_planes(
           const bool inside = y >= 0 && y < source.size[2] && x >= 0 && x < source.size[3];
           for (int64_t image = 0; image < layout.images; ++image, ++at) {
             if (inside && first_image + image < source.size[0])
-              *at = static_cast<int32_t>(image * source.stride[0] + position / 16 * line + position % 16);
+              *at = static_cast<int32_t>(
+                  image * source.stride[0] + position / kLanes * vector_stride + position % kLanes);
           }
         }
       }
@@ -101,19 +102,19 @@ void gather_planes(
     call.source_channel = source.stride[1];
     call.planes = planes + b * layout.image_block_floats;
     call.channel_floats = layout.channel_floats;
-    call.line_floats = layout.line_floats;
+    call.vector_stride = layout.vector_stride;
     cpu_kernels().jit_pack[static_cast<int>(DType::kFloat32)].gather(call);
   }
 }
 
-void read_planes(const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, float* planes) {
+void pack_source(const Lattice& lattice, const Layout& layout, const WorkItem& work_item, float* planes) {
   PackCall call = {};
   set_strides(call, lattice.source);
   call.channels = lattice.source_channels;
   call.order = pack_order_of(lattice.source, call.channels);
   call.channel_floats = layout.channel_floats;
   call.phase_floats = layout.phase_floats;
-  call.line_floats = layout.line_floats;
+  call.vector_stride = layout.vector_stride;
   call.behind_floats = layout.behind_floats;
   call.rows = work_item.size[0] + lattice.most_shift[0];
   call.pitch = layout.pitch;
@@ -131,13 +132,14 @@ void read_planes(const Lattice& lattice, const JitLayout& layout, const JitWorkI
     set_images(
         call, lattice.source, layout, work_item.first_image_block + b, work_item.group * lattice.source_channels);
     call.planes = planes + b * layout.image_block_floats;
-    cpu_kernels().jit_pack[static_cast<int>(lattice.source.dtype)].read(call);
+    cpu_kernels().jit_pack[static_cast<int>(lattice.source.dtype)].pack(call);
     // the plane of zeros behind all channels
-    for (int64_t line = 0; lattice.some_reach_nothing && line < layout.lines(work_item.size[0], work_item.size[1]);
-         ++line)
+    for (int64_t vector = 0;
+         lattice.some_reach_nothing && vector < layout.vectors(work_item.size[0], work_item.size[1]); ++vector)
       std::memset(
-          call.planes + call.channels * layout.channel_floats + line * layout.line_floats, 0, 16 * sizeof(float));
+          call.planes + call.channels * layout.channel_floats + vector * layout.vector_stride, 0,
+          kLanes * sizeof(float));
   }
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

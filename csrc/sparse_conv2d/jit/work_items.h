@@ -5,38 +5,38 @@
 #include "sparse_conv2d/jit/layout.h"
 #include "sparse_conv2d/jit/pack_calls.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
-// A strip of some image_blocks.
-struct JitWorkItem {
+// A strip of some image blocks.
+struct WorkItem {
   int64_t group;  // of the convolution
   int64_t first_image_block, image_blocks;
   int64_t first[2], size[2];  // positions
 };
 
-// Work item `index` of a group of the convolution, in work items of at most so many image_blocks.
-JitWorkItem jit_work_item_at(
-    const Lattice& lattice, const JitLayout& layout, int64_t item_image_blocks, int64_t group, int64_t index);
+// Work item `index` of a group of the convolution, in work items of at most so many image blocks.
+WorkItem work_item_at(
+    const Lattice& lattice, const Layout& layout, int64_t item_image_blocks, int64_t group, int64_t index);
 
-// The slice that a part of a group's slices begins with, so that parts have about as many nonzeros. Plan is JitPlan or
-// WeightPlan, whose `parts` parts end at its last slice.
+// The slice that a thread's share of a group's slices begins with, so that shares have about as many nonzeros. Plan is
+// ForwardPlan or WeightPlan, whose last share ends at its last slice.
 template <class Plan>
-int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t rows, int64_t group, int64_t part) {
-  if (part == plan.parts) return plan.slices;
+int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t rows, int64_t group, int64_t share) {
+  if (share == plan.thread_shares) return plan.slices;
   const int32_t* const crow = pattern.crow_indices + group * rows;
-  const int64_t wanted = 2 * (crow[0] + (int64_t{crow[rows]} - crow[0]) * part / plan.parts);
+  const int64_t wanted = 2 * (crow[0] + (int64_t{crow[rows]} - crow[0]) * share / plan.thread_shares);
   int64_t slice = 0;
   while (slice < plan.slices &&
          int64_t{crow[plan.first_row(slice, rows)]} + crow[plan.first_row(slice + 1, rows)] <= wanted)
     ++slice;
-  return part == 0 ? 0 : slice;
+  return share == 0 ? 0 : slice;
 }
 
-LineOrder pack_order_of(const Activation& tensor, int64_t channels);
+VectorOrder pack_order_of(const Activation& tensor, int64_t channels);
 
 // Pointers to the images of an image block, at a channel. Call is PackCall or UnpackCall.
 template <class Call>
-void set_images(Call& call, const Activation& tensor, const JitLayout& layout, int64_t image_block, int64_t channel) {
+void set_images(Call& call, const Activation& tensor, const Layout& layout, int64_t image_block, int64_t channel) {
   call.images = layout.images;
   for (int64_t i = 0; i < layout.images; ++i) {
     const int64_t image = image_block * layout.images + i;
@@ -58,15 +58,15 @@ void set_strides(Call& call, const Activation& tensor) {
 
 // What a work item reads of the source, and channels of what it reads or writes of the destination, to bring them up
 // from memory beforehand. Nothing, where that is not worth it.
-PrefetchCursor prefetch_source(const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item);
+PrefetchCursor prefetch_source(const Lattice& lattice, const Layout& layout, const WorkItem& work_item);
 PrefetchCursor prefetch_dest(
-    const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, int64_t channel, int64_t channels);
+    const Lattice& lattice, const Layout& layout, const WorkItem& work_item, int64_t channel, int64_t channels);
 
-// As below, from a source whose lines lie `line` floats apart; no tap reaches nothing.
-void gather_planes(
-    const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, int64_t line, float* planes);
+// As below, from a source whose vectors lie `vector_stride` floats apart; no tap reaches nothing.
+void gather_source(
+    const Lattice& lattice, const Layout& layout, const WorkItem& work_item, int64_t vector_stride, float* planes);
 
 // The planes of a work item, image block after image block; with some_reach_nothing, zeros behind the channels of each.
-void read_planes(const Lattice& lattice, const JitLayout& layout, const JitWorkItem& work_item, float* planes);
+void pack_source(const Lattice& lattice, const Layout& layout, const WorkItem& work_item, float* planes);
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit

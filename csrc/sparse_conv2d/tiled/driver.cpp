@@ -10,70 +10,70 @@
 #include "sparse_conv2d/tiled/pack_pattern.h"
 #include "sparse_conv2d/tiled/work_items.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 namespace {
 
 thread_local Workspace call_workspace;    // what all threads of a call read
-thread_local Workspace worker_workspace;  // a thread's own lines
+thread_local Workspace worker_workspace;  // a thread's own vectors
 
 // A block's channels, and a plane of zeros where a tap needs one.
-int64_t planes_size(const Lattice& lattice, const TilePlan& plan) {
-  return (plan.block_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_lines * kLanes;
+int64_t planes_size(const Lattice& lattice, const Plan& plan) {
+  return (plan.block_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_vectors * kLanes;
 }
-void clear_zeros(const Lattice& lattice, const TilePlan& plan, float* planes) {
-  const int64_t channel = plan.channel_lines * kLanes;
+void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
+  const int64_t channel = plan.channel_vectors * kLanes;
   if (lattice.some_reach_nothing)
     std::memset(planes + plan.block_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
 }
 
 }  // namespace
 
-void correlate_by_tiles(
+void correlate(
     const Lattice& lattice, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
-  const TilePlan plan = make_tile_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_lines);
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_vectors);
   const int64_t residues = lattice.residues(), rows = lattice.dest_channels;
   const int64_t items = lattice.groups * plan.work_items();
   const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
-  PatternPacking prepared(lattice, plan, pattern, slices, true);
+  PatternPacking packed_pattern(lattice, plan, pattern, slices, true);
   WorkspaceLayout shared;
-  prepared.reserve(shared);
+  packed_pattern.reserve(shared);
   const TrimWorkspace trim{call_workspace};
   shared.allocate(call_workspace);
-  prepared.run(threads);
+  packed_pattern.run(threads);
 
   const Side source = source_side(lattice), dest = dest_side(lattice);
   const auto run = [&](int64_t item) {
     const int64_t slice = item % slices.count, group = item / slices.count % lattice.groups;
     const int64_t first = slices.first(group, slice), last = slices.last(group, slice);
     if (first == last) return;
-    const TileWorkItem work_item = tile_work_item_at(plan, group, item / slices.count / lattice.groups);
-    float *source_lines, *sums;
+    const WorkItem work_item = work_item_at(plan, group, item / slices.count / lattice.groups);
+    float *source_vectors, *sums;
     WorkspaceLayout own;
-    own.add(&source_lines, planes_size(lattice, plan));
-    own.add(&sums, (last - first) * residues * item_lines(plan) * kLanes);
+    own.add(&source_vectors, planes_size(lattice, plan));
+    own.add(&sums, (last - first) * residues * item_vectors(plan) * kLanes);
     own.allocate(worker_workspace);
-    clear_zeros(lattice, plan, source_lines);
-    const Planes planes = source_planes(plan, work_item, source_lines),
+    clear_zeros(lattice, plan, source_vectors);
+    const Planes planes = source_planes(plan, work_item, source_vectors),
                  results = result_planes(work_item, residues, sums);
     const TileRows tile_rows(plan, work_item, planes);
 
     for (int64_t b = 0; b < plan.blocks; ++b) {
       const int64_t channel = b * plan.block_channels;
       const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
-      transfer(line_kernels(lattice.source.dtype).read, plan, source, work_item, channel, channels, planes, {});
+      transfer(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
       for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
         ForwardTile call = {};
-        call.planes = planes.lines + column * kLanes;
+        call.planes = planes.vectors + column * kLanes;
         call.plane_rows = tile_rows.planes.data() + row;
-        call.offsets = prepared.offsets();
-        call.values = prepared.values();
+        call.offsets = packed_pattern.offsets();
+        call.values = packed_pattern.values();
         call.count = last - first;
         call.sums_pattern_row = results.channel;
         call.sums_row = results.row;
         call.first = b == 0;
         for (int64_t residue = 0; residue < residues; ++residue) {
-          call.runs = prepared.runs(group, slice, b, residue);
+          call.runs = packed_pattern.runs(group, slice, b, residue);
           call.sums = sums + residue * results.phase + row * results.row + column * kLanes;
           tiles.forward[height][width](call);
         }
@@ -82,7 +82,7 @@ void correlate_by_tiles(
     PackedEpilogue slice_epilogue = packed;
     slice_epilogue.bias += group * rows + first;
     transfer(
-        line_kernels(lattice.dest.dtype).write, plan, dest, work_item, first, last - first, results, slice_epilogue);
+        pack_kernels(lattice.dest.dtype).unpack, plan, dest, work_item, first, last - first, results, slice_epilogue);
   };
   const auto body = [&](int64_t begin, int64_t end) {
     const TrimWorkspace trim{worker_workspace};
@@ -91,24 +91,23 @@ void correlate_by_tiles(
   threads.run(items * slices.count, body);
 }
 
-void weight_gradient_by_tiles(
-    const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
+void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
-  const TilePlan plan = make_tile_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_lines);
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_vectors);
   // Chunks of work items have sums of their own, so that threads share the work; how many does not depend on the
   // threads.
   const int64_t chunks = std::max<int64_t>(
       1, std::min({cost::tiled::kMostChunks, plan.work_items(), cost::tiled::kMostPartialFloats / pattern.nonzeros}));
   const int64_t rows = lattice.dest_channels, items = lattice.groups * chunks;
   const Slices slices(pattern, lattice.groups, items, divide_up(rows, plan.slice_rows), threads);
-  PatternPacking prepared(lattice, plan, pattern, slices, false);
+  PatternPacking packed_pattern(lattice, plan, pattern, slices, false);
   WorkspaceLayout shared;
-  prepared.reserve(shared);
-  float* partial;  // [chunk][nonzero], in the order in which they are prepared
+  packed_pattern.reserve(shared);
+  float* partial;  // [chunk][nonzero], in the order in which they are packed
   shared.add(&partial, chunks * pattern.nonzeros);
   const TrimWorkspace trim{call_workspace};
   shared.allocate(call_workspace);
-  prepared.run(threads);
+  packed_pattern.run(threads);
 
   const Side source = source_side(lattice), dest = dest_side(lattice);
   const auto run = [&](int64_t item) {
@@ -119,27 +118,28 @@ void weight_gradient_by_tiles(
     float* const sums = partial + chunk * pattern.nonzeros;
     const int64_t begin = pattern.crow_indices[group * rows + first], end = pattern.crow_indices[group * rows + last];
     std::memset(sums + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
-    float *source_lines, *grads;
+    float *source_vectors, *grads;
     WorkspaceLayout own;
-    own.add(&source_lines, planes_size(lattice, plan));
-    own.add(&grads, (last - first) * item_lines(plan) * kLanes);
+    own.add(&source_vectors, planes_size(lattice, plan));
+    own.add(&grads, (last - first) * item_vectors(plan) * kLanes);
     own.allocate(worker_workspace);
-    clear_zeros(lattice, plan, source_lines);
+    clear_zeros(lattice, plan, source_vectors);
     for (int64_t u = plan.work_items() * chunk / chunks; u < plan.work_items() * (chunk + 1) / chunks; ++u) {
-      const TileWorkItem work_item = tile_work_item_at(plan, group, u);
-      const Planes planes = source_planes(plan, work_item, source_lines), results = result_planes(work_item, 1, grads);
+      const WorkItem work_item = work_item_at(plan, group, u);
+      const Planes planes = source_planes(plan, work_item, source_vectors),
+                   results = result_planes(work_item, 1, grads);
       const TileRows tile_rows(plan, work_item, planes);
-      transfer(line_kernels(lattice.dest.dtype).read, plan, dest, work_item, first, last - first, results, {});
+      transfer(pack_kernels(lattice.dest.dtype).pack, plan, dest, work_item, first, last - first, results, {});
       for (int64_t b = 0; b < plan.blocks; ++b) {
         const int64_t channel = b * plan.block_channels;
         const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
-        transfer(line_kernels(lattice.source.dtype).read, plan, source, work_item, channel, channels, planes, {});
+        transfer(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
         for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
           WeightTile call = {};
-          call.planes = planes.lines + column * kLanes;
+          call.planes = planes.vectors + column * kLanes;
           call.plane_rows = tile_rows.planes.data() + row;
-          call.offsets = prepared.offsets();
-          call.runs = prepared.runs(group, slice, b, 0);
+          call.offsets = packed_pattern.offsets();
+          call.runs = packed_pattern.runs(group, slice, b, 0);
           call.count = last - first;
           call.grads = grads + row * results.row + column * kLanes;
           call.grads_pattern_row = results.channel;
@@ -158,18 +158,19 @@ void weight_gradient_by_tiles(
   // Back into the pattern's order, the chunks added up.
   const int64_t per_group = slices.count * plan.blocks;
   threads.run(lattice.groups * per_group, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t group = part / per_group, slice = part / plan.blocks % slices.count, block = part % plan.blocks;
-      const Run* const runs = prepared.runs(group, slice, block, 0);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t group = item / per_group, slice = item / plan.blocks % slices.count, block = item % plan.blocks;
+      const Run* const runs = packed_pattern.runs(group, slice, block, 0);
       for (const Run* run = runs; run < runs + slices.last(group, slice) - slices.first(group, slice); ++run) {
         float* const sums = partial + run->begin;
         const int64_t count = run->end - run->begin;
         for (int64_t chunk = 1; chunk < chunks; ++chunk)
           for (int64_t i = 0; i < count; ++i) sums[i] += sums[chunk * pattern.nonzeros + i];
-        cpu_kernels().narrow(sums, count, lattice.source.dtype, grad_values, prepared.place(group, slice, block, *run));
+        cpu_kernels().narrow(
+            sums, count, lattice.source.dtype, grad_values, packed_pattern.place(group, slice, block, *run));
       }
     }
   });
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

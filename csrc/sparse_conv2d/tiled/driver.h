@@ -4,15 +4,14 @@
 #include "sparse_conv2d/epilogue.h"
 #include "sparse_conv2d/lattice.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 
 // dest = correlation of source with the pattern, and the epilogue. The lattice's positions are merged, and the
 // pattern's rows were checked.
-void correlate_by_tiles(
+void correlate(
     const Lattice& lattice, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads);
 
 // grad_values [nonzeros], in the dtype of the source: at each nonzero, the sum over positions of source times dest.
-void weight_gradient_by_tiles(
-    const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads);
+void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads);
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

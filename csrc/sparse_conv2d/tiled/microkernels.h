@@ -4,15 +4,15 @@
 #include "base/vec.h"
 #include "sparse_conv2d/tiled/microkernel_calls.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 namespace {
 
 #if defined(SPARSEKERNELS_AVX512)
-constexpr int kForwardLines = 28, kWeightLines = 24;
+constexpr int kForwardVectors = 28, kWeightVectors = 24;
 #elif defined(SPARSEKERNELS_AVX2)
-constexpr int kForwardLines = 6, kWeightLines = 4;  // a line is two of 16 registers
+constexpr int kForwardVectors = 6, kWeightVectors = 4;  // a vector is two of 16 registers
 #else
-constexpr int kForwardLines = 4, kWeightLines = 4;
+constexpr int kForwardVectors = 4, kWeightVectors = 4;
 #endif
 
 template <int R, int W>
@@ -57,7 +57,7 @@ void forward_tile(const ForwardTile& call) {
     } else {
       continue;
     }
-    // Meanwhile the next run's sums come up from L2, a few lines for each nonzero.
+    // Meanwhile the next run's sums come up from L2, a few vectors for each nonzero.
     const float* next = call.sums + run[run + 1 < last].row * call.sums_pattern_row;
     const int64_t prefetched = k + 1 + kFetches < end ? k + 1 + kFetches : end;
     for (++k; k < prefetched; ++k) {
@@ -84,13 +84,13 @@ void forward_tile(const ForwardTile& call) {
 
 #if defined(SPARSEKERNELS_AVX512)
 
-// The sums over the lanes of 16 lines.
-inline Vec<float> sum_lanes(const float (&lines)[kLanes][kLanes]) {
+// The sums over the lanes of 16 vectors.
+inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
   __m512 quads[4];
 #pragma GCC unroll 4
   for (int q = 0; q < 4; ++q) {
-    const __m512 a = _mm512_load_ps(lines[4 * q]), b = _mm512_load_ps(lines[4 * q + 1]);
-    const __m512 c = _mm512_load_ps(lines[4 * q + 2]), d = _mm512_load_ps(lines[4 * q + 3]);
+    const __m512 a = _mm512_load_ps(vectors[4 * q]), b = _mm512_load_ps(vectors[4 * q + 1]);
+    const __m512 c = _mm512_load_ps(vectors[4 * q + 2]), d = _mm512_load_ps(vectors[4 * q + 3]);
     const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
     const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
     quads[q] =
@@ -105,9 +105,9 @@ inline Vec<float> sum_lanes(const float (&lines)[kLanes][kLanes]) {
 
 #else
 
-inline Vec<float> sum_lanes(const float (&lines)[kLanes][kLanes]) {
+inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
   float sums[kLanes];
-  for (int i = 0; i < kLanes; ++i) sums[i] = sum(Vec<float>::load(lines[i]));
+  for (int i = 0; i < kLanes; ++i) sums[i] = sum(Vec<float>::load(vectors[i]));
   return Vec<float>::load(sums);
 }
 
@@ -117,7 +117,7 @@ template <int R, int W>
 void weight_tile(const WeightTile& call) {
   constexpr int kChains = R * W < 3 ? R * W : 3;
   constexpr int kFetched = R == 1 && W > 4 ? 4 : W, kFetches = R == 1 ? (W + kFetched - 1) / kFetched : R;
-  alignas(64) float lines[kLanes][kLanes];
+  alignas(64) float vectors[kLanes][kLanes];
   const float* planes[R];
   for (int r = 0; r < R; ++r) planes[r] = call.planes + call.plane_rows[r];
   const int32_t* offsets = call.offsets;
@@ -146,15 +146,15 @@ void weight_tile(const WeightTile& call) {
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 28
         for (int w = 0; w < W; ++w) {
-          const Vec<float> line = Vec<float>::load(planes[r] + offset + w * kLanes);
+          const Vec<float> vector = Vec<float>::load(planes[r] + offset + w * kLanes);
           const int p = r * W + w;
-          chain[p % kChains] = p < kChains ? grad[r][w] * line : fma(grad[r][w], line, chain[p % kChains]);
+          chain[p % kChains] = p < kChains ? grad[r][w] * vector : fma(grad[r][w], vector, chain[p % kChains]);
         }
       }
       for (int i = 1; i < kChains; ++i) chain[0] = chain[0] + chain[i];
-      chain[0].store(lines[held]);
+      chain[0].store(vectors[held]);
       if (++held == kLanes) {
-        (Vec<float>::load(sums) + sum_lanes(lines)).store(sums);
+        (Vec<float>::load(sums) + sum_lanes(vectors)).store(sums);
         sums += kLanes;
         held = 0;
       }
@@ -162,24 +162,24 @@ void weight_tile(const WeightTile& call) {
   }
   if (held == 0) return;
   // The same order of additions as above, so that bits do not depend on where a call ends.
-  for (int n = held; n < kLanes; ++n) Vec<float>::zero().store(lines[n]);
+  for (int n = held; n < kLanes; ++n) Vec<float>::zero().store(vectors[n]);
   float rest[kLanes];
-  sum_lanes(lines).store(rest);
+  sum_lanes(vectors).store(rest);
   for (int n = 0; n < held; ++n) sums[n] += rest[n];
 }
 
-void multiply_add_lines(const float* lines, int64_t rounds, float* sums) {
-  constexpr int kSums = kForwardLines < kRateLines ? kForwardLines : kRateLines;
+void multiply_add_vectors(const float* vectors, int64_t rounds, float* sums) {
+  constexpr int kSums = kForwardVectors < kRateVectors ? kForwardVectors : kRateVectors;
   const Vec<float> factor = Vec<float>::broadcast(1e-3f);
   Vec<float> sum[kSums];
 #pragma GCC unroll 24
   for (int i = 0; i < kSums; ++i) sum[i] = Vec<float>::zero();
   for (int64_t n = 0; n < rounds; ++n) {
 #pragma GCC unroll 24
-    for (int i = 0; i < kRateLines; ++i)
-      sum[i % kSums] = fma(factor, Vec<float>::load(lines + i * kLanes), sum[i % kSums]);
+    for (int i = 0; i < kRateVectors; ++i)
+      sum[i % kSums] = fma(factor, Vec<float>::load(vectors + i * kLanes), sum[i % kSums]);
 #if defined(__GNUC__)
-    asm volatile("" : : "r"(lines) : "memory");  // the lines may have changed: load them again
+    asm volatile("" : : "r"(vectors) : "memory");  // the vectors may have changed: load them again
 #endif
   }
 #pragma GCC unroll 24
@@ -188,16 +188,16 @@ void multiply_add_lines(const float* lines, int64_t rounds, float* sums) {
 
 template <int R, int W>
 constexpr void fill_tile(TileKernels& table) {
-  if constexpr (R * W <= kForwardLines) table.forward[R][W] = forward_tile<R, W>;
-  if constexpr (R * W <= kWeightLines) table.weight[R][W] = weight_tile<R, W>;
+  if constexpr (R * W <= kForwardVectors) table.forward[R][W] = forward_tile<R, W>;
+  if constexpr (R * W <= kWeightVectors) table.weight[R][W] = weight_tile<R, W>;
 }
 
 template <int R, int W>
 constexpr void fill_tiles(TileKernels& table) {
   fill_tile<R, W>(table);
-  if constexpr (R * (W + 1) <= kForwardLines) {
+  if constexpr (R * (W + 1) <= kForwardVectors) {
     fill_tiles<R, W + 1>(table);
-  } else if constexpr (R < kMostTileRows && R + 1 <= kForwardLines) {
+  } else if constexpr (R < kMostTileRows && R + 1 <= kForwardVectors) {
     fill_tiles<R + 1, 1>(table);
   }
 }
@@ -205,12 +205,12 @@ constexpr void fill_tiles(TileKernels& table) {
 // A constant, made by the compiler: nothing of an instruction set may run while the library loads.
 constexpr TileKernels tile_kernels() {
   TileKernels table = {};
-  table.most_forward_lines = kForwardLines;
-  table.most_weight_lines = kWeightLines;
-  table.multiply_add_lines = multiply_add_lines;
+  table.most_forward_vectors = kForwardVectors;
+  table.most_weight_vectors = kWeightVectors;
+  table.multiply_add_vectors = multiply_add_vectors;
   fill_tiles<1, 1>(table);
   return table;
 }
 
 }  // namespace
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

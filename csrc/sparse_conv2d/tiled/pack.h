@@ -1,4 +1,4 @@
-// Reads tensors into lines and writes them back. Compiled once per instruction set, as vec.h is.
+// Reads tensors into vectors and writes them back. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include "base/dtype.h"
@@ -6,7 +6,7 @@
 #include "sparse_conv2d/epilogue_vectors.h"
 #include "sparse_conv2d/tiled/pack_calls.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 namespace {
 
 // Bits [begin, end) of 16, both counted from `at`.
@@ -14,7 +14,7 @@ inline uint32_t bits_between(int64_t begin, int64_t end, int64_t at) {
   begin -= at;
   end -= at;
   if (begin < 0) begin = 0;
-  if (end > 16) end = 16;
+  if (end > kLanes) end = kLanes;
   return begin < end ? ((1u << end) - 1) & ~((1u << begin) - 1) : 0u;
 }
 
@@ -24,9 +24,9 @@ inline int64_t place(int64_t at, int32_t step, const int64_t* phases, int64_t st
   return phase < 0 ? -1 : phase + (step == 1 ? at : at / step) * stride;
 }
 
-inline uint32_t lanes_inside(const LineTransfer& t, int64_t row, int64_t column) {
+inline uint32_t lanes_inside(const PackCall& t, int64_t row, int64_t column) {
   uint32_t mask = 0;
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < kLanes; ++j) {
     const bool inside =
         row >= t.row_begin[j] && row < t.row_end[j] && column >= t.column_begin[j] && column < t.column_end[j];
     mask |= static_cast<uint32_t>(inside) << j;
@@ -38,8 +38,8 @@ inline uint32_t lanes_inside(const LineTransfer& t, int64_t row, int64_t column)
 struct CommonRows {
   int64_t begin, end;
 
-  explicit CommonRows(const LineTransfer& t) : begin(0), end(t.rows) {
-    for (int j = 0; j < 16; ++j) {
+  explicit CommonRows(const PackCall& t) : begin(0), end(t.rows) {
+    for (int j = 0; j < kLanes; ++j) {
       if (t.row_begin[j] > begin) begin = t.row_begin[j];
       if (t.row_end[j] < end) end = t.row_end[j];
     }
@@ -50,8 +50,8 @@ struct CommonRows {
 struct Extent {
   int64_t begin, end;
 
-  Extent(const int32_t (&begins)[16], const int32_t (&ends)[16], int64_t limit) : begin(limit), end(0) {
-    for (int j = 0; j < 16; ++j) {
+  Extent(const int32_t (&begins)[kLanes], const int32_t (&ends)[kLanes], int64_t limit) : begin(limit), end(0) {
+    for (int j = 0; j < kLanes; ++j) {
       if (begins[j] >= ends[j]) continue;
       if (begins[j] < begin) begin = begins[j];
       if (ends[j] > end) end = ends[j];
@@ -60,8 +60,8 @@ struct Extent {
   }
 };
 
-// Zero lines where no lane lies inside the image: the rows and columns around it.
-inline void clear_outside(const LineTransfer& t, const Extent& rows, const Extent& columns) {
+// Zero vectors where no lane lies inside the image: the rows and columns around it.
+inline void clear_outside(const PackCall& t, const Extent& rows, const Extent& columns) {
   for (int64_t y = 0; y < t.rows; ++y) {
     const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
     if (row < 0) continue;
@@ -69,50 +69,49 @@ inline void clear_outside(const LineTransfer& t, const Extent& rows, const Exten
     for (int64_t x = 0; x < t.columns; ++x) {
       if (inside && x == columns.begin) x = columns.end;
       if (x >= t.columns) break;
-      const int64_t column = place(x, t.column_step, t.column_phase, 16);
+      const int64_t column = place(x, t.column_step, t.column_phase, kLanes);
       if (column < 0) continue;
-      for (int64_t c = 0; c < t.channels; ++c) Vec<float>::zero().store(t.lines + c * t.plane_channel + row + column);
+      for (int64_t c = 0; c < t.channels; ++c) Vec<float>::zero().store(t.vectors + c * t.plane_channel + row + column);
     }
   }
 }
 
-// Vec16 columns of every lane, as a chunk of rows is read or written.
+// 16 columns of every lane, as a chunk of rows is read or written.
 struct ColumnChunk {
   int64_t first;
   int count;
   bool whole;     // every lane has all sixteen
-  bool adjacent;  // sixteen lines side by side
-  uint32_t masks[16];
-  int64_t at[16];  // of each column's line in a row; negative: not held
+  bool adjacent;  // sixteen vectors side by side
+  uint32_t masks[kLanes];
+  int64_t at[kLanes];  // of each column's vector in a row; negative: not held
 
   ColumnChunk() = default;
-  ColumnChunk(const LineTransfer& t, const Extent& columns, int64_t x)
-      : first(x), count(columns.end - x < 16 ? static_cast<int>(columns.end - x) : 16) {
-    whole = count == 16;
-    adjacent = t.column_step == 1 && count == 16;
-    for (int j = 0; j < 16; ++j) {
+  ColumnChunk(const PackCall& t, const Extent& columns, int64_t x)
+      : first(x), count(columns.end - x < kLanes ? static_cast<int>(columns.end - x) : kLanes) {
+    whole = count == kLanes;
+    adjacent = t.column_step == 1 && count == kLanes;
+    for (int j = 0; j < kLanes; ++j) {
       masks[j] = bits_between(t.column_begin[j], t.column_end[j], x) & ((1u << count) - 1);
       whole = whole && masks[j] == 0xffffu;
     }
-    for (int e = 0; e < count; ++e) at[e] = place(x + e, t.column_step, t.column_phase, 16);
+    for (int e = 0; e < count; ++e) at[e] = place(x + e, t.column_step, t.column_phase, kLanes);
   }
 };
 
 constexpr int kChunks = 16;  // of a row that are described at a time
 
 template <class T>
-inline void read_chunk(
-    const LineTransfer& t, const ColumnChunk& chunk, const T* from, int64_t y, bool inside, int64_t ahead,
-    float* lines) {
-  Vec<float> square[16];
+inline void pack_chunk(
+    const PackCall& t, const ColumnChunk& chunk, const T* from, int64_t y, bool inside, int64_t ahead, float* vectors) {
+  Vec<float> square[kLanes];
   if (inside && chunk.whole) {
 #pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
       square[j] = Vec16<T>::load(from + t.lane[j]);
       __builtin_prefetch(from + t.lane[j] + ahead);
     }
   } else {
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
       const bool reads = y >= t.row_begin[j] && y < t.row_end[j];
       square[j] = Vec16<T>::load(from + t.lane[j], reads ? chunk.masks[j] : 0);
     }
@@ -120,34 +119,34 @@ inline void read_chunk(
   transpose(square);
   if (chunk.adjacent) {
 #pragma GCC unroll 16
-    for (int e = 0; e < 16; ++e) square[e].store(lines + chunk.at[0] + e * 16);
+    for (int e = 0; e < kLanes; ++e) square[e].store(vectors + chunk.at[0] + e * kLanes);
   } else {
     for (int e = 0; e < chunk.count; ++e)
-      if (chunk.at[e] >= 0) square[e].store(lines + chunk.at[e]);
+      if (chunk.at[e] >= 0) square[e].store(vectors + chunk.at[e]);
   }
 }
 
 template <class T>
-inline void write_chunk(
-    const LineTransfer& t, const ColumnChunk& chunk, T* to, int64_t y, bool inside, int64_t ahead, const float* lines,
+inline void unpack_chunk(
+    const PackCall& t, const ColumnChunk& chunk, T* to, int64_t y, bool inside, int64_t ahead, const float* vectors,
     Vec<float> bias) {
-  Vec<float> square[16];
+  Vec<float> square[kLanes];
   if (chunk.adjacent) {
 #pragma GCC unroll 16
-    for (int e = 0; e < 16; ++e) square[e] = Vec<float>::load(lines + chunk.at[0] + e * 16) + bias;
+    for (int e = 0; e < kLanes; ++e) square[e] = Vec<float>::load(vectors + chunk.at[0] + e * kLanes) + bias;
   } else {
-    for (int e = 0; e < 16; ++e)
-      square[e] = e < chunk.count ? Vec<float>::load(lines + chunk.at[e]) + bias : Vec<float>::zero();
+    for (int e = 0; e < kLanes; ++e)
+      square[e] = e < chunk.count ? Vec<float>::load(vectors + chunk.at[e]) + bias : Vec<float>::zero();
   }
   transpose(square);
   if (inside && chunk.whole) {
 #pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
       Vec16<T>::store(finished(t.epilogue, square[j], to + t.lane[j]), to + t.lane[j]);
       __builtin_prefetch(to + t.lane[j] + ahead, 1);
     }
   } else {
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
       const bool writes = y >= t.row_begin[j] && y < t.row_end[j];
       T* const at = to + t.lane[j];
       if (writes && chunk.masks[j] != 0)
@@ -156,33 +155,33 @@ inline void write_chunk(
   }
 }
 
-// Vec16 columns of every lane's row at a time, transposed to one line a column.
-template <class T, bool kRead>
-void transfer_columns(const LineTransfer& t) {
+// 16 columns of every lane's row at a time, transposed to one vector a column.
+template <class T, bool kPacks>
+void transfer_columns(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   const Extent rows(t.row_begin, t.row_end, t.rows), columns(t.column_begin, t.column_end, t.columns);
   const CommonRows common(t);
-  if (kRead) clear_outside(t, rows, columns);
+  if (kPacks) clear_outside(t, rows, columns);
   ColumnChunk chunks[kChunks];
-  for (int64_t x = columns.begin; x < columns.end; x += 16 * kChunks) {
+  for (int64_t x = columns.begin; x < columns.end; x += kLanes * kChunks) {
     int held = 0;
-    for (int64_t at = x; at < columns.end && held < kChunks; at += 16) chunks[held++] = ColumnChunk(t, columns, at);
+    for (int64_t at = x; at < columns.end && held < kChunks; at += kLanes) chunks[held++] = ColumnChunk(t, columns, at);
     for (int64_t c = 0; c < t.channels; ++c) {
-      const Vec<float> bias = Vec<float>::broadcast(!kRead && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f);
+      const Vec<float> bias = Vec<float>::broadcast(!kPacks && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f);
       for (int64_t y = rows.begin; y < rows.end; ++y) {
         const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
         if (row < 0) continue;
-        float* const lines = t.lines + c * t.plane_channel + row;
+        float* const vectors = t.vectors + c * t.plane_channel + row;
         T* const from = data + c * t.channel_stride + y * t.row_stride;
         // The next row, or the next channel's first: sixteen streams are more than the processor follows by itself.
         const int64_t ahead = y + 1 < rows.end ? t.row_stride : t.channel_stride - (y - rows.begin) * t.row_stride;
         const bool inside = y >= common.begin && y < common.end;
         for (int i = 0; i < held; ++i) {
           const ColumnChunk& chunk = chunks[i];
-          if (kRead) {
-            read_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, lines);
+          if (kPacks) {
+            pack_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, vectors);
           } else {
-            write_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, lines, bias);
+            unpack_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, vectors, bias);
           }
         }
       }
@@ -190,43 +189,43 @@ void transfer_columns(const LineTransfer& t) {
   }
 }
 
-// Vec16 channels of every lane's pixel at a time, transposed to one line in each of 16 planes.
-template <class T, bool kRead>
-void transfer_channels(const LineTransfer& t) {
+// 16 channels of every lane's pixel at a time, transposed to one vector in each of 16 planes.
+template <class T, bool kPacks>
+void transfer_channels(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t y = 0; y < t.rows; ++y) {
     const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
     for (int64_t x = 0; row >= 0 && x < t.columns; ++x) {
-      const int64_t column = place(x, t.column_step, t.column_phase, 16);
+      const int64_t column = place(x, t.column_step, t.column_phase, kLanes);
       if (column < 0) continue;
       const uint32_t inside = lanes_inside(t, y, x);
       const int64_t base = y * t.row_stride + x * t.column_stride;
-      for (int64_t c = 0; c < t.channels; c += 16) {
-        const int count = t.channels - c < 16 ? static_cast<int>(t.channels - c) : 16;
+      for (int64_t c = 0; c < t.channels; c += kLanes) {
+        const int count = t.channels - c < kLanes ? static_cast<int>(t.channels - c) : kLanes;
         const uint32_t some = (1u << count) - 1;
-        float* const lines = t.lines + c * t.plane_channel + row + column;
-        Vec<float> square[16];
-        if (kRead) {
-          if (inside == 0xffffu && count == 16) {
+        float* const vectors = t.vectors + c * t.plane_channel + row + column;
+        Vec<float> square[kLanes];
+        if (kPacks) {
+          if (inside == 0xffffu && count == kLanes) {
 #pragma GCC unroll 16
-            for (int j = 0; j < 16; ++j) square[j] = Vec16<T>::load(data + t.lane[j] + base + c);
+            for (int j = 0; j < kLanes; ++j) square[j] = Vec16<T>::load(data + t.lane[j] + base + c);
           } else {
-            for (int j = 0; j < 16; ++j)
+            for (int j = 0; j < kLanes; ++j)
               square[j] = Vec16<T>::load(data + t.lane[j] + base + c, inside >> j & 1 ? some : 0);
           }
           transpose(square);
-          for (int e = 0; e < count; ++e) square[e].store(lines + e * t.plane_channel);
+          for (int e = 0; e < count; ++e) square[e].store(vectors + e * t.plane_channel);
         } else {
-          for (int e = 0; e < 16; ++e) {
-            square[e] = e < count ? Vec<float>::load(lines + e * t.plane_channel) : Vec<float>::zero();
+          for (int e = 0; e < kLanes; ++e) {
+            square[e] = e < count ? Vec<float>::load(vectors + e * t.plane_channel) : Vec<float>::zero();
             if (t.epilogue.bias != nullptr && e < count)
               square[e] = square[e] + Vec<float>::broadcast(t.epilogue.bias[c + e]);
           }
           transpose(square);
-          for (int j = 0; j < 16; ++j) {
+          for (int j = 0; j < kLanes; ++j) {
             if ((inside >> j & 1) == 0) continue;
             T* const to = data + t.lane[j] + base + c;
-            if (count == 16) {
+            if (count == kLanes) {
               Vec16<T>::store(finished(t.epilogue, square[j], to), to);
             } else {
               Vec16<T>::store(finished(t.epilogue, square[j], to, some), to, some);
@@ -238,20 +237,20 @@ void transfer_channels(const LineTransfer& t) {
   }
 }
 
-// The 16 lanes are neighbours in the tensor: nothing to transpose.
-template <class T, bool kRead>
-void transfer_lanes(const LineTransfer& t) {
+// The 16 lanes are neighbors in the tensor: nothing to transpose.
+template <class T, bool kPacks>
+void transfer_lanes(const PackCall& t) {
   T* const data = static_cast<T*>(t.data) + t.lane[0];
   int64_t begin = 0, end = t.columns;  // inside the image for every lane
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < kLanes; ++j) {
     if (t.column_begin[j] > begin) begin = t.column_begin[j];
     if (t.column_end[j] < end) end = t.column_end[j];
   }
   const CommonRows common(t);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const Vec<float> bias = Vec<float>::broadcast(!kRead && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f);
+    const Vec<float> bias = Vec<float>::broadcast(!kPacks && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f);
     for (int64_t y = 0; y < t.rows; ++y) {
-      float* const lines = t.lines + c * t.plane_channel + t.row_phase[0] + y * t.plane_row;
+      float* const vectors = t.vectors + c * t.plane_channel + t.row_phase[0] + y * t.plane_row;
       T* const row = data + c * t.channel_stride + y * t.row_stride;
       const bool inside = y >= common.begin && y < common.end;
       int64_t x = 0;
@@ -259,20 +258,20 @@ void transfer_lanes(const LineTransfer& t) {
         for (; x < until; ++x) {
           const uint32_t mask = lanes_inside(t, y, x);
           T* const at = row + x * t.column_stride;
-          if (kRead) {
-            Vec16<T>::load(at, mask).store(lines + x * 16);
+          if (kPacks) {
+            Vec16<T>::load(at, mask).store(vectors + x * kLanes);
           } else {
-            Vec16<T>::store(finished(t.epilogue, Vec<float>::load(lines + x * 16) + bias, at, mask), at, mask);
+            Vec16<T>::store(finished(t.epilogue, Vec<float>::load(vectors + x * kLanes) + bias, at, mask), at, mask);
           }
         }
       };
       some(inside && begin < end ? begin : t.columns);
       for (; x < end; ++x) {
         T* const at = row + x * t.column_stride;
-        if (kRead) {
-          Vec16<T>::load(at).store(lines + x * 16);
+        if (kPacks) {
+          Vec16<T>::load(at).store(vectors + x * kLanes);
         } else {
-          Vec16<T>::store(finished(t.epilogue, Vec<float>::load(lines + x * 16) + bias, at), at);
+          Vec16<T>::store(finished(t.epilogue, Vec<float>::load(vectors + x * kLanes) + bias, at), at);
         }
       }
       some(t.columns);
@@ -281,25 +280,25 @@ void transfer_lanes(const LineTransfer& t) {
 }
 
 // Any strides, one element after another.
-template <class T, bool kRead>
-void transfer_scattered(const LineTransfer& t) {
+template <class T, bool kPacks>
+void transfer_scattered(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t c = 0; c < t.channels; ++c) {
-    const float bias = !kRead && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f;
+    const float bias = !kPacks && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f;
     for (int64_t y = 0; y < t.rows; ++y) {
       const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
       for (int64_t x = 0; row >= 0 && x < t.columns; ++x) {
-        const int64_t column = place(x, t.column_step, t.column_phase, 16);
+        const int64_t column = place(x, t.column_step, t.column_phase, kLanes);
         if (column < 0) continue;
         const uint32_t inside = lanes_inside(t, y, x);
-        float* const line = t.lines + c * t.plane_channel + row + column;
+        float* const vector = t.vectors + c * t.plane_channel + row + column;
         T* const from = data + c * t.channel_stride + y * t.row_stride + x * t.column_stride;
-        for (int j = 0; j < 16; ++j) {
-          if (kRead) {
-            line[j] = inside >> j & 1 ? widen(from[t.lane[j]]) : 0.0f;
+        for (int j = 0; j < kLanes; ++j) {
+          if (kPacks) {
+            vector[j] = inside >> j & 1 ? widen(from[t.lane[j]]) : 0.0f;
           } else if (inside >> j & 1) {
             T* const to = from + t.lane[j];
-            float sum = line[j] + bias;
+            float sum = vector[j] + bias;
             if (t.epilogue.flags & kAddsResidual) sum += widen(*residual_of(t.epilogue, to));
             if (t.epilogue.flags & kHasLow && sum < t.epilogue.low) sum = t.epilogue.low;
             if (t.epilogue.flags & kHasHigh && sum > t.epilogue.high) sum = t.epilogue.high;
@@ -311,52 +310,24 @@ void transfer_scattered(const LineTransfer& t) {
   }
 }
 
-template <class T, bool kRead>
-void transfer(const LineTransfer& t) {
+template <class T, bool kPacks>
+void transfer(const PackCall& t) {
   switch (t.order) {
-    case LineOrder::kColumns:
-      return transfer_columns<T, kRead>(t);
-    case LineOrder::kChannels:
-      return transfer_channels<T, kRead>(t);
-    case LineOrder::kLanes:
-      return transfer_lanes<T, kRead>(t);
-    case LineOrder::kScattered:
-      return transfer_scattered<T, kRead>(t);
+    case VectorOrder::kColumns:
+      return transfer_columns<T, kPacks>(t);
+    case VectorOrder::kChannels:
+      return transfer_channels<T, kPacks>(t);
+    case VectorOrder::kLanes:
+      return transfer_lanes<T, kPacks>(t);
+    case VectorOrder::kScattered:
+      return transfer_scattered<T, kPacks>(t);
   }
 }
 
 template <class T>
-void widen_all(const void* from, int64_t count, float* to) {
-  const T* const elements = static_cast<const T*>(from);
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) Vec16<T>::load(elements + i).store(to + i);
-  for (; i < count; ++i) to[i] = widen(elements[i]);
-}
-
-template <class T>
-void narrow_all(const float* from, int64_t count, void* to, int64_t at) {
-  T* const elements = static_cast<T*>(to) + at;
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) Vec16<T>::store(Vec<float>::load(from + i), elements + i);
-  for (; i < count; ++i) narrow(from[i], elements[i]);
-}
-
-void widen_elements(const void* from, int64_t count, DType dtype, float* to) {
-  if (dtype == DType::kBFloat16) return widen_all<BFloat16>(from, count, to);
-  if (dtype == DType::kFloat16) return widen_all<Float16>(from, count, to);
-  widen_all<float>(from, count, to);
-}
-
-void narrow_elements(const float* from, int64_t count, DType dtype, void* to, int64_t at) {
-  if (dtype == DType::kBFloat16) return narrow_all<BFloat16>(from, count, to, at);
-  if (dtype == DType::kFloat16) return narrow_all<Float16>(from, count, to, at);
-  narrow_all<float>(from, count, to, at);
-}
-
-template <class T>
-constexpr LineKernels line_kernels_of() {
-  return {transfer<T, true>, transfer<T, false>};
+constexpr PackKernels pack_kernels_of() {
+  return {.pack = transfer<T, true>, .unpack = transfer<T, false>};
 }
 
 }  // namespace
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

@@ -6,7 +6,7 @@
 
 #include "isa/kernels.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 namespace {
 
 constexpr int64_t kSerialNonzeros = 16384;  // below, a second thread costs more than it does
@@ -30,7 +30,7 @@ Slices::Slices(const SparsePattern& pattern, int64_t groups, int64_t items, int6
 }
 
 PatternPacking::PatternPacking(
-    const Lattice& lattice, const TilePlan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values)
+    const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values)
     : lattice_(lattice),
       plan_(plan),
       pattern_(pattern),
@@ -38,15 +38,15 @@ PatternPacking::PatternPacking(
       taps_(static_cast<int64_t>(lattice.taps.size())),
       residues_(lattice.residues()),
       rows_(lattice.dest_channels),
-      parts_(plan.blocks * lattice.residues()),
+      block_residues_(plan.blocks * lattice.residues()),
       wants_values_(wants_values) {}
 
 void PatternPacking::reserve(WorkspaceLayout& pieces) {
   pieces.add(&table_, lattice_.source_channels * taps_);
   if (residues_ > 1) pieces.add(&residue_of_, lattice_.source_channels * taps_);
   pieces.add(&begin_, (plan_.blocks + 1) * pattern_.rows);
-  pieces.add(&counts_, parts_ * pattern_.rows);
-  pieces.add(&runs_, parts_ * pattern_.rows);
+  pieces.add(&counts_, block_residues_ * pattern_.rows);
+  pieces.add(&runs_, block_residues_ * pattern_.rows);
   pieces.add(&offsets_, pattern_.nonzeros);
   if (!wants_values_) return;
   pieces.add(&values_, pattern_.nonzeros);
@@ -76,7 +76,7 @@ void PatternPacking::run(const Threads& threads) {
   fill_table();
   if (!in_parallel(threads, pattern_.rows, [&](int64_t row) { return bound_blocks(row); }))
     throw std::invalid_argument("col_indices: expected indices within the weight's row, ascending in each row");
-  place_parts();
+  place_block_residues();
   const int64_t per_group = slices_.count * plan_.blocks;
   const bool sound = in_parallel(threads, lattice_.groups * per_group, [&](int64_t i) {
     return fill_block(i / per_group, i / plan_.blocks % slices_.count, i % plan_.blocks);
@@ -87,14 +87,14 @@ void PatternPacking::run(const Threads& threads) {
 void PatternPacking::fill_table() {
   const int64_t phase_columns = static_cast<int64_t>(lattice_.phases[1].size());
   for (int64_t c = 0; c < lattice_.source_channels; ++c) {
-    const int64_t channel = c % plan_.block_channels * plan_.channel_lines;
+    const int64_t channel = c % plan_.block_channels * plan_.channel_vectors;
     for (int64_t t = 0; t < taps_; ++t) {
       const Tap& tap = lattice_.taps[static_cast<size_t>(t)];
       const int64_t phase = tap.phase[0] * phase_columns + tap.phase[1];
-      const int64_t line = channel + phase * plan_.phase_lines + tap.shift[0] * plan_.plane_columns + tap.shift[1];
+      const int64_t vector = channel + phase * plan_.phase_vectors + tap.shift[0] * plan_.plane_columns + tap.shift[1];
       // a tap that reaches nothing but padding reads the plane of zeros behind the block's channels
-      const int64_t zeros = plan_.block_channels * plan_.channel_lines;
-      table_[c * taps_ + t] = static_cast<int32_t>((tap.reaches ? line : zeros) * kLanes);
+      const int64_t zeros = plan_.block_channels * plan_.channel_vectors;
+      table_[c * taps_ + t] = static_cast<int32_t>((tap.reaches ? vector : zeros) * kLanes);
       if (residues_ > 1) residue_of_[c * taps_ + t] = static_cast<int32_t>(tap.residue);
     }
   }
@@ -116,15 +116,16 @@ bool PatternPacking::bound_blocks(int64_t row) {
         static_cast<int32_t>(std::min<int64_t>(lattice_.source_channels, (b + 1) * plan_.block_channels) * taps_);
     const int64_t begin = k;
     begin_[b * pattern_.rows + row] = static_cast<int32_t>(k);
-    // Columns ascend, so those of the block are counted, 16 at a time, without a branch for each.
-    int64_t counted = 16;
-    while (counted == 16 && k + 16 <= end) {
+    // Columns ascend, so those of the block are counted, some at a time, without a branch for each.
+    constexpr int64_t kCounted = 16;
+    int64_t counted = kCounted;
+    while (counted == kCounted && k + kCounted <= end) {
       int32_t below = 0;
-      for (int i = 0; i < 16; ++i) below += columns[k + i] < stop;
+      for (int i = 0; i < kCounted; ++i) below += columns[k + i] < stop;
       counted = below;
       k += counted;
     }
-    if (counted == 16)
+    if (counted == kCounted)
       while (k < end && columns[k] < stop) ++k;
     if (residues_ == 1) {
       counts_[b * pattern_.rows + row] = static_cast<int32_t>(k - begin);
@@ -138,16 +139,16 @@ bool PatternPacking::bound_blocks(int64_t row) {
   return k == end;
 }
 
-void PatternPacking::place_parts() {
+void PatternPacking::place_block_residues() {
   starts_.clear();
   for (int64_t group = 0; group < lattice_.groups; ++group) {
     for (int64_t slice = 0; slice < slices_.count; ++slice) {
       const int64_t first = group * rows_ + slices_.first(group, slice),
                     last = group * rows_ + slices_.last(group, slice);
       int64_t at = pattern_.crow_indices[first];
-      for (int64_t part = 0; part < parts_; ++part) {
+      for (int64_t block_residue = 0; block_residue < block_residues_; ++block_residue) {
         starts_.push_back(at);
-        const int32_t* const counts = counts_ + part * pattern_.rows;
+        const int32_t* const counts = counts_ + block_residue * pattern_.rows;
         for (int64_t row = first; row < last; ++row) at += counts[row];
       }
     }
@@ -171,11 +172,11 @@ bool PatternPacking::copy_values(int64_t begin, int64_t end, int64_t to) {
 }
 
 // The runs of one residue, shortest first, and where each begins. Turns the residue's counts into places to fill.
-void PatternPacking::sort_runs(int64_t group, int64_t slice, int64_t part) {
+void PatternPacking::sort_runs(int64_t group, int64_t slice, int64_t block_residue) {
   const int64_t base = group * rows_ + slices_.first(group, slice);
   const int64_t count = slices_.last(group, slice) - slices_.first(group, slice);
-  int32_t* const counts = counts_ + part * pattern_.rows + base;
-  Run* const runs = runs_ + base * parts_ + part * count;
+  int32_t* const counts = counts_ + block_residue * pattern_.rows + base;
+  Run* const runs = runs_ + base * block_residues_ + block_residue * count;
 
   constexpr int32_t kLongest = 63;
   int32_t at[kLongest + 2] = {};
@@ -183,7 +184,8 @@ void PatternPacking::sort_runs(int64_t group, int64_t slice, int64_t part) {
   for (int32_t n = 1; n <= kLongest; ++n) at[n] += at[n - 1];
   for (int64_t row = 0; row < count; ++row) runs[at[std::min(counts[row], kLongest)]++].row = static_cast<int32_t>(row);
 
-  int32_t to = static_cast<int32_t>(starts_[static_cast<size_t>((group * slices_.count + slice) * parts_ + part)]);
+  int32_t to = static_cast<int32_t>(
+      starts_[static_cast<size_t>((group * slices_.count + slice) * block_residues_ + block_residue)]);
   for (Run* run = runs; run < runs + count; ++run) {
     run->begin = to;
     to += counts[run->row];
@@ -215,4 +217,4 @@ bool PatternPacking::fill_block(int64_t group, int64_t slice, int64_t block) {
   return sound;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

@@ -8,7 +8,7 @@
 #include "base/workspace.h"
 #include "sparse_conv2d/tiled/plan.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 
 // The pattern's rows of a group of the convolution, in slices of about as many nonzeros.
 struct Slices {
@@ -27,19 +27,18 @@ struct Slices {
 class PatternPacking {
  public:
   PatternPacking(
-      const Lattice& lattice, const TilePlan& plan, const SparsePattern& pattern, const Slices& slices,
-      bool wants_values);
+      const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values);
 
   void reserve(WorkspaceLayout& pieces);
   // Throws std::invalid_argument where an index is out of its range.
   void run(const Threads& threads);
 
-  const int32_t* offsets() const { return offsets_; }  // of each nonzero from its block's first line, in floats
+  const int32_t* offsets() const { return offsets_; }  // of each nonzero from its block's first vector, in floats
   const float* values() const { return values_; }
   // One for each row of the slice; rows count from the slice's first.
   const Run* runs(int64_t group, int64_t slice, int64_t block, int64_t residue) const {
     const int64_t first = slices_.first(group, slice), last = slices_.last(group, slice);
-    return runs_ + (group * rows_ + first) * parts_ + (block * residues_ + residue) * (last - first);
+    return runs_ + (group * rows_ + first) * block_residues_ + (block * residues_ + residue) * (last - first);
   }
   // Where the nonzeros of a run lie in the pattern, which has no residues.
   int64_t place(int64_t group, int64_t slice, int64_t block, const Run& run) const {
@@ -49,28 +48,28 @@ class PatternPacking {
  private:
   void fill_table();
   bool bound_blocks(int64_t row);
-  void place_parts();
+  void place_block_residues();
   bool copy_values(int64_t begin, int64_t end, int64_t to);
-  void sort_runs(int64_t group, int64_t slice, int64_t part);
+  void sort_runs(int64_t group, int64_t slice, int64_t block_residue);
   bool fill_block(int64_t group, int64_t slice, int64_t block);
   template <class Body>
   bool in_parallel(const Threads& threads, int64_t count, Body body) const;
 
   const Lattice& lattice_;
-  const TilePlan& plan_;
+  const Plan& plan_;
   const SparsePattern& pattern_;
   const Slices& slices_;
-  const int64_t taps_, residues_, rows_, parts_;  // rows of a group; parts are blocks times residues
+  const int64_t taps_, residues_, rows_, block_residues_;  // rows of a group; block_residues are blocks times residues
   const bool wants_values_;
   int32_t* table_ = nullptr;  // offset of each column
   int32_t* residue_of_ = nullptr;
   int32_t* begin_ = nullptr;   // [block][row], and where the last block ends
-  int32_t* counts_ = nullptr;  // [part][row], nonzeros; then where the next of them goes
+  int32_t* counts_ = nullptr;  // [block_residue][row], nonzeros; then where the next of them goes
   Run* runs_ = nullptr;
   int32_t* offsets_ = nullptr;
   float *values_ = nullptr, *wide_ = nullptr;
   const float* in_order_ = nullptr;
-  std::vector<int64_t> starts_;  // [group][slice][part]
+  std::vector<int64_t> starts_;  // [group][slice][block_residue]
 };
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

@@ -5,32 +5,32 @@
 #include "sparse_conv2d/lattice.h"
 #include "sparse_conv2d/tiled/microkernel_calls.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 
 enum class TileKind { kForward, kWeight };
 
-struct TilePlan {
+struct Plan {
   TileKind kind;
   LaneGrid lanes;
   bool flat;
-  int64_t tile_rows, tile_columns;               // at most; a work item's rows and columns are cut evenly
-  int64_t item_groups, item_rows, item_columns;  // of lanes, and positions of a lane
+  int64_t tile_rows, tile_columns;                    // at most; a work item's rows and columns are cut evenly
+  int64_t item_lane_groups, item_rows, item_columns;  // of lanes, and positions of a lane
   int64_t block_channels, blocks;
-  int64_t slice_rows;                 // pattern rows whose lines of a work item stay in L2
-  int64_t plane_rows, plane_columns;  // lines of one phase, its halo included
-  int64_t phase_lines, plane_lines;   // of one lane group: of a phase, of all phases
-  int64_t channel_lines;              // from one channel's planes to the next
+  int64_t slice_rows;                    // pattern rows whose vectors of a work item stay in L2
+  int64_t plane_rows, plane_columns;     // vectors of one phase, its halo included
+  int64_t phase_vectors, plane_vectors;  // of one lane group: of a phase, of all phases
+  int64_t channel_vectors;               // from one channel's planes to the next
 
   int64_t items_of(int d) const;  // 0: lane groups, 1: rows, 2: columns
   int64_t work_items() const { return items_of(0) * items_of(1) * items_of(2); }
 };
 
-// `most_lines`: of a tile of this kind. Does not depend on the number of threads.
-TilePlan make_tile_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t most_lines);
+// `most_vectors`: of a tile of this kind. Does not depend on the number of threads.
+Plan make_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t most_vectors);
 
-// The lines of a work item, side by side in memory, of one pattern row and residue.
-inline int64_t item_lines(const TilePlan& plan) {
-  return plan.item_groups * plan.item_rows * plan.item_columns;
+// The vectors of a work item, side by side in memory, of one pattern row and residue.
+inline int64_t item_vectors(const Plan& plan) {
+  return plan.item_lane_groups * plan.item_rows * plan.item_columns;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

@@ -4,25 +4,25 @@
 
 #include "isa/kernels.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 namespace {
 
-LineOrder order_of(const Activation& tensor, const LaneGrid& lanes, int64_t channels) {
-  if (lanes.adjacent) return LineOrder::kLanes;
-  if (transposes_channels(tensor, channels)) return LineOrder::kChannels;
-  return tensor.stride[3] == 1 ? LineOrder::kColumns : LineOrder::kScattered;
+VectorOrder order_of(const Activation& tensor, const LaneGrid& lanes, int64_t channels) {
+  if (lanes.adjacent) return VectorOrder::kLanes;
+  if (transposes_channels(tensor, channels)) return VectorOrder::kChannels;
+  return tensor.stride[3] == 1 ? VectorOrder::kColumns : VectorOrder::kScattered;
 }
 
 }  // namespace
 
-TileWorkItem tile_work_item_at(const TilePlan& plan, int64_t group, int64_t index) {
-  TileWorkItem work_item = {};
+WorkItem work_item_at(const Plan& plan, int64_t group, int64_t index) {
+  WorkItem work_item = {};
   work_item.group = group;
   const int64_t columns = plan.items_of(2), rows = plan.items_of(1);
   work_item.first[1] = index % columns * plan.item_columns;
   work_item.first[0] = index / columns % rows * plan.item_rows;
-  work_item.first_group = index / columns / rows * plan.item_groups;
-  work_item.groups = std::min(plan.item_groups, plan.lanes.groups() - work_item.first_group);
+  work_item.first_lane_group = index / columns / rows * plan.item_lane_groups;
+  work_item.lane_groups = std::min(plan.item_lane_groups, plan.lanes.lane_groups() - work_item.first_lane_group);
   work_item.size[0] = std::min(plan.item_rows, plan.lanes.size[0] - work_item.first[0]);
   work_item.size[1] = std::min(plan.item_columns, plan.lanes.size[1] - work_item.first[1]);
   return work_item;
@@ -57,13 +57,13 @@ Side dest_side(const Lattice& lattice) {
   return side;
 }
 
-const LineKernels& line_kernels(DType dtype) {
-  return cpu_kernels().lines[static_cast<int>(dtype)];
+const PackKernels& pack_kernels(DType dtype) {
+  return cpu_kernels().tiled_pack[static_cast<int>(dtype)];
 }
 
 void transfer(
-    void (*run)(const LineTransfer&), const TilePlan& plan, const Side& side, const TileWorkItem& work_item,
-    int64_t channel, int64_t channels, const Planes& planes, const PackedEpilogue& packed) {
+    void (*run)(const PackCall&), const Plan& plan, const Side& side, const WorkItem& work_item, int64_t channel,
+    int64_t channels, const Planes& planes, const PackedEpilogue& packed) {
   const LaneGrid& lanes = plan.lanes;
   const Activation& tensor = *side.tensor;
   std::vector<int64_t> phases[2];
@@ -71,7 +71,7 @@ void transfer(
     for (const int64_t index : side.phase_of[d])
       phases[d].push_back(index < 0 ? -1 : index * planes.phase * (d == 0 ? side.phase_columns : 1));
   }
-  LineTransfer call = {};
+  PackCall call = {};
   call.data = tensor.data;
   call.channels = channels;
   call.rows = (work_item.size[0] + side.margin[0]) * side.step[0];
@@ -88,10 +88,10 @@ void transfer(
   call.column_phase = phases[1].data();
   call.epilogue = packed;
   const int64_t grid = lanes.grid[0] * lanes.grid[1];
-  for (int64_t g = 0; g < work_item.groups; ++g) {
-    call.lines = planes.lines + g * planes.group;
-    for (int64_t j = 0; j < 16; ++j) {
-      const int64_t lane = (work_item.first_group + g) * 16 + j;
+  for (int64_t g = 0; g < work_item.lane_groups; ++g) {
+    call.vectors = planes.vectors + g * planes.lane_group;
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const int64_t lane = (work_item.first_lane_group + g) * kLanes + j;
       call.row_begin[j] = call.row_end[j] = call.column_begin[j] = call.column_end[j] = 0;
       call.lane[j] = 0;
       if (lane >= lanes.lanes) continue;
@@ -121,28 +121,39 @@ void transfer(
   }
 }
 
-TileRows::TileRows(const TilePlan& plan, const TileWorkItem& work_item, const Planes& source) {
+TileRows::TileRows(const Plan& plan, const WorkItem& work_item, const Planes& source) {
   if (plan.flat) {
     count = 1;
-    columns = work_item.groups * work_item.size[0] * work_item.size[1];
+    columns = work_item.lane_groups * work_item.size[0] * work_item.size[1];
     planes = {0};
     return;
   }
-  count = work_item.groups * work_item.size[0];
+  count = work_item.lane_groups * work_item.size[0];
   columns = work_item.size[1];
-  for (int64_t g = 0; g < work_item.groups; ++g)
-    for (int64_t y = 0; y < work_item.size[0]; ++y) planes.push_back(g * source.group + y * source.row);
+  for (int64_t g = 0; g < work_item.lane_groups; ++g)
+    for (int64_t y = 0; y < work_item.size[0]; ++y) planes.push_back(g * source.lane_group + y * source.row);
 }
 
-Planes source_planes(const TilePlan& plan, const TileWorkItem& work_item, float* lines) {
+Planes source_planes(const Plan& plan, const WorkItem& work_item, float* vectors) {
   const int64_t columns = plan.flat ? work_item.size[1] : plan.plane_columns;
-  const int64_t group = plan.flat ? work_item.size[0] * work_item.size[1] : plan.plane_lines;
-  return {lines, plan.channel_lines * kLanes, group * kLanes, plan.phase_lines * kLanes, columns * kLanes};
+  const int64_t lane_group = plan.flat ? work_item.size[0] * work_item.size[1] : plan.plane_vectors;
+  return {
+      .vectors = vectors,
+      .channel = plan.channel_vectors * kLanes,
+      .lane_group = lane_group * kLanes,
+      .phase = plan.phase_vectors * kLanes,
+      .row = columns * kLanes};
 }
 
-Planes result_planes(const TileWorkItem& work_item, int64_t residues, float* lines) {
-  const int64_t group = work_item.size[0] * work_item.size[1] * kLanes, phase = work_item.groups * group;
-  return {lines, residues * phase, group, phase, work_item.size[1] * kLanes};
+Planes result_planes(const WorkItem& work_item, int64_t residues, float* vectors) {
+  const int64_t lane_group = work_item.size[0] * work_item.size[1] * kLanes;
+  const int64_t phase = work_item.lane_groups * lane_group;
+  return {
+      .vectors = vectors,
+      .channel = residues * phase,
+      .lane_group = lane_group,
+      .phase = phase,
+      .row = work_item.size[1] * kLanes};
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

@@ -1,27 +1,29 @@
 // How a correlation by kernels is cut up: into image blocks and strips that a work item takes, blocks of channels whose
-// lines and code fit L1, and slices of the pattern's rows whose sums fit the registers. docs/sparse_kernels.md derives
-// the choices.
+// vectors and code fit L1, and slices of the pattern's rows whose sums fit the registers. docs/sparse_kernels.md
+// derives the choices.
 #pragma once
+
+#include <optional>
 
 #include "sparse_conv2d/jit/layout.h"
 #include "sparse_conv2d/jit/pack_calls.h"
 
-namespace sparsekernels {
+namespace sparsekernels::jit {
 
-constexpr int64_t kMostSliceRows = 31;  // of 32 registers: one holds the line
+constexpr int64_t kMostSliceRows = 31;  // of 32 registers: one holds the vector
 constexpr int64_t kMostWriteSlices = 4;
 
-struct JitPlan : JitLayout {
+struct ForwardPlan : Layout {
   int64_t block_channels, blocks;
   int64_t item_image_blocks;
   int64_t slices, slice_rows;  // of the rows of a group; slice_rows 0: even slices
   int64_t write_slices;        // results of so many are written at a time
-  int64_t parts;               // of the slices, for threads to share
+  int64_t thread_shares;       // of the slices, where work items are too few for the threads
   int64_t threads;             // that share the work: 1 where waking others takes longer than they save
-  int epilogue_flags;          // parts of it that kernels do themselves; 0 unless direct
+  int epilogue_flags;          // what of it kernels do themselves; 0 unless direct
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
   bool gapless;                // results are computed as they would lie in a tensor of so many interleaved images
-  bool direct;                 // results go from registers to the tensor, not by way of lines
+  bool direct;                 // results go from registers to the tensor, not by way of vectors
   bool is_worth_it;            // tiles do better where planes do not fit, or a kernel has next to nothing to do
 
   int64_t work_items() const { return divide_up(image_blocks, item_image_blocks) * strips[0] * strips[1]; }
@@ -31,11 +33,11 @@ struct JitPlan : JitLayout {
   }
 };
 
-// Units, slices and parts depend on the number of threads; what an output is summed from does not. `epilogue`: the
-// parts of one, see epilogue.h. `images`: in an image block; 0: those that cost least, of at most `most_images`.
+// Work items, slices and shares depend on the number of threads; what an output is summed from does not. `epilogue`:
+// the what one has, see epilogue.h. `images`: in an image block, else those that cost least, of at most `most_images`.
 // `dest_images`: that the destination interleaves.
-JitPlan make_jit_plan(
-    const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, int64_t images = 0,
+ForwardPlan make_forward_plan(
+    const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, std::optional<int64_t> images = {},
     int64_t most_images = kMostImages, int64_t dest_images = 1);
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::jit
