@@ -1,4 +1,4 @@
-"""Every source file starts with its license: `python3 tests/build/spdx.py` names those that do not, --fix mends them."""
+"""Every source file starts with its license: this names those that do not, with --fix it mends them."""
 
 from __future__ import annotations
 
