@@ -10,13 +10,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run on the CPU, in Triton's interpreter
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from conversion_checks import Prefer
+from conversion_checks import Prefer, convert_module
 from hypothesis import HealthCheck, settings
 
-from sparsekernels.conversion.measure import preferred
+from sparsekernels.conversion import decide as decide_module
+from sparsekernels.conversion.measure import Times, preferred
 
 settings.register_profile(
     "sparsekernels", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -35,3 +36,24 @@ def prefer() -> Iterator[Prefer]:
     """`sparsekernels.testing.prefer`, for the rest of a test; "as before" is a name here, too."""
     with contextlib.ExitStack() as stack:
         yield lambda *names: stack.enter_context(preferred(names))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Prefer:
+    """Takes the place of the clock: the first of the arguments takes 1 ms, the second 2 ms, what is no argument 100 ms.
+
+    Unlike with `prefer`, these count as measured. "as before" takes 50 ms where it is no argument.
+    """
+
+    def choose(*names: str) -> None:
+        milliseconds = {"as before": 50.0} | {name: float(place) for place, name in enumerate(names, 1)}
+
+        def times_of(calls: Mapping[str, Callable[[], object]], *_: object, **__: object) -> Times:
+            for call in calls.values():
+                call()
+            return Times({name: [1e-3 * milliseconds.get(name, 100.0)] for name in calls})
+
+        monkeypatch.setattr(decide_module, "times_of", times_of)
+        monkeypatch.setattr(convert_module, "times_of", times_of)
+
+    return choose

@@ -51,7 +51,7 @@ def test_a_model_that_is_not_pruned_is_left_alone() -> None:
     assert not report.converted
     assert report.speedup is None
     assert "not pruned" in report.notes[0]
-    assert "the model is as it was" in str(report)
+    assert "the model is unchanged" in str(report)
     assert set(reasons(report).values()) == {"it has no zeros"}
 
 
@@ -143,14 +143,14 @@ def test_transformer_layers(prefer: Prefer) -> None:
         torch.backends.mha.set_fastpath_enabled(True)
 
 
-def test_nothing_slower_is_kept(prefer: Prefer) -> None:
+def test_nothing_slower_is_kept(clock: Prefer) -> None:
     model, x = make("residual")
     state = dict(model.named_modules())
-    prefer(DENSE, FINE, "as before", GRAPH, LAYERS)
+    clock(DENSE, FINE, "as before", GRAPH, LAYERS)
     report = sk.convert(model, x)
     assert not report.converted
     assert "fine-grained would be 0.50x" in report.layers[0].reason
-    prefer(FINE, DENSE, "as before", GRAPH, LAYERS)
+    clock(FINE, DENSE, "as before", GRAPH, LAYERS)
     report = sk.convert(model, x)
     assert not report.converted
     assert report.speedup is None
@@ -248,9 +248,9 @@ def test_inside_of_inference_mode(prefer: Prefer) -> None:
     assert_agree(model, dense, x)
 
 
-def test_layers_that_are_alike_are_measured_once(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_alike_are_measured_once(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alike in options, inputs, gradients and, to two digits, in their nonzeros."""
-    prefer(FINE, GRAPH)
+    clock(FINE, GRAPH)
     fake, measured = decide_module.times_of, []
 
     def counted(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
@@ -384,12 +384,12 @@ def test_a_list_is_one_argument() -> None:
         sk.convert(model, [x, x])
 
 
-def test_notes(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.Conv1d(9, 9, 1)).eval()
     model[3].forward = lambda x: x
     prune_(model, "random", 0.8)
     x = torch.randn(2, 8, 9, 9)
-    prefer(FINE, LAYERS, GRAPH)
+    clock(FINE, LAYERS, GRAPH)
     monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: 0))
     notes = sk.convert(model, x).notes
     assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
