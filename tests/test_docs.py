@@ -170,6 +170,24 @@ def anchors_of(path: Path) -> set[str]:
     return {one.strip().replace(" ", "-") for one in headings} | set(re.findall(r'<a id="(.*?)">', text))
 
 
+def test_the_tree_is_what_is_there() -> None:
+    """Every line names something that is there; folders of code are all named."""
+    tree = re.search(r"## The tree.*?```\n(.*?)```", (ROOT / "HACKING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert tree
+    named: set[str] = set()
+    path: list[str] = []
+    for line in tree[1].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = [*path[:depth], line.split()[0].rstrip("/")]
+        named.add("/".join(path))
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert not missing
+    for top in ("sparsekernels", "csrc", "examples", "docs"):
+        folders = {one.parent for one in (ROOT / top).rglob("*") if one.suffix in {".py", ".h", ".cpp", ".md"}}
+        unnamed = {str(one.relative_to(ROOT)) for one in folders} - named - {"docs/images"}
+        assert not {name for name in unnamed if not name.endswith(("/cpu", "/cuda"))}
+
+
 def test_every_switch_is_in_the_table() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if files.returncode != 0:
