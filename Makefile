@@ -40,11 +40,13 @@ lint: $(LINTERS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/python tests/build/spdx.py
 
 format: $(LINTERS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/python tests/build/spdx.py --fix
 
 # The CPU kernels under the address and undefined-behaviour sanitizers, every instruction set that is here.
 sanitize: $(STAMP)

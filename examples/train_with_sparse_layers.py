@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import sparsekernels as sk
@@ -41,7 +40,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(1, 61):
         images, labels = data(64)
-        loss = F.cross_entropy(model(images), labels)
+        loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -51,8 +50,7 @@ def main() -> None:
     print(f"accuracy on new images: {(model(images).argmax(1) == labels).float().mean().item():.1%}")
     for name, layer in model.named_modules():
         if isinstance(layer, (sk.nn.SparseConv2d, sk.nn.SparseLinear)):
-            zeros = (layer.weight == 0).float().mean().item()
-            print(f"layer {name}: {zeros:.1%} of the weights are zero, as at the start")
+            print(f"layer {name}: {(layer.weight == 0).float().mean():.1%} of the weights are zero, as at the start")
 
 
 if __name__ == "__main__":
