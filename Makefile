@@ -1,3 +1,6 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+
 # Two targets are all that a newcomer needs: make bench, make test.
 
 VENV := .venv

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Builds the compiled kernels with CMake, beside a package that installs without them."""
 
 from __future__ import annotations

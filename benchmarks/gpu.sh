@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+
 # Everything that only a GPU can tell, in under 9 minutes and without a network: builds the CUDA kernels with the torch
 # and nvcc that are there, runs the whole matrix on the device for both GPU backends, then the benchmark suites, eager
 # and under CUDA graphs. Leaves a log and the records in one folder. Usage: benchmarks/gpu.sh [PYTHON [FOLDER]]

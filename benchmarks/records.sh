@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+
 # Takes the records of whole networks that the tables in the documentation are made from. An hour on two cores, with
 # nothing else running and the tree committed:
 #     benchmarks/records.sh .venv/bin/python cpu-xeon-amx-2-cores

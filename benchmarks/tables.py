@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The tables of whole networks in the documentation, made from the records in benchmarks/results.
 
     python benchmarks/tables.py           names the tables that are not what the records say, and then fails

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Regression benchmarks of rms_norm, for pytest-benchmark: the small calls whose cost is easily lost in a change.
 
     pytest benchmarks/test_regressions.py --benchmark-save=before

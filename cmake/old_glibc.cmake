@@ -1,3 +1,6 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+
 # Lets a library that is compiled on a newer Linux run with glibc 2.28 and the libstdc++ of GCC 8, the oldest that torch's
 # own wheels run with (manylinux_2_28).
 #

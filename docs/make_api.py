@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """docs/api.md, made from the public docstrings.
 
     python docs/make_api.py           fails where the page is not what the docstrings say

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Prune a small network with torch's own tool, convert it, and see what that gave: layer by layer and as a whole."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Train a network with sparse layers: the zeros stay zero, and forward and backward passes skip them."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Pruned PyTorch models that actually run faster on CPU, for inference and training."""
 
 from . import nn

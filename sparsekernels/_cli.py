@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The `sparsekernels` command, as far as it needs nothing but this package: `info`, and the way to the rest."""
 
 from __future__ import annotations

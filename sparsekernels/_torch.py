@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """All that this package uses of torch and is not public there: an upgrade of torch is this file's business.
 
 Checked with torch 2.13; with 2.10.0 and 2.14.1 all but `dispatch_modes` and `is_jit_tracing`, which are newer here.

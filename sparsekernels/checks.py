@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What every operation asks of a tensor, and the words in which it refuses."""
 
 from __future__ import annotations

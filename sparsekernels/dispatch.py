@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Which implementation runs a call.
 
 Every operation has a table: one `Implementation` per backend, in order of preference. Dispatch, tests and benchmarks

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Masks of an exact number of nonzeros, the same every time, and pruning a model by them."""
 
 from __future__ import annotations

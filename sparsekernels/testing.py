@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The oracle: how every implementation of every operation is judged. The only tolerance in the project.
 
 Truth is the reference in float64, its gradients by autograd. An implementation passes if its largest error against that

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The one timer: variants take turns, each sample is long enough for the clock, and percentiles sum them up."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Settings that must stand before sparsekernels is imported, and the devices that the matrices run on."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The programs in the documentation run, and its tables are those of the records."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The programs in examples/ run as they are, and say what their reader wants to see."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Every instruction set that the CPU kernels were built for and this processor has passes the matrix."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The oracle itself: what it lets through, and what it does not."""
 
 from __future__ import annotations

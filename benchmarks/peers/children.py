@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The processes of the engines, of which one at a time may run: all others are stopped.
 
 Engines keep their threads spinning for a while after a call, and some for as long as they live. A stopped process

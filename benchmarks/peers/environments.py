@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Which peers there are, and the environment of each: made by pip when it is first needed, kept, and found again."""
 
 from __future__ import annotations

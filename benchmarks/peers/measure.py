@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Measures one case with all peers: makes it, starts a process for each variant, checks their results, lets them take
 turns, and turns what they say into records.
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Measures other engines beside ours, on the same pruned networks and layers, and prints one table of each kind.
 
     python benchmarks/peers/run.py --network vgg16-d --batch 64 --sparsity 80 90 95

@@ -1,3 +1,5 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
 #include "base/fma_rate.h"
 
 #include <algorithm>

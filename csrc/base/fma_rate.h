@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The yardstick of the sparse kernels: how fast this machine does multiply-adds that take one operand from the first
 // cache.
 #pragma once

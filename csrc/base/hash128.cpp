@@ -1,3 +1,5 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
 #include "base/hash128.h"
 
 #include <exception>

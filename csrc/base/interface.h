@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What is exported by name, and the version of what Python and the compiled libraries agree on.
 #pragma once
 

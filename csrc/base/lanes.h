@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The vector that kernels compute with, and how planes of such vectors lie. Without inline functions of external
 // linkage: this is compiled once per instruction set.
 #pragma once

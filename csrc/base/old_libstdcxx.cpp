@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What headers of newer compilers refer to and the libstdc++ of GCC 8 and glibc 2.28 do not have: see
 // cmake/old_glibc.cmake.
 #include <new>

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Brings parts of tensors up to L2, a few cache lines at a time, while something else is computed.
 #pragma once
 

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Keeps values of any type by 128 bits that stand for what they are made of, up to a size in all. May be used by
 // several threads at once.
 #pragma once

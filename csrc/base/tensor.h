@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A tensor of four dimensions as kernels see it. Knows no torch.
 #pragma once
 

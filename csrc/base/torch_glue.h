@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Between torch's stable ABI and the kernels: owns tensor handles, takes arguments off the stack, allocates outputs.
 // Only this file, each operation's glue.h and its bindings know torch.
 //

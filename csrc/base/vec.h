@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // 16 lanes of float, and how each dtype is read into them and written from them. Compiled once per instruction
 // set: the file that includes this defines SPARSEKERNELS_AVX512, SPARSEKERNELS_AVX2 or neither. Everything is in an
 // anonymous namespace and no standard template is used, so that no code made for one instruction set can be picked by

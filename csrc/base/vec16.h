@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Sixteen elements of any dtype as one vector of floats, and sixteen such vectors transposed. Compiled once per
 // instruction set, as vec.h is.
 #pragma once

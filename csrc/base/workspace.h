@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Memory for what a call computes with.
 #pragma once
 

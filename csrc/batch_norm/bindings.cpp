@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Training BatchNorm with a sum, limits and dropout on the CPU, as torch operators. The schemas are defined in Python
 // (sparsekernels/ops/batch_norm/operators.py).
 #include <algorithm>

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What one call of training BatchNorm with a sum, limits and dropout behind it is: pointers and sizes. Knows no torch.
 #pragma once
 

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #define SPARSEKERNELS_AVX512
 #include "batch_norm/cpu/kernel.h"

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Picks the kernels of the best instruction set that this processor has.
 #include <cstdlib>
 #include <cstring>

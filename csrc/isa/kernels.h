@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The kernels of one instruction set, as the bindings see them.
 #pragma once
 

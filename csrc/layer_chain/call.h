@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A network's layers as one call: a few images at a time go through all of them, on one thread, so that what one layer
 // writes is still in L2 when the next one reads it. Knows no torch.
 #pragma once

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A chain of layers, a few images at a time. Each layer runs as it would alone, on one thread; layer_chain/plan.h says
 // how many images, and where their tensors lie.
 #include "layer_chain/call.h"

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // How the tensors of a chain lie in a thread's memory: where a layer's kernels can store a result as the next layer's
 // read it, nothing is copied between the two.
 #pragma once

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // How a chain of layers is cut up: into segments, and how many images go through a segment at a time.
 #pragma once
 

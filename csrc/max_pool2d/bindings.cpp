@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Max pooling on the CPU, as torch operators. The schemas are defined in Python
 // (sparsekernels/ops/max_pool2d/operators.py).
 #include <algorithm>

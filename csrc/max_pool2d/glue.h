@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What the bindings that pool share: the window as Python gives it.
 #pragma once
 

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The CPU kernels as torch operators, through torch's stable ABI: one binary for every Python, and for every torch from
 // 2.10 on. The schemas are defined in Python (sparsekernels/ops/*/operators.py).
 #include <algorithm>

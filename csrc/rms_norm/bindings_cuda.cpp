@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The CUDA kernels as torch operators, through torch's stable ABI, as bindings.cpp has the CPU ones. Links torch's core
 // alone, so that it builds where torch has no CUDA: torch's current stream is looked up when the first call needs it.
 #include <cuda_runtime_api.h>

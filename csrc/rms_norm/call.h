@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What one RMSNorm call is, to a kernel: pointers, sizes and strides. Shared by the CPU and the CUDA kernels, knows no
 // torch.
 #pragma once

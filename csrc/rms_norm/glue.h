@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What RMSNorm's bindings for CPU and CUDA share: checks, the rows of a call, the operators around a launcher.
 #pragma once
 

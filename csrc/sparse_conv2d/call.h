@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What one call of a fine-grained sparse convolution is: pointers, sizes and strides. Knows no torch.
 #pragma once
 

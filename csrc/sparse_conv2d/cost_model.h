@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The constants by which the planners choose: fits and thresholds that were measured, not derived. All of them are from
 // a Xeon with AVX-512 and AMX, on 2 cores with 48 KB of L1 and 2 MB of L2 each, in float32, at 80 to 98% sparsity,
 // unless one says otherwise. On another machine they choose well rather than best; results stay right. Times are

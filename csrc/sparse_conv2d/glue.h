@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What the bindings of sparse operations share: torch's threads, the geometry of a convolution, the indices of a
 // pattern.
 #pragma once

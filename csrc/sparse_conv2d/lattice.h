@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A sparse convolution, or its input gradient, as one thing: a correlation over a lattice of positions.
 //
 // For every position m of the lattice and every tap t that belongs to a residue r,

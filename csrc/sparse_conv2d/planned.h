@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A convolution whose pattern is known before its calls: what follows from pattern and shapes is found in the first
 // call of these shapes, and kept. Knows no torch.
 #pragma once

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The entry of the three operations: checks the pattern, says what the call is as a lattice, and picks the engine.
 // AVX-512 has the pattern as machine code (jit/), unless the pattern is too large or too small for that to pay; all
 // else runs tiles with the pattern as data (tiled/).

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Draws the pictures of docs/sparse_kernels.md: python docs/images/draw_sparse.py [folder]."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks: suites as data, one runner, one timer, many reports, and the command line.
 
 A suite (`suite.py`) is a table of cases and a few variants. `runner.py` starts a child process (`worker.py`) that

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The command line: `sparsekernels info | bench | compare`."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Two runs of the same cases: what got faster, what slower, and what is within the noise."""
 
 from __future__ import annotations

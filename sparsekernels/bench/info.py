@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What this machine has, what was built, and what each operation will use on each device."""
 
 from __future__ import annotations

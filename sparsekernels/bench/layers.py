@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The suite `layers`: single layers of networks with fine-grained sparse weights, beside the dense layer.
 
 A case is a layer, a pass and a batch. Its variants are the dense layer in float32 (the baseline), the same in bfloat16,

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a measurement was made on: machine, versions, commit. The same in every run that nothing changed between."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Networks as one finds them, in plain torch.
 
 `MODELS[name].make()` is a network ready to be measured. The modules are written as users write them: functional

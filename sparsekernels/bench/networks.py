@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The suite `networks`: whole networks with pruned weights, beside the dense network.
 
 A case is a network, a pass and a batch. Its variants are the dense network in float32 (the baseline) and in bfloat16;

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The suite `openelm`: tokens per second of whole language models that differ in nothing but their norms.
 
 The model is `openelm_model.py` beside this file. All variants of a case share one set of random weights and take turns,

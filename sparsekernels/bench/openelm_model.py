@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""OpenELM in plain PyTorch, with the norm as a parameter: the model that the suite `openelm` measures.
 
 The models of Mehta et al. 2024 (arXiv 2404.14619, section 2) with random weights: a decoder without biases, RMSNorm

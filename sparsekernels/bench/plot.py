@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The plot of a report: how much faster the subject is than each rival, case by case or over the sparsity."""
 
 from __future__ import annotations

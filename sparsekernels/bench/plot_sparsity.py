@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """A panel of the plot: speedup over the dense baseline by sparsity, and where the two cross."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a measurement leaves behind: one JSON object a line."""
 
 from __future__ import annotations

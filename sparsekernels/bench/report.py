@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Tables of records: pure functions from records to rows of text, and from those to the terminal and to markdown."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The suite `rmsnorm`: one call of rms_norm, beside what else a user could call and what memory allows."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The one runner: measures a suite in a child process and yields what happens, as it happens."""
 
 from __future__ import annotations

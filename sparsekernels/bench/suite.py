@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a benchmark suite is. `rmsnorm.py` beside this file is the example to copy; `docs` of a record in `record.py`.
 
 A suite is a module of this package with a `SUITE`, and a file of cases, `suites/<name>.toml`, a list of tables:

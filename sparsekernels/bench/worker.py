@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The child process that measures. `runner.py` starts it and reads what it says: one JSON object a line.
 
 {"event": "cases", "total": 28}        how many there will be

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """From a pruned model to a faster one, and back."""
 
 from .convert import convert, revert

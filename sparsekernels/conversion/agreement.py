@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Whether a model gives what it gave before it was converted: results, and gradients in training."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a layer may become: one row for each kind of replacement, which whatever decides or fuses reads."""
 
 from __future__ import annotations

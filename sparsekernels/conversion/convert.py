@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """convert and revert: a pruned model's layers become the fastest of what computes the same, and back."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What each layer becomes: the fastest of what it may be, as measured."""
 
 from __future__ import annotations

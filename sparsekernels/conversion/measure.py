@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Times of layers and models, interleaved, by the benchmarks' timer; or a preference in the place of the clock."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What there is to know of a module before it may be exchanged or passed by."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What `convert` did and why, as facts, as rows, as a table and as JSON. Every sentence of it is made here."""
 
 from __future__ import annotations

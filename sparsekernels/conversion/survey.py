@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What is in a model: which layers may be converted, why others may not, and what each is given."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Sparse weights as data: immutable, made of plain tensors, checked where they come from outside."""
 
 from .sparse_format import SparseFormat

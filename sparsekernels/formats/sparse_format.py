@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a weight format is: the one interface by which modules and conversion know any of them."""
 
 from __future__ import annotations

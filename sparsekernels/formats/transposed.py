@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The pattern of a weight as the gradient to the input walks it: by input channel."""
 
 from __future__ import annotations

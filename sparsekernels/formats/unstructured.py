@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Fine-grained sparse weights: any pattern of zeros, stored as compressed rows."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Linear layers and convolutions without their filters and input channels that are all zero."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What stands in the place of a dense layer, sharing its parameters, and how these pass from one to the other."""
 
 from __future__ import annotations

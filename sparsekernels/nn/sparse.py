@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Linear layers and convolutions with a fine-grained sparse weight."""
 
 from __future__ import annotations

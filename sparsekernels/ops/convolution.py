@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a convolution is besides its tensors."""
 
 from __future__ import annotations

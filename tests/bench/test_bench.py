@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark: timer, suites, and the process that measures."""
 
 from __future__ import annotations

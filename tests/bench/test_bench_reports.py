@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Records, and what is made of them: comparisons, tables, markdown, the plot."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The command line, run as a user runs it."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The suite `layers`: masks, cases, the check before the timing, files of weights, reports."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The networks of the suite `networks`: their layers, parameters and statistics, and what pruning leaves of them."""
 
 from __future__ import annotations

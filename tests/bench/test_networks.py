@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The suite `networks`: variants, the estimate, the check before the timing, the command line."""
 
 from __future__ import annotations

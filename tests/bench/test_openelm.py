@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """OpenELM: its four sizes, its parts against their definitions, generation, and the suite."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Every source file begins with its license: `python3 tests/build/spdx.py` names those that do not; --fix mends."""
 
 from __future__ import annotations

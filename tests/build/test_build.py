@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The build: stable headers only, wheels and sdists that hold what they must, and an install without a compiler."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Tries sparsekernels as installed: run by an interpreter that has the wheel and torch, and nothing of a checkout.
 
     python wheel_smoke.py

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of convert have in common: names of decisions, the oracle over a whole model, and its graphs."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Small models for the tests of convert, each with a trait that conversion has to respect."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """convert: results, what is fused, channels, the report."""
 
 from __future__ import annotations

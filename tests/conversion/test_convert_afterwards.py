@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """A converted model lives on: the way back, changes, copies, training."""
 
 from __future__ import annotations

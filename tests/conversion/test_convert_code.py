@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """convert, and what the code of a model does: what it looks at, leaves behind, takes and returns."""
 
 from __future__ import annotations

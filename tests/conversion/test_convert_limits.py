@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What convert leaves alone, what it refuses, and what it does not disturb."""
 
 from __future__ import annotations

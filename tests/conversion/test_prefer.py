@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """sparsekernels.testing.prefer: decisions without the clock; and what the timer does for convert."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """convert in training mode: the graph in which BatchNorm, sum, ReLU and dropout are one step, and pooling is ours."""
 
 from __future__ import annotations

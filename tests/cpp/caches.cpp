@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The hash that kernels are kept by, and what a cache keeps and drops.
 #include <cstdint>
 #include <set>

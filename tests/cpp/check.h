@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Checks that count, and go on: a test's function calls CHECK, main.cpp calls the functions.
 #pragma once
 

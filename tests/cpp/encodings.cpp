@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What the assembler writes, against the bytes that GNU as gives (golden_encodings.inc, written by make_golden.py), and
 // what it refuses to write.
 #include <cstdint>

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The index maps of a lattice against the loops of a convolution.
 #include <algorithm>
 #include <map>

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Where taps find their elements in the planes of an image block, and the masks of vectors at ragged ends, against the
 // image.
 #include <cstdint>

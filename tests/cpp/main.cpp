@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Runs every test; prints the assembler's encodings instead with --encodings, for a disassembler.
 #include <cstring>
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Writes golden_encodings.inc: the bytes that GNU as gives for every form of instruction that csrc's Assembler writes.
 
     python tests/cpp/make_golden.py > tests/cpp/golden_encodings.inc

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What the planners choose, as docs/sparse_kernels.md says they do, on the machine that it was measured on
 // (documented_caches.cpp). A change of a fitted constant that moves a choice fails here, and the documentation follows.
 #include <algorithm>

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Builds and runs tests/cpp, what lies below the operators; its table of encodings against an assembler."""
 
 from __future__ import annotations

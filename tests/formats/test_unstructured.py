@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The weight format: what it holds, how it travels, and what it refuses."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """A small dense network, and the same with sparse layers, for the tests of the modules."""
 
 from __future__ import annotations

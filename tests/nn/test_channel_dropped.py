@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Layers without their zero filters and channels: what the dense layer gives, gradients included."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """SparseLinear and SparseConv2d: dense modules in all but the work that they do."""
 
 from __future__ import annotations

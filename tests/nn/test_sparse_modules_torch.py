@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """SparseLinear and SparseConv2d under torch's tools: compilers, autocast, copies, files, transforms, inference."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Makes a case: the input, the weight, what dense torch in float32 computes of them, and the network as an ONNX file.
 
 It is served like an engine, and its `ready` is all that is wanted of it. The job has a folder, "blocks" (a size of

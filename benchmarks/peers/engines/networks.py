@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The tensors of a job in torch, for the engines that run on it and for what exports the job."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime, with the options that it has by itself but for the number of threads. Its threads spin while idle."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """OpenVINO's CPU plugin, made for latency: one stream on all threads. Precision is said in any case, since it would
 choose bfloat16 by itself where the processor has AMX."""
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What every engine's program has in common: it makes a job ready, then obeys lines on standard input.
 
 The first line is the job, a JSON object, and the program says whether it can be done. After that:

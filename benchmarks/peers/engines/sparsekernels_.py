@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Ours: a network after `sparsekernels.convert`, a linear layer as `sparsekernels.nn.SparseLinear`."""
 
 from __future__ import annotations

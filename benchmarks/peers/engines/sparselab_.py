@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """SparseLab's SparseLinear, with the weight of the job in place of the random one that it would draw."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """torch's eager modules on the dense weight, zeros and all."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """torch's sparse layouts: a linear layer with its weight in CSR, or in BSR for zeros that are whole blocks.
 
 There are several ways to write the product, and their times differ by a factor of five. All that this version of torch

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Writes the instructions that generated kernels are made of. A method is an instruction under Intel's mnemonic,
 // operands in Intel's order, so that a kernel's source can be held against a disassembler's listing; `_bcst` is a
 // memory operand of one float for all lanes, `_z` zeroing where a mask has no bit. tests/cpp holds every form against

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Memory that holds machine code: written first, then readable and executable, never both writable and executable.
 #pragma once
 

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Training BatchNorm of contiguous planes, with a sum, limits and dropout in the same pass. Compiled once per
 // instruction set, as vec.h is.
 //

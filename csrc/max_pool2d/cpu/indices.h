@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Max pooling for training: also where each largest element is, so that the gradient finds back. Compiled once per
 // instruction set, as vec.h is.
 #pragma once

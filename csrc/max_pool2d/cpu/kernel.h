@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Max pooling of contiguous planes: of a window's rows first, which are neighbors, then along the row that this gives.
 // Compiled once per instruction set, as vec.h is.
 #pragma once

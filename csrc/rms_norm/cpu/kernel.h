@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // RMSNorm over a range of rows, forward and backward. Written once over vec.h, compiled for each instruction set by the
 // files in isa/. How it works, and what it costs: docs/rms_norm.md.
 //

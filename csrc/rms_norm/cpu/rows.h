@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Walking over rows: where each tensor's current row lies, a row in blocks, and the row after it fetched in time.
 #pragma once
 

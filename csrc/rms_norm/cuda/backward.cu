@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // RMSNorm backward. A row lies in the registers of kLanes threads as in the forward pass. A fixed grid walks the rows,
 // so that every thread adds up its columns of grad_weight in registers; partial_sums.cuh adds up the blocks.
 #include <algorithm>

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // RMSNorm forward. A row is shared by kLanes threads, each of which keeps kVectors 16-byte vectors of it in registers:
 // thread l holds the vectors l, l + kLanes, l + 2 kLanes... Which kernel runs, and with it the order of the sum,
 // depends on the length of a row alone.

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // RMSNorm on CUDA devices. Knows no torch: raw pointers, sizes and a stream. Every call runs on the current device, and
 // returns the error of its launch. How the kernels work, and what they cost: docs/rms_norm.md.
 #pragma once

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Column sums over the blocks of a grid, inside the kernel that makes them, and the same bits every time.
 //
 // Each block writes its partial sums to the workspace and reports that it has. The blocks that see all others do the

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What the kernels that walk rows share: 16-byte accesses, where a row lies, sums over the threads of a row.
 #pragma once
 

@@ -1,3 +1,5 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
 #include "sparse_conv2d/jit/forward_driver.h"
 
 #include <algorithm>

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A pattern as machine code: one kernel for the nonzeros that a slice of its rows has in a block of channels. A slice
 // is as many rows as fit the registers, and a kernel computes one vector of sums for each of them: it loads each vector
 // of the planes that some row needs once, and multiplies and adds it to the sums of every such row. No loop, no branch,

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // How a correlation by kernels is cut up: into image blocks and strips that a work item takes, blocks of channels whose
 // vectors and code fit L1, and slices of the pattern's rows whose sums fit the registers. docs/sparse_kernels.md
 // derives the choices.

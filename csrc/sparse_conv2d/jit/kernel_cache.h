@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Keeps the kernels of patterns from call to call. A pattern is known by its content, so that nobody has to say when
 // it changes.
 #pragma once

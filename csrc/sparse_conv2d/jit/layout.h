@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // How the planes and vectors of an image block lie in memory, for kernels: which images are interleaved, what a strip
 // is, which lanes of a tap leave the image.
 #pragma once

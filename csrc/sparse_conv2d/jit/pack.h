@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Reads tensors into image blocks and writes vectors back. Compiled once per instruction set, as vec.h is.
 #pragma once
 

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Between a tensor and the planes that kernels read, and between the vectors that kernels write and a tensor.
 //
 // An image block is 1, 2, 4, 8 or 16 images whose pixels are interleaved: float (row * pitch + column) * images + image

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A pattern's nonzeros as kernels take them: sorted by columns, and where a column's vectors lie in the planes.
 #pragma once
 

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // A pattern as machine code for its weight gradient: the nonzeros of a slice of rows, sorted by columns, in register
 // sets of as many as there are registers for their sums. Of a run of vectors, a set loads each of its columns' vectors
 // once and multiplies it with gradients in L1; at the end of the run each sum's lanes are added up.

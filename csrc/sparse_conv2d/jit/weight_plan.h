@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // How a weight gradient by kernels is cut up: into work items of image blocks and strips whose vectors fit L2, runs
 // of vectors whose gradients fit the first one, and slices of the pattern's rows. docs/sparse_kernels.md derives the
 // choices.

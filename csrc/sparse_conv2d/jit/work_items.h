@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The parts that a layout of image blocks cuts a lattice into, and how they are read.
 #pragma once
 

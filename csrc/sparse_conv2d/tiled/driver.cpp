@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Correlations and weight gradients by tiles, on any instruction set: packs the pattern for a plan, packs the vectors
 // of each work item block by block, calls the microkernels, writes results back.
 #include "sparse_conv2d/tiled/driver.h"

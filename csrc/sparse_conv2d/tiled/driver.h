@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Correlations and weight gradients by tiles: on any instruction set, with the pattern as data.
 #pragma once
 

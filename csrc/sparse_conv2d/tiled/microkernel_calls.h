@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What the two microkernels are given, and the table that holds them. docs/sparse_kernels.md derives their design.
 //
 // A vector is 16 floats, 64 bytes: the same place of 16 translates of the image. A tile is R rows of W vectors. In the

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The two microkernels of the fine-grained sparse operations. Compiled once per instruction set, as vec.h is.
 #pragma once
 

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // Between a tensor and vectors: a vector holds the same place of 16 translates of an image, so packing is a
 // transposition, and so is writing results back. What a translate is (an image, a region of one, a pixel) is the
 // caller's business: here it is a base address and a range of rows and columns that lie inside the image.

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // What a call makes of its pattern before any tile is computed: the nonzeros in the order in which kernels take them,
 // so that they are read as one stream, and their places in a plan's planes. Costs some nanosecond a nonzero on one
 // thread.

@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // How a lattice is cut up: into work items that a thread takes, blocks of channels that fit L1, and tiles that
 // fit the registers. docs/sparse_kernels.md derives the choices.
 #pragma once

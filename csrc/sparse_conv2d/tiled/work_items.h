@@ -1,3 +1,6 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
 // The parts that a plan cuts a lattice into, and their vectors.
 #pragma once
 

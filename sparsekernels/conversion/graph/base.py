@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What stands in the place of a module's `forward`, and runs it as a graph where the result is the same.
 
 It traces the module once (torch.fx), fuses, and runs that graph eagerly, in the mode and on tensors of the kind it was

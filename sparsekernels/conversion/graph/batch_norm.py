@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """BatchNorm in training with the sum, the ReLU and the dropout behind it, as one step of a graph."""
 
 from __future__ import annotations

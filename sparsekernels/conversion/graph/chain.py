@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Fused sparse layers of a graph that follow each other, and the pooling between them, as one call."""
 
 from __future__ import annotations

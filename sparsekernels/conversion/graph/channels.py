@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Channels that need not be computed, along the chains of a graph.
 
 A fused layer's output channel need not be computed where nobody reads it: every layer that it goes to multiplies it by

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Layers for inference: a convolution or Linear with its BatchNorm folded in, a residual added and limits kept.
 
     y = min(max(scale * (W x + b) + shift + residual, low), high)

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What is done to a traced graph: layers take over what stands behind them, and what does nothing is taken out."""
 
 from __future__ import annotations

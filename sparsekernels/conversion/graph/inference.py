@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """A graph for inference: each convolution and Linear takes over the BatchNorm, residual sum and ReLU behind it.
 
 It serves calls without gradients. What it took from the modules (folded weights) is made anew when they have changed

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a module does, recorded once: graphs of several kinds are made of one trace."""
 
 from __future__ import annotations

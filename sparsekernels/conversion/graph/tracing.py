@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """torch.fx, made to see what it does not: what is done in place, buffers, surroundings, and who asks for a tensor."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """A graph for training: each BatchNorm takes over the residual sum, the ReLU and the dropout behind it.
 
 Max pooling is ours; the other modules are called as they are.

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Random number generators: whether code has drawn from one while it was traced."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What a model keeps beside its parameters, at any depth: whether it has changed, and how it is put back."""
 
 from __future__ import annotations

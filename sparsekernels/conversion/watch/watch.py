@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Whether a module still is what a graph was traced from."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """BatchNorm in training with what stands behind it: the kernel where there is one, and its gradients."""
 
 from __future__ import annotations

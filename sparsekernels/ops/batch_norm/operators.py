@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""BatchNorm over a batch, as in training, with a sum, limits and dropout behind it.
 
     z = (x - mean) / sqrt(var + eps) * weight + bias + r     mean and variance of each channel over images and pixels

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Random numbers from a counter, as the kernels draw them; in torch's own operations, for tests and other devices.
 
 Source: Salmon, Moraes, Dror & Shaw, 2011, "Parallel random numbers: as easy as 1, 2, 3": Philox4x32-10.

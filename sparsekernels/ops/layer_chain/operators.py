@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Layers of a network as one call for inference, a few images at a time: `LayerChain`.
 
 Each thread takes some images of the batch through all layers, so that what one layer writes is in the second cache when

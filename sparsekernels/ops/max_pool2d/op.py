@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Max pooling: the kernel where there is one, and its gradients."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""Max pooling of contiguous images: torch's own takes as long as half a sparse network.
 
     y[n, c, p, q] = max over (i, j) in the window of x[n, c, p * sh - ph + i, q * sw - pw + j], where that is inside

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""rms_norm and add_rms_norm: the public functions, their operators in torch, their gradients, their implementations.
 
 The route of a call. `rms_norm` calls one *kernel operator* (`sparsekernels::_rms_norm`), which torch's own dispatcher

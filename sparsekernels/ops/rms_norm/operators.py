@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The operators that torch knows: schemas, results without data, and what runs where no compiled kernel is registered.
 
 `sparsekernels::_rms_norm`, `_add_rms_norm` and `_rms_norm_backward` are kernel operators: torch's dispatcher hands them

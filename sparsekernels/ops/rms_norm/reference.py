@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""RMSNorm as its definition reads, in plain torch: what every other implementation is held to.
 
     y_i = x_i / rms(x) * w_i,   rms(x) = sqrt(mean(x^2) + eps)      (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)

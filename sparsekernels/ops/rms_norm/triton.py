@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """RMSNorm in Triton, one kernel a call. Signatures and semantics are those of `reference`.
 
 Rows are read where they lie: the leading dimensions are collapsed as far as the strides of a call's tensors allow, and

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """How the Triton kernels of RMSNorm cut their work: tiles, warps, programs, and the rows as a kernel walks them.
 
 The number of rows is no argument of a tiling, so what one row gives does not depend on how many there are; only the

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The Triton kernels of RMSNorm. `triton.py` launches them, `triton_config.py` gives their tiles, `reference.py` says
 what they compute.
 

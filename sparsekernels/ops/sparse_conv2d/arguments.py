@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What sparse_conv2d and sparse_linear accept, and the words in which they refuse."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The compiled kernels, as torch's dispatcher finds them by the device of the input.
 
 Signatures and semantics are those of `reference`.

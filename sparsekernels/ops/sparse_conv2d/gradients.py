@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""The gradients of sparse convolution, in eager calls and of the registered operators.
 
 Forward y = F(x, v), input gradient I(dy, v) and weight gradient at the nonzeros W(dy, x) are linear in each argument,

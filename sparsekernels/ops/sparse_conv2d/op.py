@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""sparse_conv2d and sparse_linear: the public functions, their operators in torch, their gradients.
 
 The route of a call. `sparse_conv2d` calls one *kernel operator* (`sparsekernels::_sparse_conv2d`), which torch's own

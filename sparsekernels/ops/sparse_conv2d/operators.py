@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The operators that torch knows: schemas, results without data, and what runs where no compiled kernel is registered.
 
 `sparsekernels::_sparse_conv2d`, `_sparse_conv2d_input_gradient` and `_sparse_conv2d_weight_gradient` are kernel

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Plans: what a convolution's calls have in common is worked out once, and kept beside the pattern.
 
 A plan is the compiled library's: it holds a copy of the pattern's indices and, for each shape of input that it met,

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 r"""Sparse convolution as its definition reads, in plain torch: what every other implementation is held to.
 
     y[n, o, p, q] = bias[o] + sum over the nonzeros (i, ky, kx) of row o of

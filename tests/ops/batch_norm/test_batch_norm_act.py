@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """BatchNorm with limits and dropout in one pass: results, statistics, gradients, and which elements are dropped."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Chains of layers: against the layers one by one, in random graphs, layouts, batches and threads."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Max pooling: what torch's own gives, element by element, and gradients where it sends them."""
 
 from __future__ import annotations

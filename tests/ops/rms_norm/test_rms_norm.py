@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """rms_norm and add_rms_norm: every implementation on every case and dtype against the oracle, and what all promise."""
 
 from __future__ import annotations

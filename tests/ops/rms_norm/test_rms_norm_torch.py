@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """rms_norm as a citizen of torch: operators, compilers, transforms, autocast, meta tensors; and what it refuses."""
 
 from __future__ import annotations

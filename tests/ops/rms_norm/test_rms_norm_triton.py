@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What only the Triton RMSNorm has: its tilings, its walk over the rows, its partial sums.
 
 The cases of every implementation are in test_rms_norm.py, what is compiled in test_rms_norm_triton_compiled.py.

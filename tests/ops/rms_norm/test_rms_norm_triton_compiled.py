@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """What Triton makes of the RMSNorm kernels: registers, shared memory, widths of accesses, orders of summation.
 
 Compiling needs no GPU, but it needs kernels that are not interpreted: it happens in child processes, one for each

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The cases that every implementation of sparse convolution and linear is held to, as data."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """Plans: calls that share what follows from pattern and shapes give what calls without a plan give, bit for bit."""
 
 from __future__ import annotations

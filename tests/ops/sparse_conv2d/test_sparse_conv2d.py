@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """sparse_conv2d and sparse_linear: every implementation on every case and dtype against the oracle, and what all
 promise.
 """

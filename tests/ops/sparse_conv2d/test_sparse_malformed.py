@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The kernel operators of sparse_conv2d called with indices, images and numbers that make no sense: an exception, and
 never a crash or a silent result.
 """

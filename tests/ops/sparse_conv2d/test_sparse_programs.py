@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """The programs that patterns are compiled to on AVX-512: used, kept, dropped and done without as promised."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
 """sparse_conv2d and sparse_linear as citizens of torch: operators, compilers, transforms, autocast, meta tensors; and
 what they refuse.
 """
