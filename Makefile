@@ -10,13 +10,18 @@ STAMP := $(VENV)/.installed
 LINTERS := $(VENV)/.linters
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: bench test wheel wheel-test lint format sanitize gpu clean
+.PHONY: bench test test-full wheel wheel-test lint format sanitize gpu clean
 
 bench: $(STAMP)
 	$(BIN)/sparsekernels bench
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# What takes longer: other instruction sets, compilers, versions of torch and Python, the wheel, and the sanitizers. Each
+# leg can be run by itself: tests/legs.sh NAME...
+test-full: test
+	tests/legs.sh all
 
 # One wheel for every Python from 3.10 and torch from 2.10 on. It holds no copy of torch's libraries: they are loaded
 # already when ours is, and are found by name.

@@ -16,7 +16,7 @@ skipped=77  # the exit status of a leg that cannot run here; the last line of it
 
 skip() { echo "$*"; exit $skipped; }
 
-tests() { # [PYTHON:] PATH...
+tests() { # PATH...
   PYTHONPATH=$PWD "$python" -m pytest -q -p no:cacheprovider ${PYTEST_ARGS:-} "$@"
 }
 
@@ -47,7 +47,11 @@ installed() { # NAME PYTHON REQUIREMENT...: an environment with the wheel; sets 
   shift 2
   built=$(built_wheel) || exit 1
   [ -x "$folder/bin/python" ] || "$interpreter" -m venv "$folder" || exit 1
-  "$folder/bin/python" -m pip install --quiet "$@" || skip "pip cannot get $*"
+  if ! "$folder/bin/python" -m pip install --quiet "$@" 2>"$folder/pip.log"; then
+    cat "$folder/pip.log"
+    grep -qE 'No matching distribution|Max retries|timed out|NewConnectionError' "$folder/pip.log" || exit 1
+    skip "pip cannot get $*"
+  fi
   "$folder/bin/python" -m pip install --quiet --force-reinstall --no-deps "$built" || exit 1
   python=$folder/bin/python
 }
