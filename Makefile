@@ -13,13 +13,36 @@ STAMP := $(VENV)/.installed
 LINTERS := $(VENV)/.linters
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: bench test lint format sanitize gpu clean
+.PHONY: bench test test-full wheel wheel-test lint format sanitize gpu clean
 
 bench: $(STAMP)
 	$(BIN)/sparsekernels bench
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# What takes longer: other instruction sets, compilers, versions of torch and Python, the wheel, and the sanitizers. Each
+# leg can be run by itself: tests/legs.sh NAME...
+test-full: test
+	tests/legs.sh all
+
+# One wheel for every Python from 3.10 and torch from 2.10 on. It holds no copy of torch's libraries: they are loaded
+# already when ours is, and are found by name.
+wheel: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group wheel
+	rm -rf build/wheel dist/sparsekernels-*.whl
+	PATH="$(abspath $(BIN)):$$PATH" SPARSEKERNELS_REQUIRE_KERNELS=1 $(BIN)/python -m pip wheel --quiet --no-deps \
+	  --no-build-isolation -w build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 --only-plat --exclude 'libtorch*' \
+	  --exclude 'libc10*' -w dist build/wheel/sparsekernels-*.whl
+
+# The wheel in an environment of its own, away from the checkout.
+wheel-test: wheel
+	rm -rf build/wheel-test
+	$(BIN)/python -m venv build/wheel-test
+	build/wheel-test/bin/python -m pip install --quiet $(TORCH)
+	build/wheel-test/bin/python -m pip install --quiet --no-deps dist/sparsekernels-*.whl
+	cd / && $(CURDIR)/build/wheel-test/bin/python $(CURDIR)/tests/build/wheel_smoke.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

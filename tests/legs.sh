@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Tests that take long, or need another compiler, torch or Python, as legs that run one by one:
+#   tests/legs.sh all | NAME...
+# Each prints PASS, SKIP or FAIL and why. They use the environment that `make test` made; those of the wheel's legs are
+# in build/legs, of several GB each where pip finds a torch with CUDA. Settings: PYTHON310 (where Python 3.10 is),
+# NEWEST (a version of torch; default what pip finds), CLANG (the compiler; default clang++), PYTEST_ARGS.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+python=${PYTHON:-$root/.venv/bin/python}
+tools=$(dirname "$python")
+work=$root/build/legs
+kernels=(tests/ops tests/nn tests/formats)
+all=(avx2 portable jit-off wheel clang sanitizers newest-torch torch-2.10)
+skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
+
+skip() { echo "$*"; exit $skipped; }
+
+tests() { # PATH...
+  PYTHONPATH=$PWD "$python" -m pytest -q -p no:cacheprovider ${PYTEST_ARGS:-} "$@"
+}
+
+forced() { # ISA: the tests of all kernels on it
+  local known
+  known=$(PYTHONPATH=$root "$python" -c "from sparsekernels import _library; print(*_library.supported_isas())") || exit 1
+  case " $known " in *" $1 "*) ;; *) skip "this processor or build has no $1, only: $known" ;; esac
+  SPARSEKERNELS_CPU_ISA=$1 tests "${kernels[@]}"
+}
+
+torch_folder() {
+  "$python" -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
+}
+
+built_wheel() { # the path of the repaired wheel, which is built where there is none or a source is newer
+  local found
+  found=$(find dist -name 'sparsekernels-*manylinux*.whl' 2>/dev/null | head -n 1)
+  if [ -z "$found" ] || [ -n "$(find csrc cmake sparsekernels setup.py CMakeLists.txt pyproject.toml -newer "$found" -type f \
+    ! -name '*.pyc' ! -path 'sparsekernels/lib/*' | head -n 1)" ]; then
+    CMAKE_ARGS="${CMAKE_ARGS:--DSPARSEKERNELS_CUDA=off}" make --silent wheel >&2 || return 1
+    found=$(find dist -name 'sparsekernels-*manylinux*.whl' | head -n 1)
+  fi
+  realpath "$found"
+}
+
+installed() { # NAME PYTHON REQUIREMENT...: an environment with the wheel; sets `python` to its Python
+  local built folder=$work/$1 interpreter=$2
+  shift 2
+  built=$(built_wheel) || exit 1
+  [ -x "$folder/bin/python" ] || "$interpreter" -m venv "$folder" || exit 1
+  if ! "$folder/bin/python" -m pip install --quiet "$@" 2>"$folder/pip.log"; then
+    cat "$folder/pip.log"
+    grep -qE 'No matching distribution|Max retries|timed out|NewConnectionError' "$folder/pip.log" || exit 1
+    skip "pip cannot get $*"
+  fi
+  "$folder/bin/python" -m pip install --quiet --force-reinstall --no-deps "$built" || exit 1
+  python=$folder/bin/python
+}
+
+smoke() { (cd / && "$python" "$root/tests/build/wheel_smoke.py"); }
+
+tests_of_what_is_installed() { # a copy of the tests, so that the checkout's package is not the one they import
+  local copy=$work/tests-$1
+  rm -rf "$copy" && mkdir -p "$copy" && cp -r tests pyproject.toml "$copy" && cd "$copy" || exit 1
+  "$python" -m pytest -q -p no:cacheprovider ${PYTEST_ARGS:-} "${kernels[@]}"
+}
+
+test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safetensors>=0.4" numpy)
+
+leg_avx2() { forced avx2; }
+leg_portable() { forced portable; }
+leg_jit-off() { SPARSEKERNELS_CPU_PROGRAMS=0 tests tests/ops/sparse_conv2d tests/ops/layer_chain tests/nn; }
+leg_sanitizers() { tests/sanitize.sh "$python"; }
+
+leg_wheel() {
+  local torch
+  torch=$("$python" -c "import torch; print(torch.__version__.split('+')[0])") || exit 1
+  installed wheel "$python" "torch==$torch"
+  smoke
+}
+
+leg_clang() { # no warning of clang's, and the tests of the convolutions on what it compiled
+  local compiler=${CLANG:-clang++} copy=$work/clang-package
+  command -v "$compiler" >/dev/null || skip "there is no $compiler"
+  export PATH=$tools:$PATH
+  cmake --fresh -S . -B "$work/clang" -DTORCH_DIR="$(torch_folder)" -DSPARSEKERNELS_CUDA=off \
+    -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_CXX_FLAGS=-Werror || exit 1
+  cmake --build "$work/clang" --parallel || exit 1
+  rm -rf "$copy" && mkdir -p "$copy" && cp -r sparsekernels tests pyproject.toml "$copy" || exit 1
+  cp "$work/clang/libsparsekernels_cpu.so" "$copy/sparsekernels/lib/" && cd "$copy" || exit 1
+  tests tests/ops/sparse_conv2d
+}
+
+leg_newest-torch() {
+  installed newest "$python" "torch${NEWEST:+==$NEWEST}" "${test_requirements[@]}"
+  smoke && tests_of_what_is_installed newest
+}
+
+leg_torch-2.10() {
+  local interpreter=${PYTHON310:-python3.10}
+  "$interpreter" -c "import sys; assert sys.version_info[:2] == (3, 10)" || skip "there is no Python 3.10 as $interpreter"
+  installed torch-2.10 "$interpreter" "torch==2.10.0" "${test_requirements[@]}"
+  smoke && tests_of_what_is_installed torch-2.10
+}
+
+run() { # NAME
+  local log=$work/$1.log start=$SECONDS status=0
+  ("leg_$1") >"$log" 2>&1 || status=$?
+  if [ $status -eq 0 ]; then
+    echo "PASS $1: $(grep -E '[0-9]+ passed' "$log" | tail -n 1), $((SECONDS - start)) s in all"
+  elif [ $status -eq $skipped ]; then
+    echo "SKIP $1: $(tail -n 1 "$log")"
+  else
+    tail -n 30 "$log"
+    echo "FAIL $1: after $((SECONDS - start)) s; all of its output is in build/legs/$1.log"
+    return 1
+  fi
+}
+
+case ${1:-} in
+  "") echo "usage: tests/legs.sh all | NAME..., of: ${all[*]}" >&2; exit 2 ;;
+  all) legs=("${all[@]}") ;;
+  *) legs=("$@") ;;
+esac
+for leg in "${legs[@]}"; do
+  declare -F "leg_$leg" >/dev/null || { echo "expected a leg of: ${all[*]}, got '$leg'" >&2; exit 2; }
+done
+mkdir -p "$work"
+failed=()
+for leg in "${legs[@]}"; do run "$leg" || failed+=("$leg"); done
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }
