@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+
 # Tests that take long, or need another compiler, torch or Python, as legs that run one by one:
 #   tests/legs.sh all | NAME...
 # Each prints PASS, SKIP or FAIL and why. They use the environment that `make test` made; those of the wheel's legs are
