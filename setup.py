@@ -49,6 +49,11 @@ def first_error(output: str) -> str:
     return lines[-1] if lines else "It printed nothing."
 
 
+def tool(name: str) -> str | None:
+    """Where a program is: on the PATH, or beside this Python, whose environment need not be on it."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
 class CMakeBuild(build_ext):
     """Puts the libraries into sparsekernels/lib. What cannot be built is left out, and a file there says why."""
 
@@ -78,7 +83,7 @@ class CMakeBuild(build_ext):
 
     def build(self, name: str, destination: Path) -> str | None:
         """Builds one library into `destination`, or gives the reason why it cannot be built."""
-        torch, cmake, ninja = torch_folder(), shutil.which("cmake"), shutil.which("ninja")
+        torch, cmake, ninja = torch_folder(), tool("cmake"), tool("ninja")
         if torch is None:
             return "no torch 2.10 or newer was installed where sparsekernels was built (its headers are needed)"
         if cmake is None:

@@ -67,7 +67,7 @@ tests_of_what_is_installed() { # a copy of the tests, so that the checkout's pac
   "$python" -m pytest -q -p no:cacheprovider ${PYTEST_ARGS:-} "${kernels[@]}"
 }
 
-test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safetensors>=0.4" numpy)
+test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safetensors>=0.4" "numpy<2.4")
 
 leg_avx2() { forced avx2; }
 leg_portable() { forced portable; }

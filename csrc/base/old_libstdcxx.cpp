@@ -15,7 +15,7 @@ __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
 namespace std {
 
 #pragma GCC visibility push(hidden)
-[[noreturn]] void __throw_bad_array_new_length() {
+void __throw_bad_array_new_length() {
   throw bad_array_new_length();
 }
 #pragma GCC visibility pop
