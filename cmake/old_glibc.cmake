@@ -9,15 +9,16 @@
 # runs. What newer C++ headers refer to and old libraries lack is in csrc/base/old_libstdcxx.cpp.
 include(CheckCXXSymbolExists)
 
-function(declare_old_library soname version)
+function(declare_old_library soname)
   set(source "")
-  list(JOIN ARGN "; " names)
   foreach(name ${ARGN})
     string(APPEND source "extern \"C\" void ${name}() {}\n")
   endforeach()
+  list(REMOVE_ITEM ARGN dlmopen)  # all others are as old as glibc for x86-64
+  list(JOIN ARGN "; " names)
   set(folder "${CMAKE_BINARY_DIR}/old_glibc")
   file(WRITE "${folder}/${soname}.cpp" "${source}")
-  file(WRITE "${folder}/${soname}.map" "${version} { ${names}; };\n")
+  file(WRITE "${folder}/${soname}.map" "GLIBC_2.2.5 { ${names}; };\nGLIBC_2.3.4 { dlmopen; } GLIBC_2.2.5;\n")
   add_library(old_${soname} SHARED "${folder}/${soname}.cpp")
   set_target_properties(
     old_${soname} PROPERTIES NO_SONAME ON LIBRARY_OUTPUT_DIRECTORY "${folder}" CXX_VISIBILITY_PRESET default
@@ -34,9 +35,9 @@ function(run_with_old_glibc)
   if(NOT SPARSEKERNELS_HAS_LIBSTDCXX OR NOT SPARSEKERNELS_HAS_GLIBC)
     return()
   endif()
-  declare_old_library(libm.so.6 GLIBC_2.2.5 pow)
+  declare_old_library(libm.so.6 pow)
   declare_old_library(
-    libpthread.so.0 GLIBC_2.2.5
+    libpthread.so.0
     pthread_condattr_setpshared pthread_create pthread_detach pthread_getspecific pthread_join pthread_key_create
     pthread_key_delete pthread_kill pthread_mutex_trylock pthread_mutexattr_destroy pthread_mutexattr_init
     pthread_mutexattr_setpshared pthread_mutexattr_settype pthread_once pthread_rwlock_destroy pthread_rwlock_init
@@ -46,8 +47,8 @@ function(run_with_old_glibc)
     pthread_spin_lock pthread_spin_trylock pthread_spin_unlock sem_destroy sem_init sem_post sem_timedwait sem_trywait
     sem_wait
   )
-  declare_old_library(libdl.so.2 GLIBC_2.2.5 dlclose dlerror dlopen dlsym dlvsym)
-  declare_old_library(librt.so.1 GLIBC_2.2.5 shm_open shm_unlink)
+  declare_old_library(libdl.so.2 dlclose dlerror dlmopen dlopen dlsym dlvsym)
+  declare_old_library(librt.so.1 shm_open shm_unlink)
   set(sparsekernels_cpu_needs libm.so.6 libpthread.so.0)
   set(sparsekernels_cuda_needs libpthread.so.0 libdl.so.2 librt.so.1)  # CUDA's static runtime
   foreach(library ${ARGN})
