@@ -10,14 +10,17 @@ name runs or raises with its reason, and never falls back silently.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._torch import are_functorch_transforms_active, forward_ad, is_any_autocast_enabled
+
+if TYPE_CHECKING:
+    from .formats import SparseFormat
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend name that `use_backend` accepts."""
@@ -31,22 +34,49 @@ class BackendError(RuntimeError):
     """A backend was asked for by name and cannot run the call; the message says why."""
 
 
+class Call(NamedTuple):
+    """What decides which implementations can run a call.
+
+    device      of the input
+    dtype       of the input
+    format      name of the weight's format; None for operations on dense tensors
+    block_size  of the weight's blocks; None where the format has none
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    format: str | None = None
+    block_size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, input: Tensor, weight: SparseFormat | None = None) -> Call:
+        """The call of an operation on `input`, and on a sparse weight where it has one."""
+        if weight is None:
+            return cls(input.device, input.dtype)
+        return cls(input.device, input.dtype, weight.format, weight.block_size)
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Compute capability of the call's GPU, (9, 0) say; None on other devices."""
+        return torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One row of an operation's table.
 
     name      the backend, one of `BACKENDS`
-    supports  takes the input of a call; None, or the reason why the call cannot run here
-    kernels   gives the module with the functions that the operation calls; imports it when first called
+    supports  takes a call; None, or the reason why it cannot run here
+    kernels   gives what has the operation's functions, a module for example; imports it when first called
     """
 
     name: str
-    supports: Callable[[Tensor], str | None]
-    kernels: Callable[[], ModuleType]
+    supports: Callable[[Call], str | None]
+    kernels: Callable[[], Any]
 
 
-def select(table: tuple[Implementation, ...], input: Tensor, backend: str | None = None) -> Implementation:
-    """The implementation that runs a call on `input`: `backend` by name, else the first that supports it.
+def select(table: Sequence[Implementation], call: Call, backend: str | None = None) -> Implementation:
+    """The implementation that runs a call: `backend` by name, else the first that supports it.
 
     Raises `BackendError` with the reason, or all reasons, when none can.
     """
@@ -54,7 +84,7 @@ def select(table: tuple[Implementation, ...], input: Tensor, backend: str | None
     for implementation in table:
         if backend is not None and implementation.name != backend:
             continue
-        reason = implementation.supports(input)
+        reason = implementation.supports(call)
         if reason is None:
             return implementation
         reasons.append(f"{implementation.name}: {reason}")
@@ -62,22 +92,6 @@ def select(table: tuple[Implementation, ...], input: Tensor, backend: str | None
         reasons.append(f"this operation has no such implementation, only {', '.join(row.name for row in table)}")
     subject = "no backend can" if backend is None else f"backend {backend!r} was asked for but cannot"
     raise BackendError(f"{subject} run this call: {'; '.join(reasons)}")
-
-
-def kernels_of(
-    table: tuple[Implementation, ...], input: Tensor, automatic: ModuleType, reference: ModuleType
-) -> ModuleType:
-    """Where a call's kernels are: in the backend that was asked for by name, else `automatic`.
-
-    Forward-mode derivatives run on the reference, whose tangents are plain torch's.
-    """
-    if forward_ad._current_level >= 0 and forced in (None, "reference"):
-        return reference
-    if forward_ad._current_level >= 0:
-        raise BackendError(f"backend {forced!r} was asked for but has no forward-mode derivatives")
-    if forced is None:
-        return automatic
-    return select(table, input, backend=forced).kernels()
 
 
 def is_special() -> bool:

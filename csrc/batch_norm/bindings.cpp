@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Training BatchNorm with a sum, limits and dropout on the CPU, as torch operators. The schemas are defined in Python
-// (sparsekernels/ops/batch_norm/operators.py).
+// (sparsekernels/ops/batch_norm/implementations.py).
 #include <algorithm>
 #include <cmath>
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Max pooling on the CPU, as torch operators. The schemas are defined in Python
-// (sparsekernels/ops/max_pool2d/operators.py).
+// (sparsekernels/ops/max_pool2d/implementations.py).
 #include <algorithm>
 #include <atomic>
 #include <cstring>

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The CPU kernels as torch operators, through torch's stable ABI: one binary for every Python, and for every torch from
-// 2.10 on. The schemas are defined in Python (sparsekernels/ops/*/operators.py).
+// 2.10 on. The schemas are defined in Python (sparsekernels/ops/*/implementations.py).
 #include <algorithm>
 #include <cstring>
 #include <memory>

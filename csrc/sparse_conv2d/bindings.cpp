@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The fine-grained sparse convolution on the CPU as torch operators. Linear layers are its 1x1 case. The schemas are
-// defined in Python (sparsekernels/ops/sparse_conv2d/operators.py).
+// defined in Python (sparsekernels/ops/sparse_conv2d/implementations.py).
 #include <algorithm>
 #include <mutex>
 #include <unordered_map>

@@ -10,17 +10,11 @@ from pathlib import Path
 import torch
 
 from .. import _library
-from ..ops.rms_norm import op as rms_norm
-from ..ops.sparse_conv2d import op as sparse_conv2d
+from ..dispatch import Call
+from ..ops import OPERATIONS
 from . import machine
 
 Lines = list[tuple[str, str]]
-
-OPERATIONS = {
-    "rms_norm": rms_norm.IMPLEMENTATIONS,
-    "sparse_conv2d, sparse_linear": sparse_conv2d.IMPLEMENTATIONS,
-}
-"""The table of every operation, by the operation's name."""
 
 
 def sections() -> dict[str, Lines]:
@@ -87,13 +81,13 @@ def _short(path: str) -> str:
 
 
 def _in_use() -> Lines:
-    """The implementation that a plain call on each device takes, and why not those before it."""
+    """The implementation that a plain float32 call on each device takes, and why not those before it."""
     lines = []
-    for name, table in OPERATIONS.items():
+    for operation in OPERATIONS:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            example = torch.ones(1, 64, device=device)
-            reasons = {one.name: one.supports(example) for one in table}
+            call = Call(torch.device(device), torch.float32, operation.format)
+            reasons = {row.name: row.supports(call) for row in operation.implementations}
             chosen = next(backend for backend, reason in reasons.items() if reason is None)
-            lines.append((f"{name} on {device}", chosen))
+            lines.append((f"{operation.name} on {device}", chosen))
             lines += [("", f"not {backend}: {reason}") for backend, reason in reasons.items() if reason is not None]
     return lines

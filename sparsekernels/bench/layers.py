@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from .. import testing
 from ..formats import Unstructured
 from ..ops.convolution import Geometry
-from ..ops.sparse_conv2d import operators  # noqa: F401 (defines the operators that are called below)
+from ..ops.sparse_conv2d import implementations as kernels
 from ..pruning import MASKS, kept_weights
 from ..timing import Effort, fastest
 from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
@@ -165,20 +165,18 @@ def dense_call(layer: Layer, pass_: str, input: Tensor, weight: Tensor, grad_out
 
 def sparse_call(layer: Layer, pass_: str, input: Tensor, weight: Unstructured, grad_output: Tensor) -> Call:
     """The pass as our kernel operators compute it."""
-    ops, geometry = torch.ops.sparsekernels, layer.geometry
+    geometry = layer.geometry
     image = layer.size, layer.size, layer.layout == "channels_last"
     x, dy = (tensor.view(*tensor.shape, 1, 1) if layer.linear else tensor for tensor in (input, grad_output))
     values, crow, col = weight.values, weight.crow_indices, weight.col_indices
     functions: dict[str, Callable[[], Tensor]] = {}
     if "output" in RESULTS[pass_]:
-        forward = ops._sparse_conv2d.default
-        functions["output"] = lambda: forward(x, values, None, crow, col, geometry)
+        functions["output"] = lambda: kernels.forward(x, values, None, crow, col, geometry)
     if "input gradient" in RESULTS[pass_]:
-        backward, transposed = ops._sparse_conv2d_input_gradient.default, tuple(weight.transposed(layer.groups))
-        functions["input gradient"] = lambda: backward(dy, values, *transposed, geometry, *image)
+        transposed = tuple(weight.transposed(layer.groups))
+        functions["input gradient"] = lambda: kernels.input_gradient(dy, values, *transposed, geometry, *image)
     if "weight gradient" in RESULTS[pass_]:
-        to_weight = ops._sparse_conv2d_weight_gradient.default
-        functions["weight gradient"] = lambda: to_weight(dy, x, crow, col, geometry)
+        functions["weight gradient"] = lambda: kernels.weight_gradient(dy, x, crow, col, geometry)
     calls = tuple(functions.values())
     return lambda: tuple(call() for call in calls)
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import sparsekernels
 
 from .. import dispatch, testing
-from ..ops.rms_norm.op import IMPLEMENTATIONS
+from ..ops.rms_norm.implementations import RMS_NORM
 from ..timing import Effort
 from . import openelm_model
 from .record import Record
@@ -60,11 +60,9 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     oracle = _Oracle(case, base)
     builds: dict[str, tuple[Any, Context]] = {name: (norm, contextlib.nullcontext) for name, norm in NORMS.items()}
     if case.device == "cuda":
-        probe = base.norm.weight
-        chosen = dispatch.select(IMPLEMENTATIONS, probe).name
-        for row in IMPLEMENTATIONS:
-            if row.name not in (chosen, "reference") and row.supports(probe) is None:
-                builds[row.name] = (NORMS["ours"], functools.partial(dispatch.use_backend, row.name))
+        for name in RMS_NORM.backends(base.norm.weight)[1:]:
+            if name != "reference":
+                builds[name] = (NORMS["ours"], functools.partial(dispatch.use_backend, name))
     return [
         Variant(
             f"{name}/graph" if graph else name,

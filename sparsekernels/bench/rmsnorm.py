@@ -20,7 +20,7 @@ import sparsekernels
 
 from .. import dispatch, testing
 from ..ops.rms_norm import reference
-from ..ops.rms_norm.op import IMPLEMENTATIONS
+from ..ops.rms_norm.implementations import RMS_NORM
 from ..timing import Effort
 from .record import Record
 from .report import Layout, rate_column, ratio_column, speedup_column, time_column
@@ -92,8 +92,7 @@ def _other_backends(x: Tensor) -> list[str]:
     """The kernels, beside those that a plain call takes, that a user could choose on a GPU."""
     if not x.is_cuda:
         return []
-    able = [row.name for row in IMPLEMENTATIONS if row.name != "reference" and row.supports(x) is None]
-    return [name for name in able if name != dispatch.select(IMPLEMENTATIONS, x).name]
+    return [name for name in RMS_NORM.backends(x)[1:] if name != "reference"]
 
 
 def _inputs(case: Case) -> list[Inputs]:

@@ -31,11 +31,13 @@ class SparseFormat:
 
     Attributes:
         format: The name under which `FORMATS` has it.
+        block_size: Rows and columns of the blocks that are stored as a whole; None where single elements are.
         shape: Of the dense weight: [out, in] of a linear layer or [out, in/groups, kh, kw] of a convolution.
         values: What is stored, in the format's own order.
     """
 
     format: ClassVar[str]
+    block_size: tuple[int, int] | None = None
     shape: tuple[int, ...]
     values: Tensor
 

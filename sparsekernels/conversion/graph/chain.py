@@ -12,13 +12,12 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from ...ops.layer_chain.operators import AVAILABLE, LayerChain
+from ...ops.layer_chain.implementations import LayerChain
+from ...ops.layer_chain.op import is_compiled, layer_chain
 from ...ops.max_pool2d.op import max_pool2d
 from .fused import Fused, FusedSparse
 
 Node = torch.fx.Node
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class FusedChain(torch.nn.Module):
     def pack(self) -> None:
         """Take over what the layers compute with now."""
         first = next(step.layer for step in self.steps if isinstance(step.layer, FusedSparse))
-        chain = LayerChain(first.weight)
+        chain = layer_chain(first.weight)
         for step in self.steps:
             if isinstance(step.layer, FusedSparse):
                 step.layer.add_to(chain, step.source, step.residual)
@@ -74,8 +73,6 @@ class FusedChain(torch.nn.Module):
 def chain(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> dict[str, FusedChain]:
     """Puts chains into the graph; returns them by the names under which it calls them."""
     result: dict[str, FusedChain] = {}
-    if not AVAILABLE:
-        return result
     for nodes in _runs(graph, fused):
         name = f"sparsekernels_chain_{len(result)}"
         numbers: dict[Any, int] = {nodes[0].args[0]: 0}
@@ -126,5 +123,5 @@ def _may_be_chained(node: Any, fused: Mapping[str, Fused]) -> bool:
         layer = fused.get(node.target)
         if layer is None or not layer.may_be_chained:
             return False
-        return layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES
+        return is_compiled(layer.weight)
     return node.op == "call_function" and node.target is max_pool2d

@@ -20,8 +20,8 @@ from torch import Tensor
 from ...formats import Unstructured
 from ...nn.channel_dropped import ChannelDropped, at, spread, used_pairs
 from ...ops.convolution import LINEAR, Geometry, geometry_of
-from ...ops.layer_chain.operators import LayerChain
-from ...ops.sparse_conv2d import compiled
+from ...ops.layer_chain.implementations import LayerChain
+from ...ops.sparse_conv2d.implementations import forward as sparse_conv2d_kernel
 from ...ops.sparse_conv2d.plans import may_plan, plan_of
 from ...ops.sparse_conv2d.plans import run as run_plan
 from ...ops.sparse_conv2d.reference import is_channels_last, memory_format
@@ -267,5 +267,7 @@ class FusedSparse(Fused):
             result = run_plan(input, self._weight, self._bias, plan, residual, low, high)
         else:
             indices = pattern.crow_indices, pattern.col_indices
-            result = compiled.forward(input, self._weight, self._bias, *indices, self._geometry, residual, low, high)
+            result = sparse_conv2d_kernel(
+                input, self._weight, self._bias, *indices, self._geometry, residual, low, high
+            )
         return result

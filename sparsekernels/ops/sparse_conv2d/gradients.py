@@ -11,27 +11,27 @@ and the gradient of each is made of the other two:
 
 so derivatives of every order run on the same three kernels. With a dense weight W is torch's own dense weight gradient,
 which torch differentiates.
+
+The weight of the three operators is the values at the nonzeros [nnz], or the dense weight [O, C/G, kh, kw] where its
+gradient is to be dense: then flat_indices are its nonzeros. transposed is empty or the three tensors of the transposed
+pattern, which are worked out where they are not given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._torch import DispatchKey, DispatchKeySet, apply_of, excluded
 from ...formats.transposed import Transposed, transpose
 from ...formats.unstructured import Unstructured
+from .._operation import Arguments, Operator
 from ..convolution import Geometry
-from . import compiled, operators, reference
-
-_operator = torch.ops.sparsekernels.sparse_conv2d.default
-_input_gradient_operator = torch.ops.sparsekernels.sparse_conv2d_input_gradient.default
-_weight_gradient_operator = torch.ops.sparsekernels.sparse_conv2d_weight_gradient.default
+from . import reference
+from .implementations import SPARSE_CONV2D, empty_input_gradient, empty_output
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +54,7 @@ class OperatorPattern:
         return self.given
 
 
-class Call(NamedTuple):
-    """What a call is besides its tensors."""
-
-    pattern: Unstructured | OperatorPattern
-    geometry: Geometry
-    kernels: ModuleType
+Pattern = Unstructured | OperatorPattern
 
 
 class Image(NamedTuple):
@@ -75,12 +70,7 @@ def _image(input: Tensor) -> Image:
     return Image(input.size(1), input.size(2), input.size(3), reference.is_channels_last(input))
 
 
-def kernels_for(input: Tensor) -> ModuleType:
-    """The compiled kernels compute in float32: float64 is the reference's."""
-    return reference if input.dtype == torch.float64 else compiled
-
-
-def values_of(weight: Tensor, pattern: Unstructured | OperatorPattern) -> Tensor:
+def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
     """The values of what is either they or the dense weight."""
     if weight.dim() == 1:
         return weight
@@ -94,14 +84,15 @@ class SparseConv2d(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
-        pattern, geometry, kernels = call
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry, kernels: Any
+    ) -> Tensor:
         values = values_of(weight, pattern)
         return kernels.forward(input, values, bias, pattern.crow_indices, pattern.col_indices, geometry)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, Call], output: Tensor) -> None:
-        input, weight, _, ctx.call = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, *ctx.call = inputs
         need_input, need_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
         ctx.dense = weight.dim() != 1
@@ -110,11 +101,14 @@ class SparseConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        need_input, need_weight, need_bias, _ = ctx.needs_input_grad
+        need_input, need_weight, need_bias, *_ = ctx.needs_input_grad
+        pattern, geometry, kernels = ctx.call
         return (
-            _input_gradient(grad_output, weight, ctx.image, ctx.call) if need_input else None,
-            _weight_gradient(grad_output, input, ctx.dense, ctx.call) if need_weight else None,
+            _input_gradient(kernels, grad_output, weight, ctx.image, pattern, geometry) if need_input else None,
+            _weight_gradient(kernels, grad_output, input, ctx.dense, pattern, geometry) if need_weight else None,
             _bias_gradient(grad_output) if need_bias else None,
+            None,
+            None,
             None,
         )
 
@@ -123,14 +117,15 @@ class SparseConv2dInputGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad_output: Tensor, weight: Tensor, image: Image, call: Call) -> Tensor:
-        pattern, geometry, kernels = call
+    def forward(
+        grad_output: Tensor, weight: Tensor, image: Image, pattern: Pattern, geometry: Geometry, kernels: Any
+    ) -> Tensor:
         transposed = pattern.transposed(geometry.groups)
         return kernels.input_gradient(grad_output, values_of(weight, pattern), *transposed, geometry, *image[1:])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Image, Call], output: Tensor) -> None:
-        grad_output, weight, _, ctx.call = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_output, weight, _, *ctx.call = inputs
         need_output, need_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(grad_output if need_weight else None, weight if need_output else None)
         ctx.dense = weight.dim() != 1
@@ -139,9 +134,12 @@ class SparseConv2dInputGradient(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, weight = ctx.saved_tensors
         need_output, need_weight, *_ = ctx.needs_input_grad
+        pattern, geometry, kernels = ctx.call
         return (
-            _forward(u, weight, ctx.call) if need_output else None,
-            _weight_gradient(grad_output, u, ctx.dense, ctx.call) if need_weight else None,
+            sparse_conv2d.on(kernels, u, weight, None, pattern, geometry) if need_output else None,
+            _weight_gradient(kernels, grad_output, u, ctx.dense, pattern, geometry) if need_weight else None,
+            None,
+            None,
             None,
             None,
         )
@@ -151,58 +149,44 @@ class SparseConv2dWeightGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad_output: Tensor, input: Tensor, call: Call) -> Tensor:
-        pattern, geometry, kernels = call
+    def forward(grad_output: Tensor, input: Tensor, pattern: Pattern, geometry: Geometry, kernels: Any) -> Tensor:
         return kernels.weight_gradient(grad_output, input, pattern.crow_indices, pattern.col_indices, geometry)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Call], output: Tensor) -> None:
-        grad_output, input, ctx.call = inputs
-        need_output, need_input, _ = ctx.needs_input_grad
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_output, input, *ctx.call = inputs
+        need_output, need_input, *_ = ctx.needs_input_grad
         ctx.save_for_backward(grad_output if need_input else None, input if need_output else None)
         ctx.image = _image(input)
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, input = ctx.saved_tensors
-        need_output, need_input, _ = ctx.needs_input_grad
+        need_output, need_input, *_ = ctx.needs_input_grad
+        pattern, geometry, kernels = ctx.call
         return (
-            _forward(input, w, ctx.call) if need_output else None,
-            _input_gradient(grad_output, w, ctx.image, ctx.call) if need_input else None,
+            sparse_conv2d.on(kernels, input, w, None, pattern, geometry) if need_output else None,
+            _input_gradient(kernels, grad_output, w, ctx.image, pattern, geometry) if need_input else None,
+            None,
+            None,
             None,
         )
 
 
-eager_apply = apply_of(SparseConv2d)
+def _input_gradient(
+    kernels: Any, grad_output: Tensor, weight: Tensor, image: Image, pattern: Pattern, geometry: Geometry
+) -> Tensor:
+    gradient: Tensor = sparse_conv2d_input_gradient.on(kernels, grad_output, weight, image, pattern, geometry)
+    return gradient
 
 
-# F, I and W on the call's kernels, differentiable where that is asked for (create_graph=True).
-
-
-def _forward(input: Tensor, weight: Tensor, call: Call) -> Tensor:
-    if not torch.is_grad_enabled():
-        return SparseConv2d.forward(input, weight, None, call)
-    if _by_operator(call):
-        return _operator(input, weight, None, *_pattern_arguments(call))
-    return SparseConv2d.apply(input, weight, None, call)
-
-
-def _input_gradient(grad_output: Tensor, weight: Tensor, image: Image, call: Call) -> Tensor:
-    if not torch.is_grad_enabled():
-        return SparseConv2dInputGradient.forward(grad_output, weight, image, call)
-    if _by_operator(call):
-        return _input_gradient_operator(grad_output, weight, *_pattern_arguments(call), *image)
-    return SparseConv2dInputGradient.apply(grad_output, weight, image, call)
-
-
-def _weight_gradient(grad_output: Tensor, input: Tensor, dense: bool, call: Call) -> Tensor:
+def _weight_gradient(
+    kernels: Any, grad_output: Tensor, input: Tensor, dense: bool, pattern: Pattern, geometry: Geometry
+) -> Tensor:
     if dense:
-        return reference.dense_weight_gradient(grad_output, input, call.geometry)
-    if not torch.is_grad_enabled():
-        return SparseConv2dWeightGradient.forward(grad_output, input, call)
-    if _by_operator(call):
-        return _weight_gradient_operator(grad_output, input, *_pattern_arguments(call))
-    return SparseConv2dWeightGradient.apply(grad_output, input, call)
+        return reference.dense_weight_gradient(grad_output, input, geometry)
+    gradient: Tensor = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern, geometry)
+    return gradient
 
 
 def _bias_gradient(grad_output: Tensor) -> Tensor:
@@ -210,101 +194,95 @@ def _bias_gradient(grad_output: Tensor) -> Tensor:
     return grad_output.sum((0, 2, 3), dtype=wide).to(grad_output.dtype)
 
 
-def _by_operator(call: Call) -> bool:
-    return call.kernels is compiled and torch.compiler.is_compiling()
+# The operators. A graph holds the tensors of a pattern.
 
 
-def _pattern_arguments(call: Call) -> tuple[Any, ...]:
-    pattern, geometry, _ = call
-    transposed = pattern.cached_transposed(geometry.groups)
-    return pattern.crow_indices, pattern.col_indices, pattern.flat_indices, transposed, geometry
+def _tensors_of(pattern: Pattern, geometry: Geometry, dense: bool = False) -> Arguments:
+    flat_indices = pattern.flat_indices if dense else None
+    return pattern.crow_indices, pattern.col_indices, flat_indices, pattern.cached_transposed(geometry.groups), geometry
 
 
-# Autocast, as torch's for conv2d.
-
-
-def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """What autocast computes convolutions of `input` in; None where it is off or leaves them alone."""
-    device = input.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
-
-
-def cast(tensor: Any, dtype: torch.dtype) -> Any:
-    """float64 is left, as autocast does."""
-    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
-
-
-# The operators' gradients are the functions above. In a graph that is traced below autograd (torch.compile) they leave
-# the kernel operators, so that compiled code calls the kernels without a detour through Python.
-
-
-def _operator_call(like: Tensor, pattern: tuple[Any, ...], in_channels: int) -> Call:
-    crow_indices, col_indices, flat_indices, transposed, geometry = pattern
-    g = Geometry(*geometry)
-    held = OperatorPattern(crow_indices, col_indices, flat_indices, transposed, in_channels, g.taps)
-    return Call(held, g, kernels_for(like))
-
-
-def _pattern_and_image(
+def _pattern_of(
+    in_channels: int,
     crow_indices: Tensor,
     col_indices: Tensor,
     flat_indices: Tensor | None,
     transposed: Sequence[Tensor],
     geometry: Sequence[int],
-    channels: int,
-    height: int,
-    width: int,
-    channels_last: bool,
-) -> tuple[tuple[Any, ...], Image]:
-    pattern = crow_indices, col_indices, flat_indices, transposed, geometry
-    return pattern, Image(channels, height, width, channels_last)
+) -> tuple[OperatorPattern, Geometry]:
+    g = Geometry(*geometry)
+    return OperatorPattern(crow_indices, col_indices, flat_indices, transposed, in_channels, g.taps), g
 
 
-def _plain(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any) -> Tensor:
-    return SparseConv2d.forward(input, weight, bias, _operator_call(input, pattern, input.size(1)))
+def _to_schema(input: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Arguments:
+    return input, weight, bias, *_tensors_of(pattern, geometry, weight.dim() != 1)
 
 
-def _autograd(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any) -> Tensor:
-    return SparseConv2d.apply(input, weight, bias, _operator_call(input, pattern, input.size(1)))
+def _from_schema(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any) -> Arguments:
+    return input, weight, bias, *_pattern_of(input.size(1), *pattern)
 
 
-def _plain_input_gradient(grad_output: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-    pattern, image = _pattern_and_image(*arguments)
-    call = _operator_call(grad_output, pattern, image.channels)
-    return SparseConv2dInputGradient.forward(grad_output, weight, image, call)
+def _input_gradient_to_schema(
+    grad_output: Tensor, weight: Tensor, image: Image, pattern: Pattern, geometry: Geometry
+) -> Arguments:
+    return grad_output, weight, *_tensors_of(pattern, geometry, weight.dim() != 1), *image
 
 
-def _autograd_input_gradient(grad_output: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-    pattern, image = _pattern_and_image(*arguments)
-    call = _operator_call(grad_output, pattern, image.channels)
-    return SparseConv2dInputGradient.apply(grad_output, weight, image, call)
+def _input_gradient_from_schema(grad_output: Tensor, weight: Tensor, *arguments: Any) -> Arguments:
+    *pattern, channels, height, width, channels_last = arguments
+    return grad_output, weight, Image(channels, height, width, channels_last), *_pattern_of(channels, *pattern)
 
 
-def _plain_weight_gradient(grad_output: Tensor, input: Tensor, *pattern: Any) -> Tensor:
-    return SparseConv2dWeightGradient.forward(grad_output, input, _operator_call(input, pattern, input.size(1)))
+def _weight_gradient_to_schema(grad_output: Tensor, input: Tensor, pattern: Pattern, geometry: Geometry) -> Arguments:
+    return grad_output, input, *_tensors_of(pattern, geometry)
 
 
-def _autograd_weight_gradient(grad_output: Tensor, input: Tensor, *pattern: Any) -> Tensor:
-    return SparseConv2dWeightGradient.apply(grad_output, input, _operator_call(input, pattern, input.size(1)))
+def _weight_gradient_from_schema(grad_output: Tensor, input: Tensor, *pattern: Any) -> Arguments:
+    return grad_output, input, *_pattern_of(input.size(1), *pattern)
 
 
-def _autocast(keys: DispatchKeySet, device: str) -> Any:
-    def run(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device)
-        with excluded(keys):
-            return _operator(cast(input, dtype), cast(weight, dtype), cast(bias, dtype), *pattern)
-
-    return run
+def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, crow_indices: Tensor, *rest: Any) -> Tensor:
+    return empty_output(input, crow_indices.numel() - 1, rest[-1])
 
 
-for _name, _below, _above in (
-    ("sparse_conv2d", _plain, _autograd),
-    ("sparse_conv2d_input_gradient", _plain_input_gradient, _autograd_input_gradient),
-    ("sparse_conv2d_weight_gradient", _plain_weight_gradient, _autograd_weight_gradient),
-):
-    operators.library.impl(_name, _below, "CompositeExplicitAutograd")
-    operators.library.impl(_name, _above, "Autograd")
-for _key, _device in ((DispatchKey.AutocastCPU, "cpu"), (DispatchKey.AutocastCUDA, "cuda")):
-    operators.library.impl("sparse_conv2d", _autocast(DispatchKeySet(_key), _device), _key.name)
+def _fake_input_gradient(grad_output: Tensor, *arguments: Any) -> Tensor:
+    return empty_input_gradient(grad_output, *arguments[-4:])
+
+
+def _fake_weight_gradient(
+    grad_output: Tensor, input: Tensor, crow_indices: Tensor, col_indices: Tensor, *rest: Any
+) -> Tensor:
+    return input.new_empty(col_indices.shape)
+
+
+_PATTERN = "Tensor crow_indices, Tensor col_indices, Tensor? flat_indices, Tensor[] transposed, int[] geometry"
+
+sparse_conv2d = Operator(
+    SPARSE_CONV2D,
+    f"sparse_conv2d(Tensor input, Tensor weight, Tensor? bias, {_PATTERN}) -> Tensor",
+    SparseConv2d,
+    _fake_forward,
+    to_schema=_to_schema,
+    from_schema=_from_schema,
+    autocast={"cpu": None, "cuda": None},
+    differentiates_reference=True,
+)
+sparse_conv2d_input_gradient = Operator(
+    SPARSE_CONV2D,
+    f"sparse_conv2d_input_gradient(Tensor grad_output, Tensor weight, {_PATTERN}, SymInt channels, SymInt height,"
+    " SymInt width, bool channels_last) -> Tensor",
+    SparseConv2dInputGradient,
+    _fake_input_gradient,
+    to_schema=_input_gradient_to_schema,
+    from_schema=_input_gradient_from_schema,
+    differentiates_reference=True,
+)
+sparse_conv2d_weight_gradient = Operator(
+    SPARSE_CONV2D,
+    f"sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, {_PATTERN}) -> Tensor",
+    SparseConv2dWeightGradient,
+    _fake_weight_gradient,
+    to_schema=_weight_gradient_to_schema,
+    from_schema=_weight_gradient_from_schema,
+    differentiates_reference=True,
+)

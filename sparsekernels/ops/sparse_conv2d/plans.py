@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import weakref
 
-import torch
 from torch import Tensor
 
+from ... import _library
 from ..._torch import dispatch_modes, is_jit_tracing
 from ...formats.unstructured import Unstructured
+from .._operation import register_fake
 from ..convolution import Geometry
-from . import operators
+from .implementations import SPARSE_CONV2D, empty_output
 
-_plan = torch.ops.sparsekernels._plan_sparse_conv2d.default
-_free = torch.ops.sparsekernels._free_sparse_conv2d_plan.default
+_plan = SPARSE_CONV2D.define(
+    "_plan_sparse_conv2d(Tensor crow_indices, Tensor col_indices, int[] geometry, int columns) -> int"
+)
+_free = SPARSE_CONV2D.define("_free_sparse_conv2d_plan(int plan) -> ()")
 
-run = torch.ops.sparsekernels._planned_sparse_conv2d.default
+_RUN = (
+    "_planned_sparse_conv2d(Tensor input, Tensor weight, Tensor? bias, int plan, Tensor? residual=None,"
+    " float? low=None, float? high=None) -> Tensor"
+)
+run = SPARSE_CONV2D.define(_RUN)
 """Forward by a plan's number. The weight is the values at the nonzeros [nnz], or the dense weight."""
 
-AVAILABLE: bool = operators.has_plans
+AVAILABLE = _library.cpu is not None
 
 _of_number: dict[int, tuple[int, Geometry]] = {}  # the outputs and the geometry of each plan
 
@@ -68,7 +75,7 @@ def _fake(
                 f"sparse_conv2d: expected tensors of {input.dtype} on {input.device}, as input, got {tensor.dtype} on"
                 f" {tensor.device}"
             )
-    return operators.empty_output(input, outputs, geometry)
+    return empty_output(input, outputs, geometry)
 
 
-torch.library.register_fake("sparsekernels::_planned_sparse_conv2d", _fake, lib=operators.library)
+register_fake(_RUN, _fake)

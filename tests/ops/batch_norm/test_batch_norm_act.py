@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekernels import _library
-from sparsekernels.ops.batch_norm import operators
-from sparsekernels.ops.batch_norm.op import Act, batch_norm_act, passing, takes
+from sparsekernels.ops.batch_norm import implementations
+from sparsekernels.ops.batch_norm.op import Act, batch_norm_act, takes
 from sparsekernels.ops.batch_norm.philox import drawn, philox4x32
+from sparsekernels.ops.batch_norm.reference import passing
 from sparsekernels.testing import compare
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -160,7 +161,7 @@ def test_gradients_at_the_limits_are_torchs() -> None:
     (mine,) = torch.autograd.grad(output.sum(), bias)
     assert mine.item() == 1
     for low, high in ((0.0, None), (-0.5, 0.0)):
-        _, _, kept = operators.forward(input.detach(), None, None, None, 1e-9, low, high, 0.0, 0)
+        _, _, kept = implementations.forward(input.detach(), None, None, None, 1e-9, low, high, 0.0, 0)
         assert passing(kept, input).flatten()[1] == 0
 
 
@@ -195,8 +196,8 @@ def test_same_bits_for_any_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            forward = operators.forward(input, input, None, None, EPS, 0.0, None, 0.25, 77)
-            results.append([*forward, *operators.backward(input, input, None, *forward[1:], 0.25, True, True)])
+            forward = implementations.forward(input, input, None, None, EPS, 0.0, None, 0.25, 77)
+            results.append([*forward, *implementations.backward(input, input, None, *forward[1:], 0.25, True, True)])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -322,7 +323,7 @@ def test_malformed_forward(change: dict[str, object]) -> None:
         "residual": None,
     }
     with pytest.raises((RuntimeError, ValueError), match="expected"):
-        operators.forward(**{**given, "p": 0.5, "seed": 1, **change})
+        implementations.forward(**{**given, "p": 0.5, "seed": 1, **change})
 
 
 @pytest.mark.parametrize(
@@ -340,7 +341,7 @@ def test_malformed_forward(change: dict[str, object]) -> None:
 )
 def test_malformed_backward(change: dict[str, object]) -> None:
     input = torch.randn(2, 3, 4, 4)
-    _, statistics, kept = operators.forward(input, None, None, None, 1e-5, 0.0, None, 0.5, 1)
+    _, statistics, kept = implementations.forward(input, None, None, None, 1e-5, 0.0, None, 0.5, 1)
     given = {"gradient": input, "input": input, "weight": None, "statistics": statistics, "kept": kept}
     with pytest.raises((RuntimeError, ValueError), match="expected"):
-        operators.backward(**{**given, "p": 0.5, "need_input": True, "need_residual": False, **change})
+        implementations.backward(**{**given, "p": 0.5, "need_input": True, "need_residual": False, **change})

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sparsekernels.formats import Unstructured
 from sparsekernels.ops.convolution import geometry_of
-from sparsekernels.ops.layer_chain.operators import AVAILABLE, LayerChain
+from sparsekernels.ops.layer_chain.implementations import LayerChain
+from sparsekernels.ops.layer_chain.op import is_compiled
 from sparsekernels.testing import compare
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the compiled library is not there")
+pytestmark = pytest.mark.skipif(not is_compiled(torch.empty(0)), reason="the compiled library is not there")
 
 
 class _Layers:

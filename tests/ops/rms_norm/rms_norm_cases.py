@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsekernels import _library
-from sparsekernels.ops.rms_norm.op import IMPLEMENTATIONS
+from sparsekernels.ops.rms_norm.implementations import RMS_NORM
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -152,7 +152,7 @@ def runs() -> list[tuple[str, str]]:
     found = []
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         probe = torch.empty(1, device=device)
-        found += [(row.name, device) for row in IMPLEMENTATIONS if row.supports(probe) is None]
+        found += [(backend, device) for backend in RMS_NORM.backends(probe)]
     return found
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import sparsekernels as sk
 from sparsekernels.dispatch import select
-from sparsekernels.ops.rms_norm.op import IMPLEMENTATIONS
+from sparsekernels.ops.rms_norm.implementations import RMS_NORM
 
 ops = torch.ops.sparsekernels
 
@@ -85,7 +85,7 @@ def test_compile_whole_graph_with_dynamic_shapes(backend: str) -> None:
             torch.testing.assert_close(compiled(x, residual), expected)
 
 
-@pytest.mark.parametrize("backend", [row.name for row in IMPLEMENTATIONS if row.supports(torch.empty(1)) is None])
+@pytest.mark.parametrize("backend", RMS_NORM.backends(torch.empty(1)))
 def test_compile_under_a_named_backend(backend: str) -> None:
     if backend == "triton":
         pytest.skip("Triton's interpreter cannot be traced")
@@ -430,6 +430,6 @@ def test_use_backend_nests_and_ends_with_an_exception() -> None:
 
 def test_no_implementation_gives_every_reason() -> None:
     with pytest.raises(sk.BackendError, match="cuda: .*cpu: "):
-        select(IMPLEMENTATIONS[:2], torch.empty(1, device="meta"))
+        select(RMS_NORM.implementations[:2], RMS_NORM.call_of(torch.empty(1, device="meta")))
     with pytest.raises(sk.BackendError, match="no such implementation, only cuda"):
-        select(IMPLEMENTATIONS[:1], X, backend="cpu")
+        select(RMS_NORM.implementations[:1], RMS_NORM.call_of(X), backend="cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsekernels import Unstructured
 from sparsekernels.ops.convolution import LINEAR, Geometry, geometry_of
-from sparsekernels.ops.sparse_conv2d.op import IMPLEMENTATIONS
+from sparsekernels.ops.sparse_conv2d.implementations import SPARSE_CONV2D
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Mask = Callable[[tuple[int, ...], torch.Generator], Tensor]
@@ -224,5 +224,5 @@ def runs(dtype: torch.dtype = torch.float32) -> list[tuple[str, str]]:
     found = []
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         probe = torch.empty(1, device=device, dtype=dtype)
-        found += [(row.name, device) for row in IMPLEMENTATIONS if row.supports(probe) is None]
+        found += [(backend, device) for backend in SPARSE_CONV2D.backends(probe)]
     return found

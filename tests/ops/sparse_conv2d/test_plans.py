@@ -14,7 +14,7 @@ from torch import Tensor
 import sparsekernels as sk
 from sparsekernels.ops.convolution import LINEAR, Geometry, geometry_of
 from sparsekernels.ops.sparse_conv2d import plans
-from sparsekernels.ops.sparse_conv2d.compiled import forward
+from sparsekernels.ops.sparse_conv2d.implementations import forward
 
 pytestmark = pytest.mark.skipif(not plans.AVAILABLE, reason="the CPU kernels are not built")
 

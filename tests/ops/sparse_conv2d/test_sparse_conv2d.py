@@ -40,7 +40,7 @@ import sparsekernels as sk
 from sparsekernels.dispatch import select
 from sparsekernels.ops.convolution import geometry_of
 from sparsekernels.ops.sparse_conv2d import reference
-from sparsekernels.ops.sparse_conv2d.op import IMPLEMENTATIONS
+from sparsekernels.ops.sparse_conv2d.implementations import SPARSE_CONV2D
 from sparsekernels.testing import assert_verified, compare
 
 RUNS = [(backend, device, dtype) for dtype in DTYPES for backend, device in runs(dtype)]
@@ -86,7 +86,9 @@ def test_sparse_conv2d(backend: str, device: str, dtype: torch.dtype, case: Case
 
 def kernel_operator(backend: str, input: Tensor) -> Callable[..., Tensor]:
     """`_sparse_conv2d` of one backend."""
-    return select(IMPLEMENTATIONS, input, backend).kernels().forward
+    call = SPARSE_CONV2D.call_of(input)
+    forward: Callable[..., Tensor] = select(SPARSE_CONV2D.implementations, call, backend).kernels().forward
+    return forward
 
 
 @by_run

@@ -17,13 +17,19 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels.ops.convolution import LINEAR, geometry_of
-from sparsekernels.ops.sparse_conv2d import gradients, operators
+from sparsekernels.ops.sparse_conv2d import gradients
+from sparsekernels.ops.sparse_conv2d.implementations import SPARSE_CONV2D
 
 REFUSED = (ValueError, RuntimeError)
 
 # Where each path begins. float64 is the reference's, whose operators are reached where nothing is compiled.
 OPERATORS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor], torch.dtype]] = {
-    "reference": (operators._forward, operators._input_gradient, operators._weight_gradient, torch.float64),
+    "reference": (
+        SPARSE_CONV2D.by_table.forward,
+        SPARSE_CONV2D.by_table.input_gradient,
+        SPARSE_CONV2D.by_table.weight_gradient,
+        torch.float64,
+    ),
 }
 if ("cpu", "cpu") in runs():
     OPERATORS["cpu"] = (

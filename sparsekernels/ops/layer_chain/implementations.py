@@ -1,0 +1,82 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of layer_chain. An implementation is a class `LayerChain`.
+
+The compiled one (csrc/layer_chain) runs a few images at a time: each thread takes some images of the batch through all
+layers, so that what one layer writes is in the L2 cache when the next one reads it, and nobody waits for another thread
+between two layers. How many images, and where a chain is better cut in two, it decides itself
+(csrc/layer_chain/plan.cpp). All tensors are contiguous [N, C, H, W] on the CPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from .._operation import Operation, by_reference, compiled_on
+from ..convolution import Geometry
+from . import reference
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+compiled = SimpleNamespace()
+
+LAYER_CHAIN = Operation(
+    "layer_chain",
+    (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)),
+    compiled,
+    dtypes=_DTYPES,
+    format="unstructured",
+)
+
+_make = LAYER_CHAIN.define("_make_layer_chain(Tensor like) -> int")
+_add_sparse_conv2d = LAYER_CHAIN.define(
+    "_add_sparse_conv2d(int chain, int source, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices,"
+    " int[] geometry, int channels, int residual, float? low, float? high) -> int"
+)
+_add_max_pool2d = LAYER_CHAIN.define("_add_max_pool2d(int chain, int source, int[] window) -> int")
+_run = LAYER_CHAIN.define("_run_layer_chain(Tensor input, int chain) -> Tensor")
+_free = LAYER_CHAIN.define("_free_layer_chain(int chain) -> ()")
+
+
+class LayerChain:
+    """As that of the reference; a chain is the compiled library's, and known by a number."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._number: int = _make(like)
+        self._free = weakref.finalize(self, _free, self._number)
+
+    def add_sparse_conv2d(
+        self,
+        source: int,
+        values: Tensor,
+        bias: Tensor | None,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        geometry: Geometry,
+        channels: int,
+        residual: int | None = None,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> int:
+        indices = crow_indices, col_indices
+        added = -1 if residual is None else residual
+        number: int = _add_sparse_conv2d(
+            self._number, source, values, bias, *indices, geometry, channels, added, low, high
+        )
+        return number
+
+    def add_max_pool2d(self, source: int, window: tuple[int, ...]) -> int:
+        number: int = _add_max_pool2d(self._number, source, window)
+        return number
+
+    def __call__(self, input: Tensor) -> Tensor:
+        result: Tensor = _run(input, self._number)
+        return result
+
+
+compiled.LayerChain = LayerChain

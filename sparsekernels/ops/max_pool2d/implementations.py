@@ -1,0 +1,50 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of max_pool2d, and its kernel operators: torch's own function takes as long as half a sparse network.
+
+The compiled kernels (csrc/max_pool2d) are for contiguous [N, C, H, W] on the CPU; those of the gradient for float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._operation import Operation, by_reference, compiled_on
+from . import reference
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+compiled = SimpleNamespace()
+
+MAX_POOL2D = Operation(
+    "max_pool2d", (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)), compiled, dtypes=_DTYPES
+)
+
+
+def check_backward(gradient: Tensor, places: Tensor, size: Sequence[int]) -> None:
+    """Raise ValueError for what does not fit; reads `places`."""
+    alike = gradient.shape == places.shape and gradient.dim() == 4 and gradient.device == places.device
+    if not alike or places.dtype != torch.int32:
+        raise ValueError("max_pool2d: gradient and places: expected one shape of four dimensions, places of int32")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"max_pool2d: size: expected height and width, got {list(size)}")
+    if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < size[0] * size[1]:
+        raise ValueError("max_pool2d: places: expected places in a plane of the input")
+
+
+forward: Any = MAX_POOL2D.kernel("forward", "_max_pool2d(Tensor input, int[] window) -> Tensor")
+forward_with_places: Any = MAX_POOL2D.kernel(
+    "forward_with_places",
+    "_max_pool2d_places(Tensor input, int[] window) -> (Tensor, Tensor)",
+)
+backward: Any = MAX_POOL2D.kernel(
+    "backward",
+    "_max_pool2d_backward(Tensor gradient, Tensor places, int[] size) -> Tensor",
+    check=check_backward,
+)

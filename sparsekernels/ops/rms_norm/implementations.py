@@ -1,0 +1,173 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of rms_norm and add_rms_norm, and their kernel operators.
+
+`sparsekernels::_rms_norm`, `_add_rms_norm` and `_rms_norm_backward` are compiled in csrc/rms_norm/bindings*.cpp. They
+take normalized_shape as two numbers, how many sizes it has and their product: a list of one size costs 0.4 us more on
+its way through the dispatcher, a sixth of a small call.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...dispatch import Call, Implementation
+from .._operation import Arguments, Operation, by_reference, compiled_on, register_autocast
+from . import reference
+from .arguments import validate
+
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def _triton_supports(call: Call) -> str | None:
+    if not _TRITON_INSTALLED:
+        return "the package triton is not installed"
+    if call.device.type == "cuda" or (call.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return f"it runs on cuda, or on cpu in Triton's interpreter (TRITON_INTERPRET=1); the input is on {call.device}"
+
+
+def _triton() -> Any:
+    from . import triton
+
+    return triton
+
+
+compiled = SimpleNamespace()
+
+RMS_NORM = Operation(
+    "rms_norm",
+    (
+        compiled_on("cuda", compiled),
+        compiled_on("cpu", compiled),
+        Implementation("triton", _triton_supports, _triton),
+        by_reference(reference),
+    ),
+    compiled,
+)
+
+
+def _forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
+    return forward(input, len(normalized_shape), math.prod(normalized_shape), weight, eps)
+
+
+def _add_forward(
+    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    return add_forward(input, residual, len(normalized_shape), math.prod(normalized_shape), weight, eps)
+
+
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    grad_sum: Tensor | None,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    dims, size = len(normalized_shape), math.prod(normalized_shape)
+    return backward(grad_output, input, dims, size, weight, eps, grad_sum, need_input, need_weight)
+
+
+def _from_schema(tensors: int, input_at: int = 0) -> Callable[..., Arguments]:
+    """normalized_shape for the two numbers behind the first `tensors` arguments, after the check that they fit."""
+
+    def arguments(*given: Any) -> Arguments:
+        input = given[input_at]
+        dims, size = given[tensors : tensors + 2]
+        shape = tuple(input.shape[input.dim() - dims :]) if 0 < dims <= input.dim() else (size,)
+        if math.prod(shape) != size:
+            raise ValueError(f"normalized_shape has {size} elements, expected {math.prod(shape)} as in the input")
+        return *given[:tensors], shape, *given[tensors + 2 :]
+
+    return arguments
+
+
+def check_forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> None:
+    validate("rms_norm", input, normalized_shape, weight, eps)
+
+
+def check_add_forward(
+    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+) -> None:
+    validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
+
+
+# Results without data.
+
+
+def fake_forward(input: Tensor, *arguments: Any) -> Tensor:
+    check_forward(input, *arguments)
+    return reference.empty_output(input)
+
+
+def fake_add_forward(input: Tensor, residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    check_add_forward(input, residual, *arguments)
+    return reference.empty_output(input), reference.empty_output(input)
+
+
+def fake_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    grad_sum: Tensor | None,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_input = reference.empty_output(input) if need_input else input.new_empty(0)
+    like_weight = input if weight is None else weight
+    return grad_input, like_weight.new_empty(tuple(normalized_shape) if need_weight else (0,))
+
+
+# The operators. torch's autocast runs rms_norm in float32 on CUDA, and leaves it alone on CPU.
+
+_SHAPE = "int normalized_dims, SymInt normalized_size"
+
+forward = RMS_NORM.kernel(
+    "forward",
+    f"_rms_norm(Tensor input, {_SHAPE}, Tensor? weight, float? eps) -> Tensor",
+    fake_forward,
+    check=check_forward,
+    from_schema=_from_schema(1),
+    compiled=_forward,
+    autocast={"cuda": torch.float32},
+)
+add_forward = RMS_NORM.kernel(
+    "add_forward",
+    f"_add_rms_norm(Tensor input, Tensor residual, {_SHAPE}, Tensor? weight, float? eps) -> (Tensor, Tensor)",
+    fake_add_forward,
+    check=check_add_forward,
+    from_schema=_from_schema(2),
+    compiled=_add_forward,
+)
+backward = RMS_NORM.kernel(
+    "backward",
+    f"_rms_norm_backward(Tensor grad_output, Tensor input, {_SHAPE}, Tensor? weight, float? eps, Tensor? grad_sum,"
+    " bool need_input, bool need_weight) -> (Tensor, Tensor)",
+    fake_backward,
+    from_schema=_from_schema(2, input_at=1),
+    compiled=_backward,
+    input=1,
+)
+
+
+def _add_under_autocast(
+    input: Tensor, residual: Tensor, dims: int, size: int, weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    total = input + residual
+    return forward(total, dims, size, weight, eps), total
+
+
+register_autocast("_add_rms_norm", "cuda", _add_under_autocast)

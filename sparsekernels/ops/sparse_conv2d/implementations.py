@@ -1,0 +1,139 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of sparse_conv2d and sparse_linear, and their kernel operators.
+
+`sparsekernels::_sparse_conv2d`, `_sparse_conv2d_input_gradient` and `_sparse_conv2d_weight_gradient` are compiled in
+csrc/sparse_conv2d/bindings.cpp. They know no float64, which is the reference's, and no dimensions but four: a linear
+layer is the 1x1 case on [rows, in, 1, 1]. The first also adds a residual, of the sizes and strides of its result, and
+limits the result to low .. high. Where they take a transposed pattern, the gradient to the input, it is that of
+`Unstructured.transposed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...formats.unstructured import Unstructured
+from .._operation import Operation, by_reference, compiled_on
+from ..convolution import Geometry
+from . import reference
+from .arguments import check_forward, check_indices, check_input_gradient, check_weight_gradient
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+compiled = SimpleNamespace()
+
+SPARSE_CONV2D = Operation(
+    "sparse_conv2d, sparse_linear",
+    (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)),
+    compiled,
+    dtypes=_DTYPES,
+    format=Unstructured.format,
+)
+
+
+# What is wrong with a call of the reference; the compiled kernels check the same while they run.
+
+
+def _check_forward(input: Tensor, *arguments: Any) -> None:
+    check_forward(input, *arguments)
+    _, _, crow_indices, col_indices, geometry, *_ = arguments
+    _check_contents(input, geometry, crow_indices, col_indices)
+
+
+def _check_input_gradient(grad_output: Tensor, *arguments: Any) -> None:
+    check_input_gradient(grad_output, *arguments)
+    _, crow_indices, col_indices, permutation, geometry, *_ = arguments
+    _check_contents(grad_output, geometry, crow_indices, col_indices, permutation)
+
+
+def _check_weight_gradient(grad_output: Tensor, input: Tensor, *arguments: Any) -> None:
+    check_weight_gradient(grad_output, input, *arguments)
+    crow_indices, col_indices, geometry = arguments
+    _check_contents(input, geometry, crow_indices, col_indices)
+
+
+def _check_contents(
+    image: Tensor, geometry: list[int], crow_indices: Tensor, col_indices: Tensor, permutation: Tensor | None = None
+) -> None:
+    """`image` is what the columns count the channels of."""
+    if image.device.type == "cpu":
+        g = Geometry(*geometry)
+        check_indices(crow_indices, col_indices, image.size(1) // g.groups * g.taps, permutation)
+
+
+# Results without data.
+
+
+def empty_output(input: Tensor, outputs: int, geometry: Sequence[int]) -> Tensor:
+    height, width = Geometry(*geometry).output_size(input.size(2), input.size(3))
+    return torch.empty(
+        (input.size(0), outputs, height, width),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=reference.memory_format(reference.is_channels_last(input)),
+    )
+
+
+def empty_input_gradient(grad_output: Tensor, channels: int, height: int, width: int, channels_last: bool) -> Tensor:
+    return torch.empty(
+        (grad_output.size(0), channels, height, width),
+        dtype=grad_output.dtype,
+        device=grad_output.device,
+        memory_format=reference.memory_format(channels_last),
+    )
+
+
+def _fake_forward(input: Tensor, *arguments: Any) -> Tensor:
+    check_forward(input, *arguments)
+    _, _, crow_indices, _, geometry, *_ = arguments
+    return empty_output(input, crow_indices.numel() - 1, geometry)
+
+
+def _fake_input_gradient(
+    grad_output: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    permutation: Tensor,
+    geometry: list[int],
+    height: int,
+    width: int,
+    channels_last: bool,
+) -> Tensor:
+    return empty_input_gradient(grad_output, crow_indices.numel() - 1, height, width, channels_last)
+
+
+def _fake_weight_gradient(
+    grad_output: Tensor, input: Tensor, crow_indices: Tensor, col_indices: Tensor, geometry: list[int]
+) -> Tensor:
+    return input.new_empty(col_indices.shape)
+
+
+forward = SPARSE_CONV2D.kernel(
+    "forward",
+    "_sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices, int[] geometry,"
+    " Tensor? residual=None, float? low=None, float? high=None) -> Tensor",
+    _fake_forward,
+    check=_check_forward,
+)
+input_gradient = SPARSE_CONV2D.kernel(
+    "input_gradient",
+    "_sparse_conv2d_input_gradient(Tensor grad_output, Tensor values, Tensor crow_indices, Tensor col_indices,"
+    " Tensor permutation, int[] geometry, SymInt height, SymInt width, bool channels_last) -> Tensor",
+    _fake_input_gradient,
+    check=_check_input_gradient,
+)
+weight_gradient = SPARSE_CONV2D.kernel(
+    "weight_gradient",
+    "_sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
+    " int[] geometry) -> Tensor",
+    _fake_weight_gradient,
+    check=_check_weight_gradient,
+)
