@@ -103,7 +103,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     global forced
     if name not in BACKENDS:
-        raise ValueError(f"use_backend: name is {name!r}, expected {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"use_backend: expected name to be {', '.join(map(repr, BACKENDS))}, got {name!r}")
     previous, forced = forced, name
     try:
         yield

@@ -97,9 +97,9 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
     kind, or a sparsity that is not within [0, 1].
     """
     if kind not in PRUNINGS:
-        raise ValueError(f"kind is {kind!r}, expected {', '.join(map(repr, PRUNINGS))}")
+        raise ValueError(f"prune_: expected kind to be {', '.join(map(repr, PRUNINGS))}, got {kind!r}")
     if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity is {sparsity:g}, expected numbers from 0 to 1")
+        raise ValueError(f"prune_: expected sparsity from 0 to 1, got {sparsity:g}")
     masks = {}
     for name, module in prunable(model):
         kept = kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))

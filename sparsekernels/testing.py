@@ -50,7 +50,7 @@ def compare(name: str, actual: Tensor, truth: Tensor, baseline: Tensor, exact: b
     An error that cannot be a number (another shape, NaN or infinity in other places) is infinite.
     """
     if actual.shape != truth.shape:
-        return Comparison(f"{name} (shape {list(actual.shape)}, expected {list(truth.shape)})", float("inf"), 0.0)
+        return Comparison(f"{name} (expected shape {list(truth.shape)}, got {list(actual.shape)})", float("inf"), 0.0)
     if actual.numel() == 0:
         return Comparison(name, 0.0, 0.0)
     wide, base = actual.double(), baseline.double()
@@ -105,7 +105,7 @@ def prefer(*names: str) -> Iterator[None]:
 
     for name in names:
         if name not in preferable():
-            raise ValueError(f"prefer: expected some of {', '.join(map(repr, preferable()))}, got {name!r}")
+            raise ValueError(f"prefer: expected names of {', '.join(map(repr, preferable()))}, got {name!r}")
     with preferred(names):
         yield
 
@@ -168,7 +168,7 @@ def verify(
     expected = baseline if not in_float64 else truth
     for result, other in zip(actual, expected, strict=True):
         if (result.dtype, result.device) != (other.dtype, other.device):
-            raise AssertionError(f"{result.dtype} on {result.device}, expected {other.dtype} on {other.device}")
+            raise AssertionError(f"expected {other.dtype} on {other.device}, got {result.dtype} on {result.device}")
     wanted = sum(tensor.requires_grad for tensor in inputs) if gradients else 0
     outputs = len(actual) - wanted
     names = [f"output {i}" for i in range(outputs)] + [f"gradient {i}" for i in range(wanted)]

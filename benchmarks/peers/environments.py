@@ -108,7 +108,9 @@ def _variant(peer: str, row: Mapping[str, Any]) -> Variant:
     for key, given, accepted in (("cases", variant.cases, CASES), ("dtype", (variant.dtype,), DTYPES)):
         for value in given:
             if value not in accepted:
-                raise ValueError(f"peers.toml, {peer}: {key} is {value!r}, expected {', '.join(map(repr, accepted))}")
+                raise ValueError(
+                    f"peers.toml, {peer}: expected {key} to be {', '.join(map(repr, accepted))}, got {value!r}"
+                )
     return variant
 
 

@@ -16,7 +16,6 @@ from ..checks import check_tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_SHAPES = "expected [out, in] of a linear layer and [out, in/groups, kh, kw] of a convolution"
 _MOST = 2**31 - 1
 
 
@@ -71,34 +70,34 @@ class SparseFormat:
                 and, without a mask, for a weight without nonzeros and one without zeros.
         """
         if not isinstance(weight, Tensor):
-            raise TypeError(f"from_dense: weight is of type {type(weight).__name__}, expected a torch.Tensor")
+            raise TypeError(f"from_dense: expected weight to be a torch.Tensor, got {type(weight).__name__}")
         check_tensor("from_dense", "weight", weight)
         cls._checked_shape(tuple(weight.shape))
         if mask is None:
             dense = weight.detach()
             if not torch.isfinite(dense).all():
-                raise ValueError("from_dense: weight has NaN or infinite elements, expected finite ones")
+                raise ValueError("from_dense: expected weight of finite elements, got NaN or infinite ones")
             pattern = cls.of_mask(dense != 0, weight.dtype)
             if pattern.nnz == 0:
-                raise ValueError("from_dense: weight has no nonzeros; pass a mask to say which elements are stored")
-            if pattern.nnz == weight.numel():
                 raise ValueError(
-                    "from_dense: weight has no zeros, so there is nothing to gain; prune it first, or pass a mask"
+                    "from_dense: expected weight with nonzeros, got none; pass a mask to say what is stored"
                 )
+            if pattern.nnz == weight.numel():
+                raise ValueError("from_dense: expected weight with zeros, got none; prune it first, or pass a mask")
         else:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
-                raise TypeError(f"from_dense: mask is {given}, expected a tensor of dtype torch.bool")
+                given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"from_dense: expected mask to be a tensor of dtype torch.bool, got {given}")
             if mask.shape != weight.shape:
                 raise ValueError(
-                    f"from_dense: mask has shape {list(mask.shape)}, expected that of weight, {list(weight.shape)}"
+                    f"from_dense: expected mask of shape {list(weight.shape)} like weight, got {list(mask.shape)}"
                 )
             if mask.device != weight.device:
-                raise ValueError(f"from_dense: mask is on {mask.device}, expected {weight.device} as weight")
+                raise ValueError(f"from_dense: expected mask on {weight.device} like weight, got {mask.device}")
             pattern = cls.of_mask(mask, weight.dtype)
         result = pattern.with_values(pattern.values_of(weight.detach()))
         if not torch.isfinite(result.values).all():
-            raise ValueError("from_dense: weight has NaN or infinite elements under mask, expected finite ones")
+            raise ValueError("from_dense: expected weight of finite elements under mask, got NaN or infinite ones")
         return result
 
     @classmethod
@@ -106,13 +105,16 @@ class SparseFormat:
         """Raise ValueError unless this is the shape of a weight that 32 bits can index."""
         name, shape = cls.__name__, tuple(int(size) for size in shape)
         if len(shape) not in (2, 4):
-            raise ValueError(f"{name}: the weight has shape {list(shape)}, {_SHAPES}")
+            raise ValueError(
+                f"{name}: expected weight of shape [out, in] of a linear layer or [out, in/groups, kh, kw] of a"
+                f" convolution, got {list(shape)}"
+            )
         if min(shape) < 1:
-            raise ValueError(f"{name}: the weight has shape {list(shape)}, expected sizes of at least 1")
+            raise ValueError(f"{name}: expected weight of a shape with sizes of at least 1, got {list(shape)}")
         if math.prod(shape) > _MOST:
             raise ValueError(
-                f"{name}: the weight has shape {list(shape)}, {math.prod(shape)} elements with its zeros; expected"
-                f" at most {_MOST} (indices are of 32 bits)"
+                f"{name}: expected weight of at most {_MOST} elements with its zeros (indices are of 32 bits), got"
+                f" {math.prod(shape)} in shape {list(shape)}"
             )
         return shape
 

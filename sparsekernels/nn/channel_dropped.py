@@ -104,11 +104,11 @@ class ChannelDropped(Replacement):
 def _check(name: str, module: Any, accepted: type) -> None:
     if not isinstance(module, accepted):
         raise TypeError(
-            f"{name}.from_dense: module is of type {type(module).__name__}, expected a torch.nn.{accepted.__name__}"
+            f"{name}.from_dense: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}"
         )
     groups = getattr(module, "groups", 1)
     if groups != 1:
-        raise ValueError(f"{name}.from_dense: module has {groups} groups, expected 1")
+        raise ValueError(f"{name}.from_dense: expected module with 1 group, got {groups}")
 
 
 class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):

@@ -63,12 +63,12 @@ class _Sparse(Replacement):
         if mask is None:
             mask = weight != 0
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
-            raise TypeError(f"set_pattern: mask is {given}, expected a tensor of dtype torch.bool, or None")
+            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"set_pattern: expected mask to be a tensor of dtype torch.bool or None, got {given}")
         if mask.shape != weight.shape or mask.device != weight.device:
             raise ValueError(
-                f"set_pattern: mask has shape {list(mask.shape)} on {mask.device}, expected that of weight,"
-                f" {list(weight.shape)} on {weight.device}"
+                f"set_pattern: expected mask of shape {list(weight.shape)} on {weight.device} like weight, got"
+                f" {list(mask.shape)} on {mask.device}"
             )
         with torch.no_grad():
             self.weight.masked_fill_(~mask, 0)
@@ -157,7 +157,7 @@ class _Sparse(Replacement):
 
 def _format_called(name: str, where: str) -> type[SparseFormat]:
     if name not in FORMATS:
-        raise ValueError(f"{where}: format is {name!r}, expected {', '.join(map(repr, FORMATS))}")
+        raise ValueError(f"{where}: expected format to be {', '.join(map(repr, FORMATS))}, got {name!r}")
     return FORMATS[name]
 
 
@@ -165,12 +165,12 @@ def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> No
     _format_called(format, f"{name}.from_dense")
     if not isinstance(module, accepted):
         raise TypeError(
-            f"{name}.from_dense: module is of type {type(module).__name__}, expected a torch.nn.{accepted.__name__}"
+            f"{name}.from_dense: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}"
         )
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
-            f"{name}.from_dense: module is the out_proj of a torch.nn.MultiheadAttention, which multiplies by its"
-            " weight itself and would never call a sparse layer; expected a layer that is called"
+            f"{name}.from_dense: expected module to be a layer that is called, got the out_proj of a"
+            " torch.nn.MultiheadAttention, which multiplies by its weight itself"
         )
 
 

@@ -67,7 +67,7 @@ def test_converting_twice(prefer: Prefer) -> None:
 def test_revert_of_what_was_never_converted() -> None:
     layer = nn.Linear(2, 2)
     assert sk.revert(layer) is layer
-    with pytest.raises(TypeError, match=r"model is of type int, expected a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"expected model to be a torch\.nn\.Module, got int"):
         sk.revert(3)  # type: ignore[arg-type]
 
 

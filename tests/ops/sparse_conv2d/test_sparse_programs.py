@@ -137,7 +137,8 @@ except ValueError as error:
 """
     environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', expected a whole number of megabytes")
+    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_PROGRAMS to be a whole number of megabytes")
+    assert done.stdout.endswith(f", got '{setting}'\n")
 
 
 TURNS = """
