@@ -42,12 +42,29 @@ class SparseFormat:
 
     @classmethod
     def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Self:
-        """The pattern of a mask, bool in the shape of the weight. Its values are placeholders: one zero, expanded."""
+        """The pattern of a mask. Its values are placeholders: one zero, expanded.
+
+        Args:
+            mask: bool, shape of the weight: which elements are stored.
+            dtype: Of the values.
+
+        Returns:
+            The weight, on the device of `mask`.
+        """
         raise NotImplementedError
 
     @classmethod
     def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
-        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`."""
+        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`.
+
+        Args:
+            shape: Of the weight.
+            dtype: Of the values.
+            device: Of all tensors.
+
+        Returns:
+            The weight.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -161,47 +178,96 @@ class SparseFormat:
         return mask.view(self.shape)
 
     def transposed(self, groups: int = 1) -> Any:
-        """The pattern by input channel, as the kernel of the gradient to the input reads it. Worked out once.
+        """The pattern by input channel, as the kernel of the gradient to the input reads it. Computed once.
+
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The tensors of the transposed pattern, as the format arranges them.
 
         Raises:
-            ValueError: Where the output channels do not divide into `groups`.
+            ValueError: Where `groups` does not divide the output channels.
         """
         raise NotImplementedError
 
     def cached_transposed(self, groups: int) -> tuple[Tensor, ...]:
-        """The tensors of `transposed(groups)`, or none where they were not asked for before."""
+        """`transposed`, without computing it.
+
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The tensors of `transposed(groups)`, or none where it was not called before.
+        """
         raise NotImplementedError
 
     # Into and out of dense tensors
 
     def to_dense(self) -> Tensor:
-        """The weight with its zeros. Differentiable to `values`."""
+        """The weight with its zeros. Differentiable to `values`.
+
+        Returns:
+            A dense tensor of the shape of the weight.
+        """
         dense = self.values.new_zeros(math.prod(self.shape))
         return dense.scatter(0, self.flat_indices, self.values).view(self.shape)
 
     def values_of(self, weight: Tensor) -> Tensor:
-        """The elements of a dense weight where this pattern has its own, a copy. Differentiable to `weight`."""
+        """The elements of a dense weight at this pattern. Differentiable to `weight`.
+
+        Args:
+            weight: Dense, of the shape of this weight.
+
+        Returns:
+            [nnz], a copy.
+        """
         raise NotImplementedError
 
     def with_values(self, values: Tensor) -> Self:
-        """The same pattern with other values, of any accepted dtype. What follows from the pattern is shared."""
+        """The same pattern with other values. What was derived from the pattern is shared.
+
+        Args:
+            values: [nnz], of any accepted dtype.
+
+        Returns:
+            The new weight.
+        """
         raise NotImplementedError
 
     def to(
         self, device: torch.device | str | int | torch.dtype | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """On another device, in another dtype, or both; itself where it is so already."""
+        """The weight on another device, in another dtype, or both.
+
+        Args:
+            device: The device, or a dtype as in torch.Tensor.to.
+            dtype: Of the values.
+
+        Returns:
+            The new weight; itself where nothing changes.
+        """
         raise NotImplementedError
 
     # Into and out of files
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Plain tensors by name, for torch.save, safetensors and the like."""
+        """The weight as plain tensors, for torch.save, safetensors and the like.
+
+        Returns:
+            The tensors by name.
+        """
         raise NotImplementedError
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The weight that `to_tensors` took apart. Nothing is trusted.
+
+        Args:
+            tensors: What `to_tensors` returned.
+
+        Returns:
+            The weight.
 
         Raises:
             ValueError: For what is missing or corrupt.
@@ -210,5 +276,10 @@ class SparseFormat:
         raise NotImplementedError
 
     def validate(self) -> None:
-        """Raise TypeError or ValueError, in words, unless this is what the class promises; reads every element."""
+        """Check that the parts are what the class promises; reads every element.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For shapes, devices and contents that are not.
+        """
         raise NotImplementedError

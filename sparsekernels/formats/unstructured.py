@@ -86,7 +86,15 @@ class Unstructured(SparseFormat):
 
     @classmethod
     def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Self:
-        """The pattern of a mask. Its values are placeholders of `dtype`: one zero, expanded."""
+        """The pattern of a mask. Its values are placeholders: one zero, expanded.
+
+        Args:
+            mask: bool, [out, in] or [out, in/groups, kh, kw]: which elements are stored.
+            dtype: Of the values.
+
+        Returns:
+            The weight, on the device of `mask`.
+        """
         shape = cls._checked_shape(tuple(mask.shape))
         rows = mask.detach().reshape(shape[0], -1)
         flat = rows.flatten().nonzero()[:, 0]
@@ -99,7 +107,16 @@ class Unstructured(SparseFormat):
 
     @classmethod
     def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
-        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`."""
+        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`.
+
+        Args:
+            shape: Of the weight: [out, in] or [out, in/groups, kh, kw].
+            dtype: Of the values.
+            device: Of all tensors.
+
+        Returns:
+            The weight.
+        """
         shape = cls._checked_shape(shape)
         columns = math.prod(shape[1:])
         crow = torch.arange(0, math.prod(shape) + 1, columns, dtype=torch.int32, device=device)
@@ -125,15 +142,26 @@ class Unstructured(SparseFormat):
         return flat
 
     def flat_positions(self) -> Tensor:
-        """`flat_indices`, worked out anew."""
+        """`flat_indices`, computed anew.
+
+        Returns:
+            int64 [nnz], ascending.
+        """
         rows = torch.arange(self.shape[0], device=self.device) * math.prod(self.shape[1:])
         starts = torch.repeat_interleave(rows, self.crow_indices.diff(), output_size=self.nnz)
         return starts + self.col_indices
 
     def transposed(self, groups: int = 1) -> Transposed:
-        """The pattern by input channel, for the gradient to the input. Worked out once a pattern and `groups`.
+        """The pattern by input channel, for the gradient to the input. Computed once per pattern and `groups`.
 
-        Raises ValueError where the output channels do not divide into `groups`.
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The compressed rows of the transposed weight, and where its values are in `values`.
+
+        Raises:
+            ValueError: Where `groups` does not divide the output channels.
         """
         found = self._shared.transposed.get(groups)
         if found is None:
@@ -145,7 +173,14 @@ class Unstructured(SparseFormat):
         return found
 
     def cached_transposed(self, groups: int) -> tuple[Tensor, ...]:
-        """The three tensors of `transposed(groups)`, or none where they were not asked for before."""
+        """`transposed`, without computing it.
+
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The three tensors of `transposed(groups)`, or none where it was not called before.
+        """
         return tuple(self._shared.transposed.get(groups, ()))
 
     def __repr__(self) -> str:
@@ -162,7 +197,17 @@ class Unstructured(SparseFormat):
     # Into and out of dense tensors
 
     def values_of(self, weight: Tensor) -> Tensor:
-        """The elements of a dense weight where this pattern has its own: [nnz], a copy. Differentiable to `weight`."""
+        """The elements of a dense weight at this pattern, weight.flatten()[flat_indices]. Differentiable to `weight`.
+
+        Args:
+            weight: Dense, of the shape of this weight.
+
+        Returns:
+            [nnz], a copy.
+
+        Raises:
+            ValueError: For another shape.
+        """
         if tuple(weight.shape) != self.shape:
             raise ValueError(f"values_of: expected weight of shape {list(self.shape)}, got {list(weight.shape)}")
         if self.nnz == weight.numel():
@@ -170,14 +215,33 @@ class Unstructured(SparseFormat):
         return weight.flatten().gather(0, self.flat_indices)
 
     def with_values(self, values: Tensor) -> Self:
-        """The same pattern with other values, of any accepted dtype. What follows from the pattern is shared."""
+        """The same pattern with other values. What was derived from the pattern is shared.
+
+        Args:
+            values: [nnz]; float32, bfloat16, float16 or float64; may require a gradient.
+
+        Returns:
+            The new weight.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For another shape or device.
+        """
         self._check_values("with_values", values)
         return self._of(self.shape, self.crow_indices, self.col_indices, values, self._shared)
 
     def to(
         self, device: torch.device | str | int | torch.dtype | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """On another device, in another dtype, or both; itself where it is so already."""
+        """The weight on another device, in another dtype, or both.
+
+        Args:
+            device: The device, or a dtype as in torch.Tensor.to.
+            dtype: Of the values.
+
+        Returns:
+            The new weight; itself where nothing changes.
+        """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         values = self.values.to(device=device, dtype=dtype)
@@ -189,7 +253,11 @@ class Unstructured(SparseFormat):
     # Into and out of files
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Plain tensors, for torch.save, safetensors and the like: shape (int64), crow_indices, col_indices, values."""
+        """The weight as plain tensors, for torch.save, safetensors and the like.
+
+        Returns:
+            The tensors by name: shape (int64), crow_indices, col_indices and values.
+        """
         return {
             "shape": torch.tensor(self.shape, dtype=torch.int64),
             "crow_indices": self.crow_indices,
@@ -201,7 +269,15 @@ class Unstructured(SparseFormat):
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The weight that `to_tensors` took apart. Nothing is trusted.
 
-        Raises ValueError for what is missing or corrupt, TypeError for what is not a tensor.
+        Args:
+            tensors: What `to_tensors` returned.
+
+        Returns:
+            The weight.
+
+        Raises:
+            ValueError: For what is missing or corrupt.
+            TypeError: For what is not a tensor.
         """
         names = ("shape", "crow_indices", "col_indices", "values")
         missing = [name for name in names if name not in tensors]
@@ -232,7 +308,12 @@ class Unstructured(SparseFormat):
     # What is accepted
 
     def validate(self) -> None:
-        """Raise TypeError or ValueError, in words, unless this is what the class promises; reads every element."""
+        """Check that the parts are what the class promises; reads every element.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For shapes, devices and contents that are not.
+        """
         check_tensor("Unstructured", "values", self.values)
         out, columns = self.shape[0], math.prod(self.shape[1:])
         for name, indices in (("crow_indices", self.crow_indices), ("col_indices", self.col_indices)):

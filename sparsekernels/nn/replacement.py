@@ -25,7 +25,7 @@ class Replacement(torch.nn.Module):
 
     @classmethod
     def sharing(cls, module: Any) -> Any:
-        """A replacement of `module` that has its very parameters.
+        """A replacement of `module` that shares its parameters.
 
         Args:
             module: A torch.nn.Conv2d or Linear.
