@@ -63,7 +63,7 @@ class Peer:
     name: str
     engine: Path
     about: str
-    licence: str
+    license: str
     variants: tuple[Variant, ...]
     requirements: tuple[str, ...] = ()
     python: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class Environments:
         if stamp.is_file() and stamp.read_text(encoding="utf-8") == content:
             return python
         self._say(f"installing {', '.join(peer.requirements)} for Python {version} in {folder}")
-        self._say(f"  licence: {peer.licence}")
+        self._say(f"  license: {peer.license}")
         options = ["--quiet", "--no-input", "--disable-pip-version-check", *(["--no-deps"] if peer.beside_ours else [])]
         _execute([base, "-m", "venv", "--clear", folder])
         _execute([python, "-m", "pip", "install", *options, *peer.requirements])

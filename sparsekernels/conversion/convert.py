@@ -278,7 +278,7 @@ def _copy_of(tensor: Tensor) -> Tensor:
 
 
 def _refuse_gradient_hooks(model: nn.Module) -> None:
-    """What happens when a gradient arrives would happen while layers are measured: an optimiser's step, say."""
+    """What happens when a gradient arrives would happen while layers are measured: an optimizer's step, say."""
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ValueError(f"convert: the parameter {name} has hooks, which measuring would run; register them after")

@@ -126,7 +126,7 @@ class TestSuites:
             pass = ["forward", "backward"]
             dtype = ["bfloat16"]
             device = ["cpu"]
-            colour = "red"
+            color = "red"
             [[cases]]
             group = "b"
             name = ["prompt"]
@@ -144,7 +144,7 @@ class TestSuites:
             ("b/prompt", "forward", "bfloat16", "cpu", 4, True),
             ("b/prompt", "forward", "bfloat16", "cuda", 4, True),
         ]
-        assert cases[0].parameters == {"shape": (8, 64), "colour": "red"}
+        assert cases[0].parameters == {"shape": (8, 64), "color": "red"}
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -167,17 +167,17 @@ class TestSuites:
             pass = ["forward", "all"]
             dtype = ["float32"]
             device = ["cpu"]
-            colour = "red"
+            color = "red"
             [[cases]]
             group = "a"
             batch = 4
             free_batch = true
             [cases.name]
-            x = { colour = "blue", quick = ["forward"] }
+            x = { color = "blue", quick = ["forward"] }
             y = { pass = ["forward"], batch = 2 }
             """,
         )
-        assert [(c.name, c.pass_, c.batch, c.free_batch, c.quick, c.parameters["colour"]) for c in cases] == [
+        assert [(c.name, c.pass_, c.batch, c.free_batch, c.quick, c.parameters["color"]) for c in cases] == [
             ("a/x", "forward", 4, True, True, "blue"),
             ("a/x", "all", 4, True, False, "blue"),
             ("a/y", "forward", 2, True, False, "red"),

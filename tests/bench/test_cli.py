@@ -116,7 +116,7 @@ class TestBench:
             ((*TINY, "--variant", "mine"), "no variant matches these options; it has ours, torch, layer_norm"),
             (("bench", "rmsnorm", "--plot", "picture.txt"), "webp, got 'picture.txt'"),
             (("bench", "--network", "vgg16-d", "--case", "*vgg*"), "--network and --case both say which cases"),
-            (("bench", "rmsnorm", "--colour"), "No such option: --colour"),
+            (("bench", "rmsnorm", "--color"), "No such option: --color"),
             (("compare", "nowhere.jsonl", "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),
         ],
     )

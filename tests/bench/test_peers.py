@@ -423,21 +423,21 @@ class TestTable:
         } - helpers
         for peer in peers.values():
             assert peer.about
-            assert peer.licence
+            assert peer.license
             assert all("==" in requirement for requirement in peer.requirements)
         names = [one.name for peer in peers.values() for one in peer.variants]
         assert len(set(names)) == len(names)
         assert {OURS, measure.BASELINE} <= set(names)
         assert peers["deepsparse"].environment == {"NM_DISABLE_ANALYTICS": "1"}
-        assert "evaluation" in peers["deepsparse"].licence
+        assert "evaluation" in peers["deepsparse"].license
 
     @pytest.mark.parametrize(
         ("row", "text"),
         [
             ('engine = "e.py"', "p: 'variants'"),
-            ('engine = "e.py"\nlicence = ""\nvariants = []', "about"),
-            ('engine = "e.py"\nabout = ""\nlicence = ""\nvariants = []\ncolour = 3', "colour"),
-            ('engine = "e.py"\nabout = ""\nlicence = ""\nvariants = []\nrequirements = ["a==1"]', "need python"),
+            ('engine = "e.py"\nlicense = ""\nvariants = []', "about"),
+            ('engine = "e.py"\nabout = ""\nlicense = ""\nvariants = []\ncolor = 3', "color"),
+            ('engine = "e.py"\nabout = ""\nlicense = ""\nvariants = []\nrequirements = ["a==1"]', "need python"),
             (
                 'engine = "e.py"\nvariants = [{name = "a", cases = ["song"]}]',
                 "expected cases to be 'network', 'linear', got 'song'",
@@ -450,7 +450,7 @@ class TestTable:
     )
     def test_a_bad_table_is_named(self, tmp_path: Path, row: str, text: str) -> None:
         path = tmp_path / "peers.toml"
-        path.write_text(f'[export]\nabout = ""\nlicence = ""\n[peers.p]\n{row}', encoding="utf-8")
+        path.write_text(f'[export]\nabout = ""\nlicense = ""\n[peers.p]\n{row}', encoding="utf-8")
         with pytest.raises(ValueError, match=text):
             environments.read_peers(path)
 
@@ -498,7 +498,7 @@ class TestEnvironments:
         assert "PYTHONPATH" not in launch.environment
         assert said == [
             f"installing a==1, b==2 for Python {environments._OURS} in {tmp_path / 'engine'}",
-            "  licence: free",
+            "  license: free",
         ]
 
     def test_made_again_for_other_pins(self, tmp_path: Path, commands: list[list[str]]) -> None:

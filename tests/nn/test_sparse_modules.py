@@ -184,10 +184,10 @@ def round_trip(net: Dense) -> None:
     torch.testing.assert_close(dense(x), before)
 
 
-@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_checkpoint_of_dense_gradients_is_what_the_layer_computes(optimiser: Any) -> None:
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_checkpoint_of_dense_gradients_is_what_the_layer_computes(optimizer: Any) -> None:
     net, x = sparse(Dense(), dense_grad=True), images()
-    step = optimiser(net.parameters(), lr=0.01)
+    step = optimizer(net.parameters(), lr=0.01)
     net(x).pow(2).sum().backward()
     step.step()
     assert net.conv.weight[~net.conv.mask].any()
@@ -245,15 +245,15 @@ def test_a_load_that_fails_leaves_the_pattern_alone() -> None:
 # Training
 
 
-@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("dense_grad", [False, True])
-def test_training_equals_masked_dense_training(optimiser: Any, dense_grad: bool) -> None:
+def test_training_equals_masked_dense_training(optimizer: Any, dense_grad: bool) -> None:
     dense, x = Dense(), images()
     net = sparse(dense, dense_grad)
     masks = [layer.weight != 0 for layer in (dense.conv, dense.linear)]
-    optimisers = [optimiser(module.parameters(), lr=0.01) for module in (net, dense)]
+    optimizers = [optimizer(module.parameters(), lr=0.01) for module in (net, dense)]
     for _ in range(4):
-        for module, step in zip((net, dense), optimisers, strict=True):
+        for module, step in zip((net, dense), optimizers, strict=True):
             step.zero_grad()
             module(x).pow(2).sum().backward()
             if module is dense and not dense_grad:
