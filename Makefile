@@ -74,7 +74,7 @@ format: $(LINTERS)
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/python tests/build/spdx.py --fix
 
-# The CPU kernels under the address and undefined-behaviour sanitizers, every instruction set that is here.
+# The CPU kernels under the address and undefined-behavior sanitizers, every instruction set that is here.
 sanitize: $(STAMP)
 	tests/sanitize.sh $(BIN)/python
 

@@ -92,10 +92,10 @@ def _items(content: str) -> Iterator[tuple[str, str]]:
         yield name.strip(), " ".join(text.split())
 
 
-def public_names() -> Iterator[tuple[str, Entry]]:
+def public_names(modules: tuple[tuple[ModuleType, str], ...] = MODULES) -> Iterator[tuple[str, Entry]]:
     """Each module's entries, with how the page writes the module; a name is shown where it stands first."""
     shown: set[int] = set()
-    for module, prefix in MODULES:
+    for module, prefix in modules:
         names = getattr(module, "__all__", None) or [
             name for name, value in vars(module).items() if _is_own(module, name, value)
         ]

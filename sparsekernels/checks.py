@@ -14,10 +14,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def check_tensor(where: str, name: str, tensor: object) -> Tensor:
     """Return it; raise TypeError unless it is a tensor with strides, of one of `DTYPES`."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{where}: {name} is of type {type(tensor).__name__}, expected a torch.Tensor")
+        raise TypeError(f"{where}: expected {name} to be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         accepted = ", ".join(map(str, DTYPES[:-1]))
-        raise TypeError(f"{where}: {name} has dtype {tensor.dtype}, expected {accepted} and {DTYPES[-1]}")
+        raise TypeError(f"{where}: expected {name} of dtype {accepted} or {DTYPES[-1]}, got {tensor.dtype}")
     if tensor.layout != torch.strided:
-        raise TypeError(f"{where}: {name} has layout {tensor.layout}, expected torch.strided")
+        raise TypeError(f"{where}: expected {name} of layout torch.strided, got {tensor.layout}")
     return tensor

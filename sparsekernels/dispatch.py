@@ -109,15 +109,21 @@ def is_special() -> bool:
 def use_backend(name: str) -> Iterator[None]:
     """Run every operation inside the `with` block on one backend. Without `with` it does nothing.
 
-    `name` is "cuda", "triton", "cpu" or "reference". A call that this backend cannot run raises `BackendError` with
-    the reason; nothing falls back silently. The backward of a call runs on the backend of its forward. The setting is
-    process-wide, like torch.backends' flags, and nests.
+    A call that this backend cannot run raises `BackendError` with the reason; nothing falls back silently. The backward
+    of a call runs on the backend of its forward. The setting is process-wide, like torch.backends' flags, and nests.
 
-    Raises `ValueError` for an unknown name.
+    Args:
+        name: "cuda", "triton", "cpu" or "reference".
+
+    Returns:
+        A context manager.
+
+    Raises:
+        ValueError: For an unknown name.
     """
     global forced
     if name not in BACKENDS:
-        raise ValueError(f"use_backend: name is {name!r}, expected {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"use_backend: expected name to be {', '.join(map(repr, BACKENDS))}, got {name!r}")
     previous, forced = forced, name
     try:
         yield

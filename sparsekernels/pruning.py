@@ -16,11 +16,24 @@ SPREAD = 0.75
 
 
 def mask(kind: str, shape: Sequence[int], sparsity: float, seed: int = 0) -> Tensor:
-    """The mask (bool, true where a weight is kept) of `kind`, one of `MASKS`, over a weight of `shape`.
+    """A random mask over a weight.
 
-    The weight is (out_channels, in_channels per group, ...). Of its numel, round(numel * (1 - sparsity)) are kept:
-    those whose draws from an exponential distribution of the kind's odds are the least, which is how one draws that
-    many without putting any back.
+        kept = round(numel * (1 - sparsity))
+
+    The weights that are kept are those whose draws from exponential distributions with the odds of `kind` are the
+    least, which is sampling without replacement.
+
+    Args:
+        kind: One of `MASKS`.
+        shape: Of the weight: (out_channels, in_channels per group, ...).
+        sparsity: The share of zeros, 0 to 1.
+        seed: Of the draws.
+
+    Returns:
+        bool in `shape`, True where a weight is kept.
+
+    Source:
+        Efraimidis & Spirakis 2006, "Weighted random sampling with a reservoir", Information Processing Letters 97(5).
     """
     generator = torch.Generator().manual_seed(seed)
     count = math.prod(shape)
@@ -41,15 +54,32 @@ def _least(values: Tensor, count: int) -> Tensor:
 
 
 def random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Every weight has the same odds."""
+    """The odds of a mask in which every weight has the same.
+
+    Args:
+        shape: Of the weight.
+        generator: Unused.
+
+    Returns:
+        float64 [], one.
+    """
     return torch.ones((), dtype=torch.float64)
 
 
 def clustered(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Each output channel (row) and each input channel has odds of its own, and a weight their product.
+    """The odds of a mask that is denser in some channels: those of the output channel times those of the input channel.
 
-    The odds are log-normal, so that most channels are about as dense as all together, a few several times as dense,
-    and a few nearly empty, as magnitude pruning leaves them.
+        odds[o, i] = exp(0.75 n[o]) exp(0.75 m[i])   with n and m standard normal
+
+    Most channels are about as dense as the whole weight, a few several times as dense, and a few nearly empty, as
+    magnitude pruning leaves them.
+
+    Args:
+        shape: Of the weight.
+        generator: Of the draws.
+
+    Returns:
+        float64, broadcasts to `shape`.
     """
 
     def odds(*shape: int) -> Tensor:
@@ -67,19 +97,44 @@ PRUNINGS = (*MASKS, "magnitude")
 
 
 def kept_weights(kind: str, weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
-    """The mask of `kind`, one of `PRUNINGS`, over `weight`, on its device: of so many weights as `mask` keeps."""
+    """The mask of a kind over a weight.
+
+    Args:
+        kind: One of `PRUNINGS`.
+        weight: Any dense weight.
+        sparsity: The share of zeros, 0 to 1.
+        seed: Of the draws, where the kind is random.
+
+    Returns:
+        bool, shape and device of `weight`, True where a weight is kept; as many are as in `mask`.
+    """
     if kind == "magnitude":
         return largest(weight, sparsity)
     return mask(kind, weight.shape, sparsity, seed).to(weight.device)
 
 
 def largest(weight: Tensor, sparsity: float) -> Tensor:
-    """The mask of the round(numel * (1 - sparsity)) weights that are the largest in magnitude; of equals, the first."""
+    """The mask of the weights that are largest in magnitude; of equal ones, the first.
+
+    Args:
+        weight: Any dense weight.
+        sparsity: The share of zeros, 0 to 1.
+
+    Returns:
+        bool, shape of `weight`, True at round(numel * (1 - sparsity)) weights.
+    """
     return _least(-weight.detach().abs().contiguous(), round(weight.numel() * (1 - sparsity)))
 
 
 def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
-    """Name and module of every Linear and Conv2d, save depthwise convolutions (groups == in_channels > 1)."""
+    """The layers of a model that are pruned: every Linear and Conv2d, except depthwise convolutions.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Name and module. Depthwise are convolutions with groups == in_channels > 1.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or (
             isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
@@ -89,17 +144,29 @@ def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
 
 @torch.no_grad()
 def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[str, Tensor]:
-    """Zeroes the share `sparsity` of each weight of the `prunable` modules, in place; returns the masks by module name.
+    """Set a share of each weight of the `prunable` modules to zero, in place.
 
-    kind is one of PRUNINGS. A mask (bool, true where the weight is kept) has exactly round(numel * (1 - sparsity)) of
-    a layer's weights; where it is random, it depends on the seed, the layer's name and the shape, and on no other
-    layer. Weights that were zero before count as others do: trained networks have some. Raises ValueError for another
-    kind, or a sparsity that is not within [0, 1].
+        kept = round(numel * (1 - sparsity))   of each layer, exactly
+
+    A random mask depends on the seed, the layer's name and the shape, and on no other layer. Weights that were zero
+    before count as others do: trained networks have some.
+
+    Args:
+        model: Any module.
+        kind: One of `PRUNINGS`.
+        sparsity: The share of zeros, 0 to 1.
+        seed: Of random masks.
+
+    Returns:
+        The masks by module name: bool, True where a weight is kept.
+
+    Raises:
+        ValueError: For another kind, or a sparsity outside of [0, 1].
     """
     if kind not in PRUNINGS:
-        raise ValueError(f"kind is {kind!r}, expected {', '.join(map(repr, PRUNINGS))}")
+        raise ValueError(f"prune_: expected kind to be {', '.join(map(repr, PRUNINGS))}, got {kind!r}")
     if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity is {sparsity:g}, expected numbers from 0 to 1")
+        raise ValueError(f"prune_: expected sparsity from 0 to 1, got {sparsity:g}")
     masks = {}
     for name, module in prunable(model):
         kept = kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))

@@ -28,7 +28,13 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One result against the truth. error and allowed are absolute, in the units of the result."""
+    """One result compared with the truth.
+
+    Attributes:
+        name: Of the result.
+        error: The largest error, absolute, in the units of the result.
+        allowed: The largest error that passes.
+    """
 
     name: str
     error: float
@@ -43,14 +49,25 @@ class Comparison:
 
 
 def compare(name: str, actual: Tensor, truth: Tensor, baseline: Tensor, exact: bool = False) -> Comparison:
-    """Judge `actual` by `truth` (float64) and `baseline`, the reference's result in the tested dtype.
+    """Judge a result by the truth and by what the reference gives in the tested dtype.
 
-    baseline may be of a narrower dtype than `actual`: its error then counts scaled by the ratio of their eps.
-    exact: computed in float64, not in float32.
+        allowed = 2 |baseline - truth| + 4 eps |truth|   in maximum norms
+
     An error that cannot be a number (another shape, NaN or infinity in other places) is infinite.
+
+    Args:
+        name: Of the result.
+        actual: The result.
+        truth: float64, the result of the reference, in the shape of `actual`.
+        baseline: The result of the reference in the tested dtype. In a narrower dtype than `actual`, its error counts
+            scaled by the ratio of their eps.
+        exact: Whether `actual` was computed in float64, not in float32.
+
+    Returns:
+        The comparison.
     """
     if actual.shape != truth.shape:
-        return Comparison(f"{name} (shape {list(actual.shape)}, expected {list(truth.shape)})", float("inf"), 0.0)
+        return Comparison(f"{name} (expected shape {list(truth.shape)}, got {list(actual.shape)})", float("inf"), 0.0)
     if actual.numel() == 0:
         return Comparison(name, 0.0, 0.0)
     wide, base = actual.double(), baseline.double()
@@ -68,11 +85,20 @@ def compare(name: str, actual: Tensor, truth: Tensor, baseline: Tensor, exact: b
 
 
 def gradient_errors(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    """How long the difference of two gradients is, of the true one's length, for each parameter of a network: (n,).
+    """The relative error of the gradient of each parameter of a network.
+
+        |actual - truth| / |truth|   in Euclidean norms
 
     Each counts as one vector: an activation that rounding moves across the kink of a ReLU changes single elements by
     more than rounding does. One that nearly vanishes, as that of a bias in front of a BatchNorm, counts as a hundredth
-    of all together. What is not finite is infinitely far off.
+    of all together. The error of a gradient that is not finite is infinite.
+
+    Args:
+        actual: A gradient for each of n parameters.
+        truth: The true ones, in the same order.
+
+    Returns:
+        float64 [n].
     """
     lengths = torch.stack([one.double().norm() for one in truth])
     differences = torch.stack([(a.double() - b.double()).norm() for a, b in zip(actual, truth, strict=True)])
@@ -82,7 +108,15 @@ def gradient_errors(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor
 
 
 def gradient_error(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The largest of `gradient_errors`."""
+    """The largest of `gradient_errors`.
+
+    Args:
+        actual: A gradient for each parameter.
+        truth: The true ones, in the same order.
+
+    Returns:
+        The largest relative error.
+    """
     return float(gradient_errors(actual, truth).max())
 
 
@@ -95,27 +129,33 @@ def prefer(*names: str) -> Iterator[None]:
     as it was. Process-wide, and nests.
 
     Args:
-        names: for layers "fine-grained", "channel-dropped" or "dense"; for ways to run the model "graph", "chains" (a
-            graph in which sparse layers that follow each other are one call) or "layers" (one by one).
+        *names: For layers "fine-grained", "channel-dropped" or "dense"; for ways to run the model "graph", "chains" (a
+            graph in which consecutive sparse layers are one call) or "layers" (one by one).
+
+    Returns:
+        A context manager.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: For an unknown name.
     """
     from .conversion.measure import preferable, preferred
 
     for name in names:
         if name not in preferable():
-            raise ValueError(f"prefer: expected some of {', '.join(map(repr, preferable()))}, got {name!r}")
+            raise ValueError(f"prefer: expected names of {', '.join(map(repr, preferable()))}, got {name!r}")
     with preferred(names):
         yield
 
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Uninitialised memory that torch hands out is NaN: an output that is not written shows.
+    """Inside the `with` block, torch's uninitialized memory is NaN: an output that is not written shows.
 
     The compiled kernels allocate below this switch; they do the same where SPARSEKERNELS_POISON=1 was set when they
     were loaded.
+
+    Returns:
+        A context manager.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -128,9 +168,18 @@ def poisoned() -> Iterator[None]:
 def results(
     function: Callable[..., Outputs], inputs: Sequence[Tensor], gradients: bool, seed: int = 20190812
 ) -> list[Tensor]:
-    """The outputs of function(*inputs), then, where asked for, the gradients to every input that requires one.
+    """The outputs of function(*inputs) and the gradients to its inputs.
 
-    The gradients' seeds are random and the same for every dtype, so that runs in several dtypes are comparable.
+    The seeds of the gradients are random and the same for every dtype, so that runs in several dtypes are comparable.
+
+    Args:
+        function: Returns a tensor or a tuple of tensors.
+        inputs: What it is called with.
+        gradients: Whether to compute the gradient to every input that requires one.
+        seed: Of the seeds of the gradients.
+
+    Returns:
+        The outputs, then the gradients.
     """
     outputs = function(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -152,7 +201,20 @@ def verify(
     inputs: Sequence[Tensor],
     gradients: bool = True,
 ) -> list[Comparison]:
-    """Judge function(*inputs) by reference(*inputs): every output, and every gradient of an input that requires one."""
+    """Judge function(*inputs) by reference(*inputs): every output, and every gradient of an input that requires one.
+
+    Args:
+        function: The implementation under test; returns a tensor or a tuple of tensors.
+        reference: The definition, in plain torch, for any dtype.
+        inputs: What both are called with.
+        gradients: Whether gradients are compared as well.
+
+    Returns:
+        A comparison for each output, then for each gradient.
+
+    Raises:
+        AssertionError: For a result of another dtype or device than the reference's.
+    """
 
     def run(dtype: torch.dtype | None) -> list[Tensor]:
         converted = [
@@ -168,7 +230,7 @@ def verify(
     expected = baseline if not in_float64 else truth
     for result, other in zip(actual, expected, strict=True):
         if (result.dtype, result.device) != (other.dtype, other.device):
-            raise AssertionError(f"{result.dtype} on {result.device}, expected {other.dtype} on {other.device}")
+            raise AssertionError(f"expected {other.dtype} on {other.device}, got {result.dtype} on {result.device}")
     wanted = sum(tensor.requires_grad for tensor in inputs) if gradients else 0
     outputs = len(actual) - wanted
     names = [f"output {i}" for i in range(outputs)] + [f"gradient {i}" for i in range(wanted)]
@@ -182,7 +244,17 @@ def assert_verified(
     inputs: Sequence[Tensor],
     gradients: bool = True,
 ) -> None:
-    """Raise AssertionError, with every comparison in its message, unless all of `verify` pass."""
+    """Check that all comparisons of `verify` pass.
+
+    Args:
+        function: The implementation under test; returns a tensor or a tuple of tensors.
+        reference: The definition, in plain torch, for any dtype.
+        inputs: What both are called with.
+        gradients: Whether gradients are compared as well.
+
+    Raises:
+        AssertionError: Where one does not pass; the message has them all.
+    """
     comparisons = verify(function, reference, inputs, gradients)
     if not all(comparison.passed for comparison in comparisons):
         raise AssertionError("; ".join(map(str, comparisons)))

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The one timer: variants take turns, each sample is long enough for the clock, and percentiles sum them up."""
+"""The one timer: variants are interleaved, each sample is long enough for the clock, percentiles summarize them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ SLOW = 0.05
 class Effort:
     """How much time a case gets.
 
-    seconds  for the timed samples of all its variants together; a case whose calls are long takes `least` rounds
-    sample   the least length of one sample, in seconds: calls are repeated inside it until they fill it
-    least, most    limits to the number of rounds, one sample of each variant in each
-    slow     a call of more seconds than this fills its own caches: none goes untimed before its sample
-    hopeless a variant that takes so many times as long as the fastest in the first round gives no further sample
+    Attributes:
+        seconds: For the timed samples of all its variants together; a case whose calls are long takes `least` rounds.
+        sample: The least length of one sample, in seconds: calls are repeated inside it until they fill it.
+        least, most: Limits to the number of rounds, one sample of each variant in each.
+        slow: A call of more seconds than this fills its own caches: no untimed call precedes its sample.
+        hopeless: A variant that takes this many times as long as the fastest in the first round is sampled once.
     """
 
     seconds: float
@@ -44,14 +45,30 @@ class Clock(Protocol):
     """Measures time on a device."""
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """The time that `repeats` calls take together."""
+        """The time of consecutive calls.
+
+        Args:
+            call: What is timed.
+            repeats: How many calls.
+
+        Returns:
+            Seconds of all of them together.
+        """
 
 
 class CpuClock:
     """The processor's own clock, of some 50 ns resolution."""
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """The time that `repeats` calls take together."""
+        """The time of consecutive calls.
+
+        Args:
+            call: What is timed.
+            repeats: How many calls.
+
+        Returns:
+            Seconds of all of them together.
+        """
         turns = itertools.repeat(None, repeats)
         start = time.perf_counter()
         for _ in turns:
@@ -67,7 +84,15 @@ class CudaClock:
         self._stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """The time that `repeats` calls take together."""
+        """The time of consecutive calls.
+
+        Args:
+            call: What is timed.
+            repeats: How many calls.
+
+        Returns:
+            Seconds of all of them together.
+        """
         torch.cuda.synchronize()
         self._start.record()
         for _ in range(repeats):
@@ -78,18 +103,31 @@ class CudaClock:
 
 
 def clock_of(device: str) -> Clock:
-    """The clock of "cpu" or "cuda"."""
+    """The clock of a device.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Returns:
+        The clock.
+    """
     return CudaClock() if device == "cuda" else CpuClock()
 
 
 Sampler = Callable[[int], float]
-"""Runs so many calls of one variant and returns the seconds that one of them took."""
+"""Runs that many calls of one variant and returns the seconds per call."""
 
 
 def repeats_of(sampler: Sampler, sample: float, warm: bool = False) -> int:
-    """How many calls fill a sample of `sample` seconds.
+    """How many calls fill a sample.
 
-    Warms the variant up, unless it is warm already: its first call counts for nothing.
+    Args:
+        sampler: Of the variant.
+        sample: Seconds.
+        warm: Whether the variant was called before; if not, its first call does not count.
+
+    Returns:
+        The number of calls, at least 1.
     """
     if not warm:
         sampler(1)
@@ -100,12 +138,19 @@ def repeats_of(sampler: Sampler, sample: float, warm: bool = False) -> int:
 
 
 def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> dict[str, list[float]]:
-    """Seconds of a call of each variant, one number a round. `samplers`: how to sample each, and how many calls.
+    """Seconds of a call of each variant, interleaved: one sample of each in every round.
 
-    In every round each variant gives one sample, in an order drawn anew (from a fixed seed), so that what disturbs
-    the machine for a while disturbs all of them, and none always runs in the caches that the same neighbour left. One
-    untimed call goes before each sample, unless it would take longer than `effort.slow` seconds; nor before the first
-    sample, where that is one call only: `repeats_of` has just made some. A variant that is hopeless has one sample.
+    The order within a round is random (from a fixed seed), so that what disturbs the machine for a while disturbs all
+    of them, and none always runs in the caches that the same neighbor left. One untimed call precedes each sample,
+    unless it would take longer than `effort.slow` seconds; nor the first sample, where that is one call only:
+    `repeats_of` has just made some.
+
+    Args:
+        samplers: How to sample each variant, and how many calls a sample has.
+        effort: How many rounds.
+
+    Returns:
+        Seconds of one call, a number for each round; of a hopeless variant, for the first round.
     """
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     order, shuffle = list(samplers), random.Random(0).shuffle
@@ -131,10 +176,16 @@ def samples_of(
     contexts: Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]] | None = None,
     warm: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of a call of each of `calls`, interleaved on the CPU: one number a round.
+    """Seconds of calls on the CPU, interleaved.
 
-    contexts: of a call by its name, what is entered around each of its samples, and not timed.
-    warm: whether each of them was called before.
+    Args:
+        calls: The calls by name.
+        effort: How many rounds.
+        contexts: By name, the context that is entered around each sample, untimed.
+        warm: Whether each of them was called before.
+
+    Returns:
+        Seconds of one call, a number for each round.
     """
     clock = CpuClock()
 
@@ -152,7 +203,15 @@ def samples_of(
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:
-    """The one of `calls` whose least sample is the least."""
+    """The call whose fastest sample is the fastest.
+
+    Args:
+        calls: The calls by name.
+        effort: How many rounds.
+
+    Returns:
+        Its name.
+    """
     if len(calls) == 1:
         return next(iter(calls))
     samples = samples_of(calls, effort)
@@ -167,14 +226,18 @@ class Interruptions:
     """
 
     DISTURBING = 75.0
-    """So many a second disturb the times: an idle virtual machine has up to 50, one with a busy neighbour 100."""
+    """This many per second disturb the times: an idle virtual machine has up to 50, one with a busy neighbor 100."""
 
     def __init__(self) -> None:
         self._count, self._seconds = 0, 0.0
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Count what happens inside."""
+        """Count the interruptions inside the `with` block.
+
+        Returns:
+            A context manager.
+        """
         count, start = self._now(), time.perf_counter()
         try:
             yield
@@ -193,7 +256,14 @@ class Interruptions:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """The 20th, 50th and 80th percentile of `values`, linear between neighbours; of a single value that value."""
+    """The 20th, 50th and 80th percentile, linear between neighbors.
+
+    Args:
+        values: At least one.
+
+    Returns:
+        The three percentiles; of a single value, that value.
+    """
     if len(values) == 1:  # which `quantiles` refuses before Python 3.13
         return values[0], values[0], values[0]
     low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
@@ -201,5 +271,13 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median over the rounds of the ratio within that round: what slows a whole round down cancels."""
+    """The median over the rounds of the ratio within a round: what slows a whole round down cancels.
+
+    Args:
+        numerators: A value for each round.
+        denominators: A value for each round.
+
+    Returns:
+        The median ratio.
+    """
     return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))

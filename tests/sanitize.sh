@@ -2,7 +2,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
 
-# Builds the CPU kernels with the address and undefined-behaviour sanitizers and runs the operations' tests on them, once
+# Builds the CPU kernels with the address and undefined-behavior sanitizers and runs the operations' tests on them, once
 # for each instruction set that this processor has. Usage: tests/sanitize.sh PYTHON
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import ast
+import enum
 import importlib.util
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import textwrap
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +24,8 @@ import pytest
 from torch import nn
 
 import sparsekernels as sk
-from sparsekernels import _library
+from sparsekernels import _library, pruning, timing
+from sparsekernels.conversion import report
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -139,6 +146,83 @@ def test_docstrings_are_taken_apart(make_api: ModuleType) -> None:
         "Raises": {"TypeError": "x is no tensor."},
     }
     assert found.prose == {"Returns": "y, of the shape of x."}
+
+
+BESIDE_THE_PAGE = (
+    (pruning, "sparsekernels.pruning"),
+    (timing, "sparsekernels.timing"),
+    (report, "sparsekernels.conversion.report"),
+)
+"""Modules whose docstrings have sections as well."""
+
+
+def test_docstrings_have_their_sections(make_api: ModuleType) -> None:
+    """Args, Returns and Raises of all public functions, methods and constructors."""
+    modules = (*make_api.MODULES, *BESIDE_THE_PAGE)
+    entries = [one for _, entry in make_api.public_names(modules) for one in (entry, *entry.members)]
+    assert len(entries) > 80
+    missing = {entry.name: found for entry in entries if (found := list(missing_in(make_api, entry.value)))}
+    assert not missing
+
+
+def missing_in(make_api: ModuleType, value: Any) -> Iterator[str]:
+    """What the docstring of a public name lacks."""
+    text = inspect.getdoc(value) or ""
+    found = make_api.sections_of(text)
+    if not found.summary:
+        yield "summary"
+    is_class, is_property = inspect.isclass(value), isinstance(value, property)
+    if is_class and issubclass(value, enum.Enum | Exception | typing.Protocol):  # type: ignore[arg-type]
+        return
+    function = value.fget if is_property else getattr(value, "__func__", value)
+    signature = inspect.signature(function)
+    names = {one.name for one in signature.parameters.values()} - {"self", "cls"}
+    items = [*found.entries.get("Args", ()), *(found.entries.get("Attributes", ()) if is_class else ())]
+    described = {name.strip(" *") for item in items for name in re.sub(r"\(.*?\)", "", item).split(",")}
+    yield from sorted(names - described if is_class else names ^ described)
+    returns = signature.return_annotation not in (None, "None", inspect.Signature.empty)
+    if returns and not is_class and not is_property and not (found.has("Returns") or found.has("Yields")):
+        yield "Returns"
+    told = re.search(r"\b(?!BackendError|NotImplementedError)[A-Z]\w+Error\b", text)
+    if (told or (not is_class and raises(inspect.unwrap(function)))) and not found.has("Raises"):
+        yield "Raises"
+
+
+def raises(function: Any) -> bool:
+    """Whether its own body raises; what a format has to implement does not count."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    raised = [node for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None]
+    return any("NotImplementedError" not in ast.unparse(node) for node in raised)
+
+
+def test_missing_sections_are_found(make_api: ModuleType) -> None:
+    def nothing_said(x: int, *rest: int) -> int:
+        """Twice that."""
+        if x < 0:
+            raise ValueError("x")
+        return 2 * x
+
+    def told_in_prose(x: int) -> None:
+        """Raises ValueError for a negative x.
+
+        Args:
+            x: A number.
+        """
+
+    def complete(x: int, *rest: int) -> int:
+        """Twice that.
+
+        Args:
+            x, *rest: Numbers.
+
+        Returns:
+            2 x.
+        """
+        return 2 * x
+
+    assert list(missing_in(make_api, nothing_said)) == ["rest", "x", "Returns", "Raises"]
+    assert list(missing_in(make_api, told_in_prose)) == ["Raises"]
+    assert list(missing_in(make_api, complete)) == []
 
 
 PROSE = sorted((*ROOT.glob("*.md"), *DOCS.glob("*.md")))

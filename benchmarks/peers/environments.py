@@ -63,7 +63,7 @@ class Peer:
     name: str
     engine: Path
     about: str
-    licence: str
+    license: str
     variants: tuple[Variant, ...]
     requirements: tuple[str, ...] = ()
     python: tuple[str, ...] = ()
@@ -108,7 +108,9 @@ def _variant(peer: str, row: Mapping[str, Any]) -> Variant:
     for key, given, accepted in (("cases", variant.cases, CASES), ("dtype", (variant.dtype,), DTYPES)):
         for value in given:
             if value not in accepted:
-                raise ValueError(f"peers.toml, {peer}: {key} is {value!r}, expected {', '.join(map(repr, accepted))}")
+                raise ValueError(
+                    f"peers.toml, {peer}: expected {key} to be {', '.join(map(repr, accepted))}, got {value!r}"
+                )
     return variant
 
 
@@ -168,7 +170,7 @@ class Environments:
         if stamp.is_file() and stamp.read_text(encoding="utf-8") == content:
             return python
         self._say(f"installing {', '.join(peer.requirements)} for Python {version} in {folder}")
-        self._say(f"  licence: {peer.licence}")
+        self._say(f"  license: {peer.license}")
         options = ["--quiet", "--no-input", "--disable-pip-version-check", *(["--no-deps"] if peer.beside_ours else [])]
         _execute([base, "-m", "venv", "--clear", folder])
         _execute([python, "-m", "pip", "install", *options, *peer.requirements])

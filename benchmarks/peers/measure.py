@@ -263,7 +263,7 @@ def _prepare(case: Case, outcome: Outcome, made: Made, session: Session, stack: 
         if variant.dtype == "bfloat16":
             accepted = max(accepted, 2 * made.bfloat16_error)
         if not error <= accepted:
-            raise _Wrong(f"wrong, the largest error is {error:.3g} of the largest value, expected {accepted:.3g}")
+            raise _Wrong(f"wrong: expected errors of at most {accepted:.3g} of the largest value, got {error:.3g}")
         outcome.child = child
         stack.push(own.pop_all())  # it lives until all have been measured
     return child.run

@@ -67,15 +67,15 @@ def arguments(line: Sequence[str] | None, names: Sequence[str]) -> argparse.Name
     _check(parser, "peers", options.peers, names)
     for shape in options.linear:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
-            parser.error(f"linear is {shape!r}, expected two sizes as in '1024x1024'")
+            parser.error(f"expected linear to be two sizes as in '1024x1024', got {shape!r}")
     for percent in options.sparsity:
         if not 0 <= percent < 100:
-            parser.error(f"sparsity is {percent:g}, expected percentages from 0 to below 100")
+            parser.error(f"expected sparsity from 0 to below 100 percent, got {percent:g}")
     if not 0 <= options.seconds < float("inf"):
-        parser.error(f"seconds is {options.seconds:g}, expected 0 and above")
+        parser.error(f"expected seconds of at least 0, got {options.seconds:g}")
     available = len(processors())
     if options.threads is not None and options.threads > available:
-        parser.error(f"threads is {options.threads}, expected 1 to {available}, the processors that are here")
+        parser.error(f"expected threads from 1 to {available}, the processors of this machine, got {options.threads}")
     if not options.network and not options.linear:
         options.network, options.linear = list(NETWORKS), list(LINEARS)
     return options
@@ -94,7 +94,7 @@ _positive.__name__ = "positive whole number"  # as argparse names the type
 def _check(parser: argparse.ArgumentParser, name: str, given: Sequence[str], accepted: Sequence[str]) -> None:
     for value in given:
         if value not in accepted:
-            parser.error(f"{name} is {value!r}, expected {', '.join(map(repr, accepted))}")
+            parser.error(f"expected {name} to be {', '.join(map(repr, accepted))}, got {value!r}")
 
 
 def cases(options: argparse.Namespace) -> list[Case]:

@@ -4,8 +4,8 @@
 // Between torch's stable ABI and the kernels: owns tensor handles, takes arguments off the stack, allocates outputs.
 // Only this file, each operation's glue.h and its bindings know torch.
 //
-// The checks here are terse: they keep the kernels safe. The Python functions look at the arguments again when a call
-// is refused, and say what is wrong in full.
+// The checks here keep the kernels safe. The Python functions look at the arguments again when a call is refused, and
+// explain it to users.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -14,6 +14,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <optional>
@@ -25,10 +26,6 @@
 #include "base/dtype.h"
 
 namespace sparsekernels {
-
-inline void require(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 // Owns one AtenTensorHandle. torch::stable::Tensor does as well, through a shared_ptr whose control block is one more
 // allocation a tensor; a small call feels that.
@@ -108,6 +105,56 @@ class Handle {
   AtenTensorHandle handle_ = nullptr;
 };
 
+// What was given, for error messages.
+inline std::string text_of(int64_t number) {
+  return std::to_string(number);
+}
+
+inline std::string text_of(double number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", number);
+  return text;
+}
+
+inline std::string text_of(const int64_t* numbers, size_t count) {
+  std::string text = "[";
+  for (size_t i = 0; i < count; ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(numbers[i]);
+  }
+  return text += "]";
+}
+
+inline std::string text_of(const std::vector<int64_t>& numbers) {
+  return text_of(numbers.data(), numbers.size());
+}
+
+inline std::string text_of(const Handle& tensor) {
+  if (!tensor) return "None";
+  struct Name {
+    int32_t code;
+    const char* name;
+  };
+  const Name dtypes[] = {{aoti_torch_dtype_float32(), "float32"}, {aoti_torch_dtype_bfloat16(), "bfloat16"},
+                         {aoti_torch_dtype_float16(), "float16"}, {aoti_torch_dtype_float64(), "float64"},
+                         {aoti_torch_dtype_int16(), "int16"},     {aoti_torch_dtype_int32(), "int32"},
+                         {aoti_torch_dtype_int64(), "int64"}};
+  std::string text = "another dtype";
+  for (const Name& one : dtypes)
+    if (one.code == tensor.dtype()) text = one.name;
+  text += ' ' + text_of(tensor.sizes(), static_cast<size_t>(tensor.dim()));
+  if (!tensor.is_contiguous()) text += " with strides " + text_of(tensor.strides(), static_cast<size_t>(tensor.dim()));
+  if (tensor.device_type() == aoti_torch_device_type_cpu()) return text + " on cpu";
+  if (tensor.device_type() != aoti_torch_device_type_cuda()) return text + " on another device";
+  return text + " on cuda:" + std::to_string(tensor.device_index());
+}
+
+// Throws std::invalid_argument where the condition does not hold: what was expected, then what was given.
+template <class Given>
+void require(bool condition, const char* expected, const Given& given) {
+  if (!condition) throw std::invalid_argument(std::string(expected) + ", got " + text_of(given));
+}
+
 // Arguments of a boxed kernel, taken off the stack one after another.
 class Arguments {
  public:
@@ -146,7 +193,7 @@ inline DType dtype_of(const Handle& tensor) {
   const int32_t code = tensor.dtype();
   for (int i = 0; i < 4; ++i)
     if (codes[i] == code) return static_cast<DType>(i);
-  throw std::invalid_argument("dtype: expected float32, bfloat16, float16 and float64");
+  throw std::invalid_argument("expected tensors of float32, bfloat16, float16 or float64, got " + text_of(tensor));
 }
 
 inline bool same_sizes(const Handle& a, const Handle& b) {
@@ -158,11 +205,11 @@ inline bool same_sizes(const Handle& a, const Handle& b) {
   return true;
 }
 
-inline void require_like(const Handle& tensor, const Handle& input, const char* message) {
+inline void require_like(const Handle& tensor, const Handle& input, const char* expected) {
   require(
       same_sizes(tensor, input) && tensor.dtype() == input.dtype() && tensor.device_type() == input.device_type() &&
           tensor.device_index() == input.device_index(),
-      message);
+      expected, tensor);
 }
 
 inline Handle contiguous(const Handle& tensor) {

@@ -20,26 +20,28 @@ bool is_float32(const Handle& tensor) {
 BatchNormSpace space_of(const Handle& input) {
   require(
       is_float32(input) && input.dim() >= 2 && input.is_contiguous(),
-      "input: expected float32 and two dimensions or more, without gaps");
+      "batch_norm: expected contiguous input of float32 and at least 2 dimensions", input);
   const int64_t* const sizes = input.sizes();
   BatchNormSpace space;
   space.images = sizes[0];
   space.channels = sizes[1];
   space.plane = 1;
   for (int64_t d = 2; d < input.dim(); ++d) space.plane *= sizes[d];
-  require(space.images > 0 && space.channels > 0 && space.plane > 0, "input: expected one with elements");
+  require(space.images > 0 && space.channels > 0 && space.plane > 0, "batch_norm: expected input with elements", input);
   return space;
 }
 
-const float* per_channel(const Handle& tensor, int64_t channels, const char* message) {
+const float* per_channel(const Handle& tensor, int64_t channels, const char* expected) {
   if (!tensor) return nullptr;
-  require(is_float32(tensor) && tensor.dim() == 1 && tensor.sizes()[0] == channels && tensor.is_contiguous(), message);
+  require(
+      is_float32(tensor) && tensor.dim() == 1 && tensor.sizes()[0] == channels && tensor.is_contiguous(), expected,
+      tensor);
   return static_cast<const float*>(tensor.data());
 }
 
 // p as it is compared with random numbers of 32 bits.
 uint32_t threshold_of(double p) {
-  require(p >= 0 && p < 1, "p: expected a number of at least 0 and below 1");
+  require(p >= 0 && p < 1, "batch_norm: expected p of at least 0 and below 1", p);
   return static_cast<uint32_t>(std::min(std::nearbyint(std::ldexp(p, 32)), 4294967295.0));
 }
 
@@ -61,14 +63,14 @@ void boxed_batch_norm(StableIValue* stack, uint64_t count, uint64_t) {
   call.seed = static_cast<uint64_t>(arguments.integer());
   call.space = space_of(input);
   const int64_t channels = call.space.channels;
-  call.weight = per_channel(weight, channels, "weight: expected float32 [channels]");
-  call.bias = per_channel(bias, channels, "bias: expected float32 [channels]");
+  call.weight = per_channel(weight, channels, "batch_norm: expected contiguous weight of float32 [channels]");
+  call.bias = per_channel(bias, channels, "batch_norm: expected contiguous bias of float32 [channels]");
   if (residual) {
-    require_like(residual, input, "residual: expected shape, dtype and device of input");
-    require(residual.is_contiguous(), "residual: expected one without gaps");
+    require_like(residual, input, "batch_norm: expected residual of the shape, dtype and device of input");
+    require(residual.is_contiguous(), "batch_norm: expected contiguous residual", residual);
     call.residual = static_cast<const float*>(residual.data());
   }
-  require(call.eps > 0, "eps: expected a number above 0");
+  require(call.eps > 0, "batch_norm: expected eps above 0", call.eps);
   call.has_low = low.has_value();
   call.has_high = high.has_value();
   call.low = static_cast<float>(low.value_or(0));
@@ -102,18 +104,18 @@ void boxed_batch_norm_backward(StableIValue* stack, uint64_t count, uint64_t) {
   BatchNormBackward call;
   call.space = space_of(input);
   const int64_t channels = call.space.channels;
-  require_like(gradient, input, "gradient: expected shape, dtype and device of input");
+  require_like(gradient, input, "batch_norm: expected gradient of the shape, dtype and device of input");
   if (!gradient.is_contiguous()) gradient = contiguous(gradient);
   require(
       is_float32(statistics) && statistics.dim() == 2 && statistics.sizes()[0] == 3 &&
           statistics.sizes()[1] == channels && statistics.is_contiguous(),
-      "statistics: expected what the forward pass gave");
+      "batch_norm: expected statistics as the forward pass returns them", statistics);
   require(
       kept.dtype() == aoti_torch_dtype_int16() && kept.dim() == 1 && kept.is_contiguous() &&
           (kept.sizes()[0] == 0 || kept.sizes()[0] == call.space.images * channels * call.space.words()),
-      "kept: expected what the forward pass gave");
+      "batch_norm: expected kept as the forward pass returns it", kept);
   threshold_of(p);
-  call.weight = per_channel(weight, channels, "weight: expected float32 [channels]");
+  call.weight = per_channel(weight, channels, "batch_norm: expected contiguous weight of float32 [channels]");
   call.scale = static_cast<float>(1 / (1 - p));
   const int64_t parameters_sizes[] = {2, channels};
   Handle parameters = empty(parameters_sizes, 2, input.dtype(), input);

@@ -32,7 +32,7 @@ class Chains {
   std::shared_ptr<OwnedChain> find(int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = chains_.find(number);
-    require(found != chains_.end(), "chain: expected the number of one that was made and not freed");
+    require(found != chains_.end(), "layer_chain: expected chain to be the number of one made and not freed", number);
     return found->second;
   }
   void free(int64_t number) {
@@ -55,7 +55,7 @@ void boxed_make(StableIValue* stack, uint64_t count, uint64_t) {
   Arguments arguments(stack, count, 1);
   const Handle like = arguments.tensor();
   const DType dtype = dtype_of(like);
-  require(dtype != DType::kFloat64, "like: expected float32, bfloat16 and float16");
+  require(dtype != DType::kFloat64, "layer_chain: expected like of float32, bfloat16 or float16", like);
   stack[0] = torch::stable::detail::from(chains().add(std::make_shared<OwnedChain>(dtype)));
 }
 
@@ -82,23 +82,27 @@ void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t) {
   layer.geometry = geometry.conv;
   std::copy_n(geometry.padding_after, 2, layer.padding_after);
   layer.pattern = pattern_of(crow, col, geometry);
-  require(layer.pattern.rows > 0, "crow_indices: expected at least one output channel");
-  require(fits(values, layer.pattern.nonzeros), "values: expected one for each index, in the chain's dtype");
+  require(layer.pattern.rows > 0, "layer_chain: expected crow_indices of at least 1 output channel", crow);
+  require(
+      fits(values, layer.pattern.nonzeros),
+      "layer_chain: expected values of the size of col_indices in the dtype of the chain", values);
   layer.pattern.values = values.data();
   layer.pattern.dtype = dtype;
   const int64_t channels = layer.input_channels, groups = geometry.conv.groups;
   require(
       channels > 0 && channels % groups == 0 &&
           channels / groups <= std::numeric_limits<int32_t>::max() / geometry.taps(),
-      "channels: expected a positive number that divides by groups");
+      "layer_chain: expected channels to be a positive number that groups divide", channels);
   if (bias) {
     bias = contiguous_vector(std::move(bias));
-    require(fits(bias, layer.pattern.rows), "bias: expected one for each output channel, in the chain's dtype");
+    require(
+        fits(bias, layer.pattern.rows),
+        "layer_chain: expected bias of one element per output channel in the dtype of the chain", bias);
     layer.epilogue.bias = bias.data();
   }
   if (low) layer.epilogue.low = static_cast<float>(*low);
   if (high) layer.epilogue.high = static_cast<float>(*high);
-  require(layer.epilogue.low <= layer.epilogue.high, "low, high: expected numbers, the first at most the second");
+  require(layer.epilogue.low <= layer.epilogue.high, "layer_chain: expected low of at most high", layer.epilogue.low);
   check_indices(layer.pattern, channels / groups * geometry.taps());
   const int result = owner->chain.add({.source = source, .operation = layer});
   for (Handle* tensor : {&values, &bias, &crow, &col})
@@ -123,14 +127,15 @@ void boxed_run(StableIValue* stack, uint64_t count, uint64_t) {
   Arguments arguments(stack, count, 2);
   Handle input = arguments.tensor();
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
-  require(input.dim() == 4, "input: expected 4 dimensions");
-  require(dtype_of(input) == owner->chain.dtype(), "input: expected the dtype of the chain");
+  require(input.dim() == 4, "layer_chain: expected input of 4 dimensions", input);
+  require(dtype_of(input) == owner->chain.dtype(), "layer_chain: expected input of the dtype of the chain", input);
   if (!input.is_contiguous()) input = contiguous(input);
   Activation source, dest;
   source.data = input.data();
   source.dtype = dest.dtype = owner->chain.dtype();
   std::copy_n(input.sizes(), 4, source.size);
-  for (const int64_t size : source.size) require(size < int64_t{1} << 30, "input: expected sizes below 2^30");
+  for (const int64_t size : source.size)
+    require(size < int64_t{1} << 30, "layer_chain: expected input of sizes below 2^30", size);
   owner->chain.output_size(source.size, dest.size);
   Handle output = empty(dest.size, 4, input.dtype(), input);
   dest.data = output.data();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 #include "base/workspace.h"
 #include "isa/kernels.h"
@@ -205,8 +206,12 @@ LayerChain::~LayerChain() = default;
 int LayerChain::add(const ChainLayer& layer) {
   const int tensors = static_cast<int>(layers_.size()) + 1;
   const auto exists = [&](int tensor) { return tensor >= 0 && tensor < tensors; };
-  if (!exists(layer.source) || !exists(layer.residual().value_or(0)))
-    throw std::invalid_argument("source, residual: expected numbers of tensors before");
+  const int residual = layer.residual().value_or(0);
+  if (!exists(layer.source) || !exists(residual)) {
+    throw std::invalid_argument(
+        "layer_chain: expected source and residual below " + std::to_string(tensors) + ", got " +
+        std::to_string(layer.source) + " and " + std::to_string(residual));
+  }
   layers_.push_back(layer);
   const std::lock_guard<std::mutex> lock(mutex_);
   prepared_.clear();
@@ -234,6 +239,10 @@ void layer_size(const ChainLayer& layer, const int64_t (&from)[2], int64_t (&to)
   }
 }
 
+std::string size_text(const int64_t (&size)[3]) {
+  return std::to_string(size[0]) + "x" + std::to_string(size[1]) + "x" + std::to_string(size[2]);
+}
+
 std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const int64_t (&input)[4]) {
   std::vector<ChainTensor> tensors = {{.size = {input[1], input[2], input[3]}}};
   tensors[0].layout = plain_layout(tensors[0].size);
@@ -241,18 +250,28 @@ std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const
     const ChainLayer& layer = layers[i];
     ChainTensor& source = tensors[static_cast<size_t>(layer.source)];
     const ChainConvolution* const convolution = layer.convolution();
-    if (convolution && source.size[0] != convolution->input_channels)
-      throw std::invalid_argument("input: expected one with the channels that each layer takes");
+    if (convolution && source.size[0] != convolution->input_channels) {
+      throw std::invalid_argument(
+          "layer_chain: expected input of " + std::to_string(convolution->input_channels) + " channels in layer " +
+          std::to_string(i) + ", got " + std::to_string(source.size[0]));
+    }
     const int64_t from[2] = {source.size[1], source.size[2]};
     int64_t to[2];
     layer_size(layer, from, to);
-    if (to[0] == 0 || to[1] == 0) throw std::invalid_argument("input: expected one that every layer fits into");
+    if (to[0] == 0 || to[1] == 0) {
+      throw std::invalid_argument(
+          "layer_chain: expected input that layer " + std::to_string(i) + " fits into, got " + std::to_string(from[0]) +
+          "x" + std::to_string(from[1]));
+    }
     source.last_use = static_cast<int>(i);
     ChainTensor made = {.size = {convolution ? convolution->pattern.rows : source.size[0], to[0], to[1]}};
     if (layer.residual()) {
       ChainTensor& residual = tensors[static_cast<size_t>(*layer.residual())];
-      if (!std::equal(made.size, made.size + 3, residual.size))
-        throw std::invalid_argument("residual: expected a tensor like the layer's result");
+      if (!std::equal(made.size, made.size + 3, residual.size)) {
+        throw std::invalid_argument(
+            "layer_chain: expected residual of the size " + size_text(made.size) + " of the result of layer " +
+            std::to_string(i) + ", got " + size_text(residual.size));
+      }
       residual.last_use = static_cast<int>(i);
     }
     made.layout = plain_layout(made.size);
@@ -361,7 +380,7 @@ void LayerChain::run(
     const Activation& input, const Activation& output, const Threads& threads,
     const std::function<void*(int64_t)>& allocate) {
   if (input.size[0] == 0) return;
-  if (layers_.empty()) throw std::invalid_argument("chain: expected one with layers");
+  if (layers_.empty()) throw std::invalid_argument("layer_chain: expected a chain with layers, got none");
   const std::shared_ptr<const PreparedChain> chain = prepared(input.size, threads);
   const int64_t batch = input.size[0], element = element_size(dtype_);
   // What leads from one segment into the next, of the whole batch: two take turns.

@@ -19,14 +19,14 @@ constexpr int64_t kGrain = 1 << 15;  // elements for which a thread is worth its
 // The call of a contiguous `input`, all but where results go.
 MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window) {
   MaxPool2d call = pooling_of(window);
-  require(input.dim() == 4 && input.is_contiguous(), "input: expected 4 dimensions without gaps");
+  require(input.dim() == 4 && input.is_contiguous(), "max_pool2d: expected contiguous input of 4 dimensions", input);
   call.dtype = dtype_of(input);
-  require(call.dtype != DType::kFloat64, "input: expected float32, bfloat16 and float16");
+  require(call.dtype != DType::kFloat64, "max_pool2d: expected input of float32, bfloat16 or float16", input);
   const int64_t* const sizes = input.sizes();
   for (size_t d = 0; d < 2; ++d) {
     call.source_size[d] = sizes[2 + d];
     const int64_t room = call.source_size[d] + 2 * call.padding[d] - call.window[d];
-    require(call.source_size[d] > 0 && room >= 0, "input: expected one that the window fits into");
+    require(call.source_size[d] > 0 && room >= 0, "max_pool2d: expected input that the window fits into", input);
     call.dest_size[d] = room / call.stride[d] + 1;
   }
   call.source = input.data();
@@ -67,8 +67,10 @@ void boxed_max_pool2d_places(StableIValue* stack, uint64_t count, uint64_t) {
   Arguments arguments(stack, count, 2);
   const Handle input = arguments.tensor();
   MaxPool2d call = call_of(input, arguments.integers());
-  require(call.dtype == DType::kFloat32, "input: expected float32");
-  require(call.source_channel <= std::numeric_limits<int32_t>::max(), "input: expected planes below 2^31");
+  require(call.dtype == DType::kFloat32, "max_pool2d: expected input of float32", input);
+  require(
+      call.source_channel <= std::numeric_limits<int32_t>::max(),
+      "max_pool2d: expected input with planes below 2^31 elements", input);
   Handle output = empty_results(call, input, input.dtype());
   Handle places = empty_results(call, input, aoti_torch_dtype_int32());
   call.dest = output.data();
@@ -87,14 +89,14 @@ void boxed_max_pool2d_backward(StableIValue* stack, uint64_t count, uint64_t) {
   const std::vector<int64_t> plane = arguments.integers();
   require(
       places.dtype() == aoti_torch_dtype_int32() && places.dim() == 4 && places.is_contiguous(),
-      "places: expected what the forward pass gave");
+      "max_pool2d: expected places as the forward pass returns them", places);
   require(
       gradient.dtype() == aoti_torch_dtype_float32() && gradient.dim() == 4 &&
           std::equal(gradient.sizes(), gradient.sizes() + 4, places.sizes()),
-      "gradient: expected float32 in the shape of the result");
+      "max_pool2d: expected gradient of float32 in the shape of places", gradient);
   require(
       plane.size() == 2 && plane[0] > 0 && plane[1] > 0 && plane[0] <= std::numeric_limits<int32_t>::max() / plane[1],
-      "size: expected the height and width of the input");
+      "max_pool2d: expected size to be the height and width of the input", plane);
   if (!gradient.is_contiguous()) gradient = contiguous(gradient);
   const int64_t* const sizes = places.sizes();
   const int64_t dest_sizes[] = {sizes[0], sizes[1], plane[0], plane[1]};
@@ -116,7 +118,7 @@ void boxed_max_pool2d_backward(StableIValue* stack, uint64_t count, uint64_t) {
       }
     }
   });
-  require(inside, "places: expected those of elements of a plane");
+  if (!inside) throw std::invalid_argument("max_pool2d: expected places within a plane, got one outside");
   stack[0] = to_stack(std::move(output));
 }
 

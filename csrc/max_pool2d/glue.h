@@ -11,7 +11,7 @@ namespace sparsekernels {
 
 // Of kh, kw, sh, sw, ph, pw; the rest as it is by default.
 inline MaxPool2d pooling_of(const std::vector<int64_t>& window) {
-  require(window.size() == 6, "window: expected 6 numbers");
+  require(window.size() == 6, "max_pool2d: expected window of 6 numbers", window);
   MaxPool2d result;
   for (size_t d = 0; d < 2; ++d) {
     constexpr int64_t kMost = 1 << 20;
@@ -21,7 +21,7 @@ inline MaxPool2d pooling_of(const std::vector<int64_t>& window) {
     require(
         result.window[d] > 0 && result.window[d] < kMost && result.stride[d] > 0 && result.stride[d] < kMost &&
             result.padding[d] >= 0 && 2 * result.padding[d] <= result.window[d],
-        "window: expected positive sizes and strides, and padding of at most half the size");
+        "max_pool2d: expected window of positive sizes and strides, with padding of at most half the size", window);
   }
   return result;
 }

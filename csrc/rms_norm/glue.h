@@ -17,26 +17,26 @@ inline double eps_or_default(std::optional<double> eps, DType dtype) {
     return dtype == DType::kFloat64 ? std::numeric_limits<double>::epsilon()
                                     : static_cast<double>(std::numeric_limits<float>::epsilon());
   }
-  require(*eps >= 0, "eps: expected a number that is at least 0");  // false for NaN
+  require(*eps >= 0, "rms_norm: expected eps of at least 0", *eps);  // false for NaN
   return *eps;
 }
 
 // Checks input, the normalized dimensions and weight against one another; returns the number of leading dimensions.
 inline int64_t check_shapes(const Handle& input, int64_t dims, int64_t size, const Handle& weight) {
   const int64_t leading = input.dim() - dims;
-  require(dims > 0 && leading >= 0, "normalized_shape: expected the trailing sizes of input");
+  require(dims > 0 && leading >= 0, "rms_norm: expected input with the dimensions of normalized_shape", input);
   const int64_t* sizes = input.sizes() + leading;
   int64_t product = 1;
   for (int64_t d = 0; d < dims; ++d) product *= sizes[d];
-  require(product == size, "normalized_shape: expected the trailing sizes of input");
+  require(product == size, "rms_norm: expected input that ends in normalized_shape", input);
   if (weight) {
-    require(weight.dim() == dims, "weight: expected the shape normalized_shape");
+    require(weight.dim() == dims, "rms_norm: expected weight of shape normalized_shape", weight);
     const int64_t* weight_sizes = weight.sizes();
     for (int64_t d = 0; d < dims; ++d)
-      require(weight_sizes[d] == sizes[d], "weight: expected the shape normalized_shape");
+      require(weight_sizes[d] == sizes[d], "rms_norm: expected weight of shape normalized_shape", weight);
     require(
         weight.device_type() == input.device_type() && weight.device_index() == input.device_index(),
-        "weight: expected the device of input");
+        "rms_norm: expected weight on the device of input", weight);
   }
   return leading;
 }
@@ -120,7 +120,7 @@ void boxed_forward(StableIValue* stack, uint64_t count, bool add, Launch launch)
   call.dtype = dtype_of(input);
   call.eps = eps_or_default(eps, call.dtype);
   const int64_t leading = check_shapes(input, dims, size, weight);
-  if (add) require_like(residual, input, "residual: expected shape, dtype and device of input");
+  if (add) require_like(residual, input, "rms_norm: expected residual of the shape, dtype and device of input");
   if (weight) {
     call.weight_dtype = dtype_of(weight);
     if (!weight.is_contiguous()) weight = contiguous(weight);
@@ -155,9 +155,9 @@ void boxed_backward(StableIValue* stack, uint64_t count, Launch launch) {
   call.dtype = dtype_of(input);
   call.eps = eps_or_default(eps, call.dtype);
   const int64_t leading = check_shapes(input, dims, size, weight);
-  require_like(grad_output, input, "grad_output: expected shape, dtype and device of input");
-  if (grad_sum) require_like(grad_sum, input, "grad_sum: expected shape, dtype and device of input");
-  require(!need_weight || weight, "need_weight: there is no weight");
+  require_like(grad_output, input, "rms_norm: expected grad_output of the shape, dtype and device of input");
+  if (grad_sum) require_like(grad_sum, input, "rms_norm: expected grad_sum of the shape, dtype and device of input");
+  require(!need_weight || weight, "rms_norm: expected weight with need_weight", weight);
   if (weight) {
     call.weight_dtype = dtype_of(weight);
     if (!weight.is_contiguous()) weight = contiguous(weight);

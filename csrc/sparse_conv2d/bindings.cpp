@@ -24,20 +24,26 @@ Activation activation_of(const Handle& tensor) {
   for (int d = 0; d < 4; ++d) {
     result.size[d] = sizes[d];
     result.stride[d] = strides[d];
-    require(sizes[d] < int64_t{1} << 30, "input: expected sizes below 2^30");
+    require(sizes[d] < int64_t{1} << 30, "sparse_conv2d: expected input and grad_output of sizes below 2^30", sizes[d]);
   }
   return result;
 }
 
 void check_activation(const Handle& tensor, const Geometry& geometry) {
-  require(tensor.dim() == 4, "input: expected 4 dimensions");
-  require(dtype_of(tensor) != DType::kFloat64, "input: expected float32, bfloat16 and float16");
-  require(tensor.device_type() == aoti_torch_device_type_cpu(), "input: expected the CPU");
+  require(tensor.dim() == 4, "sparse_conv2d: expected input and grad_output of 4 dimensions", tensor);
+  require(
+      dtype_of(tensor) != DType::kFloat64,
+      "sparse_conv2d: expected input and grad_output of float32, bfloat16 or float16", tensor);
+  require(
+      tensor.device_type() == aoti_torch_device_type_cpu(), "sparse_conv2d: expected input and grad_output on the CPU",
+      tensor);
   const int64_t channels = tensor.sizes()[1], groups = geometry.conv.groups;
-  require(channels > 0 && channels % groups == 0, "input: expected channels, at least one, that divide by groups");
+  require(
+      channels > 0 && channels % groups == 0,
+      "sparse_conv2d: expected input and grad_output with channels that groups divide", channels);
   require(
       channels / groups <= std::numeric_limits<int32_t>::max() / geometry.taps(),
-      "input: expected fewer than 2^31 weights for an output channel");
+      "sparse_conv2d: expected channels such that an output channel has less than 2^31 weights", channels);
 }
 
 // Uninitialized; contiguous or channels last.
@@ -83,7 +89,7 @@ Handle empty_output(const Handle& input, const Activation& source, const Geometr
   int64_t sizes[4] = {source.size[0], rows, 0, 0};
   for (int d = 0; d < 2; ++d) {
     sizes[2 + d] = geometry.output_size(d, source.size[2 + d]);
-    require(sizes[2 + d] > 0, "input: expected one that the kernel fits into");
+    require(sizes[2 + d] > 0, "sparse_conv2d: expected input that the kernel fits into", input);
   }
   return empty_activation(sizes, is_channels_last(input), input);
 }
@@ -97,19 +103,20 @@ Epilogue epilogue_of(
     require(
         residual.dim() == 4 && residual.dtype() == input.dtype() && residual.device_type() == input.device_type() &&
             lies_as(residual, dest),
-        "residual: expected a tensor like the output");
+        "sparse_conv2d: expected residual of the shape, strides, dtype and device of the output", residual);
     epilogue.residual = residual.data();
   }
   if (low) epilogue.low = static_cast<float>(*low);
   if (high) epilogue.high = static_cast<float>(*high);
-  require(epilogue.low <= epilogue.high, "low, high: expected numbers, the first at most the second");
+  require(epilogue.low <= epilogue.high, "sparse_conv2d: expected low of at most high", epilogue.low);
   return epilogue;
 }
 
 Handle checked_bias(Handle bias, const Handle& input, int64_t rows) {
   if (!bias) return bias;
   bias = contiguous_vector(std::move(bias));
-  check_like(bias, input, rows, "bias: expected one for each output channel, in dtype and place of input");
+  check_like(
+      bias, input, rows, "sparse_conv2d: expected bias of one element per output channel in dtype and device of input");
   return bias;
 }
 
@@ -125,7 +132,9 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) {
 
   check_activation(input, geometry);
   SparsePattern pattern = pattern_of(crow, col, geometry);
-  check_like(values, input, pattern.nonzeros, "values: expected one for each index, in dtype and place of input");
+  check_like(
+      values, input, pattern.nonzeros,
+      "sparse_conv2d: expected values of the size of col_indices in dtype and device of input");
   pattern.values = values.data();
   pattern.dtype = dtype_of(values);
   const Handle bias = checked_bias(std::move(given_bias), input, pattern.rows);
@@ -180,7 +189,7 @@ class Plans {
   std::shared_ptr<OwnedPlan> find(int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = plans_.find(number);
-    require(found != plans_.end(), "plan: expected the number of one that was made and not freed");
+    require(found != plans_.end(), "sparse_conv2d: expected plan to be the number of one made and not freed", number);
     return found->second;
   }
   void free(int64_t number) {
@@ -208,7 +217,7 @@ void boxed_plan(StableIValue* stack, uint64_t count, uint64_t) {
   require(
       pattern.rows > 0 && columns > 0 && columns % geometry.taps() == 0 &&
           columns <= std::numeric_limits<int32_t>::max() / pattern.rows,
-      "columns: expected a positive multiple of the taps, such that the weight has fewer than 2^31 elements");
+      "sparse_conv2d: expected columns to be a multiple of the taps, in a weight of less than 2^31 elements", columns);
   stack[0] = torch::stable::detail::from(
       plans().add(std::make_shared<OwnedPlan>(std::move(crow), std::move(col), geometry, columns)));
 }
@@ -233,10 +242,10 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) 
   check_activation(input, geometry);
   require(
       input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
-      "input: expected the channels that the plan was made for");
+      "sparse_conv2d: expected input with the channels of the plan", input);
   require(
       weight.dtype() == input.dtype() && weight.device_type() == input.device_type(),
-      "weight: expected the dtype and place of input");
+      "sparse_conv2d: expected weight of the dtype and device of input", weight);
   if (!weight.is_contiguous()) weight = contiguous(weight);
   PlannedWeight values;
   values.data = weight.data();
@@ -246,7 +255,7 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) 
   for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
   require(
       elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
-      "weight: expected the plan's nonzeros, in one dimension, or all elements");
+      "sparse_conv2d: expected weight of the nonzeros of the plan, in 1 dimension, or of all elements", weight);
   const Handle bias = checked_bias(std::move(given_bias), input, plan.rows());
   const Activation source = activation_of(input);
   Handle output = empty_output(input, source, geometry, plan.rows());
@@ -268,7 +277,8 @@ void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t) {
   SparsePattern pattern = pattern_of(crow, col, geometry);
   pattern.permutation = indices(permutation, pattern.nonzeros);
   check_like(
-      values, grad_output, pattern.nonzeros, "values: expected one for each index, in dtype and place of grad_output");
+      values, grad_output, pattern.nonzeros,
+      "sparse_conv2d: expected values of the size of col_indices in dtype and device of grad_output");
   pattern.values = values.data();
   pattern.dtype = dtype_of(values);
   const Activation source = activation_of(grad_output);
@@ -276,7 +286,7 @@ void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t) {
   for (int d = 0; d < 2; ++d) {
     require(
         geometry.output_size(d, input_size[d]) == source.size[2 + d],
-        "grad_output: expected the size that the convolution gives");
+        "sparse_conv2d: expected grad_output of the size of the output", grad_output);
   }
   const int64_t sizes[4] = {source.size[0], pattern.rows, height, width};
   Handle grad_input = empty_activation(sizes, channels_last, grad_output);
@@ -292,15 +302,17 @@ void boxed_weight_gradient(StableIValue* stack, uint64_t count, uint64_t) {
 
   check_activation(grad_output, geometry);
   check_activation(input, geometry);
-  require(grad_output.dtype() == input.dtype(), "grad_output: expected the dtype of input");
+  require(
+      grad_output.dtype() == input.dtype(), "sparse_conv2d: expected grad_output of the dtype of input", grad_output);
   const SparsePattern pattern = pattern_of(crow, col, geometry);
   const Activation source = activation_of(input), grads = activation_of(grad_output);
   require(
-      grads.size[1] == pattern.rows && grads.size[0] == source.size[0], "grad_output: does not fit input and indices");
+      grads.size[1] == pattern.rows && grads.size[0] == source.size[0],
+      "sparse_conv2d: expected grad_output of the batch of input and the rows of crow_indices", grad_output);
   for (int d = 0; d < 2; ++d) {
     require(
         geometry.output_size(d, source.size[2 + d]) == grads.size[2 + d],
-        "grad_output: expected the size that the convolution gives");
+        "sparse_conv2d: expected grad_output of the size of the output", grad_output);
   }
   Handle grad_values = empty(&pattern.nonzeros, 1, input.dtype(), input);
   sparse_conv2d_weight_gradient(geometry.conv, pattern, grads, source, grad_values.data(), torch_threads());

@@ -28,7 +28,7 @@ struct Geometry {
   int64_t padding_after[2];
 
   explicit Geometry(const std::vector<int64_t>& numbers) {
-    require(numbers.size() == kGeometryNumbers, "geometry: expected 11 numbers");
+    require(numbers.size() == kGeometryNumbers, "sparse_conv2d: expected geometry of 11 numbers", numbers);
     for (size_t d = 0; d < 2; ++d) {
       conv.kernel[d] = numbers[d];
       conv.stride[d] = numbers[2 + d];
@@ -38,16 +38,17 @@ struct Geometry {
       require(
           conv.kernel[d] > 0 && conv.stride[d] > 0 && conv.dilation[d] > 0 && conv.padding[d] >= 0 &&
               padding_after[d] >= 0,
-          "geometry: expected positive kernel, stride and dilation, and padding of at least 0");
+          "sparse_conv2d: expected geometry of positive kernel, stride and dilation and of padding of at least 0",
+          numbers);
       constexpr int64_t kMost = 1 << 20;
       require(
           conv.kernel[d] < kMost && conv.stride[d] < kMost && conv.dilation[d] < kMost && conv.padding[d] < kMost &&
               padding_after[d] < kMost && conv.kernel[d] * conv.dilation[d] < kMost,
-          "geometry: expected numbers below 2^20");
+          "sparse_conv2d: expected geometry of numbers below 2^20", numbers);
     }
     conv.groups = numbers[10];
-    require(conv.groups > 0, "groups: expected a positive number");
-    require(taps() < kMostTaps, "kernel: expected fewer than 2^24 weights for a pair of channels");
+    require(conv.groups > 0, "sparse_conv2d: expected groups of at least 1", conv.groups);
+    require(taps() < kMostTaps, "sparse_conv2d: expected kernel of less than 2^24 elements", taps());
   }
 
   int64_t taps() const { return conv.kernel[0] * conv.kernel[1]; }
@@ -58,23 +59,23 @@ struct Geometry {
   }
 };
 
-inline void check_like(const Handle& tensor, const Handle& input, int64_t size, const char* message) {
+inline void check_like(const Handle& tensor, const Handle& input, int64_t size, const char* expected) {
   require(
       tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.dtype() == input.dtype() &&
           tensor.device_type() == input.device_type() && tensor.is_contiguous(),
-      message);
+      expected, tensor);
 }
 
 inline const int32_t* indices(const Handle& tensor, int64_t size) {
   require(
       tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.dtype() == aoti_torch_dtype_int32() &&
           tensor.device_type() == aoti_torch_device_type_cpu() && tensor.is_contiguous(),
-      "indices: expected contiguous int32 tensors on the CPU");
+      "sparse_conv2d: expected contiguous indices of int32 and one size on the CPU", tensor);
   return static_cast<const int32_t*>(tensor.data());
 }
 
 inline int64_t length(const Handle& tensor) {
-  require(tensor.dim() == 1, "indices, values: expected one dimension");
+  require(tensor.dim() == 1, "sparse_conv2d: expected indices of 1 dimension", tensor);
   return tensor.sizes()[0];
 }
 
@@ -83,7 +84,9 @@ inline SparsePattern pattern_of(const Handle& crow, const Handle& col, const Geo
   SparsePattern pattern;
   pattern.rows = length(crow) - 1;
   pattern.nonzeros = length(col);
-  require(pattern.rows >= 0 && pattern.rows % geometry.conv.groups == 0, "crow_indices: rows do not divide by groups");
+  require(
+      pattern.rows >= 0 && pattern.rows % geometry.conv.groups == 0,
+      "sparse_conv2d: expected crow_indices of rows that groups divide", pattern.rows);
   pattern.crow_indices = indices(crow, pattern.rows + 1);
   pattern.col_indices = indices(col, pattern.nonzeros);
   return pattern;

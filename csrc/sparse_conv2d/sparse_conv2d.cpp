@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 #include "sparse_conv2d/jit/forward_driver.h"
 #include "sparse_conv2d/jit/weight_driver.h"
@@ -36,7 +37,11 @@ void check_rows(const SparsePattern& pattern) {
   const int32_t* const crow = pattern.crow_indices;
   bool ascend = crow[0] == 0 && crow[pattern.rows] == pattern.nonzeros;
   for (int64_t r = 0; r < pattern.rows; ++r) ascend = ascend && crow[r] <= crow[r + 1];
-  if (!ascend) throw std::invalid_argument("crow_indices: expected numbers that ascend from 0 to the nonzeros");
+  if (!ascend) {
+    throw std::invalid_argument(
+        "sparse_conv2d: expected crow_indices that ascend from 0 to " + std::to_string(pattern.nonzeros) +
+        ", the size of col_indices, got " + std::to_string(crow[0]) + " to " + std::to_string(crow[pattern.rows]));
+  }
 }
 
 void check_indices(const SparsePattern& pattern, int64_t columns) {
@@ -50,7 +55,11 @@ void check_indices(const SparsePattern& pattern, int64_t columns) {
       least = column;
     }
   }
-  if (!sound) throw std::invalid_argument("col_indices: expected ascending indices within their range");
+  if (!sound) {
+    throw std::invalid_argument(
+        "sparse_conv2d: expected col_indices that ascend from 0 to below " + std::to_string(columns) +
+        " in each row, got others");
+  }
 }
 
 void sparse_conv2d(

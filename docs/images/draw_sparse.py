@@ -95,7 +95,7 @@ def draw_lanes() -> plt.Figure:
             mark(axes, left, 18, cell, row * 3 + 1, column * 3 + 2, BLUE)
     text(axes, left + 15.5, 21, "one image in 4 x 4 regions;", fontsize=8)
     text(axes, left + 15.5, 23, "a region's halo is", fontsize=8)
-    text(axes, left + 15.5, 25, "its neighbours' pixels", fontsize=8)
+    text(axes, left + 15.5, 25, "its neighbors' pixels", fontsize=8)
     text(axes, right, 23.2, "one vector: the same place of 16 regions", fontsize=9)
     line_of_lanes(axes, right, 25)
 
@@ -150,7 +150,7 @@ def draw_packing() -> plt.Figure:
     grid(axes, x + cell, y + 3 * cell, 1, 16, cell, BLUE, fill="#8FC1E3")
     box(axes, x + 6 * cell, y + 3 * cell, cell, cell, ORANGE, fill=ORANGE, line=0.6)
     text(axes, x, 20, "a square is a vector", fontsize=8.5)
-    text(axes, x, 22, "grey: zeros around the image", fontsize=8.5)
+    text(axes, x, 22, "gray: zeros around the image", fontsize=8.5)
 
     box(axes, 2, 28, 68, 12.4, GRAY, fill="white")
     text(axes, 3.5, 30.2, "in memory: the block's channels, one plane after another", weight="bold")

@@ -125,7 +125,7 @@ def bench(
     except ValueError as error:
         raise _fail(str(error)) from None
     if device == "cuda" and not torch.cuda.is_available():
-        raise _fail("device is 'cuda', but torch finds no CUDA device here; 'cpu' is accepted")
+        raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
     if plot_file is not None:
         _check_plot_format(plot_file)
     records, notes, complete = _measure(suites, selection)
@@ -152,7 +152,7 @@ def _suite_of_networks(names: list[str], suite_name: str | None) -> str:
     known = [case.name.partition("/")[2] for case in suite.read_cases("networks")]
     for name in names:
         if name not in known:
-            raise _fail(f"network is {name!r}, expected {', '.join(map(repr, dict.fromkeys(known)))}")
+            raise _fail(f"expected network to be {', '.join(map(repr, dict.fromkeys(known)))}, got {name!r}")
     if suite_name not in (None, "networks"):
         raise _fail(f"--network belongs to the suite 'networks', not to {suite_name!r}")
     return "networks"
@@ -225,7 +225,7 @@ def _check_plot_format(path: Path) -> None:
         raise _fail("--plot needs matplotlib: pip install 'sparsekernels[bench]'") from None
     accepted = sorted(FigureCanvasAgg.get_supported_filetypes())
     if path.suffix[1:] not in accepted:
-        raise _fail(f"--plot is {str(path)!r}, expected an ending of {', '.join(accepted)}")
+        raise _fail(f"expected --plot with an ending of {', '.join(accepted)}, got {str(path)!r}")
 
 
 def _write(

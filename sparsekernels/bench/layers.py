@@ -308,14 +308,18 @@ def read_weights(path: str) -> dict[str, Tensor]:
         expected = tuple(case.parameters["weight"])
         shape, index, value = (torch.as_tensor(arrays[key]) for key in _keys(name))
         if tuple(shape.tolist()) != expected:
-            raise ValueError(f"weights {path!r}: {name}.shape is {shape.tolist()}, expected {list(expected)}")
+            raise ValueError(f"weights {path!r}: expected {name}.shape to be {list(expected)}, got {shape.tolist()}")
         flat = torch.zeros(math.prod(expected))
         if index.shape != value.shape or index.dim() != 1 or not index.dtype.is_signed or index.is_floating_point():
             raise ValueError(
-                f"weights {path!r}: {name}.index and {name}.value are not lists of whole numbers and values"
+                f"weights {path!r}: expected {name}.index and {name}.value to be equally many integers and values, got"
+                f" {index.dtype} of shape {list(index.shape)} and {value.dtype} of shape {list(value.shape)}"
             )
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < flat.numel():
-            raise ValueError(f"weights {path!r}: {name}.index is not within the {flat.numel()} weights of {expected}")
+            raise ValueError(
+                f"weights {path!r}: expected {name}.index from 0 to {flat.numel() - 1}, got {int(index.min())} to"
+                f" {int(index.max())}"
+            )
         result[name] = flat.scatter_(0, index.long(), value.float()).view(expected)
     return result
 

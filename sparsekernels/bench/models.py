@@ -28,7 +28,7 @@ CALIBRATION_PIXELS = 1 << 14
 class Model:
     """A network.
 
-    build        the module, its parameters as torch initialises them; on the meta device it takes no memory
+    build        the module, its parameters as torch initializes them; on the meta device it takes no memory
     input_shape  of one image: channels, height, width
     classes      the number of logits
     about        what it is, and who says so

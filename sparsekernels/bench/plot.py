@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-# Okabe & Ito's palette, which stays apart for colour-blind eyes, and a shape for each, which stays apart in print.
+# Okabe & Ito's palette, which stays apart for color-blind eyes, and a shape for each, which stays apart in print.
 STYLES = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),
@@ -38,7 +38,7 @@ Points = dict[str, list[tuple[int, float]]]
 
 
 Styles = Mapping[str, tuple[str, str]]
-"""Colour and shape of each rival."""
+"""Color and shape of each rival."""
 
 
 class Panel(Protocol):
@@ -153,9 +153,9 @@ def _draw(axes: Axes, panel: _Cases, styles: Styles) -> dict[str, Line2D]:
 
     handles = {}
     for rival, found in panel.points.items():
-        colour, marker = styles[rival]
+        color, marker = styles[rival]
         ratios, lines = [ratio for _, ratio in found], [line for line, _ in found]
-        (handles[rival],) = axes.plot(ratios, lines, linestyle="", color=colour, marker=marker, markersize=6)
+        (handles[rival],) = axes.plot(ratios, lines, linestyle="", color=color, marker=marker, markersize=6)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     low, high = _limits([ratio for found in panel.points.values() for _, ratio in found])

@@ -45,20 +45,20 @@ class SparsityPanel:
         """Fill `axes`; their legend is in them."""
         from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-        for (name, curves), colour in zip(self.curves.items(), _cycle(len(self.curves)), strict=True):
+        for (name, curves), color in zip(self.curves.items(), _cycle(len(self.curves)), strict=True):
             for curve in curves:
                 size, alpha = (8, 0.8) if len(curve) == 1 else (3, 0.35)
-                axes.plot(*_columns(curve), color=colour, linewidth=0.7, alpha=alpha, marker=".", markersize=size)
+                axes.plot(*_columns(curve), color=color, linewidth=0.7, alpha=alpha, marker=".", markersize=size)
             middle = median_curve(curves)
             if not middle:
-                axes.plot([], [], color=colour, marker=".", linestyle="", label=f"{self.subject}, {name}")
+                axes.plot([], [], color=color, marker=".", linestyle="", label=f"{self.subject}, {name}")
                 continue
             label = f"{self.subject}, {name}: median"
             crossing = crossover(middle)
             if crossing is not None:
                 label += f", level at {crossing:.0%}"
-                axes.plot([1 / (1 - crossing)], [1.0], marker="o", color=colour, fillstyle="none", markersize=9)
-            axes.plot(*_columns(middle), color=colour, linewidth=2.2, marker="o", markersize=4, label=label)
+                axes.plot([1 / (1 - crossing)], [1.0], marker="o", color=color, fillstyle="none", markersize=9)
+            axes.plot(*_columns(middle), color=color, linewidth=2.2, marker="o", markersize=4, label=label)
         sparsities = sorted({sparsity for curves in self.curves.values() for curve in curves for sparsity, _ in curve})
         ends = [1 / (1 - sparsity) for sparsity in (sparsities[0], sparsities[-1])]
         axes.plot(ends, ends, color="0.5", linestyle=":", linewidth=1, label="ideal: 1 / density")

@@ -72,7 +72,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"status is {self.status!r}, expected {', '.join(map(repr, STATUSES))}")
+            raise ValueError(f"expected status to be {', '.join(map(repr, STATUSES))}, got {self.status!r}")
         if (self.status == "ok") != (self.p50_ms is not None):
             raise ValueError(f"a record has times if and only if its status is 'ok': {self.status!r}, {self.p50_ms} ms")
 
@@ -111,7 +111,7 @@ class Record:
         """The record of one line. Raises `ValueError` where it is none."""
         value = json.loads(line)
         if not isinstance(value, dict):
-            raise ValueError(f"a record is a JSON object, this is {type(value).__name__}")
+            raise ValueError(f"expected a record to be a JSON object, got {type(value).__name__}")
         if missing := [key for key in KEYS if key not in value and key not in LATER_KEYS]:
             raise ValueError(f"the record has no {', '.join(missing)}")
         if unknown := [key for key in value if key not in KEYS]:

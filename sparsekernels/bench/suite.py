@@ -91,12 +91,14 @@ class Selection:
         ):
             for value in given:
                 if value not in accepted:
-                    raise ValueError(f"{name} is {value!r}, expected {', '.join(map(repr, accepted))}")
+                    raise ValueError(f"expected {name} to be {', '.join(map(repr, accepted))}, got {value!r}")
         for percent in self.sparsities:
             if not 0 <= percent < 100:
-                raise ValueError(f"sparsity is {percent:g}, expected percentages from 0 to below 100")
+                raise ValueError(f"expected sparsity from 0 to below 100 percent, got {percent:g}")
             if 0 < percent < 1:
-                raise ValueError(f"sparsity is {percent:g} percent; for that share of zeros give {100 * percent:g}")
+                raise ValueError(
+                    f"expected sparsity in percent, got {percent:g}; for that share of zeros give {100 * percent:g}"
+                )
 
     def takes_case(self, case: Case) -> bool:
         """Whether `case` is to run."""
@@ -226,7 +228,7 @@ class Suite:
 def load(name: str) -> Suite:
     """The suite called `name`. Raises `ValueError` for an unknown name, `Unavailable` where it cannot run here."""
     if name not in SUITES:
-        raise ValueError(f"suite is {name!r}, expected {', '.join(map(repr, SUITES))}")
+        raise ValueError(f"expected suite to be {', '.join(map(repr, SUITES))}, got {name!r}")
     suite = importlib.import_module(SUITES[name]).SUITE
     assert isinstance(suite, Suite)
     return suite
@@ -282,7 +284,7 @@ def _product(suite: str, where: str, name: str, values: Mapping[str, Any]) -> li
     ):
         for value in given:
             if value not in accepted:
-                raise ValueError(f"{where}: {key} is {value!r}, expected {', '.join(map(repr, accepted))}")
+                raise ValueError(f"{where}: expected {key} to be {', '.join(map(repr, accepted))}, got {value!r}")
     return [
         Case(
             suite=suite,

@@ -172,20 +172,22 @@ def convert(
             another name. Then nothing has changed.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"convert: model is of type {type(model).__name__}, expected a torch.nn.Module")
+        raise TypeError(f"convert: expected model to be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("convert: model is a torch.jit.ScriptModule, expected the torch.nn.Module it was made from")
+        raise TypeError("convert: expected model to be a torch.nn.Module, got a torch.jit.ScriptModule made of one")
     if isinstance(getattr(model, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None:
-        raise TypeError("convert: model is compiled, expected what torch.compile was given: convert, then compile")
+        raise TypeError("convert: expected model before torch.compile, got a compiled one; convert, then compile")
     decisions = (decisions,) if isinstance(decisions, str) else tuple(decisions)
     for decision in decisions:
         if decision not in all_decisions():
-            raise ValueError(f"convert: decisions has {decision!r}, expected {', '.join(map(repr, all_decisions()))}")
+            raise ValueError(
+                f"convert: expected decisions of {', '.join(map(repr, all_decisions()))}, got {decision!r}"
+            )
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor) and value.numel() == 0:
-            raise ValueError(f"convert: example_input has {_describe(value)}, expected one with elements")
+            raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
     training = model.training
     call = functools.partial(_with_own_arguments, model, args, kwargs)
     # whatever mode the caller is in: what is made here outlives it
@@ -234,7 +236,7 @@ def revert(model: nn.Module) -> nn.Module:
         RuntimeError: a converted layer was given hooks, a parametrization or a pruning mask since; nothing has changed.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"revert: model is of type {type(model).__name__}, expected a torch.nn.Module")
+        raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
     converted = [module for module in model.modules() if CONVERSION in vars(module)]
     for module in converted:
         vars(module)[CONVERSION].check("revert")
@@ -276,7 +278,7 @@ def _copy_of(tensor: Tensor) -> Tensor:
 
 
 def _refuse_gradient_hooks(model: nn.Module) -> None:
-    """What happens when a gradient arrives would happen while layers are measured: an optimiser's step, say."""
+    """What happens when a gradient arrives would happen while layers are measured: an optimizer's step, say."""
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ValueError(f"convert: the parameter {name} has hooks, which measuring would run; register them after")

@@ -25,7 +25,7 @@ LEAST_GAIN = 1.03
 
 LEAST_IN_CHAIN = 0.5
 """What a fine-grained layer has to reach alone, beside the dense one, to be tried between others of its kind: there it
-saves its neighbours a trip to memory."""
+saves its neighbors a trip to memory."""
 
 
 @dataclass(frozen=True)

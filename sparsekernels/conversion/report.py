@@ -74,7 +74,14 @@ class Note(enum.Enum):
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."
 
     def say(self, **facts: object) -> str:
-        """The sentence, with `facts` in their places."""
+        """The sentence.
+
+        Args:
+            **facts: What stands in its places.
+
+        Returns:
+            The sentence, with `facts` in their places.
+        """
         return self.value.format(**facts)
 
 
@@ -94,18 +101,19 @@ _HEADER = ("layer", "weight", "input", "sparsity", "decision", "speedup", "why")
 class LayerReport:
     """One convolution or linear layer.
 
-    name          in the model, as `named_modules` has it
-    kind          "Conv2d" or "Linear", or the name of the class that was not touched
-    weight_shape  of its weight
-    input_shape   of what it was given; None where it was not called
-    sparsity      share of the weights that are zero, 0 to 1; None where the weight could not be read
-    decision      a name of candidates.py, or "dense"
-    dense_ms, ms  time of one call as it was and as decided, milliseconds; None where it was not measured
-    gains         how many times as fast as dense each of what it may become is by itself, as measured
-    measured_on   the layer that is alike and was measured in its place; None where it was measured itself
-    obstacle      why it was not measured, in words; None where it was
-    ground        what the decision rests on
-    omitted       outputs and inputs that the graph leaves out
+    Attributes:
+        name: In the model, as `named_modules` has it.
+        kind: "Conv2d" or "Linear", or the name of the class that was not touched.
+        weight_shape: Of its weight.
+        input_shape: Of its input; None where it was not called.
+        sparsity: Share of the weights that are zero, 0 to 1; None where the weight could not be read.
+        decision: "dense", "fine-grained" or "channel-dropped".
+        dense_ms, ms: Time of one call before and as decided, milliseconds; None where it was not measured.
+        gains: The measured speedup over dense of each candidate by itself.
+        measured_on: The identical layer that was measured in its place; None where it was measured itself.
+        obstacle: Why it was not measured, in words; None where it was.
+        ground: What the decision rests on.
+        omitted: How many outputs and inputs the graph leaves out.
     """
 
     name: str
@@ -157,15 +165,16 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a model.
+    """What became of a model. `print` shows it as a table.
 
-    layers     one row for each convolution and linear layer
-    before_ms, after_ms    time of a call of the whole model (in training mode of a forward and backward pass),
-               milliseconds, interleaved; None where nothing was changed, or nothing measured
-    mode       "eval" or "train": the model's when it was converted
-    threads    torch's, when it was measured
-    notes      what else there is to know, a sentence each
-    way        how the model runs now; `Way.BEFORE` where nothing was changed
+    Attributes:
+        layers: A `LayerReport` for each convolution and linear layer.
+        before_ms, after_ms: Time of a call of the whole model (in training mode of a forward and backward pass),
+            milliseconds, interleaved; None where nothing was changed, or nothing measured.
+        mode: "eval" or "train": the model's when it was converted.
+        threads: torch's, when it was measured.
+        notes: What else there is to know, a sentence each.
+        way: How the model runs now; `Way.BEFORE` where nothing was changed.
     """
 
     layers: tuple[LayerReport, ...]
@@ -187,7 +196,11 @@ class Report:
         return None if self.before_ms is None or self.after_ms is None else self.before_ms / self.after_ms
 
     def to_json(self) -> str:
-        """Everything, as a JSON object; a layer's `speedup` and the model's are in it."""
+        """All facts as JSON.
+
+        Returns:
+            An object with the attributes and the speedups of the model and of each layer.
+        """
         value: dict[str, Any] = asdict(self) | {"way": self.way.value, "speedup": self.speedup}
         value["layers"] = [
             asdict(row) | {"ground": row.ground.value, "reason": row.reason, "speedup": row.speedup}
@@ -196,7 +209,11 @@ class Report:
         return json.dumps(value, indent=1)
 
     def summary(self) -> str:
-        """One sentence: how many layers changed, and the time before and after."""
+        """How many layers changed, and the time before and after.
+
+        Returns:
+            One sentence.
+        """
         count = f"{len(self.converted)} of {len(self.layers)} layers are converted"
         if self.way is Way.BEFORE:
             return f"{count}: the model is unchanged"

@@ -163,7 +163,7 @@ def _obstacle(
         return f"the layer occurs in several places: {', '.join(places[id(module)])}"
     weight = module.weight
     if type(weight) is not torch.nn.Parameter:
-        return f"its weight is of type {type(weight).__name__}, expected a torch.nn.Parameter"
+        return f"its weight is a {type(weight).__name__}, not a torch.nn.Parameter"
     sharers = [other for other in owners[id(weight)] if other != name]
     if sharers:
         return f"its weight is shared with {', '.join(sharers)}"

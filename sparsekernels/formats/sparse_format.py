@@ -16,7 +16,6 @@ from ..checks import check_tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_SHAPES = "expected [out, in] of a linear layer and [out, in/groups, kh, kw] of a convolution"
 _MOST = 2**31 - 1
 
 
@@ -45,12 +44,29 @@ class SparseFormat:
 
     @classmethod
     def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Self:
-        """The pattern of a mask, bool in the shape of the weight. Its values are placeholders: one zero, expanded."""
+        """The pattern of a mask. Its values are placeholders: one zero, expanded.
+
+        Args:
+            mask: bool, shape of the weight: which elements are stored.
+            dtype: Of the values.
+
+        Returns:
+            The weight, on the device of `mask`.
+        """
         raise NotImplementedError
 
     @classmethod
     def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
-        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`."""
+        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`.
+
+        Args:
+            shape: Of the weight.
+            dtype: Of the values.
+            device: Of all tensors.
+
+        Returns:
+            The weight.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -73,34 +89,34 @@ class SparseFormat:
                 and, without a mask, for a weight without nonzeros and one without zeros.
         """
         if not isinstance(weight, Tensor):
-            raise TypeError(f"from_dense: weight is of type {type(weight).__name__}, expected a torch.Tensor")
+            raise TypeError(f"from_dense: expected weight to be a torch.Tensor, got {type(weight).__name__}")
         check_tensor("from_dense", "weight", weight)
         cls._checked_shape(tuple(weight.shape))
         if mask is None:
             dense = weight.detach()
             if not torch.isfinite(dense).all():
-                raise ValueError("from_dense: weight has NaN or infinite elements, expected finite ones")
+                raise ValueError("from_dense: expected weight of finite elements, got NaN or infinite ones")
             pattern = cls.of_mask(dense != 0, weight.dtype)
             if pattern.nnz == 0:
-                raise ValueError("from_dense: weight has no nonzeros; pass a mask to say which elements are stored")
-            if pattern.nnz == weight.numel():
                 raise ValueError(
-                    "from_dense: weight has no zeros, so there is nothing to gain; prune it first, or pass a mask"
+                    "from_dense: expected weight with nonzeros, got none; pass a mask to say what is stored"
                 )
+            if pattern.nnz == weight.numel():
+                raise ValueError("from_dense: expected weight with zeros, got none; prune it first, or pass a mask")
         else:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
-                raise TypeError(f"from_dense: mask is {given}, expected a tensor of dtype torch.bool")
+                given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"from_dense: expected mask to be a tensor of dtype torch.bool, got {given}")
             if mask.shape != weight.shape:
                 raise ValueError(
-                    f"from_dense: mask has shape {list(mask.shape)}, expected that of weight, {list(weight.shape)}"
+                    f"from_dense: expected mask of shape {list(weight.shape)} like weight, got {list(mask.shape)}"
                 )
             if mask.device != weight.device:
-                raise ValueError(f"from_dense: mask is on {mask.device}, expected {weight.device} as weight")
+                raise ValueError(f"from_dense: expected mask on {weight.device} like weight, got {mask.device}")
             pattern = cls.of_mask(mask, weight.dtype)
         result = pattern.with_values(pattern.values_of(weight.detach()))
         if not torch.isfinite(result.values).all():
-            raise ValueError("from_dense: weight has NaN or infinite elements under mask, expected finite ones")
+            raise ValueError("from_dense: expected weight of finite elements under mask, got NaN or infinite ones")
         return result
 
     @classmethod
@@ -108,13 +124,16 @@ class SparseFormat:
         """Raise ValueError unless this is the shape of a weight that 32 bits can index."""
         name, shape = cls.__name__, tuple(int(size) for size in shape)
         if len(shape) not in (2, 4):
-            raise ValueError(f"{name}: the weight has shape {list(shape)}, {_SHAPES}")
+            raise ValueError(
+                f"{name}: expected weight of shape [out, in] of a linear layer or [out, in/groups, kh, kw] of a"
+                f" convolution, got {list(shape)}"
+            )
         if min(shape) < 1:
-            raise ValueError(f"{name}: the weight has shape {list(shape)}, expected sizes of at least 1")
+            raise ValueError(f"{name}: expected weight of a shape with sizes of at least 1, got {list(shape)}")
         if math.prod(shape) > _MOST:
             raise ValueError(
-                f"{name}: the weight has shape {list(shape)}, {math.prod(shape)} elements with its zeros; expected"
-                f" at most {_MOST} (indices are of 32 bits)"
+                f"{name}: expected weight of at most {_MOST} elements with its zeros (indices are of 32 bits), got"
+                f" {math.prod(shape)} in shape {list(shape)}"
             )
         return shape
 
@@ -161,47 +180,96 @@ class SparseFormat:
         return mask.view(self.shape)
 
     def transposed(self, groups: int = 1) -> Any:
-        """The pattern by input channel, as the kernel of the gradient to the input reads it. Worked out once.
+        """The pattern by input channel, as the kernel of the gradient to the input reads it. Computed once.
+
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The tensors of the transposed pattern, as the format arranges them.
 
         Raises:
-            ValueError: Where the output channels do not divide into `groups`.
+            ValueError: Where `groups` does not divide the output channels.
         """
         raise NotImplementedError
 
     def cached_transposed(self, groups: int) -> tuple[Tensor, ...]:
-        """The tensors of `transposed(groups)`, or none where they were not asked for before."""
+        """`transposed`, without computing it.
+
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The tensors of `transposed(groups)`, or none where it was not called before.
+        """
         raise NotImplementedError
 
     # Into and out of dense tensors
 
     def to_dense(self) -> Tensor:
-        """The weight with its zeros. Differentiable to `values`."""
+        """The weight with its zeros. Differentiable to `values`.
+
+        Returns:
+            A dense tensor of the shape of the weight.
+        """
         dense = self.values.new_zeros(math.prod(self.shape))
         return dense.scatter(0, self.flat_indices, self.values).view(self.shape)
 
     def values_of(self, weight: Tensor) -> Tensor:
-        """The elements of a dense weight where this pattern has its own, a copy. Differentiable to `weight`."""
+        """The elements of a dense weight at this pattern. Differentiable to `weight`.
+
+        Args:
+            weight: Dense, of the shape of this weight.
+
+        Returns:
+            [nnz], a copy.
+        """
         raise NotImplementedError
 
     def with_values(self, values: Tensor) -> Self:
-        """The same pattern with other values, of any accepted dtype. What follows from the pattern is shared."""
+        """The same pattern with other values. What was derived from the pattern is shared.
+
+        Args:
+            values: [nnz], of any accepted dtype.
+
+        Returns:
+            The new weight.
+        """
         raise NotImplementedError
 
     def to(
         self, device: torch.device | str | int | torch.dtype | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """On another device, in another dtype, or both; itself where it is so already."""
+        """The weight on another device, in another dtype, or both.
+
+        Args:
+            device: The device, or a dtype as in torch.Tensor.to.
+            dtype: Of the values.
+
+        Returns:
+            The new weight; itself where nothing changes.
+        """
         raise NotImplementedError
 
     # Into and out of files
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Plain tensors by name, for torch.save, safetensors and the like."""
+        """The weight as plain tensors, for torch.save, safetensors and the like.
+
+        Returns:
+            The tensors by name.
+        """
         raise NotImplementedError
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The weight that `to_tensors` took apart. Nothing is trusted.
+
+        Args:
+            tensors: What `to_tensors` returned.
+
+        Returns:
+            The weight.
 
         Raises:
             ValueError: For what is missing or corrupt.
@@ -210,5 +278,10 @@ class SparseFormat:
         raise NotImplementedError
 
     def validate(self) -> None:
-        """Raise TypeError or ValueError, in words, unless this is what the class promises; reads every element."""
+        """Check that the parts are what the class promises; reads every element.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For shapes, devices and contents that are not.
+        """
         raise NotImplementedError

@@ -86,7 +86,15 @@ class Unstructured(SparseFormat):
 
     @classmethod
     def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Self:
-        """The pattern of a mask. Its values are placeholders of `dtype`: one zero, expanded."""
+        """The pattern of a mask. Its values are placeholders: one zero, expanded.
+
+        Args:
+            mask: bool, [out, in] or [out, in/groups, kh, kw]: which elements are stored.
+            dtype: Of the values.
+
+        Returns:
+            The weight, on the device of `mask`.
+        """
         shape = cls._checked_shape(tuple(mask.shape))
         rows = mask.detach().reshape(shape[0], -1)
         flat = rows.flatten().nonzero()[:, 0]
@@ -99,7 +107,16 @@ class Unstructured(SparseFormat):
 
     @classmethod
     def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
-        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`."""
+        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`.
+
+        Args:
+            shape: Of the weight: [out, in] or [out, in/groups, kh, kw].
+            dtype: Of the values.
+            device: Of all tensors.
+
+        Returns:
+            The weight.
+        """
         shape = cls._checked_shape(shape)
         columns = math.prod(shape[1:])
         crow = torch.arange(0, math.prod(shape) + 1, columns, dtype=torch.int32, device=device)
@@ -125,27 +142,45 @@ class Unstructured(SparseFormat):
         return flat
 
     def flat_positions(self) -> Tensor:
-        """`flat_indices`, worked out anew."""
+        """`flat_indices`, computed anew.
+
+        Returns:
+            int64 [nnz], ascending.
+        """
         rows = torch.arange(self.shape[0], device=self.device) * math.prod(self.shape[1:])
         starts = torch.repeat_interleave(rows, self.crow_indices.diff(), output_size=self.nnz)
         return starts + self.col_indices
 
     def transposed(self, groups: int = 1) -> Transposed:
-        """The pattern by input channel, for the gradient to the input. Worked out once a pattern and `groups`.
+        """The pattern by input channel, for the gradient to the input. Computed once per pattern and `groups`.
 
-        Raises ValueError where the output channels do not divide into `groups`.
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The compressed rows of the transposed weight, and where its values are in `values`.
+
+        Raises:
+            ValueError: Where `groups` does not divide the output channels.
         """
         found = self._shared.transposed.get(groups)
         if found is None:
             if groups < 1 or self.shape[0] % groups:
-                raise ValueError(f"transposed: groups is {groups}, expected a divisor of the {self.shape[0]} outputs")
+                raise ValueError(f"transposed: expected groups to divide the {self.shape[0]} outputs, got {groups}")
             taps = math.prod(self.shape[2:])
             found = transpose(self.crow_indices, self.col_indices, self.shape[1] * groups, taps, groups)
             self._shared.transposed[groups] = found
         return found
 
     def cached_transposed(self, groups: int) -> tuple[Tensor, ...]:
-        """The three tensors of `transposed(groups)`, or none where they were not asked for before."""
+        """`transposed`, without computing it.
+
+        Args:
+            groups: Of the convolution.
+
+        Returns:
+            The three tensors of `transposed(groups)`, or none where it was not called before.
+        """
         return tuple(self._shared.transposed.get(groups, ()))
 
     def __repr__(self) -> str:
@@ -162,22 +197,51 @@ class Unstructured(SparseFormat):
     # Into and out of dense tensors
 
     def values_of(self, weight: Tensor) -> Tensor:
-        """The elements of a dense weight where this pattern has its own: [nnz], a copy. Differentiable to `weight`."""
+        """The elements of a dense weight at this pattern, weight.flatten()[flat_indices]. Differentiable to `weight`.
+
+        Args:
+            weight: Dense, of the shape of this weight.
+
+        Returns:
+            [nnz], a copy.
+
+        Raises:
+            ValueError: For another shape.
+        """
         if tuple(weight.shape) != self.shape:
-            raise ValueError(f"values_of: weight has shape {list(weight.shape)}, expected {list(self.shape)}")
+            raise ValueError(f"values_of: expected weight of shape {list(self.shape)}, got {list(weight.shape)}")
         if self.nnz == weight.numel():
             return weight.reshape(-1).clone()
         return weight.flatten().gather(0, self.flat_indices)
 
     def with_values(self, values: Tensor) -> Self:
-        """The same pattern with other values, of any accepted dtype. What follows from the pattern is shared."""
+        """The same pattern with other values. What was derived from the pattern is shared.
+
+        Args:
+            values: [nnz]; float32, bfloat16, float16 or float64; may require a gradient.
+
+        Returns:
+            The new weight.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For another shape or device.
+        """
         self._check_values("with_values", values)
         return self._of(self.shape, self.crow_indices, self.col_indices, values, self._shared)
 
     def to(
         self, device: torch.device | str | int | torch.dtype | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """On another device, in another dtype, or both; itself where it is so already."""
+        """The weight on another device, in another dtype, or both.
+
+        Args:
+            device: The device, or a dtype as in torch.Tensor.to.
+            dtype: Of the values.
+
+        Returns:
+            The new weight; itself where nothing changes.
+        """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         values = self.values.to(device=device, dtype=dtype)
@@ -189,7 +253,11 @@ class Unstructured(SparseFormat):
     # Into and out of files
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Plain tensors, for torch.save, safetensors and the like: shape (int64), crow_indices, col_indices, values."""
+        """The weight as plain tensors, for torch.save, safetensors and the like.
+
+        Returns:
+            The tensors by name: shape (int64), crow_indices, col_indices and values.
+        """
         return {
             "shape": torch.tensor(self.shape, dtype=torch.int64),
             "crow_indices": self.crow_indices,
@@ -201,21 +269,29 @@ class Unstructured(SparseFormat):
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The weight that `to_tensors` took apart. Nothing is trusted.
 
-        Raises ValueError for what is missing or corrupt, TypeError for what is not a tensor.
+        Args:
+            tensors: What `to_tensors` returned.
+
+        Returns:
+            The weight.
+
+        Raises:
+            ValueError: For what is missing or corrupt.
+            TypeError: For what is not a tensor.
         """
         names = ("shape", "crow_indices", "col_indices", "values")
         missing = [name for name in names if name not in tensors]
         if missing:
-            raise ValueError(f"from_tensors: {', '.join(missing)} missing, expected {', '.join(names)}")
+            raise ValueError(f"from_tensors: expected tensors with {', '.join(names)}, got no {', '.join(missing)}")
         for name in names:
             if not isinstance(tensors[name], Tensor):
                 raise TypeError(
-                    f"from_tensors: {name} is of type {type(tensors[name]).__name__}, expected a torch.Tensor"
+                    f"from_tensors: expected {name} to be a torch.Tensor, got {type(tensors[name]).__name__}"
                 )
         shape = tensors["shape"]
         if shape.dtype != torch.int64 or shape.dim() != 1:
             raise ValueError(
-                f"from_tensors: shape has dtype {shape.dtype} and {shape.dim()} dimensions, expected torch.int64, 1"
+                f"from_tensors: expected shape of 1 dimension and torch.int64, got {shape.dim()} and {shape.dtype}"
             )
         try:
             return cls(tuple(shape.tolist()), *(tensors[name] for name in names[1:]))
@@ -232,46 +308,52 @@ class Unstructured(SparseFormat):
     # What is accepted
 
     def validate(self) -> None:
-        """Raise TypeError or ValueError, in words, unless this is what the class promises; reads every element."""
+        """Check that the parts are what the class promises; reads every element.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For shapes, devices and contents that are not.
+        """
         check_tensor("Unstructured", "values", self.values)
         out, columns = self.shape[0], math.prod(self.shape[1:])
         for name, indices in (("crow_indices", self.crow_indices), ("col_indices", self.col_indices)):
             if not isinstance(indices, Tensor):
-                raise TypeError(f"Unstructured: {name} is of type {type(indices).__name__}, expected a torch.Tensor")
+                raise TypeError(f"Unstructured: expected {name} to be a torch.Tensor, got {type(indices).__name__}")
             if indices.dtype != torch.int32 or indices.layout != torch.strided:
                 raise TypeError(
-                    f"Unstructured: {name} has dtype {indices.dtype} and layout {indices.layout}, expected"
-                    " torch.int32 and torch.strided"
+                    f"Unstructured: expected {name} of dtype torch.int32 and layout torch.strided, got"
+                    f" {indices.dtype} and {indices.layout}"
                 )
             if indices.dim() != 1 or not indices.is_contiguous():
                 raise ValueError(
-                    f"Unstructured: {name} has shape {list(indices.shape)} and strides {list(indices.stride())},"
-                    " expected one contiguous dimension"
+                    f"Unstructured: expected {name} of one contiguous dimension, got shape {list(indices.shape)} with"
+                    f" strides {list(indices.stride())}"
                 )
             if indices.device != self.values.device:
                 raise ValueError(
-                    f"Unstructured: {name} is on {indices.device}, expected {self.values.device} as values"
+                    f"Unstructured: expected {name} on {self.values.device} like values, got {indices.device}"
                 )
         if self.crow_indices.numel() != out + 1:
             raise ValueError(
-                f"Unstructured: crow_indices has {self.crow_indices.numel()} elements, expected one more than the"
-                f" {out} rows"
+                f"Unstructured: expected crow_indices of {out + 1} elements, one more than rows, got"
+                f" {self.crow_indices.numel()}"
             )
         self._check_values("Unstructured", self.values)
         if self.values.device.type != "meta":
             check_contents("Unstructured", self.crow_indices, self.col_indices, columns)
             if not torch.isfinite(self.values.detach()).all():
-                raise ValueError("Unstructured: values has NaN or infinite elements, expected finite ones")
+                raise ValueError("Unstructured: expected values of finite elements, got NaN or infinite ones")
 
     def _check_values(self, where: str, values: Tensor) -> None:
         check_tensor(where, "values", values)
         if values.shape != self.col_indices.shape:
             raise ValueError(
-                f"{where}: values has shape {list(values.shape)}, expected that of col_indices, [{self.nnz}]"
+                f"{where}: expected values of shape {list(self.col_indices.shape)} like col_indices, got"
+                f" {list(values.shape)}"
             )
         if values.device != self.col_indices.device:
             raise ValueError(
-                f"{where}: values is on {values.device}, expected {self.col_indices.device} as col_indices"
+                f"{where}: expected values on {self.col_indices.device} like col_indices, got {values.device}"
             )
 
 
@@ -281,20 +363,20 @@ def check_contents(where: str, crow: Tensor, col: Tensor, columns: int) -> None:
     first, last = int(crow[0]), int(crow[-1])
     if (first, last) != (0, nnz):
         raise ValueError(
-            f"{where}: crow_indices goes from {first} to {last}, expected from 0 to the {nnz} of col_indices"
+            f"{where}: expected crow_indices from 0 to {nnz}, the size of col_indices, got {first} to {last}"
         )
     if (crow[1:] < crow[:-1]).any():
-        raise ValueError(f"{where}: crow_indices descends, expected one that never does")
+        raise ValueError(f"{where}: expected crow_indices that never descend, got a step of {int(crow.diff().min())}")
     if nnz == 0:
         return
     low, high = int(col.min()), int(col.max())
     if low < 0 or high >= columns:
-        raise ValueError(f"{where}: col_indices goes from {low} to {high}, expected 0 to {columns - 1}")
+        raise ValueError(f"{where}: expected col_indices from 0 to {columns - 1}, got {low} to {high}")
     row_starts = torch.zeros(nnz + 1, dtype=torch.bool, device=col.device)
     row_starts[crow.long()] = True
     if ((col[1:] <= col[:-1]) & ~row_starts[1:nnz]).any():
         repeated = bool(((col[1:] == col[:-1]) & ~row_starts[1:nnz]).any())
         raise ValueError(
-            f"{where}: col_indices {'has a column twice in a row' if repeated else 'is not sorted'}, expected"
-            " strictly ascending in each row"
+            f"{where}: expected col_indices that ascend strictly in each row, got"
+            f" {'a column twice in a row' if repeated else 'unsorted ones'}"
         )

@@ -63,13 +63,27 @@ class ChannelDropped(Replacement):
         return self.inputs.numel() < self.weight.size(1)
 
     def kept_weight(self, weight: Tensor) -> Tensor:
-        """The part of a weight of this layer's shape that takes part. Differentiable."""
+        """The part of a weight that is used: weight[outputs][:, inputs]. Differentiable.
+
+        Args:
+            weight: Of the shape of this layer's weight.
+
+        Returns:
+            [kept outputs, kept inputs, ...].
+        """
         weight = weight.index_select(0, self.outputs) if self.drops_outputs else weight
         return weight.index_select(1, self.inputs) if self.drops_inputs else weight
 
     @classmethod
     def sharing(cls, module: Any) -> Any:
-        """A layer that leaves out what is zero in `module`, whose parameters it shares."""
+        """A layer that leaves out what is zero in `module`, whose parameters it shares.
+
+        Args:
+            module: A torch.nn.Conv2d or Linear.
+
+        Returns:
+            The layer.
+        """
         result = cls(**options_of(module))
         share_parameters(module, result)
         result.set_channels()
@@ -104,11 +118,11 @@ class ChannelDropped(Replacement):
 def _check(name: str, module: Any, accepted: type) -> None:
     if not isinstance(module, accepted):
         raise TypeError(
-            f"{name}.from_dense: module is of type {type(module).__name__}, expected a torch.nn.{accepted.__name__}"
+            f"{name}.from_dense: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}"
         )
     groups = getattr(module, "groups", 1)
     if groups != 1:
-        raise ValueError(f"{name}.from_dense: module has {groups} groups, expected 1")
+        raise ValueError(f"{name}.from_dense: expected module with 1 group, got {groups}")
 
 
 class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
@@ -117,9 +131,16 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
         y = x W^T + b   exactly: an output whose row is zero is its bias
 
     `from_dense` finds them; the constructor is torch's and leaves nothing out. `weight` and `state_dict` are those of
-    the dense layer, and so are dtypes, devices and errors: the product is torch's. The weights that are left out get a
-    gradient of zero, and `state_dict` makes them zero, in place, before it returns them. `load_state_dict` looks for
-    zeros anew; after another change of the weight, `set_channels` does.
+    the dense layer, and so are shapes, dtypes, devices and errors: the product is torch's. The weights that are left
+    out get a gradient of zero, and `state_dict` makes them zero, in place, before it returns them. `load_state_dict`
+    looks for zeros anew; after another change of the weight, `set_channels` does.
+
+    Args:
+        *args, **kwargs: As torch.nn.Linear's.
+
+    Attributes:
+        outputs: int64, the outputs that are computed.
+        inputs: int64, the inputs that are read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -128,7 +149,17 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
 
     @classmethod
     def from_dense(cls, module: torch.nn.Linear) -> ChannelDroppedLinear:
-        """A layer with copies of the parameters of `module`. Raises TypeError for another class."""
+        """A layer with copies of the parameters of `module`.
+
+        Args:
+            module: The layer to take over.
+
+        Returns:
+            The layer; `module` is left as it is.
+
+        Raises:
+            TypeError: For a module that is not a torch.nn.Linear.
+        """
         _check("ChannelDroppedLinear", module, torch.nn.Linear)
         return cls(module.in_features, module.out_features, module.bias is not None, "meta")._fill_from(module)
 
@@ -146,8 +177,17 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
     """Drop-in for `torch.nn.Conv2d` that computes without the filters and input channels that are all zero.
 
     Exact, whatever the padding: a zero filter's output is its bias everywhere, and an input channel that every filter
-    multiplies by zero is not read (infinities and NaN in it do not spread). groups must be 1. Otherwise as
-    `ChannelDroppedLinear`.
+    multiplies by zero is not read (infinities and NaN in it do not spread). Otherwise as `ChannelDroppedLinear`.
+
+    Args:
+        *args, **kwargs: As torch.nn.Conv2d's; groups has to be 1.
+
+    Attributes:
+        outputs: int64, the filters that are computed.
+        inputs: int64, the input channels that are read.
+
+    Raises:
+        ValueError: For more than one group.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -157,7 +197,18 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
 
     @classmethod
     def from_dense(cls, module: torch.nn.Conv2d) -> ChannelDroppedConv2d:
-        """A layer with copies of the parameters of `module`. TypeError for another class, ValueError for groups."""
+        """A layer with copies of the parameters of `module`.
+
+        Args:
+            module: The layer to take over.
+
+        Returns:
+            The layer; `module` is left as it is.
+
+        Raises:
+            TypeError: For a module that is not a torch.nn.Conv2d.
+            ValueError: For more than one group.
+        """
         _check("ChannelDroppedConv2d", module, torch.nn.Conv2d)
         return cls(**options_of(module))._fill_from(module)
 

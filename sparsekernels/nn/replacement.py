@@ -25,7 +25,7 @@ class Replacement(torch.nn.Module):
 
     @classmethod
     def sharing(cls, module: Any) -> Any:
-        """A replacement of `module` that has its very parameters.
+        """A replacement of `module` that shares its parameters.
 
         Args:
             module: A torch.nn.Conv2d or Linear.
@@ -88,7 +88,7 @@ def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> Non
 
 
 def options_of(module: Any) -> dict[str, Any]:
-    """What the constructor of a convolution or a Linear was called with; on meta, where nothing is initialised."""
+    """What the constructor of a convolution or a Linear was called with; on meta, where nothing is initialized."""
     if isinstance(module, torch.nn.Linear):
         names: tuple[str, ...] = ("in_features", "out_features")
     else:

@@ -63,12 +63,12 @@ class _Sparse(Replacement):
         if mask is None:
             mask = weight != 0
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            given = f"of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
-            raise TypeError(f"set_pattern: mask is {given}, expected a tensor of dtype torch.bool, or None")
+            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"set_pattern: expected mask to be a tensor of dtype torch.bool or None, got {given}")
         if mask.shape != weight.shape or mask.device != weight.device:
             raise ValueError(
-                f"set_pattern: mask has shape {list(mask.shape)} on {mask.device}, expected that of weight,"
-                f" {list(weight.shape)} on {weight.device}"
+                f"set_pattern: expected mask of shape {list(weight.shape)} on {weight.device} like weight, got"
+                f" {list(mask.shape)} on {mask.device}"
             )
         with torch.no_grad():
             self.weight.masked_fill_(~mask, 0)
@@ -139,7 +139,15 @@ class _Sparse(Replacement):
 
     @classmethod
     def sharing(cls, module: Any, format: str = "unstructured") -> Any:
-        """A sparse layer of the nonzeros of `module`, whose parameters it shares."""
+        """A sparse layer of the nonzeros of `module`, whose parameters it shares.
+
+        Args:
+            module: A torch.nn.Conv2d or Linear.
+            format: Name of the format of the pattern.
+
+        Returns:
+            The layer.
+        """
         result = cls(**options_of(module), format=format)
         share_parameters(module, result)
         result._adopt(FORMATS[format].from_dense(module.weight))
@@ -157,7 +165,7 @@ class _Sparse(Replacement):
 
 def _format_called(name: str, where: str) -> type[SparseFormat]:
     if name not in FORMATS:
-        raise ValueError(f"{where}: format is {name!r}, expected {', '.join(map(repr, FORMATS))}")
+        raise ValueError(f"{where}: expected format to be {', '.join(map(repr, FORMATS))}, got {name!r}")
     return FORMATS[name]
 
 
@@ -165,12 +173,12 @@ def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> No
     _format_called(format, f"{name}.from_dense")
     if not isinstance(module, accepted):
         raise TypeError(
-            f"{name}.from_dense: module is of type {type(module).__name__}, expected a torch.nn.{accepted.__name__}"
+            f"{name}.from_dense: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}"
         )
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
-            f"{name}.from_dense: module is the out_proj of a torch.nn.MultiheadAttention, which multiplies by its"
-            " weight itself and would never call a sparse layer; expected a layer that is called"
+            f"{name}.from_dense: expected module to be a layer that is called, got the out_proj of a"
+            " torch.nn.MultiheadAttention, which multiplies by its weight itself"
         )
 
 
@@ -187,22 +195,25 @@ class SparseLinear(_Sparse, torch.nn.Linear):
     outside of the pattern to zero, in place, before it returns them: loading them back never changes what the layer
     computes. That goes for a parameter that was assigned as well: `set_pattern` first makes its nonzeros the pattern.
     `load_state_dict` keeps the pattern if every loaded nonzero lies within it, or if the load fails; if not, or if
-    every weight was used until then, the loaded nonzeros become the pattern. Who wants to keep stored zeros beyond that
-    saves `mask` and hands it to `set_pattern`. A copy whose parameters are overwritten in place, as those of
+    every weight was used until then, the loaded nonzeros become the pattern. To keep stored zeros beyond that, save
+    `mask` and pass it to `set_pattern`. A copy whose parameters are overwritten in place, as those of
     torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had: call `set_pattern(mask)` on the copy as
     well, before it is used or saved.
 
-    See `sparsekernels.sparse_linear` for dtypes, errors and promises.
+    See `sparsekernels.sparse_linear` for shapes, dtypes, errors and promises.
 
     Args:
         in_features, out_features, bias, device, dtype: As torch.nn.Linear's.
-        dense_grad: Whether `weight.grad` is the gradient of the dense layer, which training needs that lets weights
-            grow, or zero outside of the pattern, which is faster. It can be set at any time. An optimizer then also
+        dense_grad: Whether `weight.grad` is the gradient of the dense layer, which training that lets weights grow
+            needs, or zero outside of the pattern, which is faster. It can be set at any time. An optimizer then also
             moves weights outside of the pattern; nothing reads them, and `set_pattern` and `state_dict` make them zero.
-        format: Name of the format of the pattern.
+        format: Name of the format of the pattern, "unstructured".
 
     Attributes:
         pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
+
+    Raises:
+        ValueError: For an unknown format.
     """
 
     def __init__(
@@ -241,7 +252,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
 
         Raises:
             ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
-                and for a format that there is not.
+                and for an unknown format.
             TypeError: For a module that is not a torch.nn.Linear, or that is the out_proj of a
                 torch.nn.MultiheadAttention, which would never call it.
         """
@@ -251,7 +262,11 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         return result._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Linear:
-        """A torch.nn.Linear with copies of the parameters, zero outside of the pattern."""
+        """The dense layer.
+
+        Returns:
+            A torch.nn.Linear with copies of the parameters, zero outside of the pattern.
+        """
         dense = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
         copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
         return dense
@@ -263,10 +278,24 @@ class SparseLinear(_Sparse, torch.nn.Linear):
 class SparseConv2d(_Sparse, torch.nn.Conv2d):
     r"""Drop-in for `torch.nn.Conv2d` of which only a pattern of weights is used: the others cost nothing.
 
+        y = conv2d(x, W) + b   with W zero outside of the pattern
+
     The constructor is torch's and uses every weight; `from_dense` takes a pruned convolution over. Pattern,
     `state_dict` and `dense_grad` are as in `SparseLinear`; a copy whose parameters are overwritten in place
-    (AveragedModel's) wants `set_pattern(mask)` as well. See `sparsekernels.sparse_conv2d` for dtypes, errors and
-    promises.
+    (AveragedModel's) needs `set_pattern(mask)` as well. See `sparsekernels.sparse_conv2d` for shapes, dtypes, errors
+    and promises.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As
+            torch.nn.Conv2d's.
+        dense_grad: Whether `weight.grad` is the gradient of the dense layer, or zero outside of the pattern.
+        format: Name of the format of the pattern, "unstructured".
+
+    Attributes:
+        pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
+
+    Raises:
+        ValueError: For an unknown format.
     """
 
     def __init__(
@@ -310,13 +339,32 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         *,
         dense_grad: bool = False,
     ) -> SparseConv2d:
-        """A sparse convolution with copies of the parameters of `module`. Arguments and errors as `SparseLinear`'s."""
+        """A sparse convolution with copies of the parameters of `module`.
+
+        Args:
+            module: The layer to take over.
+            mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
+            format: Name of the format of the pattern, "unstructured".
+            dense_grad: As the constructor's.
+
+        Returns:
+            The layer; `module` is left as it is.
+
+        Raises:
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
+                and for an unknown format.
+            TypeError: For a module that is not a torch.nn.Conv2d.
+        """
         _check_from_dense("SparseConv2d", module, torch.nn.Conv2d, format)
         pattern = FORMATS[format].from_dense(module.weight, mask)
         return cls(**options_of(module), dense_grad=dense_grad, format=format)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv2d:
-        """A torch.nn.Conv2d with copies of the parameters, zero outside of the pattern."""
+        """The dense layer.
+
+        Returns:
+            A torch.nn.Conv2d with copies of the parameters, zero outside of the pattern.
+        """
         dense = torch.nn.Conv2d(**options_of(self))
         copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
         return dense

@@ -61,14 +61,14 @@ LINEAR = Geometry(
 
 def pair(op: str, name: str, value: OneOrTwo, least: int) -> tuple[int, int]:
     """`value` for height and width. Raises TypeError or ValueError, in words that name `op`, for all else."""
-    expected = f"expected a whole number of at least {least}, or two of them"
+    expected = f"expected {name} to be an integer of at least {least} or two of them"
     try:
         # torch's own modules and functions also take a sequence of one
         numbers = [operator.index(value)] if not isinstance(value, Sequence) else [operator.index(v) for v in value]
     except TypeError:
-        raise TypeError(f"{op}: {name} is {value!r}, {expected}") from None
+        raise TypeError(f"{op}: {expected}, got {value!r}") from None
     if len(numbers) not in (1, 2) or min(numbers) < least:
-        raise ValueError(f"{op}: {name} is {value!r}, {expected}")
+        raise ValueError(f"{op}: {expected}, got {value!r}")
     return numbers[0], numbers[-1]
 
 
@@ -93,9 +93,9 @@ def geometry_of(
     try:
         groups = operator.index(groups)
     except TypeError:
-        raise TypeError(f"{op}: groups is {groups!r}, expected a whole number of at least 1") from None
+        raise TypeError(f"{op}: expected groups to be an integer of at least 1, got {groups!r}") from None
     if groups < 1:
-        raise ValueError(f"{op}: groups is {groups}, expected a whole number of at least 1")
+        raise ValueError(f"{op}: expected groups to be an integer of at least 1, got {groups}")
     return Geometry(kernel_h, kernel_w, stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups)
 
 
@@ -105,9 +105,9 @@ def _named_padding(
     if padding == "valid":
         return 0, 0, 0, 0
     if padding != "same":
-        raise ValueError(f'{op}: padding is {padding!r}, expected "same", "valid", a whole number, or two of them')
+        raise ValueError(f'{op}: expected padding to be "same", "valid", an integer or two of them, got {padding!r}')
     if pair(op, "stride", stride, 1) != (1, 1):
-        raise ValueError(f'{op}: stride is {stride!r}, expected 1 with padding "same"')
+        raise ValueError(f'{op}: expected stride to be 1 with padding "same", got {stride!r}')
     height, width = dilation_h * (weight_shape[2] - 1), dilation_w * (weight_shape[3] - 1)
     return height // 2, height - height // 2, width // 2, width - width // 2  # as torch: the odd one below and right
 

@@ -126,7 +126,7 @@ class TestSuites:
             pass = ["forward", "backward"]
             dtype = ["bfloat16"]
             device = ["cpu"]
-            colour = "red"
+            color = "red"
             [[cases]]
             group = "b"
             name = ["prompt"]
@@ -144,16 +144,16 @@ class TestSuites:
             ("b/prompt", "forward", "bfloat16", "cpu", 4, True),
             ("b/prompt", "forward", "bfloat16", "cuda", 4, True),
         ]
-        assert cases[0].parameters == {"shape": (8, 64), "colour": "red"}
+        assert cases[0].parameters == {"shape": (8, 64), "color": "red"}
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('group = "a"\nname = ["x"]\ndtype = ["int8"]', "table 1: dtype is 'int8', expected 'float32'"),
-            ('group = "a"\nname = ["x"]\npass = ["sideways"]', "pass is 'sideways'"),
+            ('group = "a"\nname = ["x"]\ndtype = ["int8"]', "table 1: expected dtype to be 'float32', .*, got 'int8'"),
+            ('group = "a"\nname = ["x"]\npass = ["sideways"]', "expected pass to be 'forward', .*, got 'sideways'"),
             ('group = "a"', "needs a group, and either shapes or names"),
             ('name = ["x"]', "needs a group"),
-            ('group = "a"\nname = ["x"]\nquick = ["backward"]', "quick is 'backward', expected 'forward'"),
+            ('group = "a"\nname = ["x"]\nquick = ["backward"]', "expected quick to be 'forward', got 'backward'"),
         ],
     )
     def test_bad_tables_are_named(self, text: str, message: str) -> None:
@@ -167,24 +167,26 @@ class TestSuites:
             pass = ["forward", "all"]
             dtype = ["float32"]
             device = ["cpu"]
-            colour = "red"
+            color = "red"
             [[cases]]
             group = "a"
             batch = 4
             free_batch = true
             [cases.name]
-            x = { colour = "blue", quick = ["forward"] }
+            x = { color = "blue", quick = ["forward"] }
             y = { pass = ["forward"], batch = 2 }
             """,
         )
-        assert [(c.name, c.pass_, c.batch, c.free_batch, c.quick, c.parameters["colour"]) for c in cases] == [
+        assert [(c.name, c.pass_, c.batch, c.free_batch, c.quick, c.parameters["color"]) for c in cases] == [
             ("a/x", "forward", 4, True, True, "blue"),
             ("a/x", "all", 4, True, False, "blue"),
             ("a/y", "forward", 2, True, False, "red"),
         ]
 
     def test_unknown_suite(self) -> None:
-        with pytest.raises(ValueError, match="suite is 'x', expected 'networks', 'layers', 'rmsnorm', 'openelm'"):
+        with pytest.raises(
+            ValueError, match="expected suite to be 'networks', 'layers', 'rmsnorm', 'openelm', got 'x'"
+        ):
             suite.load("x")
 
     @pytest.mark.parametrize("name", suite.SUITES)
@@ -223,11 +225,11 @@ class TestSuites:
     @pytest.mark.parametrize(
         ("bad", "message"),
         [
-            ({"device": "tpu"}, "device is 'tpu', expected 'cpu', 'cuda'"),
-            ({"dtypes": ("int8",)}, "dtype is 'int8'"),
-            ({"passes": ("up",)}, "pass is 'up'"),
-            ({"masks": ("even",)}, "mask is 'even', expected 'random', 'clustered'"),
-            ({"sparsities": (100.0,)}, "sparsity is 100, expected percentages from 0 to below 100"),
+            ({"device": "tpu"}, "expected device to be 'cpu', 'cuda', got 'tpu'"),
+            ({"dtypes": ("int8",)}, "expected dtype to be 'float32', .*, got 'int8'"),
+            ({"passes": ("up",)}, "expected pass to be 'forward', .*, got 'up'"),
+            ({"masks": ("even",)}, "expected mask to be 'random', 'clustered', .*, got 'even'"),
+            ({"sparsities": (100.0,)}, "expected sparsity from 0 to below 100 percent, got 100"),
         ],
     )
     def test_bad_selections(self, bad: dict[str, Any], message: str) -> None:

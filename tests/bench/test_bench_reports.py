@@ -62,10 +62,10 @@ class TestRecords:
         ("line", "message"),
         [
             ("{", "line 2"),
-            ("[]", "line 2: a record is a JSON object"),
+            ("[]", "line 2: expected a record to be a JSON object, got list"),
             ('{"suite": "x"}', "line 2: the record has no case, variant"),
-            (make_record().to_json()[:-1] + ', "colour": 1}', "line 2: a record has no key colour"),
-            (make_record().to_json().replace('"ok"', '"fine"'), "line 2: status is 'fine', expected 'ok'"),
+            (make_record().to_json()[:-1] + ', "color": 1}', "line 2: a record has no key color"),
+            (make_record().to_json().replace('"ok"', '"fine"'), "line 2: expected status to be 'ok', .*, got 'fine'"),
         ],
     )
     def test_bad_lines_are_named(self, tmp_path: Path, line: str, message: str) -> None:

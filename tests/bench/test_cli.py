@@ -100,10 +100,13 @@ class TestBench:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("bench", "norms"), "suite is 'norms', expected 'networks', 'layers', 'rmsnorm', 'openelm'"),
-            (("bench", "rmsnorm", "--dtype", "int8"), "dtype is 'int8', expected 'float32', 'bfloat16'"),
-            (("bench", "rmsnorm", "--device", "tpu"), "device is 'tpu', expected 'cpu', 'cuda'"),
-            (("bench", "rmsnorm", "--pass", "up"), "pass is 'up', expected 'forward'"),
+            (("bench", "norms"), "expected suite to be 'networks', 'layers', 'rmsnorm', 'openelm', got 'norms'"),
+            (
+                ("bench", "rmsnorm", "--dtype", "int8"),
+                "expected dtype to be 'float32', 'bfloat16', 'float16', 'float64', got 'int8'",
+            ),
+            (("bench", "rmsnorm", "--device", "tpu"), "expected device to be 'cpu', 'cuda', got 'tpu'"),
+            (("bench", "rmsnorm", "--pass", "up"), "'all', 'step', got 'up'"),
             (("bench", "rmsnorm", "--threads", "0"), "Invalid value for '--threads'"),
             (("bench", "rmsnorm", "--batch", "many"), "Invalid value for '--batch'"),
             (
@@ -111,9 +114,9 @@ class TestBench:
                 "no case of suite rmsnorm matches these options; on this device",
             ),
             ((*TINY, "--variant", "mine"), "no variant matches these options; it has ours, torch, layer_norm"),
-            (("bench", "rmsnorm", "--plot", "picture.txt"), "plot is 'picture.txt', expected an ending of"),
+            (("bench", "rmsnorm", "--plot", "picture.txt"), "webp, got 'picture.txt'"),
             (("bench", "--network", "vgg16-d", "--case", "*vgg*"), "--network and --case both say which cases"),
-            (("bench", "rmsnorm", "--colour"), "No such option: --colour"),
+            (("bench", "rmsnorm", "--color"), "No such option: --color"),
             (("compare", "nowhere.jsonl", "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),
         ],
     )

@@ -305,11 +305,11 @@ class TestWeights:
         ("key", "value", "message"),
         [
             ("conv2.index", None, "has no conv2.index"),
-            ("conv3.shape", [384, 256, 5, 5], r"conv3.shape is \[384, 256, 5, 5\], expected \[384, 256, 3, 3\]"),
-            ("conv1.index", [0, 5, 96 * 3 * 121], "conv1.index is not within the 34848 weights"),
-            ("conv1.index", [-1, 5, 7], "conv1.index is not within"),
-            ("conv5.value", [1.0], "conv5.index and conv5.value are not lists"),
-            ("conv5.index", [0.5, 1.5, 2.5], "conv5.index and conv5.value are not lists"),
+            ("conv3.shape", [384, 256, 5, 5], r"expected conv3.shape to be \[384, 256, 3, 3\], got \[384, 256, 5, 5\]"),
+            ("conv1.index", [0, 5, 96 * 3 * 121], "expected conv1.index from 0 to 34847, got 0 to 34848"),
+            ("conv1.index", [-1, 5, 7], "expected conv1.index from 0 to 34847, got -1 to 7"),
+            ("conv5.value", [1.0], "expected conv5.index and conv5.value to be equally many integers and values, got"),
+            ("conv5.index", [0.5, 1.5, 2.5], "expected conv5.index and .* integers and values, got torch.float32"),
         ],
     )
     def test_bad_files_are_named(
@@ -448,8 +448,8 @@ def test_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sparsity", "100"), "sparsity is 100, expected percentages"),
-        (("--mask", "even"), "mask is 'even', expected 'random', 'clustered'"),
+        (("--sparsity", "100"), "expected sparsity from 0 to below 100 percent, got 100"),
+        (("--mask", "even"), "expected mask to be 'random', 'clustered', 'magnitude', got 'even'"),
         (("--dtype", "bfloat16"), "no case of suite layers matches these options"),
         (("--weights", "nowhere.npz"), "'nowhere.npz' does not exist"),
     ],

@@ -282,9 +282,9 @@ class TestPruning:
     @pytest.mark.parametrize(
         ("kind", "sparsity", "message"),
         [
-            ("even", 0.5, "kind is 'even', expected 'random', 'clustered', 'magnitude'"),
-            ("random", 90, "sparsity is 90, expected numbers from 0 to 1"),
-            ("magnitude", -0.1, "sparsity is -0.1, expected"),
+            ("even", 0.5, "expected kind to be 'random', 'clustered', 'magnitude', got 'even'"),
+            ("random", 90, "expected sparsity from 0 to 1, got 90"),
+            ("magnitude", -0.1, "expected sparsity from 0 to 1, got -0.1"),
         ],
     )
     def test_bad_arguments(self, kind: str, sparsity: float, message: str) -> None:

@@ -67,7 +67,7 @@ def test_converting_twice(prefer: Prefer) -> None:
 def test_revert_of_what_was_never_converted() -> None:
     layer = nn.Linear(2, 2)
     assert sk.revert(layer) is layer
-    with pytest.raises(TypeError, match=r"model is of type int, expected a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"expected model to be a torch\.nn\.Module, got int"):
         sk.revert(3)  # type: ignore[arg-type]
 
 
@@ -473,7 +473,7 @@ def test_what_keeps_from_reverting_is_named(prefer: Prefer, function: str) -> No
 
 
 def test_training_mode(prefer: Prefer) -> None:
-    """The optimiser that there was goes on; gradients are those of the dense layers at the nonzeros."""
+    """The optimizer that there was goes on; gradients are those of the dense layers at the nonzeros."""
     model, x = make("pre-activation")
     dense = copy.deepcopy(model)
     prefer(FINE, LAYERS)
@@ -571,7 +571,7 @@ def test_a_norm_that_does_not_count_is_not_folded(prefer: Prefer) -> None:
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_dropped_channels_stay_dropped(prefer: Prefer, kind: str) -> None:
-    """What an optimiser moves there is nobody's: the model computes the same before and after it is saved."""
+    """What an optimizer moves there is nobody's: the model computes the same before and after it is saved."""
     make_layer = (lambda: nn.Conv2d(16, 16, 3)) if kind == "conv" else (lambda: nn.Linear(16, 16))
     model = nn.Sequential(make_layer(), nn.ReLU(), make_layer()).eval()
     with torch.no_grad():

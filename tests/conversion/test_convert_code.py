@@ -658,7 +658,7 @@ def test_under_autocast(prefer: Prefer, training: bool) -> None:
 
 
 def test_parameters_keep_their_order(prefer: Prefer) -> None:
-    """Optimisers know them by it; `prune.remove` puts a weight behind its bias."""
+    """Optimizers know them by it; `prune.remove` puts a weight behind its bias."""
     model, x = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval(), torch.randn(2, 8, 9, 9)
     for layer in (model[0], model[2]):
         prune.l1_unstructured(layer, "weight", 0.8)

@@ -91,7 +91,7 @@ def test_nesting_restores() -> None:
 
 @pytest.mark.parametrize("name", ["sparse", "as before", "Graph", ""])
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(ValueError, match="prefer: expected some of 'dense', .*'layers', .*got "), prefer(FINE, name):
+    with pytest.raises(ValueError, match="prefer: expected names of 'dense', .*'layers', .*got "), prefer(FINE, name):
         pass
 
 

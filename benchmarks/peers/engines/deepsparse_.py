@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSparse, through its public interface. Its licence allows to run it for evaluation, and no look inside."""
+"""DeepSparse, through its public interface. Its license allows to run it for evaluation, and no look inside."""
 
 from __future__ import annotations
 

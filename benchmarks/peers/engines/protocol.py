@@ -115,7 +115,7 @@ def _obey(engine: Engine, line: str) -> dict[str, Any]:
         arrays: dict[str, Any] = {name: np.asarray(value, dtype=np.float32) for name, value in results.items()}
         np.savez(argument, **arrays)
         return {"output": argument}
-    return {"error": f"command is {command!r}, expected 'run', 'output'"}
+    return {"error": f"expected command to be 'run', 'output', got {command!r}"}
 
 
 def _answer(file: IO[str], answer: dict[str, Any]) -> None:

@@ -204,11 +204,11 @@ struct Draw {
   }
 };
 
-// Of (source - centre) * factor + shift + residual: far from zero, digits are lost in nothing but the difference.
+// Of (source - center) * factor + shift + residual: far from zero, digits are lost in nothing but the difference.
 template <bool kDrops, bool kAdds>
-inline void normalize(const BatchNormForward& call, int64_t channel, float centre, float factor, float shift) {
+inline void normalize(const BatchNormForward& call, int64_t channel, float center, float factor, float shift) {
   const BatchNormSpace& space = call.space;
-  const Vec<float> centres = Vec<float>::broadcast(-centre);
+  const Vec<float> centers = Vec<float>::broadcast(-center);
   const Vec<float> factors = Vec<float>::broadcast(factor), shifts = Vec<float>::broadcast(shift);
   const Vec<float> scale = Vec<float>::broadcast(call.scale);
   const Limits limits = {call.low, call.high, call.has_low, call.has_high};
@@ -222,7 +222,7 @@ inline void normalize(const BatchNormForward& call, int64_t channel, float centr
     for (int64_t i = 0; i < space.plane; i += kLanes) {
       const uint32_t lanes = lanes_of(i, space.plane);
       if (kDrops) drawn = i % 64 == 0 ? draw.kept(i, image * space.channels + channel) : drawn >> kLanes;
-      Vec<float> value = fma(Vec16<float>::load(from + i, lanes) + centres, factors, shifts);
+      Vec<float> value = fma(Vec16<float>::load(from + i, lanes) + centers, factors, shifts);
       if (kAdds) value = value + Vec16<float>::load(residual + i, lanes);
       uint32_t kept = lanes;
       if (call.has_low) kept &= lanes_above(value, call.low);
@@ -245,15 +245,15 @@ void batch_norm_forward(const BatchNormForward& call, int64_t begin, int64_t end
     const Moments moments = moments_of(call, channel);
     const double rate = 1 / __builtin_sqrt(moments.variance + call.eps);
     const double factor = call.weight == nullptr ? rate : rate * call.weight[channel];
-    const float centre = static_cast<float>(moments.mean);
-    const double shift = (call.bias == nullptr ? 0.0 : call.bias[channel]) + (centre - moments.mean) * factor;
-    call.statistics[channel] = centre;
+    const float center = static_cast<float>(moments.mean);
+    const double shift = (call.bias == nullptr ? 0.0 : call.bias[channel]) + (center - moments.mean) * factor;
+    call.statistics[channel] = center;
     call.statistics[call.space.channels + channel] = static_cast<float>(moments.variance);
     call.statistics[2 * call.space.channels + channel] = static_cast<float>(rate);
     const bool adds = call.residual != nullptr;
     const auto body = call.threshold != 0 ? (adds ? normalize<true, true> : normalize<true, false>)
                                           : (adds ? normalize<false, true> : normalize<false, false>);
-    body(call, channel, centre, static_cast<float>(factor), static_cast<float>(shift));
+    body(call, channel, center, static_cast<float>(factor), static_cast<float>(shift));
   }
 }
 

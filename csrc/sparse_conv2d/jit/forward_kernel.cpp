@@ -183,7 +183,10 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   threads.run(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) compile(piece);
   });
-  if (!sound) throw std::invalid_argument("col_indices, permutation: expected ascending indices within their range");
+  if (!sound) {
+    throw std::invalid_argument(
+        "sparse_conv2d: expected col_indices that ascend and permutation, both within their range, got others");
+  }
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) throw std::bad_alloc();
   result->entries_.resize(places.size());

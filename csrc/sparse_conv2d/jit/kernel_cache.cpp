@@ -32,8 +32,10 @@ CacheLimits read_limits() {
     constexpr long long kMost = 1 << 24;
     if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
       throw std::invalid_argument(
-          std::string("SPARSEKERNELS_CPU_PROGRAMS is '") + set +
-          "', expected a whole number of megabytes such as 1024, or 0 for no kernels");
+          std::string(
+              "expected SPARSEKERNELS_CPU_PROGRAMS to be a whole number of megabytes such as 1024, or 0 for no"
+              " kernels, got '") +
+          set + "'");
     }
     const size_t most = static_cast<size_t>(megabytes) * kMegabyte;
     return {std::min(most, kKept), most};

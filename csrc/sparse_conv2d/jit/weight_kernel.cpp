@@ -205,7 +205,8 @@ std::shared_ptr<const WeightKernels> WeightKernels::make(
   threads.run(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) compile(piece);
   });
-  if (!sound) throw std::invalid_argument("col_indices: expected ascending indices within their range");
+  if (!sound)
+    throw std::invalid_argument("sparse_conv2d: expected col_indices that ascend within their range, got others");
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) throw std::bad_alloc();
   result->kernels_.resize(static_cast<size_t>(pieces));

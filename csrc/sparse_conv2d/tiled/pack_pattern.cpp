@@ -77,13 +77,13 @@ void PatternPacking::run(const Threads& threads) {
   in_order_ = wide_ != nullptr ? wide_ : static_cast<const float*>(pattern_.values);
   fill_table();
   if (!in_parallel(threads, pattern_.rows, [&](int64_t row) { return bound_blocks(row); }))
-    throw std::invalid_argument("col_indices: expected indices within the weight's row, ascending in each row");
+    throw std::invalid_argument("sparse_conv2d: expected col_indices that ascend within their range, got others");
   place_block_residues();
   const int64_t per_group = slices_.count * plan_.blocks;
   const bool sound = in_parallel(threads, lattice_.groups * per_group, [&](int64_t i) {
     return fill_block(i / per_group, i / plan_.blocks % slices_.count, i % plan_.blocks);
   });
-  if (!sound) throw std::invalid_argument("permutation: expected indices of values");
+  if (!sound) throw std::invalid_argument("sparse_conv2d: expected permutation of indices of values, got others");
 }
 
 void PatternPacking::fill_table() {

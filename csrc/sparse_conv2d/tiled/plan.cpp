@@ -128,7 +128,7 @@ Plan make_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t 
   plan.plane_vectors = plan.phase_vectors * static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
   plan.channel_vectors = spread_channels(lattice, plan, plan.plane_vectors * plan.item_lane_groups);
   if ((plan.block_channels + 1) * plan.channel_vectors * kLanes > std::numeric_limits<int32_t>::max())
-    throw std::length_error("sparse_conv2d: the kernel reaches too far; expected tiles of less than 8 GB");
+    throw std::length_error("sparse_conv2d: expected tiles of less than 8 GB, got more: the kernel reaches too far");
   return plan;
 }
 

@@ -68,7 +68,7 @@ def links_of(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Mapping
 
 
 def _match(producer: Fused, consumer: Fused, times: int, is_flat: bool) -> bool:
-    """Whether the inputs of one are the channels of the other, `times` neighbours each where images were flattened."""
+    """Whether the inputs of one are the channels of the other, `times` neighbors each where images were flattened."""
     from_linear, to_linear = (isinstance(one.parts[0], nn.Linear) for one in (producer, consumer))
     if from_linear:
         return to_linear and not is_flat and times == 1

@@ -35,7 +35,7 @@ class Fused(torch.nn.Module):
     The modules it is made of are not its children: what it computes with is what they held when it was last packed.
     contiguous: a dense weight is laid out so, whatever the layer's own; else torch might compute in channels_last.
 
-    Neighbours may agree on channels that one does not compute and the other does not read (channels.py): `outputs` and
+    Neighbors may agree on channels that one does not compute and the other does not read (channels.py): `outputs` and
     `inputs` are then the places of those that there are, in order.
     """
 
@@ -118,7 +118,7 @@ class Fused(torch.nn.Module):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         layer, norm = self.parts
         if norm is not None and input.dim() != (2 if isinstance(norm, torch.nn.BatchNorm1d) else 4):
-            return self._end(norm(layer(input)), residual)  # other dimensions are normalised; or it is an error
+            return self._end(norm(layer(input)), residual)  # other dimensions are normalized; or it is an error
         return self._end(self._product(input), residual)
 
     def _product(self, input: Tensor) -> Tensor:

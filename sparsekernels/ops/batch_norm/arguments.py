@@ -45,16 +45,25 @@ def _is_like(residual: Tensor, input: Tensor) -> bool:
     return type(residual) is Tensor and alike and residual.is_contiguous()
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, expected: str, got: object) -> None:
     if not condition:
-        raise ValueError(f"batch_norm_act: {message}")
+        raise ValueError(f"batch_norm: expected {expected}, got {got}")
 
 
-def _check_common(input: Tensor, per_channel: tuple[Tensor | None, ...], p: float) -> None:
-    _require(input.dim() >= 2 and input.numel() > 0, "input: expected two dimensions or more, with elements")
-    for tensor in per_channel:
-        _require(tensor is None or tuple(tensor.shape) == (input.size(1),), "weight and bias: expected [channels]")
-    _require(0 <= p < 1, "p: expected a number of at least 0 and below 1")
+def _check_common(input: Tensor, per_channel: dict[str, Tensor | None], p: float) -> None:
+    has_elements = input.dim() >= 2 and input.numel() > 0
+    _require(has_elements, "input of two dimensions or more, with elements", list(input.shape))
+    for name, tensor in per_channel.items():
+        if tensor is not None:
+            expected = f"{name} of shape [{input.size(1)}]"
+            _require(tuple(tensor.shape) == (input.size(1),), expected, list(tensor.shape))
+    _require(0 <= p < 1, "p of at least 0 and below 1", p)
+
+
+def _check_like(name: str, tensor: Tensor, input: Tensor) -> None:
+    alike = tensor.shape == input.shape and tensor.dtype == input.dtype and tensor.device == input.device
+    expected = f"{name} of shape {list(input.shape)}, {input.dtype} on {input.device} as input"
+    _require(alike, expected, f"{list(tensor.shape)}, {tensor.dtype} on {tensor.device}")
 
 
 def check_forward(
@@ -68,11 +77,11 @@ def check_forward(
     p: float,
     seed: int,
 ) -> None:
-    _check_common(input, (weight, bias), p)
-    _require(eps > 0, "eps: expected a number above 0")
+    """Raise ValueError for arguments that do not fit."""
+    _check_common(input, {"weight": weight, "bias": bias}, p)
+    _require(eps > 0, "eps above 0", eps)
     if residual is not None:
-        alike = residual.shape == input.shape and residual.dtype == input.dtype and residual.device == input.device
-        _require(alike, "residual: expected shape, dtype and device of input")
+        _check_like("residual", residual, input)
 
 
 def check_backward(
@@ -85,15 +94,14 @@ def check_backward(
     need_input: bool,
     need_residual: bool,
 ) -> None:
-    _check_common(input, (weight,), p)
-    alike = gradient.shape == input.shape and gradient.dtype == input.dtype and gradient.device == input.device
-    _require(alike, "gradient: expected shape, dtype and device of input")
-    _require(tuple(statistics.shape) == (3, input.size(1)), "statistics: expected what the forward pass gave")
+    """Raise ValueError for arguments that do not fit."""
+    _check_common(input, {"weight": weight}, p)
+    _check_like("gradient", gradient, input)
+    shape = 3, input.size(1)
+    _require(tuple(statistics.shape) == shape, f"statistics of shape {list(shape)}", list(statistics.shape))
     words = input.size(0) * input.size(1) * words_of(input)
-    _require(
-        kept.dtype == torch.int16 and kept.dim() == 1 and kept.numel() in (0, words),
-        "kept: expected what the forward pass gave",
-    )
+    fits = kept.dtype == torch.int16 and kept.dim() == 1 and kept.numel() in (0, words)
+    _require(fits, f"kept of torch.int16, of [0] or [{words}]", f"{kept.dtype}, {list(kept.shape)}")
 
 
 def words_of(input: Tensor) -> int:

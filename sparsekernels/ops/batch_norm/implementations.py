@@ -23,7 +23,7 @@ _DTYPES = (torch.float32,)
 compiled = SimpleNamespace()
 
 BATCH_NORM = Operation(
-    "batch_norm_act",
+    "batch_norm",
     (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)),
     compiled,
     dtypes=_DTYPES,

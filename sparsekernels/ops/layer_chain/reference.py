@@ -41,7 +41,9 @@ class LayerChain:
 
         def run(tensors: list[Tensor]) -> Tensor:
             if tensors[source].size(1) != channels:
-                raise ValueError(f"layer_chain: expected {channels} channels, got {tensors[source].size(1)}")
+                raise ValueError(
+                    f"layer_chain: expected a source of {channels} channels, got {tensors[source].size(1)}"
+                )
             added = None if residual is None else tensors[residual]
             return sparse_conv2d.forward(
                 tensors[source], values, bias, crow_indices, col_indices, geometry, added, low, high
@@ -56,16 +58,18 @@ class LayerChain:
 
     def _add(self, layer: Callable[[list[Tensor]], Tensor], *sources: int | None) -> int:
         if any(number is not None and not 0 <= number <= len(self._layers) for number in sources):
-            raise ValueError(f"layer_chain: expected numbers of tensors, 0 to {len(self._layers)}, got {sources}")
+            raise ValueError(f"layer_chain: expected numbers of tensors from 0 to {len(self._layers)}, got {sources}")
         self._layers.append(layer)
         return len(self._layers)
 
     def __call__(self, input: Tensor) -> Tensor:
         """The last layer's result."""
         if not self._layers:
-            raise ValueError("layer_chain: expected a chain with layers")
+            raise ValueError("layer_chain: expected a chain with layers, got an empty one")
         if input.dtype != self._dtype or input.dim() != 4:
-            raise ValueError(f"layer_chain: expected [N, C, H, W] of {self._dtype}, got {input.dim()} of {input.dtype}")
+            raise ValueError(
+                f"layer_chain: expected input [N, C, H, W] of {self._dtype}, got {list(input.shape)} of {input.dtype}"
+            )
         tensors = [input]
         for layer in self._layers:
             tensors.append(layer(tensors))

@@ -30,12 +30,16 @@ MAX_POOL2D = Operation(
 def check_backward(gradient: Tensor, places: Tensor, size: Sequence[int]) -> None:
     """Raise ValueError for what does not fit; reads `places`."""
     alike = gradient.shape == places.shape and gradient.dim() == 4 and gradient.device == places.device
-    if not alike or places.dtype != torch.int32:
-        raise ValueError("max_pool2d: gradient and places: expected one shape of four dimensions, places of int32")
+    if not alike:
+        shapes = f"{list(gradient.shape)} and {list(places.shape)}"
+        raise ValueError(f"max_pool2d: expected gradient and places of one shape [N, C, H, W], got {shapes}")
+    if places.dtype != torch.int32:
+        raise ValueError(f"max_pool2d: expected places of torch.int32, got {places.dtype}")
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"max_pool2d: size: expected height and width, got {list(size)}")
+        raise ValueError(f"max_pool2d: expected size to be height and width, got {list(size)}")
     if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < size[0] * size[1]:
-        raise ValueError("max_pool2d: places: expected places in a plane of the input")
+        found = f"{int(places.min())} to {int(places.max())}"
+        raise ValueError(f"max_pool2d: expected places from 0 to {size[0] * size[1] - 1}, got {found}")
 
 
 forward: Any = MAX_POOL2D.kernel("forward", "_max_pool2d(Tensor input, int[] window) -> Tensor")

@@ -29,31 +29,29 @@ def validate(
             continue
         checked = check_tensor(op, name, tensor)
         if checked.device != input.device:
-            raise ValueError(f"{op}: {name} is on {checked.device}, expected the device of input, {input.device}")
+            raise ValueError(f"{op}: expected {name} on {input.device} like input, got {checked.device}")
     try:
         shape = tuple(size if isinstance(size, torch.SymInt) else operator.index(size) for size in normalized_shape)
     except TypeError:
-        refused = (
-            f"of type {type(normalized_shape).__name__}" if isinstance(normalized_shape, Tensor) else normalized_shape
-        )
-        raise TypeError(f"{op}: normalized_shape is {refused}, expected a sequence of sizes such as (64,)") from None
+        given = type(normalized_shape).__name__ if isinstance(normalized_shape, Tensor) else normalized_shape
+        raise TypeError(f"{op}: expected normalized_shape to be sizes such as (64,), got {given}") from None
     if not shape:
-        raise ValueError(f"{op}: normalized_shape is empty, expected at least one size")
+        raise ValueError(f"{op}: expected normalized_shape of at least one size, got {normalized_shape}")
     if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
         raise ValueError(
-            f"{op}: input has shape {list(input.shape)}, expected [*, {', '.join(map(str, shape))}] with"
-            f" normalized_shape {list(shape)}"
+            f"{op}: expected input of shape [*, {', '.join(map(str, shape))}] with normalized_shape {list(shape)}, got"
+            f" {list(input.shape)}"
         )
     if weight is not None and tuple(weight.shape) != shape:
-        raise ValueError(f"{op}: weight has shape {list(weight.shape)}, expected normalized_shape, {list(shape)}")
-    if residual is not None and residual.shape != input.shape:
         raise ValueError(
-            f"{op}: residual has shape {list(residual.shape)}, expected that of input, {list(input.shape)}"
+            f"{op}: expected weight of shape {list(shape)} like normalized_shape, got {list(weight.shape)}"
         )
+    if residual is not None and residual.shape != input.shape:
+        raise ValueError(f"{op}: expected residual of shape {list(input.shape)} like input, got {list(residual.shape)}")
     if residual is not None and residual.dtype != input.dtype:
-        raise TypeError(f"{op}: residual has dtype {residual.dtype}, expected that of input, {input.dtype}")
+        raise TypeError(f"{op}: expected residual of dtype {input.dtype} like input, got {residual.dtype}")
     if eps is not None:
         if not isinstance(eps, numbers.Real):
-            raise TypeError(f"{op}: eps is of type {type(eps).__name__}, expected a number or None")
+            raise TypeError(f"{op}: expected eps to be a number or None, got {type(eps).__name__}")
         if math.isnan(eps) or eps < 0:
-            raise ValueError(f"{op}: eps is {eps}, expected a number that is at least 0, or None")
+            raise ValueError(f"{op}: expected eps of at least 0 or None, got {eps}")

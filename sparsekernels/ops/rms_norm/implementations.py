@@ -87,7 +87,9 @@ def _from_schema(tensors: int, input_at: int = 0) -> Callable[..., Arguments]:
         dims, size = given[tensors : tensors + 2]
         shape = tuple(input.shape[input.dim() - dims :]) if 0 < dims <= input.dim() else (size,)
         if math.prod(shape) != size:
-            raise ValueError(f"normalized_shape has {size} elements, expected {math.prod(shape)} as in the input")
+            raise ValueError(
+                f"rms_norm: expected a normalized_shape of {math.prod(shape)} elements, as the input has, got {size}"
+            )
         return *given[:tensors], shape, *given[tensors + 2 :]
 
     return arguments

@@ -31,17 +31,17 @@ def validate(
     """
     if not isinstance(weight, Unstructured):
         raise TypeError(
-            f"{op}: weight is of type {type(weight).__name__}, expected a sparsekernels.Unstructured, which"
-            " Unstructured.from_dense makes"
+            f"{op}: expected weight to be a sparsekernels.Unstructured (made by Unstructured.from_dense), got"
+            f" {type(weight).__name__}"
         )
     for name, tensor in (("input", input), ("bias", bias)):
         if tensor is None and name == "bias":
             continue
         checked = check_tensor(op, name, tensor)
         if checked.device != weight.device:
-            raise ValueError(f"{op}: {name} is on {checked.device}, expected the device of weight, {weight.device}")
+            raise ValueError(f"{op}: expected {name} on {weight.device} like weight, got {checked.device}")
     if bias is not None and tuple(bias.shape) != weight.shape[:1]:
-        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, expected [{weight.shape[0]}], the outputs")
+        raise ValueError(f"{op}: expected bias of shape [{weight.shape[0]}] for the outputs, got {list(bias.shape)}")
     if op == "sparse_linear":
         _validate_linear(input, weight)
     else:
@@ -51,13 +51,13 @@ def validate(
 def _validate_linear(input: Tensor, weight: Unstructured) -> None:
     if weight.is_conv:
         raise ValueError(
-            f"sparse_linear: weight has shape {list(weight.shape)}, expected [out, in]; a convolution's weight goes"
+            f"sparse_linear: expected weight of shape [out, in], got {list(weight.shape)}; a convolution's weight goes"
             " to sparse_conv2d"
         )
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"sparse_linear: input has shape {list(input.shape)}, expected [*, {weight.shape[1]}] with a weight of"
-            f" {list(weight.shape)}"
+            f"sparse_linear: expected input of shape [*, {weight.shape[1]}] with weight of shape"
+            f" {list(weight.shape)}, got {list(input.shape)}"
         )
 
 
@@ -71,27 +71,27 @@ def _validate_conv2d(
 ) -> None:
     if not weight.is_conv:
         raise ValueError(
-            f"sparse_conv2d: weight has shape {list(weight.shape)}, expected [out, in/groups, kh, kw]; a linear"
+            f"sparse_conv2d: expected weight of shape [out, in/groups, kh, kw], got {list(weight.shape)}; a linear"
             " layer's weight goes to sparse_linear"
         )
     geometry = geometry_of(weight.shape, stride, padding, dilation, groups)
     _validate_sizes(geometry)
     if input.dim() not in (3, 4):
-        raise ValueError(f"sparse_conv2d: input has shape {list(input.shape)}, expected [N, C, H, W] and [C, H, W]")
+        raise ValueError(f"sparse_conv2d: expected input of shape [N, C, H, W] or [C, H, W], got {list(input.shape)}")
     if weight.shape[0] % geometry.groups:
-        raise ValueError(f"sparse_conv2d: groups is {groups}, expected a divisor of the {weight.shape[0]} outputs")
+        raise ValueError(f"sparse_conv2d: expected groups to divide the {weight.shape[0]} outputs, got {groups}")
     channels, height, width = input.shape[-3:]
     if channels != weight.shape[1] * geometry.groups:
         raise ValueError(
-            f"sparse_conv2d: input has {channels} channels, expected {weight.shape[1] * geometry.groups} with a weight"
-            f" of {list(weight.shape)} and {geometry.groups} groups"
+            f"sparse_conv2d: expected input of {weight.shape[1] * geometry.groups} channels with weight of shape"
+            f" {list(weight.shape)} and {geometry.groups} groups, got {channels}"
         )
     if min(geometry.output_size(height, width)) < 1:
         extent_h = geometry.dilation_h * (geometry.kernel_h - 1) + 1
         extent_w = geometry.dilation_w * (geometry.kernel_w - 1) + 1
         raise ValueError(
-            f"sparse_conv2d: input has {height}x{width} pixels, expected such that with the padding there are at"
-            f" least the {extent_h}x{extent_w} that the kernel spans"
+            f"sparse_conv2d: expected input of at least the {extent_h}x{extent_w} pixels that the kernel spans, with"
+            f" padding, got {height}x{width} without"
         )
 
 
@@ -102,44 +102,69 @@ def _validate_sizes(geometry: Geometry) -> None:
         largest = max(value for key, value in numbers.items() if key.startswith(name))
         if largest >= LIMIT:
             name = {"kernel": "kernel size", "pad": "padding"}.get(name, name)
-            raise ValueError(f"sparse_conv2d: {name} is {largest}, expected numbers below {LIMIT}")
+            raise ValueError(f"sparse_conv2d: expected {name} below {LIMIT}, got {largest}")
     largest = max(geometry.kernel_h * geometry.dilation_h, geometry.kernel_w * geometry.dilation_w)
     if largest >= LIMIT:
-        raise ValueError(f"sparse_conv2d: kernel size times dilation is {largest}, expected numbers below {LIMIT}")
+        raise ValueError(f"sparse_conv2d: expected kernel size times dilation below {LIMIT}, got {largest}")
 
 
 def validate_together(op: str, input: Tensor, values: Tensor, bias: Tensor | None) -> None:
     """Raise TypeError unless the three are of one dtype."""
     if values.dtype != input.dtype:
-        raise TypeError(f"{op}: weight has dtype {values.dtype}, expected that of input, {input.dtype}")
+        raise TypeError(f"{op}: expected weight of dtype {input.dtype} like input, got {values.dtype}")
     if bias is not None and bias.dtype != input.dtype:
-        raise TypeError(f"{op}: bias has dtype {bias.dtype}, expected that of input, {input.dtype}")
+        raise TypeError(f"{op}: expected bias of dtype {input.dtype} like input, got {bias.dtype}")
 
 
 # The kernel operators' own checks, terse: they keep the reference from broadcasting what does not fit.
 # check_indices reads the indices, which makes the host wait for a GPU: it is for the CPU.
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, expected: str, *given: object) -> None:
     if not condition:
-        raise ValueError(f"sparse_conv2d: {message}")
+        got = ", ".join(str(list(one) if isinstance(one, torch.Size) else one) for one in given)
+        raise ValueError(f"sparse_conv2d: expected {expected}, got {got}")
 
 
 def _check_common(
     image: Tensor, values: Tensor, crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]
 ) -> Geometry:
-    _require(len(geometry) == 11, "geometry is of 11 numbers")
+    _require(len(geometry) == 11, "geometry of 11 numbers", len(geometry))
     g = Geometry(*geometry)
-    _require(image.dim() == 4, "input and grad_output have four dimensions")
-    _require(min(g) >= 0 and min(*g[:4], *g[8:]) >= 1, "geometry is of positive numbers, padding may be 0")
+    _require(image.dim() == 4, "input and grad_output of 4 dimensions", image.dim())
+    _require(min(g) >= 0 and min(*g[:4], *g[8:]) >= 1, "geometry of positive numbers, or 0 for padding", geometry)
     _validate_sizes(g)
-    _require(crow_indices.dim() == 1 and crow_indices.numel() >= 2, "crow_indices has one dimension")
-    _require(image.size(1) >= 1, "input and grad_output have channels")
-    _require(crow_indices.dtype == col_indices.dtype == torch.int32, "indices are int32")
-    _require(values.shape == col_indices.shape and values.dim() == 1, "values and col_indices have one size")
-    _require(image.dtype in DTYPES and values.dtype == image.dtype, "the tensors have one floating dtype")
     _require(
-        crow_indices.device == col_indices.device == values.device == image.device, "the tensors are on one device"
+        crow_indices.dim() == 1 and crow_indices.numel() >= 2,
+        "crow_indices of 1 dimension and at least 2 elements",
+        crow_indices.shape,
+    )
+    _require(image.size(1) >= 1, "input and grad_output with channels", image.shape)
+    _require(
+        crow_indices.dtype == col_indices.dtype == torch.int32,
+        "crow_indices and col_indices of dtype torch.int32",
+        crow_indices.dtype,
+        col_indices.dtype,
+    )
+    _require(
+        values.shape == col_indices.shape and values.dim() == 1,
+        "values and col_indices of 1 dimension and one size",
+        values.shape,
+        col_indices.shape,
+    )
+    _require(
+        image.dtype in DTYPES and values.dtype == image.dtype,
+        "input, grad_output and values of one floating dtype",
+        image.dtype,
+        values.dtype,
+    )
+    _require(
+        crow_indices.device == col_indices.device == values.device == image.device,
+        "input, grad_output, values and indices on one device",
+        image.device,
+        values.device,
+        crow_indices.device,
+        col_indices.device,
     )
     return g
 
@@ -157,17 +182,20 @@ def check_forward(
 ) -> None:
     g = _check_common(input, values, crow_indices, col_indices, geometry)
     outputs = crow_indices.numel() - 1
-    _require(input.size(1) % g.groups == 0 and outputs % g.groups == 0, "the channels divide into the groups")
+    _require(input.size(1) % g.groups == 0 and outputs % g.groups == 0, "groups to divide the channels", g.groups)
     size = g.output_size(input.size(2), input.size(3))
-    _require(min(size) >= 1, "the kernel fits the padded input")
+    _require(min(size) >= 1, "input that the kernel fits into with padding", input.shape)
     if residual is not None:
-        _require(residual.dtype == input.dtype and residual.device == input.device, "residual is as input")
-        _require(tuple(residual.shape) == (input.size(0), outputs, *size), "residual has the shape of the output")
+        like_input = residual.dtype == input.dtype and residual.device == input.device
+        _require(like_input, "residual of the dtype and device of input", residual.dtype, residual.device)
+        fits = tuple(residual.shape) == (input.size(0), outputs, *size)
+        _require(fits, "residual of the shape of the output", residual.shape)
     limits = [-math.inf if low is None else low, math.inf if high is None else high]
-    _require(limits[0] <= limits[1], "low is a number, and at most high")
+    _require(limits[0] <= limits[1], "low of at most high", low, high)
     if bias is not None:
-        _require(bias.dtype == input.dtype and bias.device == input.device, "bias has the dtype and device of input")
-        _require(bias.dim() == 1 and bias.numel() == outputs, "bias has one element an output channel")
+        like_input = bias.dtype == input.dtype and bias.device == input.device
+        _require(like_input, "bias of the dtype and device of input", bias.dtype, bias.device)
+        _require(bias.dim() == 1 and bias.numel() == outputs, "bias of one element per output channel", bias.shape)
 
 
 def check_input_gradient(
@@ -182,10 +210,12 @@ def check_input_gradient(
     channels_last: bool,
 ) -> None:
     g = _check_common(grad_output, values, crow_indices, col_indices, geometry)
-    _require(permutation.shape == col_indices.shape and permutation.dtype == torch.int32, "permutation as col_indices")
-    _require((crow_indices.numel() - 1) % g.groups == 0, "the input channels divide into the groups")
-    _require(grad_output.size(1) % g.groups == 0, "the output channels divide into the groups")
-    _require(tuple(grad_output.shape[2:]) == g.output_size(height, width), "grad_output has the output's size")
+    like_columns = permutation.shape == col_indices.shape and permutation.dtype == torch.int32
+    _require(like_columns, "permutation of the shape and dtype of col_indices", permutation.shape, permutation.dtype)
+    inputs, outputs = crow_indices.numel() - 1, grad_output.size(1)
+    _require(inputs % g.groups == 0 and outputs % g.groups == 0, "groups to divide the channels", g.groups)
+    fits = tuple(grad_output.shape[2:]) == g.output_size(height, width)
+    _require(fits, "grad_output of the size of the output", grad_output.shape)
 
 
 def check_weight_gradient(
@@ -193,10 +223,11 @@ def check_weight_gradient(
 ) -> None:
     g = _check_common(input, input.new_empty(col_indices.shape), crow_indices, col_indices, geometry)
     outputs = crow_indices.numel() - 1
-    _require(input.size(1) % g.groups == 0 and outputs % g.groups == 0, "the channels divide into the groups")
-    _require(grad_output.dtype == input.dtype and grad_output.device == input.device, "grad_output is as input")
-    expected = (input.size(0), outputs, *g.output_size(input.size(2), input.size(3)))
-    _require(tuple(grad_output.shape) == expected, "grad_output has the shape of the output")
+    _require(input.size(1) % g.groups == 0 and outputs % g.groups == 0, "groups to divide the channels", g.groups)
+    like_input = grad_output.dtype == input.dtype and grad_output.device == input.device
+    _require(like_input, "grad_output of the dtype and device of input", grad_output.dtype, grad_output.device)
+    fits = tuple(grad_output.shape) == (input.size(0), outputs, *g.output_size(input.size(2), input.size(3)))
+    _require(fits, "grad_output of the shape of the output", grad_output.shape)
 
 
 def check_indices(crow_indices: Tensor, col_indices: Tensor, columns: int, permutation: Tensor | None = None) -> None:
@@ -206,4 +237,4 @@ def check_indices(crow_indices: Tensor, col_indices: Tensor, columns: int, permu
     check_contents("sparse_conv2d", crow_indices, col_indices, columns)
     if permutation is not None and permutation.numel():
         low, high = int(permutation.min()), int(permutation.max())
-        _require(low >= 0 and high < permutation.numel(), "permutation has indices of values")
+        _require(low >= 0 and high < permutation.numel(), f"permutation from 0 to {permutation.numel() - 1}", low, high)

@@ -155,7 +155,7 @@ def test_what_is_no_number_spoils_its_channel_only(act: Act, value: float) -> No
 
 def test_gradients_at_the_limits_are_torchs() -> None:
     """None at a limit itself."""
-    input = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).requires_grad_()  # 0 is normalised to 0
+    input = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).requires_grad_()  # 0 is normalized to 0
     bias = torch.zeros(1, requires_grad=True)
     output, _ = batch_norm_act(input, None, bias, 1e-9, Act(0.0))
     (mine,) = torch.autograd.grad(output.sum(), bias)
@@ -183,7 +183,7 @@ def test_dropout(p: float) -> None:
     assert abs(both - count * p * p) < 5 * math.sqrt(count * p * p * (1 - p * p))
     plain, _ = batch_norm_act(input, None, None, EPS, Act())
     torch.testing.assert_close(one[one != 0], plain[one != 0] / (1 - p))
-    # neighbours have nothing to do with each other, in a row, a column, a channel and an image
+    # neighbors have nothing to do with each other, in a row, a column, a channel and an image
     dropped = (one == 0).double() - p
     for dim in range(4):
         products = dropped.narrow(dim, 1, dropped.size(dim) - 1) * dropped.narrow(dim, 0, dropped.size(dim) - 1)
@@ -322,7 +322,7 @@ def test_malformed_forward(change: dict[str, object]) -> None:
         "high": None,
         "residual": None,
     }
-    with pytest.raises((RuntimeError, ValueError), match="expected"):
+    with pytest.raises((RuntimeError, ValueError), match="batch_norm: expected .*, got "):
         implementations.forward(**{**given, "p": 0.5, "seed": 1, **change})
 
 
@@ -343,5 +343,5 @@ def test_malformed_backward(change: dict[str, object]) -> None:
     input = torch.randn(2, 3, 4, 4)
     _, statistics, kept = implementations.forward(input, None, None, None, 1e-5, 0.0, None, 0.5, 1)
     given = {"gradient": input, "input": input, "weight": None, "statistics": statistics, "kept": kept}
-    with pytest.raises((RuntimeError, ValueError), match="expected"):
+    with pytest.raises((RuntimeError, ValueError), match="batch_norm: expected .*, got "):
         implementations.backward(**{**given, "p": 0.5, "need_input": True, "need_residual": False, **change})

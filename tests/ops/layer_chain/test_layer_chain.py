@@ -302,7 +302,7 @@ def test_it_keeps_what_its_layers_point_to() -> None:
 
 def test_numbers_that_are_none() -> None:
     operators = torch.ops.sparsekernels
-    with pytest.raises(ValueError, match="chain: expected the number"):
+    with pytest.raises(ValueError, match="layer_chain: expected chain to be the number .*, got "):
         operators._run_layer_chain(torch.zeros(1, 1, 1, 1), 1 << 40)
     layers = _Layers()
     layers.conv(0, torch.randn(4, 4, 1, 1))
@@ -310,7 +310,7 @@ def test_numbers_that_are_none() -> None:
     number = chain._number
     del chain
     gc.collect()
-    with pytest.raises(ValueError, match="chain: expected the number"):
+    with pytest.raises(ValueError, match="layer_chain: expected chain to be the number .*, got "):
         operators._run_layer_chain(torch.zeros(1, 4, 1, 1), number)
     operators._free_layer_chain(number)  # once more: harmless
 
@@ -320,39 +320,44 @@ def test_what_does_not_fit_is_an_error() -> None:
     indices = pattern.crow_indices, pattern.col_indices
     geometry = geometry_of(pattern.shape, 1, 0, 1, 1)
     chain = LayerChain(torch.empty(0))
-    with pytest.raises(ValueError, match="with layers"):
+    with pytest.raises(ValueError, match="layer_chain: expected a chain with layers, got none"):
         chain(torch.zeros(1, 8, 5, 5))
     for source, residual in ((1, None), (-1, None), (0, 1), (0, -2)):
-        with pytest.raises(ValueError, match="numbers of tensors"):
+        with pytest.raises(
+            ValueError, match=f"layer_chain: expected source and residual below 1, got {source} and {residual or 0}"
+        ):
             chain.add_sparse_conv2d(source, pattern.values, None, *indices, geometry, 8, residual)
-    with pytest.raises(ValueError, match="values: expected"):
+    with pytest.raises(ValueError, match=r"layer_chain: expected values of .*, got float32 \[287\]"):
         chain.add_sparse_conv2d(0, pattern.values[1:], None, *indices, geometry, 8)
-    with pytest.raises(ValueError, match="values: expected"):
+    with pytest.raises(ValueError, match=r"layer_chain: expected values of .*, got float16 \[288\]"):
         chain.add_sparse_conv2d(0, pattern.values.half(), None, *indices, geometry, 8)
-    with pytest.raises(ValueError, match="bias: expected"):
+    with pytest.raises(ValueError, match=r"layer_chain: expected bias of .*, got float32 \[5\]"):
         chain.add_sparse_conv2d(0, pattern.values, torch.zeros(5), *indices, geometry, 8)
-    with pytest.raises(ValueError, match="crow_indices: expected"):
+    with pytest.raises(ValueError, match="expected crow_indices that ascend from 0 to 288, .*, got 288 to 0"):
         chain.add_sparse_conv2d(0, pattern.values, None, indices[0].flip(0), indices[1], geometry, 8)
     none = torch.zeros(1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
-    with pytest.raises(ValueError, match="at least one output channel"):
+    with pytest.raises(ValueError, match=r"expected crow_indices of at least 1 output channel, got int32 \[1\]"):
         chain.add_sparse_conv2d(0, torch.zeros(0), None, *none, geometry, 8)
-    with pytest.raises(ValueError, match="low, high"):
+    with pytest.raises(ValueError, match="expected low of at most high, got 1"):
         chain.add_sparse_conv2d(0, pattern.values, None, *indices, geometry, 8, None, 1.0, 0.0)
-    with pytest.raises(ValueError, match="window: expected"):
+    with pytest.raises(ValueError, match=r"expected window of .*, got \[2, 2, 0, 1, 0, 0\]"):
         chain.add_max_pool2d(0, (2, 2, 0, 1, 0, 0))
     chain.add_sparse_conv2d(0, pattern.values, None, *indices, geometry, 8)
     for input, words in (
-        (torch.zeros(1, 7, 5, 5), "with the channels"),
-        (torch.zeros(1, 8, 2, 5), "fits into"),
-        (torch.zeros(1, 8, 0, 5), "fits into"),
-        (torch.zeros(8, 5, 5), "4 dimensions"),
-        (torch.zeros(1, 8, 5, 5, dtype=torch.float64), "dtype of the chain"),
+        (torch.zeros(1, 7, 5, 5), "expected input of 8 channels in layer 0, got 7"),
+        (torch.zeros(1, 8, 2, 5), "expected input that layer 0 fits into, got 2x5"),
+        (torch.zeros(1, 8, 0, 5), "expected input that layer 0 fits into, got 0x5"),
+        (torch.zeros(8, 5, 5), r"expected input of 4 dimensions, got float32 \[8, 5, 5\]"),
+        (
+            torch.zeros(1, 8, 5, 5, dtype=torch.float64),
+            r"expected input of the dtype of the chain, got float64 \[1, 8, 5, 5\]",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             chain(input)
     assert chain(torch.zeros(1, 8, 5, 5)).shape == (1, 4, 3, 3)
     chain.add_sparse_conv2d(0, pattern.values, None, *indices, geometry_of(pattern.shape, 1, 1, 1, 1), 8, 1)
-    with pytest.raises(ValueError, match="residual: expected"):
+    with pytest.raises(ValueError, match="expected residual of the size 4x5x5 .*, got 4x3x3"):
         chain(torch.zeros(1, 8, 5, 5))
 
 

@@ -205,7 +205,7 @@ def test_rounding(backend: str, device: str, dtype: torch.dtype) -> None:
         # the weight takes every bit pattern, in one row whose values are all 1
         row = torch.ones(1, patterns.numel(), dtype=dtype, device=device)
         result = sk.rms_norm(row, (patterns.numel(),), patterns, 0.0)[0]
-        # and float32 weights between two neighbours take every way of rounding
+        # and float32 weights between two neighbors take every way of rounding
         wide = patterns[patterns.isfinite()].float()
         between = torch.cat([wide * 1.001953125, wide * 1.0078125, wide * 1.00390625, wide * 1.00048828125])
         row = torch.ones(1, between.numel(), dtype=dtype, device=device)
@@ -240,7 +240,7 @@ def test_more_than_two_to_the_31_elements(device: str) -> None:
 
 @st.composite
 def strided(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
-    """A tensor of up to five dimensions, permuted, cut with steps, and how many of its dimensions are normalised."""
+    """A tensor of up to five dimensions, permuted, cut with steps, and how many of its dimensions are normalized."""
     shape = [*draw(st.lists(st.integers(0, 6), min_size=1, max_size=4)), draw(st.integers(1, 80))]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     x = torch.randn([size * 2 + 1 for size in shape], generator=generator)

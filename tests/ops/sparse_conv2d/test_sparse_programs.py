@@ -137,7 +137,8 @@ except ValueError as error:
 """
     environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"SPARSEKERNELS_CPU_PROGRAMS is '{setting}', expected a whole number of megabytes")
+    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_PROGRAMS to be a whole number of megabytes")
+    assert done.stdout.endswith(f", got '{setting}'\n")
 
 
 TURNS = """
@@ -191,7 +192,7 @@ def test_weight_gradients_have_programs_of_their_own() -> None:
 @pytest.mark.parametrize("outputs", [1, 11, 12, 30, 31, 32, 62, 63, 113])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 def test_any_number_of_rows(outputs: int, channels_last: bool) -> None:
-    """Slices are at most 31 rows, 28 where channels are neighbours."""
+    """Slices are at most 31 rows, 28 where channels are neighbors."""
     x, dense = torch.randn(3, 20, 9, 10), torch.randn(outputs, 20, 3, 3)
     weight = sk.Unstructured.from_dense(dense, torch.rand_like(dense) < 0.2)
     if channels_last:

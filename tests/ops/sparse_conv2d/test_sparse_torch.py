@@ -257,66 +257,136 @@ X, W, L = torch.randn(2, 4, 7, 7), conv_weight(), linear_weight()
 # Its nonzeros are of the first channel only, so the kernels find all that they read in any input.
 LOW = sk.Unstructured.from_dense(torch.randn(6, 4, 3, 3), (torch.arange(4) == 0)[:, None, None].expand(6, 4, 3, 3))
 REFUSED = [
-    pytest.param(X[0, 0], W, {}, ValueError, r"input has shape \[7, 7\], expected \[N, C, H, W\]", id="an image"),
-    pytest.param(X[None], W, {}, ValueError, "input has shape", id="five dimensions"),
-    pytest.param(X[:, :3], W, {}, ValueError, r"input has 3 channels, expected 4 with .* 1 groups", id="channels"),
-    pytest.param(torch.randn(2, 8, 7, 7), W, {}, ValueError, "input has 8 channels", id="twice the channels"),
-    pytest.param(torch.randn(2, 5, 7, 7), W, {}, ValueError, "input has 5 channels", id="a channel more"),
-    pytest.param(torch.randn(2, 0, 7, 7), W, {}, ValueError, "input has 0 channels", id="no channels"),
-    pytest.param(X[:, :3], LOW, {}, ValueError, "input has 3 channels", id="a channel less, whose weights are zero"),
-    pytest.param(X, LOW, {"groups": 2}, ValueError, "input has 4 channels", id="half the channels, likewise"),
-    pytest.param(X, W, {"stride": 2**20}, ValueError, "stride is 1048576, expected numbers below", id="far stride"),
-    pytest.param(X, W, {"stride": (1, 2**31)}, ValueError, "stride is 2147483648", id="farther stride"),
-    pytest.param(X, W, {"padding": 2**20}, ValueError, "padding is 1048576", id="large padding"),
-    pytest.param(X, W, {"dilation": 2**20}, ValueError, "dilation is 1048576", id="large dilation"),
+    pytest.param(X[0, 0], W, {}, ValueError, r"expected input of shape \[N, C, H, W\] .*, got \[7, 7\]", id="an image"),
+    pytest.param(X[None], W, {}, ValueError, "expected input of shape .*, got", id="five dimensions"),
+    pytest.param(X[:, :3], W, {}, ValueError, "expected input of 4 channels with .* 1 groups, got 3", id="channels"),
     pytest.param(
-        X, W, {"dilation": 2**19, "padding": 2**19}, ValueError, "kernel size times dilation", id="kernel x dilation"
+        torch.randn(2, 8, 7, 7), W, {}, ValueError, "expected input of 4 channels .*, got 8", id="twice the channels"
     ),
-    pytest.param(X, W, {"stride": [1, 1, 1]}, ValueError, "stride is", id="list of three"),
-    pytest.param(X, W, {"stride": [0]}, ValueError, r"stride is \[0\]", id="list of 0"),
-    pytest.param(X, W, {"dilation": [1, 1.5]}, TypeError, r"dilation is \[1, 1.5\]", id="list of a half"),
     pytest.param(
-        X, W, {"groups": 2}, ValueError, "input has 4 channels, expected 8 with .* 2 groups", id="channels of groups"
+        torch.randn(2, 5, 7, 7), W, {}, ValueError, "expected input of 4 channels .*, got 5", id="a channel more"
     ),
-    pytest.param(X, W, {"groups": 4}, ValueError, "groups is 4, expected a divisor of the 6 outputs", id="groups"),
-    pytest.param(X, W, {"groups": 0}, ValueError, "groups is 0", id="no groups"),
-    pytest.param(X, W, {"groups": 1.5}, TypeError, "groups is 1.5", id="groups of a half"),
-    pytest.param(X, W, {"stride": 0}, ValueError, "stride is 0", id="stride 0"),
-    pytest.param(X, W, {"stride": (1, 1, 1)}, ValueError, "stride is", id="three strides"),
-    pytest.param(X, W, {"stride": ()}, ValueError, "stride is", id="no strides"),
-    pytest.param(X, W, {"stride": 1.5}, TypeError, "stride is 1.5", id="stride of a half"),
-    pytest.param(X, W, {"stride": None}, TypeError, "stride is None", id="stride None"),
-    pytest.param(X, W, {"dilation": 0}, ValueError, "dilation is 0", id="dilation 0"),
-    pytest.param(X, W, {"padding": -1}, ValueError, "padding is -1", id="negative padding"),
-    pytest.param(X, W, {"padding": (1, 1, 1, 1)}, ValueError, "padding is", id="four paddings"),
-    pytest.param(X, W, {"padding": "full"}, ValueError, "padding is 'full', expected \"same\"", id="padding name"),
     pytest.param(
-        X, W, {"padding": "same", "stride": 2}, ValueError, "stride is 2, expected 1 with padding", id="same and stride"
+        torch.randn(2, 0, 7, 7), W, {}, ValueError, "expected input of 4 channels .*, got 0", id="no channels"
     ),
-    pytest.param(X, W, {"dilation": 4}, ValueError, "input has 7x7 pixels.*9x9", id="large kernel"),
-    pytest.param(X[..., :2], W, {}, ValueError, "input has 7x2 pixels", id="small image"),
-    pytest.param(X, W, {"bias": torch.ones(5)}, ValueError, r"bias has shape \[5\], expected \[6\]", id="bias"),
-    pytest.param(X, W, {"bias": torch.ones(1, 6)}, ValueError, "bias has shape", id="bias of two dimensions"),
-    pytest.param(X, W, {"bias": torch.ones(6).double()}, TypeError, "bias has dtype torch.float64", id="bias dtype"),
-    pytest.param(X, W, {"bias": torch.ones(6, device="meta")}, ValueError, "bias is on meta", id="bias on meta"),
-    pytest.param(X, W, {"bias": [1.0] * 6}, TypeError, "bias is of type list", id="bias list"),
-    pytest.param(X.double(), W, {}, TypeError, "weight has dtype torch.float32, expected", id="dtypes"),
-    pytest.param(X.bfloat16(), W, {}, TypeError, "weight has dtype torch.float32, expected", id="half input"),
-    pytest.param(X, W.to(torch.float64), {}, TypeError, "weight has dtype torch.float64", id="float64 weight"),
-    pytest.param(X.int(), W, {}, TypeError, "input has dtype torch.int32", id="int input"),
-    pytest.param(X.to("meta"), W, {}, ValueError, "input is on meta", id="input on meta"),
-    pytest.param(X.to_sparse(), W, {}, TypeError, "input has layout", id="sparse input"),
-    pytest.param(X.tolist(), W, {}, TypeError, "input is of type list", id="input list"),
-    pytest.param(None, W, {}, TypeError, "input is of type NoneType", id="no input"),
-    pytest.param(X, W.to_dense(), {}, TypeError, "weight is of type Tensor.*Unstructured.from_dense", id="dense"),
-    pytest.param(X, L, {}, ValueError, r"weight has shape \[6, 8\].*goes to sparse_linear", id="linear weight"),
+    pytest.param(
+        X[:, :3],
+        LOW,
+        {},
+        ValueError,
+        "expected input of 4 channels .*, got 3",
+        id="a channel less, whose weights are zero",
+    ),
+    pytest.param(
+        X, LOW, {"groups": 2}, ValueError, "expected input of 8 channels .*, got 4", id="half the channels, likewise"
+    ),
+    pytest.param(X, W, {"stride": 2**20}, ValueError, "expected stride below .*, got 1048576", id="far stride"),
+    pytest.param(
+        X, W, {"stride": (1, 2**31)}, ValueError, "expected stride below .*, got 2147483648", id="farther stride"
+    ),
+    pytest.param(X, W, {"padding": 2**20}, ValueError, "expected padding below .*, got 1048576", id="large padding"),
+    pytest.param(X, W, {"dilation": 2**20}, ValueError, "expected dilation below .*, got 1048576", id="large dilation"),
+    pytest.param(
+        X,
+        W,
+        {"dilation": 2**19, "padding": 2**19},
+        ValueError,
+        "expected kernel size times dilation below .*, got 1572864",
+        id="kernel x dilation",
+    ),
+    pytest.param(
+        X, W, {"stride": [1, 1, 1]}, ValueError, r"expected stride to be .*, got \[1, 1, 1\]", id="list of three"
+    ),
+    pytest.param(X, W, {"stride": [0]}, ValueError, r"expected stride to be .*, got \[0\]", id="list of 0"),
+    pytest.param(
+        X, W, {"dilation": [1, 1.5]}, TypeError, r"expected dilation to be .*, got \[1, 1.5\]", id="list of a half"
+    ),
+    pytest.param(
+        X, W, {"groups": 2}, ValueError, "expected input of 8 channels with .* 2 groups, got 4", id="channels of groups"
+    ),
+    pytest.param(X, W, {"groups": 4}, ValueError, "expected groups to divide the 6 outputs, got 4", id="groups"),
+    pytest.param(X, W, {"groups": 0}, ValueError, "expected groups to be .*, got 0", id="no groups"),
+    pytest.param(X, W, {"groups": 1.5}, TypeError, "expected groups to be .*, got 1.5", id="groups of a half"),
+    pytest.param(X, W, {"stride": 0}, ValueError, "expected stride to be .*, got 0", id="stride 0"),
+    pytest.param(
+        X, W, {"stride": (1, 1, 1)}, ValueError, r"expected stride to be .*, got \(1, 1, 1\)", id="three strides"
+    ),
+    pytest.param(X, W, {"stride": ()}, ValueError, r"expected stride to be .*, got \(\)", id="no strides"),
+    pytest.param(X, W, {"stride": 1.5}, TypeError, "expected stride to be .*, got 1.5", id="stride of a half"),
+    pytest.param(X, W, {"stride": None}, TypeError, "expected stride to be .*, got None", id="stride None"),
+    pytest.param(X, W, {"dilation": 0}, ValueError, "expected dilation to be .*, got 0", id="dilation 0"),
+    pytest.param(X, W, {"padding": -1}, ValueError, "expected padding to be .*, got -1", id="negative padding"),
+    pytest.param(
+        X,
+        W,
+        {"padding": (1, 1, 1, 1)},
+        ValueError,
+        r"expected padding to be .*, got \(1, 1, 1, 1\)",
+        id="four paddings",
+    ),
+    pytest.param(
+        X, W, {"padding": "full"}, ValueError, "expected padding to be \"same\".*, got 'full'", id="padding name"
+    ),
+    pytest.param(
+        X,
+        W,
+        {"padding": "same", "stride": 2},
+        ValueError,
+        "expected stride to be 1 with padding.*, got 2",
+        id="same and stride",
+    ),
+    pytest.param(
+        X, W, {"dilation": 4}, ValueError, "expected input of at least the 9x9 pixels .*, got 7x7", id="large kernel"
+    ),
+    pytest.param(
+        X[..., :2], W, {}, ValueError, "expected input of at least the 3x3 pixels .*, got 7x2", id="small image"
+    ),
+    pytest.param(X, W, {"bias": torch.ones(5)}, ValueError, r"expected bias of shape \[6\] .*, got \[5\]", id="bias"),
+    pytest.param(
+        X, W, {"bias": torch.ones(1, 6)}, ValueError, "expected bias of shape .*, got", id="bias of two dimensions"
+    ),
+    pytest.param(
+        X,
+        W,
+        {"bias": torch.ones(6).double()},
+        TypeError,
+        "expected bias of dtype .*, got torch.float64",
+        id="bias dtype",
+    ),
+    pytest.param(
+        X,
+        W,
+        {"bias": torch.ones(6, device="meta")},
+        ValueError,
+        "expected bias on cpu like weight, got meta",
+        id="bias on meta",
+    ),
+    pytest.param(X, W, {"bias": [1.0] * 6}, TypeError, "expected bias to be .*, got list", id="bias list"),
+    pytest.param(X.double(), W, {}, TypeError, "expected weight of dtype .*, got torch.float32", id="dtypes"),
+    pytest.param(X.bfloat16(), W, {}, TypeError, "expected weight of dtype .*, got torch.float32", id="half input"),
+    pytest.param(
+        X, W.to(torch.float64), {}, TypeError, "expected weight of dtype .*, got torch.float64", id="float64 weight"
+    ),
+    pytest.param(X.int(), W, {}, TypeError, "expected input of dtype .*, got torch.int32", id="int input"),
+    pytest.param(X.to("meta"), W, {}, ValueError, "expected input on cpu like weight, got meta", id="input on meta"),
+    pytest.param(
+        X.to_sparse(), W, {}, TypeError, "expected input of layout .*, got torch.sparse_coo", id="sparse input"
+    ),
+    pytest.param(X.tolist(), W, {}, TypeError, "expected input to be .*, got list", id="input list"),
+    pytest.param(None, W, {}, TypeError, "expected input to be .*, got NoneType", id="no input"),
+    pytest.param(
+        X, W.to_dense(), {}, TypeError, "expected weight to be .*Unstructured.from_dense.*, got Tensor", id="dense"
+    ),
+    pytest.param(
+        X, L, {}, ValueError, r"expected weight of shape .*, got \[6, 8\].*goes to sparse_linear", id="linear weight"
+    ),
 ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sizes_are_refused_alike_in_all_dtypes(dtype: torch.dtype) -> None:
     for name in ("stride", "padding", "dilation"):
-        with pytest.raises(ValueError, match=f"sparse_conv2d: {name} is 1048576, expected numbers below 1048576"):
+        with pytest.raises(ValueError, match=f"sparse_conv2d: expected {name} below 1048576, got 1048576"):
             sk.sparse_conv2d(X.to(dtype), W.to(dtype), **{name: 2**20})
     assert sk.sparse_conv2d(X.to(dtype), W.to(dtype), stride=2**20 - 1).shape == (2, 6, 1, 1)
 
@@ -351,14 +421,14 @@ def test_bad_input_is_refused_in_words(
 @pytest.mark.parametrize(
     ("input", "weight", "bias", "error", "message"),
     [
-        (torch.randn(3, 7), L, None, ValueError, r"input has shape \[3, 7\].*\[\*, 8\]"),
-        (torch.randn(4, 4), L, None, ValueError, "input has shape"),
-        (torch.tensor(1.0), L, None, ValueError, "input has shape"),
-        (torch.randn(3, 8), L, torch.ones(8), ValueError, r"bias has shape \[8\]"),
-        (torch.randn(3, 8).half(), L, None, TypeError, "weight has dtype torch.float32"),
-        (torch.randn(3, 8), W, None, ValueError, "weight has shape.*goes to sparse_conv2d"),
-        (torch.randn(3, 8), torch.randn(6, 8), None, TypeError, "weight is of type Tensor"),
-        ([1.0], L, None, TypeError, "input is of type list"),
+        (torch.randn(3, 7), L, None, ValueError, r"expected input of shape \[\*, 8\] .*, got \[3, 7\]"),
+        (torch.randn(4, 4), L, None, ValueError, r"expected input of shape .*, got \[4, 4\]"),
+        (torch.tensor(1.0), L, None, ValueError, r"expected input of shape .*, got \[\]"),
+        (torch.randn(3, 8), L, torch.ones(8), ValueError, r"expected bias of shape \[6\] .*, got \[8\]"),
+        (torch.randn(3, 8).half(), L, None, TypeError, "expected weight of dtype .*, got torch.float32"),
+        (torch.randn(3, 8), W, None, ValueError, "expected weight of shape .*, got .*goes to sparse_conv2d"),
+        (torch.randn(3, 8), torch.randn(6, 8), None, TypeError, "expected weight to be .*, got Tensor"),
+        ([1.0], L, None, TypeError, "expected input to be .*, got list"),
     ],
 )
 def test_bad_input_of_linear(
