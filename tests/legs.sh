@@ -82,7 +82,7 @@ leg_wheel() {
   smoke
 }
 
-leg_clang() { # no warning of clang's, and the tests of the convolutions on what it compiled
+leg_clang() { # no warning of clang's, and the tests of the operations on what it compiled
   local compiler=${CLANG:-clang++} copy=$work/clang-package
   command -v "$compiler" >/dev/null || skip "there is no $compiler"
   export PATH=$tools:$PATH
@@ -91,7 +91,7 @@ leg_clang() { # no warning of clang's, and the tests of the convolutions on what
   cmake --build "$work/clang" || exit 1
   rm -rf "$copy" && mkdir -p "$copy" && cp -r sparsekernels tests pyproject.toml "$copy" || exit 1
   cp "$work/clang/libsparsekernels_cpu.so" "$copy/sparsekernels/lib/" && cd "$copy" || exit 1
-  tests tests/ops/sparse_conv2d
+  tests tests/ops
 }
 
 leg_newest-torch() {
