@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 LINTERS := $(VENV)/.linters
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: bench test test-full wheel wheel-test lint format sanitize gpu clean
+.PHONY: bench test test-full wheel wheel-here wheel-test lint format sanitize gpu clean
 
 bench: $(STAMP)
 	$(BIN)/sparsekernels bench
@@ -29,6 +29,10 @@ test-full: test
 # One wheel for every Python from 3.10 and torch from 2.10 on. It holds no copy of torch's libraries: they are loaded
 # already when ours is, and are found by name.
 wheel: $(STAMP)
+	$(MAKE) wheel-here
+
+# `wheel` with the environment of BIN as it is: tests/legs.sh has one that need not be .venv.
+wheel-here:
 	$(BIN)/python -m pip install --quiet --group wheel
 	rm -rf build/wheel dist/sparsekernels-*.whl
 	PATH="$(abspath $(BIN)):$$PATH" SPARSEKERNELS_REQUIRE_KERNELS=1 $(BIN)/python -m pip wheel --quiet --no-deps \

@@ -5,15 +5,16 @@
 # Tests that take long, or need another compiler, torch or Python, as legs that run one by one:
 #   tests/legs.sh all | NAME...
 # Each prints PASS, SKIP or FAIL and why. They use the environment that `make test` made; those of the wheel's legs are
-# in build/legs, of several GB each where pip finds a torch with CUDA. Settings: PYTHON310 (where Python 3.10 is),
-# NEWEST (a version of torch; default what pip finds), CLANG (the compiler; default clang++), PYTEST_ARGS.
+# in build/legs, of several GB each where pip finds a torch with CUDA. Settings: PYTHON (of another environment),
+# PYTHON310 (where Python 3.10 is), NEWEST (a version of torch; default what pip finds), CLANG (the compiler; default
+# clang++), PYTEST_ARGS.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 python=${PYTHON:-$root/.venv/bin/python}
 tools=$(dirname "$python")
 work=$root/build/legs
-kernels=(tests/ops tests/nn tests/formats)
+kernels=(tests/ops tests/nn tests/formats tests/test_torch.py)
 all=(avx2 portable jit-off wheel clang sanitizers newest-torch torch-2.10)
 skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
 
@@ -39,7 +40,7 @@ built_wheel() { # the path of the repaired wheel, which is built where there is 
   found=$(find dist -name 'sparsekernels-*manylinux*.whl' 2>/dev/null | head -n 1)
   if [ -z "$found" ] || [ -n "$(find csrc cmake sparsekernels setup.py CMakeLists.txt pyproject.toml -newer "$found" -type f \
     ! -name '*.pyc' ! -path 'sparsekernels/lib/*' | head -n 1)" ]; then
-    CMAKE_ARGS="${CMAKE_ARGS:--DSPARSEKERNELS_CUDA=off}" make --silent wheel >&2 || return 1
+    CMAKE_ARGS="${CMAKE_ARGS:--DSPARSEKERNELS_CUDA=off}" make --silent wheel-here BIN="$tools" >&2 || return 1
     found=$(find dist -name 'sparsekernels-*manylinux*.whl' | head -n 1)
   fi
   realpath "$found"
@@ -81,16 +82,16 @@ leg_wheel() {
   smoke
 }
 
-leg_clang() { # no warning of clang's, and the tests of the convolutions on what it compiled
+leg_clang() { # no warning of clang's, and the tests of the operations on what it compiled
   local compiler=${CLANG:-clang++} copy=$work/clang-package
   command -v "$compiler" >/dev/null || skip "there is no $compiler"
   export PATH=$tools:$PATH
   cmake --fresh -S . -B "$work/clang" -DTORCH_DIR="$(torch_folder)" -DSPARSEKERNELS_CUDA=off \
-    -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_CXX_FLAGS=-Werror || exit 1
-  cmake --build "$work/clang" --parallel || exit 1
+    -G Ninja -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_CXX_FLAGS=-Werror || exit 1
+  cmake --build "$work/clang" || exit 1
   rm -rf "$copy" && mkdir -p "$copy" && cp -r sparsekernels tests pyproject.toml "$copy" || exit 1
   cp "$work/clang/libsparsekernels_cpu.so" "$copy/sparsekernels/lib/" && cd "$copy" || exit 1
-  tests tests/ops/sparse_conv2d
+  tests tests/ops
 }
 
 leg_newest-torch() {

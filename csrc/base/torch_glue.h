@@ -155,16 +155,28 @@ void require(bool condition, const char* expected, const Given& given) {
   if (!condition) throw std::invalid_argument(std::string(expected) + ", got " + text_of(given));
 }
 
+// How many arguments a boxed kernel finds on the stack, and how many results it leaves there.
+struct StackCounts {
+  uint64_t arguments, results;
+};
+
 // Arguments of a boxed kernel, taken off the stack one after another.
 class Arguments {
  public:
-  // The operators are declared in Python: a library of another version would read past the stack.
-  Arguments(StableIValue* stack, uint64_t count, uint64_t expected) : stack_(stack) {
-    if (count == expected) return;
+  // The operators are declared in Python: a library of another version would read and write past the stack.
+  Arguments(StableIValue* stack, StackCounts given, StackCounts expected) : stack_(stack) {
+    if (given.arguments == expected.arguments && given.results == expected.results) return;
+    const auto words = [](StackCounts counts) {
+      std::string text = std::to_string(counts.arguments);
+      text += " arguments and ";
+      text += std::to_string(counts.results);
+      text += " results";
+      return text;
+    };
     std::string message = "expected ";
-    message += std::to_string(expected);
-    message += " arguments, got ";
-    message += std::to_string(count);
+    message += words(expected);
+    message += ", got ";
+    message += words(given);
     message += ": the compiled kernels are of another version than the Python code; build them again";
     throw std::invalid_argument(message);
   }

@@ -52,8 +52,8 @@ void for_channels(const BatchNormSpace& space, Body body) {
   torch::stable::parallel_for(0, space.channels, grain, body);
 }
 
-void boxed_batch_norm(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 9);
+void boxed_batch_norm(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {9, 3});
   const Handle input = arguments.tensor(), residual = arguments.optional_tensor();
   const Handle weight = arguments.optional_tensor(), bias = arguments.optional_tensor();
   BatchNormForward call;
@@ -94,8 +94,8 @@ void boxed_batch_norm(StableIValue* stack, uint64_t count, uint64_t) {
   stack[2] = to_stack(std::move(kept));
 }
 
-void boxed_batch_norm_backward(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 8);
+void boxed_batch_norm_backward(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {8, 3});
   Handle gradient = arguments.tensor();
   const Handle input = arguments.tensor(), weight = arguments.optional_tensor(), statistics = arguments.tensor();
   const Handle kept = arguments.tensor();

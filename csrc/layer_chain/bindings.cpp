@@ -51,16 +51,16 @@ Chains& chains() {
   return *one;
 }
 
-void boxed_make(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 1);
+void boxed_make(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {1, 1});
   const Handle like = arguments.tensor();
   const DType dtype = dtype_of(like);
   require(dtype != DType::kFloat64, "layer_chain: expected like of float32, bfloat16 or float16", like);
   stack[0] = torch::stable::detail::from(chains().add(std::make_shared<OwnedChain>(dtype)));
 }
 
-void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 11);
+void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {11, 1});
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
   const int source = static_cast<int>(arguments.integer());
   ChainConvolution layer;
@@ -110,21 +110,21 @@ void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t) {
   stack[0] = torch::stable::detail::from(int64_t{result});
 }
 
-void boxed_add_max_pool(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 3);
+void boxed_add_max_pool(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {3, 1});
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
   const int source = static_cast<int>(arguments.integer());
   const MaxPool2d pooling = pooling_of(arguments.integers());
   stack[0] = torch::stable::detail::from(int64_t{owner->chain.add({.source = source, .operation = pooling})});
 }
 
-void boxed_free(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 1);
+void boxed_free(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {1, 0});
   chains().free(arguments.integer());
 }
 
-void boxed_run(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 2);
+void boxed_run(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {2, 1});
   Handle input = arguments.tensor();
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
   require(input.dim() == 4, "layer_chain: expected input of 4 dimensions", input);

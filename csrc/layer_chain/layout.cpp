@@ -48,6 +48,20 @@ ChainLayout plain_layout(const int64_t (&size)[3]) {
   return {.images = 1, .channel = positions, .vector_stride = kLanes, .image = size[0] * positions, .is_plain = true};
 }
 
+Activation activation_of(const ChainTensor& tensor, DType dtype, int64_t images, void* place) {
+  const ChainLayout& layout = tensor.layout;
+  Activation result;
+  result.data = place == nullptr ? nullptr : static_cast<char*>(place) + layout.first * element_size(dtype);
+  result.dtype = dtype;
+  result.size[0] = images;
+  std::copy_n(tensor.size, 3, result.size + 1);
+  result.stride[0] = layout.image;
+  result.stride[1] = layout.channel;
+  result.stride[2] = tensor.size[2];
+  result.stride[3] = 1;
+  return result;
+}
+
 ChainLayout planes_as_layout(const Lattice& lattice, const jit::ForwardPlan& plan, const ChainTensor& source) {
   const ChainLayout plain = plain_layout(source.size);
   const int64_t positions = source.size[1] * source.size[2], images = plan.images, vector_stride = plan.vector_stride;

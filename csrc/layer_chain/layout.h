@@ -49,6 +49,9 @@ struct ChainLayerPlan {
 
 ChainLayout plain_layout(const int64_t (&size)[3]);
 
+// Where vectors lie between each other, rows and columns are those of one channel, without gaps.
+Activation activation_of(const ChainTensor& tensor, DType dtype, int64_t images, void* place);
+
 // The planes that a layer reads, as a layout of its source; plain, where they are no copy of it.
 ChainLayout planes_as_layout(const Lattice& lattice, const jit::ForwardPlan& plan, const ChainTensor& source);
 

@@ -50,8 +50,8 @@ void for_planes(const Handle& input, int64_t elements, Body body) {
   torch::stable::parallel_for(0, input.sizes()[0] * input.sizes()[1], grain, body);
 }
 
-void boxed_max_pool2d(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 2);
+void boxed_max_pool2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {2, 1});
   const Handle input = arguments.tensor();
   MaxPool2d call = call_of(input, arguments.integers());
   Handle output = empty_results(call, input, input.dtype());
@@ -63,8 +63,8 @@ void boxed_max_pool2d(StableIValue* stack, uint64_t count, uint64_t) {
   stack[0] = to_stack(std::move(output));
 }
 
-void boxed_max_pool2d_places(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 2);
+void boxed_max_pool2d_places(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {2, 2});
   const Handle input = arguments.tensor();
   MaxPool2d call = call_of(input, arguments.integers());
   require(call.dtype == DType::kFloat32, "max_pool2d: expected input of float32", input);
@@ -82,8 +82,8 @@ void boxed_max_pool2d_places(StableIValue* stack, uint64_t count, uint64_t) {
   stack[1] = to_stack(std::move(places));
 }
 
-void boxed_max_pool2d_backward(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 3);
+void boxed_max_pool2d_backward(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {3, 1});
   Handle gradient = arguments.tensor();
   const Handle places = arguments.tensor();
   const std::vector<int64_t> plane = arguments.integers();

@@ -72,14 +72,14 @@ void launch_backward(RmsNormBackward call, const Handle& input) {
   require_success(cuda::rms_norm_backward(call, current_stream(device)), "rms_norm backward");
 }
 
-void rms_norm(StableIValue* stack, uint64_t count, uint64_t) {
-  boxed_forward(stack, count, false, launch_forward);
+void rms_norm(StableIValue* stack, uint64_t count, uint64_t returned) {
+  boxed_forward(stack, {count, returned}, false, launch_forward);
 }
-void add_rms_norm(StableIValue* stack, uint64_t count, uint64_t) {
-  boxed_forward(stack, count, true, launch_forward);
+void add_rms_norm(StableIValue* stack, uint64_t count, uint64_t returned) {
+  boxed_forward(stack, {count, returned}, true, launch_forward);
 }
-void rms_norm_backward(StableIValue* stack, uint64_t count, uint64_t) {
-  boxed_backward(stack, count, launch_backward);
+void rms_norm_backward(StableIValue* stack, uint64_t count, uint64_t returned) {
+  boxed_backward(stack, {count, returned}, launch_backward);
 }
 
 }  // namespace

@@ -108,8 +108,8 @@ void describe_or_copy_rows(
 // The operators. A launcher is given a call that is checked, described and allocated, and never an empty one.
 
 template <class Launch>
-void boxed_forward(StableIValue* stack, uint64_t count, bool add, Launch launch) {
-  Arguments arguments(stack, count, add ? 6 : 5);
+void boxed_forward(StableIValue* stack, StackCounts counts, bool add, Launch launch) {
+  Arguments arguments(stack, counts, add ? StackCounts{6, 2} : StackCounts{5, 1});
   Handle input = arguments.tensor();
   Handle residual = add ? arguments.tensor() : Handle();
   const int64_t dims = arguments.integer(), size = arguments.integer();
@@ -140,8 +140,8 @@ void boxed_forward(StableIValue* stack, uint64_t count, bool add, Launch launch)
 
 // launch(call, input) must write all of grad_weight, also for no rows, where it is asked for.
 template <class Launch>
-void boxed_backward(StableIValue* stack, uint64_t count, Launch launch) {
-  Arguments arguments(stack, count, 9);
+void boxed_backward(StableIValue* stack, StackCounts counts, Launch launch) {
+  Arguments arguments(stack, counts, {9, 2});
   Handle grad_output = arguments.tensor();
   Handle input = arguments.tensor();
   const int64_t dims = arguments.integer(), size = arguments.integer();

@@ -120,8 +120,8 @@ Handle checked_bias(Handle bias, const Handle& input, int64_t rows) {
   return bias;
 }
 
-void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 9);
+void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {9, 1});
   const Handle input = arguments.tensor();
   const Handle values = contiguous_vector(arguments.tensor());
   Handle given_bias = arguments.optional_tensor();
@@ -208,8 +208,8 @@ Plans& plans() {
   return *one;
 }
 
-void boxed_plan(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 4);
+void boxed_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {4, 1});
   Handle crow = arguments.tensor(), col = arguments.tensor();
   const Geometry geometry(arguments.integers());
   const int64_t columns = arguments.integer();
@@ -222,13 +222,13 @@ void boxed_plan(StableIValue* stack, uint64_t count, uint64_t) {
       plans().add(std::make_shared<OwnedPlan>(std::move(crow), std::move(col), geometry, columns)));
 }
 
-void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 1);
+void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {1, 0});
   plans().free(arguments.integer());
 }
 
-void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 7);
+void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {7, 1});
   const Handle input = arguments.tensor();
   Handle weight = arguments.tensor();
   Handle given_bias = arguments.optional_tensor();
@@ -264,8 +264,8 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t) 
   stack[0] = to_stack(std::move(output));
 }
 
-void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 9);
+void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {9, 1});
   const Handle grad_output = arguments.tensor();
   const Handle values = contiguous_vector(arguments.tensor());
   const Handle crow = arguments.tensor(), col = arguments.tensor(), permutation = arguments.tensor();
@@ -294,8 +294,8 @@ void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t) {
   stack[0] = to_stack(std::move(grad_input));
 }
 
-void boxed_weight_gradient(StableIValue* stack, uint64_t count, uint64_t) {
-  Arguments arguments(stack, count, 5);
+void boxed_weight_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {5, 1});
   const Handle grad_output = arguments.tensor(), input = arguments.tensor();
   const Handle crow = arguments.tensor(), col = arguments.tensor();
   const Geometry geometry(arguments.integers());
@@ -319,15 +319,18 @@ void boxed_weight_gradient(StableIValue* stack, uint64_t count, uint64_t) {
   stack[0] = to_stack(std::move(grad_values));
 }
 
-void boxed_fma_rate(StableIValue* stack, uint64_t, uint64_t) {
+void boxed_fma_rate(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments(stack, {count, returned}, {0, 1});
   stack[0] = torch::stable::detail::from(fma_from_l1_gflops(torch_threads()));
 }
 
-void boxed_kept_kernels(StableIValue* stack, uint64_t, uint64_t) {
+void boxed_kept_kernels(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments(stack, {count, returned}, {0, 1});
   stack[0] = torch::stable::detail::from(jit::jit_allowed() ? jit::kept_kernel_bytes() : int64_t{-1});
 }
 
-void boxed_most_kernels(StableIValue* stack, uint64_t, uint64_t) {
+void boxed_most_kernels(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments(stack, {count, returned}, {0, 1});
   stack[0] = torch::stable::detail::from(jit::most_kernel_bytes());
 }
 

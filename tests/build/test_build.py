@@ -287,3 +287,25 @@ def test_cuda_library_holds_every_architecture() -> None:
     for architecture in ("sm_80", "sm_90", "sm_100"):
         assert architecture in objects
     assert "sm_100" in intermediate  # for what comes after
+
+
+@pytest.mark.parametrize(
+    ("schema", "got"),
+    [
+        ("(Tensor input) -> Tensor", "got 1 arguments and 1 results"),
+        ("(Tensor input, int[] window) -> (Tensor, Tensor)", "got 2 arguments and 2 results"),
+    ],
+)
+def test_a_kernel_refuses_what_it_was_not_written_for(schema: str, got: str) -> None:
+    """It would read, or write, past the stack."""
+    library = ROOT / "sparsekernels/lib/libsparsekernels_cpu.so"
+    if not library.exists():
+        pytest.skip("no CPU kernels")
+    given = "torch.randn(1, 1, 4, 4)" + (", [2] * 6" if "window" in schema else "")
+    code = (
+        f"import torch; torch.library.define('sparsekernels::_max_pool2d', '{schema}');"
+        f"torch.ops.load_library('{library}'); torch.ops.sparsekernels._max_pool2d({given})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert f"expected 2 arguments and 1 results, {got}" in ran.stderr

@@ -155,28 +155,21 @@ def test_epilogue_refuses(backend: str, device: str) -> None:
             forward(x, weight.values, None, *pattern, good, low, high)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @by_case
-def test_same_as_torch(case: Case) -> None:
-    """The reference itself, held to torch's own conv2d and linear: values, gradients, layout."""
-    weight, tensors = inputs(case, torch.float32, "cpu")
-    input, _, *bias = tensors
-    dense = weight.to_dense().requires_grad_()
-    if case.is_linear:
-        theirs = F.linear(input, dense, *bias)
-    else:
-        theirs = F.conv2d(
-            input, dense, bias[0] if bias else None, case.stride, case.padding, case.dilation, case.groups
-        )
-    g = torch.randn_like(theirs)
-    expected = torch.autograd.grad(theirs, [input, dense, *bias], g)
+def test_same_as_torch(case: Case, dtype: torch.dtype) -> None:
+    """The reference itself, and what runs by default, held to torch's own conv2d and linear: values and gradients."""
+    weight, tensors = inputs(case, dtype, "cpu")
+
+    def theirs(x: Tensor, v: Tensor, *b: Tensor) -> Tensor:
+        dense = v.new_zeros(math.prod(weight.shape)).scatter(0, weight.flat_indices, v).view(weight.shape)
+        if case.is_linear:
+            return F.linear(x, dense, *b)
+        return F.conv2d(x, dense, b[0] if b else None, case.stride, case.padding, case.dilation, case.groups)
+
     for backend in (None, "reference"):
         with sk.use_backend(backend) if backend else contextlib.nullcontext():
-            y = ours(case, weight)(*tensors)
-            gradients = torch.autograd.grad(y, tensors, g)
-        torch.testing.assert_close(y, theirs)
-        for mine, torchs in zip(gradients, expected, strict=True):
-            torchs = weight.values_of(torchs) if mine is gradients[1] else torchs
-            torch.testing.assert_close(mine, torchs, atol=1e-4, rtol=1e-4)
+            assert_verified(ours(case, weight), theirs, tensors)
 
 
 @by_run
