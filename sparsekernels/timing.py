@@ -29,7 +29,8 @@ class Effort:
     sample   the least length of one sample, in seconds: calls are repeated inside it until they fill it
     least, most    limits to the number of rounds, one sample of each variant in each
     slow     a call of more seconds than this fills its own caches: none goes untimed before its sample
-    hopeless a variant that takes so many times as long as the fastest in the first round gives no further sample
+    hopeless a variant that takes so many times as long as the fastest in the first round gives no further sample, if
+             `least` of it would take more than `seconds`: no stall makes a call of that length so much slower
     """
 
     seconds: float
@@ -91,31 +92,42 @@ def repeats_of(sampler: Sampler, sample: float, warm: bool = False) -> int:
 
     Warms the variant up, unless it is warm already: its first call counts for nothing.
     """
+    return _calibrate(sampler, sample, warm)[0]
+
+
+def _calibrate(sampler: Sampler, sample: float, warm: bool) -> tuple[int, float]:
+    """`repeats_of`, and the seconds that a call took in the last attempt."""
     if not warm:
         sampler(1)
     repeats = 1
     while (seconds := sampler(repeats)) * repeats < sample / 2:
         repeats = max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
-    return max(1, math.ceil(sample / seconds))
+    return max(1, math.ceil(sample / seconds)), seconds
 
 
-def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> dict[str, list[float]]:
+def interleave(
+    samplers: Mapping[str, tuple[Sampler, int]], effort: Effort, first: Mapping[str, float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of a call of each variant, one number a round. `samplers`: how to sample each, and how many calls.
+
+    first: the first round, where there was one already.
 
     In every round each variant gives one sample, in an order drawn anew (from a fixed seed), so that what disturbs
     the machine for a while disturbs all of them, and none always runs in the caches that the same neighbour left. One
     untimed call goes before each sample, unless it would take longer than `effort.slow` seconds; nor before the first
-    sample, where that is one call only: `repeats_of` has just made some. A variant that is hopeless has one sample.
+    sample, where that is one call only: `repeats_of` has just made some. A variant that is hopeless has one sample;
+    where all others are, the one that is left has `effort.least`.
     """
-    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    samples = {name: [first[name]] if first else [] for name in samplers}
     order, shuffle = list(samplers), random.Random(0).shuffle
     start = time.perf_counter()
-    for done in range(effort.most):
-        if done >= effort.least and time.perf_counter() - start >= effort.seconds:
-            break
+    for done in range(1 if first else 0, effort.most):
         if done == 1 and samples:
-            limit = effort.hopeless * min(seconds[0] for seconds in samples.values())
+            limit = max(effort.hopeless * min(found[0] for found in samples.values()), effort.seconds / effort.least)
             order = [name for name in order if samples[name][0] <= limit]
+        alone = len(order) == 1 < len(samples)
+        if done >= effort.least and (alone or time.perf_counter() - start >= effort.seconds):
+            break
         shuffle(order)
         for name in order:
             sampler, repeats = samplers[name]
@@ -148,7 +160,12 @@ def samples_of(
         return sample
 
     samplers = {name: sampler(name, call) for name, call in calls.items()}
-    return interleave({name: (one, repeats_of(one, effort.sample, warm)) for name, one in samplers.items()}, effort)
+    calibrated = {name: _calibrate(one, effort.sample, warm) for name, one in samplers.items()}
+    turns = {name: (one, calibrated[name][0]) for name, one in samplers.items()}
+    first = {name: seconds for name, (_, seconds) in calibrated.items()}
+    # one call each, straight after another of its own, or so long that this does not matter: that is a round
+    is_round = all(repeats == 1 and (seconds >= effort.slow or not warm) for repeats, seconds in calibrated.values())
+    return interleave(turns, effort, first if is_round else None)
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:
