@@ -410,9 +410,10 @@ class _Attempt:
         if self._training:
             ways, expected = self._ways_to_train(swaps, regions), None
         else:
-            ways = self._ways_to_infer(swaps, in_chains, regions)
-            with torch.inference_mode(), unchanged(self._model):  # the first run may have left something behind
-                expected = self._call()
+            ways, expected = self._ways_to_infer(swaps, in_chains, regions), self._recorded.result
+            if not self._recorded.repeatable:
+                with torch.inference_mode(), unchanged(self._model):
+                    expected = self._call()
         offers: list[_Offer] = []
         for offer in ways:
             if not self._agrees(offer, expected, offers):

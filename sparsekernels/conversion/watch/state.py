@@ -242,6 +242,12 @@ class State:
     def _attributes_of(self, module: nn.Module) -> dict[str, Any]:
         return {name: value for name, value in vars(module).items() if name not in self._without}
 
+    def changed(self) -> bool:
+        """Whether anything is other than it was, or there was too much to tell."""
+        if not self.is_whole or any(held.changed() for held in self._held):
+            return True
+        return not all(_same_dicts(self._attributes_of(module), attributes) for module, attributes in self._attributes)
+
     def put_back(self) -> bool:
         """Restore it all, but for what refuses to be (a read-only array); whether anything had changed."""
         changed = False
@@ -260,31 +266,58 @@ class State:
         return changed
 
 
+class Snapshot:
+    """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps of modules.
+
+    Save for the attributes that a conversion leaves behind. without: names of further attributes not to look at.
+    """
+
+    def __init__(self, model: nn.Module, without: Collection[str] = ()) -> None:
+        modules = list(model.modules())
+        self._state = State(modules, {*_STAYS, *without})
+        own = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        self._places = [(module, dict(module._buffers)) for module in own]
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self._parameters = [(parameter, parameter.grad, _stamp_of(parameter)) for parameter in model.parameters()]
+        self._generators = Generators(model)
+
+    def changed(self) -> bool:
+        """Whether anything is other than it was, parameters included, or there was too much to tell."""
+        if any(parameter.grad is not gradient for parameter, gradient, _ in self._parameters):
+            return True
+        if any(_stamp_of(parameter) != stamp for parameter, _, stamp in self._parameters):
+            return True
+        if not all(_same_dicts(module._buffers, place) for module, place in self._places):
+            return True
+        if not all(torch.equal(buffer, kept) for buffer, kept in self._buffers):
+            return True
+        return self._generators.drawn() or self._state.changed()
+
+    def put_back(self) -> None:
+        """Restore it all, but for what parameters hold."""
+        for parameter, gradient, _ in self._parameters:
+            parameter.grad = gradient
+        for module, place in self._places:
+            module._buffers.update(place)
+        with torch.no_grad():
+            for buffer, kept in self._buffers:
+                if not torch.equal(buffer, kept):
+                    buffer.copy_(kept)
+        self._generators.put_back()
+        self._state.put_back()
+
+
 @contextlib.contextmanager
-def unchanged(model: torch.nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """What runs inside leaves no trace: not in buffers (running statistics), attributes, gradients, random numbers.
 
     Save for the attributes that a conversion leaves behind.
     """
-    modules = list(model.modules())
-    state = State(modules, KEPT_BY_TORCH | _STAYS)
-    places = [(module, dict(module._buffers)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    generators = Generators(model)
-    for parameter, _ in gradients:
+    kept = Snapshot(model, KEPT_BY_TORCH)
+    for parameter in model.parameters():
         parameter.grad = None
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            for module, place in places:
-                module._buffers.update(place)
-            with torch.no_grad():
-                for buffer, kept in buffers:
-                    if not torch.equal(buffer, kept):
-                        buffer.copy_(kept)
-            generators.put_back()
-            state.put_back()
+            kept.put_back()
