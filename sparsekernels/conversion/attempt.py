@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._torch import is_any_autocast_enabled
+from ..nn.replacement import Replacement
 from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, differentiable, point_alike
+from .candidates import candidate_of
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch
@@ -27,7 +29,7 @@ from .graph.tracing import Untraceable, first_line
 from .graph.training import TrainingGraph
 from .installation import Conversion, Swap
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED, Ground, LayerReport, Note, Report, Way
+from .report import CHANNEL_DROPPED, DENSE, Ground, LayerReport, Note, Report, Way
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
 from .watch.state import CONVERSION, unchanged
 
@@ -281,8 +283,8 @@ class Attempt:
         try:
             before_ms = times.milliseconds(before) if times.measured else None
             if best.way is Way.CHAINS_OF_ALL:
-                taken = {id(swap.replacement) for swap in in_chains}
-                rows = [_in_chain(row) if id(self._model.get_submodule(row.name)) in taken else row for row in rows]
+                chained = {swap.path: swap.replacement for swap in in_chains}
+                rows = [_in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
             rows = _with_omissions(self._model, rows, graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
@@ -329,10 +331,12 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
     return result
 
 
-def _in_chain(row: LayerReport) -> LayerReport:
-    """The row of a layer that became sparse for the sake of its neighbors."""
+def _in_chain(row: LayerReport, replacement: Replacement) -> LayerReport:
+    """The row of a layer that became `replacement` for the sake of its neighbors."""
+    candidate = candidate_of(replacement)
+    assert candidate is not None
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.CHAIN
-    return replace(row, decision=FINE_GRAINED, ground=ground, ms=None)
+    return replace(row, decision=candidate.name, ground=ground, ms=None)
 
 
 def _unchanged(row: LayerReport) -> LayerReport:

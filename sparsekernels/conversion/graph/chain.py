@@ -124,7 +124,7 @@ def _runs(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> list[list[Any]]:
 def _may_be_chained(node: Any, fused: Mapping[str, Fused]) -> bool:
     if node.op == "call_module":
         layer = fused.get(node.target)
-        if layer is None or not layer.may_be_chained:
+        if layer is None or not layer.may_chain(layer.parts[0]):
             return False
         return layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES
     return node.op == "call_function" and node.target is max_pool2d
