@@ -45,13 +45,13 @@ class TooMuch(Exception):
     """There is more than can be looked at in each call."""
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(value: Any, other: Any) -> bool:
     """Whether two values are one object, or plain values between which no code can tell."""
-    if one is other:
+    if value is other:
         return True
-    if type(one) is not type(other) or type(one) not in _VALUES:
+    if type(value) is not type(other) or type(value) not in _VALUES:
         return False
-    return bool(one == other) and repr(one) == repr(other)  # zeros have a sign
+    return bool(value == other) and repr(value) == repr(other)  # zeros have a sign
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Held:
         if isinstance(items, dict):
             base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
             base.clear(value)
-            for key, one in items.items():
-                base.__setitem__(value, key, one)
+            for key, item in items.items():
+                base.__setitem__(value, key, item)
         elif isinstance(items, list) and isinstance(value, deque):
             deque.clear(value)
             deque.extend(value, items)
@@ -130,7 +130,7 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
     registered: ids of modules that are looked at elsewhere. copies: whether elements of tensors are kept, to be put
     back. Raises `TooMuch`.
     """
-    found: list[Held] = []
+    held: list[Held] = []
     seen: set[int] = set(registered)
     left, count = list(values), 0
     while left:
@@ -146,7 +146,7 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
                 continue
             seen.add(id(value))
             keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-            found.append(Held(value, items, attributes, value.detach().clone() if keep else None))
+            held.append(Held(value, items, attributes, value.detach().clone() if keep else None))
             for inner in (items, attributes):
                 if isinstance(inner, dict):
                     left.extend(inner.values())
@@ -156,7 +156,7 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
             count += len(items) // 64 if isinstance(items, bytes) else 0
         if count > _MOST:
             raise TooMuch("its attributes hold more than can be looked at in each call")
-    return found
+    return held
 
 
 def _items_of(value: Any) -> Any:
@@ -188,21 +188,21 @@ def attributes_or_none(value: Any) -> dict[str, Any] | None:
 def attributes_of(value: Any) -> dict[str, Any]:
     """What an object has in its dict and in its slots; of a module, what torch did not put there."""
     if isinstance(value, nn.Module):
-        return {name: one for name, one in vars(value).items() if name not in KEPT_BY_TORCH | _STAYS}
-    found = dict(getattr(value, "__dict__", {}))
+        return {name: attribute for name, attribute in vars(value).items() if name not in KEPT_BY_TORCH | _STAYS}
+    attributes = dict(getattr(value, "__dict__", {}))
     for name, slot in _slots_of(type(value)):
         with contextlib.suppress(AttributeError):  # it is empty
-            found[name] = slot.__get__(value)
-    return found
+            attributes[name] = slot.__get__(value)
+    return attributes
 
 
 def _slots_of(kind: type) -> list[tuple[str, Any]]:
     """By name, as the class keeps them."""
     return [
         (name, slot)
-        for one in kind.__mro__
-        if one.__module__ != "builtins"
-        for name, slot in vars(one).items()
+        for base in kind.__mro__
+        if base.__module__ != "builtins"
+        for name, slot in vars(base).items()
         if isinstance(slot, types.MemberDescriptorType)
     ]
 
@@ -230,12 +230,15 @@ class State:
             for name, value in attributes.items()
             if name in KEPT_BY_TORCH and isinstance(value, dict)
         ]
-        given = [
-            one for _, attributes in self._attributes for name, one in attributes.items() if name not in KEPT_BY_TORCH
+        values = [
+            value
+            for _, attributes in self._attributes
+            for name, value in attributes.items()
+            if name not in KEPT_BY_TORCH
         ]
         self.is_whole = True
         try:
-            self._held += held_by(given, {id(module) for module in own}, copies=True)
+            self._held += held_by(values, {id(module) for module in own}, copies=True)
         except TooMuch:
             self.is_whole = False
 
