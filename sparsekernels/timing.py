@@ -30,7 +30,8 @@ class Effort:
         sample: The least length of one sample, in seconds: calls are repeated inside it until they fill it.
         least, most: Limits to the number of rounds, one sample of each variant in each.
         slow: A call of more seconds than this fills its own caches: no untimed call precedes its sample.
-        hopeless: A variant that takes this many times as long as the fastest in the first round is sampled once.
+        hopeless: A variant that takes this many times as long as the fastest in the first round is sampled once, if
+            `least` samples of it would take more than `seconds`: no stall makes a call of that length so much slower.
     """
 
     seconds: float
@@ -129,15 +130,22 @@ def repeats_of(sampler: Sampler, sample: float, warm: bool = False) -> int:
     Returns:
         The number of calls, at least 1.
     """
+    return _calibrate(sampler, sample, warm)[0]
+
+
+def _calibrate(sampler: Sampler, sample: float, warm: bool) -> tuple[int, float]:
+    """`repeats_of`, and the seconds that a call took in the last attempt."""
     if not warm:
         sampler(1)
     repeats = 1
     while (seconds := sampler(repeats)) * repeats < sample / 2:
         repeats = max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
-    return max(1, math.ceil(sample / seconds))
+    return max(1, math.ceil(sample / seconds)), seconds
 
 
-def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> dict[str, list[float]]:
+def interleave(
+    samplers: Mapping[str, tuple[Sampler, int]], effort: Effort, first: Mapping[str, float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of a call of each variant, interleaved: one sample of each in every round.
 
     The order within a round is random (from a fixed seed), so that what disturbs the machine for a while disturbs all
@@ -148,19 +156,22 @@ def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> d
     Args:
         samplers: How to sample each variant, and how many calls a sample has.
         effort: How many rounds.
+        first: The first round, where there was one already.
 
     Returns:
-        Seconds of one call, a number for each round; of a hopeless variant, for the first round.
+        Seconds of one call, a number for each round; of a hopeless variant, for the first round. Where all others are
+        hopeless, the one that is left has `effort.least` rounds.
     """
-    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    samples = {name: [first[name]] if first else [] for name in samplers}
     order, shuffle = list(samplers), random.Random(0).shuffle
     start = time.perf_counter()
-    for done in range(effort.most):
-        if done >= effort.least and time.perf_counter() - start >= effort.seconds:
-            break
+    for done in range(1 if first else 0, effort.most):
         if done == 1 and samples:
-            limit = effort.hopeless * min(seconds[0] for seconds in samples.values())
+            limit = max(effort.hopeless * min(found[0] for found in samples.values()), effort.seconds / effort.least)
             order = [name for name in order if samples[name][0] <= limit]
+        alone = len(order) == 1 < len(samples)
+        if done >= effort.least and (alone or time.perf_counter() - start >= effort.seconds):
+            break
         shuffle(order)
         for name in order:
             sampler, repeats = samplers[name]
@@ -199,7 +210,12 @@ def samples_of(
         return sample
 
     samplers = {name: sampler(name, call) for name, call in calls.items()}
-    return interleave({name: (one, repeats_of(one, effort.sample, warm)) for name, one in samplers.items()}, effort)
+    calibrated = {name: _calibrate(one, effort.sample, warm) for name, one in samplers.items()}
+    turns = {name: (one, calibrated[name][0]) for name, one in samplers.items()}
+    first = {name: seconds for name, (_, seconds) in calibrated.items()}
+    # one call each, straight after another of its own, or so long that this does not matter: that is a round
+    is_round = all(repeats == 1 and (seconds >= effort.slow or not warm) for repeats, seconds in calibrated.values())
+    return interleave(turns, effort, first if is_round else None)
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:

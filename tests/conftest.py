@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from conversion_checks import Prefer, convert_module
+from conversion_checks import Prefer, attempt_module
 from hypothesis import HealthCheck, settings
 
 from sparsekernels.conversion import decide as decide_module
@@ -56,6 +56,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Prefer:
             return Times({name: [1e-3 * milliseconds.get(name, 100.0)] for name in calls})
 
         monkeypatch.setattr(decide_module, "times_of", times_of)
-        monkeypatch.setattr(convert_module, "times_of", times_of)
+        monkeypatch.setattr(attempt_module, "times_of", times_of)
 
     return choose

@@ -98,6 +98,11 @@ def candidates_of(layer: Layer, names: Collection[str]) -> Mapping[str, Replacem
     return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in names and row.applies(layer) is None}
 
 
+def may_chain(name: str, module: nn.Module) -> bool:
+    """Whether a chain can call what `module` becomes by the decision `name`."""
+    return any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
+
+
 def candidate_of(module: nn.Module) -> Candidate | None:
     """The row that a replacement was made by; None for other modules."""
     return next((row for row in CANDIDATES if row.serves(module)), None)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
-from .candidates import candidates_of, fused_of, has_empty_channels
+from .candidates import candidates_of, fused_of, has_empty_channels, may_chain
 from .measure import LAYER, Times, times_of
-from .report import DENSE, FINE_GRAINED, Ground, LayerReport
+from .report import DENSE, Ground, LayerReport
 from .survey import LEAST_SPARSITY, Layer
 
 LEAST_GAIN = 1.03
@@ -24,7 +24,7 @@ LEAST_GAIN = 1.03
 
 
 LEAST_IN_CHAIN = 0.5
-"""What a fine-grained layer has to reach alone, beside the dense one, to be tried between others of its kind: there it
+"""What a layer that a chain can call has to reach alone, beside the dense one, to be tried between others: there it
 saves its neighbors a trip to memory."""
 
 
@@ -74,9 +74,8 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     best = max(gains, key=lambda name: gains[name])
     dense_ms = times.milliseconds(DENSE)
-    in_chain = None
-    if fuses and isinstance(layer.module, nn.Conv2d) and gains.get(FINE_GRAINED, 0.0) >= LEAST_IN_CHAIN:
-        in_chain = candidates[FINE_GRAINED]
+    chained = [name for name in gains if fuses and gains[name] >= LEAST_IN_CHAIN and may_chain(name, layer.module)]
+    in_chain = candidates[max(chained, key=lambda name: gains[name])] if chained else None
     alike = None if measured_on == layer.name else measured_on
     if times.measured:
         row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
@@ -85,7 +84,7 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     if gains[best] < LEAST_GAIN:
         return Decision(row, None, in_chain)
     row = replace(row, decision=best, ms=dense_ms / gains[best] if times.measured else None)
-    return Decision(row, candidates[best], None if best == FINE_GRAINED else in_chain)
+    return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
 def reason_to_stay(layer: Layer) -> str | None:

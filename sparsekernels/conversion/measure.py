@@ -17,7 +17,7 @@ from .candidates import decisions
 from .report import DENSE, Way
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0)
-MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50)
+MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0)
 CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50)
 """How long the ways to compute a layer, and the whole model, are measured; and the model where it is a close thing."""
 
@@ -28,8 +28,8 @@ Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
 class Times:
     """Seconds of a call of each of some ways to compute the same, one number a round.
 
-    What was hopeless in the first rounds has fewer: it is compared in those that it has. Where a preference took the
-    place of the clock they are no times but an order, and `measured` is False.
+    What was hopeless in the first round has that one only. Where a preference took the place of the clock they are no
+    times but an order, and `measured` is False.
     """
 
     rounds: Mapping[str, list[float]]
@@ -40,9 +40,11 @@ class Times:
         return 1e3 * statistics.median(self.rounds[name])
 
     def speedup(self, name: str, over: str) -> float:
-        """Median over the rounds of the time of `over` over that of `name`."""
-        both = min(len(self.rounds[over]), len(self.rounds[name]))
-        return median_ratio(self.rounds[over][:both], self.rounds[name][:both])
+        """Median over the rounds of the time of `over` over that of `name`; where one has fewer, the medians' ratio."""
+        mine, theirs = self.rounds[name], self.rounds[over]
+        if len(mine) == len(theirs):
+            return median_ratio(theirs, mine)
+        return statistics.median(theirs) / statistics.median(mine)
 
     def share_faster(self, name: str, over: str) -> float:
         """In what share of the rounds `name` took less time than `over`: half of them where both take the same."""

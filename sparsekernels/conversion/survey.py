@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
 from .modules import has_hooks
+from .watch.state import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses may compute anything."""
@@ -184,14 +185,19 @@ Call = tuple[Given | None, ...] | None
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run of the model: what the modules that are no layers were called with, by their ids, and what it gave."""
+    """A run of the model: what the modules that are no layers were called with, by their ids, and what it gave.
+
+    repeatable: whether it left everything as it found it, so that another run of the same would give the same.
+    """
 
     calls: Mapping[int, list[Call]]
     result: object
+    repeatable: bool
 
 
 def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
     """Run `call`, and keep in `layers` what each was given. Raises what it raises."""
+    before = Snapshot(model)
     handles = []
     calls: dict[int, list[Call]] = {}
 
@@ -218,4 +224,4 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
     finally:
         for handle in handles:
             handle.remove()
-    return Recorded(calls, result)
+    return Recorded(calls, result, not before.changed())

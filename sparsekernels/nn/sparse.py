@@ -134,6 +134,9 @@ class _Sparse(Replacement):
             self.set_pattern(stored)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "_pattern" in state:  # a whole module of before `pattern` was public
+            state["pattern"] = state.pop("_pattern")
         super().__setstate__(state)
         self._adopt(self.pattern)  # what follows from a pattern is not pickled
 

@@ -23,7 +23,7 @@ from sparsekernels import timing
 from sparsekernels.bench import machine, rmsnorm, runner, suite, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
-from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, spread
+from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, samples_of, spread
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
 
@@ -90,6 +90,31 @@ class TestTimer:
         calls = []
         interleave({"a": (lambda repeats: calls.append(repeats) or 1.0, 1)}, Effort(seconds=0, least=4))
         assert len(calls) == 4
+
+    def test_a_call_that_fills_its_sample_is_a_round_once_it_is_warm(self) -> None:
+        calls: list[str] = []
+        slow = {name: lambda name=name: calls.append(name) or time.sleep(2e-3) for name in "ab"}
+        samples = samples_of(slow, Effort(seconds=0, sample=1e-3, least=3, slow=1e-3))
+        assert calls.count("a") == calls.count("b") == 4
+        assert {len(values) for values in samples.values()} == {3}
+        del calls[:]
+        samples = samples_of(slow, Effort(seconds=0, sample=1e-3, least=3, slow=1.0), warm=True)
+        assert calls.count("a") > 4
+        assert {len(values) for values in samples.values()} == {3}
+
+    @pytest.mark.parametrize(
+        ("seconds", "counts"),
+        [
+            ({"a": 1.0, "b": 3.9, "c": 4.1}, {"a": 5, "b": 5, "c": 1}),
+            ({"a": 1.0, "b": 4.1, "c": 9.0}, {"a": 3, "b": 1, "c": 1}),
+            ({"a": 1e-3, "b": 4e-3, "c": 0.09}, {"a": 5, "b": 5, "c": 5}),
+            ({"a": 1e-3, "b": 4e-3, "c": 0.11}, {"a": 5, "b": 5, "c": 1}),
+        ],
+    )
+    def test_what_is_hopeless_and_long_has_one_sample(self, seconds: dict[str, float], counts: dict[str, int]) -> None:
+        samplers = {name: ((lambda repeats, taken=taken: taken), 1) for name, taken in seconds.items()}
+        samples = interleave(samplers, Effort(seconds=0.3, least=3, most=5, hopeless=4.0))
+        assert {name: len(values) for name, values in samples.items()} == counts
 
     def test_interruptions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         counts, times = iter([100, 130, 500, 520]), iter([0.0, 2.0, 100.0, 100.5])

@@ -16,6 +16,7 @@ from sparsekernels.conversion.graph.base import Graph
 from sparsekernels.testing import compare
 
 convert_module = importlib.import_module("sparsekernels.conversion.convert")  # the package has the function
+attempt_module = importlib.import_module("sparsekernels.conversion.attempt")
 
 FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
 GRAPH, CHAINS, LAYERS, ALL_CHAINS = "graph", "chains", "layers", "chains of all layers"

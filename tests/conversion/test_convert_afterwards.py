@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, convert_module, graphs_of, run
+from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, attempt_module, graphs_of, run
 from conversion_nets import NETS, make
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
@@ -612,7 +612,7 @@ def test_an_interruption_leaves_the_model_as_it_was(prefer: Prefer, monkeypatch:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_module, "_with_omissions", interrupted)
+    monkeypatch.setattr(attempt_module, "_with_omissions", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sk.convert(model, x)
     assert dict(model.named_modules()) == modules

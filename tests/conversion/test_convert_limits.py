@@ -20,7 +20,7 @@ from conversion_checks import (
     LAYERS,
     Prefer,
     assert_agree,
-    convert_module,
+    attempt_module,
     graphs_of,
     run,
 )
@@ -304,7 +304,7 @@ def test_a_small_gain_is_measured_once_more(
         times = {LAYERS: [1.0] * len(gain), "as before": gain}
         return Times({name: times.get(name, [2.0] * len(gain)) for name in calls})
 
-    monkeypatch.setattr(convert_module, "times_of", fake)
+    monkeypatch.setattr(attempt_module, "times_of", fake)
     model, x = make("sequential")
     report = sk.convert(model, x)
     assert asked[1] == ["as before", LAYERS]
@@ -329,7 +329,7 @@ def test_the_next_takes_the_place_of_a_gain_that_was_luck(prefer: Prefer, monkey
             gains[others[0]] = 1.0 if len(asked) == 2 else 1.1
         return Times({name: [1 / gains.get(name, 1.0)] for name in calls})
 
-    monkeypatch.setattr(convert_module, "times_of", fake)
+    monkeypatch.setattr(attempt_module, "times_of", fake)
     model, x = make("sequential")
     report = sk.convert(model, x)
     assert report.converted

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from sparse_conv2d_cases import runs
 from sparse_nets import Dense, assert_all_close, gradients, images, masked, sparse
 
+from sparsekernels.nn import SparseConv2d, SparseLinear
+
 
 @pytest.mark.parametrize("dense_grad", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -101,6 +103,21 @@ def test_autocast(dense_grad: bool) -> None:
         torch.testing.assert_close(mine, expected, rtol=1e-1, atol=2e-1)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(net.eval()(x), theirs, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(8, 6), lambda: torch.nn.Conv2d(3, 4, 3)])
+def test_a_module_that_was_saved_with_a_private_pattern_loads(make: Callable[[], Any]) -> None:
+    dense = make()
+    kind: Any = SparseLinear if isinstance(dense, torch.nn.Linear) else SparseConv2d
+    layer = kind.from_dense(dense, torch.rand(dense.weight.shape) < 0.5)
+    saved = copy.deepcopy(layer)
+    vars(saved)["_pattern"] = vars(saved).pop("pattern")
+    loaded = pickle.loads(pickle.dumps(saved))
+    assert torch.equal(loaded.mask, layer.mask)
+    assert "_pattern" not in vars(loaded)
+    assert "_pattern" in vars(saved)
+    x = torch.randn(2, *layer.weight.shape[1:])
+    assert torch.equal(loaded(x), layer(x))
 
 
 def test_copies_pickles_and_moves() -> None:

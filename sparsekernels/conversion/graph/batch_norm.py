@@ -46,13 +46,13 @@ class FusedNorm(torch.nn.Module):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         (norm,) = self.parts
         act = self.act
-        given = input, norm.weight, norm.bias, norm.eps
-        if is_special() or not takes(*given, act, residual) or not _tracks(norm, input):
+        arguments = input, norm.weight, norm.bias, norm.eps
+        if is_special() or not takes(*arguments, act, residual) or not _tracks(norm, input):
             return self._one_by_one(input, residual)
-        apart = act.p > 0 and _torchs_dropout.get()
-        output, statistics = batch_norm_act(*given, Act(act.low, act.high) if apart else act, residual)
+        separate_dropout = act.p > 0 and _torchs_dropout.get()
+        output, statistics = batch_norm_act(*arguments, Act(act.low, act.high) if separate_dropout else act, residual)
         _track(norm, statistics, input.numel() // input.size(1))
-        return F.dropout(output, act.p, True) if apart else output
+        return F.dropout(output, act.p, True) if separate_dropout else output
 
     def _one_by_one(self, input: Tensor, residual: Tensor | None) -> Tensor:
         low, high, p = self.act.low, self.act.high, self.act.p
@@ -71,8 +71,10 @@ class FusedNorm(torch.nn.Module):
 
 def _tracks(norm: torch.nn.BatchNorm2d, input: Tensor) -> bool:
     """Whether the running statistics are what those of `input` can be added to."""
-    both = norm.running_mean, norm.running_var
-    return all(one is None or (one.dtype is torch.float32 and one.numel() == input.size(1)) for one in both)
+    statistics = norm.running_mean, norm.running_var
+    return all(
+        tensor is None or (tensor.dtype is torch.float32 and tensor.numel() == input.size(1)) for tensor in statistics
+    )
 
 
 def _track(norm: torch.nn.BatchNorm2d, statistics: Tensor, count: int) -> None:

@@ -73,7 +73,7 @@ class FusedChain(torch.nn.Module):
 def chain(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> dict[str, FusedChain]:
     """Puts chains into the graph; returns them by the names under which it calls them."""
     result: dict[str, FusedChain] = {}
-    for nodes in _runs(graph, fused):
+    for nodes in _sequences(graph, fused):
         name = f"sparsekernels_chain_{len(result)}"
         numbers: dict[Any, int] = {nodes[0].args[0]: 0}
         steps = []
@@ -91,37 +91,37 @@ def chain(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> dict[str, FusedC
     return result
 
 
-def _runs(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> list[list[Any]]:
-    """Neighboring nodes that a chain can be made of: one tensor leads into them and one out, two of them at least."""
-    found: list[list[Any]] = []
+def _sequences(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> list[list[Any]]:
+    """Neighbouring nodes that a chain can be made of: one tensor leads into them and one out, two of them at least."""
+    chains: list[list[Any]] = []
     nodes: list[Any] = list(graph.nodes)
-    at = 0
-    while at < len(nodes):
-        run: list[Any] = []
-        known = set(nodes[at].args[:1])
-        kinds: set[torch.dtype] = set()  # dtypes of weights
+    start = 0
+    while start < len(nodes):
+        sequence: list[Any] = []
+        computed = set(nodes[start].args[:1])
+        dtypes: set[torch.dtype] = set()
         length = 0
-        for node in nodes[at:]:
-            if not _may_be_chained(node, fused) or not known.issuperset(node.all_input_nodes):
+        for node in nodes[start:]:
+            if not _may_be_chained(node, fused) or not computed.issuperset(node.all_input_nodes):
                 break
             if node.op == "call_module":
-                kinds.add(fused[node.target].weight.dtype)
-            if len(kinds) > 1:
+                dtypes.add(fused[node.target].weight.dtype)
+            if len(dtypes) > 1:
                 break
-            run.append(node)
-            known.add(node)
-            if all(set(one.users) <= known for one in run[:-1]):
-                length = len(run)
-        if length > 1 and any(one.op == "call_module" for one in run[:length]):
-            found.append(run[:length])
-        at += max(1, length)
-    return found
+            sequence.append(node)
+            computed.add(node)
+            if all(set(inner.users) <= computed for inner in sequence[:-1]):
+                length = len(sequence)
+        if length > 1 and any(node.op == "call_module" for node in sequence[:length]):
+            chains.append(sequence[:length])
+        start += max(1, length)
+    return chains
 
 
 def _may_be_chained(node: Any, fused: Mapping[str, Fused]) -> bool:
     if node.op == "call_module":
         layer = fused.get(node.target)
-        if layer is None or not layer.may_be_chained:
+        if layer is None or not layer.may_chain(layer.parts[0]):
             return False
         return is_compiled(layer.weight)
     return node.op == "call_function" and node.target is max_pool2d

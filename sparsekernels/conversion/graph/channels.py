@@ -50,33 +50,33 @@ def links_of(graph: torch.fx.Graph, fused: Mapping[str, Fused], modules: Mapping
         producer = fused[node.target]
         if len(node.args) > 1 or not _may_lose_channels(producer) or parts.count(id(producer.parts[0])) > 1:
             continue
-        found = _readers(node, fused, modules, False)
-        if not found:
+        readers = _readers(node, fused, modules, False)
+        if not readers:
             continue
         size = producer.weight.size(0)
         consumers = []
-        for reader, is_flat in found:
+        for reader, is_flat in readers:
             consumer = fused[reader.target]
-            times = consumer.weight.size(1) // size
+            pixels = consumer.weight.size(1) // size
             once = _may_lose_channels(consumer) and parts.count(id(consumer.parts[0])) == 1
-            if not once or consumer.weight.size(1) != times * size or not _match(producer, consumer, times, is_flat):
+            if not once or consumer.weight.size(1) != pixels * size or not _match(producer, consumer, pixels, is_flat):
                 break
-            consumers.append((consumer, times))
+            consumers.append((consumer, pixels))
         else:
             links.append(Link(producer, consumers))
     return links
 
 
-def _match(producer: Fused, consumer: Fused, times: int, is_flat: bool) -> bool:
-    """Whether the inputs of one are the channels of the other, `times` neighbors each where images were flattened."""
-    from_linear, to_linear = (isinstance(one.parts[0], nn.Linear) for one in (producer, consumer))
+def _match(producer: Fused, consumer: Fused, pixels: int, is_flat: bool) -> bool:
+    """Whether the inputs of one are the channels of the other, `pixels` neighbors each where images were flattened."""
+    from_linear, to_linear = (isinstance(fused.parts[0], nn.Linear) for fused in (producer, consumer))
     if from_linear:
-        return to_linear and not is_flat and times == 1
-    return is_flat if to_linear else not is_flat and times == 1
+        return to_linear and not is_flat and pixels == 1
+    return is_flat if to_linear else not is_flat and pixels == 1
 
 
-def _may_lose_channels(one: Fused) -> bool:
-    layer, norm = one.parts
+def _may_lose_channels(fused: Fused) -> bool:
+    layer, norm = fused.parts
     if isinstance(layer, nn.Linear):
         return norm is None  # a BatchNorm1d behind it may stand for a sequence's positions
     return bool(layer.groups == 1)
@@ -89,20 +89,20 @@ def _readers(
     node: Any, fused: Mapping[str, Fused], modules: Mapping[str, nn.Module], is_flat: bool
 ) -> list[Reader] | None:
     """The fused layers that read what `node` gives, perhaps pooled, and whether as matrices; None where others do."""
-    found: list[Reader] = []
+    readers: list[Reader] = []
     for user in node.users:
         if user.op == "call_module" and user.target in fused:
             if user.args[0] is not node or node in user.args[1:]:
                 return None  # a residual
-            found.append((user, is_flat))
+            readers.append((user, is_flat))
         elif user.args and user.args[0] is node and keeps_channels(user, modules):
             further = _readers(user, fused, modules, is_flat or _flattens(user, modules))
             if further is None:
                 return None
-            found += further
+            readers += further
         else:
             return None
-    return found
+    return readers
 
 
 def _flattens(node: Any, modules: Mapping[str, nn.Module]) -> bool:
@@ -135,37 +135,38 @@ def settle(links: Iterable[Link]) -> None:
         producer, weight = link.producer, link.producer.weight
         size = weight.size(0)
         is_read = torch.zeros(size, dtype=torch.bool, device=producer.weight.device)
-        for consumer, times in link.consumers:
+        for consumer, pixels in link.consumers:
             used = consumer.weight if consumer.outputs is None else consumer.weight[consumer.outputs]
-            is_read |= (used != 0).transpose(0, 1).reshape(size, times, -1).flatten(1).any(1)
+            is_read |= (used != 0).transpose(0, 1).reshape(size, pixels, -1).flatten(1).any(1)
         constants = producer.constants()
-        goes = ~(weight != 0).flatten(1).any(1)
+        removable = ~(weight != 0).flatten(1).any(1)
         if any(consumer.pads_with_zeros for consumer, _ in link.consumers):
-            goes &= constants == 0
-        goes &= constants.isfinite()
-        kept = is_read & ~goes
+            removable &= constants == 0
+        removable &= constants.isfinite()
+        kept = is_read & ~removable
         if not kept.any():
             kept[0] = True  # there is no tensor without channels
         if kept.all():
             continue
         producer.outputs = kept.nonzero()[:, 0]
-        for consumer, times in link.consumers:
-            lost = goes & ~kept & (constants != 0)
+        for consumer, pixels in link.consumers:
+            lost = removable & ~kept & (constants != 0)
             if lost.any():
-                values = torch.where(lost, constants, 0).repeat_interleave(times)
+                values = torch.where(lost, constants, 0).repeat_interleave(pixels)
                 taps = consumer.weight.double().reshape(*consumer.weight.shape[:2], -1)
                 added = taps.sum(2) @ values
                 consumer.bias = added if consumer.bias is None else consumer.bias + added
-            consumer.inputs = kept.repeat_interleave(times).nonzero()[:, 0]
+            consumer.inputs = kept.repeat_interleave(pixels).nonzero()[:, 0]
 
 
 def dropped(links: Iterable[Link]) -> dict[int, tuple[int, int]]:
     """By the id of each layer that leaves any out: how many outputs are not computed, and how many inputs not read."""
     result: dict[int, tuple[int, int]] = {}
     for link in links:
-        for one in (link.producer, *(consumer for consumer, _ in link.consumers)):
-            kept: tuple[Tensor | None, ...] = (one.outputs, one.inputs)
-            counts = [0 if some is None else one.weight.size(place) - some.numel() for place, some in enumerate(kept)]
+        for fused in (link.producer, *(consumer for consumer, _ in link.consumers)):
+            kept: tuple[Tensor | None, ...] = (fused.outputs, fused.inputs)
+            sizes = fused.weight.shape[:2]
+            counts = [0 if places is None else size - places.numel() for size, places in zip(sizes, kept, strict=True)]
             if any(counts):
-                result[id(one.parts[0])] = (counts[0], counts[1])
+                result[id(fused.parts[0])] = (counts[0], counts[1])
     return result

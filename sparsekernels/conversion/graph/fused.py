@@ -102,9 +102,9 @@ class Fused(torch.nn.Module):
             return constants
         return constants.clamp(self.low, self.high)
 
-    @property
-    def may_be_chained(self) -> bool:
-        """Whether a chain of sparse layers can call it."""
+    @staticmethod
+    def may_chain(layer: Any) -> bool:
+        """Whether a chain of sparse layers can call it, made of such a layer, dense or replaced."""
         return False
 
     @property
@@ -233,11 +233,10 @@ class FusedSparse(Fused):
             residual = residual.contiguous(memory_format=memory_format(is_channels_last(input)))
         return self._run(input, residual)
 
-    @property
-    def may_be_chained(self) -> bool:
-        """A convolution may that pads with zeros, if at all."""
-        layer = self.parts[0]
-        return not isinstance(layer, torch.nn.Linear) and layer.padding_mode == "zeros"
+    @staticmethod
+    def may_chain(layer: Any) -> bool:
+        """A convolution that pads with zeros, if at all."""
+        return not isinstance(layer, torch.nn.Linear) and bool(layer.padding_mode == "zeros")
 
     def add_to(self, chain: LayerChain, source: int, residual: int | None) -> int:
         """As `forward`, of tensors of a chain."""

@@ -45,14 +45,14 @@ def drop_identities(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> 
     for node in list(graph.nodes):
         if node.op == "call_module":
             module = modules[node.target]
-            nothing = type(module) is nn.Identity or isinstance(module, nn.modules.dropout._DropoutNd)
-            nothing = nothing and is_plain(module) and not module.training
+            is_identity = type(module) is nn.Identity or isinstance(module, nn.modules.dropout._DropoutNd)
+            is_identity = is_identity and is_plain(module) and not module.training
         elif node.op == "call_function" and node.target in (F.dropout, F.dropout2d, F.alpha_dropout):
             training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-            nothing = training is False
+            is_identity = training is False
         else:
             continue
-        if nothing and len(node.args) >= 1 and isinstance(node.args[0], Node):
+        if is_identity and len(node.args) >= 1 and isinstance(node.args[0], Node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
@@ -66,14 +66,14 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
         layer = modules[node.target]
         if not is_plain(layer) or len(node.args) != 1 or node.kwargs:
             continue
-        chain = _Chain(graph, modules, node)
-        chain.take_norm(layer)
-        chain.take_sum()
-        chain.take_limits()
+        group = _FusionGroup(graph, modules, node)
+        group.take_norm(layer)
+        group.take_sum()
+        group.take_limits()
         name = f"sparsekernels_fused_{len(result)}"
-        result[name] = fused(layer, chain.norm, chain.low, chain.high, contiguous)
-        result[name].taken = chain.taken()
-        chain.replace(name)
+        result[name] = fused(layer, group.norm, group.low, group.high, contiguous)
+        result[name].taken = group.taken()
+        group.replace(name)
     return result
 
 
@@ -92,20 +92,20 @@ def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[
             continue
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
             continue
-        chain = _Chain(graph, modules, node)
-        chain.take_sum()
-        chain.take_limits()
-        chain.take_dropout()
+        group = _FusionGroup(graph, modules, node)
+        group.take_sum()
+        group.take_limits()
+        group.take_dropout()
         name = f"sparsekernels_norm_{len(result)}"
-        result[name] = FusedNorm(norm, Act(chain.low, chain.high, chain.p))
-        result[name].taken = chain.taken()
-        chain.replace(name)
+        result[name] = FusedNorm(norm, Act(group.low, group.high, group.p))
+        result[name].taken = group.taken()
+        group.replace(name)
     return result
 
 
 def pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
     """Max pooling by our kernel, which is made for contiguous images; whether there is any."""
-    found = False
+    pools = False
     for node in list(graph.nodes):
         if node.op == "call_module" and type(modules.get(node.target)) is nn.MaxPool2d:
             module: Any = modules[node.target]
@@ -123,8 +123,8 @@ def pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
                 replacement = graph.call_function(max_pool2d, (node.args[0], window))
             node.replace_all_uses_with(replacement)
             graph.erase_node(node)
-            found = True
-    return found
+            pools = True
+    return pools
 
 
 def _window(
@@ -141,8 +141,8 @@ def _window(
     if kernel_size is None or ceil_mode or return_indices or input is not None:
         return None
     sizes = [value if isinstance(value, tuple | list) else (value, value) for value in (kernel_size, stride, padding)]
-    ones = dilation if isinstance(dilation, tuple | list) else (dilation,)
-    if any(len(size) != 2 for size in sizes) or any(one != 1 for one in ones):
+    dilations = dilation if isinstance(dilation, tuple | list) else (dilation,)
+    if any(len(size) != 2 for size in sizes) or any(step != 1 for step in dilations):
         return None
     window = tuple(number for size in sizes for number in size)
     return window if all(type(number) is int for number in window) else None
@@ -175,7 +175,7 @@ def _named(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-class _Chain:
+class _FusionGroup:
     """A layer's node and those behind it that one fused layer computes."""
 
     def __init__(self, graph: torch.fx.Graph, modules: Mapping[str, nn.Module], first: Node) -> None:
@@ -188,7 +188,7 @@ class _Chain:
         self.p = 0.0
 
     def _next(self) -> Node | None:
-        """The one node that uses the chain's result, where the chain may go on to there."""
+        """The one node that uses the group's result, where the group may go on to there."""
         last = self.nodes[-1]
         if len(last.users) != 1:
             return None
@@ -202,7 +202,7 @@ class _Chain:
         return module if is_plain(module) else None
 
     def _reaches(self, node: Node) -> bool:
-        """Whether the chain can be computed at `node` instead: nothing between writes to a tensor."""
+        """Whether the group can be computed at `node` instead: nothing between writes to a tensor."""
         between = self.nodes[-1].next
         while between is not node:
             if self._writes(between):
@@ -240,17 +240,17 @@ class _Chain:
         user = self._next()
         if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
             return
-        a, b = user.args
+        left, right = user.args
         last = self.nodes[-1]
-        other = b if a is last else a
-        if not isinstance(other, Node) or other is last or other in self.nodes:
+        addend = right if left is last else left
+        if not isinstance(addend, Node) or addend is last or addend in self.nodes:
             return
         in_place = user.target in (operator.iadd, "add_")
-        if in_place and a is not last and (len(other.users) > 1 or other.op != "call_module"):
-            return  # whoever else has the other tensor, or what it is a view of, would see the sum
+        if in_place and left is not last and (len(addend.users) > 1 or addend.op != "call_module"):
+            return  # whoever else has the addend, or what it is a view of, would see the sum
         if not self._reaches(user):
             return
-        self.residual = other
+        self.residual = addend
         self.nodes.append(user)
 
     def take_limits(self) -> None:
@@ -264,9 +264,9 @@ class _Chain:
         elif type(module) in (nn.ReLU6, nn.Hardtanh):
             self.low, self.high = float(module.min_val), float(module.max_val)
         elif user.op == "call_function" and user.target is F.hardtanh:
-            given = _named(user, ("input", "min_val", "max_val", "inplace"))
-            low, high = given.get("min_val", -1.0), given.get("max_val", 1.0)
-            if given.get("input") is not self.nodes[-1] or isinstance(low, Node) or isinstance(high, Node):
+            arguments = _named(user, ("input", "min_val", "max_val", "inplace"))
+            low, high = arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)
+            if arguments.get("input") is not self.nodes[-1] or isinstance(low, Node) or isinstance(high, Node):
                 return
             self.low, self.high = float(low), float(high)
         elif len(user.args) != 1 or set(user.kwargs) - {"inplace"}:
@@ -290,10 +290,10 @@ class _Chain:
         if type(module) is nn.Dropout:
             p, training = module.p, module.training
         elif user.op == "call_function" and user.target is F.dropout:
-            given = _named(user, ("input", "p", "training", "inplace"))
-            if given.get("input") is not self.nodes[-1]:
+            arguments = _named(user, ("input", "p", "training", "inplace"))
+            if arguments.get("input") is not self.nodes[-1]:
                 return
-            p, training = given.get("p", 0.5), given.get("training", True)
+            p, training = arguments.get("p", 0.5), arguments.get("training", True)
         else:
             return
         if training is not True or not isinstance(p, int | float) or not 0 <= p < 1:
@@ -306,11 +306,11 @@ class _Chain:
         return tuple(self._modules[str(node.target)] for node in self.nodes if node.op == "call_module")
 
     def replace(self, name: str) -> None:
-        """Put a call of the module `name` in the place of the chain's last node."""
+        """Put a call of the module `name` in the place of the group's last node."""
         first, last = self.nodes[0], self.nodes[-1]
         arguments = (first.args[0],) if self.residual is None else (first.args[0], self.residual)
         with self._graph.inserting_before(last):
             node = self._graph.call_module(name, arguments)
         last.replace_all_uses_with(node)
-        for one in reversed(self.nodes):
-            self._graph.erase_node(one)
+        for node in reversed(self.nodes):
+            self._graph.erase_node(node)

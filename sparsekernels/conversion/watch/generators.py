@@ -43,14 +43,22 @@ class Generators:
                     )
         self._kept = [(get, put, get()) for get, put in generators]
 
+    def drawn(self) -> bool:
+        """Whether anything was drawn."""
+        return any(_differ(get(), state) for get, _, state in self._kept)
+
     def put_back(self) -> bool:
         """Whether anything had been drawn."""
         drawn = False
         for get, put, state in self._kept:
-            if str(_listed(get())) != str(_listed(state)):
+            if _differ(get(), state):
                 put(state)
                 drawn = True
         return drawn
+
+
+def _differ(state: Any, other: Any) -> bool:
+    return str(_listed(state)) != str(_listed(other))
 
 
 def _listed(state: Any) -> Any:

@@ -45,13 +45,13 @@ class TooMuch(Exception):
     """There is more than can be looked at in each call."""
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(value: Any, other: Any) -> bool:
     """Whether two values are one object, or plain values between which no code can tell."""
-    if one is other:
+    if value is other:
         return True
-    if type(one) is not type(other) or type(one) not in _VALUES:
+    if type(value) is not type(other) or type(value) not in _VALUES:
         return False
-    return bool(one == other) and repr(one) == repr(other)  # zeros have a sign
+    return bool(value == other) and repr(value) == repr(other)  # zeros have a sign
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Held:
         if isinstance(items, dict):
             base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
             base.clear(value)
-            for key, one in items.items():
-                base.__setitem__(value, key, one)
+            for key, item in items.items():
+                base.__setitem__(value, key, item)
         elif isinstance(items, list) and isinstance(value, deque):
             deque.clear(value)
             deque.extend(value, items)
@@ -130,7 +130,7 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
     registered: ids of modules that are looked at elsewhere. copies: whether elements of tensors are kept, to be put
     back. Raises `TooMuch`.
     """
-    found: list[Held] = []
+    held: list[Held] = []
     seen: set[int] = set(registered)
     left, count = list(values), 0
     while left:
@@ -146,7 +146,7 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
                 continue
             seen.add(id(value))
             keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-            found.append(Held(value, items, attributes, value.detach().clone() if keep else None))
+            held.append(Held(value, items, attributes, value.detach().clone() if keep else None))
             for inner in (items, attributes):
                 if isinstance(inner, dict):
                     left.extend(inner.values())
@@ -156,7 +156,7 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
             count += len(items) // 64 if isinstance(items, bytes) else 0
         if count > _MOST:
             raise TooMuch("its attributes hold more than can be looked at in each call")
-    return found
+    return held
 
 
 def _items_of(value: Any) -> Any:
@@ -188,21 +188,21 @@ def attributes_or_none(value: Any) -> dict[str, Any] | None:
 def attributes_of(value: Any) -> dict[str, Any]:
     """What an object has in its dict and in its slots; of a module, what torch did not put there."""
     if isinstance(value, nn.Module):
-        return {name: one for name, one in vars(value).items() if name not in KEPT_BY_TORCH | _STAYS}
-    found = dict(getattr(value, "__dict__", {}))
+        return {name: attribute for name, attribute in vars(value).items() if name not in KEPT_BY_TORCH | _STAYS}
+    attributes = dict(getattr(value, "__dict__", {}))
     for name, slot in _slots_of(type(value)):
         with contextlib.suppress(AttributeError):  # it is empty
-            found[name] = slot.__get__(value)
-    return found
+            attributes[name] = slot.__get__(value)
+    return attributes
 
 
 def _slots_of(kind: type) -> list[tuple[str, Any]]:
     """By name, as the class keeps them."""
     return [
         (name, slot)
-        for one in kind.__mro__
-        if one.__module__ != "builtins"
-        for name, slot in vars(one).items()
+        for base in kind.__mro__
+        if base.__module__ != "builtins"
+        for name, slot in vars(base).items()
         if isinstance(slot, types.MemberDescriptorType)
     ]
 
@@ -230,17 +230,26 @@ class State:
             for name, value in attributes.items()
             if name in KEPT_BY_TORCH and isinstance(value, dict)
         ]
-        given = [
-            one for _, attributes in self._attributes for name, one in attributes.items() if name not in KEPT_BY_TORCH
+        values = [
+            value
+            for _, attributes in self._attributes
+            for name, value in attributes.items()
+            if name not in KEPT_BY_TORCH
         ]
         self.is_whole = True
         try:
-            self._held += held_by(given, {id(module) for module in own}, copies=True)
+            self._held += held_by(values, {id(module) for module in own}, copies=True)
         except TooMuch:
             self.is_whole = False
 
     def _attributes_of(self, module: nn.Module) -> dict[str, Any]:
         return {name: value for name, value in vars(module).items() if name not in self._without}
+
+    def changed(self) -> bool:
+        """Whether anything is other than it was, or there was too much to tell."""
+        if not self.is_whole or any(held.changed() for held in self._held):
+            return True
+        return not all(_same_dicts(self._attributes_of(module), attributes) for module, attributes in self._attributes)
 
     def put_back(self) -> bool:
         """Restore it all, but for what refuses to be (a read-only array); whether anything had changed."""
@@ -260,31 +269,58 @@ class State:
         return changed
 
 
+class Snapshot:
+    """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps of modules.
+
+    Save for the attributes that a conversion leaves behind. without: names of further attributes not to look at.
+    """
+
+    def __init__(self, model: nn.Module, without: Collection[str] = ()) -> None:
+        modules = list(model.modules())
+        self._state = State(modules, {*_STAYS, *without})
+        own = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        self._places = [(module, dict(module._buffers)) for module in own]
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self._parameters = [(parameter, parameter.grad, _stamp_of(parameter)) for parameter in model.parameters()]
+        self._generators = Generators(model)
+
+    def changed(self) -> bool:
+        """Whether anything is other than it was, parameters included, or there was too much to tell."""
+        if any(parameter.grad is not gradient for parameter, gradient, _ in self._parameters):
+            return True
+        if any(_stamp_of(parameter) != stamp for parameter, _, stamp in self._parameters):
+            return True
+        if not all(_same_dicts(module._buffers, place) for module, place in self._places):
+            return True
+        if not all(torch.equal(buffer, kept) for buffer, kept in self._buffers):
+            return True
+        return self._generators.drawn() or self._state.changed()
+
+    def put_back(self) -> None:
+        """Restore it all, but for what parameters hold."""
+        for parameter, gradient, _ in self._parameters:
+            parameter.grad = gradient
+        for module, place in self._places:
+            module._buffers.update(place)
+        with torch.no_grad():
+            for buffer, kept in self._buffers:
+                if not torch.equal(buffer, kept):
+                    buffer.copy_(kept)
+        self._generators.put_back()
+        self._state.put_back()
+
+
 @contextlib.contextmanager
-def unchanged(model: torch.nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """What runs inside leaves no trace: not in buffers (running statistics), attributes, gradients, random numbers.
 
     Save for the attributes that a conversion leaves behind.
     """
-    modules = list(model.modules())
-    state = State(modules, KEPT_BY_TORCH | _STAYS)
-    places = [(module, dict(module._buffers)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    generators = Generators(model)
-    for parameter, _ in gradients:
+    kept = Snapshot(model, KEPT_BY_TORCH)
+    for parameter in model.parameters():
         parameter.grad = None
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            for module, place in places:
-                module._buffers.update(place)
-            with torch.no_grad():
-                for buffer, kept in buffers:
-                    if not torch.equal(buffer, kept):
-                        buffer.copy_(kept)
-            generators.put_back()
-            state.put_back()
+            kept.put_back()

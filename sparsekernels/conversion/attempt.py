@@ -1,0 +1,355 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""One conversion on its way: layers are decided, offers made and compared, and the fastest is installed."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .._torch import is_any_autocast_enabled
+from ..nn.replacement import Replacement
+from ..timing import Interruptions
+from .agreement import are_close, backward_at_random, differentiable, point_alike
+from .candidates import candidate_of
+from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
+from .graph.base import Graph
+from .graph.batch_norm import dropout_by_torch
+from .graph.channels import dropped
+from .graph.inference import InferenceGraph
+from .graph.trace import Trace
+from .graph.tracing import Untraceable, first_line
+from .graph.training import TrainingGraph
+from .installation import Conversion, Swap
+from .measure import CLOSE, MODEL, step, times_of
+from .report import CHANNEL_DROPPED, DENSE, Ground, LayerReport, Note, Report, Way
+from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
+from .watch.state import CONVERSION, unchanged
+
+_CERTAIN_GAIN = 1.25
+"""The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
+_MOST_ROUNDS = 0.7
+"""In so many of these rounds it then has to be faster."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """A way to run the model that gives what it gave before."""
+
+    way: Way
+    conversion: Conversion
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A part of the model that runs as a graph: its trace, and that graph as the layers are now."""
+
+    trace: Trace
+    graph: Graph
+
+
+class Attempt:
+    """One conversion of a model on its way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        call: Callable[[], object],
+        layers: list[Layer],
+        recorded: Recorded,
+        decisions: Collection[str],
+    ) -> None:
+        self._decisions, self._recorded = decisions, recorded
+        self._model, self._args, self._call, self._layers = model, args, call, layers
+        self._training = model.training
+        self._notes: list[str] = []
+        self._interruptions = Interruptions()
+
+    def run(self) -> Report:
+        others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
+        if others:
+            self._note(Note.OTHER_LAYERS, names=", ".join(f"{count} {name}" for name, count in others.items()))
+        if self._training:
+            self._note(Note.TRAINING_MODE)
+            if not differentiable(self._recorded.result):
+                self._note(Note.NO_GRADIENT)
+        with self._interruptions.counted():
+            report = self._run()
+        if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
+            disturbed = Note.DISTURBED.say(per_second=self._interruptions.per_second)
+            report = replace(report, notes=(*report.notes, disturbed))
+        return report
+
+    def _note(self, note: Note, **facts: object) -> None:
+        self._notes.append(note.say(**facts))
+
+    def _run(self) -> Report:
+        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
+        if not wanted:
+            self._notes.append(_why_nothing(self._layers))
+            return self._report([decide(layer, self._training, False, (), {}).row for layer in self._layers])
+        regions = self._regions(wanted)
+        fused = set() if self._training else {id(part) for region in regions for part in region.trace.module.modules()}
+        measured: Measured = {}
+        rows: list[LayerReport] = []
+        swaps: list[Swap] = []
+        in_chains: list[Swap] = []
+        for layer in self._layers:
+            decision = decide(layer, self._training, id(layer.module) in fused, self._decisions, measured)
+            rows.append(decision.row)
+            owner, _, _ = layer.name.rpartition(".")
+            swap = functools.partial(Swap, layer.name, self._model.get_submodule(owner), layer.module)
+            if decision.replacement is not None:
+                swaps.append(swap(decision.replacement))
+            if decision.in_chain is not None:
+                in_chains.append(swap(decision.in_chain))
+        if not swaps and not any(_drops(region.graph) for region in regions):
+            self._note(Note.NOTHING_FASTER)
+            return self._report(rows)
+        offers = self._offers(swaps, in_chains, regions)
+        if not offers:  # the notes say why
+            return self._report([_unchanged(row) for row in rows])
+        return self._install_fastest(rows, offers, in_chains)
+
+    def _report(
+        self,
+        rows: list[LayerReport],
+        before_ms: float | None = None,
+        after_ms: float | None = None,
+        way: Way = Way.BEFORE,
+    ) -> Report:
+        mode = "train" if self._training else "eval"
+        return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._notes), way)
+
+    def _regions(self, wanted: set[int]) -> list[_Region]:
+        """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
+        found: list[_Region] = []
+        if is_any_autocast_enabled():
+            self._note(Note.AUTOCAST)
+            return found
+
+        def visit(module: nn.Module, name: str) -> None:
+            if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
+                return
+            try:
+                if "forward" in vars(module):
+                    raise Untraceable("its forward was replaced")
+                trace = Trace.of(module)
+                graph = self._graph(trace, contiguous=True)
+                graph.prepare()
+                calls = self._recorded.calls.get(id(module), [])
+                if not any(map(graph.serves, calls)):
+                    other = "it is called with other arguments than tensors, or by keywords"
+                    raise Untraceable(other if calls else "it is not called as a whole")
+            except Untraceable as reason:
+                if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                    self._note(Note.NO_GRAPH, part=name or "The model as a whole", reason=reason)
+                for key, child in module.named_children():
+                    visit(child, f"{name}.{key}" if name else key)
+            else:
+                found.append(_Region(trace, graph))
+
+        visit(self._model, "")
+        return found
+
+    def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
+        calls = self._recorded.calls.get(id(trace.module), [])
+        given = [(one.dtype, one.device) for call in calls for one in call or () if one is not None]
+        given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
+        kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
+        if not kinds:
+            raise Untraceable("example_input has no floating tensor")
+        if self._training:
+            return TrainingGraph(trace.module, *kinds[0], trace)
+        return InferenceGraph(trace.module, *kinds[0], contiguous, CHANNEL_DROPPED in self._decisions, chains, trace)
+
+    def _offers(self, swaps: list[Swap], in_chains: list[Swap], regions: list[_Region]) -> list[_Offer]:
+        """Ways to put the exchanged layers to use, whose results agree with those before.
+
+        in_chains: layers that would not be exchanged for their own sake, or for something else.
+        """
+        if self._training:
+            ways, expected = self._ways_to_train(swaps, regions), None
+        else:
+            ways, expected = self._ways_to_infer(swaps, in_chains, regions), self._recorded.result
+            if not self._recorded.repeatable:
+                with torch.inference_mode(), unchanged(self._model):
+                    expected = self._call()
+        offers: list[_Offer] = []
+        for offer in ways:
+            if not self._agrees(offer, expected, offers):
+                if self._training and offer.way is Way.LAYERS:
+                    break  # the graph has the same layers
+                continue
+            chained = offer.way in (Way.CHAINS, Way.CHAINS_OF_ALL)
+            if chained and not any(graph.prepare().chained for graph in offer.conversion.graphs):
+                continue  # no two layers follow each other
+            offers.append(offer)
+        return offers
+
+    def _ways_to_train(self, swaps: list[Swap], regions: list[_Region]) -> Iterator[_Offer]:
+        yield _Offer(Way.LAYERS, Conversion(swaps, []))
+        if regions:
+            yield _Offer(Way.GRAPH, self._as_graphs(swaps, regions))
+
+    def _ways_to_infer(self, swaps: list[Swap], in_chains: list[Swap], regions: list[_Region]) -> Iterator[_Offer]:
+        if regions:
+            yield _Offer(Way.GRAPH, self._as_graphs(swaps, regions))
+            yield _Offer(Way.CHAINS, self._as_graphs(swaps, regions, chains=True))
+            if in_chains:
+                others = {id(swap.original) for swap in in_chains}
+                more = [swap for swap in swaps if id(swap.original) not in others] + in_chains
+                yield _Offer(Way.CHAINS_OF_ALL, self._as_graphs(more, regions, chains=True))
+            if any(isinstance(value, Tensor) and not value.is_contiguous() for value in self._args):
+                yield _Offer(Way.GRAPH_IN_INPUT_LAYOUT, self._as_graphs(swaps, regions, contiguous=False))
+        if swaps:
+            yield _Offer(Way.LAYERS, Conversion(swaps, []))
+
+    def _as_graphs(
+        self, swaps: list[Swap], regions: list[_Region], contiguous: bool = True, chains: bool = False
+    ) -> Conversion:
+        return Conversion(swaps, [self._graph(region.trace, contiguous, chains) for region in regions])
+
+    def _agrees(self, offer: _Offer, expected: object, before: list[_Offer]) -> bool:
+        """Whether the model gives what it gave, but for rounding. If not, a note says what it does.
+
+        expected: what it gave, in inference. before: the offers that agree. In training, gradients are compared with
+        those of the layers one by one: nothing but the graph differs then, so rounding is all that may. The layers' own
+        gradients are others, by design.
+        """
+        try:
+            if not self._training:
+                with offer.conversion.installed(), torch.inference_mode(), unchanged(self._model):
+                    agrees = are_close(self._call(), expected)
+            else:
+                actual = self._step(offer.conversion)
+                agrees = None
+        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+            self._note(Note.RAISED, way=offer.way.words, error=first_line(error))
+            return False
+        if agrees is None:
+            others = before[0].conversion if before else Conversion([], [])
+            agrees = actual.agrees_with(self._step(others), gradients=bool(before))
+        if not agrees:
+            self._note(Note.OTHER_RESULTS, way=offer.way.words)
+        return agrees
+
+    def _step(self, conversion: Conversion) -> _Step:
+        """A forward and backward pass from given gradients, with torch's own dropout."""
+        with conversion.installed(), unchanged(self._model), dropout_by_torch():
+            result = self._call()
+            backward_at_random(result)
+            buffers = [buffer.clone() for buffer in self._model.buffers()]
+            return _Step(result, buffers, [parameter.grad for parameter in self._model.parameters()])
+
+    def _install_fastest(self, rows: list[LayerReport], offers: list[_Offer], in_chains: list[Swap]) -> Report:
+        run = functools.partial(step, self._call, self._training)
+        conversions = {Way.BEFORE: Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
+        contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
+        times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True)
+        before = Way.BEFORE.value
+        gains = {offer: times.speedup(offer.way.value, before) for offer in offers}
+        best: _Offer | None = None
+        for offer in sorted(offers, key=lambda offer: gains[offer], reverse=True):
+            way = offer.way.value
+            if gains[offer] < LEAST_GAIN:
+                break
+            if gains[offer] < _CERTAIN_GAIN:
+                again = times_of({before: run, way: run}, CLOSE, contexts, warm=True)
+                if again.speedup(way, before) < LEAST_GAIN or again.share_faster(way, before) < _MOST_ROUNDS:
+                    continue
+                times = again
+            best = offer
+            break
+        if best is None:
+            self._note(Note.MODEL_NOT_FASTER)
+            return self._report([_unchanged(row) for row in rows])
+        graphs = best.conversion.graphs
+        if not graphs and any(offer.conversion.graphs for offer in offers):
+            self._note(Note.GRAPH_NOT_FASTER)
+        if graphs:
+            if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
+                self._note(Note.CHAINS)
+            self._note(Note.FUSED_IN_TRAINING if self._training else Note.FUSED)
+        best.conversion.install()
+        try:
+            before_ms = times.milliseconds(before) if times.measured else None
+            if best.way is Way.CHAINS_OF_ALL:
+                chained = {swap.path: swap.replacement for swap in in_chains}
+                rows = [_in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
+            rows = _with_omissions(self._model, rows, graphs)
+            after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
+            report = self._report(rows, before_ms, after_ms, best.way)
+        except BaseException:
+            best.conversion.uninstall()
+            raise
+        vars(self._model)[CONVERSION] = best.conversion
+        return report
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a forward and backward pass gave."""
+
+    result: object
+    buffers: list[Tensor]
+    gradients: list[Tensor | None]
+
+    def agrees_with(self, other: _Step, gradients: bool) -> bool:
+        """But for rounding. gradients: whether these are to agree, too."""
+        counts = [[one for one in each.buffers if not one.is_floating_point()] for each in (self, other)]
+        same = all(map(torch.equal, *counts))
+        same = same and are_close((self.result, self.buffers), (other.result, other.buffers))
+        return same and (not gradients or point_alike(self.gradients, other.gradients))
+
+
+def _drops(graph: Graph) -> dict[int, tuple[int, int]]:
+    """How many outputs and inputs of each layer, by its id, a graph leaves out."""
+    return dropped(graph.prepare().links) if isinstance(graph, InferenceGraph) else {}
+
+
+def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Graph]) -> list[LayerReport]:
+    """`rows`, with what the graphs leave out."""
+    counts: dict[int, tuple[int, int]] = {}
+    for graph in graphs:
+        counts |= _drops(graph)
+    result = []
+    for row in rows:
+        omitted = counts.get(id(model.get_submodule(row.name)), (0, 0))
+        if any(omitted):
+            decision = CHANNEL_DROPPED if row.decision == DENSE else row.decision
+            row = replace(row, decision=decision, omitted=omitted)
+        result.append(row)
+    return result
+
+
+def _in_chain(row: LayerReport, replacement: Replacement) -> LayerReport:
+    """The row of a layer that became `replacement` for the sake of its neighbors."""
+    candidate = candidate_of(replacement)
+    assert candidate is not None
+    ground = row.ground if row.ground is Ground.PREFERENCE else Ground.CHAIN
+    return replace(row, decision=candidate.name, ground=ground, ms=None)
+
+
+def _unchanged(row: LayerReport) -> LayerReport:
+    """The row of a layer that stays, since the whole model was not faster."""
+    if row.decision == DENSE:
+        return row
+    ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
+    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)
+
+
+def _why_nothing(layers: list[Layer]) -> str:
+    if not layers:
+        return Note.NO_LAYERS.say()
+    if max(layer.sparsity or 0 for layer in layers) < LEAST_SPARSITY:
+        return Note.NOT_PRUNED.say(least=LEAST_SPARSITY)
+    return Note.NO_LAYER_FITS.say()

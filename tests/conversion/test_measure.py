@@ -1,0 +1,22 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is made of measured times."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsekernels.conversion.measure import Times
+
+
+def test_a_slow_round_cancels() -> None:
+    assert Times({"before": [2.0, 20.0, 3.0], "after": [1.0, 10.0, 1.0]}).speedup("after", "before") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [([8.0], [1.0, 2.0, 3.0], 4.0), ([1.0, 2.0, 3.0], [8.0], 0.25)]
+)
+def test_one_sample_is_compared_with_all_of_the_other(before: list[float], after: list[float], expected: float) -> None:
+    times = Times({"before": before, "after": after})
+    assert times.speedup("after", "before") == expected
+    assert times.milliseconds("before") / times.speedup("after", "before") == times.milliseconds("after")

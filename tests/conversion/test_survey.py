@@ -1,0 +1,74 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the first run of a model tells."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conversion_checks import FINE, LAYERS, Prefer
+from torch import Tensor, nn
+
+import sparsekernels as sk
+from sparsekernels.conversion.survey import layers_of, record_inputs
+from sparsekernels.pruning import prune_
+
+
+class _Does(nn.Module):
+    """What it is told, whenever it is called."""
+
+    def __init__(self, what: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.what = what
+        self.layer = nn.Linear(8, 8)
+        self.seen: dict[str, list[int]] = {"shapes": []}
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.what(self)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("what", "repeatable"),
+    [
+        (lambda model: None, True),
+        (lambda model: model.count.add_(0), True),
+        (lambda model: model.count.add_(1), False),
+        (lambda model: model.seen["shapes"].append(8), False),
+        (lambda model: setattr(model, "last", 1), False),
+        (lambda model: setattr(model, "count", torch.zeros(())), False),
+        (lambda model: torch.rand(()), False),
+        (lambda model: random.random(), False),
+        (lambda model: model.layer.weight.mul_(2), False),
+        (lambda model: model.layer.train(), False),
+        (lambda model: model.layer.register_forward_hook(lambda *_: None), False),
+    ],
+)
+def test_whether_a_run_left_everything_as_it_was(what: Callable[[Any], object], repeatable: bool) -> None:
+    model = _Does(what).eval()
+    with torch.inference_mode():
+        recorded = record_inputs(model, layers_of(model), lambda: model(torch.ones(2, 8)))
+    assert recorded.repeatable is repeatable
+
+
+def test_a_first_result_that_is_another_is_not_compared_with(prefer: Prefer) -> None:
+    class Starts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.started = nn.Linear(8, 8), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            started, self.started = self.started, True
+            y = self.layer(x)
+            return y if started else -y
+
+    model = Starts().eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, LAYERS)
+    assert sk.convert(model, torch.randn(4, 8)).converted
+    assert model.started is False
