@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Measures one case with all peers: makes it, starts a process for each variant, checks their results, lets them take
-turns, and turns what they say into records.
+"""Measures one case with all peers: makes it, starts a process for each variant, checks the results, interleaves the
+samples, and makes records of them.
 
 A case is one pruned network, or one pruned linear layer and a pass. In records it is called network/vgg16-d@64, after
 its batch, and its variants openvino:random-90, after its zeros, so that the reports give each sparsity a row.
@@ -209,7 +209,7 @@ def measure(case: Case, peers: Mapping[str, Peer], session: Session) -> list[Rec
             except ChildError as error:
                 outcome.status = "error"
                 failures[outcome.variant.name] = str(error)
-        session.say(f"{case}: taking turns")
+        session.say(f"{case}: interleaved samples")
         samples = interleave(turns, session.effort)
     for name, text in failures.items():
         session.note(f"{case}, {name}: {text}")
@@ -270,7 +270,7 @@ def _prepare(case: Case, outcome: Outcome, made: Made, session: Session, stack: 
 
 
 def _tolerant(sampler: Sampler, outcome: Outcome, failures: dict[str, str]) -> Sampler:
-    """`sampler`, but where the process fails, the variant has failed and the others take their turns."""
+    """`sampler`, but where the process fails, the variant has failed and the others continue."""
 
     @functools.wraps(sampler)
     def sample(repeats: int) -> float:
@@ -354,7 +354,7 @@ def column(variant: str) -> Column:
 
 
 LEGEND = (
-    "Times are medians of one call, all of a row taken in turns, and in parentheses how many times as long as ours: "
+    "Times are medians of one call, all of a row interleaved, and in parentheses the ratio to ours: "
     "the median over the rounds. The row says how the weights were pruned, and to how many percent zeros. float32, "
     "except that -bf16 computes in bfloat16. torch-bsr: on as many zeros that are whole blocks of 16x16. unavailable, "
     "error, wrong: see the notes."

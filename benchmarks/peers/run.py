@@ -52,7 +52,9 @@ def arguments(line: Sequence[str] | None, names: Sequence[str]) -> argparse.Name
     parser.add_argument("--pruning", choices=PRUNINGS, default="random", help="where the zeros are")
     parser.add_argument("--peers", metavar="NAME", help=f"of {', '.join(names)}; default all", **several)
     parser.add_argument("--threads", type=_positive, metavar="N", help="of every engine, default one a core")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of taking turns, a row of the table; default 20")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of interleaved samples for each row of the table; default 20"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here, as JSON lines")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
     parser.add_argument(

@@ -35,7 +35,7 @@ class SharedCache {
   }
 
   // Beyond the first limit, values are kept when they are asked for a second time, and what was not used between the
-  // two makes room. Of patterns that take turns, more than there is room for, all are used in between: none drives out
+  // two makes room. Where more patterns are in rotation than there is room for, all are used in between: none evicts
   // the one that is needed next.
   void insert(const Hash128& hash, std::shared_ptr<const void> value, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);

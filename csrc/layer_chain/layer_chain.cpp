@@ -156,7 +156,7 @@ void LayerChain::run(
   if (layers_.empty()) throw std::invalid_argument("layer_chain: expected a chain with layers, got none");
   const std::shared_ptr<const PreparedChain> chain = prepared(input.size, threads);
   const int64_t batch = input.size[0], element = element_size(dtype_);
-  // What leads from one segment into the next, of the whole batch: two take turns.
+  // What leads from one segment into the next, of the whole batch: two buffers alternate.
   int64_t most = 0, most_rows = 0;
   for (const ChainSegment& segment : chain->segments)
     if (segment.last < static_cast<int>(layers_.size()))

@@ -54,7 +54,7 @@ def change(before: Record | None, after: Record | None) -> Change:
 
 
 def differences(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
-    """Why the two runs cannot be held against each other as they stand: another machine, allocator or torch."""
+    """Why the two runs cannot be compared as they stand: another machine, allocator or torch."""
     result = []
     for name in ("cpu", "isa", "cores", "gpu", "allocator"):
         was, now = ({str(r.machine.get(name)) for r in run} for run in (before, after))

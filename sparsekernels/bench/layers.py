@@ -3,8 +3,8 @@
 """The suite `layers`: single layers of networks with fine-grained sparse weights, beside the dense layer.
 
 A case is a layer, a pass and a batch. Its variants are the dense layer in float32 (the baseline), the same in bfloat16,
-and ours for each pattern of nonzeros: "sparse:random-90" has 90% zeros in random places. All of them take turns, so the
-dense layer is timed once and each speedup is taken within a round.
+and ours for each pattern of nonzeros: "sparse:random-90" has 90% zeros in random places. All of them are interleaved,
+so the dense layer is timed once and each speedup is taken within a round.
 
 The dense layer is eager torch in the faster of two layouts: contiguous or channels_last, whichever takes less time when
 the variant is made ready, with input and weight in that layout, and in bfloat16, beforehand. Weights packed for oneDNN
@@ -49,7 +49,7 @@ PASS_OF = {results[0]: pass_ for pass_, results in RESULTS.items() if len(result
 """The pass that computes nothing but a result."""
 
 LAYOUTS = Effort(seconds=0.1, least=5, most=30)
-"""How long the layouts of a dense layer are held against each other."""
+"""How long the layouts of a dense layer are compared."""
 
 TRUTH_IMAGES = 8
 """So many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""

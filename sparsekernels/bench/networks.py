@@ -62,7 +62,7 @@ QUICK_DROPPED = 95.0
 """Below it, random zeros leave hardly a channel empty: the short benchmark does not look for any."""
 
 LAYOUTS = Effort(seconds=0.2, least=3, most=30)
-"""How long layouts are held against each other."""
+"""How long layouts are compared."""
 
 CHECKED_IMAGES = 4
 """So many images of a batch go through the network in float64."""

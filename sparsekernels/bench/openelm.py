@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The suite `openelm`: tokens per second of whole language models that differ in nothing but their norms.
 
-The model is `openelm_model.py` beside this file. All variants of a case share one set of random weights and take turns,
-so the comparison needs the memory of one model.
+The model is `openelm_model.py` beside this file. All variants of a case share one set of random weights and are
+interleaved, so the comparison needs the memory of one model.
 
 The share of time that the norms take is measured by leaving them out: `none` is the same model with every norm
 replaced by nothing, the additions between the layers kept. This counts what a norm really costs inside the model

@@ -32,7 +32,7 @@ TENSORS_MOVED = {"forward": 2, "backward": 3, "forward+backward": 5}
 """Tensors of the input's size that each pass reads or writes: x, y; dy, x, dx; both."""
 
 GRAPH_CALLS = 20
-"""Calls in a CUDA graph, so that launching it is a small part of each; no more sets of inputs can take turns."""
+"""Calls in a CUDA graph, so that launching it is a small part of each; at most as many sets of inputs alternate."""
 
 Function = Callable[[Tensor, Tensor], Tensor]
 """Of the input and the weight: the output."""

@@ -246,7 +246,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert "converted:magnitude-90" in {record["variant"] for record in records}
     result = run("bench", "--network", "lenet-300-100", "--sparsity", "0.9")
     assert result.exit_code == 2
-    assert "expected sparsity in percent, got 0.9; for that fraction give 90" in one_line(result.output)
+    assert "expected sparsity in percent, got 0.9; for that share of zeros give 90" in one_line(result.output)
     result = run("bench", "--network", "lenet")
     assert result.exit_code == 2
     assert "expected network to be 'lenet-300-100', " in one_line(result.output)

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark beside other engines: its protocol, its turns, its verdicts. Nothing is installed for it."""
+"""The benchmark beside other engines: its protocol, its order, its verdicts. Nothing is installed for it."""
 
 from __future__ import annotations
 

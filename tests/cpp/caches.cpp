@@ -72,7 +72,7 @@ void test_caches() {
     for (uint64_t i = 1; i < 10; ++i) CHECK(use(cache, i));
   }
   {
-    // In turns, more than the first limit holds, all in use: all are kept, up to the second one.
+    // In rotation, more than the first limit holds, all in use: all are kept, up to the second one.
     SharedCache cache({100, 200});
     for (int turn = 0; turn < 3; ++turn)
       for (uint64_t i = 0; i < 15; ++i) use(cache, i);

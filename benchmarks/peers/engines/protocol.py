@@ -128,7 +128,7 @@ def _text(error: BaseException) -> str:
 
 
 def fastest(calls: Mapping[str, Callable[[], object]]) -> str:
-    """The one of `calls` that takes the least time, by the minimum of samples in which they take turns."""
+    """The one of `calls` that takes the least time, by the minimum of interleaved samples."""
     if len(calls) == 1:
         return next(iter(calls))
     for call in calls.values():

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Writes the instructions that generated kernels are made of. A method is an instruction under Intel's mnemonic,
-// operands in Intel's order, so that a kernel's source can be held against a disassembler's listing; `_bcst` is a
-// memory operand of one float for all lanes, `_z` zeroing where a mask has no bit. tests/cpp holds every form against
+// operands in Intel's order, so that a kernel's source can be compared with a disassembler's listing; `_bcst` is a
+// memory operand of one float for all lanes, `_z` zeroing where a mask has no bit. tests/cpp compares every form with
 // an assembler's bytes. Encodings: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, chapter 2
 // (REX, ModRM and SIB in 2.1 and 2.2, VEX in 2.3, EVEX in 2.7, compressed displacements in 2.7.5).
 //

@@ -49,7 +49,7 @@ struct Layout {
   }
 };
 
-// Who reads lanes that are no positions of the lattice.
+// What reads lanes that are no positions of the lattice.
 enum class Lanes {
   kAnything,  // their results go nowhere
   kZeros      // they read zeros
