@@ -10,15 +10,15 @@ python=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-cmake=$(dirname "$python")/cmake
-[ -x "$cmake" ] || cmake=cmake
+export PATH="$(realpath "$(dirname "$python")"):$PATH"  # cmake and ninja
 torch=$("$python" -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
-"$cmake" -S . -B "$work/build" -DTORCH_DIR="$torch" -DSPARSEKERNELS_CUDA=off -DSPARSEKERNELS_SANITIZE=address,undefined >"$work/log"
-"$cmake" --build "$work/build" --parallel >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+cmake -G Ninja -S . -B "$work/build" -DTORCH_DIR="$torch" -DSPARSEKERNELS_CUDA=off \
+  -DSPARSEKERNELS_SANITIZE=address,undefined >"$work/log"
+cmake --build "$work/build" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 
 echo "sanitizers over tests/cpp"
-"$cmake" -S . -B "$work/cpp" -DSPARSEKERNELS_CPP_TESTS=on -DSPARSEKERNELS_SANITIZE=address,undefined >"$work/log"
-"$cmake" --build "$work/cpp" --parallel >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+cmake -G Ninja -S . -B "$work/cpp" -DSPARSEKERNELS_CPP_TESTS=on -DSPARSEKERNELS_SANITIZE=address,undefined >"$work/log"
+cmake --build "$work/cpp" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 "$work/cpp/tests/cpp/cpp_tests"
 
 # A copy of the package and its tests, so that the sanitized library never stands in for the real one.
