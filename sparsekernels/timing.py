@@ -86,28 +86,32 @@ Sampler = Callable[[int], float]
 """Runs so many calls of one variant and returns the seconds that one of them took."""
 
 
-def repeats_of(sampler: Sampler, sample: float, warm: bool = False) -> int:
+def repeats_of(sampler: Sampler, sample: float, seconds: float | None = None) -> int:
     """How many calls fill a sample of `sample` seconds.
 
-    Warms the variant up, unless it is warm already: its first call counts for nothing.
+    seconds: what a call took just now. Without it the variant is warmed up: its first call counts for nothing.
     """
-    if not warm:
+    if seconds is None:
         sampler(1)
+        seconds = sampler(1)
     repeats = 1
-    while (seconds := sampler(repeats)) * repeats < sample / 2:
+    while seconds * repeats < sample / 2:
         repeats = max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
+        seconds = sampler(repeats)
     return max(1, math.ceil(sample / seconds))
 
 
-def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> dict[str, list[float]]:
-    """Seconds of a call of each variant, one number a round. `samplers`: how to sample each, and how many calls.
+def interleave(samplers: Mapping[str, Sampler], effort: Effort) -> dict[str, list[float]]:
+    """Seconds of a call of each variant, one number a round. `samplers`: how to sample each; all are warm.
 
     In every round each variant gives one sample, in an order drawn anew (from a fixed seed), so that what disturbs
     the machine for a while disturbs all of them, and none always runs in the caches that the same neighbour left. One
-    untimed call goes before each sample, unless it would take longer than `effort.slow` seconds; nor before the first
-    sample, where that is one call only: `repeats_of` has just made some. A variant that is hopeless has one sample.
+    untimed call goes before each sample, unless it would take longer than `effort.slow` seconds. How many calls fill a
+    sample is found in the first round, where a call of more than `effort.slow` seconds is its own sample. A variant
+    that is hopeless has one sample.
     """
     samples: dict[str, list[float]] = {name: [] for name in samplers}
+    repeats: dict[str, int] = {}
     order, shuffle = list(samplers), random.Random(0).shuffle
     start = time.perf_counter()
     for done in range(effort.most):
@@ -118,10 +122,16 @@ def interleave(samplers: Mapping[str, tuple[Sampler, int]], effort: Effort) -> d
             order = [name for name in order if samples[name][0] <= limit]
         shuffle(order)
         for name in order:
-            sampler, repeats = samplers[name]
-            if repeats > 1 if not samples[name] else samples[name][-1] < effort.slow:
+            sampler = samplers[name]
+            if name not in repeats:
+                seconds = sampler(1)
+                repeats[name] = repeats_of(sampler, effort.sample, seconds)
+                if seconds >= max(effort.slow, effort.sample):
+                    samples[name].append(seconds)
+                    continue
+            elif samples[name][-1] < effort.slow:
                 sampler(1)
-            samples[name].append(sampler(repeats))
+            samples[name].append(sampler(repeats[name]))
     return samples
 
 
@@ -148,7 +158,10 @@ def samples_of(
         return sample
 
     samplers = {name: sampler(name, call) for name, call in calls.items()}
-    return interleave({name: (one, repeats_of(one, effort.sample, warm)) for name, one in samplers.items()}, effort)
+    if not warm:
+        for one in samplers.values():
+            one(1)
+    return interleave(samplers, effort)
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:

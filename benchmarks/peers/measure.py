@@ -26,7 +26,7 @@ from sparsekernels.bench import machine, report
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.report import Column, Layout, Row
 from sparsekernels.bench.suite import Unavailable
-from sparsekernels.timing import Effort, Interruptions, Sampler, interleave, median_ratio, repeats_of, spread
+from sparsekernels.timing import Effort, Interruptions, Sampler, interleave, median_ratio, spread
 
 SUITE = "peers"
 
@@ -193,13 +193,14 @@ def measure(case: Case, peers: Mapping[str, Peer], session: Session) -> list[Rec
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
         session.say(f"{case}: made by torch")
         made = _make(case, peers[EXPORT], outcomes, session, folder)
-        turns: dict[str, tuple[Sampler, int]] = {}
+        turns: dict[str, Sampler] = {}
         failures: dict[str, str] = {}
         for outcome in outcomes:
             session.say(f"{case}: {outcome.variant.name}")
             try:
                 sampler = _prepare(case, outcome, made, session, stack)
-                turns[outcome.variant.name] = (_tolerant(sampler, outcome, failures), repeats_of(sampler, SAMPLE))
+                sampler(1)
+                turns[outcome.variant.name] = _tolerant(sampler, outcome, failures)
             except Unavailable as reason:
                 outcome.status = "unavailable"
                 failures[outcome.variant.name] = f"unavailable, {reason}"
@@ -210,7 +211,7 @@ def measure(case: Case, peers: Mapping[str, Peer], session: Session) -> list[Rec
                 outcome.status = "error"
                 failures[outcome.variant.name] = str(error)
         session.say(f"{case}: taking turns")
-        samples = interleave(turns, session.effort)
+        samples = interleave(turns, replace(session.effort, sample=SAMPLE))
     for name, text in failures.items():
         session.note(f"{case}, {name}: {text}")
     _note_interruptions(case, outcomes, session)
@@ -275,13 +276,13 @@ def _tolerant(sampler: Sampler, outcome: Outcome, failures: dict[str, str]) -> S
     @functools.wraps(sampler)
     def sample(repeats: int) -> float:
         if outcome.status != "ok":
-            return math.nan
+            return math.inf
         try:
             return sampler(repeats)
         except ChildError as error:
             outcome.status = "error"
             failures[outcome.variant.name] = str(error)
-            return math.nan
+            return math.inf
 
     return sample
 

@@ -92,7 +92,7 @@ def _dense(network: Network, dtype: torch.dtype) -> Prepared:
     details: dict[str, Any] = {"batch": network.batch, "layout": layout}
     if dtype == torch.float32:
         details["not_layers"] = network.rest()
-    return Prepared(call, details=details)
+    return Prepared(call, warm=True, details=details)
 
 
 def _fused(network: Network, dtype: torch.dtype) -> Prepared:
@@ -112,7 +112,7 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     calls = {name: functools.partial(without_gradients, forward, images) for name, forward in forwards.items()}
     chosen = fastest(calls, LAYOUTS)
     check = functools.partial(check_forward, network, forwards[chosen], network.model, images)
-    return Prepared(calls[chosen], check=check, details={"batch": network.batch, "layout": chosen})
+    return Prepared(calls[chosen], warm=True, check=check, details={"batch": network.batch, "layout": chosen})
 
 
 def _fused_step(network: Network) -> Prepared:
@@ -140,8 +140,10 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
         model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
         report = convert(model, images, decisions=KINDS[name])
         found[layout] = model, images, report
-    copies = {name: call_of(network, copy.deepcopy(one[0]), one[1]) for name, one in found.items()}
-    layout = fastest(copies, LAYOUTS)
+    layout = best
+    if len(found) > 1:  # of copies, since steps change them
+        copies = {name: call_of(network, copy.deepcopy(one[0]), one[1]) for name, one in found.items()}
+        layout = fastest(copies, LAYOUTS)
     model, images, report = found[layout]
 
     def check() -> Verdict:

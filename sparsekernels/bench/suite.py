@@ -155,6 +155,7 @@ class Prepared:
 
     call     runs it once, or `calls` times, and may return anything
     calls    how many runs one `call` stands for (a CUDA graph of 20 runs: 20)
+    warm     whether it was called before
     context  entered around every timed sample, outside the measured time (torch.inference_mode, use_backend)
     check    compares it with the truth; None for a yardstick that computes something else
     details  what the record says beside times and errors
@@ -162,6 +163,7 @@ class Prepared:
 
     call: Callable[[], object]
     calls: int = 1
+    warm: bool = False
     context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     check: Callable[[], Verdict] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, repeats_of, spread
+from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, spread
 from .machine import commit, machine, versions
 from .record import Record
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load
@@ -47,7 +48,6 @@ class Outcome:
     max_error: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     sampler: Sampler | None = None
-    repeats: int = 0
 
 
 def main() -> None:
@@ -59,7 +59,10 @@ def main() -> None:
     def emit(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=results, flush=True)
 
-    run(load(request["suite"]), Selection(**{k: _frozen(v) for k, v in request["selection"].items()}), emit)
+    suite = load(request["suite"])
+    gc.collect()
+    gc.freeze()  # a thousand modules, which the collection before each case would walk in a tenth of a second
+    run(suite, Selection(**{k: _frozen(v) for k, v in request["selection"].items()}), emit)
 
 
 def _frozen(value: Any) -> Any:
@@ -90,12 +93,9 @@ def run(suite: Suite, selection: Selection, emit: Emit) -> None:
 def measure(suite: Suite, case: Case, variants: list[Variant], session: Session) -> Iterator[Record]:
     """The records of one case, one a variant. Only a variant whose result is right is timed."""
     outcomes = {variant.name: _attempt(case, variant, session) for variant in variants}
-    gc.collect()
-    gc.freeze()  # what the case holds already is not walked by the collections that fall into the samples
-    samplers = {name: (one.sampler, one.repeats) for name, one in outcomes.items() if one.sampler is not None}
-    with session.interruptions.counted():
+    samplers = {name: one.sampler for name, one in outcomes.items() if one.sampler is not None}
+    with _only_young_garbage(), session.interruptions.counted():
         times = interleave(samplers, session.effort)
-    gc.unfreeze()
     for variant in variants:
         name, outcome = variant.name, outcomes[variant.name]
         seconds = times.get(name)
@@ -126,8 +126,20 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
         )
 
 
+@contextlib.contextmanager
+def _only_young_garbage() -> Iterator[None]:
+    """What there is already is not walked by the collections that fall into the samples inside."""
+    gc.collect()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*thresholds[:2], sys.maxsize >> 32)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
 def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
-    """Prepare one variant, check it and find out how many calls fill a sample."""
+    """Prepare one variant, check it and warm it up."""
     where = f"{case.name} {case.dtype} {case.pass_}, {variant.name}"
     outcome = Outcome()
     try:
@@ -141,7 +153,8 @@ def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
                 session.emit({"event": "note", "text": f"{where}: wrong, the largest error is {verdict.max_error:.3g}"})
                 return outcome
         sampler = _sampler(prepared, session.clock)
-        outcome.repeats = repeats_of(sampler, session.effort.sample)
+        if not prepared.warm:
+            sampler(1)
         outcome.sampler = sampler
     except Unavailable as reason:
         outcome.status = "unavailable"

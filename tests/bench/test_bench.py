@@ -72,8 +72,11 @@ class TestTimer:
 
             return sample
 
-        samples = interleave({name: (sampler_of(name), 7) for name in "abc"}, Effort(seconds=60, least=2, most=8))
+        effort = Effort(seconds=60, sample=7e-6, least=2, most=8)
+        samples = interleave({name: sampler_of(name) for name in "abc"}, effort)
         assert {name: len(values) for name, values in samples.items()} == {"a": 8, "b": 8, "c": 8}
+        assert [repeats for _, repeats in calls[:9]] == [1, 7, 7] * 3  # a call, how many fill a sample, the sample
+        del calls[1:9:3]
         timed, untimed = calls[1::2], calls[::2]
         assert [name for name, _ in timed] == [name for name, _ in untimed]
         assert {repeats for _, repeats in timed} == {7}
@@ -83,12 +86,12 @@ class TestTimer:
         assert len(set(rounds)) > 1
 
     def test_time_is_bounded(self) -> None:
-        samples = interleave({"a": (lambda repeats: 1e-6, 1)}, Effort(seconds=0, least=3, most=100))
+        samples = interleave({"a": lambda repeats: 1e-6}, Effort(seconds=0, least=3, most=100))
         assert len(samples["a"]) == 3
 
     def test_slow_calls_are_not_warmed_up_each_time(self) -> None:
         calls = []
-        interleave({"a": (lambda repeats: calls.append(repeats) or 1.0, 1)}, Effort(seconds=0, least=4))
+        interleave({"a": lambda repeats: calls.append(repeats) or 1.0}, Effort(seconds=0, least=4))
         assert len(calls) == 4
 
     def test_interruptions(self, monkeypatch: pytest.MonkeyPatch) -> None:

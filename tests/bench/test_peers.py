@@ -273,10 +273,10 @@ class TestMeasure:
 
     def test_turns_are_taken_in_an_order_drawn_anew(self, fake: Launch, session: Session, tmp_path: Path) -> None:
         log = tmp_path / "log"
-        options = {"log": str(log), "seconds": 0.06}  # so long that a sample is one call
+        options = {"log": str(log), "seconds": 0.06}  # so long that each call is a sample
         peers = peers_of(fake, *(variant(name, mark=name[0], **options) for name in ("torch", "b", OURS)))
         self.records(peers, session)
-        turns = log.read_text()[2 * 3 :]  # after two calls of each alone
+        turns = log.read_text()[3:]  # after a call of each alone
         rounds = [turns[:3], turns[3:6], turns[6:]]
         assert {"".join(sorted(one)) for one in rounds} == {"bot"}
 
