@@ -254,10 +254,10 @@ class SetClock:
         return seconds * repeats
 
 
-def measure(variants: list[Variant]) -> tuple[dict[str, Record], list[str]]:
+def measure(variants: list[Variant], **of_suite: Any) -> tuple[dict[str, Record], list[str]]:
     events: list[dict[str, Any]] = []
     session = worker.Session(SetClock(), BRIEF, events.append)
-    found = worker.measure(make_suite(variants), CASE, variants, session)
+    found = worker.measure(dataclasses.replace(make_suite(variants), **of_suite), CASE, variants, session)
     return {one.variant: one for one in found}, [event["text"] for event in events]
 
 
@@ -321,6 +321,32 @@ class TestMeasuring:
         assert calls == []
         assert "ours: wrong, the largest error is" in notes[0]
         assert records["base"].status == "ok"
+
+    def test_a_variant_in_another_process_is_sampled_there(self) -> None:
+        asked: list[int] = []
+        there = Prepared(lambda: None, sampler=lambda n: asked.append(n) or 4e-3, versions={"engine": "1.2"})
+        records, _ = measure(
+            [
+                Variant("base:random-50", taking(8e-3), sparsity=0.5),
+                Variant("ours:random-50", lambda: there, sparsity=0.5),
+            ],
+            rival="ours",
+        )
+        ours, base = records["ours:random-50"], records["base:random-50"]
+        assert asked[0] == 1
+        assert (ours.p50_ms, ours.speedup, ours.details) == (4.0, 2.0, {"over_ours": 1.0})
+        assert base.details == {"over_ours": 2.0}
+        assert base.versions["engine"] == "1.2"
+
+    def test_what_fails_while_it_is_timed_has_no_time(self) -> None:
+        lives = iter([4e-3] * 3)
+        records, notes = measure(
+            [Variant("mortal", lambda: Prepared(lambda: next(lives))), Variant("base", taking(1e-3))]
+        )
+        assert (records["mortal"].status, records["mortal"].p50_ms, records["mortal"].speedup) == ("error", None, None)
+        assert records["base"].status == "ok"
+        assert len(notes) == 1
+        assert "mortal: StopIteration" in notes[0]
 
     def test_what_fails_is_reported_and_the_others_go_on(self) -> None:
         def missing() -> Prepared:
