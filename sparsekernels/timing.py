@@ -119,53 +119,48 @@ Sampler = Callable[[int], float]
 """Runs that many calls of one variant and returns the seconds per call."""
 
 
-def repeats_of(sampler: Sampler, sample: float, warm: bool = False) -> int:
+def repeats_of(sampler: Sampler, sample: float, seconds: float | None = None) -> int:
     """How many calls fill a sample.
 
     Args:
         sampler: Of the variant.
         sample: Seconds.
-        warm: Whether the variant was called before; if not, its first call does not count.
+        seconds: What a call took just now. Without it the variant is warmed up: its first call does not count.
 
     Returns:
         The number of calls, at least 1.
     """
-    return _calibrate(sampler, sample, warm)[0]
-
-
-def _calibrate(sampler: Sampler, sample: float, warm: bool) -> tuple[int, float]:
-    """`repeats_of`, and the seconds that a call took in the last attempt."""
-    if not warm:
+    if seconds is None:
         sampler(1)
+        seconds = sampler(1)
     repeats = 1
-    while (seconds := sampler(repeats)) * repeats < sample / 2:
+    while seconds * repeats < sample / 2:
         repeats = max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
-    return max(1, math.ceil(sample / seconds)), seconds
+        seconds = sampler(repeats)
+    return max(1, math.ceil(sample / seconds))
 
 
-def interleave(
-    samplers: Mapping[str, tuple[Sampler, int]], effort: Effort, first: Mapping[str, float] | None = None
-) -> dict[str, list[float]]:
-    """Seconds of a call of each variant, interleaved: one sample of each in every round.
+def interleave(samplers: Mapping[str, Sampler], effort: Effort) -> dict[str, list[float]]:
+    """Seconds of a call of each variant, interleaved: one sample of each in every round. All are warm.
 
     The order within a round is random (from a fixed seed), so that what disturbs the machine for a while disturbs all
     of them, and none always runs in the caches that the same neighbor left. One untimed call precedes each sample,
-    unless it would take longer than `effort.slow` seconds; nor the first sample, where that is one call only:
-    `repeats_of` has just made some.
+    unless it would take longer than `effort.slow` seconds. How many calls fill a sample is found in the first round,
+    where a call that fills one, and takes longer than `effort.slow`, is its own sample.
 
     Args:
-        samplers: How to sample each variant, and how many calls a sample has.
+        samplers: How to sample each variant.
         effort: How many rounds.
-        first: The first round, where there was one already.
 
     Returns:
         Seconds of one call, a number for each round; of a hopeless variant, for the first round. Where all others are
         hopeless, the one that is left has `effort.least` rounds.
     """
-    samples = {name: [first[name]] if first else [] for name in samplers}
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    repeats: dict[str, int] = {}
     order, shuffle = list(samplers), random.Random(0).shuffle
     start = time.perf_counter()
-    for done in range(1 if first else 0, effort.most):
+    for done in range(effort.most):
         if done == 1 and samples:
             limit = max(effort.hopeless * min(found[0] for found in samples.values()), effort.seconds / effort.least)
             order = [name for name in order if samples[name][0] <= limit]
@@ -174,10 +169,16 @@ def interleave(
             break
         shuffle(order)
         for name in order:
-            sampler, repeats = samplers[name]
-            if repeats > 1 if not samples[name] else samples[name][-1] < effort.slow:
+            sampler = samplers[name]
+            if name not in repeats:
+                seconds = sampler(1)
+                repeats[name] = repeats_of(sampler, effort.sample, seconds)
+                if seconds >= max(effort.slow, effort.sample):
+                    samples[name].append(seconds)
+                    continue
+            elif samples[name][-1] < effort.slow:
                 sampler(1)
-            samples[name].append(sampler(repeats))
+            samples[name].append(sampler(repeats[name]))
     return samples
 
 
@@ -210,12 +211,10 @@ def samples_of(
         return sample
 
     samplers = {name: sampler(name, call) for name, call in calls.items()}
-    calibrated = {name: _calibrate(one, effort.sample, warm) for name, one in samplers.items()}
-    turns = {name: (one, calibrated[name][0]) for name, one in samplers.items()}
-    first = {name: seconds for name, (_, seconds) in calibrated.items()}
-    # one call each, straight after another of its own, or so long that this does not matter: that is a round
-    is_round = all(repeats == 1 and (seconds >= effort.slow or not warm) for repeats, seconds in calibrated.values())
-    return interleave(turns, effort, first if is_round else None)
+    if not warm:
+        for one in samplers.values():
+            one(1)
+    return interleave(samplers, effort)
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Measures one case with all peers: makes it, starts a process for each variant, checks the results, interleaves the
-samples, and makes records of them.
+"""One case with all peers: it is made, and each variant is one of the benchmark's whose samples come from a process of
+its own. `sparsekernels.bench.worker` checks them, lets them take turns and writes the records.
 
 A case is one pruned network, or one pruned linear layer and a pass. In records it is called network/vgg16-d@64, after
 its batch, and its variants openvino:random-90, after its zeros, so that the reports give each sparsity a row.
@@ -13,8 +13,8 @@ import contextlib
 import functools
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ import numpy as np
 from children import Child, ChildError
 from environments import EXPORT, OURS, Launch, Peer, Variant
 
-from sparsekernels.bench import machine, report
+from sparsekernels.bench import machine, report, suite, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.report import Column, Layout, Row
 from sparsekernels.bench.suite import Unavailable
-from sparsekernels.timing import Effort, Interruptions, Sampler, interleave, median_ratio, repeats_of, spread
+from sparsekernels.timing import CpuClock, Effort, Interruptions
 
 SUITE = "peers"
 
@@ -37,7 +37,7 @@ SAMPLE = 0.1
 """Seconds that a sample takes at least, so that it shows an engine at its work and not on its way back to it.
 
 After another engine's turn, DeepSparse's first call of VGG16-D at batch 64 takes 20% longer, the second 4%, ours 5% and
-1%. The first is not timed where it is short; see `timer.interleave`.
+1%. The first is not timed where it is short; see `timing.interleave`.
 """
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -115,19 +115,6 @@ class Session:
     note: Callable[[str], None]
 
 
-@dataclass
-class Outcome:
-    """What became of one variant."""
-
-    peer: Peer
-    variant: Variant
-    status: str = "ok"
-    max_error: float | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    child: Child | None = None
-
-
 @dataclass(frozen=True)
 class Made:
     """The files of a case, what torch's own bfloat16 error is, and why there is no ONNX file, if there is none."""
@@ -182,51 +169,62 @@ def measure(case: Case, peers: Mapping[str, Peer], session: Session) -> list[Rec
 
     Raises `Unavailable` where the case cannot be made.
     """
-    outcomes = [
-        Outcome(peer, variant)
+    measured = [
+        (peer, variant)
         for name, peer in peers.items()
         if name != EXPORT
         for variant in peer.variants
         if case.kind in variant.cases
     ]
+    children: list[Child] = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
         session.say(f"{case}: made by torch")
-        made = _make(case, peers[EXPORT], outcomes, session, folder)
-        turns: dict[str, tuple[Sampler, int]] = {}
-        failures: dict[str, str] = {}
-        for outcome in outcomes:
-            session.say(f"{case}: {outcome.variant.name}")
-            try:
-                sampler = _prepare(case, outcome, made, session, stack)
-                turns[outcome.variant.name] = (_tolerant(sampler, outcome, failures), repeats_of(sampler, SAMPLE))
-            except Unavailable as reason:
-                outcome.status = "unavailable"
-                failures[outcome.variant.name] = f"unavailable, {reason}"
-            except _Wrong as wrong:
-                outcome.status = "wrong"
-                failures[outcome.variant.name] = str(wrong)
-            except ChildError as error:
-                outcome.status = "error"
-                failures[outcome.variant.name] = str(error)
-        session.say(f"{case}: interleaved samples")
-        samples = interleave(turns, session.effort)
-    for name, text in failures.items():
-        session.note(f"{case}, {name}: {text}")
-    _note_interruptions(case, outcomes, session)
-    times = {outcome.variant.name: samples[outcome.variant.name] for outcome in outcomes if outcome.status == "ok"}
-    versions = machine.versions() | {key: value for one in outcomes for key, value in one.versions.items()}
-    return [_record(case, outcome, times, versions, session.threads) for outcome in outcomes]
+        made = _make(case, peers[EXPORT], measured, session, folder)
+        variants = [
+            suite.Variant(
+                f"{variant.name}:{case.pattern}",
+                functools.partial(_prepare, case, peer, variant, made, session, stack, children),
+                round(case.sparsity / 100, 7),
+            )
+            for peer, variant in measured
+        ]
+        turns = worker.Session(
+            CpuClock(), replace(session.effort, sample=SAMPLE), lambda event: session.note(event["text"])
+        )
+        row = suite.Case(SUITE, case.full_name, case.pass_, "float32", "cpu", case.batch, quick=False)
+        records = list(worker.measure(_suite(variants, peers, session.effort), row, variants, turns))
+    _note_interruptions(case, children, session)
+    return [
+        replace(
+            record,
+            threads=session.threads,
+            ideal_fraction=None,
+            machine={**record.machine, "allocator": dict(machine.ALLOCATOR)},
+            details={"batch": case.batch, "dtype": variant.dtype, **record.details},
+        )
+        for record, (_, variant) in zip(records, measured, strict=True)
+    ]
 
 
-class _Wrong(Exception):
-    """The results are beyond the tolerance."""
+def _suite(variants: Sequence[suite.Variant], peers: Mapping[str, Peer], effort: Effort) -> suite.Suite:
+    return suite.Suite(
+        name=SUITE,
+        about="other engines beside ours",
+        variants=lambda *_: variants,
+        baseline=BASELINE,
+        ideal=None,
+        full=effort,
+        quick=effort,
+        layout=layout(peers),
+        rival=OURS,
+    )
 
 
-def _make(case: Case, exporter: Peer, outcomes: Sequence[Outcome], session: Session, folder: Path) -> Made:
+def _make(case: Case, exporter: Peer, measured: Sequence[tuple[Peer, Variant]], session: Session, folder: Path) -> Made:
     """Run the exporter; without its own environment, where that cannot be had: there is no ONNX file then."""
-    onnx_error, onnx = None, any(one.peer.onnx for one in outcomes)
-    blocks = {one.variant.blocks for one in outcomes if one.variant.blocks is not None}
+    onnx_error, onnx = None, any(peer.onnx for peer, _ in measured)
+    blocks = {variant.blocks for _, variant in measured if variant.blocks is not None}
     fitting = [size for size in blocks if all(length % size == 0 for length in case.shape)]
     try:
         launch = session.launch(exporter if onnx else replace(exporter, requirements=()))
@@ -242,52 +240,56 @@ def _make(case: Case, exporter: Peer, outcomes: Sequence[Outcome], session: Sess
     return Made(folder, details["bfloat16_error"], onnx_error or details["onnx_error"])
 
 
-def _prepare(case: Case, outcome: Outcome, made: Made, session: Session, stack: contextlib.ExitStack) -> Sampler:
-    """Start the variant's process, give it the job and check its results."""
-    peer, variant = outcome.peer, outcome.variant
+def _prepare(
+    case: Case,
+    peer: Peer,
+    variant: Variant,
+    made: Made,
+    session: Session,
+    stack: contextlib.ExitStack,
+    children: list[Child],
+) -> suite.Prepared:
+    """Start the variant's process and give it the job. It lives until all have been measured."""
+    session.say(f"{case}: {variant.name}")
     if peer.onnx and made.onnx_error is not None:
         raise Unavailable(f"there is no ONNX file: {made.onnx_error}")
     if variant.blocks is not None and not (made.folder / "weight-blocks.npy").exists():
         raise Unavailable(f"{case.name} is not whole blocks of {variant.blocks}x{variant.blocks}")
-    launch = session.launch(peer)
-    with contextlib.ExitStack() as own:
-        child = own.enter_context(Child(launch, session.processors))
-        blocks = {} if variant.blocks is None else {"blocks": variant.blocks}
-        job = {**case.job(session.threads), **made.inputs(case, variant), "dtype": variant.dtype, **blocks}
-        outcome.versions, outcome.details = child.start({**job, **variant.options})
+    child = stack.enter_context(Child(session.launch(peer), session.processors))
+    blocks = {} if variant.blocks is None else {"blocks": variant.blocks}
+    job = {**case.job(session.threads), **made.inputs(case, variant), "dtype": variant.dtype, **blocks}
+    with _closed_on_failure(child):
+        versions, details = child.start({**job, **variant.options})
+    children.append(child)
+
+    def check() -> suite.Verdict:
         results = made.folder / f"{variant.name}.npz"
-        child.output(results)
-        error = made.error(results, case, variant)
-        outcome.max_error = _rounded(error) if math.isfinite(error) else None
-        accepted = TOLERANCE[variant.dtype]
+        with _closed_on_failure(child):
+            child.output(results)
+        error, accepted = made.error(results, case, variant), TOLERANCE[variant.dtype]
         if variant.dtype == "bfloat16":
             accepted = max(accepted, 2 * made.bfloat16_error)
-        if not error <= accepted:
-            raise _Wrong(f"wrong: expected errors of at most {accepted:.3g} of the largest value, got {error:.3g}")
-        outcome.child = child
-        stack.push(own.pop_all())  # it lives until all have been measured
-    return child.run
+        passed = error <= accepted
+        if not passed:
+            child.close()
+        return suite.Verdict(error, passed, f" of the largest value, expected {accepted:.3g}")
+
+    return suite.Prepared(
+        functools.partial(child.run, 1), check=check, details=details, sampler=child.run, versions=versions
+    )
 
 
-def _tolerant(sampler: Sampler, outcome: Outcome, failures: dict[str, str]) -> Sampler:
-    """`sampler`, but where the process fails, the variant has failed and the others continue."""
-
-    @functools.wraps(sampler)
-    def sample(repeats: int) -> float:
-        if outcome.status != "ok":
-            return math.nan
-        try:
-            return sampler(repeats)
-        except ChildError as error:
-            outcome.status = "error"
-            failures[outcome.variant.name] = str(error)
-            return math.nan
-
-    return sample
+@contextlib.contextmanager
+def _closed_on_failure(child: Child) -> Iterator[None]:
+    """What fails holds no memory while the others are measured."""
+    try:
+        yield
+    except BaseException:
+        child.close()
+        raise
 
 
-def _note_interruptions(case: Case, outcomes: Sequence[Outcome], session: Session) -> None:
-    children = [outcome.child for outcome in outcomes if outcome.child is not None]
+def _note_interruptions(case: Case, children: Sequence[Child], session: Session) -> None:
     seconds = sum(child.seconds for child in children)
     often = sum(child.interruptions for child in children) / seconds if seconds else 0.0
     if often > Interruptions.DISTURBING:
@@ -295,51 +297,6 @@ def _note_interruptions(case: Case, outcomes: Sequence[Outcome], session: Sessio
             f"{case}: other programs took the processor {often:.0f} times a second; these times are disturbed, measure"
             " again on a quiet machine"
         )
-
-
-def _record(
-    case: Case,
-    outcome: Outcome,
-    times: Mapping[str, Sequence[float]],
-    versions: Mapping[str, str],
-    threads: int,
-) -> Record:
-    name = outcome.variant.name
-    seconds, ours, baseline = times.get(name), times.get(OURS), times.get(BASELINE)
-    details: dict[str, Any] = {"batch": case.batch, "dtype": outcome.variant.dtype, **outcome.details}
-    if seconds is not None and ours is not None:
-        details["over_ours"] = _rounded(median_ratio(seconds, ours))
-    ms: list[float | None] = [None] * 3
-    if seconds is not None:
-        ms = [_rounded(1e3 * one) for one in spread(seconds)]
-    p20, p50, p80 = ms
-
-    return Record(
-        suite=SUITE,
-        case=case.full_name,
-        variant=f"{name}:{case.pattern}",
-        pass_=case.pass_,
-        device="cpu",
-        dtype="float32",
-        threads=threads,
-        sparsity=round(case.sparsity / 100, 7),
-        p20_ms=p20,
-        p50_ms=p50,
-        p80_ms=p80,
-        speedup=None if seconds is None or baseline is None else _rounded(median_ratio(baseline, seconds)),
-        ideal_fraction=None,
-        max_error=outcome.max_error,
-        status=outcome.status,
-        machine={**machine.machine(), "allocator": dict(machine.ALLOCATOR)},
-        versions=versions,
-        commit=machine.commit(),
-        details=details,
-    )
-
-
-def _rounded(value: float) -> float:
-    """Five digits: more than any measurement carries, and short in the file."""
-    return float(f"{value:.5g}")
 
 
 def column(variant: str) -> Column:

@@ -206,7 +206,8 @@ class OpenELM(nn.Module):
     def __init__(self, config: Config, norm: Norm = nn.RMSNorm) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.dim)
+        # empty, as `build` wants it: on the device "meta", the module's own initialization imports torch._dynamo
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocabulary, config.dim), freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer, norm) for layer in range(config.layers))
         self.norm = norm(config.dim, config.eps)
 

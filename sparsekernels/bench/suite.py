@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..pruning import PRUNINGS
-from ..timing import Effort
+from ..timing import Effort, Sampler
 from .record import parts
 from .report import Layout
 
@@ -145,10 +145,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the oracle said of one variant: its largest error, and whether that is within the tolerance."""
+    """What the oracle said of one variant: its largest error, and whether that is within the tolerance.
+
+    words  what to add where a wrong error is told
+    """
 
     max_error: float
     passed: bool
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,16 +161,22 @@ class Prepared:
 
     call     runs it once, or `calls` times, and may return anything
     calls    how many runs one `call` stands for (a CUDA graph of 20 runs: 20)
+    warm     whether it was called before
     context  entered around every timed sample, outside the measured time (torch.inference_mode, use_backend)
     check    compares it with the truth; None for a yardstick that computes something else
     details  what the record says beside times and errors
+    sampler  how it is sampled in a process of its own, in the place of `call`, `calls` and `context`
+    versions  of what computes there
     """
 
     call: Callable[[], object]
     calls: int = 1
+    warm: bool = False
     context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     check: Callable[[], Verdict] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Sampler | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,9 +185,9 @@ class Variant:
 
     A name may end in a mode, "ours/graph": its speedup and ideal fraction are then taken against the baseline and the
     ideal of that same mode. Before that it may have a pattern, "sparse:random-90": the reports give each pattern a row,
-    in which what has none stands as well. `sparsity` is the share of zeros, where there are any to skip. `prepare` does
-    all that should not be timed (weights, compilation). It raises `Unavailable` with the reason where the variant
-    cannot run; any other exception is recorded as an error.
+    in which what has none stands as well; where the baseline has one, it is that of the same pattern. `sparsity` is the
+    share of zeros, where there are any to skip. `prepare` does all that should not be timed (weights, compilation). It
+    raises `Unavailable` with the reason where the variant cannot run; any other exception is recorded as an error.
     """
 
     name: str
@@ -195,6 +205,7 @@ class Suite:
     full      how much time a case gets; `quick` in the short benchmark
     layout    how the reports lay the records out
     sparse    whether options that name sparsities and masks mean this suite
+    rival     the variant whose time each other's is held against in its details: rival "ours" gives "over_ours"
     """
 
     name: str
@@ -206,6 +217,7 @@ class Suite:
     quick: Effort
     layout: Layout
     sparse: bool = False
+    rival: str | None = None
 
     def cases(self, selection: Selection) -> list[Case]:
         """The selected cases of this suite, in the order of its file.

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -21,9 +22,9 @@ from typing import Any
 
 import torch
 
-from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, repeats_of, spread
+from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, spread
 from .machine import commit, machine, versions
-from .record import Record
+from .record import Record, parts
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load
 
 Emit = Callable[[dict[str, Any]], None]
@@ -46,8 +47,8 @@ class Outcome:
     status: str = "ok"
     max_error: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     sampler: Sampler | None = None
-    repeats: int = 0
 
 
 def main() -> None:
@@ -59,7 +60,10 @@ def main() -> None:
     def emit(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=results, flush=True)
 
-    run(load(request["suite"]), Selection(**{k: _frozen(v) for k, v in request["selection"].items()}), emit)
+    suite = load(request["suite"])
+    gc.collect()
+    gc.freeze()  # a thousand modules, which the collection before each case would walk in a tenth of a second
+    run(suite, Selection(**{k: _frozen(v) for k, v in request["selection"].items()}), emit)
 
 
 def _frozen(value: Any) -> Any:
@@ -90,12 +94,15 @@ def run(suite: Suite, selection: Selection, emit: Emit) -> None:
 def measure(suite: Suite, case: Case, variants: list[Variant], session: Session) -> Iterator[Record]:
     """The records of one case, one a variant. Only a variant whose result is right is timed."""
     outcomes = {variant.name: _attempt(case, variant, session) for variant in variants}
-    gc.collect()
-    gc.freeze()  # what the case holds already is not walked by the collections that fall into the samples
-    samplers = {name: (one.sampler, one.repeats) for name, one in outcomes.items() if one.sampler is not None}
-    with session.interruptions.counted():
-        times = interleave(samplers, session.effort)
-    gc.unfreeze()
+    samplers = {
+        name: _tolerant(one.sampler, one, _where(case, name), session)
+        for name, one in outcomes.items()
+        if one.sampler is not None
+    }
+    with _only_young_garbage(), session.interruptions.counted():
+        samples = interleave(samplers, session.effort)
+    times = {name: seconds for name, seconds in samples.items() if outcomes[name].status == "ok"}
+    own_versions = {key: value for one in outcomes.values() for key, value in one.versions.items()}
     for variant in variants:
         name, outcome = variant.name, outcomes[variant.name]
         seconds = times.get(name)
@@ -103,6 +110,10 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
         if seconds is not None:
             ms = [_rounded(1e3 * one) for one in spread(seconds)]
         p20, p50, p80 = ms
+        details = dict(outcome.details)
+        if suite.rival is not None:
+            over = _ratio(seconds, _beside(suite.rival, name, times))
+            details |= {} if over is None else {f"over_{suite.rival}": over}
         yield Record(
             suite=suite.name,
             case=case.name,
@@ -120,28 +131,41 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
             max_error=outcome.max_error,
             status=outcome.status,
             machine=machine(),
-            versions=versions(),
+            versions=versions() | own_versions,
             commit=commit(),
-            details=outcome.details,
+            details=details,
         )
 
 
+@contextlib.contextmanager
+def _only_young_garbage() -> Iterator[None]:
+    """What there is already is not walked by the collections that fall into the samples inside."""
+    gc.collect()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*thresholds[:2], sys.maxsize >> 32)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
 def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
-    """Prepare one variant, check it and find out how many calls fill a sample."""
-    where = f"{case.name} {case.dtype} {case.pass_}, {variant.name}"
-    outcome = Outcome()
+    """Prepare one variant, check it and warm it up."""
+    where, outcome = _where(case, variant.name), Outcome()
     try:
         prepared = variant.prepare()
-        outcome.details = prepared.details
+        outcome.details, outcome.versions = prepared.details, prepared.versions
         verdict = None if prepared.check is None else prepared.check()
         if verdict is not None:
             outcome.max_error = _rounded(verdict.max_error) if math.isfinite(verdict.max_error) else None
             if not verdict.passed:
                 outcome.status = "wrong"
-                session.emit({"event": "note", "text": f"{where}: wrong, the largest error is {verdict.max_error:.3g}"})
+                text = f"{where}: wrong, the largest error is {verdict.max_error:.3g}{verdict.words}"
+                session.emit({"event": "note", "text": text})
                 return outcome
         sampler = _sampler(prepared, session.clock)
-        outcome.repeats = repeats_of(sampler, session.effort.sample)
+        if not prepared.warm:
+            sampler(1)
         outcome.sampler = sampler
     except Unavailable as reason:
         outcome.status = "unavailable"
@@ -152,10 +176,32 @@ def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
     return outcome
 
 
+def _where(case: Case, name: str) -> str:
+    return f"{case.name} {case.dtype} {case.pass_}, {name}"
+
+
 def _sampler(prepared: Prepared, clock: Clock) -> Sampler:
+    if prepared.sampler is not None:
+        return prepared.sampler
+
     def sample(repeats: int) -> float:
         with prepared.context():
             return clock.seconds(prepared.call, repeats) / (repeats * prepared.calls)
+
+    return sample
+
+
+def _tolerant(sampler: Sampler, outcome: Outcome, where: str, session: Session) -> Sampler:
+    """`sampler`, but where it raises, the variant has failed and the others go on taking turns."""
+
+    def sample(repeats: int) -> float:
+        if outcome.status == "ok":
+            try:
+                return sampler(repeats)
+            except Exception as error:
+                outcome.status = "error"
+                session.emit({"event": "note", "text": f"{where}: {type(error).__name__}: {error}"})
+        return math.inf
 
     return sample
 
@@ -169,9 +215,18 @@ def _ideal_fraction(suite: Suite, variant: Variant, times: dict[str, list[float]
 
 
 def _against(reference: str, name: str, times: dict[str, list[float]]) -> float | None:
-    """Time of `reference`, in the mode of `name`, over that of `name`."""
+    """Time of `reference`, in the row of `name`, over that of `name`."""
+    return _ratio(_beside(reference, name, times), times.get(name))
+
+
+def _beside(kind: str, name: str, times: dict[str, list[float]]) -> list[float] | None:
+    """The samples of the variant `kind` in the mode of `name`: the one without a pattern, or of the same pattern."""
+    _, pattern, _ = parts(name)
     _, slash, mode = name.partition("/")
-    numerators, denominators = times.get(f"{reference}{slash}{mode}"), times.get(name)
+    return times.get(f"{kind}{slash}{mode}", times.get(f"{kind}:{pattern}{slash}{mode}"))
+
+
+def _ratio(numerators: list[float] | None, denominators: list[float] | None) -> float | None:
     if numerators is None or denominators is None:
         return None
     return _rounded(median_ratio(numerators, denominators))

@@ -72,8 +72,11 @@ class TestTimer:
 
             return sample
 
-        samples = interleave({name: (sampler_of(name), 7) for name in "abc"}, Effort(seconds=60, least=2, most=8))
+        effort = Effort(seconds=60, sample=7e-6, least=2, most=8)
+        samples = interleave({name: sampler_of(name) for name in "abc"}, effort)
         assert {name: len(values) for name, values in samples.items()} == {"a": 8, "b": 8, "c": 8}
+        assert [repeats for _, repeats in calls[:9]] == [1, 7, 7] * 3  # a call, how many fill a sample, the sample
+        del calls[1:9:3]
         timed, untimed = calls[1::2], calls[::2]
         assert [name for name, _ in timed] == [name for name, _ in untimed]
         assert {repeats for _, repeats in timed} == {7}
@@ -83,12 +86,12 @@ class TestTimer:
         assert len(set(rounds)) > 1
 
     def test_time_is_bounded(self) -> None:
-        samples = interleave({"a": (lambda repeats: 1e-6, 1)}, Effort(seconds=0, least=3, most=100))
+        samples = interleave({"a": lambda repeats: 1e-6}, Effort(seconds=0, least=3, most=100))
         assert len(samples["a"]) == 3
 
     def test_slow_calls_are_not_warmed_up_each_time(self) -> None:
         calls = []
-        interleave({"a": (lambda repeats: calls.append(repeats) or 1.0, 1)}, Effort(seconds=0, least=4))
+        interleave({"a": lambda repeats: calls.append(repeats) or 1.0}, Effort(seconds=0, least=4))
         assert len(calls) == 4
 
     def test_a_call_that_fills_its_sample_is_a_round_once_it_is_warm(self) -> None:
@@ -112,7 +115,7 @@ class TestTimer:
         ],
     )
     def test_what_is_hopeless_and_long_has_one_sample(self, seconds: dict[str, float], counts: dict[str, int]) -> None:
-        samplers = {name: ((lambda repeats, taken=taken: taken), 1) for name, taken in seconds.items()}
+        samplers = {name: (lambda repeats, taken=taken: taken) for name, taken in seconds.items()}
         samples = interleave(samplers, Effort(seconds=0.3, least=3, most=5, hopeless=4.0))
         assert {name: len(values) for name, values in samples.items()} == counts
 
@@ -278,10 +281,10 @@ class SetClock:
         return seconds * repeats
 
 
-def measure(variants: list[Variant]) -> tuple[dict[str, Record], list[str]]:
+def measure(variants: list[Variant], **of_suite: Any) -> tuple[dict[str, Record], list[str]]:
     events: list[dict[str, Any]] = []
     session = worker.Session(SetClock(), BRIEF, events.append)
-    found = worker.measure(make_suite(variants), CASE, variants, session)
+    found = worker.measure(dataclasses.replace(make_suite(variants), **of_suite), CASE, variants, session)
     return {one.variant: one for one in found}, [event["text"] for event in events]
 
 
@@ -345,6 +348,32 @@ class TestMeasuring:
         assert calls == []
         assert "ours: wrong, the largest error is" in notes[0]
         assert records["base"].status == "ok"
+
+    def test_a_variant_in_another_process_is_sampled_there(self) -> None:
+        asked: list[int] = []
+        there = Prepared(lambda: None, sampler=lambda n: asked.append(n) or 4e-3, versions={"engine": "1.2"})
+        records, _ = measure(
+            [
+                Variant("base:random-50", taking(8e-3), sparsity=0.5),
+                Variant("ours:random-50", lambda: there, sparsity=0.5),
+            ],
+            rival="ours",
+        )
+        ours, base = records["ours:random-50"], records["base:random-50"]
+        assert asked[0] == 1
+        assert (ours.p50_ms, ours.speedup, ours.details) == (4.0, 2.0, {"over_ours": 1.0})
+        assert base.details == {"over_ours": 2.0}
+        assert base.versions["engine"] == "1.2"
+
+    def test_what_fails_while_it_is_timed_has_no_time(self) -> None:
+        lives = iter([4e-3] * 3)
+        records, notes = measure(
+            [Variant("mortal", lambda: Prepared(lambda: next(lives))), Variant("base", taking(1e-3))]
+        )
+        assert (records["mortal"].status, records["mortal"].p50_ms, records["mortal"].speedup) == ("error", None, None)
+        assert records["base"].status == "ok"
+        assert len(notes) == 1
+        assert "mortal: StopIteration" in notes[0]
 
     def test_what_fails_is_reported_and_the_others_go_on(self) -> None:
         def missing() -> Prepared:

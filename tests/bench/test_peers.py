@@ -257,11 +257,10 @@ class TestMeasure:
         assert found["wrong"].max_error == pytest.approx(2e-3, rel=1e-3)
         assert found["wrong"].p50_ms is found["mortal"].p50_ms is found["mortal"].speedup is None
         text = "\n".join(notes)
-        limit = "wrong: expected errors of at most"
-        assert f"network/tiny@2 random-90 forward, wrong: {limit} 0.001 of the largest value, got 0.002" in text
-        assert f"bf16-wrong: {limit} 0.2 of the largest value, got 0.25" in text
-        assert "absent: unavailable, not today" in text
-        assert "mortal: its process died (exit status 4)" in text
+        assert "network/tiny@2 float32 forward, wrong:random-90: wrong, the largest error is 0.002" in text
+        assert "bf16-wrong:random-90: wrong, the largest error is 0.25 of the largest value, expected 0.2" in text
+        assert "absent:random-90: unavailable, not today" in text
+        assert "mortal:random-90: ChildError: its process died (exit status 4)" in text
         ours = found[OURS]
         assert (ours.suite, ours.case, ours.variant) == ("peers", "network/tiny@2", "ours:random-90")
         assert (ours.sparsity, ours.threads, ours.machine["allocator"]) == (0.9, 1, ALLOCATOR)
@@ -274,10 +273,10 @@ class TestMeasure:
 
     def test_turns_are_taken_in_an_order_drawn_anew(self, fake: Launch, session: Session, tmp_path: Path) -> None:
         log = tmp_path / "log"
-        options = {"log": str(log), "seconds": 0.06}  # so long that a sample is one call
+        options = {"log": str(log), "seconds": 0.06}  # so long that each call is a sample
         peers = peers_of(fake, *(variant(name, mark=name[0], **options) for name in ("torch", "b", OURS)))
         self.records(peers, session)
-        turns = log.read_text()[2 * 3 :]  # after two calls of each alone
+        turns = log.read_text()[3:]  # after a call of each alone
         rounds = [turns[:3], turns[3:6], turns[6:]]
         assert {"".join(sorted(one)) for one in rounds} == {"bot"}
 
@@ -288,7 +287,7 @@ class TestMeasure:
             "reader": "unavailable",
             "ours": "ok",
         }
-        assert notes == [f"{case}, reader: unavailable, there is no ONNX file: no"]
+        assert notes == ["network/tiny@2 float32 forward, reader:clustered-90: unavailable, there is no ONNX file: no"]
 
     def test_without_the_exporters_environment(self, fake: Launch, session: Session, notes: list[str]) -> None:
         def launch(peer: Peer) -> Launch:
@@ -595,8 +594,7 @@ class TestCommand:
         output = capsys.readouterr()
         assert "network/vgg16-d@8 random-80 forward: torch" in output.err
         assert "peers, network, forward (cpu, 1 thread)" in output.out
-        wrong = "wrong: expected errors of at most 0.001 of the largest value, got 1"
-        assert f"network/vgg16-d@8 random-90 forward, wrong: {wrong}" in output.out
+        assert "network/vgg16-d@8 float32 forward, wrong:random-90: wrong, the largest error is 1 " in output.out
         records = record.read(tmp_path / "r" / "r.jsonl")
         assert [one.variant for one in records[:3]] == ["torch:random-80", "wrong:random-80", "ours:random-80"]
         assert json.loads(records[0].to_json())["suite"] == "peers"
