@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparsekernels.bench.external.process import PROTOCOL, Launch
 from sparsekernels.bench.machine import ALLOCATOR
 from sparsekernels.bench.suite import Unavailable
 
@@ -70,14 +71,6 @@ class Peer:
     beside_ours: bool = False
     onnx: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How the program of a peer is started: the interpreter and the program, and all variables of its process."""
-
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
 
 
 def read_peers(path: Path = TABLE) -> dict[str, Peer]:
@@ -138,9 +131,9 @@ class Environments:
         """
         own = self._interpreter(peer) if peer.requirements and not peer.beside_ours else None
         inherited = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
-        if own is None:
-            beside = [str(self.packages(peer))] if peer.requirements else []
-            inherited["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), *beside])
+        beside = [str(self.packages(peer))] if own is None and peer.requirements else []
+        ours = [] if own is not None else filter(None, sys.path)
+        inherited["PYTHONPATH"] = os.pathsep.join([*ours, *beside, str(PROTOCOL.parent)])
         counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         command = (str(own or sys.executable), "-X", "faulthandler", str(peer.engine))
         return Launch(command, {**inherited, **ALLOCATOR, **counts, **peer.environment})

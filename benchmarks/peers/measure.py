@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from children import Child, ChildError
-from environments import EXPORT, OURS, Launch, Peer, Variant
+from environments import EXPORT, OURS, Peer, Variant
 
 from sparsekernels.bench import machine, report, suite, worker
+from sparsekernels.bench.external.process import Child, ChildError, Launch
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.report import Column, Layout, Row
 from sparsekernels.bench.suite import Unavailable

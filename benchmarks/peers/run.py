@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from children import cores, processors
 from environments import EXPORT, FOLDER_VARIABLE, OURS, Environments, Peer, default_folder, read_peers
 from measure import TEXT_COLUMNS, Case, Session, layout, measure, tables
 from rich.console import Console
 
 from sparsekernels.bench import record, report
+from sparsekernels.bench.external.process import cores, processors
 from sparsekernels.bench.models import MODELS
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Unavailable

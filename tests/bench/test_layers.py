@@ -215,6 +215,8 @@ class TestMeasuring:
 
         calls: dict[str, layers.Call] = {"slow": lambda: time.sleep(2e-3) or (), "fast": lambda: ()}
         assert timing.fastest(calls, layers.LAYOUTS) == "fast"
+        only: dict[str, layers.Call] = {"only": lambda: pytest.fail("it need not be called")}
+        assert timing.fastest(only, layers.LAYOUTS) == "only"
 
     def test_the_layout_is_that_of_the_least_of_five_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A layout that was disturbed most of the time, but not always."""

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 
 from sparsekernels.bench import record
+from sparsekernels.bench.external import process
+from sparsekernels.bench.external.process import Child, ChildError, Launch
 from sparsekernels.bench.machine import ALLOCATOR
 from sparsekernels.bench.suite import Unavailable
 from sparsekernels.timing import Effort
@@ -26,9 +27,8 @@ from sparsekernels.timing import Effort
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are stopped and pinned as Linux does it")
 
 PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
-sys.path[:0] = [str(PEERS), str(PEERS / "engines")]
+sys.path[:0] = [str(PEERS), str(PEERS / "engines"), str(process.PROTOCOL.parent)]
 
-import children  # noqa: E402
 import environments  # noqa: E402
 import exporter  # noqa: E402
 import measure  # noqa: E402
@@ -37,13 +37,12 @@ import run  # noqa: E402
 import sparsekernels_  # noqa: E402
 import torch_dense  # noqa: E402
 import torch_sparse  # noqa: E402
-from children import Child, ChildError  # noqa: E402
-from environments import EXPORT, OURS, Environments, Launch, Peer, Variant  # noqa: E402
+from environments import EXPORT, OURS, Environments, Peer, Variant  # noqa: E402
 from measure import Case, Session, largest_error  # noqa: E402
 
 FAKE = """
 import os, sys, time
-sys.path.insert(0, {engines!r})
+sys.path.insert(0, {protocol!r})
 import numpy as np
 from pathlib import Path
 from protocol import Engine, Unavailable, serve
@@ -100,7 +99,7 @@ def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def fake(tmp_path: Path) -> Launch:
     """The program of an engine that does as its job says."""
     program = tmp_path / "fake.py"
-    program.write_text(FAKE.format(engines=str(PEERS / "engines")), encoding="utf-8")
+    program.write_text(FAKE.format(protocol=str(process.PROTOCOL.parent)), encoding="utf-8")
     return Launch((sys.executable, str(program)), dict(os.environ))
 
 
@@ -189,17 +188,11 @@ class TestChild:
         assert child.run(1) >= 0
 
     def test_processors_that_share_no_core_come_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(children, "_core", lambda number: str(number // 2))
-        assert children.processors([0, 1, 2, 3, 5]) == [0, 2, 5, 1, 3]
+        monkeypatch.setattr(process, "_core", lambda number: str(number // 2))
+        assert process.processors([0, 1, 2, 3, 5]) == [0, 2, 5, 1, 3]
 
     def test_cores(self) -> None:
-        assert 1 <= children.cores() <= len(children.processors()) == len(os.sched_getaffinity(0))
-
-
-class TestProtocol:
-    def test_the_fastest_call(self) -> None:
-        assert protocol.fastest({"slow": lambda: time.sleep(3e-3), "fast": lambda: None}) == "fast"
-        assert protocol.fastest({"only": lambda: pytest.fail("it need not be called")}) == "only"
+        assert 1 <= process.cores() <= len(process.processors()) == len(os.sched_getaffinity(0))
 
 
 def peers_of(fake: Launch, *variants: Variant, onnx: bool = False) -> dict[str, Peer]:
@@ -416,7 +409,7 @@ class TestEngines:
 class TestTable:
     def test_every_peer_has_an_engine_and_every_engine_a_peer(self) -> None:
         peers = environments.read_peers()
-        helpers = {"protocol.py", "networks.py"}
+        helpers = {"networks.py"}
         assert {peer.engine.name for peer in peers.values()} == {
             path.name for path in (PEERS / "engines").glob("*.py")
         } - helpers
@@ -475,7 +468,8 @@ class TestEnvironments:
         launch = Environments(tmp_path, print).launch(Peer("ours", Path("e.py"), "", "", ()), 3)
         assert launch.command[0] == sys.executable
         assert launch.command[-1] == "e.py"
-        assert set(filter(None, sys.path)) == set(launch.environment["PYTHONPATH"].split(os.pathsep))
+        paths = launch.environment["PYTHONPATH"].split(os.pathsep)
+        assert paths == [*filter(None, sys.path), str(process.PROTOCOL.parent)]
         assert ALLOCATOR.items() <= launch.environment.items()
         assert launch.environment["OMP_NUM_THREADS"] == "3"
         assert not commands
@@ -494,7 +488,7 @@ class TestEnvironments:
         ]
         assert commands[1][0] == launch.command[0] == python
         assert launch.environment["X"] == "y"
-        assert "PYTHONPATH" not in launch.environment
+        assert launch.environment["PYTHONPATH"] == str(process.PROTOCOL.parent)
         assert said == [
             f"installing a==1, b==2 for Python {environments._OURS} in {tmp_path / 'engine'}",
             "  license: free",
@@ -511,7 +505,7 @@ class TestEnvironments:
         launch = Environments(tmp_path, print).launch(self.BESIDE, 1)
         assert len(commands) == 4
         assert launch.command[0] == sys.executable
-        assert launch.environment["PYTHONPATH"].split(os.pathsep)[-1] == str(
+        assert launch.environment["PYTHONPATH"].split(os.pathsep)[-2] == str(
             tmp_path / "beside" / "lib" / "python3" / "site-packages"
         )
 

@@ -13,6 +13,10 @@ from torch import Tensor
 
 from sparsekernels.bench.models import MODELS, calibrate_
 from sparsekernels.pruning import prune_
+from sparsekernels.timing import Effort
+
+EFFORT = Effort(seconds=0.5, least=3, most=20)
+"""How long layouts, or ways to call the same, are held against each other."""
 
 PASSES = {"forward": ("output",), "forward+backward": ("output", "input gradient", "weight gradient")}
 """What each pass computes, by the names that results have."""

@@ -8,10 +8,12 @@ import copy
 from collections.abc import Callable
 
 import torch
-from networks import differentiated, load, named, network
-from protocol import Engine, Job, fastest, serve
+from networks import EFFORT, differentiated, load, named, network
+from protocol import Engine, Job, serve
 from torch import Tensor
 from torch.nn import functional as F
+
+from sparsekernels.timing import fastest
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -23,7 +25,7 @@ def prepare(job: Job) -> Engine:
     calls = _networks(job, dtype) if job["kind"] == "network" else {"": _linear(job, dtype)}
     forward = job["pass"] == "forward"
     with torch.inference_mode(forward):
-        layout = fastest(calls)
+        layout = fastest(calls, EFFORT)
     call = calls[layout]
     return Engine(
         call=call,

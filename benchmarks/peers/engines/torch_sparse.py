@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from networks import differentiated, load, named
-from protocol import Engine, Job, Unavailable, fastest, serve
+from networks import EFFORT, differentiated, load, named
+from protocol import Engine, Job, Unavailable, serve
 from torch import Tensor
 from torch.nn import functional as F
+
+from sparsekernels.timing import fastest
 
 Call = Callable[[], tuple[Tensor, ...]]
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -45,7 +47,7 @@ def prepare(job: Job) -> Engine:
         works, reason = _working(calls)
         if not works:
             raise Unavailable(f"torch has no {job['pass']} of a linear layer in {job['layout']}: {reason}")
-        way = fastest(works)
+        way = fastest(works, EFFORT)
     return Engine(
         call=works[way],
         results=lambda: named(job["pass"], works[way]()),

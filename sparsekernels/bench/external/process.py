@@ -17,15 +17,25 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from environments import Launch
+from ..suite import Unavailable
 
-from sparsekernels.bench.suite import Unavailable
+PROTOCOL = Path(__file__).with_name("protocol.py")
+"""What the program of an engine imports: its folder is put on the program's path, whatever its environment."""
 
 PATIENCE = 600.0
 """Seconds after which an answer is no longer waited for."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a program is started: the interpreter and the program, and all variables of its process."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
 
 
 class ChildError(RuntimeError):
@@ -33,7 +43,7 @@ class ChildError(RuntimeError):
 
 
 class Child:
-    """The process of an engine, with one job. It runs only inside the methods of this class; see `engines/protocol.py`.
+    """The process of an engine, with one job. It runs only inside the methods of this class; see `protocol.py`.
 
     processors  the ones that it may run on
     patience    how many seconds an answer may take

@@ -39,7 +39,7 @@ pass        "forward" or "forward+backward"
 dtype       "float32" or "bfloat16"
 threads     as many as the engine may use
 onnx, input, weight, grad_output    the files that the case has
-and the keys of the variant in peers.toml that are the engine's own."""
+and what else is the engine's own."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -125,21 +125,3 @@ def _answer(file: IO[str], answer: dict[str, Any]) -> None:
 def _text(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def fastest(calls: Mapping[str, Callable[[], object]]) -> str:
-    """The one of `calls` that takes the least time, by the minimum of interleaved samples."""
-    if len(calls) == 1:
-        return next(iter(calls))
-    for call in calls.values():
-        call()
-    least = dict.fromkeys(calls, float("inf"))
-    begin = time.perf_counter()
-    for done in range(20):
-        if done >= 3 and time.perf_counter() - begin > 0.5:
-            break
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            least[name] = min(least[name], time.perf_counter() - start)
-    return min(least, key=lambda name: least[name])
