@@ -29,20 +29,21 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, ctx.normalized_shape, weight, ctx.eps, ctx.kernels = inputs
+        input, shape, weight, eps, kernels = inputs
+        ctx.call = shape, eps, kernels
         ctx.save_for_backward(input, weight)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        need_input, _, need_weight, *_ = ctx.needs_input_grad
-        shape, eps = ctx.normalized_shape, ctx.eps
+        need_input, _, need_weight, _, _ = ctx.needs_input_grad
+        shape, eps, kernels = ctx.call
         if torch.is_grad_enabled():
             grad_input, grad_weight = rms_norm_backward.on(
-                ctx.kernels, grad_output, input, shape, weight, eps, None, need_input, need_weight
+                kernels, grad_output, input, shape, weight, eps, None, need_input, need_weight
             )
         else:
-            grad_input, grad_weight = ctx.kernels.backward(
+            grad_input, grad_weight = kernels.backward(
                 grad_output, input, shape, weight, eps, None, need_input, need_weight
             )
         return grad_input if need_input else None, None, grad_weight if need_weight else None, None, None
@@ -64,7 +65,8 @@ class _AddRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, _, ctx.normalized_shape, weight, ctx.eps, ctx.kernels = inputs
+        _, _, shape, weight, eps, kernels = inputs
+        ctx.call = shape, eps, kernels
         ctx.save_for_backward(output[1], weight)
         ctx.set_materialize_grads(False)  # who uses one of the two results pays no zeros for the other
 
@@ -73,15 +75,15 @@ class _AddRMSNorm(torch.autograd.Function):
         if grad_output is None:
             return grad_sum, grad_sum, None, None, None, None
         total, weight = ctx.saved_tensors
-        need_input, need_residual, _, need_weight, *_ = ctx.needs_input_grad
-        shape, eps = ctx.normalized_shape, ctx.eps
+        need_input, need_residual, _, need_weight, _, _ = ctx.needs_input_grad
+        shape, eps, kernels = ctx.call
         need_total = need_input or need_residual
         if torch.is_grad_enabled():
             grad_total, grad_weight = rms_norm_backward.on(
-                ctx.kernels, grad_output, total, shape, weight, eps, grad_sum, need_total, need_weight
+                kernels, grad_output, total, shape, weight, eps, grad_sum, need_total, need_weight
             )
         else:
-            grad_total, grad_weight = ctx.kernels.backward(
+            grad_total, grad_weight = kernels.backward(
                 grad_output, total, shape, weight, eps, grad_sum, need_total, need_weight
             )
         return (

@@ -31,7 +31,9 @@ from ...formats.unstructured import Unstructured
 from .._operation import Arguments, Operator
 from ..convolution import Geometry
 from . import reference
-from .implementations import SPARSE_CONV2D, empty_input_gradient, empty_output
+from .implementations import SPARSE_CONV2D, compiled, empty_input_gradient, empty_output
+from .plans import may_plan, plan_of
+from .plans import run as run_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,10 @@ class SparseConv2d(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry, kernels: Any
     ) -> Tensor:
+        is_eager = kernels is compiled and not torch.compiler.is_compiling()
+        if is_eager and isinstance(pattern, Unstructured) and may_plan(pattern):
+            planned: Tensor = run_plan(input, weight, bias, plan_of(pattern, geometry))
+            return planned
         values = values_of(weight, pattern)
         return kernels.forward(input, values, bias, pattern.crow_indices, pattern.col_indices, geometry)
 
