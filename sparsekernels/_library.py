@@ -21,13 +21,13 @@ _INTERFACE = b"sparsekernels interface 1;"
 
 
 def _load(name: str) -> tuple[str | None, str]:
-    """The path of the loaded library, or None and why."""
+    """The path of the loaded library, or None and why. Raises ImportError for one of another version."""
     path, note = _FOLDER / f"libsparsekernels_{name}.so", _FOLDER / f"no_{name}.txt"
     if not path.exists():
         reason = note.read_text(encoding="utf-8").strip() if note.exists() else "nothing was compiled here"
         return None, f"the {name.upper()} kernels were not built: {reason}"
     if not _has_interface(path):
-        return None, (
+        raise ImportError(
             f"{path.name} is of another version of sparsekernels than its Python code (expected"
             f" {_INTERFACE.decode()[:-1]!r}): build it again, with pip install --force-reinstall, or in a checkout with"
             " make clean && make test"

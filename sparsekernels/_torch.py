@@ -1,8 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""All that this package uses of torch and is not public there: an upgrade of torch is this file's business.
+"""What the operations use of torch that is not public there: an upgrade of torch begins with this file.
 
-Checked with torch 2.13; with 2.10.0 and 2.14.1 all but `dispatch_modes` and `is_jit_tracing`, which are newer here.
+Checked with torch 2.10.0, 2.13 and 2.14.1. Conversion reads attributes of modules (`_modules`, `_parameters`, their
+hooks), which torch has had since 1.0, where it needs them.
 """
 
 from __future__ import annotations
@@ -44,11 +45,6 @@ def is_jit_tracing() -> bool:
 def saved_tensors_hooks() -> Any:
     """The innermost hooks on tensors that autograd saves, None without."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
-
-
-def has_kernel(operator: str, key: str) -> bool:
-    """Whether a kernel of "namespace::name" is registered for a dispatch key."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._gradient_errors import gradient_error as gradient_error
+from ._gradient_errors import gradient_errors as gradient_errors
+
 ERROR_FACTOR = 2.0
 EPS_FACTOR = 4.0
 
@@ -83,42 +86,6 @@ def compare(name: str, actual: Tensor, truth: Tensor, baseline: Tensor, exact: b
     error = (base - truth).abs().max().item() * scale
     few = EPS_FACTOR * torch.finfo(torch.float64 if exact else torch.float32).eps * truth.abs().max().item()
     return Comparison(name, (wide - truth).abs().max().item(), ERROR_FACTOR * error + few)
-
-
-def gradient_errors(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    """The relative error of the gradient of each parameter of a network.
-
-        |actual - truth| / |truth|   in Euclidean norms
-
-    Each counts as one vector: an activation that rounding moves across the kink of a ReLU changes single elements by
-    more than rounding does. One that nearly vanishes, as that of a bias in front of a BatchNorm, counts as a hundredth
-    of all together. The error of a gradient that is not finite is infinite.
-
-    Args:
-        actual: A gradient for each of n parameters.
-        truth: The true ones, in the same order.
-
-    Returns:
-        float64 [n].
-    """
-    lengths = torch.stack([one.double().norm() for one in truth])
-    differences = torch.stack([(a.double() - b.double()).norm() for a, b in zip(actual, truth, strict=True)])
-    least = 0.01 * lengths.norm()
-    errors = torch.where(differences == 0, 0.0, differences / lengths.clamp(min=least))
-    return torch.where(errors.isfinite(), errors, float("inf"))
-
-
-def gradient_error(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The largest of `gradient_errors`.
-
-    Args:
-        actual: A gradient for each parameter.
-        truth: The true ones, in the same order.
-
-    Returns:
-        The largest relative error.
-    """
-    return float(gradient_errors(actual, truth).max())
 
 
 @contextlib.contextmanager

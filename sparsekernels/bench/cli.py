@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .. import _cli
 from . import compare as comparison
+from . import info as information
 from . import record, report, runner, suite
 from .record import Record
 from .suite import Selection, Suite, Unavailable
@@ -47,7 +47,7 @@ def _fail(message: str) -> typer.Exit:
 @app.command()
 def info() -> None:
     """What this machine has, what was built, and what will be used on each device."""
-    print(_cli.info())
+    print(information.text())
 
 
 @app.command()

@@ -22,6 +22,15 @@ def sections() -> dict[str, Lines]:
     return {"machine": _machine(), "versions": _versions(), "built": _built(), "in use": _in_use()}
 
 
+def text() -> str:
+    """What this machine has, what was built, and what will be used on each device: sections of names and texts."""
+    lines = []
+    for title, rows in sections().items():
+        width = max(len(name) for name, _ in rows)
+        lines += [title, *(f"  {name.ljust(width)}  {text}" for name, text in rows)]
+    return "\n".join(lines)
+
+
 def _machine() -> Lines:
     lines = [
         ("processor", f"{machine.cpu_model()}, {torch.backends.cpu.get_cpu_capability()} in torch's own terms"),
@@ -55,6 +64,8 @@ def _built() -> Lines:
 
 def _programs() -> str:
     """Whether fine-grained patterns are compiled to machine code."""
+    if _library.cpu is None:
+        return "the CPU kernels were not built"
     if _library.isa() != "avx512":
         return "read by the kernels; compiled only for AVX-512"
     setting = os.environ.get("SPARSEKERNELS_CPU_PROGRAMS")

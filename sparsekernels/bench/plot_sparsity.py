@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Curve = list[tuple[float, float]]
 """Points (sparsity, speedup), by sparsity."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Of the masks; of Okabe & Ito's palette, as in `plot.py`."""
 
 
@@ -86,7 +86,7 @@ class SparsityPanel:
 
 
 def _cycle(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+    return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
 def _columns(curve: Curve) -> tuple[list[float], list[float]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..testing import gradient_error
+from .._gradient_errors import gradient_error
 from .watch.state import attributes_or_none
 
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}

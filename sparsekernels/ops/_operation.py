@@ -28,6 +28,7 @@ from .. import _library, dispatch
 from .._torch import DispatchKey, DispatchKeySet, apply_of, excluded, forward_ad
 from ..checks import DTYPES
 from ..dispatch import BackendError, Call, Implementation, select
+from ..formats import SparseFormat
 
 _LIBRARY = torch.library.Library("sparsekernels", "FRAGMENT")
 _AUTOCAST = {"cpu": DispatchKey.AutocastCPU, "cuda": DispatchKey.AutocastCUDA}
@@ -94,20 +95,25 @@ class Operation:
         self.format = format
         self.reference: Any = self.implementations[-1].kernels()
 
-    def call_of(self, input: Tensor) -> Call:
-        """The call on `input`, as far as it decides who can run it."""
-        return Call(input.device, input.dtype, self.format)
+    def call_of(self, input: Tensor, weight: SparseFormat | None = None) -> Call:
+        """The call on `input`, as far as it decides who can run it; without a weight, on one of `format`."""
+        return Call(input.device, input.dtype, self.format) if weight is None else Call.of(input, weight)
 
     def backends(self, input: Tensor) -> list[str]:
         """The names of those that can run a call on `input`, best first."""
         call = self.call_of(input)
         return [row.name for row in self.implementations if row.supports(call) is None]
 
+    def is_compiled(self, input: Tensor) -> bool:
+        """Whether a compiled kernel of the input's device can run a call on it."""
+        call = self.call_of(input)
+        return any(row.name == call.device.type and row.supports(call) is None for row in self.implementations)
+
     def automatic(self, input: Tensor) -> Any:
         """Where the kernels of a call are if no backend is asked for."""
         return self.compiled if input.dtype in self.dtypes else self.reference
 
-    def kernels_of(self, input: Tensor) -> Any:
+    def kernels_of(self, input: Tensor, weight: SparseFormat | None = None) -> Any:
         """Where the kernels of a call are: in the backend that was asked for by name, else the automatic one.
 
         Forward-mode derivatives run on the reference, whose tangents are plain torch's.
@@ -118,7 +124,7 @@ class Operation:
             raise BackendError(f"backend {dispatch.forced!r} was asked for but has no forward-mode derivatives")
         if dispatch.forced is None:
             return self.automatic(input)
-        return select(self.implementations, self.call_of(input), backend=dispatch.forced).kernels()
+        return select(self.implementations, self.call_of(input, weight), backend=dispatch.forced).kernels()
 
     def define(self, schema: str) -> Any:
         """Define an operator by its schema alone, and return its overload: compiled libraries implement it."""
@@ -237,7 +243,8 @@ class Operator:
         arguments = self.cast(*arguments)
         if self._validate is not None:
             self._validate(*arguments)
-        kernels = operation.kernels_of(arguments[0])
+        weights = [argument for argument in arguments if isinstance(argument, SparseFormat)]
+        kernels = operation.kernels_of(arguments[0], weights[0] if weights else None)
         if differentiable and (
             kernels is not operation.reference
             or (self._differentiates_reference and not forward_mode and not compiling)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.dispatch import Call, Implementation
 from sparsekernels.formats import Unstructured
 from sparsekernels.ops import OPERATIONS
+from sparsekernels.ops._operation import Operation, by_reference
 from sparsekernels.ops.batch_norm import gradients as batch_norm_gradients
 from sparsekernels.ops.batch_norm.implementations import BATCH_NORM
 from sparsekernels.ops.batch_norm.op import Act, batch_norm_act
@@ -153,6 +155,33 @@ def test_the_operators_are_torchs_citizens() -> None:
     torch.library.opcheck(max_pool2d_gradients.max_pool2d.overload, (x, list(WINDOWS[1])))
     arguments = x, None, None, None, 1e-5, 0.0, 6.0, 0.25, 7
     torch.library.opcheck(batch_norm_gradients.batch_norm_act.overload, arguments)
+
+
+@pytest.mark.parametrize(
+    "window", [(2, 2, 2, 2, 0), (0, 2, 2, 2, 0, 0), (2, 2, 0, 2, 0, 0), (2, 2, 2, 2, 2, 0), (9,) * 6]
+)
+@pytest.mark.parametrize("backend", MAX_POOL2D.backends(torch.empty(1)))
+def test_max_pool2d_refuses(window: tuple[int, ...], backend: str) -> None:
+    with sk.use_backend(backend), pytest.raises((ValueError, RuntimeError), match="max_pool2d: expected"):
+        max_pool2d(torch.ones(1, 2, 8, 8), window)
+
+
+def test_a_row_sees_format_block_size_and_dtype() -> None:
+    """Of the weight of the call, not of the operation's usual one."""
+
+    class Blocks(Unstructured):
+        format = "blocks"
+        block_size = 4, 8
+
+    calls = []
+    row = Implementation("cpu", calls.append, lambda: None)  # type: ignore[arg-type, func-returns-value]
+    operation = Operation("blocks", [row, by_reference(None)], format="unstructured")
+    x, weight = torch.ones(2, 8).half(), Blocks.of_mask(torch.ones(4, 8, dtype=torch.bool))
+    with sk.use_backend("cpu"):
+        operation.kernels_of(x, weight)
+        operation.kernels_of(x)
+    assert calls == [Call(x.device, torch.float16, "blocks", (4, 8)), Call(x.device, torch.float16, "unstructured")]
+    assert calls[0].capability is None
 
 
 def _chain(chain: Any) -> Any:

@@ -92,7 +92,7 @@ def chain(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> dict[str, FusedC
 
 
 def _sequences(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> list[list[Any]]:
-    """Neighbouring nodes that a chain can be made of: one tensor leads into them and one out, two of them at least."""
+    """Neighboring nodes that a chain can be made of: one tensor leads into them and one out, two of them at least."""
     chains: list[list[Any]] = []
     nodes: list[Any] = list(graph.nodes)
     start = 0

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from ...formats.unstructured import Unstructured
 from .._operation import Operation, by_reference, compiled_on
 from ..convolution import Geometry
 from . import reference
@@ -30,7 +31,7 @@ LAYER_CHAIN = Operation(
     (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)),
     compiled,
     dtypes=_DTYPES,
-    format="unstructured",
+    format=Unstructured.format,
 )
 
 _make = LAYER_CHAIN.define("_make_layer_chain(Tensor like) -> int")

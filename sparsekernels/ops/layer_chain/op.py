@@ -27,4 +27,4 @@ def layer_chain(like: Tensor) -> LayerChain:
 
 def is_compiled(like: Tensor) -> bool:
     """Whether a chain for tensors like `like` is one call; else it is as slow as its layers."""
-    return LAYER_CHAIN.implementations[0].supports(LAYER_CHAIN.call_of(like)) is None
+    return LAYER_CHAIN.is_compiled(like)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._operation import Operator
 from . import reference
-from .implementations import MAX_POOL2D, compiled
+from .implementations import MAX_POOL2D, check_forward, compiled
 
 
 class _MaxPool2d(torch.autograd.Function):
@@ -47,4 +47,5 @@ max_pool2d = Operator(
     MAX_POOL2D,
     "max_pool2d(Tensor input, int[] window) -> (Tensor, Tensor)",
     _MaxPool2d,
+    validate=check_forward,
 )

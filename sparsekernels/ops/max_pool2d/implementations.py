@@ -27,6 +27,19 @@ MAX_POOL2D = Operation(
 )
 
 
+def check_forward(input: Tensor, window: Sequence[int]) -> None:
+    """Raise ValueError for what does not fit."""
+    if input.dim() not in (3, 4):
+        raise ValueError(f"max_pool2d: expected input [N, C, H, W] or [C, H, W], got {list(input.shape)}")
+    fits = len(window) == 6 and min(window[:4]) >= 1 and min(window[4:]) >= 0
+    if not fits or any(2 * padding > size for padding, size in zip(window[4:], window[:2], strict=True)):
+        expected = "window (kh, kw, sh, sw, ph, pw), padding at most half of the kernel's size"
+        raise ValueError(f"max_pool2d: expected {expected}, got {list(window)}")
+    sizes = zip(input.shape[-2:], window[:2], window[4:], strict=True)
+    if any(size + 2 * padding < kernel for size, kernel, padding in sizes):
+        raise ValueError(f"max_pool2d: expected a window that fits the input, got {list(window)}, {list(input.shape)}")
+
+
 def check_backward(gradient: Tensor, places: Tensor, size: Sequence[int]) -> None:
     """Raise ValueError for what does not fit; reads `places`."""
     alike = gradient.shape == places.shape and gradient.dim() == 4 and gradient.device == places.device
@@ -42,10 +55,11 @@ def check_backward(gradient: Tensor, places: Tensor, size: Sequence[int]) -> Non
         raise ValueError(f"max_pool2d: expected places from 0 to {size[0] * size[1] - 1}, got {found}")
 
 
-forward: Any = MAX_POOL2D.kernel("forward", "_max_pool2d(Tensor input, int[] window) -> Tensor")
+forward: Any = MAX_POOL2D.kernel("forward", "_max_pool2d(Tensor input, int[] window) -> Tensor", check=check_forward)
 forward_with_places: Any = MAX_POOL2D.kernel(
     "forward_with_places",
     "_max_pool2d_places(Tensor input, int[] window) -> (Tensor, Tensor)",
+    check=check_forward,
 )
 backward: Any = MAX_POOL2D.kernel(
     "backward",

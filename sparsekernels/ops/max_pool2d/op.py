@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import dispatch
 from ...dispatch import is_special
 from . import gradients, implementations, reference
-from .implementations import MAX_POOL2D, compiled
+from .implementations import MAX_POOL2D, check_forward, compiled
 
 __all__ = ["max_pool2d"]
 
@@ -25,12 +25,13 @@ def max_pool2d(input: Tensor, window: tuple[int, ...]) -> Tensor:
     result: Tensor
     differentiable = torch.is_grad_enabled() and input.requires_grad
     if dispatch.forced is not None:
+        check_forward(input, window)
         if differentiable:
             result, _ = gradients.max_pool2d(input, window)
         else:
             result = MAX_POOL2D.kernels_of(input).forward(input.contiguous(), window)
         return result
-    if MAX_POOL2D.implementations[0].supports(MAX_POOL2D.call_of(input)) is None and _is_dense(input):
+    if MAX_POOL2D.is_compiled(input) and _is_dense(input):
         if not differentiable:
             result = _kernel(input, window)
             return result

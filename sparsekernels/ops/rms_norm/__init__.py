@@ -1,3 +1,3 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Root mean square layer normalisation."""
+"""Root mean square layer normalization."""

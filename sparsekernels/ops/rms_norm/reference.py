@@ -32,7 +32,7 @@ def _like(result: Tensor, input: Tensor) -> Tensor:
 
 
 def rows_are_contiguous(input: Tensor, normalized_shape: Sequence[int]) -> bool:
-    """Whether the normalised dimensions of `input` lie side by side in memory, whatever the strides between rows."""
+    """Whether the normalized dimensions of `input` lie side by side in memory, whatever the strides between rows."""
     dims, expected = len(normalized_shape), 1
     for size, stride in zip(input.shape[-dims:][::-1], input.stride()[-dims:][::-1], strict=True):
         if size != 1 and stride != expected:
@@ -42,7 +42,7 @@ def rows_are_contiguous(input: Tensor, normalized_shape: Sequence[int]) -> bool:
 
 
 def empty_output(input: Tensor) -> Tensor:
-    """An uninitialised result: contiguous, as torch's own."""
+    """An uninitialized result: contiguous, as torch's own."""
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
@@ -64,7 +64,7 @@ def forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | Non
 def add_forward(
     input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The norm of s = input + residual, and s. s is rounded to the dtype of `input` before it is normalised."""
+    """The norm of s = input + residual, and s. s is rounded to the dtype of `input` before it is normalized."""
     total = _like(input + residual, input)
     return forward(total, normalized_shape, weight, eps), total
 

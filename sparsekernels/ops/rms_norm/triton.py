@@ -3,7 +3,7 @@
 """RMSNorm in Triton, one kernel a call. Signatures and semantics are those of `reference`.
 
 Rows are read where they lie: the leading dimensions are collapsed as far as the strides of a call's tensors allow, and
-what remains, up to four dimensions, the kernel walks. A tensor is copied only if its normalised dimensions are not
+what remains, up to four dimensions, the kernel walks. A tensor is copied only if its normalized dimensions are not
 contiguous, or if more than four dimensions remain.
 """
 
@@ -42,7 +42,7 @@ def forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | Non
 def add_forward(
     input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The norm of s = input + residual, and s. s is rounded to the dtype of `input` before it is normalised."""
+    """The norm of s = input + residual, and s. s is rounded to the dtype of `input` before it is normalized."""
     output = reference.empty_output(input)
     total = reference.empty_output(input)
     _forward(input, residual, output, total, normalized_shape, weight, eps)

@@ -106,7 +106,7 @@ class RowSpace(NamedTuple):
 def row_space(tensors: Sequence[Tensor | None], normalized_shape: Sequence[int]) -> RowSpace | None:
     """The rows of `tensors`, which have one shape; the first is not None.
 
-    None if a kernel cannot walk them: if the normalised dimensions of one are not contiguous, or if more than
+    None if a kernel cannot walk them: if the normalized dimensions of one are not contiguous, or if more than
     `MAX_LEADING_DIMS` leading dimensions remain. Rows are independent, so dimensions may change places: in the order of
     the first tensor's strides, transposed heads are where they lie in memory, and collapse.
     """
