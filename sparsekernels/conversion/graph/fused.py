@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...formats import Unstructured
 from ...nn.channel_dropped import ChannelDropped, at, spread, used_pairs
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
@@ -191,7 +190,7 @@ class FusedSparse(Fused):
         pattern = layer.pattern
         if self.outputs is not None or self.inputs is not None:
             mask = pattern.mask if self.outputs is None else pattern.mask[self.outputs]
-            pattern = Unstructured.of_mask(mask if self.inputs is None else mask[:, self.inputs], weight.dtype)
+            pattern = type(pattern).of_mask(mask if self.inputs is None else mask[:, self.inputs], weight.dtype)
         self.pattern = pattern
         self._linear = isinstance(layer, torch.nn.Linear)
         self._geometry: Geometry = LINEAR
