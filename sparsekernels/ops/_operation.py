@@ -196,6 +196,7 @@ class Operator:
         to_schema: Callable[..., Arguments] = _same,
         from_schema: Callable[..., Arguments] = _same,
         autocast: Mapping[str, torch.dtype | None] | None = None,
+        weight: int | None = None,
         differentiates_reference: bool = False,
     ) -> None:
         """Define it.
@@ -203,6 +204,7 @@ class Operator:
         fake        the result without data, from the schema's arguments; default `function` on the reference
         validate    raises TypeError or ValueError, in words, for arguments that do not fit
         autocast    by device, the dtype that autocast takes floating tensors to; None is the dtype that it is set to
+        weight      which of the arguments is a sparse weight, whose format and blocks decide who can run the call
         differentiates_reference  whether `function` is for calls of the reference too. If not, and where it cannot be
                     (forward mode, compiled code), torch differentiates the reference's own operations
         """
@@ -213,6 +215,7 @@ class Operator:
         self._validate = validate
         self._to_schema = to_schema
         self._autocast = autocast or {}
+        self._weight = weight
         self._differentiates_reference = differentiates_reference
 
         def call(given: Arguments) -> Arguments:
@@ -243,8 +246,7 @@ class Operator:
         arguments = self.cast(*arguments)
         if self._validate is not None:
             self._validate(*arguments)
-        weights = [argument for argument in arguments if isinstance(argument, SparseFormat)]
-        kernels = operation.kernels_of(arguments[0], weights[0] if weights else None)
+        kernels = operation.kernels_of(arguments[0], None if self._weight is None else arguments[self._weight])
         if differentiable and (
             kernels is not operation.reference
             or (self._differentiates_reference and not forward_mode and not compiling)

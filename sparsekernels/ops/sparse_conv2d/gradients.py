@@ -271,6 +271,7 @@ sparse_conv2d = Operator(
     to_schema=_to_schema,
     from_schema=_from_schema,
     autocast={"cpu": None, "cuda": None},
+    weight=3,
     differentiates_reference=True,
 )
 sparse_conv2d_input_gradient = Operator(
