@@ -31,7 +31,7 @@ class Effort:
         least, most: Limits to the number of rounds, one sample of each variant in each.
         slow: A call of more seconds than this fills its own caches: no untimed call precedes its sample.
         hopeless: A variant that takes this many times as long as the fastest in the first round is sampled once, if
-            `least` samples of it would take more than `seconds`: no stall makes a call of that length so much slower.
+            `least` samples of it would take more than `seconds`. One sample decides, so a stall of that length does.
     """
 
     seconds: float

@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
 """One case with all peers: it is made, and each variant is one of the benchmark's whose samples come from a process of
-its own. `sparsekernels.bench.worker` checks them, lets them take turns and writes the records.
+its own. `sparsekernels.bench.worker` checks them, interleaves the samples and writes the records.
 
 A case is one pruned network, or one pruned linear layer and a pass. In records it is called network/vgg16-d@64, after
 its batch, and its variants openvino:random-90, after its zeros, so that the reports give each sparsity a row.

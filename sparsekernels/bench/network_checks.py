@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the suite `networks` computes, held against the dense network in float64."""
+"""What the suite `networks` computes, compared with the dense network in float64."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def _sampler(prepared: Prepared, clock: Clock) -> Sampler:
 
 
 def _tolerant(sampler: Sampler, outcome: Outcome, where: str, session: Session) -> Sampler:
-    """`sampler`, but where it raises, the variant has failed and the others go on taking turns."""
+    """`sampler`, but where it raises, the variant has failed and the others continue."""
 
     def sample(repeats: int) -> float:
         if outcome.status == "ok":

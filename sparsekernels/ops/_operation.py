@@ -5,8 +5,7 @@
 An `Operation` is a table of implementations and the *kernel operators* behind them, which torch's dispatcher hands to
 the compiled kernel of a device. An `Operator` knows its gradients:
 
-    compiled = SimpleNamespace()
-    SQUARE = Operation("square", [compiled_on("cpu", compiled), by_reference(reference)], compiled)
+    SQUARE = Operation("square", reference, devices=("cpu",))
     SQUARE.kernel("forward", "_square(Tensor input) -> Tensor", torch.empty_like)
     square = Operator(SQUARE, "square(Tensor input) -> Tensor", SquareFunction, torch.empty_like, validate=validate)
 
@@ -40,10 +39,7 @@ def _same(*arguments: Any) -> Arguments:
     return arguments
 
 
-# Rows of a table.
-
-
-def compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype] = DTYPES) -> Implementation:
+def _compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype]) -> Implementation:
     """The row of the compiled kernels of a device, "cpu" or "cuda", for inputs of these dtypes."""
     loaded = _library.cpu if device == "cpu" else _library.cuda
     missing = _library.cpu_missing if device == "cpu" else _library.cuda_missing
@@ -60,16 +56,12 @@ def compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype] = DT
     return Implementation(device, supports, lambda: kernels)
 
 
-def by_reference(kernels: object) -> Implementation:
-    """The row of the reference, in plain torch, which runs everywhere."""
-    return Implementation("reference", lambda _: None, lambda: kernels)
-
-
 class Operation:
     """One operation: its table of implementations and its kernel operators.
 
     name             as `sparsekernels info` lists it
-    implementations  the table, in order of preference; its last row is the reference
+    reference        has the operation's functions in plain torch; runs everywhere
+    implementations  the table, in order of preference: the compiled kernels, others, the reference
     compiled         the kernel operators, under the names and with the arguments of the reference's functions; `kernel`
                      adds to it. This is what runs where no backend is asked for: torch's dispatcher finds the kernel of
                      the input's device, and where none is registered the next row of the table runs
@@ -82,18 +74,25 @@ class Operation:
     def __init__(
         self,
         name: str,
-        implementations: Sequence[Implementation],
-        compiled: SimpleNamespace | None = None,
+        reference: Any,
+        *,
+        devices: Sequence[str] = (),
+        others: Sequence[Implementation] = (),
         dtypes: tuple[torch.dtype, ...] = DTYPES,
         format: str | None = None,
     ) -> None:
+        """Make the table: rows for the compiled kernels of `devices`, "cuda" and "cpu", then `others`."""
         self.name = name
-        self.compiled = SimpleNamespace() if compiled is None else compiled
+        self.reference = reference
+        self.compiled = SimpleNamespace()
         self.by_table = SimpleNamespace()
-        self.implementations = tuple(implementations)
+        self.implementations = (
+            *(_compiled_on(device, self.compiled, dtypes) for device in devices),
+            *others,
+            Implementation("reference", lambda _: None, lambda: reference),
+        )
         self.dtypes = dtypes
         self.format = format
-        self.reference: Any = self.implementations[-1].kernels()
 
     def call_of(self, input: Tensor, weight: SparseFormat | None = None) -> Call:
         """The call on `input`, as far as it decides who can run it; without a weight, on one of `format`."""

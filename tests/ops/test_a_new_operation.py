@@ -15,10 +15,10 @@ import sparsekernels as sk
 from sparsekernels.bench import info
 from sparsekernels.checks import check_tensor
 from sparsekernels.ops import OPERATIONS
-from sparsekernels.ops._operation import Operation, Operator, by_reference
+from sparsekernels.ops._operation import Operation, Operator
 
 reference = SimpleNamespace(forward=torch.square)
-OPERATION = Operation("square", [by_reference(reference)])
+OPERATION = Operation("square", reference)
 OPERATION.kernel("forward", "_square(Tensor input) -> Tensor")
 
 

@@ -16,7 +16,7 @@ from sparsekernels import _library
 from sparsekernels.dispatch import Call, Implementation
 from sparsekernels.formats import Unstructured
 from sparsekernels.ops import OPERATIONS
-from sparsekernels.ops._operation import Operation, by_reference
+from sparsekernels.ops._operation import Operation
 from sparsekernels.ops.batch_norm import gradients as batch_norm_gradients
 from sparsekernels.ops.batch_norm.implementations import BATCH_NORM
 from sparsekernels.ops.batch_norm.op import Act, batch_norm_act
@@ -175,7 +175,7 @@ def test_a_row_sees_format_block_size_and_dtype() -> None:
 
     calls = []
     row = Implementation("cpu", calls.append, lambda: None)  # type: ignore[arg-type, func-returns-value]
-    operation = Operation("blocks", [row, by_reference(None)], format="unstructured")
+    operation = Operation("blocks", None, others=[row], format="unstructured")
     x, weight = torch.ones(2, 8).half(), Blocks.of_mask(torch.ones(4, 8, dtype=torch.bool))
     with sk.use_backend("cpu"):
         operation.kernels_of(x, weight)

@@ -8,58 +8,33 @@ number of threads.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._operation import Operation, by_reference, compiled_on
+from .._operation import Operation
+from ..precision import wide_dtype
 from . import reference
 from .arguments import check_backward, check_forward, words_of
 
-_DTYPES = (torch.float32,)
-
-compiled = SimpleNamespace()
-
-BATCH_NORM = Operation(
-    "batch_norm",
-    (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)),
-    compiled,
-    dtypes=_DTYPES,
-)
+BATCH_NORM = Operation("batch_norm", reference, devices=("cpu",), dtypes=(torch.float32,))
+compiled = BATCH_NORM.compiled
 
 
-def fake_forward(
-    input: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    low: float | None,
-    high: float | None,
-    p: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_forward(input, residual, weight, bias, eps, low, high, p, seed)
+def fake_forward(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    check_forward(input, *arguments)
+    low, high, p = arguments[4:7]
     passes_all = low is None and high is None and reference.threshold_of(p) == 0
     words = 0 if passes_all else input.size(0) * input.size(1) * words_of(input)
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
-    statistics = input.new_empty((3, input.size(1)), dtype=wide)
+    statistics = input.new_empty((3, input.size(1)), dtype=wide_dtype(input))
     return output, statistics, input.new_empty(words, dtype=torch.int16)
 
 
-def _fake_backward(
-    gradient: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
-    kept: Tensor,
-    p: float,
-    need_input: bool,
-    need_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(gradient: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, statistics, _, _, need_input, need_residual = arguments
+
     def like_input(needed: bool) -> Tensor:
         return torch.empty_like(input, memory_format=torch.contiguous_format) if needed else input.new_empty(0)
 

@@ -20,7 +20,7 @@ _kernel, _apply = implementations.forward, gradients.batch_norm_act.apply
 def batch_norm_act(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, act: Act, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """y, and the statistics [3, C] of the batch; of arguments that `takes` accepts, or in plain torch.
+    """y, and the statistics [3, C] of the batch; of arguments that `takes` accepts.
 
     A seed for dropout is drawn from torch's generator. Differentiable any number of times.
     """

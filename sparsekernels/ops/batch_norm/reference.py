@@ -17,13 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import wide
 from .arguments import words_of
 from .philox import drawn
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """`tensor` in the type that the operation computes in: float32, or float64 where it is float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _per_channel(parameter: Tensor, like: Tensor) -> Tensor:
@@ -51,14 +47,14 @@ def forward(
     kept: int16 [N * C * words]. Bit i % 16 of word i / 16 of a plane says whether the gradient of element i passes: it
     lay between the limits and was not dropped. It is empty where every gradient passes.
     """
-    x = _wide(input)
+    x = wide(input)
     dims = (0, *range(2, input.dim()))
     variance, mean = torch.var_mean(x, dims, correction=0)
     scale = torch.rsqrt(variance + eps)
     z = (x - _per_channel(mean, x)) * _per_channel(scale, x)
     z = z if weight is None else z * _per_channel(weight, x)
     z = z if bias is None else z + _per_channel(bias, x)
-    z = z if residual is None else z + _wide(residual)
+    z = z if residual is None else z + wide(residual)
     output = z.clamp(low, high) if low is not None or high is not None else z
     passes = torch.ones_like(z, dtype=torch.bool)
     if low is not None:
@@ -107,7 +103,7 @@ def backward(
 
         dx = weight / sqrt(var + eps) * (g - mean(g) - h * mean(g * h)),  dweight = sum(g * h),  dbias = sum(g),  dr = g
     """
-    x, g = _wide(input), _wide(gradient)
+    x, g = wide(input), wide(gradient)
     dims = (0, *range(2, input.dim()))
     if kept.numel() > 0:
         g = g * (passing(kept, x) / (1 - p))

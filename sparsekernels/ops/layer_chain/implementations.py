@@ -11,28 +11,23 @@ between two layers. How many images, and where a chain is better cut in two, it 
 from __future__ import annotations
 
 import weakref
-from types import SimpleNamespace
 
-import torch
 from torch import Tensor
 
 from ...formats.unstructured import Unstructured
-from .._operation import Operation, by_reference, compiled_on
+from .._operation import Operation
 from ..convolution import Geometry
+from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-compiled = SimpleNamespace()
 
 LAYER_CHAIN = Operation(
     "layer_chain",
-    (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)),
-    compiled,
-    dtypes=_DTYPES,
+    reference,
+    devices=("cpu",),
+    dtypes=COMPUTED_IN_FLOAT32,
     format=Unstructured.format,
 )
+compiled = LAYER_CHAIN.compiled
 
 _make = LAYER_CHAIN.define("_make_layer_chain(Tensor like) -> int")
 _add_sparse_conv2d = LAYER_CHAIN.define(

@@ -8,23 +8,17 @@ The compiled kernels (csrc/max_pool2d) are for contiguous [N, C, H, W] on the CP
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._operation import Operation, by_reference, compiled_on
+from .._operation import Operation
+from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-compiled = SimpleNamespace()
-
-MAX_POOL2D = Operation(
-    "max_pool2d", (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)), compiled, dtypes=_DTYPES
-)
+MAX_POOL2D = Operation("max_pool2d", reference, devices=("cpu",), dtypes=COMPUTED_IN_FLOAT32)
+compiled = MAX_POOL2D.compiled
 
 
 def check_forward(input: Tensor, window: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._operation import Operator, register_autocast
+from .._operation import Operator
 from . import implementations, reference
 from .implementations import RMS_NORM
 
@@ -144,11 +144,4 @@ rms_norm_backward = Operator(
 )
 
 
-def _add_under_autocast(
-    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
-) -> tuple[Tensor, Tensor]:
-    total = input + residual
-    return rms_norm.overload(total, normalized_shape, weight, eps), total
-
-
-register_autocast("add_rms_norm", "cuda", _add_under_autocast)
+implementations.register_add_autocast("add_rms_norm", rms_norm.overload)

@@ -13,14 +13,13 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...dispatch import Call, Implementation
-from .._operation import Arguments, Operation, by_reference, compiled_on, register_autocast
+from .._operation import Arguments, Operation, register_autocast
 from . import reference
 from .arguments import validate
 
@@ -41,18 +40,10 @@ def _triton() -> Any:
     return triton
 
 
-compiled = SimpleNamespace()
-
 RMS_NORM = Operation(
-    "rms_norm",
-    (
-        compiled_on("cuda", compiled),
-        compiled_on("cpu", compiled),
-        Implementation("triton", _triton_supports, _triton),
-        by_reference(reference),
-    ),
-    compiled,
+    "rms_norm", reference, devices=("cuda", "cpu"), others=(Implementation("triton", _triton_supports, _triton),)
 )
+compiled = RMS_NORM.compiled
 
 
 def _forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
@@ -165,11 +156,14 @@ backward = RMS_NORM.kernel(
 )
 
 
-def _add_under_autocast(
-    input: Tensor, residual: Tensor, dims: int, size: int, weight: Tensor | None, eps: float | None
-) -> tuple[Tensor, Tensor]:
-    total = input + residual
-    return forward(total, dims, size, weight, eps), total
+def register_add_autocast(schema: str, norm: Callable[..., Tensor]) -> None:
+    """Under autocast the sum is as `+` gives it, and `norm` of it is in float32."""
+
+    def rule(input: Tensor, residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        total = input + residual
+        return norm(total, *arguments), total
+
+    register_autocast(schema, "cuda", rule)
 
 
-register_autocast("_add_rms_norm", "cuda", _add_under_autocast)
+register_add_autocast("_add_rms_norm", forward)

@@ -16,14 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def _wide(tensor: Tensor) -> Tensor:
-    """`tensor` in the type that the operation computes in: float32, or float64 where it is float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+from ..precision import wide, wide_dtype
 
 
 def _default_eps(input: Tensor) -> float:
-    return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+    return torch.finfo(wide_dtype(input)).eps
 
 
 def _like(result: Tensor, input: Tensor) -> Tensor:
@@ -54,7 +51,7 @@ def reciprocal_rms(input: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 def forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
     """y = x * r * w, with r = 1 / rms(x)."""
     dims = tuple(range(-len(normalized_shape), 0))
-    x = _wide(input)
+    x = wide(input)
     output = x * reciprocal_rms(x, dims, _default_eps(input) if eps is None else eps)
     if weight is not None:
         output = output * weight
@@ -90,7 +87,7 @@ def backward(
     """
     dims = tuple(range(-len(normalized_shape), 0))
     leading = tuple(range(input.dim() - len(normalized_shape)))
-    x, g = _wide(input), _wide(grad_output)
+    x, g = wide(input), wide(grad_output)
     r = reciprocal_rms(x, dims, _default_eps(input) if eps is None else eps)
     grad_input, grad_weight = input.new_empty(0), (input if weight is None else weight).new_empty(0)
     if need_input:
@@ -129,9 +126,9 @@ def double_backward(
     """
     dims = tuple(range(-len(normalized_shape), 0))
     leading = tuple(range(input.dim() - len(normalized_shape)))
-    x, dy = _wide(input), _wide(grad_output)
+    x, dy = wide(input), wide(grad_output)
     w = None if weight is None else weight.to(x.dtype)
-    u = torch.zeros_like(x) if u is None else _wide(u)
+    u = torch.zeros_like(x) if u is None else wide(u)
     n = max(math.prod(normalized_shape), 1)
     r = reciprocal_rms(x, dims, _default_eps(input) if eps is None else eps)
     r3 = r.pow(3)

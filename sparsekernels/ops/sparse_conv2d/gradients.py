@@ -30,6 +30,7 @@ from ...formats.transposed import Transposed, transpose
 from ...formats.unstructured import Unstructured
 from .._operation import Arguments, Operator
 from ..convolution import Geometry
+from ..precision import wide_dtype
 from . import reference
 from .implementations import SPARSE_CONV2D, compiled, empty_input_gradient, empty_output
 from .plans import may_plan, plan_of
@@ -196,8 +197,7 @@ def _weight_gradient(
 
 
 def _bias_gradient(grad_output: Tensor) -> Tensor:
-    wide = torch.float64 if grad_output.dtype == torch.float64 else torch.float32
-    return grad_output.sum((0, 2, 3), dtype=wide).to(grad_output.dtype)
+    return grad_output.sum((0, 2, 3), dtype=wide_dtype(grad_output)).to(grad_output.dtype)
 
 
 # The operators. A graph holds the tensors of a pattern.

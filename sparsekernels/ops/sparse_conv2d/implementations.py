@@ -12,30 +12,26 @@ limits the result to low .. high. Where they take a transposed pattern, the grad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...formats.unstructured import Unstructured
-from .._operation import Operation, by_reference, compiled_on
+from .._operation import Operation
 from ..convolution import Geometry
+from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
 from .arguments import check_forward, check_indices, check_input_gradient, check_weight_gradient
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-compiled = SimpleNamespace()
-
 SPARSE_CONV2D = Operation(
     "sparse_conv2d, sparse_linear",
-    (compiled_on("cpu", compiled, _DTYPES), by_reference(reference)),
-    compiled,
-    dtypes=_DTYPES,
+    reference,
+    devices=("cpu",),
+    dtypes=COMPUTED_IN_FLOAT32,
     format=Unstructured.format,
 )
+compiled = SPARSE_CONV2D.compiled
 
 
 # What is wrong with a call of the reference; the compiled kernels check the same while they run.

@@ -18,11 +18,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ..convolution import Geometry
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """`tensor` in the type that the operation computes in: float32, or float64 where it is float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+from ..precision import wide
 
 
 def is_channels_last(input: Tensor) -> bool:
@@ -72,15 +68,15 @@ def forward(
     shape = (crow_indices.numel() - 1, input.size(1) // g.groups, g.kernel_h, g.kernel_w)
     positions = _positions(crow_indices, col_indices, shape[1] * g.taps)
     output = F.conv2d(
-        _pad(_wide(input), g),
-        _scatter(_wide(values), positions, shape),
-        None if bias is None else _wide(bias),
+        _pad(wide(input), g),
+        _scatter(wide(values), positions, shape),
+        None if bias is None else wide(bias),
         stride=(g.stride_h, g.stride_w),
         dilation=(g.dilation_h, g.dilation_w),
         groups=g.groups,
     )
     if residual is not None:
-        output = output + _wide(residual)
+        output = output + wide(residual)
     if low is not None or high is not None:
         output = output.clamp(low, high)
     return output.to(input.dtype).contiguous(memory_format=memory_format(is_channels_last(input)))
@@ -106,14 +102,14 @@ def input_gradient(
     channels, outputs = crow_indices.numel() - 1, grad_output.size(1) // g.groups
     positions = _positions(crow_indices, col_indices, outputs * g.taps)
     transposed = _scatter(
-        _wide(values)[permutation.long()], positions, (g.groups, channels // g.groups, outputs, g.taps)
+        wide(values)[permutation.long()], positions, (g.groups, channels // g.groups, outputs, g.taps)
     )
     weight = transposed.transpose(1, 2).reshape(g.groups * outputs, channels // g.groups, g.kernel_h, g.kernel_w)
     padded_h, padded_w = height + g.pad_top + g.pad_bottom, width + g.pad_left + g.pad_right
     gradient = conv2d_input(
         (grad_output.size(0), channels, padded_h, padded_w),
         weight,
-        _wide(grad_output),
+        wide(grad_output),
         stride=(g.stride_h, g.stride_w),
         dilation=(g.dilation_h, g.dilation_w),
         groups=g.groups,
@@ -139,6 +135,6 @@ def weight_gradient(
     grad_output: Tensor, input: Tensor, crow_indices: Tensor, col_indices: Tensor, geometry: Geometry
 ) -> Tensor:
     """Gradient to the values: that of the dense weight at the nonzeros."""
-    dense = dense_weight_gradient(_wide(grad_output), _wide(input), geometry)
+    dense = dense_weight_gradient(wide(grad_output), wide(input), geometry)
     positions = _positions(crow_indices, col_indices, dense[0].numel())
     return dense.flatten()[positions].to(input.dtype)
