@@ -43,6 +43,9 @@ def test_matrix(isa: str) -> None:
     files = (
         "ops/rms_norm/test_rms_norm.py",
         "ops/sparse_conv2d/test_sparse_conv2d.py",
+        "ops/sparse_conv2d/test_sparse_bits.py",
+        "ops/sparse_conv2d/test_sparse_derivatives.py",
+        "ops/sparse_conv2d/test_sparse_nan.py",
         "ops/layer_chain/test_layer_chain.py",
         "ops/batch_norm/test_batch_norm_act.py",
     )

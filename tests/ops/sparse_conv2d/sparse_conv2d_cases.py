@@ -7,11 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
+import sparsekernels as sk
 from sparsekernels import Unstructured
 from sparsekernels.ops.convolution import LINEAR, Geometry, geometry_of
+from sparsekernels.ops.sparse_conv2d import reference
 from sparsekernels.ops.sparse_conv2d.implementations import SPARSE_CONV2D
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -226,3 +229,45 @@ def runs(dtype: torch.dtype = torch.float32) -> list[tuple[str, str]]:
         probe = torch.empty(1, device=device, dtype=dtype)
         found += [(backend, device) for backend in SPARSE_CONV2D.backends(probe)]
     return found
+
+
+RUNS = [(backend, device, dtype) for dtype in DTYPES for backend, device in runs(dtype)]
+by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+by_run = pytest.mark.parametrize(
+    ("backend", "device", "dtype"), RUNS, ids=lambda value: str(value).removeprefix("torch.")
+)
+by_float32_run = pytest.mark.parametrize(("backend", "device"), runs(), ids=lambda value: value)
+
+
+def ours(case: Case, weight: Unstructured) -> Callable[..., Tensor]:
+    """input, values[, bias] -> output by the public function."""
+    if case.is_linear:
+        return lambda x, v, *b: sk.sparse_linear(x, weight.with_values(v), *b)
+    options = (case.stride, case.padding, case.dilation, case.groups)
+    return lambda x, v, *b: sk.sparse_conv2d(x, weight.with_values(v), b[0] if b else None, *options)
+
+
+def definition(case: Case, weight: Unstructured) -> Callable[..., Tensor]:
+    """The same by the reference, which torch differentiates."""
+
+    def run(x: Tensor, v: Tensor, *b: Tensor) -> Tensor:
+        if case.is_linear:
+            images = x.reshape(-1, case.weight[1], 1, 1)
+        else:
+            images = x if x.dim() == 4 else x[None]
+        bias = b[0] if b else None
+        y = reference.forward(images, v, bias, weight.crow_indices, weight.col_indices, case.geometry)
+        if case.is_linear:
+            return y.view(*x.shape[:-1], case.weight[0])
+        return y if x.dim() == 4 else y[0]
+
+    return run
+
+
+def conv_weight(dtype: torch.dtype = torch.float32, groups: int = 1) -> Unstructured:
+    shape = (6, 4 // groups, 3, 3)
+    return Unstructured.from_dense(torch.randn(shape, dtype=dtype), torch.rand(shape) < 0.3)
+
+
+def linear_weight(dtype: torch.dtype = torch.float32) -> Unstructured:
+    return Unstructured.from_dense(torch.randn(6, 8, dtype=dtype), torch.rand(6, 8) < 0.3)
