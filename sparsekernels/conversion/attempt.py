@@ -29,7 +29,7 @@ from .graph.tracing import Untraceable, first_line
 from .graph.training import TrainingGraph
 from .installation import Conversion, Swap
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DENSE, Ground, LayerReport, Note, Report, Way
+from .report import CHANNEL_DROPPED, DENSE, Fact, GraphObstacle, Ground, LayerReport, Note, Report, Way
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
 from .watch.state import CONVERSION, unchanged
 
@@ -70,7 +70,7 @@ class Attempt:
         self._decisions, self._recorded = decisions, recorded
         self._model, self._args, self._call, self._layers = model, args, call, layers
         self._training = model.training
-        self._notes: list[str] = []
+        self._facts: list[Fact] = []
         self._interruptions = Interruptions()
 
     def run(self) -> Report:
@@ -84,17 +84,17 @@ class Attempt:
         with self._interruptions.counted():
             report = self._run()
         if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
-            disturbed = Note.DISTURBED.say(per_second=self._interruptions.per_second)
-            report = replace(report, notes=(*report.notes, disturbed))
+            disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
+            report = replace(report, facts=(*report.facts, disturbed))
         return report
 
-    def _note(self, note: Note, **facts: object) -> None:
-        self._notes.append(note.say(**facts))
+    def _note(self, note: Note, **operands: object) -> None:
+        self._facts.append(note.of(**operands))
 
     def _run(self) -> Report:
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
         if not wanted:
-            self._notes.append(_why_nothing(self._layers))
+            self._facts.append(_why_nothing(self._layers))
             return self._report([decide(layer, self._training, False, (), {}).row for layer in self._layers])
         regions = self._regions(wanted)
         fused = set() if self._training else {id(part) for region in regions for part in region.trace.module.modules()}
@@ -127,7 +127,7 @@ class Attempt:
         way: Way = Way.BEFORE,
     ) -> Report:
         mode = "train" if self._training else "eval"
-        return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._notes), way)
+        return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._facts), way)
 
     def _regions(self, wanted: set[int]) -> list[_Region]:
         """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
@@ -141,17 +141,16 @@ class Attempt:
                 return
             try:
                 if "forward" in vars(module):
-                    raise Untraceable("its forward was replaced")
+                    raise Untraceable(GraphObstacle.FORWARD_REPLACED)
                 trace = Trace.of(module)
                 graph = self._graph(trace, contiguous=True)
                 graph.prepare()
                 calls = self._recorded.calls.get(id(module), [])
                 if not any(map(graph.serves, calls)):
-                    other = "it is called with other arguments than tensors, or by keywords"
-                    raise Untraceable(other if calls else "it is not called as a whole")
-            except Untraceable as reason:
+                    raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
+            except Untraceable as error:
                 if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    self._note(Note.NO_GRAPH, part=name or "The model as a whole", reason=reason)
+                    self._note(Note.NO_GRAPH, part=name or "The model as a whole", reason=error.fact)
                 for key, child in module.named_children():
                     visit(child, f"{name}.{key}" if name else key)
             else:
@@ -166,7 +165,7 @@ class Attempt:
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
-            raise Untraceable("example_input has no floating tensor")
+            raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR)
         if self._training:
             return TrainingGraph(trace.module, *kinds[0], trace)
         return InferenceGraph(trace.module, *kinds[0], contiguous, CHANNEL_DROPPED in self._decisions, chains, trace)
@@ -233,13 +232,13 @@ class Attempt:
                 actual = self._step(offer.conversion)
                 agrees = None
         except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
-            self._note(Note.RAISED, way=offer.way.words, error=first_line(error))
+            self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
         if agrees is None:
             others = before[0].conversion if before else Conversion([], [])
             agrees = actual.agrees_with(self._step(others), gradients=bool(before))
         if not agrees:
-            self._note(Note.OTHER_RESULTS, way=offer.way.words)
+            self._note(Note.OTHER_RESULTS, way=offer.way)
         return agrees
 
     def _step(self, conversion: Conversion) -> _Step:
@@ -347,9 +346,9 @@ def _unchanged(row: LayerReport) -> LayerReport:
     return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)
 
 
-def _why_nothing(layers: list[Layer]) -> str:
+def _why_nothing(layers: list[Layer]) -> Fact:
     if not layers:
-        return Note.NO_LAYERS.say()
+        return Note.NO_LAYERS.of()
     if max(layer.sparsity or 0 for layer in layers) < LEAST_SPARSITY:
-        return Note.NOT_PRUNED.say(least=LEAST_SPARSITY)
-    return Note.NO_LAYER_FITS.say()
+        return Note.NOT_PRUNED.of(least=LEAST_SPARSITY)
+    return Note.NO_LAYER_FITS.of()

@@ -25,14 +25,14 @@ class Candidate:
 
     Attributes:
         name: Of the decision, as reports have it.
-        applies: Takes a layer that may be exchanged; None, or the reason why it cannot become this.
+        applies: Takes a layer that may be exchanged; whether it can become this.
         build: Takes the module of such a layer; the replacement, which shares its parameters.
         fused: Serves a replacement in a graph for inference, together with what stands behind it.
         serves: Whether a module is such a replacement.
     """
 
     name: str
-    applies: Callable[[Layer], str | None]
+    applies: Callable[[Layer], bool]
     build: Callable[[Any], Replacement]
     fused: type[Fused]
     serves: Callable[[nn.Module], bool]
@@ -45,22 +45,16 @@ def has_empty_channels(layer: Layer) -> bool:
     return getattr(module, "groups", 1) == 1 and not bool(used.any(0).all() and used.any(1).all())
 
 
-def _channel_dropped_applies(layer: Layer) -> str | None:
-    return None if has_empty_channels(layer) else "no filter and no input channel is all zero"
-
-
 def _channel_dropped(module: Any) -> Replacement:
     kind = ChannelDroppedLinear if isinstance(module, nn.Linear) else ChannelDroppedConv2d
     result: Replacement = kind.sharing(module)
     return result
 
 
-def fine_grained_applies(layer: Layer) -> str | None:
-    """Why the layer has too few zeros, or none but zeros; None where it has neither."""
+def fine_grained_applies(layer: Layer) -> bool:
+    """Whether the layer has enough zeros, and not only zeros."""
     module: Any = layer.module
-    if layer.sparsity is None or layer.sparsity < LEAST_SPARSITY:
-        return "it has too few zeros"
-    return None if used_pairs(module.weight).any() else "it has no nonzeros"
+    return layer.sparsity is not None and layer.sparsity >= LEAST_SPARSITY and bool(used_pairs(module.weight).any())
 
 
 def sparse_layer(module: Any, format: str = "unstructured") -> Replacement:
@@ -79,7 +73,7 @@ CANDIDATES: list[Candidate] = [
     Candidate(FINE_GRAINED, applies=fine_grained_applies, build=sparse_layer, fused=FusedSparse, serves=is_sparse),
     Candidate(
         CHANNEL_DROPPED,
-        applies=_channel_dropped_applies,
+        applies=has_empty_channels,
         build=_channel_dropped,
         fused=FusedDense,
         serves=lambda module: type(module) in (ChannelDroppedLinear, ChannelDroppedConv2d),
@@ -95,7 +89,7 @@ def decisions() -> tuple[str, ...]:
 
 def candidates_of(layer: Layer, names: Collection[str]) -> Mapping[str, Replacement]:
     """What the layer may become, of the decisions `names`. All share its parameters."""
-    return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in names and row.applies(layer) is None}
+    return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in names and row.applies(layer)}
 
 
 def may_chain(name: str, module: nn.Module) -> bool:

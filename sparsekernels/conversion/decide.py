@@ -16,7 +16,7 @@ from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_empty_channels, may_chain
 from .measure import LAYER, Times, times_of
-from .report import DENSE, Ground, LayerReport
+from .report import DENSE, Fact, Ground, LayerObstacle, LayerReport
 from .survey import LEAST_SPARSITY, Layer
 
 LEAST_GAIN = 1.03
@@ -87,17 +87,17 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
-def reason_to_stay(layer: Layer) -> str | None:
-    """Why `layer` is not even measured, in words."""
+def reason_to_stay(layer: Layer) -> Fact | None:
+    """Why `layer` is not even measured."""
     if layer.obstacle is not None:
         return layer.obstacle
     assert layer.sparsity is not None
     if layer.sparsity == 0:
-        return "it has no zeros"
+        return LayerObstacle.NO_ZEROS.of()
     if layer.sparsity < LEAST_SPARSITY and not has_empty_channels(layer):
-        return f"too few zeros: with less than {LEAST_SPARSITY:.0%} a layer is not measured"
+        return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY)
     if not layer.given:
-        return "the model did not call it with this input, or only from compiled code"
+        return LayerObstacle.NOT_CALLED.of()
     return None
 
 

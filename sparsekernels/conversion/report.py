@@ -43,8 +43,88 @@ _WAYS = {
 }
 
 
-class Note(enum.Enum):
-    """What else there is to know of a conversion; the value is the sentence, with places for facts."""
+@dataclass(frozen=True)
+class Fact:
+    """Something found, and what it was found of. `str` gives the sentence.
+
+    Attributes:
+        kind: Of a `Note`, a `LayerObstacle` or a `GraphObstacle`.
+        operands: What stands in the places of its sentence; a tuple is listed.
+    """
+
+    kind: _Sentence
+    operands: Mapping[str, object]
+
+    def __str__(self) -> str:
+        texts = {
+            name: ", ".join(map(str, operand)) if isinstance(operand, tuple) else operand
+            for name, operand in self.operands.items()
+        }
+        return self.kind.value.format(**texts)
+
+
+class _Sentence(enum.Enum):
+    """The value is the sentence, with places for the operands of a `Fact`."""
+
+    def of(self, **operands: object) -> Fact:
+        """The fact with these operands."""
+        return Fact(self, operands)
+
+
+class LayerObstacle(_Sentence):
+    """Why a layer stays as it is, and is not even measured."""
+
+    SCRIPTED = "it is a scripted module"
+    WITHIN_SCRIPTED = "it is part of a scripted module"
+    FAST_PATH = (
+        "torch's TransformerEncoderLayer multiplies by its weight itself, in eval mode;"
+        " torch.backends.mha.set_fastpath_enabled(False) before convert makes it call the layer"
+    )
+    OUT_PROJ = "it is the out_proj of a MultiheadAttention, which multiplies by its weight and never calls it"
+    PARAMETRIZED = "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
+    MASKED = "its mask is applied in each call; torch.nn.utils.prune.remove(layer, 'weight') makes it permanent"
+    CONVERTED = "it is a {kind} already; where convert made it, revert what was converted"
+    SUBCLASS = "its class {kind} may compute something else than {base}"
+    HOOKS = "it has hooks, which what replaces it would not have"
+    FORWARD_REPLACED = "its forward was replaced"
+    COMPILED = "it is compiled by itself"
+    GIVEN_MORE = "it was given parameters, buffers or modules beside its own, which what replaces it would not have"
+    WHOLE_MODEL = "it is the whole model; use sparsekernels.nn's from_dense on it"
+    SEVERAL_PLACES = "the layer occurs in several places: {places}"
+    NO_PARAMETER = "its weight is a {kind}, not a torch.nn.Parameter"
+    SHARED = "its weight is shared with {layers}"
+    DTYPE_OR_LAYOUT = "its weight is of {dtype} and {layout}"
+    DEVICE = "there are no sparse kernels for {device} yet"
+    FLOAT64 = "the kernels compute in float32, its weight is float64"
+    NOT_FINITE = "its weight has NaN or infinite elements"
+    NO_ZEROS = "it has no zeros"
+    FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
+    NOT_CALLED = "the model did not call it with this input, or only from compiled code"
+
+
+class GraphObstacle(_Sentence):
+    """Why a module does not run as a graph."""
+
+    FORWARD_REPLACED = "its forward was replaced"
+    OTHER_ARGUMENTS = "it is called with other arguments than tensors, or by keywords"
+    NOT_CALLED = "it is not called as a whole"
+    NO_FLOATING_TENSOR = "example_input has no floating tensor"
+    SURROUNDINGS = "a part of it runs under torch.no_grad, autocast, a checkpoint or the like"
+    TOO_MUCH = "its attributes hold more than can be looked at in each call"
+    TRACING_FAILED = "torch.fx cannot trace it ({error})"
+    SIDE_EFFECTS = "its forward changes attributes, or makes tensors of its own"
+    RANDOM = "its forward draws random numbers, which would be the same in each call"
+    VARIADIC = "it takes {argument}"
+    TENSOR_BY_DEFAULT = "its argument {argument} is a tensor by default"
+    MODE = "it is in {mode} mode"
+    NO_MODULE = "it reads {target}, which is no module's"
+    MAKES_TENSORS = "it makes tensors of its own, which might be others in each call"
+    NOTHING_TO_FUSE = "there is nothing to fuse"
+    INFERENCE_TENSORS = "its parameters are inference tensors, whose changes cannot be seen"
+
+
+class Note(_Sentence):
+    """What else there is to know of a conversion."""
 
     OTHER_LAYERS = "Layers of other kinds stay as they are: {names}."
     TRAINING_MODE = "Measured in training mode: for inference, call model.eval() and convert again."
@@ -56,8 +136,8 @@ class Note(enum.Enum):
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
     AUTOCAST = "Measured under autocast, where no graph serves: layers run one by one."
     NO_GRAPH = "{part} does not run as a graph: {reason}."
-    OTHER_RESULTS = "Run as {way}, the model gave other results than before: not used."
-    RAISED = "Run as {way}, the model raised {error}: not used."
+    OTHER_RESULTS = "Run as {way.words}, the model gave other results than before: not used."
+    RAISED = "Run as {way.words}, the model raised {error}: not used."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
     GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
     CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
@@ -72,17 +152,6 @@ class Note(enum.Enum):
         " torch.nn.utils.prune for instance."
     )
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."
-
-    def say(self, **facts: object) -> str:
-        """The sentence.
-
-        Args:
-            **facts: What stands in its places.
-
-        Returns:
-            The sentence, with `facts` in their places.
-        """
-        return self.value.format(**facts)
 
 
 class Ground(enum.Enum):
@@ -111,7 +180,7 @@ class LayerReport:
         dense_ms, ms: Time of one call before and as decided, milliseconds; None where it was not measured.
         gains: The measured speedup over dense of each candidate by itself.
         measured_on: The identical layer that was measured in its place; None where it was measured itself.
-        obstacle: Why it was not measured, in words; None where it was.
+        obstacle: Why it was not measured, which `str` puts in words; None where it was.
         ground: What the decision rests on.
         omitted: How many outputs and inputs the graph leaves out.
     """
@@ -126,7 +195,7 @@ class LayerReport:
     ms: float | None = None
     gains: Mapping[str, float] = field(default_factory=dict)
     measured_on: str | None = None
-    obstacle: str | None = None
+    obstacle: Fact | None = None
     ground: Ground = Ground.ALONE
     omitted: tuple[int, int] = (0, 0)
 
@@ -141,7 +210,7 @@ class LayerReport:
 
     def _reason_of_decision(self) -> str:
         if self.obstacle is not None:
-            return self.obstacle
+            return str(self.obstacle)
         if self.ground is Ground.PREFERENCE:
             return "not measured: sparsekernels.testing.prefer decides"
         if not self.gains:
@@ -173,7 +242,7 @@ class Report:
             milliseconds, interleaved; None where nothing was changed, or nothing measured.
         mode: "eval" or "train": the model's when it was converted.
         threads: torch's, when it was measured.
-        notes: What else there is to know, a sentence each.
+        facts: What else there is to know.
         way: How the model runs now; `Way.BEFORE` where nothing was changed.
     """
 
@@ -182,8 +251,13 @@ class Report:
     after_ms: float | None
     mode: str
     threads: int
-    notes: tuple[str, ...] = field(default=())
+    facts: tuple[Fact, ...] = ()
     way: Way = Way.BEFORE
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The facts, a sentence each."""
+        return tuple(map(str, self.facts))
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
@@ -199,11 +273,18 @@ class Report:
         """All facts as JSON.
 
         Returns:
-            An object with the attributes and the speedups of the model and of each layer.
+            An object with the attributes and the speedups of the model and of each layer, notes and obstacles in words.
         """
-        value: dict[str, Any] = asdict(self) | {"way": self.way.value, "speedup": self.speedup}
+        value: dict[str, Any] = asdict(self) | {"way": self.way.value, "notes": self.notes, "speedup": self.speedup}
+        del value["facts"]
         value["layers"] = [
-            asdict(row) | {"ground": row.ground.value, "reason": row.reason, "speedup": row.speedup}
+            asdict(row)
+            | {
+                "obstacle": None if row.obstacle is None else str(row.obstacle),
+                "ground": row.ground.value,
+                "reason": row.reason,
+                "speedup": row.speedup,
+            }
             for row in self.layers
         ]
         return json.dumps(value, indent=1)

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
 from .modules import has_hooks
+from .report import Fact, LayerObstacle
 from .watch.state import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
@@ -73,7 +74,7 @@ class Layer:
 
     name: str
     module: torch.nn.Module
-    obstacle: str | None
+    obstacle: Fact | None
     given: list[Given] = field(default_factory=list)
 
     @property
@@ -112,12 +113,9 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
         if isinstance(module, KINDS):
             obstacle = _obstacle(name, module, places, owners)
             if obstacle is None and any(_is_within(name, other) for other in scripted):
-                obstacle = "it is part of a scripted module"
+                obstacle = LayerObstacle.WITHIN_SCRIPTED.of()
             if obstacle is None and any(_is_within(name, other) for other in encoders):
-                obstacle = (
-                    "torch's TransformerEncoderLayer multiplies by its weight itself, in eval mode;"
-                    " torch.backends.mha.set_fastpath_enabled(False) before convert makes it call the layer"
-                )
+                obstacle = LayerObstacle.FAST_PATH.of()
             result.append(Layer(name, module, obstacle))
     return result
 
@@ -136,46 +134,46 @@ def _has_fast_path(module: torch.nn.Module) -> bool:
 
 def _obstacle(
     name: str, module: torch.nn.Module, places: Mapping[int, list[str]], owners: Mapping[int, list[str]]
-) -> str | None:
+) -> Fact | None:
     """Why `module` has to stay as it is."""
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is a scripted module"
+        return LayerObstacle.SCRIPTED.of()
     if isinstance(module, NonDynamicallyQuantizableLinear):
-        return "it is the out_proj of a MultiheadAttention, which multiplies by its weight and never calls it"
+        return LayerObstacle.OUT_PROJ.of()
     if parametrize.is_parametrized(module):
-        return "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
+        return LayerObstacle.PARAMETRIZED.of()
     if hasattr(module, "weight_orig") or hasattr(module, "weight_mask"):
-        return "its mask is applied in each call; torch.nn.utils.prune.remove(layer, 'weight') makes it permanent"
+        return LayerObstacle.MASKED.of()
     if type(module).__module__.startswith("sparsekernels."):
-        return f"it is a {type(module).__name__} already; where convert made it, revert what was converted"
+        return LayerObstacle.CONVERTED.of(kind=type(module).__name__)
     if type(module) not in KINDS:
-        return f"its class {type(module).__name__} may compute something else than {type(module).__mro__[1].__name__}"
+        return LayerObstacle.SUBCLASS.of(kind=type(module).__name__, base=type(module).__mro__[1].__name__)
     if has_hooks(module):
-        return "it has hooks, which what replaces it would not have"
+        return LayerObstacle.HOOKS.of()
     if "forward" in vars(module):
-        return "its forward was replaced"
+        return LayerObstacle.FORWARD_REPLACED.of()
     if module._compiled_call_impl is not None:
-        return "it is compiled by itself"
+        return LayerObstacle.COMPILED.of()
     if set(module._parameters) | set(module._buffers) | set(module._modules) != {"weight", "bias"}:
-        return "it was given parameters, buffers or modules beside its own, which what replaces it would not have"
+        return LayerObstacle.GIVEN_MORE.of()
     if name == "":
-        return "it is the whole model; use sparsekernels.nn's from_dense on it"
+        return LayerObstacle.WHOLE_MODEL.of()
     if len(places[id(module)]) > 1:
-        return f"the layer occurs in several places: {', '.join(places[id(module)])}"
+        return LayerObstacle.SEVERAL_PLACES.of(places=tuple(places[id(module)]))
     weight = module.weight
     if type(weight) is not torch.nn.Parameter:
-        return f"its weight is a {type(weight).__name__}, not a torch.nn.Parameter"
-    sharers = [other for other in owners[id(weight)] if other != name]
+        return LayerObstacle.NO_PARAMETER.of(kind=type(weight).__name__)
+    sharers = tuple(other for other in owners[id(weight)] if other != name)
     if sharers:
-        return f"its weight is shared with {', '.join(sharers)}"
+        return LayerObstacle.SHARED.of(layers=sharers)
     if weight.layout != torch.strided or weight.dtype not in DTYPES:
-        return f"its weight is of {weight.dtype} and {weight.layout}"
+        return LayerObstacle.DTYPE_OR_LAYOUT.of(dtype=weight.dtype, layout=weight.layout)
     if weight.device.type != "cpu":
-        return f"there are no sparse kernels for {weight.device.type} yet"
+        return LayerObstacle.DEVICE.of(device=weight.device.type)
     if weight.dtype == torch.float64:
-        return "the kernels compute in float32, its weight is float64"
+        return LayerObstacle.FLOAT64.of()
     if not torch.isfinite(weight.detach()).all():
-        return "its weight has NaN or infinite elements"
+        return LayerObstacle.NOT_FINITE.of()
     return None
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..._torch import has_any_global_hook, is_jit_tracing
 from ...dispatch import is_special
 from ..modules import is_plain
+from ..report import GraphObstacle
 from ..survey import Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
@@ -78,7 +79,8 @@ class Graph:
         with ONE_AT_A_TIME:
             if self._plan is None:
                 if self.module.training is not self.training:
-                    raise Untraceable(f"it is in {'training' if self.module.training else 'evaluation'} mode")
+                    mode = "training" if self.module.training else "evaluation"
+                    raise Untraceable(GraphObstacle.MODE, mode=mode)
                 trace, self._trace = self._trace, None
                 self._plan = self._plan_of(trace or Trace.of(self.module))
             return self._plan
@@ -191,7 +193,7 @@ def assembled(
     try:
         watch = Watch.of(passed, modules.values(), modes, read, followed, free)
     except TooMuch as error:
-        raise Untraceable(str(error)) from error
+        raise Untraceable(GraphObstacle.TOO_MUCH) from error
     return Assembled(run, watch)
 
 
@@ -206,8 +208,8 @@ def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
     try:
         holder = module.get_submodule(owner)
     except AttributeError:
-        raise Untraceable(f"it reads {target}, which is no module's") from None
+        raise Untraceable(GraphObstacle.NO_MODULE, target=target) from None
     for place in (holder._parameters, holder._buffers, vars(holder)):
         if place.get(name) is not None:
             return place, name
-    raise Untraceable("it makes tensors of its own, which might be others in each call")
+    raise Untraceable(GraphObstacle.MAKES_TENSORS)

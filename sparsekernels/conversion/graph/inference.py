@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ...nn.replacement import Replacement
+from ..report import GraphObstacle
 from .base import ONE_AT_A_TIME, Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, links_of, settle
@@ -148,7 +149,7 @@ class InferenceGraph(Graph):
         if self.contiguous:
             pool(graph, modules)
         if not fused:
-            raise Untraceable("there is nothing to fuse")
+            raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
         writes = any(writes_to_input(node, modules) for node in graph.nodes)
         links = links_of(graph, fused, modules) if self.drops else []
         chained = chain(graph, fused) if self.chains and self.contiguous else {}
@@ -174,5 +175,5 @@ def _tensors_of(fused: Sequence[Fused]) -> Iterator[_Tensor | _Pattern]:
                 for name, tensor in place.items():
                     if tensor is not None:  # torch counts batches, but no changes of the running statistics
                         if tensor.is_inference():
-                            raise Untraceable("its parameters are inference tensors, whose changes cannot be seen")
+                            raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
                         yield _Tensor(place, name, tensor, tensor._version, tensor.data_ptr())

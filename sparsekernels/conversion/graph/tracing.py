@@ -17,6 +17,7 @@ from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..candidates import candidate_of
 from ..modules import is_plain
+from ..report import Fact, GraphObstacle
 from ..watch.generators import Generators
 from ..watch.state import State
 from .fusion import IN_PLACE
@@ -25,7 +26,11 @@ Node = torch.fx.Node
 
 
 class Untraceable(Exception):
-    """A module cannot be run as a graph; the message says why."""
+    """A module cannot be run as a graph; `fact` is why, and the message says it."""
+
+    def __init__(self, obstacle: GraphObstacle, **operands: object) -> None:
+        self.fact: Fact = obstacle.of(**operands)
+        super().__init__(self.fact)
 
 
 class _Proxy(torch.fx.Proxy):
@@ -91,7 +96,7 @@ class _Tracer(torch.fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _surroundings() != self._surroundings:
-            raise Untraceable("a part of it runs under torch.no_grad, autocast, a checkpoint or the like")
+            raise Untraceable(GraphObstacle.SURROUNDINGS)
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
@@ -129,7 +134,7 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     """
     before = State(module.modules())
     if not before.is_whole:
-        raise Untraceable("its attributes hold more than can be looked at in each call")
+        raise Untraceable(GraphObstacle.TOO_MUCH)
     drawn = Generators(module)
     try:
         with _proxies_are_tensors():
@@ -137,12 +142,12 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     except Untraceable:
         raise
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
-        raise Untraceable(f"torch.fx cannot trace it ({first_line(error)})") from error
+        raise Untraceable(GraphObstacle.TRACING_FAILED, error=first_line(error)) from error
     finally:
         if before.put_back():
-            raise Untraceable("its forward changes attributes, or makes tensors of its own")
+            raise Untraceable(GraphObstacle.SIDE_EFFECTS)
         if drawn.put_back():
-            raise Untraceable("its forward draws random numbers, which would be the same in each call")
+            raise Untraceable(GraphObstacle.RANDOM)
 
 
 def settle_arguments(graph: torch.fx.Graph) -> int:
@@ -150,12 +155,12 @@ def settle_arguments(graph: torch.fx.Graph) -> int:
     count = 0
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         if str(node.target).startswith("*"):
-            raise Untraceable(f"it takes {node.target}")
+            raise Untraceable(GraphObstacle.VARIADIC, argument=node.target)
         if not node.args:
             count += 1
             continue
         if isinstance(node.args[0], Tensor):
-            raise Untraceable(f"its argument {node.target} is a tensor by default")
+            raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=node.target)
         graph.erase_node(node)
     return count
 

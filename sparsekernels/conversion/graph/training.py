@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..report import GraphObstacle
 from .base import Graph, Plan, assembled
 from .fusion import drop_identities, fuse_norms, pool
 from .trace import Trace
@@ -34,7 +35,7 @@ class TrainingGraph(Graph):
         drop_identities(graph, modules)
         norms = fuse_norms(graph, modules)
         if not pool(graph, modules) and not norms:
-            raise Untraceable("there is nothing to fuse")
+            raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
         parts = [part for norm in norms.values() for part in norm.parts if part is not None]
         free = [(part, ("eps", "momentum")) for part in parts]
         made = assembled(self.module, modules, graph, norms, parts, free)

@@ -155,7 +155,7 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
             count += 1 + sum(len(inner) for inner in (items, attributes) if isinstance(inner, dict | list | set))
             count += len(items) // 64 if isinstance(items, bytes) else 0
         if count > _MOST:
-            raise TooMuch("its attributes hold more than can be looked at in each call")
+            raise TooMuch
     return held
 
 
