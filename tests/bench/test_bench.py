@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark: timer, suites, and the process that measures."""
+"""The benchmark: the timer, and the process that measures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 
 import sparsekernels
 from sparsekernels import timing
-from sparsekernels.bench import machine, rmsnorm, runner, suite, worker
+from sparsekernels.bench import machine, rmsnorm, runner, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
 from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, samples_of, spread
@@ -141,128 +141,6 @@ class TestTimer:
         seconds = CpuClock().seconds(lambda: calls.append(time.sleep(2e-3)), 3)
         assert len(calls) == 3
         assert 6e-3 <= seconds < 1
-
-
-class TestSuites:
-    def test_cases_are_the_product_of_their_lists(self) -> None:
-        cases = suite.parse_cases(
-            "s",
-            """
-            [[cases]]
-            group = "a"
-            shape = [[8, 64], [1, 20, 4, 64]]
-            pass = ["forward", "backward"]
-            dtype = ["bfloat16"]
-            device = ["cpu"]
-            color = "red"
-            [[cases]]
-            group = "b"
-            name = ["prompt"]
-            batch = 4
-            quick = true
-            """,
-        )
-        assert [(c.name, c.pass_, c.dtype, c.device, c.batch, c.quick) for c in cases] == [
-            ("a/8x64", "forward", "bfloat16", "cpu", 8, False),
-            ("a/8x64", "backward", "bfloat16", "cpu", 8, False),
-            ("a/1x20x4x64", "forward", "bfloat16", "cpu", 1, False),
-            ("a/1x20x4x64", "backward", "bfloat16", "cpu", 1, False),
-            ("b/prompt", "forward", "float32", "cpu", 4, True),
-            ("b/prompt", "forward", "float32", "cuda", 4, True),
-            ("b/prompt", "forward", "bfloat16", "cpu", 4, True),
-            ("b/prompt", "forward", "bfloat16", "cuda", 4, True),
-        ]
-        assert cases[0].parameters == {"shape": (8, 64), "color": "red"}
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ('group = "a"\nname = ["x"]\ndtype = ["int8"]', "table 1: expected dtype to be 'float32', .*, got 'int8'"),
-            ('group = "a"\nname = ["x"]\npass = ["sideways"]', "expected pass to be 'forward', .*, got 'sideways'"),
-            ('group = "a"', "needs a group, and either shapes or names"),
-            ('name = ["x"]', "needs a group"),
-            ('group = "a"\nname = ["x"]\nquick = ["backward"]', "expected quick to be 'forward', got 'backward'"),
-        ],
-    )
-    def test_bad_tables_are_named(self, text: str, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            suite.parse_cases("s", f"[[cases]]\n{text}")
-
-    def test_keys_of_a_name_go_before_those_of_its_table_and_these_before_the_files(self) -> None:
-        cases = suite.parse_cases(
-            "s",
-            """
-            pass = ["forward", "all"]
-            dtype = ["float32"]
-            device = ["cpu"]
-            color = "red"
-            [[cases]]
-            group = "a"
-            batch = 4
-            free_batch = true
-            [cases.name]
-            x = { color = "blue", quick = ["forward"] }
-            y = { pass = ["forward"], batch = 2 }
-            """,
-        )
-        assert [(c.name, c.pass_, c.batch, c.free_batch, c.quick, c.parameters["color"]) for c in cases] == [
-            ("a/x", "forward", 4, True, True, "blue"),
-            ("a/x", "all", 4, True, False, "blue"),
-            ("a/y", "forward", 2, True, False, "red"),
-        ]
-
-    def test_unknown_suite(self) -> None:
-        with pytest.raises(
-            ValueError, match="expected suite to be 'networks', 'layers', 'rmsnorm', 'openelm', got 'x'"
-        ):
-            suite.load("x")
-
-    @pytest.mark.parametrize("name", suite.SUITES)
-    def test_the_cases_of_every_suite_are_distinct(self, name: str) -> None:
-        cases = suite.read_cases(name)
-        keys = {(case.name, case.pass_, case.dtype, case.device) for case in cases}
-        assert len(keys) == len(cases) > 0
-        assert suite.load(name).cases(Selection(quick=True))
-
-    @pytest.mark.parametrize(
-        ("selection", "expected"),
-        [
-            (Selection(cases=("decode",)), {"1x2048", "1x128", "8x1280", "32x2048"}),
-            (Selection(cases=("512x64", "heads/*"), quick=True), {"512x64", "1x20x512x64"}),
-            (Selection(batches=(512,), cases=("rows",)), {"512x64", "512x128"}),
-            (Selection(cases=("nothing",)), set()),
-            (Selection(passes=("backward",)), set()),
-        ],
-    )
-    def test_selection_of_cases(self, selection: Selection, expected: set[str]) -> None:
-        assert {case.name.partition("/")[2] for case in rmsnorm.SUITE.cases(selection)} == expected
-
-    def test_selection_by_dtype_and_pass(self) -> None:
-        cases = rmsnorm.SUITE.cases(Selection(dtypes=("bfloat16",), passes=("forward+backward",)))
-        assert {(case.dtype, case.pass_, case.device) for case in cases} == {("bfloat16", "forward+backward", "cpu")}
-
-    def test_selection_of_variants_ignores_the_mode(self) -> None:
-        selection = Selection(variants=("ours",))
-        assert selection.takes_variant("ours")
-        assert selection.takes_variant("ours/graph")
-        assert selection.takes_variant("ours:random-90")
-        assert Selection(variants=("ours:random-90",)).takes_variant("ours:random-90/graph")
-        assert not Selection(variants=("ours:random-90",)).takes_variant("ours:random-80")
-        assert not selection.takes_variant("torch")
-
-    @pytest.mark.parametrize(
-        ("bad", "message"),
-        [
-            ({"device": "tpu"}, "expected device to be 'cpu', 'cuda', got 'tpu'"),
-            ({"dtypes": ("int8",)}, "expected dtype to be 'float32', .*, got 'int8'"),
-            ({"passes": ("up",)}, "expected pass to be 'forward', .*, got 'up'"),
-            ({"masks": ("even",)}, "expected mask to be 'random', 'clustered', .*, got 'even'"),
-            ({"sparsities": (100.0,)}, "expected sparsity from 0 to below 100 percent, got 100"),
-        ],
-    )
-    def test_bad_selections(self, bad: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            Selection(**bad)
 
 
 def make_suite(variants: list[Variant]) -> Suite:
@@ -404,69 +282,6 @@ class TestMeasuring:
             "broken: RuntimeError: at preparing",
             "fails: MemoryError: at running",
         ]
-
-
-def rmsnorm_case(pass_: str, dtype: str, shape: tuple[int, ...]) -> Case:
-    parameters = {"shape": shape, **({"layout": "heads"} if len(shape) == 4 else {})}
-    return Case("rmsnorm", "test/" + "x".join(map(str, shape)), pass_, dtype, "cpu", shape[0], True, parameters)
-
-
-def measure_rmsnorm(case: Case) -> dict[str, Record]:
-    variants = rmsnorm.variants(case, Selection(quick=True))
-    session = worker.Session(CpuClock(), BRIEF, lambda event: None)
-    found = worker.measure(rmsnorm.SUITE, case, variants, session)
-    return {one.variant: one for one in found}
-
-
-class TestRmsNorm:
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    @pytest.mark.parametrize("pass_", rmsnorm.TENSORS_MOVED)
-    @pytest.mark.parametrize("shape", [(3, 64), (2, 8, 5, 64)], ids=str)
-    def test_every_variant_is_right(self, pass_: str, dtype: str, shape: tuple[int, ...]) -> None:
-        records = measure_rmsnorm(rmsnorm_case(pass_, dtype, shape))
-        assert {"ours", "torch", "layer_norm", "copy"} <= set(records)
-        assert {one.status for one in records.values()} == {"ok"}
-        assert records["ours"].max_error is not None
-        assert records["copy"].max_error is records["layer_norm"].max_error is None
-        assert records["torch"].speedup == records["copy"].ideal_fraction == 1.0
-
-    @pytest.mark.parametrize("pass_", ["forward", "forward+backward"])
-    def test_a_small_mistake_is_found(self, monkeypatch: pytest.MonkeyPatch, pass_: str) -> None:
-        right = sparsekernels.rms_norm
-
-        def wrong(x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
-            return right(x, shape, weight, eps + 1e-3)
-
-        monkeypatch.setattr(sparsekernels, "rms_norm", wrong)
-        records = measure_rmsnorm(rmsnorm_case(pass_, "float32", (8, 64)))
-        assert (records["ours"].status, records["ours"].p50_ms) == ("wrong", None)
-        assert records["torch"].status == "ok"
-
-    def test_a_wrong_gradient_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = sparsekernels.rms_norm
-        monkeypatch.setattr(
-            sparsekernels, "rms_norm", lambda x, s, w, eps: right(x, s, w + (w.detach() - w) * 0.01, eps)
-        )
-        records = measure_rmsnorm(rmsnorm_case("forward+backward", "float32", (8, 64)))
-        assert records["ours"].status == "wrong"
-
-    def test_heads_are_a_strided_view(self) -> None:
-        x = rmsnorm.make_input(rmsnorm_case("forward", "float32", (2, 8, 5, 64)), seed=0).x
-        assert x.shape == (2, 8, 5, 64)
-        assert x.stride() == (5 * 12 * 64, 64, 12 * 64, 1)
-
-    def test_torch_compile_without_a_compiler_is_unavailable(self) -> None:
-        from torch._inductor import config
-
-        case = dataclasses.replace(rmsnorm_case("forward", "float32", (3, 64)), quick=False)
-        compiled = [one for one in rmsnorm.variants(case, Selection()) if one.name == "torch.compile"]
-        notes: list[dict[str, Any]] = []
-        session = worker.Session(CpuClock(), BRIEF, notes.append)
-        # not monkeypatch, which would not bring these settings back
-        with config.patch({"force_disable_caches": True, "cpp.cxx": (None, "/nowhere/g++")}):
-            (found,) = worker.measure(rmsnorm.SUITE, case, compiled, session)
-        assert found.status == "unavailable"
-        assert "torch.compile fails" in notes[0]["text"]
 
 
 class TestRunner:

@@ -185,3 +185,14 @@ def drop_channels_(model: nn.Module) -> None:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight[::3] = 0
                 module.weight[:, ::4] = 0
+
+
+class Doubled(nn.Module):
+    """A parametrization with a factor of its own."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.factor

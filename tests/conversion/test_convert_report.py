@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from conversion_checks import DENSE, FINE, convert_module
 from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion.report import GraphObstacle, LayerObstacle, Note, Way
+from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -40,3 +43,44 @@ def test_the_report_holds_facts() -> None:
     assert "facts" not in value
     assert value["notes"] == list(report.notes)
     assert value["layers"][0]["obstacle"] == value["layers"][0]["reason"] == "its weight is shared with 1"
+
+
+def test_report() -> None:
+    """By the clock, for once."""
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3)).eval()
+    prune_(model, "random", 0.95)
+    with torch.no_grad():
+        model[2].weight.normal_()
+    report = sk.convert(model, torch.randn(16, 64, 16, 16))
+    assert [row.decision for row in report.layers] == [FINE, DENSE]
+    first, second = report.layers
+    assert (first.name, first.kind, first.weight_shape, first.input_shape) == (
+        "0",
+        "Conv2d",
+        (64, 64, 3, 3),
+        (16, 64, 16, 16),
+    )
+    assert first.sparsity == pytest.approx(0.95, abs=1e-4)
+    assert first.speedup is not None
+    assert first.speedup > 1
+    assert second.speedup is None
+    assert report.speedup is not None
+    assert report.speedup > 1
+    value = json.loads(report.to_json())
+    assert [row["decision"] for row in value["layers"]] == [FINE, DENSE]
+    assert value["layers"][0]["speedup"] == pytest.approx(first.speedup)
+    assert value["speedup"] == pytest.approx(report.speedup)
+    assert (value["mode"], value["threads"]) == ("eval", torch.get_num_threads())
+    text = str(report)
+    assert "64x64x3x3" in text
+    assert "1 of 2 layers are converted: a forward pass takes" in text
+    from rich.console import Console
+
+    console = Console(width=160, file=io.StringIO())
+    console.print(report)
+    assert "fine-grained" in console.file.getvalue()
+
+
+def test_names_of_the_public_surface() -> None:
+    assert sk.convert is convert_module.convert
+    assert isinstance(sk.convert(nn.Sequential(nn.ReLU()).eval(), torch.ones(2)), sk.Report)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsekernels.conversion.measure import Times
+from sparsekernels.conversion.measure import Times, times_of
 
 
 def test_a_slow_round_cancels() -> None:
@@ -20,3 +20,14 @@ def test_one_sample_is_compared_with_all_of_the_other(before: list[float], after
     times = Times({"before": before, "after": after})
     assert times.speedup("after", "before") == expected
     assert times.milliseconds("before") / times.speedup("after", "before") == times.milliseconds("after")
+
+
+def test_times_take_turns() -> None:
+    from sparsekernels.timing import Effort
+
+    order: list[str] = []
+    times = times_of({name: lambda name=name: order.append(name) for name in "ab"}, Effort(0.01, 1e-6, 3, 3))
+    assert set(times.rounds) == {"a", "b"}
+    assert all(len(rounds) == 3 for rounds in times.rounds.values())
+    assert {"a", "b"} == set(order)
+    assert Times({"a": [2.0, 4.0], "b": [1.0, 1.0]}).speedup("b", "a") == 3.0
