@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import builtins
 import collections
+import concurrent.futures
 import copy
 import functools
 import io
-import threading
 from typing import Any
 
 import pytest
@@ -343,15 +343,13 @@ def test_two_threads_convert_at_once(prefer: Prefer) -> None:
     """What is exchanged for the whole process while models are traced is there again afterwards."""
     before = builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__
     prefer(FINE, GRAPH)
+    # made before: drawing random numbers in one thread looks to another as if its model drew them
+    models = [[make("sequential")[0] for _ in range(5)] for _ in range(3)]
 
-    def work() -> None:
-        for _ in range(5):
-            graph = InferenceGraph(make("sequential")[0], torch.float32, torch.device("cpu"), True)
-            graph.prepare()
+    def work(models: list[nn.Module]) -> None:
+        for model in models:
+            InferenceGraph(model, torch.float32, torch.device("cpu"), True).prepare()
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, models))
     assert (builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__) == before
