@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled kernels: loads them into torch once, and knows what was not built and why.
+"""The compiled kernels: loads them into torch once, and records what was not built and why.
 
 `cpu` and `cuda` are the paths of the loaded libraries, or None; then `cpu_missing` and `cuda_missing` say why.
 """

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the operations use of torch that is not public there: an upgrade of torch begins with this file.
+"""The private APIs of torch that the operations use: check these first when torch is upgraded.
 
 Checked with torch 2.10.0, 2.13 and 2.14.1. Conversion reads attributes of modules (`_modules`, `_parameters`, their
 hooks), which torch has had since 1.0, where it needs them.

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every operation asks of a tensor, and the words in which it refuses."""
+"""The checks of tensors that all operations share, and their error messages."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ forced: str | None = None
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for by name and cannot run the call; the message says why."""
+    """No implementation, or not the backend set by `use_backend`, can run the call; the message says why."""
 
 
 class Call(NamedTuple):

@@ -16,7 +16,7 @@
 
 namespace sparsekernels {
 
-// In bytes. Everything is kept up to the first limit; what is in use up to the second.
+// In bytes. Up to `kept` every value is kept; from there up to `used`, only values that are requested again.
 struct CacheLimits {
   size_t kept, used;
 };

@@ -28,7 +28,7 @@
 namespace sparsekernels {
 
 // Owns one AtenTensorHandle. torch::stable::Tensor does as well, through a shared_ptr whose control block is one more
-// allocation a tensor; a small call feels that.
+// allocation a tensor, which is measurable in a small call.
 class Handle {
  public:
   Handle() = default;

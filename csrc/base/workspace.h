@@ -18,7 +18,8 @@
 
 namespace sparsekernels {
 
-// Memory that a thread keeps from call to call, aligned to pages: fresh pages cost more than many a layer.
+// Memory that a thread keeps from call to call, aligned to pages: fresh pages fault, which takes longer than many
+// layers do.
 class Workspace {
  public:
   static constexpr size_t kMostKept = size_t{64} << 20, kAlignment = 4096;
@@ -88,7 +89,7 @@ class WorkspaceLayout {
     size_t at, floats;
   };
 #if defined(__SANITIZE_ADDRESS__)
-  static constexpr size_t kGap = 64;  // that nobody may touch
+  static constexpr size_t kGap = 64;  // poisoned: an access is an error
 #else
   static constexpr size_t kGap = 0;
 #endif

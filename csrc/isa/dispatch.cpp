@@ -81,7 +81,7 @@ SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_interface() {
   return sparsekernels::kInterface;
 }
 
-// The instruction set in use; null where SPARSEKERNELS_CPU_ISA asks for one that is not to be had.
+// The instruction set in use; null where SPARSEKERNELS_CPU_ISA asks for one that is not available.
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_isa() {
   try {
     return sparsekernels::cpu_kernels().isa;

@@ -1,8 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Chains of layers for inference on the CPU as torch operators. A chain is known by a number; whoever made it frees it.
-// The schemas are defined in Python (sparsekernels/ops/layer_chain/implementations.py).
+// Chains of layers for inference on the CPU as torch operators. A chain has a handle; the caller that creates it
+// frees it. The schemas are defined in Python (sparsekernels/ops/layer_chain/implementations.py).
 #include "layer_chain/call.h"
 
 #include <algorithm>

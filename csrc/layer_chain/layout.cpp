@@ -111,8 +111,8 @@ ChainLayout planes_as_layout(const Lattice& lattice, const jit::ForwardPlan& pla
       .around = around};
 }
 
-// Pooling of sixteen interleaved images takes vectors and gives vectors: it wants its source so if the one who reads
-// its result does.
+// Pooling of sixteen interleaved images reads and writes vectors: its source should be interleaved if the only reader
+// of its result wants that interleaved.
 void let_pools_want(
     const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors,
     std::vector<ChainLayerPlan>& plans) {
@@ -130,8 +130,9 @@ void let_pools_want(
   }
 }
 
-// A tensor lies as a reader wants it, if whoever makes it can store it so and all others can read it. A residual may
-// lie in any way where kernels add it, but for interleaved images; other layers find it where they store the sum.
+// A tensor has the layout that one reader wants, if its producer can store that and all other readers can read it. A
+// residual may have any layout where kernels add it, except interleaved images; other layers need it in the layout in
+// which they store the sum.
 void choose_layouts(
     const std::vector<ChainLayer>& layers, std::vector<ChainLayerPlan>& plans, std::vector<ChainTensor>& tensors) {
   const size_t count = layers.size();

@@ -146,7 +146,8 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned)
   stack[0] = to_stack(std::move(output));
 }
 
-// A plan and the tensors that it was made of. Nobody should write to these; where somebody does, it is made anew.
+// A plan and the tensors that it was made of. These are not to be written to; if their content changes, the plan is
+// rebuilt.
 class OwnedPlan {
  public:
   OwnedPlan(Handle crow, Handle col, const Geometry& geometry, int64_t columns)
@@ -178,7 +179,7 @@ class OwnedPlan {
   std::shared_ptr<PlannedConv2d> plan_;
 };
 
-// Plans by number. Whoever made one frees it.
+// Plans by handle. The caller that creates one frees it.
 class Plans {
  public:
   int64_t add(std::shared_ptr<OwnedPlan> plan) {

@@ -123,7 +123,7 @@ namespace chain {
 
 // Of L2, for tensors: code, values and planes go through it as well.
 constexpr int64_t kTensorsPercentOfL2 = 50;
-// The reach of the L2 TLB, 2048 pages of 4 KB; and what a thread keeps from call to call is more.
+// The reach of the L2 TLB: 2048 pages of 4 KB. Less than what a thread keeps from call to call (Workspace::kMostKept).
 constexpr int64_t kMostBytes = int64_t{8} << 20;
 // Half of what a nonzero has, value included: the rest is fetched in time.
 constexpr double kCodeBytes = 7;

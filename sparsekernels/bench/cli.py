@@ -236,7 +236,7 @@ def _write(
     markdown_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """Write the reports that were asked for, and say where they are."""
+    """Write the requested reports, and print their paths."""
     if json_file is not None:
         record.write(json_file, records)
     if plot_file is not None:
@@ -263,7 +263,7 @@ def compare(
     changed: Annotated[bool, typer.Option("--changed", help="Leave out what stayed the same.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything got worse.")] = False,
 ) -> None:
-    """Hold two files of records against each other.
+    """Compare two files of records.
 
     A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs.
     """

@@ -28,7 +28,7 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """Whether this is something to mend: slower, or right and timed before and no longer so."""
+        """Whether this is a regression: slower, or "ok" before and now another status."""
         was_ok = self.before is not None and self.before.status == "ok"
         return self.verdict == "slower" or (was_ok and self.after is not None and self.after.status != "ok")
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as one finds them, in plain torch.
+"""Well-known networks, in plain torch.
 
 `MODELS[name].make()` is a network ready to be measured. The modules are written as users write them: functional
 activations here, modules that are called several times there, in-place ones, padding by hand, branches. Layers that
@@ -31,7 +31,7 @@ class Model:
     build        the module, its parameters as torch initializes them; on the meta device it takes no memory
     input_shape  of one image: channels, height, width
     classes      the number of logits
-    about        what it is, and who says so
+    about        what it is, and its source
     weights      reads the trained weights as a state_dict; None where there are none
     """
 

@@ -23,7 +23,7 @@ from .models import MODELS, calibrate_
 from .suite import Case
 
 LAYOUTS = Effort(seconds=0.2, least=3, most=30)
-"""How long layouts are held against each other."""
+"""For choosing the faster memory format."""
 
 Call = Callable[[], object]
 

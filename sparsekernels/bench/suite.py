@@ -205,7 +205,7 @@ class Suite:
     full      how much time a case gets; `quick` in the short benchmark
     layout    how the reports lay the records out
     sparse    whether options that name sparsities and masks mean this suite
-    rival     the variant whose time each other's is held against in its details: rival "ours" gives "over_ours"
+    rival     a second baseline: with rival "ours", details have each variant's time over ours as "over_ours"
     """
 
     name: str
@@ -222,7 +222,7 @@ class Suite:
     def cases(self, selection: Selection) -> list[Case]:
         """The selected cases of this suite, in the order of its file.
 
-        Where the short benchmark has none of those that were asked for by name, they are all taken: in less time.
+        If none of the cases selected by name is in the short benchmark, it runs all of them, with less time each.
         """
         if (selection.sparsities or selection.masks) and not self.sparse:
             return []

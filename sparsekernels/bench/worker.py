@@ -32,7 +32,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Session:
-    """What all cases of a run share: the clock, how long it may take, who hears of it, what disturbed it."""
+    """What all cases of a run share. `emit` sends a message to the parent process."""
 
     clock: Clock
     effort: Effort

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model gives what it gave before it was converted: results, and gradients in training."""
+"""Whether a converted model agrees with the original: results, and gradients in training."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def reason_to_stay(layer: Layer) -> Fact | None:
 
 
 def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
-    """What the times of `layer` depend on, save for where its nonzeros lie: its options, what it is given, and, to two
-    digits, how many nonzeros and how many filters and channels with any it has."""
+    """What the times of `layer` depend on, except the positions of its nonzeros: its options, its inputs, and,
+    rounded to two digits, the numbers of nonzeros, of nonempty filters and of nonempty channels."""
     module: Any = layer.module
     weight = module.weight
     options = tuple(value for name, value in options_of(module).items() if name != "device")

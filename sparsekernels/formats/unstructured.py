@@ -302,7 +302,7 @@ class Unstructured(SparseFormat):
         return type(self), (self.shape, self.crow_indices, self.col_indices, self.values)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Values of its own; the pattern, which nobody changes, is shared."""
+        """Copies the values and shares the pattern, which is immutable."""
         return self._of(self.shape, self.crow_indices, self.col_indices, copy.deepcopy(self.values, memo), self._shared)
 
     # What is accepted

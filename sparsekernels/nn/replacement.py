@@ -72,7 +72,7 @@ def share_parameters(source: Any, target: torch.nn.Module) -> None:
 
 
 def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Let `target` have the attributes that somebody gave `source`, and no others beside its own."""
+    """Give `target` the attributes that were set on `source`, and remove those that were not."""
     mine, theirs = vars(target), vars(source)
     for name in [name for name in mine if name not in _OWN and name not in theirs]:
         del mine[name]

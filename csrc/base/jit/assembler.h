@@ -185,7 +185,7 @@ class Assembler {
     memory(2, line);
   }
 
-  // To code that is there: its place is what size() was before it.
+  // To code that is written already. `place`: size() before it.
   void jnz(size_t place) {
     reserve();
     byte(0x0f);
@@ -211,7 +211,7 @@ class Assembler {
     reserve();
     byte(0xcc);
   }
-  // To code that comes, at most 127 bytes ahead: to where `land` is told to.
+  // Forward jump of at most 127 bytes. Takes its target from `land`, which is given what this returns.
   size_t jz() {
     reserve();
     byte(0x74);

@@ -71,7 +71,7 @@ struct Ahead {
   int64_t read, written;
 };
 
-// At least 8 KB of rows ahead. Exact while rows are one stride apart; at other places it fetches lines in vain.
+// At least 8 KB of rows ahead. Exact while rows are one stride apart; elsewhere it prefetches lines that are not used.
 template <class T>
 int64_t rows_ahead(const RowSpace& space, const RowTensor& tensor) {
   const int64_t bytes = space.cols * static_cast<int64_t>(sizeof(T));

@@ -1,8 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Keeps the kernels of patterns from call to call. A pattern is known by its content, so that nobody has to say when
-// it changes.
+// Keeps the kernels of patterns from call to call. Patterns are keyed by content, so a pattern that changes
+// needs no invalidation.
 #pragma once
 
 #include <cstdint>

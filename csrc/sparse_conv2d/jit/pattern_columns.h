@@ -10,7 +10,7 @@
 
 namespace sparsekernels::jit {
 
-// Where the planes have what a column of the pattern multiplies, and when its turn comes.
+// Where in the planes the operand of a column of the pattern is, and its rank in the order of processing.
 struct Column {
   int32_t displacement;   // in bytes, from its block's first vector
   int32_t block_residue;  // block * residues + residue

@@ -122,7 +122,7 @@ void write_turn(bool masked, Assembler& code) {
   code.ret();
 }
 
-// Of one slice. Where in the code it is entered.
+// Emits the kernel of one slice; returns the offset of its entry point.
 size_t write_weight_kernel(
     const std::vector<Column>& columns, const std::vector<Nonzero>& nonzeros, const WeightPlan& plan, Assembler& code) {
   const bool masked = !plan.masks.empty();

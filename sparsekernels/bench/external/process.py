@@ -71,7 +71,7 @@ class Child:
         self.close()
 
     def start(self, job: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-        """Give it its job and wait until that is ready: versions and details. Raises `Unavailable` if it says so."""
+        """Send the job and wait until it is ready. Returns versions and details; raises `Unavailable` if it cannot."""
         answer = self._ask(json.dumps(job))
         if "unavailable" in answer:
             raise Unavailable(answer["unavailable"])

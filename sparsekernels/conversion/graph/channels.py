@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Channels that need not be computed, along the chains of a graph.
 
-A fused layer's output channel need not be computed where nobody reads it: every layer that it goes to multiplies it by
+A fused layer's output channel need not be computed where nothing reads it: every layer that it goes to multiplies it by
 zeros only. Nor where it is the same number k everywhere, because its filter is all zero and BatchNorm and ReLU make a
 constant of its bias, if every layer that it goes to can do without: where k is zero, or where nothing is padded with
 zeros, and then k times the weights goes into that layer's bias. Between layers there may be pooling and flattening,
@@ -129,8 +129,8 @@ def keeps_channels(node: Any, modules: Mapping[str, nn.Module]) -> bool:
     return False
 
 
-def settle(links: Iterable[Link]) -> None:
-    """Choose the channels of every link, and tell its layers, which have been folded and are packed afterwards."""
+def choose_channels(links: Iterable[Link]) -> None:
+    """Choose the channels of every link for its layers, which have been folded and are packed afterwards."""
     for link in reversed(list(links)):
         producer, weight = link.producer, link.producer.weight
         size = weight.size(0)

@@ -124,7 +124,7 @@ class Fused(torch.nn.Module):
         raise NotImplementedError
 
     def _end(self, result: Tensor, residual: Tensor | None) -> Tensor:
-        """The residual and the limits, in place: `result` is nobody else's."""
+        """The residual and the limits, in place: nothing else refers to `result`."""
         if residual is not None:
             if residual.shape == result.shape and residual.dtype == result.dtype:
                 result.add_(residual)
@@ -145,7 +145,7 @@ class FusedDense(Fused):
     """torch.nn's Conv2d and Linear, and those without their zero channels."""
 
     def _used_weight(self) -> Tensor:
-        """Of a layer that drops channels, what it computes with: it does not look again when weights change."""
+        """The weight; of a layer that drops channels, with the channels chosen when it was made."""
         layer = self.parts[0]
         weight: Tensor = layer.weight.detach()
         if not isinstance(layer, ChannelDropped):
@@ -248,7 +248,7 @@ class FusedSparse(Fused):
         )
 
     def _product(self, input: Tensor) -> Tensor:
-        """Of an input that the kernel does not take: the layer itself knows what to do, or what to say."""
+        """For an input that the kernel does not support, which the layer itself computes or rejects."""
         layer = self.parts[0]
         if input.dim() == 3 and not self._linear and input.size(0) == self.pattern.shape[1] * self._geometry.groups:
             images = input[None] if self._pad is None else F.pad(input[None], self._pad, layer.padding_mode)

@@ -20,7 +20,7 @@ from ...nn.replacement import Replacement
 from ..report import GraphObstacle
 from .base import ONE_AT_A_TIME, Graph, Plan, assembled
 from .chain import FusedChain, chain
-from .channels import Link, links_of, settle
+from .channels import Link, choose_channels, links_of
 from .fused import Fused
 from .fusion import drop_identities, fuse, pool, writes_to_input
 from .trace import Trace
@@ -93,7 +93,7 @@ class InferencePlan(Plan):
         folded = list(_tensors_of(self.fused))
         for layer in self.fused if fold else ():
             layer.fold()
-        settle(list(self.links))
+        choose_channels(list(self.links))
         for layer in self.fused:
             layer.pack()
         for layers in self.chained:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.fx
 from torch import nn
 
-from .tracing import settle_arguments, traced
+from .tracing import remove_defaults, traced
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Trace:
     def of(cls, module: nn.Module) -> Trace:
         """Raises `Untraceable`; the module is as it was. Exchanges functions for the whole process meanwhile."""
         graph = traced(module)
-        return cls(module, graph, settle_arguments(graph))
+        return cls(module, graph, remove_defaults(graph))
 
     def fresh(self) -> tuple[torch.fx.Graph, Mapping[str, nn.Module]]:
         """A copy of the graph to make something of, and the modules that its names mean now."""

@@ -54,9 +54,9 @@ _GIVE_NO_TENSOR |= {"dtype", "device", "layout", "requires_grad", "is_contiguous
 
 @contextlib.contextmanager
 def _proxies_are_tensors() -> Iterator[None]:
-    """Code that asks whether it is given a tensor is told so inside, and takes the way that is to be recorded.
+    """Inside, `isinstance(proxy, Tensor)` is True, so that code takes the branch for tensors, which is to be recorded.
 
-    A proxy that said so itself would be taken for a tensor by torch's C++ as well, which then looks into it.
+    Overriding `__class__` of the proxy instead would also convince torch's C++, which then reads it as a tensor.
     """
     plain = builtins.isinstance
 
@@ -150,8 +150,8 @@ def traced(module: nn.Module) -> torch.fx.Graph:
             raise Untraceable(GraphObstacle.RANDOM)
 
 
-def settle_arguments(graph: torch.fx.Graph) -> int:
-    """Takes out arguments with a default, which the graph does not read. Returns how many are left."""
+def remove_defaults(graph: torch.fx.Graph) -> int:
+    """Removes arguments with a default, which the graph does not read. Returns how many are left."""
     count = 0
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         if str(node.target).startswith("*"):

@@ -125,10 +125,10 @@ def _same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
 
 
 def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = False) -> list[Held]:
-    """Whatever can change of what `values` hold, at any depth; save for what others have made of objects.
+    """All mutable objects reachable from `values`, except inside objects of the packages in `_OWNERS`.
 
-    registered: ids of modules that are looked at elsewhere. copies: whether elements of tensors are kept, to be put
-    back. Raises `TooMuch`.
+    registered: ids of modules that are compared elsewhere. copies: whether to copy the elements of tensors, so that
+    they can be restored. Raises `TooMuch`.
     """
     held: list[Held] = []
     seen: set[int] = set(registered)
@@ -216,8 +216,8 @@ def _stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
 class State:
     """The attributes of modules, and whatever these hold at any depth.
 
-    without: names of attributes that are not looked at. Scripted modules are their own business. Where they hold too
-    much, `is_whole` is False, and only the attributes themselves are looked at.
+    without: names of attributes that are not looked at. Scripted modules are skipped. Where they hold too much,
+    `is_whole` is False, and only the attributes themselves are looked at.
     """
 
     def __init__(self, modules: Iterable[nn.Module], without: Collection[str] = ()) -> None:
@@ -246,13 +246,13 @@ class State:
         return {name: value for name, value in vars(module).items() if name not in self._without}
 
     def changed(self) -> bool:
-        """Whether anything is other than it was, or there was too much to tell."""
+        """Whether anything has changed, or there was too much to compare."""
         if not self.is_whole or any(held.changed() for held in self._held):
             return True
         return not all(_same_dicts(self._attributes_of(module), attributes) for module, attributes in self._attributes)
 
     def put_back(self) -> bool:
-        """Restore it all, but for what refuses to be (a read-only array); whether anything had changed."""
+        """Restore everything that can be written (not a read-only array). Returns whether anything had changed."""
         changed = False
         for module, attributes in self._attributes:
             now, kept = vars(module), self._attributes_of(module)
@@ -272,7 +272,7 @@ class State:
 class Snapshot:
     """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps of modules.
 
-    Save for the attributes that a conversion leaves behind. without: names of further attributes not to look at.
+    Except for the attributes that `convert` adds. without: names of further attributes that do not count.
     """
 
     def __init__(self, model: nn.Module, without: Collection[str] = ()) -> None:
@@ -285,7 +285,7 @@ class Snapshot:
         self._generators = Generators(model)
 
     def changed(self) -> bool:
-        """Whether anything is other than it was, parameters included, or there was too much to tell."""
+        """Whether anything has changed, parameters included, or there was too much to compare."""
         if any(parameter.grad is not gradient for parameter, gradient, _ in self._parameters):
             return True
         if any(_stamp_of(parameter) != stamp for parameter, _, stamp in self._parameters):
@@ -297,7 +297,7 @@ class Snapshot:
         return self._generators.drawn() or self._state.changed()
 
     def put_back(self) -> None:
-        """Restore it all, but for what parameters hold."""
+        """Restore everything except the elements of parameters."""
         for parameter, gradient, _ in self._parameters:
             parameter.grad = gradient
         for module, place in self._places:
@@ -312,9 +312,9 @@ class Snapshot:
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """What runs inside leaves no trace: not in buffers (running statistics), attributes, gradients, random numbers.
+    """Restores buffers (running statistics), attributes, gradients and random number generators afterwards.
 
-    Save for the attributes that a conversion leaves behind.
+    Except for the attributes that `convert` adds.
     """
     kept = Snapshot(model, KEPT_BY_TORCH)
     for parameter in model.parameters():
