@@ -72,7 +72,7 @@ test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safete
 
 leg_avx2() { forced avx2; }
 leg_portable() { forced portable; }
-leg_jit-off() { SPARSEKERNELS_CPU_PROGRAMS=0 tests tests/ops/sparse_conv2d tests/ops/layer_chain tests/nn; }
+leg_jit-off() { SPARSEKERNELS_CPU_JIT=0 tests tests/ops/sparse_conv2d tests/ops/layer_chain tests/nn; }
 leg_sanitizers() { tests/sanitize.sh "$python"; }
 
 leg_wheel() {

@@ -256,7 +256,7 @@ def draw_blocking() -> plt.Figure:
     return figure
 
 
-def draw_program() -> plt.Figure:
+def draw_jit_kernel() -> plt.Figure:
     figure, axes = canvas(72, 58)
     cell, rows, columns, now = 2.0, 8, 13, 4
     x, y, last = 5, 5.5, 24.3  # of the pattern; where row 30 is
@@ -331,7 +331,7 @@ def draw_program() -> plt.Figure:
 def main() -> None:
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
     for name, draw in (
-        ("program", draw_program),
+        ("jit-kernel", draw_jit_kernel),
         ("lanes", draw_lanes),
         ("packing", draw_packing),
         ("tile", draw_tile),

@@ -24,7 +24,7 @@ namespace {
 
 CacheLimits read_limits() {
   constexpr size_t kMegabyte = size_t{1} << 20, kKept = 256 * kMegabyte;
-  const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
+  const char* const set = std::getenv("SPARSEKERNELS_CPU_JIT");
   if (set != nullptr && *set != 0) {
     char* end = nullptr;
     errno = 0;
@@ -33,7 +33,7 @@ CacheLimits read_limits() {
     if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
       throw std::invalid_argument(
           std::string(
-              "expected SPARSEKERNELS_CPU_PROGRAMS to be a whole number of megabytes such as 1024, or 0 for no"
+              "expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes such as 1024, or 0 for no"
               " kernels, got '") +
           set + "'");
     }

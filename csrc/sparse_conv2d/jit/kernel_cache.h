@@ -30,7 +30,7 @@ std::shared_ptr<const WeightKernels> cached_weight_kernels(
     const KernelKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
     const Threads& threads);
 
-// Whether kernels may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the most megabytes of them that are kept, is 0,
+// Whether kernels may be used: not where SPARSEKERNELS_CPU_JIT, the most megabytes of them that are kept, is 0,
 // nor where the system refuses to run them. Throws std::invalid_argument where that is no number.
 bool jit_allowed();
 

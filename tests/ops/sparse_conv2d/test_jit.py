@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The programs that patterns are compiled to on AVX-512: used, kept, dropped and done without as promised."""
+"""The JIT kernels of patterns on AVX-512: used, kept, dropped and done without as promised."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sparsekernels import _library
 
 
 def kept() -> int:
-    """Bytes; -1 where there are no programs."""
+    """Bytes; -1 where there are no JIT kernels."""
     return int(torch.ops.sparsekernels._kept_kernel_bytes()) if ("cpu", "cpu") in runs() else -1
 
 
-pytestmark = pytest.mark.skipif(kept() < 0, reason="no programs: not compiled, not AVX-512, or refused by the system")
+pytestmark = pytest.mark.skipif(kept() < 0, reason="no JIT kernels: not built, not AVX-512, or refused by the system")
 x86_with_avx512 = _library.isa() == "avx512"
 
 
@@ -43,7 +43,7 @@ def check(x: Tensor, weight: sk.Unstructured) -> None:
     torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_kept_by_content() -> None:
     x, weight = layer(0)
     check(x, weight)
@@ -56,7 +56,7 @@ def test_kept_by_content() -> None:
     assert kept() == before
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_other_patterns_of_the_same_size() -> None:
     x, _ = layer(0)
     for seed in range(10, 14):
@@ -84,7 +84,7 @@ def test_a_pattern_that_changes_in_place() -> None:
 SCRIPT = """
 import sys, torch
 sys.path[:0] = [{tests!r}]
-from test_sparse_programs import check, kept, layer
+from test_jit import check, kept, layer
 import sparsekernels as sk
 print(kept())
 x, weight = layer(0)
@@ -99,9 +99,9 @@ torch.save(sk.sparse_conv2d(x, weight, padding=1), {path!r})
 
 
 def run(setting: str | None, path: str, patterns: int = 1) -> tuple[int, int, Tensor]:
-    environment = {key: value for key, value in os.environ.items() if key != "SPARSEKERNELS_CPU_PROGRAMS"}
+    environment = {key: value for key, value in os.environ.items() if key != "SPARSEKERNELS_CPU_JIT"}
     if setting is not None:
-        environment["SPARSEKERNELS_CPU_PROGRAMS"] = setting
+        environment["SPARSEKERNELS_CPU_JIT"] = setting
     script = SCRIPT.format(tests=str(pathlib.Path(__file__).parent), patterns=patterns, path=path)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ def run(setting: str | None, path: str, patterns: int = 1) -> tuple[int, int, Te
     return first, most, torch.load(path)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_switched_off_and_limited(tmp_path) -> None:
     path = str(tmp_path / "y.pt")
     off, _, without = run("0", path)
@@ -124,7 +124,7 @@ def test_switched_off_and_limited(tmp_path) -> None:
     torch.testing.assert_close(limited, without)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 @pytest.mark.parametrize("setting", ["many", "-1", "1e3", "64MB", "99999999999999999999"])
 def test_a_limit_that_is_no_number(setting: str) -> None:
     script = """
@@ -135,16 +135,16 @@ try:
 except ValueError as error:
     print(error)
 """
-    environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
+    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_PROGRAMS to be a whole number of megabytes")
+    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes")
     assert done.stdout.endswith(f", got '{setting}'\n")
 
 
 TURNS = """
 import sys
 sys.path[:0] = [{tests!r}]
-from test_sparse_programs import check, kept, layer
+from test_jit import check, kept, layer
 layers = [layer(seed, nonzeros=9000 + 10 * seed) for seed in range(20)]
 found = []
 for _ in range(4):
@@ -161,11 +161,11 @@ print(*found, kept())
 """
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
     """Those that were first stay. A new one is kept when asked for again, in place of what was not meanwhile."""
     script = TURNS.format(tests=str(pathlib.Path(__file__).parent))
-    environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": "1"}
+    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *turns, last = (int(number) for number in done.stdout.split())
@@ -175,8 +175,8 @@ def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
     assert last <= 1 << 20
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
-def test_weight_gradients_have_programs_of_their_own() -> None:
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+def test_weight_gradients_have_kernels_of_their_own() -> None:
     x, weight = layer(7)
     values = weight.values.clone().requires_grad_()
     y = sk.sparse_conv2d(x, weight.with_values(values), padding=1)
