@@ -18,6 +18,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/lanes.h"
+
 #if defined(SPARSEKERNELS_AVX512) || defined(SPARSEKERNELS_AVX2)
 #include <immintrin.h>
 #endif
@@ -32,7 +34,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-constexpr int kBlock = 32;
+constexpr int kBlock = 2 * kLanes;
 
 inline float bits_to_float(uint32_t bits) {
   float value;
@@ -170,7 +172,7 @@ inline float sum(Vec<float> a) {
 // Plain loops: double everywhere, float on a processor with neither.
 template <class Element>
 struct Vec {
-  Element v[16];
+  Element v[kLanes];
 
   static Vec zero() { return broadcast(0); }
   static Vec broadcast(Element value) {
@@ -187,22 +189,22 @@ struct Vec {
 };
 template <class Element>
 inline Vec<Element> operator+(Vec<Element> a, Vec<Element> b) {
-  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
   return a;
 }
 template <class Element>
 inline Vec<Element> operator*(Vec<Element> a, Vec<Element> b) {
-  for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
+  for (int i = 0; i < kLanes; ++i) a.v[i] *= b.v[i];
   return a;
 }
 template <class Element>
 inline Vec<Element> fma(Vec<Element> a, Vec<Element> b, Vec<Element> c) {
-  for (int i = 0; i < 16; ++i) c.v[i] += a.v[i] * b.v[i];
+  for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
   return c;
 }
 template <class Element>
 inline Element sum(Vec<Element> a) {
-  for (int width = 8; width > 0; width /= 2)
+  for (int width = kLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
   return a.v[0];
 }
@@ -218,12 +220,12 @@ struct Block {
   static Block load(const T* from) {
     Acc lanes[kBlock];
     for (int i = 0; i < kBlock; ++i) lanes[i] = widen(from[i]);
-    return {Vec<Acc>::load(lanes), Vec<Acc>::load(lanes + 16)};
+    return {Vec<Acc>::load(lanes), Vec<Acc>::load(lanes + kLanes)};
   }
   void store(T* to) const {
     Acc lanes[kBlock];
     a.store(lanes);
-    b.store(lanes + 16);
+    b.store(lanes + kLanes);
     for (int i = 0; i < kBlock; ++i) narrow(lanes[i], to[i]);
   }
   // The first `count` elements, zeros behind them.
@@ -247,21 +249,21 @@ struct Block<float> {
   Vec<float> a, b;
 
   static constexpr int lane_of(int element) { return element; }
-  static Block load(const float* from) { return {Vec<float>::load(from), Vec<float>::load(from + 16)}; }
+  static Block load(const float* from) { return {Vec<float>::load(from), Vec<float>::load(from + kLanes)}; }
   void store(float* to) const {
     a.store(to);
-    b.store(to + 16);
+    b.store(to + kLanes);
   }
   static Block load_some(const float* from, int count) {
     const uint32_t mask = (1u << count) - 1;
     return {
         {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from)},
-        {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), from + 16)}};
+        {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> kLanes), from + kLanes)}};
   }
   void store_some(float* to, int count) const {
     const uint32_t mask = (1u << count) - 1;
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), a.v);
-    _mm512_mask_storeu_ps(to + 16, static_cast<__mmask16>(mask >> 16), b.v);
+    _mm512_mask_storeu_ps(to + kLanes, static_cast<__mmask16>(mask >> kLanes), b.v);
   }
 };
 
@@ -270,7 +272,7 @@ struct Block<BFloat16> {
   using Acc = float;
   Vec<float> a, b;
 
-  static constexpr int lane_of(int element) { return element / 2 + (element % 2) * 16; }
+  static constexpr int lane_of(int element) { return element / 2 + (element % 2) * kLanes; }
   static Block widen_pairs(__m512i pairs) {
     const __m512i odd = _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
     return {{_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))}, {_mm512_castsi512_ps(odd)}};
@@ -321,24 +323,24 @@ struct Block<Float16> {
 
 template <>
 inline Block<float> Block<float>::load(const float* from) {
-  return {Vec<float>::load(from), Vec<float>::load(from + 16)};
+  return {Vec<float>::load(from), Vec<float>::load(from + kLanes)};
 }
 template <>
 inline void Block<float>::store(float* to) const {
   a.store(to);
-  b.store(to + 16);
+  b.store(to + kLanes);
 }
 
 // As on AVX-512: even elements in the first vector, odd ones in the second.
 template <>
 constexpr int Block<BFloat16>::lane_of(int element) {
-  return element / 2 + (element % 2) * 16;
+  return element / 2 + (element % 2) * kLanes;
 }
 template <>
 inline Block<BFloat16> Block<BFloat16>::load(const BFloat16* from) {
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 16));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + kLanes));
   return {
       {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))},
       {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))}};
@@ -353,7 +355,7 @@ inline void Block<BFloat16>::store(BFloat16* to) const {
   const __m256i lo = _mm256_blend_epi16(_mm256_srli_epi32(rounded(a.lo), 16), rounded(b.lo), 0xaa);
   const __m256i hi = _mm256_blend_epi16(_mm256_srli_epi32(rounded(a.hi), 16), rounded(b.hi), 0xaa);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), lo);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), hi);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + kLanes), hi);
 }
 
 inline __m256 widen_eight(const Float16* from) {
@@ -364,14 +366,14 @@ inline void narrow_eight(__m256 value, Float16* to) {
 }
 template <>
 inline Block<Float16> Block<Float16>::load(const Float16* from) {
-  return {{widen_eight(from), widen_eight(from + 8)}, {widen_eight(from + 16), widen_eight(from + 24)}};
+  return {{widen_eight(from), widen_eight(from + 8)}, {widen_eight(from + kLanes), widen_eight(from + kLanes + 8)}};
 }
 template <>
 inline void Block<Float16>::store(Float16* to) const {
   narrow_eight(a.lo, to);
   narrow_eight(a.hi, to + 8);
-  narrow_eight(b.lo, to + 16);
-  narrow_eight(b.hi, to + 24);
+  narrow_eight(b.lo, to + kLanes);
+  narrow_eight(b.hi, to + kLanes + 8);
 }
 
 #endif

@@ -13,7 +13,7 @@ namespace sparsekernels {
 namespace {
 
 int64_t room_for_tensors() {
-  return caches().l2_lines * 64 * cost::chain::kTensorsPercentOfL2 / 100;
+  return caches().l2_lines * kLineBytes * cost::chain::kTensorsPercentOfL2 / 100;
 }
 
 // The tensors of a segment that have a place in a thread's own memory: results of all of its layers but the last.

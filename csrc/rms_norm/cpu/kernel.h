@@ -40,7 +40,7 @@ void arrange(const void* weight, int64_t cols, typename Accumulator<T>::type* ou
     for (; from != nullptr && (block + 1) * kBlock <= cols; ++block) {
       const Block<T> as_stored = Block<T>::load(from + block * kBlock);
       as_stored.a.store(out + block * kBlock);
-      as_stored.b.store(out + block * kBlock + 16);
+      as_stored.b.store(out + block * kBlock + kLanes);
     }
   }
   for (; block < blocks; ++block) {
@@ -78,7 +78,7 @@ template <class T>
 struct WeightArranged {
   using Acc = typename Accumulator<T>::type;
   const Acc* from;
-  Block<T> block(int64_t j) const { return {Vec<Acc>::load(from + j), Vec<Acc>::load(from + j + 16)}; }
+  Block<T> block(int64_t j) const { return {Vec<Acc>::load(from + j), Vec<Acc>::load(from + j + kLanes)}; }
   Block<T> some(int64_t j, int) const { return block(j); }
 };
 
@@ -242,7 +242,7 @@ void backward_row(
     const Vec<Acc> ga = g.a * scale, gb = g.b * scale;
     if (partial != nullptr) {
       fma(ga, p.a, Vec<Acc>::load(partial + j)).store(partial + j);
-      fma(gb, p.b, Vec<Acc>::load(partial + j + 16)).store(partial + j + 16);
+      fma(gb, p.b, Vec<Acc>::load(partial + j + kLanes)).store(partial + j + kLanes);
     }
     return {fma(along, p.a, ga * w.a), fma(along, p.b, gb * w.b)};
   };
@@ -320,7 +320,7 @@ void sum_parts(const void* partials, int64_t parts, int64_t stride, int64_t begi
     Vec<Acc> a = Vec<Acc>::zero(), b = a;
     for (int64_t part = 0; part < parts; ++part) {
       a = a + Vec<Acc>::load(from + part * stride + j);
-      b = b + Vec<Acc>::load(from + part * stride + j + 16);
+      b = b + Vec<Acc>::load(from + part * stride + j + kLanes);
     }
     if constexpr (kSameArrangement<T, W>) {
       if (j + kBlock <= end) {
@@ -330,7 +330,7 @@ void sum_parts(const void* partials, int64_t parts, int64_t stride, int64_t begi
     }
     Acc lanes[kBlock];
     a.store(lanes);
-    b.store(lanes + 16);
+    b.store(lanes + kLanes);
     for (int i = 0; i < kBlock && j + i < end; ++i) {
       W value;
       if constexpr (sizeof(W) == 8) {

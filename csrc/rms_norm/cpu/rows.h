@@ -87,12 +87,14 @@ bool out_of_cache(const RowSpace& space) {
 template <class T>
 inline void prefetch_block(const T* block) {
   const char* line = reinterpret_cast<const char*>(block);
-  for (int i = 0; i < static_cast<int>(kBlock * sizeof(T) / 64); ++i) __builtin_prefetch(line + 64 * i, 0, 3);
+  for (int i = 0; i < static_cast<int>(kBlock * sizeof(T) / kLineBytes); ++i)
+    __builtin_prefetch(line + kLineBytes * i, 0, 3);
 }
 template <class T>
 inline void prefetch_block(T* block) {
   const char* line = reinterpret_cast<const char*>(block);
-  for (int i = 0; i < static_cast<int>(kBlock * sizeof(T) / 64); ++i) __builtin_prefetch(line + 64 * i, 1, 3);
+  for (int i = 0; i < static_cast<int>(kBlock * sizeof(T) / kLineBytes); ++i)
+    __builtin_prefetch(line + kLineBytes * i, 1, 3);
 }
 
 }  // namespace

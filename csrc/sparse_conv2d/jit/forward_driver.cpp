@@ -143,7 +143,7 @@ void run_forward_item(
         const float* const own_values = values + entry.values + kValueBias;
         const KernelEntry* const next = &entry + 1 < kernels.end() ? &entry + 1 : &entry;
         const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
-        const int64_t code_lines = divide_up(next->bytes, 64);
+        const int64_t code_lines = divide_up(next->bytes, kLineBytes);
         int64_t fetched = 0, run = 0;
         for (int64_t b = 0; b < work_item.image_blocks; ++b) {
           const float* const from = planes + b * planes_image_block + block * plan.block_channels * plan.channel_floats;
@@ -152,7 +152,7 @@ void run_forward_item(
           const float* const residual = residual_at(lattice, correlation, packed, work_item, b, row);
           for (int64_t vector = 0; vector < vectors; ++vector, to += vector_stride) {
             const int64_t fetch_until = code_lines * ++run / (work_item.image_blocks * vectors);
-            for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
+            for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * kLineBytes, 0, 2);
             next_source.prefetch(source_each);
             next_results.prefetch(results_each);
             if (residual != nullptr) {

@@ -23,7 +23,6 @@ constexpr Gpr kVector = x86::rdi, kValues = x86::rsi, kSums = x86::rdx, kMasks =
 constexpr Gpr kDest = x86::r8, kBias = x86::r9, kResidual = x86::r10;
 constexpr Zmm kVectorRegister{31};
 constexpr Mask kStored{kMostMasks};  // lanes that are stored to the tensor
-constexpr int32_t kVectorBytes = 64;
 
 // Stores a slice's sums, or adds them to those of the blocks before.
 struct Finish {

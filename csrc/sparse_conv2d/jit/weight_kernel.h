@@ -28,7 +28,7 @@ using WeightKernel = void (*)(
     const float* planes, const float* grads, float* sums, const uint16_t* masks, int64_t vectors,
     WeightPrefetch* prefetch);
 
-constexpr int64_t kSetSlots = 32;  // of a register set of 31 nonzeros
+constexpr int64_t kSetSlots = 2 * kLanes;  // of a register set of 31 nonzeros
 
 class WeightKernels {
  public:
