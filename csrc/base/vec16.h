@@ -58,7 +58,7 @@ struct Vec16<BFloat16> {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
   static __m256i narrowed(Vec<float> value) {
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(Block<BFloat16>::rounded(value.v), 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(VecPair<BFloat16>::rounded(value.v), 16));
   }
   static Vec<float> load(const BFloat16* from) {
     return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -144,17 +144,17 @@ inline void transpose_eight(__m256 (&rows)[8]) {
 }
 
 inline void transpose(Vec<float> (&rows)[kLanes]) {
-  __m256 blocks[2][2][8];  // [upper or lower rows][left or right columns]
+  __m256 quadrants[2][2][8];  // [upper or lower rows][left or right columns]
   for (int half = 0; half < 2; ++half) {
     for (int i = 0; i < 8; ++i) {
-      blocks[half][0][i] = rows[half * 8 + i].lo;
-      blocks[half][1][i] = rows[half * 8 + i].hi;
+      quadrants[half][0][i] = rows[half * 8 + i].lo;
+      quadrants[half][1][i] = rows[half * 8 + i].hi;
     }
-    transpose_eight(blocks[half][0]);
-    transpose_eight(blocks[half][1]);
+    transpose_eight(quadrants[half][0]);
+    transpose_eight(quadrants[half][1]);
   }
   for (int side = 0; side < 2; ++side)
-    for (int i = 0; i < 8; ++i) rows[side * 8 + i] = {blocks[0][side][i], blocks[1][side][i]};
+    for (int i = 0; i < 8; ++i) rows[side * 8 + i] = {quadrants[0][side][i], quadrants[1][side][i]};
 }
 
 #else

@@ -52,8 +52,8 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
   const ChainLayout& layout = tensor.layout;
   const int64_t above = layout.first - layout.planes, positions = tensor.size[1] * tensor.size[2];
   if (above + layout.below == 0) return;
-  for (int64_t image_block = 0; image_block < divide_up(dest.size[0], layout.images); ++image_block) {
-    float* const begin = static_cast<float*>(dest.data) + image_block * layout.image;
+  for (int64_t microbatch = 0; microbatch < divide_up(dest.size[0], layout.images); ++microbatch) {
+    float* const begin = static_cast<float*>(dest.data) + microbatch * layout.image;
     if (plane_order(layout.vector_stride) == PlaneOrder::kInterleaved) {  // whole vectors, of all channels
       std::fill_n(begin - above, above, 0.0f);
       std::fill_n(begin + positions * layout.images / kLanes * layout.vector_stride, layout.below, 0.0f);

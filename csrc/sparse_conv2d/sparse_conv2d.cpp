@@ -5,7 +5,7 @@
 // AVX-512 has the pattern as machine code (jit/), unless the pattern is too large or too small for that to pay; all
 // else runs tiles with the pattern as data (tiled/).
 //
-// An output element is summed within each block of channels, then over the blocks. A weight's gradient is summed within
+// An output element is summed within each panel of channels, then over the panels. A weight's gradient is summed within
 // a tile, then over tiles, then over the plan's chunks of work items. These depend on shapes, density, instruction set
 // and cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
 #include <algorithm>

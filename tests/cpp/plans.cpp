@@ -72,16 +72,16 @@ void check_tiles() {
         CHECK(vectors <= before);
         before = vectors;
         CHECK_EQUAL(evened(plan.lanes.size[1], plan.tile_columns), plan.tile_columns);
-        // a block's vectors fit L1, a work item's L2
-        const int64_t block = plan.block_channels * (plan.tile_rows + 2) * (plan.tile_columns + 2);
-        CHECK(block <= 768 * 8 / 10);
+        // a panel's vectors fit L1, a work item's L2
+        const int64_t panel = plan.panel_channels * (plan.tile_rows + 2) * (plan.tile_columns + 2);
+        CHECK(panel <= 768 * 8 / 10);
         CHECK(tiled::item_vectors(plan) * plan.slice_rows <= 32768);
       }
     }
   }
 }
 
-// Every nonzero and vector is someone's, whatever a layer is: slices, blocks and work items cover what there is.
+// Every nonzero and vector is someone's, whatever a layer is: slices, panels and work items cover what there is.
 void check_cover() {
   std::mt19937 random(3);
   for (int i = 0; i < 300; ++i) {
@@ -97,13 +97,13 @@ void check_cover() {
         const int64_t count = plan.first_row(slice + 1, rows) - plan.first_row(slice, rows);
         CHECK(count >= 0 && count <= jit::kMostSliceRows);
       }
-      CHECK(plan.blocks * plan.block_channels >= lattice.source_channels);
-      CHECK((plan.blocks - 1) * plan.block_channels < lattice.source_channels);
-      CHECK(plan.image_blocks * plan.images >= lattice.source.size[0]);
+      CHECK(plan.panels * plan.panel_channels >= lattice.source_channels);
+      CHECK((plan.panels - 1) * plan.panel_channels < lattice.source_channels);
+      CHECK(plan.microbatches * plan.images >= lattice.source.size[0]);
       for (int d = 0; d < 2; ++d) CHECK(plan.strips[d] * plan.strip[d] >= lattice.size[d]);
       CHECK(plan.thread_shares >= 1 && plan.thread_shares <= plan.slices);
       // what an output is summed from does not depend on threads
-      CHECK_EQUAL(plan.block_channels, plans[0].block_channels);
+      CHECK_EQUAL(plan.panel_channels, plans[0].panel_channels);
       CHECK_EQUAL(plan.images, plans[0].images);
     }
     const jit::WeightPlan one = jit::make_weight_plan(lattice, nonzeros, 1),
@@ -112,7 +112,7 @@ void check_cover() {
     if (!one.is_worth_it) continue;
     CHECK_EQUAL(one.chunks, many.chunks);
     CHECK_EQUAL(one.run_vectors, many.run_vectors);
-    CHECK_EQUAL(one.item_image_blocks, many.item_image_blocks);
+    CHECK_EQUAL(one.item_microbatches, many.item_microbatches);
     CHECK_EQUAL(one.first_row(one.slices, rows), rows);
   }
 }

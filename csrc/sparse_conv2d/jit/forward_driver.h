@@ -27,7 +27,7 @@ struct Correlation {
   int64_t items(const Lattice& lattice) const;
 };
 
-// `epilogue_flags`: what one has. `images`: in an image block, else as the plan's cost says. `residual_channel`: floats
+// `epilogue_flags`: what one has. `images`: in a micro-batch, else as the plan's cost says. `residual_channel`: floats
 // from one channel of the residual to the next, else as in the destination.
 Correlation plan_correlation(
     const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,

@@ -170,7 +170,7 @@ KernelKey key_of(
   const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
   const int64_t residual_floats = plan.epilogue_flags & kAddsResidual ? plan.residual_channel : -1;
   for (const int64_t number :
-       {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.epilogue_flags}, residual_floats})
+       {plan.panel_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.epilogue_flags}, residual_floats})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
 }

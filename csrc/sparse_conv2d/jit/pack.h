@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Reads tensors into image blocks. Compiled once per instruction set, as vec.h is.
+// Reads tensors into micro-batches. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include "sparse_conv2d/jit/pack_calls.h"

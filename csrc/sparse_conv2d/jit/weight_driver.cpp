@@ -36,10 +36,10 @@ void pack_grads(
     call.phases[d] = 1;
     call.first[d] = &work_item.first[d];
   }
-  for (int64_t b = 0; b < work_item.image_blocks; ++b) {
+  for (int64_t b = 0; b < work_item.microbatches; ++b) {
     set_images(
-        call, lattice.dest, plan, work_item.first_image_block + b, work_item.group * lattice.dest_channels + first);
-    call.planes = grads + b * plan.grad_image_block_floats;
+        call, lattice.dest, plan, work_item.first_microbatch + b, work_item.group * lattice.dest_channels + first);
+    call.planes = grads + b * plan.grad_microbatch_floats;
     cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].pack(call);
   }
 }
@@ -51,15 +51,15 @@ void run_weight_item(
   const int64_t rows = lattice.dest_channels;
   float *planes, *grads;
   WorkspaceLayout own;
-  own.add(&planes, plan.front_floats + work_item.image_blocks * plan.image_block_floats + plan.back_floats);
-  own.add(&grads, work_item.image_blocks * plan.grad_image_block_floats);
+  own.add(&planes, plan.front_floats + work_item.microbatches * plan.microbatch_floats + plan.back_floats);
+  own.add(&grads, work_item.microbatches * plan.grad_microbatch_floats);
   own.allocate(worker_workspace);
   planes += plan.front_floats;
   pack_source(lattice, plan, work_item, planes);
   const std::vector<uint16_t>& masks = kernels.masks(work_item.size[0] == plan.strip[0]);
   const int64_t each = plan.vectors(work_item.size[0], work_item.size[1]);
-  const int64_t series = plan.image_blocks_follow ? 1 : work_item.image_blocks;
-  const int64_t vectors = plan.image_blocks_follow ? work_item.image_blocks * each : each;
+  const int64_t series = plan.microbatches_follow ? 1 : work_item.microbatches;
+  const int64_t vectors = plan.microbatches_follow ? work_item.microbatches * each : each;
   const int64_t runs = divide_up(vectors, plan.run_vectors);
   WeightPrefetch prefetch = {};
   if (next_item != nullptr) prefetch.source = prefetch_source(lattice, plan, *next_item);
@@ -87,8 +87,8 @@ void run_weight_item(
       for (int64_t run = 0; run < runs; ++run) {
         const int64_t vector = vectors * run / runs, count = vectors * (run + 1) / runs - vector;
         kernel(
-            planes + s * plan.image_block_floats + vector * plan.vector_stride,
-            grads + s * plan.grad_image_block_floats + vector * plan.grad_vector_stride, own_sums,
+            planes + s * plan.microbatch_floats + vector * plan.vector_stride,
+            grads + s * plan.grad_microbatch_floats + vector * plan.grad_vector_stride, own_sums,
             masks.empty() ? nullptr : &masks[static_cast<size_t>(vector * kMaskStride)], count, fetched);
       }
     }
@@ -122,7 +122,7 @@ bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
       const int64_t first_slot = kernels->slots_before(group, first), last_slot = kernels->slots_before(group, last);
       std::memset(own + first_slot, 0, static_cast<size_t>(last_slot - first_slot) * sizeof(float));
       const int64_t until = plan.work_items() * (chunk + 1) / plan.chunks;
-      const auto item_of = [&](int64_t u) { return work_item_at(lattice, plan, plan.item_image_blocks, group, u); };
+      const auto item_of = [&](int64_t u) { return work_item_at(lattice, plan, plan.item_microbatches, group, u); };
       for (int64_t u = plan.work_items() * chunk / plan.chunks; u < until && first < last; ++u) {
         const WorkItem work_item = item_of(u), next = item_of(std::min(u + 1, until - 1));
         run_weight_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);

@@ -39,23 +39,23 @@ void lay_out_grads(WeightPlan& plan) {
   if (plan.pitch * plan.images % kLanes == 0 || plan.strip[0] == 1) {
     plan.grad_vector_stride = (std::max<int64_t>(rows, 2) | 1) * kLanes;
     plan.grad_channel_floats = kLanes;
-    plan.grad_image_block_floats = vectors * plan.grad_vector_stride;
+    plan.grad_microbatch_floats = vectors * plan.grad_vector_stride;
   } else {
     plan.grad_vector_stride = kLanes;
     plan.grad_channel_floats = (vectors | 1) * kLanes;
-    plan.grad_image_block_floats = rows * plan.grad_channel_floats;
+    plan.grad_microbatch_floats = rows * plan.grad_channel_floats;
   }
-  plan.image_blocks_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() &&
+  plan.microbatches_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() &&
                              plane_order(plan.vector_stride) == PlaneOrder::kInterleaved &&
                              plane_order(plan.grad_vector_stride) == PlaneOrder::kInterleaved &&
-                             plan.image_block_floats == vectors * plan.vector_stride &&
+                             plan.microbatch_floats == vectors * plan.vector_stride &&
                              vectors == plan.vectors(plan.strip[0], plan.strip[1]);
 }
 
 // A work item's planes stay in L2 while all slices go by, beside a slice's gradients and what comes up for the
 // next ones.
 int64_t floats_of(const WeightPlan& plan) {
-  return plan.image_block_floats + plan.grad_image_block_floats;
+  return plan.microbatch_floats + plan.grad_microbatch_floats;
 }
 
 int64_t room_for_planes_and_grads() {
@@ -69,7 +69,7 @@ bool cut_strips(const Lattice& lattice, WeightPlan& plan) {
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
   bool possible = true;
   const auto cut = [&](int d, int64_t n, int64_t multiple) {
-    possible = cut_image_blocks(lattice, d, n, multiple, Lanes::kZeros, plan);
+    possible = cut_microbatches(lattice, d, n, multiple, Lanes::kZeros, plan);
     lay_out_grads(plan);
   };
   for (int64_t n = 2; possible && floats_of(plan) > room_for_planes_and_grads() && plan.strip[0] > least &&
@@ -88,7 +88,7 @@ bool cut_strips(const Lattice& lattice, WeightPlan& plan) {
 // up lanes, to add the sums up in memory, and to bring up code and sums that do not fit L2.
 double weight_cost(const Lattice& lattice, const WeightPlan& plan, double nonzeros) {
   using namespace cost::weight;
-  const double strips = static_cast<double>(plan.image_blocks * plan.strips[0] * plan.strips[1]);
+  const double strips = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
   const double vectors = strips * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
   const double planes = strips * static_cast<double>(plan.phases * plan.phase_floats) / kLanes;
   double stages = 0;
@@ -98,7 +98,7 @@ double weight_cost(const Lattice& lattice, const WeightPlan& plan, double nonzer
            (tensor.stride[1] == 1 ? cost::kReadChannels : cost::kReadColumns + cost::kReadStage * stages);
   };
   const double most =
-      plan.image_blocks_follow ? vectors : static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
+      plan.microbatches_follow ? vectors : static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
   const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * kLineBytes / 2;
   const double product = kMultiplyAdd + (streams ? kStreamedRun : kRun) / std::min(kLongRunVectors, most);
   return vectors * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
@@ -128,7 +128,7 @@ WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
     if (images > 1 && images / 2 >= lattice.source.size[0]) break;
     WeightPlan plan = {};
     choose_runs(lattice, plan, density_of(lattice, nonzeros));
-    const bool possible = lay_out_image_blocks(lattice, images, Lanes::kZeros, plan);
+    const bool possible = lay_out_microbatches(lattice, images, Lanes::kZeros, plan);
     lay_out_grads(plan);
     if (!possible || !cut_strips(lattice, plan)) continue;
     const double cost = weight_cost(lattice, plan, static_cast<double>(nonzeros));
@@ -141,15 +141,15 @@ WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t th
   // Threads share chunks first: of those no vector is read twice.
   const int64_t strips = best.strips[0] * best.strips[1], vectors = best.vectors(best.strip[0], best.strip[1]);
   const int64_t least = std::max<int64_t>(1, best.run_vectors / vectors);
-  const int64_t few = std::max(least, best.image_blocks * strips / kMostChunks);
-  best.item_image_blocks =
-      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / floats_of(best), few, best.image_blocks}));
+  const int64_t few = std::max(least, best.microbatches * strips / kMostChunks);
+  best.item_microbatches =
+      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / floats_of(best), few, best.microbatches}));
   // as much work for each chunk
-  const int64_t most = best.item_image_blocks;
-  while (best.item_image_blocks > least && best.work_items() % kMostChunks != 0) --best.item_image_blocks;
-  if (best.work_items() % kMostChunks != 0) best.item_image_blocks = most;
-  best.item_image_blocks = evened(best.image_blocks, best.item_image_blocks);
-  best.run_vectors = std::min(best.run_vectors, best.image_blocks_follow ? best.item_image_blocks * vectors : vectors);
+  const int64_t most = best.item_microbatches;
+  while (best.item_microbatches > least && best.work_items() % kMostChunks != 0) --best.item_microbatches;
+  if (best.work_items() % kMostChunks != 0) best.item_microbatches = most;
+  best.item_microbatches = evened(best.microbatches, best.item_microbatches);
+  best.run_vectors = std::min(best.run_vectors, best.microbatches_follow ? best.item_microbatches * vectors : vectors);
   best.chunks = std::max<int64_t>(1, std::min({kMostChunks, best.work_items(), kMostPartialFloats / nonzeros}));
   const int64_t items = lattice.groups * best.chunks;
   for (best.thread_shares = 1; best.thread_shares < best.slices; ++best.thread_shares)

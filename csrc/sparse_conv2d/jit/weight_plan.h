@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// How a weight gradient by kernels is cut up: into work items of image blocks and strips whose vectors fit L2, runs
+// How a weight gradient by kernels is cut up: into work items of micro-batches and strips whose vectors fit L2, runs
 // of vectors whose gradients fit the first one, and slices of the pattern's rows. docs/sparse_kernels.md derives the
 // choices.
 #pragma once
@@ -14,16 +14,16 @@ namespace sparsekernels::jit {
 
 struct WeightPlan : Layout {
   // Gradients lie as the planes do, planar or interleaved.
-  int64_t grad_vector_stride, grad_channel_floats, grad_image_block_floats;
-  bool image_blocks_follow;    // vectors of an image block's planes are followed by those of the next, gradients too
+  int64_t grad_vector_stride, grad_channel_floats, grad_microbatch_floats;
+  bool microbatches_follow;    // vectors of a micro-batch's planes are followed by those of the next, gradients too
   int64_t slices, slice_rows;  // of the rows of a group
   int64_t run_vectors;         // at most
-  int64_t item_image_blocks;
+  int64_t item_microbatches;
   int64_t chunks;         // of work items: each has sums of its own
   int64_t thread_shares;  // of the slices, where chunks are too few for the threads
   bool is_worth_it;
 
-  int64_t work_items() const { return divide_up(image_blocks, item_image_blocks) * strips[0] * strips[1]; }
+  int64_t work_items() const { return divide_up(microbatches, item_microbatches) * strips[0] * strips[1]; }
   int64_t first_row(int64_t slice, int64_t rows) const { return std::min(rows, slice * slice_rows); }
 };
 

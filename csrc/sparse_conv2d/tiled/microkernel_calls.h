@@ -17,7 +17,7 @@ constexpr int kRateVectors = 24;
 constexpr int kMostTileRows = 8;
 constexpr int kMostTileVectors = 28;  // of 32 registers: a broadcast weight, and room for the compiler
 
-// The nonzeros [begin, end) that one row of the pattern has in one block of channels.
+// The nonzeros [begin, end) that one row of the pattern has in one panel of channels.
 struct Run {
   int32_t row, begin, end;
 };
