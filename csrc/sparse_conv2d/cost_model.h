@@ -63,8 +63,8 @@ constexpr double kSharing = 6000;
 
 }  // namespace forward
 
-// Weight gradient by JIT kernels (jit/weight_plan.cpp).
-namespace weight {
+// Weight gradient by JIT kernels (jit/weight_gradient_plan.cpp).
+namespace weight_gradient {
 
 // Of L2, for a micro-batch's planes and a slice's gradients.
 constexpr int64_t kPlanesPercentOfL2 = 40;
@@ -92,7 +92,7 @@ constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kLargeImageVectors = 24
 constexpr int64_t kMostChunks = 4;
 constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
 
-}  // namespace weight
+}  // namespace weight_gradient
 
 // The tiled engine (tiled/plan.cpp): load slots, of which a processor has two in a cycle.
 namespace tiled {
@@ -105,7 +105,7 @@ constexpr int64_t kVectorsPercentOfL2 = 60;
 // 2x4 to 6x4.
 constexpr double kForwardNonzero = 2, kForwardRunVector = 4.5, kForwardRun = 12;
 // Weight gradient: sums are added up, and 16 vectors transposed to one, for each nonzero.
-constexpr double kWeightNonzero = 9, kWeightRunVector = 2, kWeightRun = 24;
+constexpr double kWeightGradientNonzero = 9, kWeightGradientRunVector = 2, kWeightGradientRun = 24;
 // A vector of a panel that is fetched into L1 for all rows.
 constexpr double kFetch = 3;
 

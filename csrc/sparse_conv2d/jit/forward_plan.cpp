@@ -15,11 +15,6 @@ namespace {
 // Four slices of so many rows are whole cache lines of a tensor whose channels are neighbors.
 constexpr int64_t kWholeLineRows = 28;
 
-// A micro-batch's planes stay in L2 while all slices go by: strips of it, where it is too large.
-int64_t room_for_planes() {
-  return caches().l2_lines * kLanes * cost::forward::kPlanesPercentOfL2 / 100;
-}
-
 void cut(const Lattice& lattice, ForwardPlan& plan, int d, int64_t strips, int64_t multiple) {
   cut_microbatches(lattice, d, strips, multiple, Lanes::kAnything, plan);
 }
@@ -153,6 +148,10 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
 
 }  // namespace
 
+int64_t room_for_planes() {
+  return caches().l2_lines * kLanes * cost::forward::kPlanesPercentOfL2 / 100;
+}
+
 ForwardPlan make_forward_plan(
     const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, std::optional<int64_t> images,
     int64_t most_images, int64_t dest_images) {
@@ -179,7 +178,6 @@ ForwardPlan make_forward_plan(
   best.epilogue_flags = best.direct ? epilogue_flags : 0;
   best.residual_channel = lattice.dest.stride[1];
   const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
-  const bool planes_fit = best.microbatch_floats <= kMostRooms * room_for_planes();
   best.slices = divide_up(rows, writes_channels ? kWholeLineRows : kMostSliceRows);
   choose_work_item(lattice, best, best.threads);
   best.slices = std::min(rows, divide_up(best.slices, best.thread_shares) * best.thread_shares);
@@ -191,10 +189,6 @@ ForwardPlan make_forward_plan(
   const double weights =
       static_cast<double>(lattice.groups * rows * lattice.source_channels) * static_cast<double>(lattice.taps.size());
   choose_panel(lattice, best, static_cast<double>(nonzeros) / weights);
-  const double per_row =
-      static_cast<double>(nonzeros) / static_cast<double>(lattice.groups * rows * lattice.residues());
-  best.is_worth_it = rows >= kFewestRows && planes_fit &&
-                     (best.panels == 1 || per_row >= kFewestProducts * static_cast<double>(best.panels));
   return best;
 }
 

@@ -22,7 +22,7 @@ WorkItem work_item_at(
     const Lattice& lattice, const Layout& layout, int64_t item_microbatches, int64_t group, int64_t index);
 
 // The slice that a thread's share of a group's slices begins with, so that shares have about as many nonzeros. Plan is
-// ForwardPlan or WeightPlan, whose last share ends at its last slice.
+// ForwardPlan or WeightGradientPlan, whose last share ends at its last slice.
 template <class Plan>
 int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t rows, int64_t group, int64_t share) {
   if (share == plan.thread_shares) return plan.slices;

@@ -1,8 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Correlations and weight gradients by tiles, on any instruction set: packs the pattern for a plan, packs the vectors
-// of each work item panel by panel, calls the microkernels, writes results back.
+// Forward, input gradient and weight gradient by tiles, on any instruction set: packs the pattern for a plan, packs the
+// vectors of each work item panel by panel, calls the microkernels, writes results back.
 #include "sparse_conv2d/tiled/driver.h"
 
 #include <algorithm>
@@ -31,7 +31,7 @@ void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
 
 }  // namespace
 
-void correlate(
+void forward(
     const Lattice& lattice, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
   const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_vectors);
@@ -96,7 +96,7 @@ void correlate(
 
 void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
-  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_vectors);
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeightGradient, tiles.most_weight_gradient_vectors);
   // Chunks of work items have sums of their own, so that threads share the work; how many does not depend on the
   // threads.
   const int64_t chunks = std::max<int64_t>(
@@ -138,7 +138,7 @@ void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
         const int64_t channels = std::min(plan.panel_channels, lattice.source_channels - channel);
         transfer(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
         for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
-          WeightTile call = {};
+          WeightGradientTile call = {};
           call.planes = planes.vectors + column * kLanes;
           call.plane_rows = tile_rows.planes.data() + row;
           call.offsets = packed_pattern.offsets();
@@ -148,7 +148,7 @@ void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
           call.grads_pattern_row = results.channel;
           call.grads_row = results.row;
           call.sums = sums + call.runs->begin;
-          tiles.weight[height][width](call);
+          tiles.weight_gradient[height][width](call);
         });
       }
     }

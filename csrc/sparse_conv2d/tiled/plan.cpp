@@ -26,7 +26,9 @@ double tile_cost(double vectors, double nonzeros, double panel_vectors, double r
   const double fma = nonzeros * vectors, fetch = kFetch * panel_vectors / rows;
   if (kind == TileKind::kForward)
     return (nonzeros * (vectors + kForwardNonzero) + kForwardRunVector * vectors + kForwardRun + fetch) / fma;
-  return (nonzeros * (vectors + kWeightNonzero) + kWeightRunVector * vectors + kWeightRun + fetch) / fma;
+  return (nonzeros * (vectors + kWeightGradientNonzero) + kWeightGradientRunVector * vectors + kWeightGradientRun +
+          fetch) /
+         fma;
 }
 
 TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density, int64_t most_vectors) {

@@ -10,7 +10,7 @@
 
 namespace sparsekernels::tiled {
 
-enum class TileKind { kForward, kWeight };
+enum class TileKind { kForward, kWeightGradient };
 
 struct Plan {
   TileKind kind;

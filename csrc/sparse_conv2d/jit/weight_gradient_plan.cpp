@@ -1,6 +1,6 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_conv2d/jit/weight_plan.h"
+#include "sparse_conv2d/jit/weight_gradient_plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -19,8 +19,8 @@ double density_of(const Lattice& lattice, int64_t nonzeros) {
 }
 
 // A run's gradients of a slice are to stay in L1 while the slice's columns go by.
-void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
-  using namespace cost::weight;
+void choose_runs(const Lattice& lattice, WeightGradientPlan& plan, double density) {
+  using namespace cost::weight_gradient;
   const double held = static_cast<double>(caches().l1_lines);
   const double best = std::min(kManyRunVectors, std::max(kFewestRunVectors, std::sqrt(kLanesToFetch * held * density)));
   const double rows = static_cast<double>(lattice.dest_channels);
@@ -32,7 +32,7 @@ void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
       std::lround(std::min(kMostRunVectors, std::max(best, held / static_cast<double>(plan.slice_rows))));
 }
 
-void lay_out_grads(WeightPlan& plan) {
+void lay_out_grads(WeightGradientPlan& plan) {
   // to the end of the last row: that is how far zeros are written
   const int64_t vectors = plan.vectors(plan.strip[0], plan.pitch), rows = plan.slice_rows;
   // an odd number of vectors from one to the next, as in Layout
@@ -52,19 +52,9 @@ void lay_out_grads(WeightPlan& plan) {
                              vectors == plan.vectors(plan.strip[0], plan.strip[1]);
 }
 
-// A work item's planes stay in L2 while all slices go by, beside a slice's gradients and what comes up for the
-// next ones.
-int64_t floats_of(const WeightPlan& plan) {
-  return plan.microbatch_floats + plan.grad_microbatch_floats;
-}
-
-int64_t room_for_planes_and_grads() {
-  return caches().l2_lines * kLanes * cost::weight::kPlanesPercentOfL2 / 100;
-}
-
 // Strips whose planes and gradients fit, as long as they have some vectors.
-bool cut_strips(const Lattice& lattice, WeightPlan& plan) {
-  using namespace cost::weight;
+bool cut_strips(const Lattice& lattice, WeightGradientPlan& plan) {
+  using namespace cost::weight_gradient;
   const auto vectors = [&] { return plan.vectors(plan.strip[0], plan.strip[1]); };
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
   bool possible = true;
@@ -72,22 +62,22 @@ bool cut_strips(const Lattice& lattice, WeightPlan& plan) {
     possible = cut_microbatches(lattice, d, n, multiple, Lanes::kZeros, plan);
     lay_out_grads(plan);
   };
-  for (int64_t n = 2; possible && floats_of(plan) > room_for_planes_and_grads() && plan.strip[0] > least &&
+  for (int64_t n = 2; possible && plan.floats() > room_for_planes_and_grads() && plan.strip[0] > least &&
                       vectors() > kFewestStripVectors;
        ++n)
     cut(0, std::min(n, divide_up(lattice.size[0], least)), 1);
   if (!lattice.is_flat()) return possible;
   if (vectors() > kMostStripVectors) cut(1, divide_up(vectors(), kStripVectors), kLanes);
   for (int64_t n = plan.strips[1] + 1;
-       possible && floats_of(plan) > room_for_planes_and_grads() && plan.strip[1] > kLanes * kFewestStripVectors; ++n)
+       possible && plan.floats() > room_for_planes_and_grads() && plan.strip[1] > kLanes * kFewestStripVectors; ++n)
     cut(1, n, kLanes);
   return possible;
 }
 
 // Nanoseconds on one core, as in forward_plan.cpp. A run's products, then what it costs whatever its length: to sum
 // up lanes, to add the sums up in memory, and to bring up code and sums that do not fit L2.
-double weight_cost(const Lattice& lattice, const WeightPlan& plan, double nonzeros) {
-  using namespace cost::weight;
+double weight_gradient_cost(const Lattice& lattice, const WeightGradientPlan& plan, double nonzeros) {
+  using namespace cost::weight_gradient;
   const double strips = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
   const double vectors = strips * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
   const double planes = strips * static_cast<double>(plan.phases * plan.phase_floats) / kLanes;
@@ -105,45 +95,36 @@ double weight_cost(const Lattice& lattice, const WeightPlan& plan, double nonzer
          vectors * read(lattice.dest, lattice.dest_channels);
 }
 
-// Where tiles do better, as measured: where hardly anything is computed with a vector that was read, where many lanes
-// are no positions, where planes do not fit L2.
-bool is_worth_it(const Lattice& lattice, const WeightPlan& plan, int64_t nonzeros) {
-  using namespace cost::weight;
-  const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
-  if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return false;
-  if (floats_of(plan) > kMostRooms * room_for_planes_and_grads()) return false;
-  const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]), positions = plan.strip[0] * plan.strip[1];
-  if (4 * positions * std::min(plan.images, lattice.source.size[0]) < 3 * kLanes * vectors && vectors > 1) return false;
-  const int64_t read = lattice.groups * (lattice.source_channels + lattice.dest_channels);
-  return !lattice.is_flat() || vectors <= kLargeImageVectors || nonzeros >= kFewestProducts * read;
-}
-
 }  // namespace
 
-WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
-  using namespace cost::weight;
-  WeightPlan best = {};
+int64_t room_for_planes_and_grads() {
+  return caches().l2_lines * kLanes * cost::weight_gradient::kPlanesPercentOfL2 / 100;
+}
+
+WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
+  using namespace cost::weight_gradient;
+  WeightGradientPlan best = {};
   double best_cost = 0;
   for (int64_t images = 1; images <= kMostImages; images *= 2) {
     if (images > 1 && images / 2 >= lattice.source.size[0]) break;
-    WeightPlan plan = {};
+    WeightGradientPlan plan = {};
     choose_runs(lattice, plan, density_of(lattice, nonzeros));
     const bool possible = lay_out_microbatches(lattice, images, Lanes::kZeros, plan);
     lay_out_grads(plan);
     if (!possible || !cut_strips(lattice, plan)) continue;
-    const double cost = weight_cost(lattice, plan, static_cast<double>(nonzeros));
+    const double cost = weight_gradient_cost(lattice, plan, static_cast<double>(nonzeros));
     if (best_cost != 0 && cost >= best_cost) continue;
     best = plan;
     best_cost = cost;
   }
-  best.is_worth_it = best_cost != 0 && is_worth_it(lattice, best, nonzeros);
-  if (!best.is_worth_it) return best;
+  best.is_possible = best_cost != 0;
+  if (!best.is_possible) return best;
   // Threads share chunks first: of those no vector is read twice.
   const int64_t strips = best.strips[0] * best.strips[1], vectors = best.vectors(best.strip[0], best.strip[1]);
   const int64_t least = std::max<int64_t>(1, best.run_vectors / vectors);
   const int64_t few = std::max(least, best.microbatches * strips / kMostChunks);
   best.item_microbatches =
-      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / floats_of(best), few, best.microbatches}));
+      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / best.floats(), few, best.microbatches}));
   // as much work for each chunk
   const int64_t most = best.item_microbatches;
   while (best.item_microbatches > least && best.work_items() % kMostChunks != 0) --best.item_microbatches;

@@ -1,6 +1,6 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_conv2d/jit/weight_kernel.h"
+#include "sparse_conv2d/jit/weight_gradient_kernel.h"
 
 #include <atomic>
 #include <cstring>
@@ -18,7 +18,7 @@ using x86::Mask;
 using x86::Mem;
 using x86::Zmm;
 
-constexpr Gpr kPlanes = x86::rdi, kGrads = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see WeightKernel
+constexpr Gpr kPlanes = x86::rdi, kGrads = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see WeightGradientKernel
 constexpr Gpr kVectors = x86::r8, kPrefetch = x86::r9;
 constexpr Gpr kCounter = x86::rax, kFirstPlanes = x86::r9, kFirstGrads = x86::r10, kFirstMasks = x86::r11;
 constexpr Zmm kVectorRegister{31};
@@ -71,12 +71,12 @@ void begin_set(bool masked, Assembler& code) {
   code.mov(kCounter, kVectors);
 }
 
-void prefetch_next(WeightPrefetch* prefetch) noexcept {
+void prefetch_next(WeightGradientPrefetch* prefetch) noexcept {
   prefetch->source.prefetch(prefetch->source_lines);
   prefetch->grads.prefetch(prefetch->grad_lines);
 }
 
-uint64_t address_of(void (*function)(WeightPrefetch*) noexcept) {
+uint64_t address_of(void (*function)(WeightGradientPrefetch*) noexcept) {
   uint64_t address = 0;
   static_assert(sizeof function <= sizeof address, "an address");
   std::memcpy(&address, &function, sizeof function);
@@ -123,8 +123,9 @@ void write_turn(bool masked, Assembler& code) {
 }
 
 // Of one slice. Where in the code it is entered.
-size_t write_weight_kernel(
-    const std::vector<Column>& columns, const std::vector<Nonzero>& nonzeros, const WeightPlan& plan, Assembler& code) {
+size_t write_weight_gradient_kernel(
+    const std::vector<Column>& columns, const std::vector<Nonzero>& nonzeros, const WeightGradientPlan& plan,
+    Assembler& code) {
   const bool masked = !plan.masks.empty();
   write_turn(masked, code);
   code.align();
@@ -164,9 +165,9 @@ size_t write_weight_kernel(
 
 }  // namespace
 
-std::shared_ptr<const WeightKernels> WeightKernels::make(
-    const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
-  std::shared_ptr<WeightKernels> result(new WeightKernels);
+std::shared_ptr<const WeightGradientKernels> WeightGradientKernels::make(
+    const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+  std::shared_ptr<WeightGradientKernels> result(new WeightGradientKernels);
   result->slices_ = plan.slices;
   result->slot_of_.resize(static_cast<size_t>(pattern.nonzeros));
   result->masks_[0] = vector_masks(plan, plan.strip[0]);
@@ -200,7 +201,7 @@ std::shared_ptr<const WeightKernels> WeightKernels::make(
     }
     if (!sorted.empty())
       entries[static_cast<size_t>(piece)] =
-          write_weight_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
+          write_weight_gradient_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
   };
   threads.run(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) compile(piece);

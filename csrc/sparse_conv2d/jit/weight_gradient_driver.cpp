@@ -1,6 +1,6 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_conv2d/jit/weight_driver.h"
+#include "sparse_conv2d/jit/weight_gradient_driver.h"
 
 #include <algorithm>
 #include <cstring>
@@ -18,7 +18,7 @@ thread_local Workspace worker_workspace;  // a thread's planes and gradients
 
 // The gradients of rows [first, last) of a work item's group, as vectors that are zero where they are no positions.
 void pack_grads(
-    const Lattice& lattice, const WeightPlan& plan, const WorkItem& work_item, int64_t first, int64_t last,
+    const Lattice& lattice, const WeightGradientPlan& plan, const WorkItem& work_item, int64_t first, int64_t last,
     float* grads) {
   PackCall call = {};
   set_strides(call, lattice.dest);
@@ -45,9 +45,9 @@ void pack_grads(
 }
 
 // Adds what a work item gives to the sums of some slices.
-void run_weight_item(
-    const Lattice& lattice, const WeightPlan& plan, const WeightKernels& kernels, const WorkItem& work_item,
-    const WorkItem* next_item, int64_t first_slice, int64_t last_slice, float* sums) {
+void run_weight_gradient_item(
+    const Lattice& lattice, const WeightGradientPlan& plan, const WeightGradientKernels& kernels,
+    const WorkItem& work_item, const WorkItem* next_item, int64_t first_slice, int64_t last_slice, float* sums) {
   const int64_t rows = lattice.dest_channels;
   float *planes, *grads;
   WorkspaceLayout own;
@@ -61,14 +61,14 @@ void run_weight_item(
   const int64_t series = plan.microbatches_follow ? 1 : work_item.microbatches;
   const int64_t vectors = plan.microbatches_follow ? work_item.microbatches * each : each;
   const int64_t runs = divide_up(vectors, plan.run_vectors);
-  WeightPrefetch prefetch = {};
+  WeightGradientPrefetch prefetch = {};
   if (next_item != nullptr) prefetch.source = prefetch_source(lattice, plan, *next_item);
   prefetch.source_lines = divide_up(
       prefetch.source.lines(),
       std::max<int64_t>(1, series * runs * kernels.sets(work_item.group, first_slice, last_slice)));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     const int64_t row = plan.first_row(slice, rows), last_row = plan.first_row(slice + 1, rows);
-    const WeightKernel kernel = kernels.kernel(work_item.group, slice);
+    const WeightGradientKernel kernel = kernels.kernel(work_item.group, slice);
     if (kernel == nullptr) continue;
     pack_grads(lattice, plan, work_item, row, last_row, grads);
     const bool is_last = slice + 1 == last_slice;
@@ -81,7 +81,7 @@ void run_weight_item(
     }
     const int64_t turns = series * runs * kernels.sets(work_item.group, slice, slice + 1);
     prefetch.grad_lines = divide_up(prefetch.grads.lines(), turns);
-    WeightPrefetch* const fetched = prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
+    WeightGradientPrefetch* const fetched = prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
     float* const own_sums = sums + kernels.slots_before(work_item.group, slice);
     for (int64_t s = 0; s < series; ++s) {
       for (int64_t run = 0; run < runs; ++run) {
@@ -97,12 +97,23 @@ void run_weight_item(
 
 }  // namespace
 
-bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
-  if (!may_use_jit(pattern)) return false;
-  const WeightPlan plan = make_weight_plan(lattice, pattern.nonzeros, threads.count);
-  if (!plan.is_worth_it) return false;
-  const std::shared_ptr<const WeightKernels> kernels =
-      cached_weight_kernels(key_of(lattice, plan, pattern, threads), lattice, plan, pattern, threads);
+PlannedWeightGradient plan_weight_gradient(
+    const Lattice& lattice, const SparsePattern& pattern, const Threads& threads) {
+  PlannedWeightGradient result;
+  if (!may_use_jit(pattern)) return result;
+  result.plan = make_weight_gradient_plan(lattice, pattern.nonzeros, threads.count);
+  result.engine = weight_gradient_engine(lattice, pattern, result.plan);
+  if (result.engine == Engine::kJit)
+    result.kernels = cached_weight_gradient_kernels(
+        key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
+  return result;
+}
+
+void weight_gradient(
+    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern, void* grad_values,
+    const Threads& threads) {
+  const WeightGradientPlan& plan = planned.plan;
+  const std::shared_ptr<const WeightGradientKernels>& kernels = planned.kernels;
   const int64_t slots = kernels->slots();
   float* sums;  // [chunk][slot]
   WorkspaceLayout shared;
@@ -125,7 +136,7 @@ bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
       const auto item_of = [&](int64_t u) { return work_item_at(lattice, plan, plan.item_microbatches, group, u); };
       for (int64_t u = plan.work_items() * chunk / plan.chunks; u < until && first < last; ++u) {
         const WorkItem work_item = item_of(u), next = item_of(std::min(u + 1, until - 1));
-        run_weight_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);
+        run_weight_gradient_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);
       }
       item += count;
     }
@@ -152,7 +163,6 @@ bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
   } else {
     threads.run(pieces, collect);
   }
-  return true;
 }
 
 }  // namespace sparsekernels::jit
