@@ -38,12 +38,12 @@ for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library;
   "$python" -c "import sparsekernels; assert sparsekernels.__file__.startswith('$work')"
   "$python" -m pytest -q -x -p no:cacheprovider tests/ops/rms_norm/test_rms_norm.py \
     tests/ops/rms_norm/test_rms_norm_{torch,refused,backends,module}.py "${sparse[@]}" \
-    tests/ops/sparse_conv2d/test_sparse_programs.py tests/ops/sparse_conv2d/test_plans.py \
+    tests/ops/sparse_conv2d/test_jit.py tests/ops/sparse_conv2d/test_plans.py \
     tests/ops/max_pool2d/test_max_pool2d.py tests/ops/layer_chain/test_layer_chain.py \
     tests/ops/batch_norm/test_batch_norm_act.py \
     -k "not triton and not reference and not compile and not two_to_the_31"
 done
-echo "sanitizers over the best instruction set, patterns not compiled to programs"
+echo "sanitizers over the best instruction set, no generated code"
 unset SPARSEKERNELS_CPU_ISA
-SPARSEKERNELS_CPU_PROGRAMS=0 "$python" -m pytest -q -x -p no:cacheprovider "${sparse[@]}" tests/ops/layer_chain/test_layer_chain.py \
+SPARSEKERNELS_CPU_JIT=0 "$python" -m pytest -q -x -p no:cacheprovider "${sparse[@]}" tests/ops/layer_chain/test_layer_chain.py \
   -k "not reference and not compile and not two_to_the_31"

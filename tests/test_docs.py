@@ -94,7 +94,7 @@ def test_sparse_layers_in_use() -> None:
 def test_a_generated_kernel_can_be_read(tmp_path: Path) -> None:
     program = tmp_path / "dump.py"
     program.write_text("\n".join(blocks_of(ROOT / "HACKING.md")), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name != "SPARSEKERNELS_CPU_PROGRAMS"}
+    environment = {name: value for name, value in os.environ.items() if name != "SPARSEKERNELS_CPU_JIT"}
     environment["PYTHONPATH"] = str(ROOT)
     subprocess.run([sys.executable, program], check=True, cwd=tmp_path, env=environment)
     code = (tmp_path / "kernel.bin").read_bytes()
@@ -256,22 +256,94 @@ def anchors_of(path: Path) -> set[str]:
     return {one.strip().replace(" ", "-") for one in headings} | set(re.findall(r'<a id="(.*?)">', text))
 
 
-def test_the_tree_is_what_is_there() -> None:
-    """Every line names something that is there; folders of code are all named."""
-    tree = re.search(r"## The tree.*?```\n(.*?)```", (ROOT / "HACKING.md").read_text(encoding="utf-8"), re.DOTALL)
+CODE = {".py", ".h", ".cpp", ".cu", ".cuh"}
+
+
+def section_of(title: str) -> str:
+    """Of HACKING.md."""
+    found = re.search(
+        rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / "HACKING.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert found, title
+    return found[1]
+
+
+def read_tree() -> dict[str, str]:
+    """What HACKING.md has in its tree: by path, with what is said of it."""
+    tree = re.search(r"```\n(.*?)```", section_of("The tree"), re.DOTALL)
     assert tree
-    named: set[str] = set()
+    said: dict[str, str] = {}
     path: list[str] = []
     for line in tree[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        path = [*path[:depth], line.split()[0].rstrip("/")]
-        named.add("/".join(path))
-    missing = {name for name in named if not (ROOT / name).exists()}
-    assert not missing
-    for top in ("sparsekernels", "csrc", "examples", "docs"):
-        folders = {one.parent for one in (ROOT / top).rglob("*") if one.suffix in {".py", ".h", ".cpp", ".md"}}
-        unnamed = {str(one.relative_to(ROOT)) for one in folders} - named - {"docs/images"}
-        assert not {name for name in unnamed if not name.endswith(("/cpu", "/cuda"))}
+        indent = len(line) - len(line.lstrip())
+        if indent < 20:  # else a line goes on
+            name, _, rest = line.strip().partition(" ")
+            path = [*path[: indent // 2], name.rstrip("/")]
+            said["/".join(path)] = rest
+        else:
+            said["/".join(path)] += line
+    return said
+
+
+def test_the_tree_is_what_is_there() -> None:
+    """Every line names something that is there, files and folders."""
+    tree = read_tree()
+    assert not {name for name in tree if not (ROOT / name).exists()}
+    for folder, text in tree.items():
+        if not (ROOT / folder).is_dir():
+            continue
+        for file in re.findall(r"\b\w+\.(?:py|h|cpp|cuh?)\b", text):
+            above = [ROOT / folder, *(ROOT / folder).glob("*/"), *(ROOT / folder).glob("*/*/")]
+            assert any((one / file).exists() for one in above), f"{folder}: {file}"
+
+
+def test_the_tree_is_complete() -> None:
+    """Folders everywhere; and the files of the package and of csrc, beside their folder or one above."""
+    tree = read_tree()
+    for top in ("sparsekernels", "csrc", "tests", "benchmarks", "examples", "docs", "cmake"):
+        files = [one for one in (ROOT / top).rglob("*") if one.suffix in CODE | {".md", ".cmake"}]
+        files = [one for one in files if not one.is_relative_to(ROOT / "benchmarks" / "peers" / ".envs")]
+        unnamed = {str(one.parent.relative_to(ROOT)) for one in files} - tree.keys()
+        assert not unnamed
+        if top not in ("sparsekernels", "csrc"):
+            continue
+        for file in files:
+            path = file.relative_to(ROOT)
+            listed = str(path) in tree or path.is_relative_to("csrc/sparse_conv2d") or file.name == "__init__.py"
+            said = " ".join(tree[str(one)] for one in path.parents if str(one) in tree)
+            assert listed or re.search(rf"(?<![\w.]){re.escape(file.name)}\b", said), path
+
+
+def test_the_files_of_the_sparse_kernels_are_in_their_table() -> None:
+    text = (DOCS / "sparse_kernels.md").read_text(encoding="utf-8")
+    table = text.partition("The files of `csrc/sparse_conv2d`:")[2].partition("Below them")[0]
+    named: set[str] = set()
+    folder, stem = "", ""
+    for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE):
+        if heading := re.fullmatch(r"\*\*`(\w+/)`\*\*", row):
+            folder = heading[1]
+            continue
+        for name in re.findall(r"`([\w.]+)`", row):
+            stem = stem if name.startswith(".") else name.partition(".")[0]
+            named.add(folder + (stem + name if name.startswith(".") else name))
+    there = {str(one.relative_to(ROOT / "csrc/sparse_conv2d")) for one in (ROOT / "csrc/sparse_conv2d").rglob("*.*")}
+    assert named == there
+
+
+@pytest.mark.parametrize("title", ["How to add an operation", "How to add a kernel", "How to add a format"])
+def test_the_steps_name_what_is_there(title: str) -> None:
+    """Every file, and every word of the code."""
+    places = [one for top in ("sparsekernels", "csrc", "tests", "docs") for one in (ROOT / top).rglob("*.*")]
+    files = [str(one.relative_to(ROOT)) for one in places if one.is_file()] + ["CMakeLists.txt"]
+    sources = [ROOT / one for one in files if Path(one).suffix in CODE | {".txt"}]
+    words = set(re.findall(r"\w+", " ".join(one.read_text(encoding="utf-8") for one in sources)))
+    for token in re.findall(r"`([^`]+)`", section_of(title)):
+        if "<" in token or token.startswith(("op:", "python ", ".")):
+            continue
+        if re.search(r"/|\.(py|h|cpp|cu|md|sh|txt|toml)$", token):
+            assert any(f"/{token}" in f"/{one}" for one in files), token
+        else:
+            assert set(re.findall(r"[A-Za-z_]\w+", token.partition("(")[0])) <= words, token
 
 
 def test_every_switch_is_in_the_table() -> None:

@@ -9,7 +9,9 @@
 
 namespace sparsekernels {
 
-constexpr int kLanes = 16;  // floats of a vector, 64 bytes: a cache line, an AVX-512 register, two of AVX2
+constexpr int kLanes = 16;        // floats of a vector: a cache line, an AVX-512 register, two of AVX2
+constexpr int kVectorBytes = 64;  // of such a vector
+constexpr int kLineBytes = 64;    // of a cache line
 
 // How the planes of several channels lie in memory: one after another, so that the vectors of a plane follow each
 // other; or vector by vector, the first of all channels and then the second of all channels.

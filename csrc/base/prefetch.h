@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/lanes.h"
 #include "base/tensor.h"
 
 namespace sparsekernels {
@@ -52,13 +53,13 @@ class PrefetchCursor {
   void prefetch(int64_t count) {
     for (; count > 0 && runs_ > 0; --count) {
       __builtin_prefetch(next_, 0, 2);
-      next_ += 64;
+      next_ += kLineBytes;
       if (--left_ == 0) next_run();
     }
   }
 
  private:
-  int64_t run_lines() const { return (run_ + 63) / 64; }
+  int64_t run_lines() const { return (run_ + kLineBytes - 1) / kLineBytes; }
   void next_run() {
     left_ = run_lines();
     --runs_;

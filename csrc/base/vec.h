@@ -6,9 +6,9 @@
 // anonymous namespace and no standard template is used, so that no code made for one instruction set can be picked by
 // the linker for another.
 //
-// Tensors are read in blocks of 32 elements, two vectors. Which element sits in which lane is up to the dtype: float
+// Tensors are read in pairs of vectors, 32 elements. Which element sits in which lane is up to the dtype: float
 // keeps its order, bfloat16 puts even elements in the first vector and odd ones in the second, because then widening is
-// a shift and a mask and narrowing needs no shuffle. `lane_of` tells the place of an element in its block.
+// a shift and a mask and narrowing needs no shuffle. `lane_of` tells the place of an element in its pair.
 //
 // Narrowing to bfloat16 in vectors relies on the lower half of every NaN being zero, else the carry of rounding could
 // turn it into a number. It is: a NaN comes from a bfloat16, or from the processor (0xffc00000), or from a weight of a
@@ -17,6 +17,8 @@
 
 #include <cstdint>
 #include <cstring>
+
+#include "base/lanes.h"
 
 #if defined(SPARSEKERNELS_AVX512) || defined(SPARSEKERNELS_AVX2)
 #include <immintrin.h>
@@ -32,7 +34,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-constexpr int kBlock = 32;
+constexpr int kPairLanes = 2 * kLanes;
 
 inline float bits_to_float(uint32_t bits) {
   float value;
@@ -170,7 +172,7 @@ inline float sum(Vec<float> a) {
 // Plain loops: double everywhere, float on a processor with neither.
 template <class Element>
 struct Vec {
-  Element v[16];
+  Element v[kLanes];
 
   static Vec zero() { return broadcast(0); }
   static Vec broadcast(Element value) {
@@ -187,53 +189,53 @@ struct Vec {
 };
 template <class Element>
 inline Vec<Element> operator+(Vec<Element> a, Vec<Element> b) {
-  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
   return a;
 }
 template <class Element>
 inline Vec<Element> operator*(Vec<Element> a, Vec<Element> b) {
-  for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
+  for (int i = 0; i < kLanes; ++i) a.v[i] *= b.v[i];
   return a;
 }
 template <class Element>
 inline Vec<Element> fma(Vec<Element> a, Vec<Element> b, Vec<Element> c) {
-  for (int i = 0; i < 16; ++i) c.v[i] += a.v[i] * b.v[i];
+  for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
   return c;
 }
 template <class Element>
 inline Element sum(Vec<Element> a) {
-  for (int width = 8; width > 0; width /= 2)
+  for (int width = kLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
   return a.v[0];
 }
 
-// A block of 32 elements of T in two vectors.
+// 32 elements of T in a pair of vectors.
 template <class T>
-struct Block {
+struct VecPair {
   using Acc = typename Accumulator<T>::type;
   Vec<Acc> a, b;
 
   static constexpr int lane_of(int element) { return element; }
 
-  static Block load(const T* from) {
-    Acc lanes[kBlock];
-    for (int i = 0; i < kBlock; ++i) lanes[i] = widen(from[i]);
-    return {Vec<Acc>::load(lanes), Vec<Acc>::load(lanes + 16)};
+  static VecPair load(const T* from) {
+    Acc lanes[kPairLanes];
+    for (int i = 0; i < kPairLanes; ++i) lanes[i] = widen(from[i]);
+    return {Vec<Acc>::load(lanes), Vec<Acc>::load(lanes + kLanes)};
   }
   void store(T* to) const {
-    Acc lanes[kBlock];
+    Acc lanes[kPairLanes];
     a.store(lanes);
-    b.store(lanes + 16);
-    for (int i = 0; i < kBlock; ++i) narrow(lanes[i], to[i]);
+    b.store(lanes + kLanes);
+    for (int i = 0; i < kPairLanes; ++i) narrow(lanes[i], to[i]);
   }
   // The first `count` elements, zeros behind them.
-  static Block load_some(const T* from, int count) {
-    T elements[kBlock] = {};
+  static VecPair load_some(const T* from, int count) {
+    T elements[kPairLanes] = {};
     std::memcpy(elements, from, static_cast<size_t>(count) * sizeof(T));
     return load(elements);
   }
   void store_some(T* to, int count) const {
-    T elements[kBlock];
+    T elements[kPairLanes];
     store(elements);
     std::memcpy(to, elements, static_cast<size_t>(count) * sizeof(T));
   }
@@ -242,36 +244,36 @@ struct Block {
 #if defined(SPARSEKERNELS_AVX512)
 
 template <>
-struct Block<float> {
+struct VecPair<float> {
   using Acc = float;
   Vec<float> a, b;
 
   static constexpr int lane_of(int element) { return element; }
-  static Block load(const float* from) { return {Vec<float>::load(from), Vec<float>::load(from + 16)}; }
+  static VecPair load(const float* from) { return {Vec<float>::load(from), Vec<float>::load(from + kLanes)}; }
   void store(float* to) const {
     a.store(to);
-    b.store(to + 16);
+    b.store(to + kLanes);
   }
-  static Block load_some(const float* from, int count) {
+  static VecPair load_some(const float* from, int count) {
     const uint32_t mask = (1u << count) - 1;
     return {
         {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from)},
-        {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), from + 16)}};
+        {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> kLanes), from + kLanes)}};
   }
   void store_some(float* to, int count) const {
     const uint32_t mask = (1u << count) - 1;
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), a.v);
-    _mm512_mask_storeu_ps(to + 16, static_cast<__mmask16>(mask >> 16), b.v);
+    _mm512_mask_storeu_ps(to + kLanes, static_cast<__mmask16>(mask >> kLanes), b.v);
   }
 };
 
 template <>
-struct Block<BFloat16> {
+struct VecPair<BFloat16> {
   using Acc = float;
   Vec<float> a, b;
 
-  static constexpr int lane_of(int element) { return element / 2 + (element % 2) * 16; }
-  static Block widen_pairs(__m512i pairs) {
+  static constexpr int lane_of(int element) { return element / 2 + (element % 2) * kLanes; }
+  static VecPair widen_pairs(__m512i pairs) {
     const __m512i odd = _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
     return {{_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))}, {_mm512_castsi512_ps(odd)}};
   }
@@ -287,21 +289,21 @@ struct Block<BFloat16> {
     const __m512i even = _mm512_srli_epi32(rounded(a.v), 16);
     return _mm512_mask_blend_epi16(0xaaaaaaaau, even, rounded(b.v));
   }
-  static Block load(const BFloat16* from) { return widen_pairs(_mm512_loadu_si512(from)); }
+  static VecPair load(const BFloat16* from) { return widen_pairs(_mm512_loadu_si512(from)); }
   void store(BFloat16* to) const { _mm512_storeu_si512(to, narrowed()); }
-  static Block load_some(const BFloat16* from, int count) {
+  static VecPair load_some(const BFloat16* from, int count) {
     return widen_pairs(_mm512_maskz_loadu_epi16((1u << count) - 1, from));
   }
   void store_some(BFloat16* to, int count) const { _mm512_mask_storeu_epi16(to, (1u << count) - 1, narrowed()); }
 };
 
 template <>
-struct Block<Float16> {
+struct VecPair<Float16> {
   using Acc = float;
   Vec<float> a, b;
 
   static constexpr int lane_of(int element) { return element; }
-  static Block widen_halves(__m512i halves) {
+  static VecPair widen_halves(__m512i halves) {
     return {{_mm512_cvtph_ps(_mm512_castsi512_si256(halves))}, {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1))}};
   }
   __m512i narrowed() const {
@@ -309,9 +311,9 @@ struct Block<Float16> {
     const __m256i high = _mm512_cvtps_ph(b.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
-  static Block load(const Float16* from) { return widen_halves(_mm512_loadu_si512(from)); }
+  static VecPair load(const Float16* from) { return widen_halves(_mm512_loadu_si512(from)); }
   void store(Float16* to) const { _mm512_storeu_si512(to, narrowed()); }
-  static Block load_some(const Float16* from, int count) {
+  static VecPair load_some(const Float16* from, int count) {
     return widen_halves(_mm512_maskz_loadu_epi16((1u << count) - 1, from));
   }
   void store_some(Float16* to, int count) const { _mm512_mask_storeu_epi16(to, (1u << count) - 1, narrowed()); }
@@ -320,25 +322,25 @@ struct Block<Float16> {
 #elif defined(SPARSEKERNELS_AVX2)
 
 template <>
-inline Block<float> Block<float>::load(const float* from) {
-  return {Vec<float>::load(from), Vec<float>::load(from + 16)};
+inline VecPair<float> VecPair<float>::load(const float* from) {
+  return {Vec<float>::load(from), Vec<float>::load(from + kLanes)};
 }
 template <>
-inline void Block<float>::store(float* to) const {
+inline void VecPair<float>::store(float* to) const {
   a.store(to);
-  b.store(to + 16);
+  b.store(to + kLanes);
 }
 
 // As on AVX-512: even elements in the first vector, odd ones in the second.
 template <>
-constexpr int Block<BFloat16>::lane_of(int element) {
-  return element / 2 + (element % 2) * 16;
+constexpr int VecPair<BFloat16>::lane_of(int element) {
+  return element / 2 + (element % 2) * kLanes;
 }
 template <>
-inline Block<BFloat16> Block<BFloat16>::load(const BFloat16* from) {
+inline VecPair<BFloat16> VecPair<BFloat16>::load(const BFloat16* from) {
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 16));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + kLanes));
   return {
       {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))},
       {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))}};
@@ -349,11 +351,11 @@ inline __m256i rounded(__m256 value) {
   return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
 }
 template <>
-inline void Block<BFloat16>::store(BFloat16* to) const {
+inline void VecPair<BFloat16>::store(BFloat16* to) const {
   const __m256i lo = _mm256_blend_epi16(_mm256_srli_epi32(rounded(a.lo), 16), rounded(b.lo), 0xaa);
   const __m256i hi = _mm256_blend_epi16(_mm256_srli_epi32(rounded(a.hi), 16), rounded(b.hi), 0xaa);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), lo);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), hi);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + kLanes), hi);
 }
 
 inline __m256 widen_eight(const Float16* from) {
@@ -363,15 +365,15 @@ inline void narrow_eight(__m256 value, Float16* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
 template <>
-inline Block<Float16> Block<Float16>::load(const Float16* from) {
-  return {{widen_eight(from), widen_eight(from + 8)}, {widen_eight(from + 16), widen_eight(from + 24)}};
+inline VecPair<Float16> VecPair<Float16>::load(const Float16* from) {
+  return {{widen_eight(from), widen_eight(from + 8)}, {widen_eight(from + kLanes), widen_eight(from + kLanes + 8)}};
 }
 template <>
-inline void Block<Float16>::store(Float16* to) const {
+inline void VecPair<Float16>::store(Float16* to) const {
   narrow_eight(a.lo, to);
   narrow_eight(a.hi, to + 8);
-  narrow_eight(b.lo, to + 16);
-  narrow_eight(b.hi, to + 24);
+  narrow_eight(b.lo, to + kLanes);
+  narrow_eight(b.hi, to + kLanes + 8);
 }
 
 #endif

@@ -16,24 +16,24 @@ namespace {
 template <class T>
 struct Vec16 {
   static Vec<float> load(const T* from) {
-    float lanes[16];
-    for (int i = 0; i < 16; ++i) lanes[i] = widen(from[i]);
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = widen(from[i]);
     return Vec<float>::load(lanes);
   }
   static Vec<float> load(const T* from, uint32_t mask) {
-    float lanes[16];
-    for (int i = 0; i < 16; ++i) lanes[i] = mask >> i & 1 ? widen(from[i]) : 0.0f;
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = mask >> i & 1 ? widen(from[i]) : 0.0f;
     return Vec<float>::load(lanes);
   }
   static void store(Vec<float> value, T* to) {
-    float lanes[16];
+    float lanes[kLanes];
     value.store(lanes);
-    for (int i = 0; i < 16; ++i) narrow(lanes[i], to[i]);
+    for (int i = 0; i < kLanes; ++i) narrow(lanes[i], to[i]);
   }
   static void store(Vec<float> value, T* to, uint32_t mask) {
-    float lanes[16];
+    float lanes[kLanes];
     value.store(lanes);
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < kLanes; ++i)
       if (mask >> i & 1) narrow(lanes[i], to[i]);
   }
 };
@@ -58,7 +58,7 @@ struct Vec16<BFloat16> {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
   static __m256i narrowed(Vec<float> value) {
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(Block<BFloat16>::rounded(value.v), 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(VecPair<BFloat16>::rounded(value.v), 16));
   }
   static Vec<float> load(const BFloat16* from) {
     return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -93,10 +93,10 @@ struct Vec16<Float16> {
   }
 };
 
-inline void transpose(Vec<float> (&rows)[16]) {
-  __m512 quads[16];
+inline void transpose(Vec<float> (&rows)[kLanes]) {
+  __m512 quads[kLanes];
 #pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
+  for (int i = 0; i < kLanes; i += 4) {
     const __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i].v, rows[i + 1].v));
     const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i].v, rows[i + 1].v));
     const __m512d cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2].v, rows[i + 3].v));
@@ -143,32 +143,32 @@ inline void transpose_eight(__m256 (&rows)[8]) {
   }
 }
 
-inline void transpose(Vec<float> (&rows)[16]) {
-  __m256 blocks[2][2][8];  // [upper or lower rows][left or right columns]
+inline void transpose(Vec<float> (&rows)[kLanes]) {
+  __m256 quadrants[2][2][8];  // [upper or lower rows][left or right columns]
   for (int half = 0; half < 2; ++half) {
     for (int i = 0; i < 8; ++i) {
-      blocks[half][0][i] = rows[half * 8 + i].lo;
-      blocks[half][1][i] = rows[half * 8 + i].hi;
+      quadrants[half][0][i] = rows[half * 8 + i].lo;
+      quadrants[half][1][i] = rows[half * 8 + i].hi;
     }
-    transpose_eight(blocks[half][0]);
-    transpose_eight(blocks[half][1]);
+    transpose_eight(quadrants[half][0]);
+    transpose_eight(quadrants[half][1]);
   }
   for (int side = 0; side < 2; ++side)
-    for (int i = 0; i < 8; ++i) rows[side * 8 + i] = {blocks[0][side][i], blocks[1][side][i]};
+    for (int i = 0; i < 8; ++i) rows[side * 8 + i] = {quadrants[0][side][i], quadrants[1][side][i]};
 }
 
 #else
 
-inline void transpose(Vec<float> (&rows)[16]) {
-  float square[16][16];
-  for (int i = 0; i < 16; ++i) rows[i].store(square[i]);
-  for (int i = 0; i < 16; ++i)
+inline void transpose(Vec<float> (&rows)[kLanes]) {
+  float square[kLanes][kLanes];
+  for (int i = 0; i < kLanes; ++i) rows[i].store(square[i]);
+  for (int i = 0; i < kLanes; ++i)
     for (int j = 0; j < i; ++j) {
       const float kept = square[i][j];
       square[i][j] = square[j][i];
       square[j][i] = kept;
     }
-  for (int i = 0; i < 16; ++i) rows[i] = Vec<float>::load(square[i]);
+  for (int i = 0; i < kLanes; ++i) rows[i] = Vec<float>::load(square[i]);
 }
 
 #endif
@@ -186,12 +186,12 @@ inline Vec<float> limited(const Limits& limits, Vec<float> value) {
   if (limits.has_high) value.v = _mm512_min_ps(_mm512_set1_ps(limits.high), value.v);
   return value;
 #else
-  float lanes[16];
+  float lanes[kLanes];
   value.store(lanes);
   if (limits.has_low)
-    for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] < limits.low ? limits.low : lanes[i];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = lanes[i] < limits.low ? limits.low : lanes[i];
   if (limits.has_high)
-    for (int i = 0; i < 16; ++i) lanes[i] = lanes[i] > limits.high ? limits.high : lanes[i];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = lanes[i] > limits.high ? limits.high : lanes[i];
   return Vec<float>::load(lanes);
 #endif
 }

@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "base/lanes.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
@@ -62,20 +64,21 @@ class WorkspaceLayout {
  public:
   template <class T>
   void add(T** to, int64_t count) {
-    static_assert(std::is_trivial_v<T> && alignof(T) <= 64 && sizeof(T) % sizeof(float) == 0, "plain numbers");
+    static_assert(
+        std::is_trivial_v<T> && alignof(T) <= kVectorBytes && sizeof(T) % sizeof(float) == 0, "plain numbers");
     const size_t floats = static_cast<size_t>(count) * (sizeof(T) / sizeof(float));
     if (count_ == kMost) throw std::logic_error("WorkspaceLayout: more than kMost");
     pieces_[count_++] = {to, size_, floats};
-    size_ += (floats + 15) / 16 * 16 + kGap;
+    size_ += (floats + kLanes - 1) / kLanes * kLanes + kGap;
   }
   void allocate(Workspace& workspace) {
-    float* const memory = workspace.floats(size_ + 16);
+    float* const memory = workspace.floats(size_ + kLanes);
     for (int i = 0; i < count_; ++i) {
       float* const piece = memory + pieces_[i].at;
       std::memcpy(pieces_[i].to, &piece, sizeof piece);
     }
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(memory, (size_ + 16) * sizeof(float));
+    __asan_unpoison_memory_region(memory, (size_ + kLanes) * sizeof(float));
     for (int i = 0; i < count_; ++i) {
       const size_t end = pieces_[i].at + pieces_[i].floats, next = i + 1 < count_ ? pieces_[i + 1].at : size_;
       __asan_poison_memory_region(memory + end, (next - end) * sizeof(float));

@@ -6,14 +6,16 @@
 
 #include <cstdint>
 
+#include "base/lanes.h"
+
 namespace sparsekernels {
 
-// float32 [images, channels, plane] without gaps. Bit i % 16 of word i / 16 of a plane of `kept` says whether the
-// gradient of element i passes: it lay between the limits and was not dropped.
+// float32 [images, channels, plane] without gaps. Bit i % kLanes of word i / kLanes of a plane of `kept` says whether
+// the gradient of element i passes: it lay between the limits and was not dropped.
 struct BatchNormSpace {
   int64_t images = 0, channels = 0, plane = 0;
 
-  int64_t words() const { return (plane + 15) / 16; }  // of a plane
+  int64_t words() const { return (plane + kLanes - 1) / kLanes; }  // of a plane
   int64_t offset(int64_t image, int64_t channel) const { return (image * channels + channel) * plane; }
   int64_t word_offset(int64_t image, int64_t channel) const { return (image * channels + channel) * words(); }
 };

@@ -16,20 +16,20 @@
 namespace sparsekernels {
 
 // For one dtype of the input. Sizes are in elements; "arranged" buffers hold float (double for float64), their length
-// rounded up to kArrangedBlock.
+// rounded up to kArrangedMultiple.
 struct RmsNormKernels {
   void (*arrange_weight)(const void* weight, DType weight_dtype, int64_t cols, void* arranged);
   // Rows [begin, end). arranged == nullptr: the weight is read as it is stored, in the dtype of the input.
   void (*forward)(const RmsNormForward& call, const void* arranged, int64_t begin, int64_t end);
   // The same for the backward; adds to partial, an arranged weight gradient, unless that is null.
   void (*backward)(const RmsNormBackward& call, const void* arranged, void* partial, int64_t begin, int64_t end);
-  // Columns [begin, end) of the weight gradient; begin is a multiple of kArrangedBlock.
+  // Columns [begin, end) of the weight gradient; begin is a multiple of kArrangedMultiple.
   void (*sum_partials)(
       DType weight_dtype, const void* partials, int64_t parts, int64_t stride, int64_t begin, int64_t end,
       void* grad_weight);
 };
 
-constexpr int64_t kArrangedBlock = 32;
+constexpr int64_t kArrangedMultiple = 32;
 
 struct CpuKernels {
   const char* isa;

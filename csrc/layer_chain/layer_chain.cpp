@@ -52,8 +52,8 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
   const ChainLayout& layout = tensor.layout;
   const int64_t above = layout.first - layout.planes, positions = tensor.size[1] * tensor.size[2];
   if (above + layout.below == 0) return;
-  for (int64_t image_block = 0; image_block < divide_up(dest.size[0], layout.images); ++image_block) {
-    float* const begin = static_cast<float*>(dest.data) + image_block * layout.image;
+  for (int64_t microbatch = 0; microbatch < divide_up(dest.size[0], layout.images); ++microbatch) {
+    float* const begin = static_cast<float*>(dest.data) + microbatch * layout.image;
     if (plane_order(layout.vector_stride) == PlaneOrder::kInterleaved) {  // whole vectors, of all channels
       std::fill_n(begin - above, above, 0.0f);
       std::fill_n(begin + positions * layout.images / kLanes * layout.vector_stride, layout.below, 0.0f);
@@ -70,7 +70,7 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
 void run_convolution(
     const ChainConvolution& layer, const PreparedLayer& prepared, const Activation& source, const Activation& dest,
     const void* residual, float* epilogue_floats) {
-  if (prepared.correlation.kernels == nullptr) {
+  if (prepared.forward.engine == Engine::kTiled) {
     // Tiles are planned by the number of images, which depends on the threads here, and bits must not.
     Activation from = source, to = dest;
     from.size[0] = to.size[0] = 1;
@@ -89,7 +89,7 @@ void run_convolution(
   }
   Lattice lattice = prepared.lattice;
   lattice.source.data = source.data;
-  if (prepared.correlation.planes_image) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
+  if (prepared.forward.planes_image) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
   lattice.dest.data = dest.data;
   PackedEpilogue packed = prepared.epilogue;
   if (residual != nullptr) {  // kernels read where it is from memory, which each thread has its own of
@@ -103,8 +103,7 @@ void run_convolution(
     }
   }
   jit::run_items(
-      lattice, prepared.correlation, layer.pattern, prepared.values.data(), packed, 0,
-      prepared.correlation.items(lattice));
+      lattice, prepared.forward, layer.pattern, prepared.values.data(), packed, 0, prepared.forward.items(lattice));
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ ChainLayout planes_as_layout(const Lattice& lattice, const jit::ForwardPlan& pla
       .images = 1,
       .channel = plan.channel_floats,
       .vector_stride = kLanes,
-      .image = plan.image_block_floats,
+      .image = plan.microbatch_floats,
       .first = first,
       .planes = plan.front_floats,
       .below = below + plan.behind_floats,

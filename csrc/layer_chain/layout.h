@@ -12,7 +12,7 @@ namespace sparsekernels {
 
 // Of `images` = n images that are interleaved, position p = row * columns + column of channel c of image i is, with
 // f = p * n + i % n, element
-//     first + i / n * image + c * channel + f / 16 * vector_stride + f % 16
+//     first + i / n * image + c * channel + f / kLanes * vector_stride + f % kLanes
 // of the tensor's place: planar, or interleaved (PlaneOrder), and only then are images interleaved as well.
 struct ChainLayout {
   int64_t images = 1;

@@ -13,7 +13,7 @@ namespace sparsekernels {
 namespace {
 
 int64_t room_for_tensors() {
-  return caches().l2_lines * 64 * cost::chain::kTensorsPercentOfL2 / 100;
+  return caches().l2_lines * kLineBytes * cost::chain::kTensorsPercentOfL2 / 100;
 }
 
 // The tensors of a segment that have a place in a thread's own memory: results of all of its layers but the last.
@@ -21,25 +21,25 @@ class Places {
  public:
   Places(const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors, int first, int last)
       : places_(static_cast<size_t>(last - first)) {
-    struct Block {
+    struct Allocation {
       int64_t begin, end;
       int tensor;
     };
-    std::vector<Block> used;  // ascending
+    std::vector<Allocation> used;  // ascending
     const auto drop = [&](const auto& is_free) {
       used.erase(std::remove_if(used.begin(), used.end(), is_free), used.end());
     };
     for (int i = first; i + 1 < last; ++i) {
       const ChainLayout& layout = tensors[static_cast<size_t>(i) + 1].layout;
       const int64_t count = divide_up(layout.image + layout.around, kLanes * layout.images) * kLanes;
-      drop([&](const Block& block) { return tensors[static_cast<size_t>(block.tensor)].last_use < i; });
+      drop([&](const Allocation& allocation) { return tensors[static_cast<size_t>(allocation.tensor)].last_use < i; });
       // A residual that nobody reads again gives its place to the sum: element by element it is read before it is
       // written.
-      const auto dying = std::find_if(used.begin(), used.end(), [&](const Block& block) {
-        const ChainTensor& tensor = tensors[static_cast<size_t>(block.tensor)];
+      const auto dying = std::find_if(used.begin(), used.end(), [&](const Allocation& allocation) {
+        const ChainTensor& tensor = tensors[static_cast<size_t>(allocation.tensor)];
         const ChainLayer& layer = layers[static_cast<size_t>(i)];
-        return layer.adds(block.tensor) && tensor.layout == layout && tensor.last_use == i &&
-               layer.source != block.tensor;
+        return layer.adds(allocation.tensor) && tensor.layout == layout && tensor.last_use == i &&
+               layer.source != allocation.tensor;
       });
       if (dying != used.end()) {
         places_[static_cast<size_t>(i - first)] = dying->begin;
@@ -131,15 +131,14 @@ std::vector<ChainSegment> plan_chain(
     for (size_t from = 0; from < to; ++from) {
       const int first = cuts[from], last = cuts[to];
       const Places places(layers, tensors, first, last);
-      int64_t image_block = 1;
-      for (int i = first; i < last; ++i) image_block = std::max(image_block, plans[static_cast<size_t>(i)].plan.images);
+      int64_t microbatch = 1;
+      for (int i = first; i < last; ++i) microbatch = std::max(microbatch, plans[static_cast<size_t>(i)].plan.images);
       int64_t images = 0;
-      for (int64_t turns = 1; images != image_block; ++turns) {  // of each thread
+      for (int64_t turns = 1; images != microbatch; ++turns) {  // of each thread
         const int64_t before = images;
-        images = divide_up(divide_up(batch, threads * turns), image_block) * image_block;
+        images = divide_up(divide_up(batch, threads * turns), microbatch) * microbatch;
         if (images == before) continue;
-        if (images > image_block && places.elements() * images * element_size(dtype) > cost::chain::kMostBytes)
-          continue;
+        if (images > microbatch && places.elements() * images * element_size(dtype) > cost::chain::kMostBytes) continue;
         const double cost = best[from].cost + traffic.of(first, last, images);
         if (cost >= best[to].cost) continue;
         best[to] = {

@@ -39,27 +39,27 @@ PreparedLayer prepare_layer(
   const ChainLayout& residual = tensors[static_cast<size_t>(convolution.residual.value_or(0))].layout;
   result.residual_is_elsewhere = convolution.residual && !(residual == dest);
   const Threads one = {1, threads.run};  // one will run it; all may compile it
-  result.correlation = jit::plan_correlation(
+  result.forward = jit::plan_forward(
       result.lattice, convolution.pattern, result.epilogue.flags, one, plan.plan.images,
       result.residual_is_elsewhere ? std::optional(residual.channel) : std::nullopt, dest.images);
-  const bool stores = result.correlation.kernels != nullptr && result.correlation.plan.direct;
+  const bool stores = result.forward.engine == Engine::kJit && result.forward.plan.direct;
   if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
-  if (result.correlation.kernels == nullptr) return result;
-  result.correlation.dest_vector_stride = dest.vector_stride;
-  result.correlation.residual_image = residual.image;
-  result.correlation.residual_channel = residual.channel;
-  result.correlation.residual_vector_stride = residual.vector_stride;
-  result.correlation.source_vector_stride = source.vector_stride;
+  if (result.forward.engine == Engine::kTiled) return result;
+  result.forward.dest_vector_stride = dest.vector_stride;
+  result.forward.residual_image = residual.image;
+  result.forward.residual_channel = residual.channel;
+  result.forward.residual_vector_stride = residual.vector_stride;
+  result.forward.source_vector_stride = source.vector_stride;
   if (!source.is_plain && source == plan.wanted) {
-    result.correlation.planes_image = source.image;
+    result.forward.planes_image = source.image;
     result.above = source.first - source.planes;
   }
   const int64_t narrow = convolution.pattern.dtype == DType::kFloat32 ? 0 : divide_up(convolution.pattern.nonzeros, 2);
   std::vector<float> halves(static_cast<size_t>(narrow));
   result.values.resize(static_cast<size_t>(convolution.pattern.nonzeros + 2 * jit::kValueBias));
   jit::arrange_values(
-      result.correlation.kernels->order(), convolution.pattern.values, convolution.pattern.dtype, threads,
-      halves.data(), result.values.data());
+      result.forward.kernels->order(), convolution.pattern.values, convolution.pattern.dtype, threads, halves.data(),
+      result.values.data());
   return result;
 }
 
@@ -147,7 +147,7 @@ std::vector<ChainLayerPlan> plan_layers(
       const int64_t most = std::min<int64_t>(jit::kMostImages, std::max<int64_t>(1, batch / cost::chain::kThreads));
       const Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
       one.plan = jit::make_forward_plan(lattice, convolution->pattern.nonzeros, 0, 1, std::nullopt, most);
-      one.by_jit = one.plan.is_worth_it && jit::may_use_jit(convolution->pattern) && dtype == DType::kFloat32;
+      one.by_jit = forward_engine(lattice, convolution->pattern, one.plan) == Engine::kJit && dtype == DType::kFloat32;
       one.gathers = one.by_jit && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
                     one.plan.images * (source.elements() + kLanes * source.size[0]) < int64_t{1} << 30;
       if (one.by_jit) one.wanted = planes_as_layout(lattice, one.plan, source);

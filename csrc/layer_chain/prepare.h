@@ -14,7 +14,7 @@ namespace sparsekernels {
 // A sparse convolution of so many images, but for where its tensors lie.
 struct PreparedLayer {
   Lattice lattice = {};
-  jit::Correlation correlation;        // without kernels: it runs as it would alone
+  jit::PlannedForward forward;         // without kernels: it runs as it would alone
   bool residual_is_elsewhere = false;  // than where the result lies: in another layout
   int64_t above = 0;                   // floats from where the planes it reads begin to the source's first element
   std::vector<float> values;

@@ -33,7 +33,7 @@ int64_t divide_up(int64_t a, int64_t b) {
 }
 
 int64_t arranged_length(int64_t cols) {
-  return divide_up(cols, kArrangedBlock) * kArrangedBlock;
+  return divide_up(cols, kArrangedMultiple) * kArrangedMultiple;
 }
 
 // A few rows read the weight as it is stored; many are worth one conversion. Sets nothing for the first.
@@ -77,8 +77,8 @@ void launch_backward(const RmsNormBackward& call, const Handle&) {
   };
   const auto sum = [&](int64_t begin, int64_t end) {
     kernels.sum_partials(
-        call.weight_dtype, partials.get(), parts, stride, begin * kArrangedBlock, std::min(cols, end * kArrangedBlock),
-        call.grad_weight);
+        call.weight_dtype, partials.get(), parts, stride, begin * kArrangedMultiple,
+        std::min(cols, end * kArrangedMultiple), call.grad_weight);
   };
   const bool serial = rows * cols <= kSerialElements;
   if (serial) {
@@ -87,9 +87,9 @@ void launch_backward(const RmsNormBackward& call, const Handle&) {
     torch::stable::parallel_for(0, parts, 1, run);
   }
   if (call.grad_weight == nullptr) return;
-  const int64_t blocks = stride / kArrangedBlock;
-  if (serial || parts * stride <= kSerialElements) return sum(0, blocks);
-  torch::stable::parallel_for(0, blocks, divide_up(kSerialElements / kArrangedBlock, parts), sum);
+  const int64_t pairs = stride / kArrangedMultiple;
+  if (serial || parts * stride <= kSerialElements) return sum(0, pairs);
+  torch::stable::parallel_for(0, pairs, divide_up(kSerialElements / kArrangedMultiple, parts), sum);
 }
 
 void rms_norm(StableIValue* stack, uint64_t count, uint64_t returned) {

@@ -25,11 +25,11 @@ constexpr int64_t kFewestTransposedChannels = 6;
 // Forward and input gradient by JIT kernels (jit/forward_plan.cpp).
 namespace forward {
 
-// Of L2, for an interleaved block's planes, which stay there while all slices go by.
+// Of L2, for a micro-batch's planes, which stay there while all slices go by.
 constexpr int64_t kPlanesPercentOfL2 = 45;
 // Planes may exceed that so many times before tiles do better.
 constexpr int64_t kMostRooms = 4;
-// Of L1, for the vectors that a block of channels reads.
+// Of L1, for the vectors that a panel of channels reads.
 constexpr double kVectorsOfL1 = 0.55;
 // Nonzeros of a kernel: ten bytes of code each, four of its value.
 constexpr double kMostKernelNonzeros = 2600;
@@ -54,7 +54,7 @@ constexpr int64_t kEnoughItemVectors = 24;
 constexpr int64_t kFewestStripColumns = 64, kFewestStripRows = 4;
 // Rows of the pattern in a thread's share.
 constexpr int64_t kFewestSharedRows = 8;
-// Tiles do better with fewer rows, or fewer products of a row in a block, for which its sum comes and goes.
+// Tiles do better with fewer rows, or fewer products of a row in a panel, for which its sum comes and goes.
 constexpr int64_t kFewestRows = 4;
 constexpr double kFewestProducts = 2;
 
@@ -63,10 +63,10 @@ constexpr double kSharing = 6000;
 
 }  // namespace forward
 
-// Weight gradient by JIT kernels (jit/weight_plan.cpp).
-namespace weight {
+// Weight gradient by JIT kernels (jit/weight_gradient_plan.cpp).
+namespace weight_gradient {
 
-// Of L2, for an interleaved block's planes and a slice's gradients.
+// Of L2, for a micro-batch's planes and a slice's gradients.
 constexpr int64_t kPlanesPercentOfL2 = 40;
 constexpr int64_t kMostRooms = 4;
 
@@ -92,12 +92,12 @@ constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kLargeImageVectors = 24
 constexpr int64_t kMostChunks = 4;
 constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
 
-}  // namespace weight
+}  // namespace weight_gradient
 
 // The tiled engine (tiled/plan.cpp): load slots, of which a processor has two in a cycle.
 namespace tiled {
 
-// Of L1, for a tile's vectors of a block of channels; of L2, for a work item's.
+// Of L1, for a tile's vectors of a panel of channels; of L2, for a work item's.
 constexpr double kVectorsOfL1 = 0.8;
 constexpr int64_t kVectorsPercentOfL2 = 60;
 
@@ -105,8 +105,8 @@ constexpr int64_t kVectorsPercentOfL2 = 60;
 // 2x4 to 6x4.
 constexpr double kForwardNonzero = 2, kForwardRunVector = 4.5, kForwardRun = 12;
 // Weight gradient: sums are added up, and 16 vectors transposed to one, for each nonzero.
-constexpr double kWeightNonzero = 9, kWeightRunVector = 2, kWeightRun = 24;
-// A vector of a block that is fetched into L1 for all rows.
+constexpr double kWeightGradientNonzero = 9, kWeightGradientRunVector = 2, kWeightGradientRun = 24;
+// A vector of a panel that is fetched into L1 for all rows.
 constexpr double kFetch = 3;
 
 constexpr int64_t kMostChunks = 4;

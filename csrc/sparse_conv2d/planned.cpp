@@ -50,9 +50,8 @@ CallShape shape_of(
 // Of calls of one shape.
 struct CallPlan {
   CallShape shape;
-  Lattice lattice;               // without the places of its tensors
-  jit::Correlation correlation;  // without its kernels, which are the cache's
-  bool has_kernels = false;
+  Lattice lattice;              // without the places of its tensors
+  jit::PlannedForward forward;  // without its kernels, which are the cache's
   jit::KernelKey key = {};
   // Of each value, in the order of the kernels, its place in the dense weight; made by the first call that has one.
   std::vector<int32_t> dense_order;
@@ -105,9 +104,9 @@ struct PlannedConv2d::State {
     plan->shape = shape;
     plan->lattice = forward_lattice(geometry, input, output);
     merge_positions(plan->lattice);
-    plan->correlation = jit::plan_correlation(plan->lattice, pattern, epilogue_flags, threads);
-    plan->has_kernels = plan->correlation.kernels != nullptr;
-    if (plan->has_kernels) plan->key = jit::key_of(plan->lattice, plan->correlation.plan, pattern, threads);
+    plan->forward = jit::plan_forward(plan->lattice, pattern, epilogue_flags, threads);
+    if (plan->forward.engine == Engine::kJit)
+      plan->key = jit::key_of(plan->lattice, plan->forward.plan, pattern, threads);
     return plan;
   }
 };
@@ -166,16 +165,16 @@ void PlannedConv2d::run(
   std::shared_ptr<const jit::ForwardKernels> kernels;
   if (plan == nullptr) {
     plan = state.make(shape, input, output, packed.flags, threads);
-    kernels = std::move(plan->correlation.kernels);
+    kernels = std::move(plan->forward.kernels);
     state.keep(plan);
-  } else if (plan->has_kernels) {
-    kernels = jit::cached_kernels(plan->key, plan->lattice, plan->correlation.plan, pattern, threads);
+  } else if (plan->forward.engine == Engine::kJit) {
+    kernels = jit::cached_kernels(plan->key, plan->lattice, plan->forward.plan, pattern, threads);
   }
   Lattice lattice = plan->lattice;
   lattice.source.data = input.data;
   lattice.dest.data = output.data;
-  if (kernels == nullptr) {
-    if (!weight.dense) return tiled::correlate(lattice, pattern, packed, threads);
+  if (plan->forward.engine == Engine::kTiled) {
+    if (!weight.dense) return tiled::forward(lattice, pattern, packed, threads);
     const TrimWorkspace trim{values_workspace};
     float* values;
     WorkspaceLayout own;
@@ -183,17 +182,17 @@ void PlannedConv2d::run(
     own.allocate(values_workspace);
     jit::gather_elements(state.places(), weight.data, weight.dtype, threads, values);
     pattern.values = values;
-    return tiled::correlate(lattice, pattern, packed, threads);
+    return tiled::forward(lattice, pattern, packed, threads);
   }
-  jit::Correlation correlation = plan->correlation;
-  correlation.kernels = kernels;
-  if (!weight.dense) return jit::correlate(lattice, correlation, pattern, kernels->order(), packed, threads);
+  jit::PlannedForward planned = plan->forward;
+  planned.kernels = kernels;
+  if (!weight.dense) return jit::forward(lattice, planned, pattern, kernels->order(), packed, threads);
   std::call_once(plan->has_dense_order, [&] {
     const std::vector<int32_t>& places = state.places();
     plan->dense_order.reserve(places.size());
     for (const int32_t nonzero : kernels->order()) plan->dense_order.push_back(places[static_cast<size_t>(nonzero)]);
   });
-  jit::correlate(lattice, correlation, pattern, plan->dense_order, packed, threads);
+  jit::forward(lattice, planned, pattern, plan->dense_order, packed, threads);
 }
 
 }  // namespace sparsekernels

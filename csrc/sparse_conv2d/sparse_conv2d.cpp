@@ -1,11 +1,10 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The entry of the three operations: checks the pattern, says what the call is as a lattice, and picks the engine.
-// AVX-512 has the pattern as machine code (jit/), unless the pattern is too large or too small for that to pay; all
-// else runs tiles with the pattern as data (tiled/).
+// The entry of the three operations: checks the pattern, says what the call is as a lattice, and runs the engine that
+// engine.h picks: jit/, which has the pattern as machine code, or tiled/, which has it as data.
 //
-// An output element is summed within each block of channels, then over the blocks. A weight's gradient is summed within
+// An output element is summed within each panel of channels, then over the panels. A weight's gradient is summed within
 // a tile, then over tiles, then over the plan's chunks of work items. These depend on shapes, density, instruction set
 // and cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
 #include <algorithm>
@@ -14,21 +13,21 @@
 #include <string>
 
 #include "sparse_conv2d/jit/forward_driver.h"
-#include "sparse_conv2d/jit/weight_driver.h"
+#include "sparse_conv2d/jit/weight_gradient_driver.h"
 #include "sparse_conv2d/tiled/driver.h"
 
 namespace sparsekernels {
 namespace {
 
-// dest = correlation of source with the pattern, and the epilogue.
-void correlate(
+// dest = correlation of source with the pattern, and the epilogue: a forward or an input gradient.
+void run_forward(
     Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, DType dtype, const Threads& threads) {
   check_rows(pattern);
   merge_positions(lattice);
   const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, dtype, lattice.dest.data);
-  const jit::Correlation correlation = jit::plan_correlation(lattice, pattern, packed.flags, threads);
-  if (correlation.kernels == nullptr) return tiled::correlate(lattice, pattern, packed, threads);
-  jit::correlate(lattice, correlation, pattern, correlation.kernels->order(), packed, threads);
+  const jit::PlannedForward planned = jit::plan_forward(lattice, pattern, packed.flags, threads);
+  if (planned.engine == Engine::kTiled) return tiled::forward(lattice, pattern, packed, threads);
+  jit::forward(lattice, planned, pattern, planned.kernels->order(), packed, threads);
 }
 
 }  // namespace
@@ -66,14 +65,14 @@ void sparse_conv2d(
     const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const Epilogue& epilogue,
     const Activation& output, const Threads& threads) {
   if (is_empty(output)) return;
-  correlate(forward_lattice(geometry, input, output), pattern, epilogue, input.dtype, threads);
+  run_forward(forward_lattice(geometry, input, output), pattern, epilogue, input.dtype, threads);
 }
 
 void sparse_conv2d_input_gradient(
     const ConvGeometry& geometry, const SparsePattern& transposed, const Activation& grad_output,
     const Activation& grad_input, const Threads& threads) {
   if (is_empty(grad_input)) return;
-  correlate(input_gradient_lattice(geometry, grad_output, grad_input), transposed, {}, DType::kFloat32, threads);
+  run_forward(input_gradient_lattice(geometry, grad_output, grad_input), transposed, {}, DType::kFloat32, threads);
 }
 
 void sparse_conv2d_weight_gradient(
@@ -87,8 +86,9 @@ void sparse_conv2d_weight_gradient(
   }
   Lattice lattice = forward_lattice(geometry, input, grad_output);
   merge_positions(lattice);
-  if (jit::weight_gradient(lattice, pattern, grad_values, threads)) return;
-  tiled::weight_gradient(lattice, pattern, grad_values, threads);
+  const jit::PlannedWeightGradient planned = jit::plan_weight_gradient(lattice, pattern, threads);
+  if (planned.engine == Engine::kTiled) return tiled::weight_gradient(lattice, pattern, grad_values, threads);
+  jit::weight_gradient(lattice, planned, pattern, grad_values, threads);
 }
 
 }  // namespace sparsekernels

@@ -153,7 +153,7 @@ def draw_packing() -> plt.Figure:
     text(axes, x, 22, "gray: zeros around the image", fontsize=8.5)
 
     box(axes, 2, 28, 68, 12.4, GRAY, fill="white")
-    text(axes, 3.5, 30.2, "in memory: the block's channels, one plane after another", weight="bold")
+    text(axes, 3.5, 30.2, "in memory: the panel's channels, one plane after another", weight="bold")
     at = 3.5
     for name, width in (("channel 0", 13), ("channel 1", 13), ("channel 2", 13), ("…", 6), ("channel C-1", 13)):
         box(axes, at, 32.3, width, 3, BLUE)
@@ -189,7 +189,7 @@ def draw_tile() -> plt.Figure:
     text(axes, 36, 8.9, "sum += w · vector", ha="center", fontsize=10, color=BLUE)
     text(axes, 36, 12.4, "P loads, P multiply-adds", ha="center", fontsize=8.5)
 
-    text(axes, 2, 27, "a run: the nonzeros of one row of the weight in this block of channels", weight="bold")
+    text(axes, 2, 27, "a run: the nonzeros of one row of the weight in this panel of channels", weight="bold")
     names = (("w", ("0.3", "-1.2", "0.8", "0.1", "-0.5")), ("offset", ("1", "9", "58", "97", "112")))
     for row, (name, values) in enumerate(names):
         text(axes, 2, 30.4 + row * cell, name, fontsize=9)
@@ -205,23 +205,23 @@ def draw_tile() -> plt.Figure:
         ha="center", fontsize=9,
     )  # fmt: skip
     text(
-        axes, 36, 40.7, "those of the blocks before, in L2; the next run is another output channel's.",
+        axes, 36, 40.7, "those of the panels before, in L2; the next run is another output channel's.",
         ha="center", fontsize=9,
     )  # fmt: skip
     return figure
 
 
-def draw_blocking() -> plt.Figure:
+def draw_loops() -> plt.Figure:
     figure, axes = canvas(72, 52)
 
-    text(axes, 2, 2, "L1: a tile's part of one block of channels", weight="bold", color=BLUE)
+    text(axes, 2, 2, "L1: a tile's part of one panel of channels", weight="bold", color=BLUE)
     cell = 1.5
     for depth in range(4, -1, -1):
         x, y = 3 + depth * 1.7, 12 - depth * 1.7
         grid(axes, x, y, 6, 6, cell, BLUE)
         grid(axes, x + cell, y + cell, 4, 4, cell, BLUE, fill=PALE[BLUE])
     text(axes, 20.5, 8, "channels", fontsize=8.5)
-    text(axes, 20.5, 10, "of the block", fontsize=8.5)
+    text(axes, 20.5, 10, "of the panel", fontsize=8.5)
     text(axes, 3, 23, "white: the halo, for the shifts of a kernel", fontsize=8.5)
 
     text(axes, 40, 2, "L2: a work item's sums, of a slice", weight="bold", color=GREEN)
@@ -243,7 +243,7 @@ def draw_blocking() -> plt.Figure:
     box(axes, 2, 28.4, 68, 22, GRAY, fill="white")
     steps = (
         (0, "for each work item, and slice of the pattern's rows", "a thread takes one", INK),
-        (1, "for each block of channels", "the work item's planes are packed", INK),
+        (1, "for each panel of channels", "the work item's planes are packed", INK),
         (2, "for each tile of the work item", "its part of the planes is now in L1", BLUE),
         (3, "for each row of the slice, by length of its run", "sums come up from L2", GREEN),
         (4, "for each nonzero of the run", "P + 2 loads, P multiply-adds", ORANGE),
@@ -256,7 +256,7 @@ def draw_blocking() -> plt.Figure:
     return figure
 
 
-def draw_program() -> plt.Figure:
+def draw_jit_kernel() -> plt.Figure:
     figure, axes = canvas(72, 58)
     cell, rows, columns, now = 2.0, 8, 13, 4
     x, y, last = 5, 5.5, 24.3  # of the pattern; where row 30 is
@@ -265,7 +265,7 @@ def draw_program() -> plt.Figure:
     tops = [y + row * cell for row in range(rows)] + [last]
     names = [str(row) for row in range(rows)] + ["30"]
 
-    text(axes, 2, 2, "a slice of the pattern, in a block of channels", weight="bold")
+    text(axes, 2, 2, "a slice of the pattern, in a panel of channels", weight="bold")
     grid(axes, x, y, rows, columns, cell)
     grid(axes, x, last, 1, columns, cell)
     for column, row in nonzeros:
@@ -331,11 +331,11 @@ def draw_program() -> plt.Figure:
 def main() -> None:
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
     for name, draw in (
-        ("program", draw_program),
+        ("jit-kernel", draw_jit_kernel),
         ("lanes", draw_lanes),
         ("packing", draw_packing),
         ("tile", draw_tile),
-        ("blocking", draw_blocking),
+        ("loops", draw_loops),
     ):
         figure = draw()
         figure.savefig(folder / f"sparse-{name}.svg", metadata={"Date": None, "Creator": None}, facecolor="white")

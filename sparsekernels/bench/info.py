@@ -56,26 +56,26 @@ def _built() -> Lines:
         kernels = f"{_library.isa()} (here also {_others() or 'nothing else'}), {_short(_library.cpu)}"
     return [
         ("CPU kernels", kernels),
-        ("sparse patterns", _programs()),
+        ("sparse patterns", _jit()),
         ("CUDA kernels", _library.cuda_missing if _library.cuda is None else _short(_library.cuda)),
         ("Triton kernels", f"Triton {machine.versions()['triton']}" if _has_triton() else "Triton is not installed"),
     ]
 
 
-def _programs() -> str:
+def _jit() -> str:
     """Whether fine-grained patterns are compiled to machine code."""
     if _library.cpu is None:
         return "the CPU kernels were not built"
     if _library.isa() != "avx512":
         return "read by the kernels; compiled only for AVX-512"
-    setting = os.environ.get("SPARSEKERNELS_CPU_PROGRAMS")
+    setting = os.environ.get("SPARSEKERNELS_CPU_JIT")
     try:
         if torch.ops.sparsekernels._kept_kernel_bytes() >= 0:
             most = torch.ops.sparsekernels._most_kernel_bytes() // 2**20
             return f"compiled to AVX-512 code when first used, of which at most {most} MB are kept"
     except ValueError as error:
         return str(error)
-    why = "the system runs no such code" if setting is None else f"SPARSEKERNELS_CPU_PROGRAMS={setting}"
+    why = "the system runs no such code" if setting is None else f"SPARSEKERNELS_CPU_JIT={setting}"
     return f"read by the kernels, not compiled: {why}"
 
 

@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Where taps find their elements in the planes of an image block, and the masks of vectors at ragged ends, against the
+// Where taps find their elements in the planes of a micro-batch, and the masks of vectors at ragged ends, against the
 // image.
 #include <cstdint>
 #include <map>
@@ -15,7 +15,7 @@ namespace sparsekernels {
 namespace tests {
 namespace {
 
-// The planes of the first strip of an image block and one channel: for each float the tensor's row, column and image
+// The planes of the first strip of a micro-batch and one channel: for each float the tensor's row, column and image
 // that it holds. What is no element of the tensor is zero, and not in the map.
 struct Element {
   int64_t row, column, image;
@@ -92,11 +92,11 @@ void test_layouts() {
                                        : forward_lattice(layer.geometry, layer.input, layer.output);
       for (int64_t images = 1; images <= 16; images *= 4) {
         jit::Layout layout = {};
-        jit::lay_out_image_blocks(lattice, images, jit::Lanes::kAnything, layout);
+        jit::lay_out_microbatches(lattice, images, jit::Lanes::kAnything, layout);
         check_layout(lattice, layout);
         with_masks += !layout.masks.empty();
         interleaved += plane_order(layout.vector_stride) == PlaneOrder::kInterleaved;
-        jit::cut_image_blocks(lattice, 0, 2, 1, jit::Lanes::kAnything, layout);
+        jit::cut_microbatches(lattice, 0, 2, 1, jit::Lanes::kAnything, layout);
         check_layout(lattice, layout);
       }
     }

@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // What the planners choose, as docs/sparse_kernels.md says they do, on the machine that it was measured on
-// (documented_caches.cpp). A change of a fitted constant that moves a choice fails here, and the documentation follows.
+// (documented_machine.cpp). A change of a fitted constant that moves a choice fails here, and the documentation
+// follows.
 #include <algorithm>
 
 #include "check.h"
 #include "geometries.h"
 #include "layer_chain/plan.h"
-#include "sparse_conv2d/jit/forward_plan.h"
-#include "sparse_conv2d/jit/weight_plan.h"
+#include "sparse_conv2d/engine.h"
 #include "sparse_conv2d/tiled/plan.h"
 
 namespace sparsekernels {
@@ -20,6 +20,12 @@ int64_t nonzeros_of(const Layer& layer, double density) {
   const ConvGeometry& geometry = layer.geometry;
   const int64_t weights = layer.output.size[1] * layer.input.size[1] * geometry.kernel[0] * geometry.kernel[1];
   return static_cast<int64_t>(static_cast<double>(weights / geometry.groups) * density);
+}
+
+SparsePattern pattern_of(int64_t nonzeros) {
+  SparsePattern pattern;
+  pattern.nonzeros = nonzeros;
+  return pattern;
 }
 
 Lattice lattice_of(const Layer& layer) {
@@ -45,8 +51,9 @@ void check_images() {
     const Layer layer = square_layer(row.batch, row.channels, row.outputs, row.size, row.kernel);
     const Lattice lattice = lattice_of(layer);
     for (const int64_t threads : {1, 2, 16}) {
-      const jit::ForwardPlan plan = jit::make_forward_plan(lattice, nonzeros_of(layer, 0.1), 0, threads);
-      CHECK(plan.is_worth_it);
+      const int64_t nonzeros = nonzeros_of(layer, 0.1);
+      const jit::ForwardPlan plan = jit::make_forward_plan(lattice, nonzeros, 0, threads);
+      CHECK(forward_engine(lattice, pattern_of(nonzeros), plan) == Engine::kJit);
       CHECK_EQUAL(plan.images, row.images);
       CHECK_EQUAL(plan.direct, row.direct);
       if (threads == 1) CHECK_EQUAL(plan.strips[0], row.strips);
@@ -72,16 +79,16 @@ void check_tiles() {
         CHECK(vectors <= before);
         before = vectors;
         CHECK_EQUAL(evened(plan.lanes.size[1], plan.tile_columns), plan.tile_columns);
-        // a block's vectors fit L1, a work item's L2
-        const int64_t block = plan.block_channels * (plan.tile_rows + 2) * (plan.tile_columns + 2);
-        CHECK(block <= 768 * 8 / 10);
+        // a panel's vectors fit L1, a work item's L2
+        const int64_t panel = plan.panel_channels * (plan.tile_rows + 2) * (plan.tile_columns + 2);
+        CHECK(panel <= 768 * 8 / 10);
         CHECK(tiled::item_vectors(plan) * plan.slice_rows <= 32768);
       }
     }
   }
 }
 
-// Every nonzero and vector is someone's, whatever a layer is: slices, blocks and work items cover what there is.
+// Every nonzero and vector is someone's, whatever a layer is: slices, panels and work items cover what there is.
 void check_cover() {
   std::mt19937 random(3);
   for (int i = 0; i < 300; ++i) {
@@ -97,35 +104,37 @@ void check_cover() {
         const int64_t count = plan.first_row(slice + 1, rows) - plan.first_row(slice, rows);
         CHECK(count >= 0 && count <= jit::kMostSliceRows);
       }
-      CHECK(plan.blocks * plan.block_channels >= lattice.source_channels);
-      CHECK((plan.blocks - 1) * plan.block_channels < lattice.source_channels);
-      CHECK(plan.image_blocks * plan.images >= lattice.source.size[0]);
+      CHECK(plan.panels * plan.panel_channels >= lattice.source_channels);
+      CHECK((plan.panels - 1) * plan.panel_channels < lattice.source_channels);
+      CHECK(plan.microbatches * plan.images >= lattice.source.size[0]);
       for (int d = 0; d < 2; ++d) CHECK(plan.strips[d] * plan.strip[d] >= lattice.size[d]);
       CHECK(plan.thread_shares >= 1 && plan.thread_shares <= plan.slices);
       // what an output is summed from does not depend on threads
-      CHECK_EQUAL(plan.block_channels, plans[0].block_channels);
+      CHECK_EQUAL(plan.panel_channels, plans[0].panel_channels);
       CHECK_EQUAL(plan.images, plans[0].images);
     }
-    const jit::WeightPlan one = jit::make_weight_plan(lattice, nonzeros, 1),
-                          many = jit::make_weight_plan(lattice, nonzeros, 4);
-    CHECK_EQUAL(one.is_worth_it, many.is_worth_it);
-    if (!one.is_worth_it) continue;
+    const jit::WeightGradientPlan one = jit::make_weight_gradient_plan(lattice, nonzeros, 1),
+                                  many = jit::make_weight_gradient_plan(lattice, nonzeros, 4);
+    const Engine engine = weight_gradient_engine(lattice, pattern_of(nonzeros), one);
+    CHECK(engine == weight_gradient_engine(lattice, pattern_of(nonzeros), many));
+    if (engine == Engine::kTiled) continue;
     CHECK_EQUAL(one.chunks, many.chunks);
     CHECK_EQUAL(one.run_vectors, many.run_vectors);
-    CHECK_EQUAL(one.item_image_blocks, many.item_image_blocks);
+    CHECK_EQUAL(one.item_microbatches, many.item_microbatches);
     CHECK_EQUAL(one.first_row(one.slices, rows), rows);
   }
 }
 
 // A weight gradient: runs of 4 to 16 vectors, four chunks where there is work for them, more vectors a run the denser.
-void check_weight_plans() {
+void check_weight_gradient_plans() {
   for (const int64_t channels : {64, 128, 256, 512}) {
     const Layer layer = square_layer(64, channels, channels, 14, 3);
     const Lattice lattice = lattice_of(layer);
     int64_t before = 16;
     for (const double density : {0.2, 0.1, 0.02}) {
-      const jit::WeightPlan plan = jit::make_weight_plan(lattice, nonzeros_of(layer, density), 1);
-      CHECK(plan.is_worth_it);
+      const int64_t nonzeros = nonzeros_of(layer, density);
+      const jit::WeightGradientPlan plan = jit::make_weight_gradient_plan(lattice, nonzeros, 1);
+      CHECK(weight_gradient_engine(lattice, pattern_of(nonzeros), plan) == Engine::kJit);
       CHECK(plan.run_vectors >= 1 && plan.run_vectors <= 16);
       CHECK_EQUAL(plan.chunks, 4);
       CHECK(plan.slice_rows * 4 <= 768);  // gradients of a run of the fewest vectors fit L1
@@ -180,7 +189,7 @@ void test_plans() {
   check_images();
   check_tiles();
   check_cover();
-  check_weight_plans();
+  check_weight_gradient_plans();
   for (const int64_t batch : {1, 16, 64})
     for (const int64_t threads : {1, 4})
       for (const int skips : {-1, 2, 7}) check_chain(8, skips, batch, threads);

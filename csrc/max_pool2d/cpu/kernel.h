@@ -199,9 +199,9 @@ void max_pool_planes(const MaxPool2d& t, float* row, int64_t begin, int64_t end)
 // 16 interleaved images at a time, [begin, end) of these: the vectors of all channels follow each other.
 inline void pool_interleaved(const MaxPool2d& t, int64_t begin, int64_t end) {
   const int64_t width = t.source_size[1], floats = t.channels * kLanes;
-  for (int64_t image_block = begin; image_block < end; ++image_block) {
-    const float* const source = static_cast<const float*>(t.source) + image_block * t.source_image;
-    float* to = static_cast<float*>(t.dest) + image_block * t.dest_image;
+  for (int64_t microbatch = begin; microbatch < end; ++microbatch) {
+    const float* const source = static_cast<const float*>(t.source) + microbatch * t.source_image;
+    float* to = static_cast<float*>(t.dest) + microbatch * t.dest_image;
     for (int64_t y = 0; y < t.dest_size[0]; ++y) {
       for (int64_t x = 0; x < t.dest_size[1]; ++x, to += t.dest_vector_stride) {
         const int64_t top = y * t.stride[0] - t.padding[0], left = x * t.stride[1] - t.padding[1];

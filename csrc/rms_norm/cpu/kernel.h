@@ -28,26 +28,26 @@ constexpr bool kSameType = false;
 template <class T>
 constexpr bool kSameType<T, T> = true;
 
-// The weight of a call in accumulator precision, its lanes arranged as Block<T> arranges them, so that a block of it is
-// two plain vector loads. Ones where there is no weight; zeros behind the end.
+// The weight of a call in accumulator precision, its lanes arranged as VecPair<T> arranges them, so that a pair of it
+// is two plain vector loads. Ones where there is no weight; zeros behind the end.
 template <class T, class W>
 void arrange(const void* weight, int64_t cols, typename Accumulator<T>::type* out) {
   using Acc = typename Accumulator<T>::type;
   const W* from = static_cast<const W*>(weight);
-  const int64_t blocks = (cols + kBlock - 1) / kBlock;
-  int64_t block = 0;
+  const int64_t pairs = (cols + kPairLanes - 1) / kPairLanes;
+  int64_t pair = 0;
   if constexpr (kSameType<T, W>) {
-    for (; from != nullptr && (block + 1) * kBlock <= cols; ++block) {
-      const Block<T> as_stored = Block<T>::load(from + block * kBlock);
-      as_stored.a.store(out + block * kBlock);
-      as_stored.b.store(out + block * kBlock + 16);
+    for (; from != nullptr && (pair + 1) * kPairLanes <= cols; ++pair) {
+      const VecPair<T> as_stored = VecPair<T>::load(from + pair * kPairLanes);
+      as_stored.a.store(out + pair * kPairLanes);
+      as_stored.b.store(out + pair * kPairLanes + kLanes);
     }
   }
-  for (; block < blocks; ++block) {
-    for (int i = 0; i < kBlock; ++i) {
-      const int64_t j = block * kBlock + i;
+  for (; pair < pairs; ++pair) {
+    for (int i = 0; i < kPairLanes; ++i) {
+      const int64_t j = pair * kPairLanes + i;
       const Acc value = j >= cols ? Acc(0) : from == nullptr ? Acc(1) : static_cast<Acc>(widen(from[j]));
-      out[block * kBlock + Block<T>::lane_of(i)] = value == value ? value : static_cast<Acc>(__builtin_nanf(""));
+      out[pair * kPairLanes + VecPair<T>::lane_of(i)] = value == value ? value : static_cast<Acc>(__builtin_nanf(""));
     }
   }
 }
@@ -71,15 +71,15 @@ void arrange_weight(const void* weight, DType dtype, int64_t cols, void* arrange
 template <class T>
 struct WeightAsStored {
   const T* from;
-  Block<T> block(int64_t j) const { return Block<T>::load(from + j); }
-  Block<T> some(int64_t j, int count) const { return Block<T>::load_some(from + j, count); }
+  VecPair<T> pair(int64_t j) const { return VecPair<T>::load(from + j); }
+  VecPair<T> some(int64_t j, int count) const { return VecPair<T>::load_some(from + j, count); }
 };
 template <class T>
 struct WeightArranged {
   using Acc = typename Accumulator<T>::type;
   const Acc* from;
-  Block<T> block(int64_t j) const { return {Vec<Acc>::load(from + j), Vec<Acc>::load(from + j + 16)}; }
-  Block<T> some(int64_t j, int) const { return block(j); }
+  VecPair<T> pair(int64_t j) const { return {Vec<Acc>::load(from + j), Vec<Acc>::load(from + j + kLanes)}; }
+  VecPair<T> some(int64_t j, int) const { return pair(j); }
 };
 
 // The sum of squares of a row, in four chains so that additions do not wait for one another.
@@ -88,21 +88,21 @@ typename Accumulator<T>::type sum_of_squares(const T* x, int64_t cols) {
   using Acc = typename Accumulator<T>::type;
   Vec<Acc> s0 = Vec<Acc>::zero(), s1 = s0, s2 = s0, s3 = s0;
   int64_t j = 0;
-  for (; j + 2 * kBlock <= cols; j += 2 * kBlock) {
-    const Block<T> first = Block<T>::load(x + j), second = Block<T>::load(x + j + kBlock);
+  for (; j + 2 * kPairLanes <= cols; j += 2 * kPairLanes) {
+    const VecPair<T> first = VecPair<T>::load(x + j), second = VecPair<T>::load(x + j + kPairLanes);
     s0 = fma(first.a, first.a, s0);
     s1 = fma(first.b, first.b, s1);
     s2 = fma(second.a, second.a, s2);
     s3 = fma(second.b, second.b, s3);
   }
-  if (j + kBlock <= cols) {
-    const Block<T> first = Block<T>::load(x + j);
+  if (j + kPairLanes <= cols) {
+    const VecPair<T> first = VecPair<T>::load(x + j);
     s0 = fma(first.a, first.a, s0);
     s1 = fma(first.b, first.b, s1);
-    j += kBlock;
+    j += kPairLanes;
   }
   if (j < cols) {
-    const Block<T> first = Block<T>::load_some(x + j, static_cast<int>(cols - j));
+    const VecPair<T> first = VecPair<T>::load_some(x + j, static_cast<int>(cols - j));
     s2 = fma(first.a, first.a, s2);
     s3 = fma(first.b, first.b, s3);
   }
@@ -112,15 +112,15 @@ typename Accumulator<T>::type sum_of_squares(const T* x, int64_t cols) {
 // total = x + residual, rounded to T.
 template <class T>
 void add_rows(const T* x, const T* residual, T* total, int64_t cols) {
-  for_each_block(
+  for_each_pair(
       cols,
       [&](int64_t j) {
-        const Block<T> p = Block<T>::load(x + j), q = Block<T>::load(residual + j);
-        Block<T>{p.a + q.a, p.b + q.b}.store(total + j);
+        const VecPair<T> p = VecPair<T>::load(x + j), q = VecPair<T>::load(residual + j);
+        VecPair<T>{p.a + q.a, p.b + q.b}.store(total + j);
       },
       [&](int64_t j, int count) {
-        const Block<T> p = Block<T>::load_some(x + j, count), q = Block<T>::load_some(residual + j, count);
-        Block<T>{p.a + q.a, p.b + q.b}.store_some(total + j, count);
+        const VecPair<T> p = VecPair<T>::load_some(x + j, count), q = VecPair<T>::load_some(residual + j, count);
+        VecPair<T>{p.a + q.a, p.b + q.b}.store_some(total + j, count);
       });
 }
 
@@ -129,19 +129,19 @@ template <class T, bool kPrefetch, class Weight>
 void scale_row(const T* x, T* y, typename Accumulator<T>::type reciprocal, Weight weight, int64_t cols, Ahead ahead) {
   using Acc = typename Accumulator<T>::type;
   const Vec<Acc> r = Vec<Acc>::broadcast(reciprocal);
-  for_each_block(
+  for_each_pair(
       cols,
       [&](int64_t j) {
         if constexpr (kPrefetch) {
-          prefetch_block(x + j + ahead.read);
-          prefetch_block(y + j + ahead.written);
+          prefetch_pair(x + j + ahead.read);
+          prefetch_pair(y + j + ahead.written);
         }
-        const Block<T> p = Block<T>::load(x + j), w = weight.block(j);
-        Block<T>{p.a * r * w.a, p.b * r * w.b}.store(y + j);
+        const VecPair<T> p = VecPair<T>::load(x + j), w = weight.pair(j);
+        VecPair<T>{p.a * r * w.a, p.b * r * w.b}.store(y + j);
       },
       [&](int64_t j, int count) {
-        const Block<T> p = Block<T>::load_some(x + j, count), w = weight.some(j, count);
-        Block<T>{p.a * r * w.a, p.b * r * w.b}.store_some(y + j, count);
+        const VecPair<T> p = VecPair<T>::load_some(x + j, count), w = weight.some(j, count);
+        VecPair<T>{p.a * r * w.a, p.b * r * w.b}.store_some(y + j, count);
       });
 }
 
@@ -209,62 +209,62 @@ struct BackwardAhead {
   int64_t grad_output, input;
 };
 
-// One row of the backward. partial is this range's part of the weight gradient, arranged as Block<T>, or null.
+// One row of the backward. partial is this range's part of the weight gradient, arranged as VecPair<T>, or null.
 template <class T, bool kPrefetch, class Weight>
 void backward_row(
     const T* dy, const T* x, const T* extra, T* dx, typename Accumulator<T>::type* partial, Weight weight, int64_t cols,
     double eps, BackwardAhead ahead) {
   using Acc = typename Accumulator<T>::type;
   Vec<Acc> xx0 = Vec<Acc>::zero(), xx1 = xx0, ax0 = xx0, ax1 = xx0;
-  const auto reduce = [&](Block<T> p, Block<T> g, Block<T> w) {
+  const auto reduce = [&](VecPair<T> p, VecPair<T> g, VecPair<T> w) {
     xx0 = fma(p.a, p.a, xx0);
     xx1 = fma(p.b, p.b, xx1);
     ax0 = fma(w.a * g.a, p.a, ax0);
     ax1 = fma(w.b * g.b, p.b, ax1);
   };
-  for_each_block(
+  for_each_pair(
       cols,
       [&](int64_t j) {
         if constexpr (kPrefetch) {
-          if (dx != nullptr) prefetch_block(dx + j);
+          if (dx != nullptr) prefetch_pair(dx + j);
         }
-        reduce(Block<T>::load(x + j), Block<T>::load(dy + j), weight.block(j));
+        reduce(VecPair<T>::load(x + j), VecPair<T>::load(dy + j), weight.pair(j));
       },
       [&](int64_t j, int count) {
-        reduce(Block<T>::load_some(x + j, count), Block<T>::load_some(dy + j, count), weight.some(j, count));
+        reduce(VecPair<T>::load_some(x + j, count), VecPair<T>::load_some(dy + j, count), weight.some(j, count));
       });
   const Acc n = static_cast<Acc>(cols);
   const Acc r = Acc(1) / square_root(sum(xx0 + xx1) / n + static_cast<Acc>(eps));
   const Acc c = sum(ax0 + ax1) / n;
   const Vec<Acc> scale = Vec<Acc>::broadcast(r), along = Vec<Acc>::broadcast(-r * r * r * c);
 
-  const auto gradients = [&](int64_t j, Block<T> p, Block<T> g, Block<T> w) -> Block<T> {
+  const auto gradients = [&](int64_t j, VecPair<T> p, VecPair<T> g, VecPair<T> w) -> VecPair<T> {
     const Vec<Acc> ga = g.a * scale, gb = g.b * scale;
     if (partial != nullptr) {
       fma(ga, p.a, Vec<Acc>::load(partial + j)).store(partial + j);
-      fma(gb, p.b, Vec<Acc>::load(partial + j + 16)).store(partial + j + 16);
+      fma(gb, p.b, Vec<Acc>::load(partial + j + kLanes)).store(partial + j + kLanes);
     }
     return {fma(along, p.a, ga * w.a), fma(along, p.b, gb * w.b)};
   };
-  for_each_block(
+  for_each_pair(
       cols,
       [&](int64_t j) {
         if constexpr (kPrefetch) {
-          prefetch_block(x + j + ahead.input);
-          prefetch_block(dy + j + ahead.grad_output);
+          prefetch_pair(x + j + ahead.input);
+          prefetch_pair(dy + j + ahead.grad_output);
         }
-        Block<T> d = gradients(j, Block<T>::load(x + j), Block<T>::load(dy + j), weight.block(j));
+        VecPair<T> d = gradients(j, VecPair<T>::load(x + j), VecPair<T>::load(dy + j), weight.pair(j));
         if (extra != nullptr) {
-          const Block<T> e = Block<T>::load(extra + j);
+          const VecPair<T> e = VecPair<T>::load(extra + j);
           d = {d.a + e.a, d.b + e.b};
         }
         if (dx != nullptr) d.store(dx + j);
       },
       [&](int64_t j, int count) {
-        Block<T> d =
-            gradients(j, Block<T>::load_some(x + j, count), Block<T>::load_some(dy + j, count), weight.some(j, count));
+        VecPair<T> d = gradients(
+            j, VecPair<T>::load_some(x + j, count), VecPair<T>::load_some(dy + j, count), weight.some(j, count));
         if (extra != nullptr) {
-          const Block<T> e = Block<T>::load_some(extra + j, count);
+          const VecPair<T> e = VecPair<T>::load_some(extra + j, count);
           d = {d.a + e.a, d.b + e.b};
         }
         if (dx != nullptr) d.store_some(dx + j, count);
@@ -305,9 +305,9 @@ void backward(const RmsNormBackward& call, const void* arranged, void* partial, 
   }
 }
 
-// Whether blocks of T and W keep the same element in the same lane, in accumulators of the same type.
+// Whether pairs of T and W keep the same element in the same lane, in accumulators of the same type.
 template <class T, class W>
-constexpr bool kSameArrangement = Block<T>::lane_of(1) == Block<W>::lane_of(1) &&
+constexpr bool kSameArrangement = VecPair<T>::lane_of(1) == VecPair<W>::lane_of(1) &&
                                   sizeof(typename Accumulator<T>::type) == sizeof(typename Accumulator<W>::type);
 
 // grad_weight[begin, end) = the sum of `parts` partial gradients, `stride` elements apart, in their order.
@@ -316,27 +316,27 @@ void sum_parts(const void* partials, int64_t parts, int64_t stride, int64_t begi
   using Acc = typename Accumulator<T>::type;
   const Acc* from = static_cast<const Acc*>(partials);
   W* to = static_cast<W*>(grad_weight);
-  for (int64_t j = begin / kBlock * kBlock; j < end; j += kBlock) {
+  for (int64_t j = begin / kPairLanes * kPairLanes; j < end; j += kPairLanes) {
     Vec<Acc> a = Vec<Acc>::zero(), b = a;
     for (int64_t part = 0; part < parts; ++part) {
       a = a + Vec<Acc>::load(from + part * stride + j);
-      b = b + Vec<Acc>::load(from + part * stride + j + 16);
+      b = b + Vec<Acc>::load(from + part * stride + j + kLanes);
     }
     if constexpr (kSameArrangement<T, W>) {
-      if (j + kBlock <= end) {
-        Block<W>{a, b}.store(to + j);
+      if (j + kPairLanes <= end) {
+        VecPair<W>{a, b}.store(to + j);
         continue;
       }
     }
-    Acc lanes[kBlock];
+    Acc lanes[kPairLanes];
     a.store(lanes);
-    b.store(lanes + 16);
-    for (int i = 0; i < kBlock && j + i < end; ++i) {
+    b.store(lanes + kLanes);
+    for (int i = 0; i < kPairLanes && j + i < end; ++i) {
       W value;
       if constexpr (sizeof(W) == 8) {
-        value = static_cast<W>(lanes[Block<T>::lane_of(i)]);
+        value = static_cast<W>(lanes[VecPair<T>::lane_of(i)]);
       } else {
-        narrow(static_cast<float>(lanes[Block<T>::lane_of(i)]), value);
+        narrow(static_cast<float>(lanes[VecPair<T>::lane_of(i)]), value);
       }
       to[j + i] = value;
     }

@@ -1,7 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Walking over rows: where each tensor's current row lies, a row in blocks, and the row after it fetched in time.
+// Walking over rows: where each tensor's current row lies, a row in pairs of vectors, and the row after it fetched in
+// time.
 #pragma once
 
 #include "base/vec.h"
@@ -53,11 +54,12 @@ T* mutable_row_of(const RowTensor& tensor, int64_t offset) {
   return static_cast<T*>(tensor.data) + offset;
 }
 
-// Calls body(block offset, count) for the blocks of a row; count is kBlock for all but a last one that is not full.
+// Calls body(offset, count) for the pairs of vectors of a row; count is kPairLanes for all but a last one that is not
+// full.
 template <class Full, class Some>
-inline void for_each_block(int64_t cols, Full full, Some some) {
+inline void for_each_pair(int64_t cols, Full full, Some some) {
   int64_t j = 0;
-  for (; j + kBlock <= cols; j += kBlock) full(j);
+  for (; j + kPairLanes <= cols; j += kPairLanes) full(j);
   if (j < cols) some(j, static_cast<int>(cols - j));
 }
 
@@ -85,14 +87,16 @@ bool out_of_cache(const RowSpace& space) {
 }
 
 template <class T>
-inline void prefetch_block(const T* block) {
-  const char* line = reinterpret_cast<const char*>(block);
-  for (int i = 0; i < static_cast<int>(kBlock * sizeof(T) / 64); ++i) __builtin_prefetch(line + 64 * i, 0, 3);
+inline void prefetch_pair(const T* pair) {
+  const char* line = reinterpret_cast<const char*>(pair);
+  for (int i = 0; i < static_cast<int>(kPairLanes * sizeof(T) / kLineBytes); ++i)
+    __builtin_prefetch(line + kLineBytes * i, 0, 3);
 }
 template <class T>
-inline void prefetch_block(T* block) {
-  const char* line = reinterpret_cast<const char*>(block);
-  for (int i = 0; i < static_cast<int>(kBlock * sizeof(T) / 64); ++i) __builtin_prefetch(line + 64 * i, 1, 3);
+inline void prefetch_pair(T* pair) {
+  const char* line = reinterpret_cast<const char*>(pair);
+  for (int i = 0; i < static_cast<int>(kPairLanes * sizeof(T) / kLineBytes); ++i)
+    __builtin_prefetch(line + kLineBytes * i, 1, 3);
 }
 
 }  // namespace

@@ -325,9 +325,10 @@ auto with_type(DType dtype, Function function) {
       return function(__half());
     case DType::kFloat64:
       return function(double());
-    default:
+    case DType::kFloat32:
       return function(float());
   }
+  __builtin_trap();
 }
 
 }  // namespace

@@ -17,9 +17,9 @@ namespace {
 thread_local Workspace call_workspace;    // the values, for all threads of a call
 thread_local Workspace worker_workspace;  // a thread's planes and vectors
 
-// The vectors of a slice: [residue][image block][vector][row].
+// The vectors of a slice: [residue][micro-batch][vector][row].
 struct SliceResults {
-  int64_t rows, image_block, residue;  // rows of the slice; strides in floats
+  int64_t rows, microbatch, residue;  // rows of the slice; strides in floats
 };
 
 void unpack_results(
@@ -42,71 +42,70 @@ void unpack_results(
       call.step[d] = lattice.dest_step[d];
       call.first[d] = work_item.first[d] * lattice.dest_step[d] + at[d];
     }
-    for (int64_t b = 0; b < work_item.image_blocks; ++b) {
-      set_images(call, lattice.dest, plan, work_item.first_image_block + b, row);
-      call.vectors = vectors + residue * slice.residue + b * slice.image_block;
+    for (int64_t b = 0; b < work_item.microbatches; ++b) {
+      set_images(call, lattice.dest, plan, work_item.first_microbatch + b, row);
+      call.vectors = vectors + residue * slice.residue + b * slice.microbatch;
       call.odd_vectors = pairs ? call.vectors + slice.residue : nullptr;
       cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].unpack(call);
     }
   }
 }
 
-// Where an image block's results of a row and those after it are stored, in a tensor of such strides; or their residual
+// Where a micro-batch's results of a row and those after it are stored, in a tensor of such strides; or their residual
 // is.
 int64_t place_of(
-    const Lattice& lattice, const ForwardPlan& plan, const WorkItem& work_item, int64_t image_block, int64_t row,
+    const Lattice& lattice, const ForwardPlan& plan, const WorkItem& work_item, int64_t microbatch, int64_t row,
     int64_t image, int64_t channel, int64_t vector_stride) {
   const int64_t floats = (work_item.first[0] * lattice.dest.stride[2] + work_item.first[1]) * plan.images;
-  return (work_item.first_image_block + image_block) * image + row * channel +
+  return (work_item.first_microbatch + microbatch) * image + row * channel +
          (plane_order(vector_stride) == PlaneOrder::kPlanar ? floats : floats / kLanes * vector_stride);
 }
 
 // Null if kernels do not store them.
 float* direct_to(
-    const Lattice& lattice, const Correlation& correlation, const WorkItem& work_item, int64_t image_block,
-    int64_t row) {
-  if (!correlation.plan.direct) return nullptr;
+    const Lattice& lattice, const PlannedForward& planned, const WorkItem& work_item, int64_t microbatch, int64_t row) {
+  if (!planned.plan.direct) return nullptr;
   const Activation& dest = lattice.dest;
   return static_cast<float*>(dest.data) + place_of(
-                                              lattice, correlation.plan, work_item, image_block, row, dest.stride[0],
-                                              dest.stride[1], correlation.dest_vector_stride);
+                                              lattice, planned.plan, work_item, microbatch, row, dest.stride[0],
+                                              dest.stride[1], planned.dest_vector_stride);
 }
 
 const float* residual_at(
-    const Lattice& lattice, const Correlation& correlation, const PackedEpilogue& packed, const WorkItem& work_item,
-    int64_t image_block, int64_t row) {
+    const Lattice& lattice, const PlannedForward& planned, const PackedEpilogue& packed, const WorkItem& work_item,
+    int64_t microbatch, int64_t row) {
   if (packed.residual == nullptr) return nullptr;
   return packed.residual + place_of(
-                               lattice, correlation.plan, work_item, image_block, row, correlation.residual_image,
-                               correlation.residual_channel, correlation.residual_vector_stride);
+                               lattice, planned.plan, work_item, microbatch, row, planned.residual_image,
+                               planned.residual_channel, planned.residual_vector_stride);
 }
 
 void run_forward_item(
-    const Lattice& lattice, const Correlation& correlation, const float* values, const PackedEpilogue& packed,
+    const Lattice& lattice, const PlannedForward& planned, const float* values, const PackedEpilogue& packed,
     const WorkItem& work_item, const WorkItem* next_item, int64_t first_slice, int64_t last_slice) {
-  const ForwardPlan& plan = correlation.plan;
-  const ForwardKernels& kernels = *correlation.kernels;
+  const ForwardPlan& plan = planned.plan;
+  const ForwardKernels& kernels = *planned.kernels;
   const int64_t vectors = plan.vectors(work_item.size[0], work_item.size[1]), rows = lattice.dest_channels;
   constexpr int64_t kSlackVectors = kMostImages + 1;  // read, and not used
-  const bool is_read = !correlation.planes_image;
+  const bool is_read = !planned.planes_image;
   float *own_planes, *sums;
   WorkspaceLayout own;
   own.add(
       &own_planes,
-      is_read ? plan.front_floats + work_item.image_blocks * plan.image_block_floats + plan.back_floats : 0);
+      is_read ? plan.front_floats + work_item.microbatches * plan.microbatch_floats + plan.back_floats : 0);
   own.add(
-      &sums, (lattice.residues() * work_item.image_blocks * vectors + kSlackVectors) * kMostSliceRows *
+      &sums, (lattice.residues() * work_item.microbatches * vectors + kSlackVectors) * kMostSliceRows *
                  plan.write_slices * kLanes);
   own.allocate(worker_workspace);
   own_planes += plan.front_floats;
-  if (is_read && plane_order(correlation.source_vector_stride) == PlaneOrder::kPlanar)
+  if (is_read && plane_order(planned.source_vector_stride) == PlaneOrder::kPlanar)
     pack_source(lattice, plan, work_item, own_planes);
-  if (is_read && plane_order(correlation.source_vector_stride) == PlaneOrder::kInterleaved)
-    gather_source(lattice, plan, work_item, correlation.source_vector_stride, own_planes);
-  const int64_t planes_image_block = correlation.planes_image.value_or(plan.image_block_floats);
+  if (is_read && plane_order(planned.source_vector_stride) == PlaneOrder::kInterleaved)
+    gather_source(lattice, plan, work_item, planned.source_vector_stride, own_planes);
+  const int64_t planes_microbatch = planned.planes_image.value_or(plan.microbatch_floats);
   const float* const planes =
       is_read ? own_planes
-              : static_cast<const float*>(lattice.source.data) + work_item.first_image_block * planes_image_block +
+              : static_cast<const float*>(lattice.source.data) + work_item.first_microbatch * planes_microbatch +
                     (work_item.first[0] * plan.pitch + work_item.first[1]) * plan.images / kLanes * plan.vector_stride;
   const uint16_t* const masks = kernels.masks().data();
   const int64_t mask_stride = kernels.masks().empty() ? 0 : kMaskStride;
@@ -116,9 +115,9 @@ void run_forward_item(
   const int64_t beyond = vectors * kLanes - ((work_item.size[0] - 1) * plan.pitch + work_item.size[1]) * plan.images;
   last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
   // Meanwhile the next work item's source comes up, and the place of the results.
-  const int64_t turns = work_item.image_blocks * vectors * lattice.residues() * plan.blocks;
+  const int64_t turns = work_item.microbatches * vectors * lattice.residues() * plan.panels;
   PrefetchCursor next_source, next_results;
-  if (next_item != nullptr && is_read && plane_order(correlation.source_vector_stride) == PlaneOrder::kPlanar)
+  if (next_item != nullptr && is_read && plane_order(planned.source_vector_stride) == PlaneOrder::kPlanar)
     next_source = prefetch_source(lattice, plan, *next_item);
   const int64_t source_each = divide_up(next_source.lines(), turns * (last_slice - first_slice));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
@@ -130,41 +129,40 @@ void run_forward_item(
     const int64_t vector_stride = count * kLanes;
     const SliceResults layout = {
         .rows = count,
-        .image_block = vectors * vector_stride,
-        .residue = work_item.image_blocks * vectors * vector_stride};
+        .microbatch = vectors * vector_stride,
+        .residue = work_item.microbatches * vectors * vector_stride};
     const int64_t row = work_item.group * rows + first;
-    if (slice == together && plane_order(correlation.dest_vector_stride) == PlaneOrder::kPlanar)
+    if (slice == together && plane_order(planned.dest_vector_stride) == PlaneOrder::kPlanar)
       next_results = prefetch_dest(lattice, plan, work_item, row, count);
     const int64_t results_each = divide_up(next_results.lines(), turns);
-    for (int64_t block = 0; block < plan.blocks; ++block) {
+    for (int64_t panel = 0; panel < plan.panels; ++panel) {
       for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
-        const KernelEntry& entry = kernels.entry(work_item.group, slice, block, residue);
+        const KernelEntry& entry = kernels.entry(work_item.group, slice, panel, residue);
         if (entry.kernel == nullptr) continue;
         const float* const own_values = values + entry.values + kValueBias;
         const KernelEntry* const next = &entry + 1 < kernels.end() ? &entry + 1 : &entry;
         const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
-        const int64_t code_lines = divide_up(next->bytes, 64);
+        const int64_t code_lines = divide_up(next->bytes, kLineBytes);
         int64_t fetched = 0, run = 0;
-        for (int64_t b = 0; b < work_item.image_blocks; ++b) {
-          const float* const from = planes + b * planes_image_block + block * plan.block_channels * plan.channel_floats;
-          float* to = sums + residue * layout.residue + b * layout.image_block + within * kLanes;
-          float* const dest = direct_to(lattice, correlation, work_item, b, row);
-          const float* const residual = residual_at(lattice, correlation, packed, work_item, b, row);
+        for (int64_t b = 0; b < work_item.microbatches; ++b) {
+          const float* const from = planes + b * planes_microbatch + panel * plan.panel_channels * plan.channel_floats;
+          float* to = sums + residue * layout.residue + b * layout.microbatch + within * kLanes;
+          float* const dest = direct_to(lattice, planned, work_item, b, row);
+          const float* const residual = residual_at(lattice, planned, packed, work_item, b, row);
           for (int64_t vector = 0; vector < vectors; ++vector, to += vector_stride) {
-            const int64_t fetch_until = code_lines * ++run / (work_item.image_blocks * vectors);
-            for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * 64, 0, 2);
+            const int64_t fetch_until = code_lines * ++run / (work_item.microbatches * vectors);
+            for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * kLineBytes, 0, 2);
             next_source.prefetch(source_each);
             next_results.prefetch(results_each);
             if (residual != nullptr) {
               const int64_t bytes = distance(
-                  residual + vector * correlation.residual_vector_stride,
-                  dest + vector * correlation.dest_vector_stride);
+                  residual + vector * planned.residual_vector_stride, dest + vector * planned.dest_vector_stride);
               std::memcpy(packed.header, &bytes, sizeof bytes);
             }
             const uint16_t* const own_masks = vector + 1 == vectors ? last_masks : masks + vector * mask_stride;
             entry.kernel(
                 from + vector * plan.vector_stride, own_values, to, own_masks,
-                dest == nullptr ? nullptr : dest + vector * correlation.dest_vector_stride, packed.bias + row);
+                dest == nullptr ? nullptr : dest + vector * planned.dest_vector_stride, packed.bias + row);
           }
         }
       }
@@ -175,15 +173,16 @@ void run_forward_item(
 
 }  // namespace
 
-Correlation plan_correlation(
+PlannedForward plan_forward(
     const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,
     std::optional<int64_t> images, std::optional<int64_t> residual_channel, int64_t dest_images) {
-  Correlation result;
+  PlannedForward result;
   if (!may_use_jit(pattern)) return result;
   result.plan =
       make_forward_plan(lattice, pattern.nonzeros, epilogue_flags, threads.count, images, kMostImages, dest_images);
   if (residual_channel) result.plan.residual_channel = *residual_channel;
-  if (result.plan.is_worth_it)
+  result.engine = forward_engine(lattice, pattern, result.plan);
+  if (result.engine == Engine::kJit)
     result.kernels =
         cached_kernels(key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
   return result;
@@ -226,20 +225,20 @@ void arrange_values(
   });
 }
 
-int64_t Correlation::items(const Lattice& lattice) const {
+int64_t PlannedForward::items(const Lattice& lattice) const {
   return lattice.groups * plan.work_items() * plan.thread_shares;
 }
 
 void run_items(
-    const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern, const float* values,
+    const Lattice& lattice, const PlannedForward& planned, const SparsePattern& pattern, const float* values,
     const PackedEpilogue& packed, int64_t begin, int64_t end) {
-  const ForwardPlan& plan = correlation.plan;
+  const ForwardPlan& plan = planned.plan;
   const TrimWorkspace trim{worker_workspace};
   // All groups of a work item, then the next work item: groups may have more nonzeros or fewer, and threads take what
   // follows each other.
   const auto item_of = [&](int64_t i) {
     const int64_t group = i / plan.thread_shares % lattice.groups;
-    return work_item_at(lattice, plan, plan.item_image_blocks, group, i / plan.thread_shares / lattice.groups);
+    return work_item_at(lattice, plan, plan.item_microbatches, group, i / plan.thread_shares / lattice.groups);
   };
   for (int64_t item = begin; item < end;) {
     // shares that follow each other read the same planes
@@ -248,13 +247,13 @@ void run_items(
     const WorkItem* const then = item + count < end ? &next : nullptr;
     const int64_t first = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, share);
     const int64_t last = first_slice_of(plan, pattern, lattice.dest_channels, work_item.group, share + count);
-    if (first < last) run_forward_item(lattice, correlation, values, packed, work_item, then, first, last);
+    if (first < last) run_forward_item(lattice, planned, values, packed, work_item, then, first, last);
     item += count;
   }
 }
 
-void correlate(
-    const Lattice& lattice, const Correlation& correlation, const SparsePattern& pattern,
+void forward(
+    const Lattice& lattice, const PlannedForward& planned, const SparsePattern& pattern,
     const std::vector<int32_t>& order, const PackedEpilogue& packed, const Threads& threads) {
   const TrimWorkspace trim{call_workspace};
   float *values, *narrow;
@@ -264,10 +263,10 @@ void correlate(
   pieces.allocate(call_workspace);
   arrange_values(order, pattern.values, pattern.dtype, threads, narrow, values);
   const auto run = [&](int64_t begin, int64_t end) {
-    run_items(lattice, correlation, pattern, values, packed, begin, end);
+    run_items(lattice, planned, pattern, values, packed, begin, end);
   };
-  const int64_t items = correlation.items(lattice);
-  if (correlation.plan.threads == 1) return run(0, items);
+  const int64_t items = planned.items(lattice);
+  if (planned.plan.threads == 1) return run(0, items);
   threads.run(items, run);
 }
 

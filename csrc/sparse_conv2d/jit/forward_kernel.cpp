@@ -23,12 +23,11 @@ constexpr Gpr kVector = x86::rdi, kValues = x86::rsi, kSums = x86::rdx, kMasks =
 constexpr Gpr kDest = x86::r8, kBias = x86::r9, kResidual = x86::r10;
 constexpr Zmm kVectorRegister{31};
 constexpr Mask kStored{kMostMasks};  // lanes that are stored to the tensor
-constexpr int32_t kVectorBytes = 64;
 
-// Stores a slice's sums, or adds them to those of the blocks before.
+// Stores a slice's sums, or adds them to those of the panels before.
 struct Finish {
   int64_t first_row, rows;
-  bool first_block;
+  bool first_panel;
   bool direct;         // to the tensor
   int64_t row_floats;  // of the tensor
   int epilogue_flags;  // of the packed epilogue, where direct
@@ -61,10 +60,10 @@ void write_finish(const Finish& finish, uint32_t begun, Assembler& code) {
     const Zmm sum(row);
     const Mem before(kSums, row * kVectorBytes);
     const bool has_sum = begun >> row & 1;
-    if (!has_sum && !finish.first_block && !finish.direct) continue;
-    if (!has_sum && finish.first_block) code.vpxord(sum, sum, sum);
-    if (!has_sum && !finish.first_block) code.vmovups(sum, before);
-    if (has_sum && !finish.first_block) code.vaddps(sum, sum, before);
+    if (!has_sum && !finish.first_panel && !finish.direct) continue;
+    if (!has_sum && finish.first_panel) code.vpxord(sum, sum, sum);
+    if (!has_sum && !finish.first_panel) code.vmovups(sum, before);
+    if (has_sum && !finish.first_panel) code.vaddps(sum, sum, before);
     if (!finish.direct) code.vmovups(before, sum);
   }
   if (!finish.direct) return;
@@ -122,7 +121,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::shared_ptr<ForwardKernels> result(new ForwardKernels);
   result->slices_ = plan.slices;
-  result->blocks_ = plan.blocks;
+  result->panels_ = plan.panels;
   result->residues_ = lattice.residues();
   result->masks_ = vector_masks(plan, plan.strip[0]);
   if (plan.direct) {
@@ -131,15 +130,15 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     for (size_t vector = 0; vector < vectors; ++vector) result->masks_[vector * kMaskStride + kMostMasks] = 0xffff;
   }
   result->order_.resize(static_cast<size_t>(pattern.nonzeros));
-  const std::vector<Column> columns = columns_of(lattice, plan, plan.block_channels);
+  const std::vector<Column> columns = columns_of(lattice, plan, plan.panel_channels);
   const int64_t rows = lattice.dest_channels;
-  const int64_t block_residues = plan.blocks * result->residues_, pieces = lattice.groups * plan.slices;
+  const int64_t panel_residues = plan.panels * result->residues_, pieces = lattice.groups * plan.slices;
   struct Place {
     size_t offset;
     int32_t values, bytes;
     bool is_there;
   };
-  std::vector<Place> places(static_cast<size_t>(pieces * block_residues));
+  std::vector<Place> places(static_cast<size_t>(pieces * panel_residues));
   std::vector<Assembler> codes(static_cast<size_t>(pieces));
   std::atomic<bool> sound{true};
   const auto compile = [&](int64_t piece) {
@@ -156,24 +155,24 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     Assembler& code = codes[static_cast<size_t>(piece)];
     const Nonzero* nonzero = sorted.data();
     const Nonzero* const end = nonzero + sorted.size();
-    for (int64_t block_residue = 0; block_residue < block_residues; ++block_residue) {
+    for (int64_t panel_residue = 0; panel_residue < panel_residues; ++panel_residue) {
       const Nonzero* const begin = nonzero;
-      while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].block_residue == block_residue) ++nonzero;
-      const bool first_block = block_residue < result->residues_,
-                 last_block = block_residue + result->residues_ >= block_residues;
+      while (nonzero < end && columns[static_cast<size_t>(nonzero->column)].panel_residue == panel_residue) ++nonzero;
+      const bool first_panel = panel_residue < result->residues_,
+                 last_panel = panel_residue + result->residues_ >= panel_residues;
       const Finish finish = {
           .first_row = first,
           .rows = last - first,
-          .first_block = first_block,
-          .direct = plan.direct && last_block,
+          .first_panel = first_panel,
+          .direct = plan.direct && last_panel,
           .row_floats = lattice.dest.stride[1],
           .epilogue_flags = plan.epilogue_flags,
           .residual_row_floats = plan.residual_channel};
-      if (begin == nonzero && !first_block && !finish.direct) continue;
+      if (begin == nonzero && !first_panel && !finish.direct) continue;
       code.align();
       const size_t start = code.size();
       write_forward_kernel(columns, begin, nonzero, finish, code);
-      places[static_cast<size_t>(piece * block_residues + block_residue)] = {
+      places[static_cast<size_t>(piece * panel_residues + panel_residue)] = {
           .offset = start,
           .values = base + static_cast<int32_t>(begin - sorted.data()),
           .bytes = static_cast<int32_t>(code.size() - start),
@@ -192,7 +191,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   result->entries_.resize(places.size());
   for (size_t i = 0; i < places.size(); ++i) {
     if (!places[i].is_there) continue;
-    const uint8_t* const entry = result->code_->piece(i / static_cast<size_t>(block_residues)) + places[i].offset;
+    const uint8_t* const entry = result->code_->piece(i / static_cast<size_t>(panel_residues)) + places[i].offset;
     std::memcpy(&result->entries_[i].kernel, &entry, sizeof entry);
     result->entries_[i].values = places[i].values;
     result->entries_[i].bytes = places[i].bytes;

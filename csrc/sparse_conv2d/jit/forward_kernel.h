@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// A pattern as machine code: one kernel for the nonzeros that a slice of its rows has in a block of channels. A slice
+// A pattern as machine code: one kernel for the nonzeros that a slice of its rows has in a panel of channels. A slice
 // is as many rows as fit the registers, and a kernel computes one vector of sums for each of them: it loads each vector
 // of the planes that some row needs once, and multiplies and adds it to the sums of every such row. No loop, no branch,
 // no index: where a vector lies is a displacement within its instruction. docs/sparse_kernels.md has the derivation.
@@ -15,9 +15,9 @@
 
 namespace sparsekernels::jit {
 
-// sums[row of the slice] (16 floats each) = (block 0 ? 0 : sums[row]) + the products of the vector with the block's
+// sums[row of the slice] (16 floats each) = (panel 0 ? 0 : sums[row]) + the products of the vector with the panel's
 // nonzeros. `values` are those of the kernel, plus kValueBias. `masks`: those of the vector, see Layout::masks.
-// Where results are stored directly, the last block's kernels add the rows' bias, do what else the epilogue says, and
+// Where results are stored directly, the last panel's kernels add the rows' bias, do what else the epilogue says, and
 // store to `dest`, row after row as the tensor's channels lie, the lanes that the last of the masks has. `bias`: of the
 // slice's first row, see PackedEpilogue.
 using ForwardKernel = void (*)(
@@ -37,8 +37,8 @@ class ForwardKernels {
   static std::shared_ptr<const ForwardKernels> make(
       const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
-  const KernelEntry& entry(int64_t group, int64_t slice, int64_t block, int64_t residue) const {
-    return entries_[static_cast<size_t>(((group * slices_ + slice) * blocks_ + block) * residues_ + residue)];
+  const KernelEntry& entry(int64_t group, int64_t slice, int64_t panel, int64_t residue) const {
+    return entries_[static_cast<size_t>(((group * slices_ + slice) * panels_ + panel) * residues_ + residue)];
   }
   const KernelEntry* end() const { return entries_.data() + entries_.size(); }
   // Of each value, in the order in which kernels take them, its place in the pattern's values.
@@ -53,7 +53,7 @@ class ForwardKernels {
  private:
   ForwardKernels() = default;
 
-  int64_t slices_ = 0, blocks_ = 0, residues_ = 0;
+  int64_t slices_ = 0, panels_ = 0, residues_ = 0;
   std::unique_ptr<Executable> code_;
   std::vector<KernelEntry> entries_;
   std::vector<int32_t> order_;

@@ -15,13 +15,8 @@ namespace {
 // Four slices of so many rows are whole cache lines of a tensor whose channels are neighbors.
 constexpr int64_t kWholeLineRows = 28;
 
-// An image block's planes stay in L2 while all slices go by: strips of it, where it is too large.
-int64_t room_for_planes() {
-  return caches().l2_lines * kLanes * cost::forward::kPlanesPercentOfL2 / 100;
-}
-
 void cut(const Lattice& lattice, ForwardPlan& plan, int d, int64_t strips, int64_t multiple) {
-  cut_image_blocks(lattice, d, strips, multiple, Lanes::kAnything, plan);
+  cut_microbatches(lattice, d, strips, multiple, Lanes::kAnything, plan);
 }
 
 // Results of so many rows wait to be written.
@@ -36,9 +31,9 @@ int64_t waiting_floats(const Lattice& lattice, const ForwardPlan& plan) {
 
 void cut_to_room(const Lattice& lattice, ForwardPlan& plan) {
   const int64_t room = room_for_planes();
-  const auto too_large = [&] { return plan.image_block_floats > room || waiting_floats(lattice, plan) > room / 2; };
+  const auto too_large = [&] { return plan.microbatch_floats > room || waiting_floats(lattice, plan) > room / 2; };
   const auto times = [&] {
-    return std::max<int64_t>(2, std::max(plan.image_block_floats, 2 * waiting_floats(lattice, plan)) / room);
+    return std::max<int64_t>(2, std::max(plan.microbatch_floats, 2 * waiting_floats(lattice, plan)) / room);
   };
   // not so far that most of a strip is what it shares with the next
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
@@ -83,9 +78,9 @@ double forward_cost(const Lattice& lattice, const ForwardPlan& plan, double nonz
   const double fetched = static_cast<double>(plan.phases * above) / (taps * rows * density);
   const double product = kMultiplyAdd + kLoad * loads + kFetch * fetched;
 
-  const double image_blocks = static_cast<double>(plan.image_blocks * plan.strips[0] * plan.strips[1]);
-  const double vectors = image_blocks * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
-  const double read = image_blocks * static_cast<double>(plan.phases * plan.phase_floats) / kLanes;
+  const double microbatches = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
+  const double vectors = microbatches * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
+  const double read = microbatches * static_cast<double>(plan.phases * plan.phase_floats) / kLanes;
   double stages = 0;
   for (int64_t images = 1; images < plan.images; images *= 2) ++stages;
   const bool reads_channels = lattice.source.stride[1] == 1, writes_channels = lattice.dest.stride[1] == 1;
@@ -97,7 +92,7 @@ double forward_cost(const Lattice& lattice, const ForwardPlan& plan, double nonz
                                 : kWriteColumns + kWriteStage * stages);
 }
 
-void choose_block(const Lattice& lattice, ForwardPlan& plan, double density) {
+void choose_panel(const Lattice& lattice, ForwardPlan& plan, double density) {
   using namespace cost::forward;
   // The vectors of a channel that neighboring positions share: those of the last rows and columns.
   const double across = static_cast<double>(kLanes + lattice.most_shift[1] * plan.images) / kLanes +
@@ -114,8 +109,8 @@ void choose_block(const Lattice& lattice, ForwardPlan& plan, double density) {
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
   const double by_code = kMostKernelNonzeros / std::max(1e-3, rows * taps * density);
   const int64_t most = static_cast<int64_t>(std::max(1.0, std::min({by_vectors, by_code, 1e9})));
-  plan.block_channels = evened(lattice.source_channels, std::min(lattice.source_channels, most));
-  plan.blocks = divide_up(lattice.source_channels, plan.block_channels);
+  plan.panel_channels = evened(lattice.source_channels, std::min(lattice.source_channels, most));
+  plan.panels = divide_up(lattice.source_channels, plan.panel_channels);
 }
 
 void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads) {
@@ -123,18 +118,18 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
   const int64_t room = room_for_planes();
   // Enough vectors to be worth the code, but no more: what is read and written goes through L2 as well.
   const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]);
-  const int64_t few = std::min(room / plan.image_block_floats, divide_up(kEnoughItemVectors, vectors));
-  plan.item_image_blocks = std::max(few, room / 3 / (plan.image_block_floats + waiting_floats(lattice, plan)));
-  plan.item_image_blocks = std::max<int64_t>(1, plan.item_image_blocks);
-  plan.item_image_blocks = evened(plan.image_blocks, std::min(plan.image_blocks, plan.item_image_blocks));
+  const int64_t few = std::min(room / plan.microbatch_floats, divide_up(kEnoughItemVectors, vectors));
+  plan.item_microbatches = std::max(few, room / 3 / (plan.microbatch_floats + waiting_floats(lattice, plan)));
+  plan.item_microbatches = std::max<int64_t>(1, plan.item_microbatches);
+  plan.item_microbatches = evened(plan.microbatches, std::min(plan.microbatches, plan.item_microbatches));
   const auto uneven = [&] {
     const int64_t items = lattice.groups * plan.work_items();
     return items < cost::kItemsPerThread * threads && items % threads != 0;
   };
-  const int64_t most = plan.item_image_blocks;
-  while (uneven() && plan.item_image_blocks > 1) --plan.item_image_blocks;
-  if (uneven()) plan.item_image_blocks = most;
-  plan.item_image_blocks = evened(plan.image_blocks, plan.item_image_blocks);
+  const int64_t most = plan.item_microbatches;
+  while (uneven() && plan.item_microbatches > 1) --plan.item_microbatches;
+  if (uneven()) plan.item_microbatches = most;
+  plan.item_microbatches = evened(plan.microbatches, plan.item_microbatches);
   // smaller strips, as long as there is work for each
   const int64_t strips = plan.strips[0];
   for (int64_t n = strips + 1; uneven() && n <= strips + threads && n <= lattice.size[0]; ++n) {
@@ -153,6 +148,10 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
 
 }  // namespace
 
+int64_t room_for_planes() {
+  return caches().l2_lines * kLanes * cost::forward::kPlanesPercentOfL2 / 100;
+}
+
 ForwardPlan make_forward_plan(
     const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, std::optional<int64_t> images,
     int64_t most_images, int64_t dest_images) {
@@ -161,12 +160,12 @@ ForwardPlan make_forward_plan(
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
   for (int64_t one = images.value_or(1); one <= images.value_or(most_images); one *= 2) {
-    // as few as fill vectors: an image block of many vectors has too large planes
+    // as few as fill vectors: a micro-batch of many vectors has too large planes
     if (!images && one > 1 &&
         (one / 2 >= batch || one * lattice.size[0] * lattice.size[1] > kMostInterleavedVectors * kLanes))
       break;
     ForwardPlan plan = {};
-    lay_out_image_blocks(lattice, one, Lanes::kAnything, plan);
+    lay_out_microbatches(lattice, one, Lanes::kAnything, plan);
     cut_to_room(lattice, plan);
     plan.gapless = has_no_gaps(lattice, plan);
     plan.direct = plan.gapless && plan.images == dest_images;
@@ -179,7 +178,6 @@ ForwardPlan make_forward_plan(
   best.epilogue_flags = best.direct ? epilogue_flags : 0;
   best.residual_channel = lattice.dest.stride[1];
   const bool writes_channels = lattice.dest.stride[1] == 1 && rows > kMostSliceRows;
-  const bool planes_fit = best.image_block_floats <= kMostRooms * room_for_planes();
   best.slices = divide_up(rows, writes_channels ? kWholeLineRows : kMostSliceRows);
   choose_work_item(lattice, best, best.threads);
   best.slices = std::min(rows, divide_up(best.slices, best.thread_shares) * best.thread_shares);
@@ -190,11 +188,7 @@ ForwardPlan make_forward_plan(
   }
   const double weights =
       static_cast<double>(lattice.groups * rows * lattice.source_channels) * static_cast<double>(lattice.taps.size());
-  choose_block(lattice, best, static_cast<double>(nonzeros) / weights);
-  const double per_row =
-      static_cast<double>(nonzeros) / static_cast<double>(lattice.groups * rows * lattice.residues());
-  best.is_worth_it = rows >= kFewestRows && planes_fit &&
-                     (best.blocks == 1 || per_row >= kFewestProducts * static_cast<double>(best.blocks));
+  choose_panel(lattice, best, static_cast<double>(nonzeros) / weights);
   return best;
 }
 

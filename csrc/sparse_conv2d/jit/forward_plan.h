@@ -1,9 +1,9 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// How a correlation by kernels is cut up: into image blocks and strips that a work item takes, blocks of channels whose
-// vectors and code fit L1, and slices of the pattern's rows whose sums fit the registers. docs/sparse_kernels.md
-// derives the choices.
+// How a forward, or an input gradient, by kernels is cut up: into micro-batches and strips that a work item takes,
+// panels of channels whose vectors and code fit L1, and slices of the pattern's rows whose sums fit the registers.
+// docs/sparse_kernels.md derives the choices.
 #pragma once
 
 #include <optional>
@@ -17,8 +17,8 @@ constexpr int64_t kMostSliceRows = 31;  // of 32 registers: one holds the vector
 constexpr int64_t kMostWriteSlices = 4;
 
 struct ForwardPlan : Layout {
-  int64_t block_channels, blocks;
-  int64_t item_image_blocks;
+  int64_t panel_channels, panels;
+  int64_t item_microbatches;
   int64_t slices, slice_rows;  // of the rows of a group; slice_rows 0: even slices
   int64_t write_slices;        // results of so many are written at a time
   int64_t thread_shares;       // of the slices, where work items are too few for the threads
@@ -27,17 +27,19 @@ struct ForwardPlan : Layout {
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
   bool gapless;                // results are computed as they would lie in a tensor of so many interleaved images
   bool direct;                 // results go from registers to the tensor, not by way of vectors
-  bool is_worth_it;            // tiles do better where planes do not fit, or a kernel has next to nothing to do
 
-  int64_t work_items() const { return divide_up(image_blocks, item_image_blocks) * strips[0] * strips[1]; }
+  int64_t work_items() const { return divide_up(microbatches, item_microbatches) * strips[0] * strips[1]; }
   int64_t first_row(int64_t slice, int64_t rows) const {
     if (slice_rows == 0) return rows * slice / slices;
     return slice * slice_rows < rows ? slice * slice_rows : rows;
   }
 };
 
+// Of L2, in floats: a micro-batch's planes stay there while all slices go by, or strips of it where it is too large.
+int64_t room_for_planes();
+
 // Work items, slices and shares depend on the number of threads; what an output is summed from does not. `epilogue`:
-// the what one has, see epilogue.h. `images`: in an image block, else those that cost least, of at most `most_images`.
+// the what one has, see epilogue.h. `images`: in a micro-batch, else those that cost least, of at most `most_images`.
 // `dest_images`: that the destination interleaves.
 ForwardPlan make_forward_plan(
     const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, std::optional<int64_t> images = {},

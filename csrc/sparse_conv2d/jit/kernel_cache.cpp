@@ -24,7 +24,7 @@ namespace {
 
 CacheLimits read_limits() {
   constexpr size_t kMegabyte = size_t{1} << 20, kKept = 256 * kMegabyte;
-  const char* const set = std::getenv("SPARSEKERNELS_CPU_PROGRAMS");
+  const char* const set = std::getenv("SPARSEKERNELS_CPU_JIT");
   if (set != nullptr && *set != 0) {
     char* end = nullptr;
     errno = 0;
@@ -33,7 +33,7 @@ CacheLimits read_limits() {
     if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
       throw std::invalid_argument(
           std::string(
-              "expected SPARSEKERNELS_CPU_PROGRAMS to be a whole number of megabytes such as 1024, or 0 for no"
+              "expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes such as 1024, or 0 for no"
               " kernels, got '") +
           set + "'");
     }
@@ -90,7 +90,7 @@ KernelKey hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>&
 }
 
 // Everything but the pattern that kernels depend on: of the lattice and its layout, then of a kind of kernels.
-enum class Kind { kSums, kWeightGradients };
+enum class Kind { kForward, kWeightGradient };
 std::vector<int64_t> contents_of(
     Kind kind, const Lattice& lattice, const Layout& layout, const SparsePattern& pattern) {
   std::vector<int64_t> contents = {
@@ -151,9 +151,8 @@ bool jit_allowed() {
   return allowed;
 }
 
-bool may_use_jit(const SparsePattern& pattern) {
-  constexpr int64_t kMostNonzeros = 1 << 23;
-  return cpu_kernels().jit_pack[0].pack != nullptr && jit_allowed() && pattern.nonzeros <= kMostNonzeros;
+bool jit_available() {
+  return cpu_kernels().jit_pack[0].pack != nullptr && jit_allowed();
 }
 
 int64_t most_kernel_bytes() {
@@ -166,17 +165,18 @@ int64_t kept_kernel_bytes() {
 
 KernelKey key_of(
     const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads) {
-  std::vector<int64_t> contents = contents_of(Kind::kSums, lattice, plan, pattern);
+  std::vector<int64_t> contents = contents_of(Kind::kForward, lattice, plan, pattern);
   const int64_t row_floats = plan.direct ? lattice.dest.stride[1] : -1;
   const int64_t residual_floats = plan.epilogue_flags & kAddsResidual ? plan.residual_channel : -1;
   for (const int64_t number :
-       {plan.block_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.epilogue_flags}, residual_floats})
+       {plan.panel_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.epilogue_flags}, residual_floats})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
 }
 
-KernelKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
-  std::vector<int64_t> contents = contents_of(Kind::kWeightGradients, lattice, plan, pattern);
+KernelKey key_of(
+    const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+  std::vector<int64_t> contents = contents_of(Kind::kWeightGradient, lattice, plan, pattern);
   for (const int64_t number : {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_vector_stride})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
@@ -188,10 +188,10 @@ std::shared_ptr<const ForwardKernels> cached_kernels(
   return cached<ForwardKernels>(key, lattice, plan, pattern, threads);
 }
 
-std::shared_ptr<const WeightKernels> cached_weight_kernels(
-    const KernelKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
+std::shared_ptr<const WeightGradientKernels> cached_weight_gradient_kernels(
+    const KernelKey& key, const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern,
     const Threads& threads) {
-  return cached<WeightKernels>(key, lattice, plan, pattern, threads);
+  return cached<WeightGradientKernels>(key, lattice, plan, pattern, threads);
 }
 
 }  // namespace sparsekernels::jit

@@ -11,7 +11,7 @@
 
 #include "base/hash128.h"
 #include "sparse_conv2d/jit/forward_kernel.h"
-#include "sparse_conv2d/jit/weight_kernel.h"
+#include "sparse_conv2d/jit/weight_gradient_kernel.h"
 
 namespace sparsekernels::jit {
 
@@ -19,23 +19,24 @@ namespace sparsekernels::jit {
 using KernelKey = Hash128;
 
 KernelKey key_of(const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads);
-KernelKey key_of(const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
+KernelKey key_of(
+    const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
 // Those of a pattern, kept or made now. `key` is that of the other arguments.
 std::shared_ptr<const ForwardKernels> cached_kernels(
     const KernelKey& key, const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
     const Threads& threads);
 
-std::shared_ptr<const WeightKernels> cached_weight_kernels(
-    const KernelKey& key, const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern,
+std::shared_ptr<const WeightGradientKernels> cached_weight_gradient_kernels(
+    const KernelKey& key, const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern,
     const Threads& threads);
 
-// Whether kernels may be used: not where SPARSEKERNELS_CPU_PROGRAMS, the most megabytes of them that are kept, is 0,
+// Whether kernels may be used: not where SPARSEKERNELS_CPU_JIT, the most megabytes of them that are kept, is 0,
 // nor where the system refuses to run them. Throws std::invalid_argument where that is no number.
 bool jit_allowed();
 
-// Whether a pattern may have kernels here: the instruction set has them, they are allowed, it is not too large.
-bool may_use_jit(const SparsePattern& pattern);
+// Whether there are any here: the instruction set has them, and they are allowed.
+bool jit_available();
 
 int64_t kept_kernel_bytes();
 

@@ -104,12 +104,12 @@ bool lay_out(const Lattice& lattice, Lanes lanes, Layout& layout) {
     layout.channel_floats = kLanes;
     layout.vector_stride =
         (std::max<int64_t>(channels, 2) | 1) * kLanes;  // more than one vector: else planes would be planar
-    layout.image_block_floats = layout.phases * layout.phase_floats / kLanes * layout.vector_stride;
+    layout.microbatch_floats = layout.phases * layout.phase_floats / kLanes * layout.vector_stride;
   } else {
     layout.vector_stride = kLanes;
     layout.channel_floats =
         (divide_up(layout.phases * layout.phase_floats + layout.behind_floats, kLanes) | 1) * kLanes;
-    layout.image_block_floats = channels * layout.channel_floats;
+    layout.microbatch_floats = channels * layout.channel_floats;
   }
   layout.front_floats = layout.spread(divide_up(front, kLanes) * kLanes);
   layout.back_floats = layout.spread(divide_up(back, kLanes) * kLanes);
@@ -119,9 +119,9 @@ bool lay_out(const Lattice& lattice, Lanes lanes, Layout& layout) {
 
 }  // namespace
 
-bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, Layout& layout) {
+bool lay_out_microbatches(const Lattice& lattice, int64_t images, Lanes lanes, Layout& layout) {
   layout.images = images;
-  layout.image_blocks = divide_up(lattice.source.size[0], images);
+  layout.microbatches = divide_up(lattice.source.size[0], images);
   for (int d = 0; d < 2; ++d) {
     layout.strip[d] = lattice.size[d];
     layout.strips[d] = 1;
@@ -129,7 +129,7 @@ bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, L
   return lay_out(lattice, lanes, layout);
 }
 
-bool cut_image_blocks(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, Layout& layout) {
+bool cut_microbatches(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, Layout& layout) {
   layout.strip[d] = divide_up(divide_up(lattice.size[d], strips), multiple) * multiple;
   layout.strips[d] = divide_up(lattice.size[d], layout.strip[d]);
   return lay_out(lattice, lanes, layout);

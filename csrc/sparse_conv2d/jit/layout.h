@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// How the planes and vectors of an image block lie in memory, for kernels: which images are interleaved, what a strip
+// How the planes and vectors of a micro-batch lie in memory, for kernels: which images are interleaved, what a strip
 // is, which lanes of a tap leave the image.
 #pragma once
 
@@ -26,7 +26,7 @@ struct TapColumns {
 };
 
 struct Layout {
-  int64_t images, image_blocks;  // interleaved images, and how many such image blocks the batch makes
+  int64_t images, microbatches;  // interleaved images, and how many such micro-batches the batch makes
   int64_t strip[2];              // positions of a strip, rows and columns, at most
   int64_t strips[2];
 
@@ -35,10 +35,10 @@ struct Layout {
   std::vector<TapColumns> taps;       // of each tap of the lattice
   std::vector<MaskedShift> masks;
 
-  int64_t phases;                                             // of rows, times planes of columns
-  int64_t phase_floats, behind_floats;                        // of a phase; behind the last one
-  int64_t vector_stride, channel_floats, image_block_floats;  // strides, see PackCall
-  int64_t front_floats, back_floats;                          // around the planes, that lanes without a use may read
+  int64_t phases;                                            // of rows, times planes of columns
+  int64_t phase_floats, behind_floats;                       // of a phase; behind the last one
+  int64_t vector_stride, channel_floats, microbatch_floats;  // strides, see PackCall
+  int64_t front_floats, back_floats;                         // around the planes, that lanes without a use may read
 
   int64_t vectors(int64_t rows, int64_t across) const {
     return divide_up(((rows - 1) * pitch + across) * images, kLanes);
@@ -55,11 +55,11 @@ enum class Lanes {
   kZeros      // they read zeros
 };
 
-// The layout of image blocks of so many images whose strips are whole images. False where `lanes` cannot be had.
-bool lay_out_image_blocks(const Lattice& lattice, int64_t images, Lanes lanes, Layout& layout);
+// The layout of micro-batches of so many images whose strips are whole images. False where `lanes` cannot be had.
+bool lay_out_microbatches(const Lattice& lattice, int64_t images, Lanes lanes, Layout& layout);
 
 // Cuts dimension d into so many strips, each but the last a multiple of `multiple`. False as above.
-bool cut_image_blocks(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, Layout& layout);
+bool cut_microbatches(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, Layout& layout);
 
 // kMaskStride for each vector of a strip with so many rows; none where the layout has none.
 constexpr int64_t kMaskStride = kMostMasks + 1;

@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Reads tensors into image blocks. Compiled once per instruction set, as vec.h is.
+// Reads tensors into micro-batches. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include "sparse_conv2d/jit/pack_calls.h"
@@ -192,9 +192,11 @@ void pack_images(const PackCall& t) {
       return interleaved ? pack_columns<T, 4, kNeighbors, true>(t) : pack_columns<T, 4, kNeighbors, false>(t);
     case 8:
       return interleaved ? pack_columns<T, 8, kNeighbors, true>(t) : pack_columns<T, 8, kNeighbors, false>(t);
-    default:
-      return interleaved ? pack_columns<T, 16, kNeighbors, true>(t) : pack_columns<T, 16, kNeighbors, false>(t);
+    case kMostImages:
+      return interleaved ? pack_columns<T, kMostImages, kNeighbors, true>(t)
+                         : pack_columns<T, kMostImages, kNeighbors, false>(t);
   }
+  __builtin_trap();  // of what no plan interleaves
 }
 
 template <class T>

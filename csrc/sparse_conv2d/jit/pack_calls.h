@@ -3,7 +3,7 @@
 
 // Between a tensor and the planes that kernels read, and between the vectors that kernels write and a tensor.
 //
-// An image block is 1, 2, 4, 8 or 16 images whose pixels are interleaved: float (row * pitch + column) * images + image
+// A micro-batch is 1, 2, 4, 8 or 16 images whose pixels are interleaved: float (row * pitch + column) * images + image
 // of a plane. A vector is 16 consecutive floats, so that a shift by rows and columns is a shift by floats, the same for
 // all of its lanes, whatever the number of images. Vectors run on from row to row.
 #pragma once
@@ -18,9 +18,9 @@ namespace sparsekernels::jit {
 
 constexpr int kMostImages = 16;
 
-// A strip of an image block, rows of halo included. Zeros where a plane sticks out of the image. Float f of phase p of
-// a channel's plane is at (p * phase_floats + f) / 16 * vector_stride + f % 16 from the plane's first: planes are
-// planar or, where all shifts are whole vectors, interleaved, see PlaneOrder.
+// A strip of a micro-batch, rows of halo included. Zeros where a plane sticks out of the image. Float f of phase p of
+// a channel's plane is at (p * phase_floats + f) / kLanes * vector_stride + f % kLanes from the plane's first: planes
+// are planar or, where all shifts are whole vectors, interleaved, see PlaneOrder.
 struct PackCall {
   const void* image[kMostImages];  // element (channel, 0, 0); null: none
   int64_t images;
@@ -57,7 +57,7 @@ struct UnpackCall {
 // planes is source[places[f] + channel * source_channel], or zero where places[f] is negative.
 struct GatherCall {
   const float* source;
-  const int32_t* places;  // [floats], rounded up to 16
+  const int32_t* places;  // [floats], rounded up to kLanes
   int64_t floats, channels, source_channel;
   float* planes;
   int64_t channel_floats, vector_stride;  // as in PackCall

@@ -4,31 +4,31 @@
 
 namespace sparsekernels::jit {
 
-std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t block_channels) {
+std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t panel_channels) {
   const int64_t taps = static_cast<int64_t>(lattice.taps.size()), residues = lattice.residues();
-  const int64_t blocks = divide_up(lattice.source_channels, block_channels);
+  const int64_t panels = divide_up(lattice.source_channels, panel_channels);
   const int64_t phase_columns = static_cast<int64_t>(layout.first_column.size());
   std::vector<Column> columns(static_cast<size_t>(lattice.source_channels * taps));
-  std::vector<int32_t> of_block_residue(static_cast<size_t>(blocks * residues) + 1);
+  std::vector<int32_t> of_panel_residue(static_cast<size_t>(panels * residues) + 1);
   for (size_t i = 0; i < columns.size(); ++i) {
-    const int64_t channel = static_cast<int64_t>(i) / taps, block = channel / block_channels;
+    const int64_t channel = static_cast<int64_t>(i) / taps, panel = channel / panel_channels;
     const Tap& tap = lattice.taps[i % static_cast<size_t>(taps)];
     const TapColumns& place = layout.taps[i % static_cast<size_t>(taps)];
     const int64_t phase = tap.phase[0] * phase_columns + place.plane;
     // a tap that reaches nothing but padding reads the plane of zeros behind all channels
-    const int64_t within = (tap.reaches ? channel : lattice.source_channels) - block * block_channels;
+    const int64_t within = (tap.reaches ? channel : lattice.source_channels) - panel * panel_channels;
     int64_t floats = within * layout.channel_floats;
     if (tap.reaches)
       floats +=
           layout.spread(phase * layout.phase_floats + (tap.shift[0] * layout.pitch + place.shift) * layout.images);
     columns[i].mask = tap.reaches ? place.mask : 0;
     columns[i].displacement = static_cast<int32_t>(floats * 4);
-    columns[i].block_residue = static_cast<int32_t>(block * residues + tap.residue);
-    ++of_block_residue[static_cast<size_t>(columns[i].block_residue) + 1];
+    columns[i].panel_residue = static_cast<int32_t>(panel * residues + tap.residue);
+    ++of_panel_residue[static_cast<size_t>(columns[i].panel_residue) + 1];
   }
-  for (size_t block_residue = 1; block_residue < of_block_residue.size(); ++block_residue)
-    of_block_residue[block_residue] += of_block_residue[block_residue - 1];
-  for (Column& column : columns) column.rank = of_block_residue[static_cast<size_t>(column.block_residue)]++;
+  for (size_t panel_residue = 1; panel_residue < of_panel_residue.size(); ++panel_residue)
+    of_panel_residue[panel_residue] += of_panel_residue[panel_residue - 1];
+  for (Column& column : columns) column.rank = of_panel_residue[static_cast<size_t>(column.panel_residue)]++;
   return columns;
 }
 

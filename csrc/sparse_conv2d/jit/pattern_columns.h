@@ -12,14 +12,14 @@ namespace sparsekernels::jit {
 
 // Where in the planes the operand of a column of the pattern is, and its rank in the order of processing.
 struct Column {
-  int32_t displacement;   // in bytes, from its block's first vector
-  int32_t block_residue;  // block * residues + residue
-  int32_t rank;           // columns of a block and residue follow each other
+  int32_t displacement;   // in bytes, from its panel's first vector
+  int32_t panel_residue;  // panel * residues + residue
+  int32_t rank;           // columns of a panel and residue follow each other
   int32_t mask;           // number, or 0
 };
 
-// With blocks of so many channels.
-std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t block_channels);
+// With panels of so many channels.
+std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t panel_channels);
 
 struct Nonzero {
   int32_t column, row, source;  // row of the slice; place in the pattern's values

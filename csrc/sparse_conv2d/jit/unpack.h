@@ -153,9 +153,10 @@ void unpack_results(const UnpackCall& t) {
       return unpack_images<T, 4>(t);
     case 8:
       return unpack_images<T, 8>(t);
-    default:
-      return unpack_images<T, 16>(t);
+    case kMostImages:
+      return unpack_images<T, kMostImages>(t);
   }
+  __builtin_trap();  // of what no plan interleaves
 }
 
 #endif

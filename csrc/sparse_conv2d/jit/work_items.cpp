@@ -10,7 +10,7 @@
 namespace sparsekernels::jit {
 
 WorkItem work_item_at(
-    const Lattice& lattice, const Layout& layout, int64_t item_image_blocks, int64_t group, int64_t index) {
+    const Lattice& lattice, const Layout& layout, int64_t item_microbatches, int64_t group, int64_t index) {
   WorkItem work_item = {};
   work_item.group = group;
   const int64_t strip[2] = {index / layout.strips[1] % layout.strips[0], index % layout.strips[1]};
@@ -18,8 +18,8 @@ WorkItem work_item_at(
     work_item.first[d] = strip[d] * layout.strip[d];
     work_item.size[d] = std::min(layout.strip[d], lattice.size[d] - work_item.first[d]);
   }
-  work_item.first_image_block = index / (layout.strips[0] * layout.strips[1]) * item_image_blocks;
-  work_item.image_blocks = std::min(item_image_blocks, layout.image_blocks - work_item.first_image_block);
+  work_item.first_microbatch = index / (layout.strips[0] * layout.strips[1]) * item_microbatches;
+  work_item.microbatches = std::min(item_microbatches, layout.microbatches - work_item.first_microbatch);
   return work_item;
 }
 
@@ -36,9 +36,9 @@ PrefetchCursor prefetch_of(
     const int64_t (&first)[2], const int64_t (&last)[2], const int64_t (&step)[2]) {
   constexpr int64_t kLargeElements = int64_t{1} << 20;  // smaller tensors lie in the last cache anyway
   if (tensor.size[0] * tensor.size[1] * tensor.size[2] * tensor.size[3] < kLargeElements) return PrefetchCursor();
-  int64_t begin[4] = {work_item.first_image_block * layout.images, channel};
+  int64_t begin[4] = {work_item.first_microbatch * layout.images, channel};
   int64_t end[4] = {
-      std::min(tensor.size[0], (work_item.first_image_block + work_item.image_blocks) * layout.images),
+      std::min(tensor.size[0], (work_item.first_microbatch + work_item.microbatches) * layout.images),
       channel + channels};
   for (int d = 0; d < 2; ++d) {
     begin[2 + d] = std::max<int64_t>(0, work_item.first[d] * step[d] + first[d]);
@@ -75,8 +75,8 @@ void gather_source(
   const int64_t floats = layout.phases * layout.phase_floats + layout.behind_floats;
   const int64_t rows = work_item.size[0] + lattice.most_shift[0];
   std::vector<int32_t> places(static_cast<size_t>(divide_up(floats, kLanes) * kLanes));
-  for (int64_t b = 0; b < work_item.image_blocks; ++b) {
-    const int64_t first_image = (work_item.first_image_block + b) * layout.images;
+  for (int64_t b = 0; b < work_item.microbatches; ++b) {
+    const int64_t first_image = (work_item.first_microbatch + b) * layout.images;
     std::fill(places.begin(), places.end(), -1);
     for (int64_t phase = 0; phase < layout.phases; ++phase) {
       const int64_t top = lattice.origin[0] + lattice.phases[0][static_cast<size_t>(phase / columns)];
@@ -102,7 +102,7 @@ void gather_source(
     call.floats = floats;
     call.channels = lattice.source_channels;
     call.source_channel = source.stride[1];
-    call.planes = planes + b * layout.image_block_floats;
+    call.planes = planes + b * layout.microbatch_floats;
     call.channel_floats = layout.channel_floats;
     call.vector_stride = layout.vector_stride;
     cpu_kernels().jit_pack[static_cast<int>(DType::kFloat32)].gather(call);
@@ -130,10 +130,9 @@ void pack_source(const Lattice& lattice, const Layout& layout, const WorkItem& w
     call.phases[d] = static_cast<int64_t>(first[d].size());
     call.first[d] = first[d].data();
   }
-  for (int64_t b = 0; b < work_item.image_blocks; ++b) {
-    set_images(
-        call, lattice.source, layout, work_item.first_image_block + b, work_item.group * lattice.source_channels);
-    call.planes = planes + b * layout.image_block_floats;
+  for (int64_t b = 0; b < work_item.microbatches; ++b) {
+    set_images(call, lattice.source, layout, work_item.first_microbatch + b, work_item.group * lattice.source_channels);
+    call.planes = planes + b * layout.microbatch_floats;
     cpu_kernels().jit_pack[static_cast<int>(lattice.source.dtype)].pack(call);
     // the plane of zeros behind all channels
     for (int64_t vector = 0;

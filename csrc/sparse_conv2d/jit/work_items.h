@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The parts that a layout of image blocks cuts a lattice into, and how they are read.
+// The parts that a layout of micro-batches cuts a lattice into, and how they are read.
 #pragma once
 
 #include "base/prefetch.h"
@@ -10,19 +10,19 @@
 
 namespace sparsekernels::jit {
 
-// A strip of some image blocks.
+// A strip of some micro-batches.
 struct WorkItem {
   int64_t group;  // of the convolution
-  int64_t first_image_block, image_blocks;
+  int64_t first_microbatch, microbatches;
   int64_t first[2], size[2];  // positions
 };
 
-// Work item `index` of a group of the convolution, in work items of at most so many image blocks.
+// Work item `index` of a group of the convolution, in work items of at most so many micro-batches.
 WorkItem work_item_at(
-    const Lattice& lattice, const Layout& layout, int64_t item_image_blocks, int64_t group, int64_t index);
+    const Lattice& lattice, const Layout& layout, int64_t item_microbatches, int64_t group, int64_t index);
 
 // The slice that a thread's share of a group's slices begins with, so that shares have about as many nonzeros. Plan is
-// ForwardPlan or WeightPlan, whose last share ends at its last slice.
+// ForwardPlan or WeightGradientPlan, whose last share ends at its last slice.
 template <class Plan>
 int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t rows, int64_t group, int64_t share) {
   if (share == plan.thread_shares) return plan.slices;
@@ -37,12 +37,12 @@ int64_t first_slice_of(const Plan& plan, const SparsePattern& pattern, int64_t r
 
 VectorOrder pack_order_of(const Activation& tensor, int64_t channels);
 
-// Pointers to the images of an image block, at a channel. Call is PackCall or UnpackCall.
+// Pointers to the images of a micro-batch, at a channel. Call is PackCall or UnpackCall.
 template <class Call>
-void set_images(Call& call, const Activation& tensor, const Layout& layout, int64_t image_block, int64_t channel) {
+void set_images(Call& call, const Activation& tensor, const Layout& layout, int64_t microbatch, int64_t channel) {
   call.images = layout.images;
   for (int64_t i = 0; i < layout.images; ++i) {
-    const int64_t image = image_block * layout.images + i;
+    const int64_t image = microbatch * layout.images + i;
     char* const data = static_cast<char*>(tensor.data);
     call.image[i] = image >= tensor.size[0]
                         ? nullptr
@@ -69,7 +69,7 @@ PrefetchCursor prefetch_dest(
 void gather_source(
     const Lattice& lattice, const Layout& layout, const WorkItem& work_item, int64_t vector_stride, float* planes);
 
-// The planes of a work item, image block after image block; with some_reach_nothing, zeros behind the channels of each.
+// The planes of a work item, micro-batch after micro-batch; with some_reach_nothing, zeros behind the channels of each.
 void pack_source(const Lattice& lattice, const Layout& layout, const WorkItem& work_item, float* planes);
 
 }  // namespace sparsekernels::jit

@@ -1,8 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Correlations and weight gradients by tiles, on any instruction set: packs the pattern for a plan, packs the vectors
-// of each work item block by block, calls the microkernels, writes results back.
+// Forward, input gradient and weight gradient by tiles, on any instruction set: packs the pattern for a plan, packs the
+// vectors of each work item panel by panel, calls the microkernels, writes results back.
 #include "sparse_conv2d/tiled/driver.h"
 
 #include <algorithm>
@@ -19,19 +19,19 @@ namespace {
 thread_local Workspace call_workspace;    // what all threads of a call read
 thread_local Workspace worker_workspace;  // a thread's own vectors
 
-// A block's channels, and a plane of zeros where a tap needs one.
+// A panel's channels, and a plane of zeros where a tap needs one.
 int64_t planes_size(const Lattice& lattice, const Plan& plan) {
-  return (plan.block_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_vectors * kLanes;
+  return (plan.panel_channels + (lattice.some_reach_nothing ? 1 : 0)) * plan.channel_vectors * kLanes;
 }
 void clear_zeros(const Lattice& lattice, const Plan& plan, float* planes) {
   const int64_t channel = plan.channel_vectors * kLanes;
   if (lattice.some_reach_nothing)
-    std::memset(planes + plan.block_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
+    std::memset(planes + plan.panel_channels * channel, 0, static_cast<size_t>(channel) * sizeof(float));
 }
 
 }  // namespace
 
-void correlate(
+void forward(
     const Lattice& lattice, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
   const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kForward, tiles.most_forward_vectors);
@@ -61,9 +61,9 @@ void correlate(
                  results = result_planes(work_item, residues, sums);
     const TileRows tile_rows(plan, work_item, planes);
 
-    for (int64_t b = 0; b < plan.blocks; ++b) {
-      const int64_t channel = b * plan.block_channels;
-      const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
+    for (int64_t panel = 0; panel < plan.panels; ++panel) {
+      const int64_t channel = panel * plan.panel_channels;
+      const int64_t channels = std::min(plan.panel_channels, lattice.source_channels - channel);
       transfer(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
       for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
         ForwardTile call = {};
@@ -74,9 +74,9 @@ void correlate(
         call.count = last - first;
         call.sums_pattern_row = results.channel;
         call.sums_row = results.row;
-        call.first = b == 0;
+        call.first = panel == 0;
         for (int64_t residue = 0; residue < residues; ++residue) {
-          call.runs = packed_pattern.runs(group, slice, b, residue);
+          call.runs = packed_pattern.runs(group, slice, panel, residue);
           call.sums = sums + residue * results.phase + row * results.row + column * kLanes;
           tiles.forward[height][width](call);
         }
@@ -96,7 +96,7 @@ void correlate(
 
 void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
   const TileKernels& tiles = cpu_kernels().tiles;
-  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeight, tiles.most_weight_vectors);
+  const Plan plan = make_plan(lattice, pattern.nonzeros, TileKind::kWeightGradient, tiles.most_weight_gradient_vectors);
   // Chunks of work items have sums of their own, so that threads share the work; how many does not depend on the
   // threads.
   const int64_t chunks = std::max<int64_t>(
@@ -133,22 +133,22 @@ void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
                    results = result_planes(work_item, 1, grads);
       const TileRows tile_rows(plan, work_item, planes);
       transfer(pack_kernels(lattice.dest.dtype).pack, plan, dest, work_item, first, last - first, results, {});
-      for (int64_t b = 0; b < plan.blocks; ++b) {
-        const int64_t channel = b * plan.block_channels;
-        const int64_t channels = std::min(plan.block_channels, lattice.source_channels - channel);
+      for (int64_t panel = 0; panel < plan.panels; ++panel) {
+        const int64_t channel = panel * plan.panel_channels;
+        const int64_t channels = std::min(plan.panel_channels, lattice.source_channels - channel);
         transfer(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
         for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
-          WeightTile call = {};
+          WeightGradientTile call = {};
           call.planes = planes.vectors + column * kLanes;
           call.plane_rows = tile_rows.planes.data() + row;
           call.offsets = packed_pattern.offsets();
-          call.runs = packed_pattern.runs(group, slice, b, 0);
+          call.runs = packed_pattern.runs(group, slice, panel, 0);
           call.count = last - first;
           call.grads = grads + row * results.row + column * kLanes;
           call.grads_pattern_row = results.channel;
           call.grads_row = results.row;
           call.sums = sums + call.runs->begin;
-          tiles.weight[height][width](call);
+          tiles.weight_gradient[height][width](call);
         });
       }
     }
@@ -159,18 +159,18 @@ void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
   });
 
   // Back into the pattern's order, the chunks added up.
-  const int64_t per_group = slices.count * plan.blocks;
+  const int64_t per_group = slices.count * plan.panels;
   threads.run(lattice.groups * per_group, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / per_group, slice = item / plan.blocks % slices.count, block = item % plan.blocks;
-      const Run* const runs = packed_pattern.runs(group, slice, block, 0);
+      const int64_t group = item / per_group, slice = item / plan.panels % slices.count, panel = item % plan.panels;
+      const Run* const runs = packed_pattern.runs(group, slice, panel, 0);
       for (const Run* run = runs; run < runs + slices.last(group, slice) - slices.first(group, slice); ++run) {
         float* const sums = partial + run->begin;
         const int64_t count = run->end - run->begin;
         for (int64_t chunk = 1; chunk < chunks; ++chunk)
           for (int64_t i = 0; i < count; ++i) sums[i] += sums[chunk * pattern.nonzeros + i];
         cpu_kernels().narrow(
-            sums, count, lattice.source.dtype, grad_values, packed_pattern.place(group, slice, block, *run));
+            sums, count, lattice.source.dtype, grad_values, packed_pattern.place(group, slice, panel, *run));
       }
     }
   });

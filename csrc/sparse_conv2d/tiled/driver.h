@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Correlations and weight gradients by tiles: on any instruction set, with the pattern as data.
+// Forward, input gradient and weight gradient by tiles: on any instruction set, with the pattern as data.
 #pragma once
 
 #include "sparse_conv2d/epilogue.h"
@@ -11,7 +11,7 @@ namespace sparsekernels::tiled {
 
 // dest = correlation of source with the pattern, and the epilogue. The lattice's positions are merged, and the
 // pattern's rows were checked.
-void correlate(
+void forward(
     const Lattice& lattice, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads);
 
 // grad_values [nonzeros], in the dtype of the source: at each nonzero, the sum over positions of source times dest.

@@ -17,7 +17,7 @@ constexpr int kRateVectors = 24;
 constexpr int kMostTileRows = 8;
 constexpr int kMostTileVectors = 28;  // of 32 registers: a broadcast weight, and room for the compiler
 
-// The nonzeros [begin, end) that one row of the pattern has in one block of channels.
+// The nonzeros [begin, end) that one row of the pattern has in one panel of channels.
 struct Run {
   int32_t row, begin, end;
 };
@@ -40,7 +40,7 @@ struct ForwardTile {
 
 // For the n-th nonzero k of the runs, in order:
 //   sums[n] += sum over vectors p and lanes of grads[row][p] * planes[p + offsets[k]]
-struct WeightTile {
+struct WeightGradientTile {
   const float* planes;
   const int64_t* plane_rows;
   const int32_t* offsets;
@@ -53,16 +53,16 @@ struct WeightTile {
 };
 
 using ForwardTileFunction = void (*)(const ForwardTile&);
-using WeightTileFunction = void (*)(const WeightTile&);
+using WeightGradientTileFunction = void (*)(const WeightGradientTile&);
 
 // [R][W]; null where R * W is too large for the instruction set's registers.
 struct TileKernels {
   int most_forward_vectors;
-  int most_weight_vectors;
+  int most_weight_gradient_vectors;
   // `rounds` times kRateVectors multiply-adds with a vector of `vectors` [kRateVectors] as one operand; for measuring.
   void (*multiply_add_vectors)(const float* vectors, int64_t rounds, float* sums);
   ForwardTileFunction forward[kMostTileRows + 1][kMostTileVectors + 1];
-  WeightTileFunction weight[kMostTileRows + 1][kMostTileVectors + 1];
+  WeightGradientTileFunction weight_gradient[kMostTileRows + 1][kMostTileVectors + 1];
 };
 
 }  // namespace sparsekernels::tiled

@@ -11,11 +11,11 @@ namespace sparsekernels::tiled {
 namespace {
 
 #if defined(SPARSEKERNELS_AVX512)
-constexpr int kForwardVectors = 28, kWeightVectors = 24;
+constexpr int kForwardVectors = 28, kWeightGradientVectors = 24;
 #elif defined(SPARSEKERNELS_AVX2)
-constexpr int kForwardVectors = 6, kWeightVectors = 4;  // a vector is two of 16 registers
+constexpr int kForwardVectors = 6, kWeightGradientVectors = 4;  // a vector is two of 16 registers
 #else
-constexpr int kForwardVectors = 4, kWeightVectors = 4;
+constexpr int kForwardVectors = 4, kWeightGradientVectors = 4;
 #endif
 
 template <int R, int W>
@@ -117,7 +117,7 @@ inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
 #endif
 
 template <int R, int W>
-void weight_tile(const WeightTile& call) {
+void weight_gradient_tile(const WeightGradientTile& call) {
   constexpr int kChains = R * W < 3 ? R * W : 3;
   constexpr int kFetched = R == 1 && W > 4 ? 4 : W, kFetches = R == 1 ? (W + kFetched - 1) / kFetched : R;
   alignas(64) float vectors[kLanes][kLanes];
@@ -192,7 +192,7 @@ void multiply_add_vectors(const float* vectors, int64_t rounds, float* sums) {
 template <int R, int W>
 constexpr void fill_tile(TileKernels& table) {
   if constexpr (R * W <= kForwardVectors) table.forward[R][W] = forward_tile<R, W>;
-  if constexpr (R * W <= kWeightVectors) table.weight[R][W] = weight_tile<R, W>;
+  if constexpr (R * W <= kWeightGradientVectors) table.weight_gradient[R][W] = weight_gradient_tile<R, W>;
 }
 
 template <int R, int W>
@@ -209,7 +209,7 @@ constexpr void fill_tiles(TileKernels& table) {
 constexpr TileKernels tile_kernels() {
   TileKernels table = {};
   table.most_forward_vectors = kForwardVectors;
-  table.most_weight_vectors = kWeightVectors;
+  table.most_weight_gradient_vectors = kWeightGradientVectors;
   table.multiply_add_vectors = multiply_add_vectors;
   fill_tiles<1, 1>(table);
   return table;

@@ -13,20 +13,22 @@ namespace sparsekernels::tiled {
 namespace {
 
 struct TileChoice {
-  int64_t rows, columns, block_channels;
+  int64_t rows, columns, panel_channels;
   double cost;
 };
 
 // Load slots for each multiply-add, of which a processor has two in a cycle. A run is the nonzeros that one pattern row
-// has in one block of channels: each of them costs a vector for each of the tile's, and two loads of its own; the run
-// brings the tile's sums up from L2 and sends them back. A block is fetched into L1 once for
+// has in one panel of channels: each of them costs a vector for each of the tile's, and two loads of its own; the run
+// brings the tile's sums up from L2 and sends them back. A panel is fetched into L1 once for
 // all rows.
-double tile_cost(double vectors, double nonzeros, double block_vectors, double rows, TileKind kind) {
+double tile_cost(double vectors, double nonzeros, double panel_vectors, double rows, TileKind kind) {
   using namespace cost::tiled;
-  const double fma = nonzeros * vectors, fetch = kFetch * block_vectors / rows;
+  const double fma = nonzeros * vectors, fetch = kFetch * panel_vectors / rows;
   if (kind == TileKind::kForward)
     return (nonzeros * (vectors + kForwardNonzero) + kForwardRunVector * vectors + kForwardRun + fetch) / fma;
-  return (nonzeros * (vectors + kWeightNonzero) + kWeightRunVector * vectors + kWeightRun + fetch) / fma;
+  return (nonzeros * (vectors + kWeightGradientNonzero) + kWeightGradientRunVector * vectors + kWeightGradientRun +
+          fetch) /
+         fma;
 }
 
 TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density, int64_t most_vectors) {
@@ -36,23 +38,23 @@ TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density,
       plan.flat ? plan.lanes.lane_groups() * plan.lanes.size[0] * plan.lanes.size[1] : plan.lanes.size[1];
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
   const double room = cost::tiled::kVectorsOfL1 * static_cast<double>(caches().l1_lines);
-  TileChoice best = {.rows = 1, .columns = 1, .block_channels = 1, .cost = 0};
+  TileChoice best = {.rows = 1, .columns = 1, .panel_channels = 1, .cost = 0};
   for (int64_t rows = 1; rows <= std::min<int64_t>(kMostTileRows, rows_there); ++rows) {
     for (int64_t columns = std::min(columns_there, most_vectors / rows); columns >= 1; --columns) {
       if (columns < columns_there && evened(columns_there, columns) != columns && columns_there < 64) continue;
       const int64_t images = divide_up(rows, plan.lanes.size[0]);
       const int64_t vectors =
           plan.flat ? columns : (rows + lattice.most_shift[0] * images) * (columns + lattice.most_shift[1]) * phases;
-      int64_t block = static_cast<int64_t>(room / static_cast<double>(vectors));
-      block = evened(lattice.source_channels, std::max<int64_t>(1, std::min(block, lattice.source_channels)));
+      int64_t panel = static_cast<int64_t>(room / static_cast<double>(vectors));
+      panel = evened(lattice.source_channels, std::max<int64_t>(1, std::min(panel, lattice.source_channels)));
       const double pieces = static_cast<double>(divide_up(columns_there, columns));
       const double average = static_cast<double>(rows * columns_there) / pieces;
-      const double nonzeros = std::max(1e-3, static_cast<double>(block) * taps * density);
+      const double nonzeros = std::max(1e-3, static_cast<double>(panel) * taps * density);
       const double rows_of_pattern = static_cast<double>(lattice.dest_channels * lattice.residues());
       const double cost =
-          tile_cost(average, nonzeros, static_cast<double>(vectors * block), rows_of_pattern, plan.kind);
+          tile_cost(average, nonzeros, static_cast<double>(vectors * panel), rows_of_pattern, plan.kind);
       if (best.cost == 0 || cost < best.cost)
-        best = {.rows = rows, .columns = columns, .block_channels = block, .cost = cost};
+        best = {.rows = rows, .columns = columns, .panel_channels = panel, .cost = cost};
     }
   }
   return best;
@@ -66,8 +68,8 @@ void choose_work_item(const Lattice& lattice, Plan& plan) {
   const int64_t tile = std::max<int64_t>(1, plan.tile_rows * plan.tile_columns);
   plan.slice_rows = std::max<int64_t>(1, std::min(channels, room / (tile * residues)));
   plan.slice_rows = evened(channels, plan.slice_rows);
-  // a block's planes are there as well, with a halo of their own
-  const int64_t vectors = std::max(tile, room / (plan.slice_rows * residues + plan.block_channels));
+  // a panel's planes are there as well, with a halo of their own
+  const int64_t vectors = std::max(tile, room / (plan.slice_rows * residues + plan.panel_channels));
   // even pieces, so that threads get equal work
   const int64_t rows = plan.flat ? 1 : plan.tile_rows;
   plan.item_lane_groups = vectors < height * width ? 1 : evened(groups, std::min(groups, vectors / (height * width)));
@@ -83,12 +85,12 @@ int64_t spread_channels(const Lattice& lattice, const Plan& plan, int64_t vector
   const int64_t columns = plan.flat ? plan.tile_columns : plan.tile_columns + lattice.most_shift[1];
   const int64_t phases = plan.flat ? 1 : static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
   int64_t best = vectors, best_ways = -1;
-  const int64_t touched = plan.block_channels * rows * columns * phases;
+  const int64_t touched = plan.panel_channels * rows * columns * phases;
   if (touched > 4096) return vectors | 1;  // more than any L1 holds
   const int64_t even = divide_up(touched, kSets) + 1;
   for (int64_t padded = vectors; padded < vectors + kSets; ++padded) {
     int64_t used[kSets] = {}, ways = 0;
-    for (int64_t c = 0; c < plan.block_channels; ++c)
+    for (int64_t c = 0; c < plan.panel_channels; ++c)
       for (int64_t p = 0; p < phases; ++p)
         for (int64_t y = 0; y < rows; ++y)
           for (int64_t x = 0; x < columns; ++x)
@@ -119,15 +121,15 @@ Plan make_plan(const Lattice& lattice, int64_t nonzeros, TileKind kind, int64_t 
   const TileChoice tile = choose_tile(lattice, plan, static_cast<double>(nonzeros) / weights, most_vectors);
   plan.tile_rows = tile.rows;
   plan.tile_columns = tile.columns;
-  plan.block_channels = tile.block_channels;
-  plan.blocks = divide_up(lattice.source_channels, plan.block_channels);
+  plan.panel_channels = tile.panel_channels;
+  plan.panels = divide_up(lattice.source_channels, plan.panel_channels);
   choose_work_item(lattice, plan);
   plan.plane_rows = plan.item_rows + lattice.most_shift[0];
   plan.plane_columns = plan.item_columns + lattice.most_shift[1];
   plan.phase_vectors = plan.plane_rows * plan.plane_columns;
   plan.plane_vectors = plan.phase_vectors * static_cast<int64_t>(lattice.phases[0].size() * lattice.phases[1].size());
   plan.channel_vectors = spread_channels(lattice, plan, plan.plane_vectors * plan.item_lane_groups);
-  if ((plan.block_channels + 1) * plan.channel_vectors * kLanes > std::numeric_limits<int32_t>::max())
+  if ((plan.panel_channels + 1) * plan.channel_vectors * kLanes > std::numeric_limits<int32_t>::max())
     throw std::length_error("sparse_conv2d: expected tiles of less than 8 GB, got more: the kernel reaches too far");
   return plan;
 }

@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// How a lattice is cut up: into work items that a thread takes, blocks of channels that fit L1, and tiles that
+// How a lattice is cut up: into work items that a thread takes, panels of channels that fit L1, and tiles that
 // fit the registers. docs/sparse_kernels.md derives the choices.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace sparsekernels::tiled {
 
-enum class TileKind { kForward, kWeight };
+enum class TileKind { kForward, kWeightGradient };
 
 struct Plan {
   TileKind kind;
@@ -18,7 +18,7 @@ struct Plan {
   bool flat;
   int64_t tile_rows, tile_columns;                    // at most; a work item's rows and columns are cut evenly
   int64_t item_lane_groups, item_rows, item_columns;  // of lanes, and positions of a lane
-  int64_t block_channels, blocks;
+  int64_t panel_channels, panels;
   int64_t slice_rows;                    // pattern rows whose vectors of a work item stay in L2
   int64_t plane_rows, plane_columns;     // vectors of one phase, its halo included
   int64_t phase_vectors, plane_vectors;  // of one lane group: of a phase, of all phases

@@ -101,7 +101,7 @@ void transfer(
       int64_t at = lane / grid * tensor.stride[0] + (work_item.group * side.channels + channel) * tensor.stride[1];
       for (int d = 0; d < 2; ++d) {
         int64_t origin = cell[d] * lanes.origin_step[d], before = 0;
-        if (plan.kind == TileKind::kWeight && !lanes.adjacent) {
+        if (plan.kind == TileKind::kWeightGradient && !lanes.adjacent) {
           // A region that would stick out is moved back inside, its gradients before `before` another region's: zero
           // times what the image has elsewhere might be NaN.
           before = std::max<int64_t>(0, origin + lanes.size[d] - lanes.total[d]);

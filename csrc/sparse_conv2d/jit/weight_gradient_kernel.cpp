@@ -1,6 +1,6 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_conv2d/jit/weight_kernel.h"
+#include "sparse_conv2d/jit/weight_gradient_kernel.h"
 
 #include <atomic>
 #include <cstring>
@@ -18,28 +18,28 @@ using x86::Mask;
 using x86::Mem;
 using x86::Zmm;
 
-constexpr Gpr kPlanes = x86::rdi, kGrads = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see WeightKernel
+constexpr Gpr kPlanes = x86::rdi, kGrads = x86::rsi, kSums = x86::rdx, kMasks = x86::rcx;  // see WeightGradientKernel
 constexpr Gpr kVectors = x86::r8, kPrefetch = x86::r9;
 constexpr Gpr kCounter = x86::rax, kFirstPlanes = x86::r9, kFirstGrads = x86::r10, kFirstMasks = x86::r11;
 constexpr Zmm kVectorRegister{31};
 constexpr int64_t kSetNonzeros = 31;  // nonzeros
 
-// Adds up the lanes of 16 vectors: at the end lane i of the first is the sum of vector order[i]. Each step adds the two
-// halves of what is left of two vectors; a blend and one shuffle bring them side by side, where masks allow it.
+// Adds up the lanes of kLanes vectors: at the end lane i of the first is the sum of vector order[i]. Each step adds the
+// two halves of what is left of two vectors; a blend and one shuffle bring them side by side, where masks allow it.
 void write_lane_sums(Assembler& code, int first, Zmm spare) {
   constexpr Mask kUpperHalves{1}, kUpperPairs{2};
   const auto at = [&](int i) { return Zmm(first + i); };
-  for (int i = 0; i < 16; i += 2) {
+  for (int i = 0; i < kLanes; i += 2) {
     code.vblendmps(spare, kUpperHalves, at(i), at(i + 1));
     code.vshuff32x4(at(i), at(i), at(i + 1), 0x4e);
     code.vaddps(at(i), at(i), spare);
   }
-  for (int i = 0; i < 16; i += 4) {
+  for (int i = 0; i < kLanes; i += 4) {
     code.vblendmps(spare, kUpperPairs, at(i), at(i + 2));
     code.vshufps(at(i), at(i), at(i + 2), 0x4e);
     code.vaddps(at(i), at(i), spare);
   }
-  for (int i = 0; i < 16; i += 8) {
+  for (int i = 0; i < kLanes; i += 8) {
     code.vshuff32x4(spare, at(i), at(i + 4), 0x88);
     code.vshuff32x4(at(i), at(i), at(i + 4), 0xdd);
     code.vaddps(at(i), at(i), spare);
@@ -56,7 +56,7 @@ int64_t lane_of(int64_t vector) {
 
 int64_t slot_in_slice(int64_t nonzero) {
   const int64_t within = nonzero % kSetNonzeros;
-  return nonzero / kSetNonzeros * kSetSlots + (within & 16) + lane_of(within & 15);
+  return nonzero / kSetNonzeros * kSetSlots + within / kLanes * kLanes + lane_of(within % kLanes);
 }
 
 void clear(Assembler& code, Zmm one) {
@@ -71,12 +71,12 @@ void begin_set(bool masked, Assembler& code) {
   code.mov(kCounter, kVectors);
 }
 
-void prefetch_next(WeightPrefetch* prefetch) noexcept {
+void prefetch_next(WeightGradientPrefetch* prefetch) noexcept {
   prefetch->source.prefetch(prefetch->source_lines);
   prefetch->grads.prefetch(prefetch->grad_lines);
 }
 
-uint64_t address_of(void (*function)(WeightPrefetch*) noexcept) {
+uint64_t address_of(void (*function)(WeightGradientPrefetch*) noexcept) {
   uint64_t address = 0;
   static_assert(sizeof function <= sizeof address, "an address");
   std::memcpy(&address, &function, sizeof function);
@@ -90,7 +90,7 @@ void write_turn(bool masked, Assembler& code) {
   constexpr int kLinesOfSet = 6;
   constexpr Gpr kReturn = x86::rax;
   code.mov(kReturn, Mem(x86::rsp, 0));
-  for (int i = 0; i < kLinesOfSet; ++i) code.prefetcht1(Mem(kReturn, kBytesAhead + 64 * i));
+  for (int i = 0; i < kLinesOfSet; ++i) code.prefetcht1(Mem(kReturn, kBytesAhead + kLineBytes * i));
   const auto set_mask = [&](int mask, uint32_t lanes) {
     code.mov32(x86::rax, lanes);
     code.kmovw(Mask(mask), x86::rax);
@@ -104,8 +104,8 @@ void write_turn(bool masked, Assembler& code) {
   write_lane_sums(code, 0, kVectorRegister);
   add_to_memory(0, 0);
   clear(code, kVectorRegister);
-  write_lane_sums(code, 16, Zmm(1));
-  add_to_memory(16, 64);
+  write_lane_sums(code, kLanes, Zmm(1));
+  add_to_memory(kLanes, kVectorBytes);
   code.add(kSums, kSetSlots * 4);
   constexpr Gpr kArgument = x86::rdi;
   code.mov(kArgument, Mem(x86::rsp, 8));  // above the return address
@@ -123,8 +123,9 @@ void write_turn(bool masked, Assembler& code) {
 }
 
 // Emits the kernel of one slice; returns the offset of its entry point.
-size_t write_weight_kernel(
-    const std::vector<Column>& columns, const std::vector<Nonzero>& nonzeros, const WeightPlan& plan, Assembler& code) {
+size_t write_weight_gradient_kernel(
+    const std::vector<Column>& columns, const std::vector<Nonzero>& nonzeros, const WeightGradientPlan& plan,
+    Assembler& code) {
   const bool masked = !plan.masks.empty();
   write_turn(masked, code);
   code.align();
@@ -164,9 +165,9 @@ size_t write_weight_kernel(
 
 }  // namespace
 
-std::shared_ptr<const WeightKernels> WeightKernels::make(
-    const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads) {
-  std::shared_ptr<WeightKernels> result(new WeightKernels);
+std::shared_ptr<const WeightGradientKernels> WeightGradientKernels::make(
+    const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads) {
+  std::shared_ptr<WeightGradientKernels> result(new WeightGradientKernels);
   result->slices_ = plan.slices;
   result->slot_of_.resize(static_cast<size_t>(pattern.nonzeros));
   result->masks_[0] = vector_masks(plan, plan.strip[0]);
@@ -200,7 +201,7 @@ std::shared_ptr<const WeightKernels> WeightKernels::make(
     }
     if (!sorted.empty())
       entries[static_cast<size_t>(piece)] =
-          write_weight_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
+          write_weight_gradient_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
   };
   threads.run(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) compile(piece);

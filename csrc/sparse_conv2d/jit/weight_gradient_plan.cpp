@@ -1,6 +1,6 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_conv2d/jit/weight_plan.h"
+#include "sparse_conv2d/jit/weight_gradient_plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -19,8 +19,8 @@ double density_of(const Lattice& lattice, int64_t nonzeros) {
 }
 
 // A run's gradients of a slice are to stay in L1 while the slice's columns go by.
-void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
-  using namespace cost::weight;
+void choose_runs(const Lattice& lattice, WeightGradientPlan& plan, double density) {
+  using namespace cost::weight_gradient;
   const double held = static_cast<double>(caches().l1_lines);
   const double best = std::min(kManyRunVectors, std::max(kFewestRunVectors, std::sqrt(kLanesToFetch * held * density)));
   const double rows = static_cast<double>(lattice.dest_channels);
@@ -32,63 +32,53 @@ void choose_runs(const Lattice& lattice, WeightPlan& plan, double density) {
       std::lround(std::min(kMostRunVectors, std::max(best, held / static_cast<double>(plan.slice_rows))));
 }
 
-void lay_out_grads(WeightPlan& plan) {
+void lay_out_grads(WeightGradientPlan& plan) {
   // to the end of the last row: that is how far zeros are written
   const int64_t vectors = plan.vectors(plan.strip[0], plan.pitch), rows = plan.slice_rows;
   // an odd number of vectors from one to the next, as in Layout
   if (plan.pitch * plan.images % kLanes == 0 || plan.strip[0] == 1) {
     plan.grad_vector_stride = (std::max<int64_t>(rows, 2) | 1) * kLanes;
     plan.grad_channel_floats = kLanes;
-    plan.grad_image_block_floats = vectors * plan.grad_vector_stride;
+    plan.grad_microbatch_floats = vectors * plan.grad_vector_stride;
   } else {
     plan.grad_vector_stride = kLanes;
     plan.grad_channel_floats = (vectors | 1) * kLanes;
-    plan.grad_image_block_floats = rows * plan.grad_channel_floats;
+    plan.grad_microbatch_floats = rows * plan.grad_channel_floats;
   }
-  plan.image_blocks_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() &&
+  plan.microbatches_follow = plan.strips[0] * plan.strips[1] == 1 && plan.masks.empty() &&
                              plane_order(plan.vector_stride) == PlaneOrder::kInterleaved &&
                              plane_order(plan.grad_vector_stride) == PlaneOrder::kInterleaved &&
-                             plan.image_block_floats == vectors * plan.vector_stride &&
+                             plan.microbatch_floats == vectors * plan.vector_stride &&
                              vectors == plan.vectors(plan.strip[0], plan.strip[1]);
 }
 
-// A work item's planes stay in L2 while all slices go by, beside a slice's gradients and what comes up for the
-// next ones.
-int64_t floats_of(const WeightPlan& plan) {
-  return plan.image_block_floats + plan.grad_image_block_floats;
-}
-
-int64_t room_for_planes_and_grads() {
-  return caches().l2_lines * kLanes * cost::weight::kPlanesPercentOfL2 / 100;
-}
-
 // Strips whose planes and gradients fit, as long as they have some vectors.
-bool cut_strips(const Lattice& lattice, WeightPlan& plan) {
-  using namespace cost::weight;
+bool cut_strips(const Lattice& lattice, WeightGradientPlan& plan) {
+  using namespace cost::weight_gradient;
   const auto vectors = [&] { return plan.vectors(plan.strip[0], plan.strip[1]); };
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
   bool possible = true;
   const auto cut = [&](int d, int64_t n, int64_t multiple) {
-    possible = cut_image_blocks(lattice, d, n, multiple, Lanes::kZeros, plan);
+    possible = cut_microbatches(lattice, d, n, multiple, Lanes::kZeros, plan);
     lay_out_grads(plan);
   };
-  for (int64_t n = 2; possible && floats_of(plan) > room_for_planes_and_grads() && plan.strip[0] > least &&
+  for (int64_t n = 2; possible && plan.floats() > room_for_planes_and_grads() && plan.strip[0] > least &&
                       vectors() > kFewestStripVectors;
        ++n)
     cut(0, std::min(n, divide_up(lattice.size[0], least)), 1);
   if (!lattice.is_flat()) return possible;
   if (vectors() > kMostStripVectors) cut(1, divide_up(vectors(), kStripVectors), kLanes);
   for (int64_t n = plan.strips[1] + 1;
-       possible && floats_of(plan) > room_for_planes_and_grads() && plan.strip[1] > kLanes * kFewestStripVectors; ++n)
+       possible && plan.floats() > room_for_planes_and_grads() && plan.strip[1] > kLanes * kFewestStripVectors; ++n)
     cut(1, n, kLanes);
   return possible;
 }
 
 // Nanoseconds on one core, as in forward_plan.cpp. A run's products, then what it costs whatever its length: to sum
 // up lanes, to add the sums up in memory, and to bring up code and sums that do not fit L2.
-double weight_cost(const Lattice& lattice, const WeightPlan& plan, double nonzeros) {
-  using namespace cost::weight;
-  const double strips = static_cast<double>(plan.image_blocks * plan.strips[0] * plan.strips[1]);
+double weight_gradient_cost(const Lattice& lattice, const WeightGradientPlan& plan, double nonzeros) {
+  using namespace cost::weight_gradient;
+  const double strips = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
   const double vectors = strips * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
   const double planes = strips * static_cast<double>(plan.phases * plan.phase_floats) / kLanes;
   double stages = 0;
@@ -98,58 +88,49 @@ double weight_cost(const Lattice& lattice, const WeightPlan& plan, double nonzer
            (tensor.stride[1] == 1 ? cost::kReadChannels : cost::kReadColumns + cost::kReadStage * stages);
   };
   const double most =
-      plan.image_blocks_follow ? vectors : static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
-  const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * 64 / 2;
+      plan.microbatches_follow ? vectors : static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
+  const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * kLineBytes / 2;
   const double product = kMultiplyAdd + (streams ? kStreamedRun : kRun) / std::min(kLongRunVectors, most);
   return vectors * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
          vectors * read(lattice.dest, lattice.dest_channels);
 }
 
-// Where tiles do better, as measured: where hardly anything is computed with a vector that was read, where many lanes
-// are no positions, where planes do not fit L2.
-bool is_worth_it(const Lattice& lattice, const WeightPlan& plan, int64_t nonzeros) {
-  using namespace cost::weight;
-  const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
-  if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return false;
-  if (floats_of(plan) > kMostRooms * room_for_planes_and_grads()) return false;
-  const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]), positions = plan.strip[0] * plan.strip[1];
-  if (4 * positions * std::min(plan.images, lattice.source.size[0]) < 3 * kLanes * vectors && vectors > 1) return false;
-  const int64_t read = lattice.groups * (lattice.source_channels + lattice.dest_channels);
-  return !lattice.is_flat() || vectors <= kLargeImageVectors || nonzeros >= kFewestProducts * read;
-}
-
 }  // namespace
 
-WeightPlan make_weight_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
-  using namespace cost::weight;
-  WeightPlan best = {};
+int64_t room_for_planes_and_grads() {
+  return caches().l2_lines * kLanes * cost::weight_gradient::kPlanesPercentOfL2 / 100;
+}
+
+WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
+  using namespace cost::weight_gradient;
+  WeightGradientPlan best = {};
   double best_cost = 0;
   for (int64_t images = 1; images <= kMostImages; images *= 2) {
     if (images > 1 && images / 2 >= lattice.source.size[0]) break;
-    WeightPlan plan = {};
+    WeightGradientPlan plan = {};
     choose_runs(lattice, plan, density_of(lattice, nonzeros));
-    const bool possible = lay_out_image_blocks(lattice, images, Lanes::kZeros, plan);
+    const bool possible = lay_out_microbatches(lattice, images, Lanes::kZeros, plan);
     lay_out_grads(plan);
     if (!possible || !cut_strips(lattice, plan)) continue;
-    const double cost = weight_cost(lattice, plan, static_cast<double>(nonzeros));
+    const double cost = weight_gradient_cost(lattice, plan, static_cast<double>(nonzeros));
     if (best_cost != 0 && cost >= best_cost) continue;
     best = plan;
     best_cost = cost;
   }
-  best.is_worth_it = best_cost != 0 && is_worth_it(lattice, best, nonzeros);
-  if (!best.is_worth_it) return best;
+  best.is_possible = best_cost != 0;
+  if (!best.is_possible) return best;
   // Threads share chunks first: of those no vector is read twice.
   const int64_t strips = best.strips[0] * best.strips[1], vectors = best.vectors(best.strip[0], best.strip[1]);
   const int64_t least = std::max<int64_t>(1, best.run_vectors / vectors);
-  const int64_t few = std::max(least, best.image_blocks * strips / kMostChunks);
-  best.item_image_blocks =
-      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / floats_of(best), few, best.image_blocks}));
+  const int64_t few = std::max(least, best.microbatches * strips / kMostChunks);
+  best.item_microbatches =
+      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / best.floats(), few, best.microbatches}));
   // as much work for each chunk
-  const int64_t most = best.item_image_blocks;
-  while (best.item_image_blocks > least && best.work_items() % kMostChunks != 0) --best.item_image_blocks;
-  if (best.work_items() % kMostChunks != 0) best.item_image_blocks = most;
-  best.item_image_blocks = evened(best.image_blocks, best.item_image_blocks);
-  best.run_vectors = std::min(best.run_vectors, best.image_blocks_follow ? best.item_image_blocks * vectors : vectors);
+  const int64_t most = best.item_microbatches;
+  while (best.item_microbatches > least && best.work_items() % kMostChunks != 0) --best.item_microbatches;
+  if (best.work_items() % kMostChunks != 0) best.item_microbatches = most;
+  best.item_microbatches = evened(best.microbatches, best.item_microbatches);
+  best.run_vectors = std::min(best.run_vectors, best.microbatches_follow ? best.item_microbatches * vectors : vectors);
   best.chunks = std::max<int64_t>(1, std::min({kMostChunks, best.work_items(), kMostPartialFloats / nonzeros}));
   const int64_t items = lattice.groups * best.chunks;
   for (best.thread_shares = 1; best.thread_shares < best.slices; ++best.thread_shares)

@@ -12,32 +12,32 @@
 
 #include "base/jit/executable.h"
 #include "base/prefetch.h"
-#include "sparse_conv2d/jit/weight_plan.h"
+#include "sparse_conv2d/jit/weight_gradient_plan.h"
 
 namespace sparsekernels::jit {
 
 // What comes up from memory meanwhile: so many cache lines of each whenever a register set ends.
-struct WeightPrefetch {
+struct WeightGradientPrefetch {
   PrefetchCursor source, grads;
   int64_t source_lines, grad_lines;
 };
 
 // sums[slot] += the products of `vectors` vectors with their gradients, for each slot of a slice. `vectors` is at
 // least 1. `masks`: those of the first vector, see vector_masks. `prefetch`: or null.
-using WeightKernel = void (*)(
+using WeightGradientKernel = void (*)(
     const float* planes, const float* grads, float* sums, const uint16_t* masks, int64_t vectors,
-    WeightPrefetch* prefetch);
+    WeightGradientPrefetch* prefetch);
 
-constexpr int64_t kSetSlots = 32;  // of a register set of 31 nonzeros
+constexpr int64_t kSetSlots = 2 * kLanes;  // of a register set of 31 nonzeros
 
-class WeightKernels {
+class WeightGradientKernels {
  public:
   // Throws std::invalid_argument where an index is out of its range.
-  static std::shared_ptr<const WeightKernels> make(
-      const Lattice& lattice, const WeightPlan& plan, const SparsePattern& pattern, const Threads& threads);
+  static std::shared_ptr<const WeightGradientKernels> make(
+      const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
   // Null: the slice has no nonzeros.
-  WeightKernel kernel(int64_t group, int64_t slice) const {
+  WeightGradientKernel kernel(int64_t group, int64_t slice) const {
     return kernels_[static_cast<size_t>(group * slices_ + slice)];
   }
   // Where the slots of a slice begin; those of a group's slices follow each other.
@@ -60,11 +60,11 @@ class WeightKernels {
   }
 
  private:
-  WeightKernels() = default;
+  WeightGradientKernels() = default;
 
   int64_t slices_ = 0;
   std::unique_ptr<Executable> code_;
-  std::vector<WeightKernel> kernels_;
+  std::vector<WeightGradientKernel> kernels_;
   std::vector<int64_t> slots_;  // before each slice, and all of them
   std::vector<int32_t> slot_of_;
   std::vector<uint16_t> masks_[2];

@@ -1,6 +1,6 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_conv2d/jit/weight_driver.h"
+#include "sparse_conv2d/jit/weight_gradient_driver.h"
 
 #include <algorithm>
 #include <cstring>
@@ -18,7 +18,7 @@ thread_local Workspace worker_workspace;  // a thread's planes and gradients
 
 // The gradients of rows [first, last) of a work item's group, as vectors that are zero where they are no positions.
 void pack_grads(
-    const Lattice& lattice, const WeightPlan& plan, const WorkItem& work_item, int64_t first, int64_t last,
+    const Lattice& lattice, const WeightGradientPlan& plan, const WorkItem& work_item, int64_t first, int64_t last,
     float* grads) {
   PackCall call = {};
   set_strides(call, lattice.dest);
@@ -36,39 +36,39 @@ void pack_grads(
     call.phases[d] = 1;
     call.first[d] = &work_item.first[d];
   }
-  for (int64_t b = 0; b < work_item.image_blocks; ++b) {
+  for (int64_t b = 0; b < work_item.microbatches; ++b) {
     set_images(
-        call, lattice.dest, plan, work_item.first_image_block + b, work_item.group * lattice.dest_channels + first);
-    call.planes = grads + b * plan.grad_image_block_floats;
+        call, lattice.dest, plan, work_item.first_microbatch + b, work_item.group * lattice.dest_channels + first);
+    call.planes = grads + b * plan.grad_microbatch_floats;
     cpu_kernels().jit_pack[static_cast<int>(lattice.dest.dtype)].pack(call);
   }
 }
 
 // Adds what a work item gives to the sums of some slices.
-void run_weight_item(
-    const Lattice& lattice, const WeightPlan& plan, const WeightKernels& kernels, const WorkItem& work_item,
-    const WorkItem* next_item, int64_t first_slice, int64_t last_slice, float* sums) {
+void run_weight_gradient_item(
+    const Lattice& lattice, const WeightGradientPlan& plan, const WeightGradientKernels& kernels,
+    const WorkItem& work_item, const WorkItem* next_item, int64_t first_slice, int64_t last_slice, float* sums) {
   const int64_t rows = lattice.dest_channels;
   float *planes, *grads;
   WorkspaceLayout own;
-  own.add(&planes, plan.front_floats + work_item.image_blocks * plan.image_block_floats + plan.back_floats);
-  own.add(&grads, work_item.image_blocks * plan.grad_image_block_floats);
+  own.add(&planes, plan.front_floats + work_item.microbatches * plan.microbatch_floats + plan.back_floats);
+  own.add(&grads, work_item.microbatches * plan.grad_microbatch_floats);
   own.allocate(worker_workspace);
   planes += plan.front_floats;
   pack_source(lattice, plan, work_item, planes);
   const std::vector<uint16_t>& masks = kernels.masks(work_item.size[0] == plan.strip[0]);
   const int64_t each = plan.vectors(work_item.size[0], work_item.size[1]);
-  const int64_t series = plan.image_blocks_follow ? 1 : work_item.image_blocks;
-  const int64_t vectors = plan.image_blocks_follow ? work_item.image_blocks * each : each;
+  const int64_t series = plan.microbatches_follow ? 1 : work_item.microbatches;
+  const int64_t vectors = plan.microbatches_follow ? work_item.microbatches * each : each;
   const int64_t runs = divide_up(vectors, plan.run_vectors);
-  WeightPrefetch prefetch = {};
+  WeightGradientPrefetch prefetch = {};
   if (next_item != nullptr) prefetch.source = prefetch_source(lattice, plan, *next_item);
   prefetch.source_lines = divide_up(
       prefetch.source.lines(),
       std::max<int64_t>(1, series * runs * kernels.sets(work_item.group, first_slice, last_slice)));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     const int64_t row = plan.first_row(slice, rows), last_row = plan.first_row(slice + 1, rows);
-    const WeightKernel kernel = kernels.kernel(work_item.group, slice);
+    const WeightGradientKernel kernel = kernels.kernel(work_item.group, slice);
     if (kernel == nullptr) continue;
     pack_grads(lattice, plan, work_item, row, last_row, grads);
     const bool is_last = slice + 1 == last_slice;
@@ -81,14 +81,14 @@ void run_weight_item(
     }
     const int64_t turns = series * runs * kernels.sets(work_item.group, slice, slice + 1);
     prefetch.grad_lines = divide_up(prefetch.grads.lines(), turns);
-    WeightPrefetch* const fetched = prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
+    WeightGradientPrefetch* const fetched = prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
     float* const own_sums = sums + kernels.slots_before(work_item.group, slice);
     for (int64_t s = 0; s < series; ++s) {
       for (int64_t run = 0; run < runs; ++run) {
         const int64_t vector = vectors * run / runs, count = vectors * (run + 1) / runs - vector;
         kernel(
-            planes + s * plan.image_block_floats + vector * plan.vector_stride,
-            grads + s * plan.grad_image_block_floats + vector * plan.grad_vector_stride, own_sums,
+            planes + s * plan.microbatch_floats + vector * plan.vector_stride,
+            grads + s * plan.grad_microbatch_floats + vector * plan.grad_vector_stride, own_sums,
             masks.empty() ? nullptr : &masks[static_cast<size_t>(vector * kMaskStride)], count, fetched);
       }
     }
@@ -97,12 +97,23 @@ void run_weight_item(
 
 }  // namespace
 
-bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
-  if (!may_use_jit(pattern)) return false;
-  const WeightPlan plan = make_weight_plan(lattice, pattern.nonzeros, threads.count);
-  if (!plan.is_worth_it) return false;
-  const std::shared_ptr<const WeightKernels> kernels =
-      cached_weight_kernels(key_of(lattice, plan, pattern, threads), lattice, plan, pattern, threads);
+PlannedWeightGradient plan_weight_gradient(
+    const Lattice& lattice, const SparsePattern& pattern, const Threads& threads) {
+  PlannedWeightGradient result;
+  if (!may_use_jit(pattern)) return result;
+  result.plan = make_weight_gradient_plan(lattice, pattern.nonzeros, threads.count);
+  result.engine = weight_gradient_engine(lattice, pattern, result.plan);
+  if (result.engine == Engine::kJit)
+    result.kernels = cached_weight_gradient_kernels(
+        key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
+  return result;
+}
+
+void weight_gradient(
+    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern, void* grad_values,
+    const Threads& threads) {
+  const WeightGradientPlan& plan = planned.plan;
+  const std::shared_ptr<const WeightGradientKernels>& kernels = planned.kernels;
   const int64_t slots = kernels->slots();
   float* sums;  // [chunk][slot]
   WorkspaceLayout shared;
@@ -122,10 +133,10 @@ bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
       const int64_t first_slot = kernels->slots_before(group, first), last_slot = kernels->slots_before(group, last);
       std::memset(own + first_slot, 0, static_cast<size_t>(last_slot - first_slot) * sizeof(float));
       const int64_t until = plan.work_items() * (chunk + 1) / plan.chunks;
-      const auto item_of = [&](int64_t u) { return work_item_at(lattice, plan, plan.item_image_blocks, group, u); };
+      const auto item_of = [&](int64_t u) { return work_item_at(lattice, plan, plan.item_microbatches, group, u); };
       for (int64_t u = plan.work_items() * chunk / plan.chunks; u < until && first < last; ++u) {
         const WorkItem work_item = item_of(u), next = item_of(std::min(u + 1, until - 1));
-        run_weight_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);
+        run_weight_gradient_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);
       }
       item += count;
     }
@@ -152,7 +163,6 @@ bool weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
   } else {
     threads.run(pieces, collect);
   }
-  return true;
 }
 
 }  // namespace sparsekernels::jit

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The programs that patterns are compiled to on AVX-512: used, kept, dropped and done without as promised."""
+"""The JIT kernels of patterns on AVX-512: used, kept, dropped and done without as promised."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,34 +17,56 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.testing import assert_verified
 
 
 def kept() -> int:
-    """Bytes; -1 where there are no programs."""
+    """Bytes; -1 where there are no JIT kernels."""
     return int(torch.ops.sparsekernels._kept_kernel_bytes()) if ("cpu", "cpu") in runs() else -1
 
 
-pytestmark = pytest.mark.skipif(kept() < 0, reason="no programs: not compiled, not AVX-512, or refused by the system")
+pytestmark = pytest.mark.skipif(kept() < 0, reason="no JIT kernels: not built, not AVX-512, or refused by the system")
 x86_with_avx512 = _library.isa() == "avx512"
 
 
 def layer(seed: int, nonzeros: int = 900) -> tuple[Tensor, sk.Unstructured]:
     generator = torch.Generator().manual_seed(seed)
-    dense = torch.randn(32, 32, 3, 3, generator=generator)
-    places = torch.randperm(dense.numel(), generator=generator)[:nonzeros]
-    mask = torch.zeros(dense.numel(), dtype=torch.bool)
+    full = torch.randn(32, 32, 3, 3, generator=generator)
+    places = torch.randperm(full.numel(), generator=generator)[:nonzeros]
+    mask = torch.zeros(full.numel(), dtype=torch.bool)
     mask[places] = True
     x = torch.randn(4, 32, 16, 16, generator=generator)
-    return x, sk.Unstructured.from_dense(dense, mask.view(dense.shape))
+    return x, sk.Unstructured.from_dense(full, mask.view(full.shape))
 
 
-def check(x: Tensor, weight: sk.Unstructured) -> None:
-    y = sk.sparse_conv2d(x, weight, padding=1)
-    expected = torch.nn.functional.conv2d(x.double(), weight.to_dense().double(), padding=1)
-    torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-4)
+def ours(weight: sk.Unstructured, padding: int, groups: int) -> Callable[..., Tensor]:
+    """input, values[, bias] -> output."""
+    return lambda x, v, b=None: sk.sparse_conv2d(x, weight.with_values(v), b, padding=padding, groups=groups)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+def dense(weight: sk.Unstructured, padding: int, groups: int) -> Callable[..., Tensor]:
+    """The same by torch's own convolution."""
+
+    def run(x: Tensor, v: Tensor, b: Tensor | None = None) -> Tensor:
+        w = weight.with_values(v).to_dense()
+        return torch.nn.functional.conv2d(x, w, b, padding=padding, groups=groups)
+
+    return run
+
+
+def check(
+    x: Tensor,
+    weight: sk.Unstructured,
+    *bias: Tensor,
+    padding: int = 1,
+    groups: int = 1,
+    gradients: bool = False,
+) -> None:
+    tensors = [one.detach().requires_grad_(gradients) for one in (x, weight.values, *bias)]
+    assert_verified(ours(weight, padding, groups), dense(weight, padding, groups), tensors, gradients)
+
+
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_kept_by_content() -> None:
     x, weight = layer(0)
     check(x, weight)
@@ -56,7 +79,7 @@ def test_kept_by_content() -> None:
     assert kept() == before
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_other_patterns_of_the_same_size() -> None:
     x, _ = layer(0)
     for seed in range(10, 14):
@@ -73,18 +96,22 @@ def test_a_pattern_that_changes_in_place() -> None:
     end = int(weight.crow_indices[1])
     free = sorted(set(range(32 * 9)) - set(columns[:end].tolist()))
     columns[:end] = torch.tensor(free[:end], dtype=columns.dtype)
-    dense = weight.to_dense().flatten(1)
-    dense[0] = 0
-    dense[0, columns[:end].long()] = weight.values[:end]
+    new = weight.to_dense().flatten(1)
+    new[0] = 0
+    new[0, columns[:end].long()] = weight.values[:end]
     weight.col_indices.copy_(columns)
-    y = torch.nn.functional.conv2d(x, dense.view(32, 32, 3, 3), padding=1)
-    torch.testing.assert_close(sk.sparse_conv2d(x, weight, padding=1), y, atol=1e-4, rtol=1e-4)
+    assert_verified(
+        lambda x: sk.sparse_conv2d(x, weight, padding=1),
+        lambda x: torch.nn.functional.conv2d(x, new.view(32, 32, 3, 3).to(x.dtype), padding=1),
+        [x],
+        gradients=False,
+    )
 
 
 SCRIPT = """
 import sys, torch
 sys.path[:0] = [{tests!r}]
-from test_sparse_programs import check, kept, layer
+from test_jit import check, kept, layer
 import sparsekernels as sk
 print(kept())
 x, weight = layer(0)
@@ -99,9 +126,9 @@ torch.save(sk.sparse_conv2d(x, weight, padding=1), {path!r})
 
 
 def run(setting: str | None, path: str, patterns: int = 1) -> tuple[int, int, Tensor]:
-    environment = {key: value for key, value in os.environ.items() if key != "SPARSEKERNELS_CPU_PROGRAMS"}
+    environment = {key: value for key, value in os.environ.items() if key != "SPARSEKERNELS_CPU_JIT"}
     if setting is not None:
-        environment["SPARSEKERNELS_CPU_PROGRAMS"] = setting
+        environment["SPARSEKERNELS_CPU_JIT"] = setting
     script = SCRIPT.format(tests=str(pathlib.Path(__file__).parent), patterns=patterns, path=path)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -109,7 +136,7 @@ def run(setting: str | None, path: str, patterns: int = 1) -> tuple[int, int, Te
     return first, most, torch.load(path)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_switched_off_and_limited(tmp_path) -> None:
     path = str(tmp_path / "y.pt")
     off, _, without = run("0", path)
@@ -121,10 +148,12 @@ def test_switched_off_and_limited(tmp_path) -> None:
     assert more > 1 << 20
     assert torch.equal(limited, default)
     assert not torch.equal(limited, without)  # another order of additions: it was another kernel
-    torch.testing.assert_close(limited, without)
+    x, weight = layer(0)
+    for y in (limited, without):
+        assert_verified(lambda *_, y=y: y, dense(weight, 1, 1), [x, weight.values], gradients=False)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 @pytest.mark.parametrize("setting", ["many", "-1", "1e3", "64MB", "99999999999999999999"])
 def test_a_limit_that_is_no_number(setting: str) -> None:
     script = """
@@ -135,16 +164,16 @@ try:
 except ValueError as error:
     print(error)
 """
-    environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": setting}
+    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_PROGRAMS to be a whole number of megabytes")
+    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes")
     assert done.stdout.endswith(f", got '{setting}'\n")
 
 
 TURNS = """
 import sys
 sys.path[:0] = [{tests!r}]
-from test_sparse_programs import check, kept, layer
+from test_jit import check, kept, layer
 layers = [layer(seed, nonzeros=9000 + 10 * seed) for seed in range(20)]
 found = []
 for _ in range(4):
@@ -161,11 +190,11 @@ print(*found, kept())
 """
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
 def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
     """Those that were first stay. A new one is kept when asked for again, in place of what was not meanwhile."""
     script = TURNS.format(tests=str(pathlib.Path(__file__).parent))
-    environment = {**os.environ, "SPARSEKERNELS_CPU_PROGRAMS": "1"}
+    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *turns, last = (int(number) for number in done.stdout.split())
@@ -175,8 +204,8 @@ def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
     assert last <= 1 << 20
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="programs are of AVX-512")
-def test_weight_gradients_have_programs_of_their_own() -> None:
+@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+def test_weight_gradients_have_kernels_of_their_own() -> None:
     x, weight = layer(7)
     values = weight.values.clone().requires_grad_()
     y = sk.sparse_conv2d(x, weight.with_values(values), padding=1)
@@ -193,44 +222,27 @@ def test_weight_gradients_have_programs_of_their_own() -> None:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 def test_any_number_of_rows(outputs: int, channels_last: bool) -> None:
     """Slices are at most 31 rows, 28 where channels are neighbors."""
-    x, dense = torch.randn(3, 20, 9, 10), torch.randn(outputs, 20, 3, 3)
-    weight = sk.Unstructured.from_dense(dense, torch.rand_like(dense) < 0.2)
+    x, full = torch.randn(3, 20, 9, 10), torch.randn(outputs, 20, 3, 3)
+    weight = sk.Unstructured.from_dense(full, torch.rand_like(full) < 0.2)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    x.requires_grad_()
     check(x, weight)
-    gradient = torch.randn(3, outputs, 9, 10)
-    values, to_dense = weight.values.clone().requires_grad_(), weight.to_dense().requires_grad_()
-    found = torch.autograd.grad(sk.sparse_conv2d(x, weight.with_values(values), padding=1), (x, values), gradient)
-    y = torch.nn.functional.conv2d(x.double(), to_dense.double(), padding=1)
-    to_input, to_weight = torch.autograd.grad(y, (x, to_dense), gradient.double())
-    torch.testing.assert_close(found[0], to_input, atol=1e-4, rtol=1e-4)
-    places = weight.with_values(torch.ones_like(values)).to_dense() != 0
-    torch.testing.assert_close(found[1], to_weight[places], atol=1e-3, rtol=1e-4)
+    check(x, weight, gradients=True)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_rows_of_very_different_numbers_of_nonzeros(kernel: int, groups: int) -> None:
     """Threads share rows by their nonzeros: some get none."""
-    x, dense = torch.randn(1, 64, 14, 14), torch.randn(256, 64 // groups, kernel, kernel)
-    mask = torch.rand_like(dense) < 0.01
+    x, full = torch.randn(1, 64, 14, 14), torch.randn(256, 64 // groups, kernel, kernel)
+    mask = torch.rand_like(full) < 0.01
     mask[40:60] = True
-    weight = sk.Unstructured.from_dense(dense, mask)
-    expected = [x.double().requires_grad_(), (dense * mask).double().requires_grad_()]
-    y = torch.nn.functional.conv2d(expected[0], expected[1], padding=kernel // 2, groups=groups)
-    gradient = torch.randn(y.shape)
-    to_input, to_weight = torch.autograd.grad(y, expected, gradient.double())
-    found = [x.requires_grad_(), weight.values.clone().requires_grad_()]
+    weight = sk.Unstructured.from_dense(full, mask)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
-            z = sk.sparse_conv2d(found[0], weight.with_values(found[1]), padding=kernel // 2, groups=groups)
-            torch.testing.assert_close(z, y.float(), atol=1e-4, rtol=1e-4)
-            grads = torch.autograd.grad(z, found, gradient)
-            torch.testing.assert_close(grads[0], to_input.float(), atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(grads[1], to_weight[mask].float(), atol=1e-3, rtol=1e-4)
+            check(x, weight, padding=kernel // 2, groups=groups, gradients=True)
     finally:
         torch.set_num_threads(before)
 
@@ -239,14 +251,13 @@ def test_rows_of_very_different_numbers_of_nonzeros(kernel: int, groups: int) ->
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_rows_without_nonzeros_have_their_bias(size: tuple[int, int], channels_last: bool, kernel: int) -> None:
-    x, dense, bias = torch.randn(2, 150, *size), torch.randn(70, 150, kernel, kernel), torch.randn(70)
-    mask = torch.rand_like(dense) < 0.1
+    x, full, bias = torch.randn(2, 150, *size), torch.randn(70, 150, kernel, kernel), torch.randn(70)
+    mask = torch.rand_like(full) < 0.1
     mask[:40] = False  # a slice
-    mask[50:60, :140] = False  # of some blocks
-    weight = sk.Unstructured.from_dense(dense, mask)
+    mask[50:60, :140] = False  # of some panels
+    weight = sk.Unstructured.from_dense(full, mask)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
+    check(x, weight, bias, padding=kernel // 2)
     y = sk.sparse_conv2d(x, weight, bias, padding=kernel // 2)
-    expected = torch.nn.functional.conv2d(x.double(), (dense * mask).double(), bias.double(), padding=kernel // 2)
-    torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-4)
     assert torch.equal(y[:, :40], bias[:40, None, None].expand_as(y[:, :40]))

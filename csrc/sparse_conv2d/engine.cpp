@@ -1,0 +1,47 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+#include "sparse_conv2d/engine.h"
+
+#include <algorithm>
+
+#include "sparse_conv2d/cost_model.h"
+#include "sparse_conv2d/jit/kernel_cache.h"
+
+namespace sparsekernels {
+
+bool may_use_jit(const SparsePattern& pattern) {
+  constexpr int64_t kMostNonzeros = 1 << 23;
+  return jit::jit_available() && pattern.nonzeros <= kMostNonzeros;
+}
+
+// Tiles do better where a slice has next to no rows, where planes do not fit L2, or where a kernel of several panels
+// has next to nothing to do.
+Engine forward_engine(const Lattice& lattice, const SparsePattern& pattern, const jit::ForwardPlan& plan) {
+  using namespace cost::forward;
+  if (!may_use_jit(pattern) || lattice.dest_channels < kFewestRows) return Engine::kTiled;
+  if (plan.microbatch_floats > kMostRooms * jit::room_for_planes()) return Engine::kTiled;
+  const int64_t rows = lattice.groups * lattice.dest_channels * lattice.residues();
+  const double per_row = static_cast<double>(pattern.nonzeros) / static_cast<double>(rows);
+  const bool has_work = plan.panels == 1 || per_row >= kFewestProducts * static_cast<double>(plan.panels);
+  return has_work ? Engine::kJit : Engine::kTiled;
+}
+
+// Tiles do better, as measured: where hardly anything is computed with a vector that was read, where many lanes are no
+// positions, where planes do not fit L2.
+Engine weight_gradient_engine(
+    const Lattice& lattice, const SparsePattern& pattern, const jit::WeightGradientPlan& plan) {
+  using namespace cost::weight_gradient;
+  if (!may_use_jit(pattern) || !plan.is_possible) return Engine::kTiled;
+  const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
+  if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return Engine::kTiled;
+  if (plan.floats() > kMostRooms * jit::room_for_planes_and_grads()) return Engine::kTiled;
+  const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]), positions = plan.strip[0] * plan.strip[1];
+  if (4 * positions * std::min(plan.images, lattice.source.size[0]) < 3 * kLanes * vectors && vectors > 1)
+    return Engine::kTiled;
+  const int64_t read = lattice.groups * (lattice.source_channels + lattice.dest_channels);
+  const bool has_work =
+      !lattice.is_flat() || vectors <= kLargeImageVectors || pattern.nonzeros >= kFewestProducts * read;
+  return has_work ? Engine::kJit : Engine::kTiled;
+}
+
+}  // namespace sparsekernels
