@@ -13,10 +13,14 @@ STAMP := $(VENV)/.installed
 LINTERS := $(VENV)/.linters
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: bench test test-full wheel wheel-here wheel-test lint format sanitize gpu clean
+.PHONY: bench peers test test-full wheel wheel-here wheel-test lint format sanitize gpu clean
 
 bench: $(STAMP)
 	$(BIN)/sparsekernels bench
+
+# Other engines beside ours. pip makes an environment for each; benchmarks/peers/README.md has their licenses.
+peers: $(STAMP)
+	$(BIN)/sparsekernels bench benchmarks/peers/networks.toml benchmarks/peers/linear.toml --quick
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

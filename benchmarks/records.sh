@@ -29,8 +29,10 @@ take() {
 }
 
 if [ "$what" = peers ]; then
-  "$python" benchmarks/peers/run.py --network vgg16-d --batch 64 --sparsity 80 90 95 98 --json "$new/vgg.jsonl"
-  "$python" benchmarks/peers/run.py --network resnet-50 --batch 16 --sparsity 80 90 95 --json "$new/resnet.jsonl"
+  peers=benchmarks/peers/networks.toml
+  "$python" -m sparsekernels bench $peers --network vgg16-d --sparsity 80 --sparsity 90 --sparsity 95 --sparsity 98 \
+    --json "$new/vgg.jsonl"
+  "$python" -m sparsekernels bench $peers --network resnet-50 --json "$new/resnet.jsonl"
   cat "$new/vgg.jsonl" "$new/resnet.jsonl" >"benchmarks/results/$machine-peers.jsonl"
   exit
 fi

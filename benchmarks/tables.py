@@ -204,7 +204,8 @@ def peers(machine: str) -> str:
             record = row[engine]
             over = "" if engine == "ours" else f" ({record['details']['over_ours']:.2f}x)"
             cells.append(f"**{time_of(record)}**" if engine == "ours" else f"{time_of(record)}{over}")
-        lines.append([f"{NAMES[name_in(case)]}, batch {case.partition('@')[2]}, {sparsity:.0%}", *cells])
+        batch = row["ours"]["details"]["batch"]
+        lines.append([f"{NAMES[name_in(case)]}, batch {batch}, {sparsity:.0%}", *cells])
     return f"{table(['network, sparsity', *PEERS.values()], lines)}\n\n{caption(records)}"
 
 

@@ -247,17 +247,20 @@ class Interruptions:
         self._count, self._seconds = 0, 0.0
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
+    def counted(self, elsewhere: Callable[[], int] = lambda: 0) -> Iterator[None]:
         """Count the interruptions inside the `with` block.
+
+        Args:
+            elsewhere: How many there were until now in the processes that work for this one.
 
         Returns:
             A context manager.
         """
-        count, start = self._now(), time.perf_counter()
+        count, start = self._now() + elsewhere(), time.perf_counter()
         try:
             yield
         finally:
-            self._count += self._now() - count
+            self._count += self._now() + elsewhere() - count
             self._seconds += time.perf_counter() - start
 
     @staticmethod

@@ -24,8 +24,8 @@ else:
     import tomli as tomllib
 
 HERE = Path(__file__).parent
-TABLE = HERE / "peers.toml"
 ENGINES = HERE / "engines"
+TABLE = ENGINES / "peers.toml"
 
 FOLDER_VARIABLE = "SPARSEKERNELS_PEERS"
 """The environment variable that names the folder of the environments."""

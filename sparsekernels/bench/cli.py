@@ -17,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import compare as comparison
 from . import info as information
 from . import record, report, runner, suite
-from .record import Record
+from .machine import cores
+from .models import MODELS
+from .record import Record, parts
 from .suite import Selection, Suite, Unavailable
 
 app = typer.Typer(
@@ -52,9 +54,12 @@ def info() -> None:
 
 @app.command()
 def bench(
-    suite_name: Annotated[
-        str | None,
-        typer.Argument(metavar="SUITE", help=f"{' or '.join(suite.SUITES)}; without it the main benchmark: all."),
+    suite_names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SUITE...",
+            help=f"{', '.join(suite.SUITES)}, or the path of a suite's .toml file; without any the main benchmark.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="|".join(suite.DEVICES), help="Where to run.")] = "cpu",
     dtype: Annotated[
@@ -64,11 +69,12 @@ def bench(
         list[str] | None, typer.Option("--pass", metavar="|".join(suite.PASSES), help="Only these; repeat for several.")
     ] = None,
     network: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only such networks, 'vgg16-d'; the suite is networks.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only such networks, 'vgg16-d', of the suite networks or a named one."),
     ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Only cases of this batch size; networks and layers are measured with this one."),
+        typer.Option(min=1, help="Only cases of this batch size; networks and layers are measured with this one."),
     ] = None,
     sparsity: Annotated[
         list[float] | None, typer.Option(metavar="PERCENT", help="Only this share of zeros; repeat for several.")
@@ -80,8 +86,13 @@ def bench(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Also the pruned AlexNet's layers in this .npz.")
     ] = None,
     case: Annotated[list[str] | None, typer.Option(help="Only cases that match, such as 'decode' or '*x64'.")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="Only these, such as 'ours'; repeat for several.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Only these, such as 'ours' or 'dense*'; repeat for several.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on CPU; without it what torch takes.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="For the samples of each case; without it what the suite says.")
+    ] = None,
     quick: Annotated[
         bool | None, typer.Option("--quick/--full", help="Fewer cases in less time; without a SUITE the default.")
     ] = None,
@@ -94,6 +105,9 @@ def bench(
     plot_file: Annotated[
         Path | None, typer.Option("--plot", dir_okay=False, help="Draw here; the ending says as what.")
     ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print the cases and their variants, and measure nothing.")
+    ] = False,
 ) -> None:
     """Measure, and print a table. Options narrow down what is measured.
 
@@ -101,9 +115,8 @@ def bench(
     """
     if network and case:
         raise _fail("--network and --case both say which cases: one of them is accepted")
-    if network:
-        suite_name = _suite_of_networks(network, suite_name)
-    main_benchmark = suite_name is None
+    names = list(dict.fromkeys(suite_names or ()))
+    main_benchmark = not names and not network
     if main_benchmark and not (json_file or markdown_file or plot_file):
         json_file = DEFAULT_FOLDER / "records.jsonl"
         markdown_file, plot_file = DEFAULT_FOLDER / "report.md", DEFAULT_FOLDER / "speedup.png"
@@ -120,10 +133,19 @@ def bench(
             weights=None if weights is None else str(weights.resolve()),
             quick=main_benchmark if quick is None else quick,
             threads=threads,
+            seconds=seconds,
         )
-        suites = _suites([suite_name] if suite_name is not None else list(suite.SUITES), selection)
+        if network:
+            names = names or ["networks"]
+            _check_networks(network, names)
+        suites = _suites(names or list(suite.SUITES), selection)
     except ValueError as error:
         raise _fail(str(error)) from None
+    if threads is not None and threads > cores():
+        raise _fail(f"expected threads from 1 to {cores()}, the processors open to this program, got {threads}")
+    if listed:
+        _list(suites, selection)
+        return
     if device == "cuda" and not torch.cuda.is_available():
         raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
     if plot_file is not None:
@@ -147,15 +169,34 @@ def bench(
         raise typer.Exit(1)
 
 
-def _suite_of_networks(names: list[str], suite_name: str | None) -> str:
-    """The suite that measures networks; fails for a name that it does not have, and for another suite."""
-    known = [case.name.partition("/")[2] for case in suite.read_cases("networks")]
+def _check_networks(networks: list[str], names: list[str]) -> None:
+    """Fail for a suite without networks, and for a network that no suite has."""
+    known: dict[str, None] = {}
     for name in names:
-        if name not in known:
-            raise _fail(f"expected network to be {', '.join(map(repr, dict.fromkeys(known)))}, got {name!r}")
-    if suite_name not in (None, "networks"):
-        raise _fail(f"--network belongs to the suite 'networks', not to {suite_name!r}")
-    return "networks"
+        try:
+            one = suite.load(name)
+        except Unavailable as reason:
+            raise _fail(f"suite {name} cannot run here: {reason}") from None
+        found = [case.name.partition("/")[2] for case in suite.read_cases(one.name, one.file)]
+        own = {network: None for network in found if network in MODELS}
+        if not own:
+            raise _fail(f"--network belongs to the suite 'networks' and to others of networks, not to {name!r}")
+        known |= own
+    for network in networks:
+        if network not in known:
+            raise _fail(f"expected network to be {', '.join(map(repr, known))}, got {network!r}")
+
+
+def _list(suites: list[Suite], selection: Selection) -> None:
+    """Print the names of the cases and, by the first case of each pass, of the variants."""
+    for one in suites:
+        print(f"{one.name}: {one.about}")
+        cases = one.cases(selection)
+        for pass_ in dict.fromkeys(case.pass_ for case in cases):
+            some = [case for case in cases if case.pass_ == pass_]
+            kinds = dict.fromkeys(parts(variant.name)[0] for variant in one.variants(some[0], selection))
+            print(f"  {pass_}: {', '.join(dict.fromkeys(case.name for case in some))}")
+            print(f"    variants: {', '.join(kinds)}")
 
 
 def _suites(names: list[str], selection: Selection) -> list[Suite]:
@@ -195,11 +236,13 @@ def _measure(suites: list[Suite], selection: Selection) -> tuple[list[Record], l
             task = progress.add_task("starting", suite=one.name, total=len(one.cases(selection)))
             started = 0
             try:
-                for event in runner.run(one.name, selection):
+                for event in runner.run(one.address, selection):
                     if isinstance(event, Record):
                         records.append(event)
                     elif isinstance(event, runner.Note):
                         notes.append(event.text)
+                    elif isinstance(event, runner.Said):
+                        progress.console.print(event.text, markup=False, soft_wrap=True)
                     elif isinstance(event, runner.CaseStarted):
                         progress.update(task, completed=started, description=event.text)
                         started += 1

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the suites `layers` and `networks` measure unless told otherwise, and the memory formats of their images."""
+"""What suites of pruned weights measure unless told otherwise, and the memory formats of their images."""
 
 from __future__ import annotations
 

@@ -47,11 +47,21 @@ class Note:
     text: str
 
 
-Event = Started | CaseStarted | Note | Record
+@dataclass(frozen=True)
+class Said:
+    """What the suite does that takes long."""
+
+    text: str
+
+
+Event = Started | CaseStarted | Said | Note | Record
+
+PATIENCE = 20.0
+"""Seconds that the process has to end what its variants hold, once it is told to stop."""
 
 
 def run(suite: str, selection: Selection) -> Iterator[Event]:
-    """Measure the selected cases of `suite`.
+    """Measure the selected cases of `suite`, a name or a path as `suite.load` takes it.
 
     All variants alike run in one child process, which has the allocator settings of `machine.ALLOCATOR`. The process
     ends with the iteration, however that ends. Raises `RunnerError` where the process dies.
@@ -85,7 +95,11 @@ def run(suite: str, selection: Selection) -> Iterator[Event]:
             child.stdout.close()
             if child.poll() is None:
                 child.terminate()
-            child.wait()
+            try:
+                child.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def _event(message: dict[str, Any]) -> Event:
@@ -94,6 +108,8 @@ def _event(message: dict[str, Any]) -> Event:
             return Started(message["total"])
         case "case":
             return CaseStarted(message["text"])
+        case "said":
+            return Said(message["text"])
         case "note":
             return Note(message["text"])
         case "record":

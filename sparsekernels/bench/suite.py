@@ -18,6 +18,11 @@ A suite is a module of this package with a `SUITE`, and a file of cases, `suites
 
 with one case for each name x pass x dtype x device. Every other key goes to the suite unchanged, as a parameter. Keys
 above the first table hold for every table that does not have them itself.
+
+A suite may also lie outside this package, and is then run by the path of its file, which says two things more:
+
+    suite = "peers-networks"                    # its name in records and tables
+    module = "peers.py"                         # the Python file with its `SUITE`; a path is relative to this file
 """
 
 from __future__ import annotations
@@ -30,10 +35,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..pruning import PRUNINGS
 from ..timing import Effort, Sampler
+from .defaults import QUICK_MASKS, QUICK_SPARSITIES
+from .modules import import_file
 from .record import parts
 from .report import Layout
 
@@ -60,14 +68,16 @@ class Selection:
 
     cases       glob patterns: of the whole name (decode/1x2048), or of either half (decode, 1x2048)
     batches     a case whose batch is free is measured once with each of these
-    variants    names without their mode: "ours" selects "ours" and "ours/graph", "sparse" also "sparse:random-90"
+    variants    names without their mode: "ours" selects "ours" and "ours/graph", "sparse" also "sparse:random-90";
+                or glob patterns of them
     sparsities  in percent; suites that measure nothing sparse have no cases then
     masks       of `pruning.PRUNINGS`; likewise
     weights     a file of pruned weights, for the suites that can measure its layers
     quick       the short benchmark: fewer cases, less time for each
-    threads     threads of torch on CPU; None is torch's own default
+    threads     threads of torch on CPU; None is the suite's default
+    seconds     for the samples of each case; None is the suite's own
 
-    Raises ValueError for a device, dtype, pass, mask or sparsity that no suite has.
+    Raises ValueError for a device, dtype, pass, mask or sparsity that no suite has, and for seconds below 0.
     """
 
     device: str = "cpu"
@@ -81,6 +91,7 @@ class Selection:
     weights: str | None = None
     quick: bool = False
     threads: int | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name, given, accepted in (
@@ -99,6 +110,8 @@ class Selection:
                 raise ValueError(
                     f"expected sparsity in percent, got {percent:g}; for that share of zeros give {100 * percent:g}"
                 )
+        if self.seconds is not None and not 0 <= self.seconds < float("inf"):
+            raise ValueError(f"expected seconds of at least 0, got {self.seconds:g}")
 
     def takes_case(self, case: Case) -> bool:
         """Whether `case` is to run."""
@@ -114,7 +127,12 @@ class Selection:
 
     def takes_variant(self, name: str) -> bool:
         """Whether the variant of this name is to run."""
-        return not self.variants or parts(name)[0] in self.variants or name.partition("/")[0] in self.variants
+        return not self.variants or any(named(name, one) for one in self.variants)
+
+
+def named(name: str, pattern: str) -> bool:
+    """Whether the variant called `name` is one that `pattern` of a selection means."""
+    return any(fnmatch.fnmatchcase(one, pattern) for one in (parts(name)[0], name.partition("/")[0]))
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,8 @@ class Case:
     batch       what --batch selects by; None where the case has no such thing
     free_batch  whether the case can be measured with any batch
     parameters  the other keys of its table, and "shape" where the table gave shapes
+    pattern     of the zeros, as variants' names have it, where the case has one for all: see `Suite.by_pattern`;
+                its "mask" and "sparsity", in percent, are parameters then
     """
 
     suite: str
@@ -137,10 +157,25 @@ class Case:
     quick: bool
     parameters: Mapping[str, Any] = field(default_factory=dict)
     free_batch: bool = False
+    pattern: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.name, self.dtype, self.pass_, self.pattern)))
 
     def with_batch(self, batch: int) -> Case:
         """This case with another batch, which its name then tells: group/name@batch."""
         return self if batch == self.batch else replace(self, name=f"{self.name}@{batch}", batch=batch)
+
+    def patterns(self, selection: Selection) -> list[Case]:
+        """This case once for each pattern: of the selection, or of its own keys `masks` and `sparsities`."""
+        masks = selection.masks or self.parameters.get("masks", QUICK_MASKS)
+        sparsities = selection.sparsities or self.parameters.get("sparsities", QUICK_SPARSITIES)
+        found = ((mask, percent) for mask in dict.fromkeys(masks) for percent in dict.fromkeys(sparsities))
+        return [self._pruned(mask, percent) for mask, percent in found]
+
+    def _pruned(self, mask: str, percent: float) -> Case:
+        parameters = {**self.parameters, "mask": mask, "sparsity": percent}
+        return replace(self, pattern=f"{mask}-{percent:g}", parameters=parameters)
 
 
 @dataclass(frozen=True)
@@ -167,6 +202,7 @@ class Prepared:
     details  what the record says beside times and errors
     sampler  how it is sampled in a process of its own, in the place of `call`, `calls` and `context`
     versions  of what computes there
+    interruptions  how often other programs took the processor from there, until now
     """
 
     call: Callable[[], object]
@@ -177,6 +213,7 @@ class Prepared:
     details: Mapping[str, Any] = field(default_factory=dict)
     sampler: Sampler | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    interruptions: Callable[[], int] = lambda: 0
 
 
 @dataclass(frozen=True)
@@ -188,11 +225,13 @@ class Variant:
     in which what has none stands as well; where the baseline has one, it is that of the same pattern. `sparsity` is the
     share of zeros, where there are any to skip. `prepare` does all that should not be timed (weights, compilation). It
     raises `Unavailable` with the reason where the variant cannot run; any other exception is recorded as an error.
+    `close` ends what it holds outside this process; it is called after the case, whatever became of the variant.
     """
 
     name: str
     prepare: Callable[[], Prepared]
     sparsity: float | None = None
+    close: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -205,7 +244,10 @@ class Suite:
     full      how much time a case gets; `quick` in the short benchmark
     layout    how the reports lay the records out
     sparse    whether options that name sparsities and masks mean this suite
-    rival     a second baseline: with rival "ours", details have each variant's time over ours as "over_ours"
+    rival     the variant whose time each other's is held against in its details: rival "ours" gives "over_ours"
+    threads   where the options say nothing of them; None is torch's own default
+    by_pattern  whether each pattern of zeros is a case of its own: its variants alone are held in memory together
+    file      of its cases, where that is not suites/<name>.toml of this package
     """
 
     name: str
@@ -218,6 +260,19 @@ class Suite:
     layout: Layout
     sparse: bool = False
     rival: str | None = None
+    threads: int | None = None
+    by_pattern: bool = False
+    file: Path | None = None
+
+    @property
+    def address(self) -> str:
+        """What `load` finds it by."""
+        return self.name if self.file is None else str(self.file)
+
+    def effort(self, selection: Selection) -> Effort:
+        """How much time a case gets."""
+        effort = self.quick if selection.quick else self.full
+        return effort if selection.seconds is None else replace(effort, seconds=selection.seconds)
 
     def cases(self, selection: Selection) -> list[Case]:
         """The selected cases of this suite, in the order of its file.
@@ -226,7 +281,7 @@ class Suite:
         """
         if (selection.sparsities or selection.masks) and not self.sparse:
             return []
-        every = read_cases(self.name)
+        every = read_cases(self.name, self.file)
         chosen = list(filter(selection.takes_case, every))
         if not chosen and selection.cases:
             chosen = list(filter(replace(selection, quick=False).takes_case, every))
@@ -234,22 +289,48 @@ class Suite:
         for case in chosen:
             batches = selection.batches if case.free_batch else ()
             cases += [case.with_batch(batch) for batch in dict.fromkeys(batches)] or [case]
-        return cases
+        return [one for case in cases for one in case.patterns(selection)] if self.by_pattern else cases
 
 
 def load(name: str) -> Suite:
-    """The suite called `name`. Raises `ValueError` for an unknown name, `Unavailable` where it cannot run here."""
+    """The suite called `name`, or of the file at the path `name`.
+
+    Raises `ValueError` for an unknown name and a bad file, `Unavailable` where the suite cannot run here.
+    """
+    if name.endswith(".toml"):
+        return _load_file(Path(name).resolve())
     if name not in SUITES:
-        raise ValueError(f"expected suite to be {', '.join(map(repr, SUITES))}, got {name!r}")
+        raise ValueError(f"expected suite to be {', '.join(map(repr, SUITES))} or a .toml file, got {name!r}")
     suite = importlib.import_module(SUITES[name]).SUITE
     assert isinstance(suite, Suite)
     return suite
 
 
-def read_cases(suite: str) -> list[Case]:
-    """Every case of `suites/<suite>.toml`."""
-    text = importlib.resources.files(__package__).joinpath(f"suites/{suite}.toml").read_text(encoding="utf-8")
-    return parse_cases(suite, text)
+def _load_file(path: Path) -> Suite:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"suite {path}: {error}") from error
+    for key in FILE_KEYS:
+        if not isinstance(document.get(key), str):
+            raise ValueError(f"suite {path}: expected {key} to be a string, got {document.get(key)!r}")
+    try:
+        suite = getattr(import_file(path.parent / document["module"]), "SUITE", None)
+    except ImportError as error:
+        raise Unavailable(str(error)) from error
+    if not isinstance(suite, Suite):
+        raise ValueError(f"suite {path}: {document['module']} has no SUITE")
+    return replace(suite, name=document["suite"], file=path)
+
+
+def read_cases(suite: str, file: Path | None = None) -> list[Case]:
+    """Every case of `file`, or of `suites/<suite>.toml`."""
+    found = file or importlib.resources.files(__package__).joinpath(f"suites/{suite}.toml")
+    return parse_cases(suite, found.read_text(encoding="utf-8"))
+
+
+FILE_KEYS = ("suite", "module")
+"""The keys of a file that is run by its path."""
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -267,7 +348,9 @@ def parse_cases(suite: str, text: str) -> list[Case]:
     """The cases that the TOML `text` describes. Raises `ValueError` that names the table at fault."""
     cases = []
     document = tomllib.loads(text)
-    tables = document.pop("cases")
+    tables = document.pop("cases", [])
+    for key in FILE_KEYS:
+        document.pop(key, None)
     for number, table in enumerate(tables, 1):
         where = f"{suite}.toml, table {number}"
         if "group" not in table or ("shape" in table) == ("name" in table):

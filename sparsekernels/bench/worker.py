@@ -4,6 +4,7 @@
 
 {"event": "cases", "total": 28}        how many there will be
 {"event": "case", "text": "..."}       the one that starts
+{"event": "said", "text": "..."}       what a suite does that takes long
 {"event": "note", "text": "..."}       why a variant has no time
 {"event": "record", "record": {...}}   a result
 """
@@ -13,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,9 +28,12 @@ import torch
 from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, spread
 from .machine import commit, machine, versions
 from .record import Record, parts
-from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load
+from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load, named
 
 Emit = Callable[[dict[str, Any]], None]
+
+LOG = logging.getLogger("sparsekernels.bench")
+"""What suites say here of what takes long is passed on, and the command line prints it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,18 @@ class Outcome:
     details: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     sampler: Sampler | None = None
+    interruptions: Callable[[], int] = lambda: 0
+
+
+class _Teller(logging.Handler):
+    """Passes on what suites say."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__()
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._emit({"event": "said", "text": record.getMessage()})
 
 
 def main() -> None:
@@ -60,6 +78,9 @@ def main() -> None:
     def emit(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=results, flush=True)
 
+    LOG.setLevel(logging.INFO)
+    LOG.addHandler(_Teller(emit))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that variants are closed
     suite = load(request["suite"])
     gc.collect()
     gc.freeze()  # a thousand modules, which the collection before each case would walk in a tenth of a second
@@ -72,20 +93,25 @@ def _frozen(value: Any) -> Any:
 
 def run(suite: Suite, selection: Selection, emit: Emit) -> None:
     """Measure the selected cases of `suite`, reporting through `emit`."""
-    if selection.threads is not None:
-        torch.set_num_threads(selection.threads)
+    threads = selection.threads or suite.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     cases = suite.cases(selection)
     emit({"event": "cases", "total": len(cases)})
-    session = Session(clock_of(selection.device), suite.quick if selection.quick else suite.full, emit)
+    session = Session(clock_of(selection.device), suite.effort(selection), emit)
+    missing = dict.fromkeys(selection.variants)
     for case in cases:
-        emit({"event": "case", "text": f"{case.name} {case.dtype} {case.pass_}"})
+        emit({"event": "case", "text": str(case)})
         offered = suite.variants(case, selection)
+        missing = {one: None for one in missing if not any(named(variant.name, one) for variant in offered)}
         variants = [variant for variant in offered if selection.takes_variant(variant.name)]
         if not variants:
             names = ", ".join(variant.name for variant in offered)
             emit({"event": "note", "text": f"{case.name}: no variant matches these options; it has {names}"})
         for record in measure(suite, case, variants, session):
             emit({"event": "record", "record": json.loads(record.to_json())})
+    for one in missing:
+        emit({"event": "note", "text": f"{suite.name}: no case has a variant {one!r}"})
     if session.interruptions.per_second > Interruptions.DISTURBING:
         text = f"{suite.name}: other programs took the processor {session.interruptions.per_second:.0f} times a second"
         emit({"event": "note", "text": f"{text}; these times are disturbed, measure again on a quiet machine"})
@@ -93,13 +119,25 @@ def run(suite: Suite, selection: Selection, emit: Emit) -> None:
 
 def measure(suite: Suite, case: Case, variants: list[Variant], session: Session) -> Iterator[Record]:
     """The records of one case, one a variant. Only a variant whose result is right is timed."""
+    try:
+        yield from _records(suite, case, variants, session)
+    finally:
+        for variant in variants:
+            variant.close()
+
+
+def _records(suite: Suite, case: Case, variants: list[Variant], session: Session) -> Iterator[Record]:
     outcomes = {variant.name: _attempt(case, variant, session) for variant in variants}
     samplers = {
         name: _tolerant(one.sampler, one, _where(case, name), session)
         for name, one in outcomes.items()
         if one.sampler is not None
     }
-    with _only_young_garbage(), session.interruptions.counted():
+
+    def elsewhere() -> int:
+        return sum(one.interruptions() for one in outcomes.values())
+
+    with _only_young_garbage(), session.interruptions.counted(elsewhere):
         samples = interleave(samplers, session.effort)
     times = {name: seconds for name, seconds in samples.items() if outcomes[name].status == "ok"}
     own_versions = {key: value for one in outcomes.values() for key, value in one.versions.items()}
@@ -166,7 +204,7 @@ def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
         sampler = _sampler(prepared, session.clock)
         if not prepared.warm:
             sampler(1)
-        outcome.sampler = sampler
+        outcome.sampler, outcome.interruptions = sampler, prepared.interruptions
     except Unavailable as reason:
         outcome.status = "unavailable"
         session.emit({"event": "note", "text": f"{where}: unavailable, {reason}"})
@@ -177,7 +215,7 @@ def _attempt(case: Case, variant: Variant, session: Session) -> Outcome:
 
 
 def _where(case: Case, name: str) -> str:
-    return f"{case.name} {case.dtype} {case.pass_}, {name}"
+    return f"{replace(case, pattern='')}, {name}"
 
 
 def _sampler(prepared: Prepared, clock: Clock) -> Sampler:

@@ -100,7 +100,10 @@ class TestBench:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("bench", "norms"), "expected suite to be 'networks', 'layers', 'rmsnorm', 'openelm', got 'norms'"),
+            (
+                ("bench", "norms"),
+                "expected suite to be 'networks', 'layers', 'rmsnorm', 'openelm' or a .toml file, got 'norms'",
+            ),
             (
                 ("bench", "rmsnorm", "--dtype", "int8"),
                 "expected dtype to be 'float32', 'bfloat16', 'float16', 'float64', got 'int8'",

@@ -82,7 +82,8 @@ class TestSuites:
 
     def test_unknown_suite(self) -> None:
         with pytest.raises(
-            ValueError, match="expected suite to be 'networks', 'layers', 'rmsnorm', 'openelm', got 'x'"
+            ValueError,
+            match="expected suite to be 'networks', 'layers', 'rmsnorm', 'openelm' or a .toml file, got 'x'",
         ):
             suite.load("x")
 

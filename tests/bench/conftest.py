@@ -1,0 +1,22 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The folders of the peers on the path of imports, and the fake engine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from fake_engine import ENGINES, PEERS, launch_in
+
+from sparsekernels.bench.external import process
+from sparsekernels.bench.external.process import Launch
+
+sys.path[:0] = [str(PEERS), str(ENGINES), str(process.PROTOCOL.parent)]
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Launch:
+    """The program of the fake engine."""
+    return launch_in(tmp_path)
