@@ -254,8 +254,9 @@ class Attempt:
         run = functools.partial(step, self._call, self._training)
         conversions = {Way.BEFORE: Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
         contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
-        times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True)
         before = Way.BEFORE.value
+        earlier = {before: self._recorded.seconds}
+        times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True, earlier=earlier)
         gains = {offer: times.speedup(offer.way.value, before) for offer in offers}
         best: _Offer | None = None
         for offer in sorted(offers, key=lambda offer: gains[offer], reverse=True):
