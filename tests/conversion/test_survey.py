@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import FINE, LAYERS, Prefer
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
 from torch import Tensor, nn
 
 import sparsekernels as sk
@@ -72,3 +72,32 @@ def test_a_first_result_that_is_another_is_not_compared_with(prefer: Prefer) -> 
     prefer(FINE, LAYERS)
     assert sk.convert(model, torch.randn(4, 8)).converted
     assert model.started is False
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_first_result_that_is_another_for_something_outside_of_the_model(prefer: Prefer, in_graph: bool) -> None:
+    """What a module-level cache does. A graph that gives what only the first run gave is not kept."""
+    seen: list[str] = []
+
+    class Starts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            if isinstance(x, torch.fx.Proxy):
+                return -y if in_graph else y
+            seen.append("call")
+            return y if len(seen) > 1 else -y
+
+    model, x = Starts().eval(), torch.randn(4, 8)
+    prune_(model, "random", 0.7)
+    expected = model.layer(x)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert report.converted
+    assert bool(list(graphs_of(model))) is not in_graph
+    assert any("gave other results" in note for note in report.notes) is in_graph
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), expected)
