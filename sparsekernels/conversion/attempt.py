@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .._torch import is_any_autocast_enabled
 from ..nn.replacement import Replacement
 from ..timing import Interruptions
-from .agreement import are_close, backward_at_random, differentiable, point_alike
+from .agreement import are_close, backward_at_random, differentiable, kept, point_alike
 from .candidates import candidate_of
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .graph.base import Graph
@@ -225,7 +225,7 @@ class Attempt:
     def _result(self) -> object:
         """What the model gives in inference, as it is, and leaves no trace."""
         with torch.inference_mode(), unchanged(self._model):
-            return self._call()
+            return kept(self._call())
 
     def _agrees(self, offer: _Offer, before: list[_Offer]) -> bool:
         """Whether the model gives what it gave, but for rounding. If not, a note says what it does.
@@ -238,7 +238,7 @@ class Attempt:
         try:
             if not self._training:
                 with offer.conversion.installed(), torch.inference_mode(), unchanged(self._model):
-                    result = self._call()
+                    result = kept(self._call())
                     agrees = are_close(result, self._expected)
                 if not agrees and self._may_be_another:
                     again = self._result()
@@ -265,7 +265,7 @@ class Attempt:
             result = self._call()
             backward_at_random(result)
             buffers = [buffer.clone() for buffer in self._model.buffers()]
-            return _Step(result, buffers, [parameter.grad for parameter in self._model.parameters()])
+            return _Step(kept(result), buffers, [parameter.grad for parameter in self._model.parameters()])
 
     def _install_fastest(self, rows: list[LayerReport], offers: list[_Offer], in_chains: list[Swap]) -> Report:
         run = functools.partial(step, self._call, self._training)

@@ -17,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
+from .agreement import kept
 from .modules import has_hooks
 from .watch.state import Snapshot
 
@@ -188,6 +189,7 @@ Call = tuple[Given | None, ...] | None
 class Recorded:
     """A run of the model: what the modules that are no layers were called with, by their ids, and what it gave.
 
+    result: as `kept`.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
     seconds: what it took.
     """
@@ -229,4 +231,4 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    return Recorded(calls, result, not before.changed(), seconds)
+    return Recorded(calls, kept(result), not before.changed(), seconds)

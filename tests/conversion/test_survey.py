@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
@@ -101,3 +102,37 @@ def test_a_first_result_that_is_another_for_something_outside_of_the_model(prefe
     assert any("gave other results" in note for note in report.notes) is in_graph
     with torch.inference_mode():
         torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("where", ["outside", "attribute", "buffer", "dict", "array"])
+def test_a_result_that_the_next_call_overwrites_is_kept(prefer: Prefer, where: str, training: bool) -> None:
+    """Else each result would be compared with itself."""
+    outside, held, array = torch.zeros(4, 8), {"result": torch.zeros(())}, numpy.zeros((4, 8), numpy.float32)
+
+    class Reuses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.own = torch.zeros(4, 8)
+            self.register_buffer("buffer", torch.zeros(4, 8))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, object]:
+            y = self.layer(x)
+            result = y.detach() if type(self.layer) is nn.Linear else -y.detach()
+            if where == "dict":
+                held["result"] = result
+                return y, held
+            if where == "array":
+                array[...] = result.numpy()
+                return y, array
+            place = {"outside": outside, "attribute": self.own, "buffer": self.buffer}[where]
+            return y, place.copy_(result)
+
+    model = Reuses().train(training)
+    prune_(model, "random", 0.7)
+    prefer(FINE, LAYERS)
+    report = sk.convert(model, torch.randn(4, 8))
+    assert not report.converted
+    assert any("gave other results" in note for note in report.notes)
+    assert not any("forward passes were measured" in note for note in report.notes)
