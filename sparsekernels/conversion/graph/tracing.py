@@ -130,7 +130,7 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable("its attributes hold more than can be looked at in each call")
-    drawn = Generators(module)
+    drawn = Generators(before.generators)
     try:
         with _proxies_are_tensors():
             return _Tracer().trace(module)
