@@ -194,10 +194,16 @@ def measure(case: Case, peers: Mapping[str, Peer], session: Session) -> list[Rec
         )
         row = suite.Case(SUITE, case.full_name, case.pass_, "float32", "cpu", case.batch, quick=False)
         records = list(worker.measure(_suite(variants, peers, session.effort), row, variants, turns))
-    _note_interruptions(case, children, session)
+    interruptions = _interruptions(children)
+    if interruptions > Interruptions.DISTURBING:
+        session.note(
+            f"{case}: other programs took the processor {interruptions:.0f} times a second; these times are disturbed,"
+            " measure again on a quiet machine"
+        )
     return [
         replace(
             record,
+            interruptions=interruptions,
             threads=session.threads,
             ideal_fraction=None,
             machine={**record.machine, "allocator": dict(machine.ALLOCATOR)},
@@ -289,14 +295,10 @@ def _closed_on_failure(child: Child) -> Iterator[None]:
         raise
 
 
-def _note_interruptions(case: Case, children: Sequence[Child], session: Session) -> None:
+def _interruptions(children: Sequence[Child]) -> float:
+    """How often a second something else took the processor from them, while they were sampled."""
     seconds = sum(child.seconds for child in children)
-    often = sum(child.interruptions for child in children) / seconds if seconds else 0.0
-    if often > Interruptions.DISTURBING:
-        session.note(
-            f"{case}: other programs took the processor {often:.0f} times a second; these times are disturbed, measure"
-            " again on a quiet machine"
-        )
+    return float(f"{sum(child.interruptions for child in children) / seconds:.5g}") if seconds else 0.0
 
 
 def column(variant: str) -> Column:

@@ -99,7 +99,8 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
         for name, one in outcomes.items()
         if one.sampler is not None
     }
-    with _only_young_garbage(), session.interruptions.counted():
+    interruptions = Interruptions()
+    with _only_young_garbage(), session.interruptions.counted(), interruptions.counted():
         samples = interleave(samplers, session.effort)
     times = {name: seconds for name, seconds in samples.items() if outcomes[name].status == "ok"}
     own_versions = {key: value for one in outcomes.values() for key, value in one.versions.items()}
@@ -134,6 +135,7 @@ def measure(suite: Suite, case: Case, variants: list[Variant], session: Session)
             versions=versions() | own_versions,
             commit=commit(),
             details=details,
+            interruptions=_rounded(interruptions.per_second),
         )
 
 

@@ -422,6 +422,14 @@ class TestMeasuring:
         assert (records["base"].sparsity, records["base"].details) == (None, {})
         assert Record.from_json(ours.to_json()) == ours
 
+    def test_records_say_what_interrupted_their_case(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        counts = itertools.count(0, 1000)
+        monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
+        records, _ = measure([Variant("base", taking(1e-3)), Variant("ours", taking(1e-3))])
+        assert records["ours"].interruptions == records["base"].interruptions
+        assert records["ours"].interruptions > 1000
+        assert Record.from_json(records["ours"].to_json()) == records["ours"]
+
     def test_a_mode_is_compared_within_itself(self) -> None:
         records, _ = measure(
             [
