@@ -20,6 +20,9 @@ import torch
 SLOW = 0.05
 """A call of more seconds than this fills its own caches, whatever it is."""
 
+_ALIKE = 1.5
+"""Two calls of one variant whose times differ by less than this factor: neither was stalled, or both alike."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -30,8 +33,12 @@ class Effort:
         sample: The least length of one sample, in seconds: calls are repeated inside it until they fill it.
         least, most: Limits to the number of rounds, one sample of each variant in each.
         slow: A call of more seconds than this fills its own caches: no untimed call precedes its sample.
-        hopeless: A variant that takes this many times as long as the fastest in the first round is sampled once, if
-            `least` samples of it would take more than `seconds`. One sample decides, so a stall of that length does.
+        hopeless: A variant that takes more than this many times as long as the fastest in the first round, and so long
+            that `least` samples would take more than `seconds`, has no other round. A second sample has to confirm it,
+            or an earlier call that took about as long: a stall does not decide. Infinite: all have all rounds.
+
+    Raises:
+        ValueError: A number under which nothing, or not what it says, would be measured.
     """
 
     seconds: float
@@ -40,6 +47,17 @@ class Effort:
     most: int = 100
     slow: float = SLOW
     hopeless: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, expected, holds in (
+            ("seconds", "at least 0", self.seconds >= 0),
+            ("sample", "more than 0 and finite", 0 < self.sample < math.inf),
+            ("least", "at least 1 and at most `most`", 1 <= self.least <= self.most),
+            ("slow", "at least 0", self.slow >= 0),
+            ("hopeless", "at least 1", self.hopeless >= 1),
+        ):
+            if not holds:
+                raise ValueError(f"Effort: expected {name} to be {expected}, got {getattr(self, name)}")
 
 
 class Clock(Protocol):
@@ -135,51 +153,92 @@ def repeats_of(sampler: Sampler, sample: float, seconds: float | None = None) ->
         seconds = sampler(1)
     repeats = 1
     while seconds * repeats < sample / 2:
-        repeats = max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
+        repeats = _more(repeats, seconds, sample)
         seconds = sampler(repeats)
     return max(1, math.ceil(sample / seconds))
 
 
-def interleave(samplers: Mapping[str, Sampler], effort: Effort) -> dict[str, list[float]]:
+def _more(repeats: int, seconds: float, sample: float) -> int:
+    """How many calls to try next, where `repeats` of `seconds` each are no half of a sample."""
+    return max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
+
+
+class _Variant:
+    """One that is measured: its samples, seconds of a call, and how many calls fill one."""
+
+    def __init__(self, sampler: Sampler, effort: Effort) -> None:
+        self._sampler, self._effort = sampler, effort
+        self._repeats = 1
+        self.samples: list[float] = []
+
+    def sample(self) -> float:
+        """Seconds of a call, by one sample more."""
+        slow, least = self._effort.slow, self._effort.sample
+        if not self.samples:
+            seconds = self._sampler(1)
+            self._repeats = repeats_of(self._sampler, least, seconds)
+            if seconds >= max(slow, least):
+                return seconds
+        elif self.samples[-1] < slow:
+            self._sampler(1)
+        seconds = self._sampler(self._repeats)
+        while seconds * self._repeats < least / 2:
+            self._repeats = _more(self._repeats, seconds, least)
+            seconds = self._sampler(self._repeats)
+        return seconds
+
+
+def interleave(
+    samplers: Mapping[str, Sampler], effort: Effort, earlier: Mapping[str, float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of a call of each variant, interleaved: one sample of each in every round. All are warm.
 
     The order within a round is random (from a fixed seed), so that what disturbs the machine for a while disturbs all
     of them, and none always runs in the caches that the same neighbor left. One untimed call precedes each sample,
     unless it would take longer than `effort.slow` seconds. How many calls fill a sample is found in the first round,
-    where a call that fills one, and takes longer than `effort.slow`, is its own sample.
+    where a call that fills one, and takes longer than `effort.slow`, is its own sample; and once more where they fill
+    less than half of one, since a stall made them seem longer.
 
     Args:
         samplers: How to sample each variant.
         effort: How many rounds.
+        earlier: Seconds that a call of a variant took before, which are no sample but may confirm that it is hopeless.
 
     Returns:
         Seconds of one call, a number for each round; of a hopeless variant, for the first round. Where all others are
         hopeless, the one that is left has `effort.least` rounds.
     """
-    samples: dict[str, list[float]] = {name: [] for name in samplers}
-    repeats: dict[str, int] = {}
-    order, shuffle = list(samplers), random.Random(0).shuffle
+    variants = {name: _Variant(sampler, effort) for name, sampler in samplers.items()}
+    order, shuffle = list(variants), random.Random(0).shuffle
     start = time.perf_counter()
     for done in range(effort.most):
-        if done == 1 and samples:
-            limit = max(effort.hopeless * min(found[0] for found in samples.values()), effort.seconds / effort.least)
-            order = [name for name in order if samples[name][0] <= limit]
-        alone = len(order) == 1 < len(samples)
+        if done == 1 and variants and math.isfinite(effort.hopeless):
+            order = _hopeful(variants, effort, earlier or {})
+        alone = len(order) == 1 < len(variants)
         if done >= effort.least and (alone or time.perf_counter() - start >= effort.seconds):
             break
         shuffle(order)
         for name in order:
-            sampler = samplers[name]
-            if name not in repeats:
-                seconds = sampler(1)
-                repeats[name] = repeats_of(sampler, effort.sample, seconds)
-                if seconds >= max(effort.slow, effort.sample):
-                    samples[name].append(seconds)
-                    continue
-            elif samples[name][-1] < effort.slow:
-                sampler(1)
-            samples[name].append(sampler(repeats[name]))
-    return samples
+            variants[name].samples.append(variants[name].sample())
+    return {name: one.samples for name, one in variants.items()}
+
+
+def _hopeful(variants: Mapping[str, _Variant], effort: Effort, earlier: Mapping[str, float]) -> list[str]:
+    """Those that are not hopeless after the first round. Of two samples the faster counts."""
+    certain = {name for name, one in variants.items() if name in earlier and _are_alike(earlier[name], one.samples[0])}
+    while True:
+        limit = max(effort.hopeless * min(one.samples[0] for one in variants.values()), effort.seconds / effort.least)
+        above = [name for name, one in variants.items() if one.samples[0] > limit]
+        suspects = [name for name in above if name not in certain]
+        if not suspects:
+            return [name for name in variants if name not in above]
+        for one in map(variants.__getitem__, suspects):
+            one.samples[0] = min(one.samples[0], one.sample())
+        certain.update(suspects)
+
+
+def _are_alike(seconds: float, other: float) -> bool:
+    return max(seconds, other) <= _ALIKE * min(seconds, other)
 
 
 def samples_of(
@@ -187,6 +246,7 @@ def samples_of(
     effort: Effort,
     contexts: Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]] | None = None,
     warm: bool = False,
+    earlier: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of calls on the CPU, interleaved.
 
@@ -195,6 +255,7 @@ def samples_of(
         effort: How many rounds.
         contexts: By name, the context that is entered around each sample, untimed.
         warm: Whether each of them was called before.
+        earlier: Where they are warm, seconds that such a call took, see `interleave`; of any of them.
 
     Returns:
         Seconds of one call, a number for each round.
@@ -212,9 +273,8 @@ def samples_of(
 
     samplers = {name: sampler(name, call) for name, call in calls.items()}
     if not warm:
-        for one in samplers.values():
-            one(1)
-    return interleave(samplers, effort)
+        earlier = {name: one(1) for name, one in samplers.items()}
+    return interleave(samplers, effort, earlier)
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:

@@ -308,7 +308,8 @@ def compare(
 ) -> None:
     """Compare two files of records.
 
-    A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs.
+    A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs. A verdict
+    with a question mark, "slower?", is one on times that were disturbed in either run; lines below say by what.
     """
     try:
         old, new = record.read(before), record.read(after)
@@ -319,7 +320,7 @@ def compare(
     rows = [comparison.row(one) for one in changes if not (changed and one.verdict == "same")]
     console.print(report.rich_table(f"{before} to {after}", comparison.HEADER, rows, text_columns=4))
     console.print(comparison.summary(changes) or "no records", markup=False)
-    for line in comparison.differences(old, new):
+    for line in (*comparison.differences(old, new), *comparison.disturbances(old, new)):
         console.print(line, markup=False, soft_wrap=True)
     if strict and any(one.worse for one in changes):
         raise typer.Exit(1)

@@ -7,8 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..timing import Interruptions
 from .record import Key, Record
 from .report import SHORT_DTYPES, milliseconds
+
+WIDE = 1.5
+"""Where p80 is more than this many times p20, the samples say little: 12 of 803 on two quiet machines are so."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,19 @@ class Change:
         """Whether this is a regression: slower, or "ok" before and now another status."""
         was_ok = self.before is not None and self.before.status == "ok"
         return self.verdict == "slower" or (was_ok and self.after is not None and self.after.status != "ok")
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else had a part in the times of either run."""
+        return any(one is not None and (_is_interrupted(one) or _is_wide(one)) for one in (self.before, self.after))
+
+
+def _is_interrupted(record: Record) -> bool:
+    return record.interruptions is not None and record.interruptions > Interruptions.DISTURBING
+
+
+def _is_wide(record: Record) -> bool:
+    return record.p20_ms is not None and record.p80_ms is not None and record.p80_ms > WIDE * record.p20_ms
 
 
 def compare(before: Iterable[Record], after: Iterable[Record]) -> list[Change]:
@@ -66,6 +83,27 @@ def differences(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
     return result
 
 
+def disturbances(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
+    """Why to doubt the times of either run: other programs, or samples that differ among themselves."""
+    result = []
+    for name, run in (("before", before), ("after", after)):
+        timed = [record for record in run if record.p50_ms is not None]
+        interrupted = [one.interruptions for one in timed if one.interruptions is not None and _is_interrupted(one)]
+        if interrupted:
+            result.append(
+                f"{name}: disturbed; other programs took the processor up to {max(interrupted):.0f} times a second"
+                f" in {len(interrupted)} of {len(timed)} records; measure again on a quiet machine"
+            )
+        if wide := sum(map(_is_wide, timed)):
+            result.append(
+                f"{name}: noisy; the middle 60% of the samples differ by more than {WIDE:g}x in {wide} of {len(timed)}"
+                " records"
+            )
+        if unknown := sum(one.interruptions is None for one in timed):
+            result.append(f"{name}: {unknown} of {len(timed)} records do not say whether other programs disturbed them")
+    return result
+
+
 def _list(values: Iterable[str]) -> str:
     return " and ".join(sorted(values))
 
@@ -74,7 +112,7 @@ HEADER = ("case", "variant", "pass", "dtype", "before", "after", "after / before
 
 
 def row(item: Change) -> tuple[str, ...]:
-    """A change as a line of text under `HEADER`."""
+    """A change as a line of text under `HEADER`; the verdict on times that were disturbed has a question mark."""
     record = item.after or item.before
     assert record is not None
     return (
@@ -84,7 +122,7 @@ def row(item: Change) -> tuple[str, ...]:
         SHORT_DTYPES.get(record.dtype, record.dtype),
         *("" if run is None or run.p50_ms is None else milliseconds(run.p50_ms) for run in (item.before, item.after)),
         "" if item.ratio is None else f"{item.ratio:.2f}",
-        item.verdict,
+        f"{item.verdict}?" if item.ratio is not None and item.is_disturbed else item.verdict,
     )
 
 

@@ -48,6 +48,8 @@ class Record:
     details         what else the suite has to say of it. layers: "batch"; "count", how often the net has the layer;
                     "gflop", the work of one call, on the nonzeros only; "layout" of a dense variant's tensors;
                     "peak_gflops", the rate of multiply-adds with an operand from L1 on this machine and these threads
+    interruptions   how many times a second something else took the processor from the process, or processes, that ran
+                    the variants of this case, while it was sampled; None where nobody counted
     """
 
     suite: str
@@ -69,6 +71,7 @@ class Record:
     versions: Mapping[str, str]
     commit: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    interruptions: float | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -126,7 +129,7 @@ def _file_key(name: str) -> str:
 KEYS = tuple(_file_key(f.name) for f in fields(Record))
 """The keys of a record, in the order of the file."""
 
-LATER_KEYS = ("details",)
+LATER_KEYS = ("details", "interruptions")
 """Keys that the first files of records do not have."""
 
 

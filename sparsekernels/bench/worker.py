@@ -133,11 +133,12 @@ def _records(suite: Suite, case: Case, variants: list[Variant], session: Session
         for name, one in outcomes.items()
         if one.sampler is not None
     }
+    interruptions = Interruptions()
 
     def elsewhere() -> int:
         return sum(one.interruptions() for one in outcomes.values())
 
-    with _only_young_garbage(), session.interruptions.counted(elsewhere):
+    with _only_young_garbage(), session.interruptions.counted(elsewhere), interruptions.counted(elsewhere):
         samples = interleave(samplers, session.effort)
     times = {name: seconds for name, seconds in samples.items() if outcomes[name].status == "ok"}
     own_versions = {key: value for one in outcomes.values() for key, value in one.versions.items()}
@@ -172,6 +173,7 @@ def _records(suite: Suite, case: Case, variants: list[Variant], session: Session
             versions=versions() | own_versions,
             commit=commit(),
             details=details,
+            interruptions=_rounded(interruptions.per_second),
         )
 
 

@@ -8,6 +8,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +43,44 @@ def point_alike(actual: list[Tensor | None], expected: list[Tensor | None]) -> b
     return not theirs or gradient_error(mine, theirs) <= _LARGEST_GRADIENT_ERROR
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A container or an object as it was: its class, and what it held by its places."""
+
+    kind: type
+    parts: list[tuple[object, object]] = field(default_factory=list)
+
+
+def kept(result: object) -> object:
+    """What a result is now, to be compared later: a model may write the next one to the same tensors and containers.
+
+    Of what raises when it is looked at nothing is kept, and no result is close to that.
+    """
+    kept_by_id: dict[int, tuple[object, _Kept]] = {}  # with what has the id, which is nobody else's as long as it lives
+
+    def keep(value: object) -> object:
+        parts = _parts_of(value)
+        if parts is None:
+            return _copy_of(value)
+        if id(value) not in kept_by_id:
+            kept_by_id[id(value)] = value, _Kept(type(value))
+            kept_by_id[id(value)][1].parts.extend((place, keep(part)) for place, part in parts)
+        return kept_by_id[id(value)][1]
+
+    try:
+        return keep(result)
+    except Exception:  # by the attributes of a class that is not ours
+        return object()
+
+
+def _copy_of(leaf: object) -> object:
+    if isinstance(leaf, Tensor):
+        copy = leaf.detach().clone()
+        return copy.requires_grad_() if leaf.requires_grad else copy
+    numpy = sys.modules.get("numpy")
+    return leaf.copy() if numpy is not None and isinstance(leaf, numpy.ndarray) else leaf
+
+
 def leaves_of(value: object) -> Iterator[object]:
     """Whatever containers and objects hold, at any depth (a dict of a class of its own, a dataclass)."""
     seen: set[int] = set()
@@ -58,6 +97,8 @@ def leaves_of(value: object) -> Iterator[object]:
 
 def _parts_of(value: object) -> list[tuple[object, object]] | None:
     """What a container holds and what attributes it has, by their places; None for what is looked at as a whole."""
+    if isinstance(value, _Kept):
+        return value.parts
     if isinstance(value, Tensor | nn.Module | str | bytes):
         return None
     attributes: list[tuple[object, object]] = [*(attributes_or_none(value) or {}).items()]
@@ -82,7 +123,7 @@ def are_close(actual: object, expected: object) -> bool:
 def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:
     if isinstance(expected, Tensor):
         return isinstance(actual, Tensor) and _are_numbers_close(actual, expected)
-    if type(actual) is not type(expected):
+    if _kind_of(actual) is not _kind_of(expected):
         return False
     mine, theirs = _parts_of(actual), _parts_of(expected)
     if mine is None or theirs is None:
@@ -93,6 +134,10 @@ def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> b
     if [place for place, _ in mine] != [place for place, _ in theirs]:
         return False
     return all(_is_close(one, other, seen) for (_, one), (_, other) in zip(mine, theirs, strict=True))
+
+
+def _kind_of(value: object) -> type:
+    return value.kind if isinstance(value, _Kept) else type(value)
 
 
 def _is_leaf_close(actual: Any, expected: Any) -> bool:

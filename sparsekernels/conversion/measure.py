@@ -80,13 +80,15 @@ def times_of(
     effort: Effort,
     contexts: Contexts | None = None,
     warm: bool = False,
+    earlier: Mapping[str, float] | None = None,
 ) -> Times:
     """Measure `calls`, interleaved, on the CPU.
 
     contexts: what is entered around each sample of a call, and not timed. warm: whether each was called before.
+    earlier: seconds that took, where somebody looked.
     """
     if _preferred is None:
-        return Times(samples_of(calls, effort, contexts, warm))
+        return Times(samples_of(calls, effort, contexts, warm, earlier))
     for name, call in calls.items():  # each once, as when it is measured
         with (contexts or {}).get(name, contextlib.nullcontext)():
             call()

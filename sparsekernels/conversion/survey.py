@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
+from .agreement import kept
 from .modules import has_hooks
 from .report import Fact, LayerObstacle
 from .watch.state import Snapshot
@@ -185,12 +187,15 @@ Call = tuple[Given | None, ...] | None
 class Recorded:
     """A run of the model: what the modules that are no layers were called with, by their ids, and what it gave.
 
+    result: as `kept`.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
+    seconds: what it took.
     """
 
     calls: Mapping[int, list[Call]]
     result: object
     repeatable: bool
+    seconds: float
 
 
 def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
@@ -217,9 +222,11 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
 
         if not isinstance(layer.module, torch.jit.ScriptModule):
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
+    start = time.perf_counter()
     try:
         result = call()
     finally:
+        seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    return Recorded(calls, result, not before.changed())
+    return Recorded(calls, kept(result), not before.changed(), seconds)

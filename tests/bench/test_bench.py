@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,26 @@ from sparsekernels.bench.suite import Case, Prepared, Selection, Suite, Unavaila
 from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, samples_of, spread
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
+
+
+class FakeMachine:
+    """Variants whose calls take the same every time, but where the machine stalls: `stalls`, by variant and turn."""
+
+    def __init__(self, seconds: dict[str, float], stalls: dict[tuple[str, int], float] | None = None) -> None:
+        self._seconds, self.stalls = seconds, dict(stalls or {})
+        self.repeats: dict[str, list[int]] = {name: [] for name in seconds}
+
+    @property
+    def calls(self) -> dict[str, int]:
+        return {name: sum(repeats) for name, repeats in self.repeats.items()}
+
+    def samplers(self) -> dict[str, Callable[[int], float]]:
+        return {name: functools.partial(self._sample, name) for name in self._seconds}
+
+    def _sample(self, name: str, repeats: int) -> float:
+        turn = len(self.repeats[name])
+        self.repeats[name].append(repeats)
+        return self._seconds[name] + self.stalls.get((name, turn), 0.0) / repeats
 
 
 class TestTimer:
@@ -119,6 +141,82 @@ class TestTimer:
         samples = interleave(samplers, Effort(seconds=0.3, least=3, most=5, hopeless=4.0))
         assert {name: len(values) for name, values in samples.items()} == counts
 
+    @pytest.mark.parametrize("stalled", ["first", "second", "both"])
+    @pytest.mark.parametrize("turn", [0, 1, 2])
+    def test_a_stall_does_not_make_hopeless(self, stalled: str, turn: int) -> None:
+        """In the first round, of the fastest, of the second, or of both at once; neither is rid of its later rounds."""
+        machine = FakeMachine({"first": 0.010, "second": 0.025, "third": 0.026})
+        for name in ("first", "second") if stalled == "both" else (stalled,):
+            machine.stalls[name, turn] = 0.3
+        samples = interleave(machine.samplers(), Effort(seconds=0.06, sample=5e-4, least=3, most=30, hopeless=3.0))
+        assert {name: len(values) for name, values in samples.items()} == {"first": 30, "second": 30, "third": 30}
+        assert median_ratio(samples["second"], samples["first"]) == pytest.approx(2.5)
+
+    def test_a_shorter_second_sample_makes_others_hopeless(self) -> None:
+        machine = FakeMachine({"first": 0.010, "second": 0.035, "third": 0.2})
+        machine.stalls["first", 0] = 0.3
+        samples = interleave(machine.samplers(), Effort(seconds=0.06, sample=5e-4, least=3, most=30, hopeless=3.0))
+        assert {name: len(values) for name, values in samples.items()} == {"first": 3, "second": 1, "third": 1}
+        assert samples["first"][0] == pytest.approx(0.010)
+        assert machine.calls["third"] == 2
+
+    @pytest.mark.parametrize(("earlier", "calls"), [(0.29, 1), (0.21, 1), (0.31, 2), (0.1, 2), (0.01, 2)])
+    def test_an_earlier_call_that_took_about_as_long_confirms(self, earlier: float, calls: int) -> None:
+        machine = FakeMachine({"first": 0.010, "second": 0.2})
+        effort = Effort(seconds=0.06, sample=5e-4, least=3, most=30, hopeless=3.0)
+        samples = interleave(machine.samplers(), effort, {"first": 0.5, "second": earlier})
+        assert machine.calls["second"] == calls
+        assert samples["second"] == [pytest.approx(0.2)]
+
+    def test_the_untimed_call_confirms(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So what is hopeless costs no more than that one and its sample."""
+        now = [0.0]
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        called: list[str] = []
+
+        def call(name: str, seconds: float) -> None:
+            called.append(name)
+            now[0] += seconds
+
+        effort = Effort(seconds=0.06, sample=5e-4, least=3, most=30, hopeless=3.0)
+        calls = {"a": lambda: call("a", 0.01), "b": lambda: call("b", 0.2)}
+        samples = samples_of(calls, effort)
+        assert (len(samples["b"]), called.count("b")) == (1, 2)
+        called.clear()
+        samples = samples_of(calls, effort, warm=True, earlier={"b": 0.2})
+        assert (len(samples["b"]), called.count("b")) == (1, 1)
+
+    @pytest.mark.parametrize("length", [1e-4, 0.02, 5.0])
+    @pytest.mark.parametrize("turn", range(4))
+    def test_a_stall_while_calls_are_counted_does_not_last(self, length: float, turn: int) -> None:
+        """Each later sample is half as long as it should be, at least."""
+        machine = FakeMachine({"first": 1e-6}, stalls={("first", turn): length})
+        effort = Effort(seconds=60, sample=1e-3, least=3, most=10)
+        samples = interleave(machine.samplers(), effort)
+        assert len(samples["first"]) == 10
+        assert all(seconds == pytest.approx(1e-6) for seconds in samples["first"][2:])
+        assert all(repeats >= 500 for repeats in machine.repeats["first"][-1:-15:-2])
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"seconds": -1.0}, "expected seconds to be at least 0, got -1.0"),
+            ({"seconds": math.nan}, "expected seconds"),
+            ({"sample": 0.0}, "expected sample to be more than 0 and finite, got 0.0"),
+            ({"sample": math.inf}, "expected sample"),
+            ({"least": 0}, "expected least to be at least 1 and at most `most`, got 0"),
+            ({"least": 101}, "expected least"),
+            ({"most": 4}, "expected least"),
+            ({"slow": -1.0}, "expected slow to be at least 0, got -1.0"),
+            ({"slow": math.nan}, "expected slow"),
+            ({"hopeless": 0.5}, "expected hopeless to be at least 1, got 0.5"),
+            ({"hopeless": math.nan}, "expected hopeless"),
+        ],
+    )
+    def test_an_effort_under_which_nothing_is_measured_is_refused(self, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            Effort(**{"seconds": 1.0, **changes})
+
     def test_interruptions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         counts, times = iter([100, 130, 500, 520]), iter([0.0, 2.0, 100.0, 100.5])
         monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
@@ -201,6 +299,14 @@ class TestMeasuring:
         assert (records["ours:random-50"].sparsity, records["ours:random-50"].ideal_fraction) == (0.5, None)
         assert (records["base"].sparsity, records["base"].details) == (None, {})
         assert Record.from_json(ours.to_json()) == ours
+
+    def test_records_say_what_interrupted_their_case(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        counts = itertools.count(0, 1000)
+        monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
+        records, _ = measure([Variant("base", taking(1e-3)), Variant("ours", taking(1e-3))])
+        assert records["ours"].interruptions == records["base"].interruptions
+        assert records["ours"].interruptions > 1000
+        assert Record.from_json(records["ours"].to_json()) == records["ours"]
 
     def test_a_mode_is_compared_within_itself(self) -> None:
         records, _ = measure(

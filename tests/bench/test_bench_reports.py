@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sparsekernels.bench import plot, record, report, rmsnorm, suite
-from sparsekernels.bench.compare import change, compare, differences, summary
+from sparsekernels.bench.compare import change, compare, differences, disturbances, row, summary
 from sparsekernels.bench.record import KEYS, Record
 
 MACHINE = {"cpu": "A processor", "isa": "avx2", "cores": 2, "memory_gib": 8, "gpu": None, "allocator": {"A": "1"}}
@@ -49,7 +49,7 @@ def make_record(
 class TestRecords:
     def test_keys(self) -> None:
         expected = "suite case variant pass device dtype threads sparsity p20_ms p50_ms p80_ms speedup ideal_fraction"
-        assert list(KEYS) == f"{expected} max_error status machine versions commit details".split()
+        assert list(KEYS) == f"{expected} max_error status machine versions commit details interruptions".split()
 
     def test_round_trip(self, tmp_path: Path) -> None:
         records = [make_record(), make_record("torch", None), make_record("copy", sparsity=0.9, max_error=None)]
@@ -74,10 +74,10 @@ class TestRecords:
         with pytest.raises(ValueError, match=message):
             record.read(path)
 
-    def test_files_from_before_there_were_details(self) -> None:
+    def test_files_from_before_there_were_all_keys(self) -> None:
         value = json.loads(make_record().to_json())
-        del value["details"]
-        assert Record.from_json(json.dumps(value)) == make_record(details={})
+        del value["details"], value["interruptions"]
+        assert Record.from_json(json.dumps(value)) == make_record(details={}, interruptions=None)
 
     @pytest.mark.parametrize(
         ("variant", "expected"),
@@ -141,6 +141,41 @@ class TestCompare:
             "the runs differ in cpu: A processor before, Another after",
             "the runs differ in torch: 2.13.0 before, 2.14.0 after",
         ]
+
+    @pytest.mark.parametrize(
+        ("quiet", "other", "mark"),
+        [
+            ({}, {}, ""),
+            ({"interruptions": 20.0}, {"interruptions": 50.0}, ""),
+            ({"interruptions": 20.0}, {"interruptions": 130.0}, "?"),
+            ({}, {"times": (0.9, 1.0, 1.4)}, "?"),
+            ({}, {"times": (0.9, 1.0, 1.3)}, ""),
+            ({}, {"times": None, "interruptions": 130.0}, ""),
+        ],
+    )
+    def test_a_verdict_on_disturbed_times_is_marked(self, quiet: Any, other: Any, mark: str) -> None:
+        """Whichever run it was."""
+        one, two = make_record(**quiet), make_record(**other)
+        for item in (change(one, two), change(two, one)):
+            assert row(item)[-1] == f"{item.verdict}{mark}"
+        assert row(change(None, two))[-1] == "new"
+
+    def test_what_disturbed_the_runs_is_said(self) -> None:
+        quiet = [make_record(case=case, interruptions=10.0) for case in ("a/1", "a/2")]
+        assert disturbances(quiet, quiet) == []
+        other = [
+            make_record(case="a/1", interruptions=130.4),
+            make_record(case="a/2", interruptions=90.0, times=(1.0, 1.2, 1.6)),
+            make_record(case="a/3", interruptions=500.0, times=None),
+            make_record(case="a/4"),
+        ]
+        assert disturbances(other, quiet) == [
+            "before: disturbed; other programs took the processor up to 130 times a second in 2 of 3 records;"
+            " measure again on a quiet machine",
+            "before: noisy; the middle 60% of the samples differ by more than 1.5x in 1 of 3 records",
+            "before: 1 of 3 records do not say whether other programs disturbed them",
+        ]
+        assert [line.partition(":")[0] for line in disturbances(quiet, other)] == ["after"] * 3
 
 
 RECORDS = [

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -186,6 +187,16 @@ class TestCompare:
         assert f"{len(records) - 1} same, 1 slower" in result.output
         assert result.output.count("rows/8x64") == 1
         assert run("compare", file, tmp_path / "after.jsonl", "--strict").exit_code == 1
+
+    def test_what_was_disturbed_is_marked(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
+        file = measured[1] / "r.jsonl"
+        quiet = [dataclasses.replace(one, interruptions=0.0) for one in record.read(file)]
+        record.write(tmp_path / "quiet.jsonl", quiet)
+        record.write(tmp_path / "after.jsonl", [dataclasses.replace(one, interruptions=200.0) for one in quiet])
+        output = one_line(run("compare", tmp_path / "quiet.jsonl", tmp_path / "after.jsonl").output)
+        assert "same?" in output
+        assert "after: disturbed; other programs took the processor up to 200 times a second" in output
+        assert "before: disturbed" not in output
 
     def test_a_file_that_is_not_of_records(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
         (tmp_path / "bad.jsonl").write_text(json.dumps({"suite": "rmsnorm"}))

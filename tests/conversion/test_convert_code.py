@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion.agreement import are_close, leaves_of
+from sparsekernels.conversion.agreement import are_close, differentiable, kept, leaves_of
 from sparsekernels.conversion.graph.base import Graph
 from sparsekernels.conversion.graph.inference import InferenceGraph
 from sparsekernels.pruning import prune_
@@ -137,6 +137,33 @@ def test_results_are_compared_whatever_they_are() -> None:
     assert are_close(rings[0], rings[0])
     assert not are_close(*rings)
     assert [float(one) for one in leaves_of(rings)] == [1.0, 2.0]
+
+
+def test_what_is_kept_of_a_result_does_not_change_with_it() -> None:
+    ring = Own(y=[torch.ones(2), "a"])
+    ring["self"] = ring
+    for value, change in (
+        (ring, lambda: ring["y"].append(1)),
+        (output := Output(torch.ones(2), "a"), lambda: output.scores.zero_()),
+        (slots := WithSlots(torch.ones(2)), lambda: slots.__setattr__(WithSlots.__slots__[0], torch.zeros(2))),
+        (array := numpy.ones(3), lambda: array.fill(0)),
+    ):
+        as_it_was = kept(value)
+        assert are_close(value, as_it_was)
+        assert are_close(as_it_was, kept(value))
+        change()
+        assert not are_close(value, as_it_was)
+    with torch.inference_mode():
+        assert len(differentiable(kept((nn.Parameter(torch.ones(2)), torch.ones(2))))) == 1
+
+
+def test_of_what_raises_when_it_is_looked_at_nothing_is_kept() -> None:
+    class Refuses(dict):
+        def items(self) -> Any:
+            raise RuntimeError("no")
+
+    one = Refuses()
+    assert not are_close(one, kept(one))
 
 
 def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:

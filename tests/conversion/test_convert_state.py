@@ -8,7 +8,8 @@ import collections
 import copy
 import random
 import types
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy
 import pytest
@@ -312,3 +313,60 @@ def test_all_random_numbers_stay(prefer: Prefer) -> None:
     sk.convert(model, torch.randn(4, 8))
     assert before[:2] == (random.getstate(), str(numpy.random.get_state()))
     assert torch.equal(before[2], model.generator.get_state())
+
+
+class Draw(NamedTuple):
+    """A generator, how it is asked, and its state as text."""
+
+    make: Callable[[], Any]
+    draw: Callable[[Any], float]
+    state: Callable[[Any], str]
+
+
+DRAWN = {
+    "torch": Draw(
+        lambda: torch.Generator().manual_seed(1),
+        lambda one: float(torch.rand((), generator=one)),
+        lambda one: str(one.get_state().tolist()),
+    ),
+    "python": Draw(lambda: random.Random(1), lambda one: one.random(), lambda one: str(one.getstate())),
+    "numpy": Draw(
+        lambda: numpy.random.default_rng(1), lambda one: one.random(), lambda one: str(one.bit_generator.state)
+    ),
+    "RandomState": Draw(
+        lambda: numpy.random.RandomState(1), lambda one: one.rand(), lambda one: str(one.get_state()[1].tolist())
+    ),
+}
+HOLDERS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda one: [one],
+    "dict": lambda one: {"here": one},
+    "tuple": lambda one: (one,),
+    "object": lambda one: types.SimpleNamespace(here=one),
+    "list in a dict in a tuple": lambda one: ({"here": [one, one]},),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("kind", DRAWN)
+def test_random_numbers_of_generators_in_containers_stay(prefer: Prefer, kind: str, holder: str) -> None:
+    """No graph has the number that was drawn when it was traced, either."""
+    make_one, draw, state = DRAWN[kind]
+    one = make_one()
+
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.held = nn.Linear(8, 8), HOLDERS[holder](one)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * (1 + draw(one))
+
+    model, x = Draws().eval(), torch.randn(4, 8)
+    prune_(model, "random", 0.7)
+    before = state(one)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert state(one) == before
+    assert report.converted
+    assert any("draws random numbers" in note for note in report.notes)
+    assert not list(graphs_of(model))

@@ -8,9 +8,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
-from conversion_checks import FINE, LAYERS, Prefer
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
 from torch import Tensor, nn
 
 import sparsekernels as sk
@@ -72,3 +73,66 @@ def test_a_first_result_that_is_another_is_not_compared_with(prefer: Prefer) -> 
     prefer(FINE, LAYERS)
     assert sk.convert(model, torch.randn(4, 8)).converted
     assert model.started is False
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_first_result_that_is_another_for_something_outside_of_the_model(prefer: Prefer, in_graph: bool) -> None:
+    """What a module-level cache does. A graph that gives what only the first run gave is not kept."""
+    seen: list[str] = []
+
+    class Starts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            if isinstance(x, torch.fx.Proxy):
+                return -y if in_graph else y
+            seen.append("call")
+            return y if len(seen) > 1 else -y
+
+    model, x = Starts().eval(), torch.randn(4, 8)
+    prune_(model, "random", 0.7)
+    expected = model.layer(x)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert report.converted
+    assert bool(list(graphs_of(model))) is not in_graph
+    assert any("gave other results" in note for note in report.notes) is in_graph
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("where", ["outside", "attribute", "buffer", "dict", "array"])
+def test_a_result_that_the_next_call_overwrites_is_kept(prefer: Prefer, where: str, training: bool) -> None:
+    """Else each result would be compared with itself."""
+    outside, held, array = torch.zeros(4, 8), {"result": torch.zeros(())}, numpy.zeros((4, 8), numpy.float32)
+
+    class Reuses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.own = torch.zeros(4, 8)
+            self.register_buffer("buffer", torch.zeros(4, 8))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, object]:
+            y = self.layer(x)
+            result = y.detach() if type(self.layer) is nn.Linear else -y.detach()
+            if where == "dict":
+                held["result"] = result
+                return y, held
+            if where == "array":
+                array[...] = result.numpy()
+                return y, array
+            place = {"outside": outside, "attribute": self.own, "buffer": self.buffer}[where]
+            return y, place.copy_(result)
+
+    model = Reuses().train(training)
+    prune_(model, "random", 0.7)
+    prefer(FINE, LAYERS)
+    report = sk.convert(model, torch.randn(4, 8))
+    assert not report.converted
+    assert any("gave other results" in note for note in report.notes)
+    assert not any("forward passes were measured" in note for note in report.notes)

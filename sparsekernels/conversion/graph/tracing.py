@@ -135,7 +135,7 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn = Generators(module)
+    drawn = Generators(before.generators)
     try:
         with _proxies_are_tensors():
             return _Tracer().trace(module)

@@ -7,20 +7,27 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+
+
+def is_generator(value: object) -> bool:
+    """Whether it is a random number generator, torch's, Python's or numpy's."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.random.RandomState | numpy.random.Generator):
+        return True
+    return isinstance(value, torch.Generator | random.Random)
 
 
 class Generators:
-    """The states of the random number generators that the code of `module` may draw from.
+    """The states of the random number generators that the code of a model may draw from.
 
-    torch's on the CPU, Python's, numpy's where that is in use, and those that are attributes of modules.
+    torch's on the CPU, Python's, numpy's where that is in use, and the model's own.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, own: Iterable[Any]) -> None:
         generators: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
             (torch.get_rng_state, torch.set_rng_state),
             (random.getstate, random.setstate),
@@ -28,19 +35,16 @@ class Generators:
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             generators.append((numpy.random.get_state, numpy.random.set_state))
-        for one in module.modules():
-            for value in vars(one).values():
-                if isinstance(value, torch.Generator):
-                    generators.append((value.get_state, value.set_state))
-                elif isinstance(value, random.Random):
-                    generators.append((value.getstate, value.setstate))
-                elif numpy is not None and isinstance(value, numpy.random.RandomState):
-                    generators.append((value.get_state, value.set_state))
-                elif numpy is not None and isinstance(value, numpy.random.Generator):
-                    bits = value.bit_generator
-                    generators.append(
-                        (functools.partial(getattr, bits, "state"), functools.partial(setattr, bits, "state"))
-                    )
+        for one in {id(one): one for one in own}.values():
+            if isinstance(one, random.Random):
+                generators.append((one.getstate, one.setstate))
+            elif hasattr(one, "get_state"):  # torch's, and numpy's RandomState
+                generators.append((one.get_state, one.set_state))
+            else:
+                bits = one.bit_generator
+                generators.append(
+                    (functools.partial(getattr, bits, "state"), functools.partial(setattr, bits, "state"))
+                )
         self._kept = [(get, put, get()) for get, put in generators]
 
     def drawn(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .generators import Generators
+from .generators import Generators, is_generator
 
 KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 """What every module has: modes and hooks are looked at, parameters and children have their places."""
@@ -124,11 +124,13 @@ def _same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
     return len(now) == len(then) and now.keys() == then.keys() and all(is_same(now[key], then[key]) for key in then)
 
 
-def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = False) -> list[Held]:
+def held_by(
+    values: Iterable[Any], registered: Collection[int], copies: bool = False, generators: list[Any] | None = None
+) -> list[Held]:
     """All mutable objects reachable from `values`, except inside objects of the packages in `_OWNERS`.
 
     registered: ids of modules that are compared elsewhere. copies: whether to copy the elements of tensors, so that
-    they can be restored. Raises `TooMuch`.
+    they can be restored. generators: where random number generators go. Raises `TooMuch`.
     """
     held: list[Held] = []
     seen: set[int] = set(registered)
@@ -137,6 +139,8 @@ def held_by(values: Iterable[Any], registered: Collection[int], copies: bool = F
         value = left.pop()
         if id(value) in seen:
             continue
+        if generators is not None and is_generator(value):
+            generators.append(value)
         if isinstance(value, tuple | frozenset):
             left.extend(value)
             count += len(value)
@@ -217,7 +221,8 @@ class State:
     """The attributes of modules, and whatever these hold at any depth.
 
     without: names of attributes that are not looked at. Scripted modules are skipped. Where they hold too much,
-    `is_whole` is False, and only the attributes themselves are looked at.
+    `is_whole` is False, and only the attributes themselves are looked at. generators: of random numbers, which are
+    among what they hold, and are not compared.
     """
 
     def __init__(self, modules: Iterable[nn.Module], without: Collection[str] = ()) -> None:
@@ -236,9 +241,10 @@ class State:
             for name, value in attributes.items()
             if name not in KEPT_BY_TORCH
         ]
+        self.generators = [value for value in values if is_generator(value)]
         self.is_whole = True
         try:
-            self._held += held_by(values, {id(module) for module in own}, copies=True)
+            self._held += held_by(values, {id(module) for module in own}, copies=True, generators=self.generators)
         except TooMuch:
             self.is_whole = False
 
@@ -282,7 +288,7 @@ class Snapshot:
         self._places = [(module, dict(module._buffers)) for module in own]
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         self._parameters = [(parameter, parameter.grad, _stamp_of(parameter)) for parameter in model.parameters()]
-        self._generators = Generators(model)
+        self._generators = Generators(self._state.generators)
 
     def changed(self) -> bool:
         """Whether anything has changed, parameters included, or there was too much to compare."""
