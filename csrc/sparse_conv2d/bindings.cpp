@@ -228,6 +228,80 @@ void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
   plans().free(arguments.integer());
 }
 
+// The values at a plan's nonzeros, or its dense weight, which becomes contiguous. `input`: what it multiplies.
+PlannedWeight planned_weight(Handle& weight, const Handle& input, const PlannedConv2d& plan) {
+  require(
+      weight.dtype() == input.dtype() && weight.device_type() == input.device_type(),
+      "sparse_conv2d: expected weight of the dtype and device of input", weight);
+  if (!weight.is_contiguous()) weight = contiguous(weight);
+  PlannedWeight values;
+  values.data = weight.data();
+  values.dtype = dtype_of(weight);
+  values.dense = weight.dim() != 1;
+  int64_t elements = 1;
+  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
+  require(
+      elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
+      "sparse_conv2d: expected weight of the nonzeros of the plan, in 1 dimension, or of all elements", weight);
+  return values;
+}
+
+void check_grad_output(const Handle& grad_output, const Geometry& geometry, int64_t rows, const int64_t (&input)[2]) {
+  check_activation(grad_output, geometry);
+  const Activation grads = activation_of(grad_output);
+  require(grads.size[1] == rows, "sparse_conv2d: expected grad_output of the channels of the output", grad_output);
+  for (int d = 0; d < 2; ++d) {
+    require(
+        geometry.output_size(d, input[d]) == grads.size[2 + d],
+        "sparse_conv2d: expected grad_output of the size of the output", grad_output);
+  }
+}
+
+void boxed_planned_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {6, 1});
+  const Handle grad_output = arguments.tensor();
+  Handle weight = arguments.tensor();
+  const std::shared_ptr<OwnedPlan> owner = plans().find(arguments.integer());
+  const int64_t height = arguments.integer(), width = arguments.integer();
+  const bool channels_last = arguments.boolean();
+
+  const Geometry& geometry = owner->geometry();
+  const std::shared_ptr<PlannedConv2d> plan = owner->current();
+  const int64_t input_size[2] = {height, width};
+  check_grad_output(grad_output, geometry, plan->rows(), input_size);
+  const PlannedWeight values = planned_weight(weight, grad_output, *plan);
+  const Activation grads = activation_of(grad_output);
+  const int64_t channels = plan->columns() / geometry.taps() * geometry.conv.groups;
+  const int64_t sizes[4] = {grads.size[0], channels, height, width};
+  Handle grad_input = empty_activation(sizes, channels_last, grad_output);
+  plan->input_gradient(values, grads, activation_of(grad_input), torch_threads());
+  stack[0] = to_stack(std::move(grad_input));
+}
+
+void boxed_planned_weight_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {3, 1});
+  const Handle grad_output = arguments.tensor(), input = arguments.tensor();
+  const std::shared_ptr<OwnedPlan> owner = plans().find(arguments.integer());
+
+  const Geometry& geometry = owner->geometry();
+  const std::shared_ptr<PlannedConv2d> plan = owner->current();
+  check_activation(input, geometry);
+  require(
+      grad_output.dtype() == input.dtype(), "sparse_conv2d: expected grad_output of the dtype of input", grad_output);
+  const Activation source = activation_of(input);
+  require(
+      source.size[1] == plan->columns() / geometry.taps() * geometry.conv.groups,
+      "sparse_conv2d: expected input with the channels of the plan", input);
+  const int64_t input_size[2] = {source.size[2], source.size[3]};
+  check_grad_output(grad_output, geometry, plan->rows(), input_size);
+  const Activation grads = activation_of(grad_output);
+  require(grads.size[0] == source.size[0], "sparse_conv2d: expected grad_output of the batch of input", grad_output);
+  const int64_t nonzeros = plan->nonzeros();
+  Handle grad_values = empty(&nonzeros, 1, input.dtype(), input);
+  plan->weight_gradient(grads, source, grad_values.data(), torch_threads());
+  stack[0] = to_stack(std::move(grad_values));
+}
+
 void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {7, 1});
   const Handle input = arguments.tensor();
@@ -244,24 +318,12 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t r
   require(
       input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
       "sparse_conv2d: expected input with the channels of the plan", input);
-  require(
-      weight.dtype() == input.dtype() && weight.device_type() == input.device_type(),
-      "sparse_conv2d: expected weight of the dtype and device of input", weight);
-  if (!weight.is_contiguous()) weight = contiguous(weight);
-  PlannedWeight values;
-  values.data = weight.data();
-  values.dtype = dtype_of(weight);
-  values.dense = weight.dim() != 1;
-  int64_t elements = 1;
-  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
-  require(
-      elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
-      "sparse_conv2d: expected weight of the nonzeros of the plan, in 1 dimension, or of all elements", weight);
+  const PlannedWeight values = planned_weight(weight, input, plan);
   const Handle bias = checked_bias(std::move(given_bias), input, plan.rows());
   const Activation source = activation_of(input);
   Handle output = empty_output(input, source, geometry, plan.rows());
   const Activation dest = activation_of(output);
-  plan.run(values, source, epilogue_of(input, bias, residual, low, high, dest), dest, torch_threads());
+  plan.forward(values, source, epilogue_of(input, bias, residual, low, high, dest), dest, torch_threads());
   stack[0] = to_stack(std::move(output));
 }
 
@@ -342,6 +404,8 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_sparse_conv2d", &sparsekernels::boxed_sparse_conv2d);
   m.impl("_plan_sparse_conv2d", &sparsekernels::boxed_plan);
   m.impl("_planned_sparse_conv2d", &sparsekernels::boxed_planned_sparse_conv2d);
+  m.impl("_planned_sparse_conv2d_input_gradient", &sparsekernels::boxed_planned_input_gradient);
+  m.impl("_planned_sparse_conv2d_weight_gradient", &sparsekernels::boxed_planned_weight_gradient);
   m.impl("_sparse_conv2d_input_gradient", &sparsekernels::boxed_input_gradient);
   m.impl("_sparse_conv2d_weight_gradient", &sparsekernels::boxed_weight_gradient);
 }

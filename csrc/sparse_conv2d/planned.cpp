@@ -11,6 +11,7 @@
 #include "base/workspace.h"
 #include "sparse_conv2d/jit/forward_driver.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
+#include "sparse_conv2d/jit/weight_gradient_driver.h"
 #include "sparse_conv2d/tiled/driver.h"
 
 namespace sparsekernels {
@@ -20,13 +21,14 @@ thread_local Workspace values_workspace;
 
 // What a plan follows from, beside pattern and geometry.
 struct CallShape {
-  int64_t input_size[4], input_stride[4], output_stride[4], threads;
+  int64_t input_size[4], input_stride[4], output_size[4], output_stride[4], threads;
   DType dtype;
   bool has_residual, has_low, has_high;
 
   bool operator==(const CallShape& other) const {
     return std::equal(input_size, input_size + 4, other.input_size) &&
            std::equal(input_stride, input_stride + 4, other.input_stride) &&
+           std::equal(output_size, output_size + 4, other.output_size) &&
            std::equal(output_stride, output_stride + 4, other.output_stride) && threads == other.threads &&
            dtype == other.dtype && has_residual == other.has_residual && has_low == other.has_low &&
            has_high == other.has_high;
@@ -38,6 +40,7 @@ CallShape shape_of(
   CallShape shape = {};
   std::copy_n(input.size, 4, shape.input_size);
   std::copy_n(input.stride, 4, shape.input_stride);
+  std::copy_n(output.size, 4, shape.output_size);
   std::copy_n(output.stride, 4, shape.output_stride);
   shape.threads = threads.count;
   shape.dtype = input.dtype;
@@ -47,19 +50,56 @@ CallShape shape_of(
   return shape;
 }
 
-// Of calls of one shape.
-struct CallPlan {
+// Of forwards, or input gradients, of one shape.
+struct ForwardCall {
   CallShape shape;
   Lattice lattice;              // without the places of its tensors
-  jit::PlannedForward forward;  // without its kernels, which are the cache's
+  jit::PlannedForward planned;  // without its kernels, which are the cache's
   jit::KernelKey key = {};
   // Of each value, in the order of the kernels, its place in the dense weight; made by the first call that has one.
   std::vector<int32_t> dense_order;
   std::once_flag has_dense_order;
 };
 
-// Shapes of one pattern that are in use at a time: a server's batch sizes, say.
-constexpr size_t kMostPlans = 16;
+// Of weight gradients of one shape.
+struct WeightGradientCall {
+  CallShape shape;
+  Lattice lattice;
+  jit::PlannedWeightGradient planned;
+  jit::KernelKey key = {};
+};
+
+// Those that are in use, of one pattern: a server's batch sizes, say.
+template <class Call>
+class Calls {
+ public:
+  std::shared_ptr<Call> find(const CallShape& shape) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found =
+        std::find_if(calls_.begin(), calls_.end(), [&](const auto& call) { return call->shape == shape; });
+    if (found == calls_.end()) return nullptr;
+    std::rotate(calls_.begin(), found, found + 1);
+    return calls_.front();
+  }
+
+  void keep(const std::shared_ptr<Call>& call) {
+    constexpr size_t kMost = 16;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (calls_.size() == kMost) calls_.pop_back();
+    calls_.insert(calls_.begin(), call);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<Call>> calls_;  // the one used last comes first
+};
+
+// Sets the places of a call's tensors.
+Lattice placed(Lattice lattice, const void* source, void* dest) {
+  lattice.source.data = const_cast<void*>(source);
+  lattice.dest.data = dest;
+  return lattice;
+}
 
 }  // namespace
 
@@ -68,10 +108,13 @@ struct PlannedConv2d::State {
   std::vector<int32_t> crow, col;
   SparsePattern pattern;  // of these two, without values
   int64_t columns;
+  std::once_flag has_transposed;
+  std::vector<int32_t> transposed_crow, transposed_col, permutation;
+  SparsePattern transposed;  // of these three
   std::once_flag has_dense_places;
   std::vector<int32_t> dense_places;  // of each nonzero, in the dense weight
-  std::mutex mutex;
-  std::vector<std::shared_ptr<CallPlan>> plans;  // the one used last comes first
+  Calls<ForwardCall> forwards, input_gradients;
+  Calls<WeightGradientCall> weight_gradients;
 
   const std::vector<int32_t>& places() {
     std::call_once(has_dense_places, [&] {
@@ -83,31 +126,86 @@ struct PlannedConv2d::State {
     return dense_places;
   }
 
-  std::shared_ptr<CallPlan> find(const CallShape& shape) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = std::find_if(plans.begin(), plans.end(), [&](const auto& plan) { return plan->shape == shape; });
-    if (found == plans.end()) return nullptr;
-    std::rotate(plans.begin(), found, found + 1);
-    return plans.front();
+  // As call.h has it for input gradients: nonzeros by input channels, in their order.
+  const SparsePattern& transpose() {
+    std::call_once(has_transposed, [&] {
+      const int64_t taps = geometry.kernel[0] * geometry.kernel[1], channels = columns / taps;
+      const int64_t outputs = pattern.rows / geometry.groups;
+      const auto each = [&](const auto& body) {
+        for (int64_t row = 0; row < pattern.rows; ++row)
+          for (int32_t k = crow[static_cast<size_t>(row)]; k < crow[static_cast<size_t>(row) + 1]; ++k) {
+            const int64_t column = col[static_cast<size_t>(k)];
+            body(
+                k, static_cast<size_t>(row / outputs * channels + column / taps),
+                static_cast<int32_t>(row % outputs * taps + column % taps));
+          }
+      };
+      transposed_crow.assign(static_cast<size_t>(geometry.groups * channels) + 1, 0);
+      each([&](int32_t, size_t row, int32_t) { ++transposed_crow[row + 1]; });
+      for (size_t row = 1; row < transposed_crow.size(); ++row) transposed_crow[row] += transposed_crow[row - 1];
+      std::vector<int32_t> next = transposed_crow;
+      transposed_col.resize(col.size());
+      permutation.resize(col.size());
+      each([&](int32_t k, size_t row, int32_t column) {
+        const size_t to = static_cast<size_t>(next[row]++);
+        transposed_col[to] = column;
+        permutation[to] = k;
+      });
+      transposed.rows = geometry.groups * channels;
+      transposed.nonzeros = pattern.nonzeros;
+      transposed.crow_indices = transposed_crow.data();
+      transposed.col_indices = transposed_col.data();
+      transposed.permutation = permutation.data();
+    });
+    return transposed;
   }
 
-  void keep(const std::shared_ptr<CallPlan>& plan) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (plans.size() == kMostPlans) plans.pop_back();
-    plans.insert(plans.begin(), plan);
-  }
-
-  std::shared_ptr<CallPlan> make(
-      const CallShape& shape, const Activation& input, const Activation& output, int epilogue_flags,
-      const Threads& threads) {
-    const auto plan = std::make_shared<CallPlan>();
-    plan->shape = shape;
-    plan->lattice = forward_lattice(geometry, input, output);
-    merge_positions(plan->lattice);
-    plan->forward = jit::plan_forward(plan->lattice, pattern, epilogue_flags, threads);
-    if (plan->forward.engine == Engine::kJit)
-      plan->key = jit::key_of(plan->lattice, plan->forward.plan, pattern, threads);
-    return plan;
+  // A forward, or an input gradient, whose lattice `make_lattice` makes in the first call of a shape.
+  template <class MakeLattice>
+  void run(
+      Calls<ForwardCall>& calls, SparsePattern own, const PlannedWeight& weight, const Activation& source,
+      const Epilogue& epilogue, DType dtype, const Activation& dest, const Threads& threads,
+      const MakeLattice& make_lattice) {
+    own.values = weight.data;
+    own.dtype = weight.dtype;
+    const PackedEpilogue packed = packed_epilogue(epilogue, own.rows, dtype, dest.data);
+    const CallShape shape = shape_of(source, epilogue, dest, threads);
+    std::shared_ptr<ForwardCall> call = calls.find(shape);
+    std::shared_ptr<const jit::ForwardKernels> kernels;
+    if (call == nullptr) {
+      call = std::make_shared<ForwardCall>();
+      call->shape = shape;
+      call->lattice = make_lattice();
+      merge_positions(call->lattice);
+      call->planned = jit::plan_forward(call->lattice, own, packed.flags, threads);
+      if (call->planned.engine == Engine::kJit)
+        call->key = jit::key_of(call->lattice, call->planned.plan, own, threads);
+      kernels = std::move(call->planned.kernels);
+      calls.keep(call);
+    } else if (call->planned.engine == Engine::kJit) {
+      kernels = jit::cached_kernels(call->key, call->lattice, call->planned.plan, own, threads);
+    }
+    const Lattice lattice = placed(call->lattice, source.data, dest.data);
+    if (call->planned.engine == Engine::kTiled) {
+      if (!weight.dense) return tiled::forward(lattice, own, packed, threads);
+      const TrimWorkspace trim{values_workspace};
+      float* values;
+      WorkspaceLayout pieces;
+      pieces.add(&values, divide_up(own.nonzeros * element_size(weight.dtype), sizeof(float)));
+      pieces.allocate(values_workspace);
+      jit::gather_elements(places(), weight.data, weight.dtype, threads, values);
+      own.values = values;
+      return tiled::forward(lattice, own, packed, threads);
+    }
+    jit::PlannedForward planned = call->planned;
+    planned.kernels = kernels;
+    if (!weight.dense) return jit::forward(lattice, planned, own, kernels->order(), packed, threads);
+    std::call_once(call->has_dense_order, [&] {
+      const std::vector<int32_t>& dense = places();
+      call->dense_order.reserve(dense.size());
+      for (const int32_t nonzero : kernels->order()) call->dense_order.push_back(dense[static_cast<size_t>(nonzero)]);
+    });
+    jit::forward(lattice, planned, own, call->dense_order, packed, threads);
   }
 };
 
@@ -151,48 +249,52 @@ int64_t PlannedConv2d::nonzeros() const {
   return state_->pattern.nonzeros;
 }
 
-void PlannedConv2d::run(
+void PlannedConv2d::forward(
     const PlannedWeight& weight, const Activation& input, const Epilogue& epilogue, const Activation& output,
     const Threads& threads) {
   if (is_empty(output)) return;
-  State& state = *state_;
-  SparsePattern pattern = state.pattern;
-  pattern.values = weight.data;
-  pattern.dtype = weight.dtype;
-  const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, input.dtype, output.data);
-  const CallShape shape = shape_of(input, epilogue, output, threads);
-  std::shared_ptr<CallPlan> plan = state.find(shape);
-  std::shared_ptr<const jit::ForwardKernels> kernels;
-  if (plan == nullptr) {
-    plan = state.make(shape, input, output, packed.flags, threads);
-    kernels = std::move(plan->forward.kernels);
-    state.keep(plan);
-  } else if (plan->forward.engine == Engine::kJit) {
-    kernels = jit::cached_kernels(plan->key, plan->lattice, plan->forward.plan, pattern, threads);
-  }
-  Lattice lattice = plan->lattice;
-  lattice.source.data = input.data;
-  lattice.dest.data = output.data;
-  if (plan->forward.engine == Engine::kTiled) {
-    if (!weight.dense) return tiled::forward(lattice, pattern, packed, threads);
-    const TrimWorkspace trim{values_workspace};
-    float* values;
-    WorkspaceLayout own;
-    own.add(&values, divide_up(pattern.nonzeros * element_size(weight.dtype), sizeof(float)));
-    own.allocate(values_workspace);
-    jit::gather_elements(state.places(), weight.data, weight.dtype, threads, values);
-    pattern.values = values;
-    return tiled::forward(lattice, pattern, packed, threads);
-  }
-  jit::PlannedForward planned = plan->forward;
-  planned.kernels = kernels;
-  if (!weight.dense) return jit::forward(lattice, planned, pattern, kernels->order(), packed, threads);
-  std::call_once(plan->has_dense_order, [&] {
-    const std::vector<int32_t>& places = state.places();
-    plan->dense_order.reserve(places.size());
-    for (const int32_t nonzero : kernels->order()) plan->dense_order.push_back(places[static_cast<size_t>(nonzero)]);
+  state_->run(state_->forwards, state_->pattern, weight, input, epilogue, input.dtype, output, threads, [&] {
+    return forward_lattice(state_->geometry, input, output);
   });
-  jit::forward(lattice, planned, pattern, plan->dense_order, packed, threads);
+}
+
+void PlannedConv2d::input_gradient(
+    const PlannedWeight& weight, const Activation& grad_output, const Activation& grad_input, const Threads& threads) {
+  if (is_empty(grad_input)) return;
+  state_->run(
+      state_->input_gradients, state_->transpose(), weight, grad_output, {}, DType::kFloat32, grad_input, threads,
+      [&] { return input_gradient_lattice(state_->geometry, grad_output, grad_input); });
+}
+
+void PlannedConv2d::weight_gradient(
+    const Activation& grad_output, const Activation& input, void* grad_values, const Threads& threads) {
+  const SparsePattern& pattern = state_->pattern;
+  if (pattern.nonzeros == 0) return;
+  if (is_empty(grad_output) || is_empty(input)) {
+    std::memset(grad_values, 0, static_cast<size_t>(pattern.nonzeros) * element_size(input.dtype));
+    return;
+  }
+  const CallShape shape = shape_of(input, {}, grad_output, threads);
+  std::shared_ptr<WeightGradientCall> call = state_->weight_gradients.find(shape);
+  std::shared_ptr<const jit::WeightGradientKernels> kernels;
+  if (call == nullptr) {
+    call = std::make_shared<WeightGradientCall>();
+    call->shape = shape;
+    call->lattice = forward_lattice(state_->geometry, input, grad_output);
+    merge_positions(call->lattice);
+    call->planned = jit::plan_weight_gradient(call->lattice, pattern, threads);
+    if (call->planned.engine == Engine::kJit)
+      call->key = jit::key_of(call->lattice, call->planned.plan, pattern, threads);
+    kernels = std::move(call->planned.kernels);
+    state_->weight_gradients.keep(call);
+  } else if (call->planned.engine == Engine::kJit) {
+    kernels = jit::cached_weight_gradient_kernels(call->key, call->lattice, call->planned.plan, pattern, threads);
+  }
+  const Lattice lattice = placed(call->lattice, input.data, grad_output.data);
+  if (call->planned.engine == Engine::kTiled) return tiled::weight_gradient(lattice, pattern, grad_values, threads);
+  jit::PlannedWeightGradient planned = call->planned;
+  planned.kernels = kernels;
+  jit::weight_gradient(lattice, planned, pattern, grad_values, threads);
 }
 
 }  // namespace sparsekernels

@@ -31,10 +31,8 @@ from ...formats.unstructured import Unstructured
 from .._operation import Arguments, Operator
 from ..convolution import Geometry
 from ..precision import wide_dtype
-from . import reference
+from . import plans, reference
 from .implementations import SPARSE_CONV2D, compiled, empty_input_gradient, empty_output
-from .plans import may_plan, plan_of
-from .plans import run as run_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +81,14 @@ def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
     return weight.flatten().gather(0, flat_indices)
 
 
+def _plan_of(pattern: Pattern, geometry: Geometry, kernels: Any) -> int | None:
+    """The number of the plan of an eager call, where it may be made by one."""
+    is_eager = kernels is compiled and not torch.compiler.is_compiling()
+    if is_eager and isinstance(pattern, Unstructured) and plans.may_plan(pattern):
+        return plans.plan_of(pattern, geometry)
+    return None
+
+
 class SparseConv2d(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -90,9 +96,9 @@ class SparseConv2d(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry, kernels: Any
     ) -> Tensor:
-        is_eager = kernels is compiled and not torch.compiler.is_compiling()
-        if is_eager and isinstance(pattern, Unstructured) and may_plan(pattern):
-            planned: Tensor = run_plan(input, weight, bias, plan_of(pattern, geometry))
+        plan = _plan_of(pattern, geometry, kernels)
+        if plan is not None:
+            planned: Tensor = plans.run(input, weight, bias, plan)
             return planned
         values = values_of(weight, pattern)
         return kernels.forward(input, values, bias, pattern.crow_indices, pattern.col_indices, geometry)
@@ -127,6 +133,10 @@ class SparseConv2dInputGradient(torch.autograd.Function):
     def forward(
         grad_output: Tensor, weight: Tensor, image: Image, pattern: Pattern, geometry: Geometry, kernels: Any
     ) -> Tensor:
+        plan = _plan_of(pattern, geometry, kernels)
+        if plan is not None:
+            planned: Tensor = plans.input_gradient(grad_output, weight, plan, *image[1:])
+            return planned
         transposed = pattern.transposed(geometry.groups)
         return kernels.input_gradient(grad_output, values_of(weight, pattern), *transposed, geometry, *image[1:])
 
@@ -157,6 +167,10 @@ class SparseConv2dWeightGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(grad_output: Tensor, input: Tensor, pattern: Pattern, geometry: Geometry, kernels: Any) -> Tensor:
+        plan = _plan_of(pattern, geometry, kernels)
+        if plan is not None:
+            planned: Tensor = plans.weight_gradient(grad_output, input, plan)
+            return planned
         return kernels.weight_gradient(grad_output, input, pattern.crow_indices, pattern.col_indices, geometry)
 
     @staticmethod

@@ -18,7 +18,7 @@ from ..._torch import dispatch_modes, is_jit_tracing
 from ...formats.unstructured import Unstructured
 from .._operation import register_fake
 from ..convolution import Geometry
-from .implementations import SPARSE_CONV2D, empty_output
+from .implementations import SPARSE_CONV2D, empty_input_gradient, empty_output
 
 _plan = SPARSE_CONV2D.define(
     "_plan_sparse_conv2d(Tensor crow_indices, Tensor col_indices, int[] geometry, int columns) -> int"
@@ -32,9 +32,20 @@ _RUN = (
 run = SPARSE_CONV2D.define(_RUN)
 """Forward by a plan's number. The weight is the values at the nonzeros [nnz], or the dense weight."""
 
+_INPUT_GRADIENT = (
+    "_planned_sparse_conv2d_input_gradient(Tensor grad_output, Tensor weight, int plan, SymInt height, SymInt width,"
+    " bool channels_last) -> Tensor"
+)
+input_gradient = SPARSE_CONV2D.define(_INPUT_GRADIENT)
+"""Input gradient by a plan's number, the weight as that of `run`."""
+
+_WEIGHT_GRADIENT = "_planned_sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, int plan) -> Tensor"
+weight_gradient = SPARSE_CONV2D.define(_WEIGHT_GRADIENT)
+"""Gradient at the nonzeros by a plan's number."""
+
 AVAILABLE = _library.cpu is not None
 
-_of_number: dict[int, tuple[int, Geometry]] = {}  # the outputs and the geometry of each plan
+_of_number: dict[int, tuple[tuple[int, ...], int, Geometry]] = {}  # shape, nonzeros and geometry of each plan
 
 
 def plan_of(pattern: Unstructured, geometry: Geometry) -> int:
@@ -43,7 +54,7 @@ def plan_of(pattern: Unstructured, geometry: Geometry) -> int:
     number = plans.get(geometry)
     if number is None:
         number = _plan(pattern.crow_indices, pattern.col_indices, geometry, pattern.shape[1] * geometry.taps)
-        _of_number[number] = pattern.shape[0], geometry
+        _of_number[number] = pattern.shape, pattern.nnz, geometry
         weakref.finalize(plans, _forget, number)
         plans[geometry] = number
     return number
@@ -68,14 +79,27 @@ def _fake(
     low: float | None = None,
     high: float | None = None,
 ) -> Tensor:
-    outputs, geometry = _of_number[plan]
+    shape, _, geometry = _of_number[plan]
     for tensor in (weight, bias, residual):
         if tensor is not None and (tensor.device, tensor.dtype) != (input.device, input.dtype):
             raise ValueError(
                 f"sparse_conv2d: expected tensors of {input.dtype} on {input.device}, as input, got {tensor.dtype} on"
                 f" {tensor.device}"
             )
-    return empty_output(input, outputs, geometry)
+    return empty_output(input, shape[0], geometry)
+
+
+def _fake_input_gradient(
+    grad_output: Tensor, weight: Tensor, plan: int, height: int, width: int, channels_last: bool
+) -> Tensor:
+    shape, _, geometry = _of_number[plan]
+    return empty_input_gradient(grad_output, shape[1] * geometry.groups, height, width, channels_last)
+
+
+def _fake_weight_gradient(grad_output: Tensor, input: Tensor, plan: int) -> Tensor:
+    return input.new_empty(_of_number[plan][1])
 
 
 register_fake(_RUN, _fake)
+register_fake(_INPUT_GRADIENT, _fake_input_gradient)
+register_fake(_WEIGHT_GRADIENT, _fake_weight_gradient)
