@@ -94,15 +94,14 @@ def select(table: Sequence[Implementation], call: Call, backend: str | None = No
     raise BackendError(f"{subject} run this call: {'; '.join(reasons)}")
 
 
+def is_transformed() -> bool:
+    """Whether a call is inside of a transform of torch.func, whose tensors show no `requires_grad`, or forward mode."""
+    return forward_ad._current_level >= 0 or are_functorch_transforms_active()
+
+
 def is_special() -> bool:
     """Whether a call is more than an eager one: a named backend, compiled, transformed, autocast, forward mode."""
-    return (
-        forced is not None
-        or torch.compiler.is_compiling()
-        or is_any_autocast_enabled()
-        or are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return forced is not None or torch.compiler.is_compiling() or is_any_autocast_enabled() or is_transformed()
 
 
 @contextlib.contextmanager

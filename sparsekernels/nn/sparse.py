@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.sparse_conv2d.op import conv2d, linear
 from .replacement import Replacement, clear, copy_parameters, options_of, share_parameters
@@ -90,7 +91,7 @@ class _Sparse(Replacement):
             if self.dense_grad:
                 return weight.reshape((*self.pattern.shape, 1, 1)[:4])
             return weight.flatten().gather(0, self.pattern.flat_indices)
-        if not torch.is_grad_enabled() or (self.dense_grad and weight.requires_grad):
+        if not torch.is_grad_enabled() or (self.dense_grad and (weight.requires_grad or is_transformed())):
             return weight
         return self.pattern.values_of(weight)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _library, dispatch
-from .._torch import DispatchKey, DispatchKeySet, apply_of, excluded, forward_ad
+from .._torch import DispatchKey, DispatchKeySet, apply_of, are_functorch_transforms_active, excluded, forward_ad
 from ..checks import DTYPES
 from ..dispatch import BackendError, Call, Implementation, select
 from ..formats import SparseFormat
@@ -115,12 +115,12 @@ class Operation:
     def kernels_of(self, input: Tensor, weight: SparseFormat | None = None) -> Any:
         """Where the kernels of a call are: in the backend that was asked for by name, else the automatic one.
 
-        Forward-mode derivatives run on the reference, whose tangents are plain torch's.
+        Some derivatives are taken by torch itself, which knows how to differentiate the reference's own operations.
         """
-        if forward_ad._current_level >= 0:
+        if by_torch := _differentiated_by_torch():
             if dispatch.forced in (None, "reference"):
                 return self.reference
-            raise BackendError(f"backend {dispatch.forced!r} was asked for but has no forward-mode derivatives")
+            raise BackendError(f"backend {dispatch.forced!r} was asked for but has no {by_torch}")
         if dispatch.forced is None:
             return self.automatic(input)
         return select(self.implementations, self.call_of(input, weight), backend=dispatch.forced).kernels()
@@ -234,12 +234,12 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """The general route: obeys `use_backend`, autocast, torch.compile, torch.func and forward mode."""
-        operation, compiling = self.operation, torch.compiler.is_compiling()
-        forward_mode = forward_ad._current_level >= 0
-        differentiable = torch.is_grad_enabled() and any(
-            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+        operation, compiling, by_torch = self.operation, torch.compiler.is_compiling(), _differentiated_by_torch()
+        differentiable = torch.is_grad_enabled() and (
+            are_functorch_transforms_active()  # inside of them no tensor says that it requires a gradient
+            or any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
         )
-        plain = dispatch.forced is None and not forward_mode
+        plain = dispatch.forced is None and by_torch is None
         if plain and compiling and differentiable and operation.automatic(arguments[0]) is operation.compiled:
             return self.overload(*self._to_schema(*arguments))
         arguments = self.cast(*arguments)
@@ -248,7 +248,7 @@ class Operator:
         kernels = operation.kernels_of(arguments[0], None if self._weight is None else arguments[self._weight])
         if differentiable and (
             kernels is not operation.reference
-            or (self._differentiates_reference and not forward_mode and not compiling)
+            or (self._differentiates_reference and by_torch is None and not compiling)
         ):
             return self.on(kernels, *arguments)
         return self.function.forward(*arguments, kernels)
@@ -311,6 +311,15 @@ def _cast(arguments: Arguments, device: str, dtype: torch.dtype | None) -> Argum
 
 def _name_of(schema: str) -> str:
     return schema.partition("(")[0]
+
+
+def _differentiated_by_torch() -> str | None:
+    """Which derivatives, if any, torch has to take of this call, through the operations of the reference."""
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives"
+    if torch.compiler.is_compiling() and are_functorch_transforms_active():
+        return "compiled derivatives inside of torch.func"
+    return None
 
 
 # What a public function does when its call fails.

@@ -55,19 +55,20 @@ def forward(
     z = z if weight is None else z * _per_channel(weight, x)
     z = z if bias is None else z + _per_channel(bias, x)
     z = z if residual is None else z + wide(residual)
-    output = z.clamp(low, high) if low is not None or high is not None else z
     passes = torch.ones_like(z, dtype=torch.bool)
     if low is not None:
-        passes &= z > low
+        passes = passes & (z > low)
     if high is not None:
-        passes &= z < high
+        passes = passes & (z < high)
+    is_limited = low is not None or high is not None
+    output = torch.where(passes, z, z.detach().clamp(low, high)) if is_limited else z  # no gradient at a limit either
     threshold = threshold_of(p)
     if threshold > 0:
         images, channels = input.shape[:2]
         numbers = drawn(images, channels, input[0, 0].numel(), seed, input.device)
         survives = (numbers >= threshold).view(input.shape)
         output = torch.where(survives, output / (1 - p), 0)
-        passes &= survives
+        passes = passes & survives
     passes_all = low is None and high is None and threshold == 0
     kept = input.new_empty(0, dtype=torch.int16) if passes_all else _packed(passes, words_of(input))
     return output.to(input.dtype).contiguous(), torch.stack([mean, variance, scale]), kept
@@ -75,7 +76,7 @@ def forward(
 
 def _packed(passes: Tensor, words: int) -> Tensor:
     planes = passes.flatten(2) if passes.dim() > 2 else passes[:, :, None]
-    bits = F.pad(planes.int(), (0, 16 * words - planes.size(2))).view(-1, 16)
+    bits = F.pad(planes.int(), (0, 16 * words - planes.size(2))).reshape(-1, 16)
     packed: Tensor = (bits << torch.arange(16, dtype=torch.int32, device=passes.device)).sum(1)
     return packed.to(torch.int16)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
-from ...dispatch import is_special
+from ...dispatch import BackendError, is_special, is_transformed
 from . import gradients, implementations, reference
 from .implementations import MAX_POOL2D, check_forward, compiled
 
@@ -23,22 +23,36 @@ def max_pool2d(input: Tensor, window: tuple[int, ...]) -> Tensor:
     A gradient goes where torch sends it: to the first of elements that are equal, to the last NaN.
     """
     result: Tensor
-    differentiable = torch.is_grad_enabled() and input.requires_grad
     if dispatch.forced is not None:
         check_forward(input, window)
-        if differentiable:
-            result, _ = gradients.max_pool2d(input, window)
-        else:
-            result = MAX_POOL2D.kernels_of(input).forward(input.contiguous(), window)
-        return result
-    if MAX_POOL2D.is_compiled(input) and _is_dense(input):
-        if not differentiable:
+        return _on_backend(input, window)
+    if MAX_POOL2D.is_compiled(input) and _is_dense(input) and not is_transformed():
+        if not (torch.is_grad_enabled() and input.requires_grad):
             result = _kernel(input, window)
             return result
         if type(input) is Tensor and input.dtype is torch.float32 and _is_small(input) and not is_special():
             result, _ = _apply(input, window, compiled)
             return result
     return reference.forward(input, window)
+
+
+def _on_backend(input: Tensor, window: tuple[int, ...]) -> Tensor:
+    """A call on the backend that was asked for by name."""
+    result: Tensor
+    if input.dim() == 3:
+        return _on_backend(input.unsqueeze(0), window).squeeze(0)
+    kernels = MAX_POOL2D.kernels_of(input)
+    differentiable = torch.is_grad_enabled() and (input.requires_grad or is_transformed())
+    if kernels is reference or not differentiable:
+        result = kernels.forward(input.contiguous(), window)
+        return result
+    if input.dtype is not torch.float32:
+        raise BackendError(
+            f"backend {dispatch.forced!r} was asked for but its gradients are in float32 alone, the input is"
+            f" {str(input.dtype)[6:]}"
+        )
+    result, _ = gradients.max_pool2d(input, window)
+    return result
 
 
 def _is_dense(input: Tensor) -> bool:

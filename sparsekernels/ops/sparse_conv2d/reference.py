@@ -17,17 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from ..._torch import are_functorch_transforms_active
 from ..convolution import Geometry
 from ..precision import wide
 
 
 def is_channels_last(input: Tensor) -> bool:
-    """Whether results follow `input` into channels_last. What is laid out both ways, 1x1 images say, is contiguous."""
-    return not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+    """Whether results follow `input` into channels_last. What is laid out both ways, 1x1 images say, is contiguous.
+
+    Inside of the transforms of torch.func nothing does: vmap cannot tell the layout of its tensors.
+    """
+    if input.is_contiguous() or are_functorch_transforms_active():
+        return False
+    return input.is_contiguous(memory_format=torch.channels_last)
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return torch.channels_last if channels_last and not are_functorch_transforms_active() else torch.contiguous_format
 
 
 def row_of_each(crow_indices: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekernels import _library
-from sparsekernels.ops.batch_norm import implementations
+from sparsekernels.ops.batch_norm import implementations, reference
 from sparsekernels.ops.batch_norm.op import Act, batch_norm_act, takes
 from sparsekernels.ops.batch_norm.philox import drawn, philox4x32
 from sparsekernels.ops.batch_norm.reference import passing
@@ -345,3 +345,19 @@ def test_malformed_backward(change: dict[str, object]) -> None:
     given = {"gradient": input, "input": input, "weight": None, "statistics": statistics, "kept": kept}
     with pytest.raises((RuntimeError, ValueError), match="batch_norm: expected .*, got "):
         implementations.backward(**{**given, "p": 0.5, "need_input": True, "need_residual": False, **change})
+
+
+def test_the_reference_takes_any_layout() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    numbers = 1e-5, 0.0, 6.0, 0.5, 7
+    expected = reference.forward(x, None, None, None, *numbers)
+    last = reference.forward(x.contiguous(memory_format=torch.channels_last), None, None, None, *numbers)
+    torch.testing.assert_close(last, expected)
+
+
+def test_the_references_own_gradients_stop_at_limits() -> None:
+    """As those of the kernel do: torch differentiates the reference inside of transforms."""
+    x = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    bias = torch.zeros(3, requires_grad=True)
+    output, _, _ = reference.forward(x, None, None, bias, 1e-5, 0.0, None, 0.0, 0)
+    assert torch.equal(torch.autograd.grad(output.sum(), bias)[0], torch.zeros(3))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.ops.max_pool2d.op import max_pool2d
 
@@ -185,3 +186,21 @@ def test_malformed_backward(change: dict[str, object]) -> None:
 def test_malformed_forward() -> None:
     with pytest.raises((RuntimeError, ValueError), match="max_pool2d: expected .*, got "):
         torch.ops.sparsekernels._max_pool2d_places(torch.randn(1, 2, 8, 8).bfloat16(), (2, 2, 2, 2, 0, 0))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8)])
+def test_backends_by_name(shape: tuple[int, ...]) -> None:
+    """Each runs the call, gradients included, or says in words why it cannot."""
+    window = (2, 2, 2, 2, 0, 0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.randn(shape).to(dtype).requires_grad_()
+        for backend in ("reference", *(["cpu"] if _library.cpu is not None else [])):
+            with sk.use_backend(backend):
+                with torch.no_grad():
+                    assert torch.equal(max_pool2d(x, window), theirs(x, window))
+                if backend == "cpu" and dtype is not torch.float32:
+                    with pytest.raises(sk.BackendError, match="its gradients are in float32 alone, the input is"):
+                        max_pool2d(x, window)
+                    continue
+                (ours,) = torch.autograd.grad(max_pool2d(x, window).sum(), x)
+                assert torch.equal(ours, torch.autograd.grad(theirs(x, window).sum(), x)[0])

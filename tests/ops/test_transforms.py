@@ -1,0 +1,177 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every differentiable operation inside of every composition of transforms that users write, against torch's own.
+
+Inside of them no tensor says that it requires a gradient: a call that asks for it would run a kernel without one, and
+the gradient would be missing without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+
+import sparsekernels as sk
+from sparsekernels.ops.batch_norm.op import Act, batch_norm_act
+from sparsekernels.ops.max_pool2d.op import max_pool2d
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # kernels are looped over under vmap
+
+Function = Callable[[Tensor], Tensor]
+EPS = torch.finfo(torch.float32).eps
+LIMITED = Act(0.0, 6.0)
+
+
+class Case(NamedTuple):
+    """A function of one tensor, what it has to equal, and the tensor: [2, *input]."""
+
+    ours: Function
+    theirs: Function
+    input: Tensor
+
+
+def _cases() -> dict[str, Case]:
+    g = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g)
+
+    def sparse(*shape: int) -> sk.Unstructured:
+        return sk.Unstructured.from_dense(randn(*shape) * (torch.rand(shape, generator=g) < 0.4))
+
+    scale, rows, images = randn(16), randn(2, 3, 16), randn(2, 3, 4, 6, 6)
+    matrix, filters = sparse(8, 16), sparse(6, 4, 3, 3)
+    last = images.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d).transpose(1, 2)
+    norm = randn(4), randn(4)
+
+    def conv(x: Tensor) -> Tensor:
+        return sk.sparse_conv2d(x, filters, padding=1, stride=2)
+
+    def dense_conv(x: Tensor) -> Tensor:
+        return F.conv2d(x, filters.to_dense(), padding=1, stride=2)
+
+    return {
+        "rms_norm": Case(lambda x: sk.rms_norm(x, (16,), scale), lambda x: F.rms_norm(x, (16,), scale, EPS), rows),
+        "add_rms_norm": Case(
+            lambda x: torch.cat(sk.add_rms_norm(x, x * 2, (16,), scale)),
+            lambda x: torch.cat((F.rms_norm(x * 3, (16,), scale, EPS), x * 3)),
+            rows,
+        ),
+        "sparse_linear": Case(lambda x: sk.sparse_linear(x, matrix), lambda x: F.linear(x, matrix.to_dense()), rows),
+        "sparse_conv2d": Case(conv, dense_conv, images),
+        "sparse_conv2d channels_last": Case(conv, dense_conv, last),
+        "max_pool2d": Case(lambda x: max_pool2d(x, (3, 3, 2, 2, 1, 1)), lambda x: F.max_pool2d(x, 3, 2, 1), images),
+        "batch_norm_act": Case(
+            lambda x: batch_norm_act(x, *norm, 1e-5, LIMITED)[0],
+            lambda x: F.batch_norm(x, None, None, *norm, True).clamp(0, 6),
+            images,
+        ),
+    }
+
+
+CASES = _cases()
+
+
+def _loss(f: Function) -> Function:
+    return lambda x: f(x).pow(2).sum() + x.sum()
+
+
+def _backward(f: Function, x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    return torch.autograd.grad(_loss(f)(x), x)[0]
+
+
+def _batched_gradients(f: Function, x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    y = f(x)
+    gradients = torch.stack([torch.ones_like(y), y.detach()])
+    return torch.autograd.grad(y, x, gradients, is_grads_batched=True)[0]
+
+
+def _dual(f: Function, x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.sin()))).tangent
+
+
+def _tangent(f: Function, x: Tensor) -> Tensor:
+    return jvp(f, (x,), (x.sin(),))[1]
+
+
+def _inner(x: Tensor) -> Tensor:
+    """The batch one dimension further in."""
+    return x.transpose(0, 1).contiguous()
+
+
+TRANSFORMS: dict[str, Callable[[Function, Tensor], Tensor]] = {
+    "vmap": lambda f, x: vmap(f)(x),
+    "vmap over another dimension": lambda f, x: vmap(f, in_dims=1)(_inner(x)),
+    "backward of vmap": lambda f, x: _backward(vmap(f), x),
+    "backward of vmap over another dimension": lambda f, x: _backward(vmap(f, in_dims=1), _inner(x)),
+    "grad": lambda f, x: grad(_loss(f))(x[0]),
+    "grad of vmap": lambda f, x: grad(_loss(vmap(f)))(x),
+    "grad of vmap without grad mode": lambda f, x: torch.no_grad()(grad(_loss(vmap(f))))(x),
+    "vmap of grad": lambda f, x: vmap(grad(_loss(f)))(x),
+    "vmap of grad over another dimension": lambda f, x: vmap(grad(_loss(f)), in_dims=1)(_inner(x)),
+    "grad of vmap of grad": lambda f, x: grad(_loss(vmap(grad(_loss(f)))))(x),
+    "grad of grad": lambda f, x: grad(_loss(grad(_loss(f))))(x[0]),
+    "vjp": lambda f, x: vjp(f, x[0])[1](f(x[0]))[0],
+    "jvp": lambda f, x: _tangent(f, x[0]),
+    "jvp of vmap": lambda f, x: _tangent(vmap(f), x),
+    "vmap of jvp": lambda f, x: vmap(lambda one: _tangent(f, one))(x),
+    "jvp of grad": lambda f, x: _tangent(grad(_loss(f)), x[0]),
+    "jacrev": lambda f, x: jacrev(lambda one: f(one).flatten()[:3])(x[0]),
+    "batched gradients": lambda f, x: _batched_gradients(f, x[0]),
+    "forward mode": lambda f, x: _dual(f, x[0]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms(name: str, transform: str) -> None:
+    case, run = CASES[name], TRANSFORMS[transform]
+    expected = run(case.theirs, case.input)
+    limit = 1e-4 * float(expected.abs().max())
+    torch.testing.assert_close(run(case.ours, case.input), expected, rtol=1e-3, atol=limit)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("transform", ["grad", "grad of vmap", "vmap of grad", "vmap"])
+def test_compiled_transforms(name: str, transform: str) -> None:
+    case, run = CASES[name], TRANSFORMS[transform]
+    torch._dynamo.reset()
+    expected = run(case.theirs, case.input)
+    compiled = torch.compile(lambda x: run(case.ours, x), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(case.input), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["values", "dense weight"])
+def test_an_ensemble(kind: str) -> None:
+    """Weights that are stacked, and the gradient of each."""
+    dense = torch.nn.Linear(9, 7)
+    with torch.no_grad():
+        dense.weight *= torch.rand(7, 9) < 0.4
+    layer = sk.nn.SparseLinear.from_dense(dense, dense_grad=kind == "dense weight")
+    mask = torch.ones(7, 9) if kind == "dense weight" else dense.weight != 0
+    x = torch.randn(4, 9)
+
+    def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+        stacked = {key: torch.stack([one.detach(), one.detach() * 2]) for key, one in module.named_parameters()}
+        one = lambda weights: functional_call(module, weights, (x,))  # noqa: E731
+        return grad(lambda weights: vmap(one)(weights).pow(2).sum())(stacked)
+
+    ours, theirs = gradients(layer), gradients(dense)
+    torch.testing.assert_close(ours["weight"], theirs["weight"] * mask)
+    torch.testing.assert_close(ours["bias"], theirs["bias"])
+
+
+def test_a_backend_by_name_says_what_it_cannot_compile() -> None:
+    x = torch.randn(3, 16)
+    with sk.use_backend("cpu"), pytest.raises(Exception, match="no compiled derivatives inside of torch.func"):
+        torch.compile(grad(lambda x: sk.rms_norm(x, (16,)).sum()), backend="eager", fullgraph=True)(x)
