@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -308,3 +309,27 @@ def test_dense_gradients(dtype: torch.dtype, options: dict[str, Any]) -> None:
     assert ours[1][~layer.mask].any()
     layer.dense_grad = False
     assert not torch.autograd.grad(layer(x).sum(), layer.weight)[0][~layer.mask].any()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dense_grad", [False, True])
+def test_a_weight_of_another_shape_or_device_is_refused(grad: bool, dense_grad: bool) -> None:
+    """As functional_call, or an assignment, may bring one in."""
+    linear = sk.nn.SparseLinear(6, 4, dense_grad=dense_grad)
+    conv = sk.nn.SparseConv2d(6, 4, 1, dense_grad=dense_grad)
+    with torch.set_grad_enabled(grad):
+        for layer, x, weight in (
+            (linear, torch.randn(2, 6), torch.randn(4, 6, 1, 1)),
+            (linear, torch.randn(2, 6), torch.randn(6, 4)),
+            (conv, torch.randn(2, 6, 3, 3), torch.randn(4, 6)),
+            (conv, torch.randn(2, 6, 3, 3), torch.randn(6, 4, 1, 1)),
+        ):
+            with pytest.raises(ValueError, match=r"expected weight of shape \[4, 6.*, got"):
+                torch.func.functional_call(layer, {"weight": weight}, (x,))
+            wrong = layer.weight.detach().to("meta")
+            for backend in (None, "reference"):
+                with (
+                    sk.use_backend(backend) if backend else contextlib.nullcontext(),
+                    pytest.raises(ValueError, match="expected weight on cpu like input, got meta"),
+                ):
+                    torch.func.functional_call(layer, {"weight": wrong}, (x,))

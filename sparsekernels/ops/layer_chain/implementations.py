@@ -60,6 +60,8 @@ class LayerChain:
         high: float | None = None,
     ) -> int:
         indices = crow_indices, col_indices
+        if residual == -1:  # which is none to the operator
+            raise ValueError(f"layer_chain: expected residual to be the number of a tensor, got {residual}")
         added = -1 if residual is None else residual
         number: int = _add_sparse_conv2d(
             self._number, source, values, bias, *indices, geometry, channels, added, low, high

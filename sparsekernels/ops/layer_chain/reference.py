@@ -12,6 +12,7 @@ from torch import Tensor
 from ..convolution import Geometry
 from ..max_pool2d import reference as max_pool2d
 from ..sparse_conv2d import reference as sparse_conv2d
+from ..sparse_conv2d.arguments import check_forward, check_limits
 
 
 class LayerChain:
@@ -45,10 +46,13 @@ class LayerChain:
                     f"layer_chain: expected a source of {channels} channels, got {tensors[source].size(1)}"
                 )
             added = None if residual is None else tensors[residual]
-            return sparse_conv2d.forward(
-                tensors[source], values, bias, crow_indices, col_indices, geometry, added, low, high
-            )
+            arguments = tensors[source], values, bias, crow_indices, col_indices, geometry, added, low, high
+            check_forward(*arguments)
+            return sparse_conv2d.forward(*arguments)
 
+        check_limits(low, high)
+        if values.dtype != self._dtype:
+            raise ValueError(f"layer_chain: expected values of {self._dtype} as the chain, got {values.dtype}")
         return self._add(run, source, residual)
 
     def add_max_pool2d(self, source: int, window: tuple[int, ...]) -> int:

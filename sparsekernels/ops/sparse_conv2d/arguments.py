@@ -109,7 +109,10 @@ def _validate_sizes(geometry: Geometry) -> None:
 
 
 def validate_together(op: str, input: Tensor, values: Tensor, bias: Tensor | None) -> None:
-    """Raise TypeError unless the three are of one dtype."""
+    """Raise ValueError unless the three are on one device, TypeError unless they are of one dtype."""
+    for name, tensor in (("weight", values), ("bias", bias)):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(f"{op}: expected {name} on {input.device} like input, got {tensor.device}")
     if values.dtype != input.dtype:
         raise TypeError(f"{op}: expected weight of dtype {input.dtype} like input, got {values.dtype}")
     if bias is not None and bias.dtype != input.dtype:
@@ -169,6 +172,12 @@ def _check_common(
     return g
 
 
+def check_limits(low: float | None, high: float | None) -> None:
+    """Raise ValueError where no result lies between them."""
+    limits = [-math.inf if low is None else low, math.inf if high is None else high]
+    _require(limits[0] <= limits[1], "low of at most high", low, high)
+
+
 def check_forward(
     input: Tensor,
     values: Tensor,
@@ -190,8 +199,7 @@ def check_forward(
         _require(like_input, "residual of the dtype and device of input", residual.dtype, residual.device)
         fits = tuple(residual.shape) == (input.size(0), outputs, *size)
         _require(fits, "residual of the shape of the output", residual.shape)
-    limits = [-math.inf if low is None else low, math.inf if high is None else high]
-    _require(limits[0] <= limits[1], "low of at most high", low, high)
+    check_limits(low, high)
     if bias is not None:
         like_input = bias.dtype == input.dtype and bias.device == input.device
         _require(like_input, "bias of the dtype and device of input", bias.dtype, bias.device)

@@ -121,8 +121,7 @@ def conv2d(
             geometry = (cached_geometry_of if plain else geometry_of)(pattern.shape, stride, padding, dilation, groups)
         except TypeError:  # a list cannot be looked up; what is wrong otherwise is wrong again
             geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
-        if weight is None:
-            weight = pattern.values
+        weight = pattern.values if weight is None else _checked("sparse_conv2d", weight, pattern)
         # the kernels know the channels only from the input: they cannot tell that there are too many or too few
         if plain and input.dtype is not torch.float64 and input.size(1) == pattern.shape[1] * geometry.groups:
             return _eager(input, pattern, weight, bias, geometry)
@@ -140,8 +139,7 @@ def conv2d(
 def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     try:
         outputs, inputs = pattern.shape
-        if weight is None:
-            weight = pattern.values
+        weight = pattern.values if weight is None else _checked("sparse_linear", weight, pattern)
         if not is_special() and input.dtype is not torch.float64 and input.shape[-1] == inputs:
             output = _eager(input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR)
         else:
@@ -153,6 +151,15 @@ def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Te
             output = _record(input.reshape(-1, pattern.shape[1], 1, 1), pattern, weight, bias, LINEAR)
             return output.reshape(input.shape[:-1] + pattern.shape[:1])
         explain(error, _validate_all, "sparse_linear", weight, input, pattern, bias)
+
+
+def _checked(op: str, weight: Tensor, pattern: Unstructured) -> Tensor:
+    """The weight, if it is values or of the shape of its pattern."""
+    if weight.dim() != 1 and weight.shape != pattern.shape:
+        raise ValueError(
+            f"{op}: expected weight of shape {list(pattern.shape)} as its pattern has it, got {list(weight.shape)}"
+        )
+    return weight
 
 
 def _eager(input: Tensor, pattern: Unstructured, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsekernels.formats import Unstructured
 from sparsekernels.ops.convolution import geometry_of
+from sparsekernels.ops.layer_chain import reference
 from sparsekernels.ops.layer_chain.implementations import LayerChain
 from sparsekernels.ops.layer_chain.op import is_compiled
 from sparsekernels.testing import compare
@@ -374,3 +375,21 @@ def test_columns_out_of_range_are_an_error() -> None:
         pattern.col_indices[-1] = 8 * 9  # afterwards
     with pytest.raises((ValueError, RuntimeError)):
         chain(torch.zeros(1, 8, 5, 5))
+
+
+@pytest.mark.parametrize("kind", [LayerChain, reference.LayerChain])
+def test_both_implementations_refuse_the_same(kind: type) -> None:
+    pattern = Unstructured.of_mask(torch.ones(4, 8, 3, 3, dtype=torch.bool), torch.float32)
+    common = None, pattern.crow_indices, pattern.col_indices, geometry_of(pattern.shape, 1, 0, 1, 1), 8
+    chain = kind(torch.empty(0))
+    for limits in ((1.0, 0.0), (float("nan"), 0.0), (0.0, float("nan"))):
+        with pytest.raises(ValueError, match="expected low of at most high"):
+            chain.add_sparse_conv2d(0, pattern.values, *common, None, *limits)
+    for residual in (-1, -2, 1):
+        with pytest.raises(ValueError, match="layer_chain: expected"):
+            chain.add_sparse_conv2d(0, pattern.values, *common, residual)
+    with pytest.raises(ValueError, match="layer_chain: expected values of"):
+        chain.add_sparse_conv2d(0, pattern.values.half(), *common)
+    chain.add_sparse_conv2d(0, pattern.values, *common)
+    with pytest.raises(ValueError, match="expected input"):
+        chain(torch.zeros(1, 8, 2, 5))
