@@ -323,6 +323,15 @@ class Interruptions:
             self._count += self._now() + elsewhere() - count
             self._seconds += time.perf_counter() - start
 
+    def add(self, other: Interruptions) -> None:
+        """Add what another one counted.
+
+        Args:
+            other: It has ended counting.
+        """
+        self._count += other._count
+        self._seconds += other._seconds
+
     @staticmethod
     def _now() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -138,8 +138,9 @@ def _records(suite: Suite, case: Case, variants: list[Variant], session: Session
     def elsewhere() -> int:
         return sum(one.interruptions() for one in outcomes.values())
 
-    with _only_young_garbage(), session.interruptions.counted(elsewhere), interruptions.counted(elsewhere):
+    with _only_young_garbage(), interruptions.counted(elsewhere):
         samples = interleave(samplers, session.effort)
+    session.interruptions.add(interruptions)
     times = {name: seconds for name, seconds in samples.items() if outcomes[name].status == "ok"}
     own_versions = {key: value for one in outcomes.values() for key, value in one.versions.items()}
     for variant in variants:
