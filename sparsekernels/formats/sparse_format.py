@@ -186,12 +186,12 @@ class SparseFormat:
             groups: Of the convolution.
 
         Returns:
-            The tensors of the transposed pattern, as the format arranges them.
+            The tensors of the transposed pattern, as the format arranges them; none by default.
 
         Raises:
             ValueError: Where `groups` does not divide the output channels.
         """
-        raise NotImplementedError
+        return ()
 
     def cached_transposed(self, groups: int) -> tuple[Tensor, ...]:
         """`transposed`, without computing it.
@@ -202,7 +202,7 @@ class SparseFormat:
         Returns:
             The tensors of `transposed(groups)`, or none where it was not called before.
         """
-        raise NotImplementedError
+        return ()
 
     # Into and out of dense tensors
 
@@ -224,7 +224,7 @@ class SparseFormat:
         Returns:
             [nnz], a copy.
         """
-        raise NotImplementedError
+        return weight.flatten().gather(0, self.flat_indices)
 
     def with_values(self, values: Tensor) -> Self:
         """The same pattern with other values. What was derived from the pattern is shared.

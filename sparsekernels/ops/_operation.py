@@ -108,8 +108,13 @@ class Operation:
         call = self.call_of(input)
         return any(row.name == call.device.type and row.supports(call) is None for row in self.implementations)
 
-    def automatic(self, input: Tensor) -> Any:
-        """Where the kernels of a call are if no backend is asked for."""
+    def automatic(self, input: Tensor, weight: SparseFormat | None = None) -> Any:
+        """Where the kernels of a call are if no backend is asked for.
+
+        A weight in another format than the operation's, or in blocks, is for the table: each row says what it takes.
+        """
+        if weight is not None and (weight.format != self.format or weight.block_size is not None):
+            return select(self.implementations, self.call_of(input, weight)).kernels()
         return self.compiled if input.dtype in self.dtypes else self.reference
 
     def kernels_of(self, input: Tensor, weight: SparseFormat | None = None) -> Any:
@@ -122,7 +127,7 @@ class Operation:
                 return self.reference
             raise BackendError(f"backend {dispatch.forced!r} was asked for but has no {by_torch}")
         if dispatch.forced is None:
-            return self.automatic(input)
+            return self.automatic(input, weight)
         return select(self.implementations, self.call_of(input, weight), backend=dispatch.forced).kernels()
 
     def define(self, schema: str) -> Any:
@@ -239,13 +244,14 @@ class Operator:
             are_functorch_transforms_active()  # inside of them no tensor says that it requires a gradient
             or any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
         )
+        weight = None if self._weight is None else arguments[self._weight]
         plain = dispatch.forced is None and by_torch is None
-        if plain and compiling and differentiable and operation.automatic(arguments[0]) is operation.compiled:
+        if plain and compiling and differentiable and operation.automatic(arguments[0], weight) is operation.compiled:
             return self.overload(*self._to_schema(*arguments))
         arguments = self.cast(*arguments)
         if self._validate is not None:
             self._validate(*arguments)
-        kernels = operation.kernels_of(arguments[0], None if self._weight is None else arguments[self._weight])
+        kernels = operation.kernels_of(arguments[0], weight)
         if differentiable and (
             kernels is not operation.reference
             or (self._differentiates_reference and by_torch is None and not compiling)

@@ -184,6 +184,24 @@ def test_a_row_sees_format_block_size_and_dtype() -> None:
     assert calls[0].capability is None
 
 
+def test_a_row_that_refuses_the_blocks_of_a_weight_is_passed_over() -> None:
+    class Blocks(Unstructured):
+        format = "blocks"
+        block_size = 4, 8
+
+    def supports(call: Call) -> str | None:
+        return "it takes blocks of 2x2" if call.block_size == (4, 8) else None
+
+    mine = object()
+    operation = Operation("blocks", reference := object(), others=[Implementation("cpu", supports, lambda: mine)])
+    x, weight = torch.ones(2, 8), Blocks.of_mask(torch.ones(4, 8, dtype=torch.bool))
+    assert operation.kernels_of(x, weight) is reference
+    with sk.use_backend("cpu"), pytest.raises(sk.BackendError, match="it takes blocks of 2x2"):
+        operation.kernels_of(x, weight)
+    weight.block_size = 2, 2
+    assert operation.kernels_of(x, weight) is mine
+
+
 def _chain(chain: Any) -> Any:
     """A convolution, a pooling, and a convolution with a residual and limits."""
     generator = torch.Generator().manual_seed(4)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...nn.channel_dropped import ChannelDropped, at, spread, used_pairs
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
+from ...ops.sparse_conv2d import by_format
 from ...ops.sparse_conv2d.implementations import forward as sparse_conv2d_kernel
 from ...ops.sparse_conv2d.plans import may_plan, plan_of
 from ...ops.sparse_conv2d.plans import run as run_plan
@@ -269,3 +270,17 @@ class FusedSparse(Fused):
                 input, self._weight, self._bias, *indices, self._geometry, residual, low, high
             )
         return result
+
+
+class FusedByFormat(FusedSparse):
+    """The same of layers whose format is not derived from `Unstructured`: its convolution, then what is behind it."""
+
+    @staticmethod
+    def may_chain(layer: Any) -> bool:
+        return False
+
+    def _run(self, input: Tensor, residual: Tensor | None, limits: bool = True) -> Tensor:
+        result = by_format.conv2d(input, self.pattern, self._weight, self._bias, self._geometry)
+        if limits:
+            return self._end(result, residual)
+        return result if residual is None else result + residual

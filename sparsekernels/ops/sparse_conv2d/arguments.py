@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ...checks import DTYPES, check_tensor
-from ...formats.unstructured import Unstructured, check_contents
+from ...formats import SparseFormat
+from ...formats.unstructured import check_contents
 from ..convolution import LIMIT, Geometry, OneOrTwo, geometry_of
 
 
 def validate(
     op: str,
     input: Tensor,
-    weight: Unstructured,
+    weight: SparseFormat,
     bias: Tensor | None,
     stride: OneOrTwo = 1,
     padding: OneOrTwo | str = 0,
@@ -29,7 +30,7 @@ def validate(
 
     What values, input and bias have to have in common is left to `validate_together`, after autocast.
     """
-    if not isinstance(weight, Unstructured):
+    if not isinstance(weight, SparseFormat):
         raise TypeError(
             f"{op}: expected weight to be a sparsekernels.Unstructured (made by Unstructured.from_dense), got"
             f" {type(weight).__name__}"
@@ -48,7 +49,7 @@ def validate(
         _validate_conv2d(input, weight, stride, padding, dilation, groups)
 
 
-def _validate_linear(input: Tensor, weight: Unstructured) -> None:
+def _validate_linear(input: Tensor, weight: SparseFormat) -> None:
     if weight.is_conv:
         raise ValueError(
             f"sparse_linear: expected weight of shape [out, in], got {list(weight.shape)}; a convolution's weight goes"
@@ -63,7 +64,7 @@ def _validate_linear(input: Tensor, weight: Unstructured) -> None:
 
 def _validate_conv2d(
     input: Tensor,
-    weight: Unstructured,
+    weight: SparseFormat,
     stride: OneOrTwo,
     padding: OneOrTwo | str,
     dilation: OneOrTwo,

@@ -14,15 +14,17 @@ arguments.py say why.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..._torch import is_any_autocast_enabled
 from ...dispatch import is_special
-from ...formats.unstructured import Unstructured
+from ...formats import SparseFormat, Unstructured
 from .._operation import explain, is_traced
 from ..convolution import LINEAR, Geometry, OneOrTwo, cached_geometry_of, geometry_of
-from . import gradients, implementations
+from . import by_format, gradients, implementations
 from .arguments import validate, validate_together
 from .gradients import values_of
 from .implementations import compiled
@@ -38,7 +40,7 @@ _apply = gradients.sparse_conv2d.apply
 
 def sparse_conv2d(
     input: Tensor,
-    weight: Unstructured,
+    weight: SparseFormat,
     bias: Tensor | None = None,
     stride: OneOrTwo = 1,
     padding: OneOrTwo | str = 0,
@@ -56,7 +58,7 @@ def sparse_conv2d(
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float32, bfloat16, float16 or float64 (plain torch, for tests); any strides.
-        weight: `Unstructured` of [out, C/groups, kh, kw]; dtype and device of `input`.
+        weight: `Unstructured`, or another `SparseFormat`, of [out, C/groups, kh, kw]; dtype and device of `input`.
         bias: [out] or None; dtype and device of `input`.
         stride: A number or two, at least 1.
         padding: A number or two, at least 0, or "valid", or "same", which adds an odd one below and to the right and
@@ -78,7 +80,7 @@ def sparse_conv2d(
     return conv2d(input, weight, None, bias, stride, padding, dilation, groups)
 
 
-def sparse_linear(input: Tensor, weight: Unstructured, bias: Tensor | None = None) -> Tensor:
+def sparse_linear(input: Tensor, weight: SparseFormat, bias: Tensor | None = None) -> Tensor:
     r"""Product with a matrix of which only the nonzeros are stored, as `torch.nn.functional.linear`.
 
         y[..., o] = bias[o] + sum over the nonzeros i of row o of w[o, i] * x[..., i]
@@ -87,7 +89,7 @@ def sparse_linear(input: Tensor, weight: Unstructured, bias: Tensor | None = Non
 
     Args:
         input: [*, in]; dtypes as in `sparse_conv2d`, any strides.
-        weight: `Unstructured` of [out, in]; dtype and device of `input`.
+        weight: `Unstructured`, or another `SparseFormat`, of [out, in]; dtype and device of `input`.
         bias: [out] or None; dtype and device of `input`.
 
     Returns:
@@ -107,7 +109,7 @@ def sparse_linear(input: Tensor, weight: Unstructured, bias: Tensor | None = Non
 
 def conv2d(
     input: Tensor,
-    pattern: Unstructured,
+    pattern: SparseFormat,
     weight: Tensor | None,
     bias: Tensor | None,
     stride: OneOrTwo,
@@ -116,7 +118,7 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     try:
-        plain = not is_special() and input.dim() == 4
+        plain = not is_special() and input.dim() == 4 and isinstance(pattern, Unstructured)
         try:
             geometry = (cached_geometry_of if plain else geometry_of)(pattern.shape, stride, padding, dilation, groups)
         except TypeError:  # a list cannot be looked up; what is wrong otherwise is wrong again
@@ -136,11 +138,12 @@ def conv2d(
         explain(error, _validate_all, "sparse_conv2d", weight, *given)
 
 
-def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def linear(input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     try:
         outputs, inputs = pattern.shape
         weight = pattern.values if weight is None else _checked("sparse_linear", weight, pattern)
-        if not is_special() and input.dtype is not torch.float64 and input.shape[-1] == inputs:
+        plain = not is_special() and isinstance(pattern, Unstructured)
+        if plain and input.dtype is not torch.float64 and input.shape[-1] == inputs:
             output = _eager(input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR)
         else:
             validate("sparse_linear", input, pattern, bias)
@@ -153,7 +156,7 @@ def linear(input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Te
         explain(error, _validate_all, "sparse_linear", weight, input, pattern, bias)
 
 
-def _checked(op: str, weight: Tensor, pattern: Unstructured) -> Tensor:
+def _checked(op: str, weight: Tensor, pattern: SparseFormat) -> Tensor:
     """The weight, if it is values or of the shape of its pattern."""
     if weight.dim() != 1 and weight.shape != pattern.shape:
         raise ValueError(
@@ -162,8 +165,8 @@ def _checked(op: str, weight: Tensor, pattern: Unstructured) -> Tensor:
     return weight
 
 
-def _eager(input: Tensor, pattern: Unstructured, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The hot path: a plain call on the compiled kernels, whose own checks are enough."""
+def _eager(input: Tensor, pattern: Any, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The hot path: a plain call on the compiled kernels, whose own checks are enough. pattern: `Unstructured`."""
     result: Tensor
     if torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -178,20 +181,24 @@ def _eager(input: Tensor, pattern: Unstructured, weight: Tensor, bias: Tensor | 
 
 
 def _general(
-    op: str, input: Tensor, pattern: Unstructured, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    op: str, input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """Every call that is not plain, its arguments validated one by one. input [N, C, H, W]."""
-    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
     input, weight, bias = gradients.sparse_conv2d.cast(input, weight, bias)
     validate_together(op, input, weight, bias)
+    if not isinstance(pattern, Unstructured):
+        return by_format.conv2d(input, pattern, weight, bias, geometry)
+    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
     result: Tensor = gradients.sparse_conv2d(input, weight, bias, pattern, geometry)
     return result
 
 
 def _record(
-    input: Tensor, pattern: Unstructured, weight: Tensor | None, bias: Tensor | None, geometry: Geometry
+    input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """The call as one operator on plain tensors, as a graph can hold it. input is taken to have four dimensions."""
+    if not isinstance(pattern, Unstructured):
+        return by_format.conv2d(input, pattern, pattern.values if weight is None else weight, bias, geometry)
     weight = pattern.values if weight is None else weight
     transposed = list(pattern.transposed(geometry.groups))
     indices = pattern.crow_indices, pattern.col_indices, pattern.flat_indices
@@ -203,7 +210,7 @@ def _validate_all(
     op: str,
     weight: Tensor | None,
     input: Tensor,
-    pattern: Unstructured,
+    pattern: SparseFormat,
     bias: Tensor | None,
     stride: OneOrTwo = 1,
     padding: OneOrTwo | str = 0,

@@ -73,9 +73,23 @@ def forward(
     g = Geometry(*geometry)
     shape = (crow_indices.numel() - 1, input.size(1) // g.groups, g.kernel_h, g.kernel_w)
     positions = _positions(crow_indices, col_indices, shape[1] * g.taps)
+    return dense_forward(input, _scatter(wide(values), positions, shape), bias, g, residual, low, high)
+
+
+def dense_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor:
+    """`forward` by a weight [O, C/G, kh, kw] with its zeros."""
+    g = geometry
     output = F.conv2d(
         _pad(wide(input), g),
-        _scatter(wide(values), positions, shape),
+        wide(weight),
         None if bias is None else wide(bias),
         stride=(g.stride_h, g.stride_w),
         dilation=(g.dilation_h, g.dilation_w),

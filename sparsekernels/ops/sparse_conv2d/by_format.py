@@ -1,0 +1,49 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution by a weight in a format other than `Unstructured`, whose indices the kernel operators take.
+
+A format with kernels of its own has a row in `CONVOLUTIONS`. Any other is computed as the dense convolution by its
+weight with the zeros, in plain torch, which is differentiable any number of times and inside of every transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ... import dispatch
+from ...dispatch import BackendError
+from ...formats import SparseFormat
+from ..convolution import Geometry
+from . import reference
+
+Convolution = Callable[[Tensor, SparseFormat, Tensor, "Tensor | None", Geometry], Tensor]
+
+CONVOLUTIONS: dict[str, Convolution] = {}
+"""By the name of a format: y of input [N, C, H, W], pattern, weight, bias, geometry. The weight is the values, or the
+dense weight, of which only the pattern's elements are read and which gets the whole dense gradient. A linear layer is
+the 1x1 case on [rows, in, 1, 1]; its dense weight has two dimensions."""
+
+
+def conv2d(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """y, by the kernels of the format, or dense."""
+    return CONVOLUTIONS.get(pattern.format, dense)(input, pattern, weight, bias, geometry)
+
+
+def dense(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """y in plain torch."""
+    if dispatch.forced not in (None, "reference"):
+        raise BackendError(
+            f"backend {dispatch.forced!r} was asked for but has no kernels for weights in the format {pattern.format!r}"
+        )
+    kernel = geometry.kernel_h, geometry.kernel_w
+    whole = pattern.with_values(weight).to_dense() if weight.dim() == 1 else _used(weight, pattern.mask)
+    return reference.dense_forward(input, whole.view(*pattern.shape[:2], *kernel), bias, geometry)
+
+
+def _used(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight under the mask and zero elsewhere, with the gradient of the whole weight."""
+    nothing = (weight - weight.detach()).nan_to_num(0.0, 0.0, 0.0)
+    return torch.where(mask, weight, nothing)
