@@ -94,7 +94,11 @@ def prefer(*names: str) -> Iterator[None]:
 
     For tests of what a converted model computes: which implementation is the fastest differs from machine to machine.
     Each is run once, and checked, as when it is measured. Where none of the names applies, a layer, or the model, stays
-    as it was. Process-wide, and nests.
+    as it was: so name a way to run the model, too, beside what its layers become, or nothing is converted.
+    Process-wide, and nests.
+
+        with prefer("fine-grained", "graph", "layers"):  # layers one by one where there is no graph
+            report = sparsekernels.convert(model, x)
 
     Args:
         *names: For layers "fine-grained", "channel-dropped" or "dense"; for ways to run the model "graph", "chains" (a

@@ -36,7 +36,7 @@ bool can_store(
     const ChainLayout& source) {
   if (layer.pooling()) return layout.images == source.images;
   const jit::ForwardPlan& plan = one.plan;
-  if (!one.by_jit || !plan.gapless || plan.images != layout.images) return false;
+  if (!one.exchanges_planes || !plan.gapless || plan.images != layout.images) return false;
   if (layout.images > 1 && layer.residual()) return false;
   return strips_are_vectors(plan, result.size[2]);
 }
@@ -146,7 +146,7 @@ void choose_layouts(
       if (layers[i].source == static_cast<int>(tensor)) readers.push_back(i);
       if (!layers[i].adds(static_cast<int>(tensor))) continue;
       is_residual = true;
-      may_move = may_move && plans[i].by_jit && plans[i].plan.direct;
+      may_move = may_move && plans[i].exchanges_planes && plans[i].plan.direct;
       may_move = may_move && strips_are_vectors(plans[i].plan, one.size[2]);
     }
     if (!may_move) continue;

@@ -41,7 +41,7 @@ struct ChainTensor {
 
 // What is planned for a layer, its tensors plain.
 struct ChainLayerPlan {
-  bool by_jit = false;
+  bool exchanges_planes = false;  // may_exchange_planes of sparse_conv2d/engine.h
   jit::ForwardPlan plan = {};
   bool gathers = false;  // a source that lies in vectors
   ChainLayout wanted;    // of its source

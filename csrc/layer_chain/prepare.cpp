@@ -147,10 +147,11 @@ std::vector<ChainLayerPlan> plan_layers(
       const int64_t most = std::min<int64_t>(jit::kMostImages, std::max<int64_t>(1, batch / cost::chain::kThreads));
       const Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
       one.plan = jit::make_forward_plan(lattice, convolution->pattern.nonzeros, 0, 1, std::nullopt, most);
-      one.by_jit = forward_engine(lattice, convolution->pattern, one.plan) == Engine::kJit && dtype == DType::kFloat32;
-      one.gathers = one.by_jit && lattice.taps.size() == 1 && lattice.groups == 1 && !lattice.some_reach_nothing &&
+      one.exchanges_planes = may_exchange_planes(lattice, convolution->pattern, one.plan);
+      one.gathers = one.exchanges_planes && lattice.taps.size() == 1 && lattice.groups == 1 &&
+                    !lattice.some_reach_nothing &&
                     one.plan.images * (source.elements() + kLanes * source.size[0]) < int64_t{1} << 30;
-      if (one.by_jit) one.wanted = planes_as_layout(lattice, one.plan, source);
+      if (one.exchanges_planes) one.wanted = planes_as_layout(lattice, one.plan, source);
     }
     plans.push_back(std::move(one));
   }

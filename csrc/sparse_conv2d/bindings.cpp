@@ -1,8 +1,9 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The fine-grained sparse convolution on the CPU as torch operators. Linear layers are its 1x1 case. The schemas are
-// defined in Python (sparsekernels/ops/sparse_conv2d/implementations.py).
+// The entry from torch, of calls with a plan (to planned.h) and without one (to call.h): the fine-grained sparse
+// convolution on the CPU as torch operators. Linear layers are its 1x1 case. The schemas are defined in Python
+// (sparsekernels/ops/sparse_conv2d/{implementations,plans}.py).
 #include <algorithm>
 #include <mutex>
 #include <unordered_map>

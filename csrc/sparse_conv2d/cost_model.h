@@ -13,6 +13,10 @@ namespace sparsekernels::cost {
 
 // What the two engines and the network executor ask for.
 
+// Nonzeros of a pattern that may be machine code. A bound, not a fit: the forward's code of so many is 80 MB, and from
+// 256 MB on the kernels of all patterns make room for each other (jit/kernel_cache.h).
+constexpr int64_t kMostJitNonzeros = int64_t{1} << 23;
+
 constexpr int64_t kItemsPerThread = 8;  // so many work items for each thread are even enough
 
 // Reading a vector of 16 floats into planes: from a tensor whose channels are neighbors, or from one whose columns are,
@@ -85,9 +89,10 @@ constexpr double kBytes = 16;  // of code and sums, a nonzero
 // entries take several times as long.
 constexpr int64_t kFewestStripVectors = 4, kMostStripVectors = 64, kStripVectors = 48;
 
-// Tiles do better with fewer rows or columns; with more idle lanes than a quarter; on large images with so few
-// products for each vector that is read.
+// Tiles do better with fewer rows or columns; with a smaller share of lanes that are positions, the others being
+// computed for nothing; on large images with so few products for each vector that is read.
 constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kLargeImageVectors = 24, kFewestProducts = 12;
+constexpr double kFewestFullLanes = 0.75;
 
 constexpr int64_t kMostChunks = 4;
 constexpr int64_t kMostPartialFloats = int64_t{1} << 22;

@@ -10,8 +10,7 @@
 namespace sparsekernels {
 
 bool may_use_jit(const SparsePattern& pattern) {
-  constexpr int64_t kMostNonzeros = 1 << 23;
-  return jit::jit_available() && pattern.nonzeros <= kMostNonzeros;
+  return jit::jit_available() && pattern.nonzeros <= cost::kMostJitNonzeros;
 }
 
 // Tiles do better where a slice has next to no rows, where planes do not fit L2, or where a kernel of several panels
@@ -26,6 +25,10 @@ Engine forward_engine(const Lattice& lattice, const SparsePattern& pattern, cons
   return has_work ? Engine::kJit : Engine::kTiled;
 }
 
+bool may_exchange_planes(const Lattice& lattice, const SparsePattern& pattern, const jit::ForwardPlan& plan) {
+  return lattice.dest.dtype == DType::kFloat32 && forward_engine(lattice, pattern, plan) == Engine::kJit;
+}
+
 // Tiles do better, as measured: where hardly anything is computed with a vector that was read, where many lanes are no
 // positions, where planes do not fit L2.
 Engine weight_gradient_engine(
@@ -35,9 +38,10 @@ Engine weight_gradient_engine(
   const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
   if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return Engine::kTiled;
   if (plan.floats() > kMostRooms * jit::room_for_planes_and_grads()) return Engine::kTiled;
-  const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]), positions = plan.strip[0] * plan.strip[1];
-  if (4 * positions * std::min(plan.images, lattice.source.size[0]) < 3 * kLanes * vectors && vectors > 1)
-    return Engine::kTiled;
+  const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]);
+  const int64_t full = plan.strip[0] * plan.strip[1] * std::min(plan.images, lattice.source.size[0]);
+  const double lanes = static_cast<double>(kLanes * vectors);
+  if (static_cast<double>(full) < kFewestFullLanes * lanes && vectors > 1) return Engine::kTiled;
   const int64_t read = lattice.groups * (lattice.source_channels + lattice.dest_channels);
   const bool has_work =
       !lattice.is_flat() || vectors <= kLargeImageVectors || pattern.nonzeros >= kFewestProducts * read;

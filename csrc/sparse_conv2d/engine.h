@@ -27,4 +27,8 @@ Engine forward_engine(const Lattice& lattice, const SparsePattern& pattern, cons
 Engine weight_gradient_engine(
     const Lattice& lattice, const SparsePattern& pattern, const jit::WeightGradientPlan& plan);
 
+// Whether a layer of a chain may read and store planes that lie between it and other layers (layer_chain/layout.h).
+// JIT kernels may, of float32; planes are float32, so the tensors of half types stay plain, whatever engine runs.
+bool may_exchange_planes(const Lattice& lattice, const SparsePattern& pattern, const jit::ForwardPlan& plan);
+
 }  // namespace sparsekernels

@@ -1,5 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
+
+// The entry of the three operations for calls with a plan, as a layer's are: derives from pattern and shapes what
+// sparse_conv2d.cpp derives in each call, keeps it, and runs the same engines.
 #include "sparse_conv2d/planned.h"
 
 #include <algorithm>

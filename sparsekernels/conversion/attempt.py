@@ -287,10 +287,10 @@ class Attempt:
             best = offer
             break
         if best is None:
-            self._note(Note.MODEL_NOT_FASTER)
+            self._note(Note.MODEL_NOT_FASTER if times.measured else Note.NO_PREFERRED_WAY)
             return self._report([_unchanged(row) for row in rows])
         graphs = best.conversion.graphs
-        if not graphs and any(offer.conversion.graphs for offer in offers):
+        if times.measured and not graphs and any(offer.conversion.graphs for offer in offers):
             self._note(Note.GRAPH_NOT_FASTER)
         if graphs:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):

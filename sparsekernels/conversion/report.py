@@ -139,6 +139,7 @@ class Note(_Sentence):
     OTHER_RESULTS = "Run as {way.words}, the model gave other results than before: not used."
     RAISED = "Run as {way.words}, the model raised {error}: not used."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
+    NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged."
     GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
     CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
     FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."

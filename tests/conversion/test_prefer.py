@@ -48,6 +48,7 @@ def test_the_first_that_applies(names: tuple[str, ...], way: Way) -> None:
     assert report.speedup is None
     assert {row.ms for row in report.layers} == {None}
     assert report.summary().endswith("and a forward pass was not measured")
+    assert not any("faster" in note for note in report.notes), report.notes
 
 
 def test_what_does_not_apply_gives_way() -> None:
@@ -64,6 +65,13 @@ def test_what_does_not_apply_gives_way() -> None:
     with prefer(DROPPED, FINE, LAYERS):
         report = sk.convert(model, torch.randn(2, 4, 5, 5))
     assert [row.decision for row in report.layers] == [DROPPED, FINE]
+
+
+def test_no_way_to_run_the_model_is_named() -> None:
+    model, x = make("sequential")
+    with prefer(FINE):
+        notes = sk.convert(model, x).notes
+    assert notes == ("No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged.",)
 
 
 @pytest.mark.parametrize("names", [(FINE,), (DENSE,), (DENSE, LAYERS), ()])
