@@ -304,12 +304,13 @@ def compare(
     before: Annotated[Path, typer.Argument(help="Records of the earlier run.", exists=True, dir_okay=False)],
     after: Annotated[Path, typer.Argument(help="Records of the later run.", exists=True, dir_okay=False)],
     changed: Annotated[bool, typer.Option("--changed", help="Leave out what stayed the same.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything got worse.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything got worse or is gone.")] = False,
 ) -> None:
     """Compare two files of records.
 
     A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs. A verdict
-    with a question mark, "slower?", is one on times that were disturbed in either run; lines below say by what.
+    with a question mark, "slower?", is one on times that were disturbed in either run; lines below say by what. With
+    --strict, two files that have no variant of a case in common are an error.
     """
     try:
         old, new = record.read(before), record.read(after)
@@ -322,5 +323,7 @@ def compare(
     console.print(comparison.summary(changes) or "no records", markup=False)
     for line in (*comparison.differences(old, new), *comparison.disturbances(old, new)):
         console.print(line, markup=False, soft_wrap=True)
+    if strict and all(one.before is None or one.after is None for one in changes):
+        raise _fail("nothing was compared: no variant of a case is in both files with the same number of threads")
     if strict and any(one.worse for one in changes):
         raise typer.Exit(1)

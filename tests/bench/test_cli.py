@@ -188,6 +188,23 @@ class TestCompare:
         assert result.output.count("rows/8x64") == 1
         assert run("compare", file, tmp_path / "after.jsonl", "--strict").exit_code == 1
 
+    def test_runs_with_other_threads(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
+        file = measured[1] / "r.jsonl"
+        record.write(tmp_path / "after.jsonl", [dataclasses.replace(one, threads=2) for one in record.read(file)])
+        result = run("compare", file, tmp_path / "after.jsonl")
+        assert result.exit_code == 0
+        assert "the runs differ in threads: 1 before, 2 after" in result.output
+        result = run("compare", file, tmp_path / "after.jsonl", "--strict")
+        assert result.exit_code == 2
+        assert "error: nothing was compared: no variant of a case is in both files" in one_line(result.output)
+
+    def test_what_is_gone(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
+        file = measured[1] / "r.jsonl"
+        record.write(tmp_path / "after.jsonl", record.read(file)[1:])
+        assert run("compare", file, tmp_path / "after.jsonl").exit_code == 0
+        assert run("compare", file, tmp_path / "after.jsonl", "--strict").exit_code == 1
+        assert run("compare", tmp_path / "after.jsonl", file, "--strict").exit_code == 0
+
     def test_what_was_disturbed_is_marked(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
         file = measured[1] / "r.jsonl"
         quiet = [dataclasses.replace(one, interruptions=0.0) for one in record.read(file)]
