@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -150,6 +153,7 @@ def bench(
         raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
     if plot_file is not None:
         _check_plot_format(plot_file)
+    _check_writable(json_file, markdown_file, plot_file)
     records, notes, complete = _measure(suites, selection)
     if not records:
         raise _fail("\n".join(["nothing was measured", *notes]))
@@ -271,6 +275,27 @@ def _check_plot_format(path: Path) -> None:
         raise _fail(f"expected --plot with an ending of {', '.join(accepted)}, got {str(path)!r}")
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Fail in words where `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise _fail(f"cannot write {path}: {error.strerror}") from None
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Make the folders of `paths`, and fail before measuring where a file cannot be written. No file is changed."""
+    for path in filter(None, paths):
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.touch()
+                path.unlink()
+            elif not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def _write(
     records: list[Record],
     layouts: dict[str, report.Layout],
@@ -281,19 +306,21 @@ def _write(
 ) -> None:
     """Write the requested reports, and print their paths."""
     if json_file is not None:
-        record.write(json_file, records)
+        with _writing(json_file):
+            record.write(json_file, records)
     if plot_file is not None:
         from .plot import plot
 
         try:
-            plot(records, layouts, plot_file)
+            with _writing(plot_file):
+                plot(records, layouts, plot_file)
         except ValueError as error:
             _console(stderr=True).print(f"no plot: {error}", markup=False)
             plot_file = None
     if markdown_file is not None:
-        markdown_file.parent.mkdir(parents=True, exist_ok=True)
         picture = None if plot_file is None else Path(os.path.relpath(plot_file, markdown_file.parent)).as_posix()
-        markdown_file.write_text(report.markdown(records, layouts, picture, notes), encoding="utf-8")
+        with _writing(markdown_file):
+            markdown_file.write_text(report.markdown(records, layouts, picture, notes), encoding="utf-8")
     for what, path in (("records", json_file), ("report", markdown_file), ("plot", plot_file)):
         if path is not None:
             _console().print(f"{what}: {path.resolve()}", markup=False, soft_wrap=True)
