@@ -206,12 +206,16 @@ def _list(suites: list[Suite], selection: Selection) -> None:
 def _suites(names: list[str], selection: Selection) -> list[Suite]:
     """The suites that have something to measure; an error where none has."""
     found, reasons = [], []
+    loaded: dict[str, str] = {}
     for name in names:
         try:
             one = suite.load(name)
         except Unavailable as reason:
             reasons.append(f"suite {name} cannot run here: {reason}")
             continue
+        if one.name in loaded:
+            raise _fail(f"two suites are called {one.name!r}: {loaded[one.name]} and {one.address}")
+        loaded[one.name] = one.address
         if one.cases(selection):
             found.append(one)
         else:

@@ -309,6 +309,8 @@ def _load_file(path: Path) -> Suite:
     for key in FILE_KEYS:
         if not isinstance(document.get(key), str):
             raise ValueError(f"suite {path}: expected {key} to be a string, got {document.get(key)!r}")
+    if document["suite"] in SUITES:
+        raise ValueError(f"suite {path}: {document['suite']!r} is the name of a suite of sparsekernels")
     try:
         suite = getattr(import_file(path.parent / document["module"]), "SUITE", None)
     except (ImportError, Unavailable) as error:

@@ -79,6 +79,7 @@ class TestLoading:
             ('suite = "s"\nmodule = "nowhere.py"', "there is no module .*nowhere.py"),
             ('suite = "s"\nmodule = "json.py"', "json.py has the name of another module"),
             ('suite = "s"\nmodule = "no_suite_in_it.py"', "no_suite_in_it.py has no SUITE"),
+            ('suite = "layers"\nmodule = "m.py"', "mine.toml: 'layers' is the name of a suite of sparsekernels"),
             ('suite = "s"\nmodule = "fails.py"', "mine.toml: fails.py raised ZeroDivisionError: division by zero"),
             ('suite = "s"\nmodule = "no_python.py"', "mine.toml: no_python.py raised SyntaxError: "),
         ],
@@ -197,6 +198,15 @@ class TestRunning:
         assert runner.Said("called") in events
         events.close()
         assert (file.parent / "log").read_text() == "a/x closed\n"
+
+    def test_two_files_of_one_name(self, file: Path) -> None:
+        from sparsekernels.bench.cli import app
+
+        other = file.with_name("other.toml")
+        other.write_text(file.read_text())
+        result = CliRunner().invoke(app, ["bench", str(file), str(other), "--list"])
+        assert result.exit_code == 2
+        assert f"error: two suites are called 'mine': {file} and {other}" in " ".join(result.output.split())
 
     def test_with_others_in_one_command(self, file: Path) -> None:
         from sparsekernels.bench.cli import app
