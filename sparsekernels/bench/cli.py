@@ -92,7 +92,9 @@ def bench(
     variant: Annotated[
         list[str] | None, typer.Option(help="Only these, such as 'ours' or 'dense*'; repeat for several.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on CPU; without it what torch takes.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads on CPU; without it what the suite says, or torch takes.")
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="For the samples of each case; without it what the suite says.")
     ] = None,
