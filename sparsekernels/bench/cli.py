@@ -194,15 +194,26 @@ def _check_networks(networks: list[str], names: list[str]) -> None:
 
 
 def _list(suites: list[Suite], selection: Selection) -> None:
-    """Print the names of the cases and, by the first case of each pass, of the variants."""
+    """Print the names of the cases and, by the first case of each pass that has any, of the selected variants."""
+    lines = []
+    offered: dict[str, None] = {}
     for one in suites:
-        print(f"{one.name}: {one.about}")
+        found = []
         cases = one.cases(selection)
         for pass_ in dict.fromkeys(case.pass_ for case in cases):
             some = [case for case in cases if case.pass_ == pass_]
-            kinds = dict.fromkeys(parts(variant.name)[0] for variant in one.variants(some[0], selection))
-            print(f"  {pass_}: {', '.join(dict.fromkeys(case.name for case in some))}")
-            print(f"    variants: {', '.join(kinds)}")
+            for case in some:
+                names = [variant.name for variant in one.variants(case, selection)]
+                offered |= dict.fromkeys(names)
+                if kinds := dict.fromkeys(parts(name)[0] for name in names if selection.takes_variant(name)):
+                    found.append(f"  {pass_}: {', '.join(dict.fromkeys(case.name for case in some))}")
+                    found.append(f"    variants: {', '.join(kinds)}")
+                    break
+        if found:
+            lines += [f"{one.name}: {one.about}", *found]
+    if not lines:
+        raise _fail(f"no variant matches these options; there are {', '.join(offered)}")
+    print("\n".join(lines))
 
 
 def _suites(names: list[str], selection: Selection) -> list[Suite]:

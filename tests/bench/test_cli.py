@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from sparsekernels.bench import record, runner, suite
+from sparsekernels.bench import record, rmsnorm, runner, suite
 from sparsekernels.bench.cli import app
 from sparsekernels.bench.record import Record
 
@@ -133,6 +133,30 @@ class TestBench:
         assert result.exit_code == 2
         assert message in one_line(result.output)
         assert "Traceback" not in result.output
+
+    def test_a_wrong_variant_is_told_once(self) -> None:
+        result = run(*TINY, "--variant", "mine")
+        assert result.exit_code == 2
+        assert one_line(result.output).count("no variant matches these options; it has ours, torch") == 1
+        assert "no case has" not in result.output
+
+    def test_the_list_has_the_selected_variants(self) -> None:
+        result = run("bench", "rmsnorm", "--list", "--case", "8x64", "--variant", "o*", "--variant", "copy")
+        assert result.exit_code == 0
+        assert result.output.splitlines()[-1].strip() == "variants: ours, copy"
+        result = run("bench", "rmsnorm", "--list", "--variant", "mine")
+        assert result.exit_code == 2
+        assert "error: no variant matches these options; there are ours, torch" in one_line(result.output)
+        assert "rmsnorm:" not in result.output
+
+    def test_the_list_has_variants_that_only_later_cases_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def variants(case: suite.Case, selection: suite.Selection) -> list[suite.Variant]:
+            name = "late" if case.name == "rows/8x64" else "early"
+            return [suite.Variant(name, lambda: suite.Prepared(lambda: None))]
+
+        monkeypatch.setattr(suite, "load", lambda name: dataclasses.replace(rmsnorm.SUITE, variants=variants))
+        assert "variants: late" in run("bench", "rmsnorm", "--list", "--variant", "late").output
+        assert "variants: early" in run("bench", "rmsnorm", "--list").output
 
     @pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
     def test_reports_that_cannot_be_written_fail_before_measuring(
