@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -89,7 +92,9 @@ def bench(
     variant: Annotated[
         list[str] | None, typer.Option(help="Only these, such as 'ours' or 'dense*'; repeat for several.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on CPU; without it what torch takes.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads on CPU; without it what the suite says, or torch takes.")
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="For the samples of each case; without it what the suite says.")
     ] = None,
@@ -150,6 +155,7 @@ def bench(
         raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
     if plot_file is not None:
         _check_plot_format(plot_file)
+    _check_writable(json_file, markdown_file, plot_file)
     records, notes, complete = _measure(suites, selection)
     if not records:
         raise _fail("\n".join(["nothing was measured", *notes]))
@@ -188,26 +194,41 @@ def _check_networks(networks: list[str], names: list[str]) -> None:
 
 
 def _list(suites: list[Suite], selection: Selection) -> None:
-    """Print the names of the cases and, by the first case of each pass, of the variants."""
+    """Print the names of the cases and, by the first case of each pass that has any, of the selected variants."""
+    lines = []
+    offered: dict[str, None] = {}
     for one in suites:
-        print(f"{one.name}: {one.about}")
+        found = []
         cases = one.cases(selection)
         for pass_ in dict.fromkeys(case.pass_ for case in cases):
             some = [case for case in cases if case.pass_ == pass_]
-            kinds = dict.fromkeys(parts(variant.name)[0] for variant in one.variants(some[0], selection))
-            print(f"  {pass_}: {', '.join(dict.fromkeys(case.name for case in some))}")
-            print(f"    variants: {', '.join(kinds)}")
+            for case in some:
+                names = [variant.name for variant in one.variants(case, selection)]
+                offered |= dict.fromkeys(names)
+                if kinds := dict.fromkeys(parts(name)[0] for name in names if selection.takes_variant(name)):
+                    found.append(f"  {pass_}: {', '.join(dict.fromkeys(case.name for case in some))}")
+                    found.append(f"    variants: {', '.join(kinds)}")
+                    break
+        if found:
+            lines += [f"{one.name}: {one.about}", *found]
+    if not lines:
+        raise _fail(f"no variant matches these options; there are {', '.join(offered)}")
+    print("\n".join(lines))
 
 
 def _suites(names: list[str], selection: Selection) -> list[Suite]:
     """The suites that have something to measure; an error where none has."""
     found, reasons = [], []
+    loaded: dict[str, str] = {}
     for name in names:
         try:
             one = suite.load(name)
         except Unavailable as reason:
             reasons.append(f"suite {name} cannot run here: {reason}")
             continue
+        if one.name in loaded:
+            raise _fail(f"two suites are called {one.name!r}: {loaded[one.name]} and {one.address}")
+        loaded[one.name] = one.address
         if one.cases(selection):
             found.append(one)
         else:
@@ -271,6 +292,27 @@ def _check_plot_format(path: Path) -> None:
         raise _fail(f"expected --plot with an ending of {', '.join(accepted)}, got {str(path)!r}")
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Fail in words where `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise _fail(f"cannot write {path}: {error.strerror}") from None
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Make the folders of `paths`, and fail before measuring where a file cannot be written. No file is changed."""
+    for path in filter(None, paths):
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.touch()
+                path.unlink()
+            elif not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def _write(
     records: list[Record],
     layouts: dict[str, report.Layout],
@@ -281,19 +323,21 @@ def _write(
 ) -> None:
     """Write the requested reports, and print their paths."""
     if json_file is not None:
-        record.write(json_file, records)
+        with _writing(json_file):
+            record.write(json_file, records)
     if plot_file is not None:
         from .plot import plot
 
         try:
-            plot(records, layouts, plot_file)
+            with _writing(plot_file):
+                plot(records, layouts, plot_file)
         except ValueError as error:
             _console(stderr=True).print(f"no plot: {error}", markup=False)
             plot_file = None
     if markdown_file is not None:
-        markdown_file.parent.mkdir(parents=True, exist_ok=True)
         picture = None if plot_file is None else Path(os.path.relpath(plot_file, markdown_file.parent)).as_posix()
-        markdown_file.write_text(report.markdown(records, layouts, picture, notes), encoding="utf-8")
+        with _writing(markdown_file):
+            markdown_file.write_text(report.markdown(records, layouts, picture, notes), encoding="utf-8")
     for what, path in (("records", json_file), ("report", markdown_file), ("plot", plot_file)):
         if path is not None:
             _console().print(f"{what}: {path.resolve()}", markup=False, soft_wrap=True)
@@ -304,12 +348,13 @@ def compare(
     before: Annotated[Path, typer.Argument(help="Records of the earlier run.", exists=True, dir_okay=False)],
     after: Annotated[Path, typer.Argument(help="Records of the later run.", exists=True, dir_okay=False)],
     changed: Annotated[bool, typer.Option("--changed", help="Leave out what stayed the same.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything got worse.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything got worse or is gone.")] = False,
 ) -> None:
     """Compare two files of records.
 
     A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs. A verdict
-    with a question mark, "slower?", is one on times that were disturbed in either run; lines below say by what.
+    with a question mark, "slower?", is one on times that were disturbed in either run; lines below say by what. With
+    --strict, two files that have no variant of a case in common are an error.
     """
     try:
         old, new = record.read(before), record.read(after)
@@ -322,5 +367,7 @@ def compare(
     console.print(comparison.summary(changes) or "no records", markup=False)
     for line in (*comparison.differences(old, new), *comparison.disturbances(old, new)):
         console.print(line, markup=False, soft_wrap=True)
+    if strict and all(one.before is None or one.after is None for one in changes):
+        raise _fail("nothing was compared: no variant of a case is in both files with the same number of threads")
     if strict and any(one.worse for one in changes):
         raise typer.Exit(1)

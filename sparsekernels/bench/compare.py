@@ -32,9 +32,9 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """Whether this is a regression: slower, or "ok" before and now another status."""
+        """Whether this is a regression: slower, or "ok" before and now another status, or gone."""
         was_ok = self.before is not None and self.before.status == "ok"
-        return self.verdict == "slower" or (was_ok and self.after is not None and self.after.status != "ok")
+        return self.verdict == "slower" or (was_ok and (self.after is None or self.after.status != "ok"))
 
     @property
     def is_disturbed(self) -> bool:
@@ -71,16 +71,20 @@ def change(before: Record | None, after: Record | None) -> Change:
 
 
 def differences(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
-    """Why the two runs cannot be compared as they stand: another machine, allocator or torch."""
+    """Why the two runs cannot be compared as they stand: another machine, allocator, torch or number of threads."""
+    was, now = ([_conditions(record) for record in run] for run in (before, after))
     result = []
-    for name in ("cpu", "isa", "cores", "gpu", "allocator"):
-        was, now = ({str(r.machine.get(name)) for r in run} for run in (before, after))
-        if was != now:
-            result.append(f"the runs differ in {name}: {_list(was)} before, {_list(now)} after")
-    was, now = ({r.versions.get("torch", "") for r in run} for run in (before, after))
-    if was != now:
-        result.append(f"the runs differ in torch: {_list(was)} before, {_list(now)} after")
+    for name in dict.fromkeys(name for one in (*was, *now) for name in one):
+        old, new = ({one[name] for one in run} for run in (was, now))
+        if old != new:
+            result.append(f"the runs differ in {name}: {_list(old)} before, {_list(new)} after")
     return result
+
+
+def _conditions(record: Record) -> dict[str, str]:
+    """What must be the same in two runs whose times are compared."""
+    machine = {name: str(record.machine.get(name)) for name in ("cpu", "isa", "cores", "gpu", "allocator")}
+    return {**machine, "torch": record.versions.get("torch", ""), "threads": str(record.threads)}
 
 
 def disturbances(before: Sequence[Record], after: Sequence[Record]) -> list[str]:

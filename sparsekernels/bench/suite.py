@@ -44,6 +44,7 @@ from .defaults import QUICK_MASKS, QUICK_SPARSITIES
 from .modules import import_file
 from .record import parts
 from .report import Layout
+from .suite_keys import check_sparsities, check_types
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,13 +104,7 @@ class Selection:
             for value in given:
                 if value not in accepted:
                     raise ValueError(f"expected {name} to be {', '.join(map(repr, accepted))}, got {value!r}")
-        for percent in self.sparsities:
-            if not 0 <= percent < 100:
-                raise ValueError(f"expected sparsity from 0 to below 100 percent, got {percent:g}")
-            if 0 < percent < 1:
-                raise ValueError(
-                    f"expected sparsity in percent, got {percent:g}; for that share of zeros give {100 * percent:g}"
-                )
+        check_sparsities(self.sparsities)
         if self.seconds is not None and not 0 <= self.seconds < float("inf"):
             raise ValueError(f"expected seconds of at least 0, got {self.seconds:g}")
 
@@ -309,15 +304,19 @@ def load(name: str) -> Suite:
 def _load_file(path: Path) -> Suite:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"suite {path}: {error}") from error
     for key in FILE_KEYS:
         if not isinstance(document.get(key), str):
             raise ValueError(f"suite {path}: expected {key} to be a string, got {document.get(key)!r}")
+    if document["suite"] in SUITES:
+        raise ValueError(f"suite {path}: {document['suite']!r} is the name of a suite of sparsekernels")
     try:
         suite = getattr(import_file(path.parent / document["module"]), "SUITE", None)
-    except ImportError as error:
+    except (ImportError, Unavailable) as error:
         raise Unavailable(str(error)) from error
+    except Exception as error:
+        raise ValueError(f"suite {path}: {document['module']} raised {type(error).__name__}: {error}") from error
     if not isinstance(suite, Suite):
         raise ValueError(f"suite {path}: {document['module']} has no SUITE")
     return replace(suite, name=document["suite"], file=path)
@@ -326,12 +325,11 @@ def _load_file(path: Path) -> Suite:
 def read_cases(suite: str, file: Path | None = None) -> list[Case]:
     """Every case of `file`, or of `suites/<suite>.toml`."""
     found = file or importlib.resources.files(__package__).joinpath(f"suites/{suite}.toml")
-    return parse_cases(suite, found.read_text(encoding="utf-8"))
+    return parse_cases(suite, found.read_text(encoding="utf-8"), str(found))
 
 
 FILE_KEYS = ("suite", "module")
 """The keys of a file that is run by its path."""
-
 
 DEFAULTS: Mapping[str, Any] = {
     "pass": ["forward"],
@@ -344,21 +342,22 @@ DEFAULTS: Mapping[str, Any] = {
 """The keys of a table that every suite shares, and what they are where the table has none."""
 
 
-def parse_cases(suite: str, text: str) -> list[Case]:
-    """The cases that the TOML `text` describes. Raises `ValueError` that names the table at fault."""
+def parse_cases(suite: str, text: str, file: str) -> list[Case]:
+    """The cases that the TOML `text` describes. Raises `ValueError` that names `file` and the table at fault."""
     cases = []
-    document = tomllib.loads(text)
+    document = {key: value for key, value in tomllib.loads(text).items() if key not in FILE_KEYS}
+    check_types(file, document)
     tables = document.pop("cases", [])
-    for key in FILE_KEYS:
-        document.pop(key, None)
     for number, table in enumerate(tables, 1):
-        where = f"{suite}.toml, table {number}"
+        where = f"{file}, table {number}"
+        check_types(where, table)
         if "group" not in table or ("shape" in table) == ("name" in table):
             raise ValueError(f"{where}: needs a group, and either shapes or names")
         group, shapes, names = table.pop("group"), table.pop("shape", []), table.pop("name", [])
         rows = [("x".join(map(str, shape)), {"batch": shape[0], **table, "shape": tuple(shape)}) for shape in shapes]
         rows += [(name, {**table, **own}) for name, own in _named(names)]
         for name, values in rows:
+            check_types(where, {key: value for key, value in values.items() if key != "shape"})
             cases += _product(suite, where, f"{group}/{name}", {**DEFAULTS, **document, **values})
     return cases
 
@@ -376,10 +375,12 @@ def _product(suite: str, where: str, name: str, values: Mapping[str, Any]) -> li
         ("dtype", values["dtype"], DTYPES),
         ("device", values["device"], DEVICES),
         ("quick", quick, values["pass"]),
+        ("masks", values.get("masks", []), PRUNINGS),
     ):
         for value in given:
             if value not in accepted:
                 raise ValueError(f"{where}: expected {key} to be {', '.join(map(repr, accepted))}, got {value!r}")
+    check_sparsities(values.get("sparsities", ()), f"{where}: ")
     return [
         Case(
             suite=suite,

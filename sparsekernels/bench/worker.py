@@ -100,17 +100,22 @@ def run(suite: Suite, selection: Selection, emit: Emit) -> None:
     emit({"event": "cases", "total": len(cases)})
     session = Session(clock_of(selection.device), suite.effort(selection), emit)
     missing = dict.fromkeys(selection.variants)
+    names: dict[str, None] = {}  # of the variants of cases that have none of those selected
+    without = []
     for case in cases:
         emit({"event": "case", "text": str(case)})
         offered = suite.variants(case, selection)
         missing = {one: None for one in missing if not any(named(variant.name, one) for variant in offered)}
         variants = [variant for variant in offered if selection.takes_variant(variant.name)]
         if not variants:
-            names = ", ".join(variant.name for variant in offered)
-            emit({"event": "note", "text": f"{case.name}: no variant matches these options; it has {names}"})
+            names |= dict.fromkeys(variant.name for variant in offered)
+            without.append(str(case))
         for record in measure(suite, case, variants, session):
             emit({"event": "record", "record": json.loads(record.to_json())})
-    for one in missing:
+    if without:
+        where = suite.name if len(without) == len(cases) else f"{suite.name} {', '.join(without)}"
+        emit({"event": "note", "text": f"{where}: no variant matches these options; it has {', '.join(names)}"})
+    for one in missing if len(without) < len(cases) else ():
         emit({"event": "note", "text": f"{suite.name}: no case has a variant {one!r}"})
     if session.interruptions.per_second > Interruptions.DISTURBING:
         text = f"{suite.name}: other programs took the processor {session.interruptions.per_second:.0f} times a second"

@@ -134,6 +134,16 @@ class TestCompare:
         ]
         assert summary(changes) == "2 gone, 1 same, 1 faster, 1 new"
 
+    def test_what_is_gone_is_worse_if_it_was_ok(self) -> None:
+        assert change(make_record(), None).worse
+        assert not change(make_record(times=None), None).worse
+        assert not change(None, make_record()).worse
+
+    def test_differences_in_threads(self) -> None:
+        one, two = make_record(threads=1), make_record(threads=2)
+        assert differences([one], [two]) == ["the runs differ in threads: 1 before, 2 after"]
+        assert differences([one, two], [one]) == ["the runs differ in threads: 1 and 2 before, 1 after"]
+
     def test_differences_between_the_machines(self) -> None:
         other = make_record(machine={**MACHINE, "cpu": "Another"}, versions={"torch": "2.14.0"})
         assert differences([make_record()], [make_record()]) == []

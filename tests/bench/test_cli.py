@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from sparsekernels.bench import record, runner, suite
+from sparsekernels.bench import record, rmsnorm, runner, suite
 from sparsekernels.bench.cli import app
 from sparsekernels.bench.record import Record
 
@@ -32,6 +32,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     folder = tmp_path_factory.mktemp("bench") / "new"
     reports = ("--json", folder / "r.jsonl", "--markdown", folder / "docs" / "r.md", "--plot", folder / "r.png")
     return run(*TINY, *reports), folder
+
+
+def unexpected(*arguments: object) -> Iterator[runner.Event]:
+    raise AssertionError("nothing is to be measured")
 
 
 def one_line(text: str) -> str:
@@ -130,6 +134,67 @@ class TestBench:
         assert message in one_line(result.output)
         assert "Traceback" not in result.output
 
+    def test_a_wrong_variant_is_told_once(self) -> None:
+        result = run(*TINY, "--variant", "mine")
+        assert result.exit_code == 2
+        assert one_line(result.output).count("no variant matches these options; it has ours, torch") == 1
+        assert "no case has" not in result.output
+
+    def test_the_list_has_the_selected_variants(self) -> None:
+        result = run("bench", "rmsnorm", "--list", "--case", "8x64", "--variant", "o*", "--variant", "copy")
+        assert result.exit_code == 0
+        assert result.output.splitlines()[-1].strip() == "variants: ours, copy"
+        result = run("bench", "rmsnorm", "--list", "--variant", "mine")
+        assert result.exit_code == 2
+        assert "error: no variant matches these options; there are ours, torch" in one_line(result.output)
+        assert "rmsnorm:" not in result.output
+
+    def test_the_list_has_variants_that_only_later_cases_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def variants(case: suite.Case, selection: suite.Selection) -> list[suite.Variant]:
+            name = "late" if case.name == "rows/8x64" else "early"
+            return [suite.Variant(name, lambda: suite.Prepared(lambda: None))]
+
+        monkeypatch.setattr(suite, "load", lambda name: dataclasses.replace(rmsnorm.SUITE, variants=variants))
+        assert "variants: late" in run("bench", "rmsnorm", "--list", "--variant", "late").output
+        assert "variants: early" in run("bench", "rmsnorm", "--list").output
+
+    @pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
+    def test_reports_that_cannot_be_written_fail_before_measuring(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+    ) -> None:
+        monkeypatch.setattr(runner, "run", unexpected)
+        (tmp_path / "file").write_text("")
+        result = run(*TINY, option, tmp_path / "file" / "r.png")
+        assert result.exit_code == 2
+        assert f"error: cannot write {tmp_path / 'file' / 'r.png'}: " in one_line(result.output)
+
+    def test_the_main_benchmark_needs_its_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runner, "run", unexpected)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "bench-report").write_text("a file")
+        result = run("bench")
+        assert result.exit_code == 2
+        assert "error: cannot write bench-report/records.jsonl: " in one_line(result.output)
+
+    def test_a_report_is_not_touched_before_there_are_records(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner, "run", lambda *arguments: iter(()))
+        (tmp_path / "old.jsonl").write_text("old")
+        result = run(*TINY, "--json", tmp_path / "old.jsonl", "--markdown", tmp_path / "new" / "r.md")
+        assert result.exit_code == 2
+        assert "nothing was measured" in result.output
+        assert (tmp_path / "old.jsonl").read_text() == "old"
+        assert list((tmp_path / "new").iterdir()) == []
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+    def test_a_full_disk(self, measured: tuple[Result, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        records = record.read(measured[1] / "r.jsonl")
+        monkeypatch.setattr(runner, "run", lambda *arguments: iter(records))
+        result = run(*TINY, "--json", "/dev/full")
+        assert result.exit_code == 2
+        assert "error: cannot write /dev/full: No space left on device" in one_line(result.output)
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_cuda_without_a_device(self) -> None:
         result = run("bench", "rmsnorm", "--device", "cuda")
@@ -187,6 +252,23 @@ class TestCompare:
         assert f"{len(records) - 1} same, 1 slower" in result.output
         assert result.output.count("rows/8x64") == 1
         assert run("compare", file, tmp_path / "after.jsonl", "--strict").exit_code == 1
+
+    def test_runs_with_other_threads(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
+        file = measured[1] / "r.jsonl"
+        record.write(tmp_path / "after.jsonl", [dataclasses.replace(one, threads=2) for one in record.read(file)])
+        result = run("compare", file, tmp_path / "after.jsonl")
+        assert result.exit_code == 0
+        assert "the runs differ in threads: 1 before, 2 after" in result.output
+        result = run("compare", file, tmp_path / "after.jsonl", "--strict")
+        assert result.exit_code == 2
+        assert "error: nothing was compared: no variant of a case is in both files" in one_line(result.output)
+
+    def test_what_is_gone(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
+        file = measured[1] / "r.jsonl"
+        record.write(tmp_path / "after.jsonl", record.read(file)[1:])
+        assert run("compare", file, tmp_path / "after.jsonl").exit_code == 0
+        assert run("compare", file, tmp_path / "after.jsonl", "--strict").exit_code == 1
+        assert run("compare", tmp_path / "after.jsonl", file, "--strict").exit_code == 0
 
     def test_what_was_disturbed_is_marked(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
         file = measured[1] / "r.jsonl"

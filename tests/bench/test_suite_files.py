@@ -79,14 +79,29 @@ class TestLoading:
             ('suite = "s"\nmodule = "nowhere.py"', "there is no module .*nowhere.py"),
             ('suite = "s"\nmodule = "json.py"', "json.py has the name of another module"),
             ('suite = "s"\nmodule = "no_suite_in_it.py"', "no_suite_in_it.py has no SUITE"),
+            ('suite = "layers"\nmodule = "m.py"', "mine.toml: 'layers' is the name of a suite of sparsekernels"),
+            ('suite = "s"\nmodule = "fails.py"', "mine.toml: fails.py raised ZeroDivisionError: division by zero"),
+            ('suite = "s"\nmodule = "no_python.py"', "mine.toml: no_python.py raised SyntaxError: "),
         ],
     )
     def test_bad_files(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "json.py").write_text("")
+        (tmp_path / "fails.py").write_text("1 / 0")
+        (tmp_path / "no_python.py").write_text("def")
         (tmp_path / "no_suite_in_it.py").write_text("")
         (tmp_path / "mine.toml").write_text(text)
         with pytest.raises(ValueError, match=message):
             suite.load(str(tmp_path / "mine.toml"))
+
+    def test_a_file_that_is_not_of_text(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.toml").write_bytes(b'suite = "\xff"')
+        with pytest.raises(ValueError, match=r"mine.toml: 'utf-8' codec can't decode"):
+            suite.load(str(tmp_path / "mine.toml"))
+
+    def test_bad_tables_are_told_with_the_path_of_their_file(self, file: Path) -> None:
+        file.write_text(file.read_text() + "batch = -1")
+        with pytest.raises(ValueError, match=r"/mine.toml, table 1: expected batch to be a positive integer, got -1"):
+            suite.load(str(file)).cases(Selection())
 
     def test_no_file(self) -> None:
         with pytest.raises(ValueError, match=r"nowhere.toml: .*No such file"):
@@ -183,6 +198,15 @@ class TestRunning:
         assert runner.Said("called") in events
         events.close()
         assert (file.parent / "log").read_text() == "a/x closed\n"
+
+    def test_two_files_of_one_name(self, file: Path) -> None:
+        from sparsekernels.bench.cli import app
+
+        other = file.with_name("other.toml")
+        other.write_text(file.read_text())
+        result = CliRunner().invoke(app, ["bench", str(file), str(other), "--list"])
+        assert result.exit_code == 2
+        assert f"error: two suites are called 'mine': {file} and {other}" in " ".join(result.output.split())
 
     def test_with_others_in_one_command(self, file: Path) -> None:
         from sparsekernels.bench.cli import app

@@ -30,6 +30,7 @@ class TestSuites:
             batch = 4
             quick = true
             """,
+            "s.toml",
         )
         assert [(c.name, c.pass_, c.dtype, c.device, c.batch, c.quick) for c in cases] == [
             ("a/8x64", "forward", "bfloat16", "cpu", 8, False),
@@ -50,12 +51,37 @@ class TestSuites:
             ('group = "a"\nname = ["x"]\npass = ["sideways"]', "expected pass to be 'forward', .*, got 'sideways'"),
             ('group = "a"', "needs a group, and either shapes or names"),
             ('name = ["x"]', "needs a group"),
+            ('group = 3\nname = ["x"]', "^here/s.toml, table 1: expected group to be a string, got 3"),
+            ('group = "a"\nshape = [128, 64]', "expected shape to be a list of shapes, .*, got .128, 64.$"),
+            ('group = "a"\nshape = [[]]', "expected shape to be a list of shapes"),
+            ('group = "a"\nshape = [[0, 64]]', "expected shape to be a list of shapes"),
+            ('group = "a"\nname = "x"', "expected name to be a list of strings or a table of tables, got 'x'"),
+            ('group = "a"\nname.x = 3', "expected name to be a list of strings or a table of tables, got {'x': 3}"),
+            ('group = "a"\nname.x.batch = "4"', "table 1: expected batch to be a positive integer, got '4'"),
+            ('group = "a"\nname = ["x"]\nbatch = -1', "expected batch to be a positive integer, got -1"),
+            ('group = "a"\nname = ["x"]\ndevice = "cpu"', "expected device to be a list of strings, got 'cpu'"),
+            ('group = "a"\nname = ["x"]\nfree_batch = 1', "expected free_batch to be true or false, got 1"),
+            ('group = "a"\nname = ["x"]\nquick = 1', "expected quick to be true, false or a list of strings, got 1"),
+            ('group = "a"\nname = ["x"]\nsparsities = ["90"]', "expected sparsities to be a list of numbers, got"),
+            ('group = "a"\nname = ["x"]\nsparsities = [100]', "table 1: expected sparsity from 0 to below 100 percent"),
+            ('group = "a"\nname = ["x"]\nmasks = ["even"]', "expected masks to be 'random', .*, got 'even'"),
             ('group = "a"\nname = ["x"]\nquick = ["backward"]', "expected quick to be 'forward', got 'backward'"),
         ],
     )
     def test_bad_tables_are_named(self, text: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            suite.parse_cases("s", f"[[cases]]\n{text}")
+            suite.parse_cases("s", f"[[cases]]\n{text}", "here/s.toml")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("cases = 3", "^s.toml: expected cases to be a list of tables, got 3"),
+            ("batch = 0", "^s.toml: expected batch to be a positive integer, got 0"),
+        ],
+    )
+    def test_bad_keys_above_the_tables(self, text: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            suite.parse_cases("s", text, "s.toml")
 
     def test_keys_of_a_name_go_before_those_of_its_table_and_these_before_the_files(self) -> None:
         cases = suite.parse_cases(
@@ -73,6 +99,7 @@ class TestSuites:
             x = { color = "blue", quick = ["forward"] }
             y = { pass = ["forward"], batch = 2 }
             """,
+            "s.toml",
         )
         assert [(c.name, c.pass_, c.batch, c.free_batch, c.quick, c.parameters["color"]) for c in cases] == [
             ("a/x", "forward", 4, True, True, "blue"),
