@@ -370,3 +370,18 @@ def test_random_numbers_of_generators_in_containers_stay(prefer: Prefer, kind: s
     assert report.converted
     assert any("draws random numbers" in note for note in report.notes)
     assert not list(graphs_of(model))
+
+
+class Stateless(random.Random):
+    def getstate(self) -> Any:
+        raise NotImplementedError("no state")
+
+
+@pytest.mark.parametrize("generator", [random.SystemRandom, Stateless])
+@pytest.mark.parametrize("training", [False, True])
+def test_generators_without_a_state_are_left_alone(prefer: Prefer, generator: type, training: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).train(training)
+    model.generators = [generator()]  # type: ignore[assignment]
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH, LAYERS)
+    assert sk.convert(model, torch.randn(4, 8)).converted

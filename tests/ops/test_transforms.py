@@ -9,7 +9,7 @@ the gradient would be missing without a word.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -151,24 +151,82 @@ def test_compiled_transforms(name: str, transform: str) -> None:
     torch.testing.assert_close(compiled(case.input), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("kind", ["values", "dense weight"])
-def test_an_ensemble(kind: str) -> None:
-    """Weights that are stacked, and the gradient of each."""
-    dense = torch.nn.Linear(9, 7)
+def _layers(kind: str, dense_grad: bool) -> tuple[torch.nn.Module, torch.nn.Module, Tensor, Tensor]:
+    """A sparse layer, the dense one, where the first one's weight has gradients, and an input."""
+    dense: Any = torch.nn.Linear(9, 7) if kind == "linear" else torch.nn.Conv2d(4, 6, 3, padding=1)
     with torch.no_grad():
-        dense.weight *= torch.rand(7, 9) < 0.4
-    layer = sk.nn.SparseLinear.from_dense(dense, dense_grad=kind == "dense weight")
-    mask = torch.ones(7, 9) if kind == "dense weight" else dense.weight != 0
-    x = torch.randn(4, 9)
+        dense.weight *= torch.rand_like(dense.weight) < 0.4
+    layer = sk.nn.SparseLinear if kind == "linear" else sk.nn.SparseConv2d
+    reached = (dense.weight != 0) | dense_grad
+    x = torch.randn(4, 9) if kind == "linear" else torch.randn(2, 4, 5, 5)
+    return layer.from_dense(dense, dense_grad=dense_grad), dense, reached, x
 
-    def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
-        stacked = {key: torch.stack([one.detach(), one.detach() * 2]) for key, one in module.named_parameters()}
-        one = lambda weights: functional_call(module, weights, (x,))  # noqa: E731
-        return grad(lambda weights: vmap(one)(weights).pow(2).sum())(stacked)
 
-    ours, theirs = gradients(layer), gradients(dense)
-    torch.testing.assert_close(ours["weight"], theirs["weight"] * mask)
-    torch.testing.assert_close(ours["bias"], theirs["bias"])
+def _of_parameters(module: torch.nn.Module, x: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+    return lambda weights: functional_call(module, weights, (x,)).pow(2).sum()
+
+
+def _detached(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {key: one.detach().clone() for key, one in module.named_parameters()}
+
+
+def _gradients(module: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return grad(_of_parameters(module, x))(_detached(module))
+
+
+def _of_stacked(module: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    stacked = {key: torch.stack([one, one * 2]) for key, one in _detached(module).items()}
+    return grad(lambda weights: vmap(_of_parameters(module, x))(weights).sum())(stacked)
+
+
+def _compiled(module: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    torch._dynamo.reset()
+    result: dict[str, Tensor] = torch.compile(grad(_of_parameters(module, x)), backend="aot_eager")(_detached(module))
+    return result
+
+
+def _compiled_of_stacked(module: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    torch._dynamo.reset()
+    stacked = {key: torch.stack([one, one * 2]) for key, one in _detached(module).items()}
+    loss = _of_parameters(module, x)
+    result: dict[str, Tensor] = torch.compile(grad(lambda weights: vmap(loss)(weights).sum()), backend="aot_eager")(
+        stacked
+    )
+    return result
+
+
+def _backward_while_forward_mode_is_open(module: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    with forward_ad.dual_level():
+        names, parameters = zip(*module.named_parameters(), strict=True)
+        return dict(zip(names, torch.autograd.grad(module(x).pow(2).sum(), parameters), strict=True))
+
+
+def _tangents_of_gradients(module: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    weights = _detached(module)
+    result: dict[str, Tensor] = jvp(grad(_of_parameters(module, x)), (weights,), (weights,))[1]
+    return result
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        _gradients,
+        _of_stacked,
+        _compiled,
+        _compiled_of_stacked,
+        _backward_while_forward_mode_is_open,
+        _tangents_of_gradients,
+    ],
+)
+@pytest.mark.parametrize("dense_grad", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_gradients_of_a_layers_parameters(
+    kind: str, dense_grad: bool, run: Callable[[torch.nn.Module, Tensor], dict[str, Tensor]]
+) -> None:
+    sparse, dense, reached, x = _layers(kind, dense_grad)
+    ours, theirs = run(sparse, x), run(dense, x)
+    torch.testing.assert_close(ours["weight"], theirs["weight"] * reached, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours["bias"], theirs["bias"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_backend_by_name_says_what_it_cannot_compile() -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import sys
@@ -14,11 +15,11 @@ import torch
 
 
 def is_generator(value: object) -> bool:
-    """Whether it is a random number generator, torch's, Python's or numpy's."""
+    """Whether it is a random number generator with a state, torch's, Python's or numpy's."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.random.RandomState | numpy.random.Generator):
         return True
-    return isinstance(value, torch.Generator | random.Random)
+    return isinstance(value, torch.Generator | random.Random) and not isinstance(value, random.SystemRandom)
 
 
 class Generators:
@@ -45,7 +46,10 @@ class Generators:
                 generators.append(
                     (functools.partial(getattr, bits, "state"), functools.partial(setattr, bits, "state"))
                 )
-        self._kept = [(get, put, get()) for get, put in generators]
+        self._kept = []
+        for get, put in generators:
+            with contextlib.suppress(Exception):  # one of somebody else's kind that does not give its state
+                self._kept.append((get, put, get()))
 
     def drawn(self) -> bool:
         """Whether anything was drawn."""

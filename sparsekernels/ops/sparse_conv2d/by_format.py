@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ... import dispatch
@@ -39,11 +38,9 @@ def dense(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | N
             f"backend {dispatch.forced!r} was asked for but has no kernels for weights in the format {pattern.format!r}"
         )
     kernel = geometry.kernel_h, geometry.kernel_w
-    whole = pattern.with_values(weight).to_dense() if weight.dim() == 1 else _used(weight, pattern.mask)
+    whole = (
+        pattern.with_values(weight).to_dense()
+        if weight.dim() == 1
+        else reference.used_weight(weight, pattern.flat_indices)
+    )
     return reference.dense_forward(input, whole.view(*pattern.shape[:2], *kernel), bias, geometry)
-
-
-def _used(weight: Tensor, mask: Tensor) -> Tensor:
-    """The weight under the mask and zero elsewhere, with the gradient of the whole weight."""
-    nothing = (weight - weight.detach()).nan_to_num(0.0, 0.0, 0.0)
-    return torch.where(mask, weight, nothing)

@@ -73,12 +73,18 @@ def _image(input: Tensor) -> Image:
 
 def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
     """The values of what is either they or the dense weight."""
-    if weight.dim() == 1:
-        return weight
+    return weight if weight.dim() == 1 else weight.flatten().gather(0, _places(pattern))
+
+
+def _used_weight(weight: Tensor, pattern: Pattern) -> Tensor:
+    return reference.used_weight(weight, _places(pattern))
+
+
+def _places(pattern: Pattern) -> Tensor:
     flat_indices = pattern.flat_indices
     if flat_indices is None:
         raise ValueError("sparse_conv2d: flat_indices is None, expected the places of the nonzeros with a dense weight")
-    return weight.flatten().gather(0, flat_indices)
+    return flat_indices
 
 
 def _plan_of(pattern: Pattern, geometry: Geometry, kernels: Any) -> int | None:
@@ -100,6 +106,9 @@ class SparseConv2d(torch.autograd.Function):
         if plan is not None:
             planned: Tensor = plans.run(input, weight, bias, plan)
             return planned
+        if kernels is reference and weight.dim() != 1:  # torch may differentiate this: see `Operator`
+            whole: Tensor = reference.dense_forward(input, _used_weight(weight, pattern), bias, geometry)
+            return whole
         values = values_of(weight, pattern)
         return kernels.forward(input, values, bias, pattern.crow_indices, pattern.col_indices, geometry)
 

@@ -51,6 +51,14 @@ def _scatter(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tenso
     return dense.scatter(0, positions, values).view(shape)
 
 
+def used_weight(weight: Tensor, flat_indices: Tensor) -> Tensor:
+    """A dense weight at its pattern and zero elsewhere, which torch differentiates to the gradient of the whole."""
+    mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    mask = mask.index_fill(0, flat_indices, True).view(weight.shape)
+    nothing = (weight - weight.detach()).nan_to_num(0.0, 0.0, 0.0)
+    return torch.where(mask, weight, nothing)
+
+
 def _pad(input: Tensor, geometry: Geometry) -> Tensor:
     sides = geometry.pad_left, geometry.pad_right, geometry.pad_top, geometry.pad_bottom
     return F.pad(input, sides) if any(sides) else input
