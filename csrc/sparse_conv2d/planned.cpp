@@ -9,13 +9,12 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "base/workspace.h"
-#include "sparse_conv2d/jit/forward_driver.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
-#include "sparse_conv2d/jit/weight_gradient_driver.h"
-#include "sparse_conv2d/tiled/driver.h"
+#include "sparse_conv2d/prepared_call.h"
 
 namespace sparsekernels {
 namespace {
@@ -53,30 +52,66 @@ CallShape shape_of(
   return shape;
 }
 
-// Of forwards, or input gradients, of one shape.
-struct ForwardCall {
+// What is kept of the calls of one shape.
+template <class Prepared>
+struct KeptCall {
   CallShape shape;
-  Lattice lattice;              // without the places of its tensors
-  jit::PlannedForward planned;  // without its kernels, which are the cache's
+  Prepared prepared;  // without its kernels, which are the cache's
   jit::KernelKey key = {};
+};
+
+struct KeptForward : KeptCall<PreparedForward> {
   // Of each value, in the order of the kernels, its place in the dense weight; made by the first call that has one.
   std::vector<int32_t> dense_order;
   std::once_flag has_dense_order;
 };
 
-// Of weight gradients of one shape.
-struct WeightGradientCall {
-  CallShape shape;
-  Lattice lattice;
-  jit::PlannedWeightGradient planned;
-  jit::KernelKey key = {};
-};
+using KeptWeightGradient = KeptCall<PreparedWeightGradient>;
+
+std::shared_ptr<const jit::ForwardKernels> kernels_of(
+    const jit::KernelKey& key, const PreparedForward& call, const SparsePattern& pattern, const Threads& threads) {
+  return jit::cached_kernels(key, call.lattice, call.planned.plan, pattern, threads);
+}
+
+std::shared_ptr<const jit::WeightGradientKernels> kernels_of(
+    const jit::KernelKey& key, const PreparedWeightGradient& call, const SparsePattern& pattern,
+    const Threads& threads) {
+  return jit::cached_weight_gradient_kernels(key, call.lattice, call.planned.plan, pattern, threads);
+}
 
 // Those that are in use, of one pattern: a server's batch sizes, say.
-template <class Call>
+template <class Kept>
 class Calls {
  public:
-  std::shared_ptr<Call> find(const CallShape& shape) {
+  using Prepared = decltype(Kept::prepared);
+
+  // What is kept of a shape; and the call with its kernels, ready to run on these tensors. `prepare` makes it where
+  // there is none.
+  template <class Prepare>
+  std::pair<std::shared_ptr<Kept>, Prepared> find_or_make(
+      const CallShape& shape, const Activation& source, const Activation& dest, const SparsePattern& pattern,
+      const Threads& threads, const Prepare& prepare) {
+    std::shared_ptr<Kept> kept = find(shape);
+    const bool is_new = kept == nullptr;
+    Prepared call = is_new ? prepare() : kept->prepared;
+    const bool has_kernels = call.planned.engine == Engine::kJit;
+    if (is_new) {
+      kept = std::make_shared<Kept>();
+      kept->shape = shape;
+      kept->prepared = call;
+      kept->prepared.planned.kernels = nullptr;
+      if (has_kernels) kept->key = jit::key_of(call.lattice, call.planned.plan, pattern, threads);
+      keep(kept);
+    } else if (has_kernels) {
+      call.planned.kernels = kernels_of(kept->key, call, pattern, threads);
+    }
+    call.lattice.source.data = source.data;
+    call.lattice.dest.data = dest.data;
+    return {std::move(kept), std::move(call)};
+  }
+
+ private:
+  std::shared_ptr<Kept> find(const CallShape& shape) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found =
         std::find_if(calls_.begin(), calls_.end(), [&](const auto& call) { return call->shape == shape; });
@@ -85,24 +120,22 @@ class Calls {
     return calls_.front();
   }
 
-  void keep(const std::shared_ptr<Call>& call) {
+  void keep(const std::shared_ptr<Kept>& call) {
     constexpr size_t kMost = 16;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (calls_.size() == kMost) calls_.pop_back();
     calls_.insert(calls_.begin(), call);
   }
 
- private:
   std::mutex mutex_;
-  std::vector<std::shared_ptr<Call>> calls_;  // the one used last comes first
+  std::vector<std::shared_ptr<Kept>> calls_;  // the one used last comes first
 };
 
-// Sets the places of a call's tensors.
-Lattice placed(Lattice lattice, const void* source, void* dest) {
-  lattice.source.data = const_cast<void*>(source);
-  lattice.dest.data = dest;
-  return lattice;
-}
+// Forwards, or input gradients: what says which.
+struct Correlation {
+  Lattice (*lattice)(const ConvGeometry& geometry, const Activation& source, const Activation& dest);
+  Calls<KeptForward> calls;
+};
 
 }  // namespace
 
@@ -116,8 +149,8 @@ struct PlannedConv2d::State {
   SparsePattern transposed;  // of these three
   std::once_flag has_dense_places;
   std::vector<int32_t> dense_places;  // of each nonzero, in the dense weight
-  Calls<ForwardCall> forwards, input_gradients;
-  Calls<WeightGradientCall> weight_gradients;
+  Correlation forwards{forward_lattice, {}}, input_gradients{input_gradient_lattice, {}};
+  Calls<KeptWeightGradient> weight_gradients;
 
   const std::vector<int32_t>& places() {
     std::call_once(has_dense_places, [&] {
@@ -163,52 +196,35 @@ struct PlannedConv2d::State {
     return transposed;
   }
 
-  // A forward, or an input gradient, whose lattice `make_lattice` makes in the first call of a shape.
-  template <class MakeLattice>
-  void run(
-      Calls<ForwardCall>& calls, SparsePattern own, const PlannedWeight& weight, const Activation& source,
-      const Epilogue& epilogue, DType dtype, const Activation& dest, const Threads& threads,
-      const MakeLattice& make_lattice) {
+  // `own`: the pattern of what is run, without values.
+  void run_forward(
+      Correlation& operation, SparsePattern own, const PlannedWeight& weight, const Activation& source,
+      const Epilogue& epilogue, const Activation& dest, const Threads& threads) {
     own.values = weight.data;
     own.dtype = weight.dtype;
-    const PackedEpilogue packed = packed_epilogue(epilogue, own.rows, dtype, dest.data);
-    const CallShape shape = shape_of(source, epilogue, dest, threads);
-    std::shared_ptr<ForwardCall> call = calls.find(shape);
-    std::shared_ptr<const jit::ForwardKernels> kernels;
-    if (call == nullptr) {
-      call = std::make_shared<ForwardCall>();
-      call->shape = shape;
-      call->lattice = make_lattice();
-      merge_positions(call->lattice);
-      call->planned = jit::plan_forward(call->lattice, own, packed.flags, threads);
-      if (call->planned.engine == Engine::kJit)
-        call->key = jit::key_of(call->lattice, call->planned.plan, own, threads);
-      kernels = std::move(call->planned.kernels);
-      calls.keep(call);
-    } else if (call->planned.engine == Engine::kJit) {
-      kernels = jit::cached_kernels(call->key, call->lattice, call->planned.plan, own, threads);
-    }
-    const Lattice lattice = placed(call->lattice, source.data, dest.data);
-    if (call->planned.engine == Engine::kTiled) {
-      if (!weight.dense) return tiled::forward(lattice, own, packed, threads);
+    const PackedEpilogue packed = packed_epilogue(epilogue, own.rows, source.dtype, dest.data);
+    const auto [kept, call] = operation.calls.find_or_make(
+        shape_of(source, epilogue, dest, threads), source, dest, own, threads,
+        [&] { return prepare_forward(operation.lattice(geometry, source, dest), own, packed.flags, threads); });
+    if (!weight.dense) return run(call, own, packed, threads);
+    const std::vector<int32_t>& dense = places();
+    if (call.planned.engine == Engine::kTiled) {
       const TrimWorkspace trim{values_workspace};
       float* values;
       WorkspaceLayout pieces;
       pieces.add(&values, divide_up(own.nonzeros * element_size(weight.dtype), sizeof(float)));
       pieces.allocate(values_workspace);
-      jit::gather_elements(places(), weight.data, weight.dtype, threads, values);
+      jit::gather_elements(dense, weight.data, weight.dtype, threads, values);
       own.values = values;
-      return tiled::forward(lattice, own, packed, threads);
+      return run(call, own, packed, threads);
     }
-    jit::PlannedForward planned = call->planned;
-    planned.kernels = kernels;
-    if (!weight.dense) return jit::forward(lattice, planned, own, kernels->order(), packed, threads);
-    std::call_once(call->has_dense_order, [&] {
-      const std::vector<int32_t>& dense = places();
-      call->dense_order.reserve(dense.size());
-      for (const int32_t nonzero : kernels->order()) call->dense_order.push_back(dense[static_cast<size_t>(nonzero)]);
+    const std::vector<int32_t>& order = call.planned.kernels->order();
+    std::vector<int32_t>& dense_order = kept->dense_order;
+    std::call_once(kept->has_dense_order, [&] {
+      dense_order.reserve(dense.size());
+      for (const int32_t nonzero : order) dense_order.push_back(dense[static_cast<size_t>(nonzero)]);
     });
-    jit::forward(lattice, planned, own, call->dense_order, packed, threads);
+    run(call, own, packed, threads, &dense_order);
   }
 };
 
@@ -256,48 +272,23 @@ void PlannedConv2d::forward(
     const PlannedWeight& weight, const Activation& input, const Epilogue& epilogue, const Activation& output,
     const Threads& threads) {
   if (is_empty(output)) return;
-  state_->run(state_->forwards, state_->pattern, weight, input, epilogue, input.dtype, output, threads, [&] {
-    return forward_lattice(state_->geometry, input, output);
-  });
+  state_->run_forward(state_->forwards, state_->pattern, weight, input, epilogue, output, threads);
 }
 
 void PlannedConv2d::input_gradient(
     const PlannedWeight& weight, const Activation& grad_output, const Activation& grad_input, const Threads& threads) {
   if (is_empty(grad_input)) return;
-  state_->run(
-      state_->input_gradients, state_->transpose(), weight, grad_output, {}, DType::kFloat32, grad_input, threads,
-      [&] { return input_gradient_lattice(state_->geometry, grad_output, grad_input); });
+  state_->run_forward(state_->input_gradients, state_->transpose(), weight, grad_output, {}, grad_input, threads);
 }
 
 void PlannedConv2d::weight_gradient(
     const Activation& grad_output, const Activation& input, void* grad_values, const Threads& threads) {
   const SparsePattern& pattern = state_->pattern;
-  if (pattern.nonzeros == 0) return;
-  if (is_empty(grad_output) || is_empty(input)) {
-    std::memset(grad_values, 0, static_cast<size_t>(pattern.nonzeros) * element_size(input.dtype));
-    return;
-  }
-  const CallShape shape = shape_of(input, {}, grad_output, threads);
-  std::shared_ptr<WeightGradientCall> call = state_->weight_gradients.find(shape);
-  std::shared_ptr<const jit::WeightGradientKernels> kernels;
-  if (call == nullptr) {
-    call = std::make_shared<WeightGradientCall>();
-    call->shape = shape;
-    call->lattice = forward_lattice(state_->geometry, input, grad_output);
-    merge_positions(call->lattice);
-    call->planned = jit::plan_weight_gradient(call->lattice, pattern, threads);
-    if (call->planned.engine == Engine::kJit)
-      call->key = jit::key_of(call->lattice, call->planned.plan, pattern, threads);
-    kernels = std::move(call->planned.kernels);
-    state_->weight_gradients.keep(call);
-  } else if (call->planned.engine == Engine::kJit) {
-    kernels = jit::cached_weight_gradient_kernels(call->key, call->lattice, call->planned.plan, pattern, threads);
-  }
-  const Lattice lattice = placed(call->lattice, input.data, grad_output.data);
-  if (call->planned.engine == Engine::kTiled) return tiled::weight_gradient(lattice, pattern, grad_values, threads);
-  jit::PlannedWeightGradient planned = call->planned;
-  planned.kernels = kernels;
-  jit::weight_gradient(lattice, planned, pattern, grad_values, threads);
+  if (fills_empty_sums(pattern, grad_output, input, grad_values)) return;
+  const auto [kept, call] = state_->weight_gradients.find_or_make(
+      shape_of(input, {}, grad_output, threads), input, grad_output, pattern, threads,
+      [&] { return prepare_weight_gradient(forward_lattice(state_->geometry, input, grad_output), pattern, threads); });
+  run(call, pattern, grad_values, threads);
 }
 
 }  // namespace sparsekernels

@@ -2,33 +2,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The entry of the three operations for calls without a plan: checks the pattern, says what the call is as a lattice,
-// and runs the engine that engine.h picks: jit/, which has the pattern as machine code, or tiled/, which has it as
-// data.
+// prepares that and runs it (prepared_call.h), by the engine that engine.h picks: jit/, which has the pattern as machine
+// code, or tiled/, which has it as data.
 //
 // An output element is summed within each panel of channels, then over the panels. A weight's gradient is summed within
 // a tile, then over tiles, then over the plan's chunks of work items. These depend on shapes, density, instruction set
 // and cache sizes, never on the threads: on one machine, results have the same bits for any number of them.
-#include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
-#include "sparse_conv2d/jit/forward_driver.h"
-#include "sparse_conv2d/jit/weight_gradient_driver.h"
-#include "sparse_conv2d/tiled/driver.h"
+#include "sparse_conv2d/prepared_call.h"
 
 namespace sparsekernels {
 namespace {
 
 // dest = correlation of source with the pattern, and the epilogue: a forward or an input gradient.
-void run_forward(
-    Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, DType dtype, const Threads& threads) {
+void run_forward(Lattice lattice, const SparsePattern& pattern, const Epilogue& epilogue, const Threads& threads) {
   check_rows(pattern);
-  merge_positions(lattice);
-  const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, dtype, lattice.dest.data);
-  const jit::PlannedForward planned = jit::plan_forward(lattice, pattern, packed.flags, threads);
-  if (planned.engine == Engine::kTiled) return tiled::forward(lattice, pattern, packed, threads);
-  jit::forward(lattice, planned, pattern, planned.kernels->order(), packed, threads);
+  const PackedEpilogue packed = packed_epilogue(epilogue, pattern.rows, lattice.source.dtype, lattice.dest.data);
+  run(prepare_forward(std::move(lattice), pattern, packed.flags, threads), pattern, packed, threads);
 }
 
 }  // namespace
@@ -66,30 +59,23 @@ void sparse_conv2d(
     const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& input, const Epilogue& epilogue,
     const Activation& output, const Threads& threads) {
   if (is_empty(output)) return;
-  run_forward(forward_lattice(geometry, input, output), pattern, epilogue, input.dtype, threads);
+  run_forward(forward_lattice(geometry, input, output), pattern, epilogue, threads);
 }
 
 void sparse_conv2d_input_gradient(
     const ConvGeometry& geometry, const SparsePattern& transposed, const Activation& grad_output,
     const Activation& grad_input, const Threads& threads) {
   if (is_empty(grad_input)) return;
-  run_forward(input_gradient_lattice(geometry, grad_output, grad_input), transposed, {}, DType::kFloat32, threads);
+  run_forward(input_gradient_lattice(geometry, grad_output, grad_input), transposed, {}, threads);
 }
 
 void sparse_conv2d_weight_gradient(
     const ConvGeometry& geometry, const SparsePattern& pattern, const Activation& grad_output, const Activation& input,
     void* grad_values, const Threads& threads) {
   check_rows(pattern);
-  if (pattern.nonzeros == 0) return;
-  if (is_empty(grad_output) || is_empty(input)) {
-    std::memset(grad_values, 0, static_cast<size_t>(pattern.nonzeros) * element_size(input.dtype));
-    return;
-  }
-  Lattice lattice = forward_lattice(geometry, input, grad_output);
-  merge_positions(lattice);
-  const jit::PlannedWeightGradient planned = jit::plan_weight_gradient(lattice, pattern, threads);
-  if (planned.engine == Engine::kTiled) return tiled::weight_gradient(lattice, pattern, grad_values, threads);
-  jit::weight_gradient(lattice, planned, pattern, grad_values, threads);
+  if (fills_empty_sums(pattern, grad_output, input, grad_values)) return;
+  run(prepare_weight_gradient(forward_lattice(geometry, input, grad_output), pattern, threads), pattern, grad_values,
+      threads);
 }
 
 }  // namespace sparsekernels

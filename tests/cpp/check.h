@@ -42,6 +42,7 @@ void test_lattices();
 void test_layouts();
 void test_caches();
 void test_plans();
+void test_engines();
 
 // Writes what the assembler makes of each row of the golden table: its bytes and its text, tab between.
 void print_encodings();

@@ -17,7 +17,7 @@ int main(int count, char** arguments) {
     void (*run)();
   } tests[] = {
       {"encodings", test_encodings}, {"lattices", test_lattices}, {"layouts", test_layouts},
-      {"caches", test_caches},       {"plans", test_plans},
+      {"caches", test_caches},       {"plans", test_plans},       {"engines", test_engines},
   };
   for (const auto& test : tests) {
     const int before = checks;

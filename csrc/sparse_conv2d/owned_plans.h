@@ -1,0 +1,77 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Who owns the plans that Python names by number: each with the tensors that it was made of, until it is freed.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+
+#include "sparse_conv2d/glue.h"
+#include "sparse_conv2d/planned.h"
+
+namespace sparsekernels {
+namespace {
+
+// A plan and the tensors that it was made of. These are not to be written to; if their content changes, the plan is
+// rebuilt.
+class OwnedPlan {
+ public:
+  OwnedPlan(Handle crow, Handle col, const Geometry& geometry, int64_t columns)
+      : crow_(std::move(crow)), col_(std::move(col)), geometry_(geometry), columns_(columns), plan_(make()) {}
+
+  const Geometry& geometry() const { return geometry_; }
+  std::shared_ptr<PlannedConv2d> current() {
+    std::shared_ptr<PlannedConv2d> plan;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      plan = plan_;
+    }
+    if (plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
+    plan = make();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plan_ = plan;
+    return plan;
+  }
+
+ private:
+  std::shared_ptr<PlannedConv2d> make() const {
+    return std::make_shared<PlannedConv2d>(geometry_.conv, pattern_of(crow_, col_, geometry_), columns_);
+  }
+
+  Handle crow_, col_;
+  Geometry geometry_;
+  int64_t columns_;
+  std::mutex mutex_;
+  std::shared_ptr<PlannedConv2d> plan_;
+};
+
+// Plans by number. The caller that creates one frees it.
+class Plans {
+ public:
+  int64_t add(std::shared_ptr<OwnedPlan> plan) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plans_.emplace(++last_, std::move(plan));
+    return last_;
+  }
+  std::shared_ptr<OwnedPlan> find(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = plans_.find(number);
+    require(found != plans_.end(), "sparse_conv2d: expected plan to be the number of one made and not freed", number);
+    return found->second;
+  }
+  void free(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    plans_.erase(number);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<OwnedPlan>> plans_;
+  int64_t last_ = 0;
+};
+
+}  // namespace
+}  // namespace sparsekernels

@@ -1,0 +1,40 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A call of one shape on one pattern, prepared: its lattice, its engine, plan and kernels. A call without a plan
+// prepares one, runs it and drops it; PlannedConv2d keeps it.
+#pragma once
+
+#include <vector>
+
+#include "sparse_conv2d/jit/forward_driver.h"
+#include "sparse_conv2d/jit/weight_gradient_driver.h"
+
+namespace sparsekernels {
+
+// Everything but where tensors and values lie: those of the lattice are set before it runs.
+template <class Planned>
+struct PreparedCall {
+  Lattice lattice;  // positions merged
+  Planned planned;
+};
+using PreparedForward = PreparedCall<jit::PlannedForward>;
+using PreparedWeightGradient = PreparedCall<jit::PlannedWeightGradient>;
+
+// A forward or an input gradient, as the lattice has it. `epilogue_flags`: what one has.
+PreparedForward prepare_forward(
+    Lattice lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads);
+PreparedWeightGradient prepare_weight_gradient(Lattice lattice, const SparsePattern& pattern, const Threads& threads);
+
+// dest = correlation of source with the pattern, and the epilogue. `order`: where kernels find their values in
+// pattern.values, else in their own order of the nonzeros.
+void run(
+    const PreparedForward& call, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads,
+    const std::vector<int32_t>* order = nullptr);
+void run(const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads);
+
+// Whether a weight gradient has nothing to sum; then its values are zeros, which are written.
+bool fills_empty_sums(
+    const SparsePattern& pattern, const Activation& grad_output, const Activation& input, void* grad_values);
+
+}  // namespace sparsekernels
