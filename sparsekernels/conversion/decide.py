@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
-from .candidates import candidates_of, fused_of, has_empty_channels, may_chain
+from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .measure import LAYER, Times, times_of
 from .report import DENSE, Fact, Ground, LayerObstacle, LayerReport
 from .survey import LEAST_SPARSITY, Layer
@@ -93,10 +93,8 @@ def reason_to_stay(layer: Layer) -> Fact | None:
     if layer.obstacle is not None:
         return layer.obstacle
     assert layer.sparsity is not None
-    if layer.sparsity == 0:
-        return LayerObstacle.NO_ZEROS.of()
-    if layer.sparsity < LEAST_SPARSITY and not has_empty_channels(layer):
-        return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY)
+    if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
+        return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
     if not layer.given:
         return LayerObstacle.NOT_CALLED.of()
     return None
