@@ -151,7 +151,10 @@ class Attempt:
                     raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
             except Untraceable as error:
                 if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    self._note(Note.NO_GRAPH, part=name or "The model as a whole", reason=error.fact)
+                    if name:
+                        self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
+                    else:
+                        self._note(Note.NO_GRAPH, reason=error.fact)
                 for key, child in module.named_children():
                     visit(child, f"{name}.{key}" if name else key)
             else:

@@ -63,6 +63,17 @@ class Fact:
         return self.kind.value.format(**texts)
 
 
+def _plain(value: object) -> object:
+    """A fact, or an operand of one, as JSON has it: what JSON does not know is given by its name."""
+    if isinstance(value, Fact):
+        return {"kind": value.kind.name, "operands": {name: _plain(one) for name, one in value.operands.items()}}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return value if isinstance(value, str | float | int | None) else str(value)
+
+
 class _Sentence(enum.Enum):
     """The value is the sentence, with places for the operands of a `Fact`."""
 
@@ -135,7 +146,8 @@ class Note(_Sentence):
     )
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
     AUTOCAST = "Measured under autocast, where no graph serves: layers run one by one."
-    NO_GRAPH = "{part} does not run as a graph: {reason}."
+    NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
+    NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
     OTHER_RESULTS = "Run as {way.words}, the model gave other results than before: not used."
     RAISED = "Run as {way.words}, the model raised {error}: not used."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
@@ -273,14 +285,19 @@ class Report:
         """All facts as JSON.
 
         Returns:
-            An object with the attributes and the speedups of the model and of each layer, notes and obstacles in words.
+            An object with the attributes and the speedups of the model and of each layer. Facts and obstacles are
+            {"kind": ..., "operands": {...}}; `notes` has a sentence for each fact, `reason` for each layer.
         """
-        value: dict[str, Any] = asdict(self) | {"way": self.way.value, "notes": self.notes, "speedup": self.speedup}
-        del value["facts"]
+        value: dict[str, Any] = asdict(self) | {
+            "facts": [_plain(fact) for fact in self.facts],
+            "notes": self.notes,
+            "way": self.way.value,
+            "speedup": self.speedup,
+        }
         value["layers"] = [
             asdict(row)
             | {
-                "obstacle": None if row.obstacle is None else str(row.obstacle),
+                "obstacle": _plain(row.obstacle),
                 "ground": row.ground.value,
                 "reason": row.reason,
                 "speedup": row.speedup,

@@ -14,7 +14,7 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion.report import GraphObstacle, LayerObstacle, Note, Way
+from sparsekernels.conversion.report import Fact, GraphObstacle, LayerObstacle, LayerReport, Note, Report, Way
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -25,7 +25,8 @@ def test_facts_become_sentences() -> None:
     shared = LayerObstacle.SHARED.of(layers=("first", "second"))
     assert str(shared) == "its weight is shared with first, second"
     reason = GraphObstacle.VARIADIC.of(argument="*args")
-    assert str(Note.NO_GRAPH.of(part="body", reason=reason)) == "body does not run as a graph: it takes *args."
+    assert str(Note.NO_GRAPH_OF_PART.of(part="body", reason=reason)) == "body does not run as a graph: it takes *args."
+    assert str(Note.NO_GRAPH.of(reason=reason)) == "The model as a whole does not run as a graph: it takes *args."
     raised = Note.RAISED.of(way=Way.GRAPH, error="OSError: no")
     assert str(raised) == "Run as a graph, the model raised OSError: no: not used."
 
@@ -40,9 +41,38 @@ def test_the_report_holds_facts() -> None:
     assert obstacles[0].operands == {"layers": ("1",)}
     assert [fact.kind for fact in report.facts] == [Note.NOT_PRUNED]
     value = json.loads(report.to_json())
-    assert "facts" not in value
+    assert value["facts"] == [{"kind": "NOT_PRUNED", "operands": {"least": 0.3}}]
     assert value["notes"] == list(report.notes)
-    assert value["layers"][0]["obstacle"] == value["layers"][0]["reason"] == "its weight is shared with 1"
+    assert value["layers"][0]["obstacle"] == {"kind": "SHARED", "operands": {"layers": ["1"]}}
+    assert value["layers"][0]["reason"] == "its weight is shared with 1"
+
+
+@pytest.mark.parametrize(
+    ("fact", "expected"),
+    [
+        (LayerObstacle.NO_ZEROS.of(), {"kind": "NO_ZEROS", "operands": {}}),
+        (
+            LayerObstacle.DTYPE_OR_LAYOUT.of(dtype=torch.float16, layout=torch.strided),
+            {"kind": "DTYPE_OR_LAYOUT", "operands": {"dtype": "torch.float16", "layout": "torch.strided"}},
+        ),
+        (Note.OTHER_RESULTS.of(way=Way.GRAPH), {"kind": "OTHER_RESULTS", "operands": {"way": "graph"}}),
+        (Note.DISTURBED.of(per_second=12.5), {"kind": "DISTURBED", "operands": {"per_second": 12.5}}),
+        (
+            Note.NO_GRAPH_OF_PART.of(part="body", reason=GraphObstacle.VARIADIC.of(argument="*args")),
+            {
+                "kind": "NO_GRAPH_OF_PART",
+                "operands": {"part": "body", "reason": {"kind": "VARIADIC", "operands": {"argument": "*args"}}},
+            },
+        ),
+    ],
+)
+def test_facts_as_json(fact: Fact, expected: object) -> None:
+    row = LayerReport("0", "Linear", (4, 4), None, 0.0, DENSE, obstacle=fact)
+    value = json.loads(Report((row,), None, None, "eval", 1, (fact,)).to_json())
+    assert value["facts"] == [expected]
+    assert value["notes"] == [str(fact)]
+    assert value["layers"][0]["obstacle"] == expected
+    assert value["layers"][0]["reason"] == str(fact)
 
 
 def test_report() -> None:
