@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,10 @@ class Ground(enum.Enum):
     PREFERENCE = "a preference"
 
 
+_WIDTH = 120
+_LEAST_FOR_REASONS = 40
+"""Characters of a line of a printed report; where fewer remain for the reasons, they stand beneath their rows."""
+
 _HEADER = ("layer", "weight", "input", "sparsity", "decision", "speedup", "why")
 
 
@@ -326,10 +331,12 @@ class Report:
     def __str__(self) -> str:
         rows = [_HEADER, *map(_texts, self.layers)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
-        lines = [
-            "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), *self.notes, self.summary()])
+        beneath = sum(widths) + 2 * len(widths) > _WIDTH - _LEAST_FOR_REASONS
+        lines = []
+        for row in rows:
+            head = "".join(f"{text.ljust(width)}  " for text, width in zip(row, widths, strict=False))
+            lines += [head.rstrip(), _wrapped(row[-1], " " * 4)] if beneath else [_wrapped(row[-1], head)]
+        return "\n".join([*lines, *(_wrapped(text, hang=2) for text in (*self.notes, self.summary()))])
 
     def __rich__(self) -> Table:
         """A table for rich's `print`."""
@@ -355,6 +362,14 @@ def _texts(row: LayerReport) -> tuple[str, ...]:
         row.decision,
         "" if row.speedup is None else f"{row.speedup:.2f}x",
         row.reason,
+    )
+
+
+def _wrapped(text: str, head: str = "", hang: int | None = None) -> str:
+    """`head` and `text`, on lines of `_WIDTH`; those after the first begin with `hang` spaces, or below `text`."""
+    indent = " " * (len(head) if hang is None else hang)
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
