@@ -151,7 +151,10 @@ class Attempt:
                     raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
             except Untraceable as error:
                 if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    self._note(Note.NO_GRAPH, part=name or "The model as a whole", reason=error.fact)
+                    if name:
+                        self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
+                    else:
+                        self._note(Note.NO_GRAPH, reason=error.fact)
                 for key, child in module.named_children():
                     visit(child, f"{name}.{key}" if name else key)
             else:
@@ -273,18 +276,15 @@ class Attempt:
         before = Way.BEFORE.value
         earlier = {before: self._recorded.seconds}
         times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True, earlier=earlier)
-        gains = {offer: times.speedup(offer.way.value, before) for offer in offers}
+        offered = {offer.way.value: offer for offer in offers}
         best: _Offer | None = None
-        for offer in sorted(offers, key=lambda offer: gains[offer], reverse=True):
-            way = offer.way.value
-            if gains[offer] < LEAST_GAIN:
-                break
-            if gains[offer] < _CERTAIN_GAIN:
+        for way in times.faster(offered, before, LEAST_GAIN):
+            if times.measured and times.speedup(way, before) < _CERTAIN_GAIN:
                 again = times_of({before: run, way: run}, CLOSE, contexts, warm=True)
                 if again.speedup(way, before) < LEAST_GAIN or again.share_faster(way, before) < _MOST_ROUNDS:
                     continue
                 times = again
-            best = offer
+            best = offered[way]
             break
         if best is None:
             self._note(Note.MODEL_NOT_FASTER if times.measured else Note.NO_PREFERRED_WAY)
@@ -352,8 +352,7 @@ def _in_chain(row: LayerReport, replacement: Replacement) -> LayerReport:
     """The row of a layer that became `replacement` for the sake of its neighbors."""
     candidate = candidate_of(replacement)
     assert candidate is not None
-    ground = row.ground if row.ground is Ground.PREFERENCE else Ground.CHAIN
-    return replace(row, decision=candidate.name, ground=ground, ms=None)
+    return replace(row, decision=candidate.name, ground=Ground.CHAIN, ms=None)
 
 
 def _unchanged(row: LayerReport) -> LayerReport:

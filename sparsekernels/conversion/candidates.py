@@ -92,6 +92,11 @@ def candidates_of(layer: Layer, names: Collection[str]) -> Mapping[str, Replacem
     return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in names and row.applies(layer)}
 
 
+def has_candidates(layer: Layer) -> bool:
+    """Whether there is anything that a layer that may be exchanged can become."""
+    return any(row.applies(layer) for row in CANDIDATES)
+
+
 def may_chain(name: str, module: nn.Module) -> bool:
     """Whether a chain can call what `module` becomes by the decision `name`."""
     return any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)

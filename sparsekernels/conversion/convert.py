@@ -24,7 +24,7 @@ def convert(
     example_input: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    decisions: Collection[str] = all_decisions(),
+    decisions: Collection[str] | None = None,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
@@ -47,7 +47,7 @@ def convert(
         example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
             with. Other shapes are right as well, but may be slower than before.
         example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
-        decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained".
+        decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
@@ -63,6 +63,8 @@ def convert(
         raise TypeError("convert: expected model to be a torch.nn.Module, got a torch.jit.ScriptModule made of one")
     if isinstance(getattr(model, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None:
         raise TypeError("convert: expected model before torch.compile, got a compiled one; convert, then compile")
+    if decisions is None:
+        decisions = all_decisions()
     decisions = (decisions,) if isinstance(decisions, str) else tuple(decisions)
     for decision in decisions:
         if decision not in all_decisions():

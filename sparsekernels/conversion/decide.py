@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
-from .candidates import candidates_of, fused_of, has_empty_channels, may_chain
+from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .measure import LAYER, Times, times_of
 from .report import DENSE, Fact, Ground, LayerObstacle, LayerReport
 from .survey import LEAST_SPARSITY, Layer
@@ -71,19 +71,20 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     if key not in measured:
         measured[key] = layer.name, _measure(layer, candidates, training, fuses)
     measured_on, times = measured[key]
-    gains = {name: times.speedup(name, DENSE) for name in candidates}
-    best = max(gains, key=lambda name: gains[name])
-    dense_ms = times.milliseconds(DENSE)
-    chained = [name for name in gains if fuses and gains[name] >= LEAST_IN_CHAIN and may_chain(name, layer.module)]
-    in_chain = candidates[max(chained, key=lambda name: gains[name])] if chained else None
-    alike = None if measured_on == layer.name else measured_on
-    if times.measured:
-        row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
-    else:
+    best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)
+    if not times.measured:
         row = replace(row, ground=Ground.PREFERENCE)
-    if gains[best] < LEAST_GAIN:
+        return Decision(row) if best is None else Decision(replace(row, decision=best), candidates[best])
+    gains = {name: times.speedup(name, DENSE) for name in candidates}
+    nearly = times.faster(candidates, DENSE, LEAST_IN_CHAIN) if fuses else []
+    chained = [name for name in nearly if may_chain(name, layer.module)]
+    in_chain = candidates[chained[0]] if chained else None
+    dense_ms = times.milliseconds(DENSE)
+    alike = None if measured_on == layer.name else measured_on
+    row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
+    if best is None:
         return Decision(row, None, in_chain)
-    row = replace(row, decision=best, ms=dense_ms / gains[best] if times.measured else None)
+    row = replace(row, decision=best, ms=dense_ms / gains[best])
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
@@ -92,10 +93,8 @@ def reason_to_stay(layer: Layer) -> Fact | None:
     if layer.obstacle is not None:
         return layer.obstacle
     assert layer.sparsity is not None
-    if layer.sparsity == 0:
-        return LayerObstacle.NO_ZEROS.of()
-    if layer.sparsity < LEAST_SPARSITY and not has_empty_channels(layer):
-        return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY)
+    if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
+        return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
     if not layer.given:
         return LayerObstacle.NOT_CALLED.of()
     return None

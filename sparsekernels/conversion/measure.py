@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from ..timing import Effort, median_ratio, samples_of
 from .agreement import differentiable
 from .candidates import decisions
-from .report import DENSE, Way
+from .report import Way
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0)
@@ -28,12 +29,28 @@ Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
 class Times:
     """Seconds of a call of each of some ways to compute the same, one number a round.
 
-    What was hopeless in the first round has that one only. Where a preference took the place of the clock they are no
-    times but an order, and `measured` is False.
+    What was hopeless in the first round has that one only. Where a preference took the place of the clock there are no
+    times: `order` has the preferred names, the first before all others, and what it does not name is not preferred.
     """
 
     rounds: Mapping[str, list[float]]
-    measured: bool = True
+    order: tuple[str, ...] | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether these are times."""
+        return self.order is None
+
+    def faster(self, names: Collection[str], over: str, least: float) -> list[str]:
+        """Those of `names` that are at least `least` times as fast as `over`, the fastest first.
+
+        Of a preference: those of `names` that it has before `over`.
+        """
+        if self.order is not None:
+            preferred = itertools.takewhile(lambda name: name != over, self.order)
+            return [name for name in preferred if name in names]
+        gains = {name: self.speedup(name, over) for name in names}
+        return sorted((name for name in names if gains[name] >= least), key=lambda name: gains[name], reverse=True)
 
     def milliseconds(self, name: str) -> float:
         """The median."""
@@ -56,12 +73,13 @@ class Times:
 _preferred: tuple[str, ...] | None = None
 """What takes the place of the clock: the first of these that is there is the fastest."""
 
-_SAME = {Way.GRAPH: (Way.GRAPH, Way.GRAPH_IN_INPUT_LAYOUT), Way.CHAINS: (Way.CHAINS, Way.CHAINS_OF_ALL)}
+_SAME = {Way.GRAPH.value: (Way.GRAPH.value, Way.GRAPH_IN_INPUT_LAYOUT.value)}
+"""Names that stand for several."""
 
 
 def preferable() -> tuple[str, ...]:
-    """The names that `preferred` takes."""
-    return (*decisions(), *(way.value for way in Way if way is not Way.BEFORE))
+    """The names that `preferred` takes. What a layer becomes for the sake of a chain only times can tell."""
+    return (*decisions(), *(way.value for way in Way if way not in (Way.BEFORE, Way.CHAINS_OF_ALL)))
 
 
 @contextlib.contextmanager
@@ -92,13 +110,8 @@ def times_of(
     for name, call in calls.items():  # each once, as when it is measured
         with (contexts or {}).get(name, contextlib.nullcontext)():
             call()
-    order: list[str] = []
-    for name in _preferred:
-        order += [name] if name in decisions() else [way.value for way in _SAME.get(Way(name), (Way(name),))]
-    seconds = {DENSE: 50.0, Way.BEFORE.value: 50.0} | {
-        name: float(place) for place, name in reversed([*enumerate(order, 1)])
-    }
-    return Times({name: [seconds.get(name, 100.0)] for name in calls}, measured=False)
+    order = itertools.chain.from_iterable(_SAME.get(name, (name,)) for name in _preferred)
+    return Times({}, tuple(dict.fromkeys(order)))
 
 
 def step(call: Callable[[], object], training: bool) -> object:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,17 @@ class Fact:
             for name, operand in self.operands.items()
         }
         return self.kind.value.format(**texts)
+
+
+def _plain(value: object) -> object:
+    """A fact, or an operand of one, as JSON has it: what JSON does not know is given by its name."""
+    if isinstance(value, Fact):
+        return {"kind": value.kind.name, "operands": {name: _plain(one) for name, one in value.operands.items()}}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return value if isinstance(value, str | float | int | None) else str(value)
 
 
 class _Sentence(enum.Enum):
@@ -135,7 +147,8 @@ class Note(_Sentence):
     )
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
     AUTOCAST = "Measured under autocast, where no graph serves: layers run one by one."
-    NO_GRAPH = "{part} does not run as a graph: {reason}."
+    NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
+    NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
     OTHER_RESULTS = "Run as {way.words}, the model gave other results than before: not used."
     RAISED = "Run as {way.words}, the model raised {error}: not used."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
@@ -163,6 +176,10 @@ class Ground(enum.Enum):
     MODEL = "the whole model"
     PREFERENCE = "a preference"
 
+
+_WIDTH = 120
+_LEAST_FOR_REASONS = 40
+"""Characters of a line of a printed report; where fewer remain for the reasons, they stand beneath their rows."""
 
 _HEADER = ("layer", "weight", "input", "sparsity", "decision", "speedup", "why")
 
@@ -274,14 +291,19 @@ class Report:
         """All facts as JSON.
 
         Returns:
-            An object with the attributes and the speedups of the model and of each layer, notes and obstacles in words.
+            An object with the attributes and the speedups of the model and of each layer. Facts and obstacles are
+            {"kind": ..., "operands": {...}}; `notes` has a sentence for each fact, `reason` for each layer.
         """
-        value: dict[str, Any] = asdict(self) | {"way": self.way.value, "notes": self.notes, "speedup": self.speedup}
-        del value["facts"]
+        value: dict[str, Any] = asdict(self) | {
+            "facts": [_plain(fact) for fact in self.facts],
+            "notes": self.notes,
+            "way": self.way.value,
+            "speedup": self.speedup,
+        }
         value["layers"] = [
             asdict(row)
             | {
-                "obstacle": None if row.obstacle is None else str(row.obstacle),
+                "obstacle": _plain(row.obstacle),
                 "ground": row.ground.value,
                 "reason": row.reason,
                 "speedup": row.speedup,
@@ -310,10 +332,12 @@ class Report:
     def __str__(self) -> str:
         rows = [_HEADER, *map(_texts, self.layers)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
-        lines = [
-            "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), *self.notes, self.summary()])
+        beneath = sum(widths) + 2 * len(widths) > _WIDTH - _LEAST_FOR_REASONS
+        lines = []
+        for row in rows:
+            head = "".join(f"{text.ljust(width)}  " for text, width in zip(row, widths, strict=False))
+            lines += [head.rstrip(), _wrapped(row[-1], " " * 4)] if beneath else [_wrapped(row[-1], head)]
+        return "\n".join([*lines, *(_wrapped(text, hang=2) for text in (*self.notes, self.summary()))])
 
     def __rich__(self) -> Table:
         """A table for rich's `print`."""
@@ -339,6 +363,14 @@ def _texts(row: LayerReport) -> tuple[str, ...]:
         row.decision,
         "" if row.speedup is None else f"{row.speedup:.2f}x",
         row.reason,
+    )
+
+
+def _wrapped(text: str, head: str = "", hang: int | None = None) -> str:
+    """`head` and `text`, on lines of `_WIDTH`; those after the first begin with `hang` spaces, or below `text`."""
+    indent = " " * (len(head) if hang is None else hang)
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 

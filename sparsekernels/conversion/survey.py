@@ -36,7 +36,7 @@ OTHERS = (
 """Those that one may have pruned as well, for which there is no kernel."""
 
 LEAST_SPARSITY = 0.3
-"""Below it nothing that this package has was ever faster, and a layer is not even measured."""
+"""Below it a layer with its nonzeros only was never faster, and is not even measured."""
 
 
 @dataclass(frozen=True)

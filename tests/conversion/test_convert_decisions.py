@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.conversion import candidates
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.measure import Times
 from sparsekernels.pruning import prune_
@@ -74,6 +76,20 @@ def test_layers_that_are_alike_are_measured_once(clock: Prefer, monkeypatch: pyt
     ):
         conversion(change)
         assert len(measured) > 1, change
+
+
+def test_rows_that_are_added_are_asked(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, and of layers without zeros as well."""
+    kind, asked = candidates.CANDIDATES[1], []
+    row = dataclasses.replace(kind, name="added", applies=lambda layer: asked.append(layer.name) is None)
+    monkeypatch.setattr(candidates, "CANDIDATES", [*candidates.CANDIDATES, row])
+    model, x = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)).eval(), torch.randn(2, 4, 9, 9)
+    with torch.no_grad():
+        model[1].weight[0, 0] = 0  # few zeros, and no empty channel
+    prefer("added", FINE, LAYERS)
+    assert [one.decision for one in sk.convert(model, x, decisions=[FINE]).layers] == [DENSE] * 2
+    assert [one.decision for one in sk.convert(model, x).layers] == ["added"] * 2
+    assert set(asked) == {"0", "1"}
 
 
 @pytest.mark.parametrize(

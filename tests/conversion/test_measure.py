@@ -31,3 +31,11 @@ def test_times_take_turns() -> None:
     assert all(len(rounds) == 3 for rounds in times.rounds.values())
     assert {"a", "b"} == set(order)
     assert Times({"a": [2.0, 4.0], "b": [1.0, 1.0]}).speedup("b", "a") == 3.0
+
+
+def test_the_faster_ones_in_order() -> None:
+    times = Times({"dense": [6.0, 6.0], "a": [3.0, 3.0], "b": [2.0], "c": [6.0, 6.0]})
+    assert times.measured
+    assert times.faster("abc", "dense", 1.03) == ["b", "a"]
+    assert times.faster("abc", "dense", 0.5) == ["b", "a", "c"]
+    assert times.faster("", "dense", 0.5) == []

@@ -5,17 +5,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
-from conversion_checks import CHAINS, DENSE, DROPPED, FINE, GRAPH, LAYERS, graphs_of
+from conversion_checks import ALL_CHAINS, CHAINS, DENSE, DROPPED, FINE, GRAPH, LAYERS, assert_agree, graphs_of
 from conversion_nets import make
 from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion import measure
+from sparsekernels.conversion.candidates import candidate_of
 from sparsekernels.conversion.report import Ground, Way
 from sparsekernels.testing import prefer
 from sparsekernels.timing import Effort, samples_of
@@ -74,6 +77,69 @@ def test_no_way_to_run_the_model_is_named() -> None:
     assert notes == ("No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged.",)
 
 
+APPLIES: list[set[str]] = [{FINE, DROPPED}, {FINE}, {DROPPED}, {FINE, DROPPED}]
+"""What each layer of `mixed` may become."""
+
+
+def mixed() -> nn.Sequential:
+    """Layers with many zeros, with empty filters, and with both."""
+    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()) for _ in APPLIES)).eval()
+    with torch.no_grad():
+        for (layer, _), names in zip(model, APPLIES, strict=True):
+            if FINE in names:
+                layer.weight[torch.rand_like(layer.weight) < 0.8] = 0
+                layer.weight[:, :, 0, 0] = 0.1  # none is empty yet
+            if DROPPED in names:
+                layer.weight[:2] = 0
+    return model
+
+
+@pytest.mark.parametrize("way", [LAYERS, GRAPH, CHAINS])
+@pytest.mark.parametrize("names", [*itertools.permutations([DENSE, FINE, DROPPED], 2), (DENSE,), (FINE,), (DROPPED,)])
+def test_each_layer_becomes_the_first_that_applies(names: tuple[str, ...], way: str) -> None:
+    """What nobody named is never taken, not even to complete a chain."""
+    model, x = mixed(), torch.randn(3, 8, 14, 14)
+    before = copy.deepcopy(model)
+    expected = [next((name for name in names if name == DENSE or name in may), DENSE) for may in APPLIES]
+    with prefer(*names, way):
+        report = sk.convert(model, x)
+    chained = any(pair == (FINE, FINE) for pair in itertools.pairwise(expected))
+    taken = {LAYERS: set(expected) != {DENSE}, GRAPH: True, CHAINS: chained}[way]
+    assert report.way is (Way(way) if taken else Way.BEFORE)
+    rows = [candidate_of(layer) for layer, _ in model]
+    assert [DENSE if row is None else row.name for row in rows] == (expected if taken else [DENSE] * len(expected))
+    for row, name in zip(report.layers, expected, strict=True):
+        assert row.ground is Ground.PREFERENCE
+        # the graph leaves empty filters out, whatever the layers are
+        assert row.decision == (DENSE if not taken else DROPPED if name == DENSE and any(row.omitted) else name)
+    assert_agree(model, before, x)
+
+
+def test_no_chain_of_what_nobody_named() -> None:
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))).eval()
+    with torch.no_grad():
+        for layer in model:
+            layer.weight[torch.rand_like(layer.weight) < 0.9] = 0
+            layer.weight[:2] = 0
+    with prefer(DROPPED, CHAINS, GRAPH):
+        report = sk.convert(model, torch.randn(4, 8, 8, 8))
+    assert report.way is Way.GRAPH
+    assert [row.decision for row in report.layers] == [DROPPED] * 3
+
+
+def test_places_in_a_preference_are_no_times() -> None:
+    """However many names stand before: one place is as good as any."""
+    model, x = make("sequential")
+    with prefer(*[CHAINS] * 200, FINE, DENSE, LAYERS):
+        assert {row.decision for row in sk.convert(model, x).layers} == {FINE}
+    with prefer(FINE, *[CHAINS, GRAPH] * 100, LAYERS):
+        assert sk.convert(model, x).way is Way.CHAINS
+    order = measure.Times({}, ("b", "a", "c", "d"))
+    assert not order.measured
+    assert order.faster("dabe", "c", 1.03) == ["b", "a"]
+    assert order.faster("da", "e", 1.03) == ["a", "d"]
+
+
 @pytest.mark.parametrize("names", [(FINE,), (DENSE,), (DENSE, LAYERS), ()])
 def test_where_none_applies_all_stays(names: tuple[str, ...]) -> None:
     model, x = make("sequential")
@@ -97,7 +163,7 @@ def test_nesting_restores() -> None:
         assert sk.convert(model, x).way is Way.GRAPH
 
 
-@pytest.mark.parametrize("name", ["sparse", "as before", "Graph", ""])
+@pytest.mark.parametrize("name", ["sparse", "as before", "Graph", "", ALL_CHAINS])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(ValueError, match="prefer: expected names of 'dense', .*'layers', .*got "), prefer(FINE, name):
         pass
