@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from ... import dispatch
+from ..._torch import are_functorch_transforms_active, forward_ad
 from ...checks import DTYPES
-from ...dispatch import is_special, is_transformed
+from ...dispatch import is_special
 from .._operation import explain, is_traced
 from . import gradients, implementations
 from .arguments import validate
@@ -67,7 +68,12 @@ def rms_norm(
         if torch.is_grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad)):
             if len(normalized_shape) == 1 and not is_special():
                 return _apply(input, normalized_shape, weight, eps, compiled)
-        elif len(normalized_shape) == 1 and dispatch.forced is None and not is_transformed():
+        elif (
+            dispatch.forced is None
+            and len(normalized_shape) == 1
+            and forward_ad._current_level < 0
+            and not are_functorch_transforms_active()
+        ):
             return _kernel(input, 1, normalized_shape[0], weight, eps)
         return gradients.rms_norm(input, normalized_shape, weight, eps)
     except Exception as error:
@@ -114,7 +120,12 @@ def add_rms_norm(
         ):
             if len(normalized_shape) == 1 and not is_special():
                 return _add_apply(input, residual, normalized_shape, weight, eps, compiled)
-        elif len(normalized_shape) == 1 and dispatch.forced is None and not is_transformed():
+        elif (
+            dispatch.forced is None
+            and len(normalized_shape) == 1
+            and forward_ad._current_level < 0
+            and not are_functorch_transforms_active()
+        ):
             return _add_kernel(input, residual, 1, normalized_shape[0], weight, eps)
         if gradients.rms_norm.cast(input)[0] is not input:  # autocast runs rms_norm in float32, and `+` as it is
             validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
