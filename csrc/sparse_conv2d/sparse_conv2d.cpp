@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The entry of the three operations for calls without a plan: checks the pattern, says what the call is as a lattice,
-// prepares that and runs it (prepared_call.h), by the engine that engine.h picks: jit/, which has the pattern as machine
-// code, or tiled/, which has it as data.
+// prepares that and runs it (prepared_call.h), by the engine that engine.h picks: jit/, which has the pattern as
+// machine code, or tiled/, which has it as data.
 //
 // An output element is summed within each panel of channels, then over the panels. A weight's gradient is summed within
 // a tile, then over tiles, then over the plan's chunks of work items. These depend on shapes, density, instruction set
