@@ -6,9 +6,8 @@
 #include "layer_chain/call.h"
 
 #include <algorithm>
-#include <mutex>
-#include <unordered_map>
 
+#include "base/numbered.h"
 #include "max_pool2d/glue.h"
 #include "sparse_conv2d/glue.h"
 
@@ -22,32 +21,10 @@ struct OwnedChain {
   LayerChain chain;
 };
 
-class Chains {
- public:
-  int64_t add(std::shared_ptr<OwnedChain> chain) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    chains_.emplace(++last_, std::move(chain));
-    return last_;
-  }
-  std::shared_ptr<OwnedChain> find(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = chains_.find(number);
-    require(found != chains_.end(), "layer_chain: expected chain to be the number of one made and not freed", number);
-    return found->second;
-  }
-  void free(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    chains_.erase(number);
-  }
-
- private:
-  std::mutex mutex_;
-  std::unordered_map<int64_t, std::shared_ptr<OwnedChain>> chains_;
-  int64_t last_ = 0;
-};
-
-Chains& chains() {
-  static Chains* const one = new Chains;  // never destroyed: tensors may outlive static objects
+Numbered<OwnedChain>& chains() {
+  // Never destroyed: tensors may outlive static objects.
+  static auto* const one =
+      new Numbered<OwnedChain>("layer_chain: expected chain to be the number of one made and not freed");
   return *one;
 }
 

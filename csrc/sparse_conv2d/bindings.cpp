@@ -7,10 +7,11 @@
 #include <algorithm>
 
 #include "base/fma_rate.h"
+#include "base/numbered.h"
 #include "sparse_conv2d/call.h"
 #include "sparse_conv2d/glue.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
-#include "sparse_conv2d/owned_plans.h"
+#include "sparse_conv2d/owned_plan.h"
 
 namespace sparsekernels {
 namespace {
@@ -145,8 +146,10 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned)
   stack[0] = to_stack(std::move(output));
 }
 
-Plans& plans() {
-  static Plans* const one = new Plans;  // never destroyed: tensors may outlive static objects
+Numbered<OwnedPlan>& plans() {
+  // Never destroyed: tensors may outlive static objects.
+  static auto* const one =
+      new Numbered<OwnedPlan>("sparse_conv2d: expected plan to be the number of one made and not freed");
   return *one;
 }
 

@@ -76,10 +76,6 @@ def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
     return weight if weight.dim() == 1 else weight.flatten().gather(0, _places(pattern))
 
 
-def _used_weight(weight: Tensor, pattern: Pattern) -> Tensor:
-    return reference.used_weight(weight, _places(pattern))
-
-
 def _places(pattern: Pattern) -> Tensor:
     flat_indices = pattern.flat_indices
     if flat_indices is None:
@@ -107,8 +103,7 @@ class SparseConv2d(torch.autograd.Function):
             planned: Tensor = plans.run(input, weight, bias, plan)
             return planned
         if kernels is reference and weight.dim() != 1:  # torch may differentiate this: see `Operator`
-            whole: Tensor = reference.dense_forward(input, _used_weight(weight, pattern), bias, geometry)
-            return whole
+            return reference.dense_forward(input, reference.used_weight(weight, _places(pattern)), bias, geometry)
         values = values_of(weight, pattern)
         return kernels.forward(input, values, bias, pattern.crow_indices, pattern.col_indices, geometry)
 

@@ -1,12 +1,11 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Who owns the plans that Python names by number: each with the tensors that it was made of, until it is freed.
+// What Python names by a plan's number.
 #pragma once
 
 #include <memory>
 #include <mutex>
-#include <unordered_map>
 #include <utility>
 
 #include "sparse_conv2d/glue.h"
@@ -46,31 +45,6 @@ class OwnedPlan {
   int64_t columns_;
   std::mutex mutex_;
   std::shared_ptr<PlannedConv2d> plan_;
-};
-
-// Plans by number. The caller that creates one frees it.
-class Plans {
- public:
-  int64_t add(std::shared_ptr<OwnedPlan> plan) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    plans_.emplace(++last_, std::move(plan));
-    return last_;
-  }
-  std::shared_ptr<OwnedPlan> find(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = plans_.find(number);
-    require(found != plans_.end(), "sparse_conv2d: expected plan to be the number of one made and not freed", number);
-    return found->second;
-  }
-  void free(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    plans_.erase(number);
-  }
-
- private:
-  std::mutex mutex_;
-  std::unordered_map<int64_t, std::shared_ptr<OwnedPlan>> plans_;
-  int64_t last_ = 0;
 };
 
 }  // namespace

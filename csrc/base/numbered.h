@@ -1,0 +1,47 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Objects that Python names by number: operators take and give numbers, not pointers. The caller that creates one frees
+// it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+
+#include "base/torch_glue.h"
+
+namespace sparsekernels {
+
+template <class T>
+class Numbered {
+ public:
+  // expected: what an error says of a number that is not there.
+  explicit Numbered(const char* expected) : expected_(expected) {}
+
+  int64_t add(std::shared_ptr<T> one) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    all_.emplace(++last_, std::move(one));
+    return last_;
+  }
+  std::shared_ptr<T> find(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = all_.find(number);
+    require(found != all_.end(), expected_, number);
+    return found->second;
+  }
+  void free(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    all_.erase(number);
+  }
+
+ private:
+  const char* const expected_;
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<T>> all_;
+  int64_t last_ = 0;
+};
+
+}  // namespace sparsekernels
