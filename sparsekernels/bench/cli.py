@@ -345,14 +345,15 @@ def _write(
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(help="Records of the earlier run.", exists=True, dir_okay=False)],
-    after: Annotated[Path, typer.Argument(help="Records of the later run.", exists=True, dir_okay=False)],
+    before: Annotated[Path, typer.Argument(help="Records of the earlier run or runs.", exists=True, dir_okay=False)],
+    after: Annotated[Path, typer.Argument(help="Records of the later run or runs.", exists=True, dir_okay=False)],
     changed: Annotated[bool, typer.Option("--changed", help="Leave out what stayed the same.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything got worse or is gone.")] = False,
 ) -> None:
     """Compare two files of records.
 
-    A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs. A verdict
+    A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs. A file
+    may hold several runs, one after the other: then each of one file has to be beyond each of the other. A verdict
     with a question mark, "slower?", is one on times that were disturbed in either run; lines below say by what. With
     --strict, two files that have no variant of a case in common are an error.
     """

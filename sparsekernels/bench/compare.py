@@ -1,11 +1,12 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two runs of the same cases: what got faster, what slower, and what is within the noise."""
+"""Runs of the same cases before and after: what got faster, what slower, and what is within the noise."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..timing import Interruptions
 from .record import Key, Record
@@ -51,11 +52,36 @@ def _is_wide(record: Record) -> bool:
 
 
 def compare(before: Iterable[Record], after: Iterable[Record]) -> list[Change]:
-    """The changes, in the order of `after`, then what is only in `before`. A later record of the same key counts."""
-    old: dict[Key, Record] = {record.key: record for record in before}
-    new: dict[Key, Record] = {record.key: record for record in after}
+    """The changes, in the order of `after`, then what is only in `before`. Records of one key are runs of the same."""
+    old, new = _by_key(before), _by_key(after)
     changes = [change(old.get(key), record) for key, record in new.items()]
     return changes + [change(record, None) for key, record in old.items() if key not in new]
+
+
+def _by_key(records: Iterable[Record]) -> dict[Key, Record]:
+    runs: dict[Key, list[Record]] = {}
+    for record in records:
+        runs.setdefault(record.key, []).append(record)
+    return {key: together(same) for key, same in runs.items()}
+
+
+def together(runs: Sequence[Record]) -> Record:
+    """Several runs of the same as one: the range from the lowest p20 to the highest p80, the median of the medians.
+
+    Two such ranges do not overlap only where each run of one is beyond each run of the other. Where a run is not ok,
+    the first of these stands for all.
+    """
+    failed = [record for record in runs if record.status != "ok"]
+    if failed or len(runs) == 1:
+        return (failed or runs)[0]
+    interruptions = [record.interruptions for record in runs if record.interruptions is not None]
+    return replace(
+        runs[-1],
+        p20_ms=min(record.p20_ms for record in runs if record.p20_ms is not None),
+        p50_ms=statistics.median(record.p50_ms for record in runs if record.p50_ms is not None),
+        p80_ms=max(record.p80_ms for record in runs if record.p80_ms is not None),
+        interruptions=max(interruptions) if len(interruptions) == len(runs) else None,
+    )
 
 
 def change(before: Record | None, after: Record | None) -> Change:

@@ -7,13 +7,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparsekernels.bench import plot, record, report, rmsnorm, suite
-from sparsekernels.bench.compare import change, compare, differences, disturbances, row, summary
+from sparsekernels.bench.compare import change, compare, differences, disturbances, row, summary, together
 from sparsekernels.bench.record import KEYS, Record
 
 MACHINE = {"cpu": "A processor", "isa": "avx2", "cores": 2, "memory_gib": 8, "gpu": None, "allocator": {"A": "1"}}
@@ -133,6 +134,34 @@ class TestCompare:
             ("ours", "gone"),
         ]
         assert summary(changes) == "2 gone, 1 same, 1 faster, 1 new"
+
+    @pytest.mark.parametrize(
+        ("before", "after", "verdict"),
+        [
+            ((1.0, 1.2), (1.5, 1.6), "slower"),
+            ((1.0, 1.2), (1.25, 1.6), "same"),
+            ((1.0, 1.2, 2.0), (1.5, 1.6), "same"),
+            ((1.5, 1.6), (1.0, 1.2), "faster"),
+            ((1.0,), (1.5, 1.6), "slower"),
+        ],
+    )
+    def test_several_runs_in_a_file(self, before: Any, after: Any, verdict: str) -> None:
+        """A verdict needs each run of one file beyond each of the other."""
+        old, new = ([make_record(times=(0.95 * time, time, 1.05 * time)) for time in run] for run in (before, after))
+        (found,) = compare(old, new)
+        assert found.verdict == verdict
+        assert found.ratio == pytest.approx(statistics.median(after) / statistics.median(before))
+
+    def test_several_runs_are_disturbed_or_wrong_where_one_is(self) -> None:
+        quiet, loud = make_record(interruptions=10.0), make_record(interruptions=130.0)
+        assert compare([quiet, loud], [quiet])[0].is_disturbed
+        assert compare([quiet], [loud, quiet])[0].is_disturbed
+        assert not compare([quiet, quiet], [quiet])[0].is_disturbed
+        assert compare([quiet], [make_record(times=None), quiet])[0].verdict == "now wrong"
+        unknown = make_record()
+        assert disturbances([together([quiet, unknown])], [quiet]) == [
+            "before: 1 of 1 records do not say whether other programs disturbed them"
+        ]
 
     def test_what_is_gone_is_worse_if_it_was_ok(self) -> None:
         assert change(make_record(), None).worse
