@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle: how every implementation of every operation is judged. The only tolerance in the project.
+"""The oracle: how every implementation of every operation is judged. Operations have no other tolerance.
 
 Truth is the reference in float64, its gradients by autograd. An implementation passes if its largest error against that
 truth is at most twice that of the reference run in the tested dtype, plus a few eps of the largest value: the eps of

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .._torch import is_any_autocast_enabled
 from ..nn.replacement import Replacement
 from ..timing import Interruptions
-from .agreement import are_close, backward_at_random, differentiable, kept, point_alike
+from .agreement import are_close, backward_at_random, kept, point_alike
 from .candidates import candidate_of
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .graph.base import Graph
@@ -29,7 +29,7 @@ from .graph.tracing import Untraceable, first_line
 from .graph.training import TrainingGraph
 from .installation import Conversion, Swap
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DENSE, Fact, GraphObstacle, Ground, LayerReport, Note, Report, Way
+from .report import CHANNEL_DROPPED, DENSE, Count, Fact, GraphObstacle, Ground, LayerReport, Note, Report, Way
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
 from .watch.state import CONVERSION, unchanged
 
@@ -77,10 +77,10 @@ class Attempt:
     def run(self) -> Report:
         others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
         if others:
-            self._note(Note.OTHER_LAYERS, names=", ".join(f"{count} {name}" for name, count in others.items()))
+            self._note(Note.OTHER_LAYERS, kinds=tuple(Count(count, name) for name, count in others.items()))
         if self._training:
             self._note(Note.TRAINING_MODE)
-            if not differentiable(self._recorded.result):
+            if not self._recorded.differentiable:
                 self._note(Note.NO_GRADIENT)
         with self._interruptions.counted():
             report = self._run()
@@ -113,7 +113,8 @@ class Attempt:
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
         if not swaps and not any(_drops(region.graph) for region in regions):
-            self._note(Note.NOTHING_FASTER)
+            preferred = any(row.ground is Ground.PREFERENCE for row in rows)
+            self._note(Note.NOTHING_PREFERRED if preferred else Note.NOTHING_FASTER)
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
         if not offers:  # the notes say why

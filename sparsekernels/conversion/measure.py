@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..timing import Effort, median_ratio, samples_of
 from .agreement import differentiable
@@ -120,5 +121,9 @@ def step(call: Callable[[], object], training: bool) -> object:
         with torch.inference_mode():
             return call()
     result = call()
-    torch.autograd.backward([one.sum() for one in differentiable(result)])
+    torch.autograd.backward([_real(one).sum() for one in differentiable(result)])
     return result
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -9,7 +9,7 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +42,16 @@ _WAYS = {
     Way.CHAINS: "a graph with chains of layers",
     Way.CHAINS_OF_ALL: "a graph with chains of all layers that can be sparse",
 }
+
+
+class Count(NamedTuple):
+    """An operand of a `Fact`: how many of what."""
+
+    count: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.name}"
 
 
 @dataclass(frozen=True)
@@ -138,15 +148,16 @@ class GraphObstacle(_Sentence):
 class Note(_Sentence):
     """What else there is to know of a conversion."""
 
-    OTHER_LAYERS = "Layers of other kinds stay as they are: {names}."
-    TRAINING_MODE = "Measured in training mode: for inference, call model.eval() and convert again."
-    NO_GRADIENT = "No result of the model has a gradient: forward passes were measured."
+    OTHER_LAYERS = "Layers of other kinds stay as they are: {kinds}."
+    TRAINING_MODE = "Converted in training mode: for inference, call model.eval() and convert again."
+    NO_GRADIENT = "No result of the model has a gradient: only forward passes count."
     DISTURBED = (
         "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
         " disturbed."
     )
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
-    AUTOCAST = "Measured under autocast, where no graph serves: layers run one by one."
+    NOTHING_PREFERRED = "No layer may become what sparsekernels.testing.prefer names: the model is unchanged."
+    AUTOCAST = "Under autocast no graph serves: layers run one by one."
     NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
     NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
     OTHER_RESULTS = "Run as {way.words}, the model gave other results than before: not used."

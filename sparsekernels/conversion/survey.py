@@ -17,7 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
-from .agreement import kept
+from .agreement import differentiable, kept
 from .modules import has_hooks
 from .report import Fact, LayerObstacle
 from .watch.state import Snapshot
@@ -188,12 +188,14 @@ class Recorded:
     """A run of the model: what the modules that are no layers were called with, by their ids, and what it gave.
 
     result: as `kept`.
+    differentiable: whether any of its tensors has a gradient.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
     seconds: what it took.
     """
 
     calls: Mapping[int, list[Call]]
     result: object
+    differentiable: bool
     repeatable: bool
     seconds: float
 
@@ -229,4 +231,4 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    return Recorded(calls, kept(result), not before.changed(), seconds)
+    return Recorded(calls, kept(result), bool(differentiable(result)), not before.changed(), seconds)

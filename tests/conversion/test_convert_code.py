@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
-import math
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from conversion_checks import DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, graphs_of, run
@@ -20,7 +17,6 @@ from torch.nn.utils import prune
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion.agreement import are_close, differentiable, kept, leaves_of
 from sparsekernels.conversion.graph.base import Graph
 from sparsekernels.conversion.graph.inference import InferenceGraph
 from sparsekernels.pruning import prune_
@@ -61,111 +57,6 @@ def test_code_that_asks_whether_it_is_given_a_tensor(prefer: Prefer) -> None:
             assert_agree(model, dense, batch)
 
 
-@dataclasses.dataclass
-class Output:
-    """What a model may return; torch's pytrees do not know it."""
-
-    scores: Tensor
-    name: str
-
-
-class Own(dict):
-    """Neither do they know this."""
-
-
-@dataclasses.dataclass(slots=True)
-class WithSlots:
-    scores: Tensor
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_results_in_an_object(prefer: Prefer, training: bool) -> None:
-    class Wraps(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Output:
-            return Output(self.layer(x), "scores")
-
-    model = Wraps().train(training)
-    prune_(model, "random", 0.7)
-    dense, x = copy.deepcopy(model), torch.randn(4, 8)
-    prefer(FINE, LAYERS)
-    report = sk.convert(model, x)
-    assert report.converted
-    assert not any("forward passes were measured" in note for note in report.notes)
-    torch.testing.assert_close(model(x).scores, dense(x).scores)
-
-
-def test_a_model_without_gradients_in_training_mode(prefer: Prefer) -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).train().requires_grad_(False)
-    prune_(model, "random", 0.7)
-    prefer(FINE, LAYERS)
-    assert any("forward passes were measured" in note for note in sk.convert(model, torch.randn(4, 8)).notes)
-
-
-def test_results_are_compared_whatever_they_are() -> None:
-    ints = torch.arange(32)
-    other = ints.clone()
-    other[3] = 0
-    assert are_close(other, ints)
-    assert not are_close(ints + 1, ints)
-    assert not are_close(torch.tensor([True, False]), torch.tensor([False, True]))
-    assert are_close(torch.tensor([1 + 2j]), torch.tensor([1 + 2.0001j]))
-    assert not are_close(torch.tensor([1 + 2j]), torch.tensor([0j]))
-    assert are_close(Output(torch.ones(2), "a"), Output(torch.ones(2) * 1.0001, "a"))
-    assert not are_close(Output(torch.ones(2), "a"), Output(torch.ones(2), "b"))
-    assert not are_close(Output(torch.ones(2), "a"), Output(torch.zeros(2), "a"))
-    assert are_close(slice(1, 2), slice(1, 2))
-    assert not are_close("a", 1)
-    assert are_close(Own(y=torch.ones(2)), Own(y=torch.ones(2) * 1.0001))
-    assert not are_close(Own(y=torch.ones(2)), Own(y=torch.zeros(2)))
-    assert not are_close(Own(y=torch.ones(2)), Own(z=torch.ones(2)))
-    ones = numpy.ones(3, numpy.float32)
-    assert are_close(ones, ones * numpy.float32(1.0001))
-    assert not are_close(ones, ones * 0)
-    assert are_close(WithSlots(torch.ones(2)), WithSlots(torch.ones(2)))
-    assert not are_close(WithSlots(torch.ones(2)), WithSlots(torch.zeros(2)))
-    assert are_close(1.0, 1.0001)
-    assert not are_close(1.0, 1.1)
-    assert are_close(math.nan, math.nan)
-    assert not are_close(lambda: 1, lambda: 1)
-    rings = [Own(), Own()]
-    for ring, value in zip(rings, (1.0, 2.0), strict=True):
-        ring["self"], ring["value"] = ring, torch.tensor(value)
-    assert are_close(rings[0], rings[0])
-    assert not are_close(*rings)
-    assert [float(one) for one in leaves_of(rings)] == [1.0, 2.0]
-
-
-def test_what_is_kept_of_a_result_does_not_change_with_it() -> None:
-    ring = Own(y=[torch.ones(2), "a"])
-    ring["self"] = ring
-    for value, change in (
-        (ring, lambda: ring["y"].append(1)),
-        (output := Output(torch.ones(2), "a"), lambda: output.scores.zero_()),
-        (slots := WithSlots(torch.ones(2)), lambda: slots.__setattr__(WithSlots.__slots__[0], torch.zeros(2))),
-        (array := numpy.ones(3), lambda: array.fill(0)),
-    ):
-        as_it_was = kept(value)
-        assert are_close(value, as_it_was)
-        assert are_close(as_it_was, kept(value))
-        change()
-        assert not are_close(value, as_it_was)
-    with torch.inference_mode():
-        assert len(differentiable(kept((nn.Parameter(torch.ones(2)), torch.ones(2))))) == 1
-
-
-def test_of_what_raises_when_it_is_looked_at_nothing_is_kept() -> None:
-    class Refuses(dict):
-        def items(self) -> Any:
-            raise RuntimeError("no")
-
-    one = Refuses()
-    assert not are_close(one, kept(one))
-
-
 def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = make("sequential")
     prefer(FINE, GRAPH, LAYERS)
@@ -176,30 +67,6 @@ def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Graph, "forward", fails)
     notes = sk.convert(model, x).notes
     assert any("Run as a graph, the model raised OSError: no such thing: not used." in note for note in notes)
-
-
-def test_results_that_cannot_be_compared_are_no_error(prefer: Prefer) -> None:
-    class Strange:
-        def __eq__(self, other: object) -> bool:
-            raise RuntimeError("no")
-
-        __hash__ = None
-
-    class Returns(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Any:
-            return self.layer(x), Strange()
-
-    model = Returns().eval()
-    prune_(model, "random", 0.7)
-    prefer(FINE, LAYERS)
-    report = sk.convert(model, torch.randn(4, 8))
-    assert not report.converted
-    assert any("gave other results" in note for note in report.notes)
-    assert not any("was not reliably faster" in note for note in report.notes)
 
 
 def test_sizes_are_no_tensors(prefer: Prefer) -> None:

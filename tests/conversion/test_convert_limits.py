@@ -282,5 +282,5 @@ def test_notes(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = itertools.count(step=10**6)
     monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
     notes = sk.convert(model.train(), x).notes
-    assert "Measured in training mode: for inference, call model.eval() and convert again." in notes
+    assert "Converted in training mode: for inference, call model.eval() and convert again." in notes
     assert any("other programs preempted the process" in note for note in notes)

@@ -77,6 +77,17 @@ def test_no_way_to_run_the_model_is_named() -> None:
     assert notes == ("No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged.",)
 
 
+def test_no_layer_may_become_what_is_named() -> None:
+    """Nothing is said of times, which nobody measured; nor in training mode."""
+    for training in (False, True):
+        model, x = make("sequential")
+        with prefer(DENSE, LAYERS):
+            report = sk.convert(model.train(training), x)
+        note = "No layer may become what sparsekernels.testing.prefer names: the model is unchanged."
+        assert note in report.notes
+        assert not any("easured" in note for note in report.notes)
+
+
 APPLIES: list[set[str]] = [{FINE, DROPPED}, {FINE}, {DROPPED}, {FINE, DROPPED}]
 """What each layer of `mixed` may become."""
 
