@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._C import _functorch
 from torch.autograd import forward_ad as forward_ad
 from torch.nn.modules import module as _module
 
@@ -35,6 +37,15 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 has_any_global_hook: Callable[[], bool] = _module._has_any_global_hook
 """Whether a hook is registered for every module."""
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a tensor has gradients, for autograd or for a transform of torch.func around the call."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def is_jit_tracing() -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
+from ..._torch import is_differentiated
 from ...dispatch import BackendError, is_special, is_transformed
 from . import gradients, implementations, reference
 from .implementations import MAX_POOL2D, check_forward, compiled
@@ -42,7 +43,7 @@ def _on_backend(input: Tensor, window: tuple[int, ...]) -> Tensor:
     if input.dim() == 3:
         return _on_backend(input.unsqueeze(0), window).squeeze(0)
     kernels = MAX_POOL2D.kernels_of(input)
-    differentiable = torch.is_grad_enabled() and (input.requires_grad or is_transformed())
+    differentiable = torch.is_grad_enabled() and is_differentiated(input)
     if kernels is reference or not differentiable:
         result = kernels.forward(input.contiguous(), window)
         return result

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import grad, vmap
 
 import sparsekernels as sk
 from sparsekernels import _library
@@ -204,3 +205,23 @@ def test_backends_by_name(shape: tuple[int, ...]) -> None:
                     continue
                 (ours,) = torch.autograd.grad(max_pool2d(x, window).sum(), x)
                 assert torch.equal(ours, torch.autograd.grad(theirs(x, window).sum(), x)[0])
+
+
+@built
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # kernels are looped over under vmap
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_backend_by_name_inside_of_vmap(dtype: torch.dtype) -> None:
+    """A batched tensor does not say whether it has a gradient, and only a call with one is limited to float32."""
+    window, x = (2, 2, 2, 2, 0, 0), torch.randn(4, 2, 3, 8, 8).to(dtype)
+
+    def pooled(one: Tensor) -> Tensor:
+        return max_pool2d(one, window)
+
+    with sk.use_backend("cpu"):
+        assert torch.equal(vmap(pooled)(x), theirs(x.flatten(0, 1), window).unflatten(0, (4, 2)))
+        for transform in (grad(lambda x: vmap(pooled)(x).sum()), vmap(grad(lambda x: pooled(x).sum()))):
+            if dtype is torch.float32:
+                assert transform(x).shape == x.shape
+            else:
+                with pytest.raises(sk.BackendError, match="its gradients are in float32 alone, the input is"):
+                    transform(x)
