@@ -12,7 +12,7 @@
 namespace sparsekernels {
 namespace {
 
-int64_t room_for_tensors() {
+int64_t tensors_budget() {
   return caches().l2_lines * kLineBytes * cost::chain::kTensorsPercentOfL2 / 100;
 }
 
@@ -74,7 +74,7 @@ struct Traffic {
   }
 
   double of(int first, int last, int64_t images) const {
-    const double each = static_cast<double>(images), room = static_cast<double>(room_for_tensors());
+    const double each = static_cast<double>(images), budget = static_cast<double>(tensors_budget());
     // Of each tensor, what went through the cache before it was last touched.
     std::vector<double> touched(static_cast<size_t>(last - first) + 1);
     std::vector<bool> left(touched.size());
@@ -83,7 +83,7 @@ struct Traffic {
       const size_t at = static_cast<size_t>(tensor - first);
       if (tensor == first) {
         moved += 2 * bytes_of(tensor);  // read and copied
-      } else if (through - touched[at] > room) {
+      } else if (through - touched[at] > budget) {
         moved += (left[at] ? 1 : 3) * bytes_of(tensor);  // written back, and its place fetched before that
         left[at] = true;
       }

@@ -81,8 +81,8 @@ void layer_size(const ChainLayer& layer, const int64_t (&from)[2], int64_t (&to)
       reach = convolution.geometry.dilation[d] * (convolution.geometry.kernel[d] - 1) + 1;
       stride = convolution.geometry.stride[d];
     }
-    const int64_t room = from[d] + padding - reach;
-    to[d] = room < 0 || from[d] == 0 ? 0 : room / stride + 1;
+    const int64_t span = from[d] + padding - reach;
+    to[d] = span < 0 || from[d] == 0 ? 0 : span / stride + 1;
   }
 }
 

@@ -25,9 +25,9 @@ MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window) {
   const int64_t* const sizes = input.sizes();
   for (size_t d = 0; d < 2; ++d) {
     call.source_size[d] = sizes[2 + d];
-    const int64_t room = call.source_size[d] + 2 * call.padding[d] - call.window[d];
-    require(call.source_size[d] > 0 && room >= 0, "max_pool2d: expected input that the window fits into", input);
-    call.dest_size[d] = room / call.stride[d] + 1;
+    const int64_t span = call.source_size[d] + 2 * call.padding[d] - call.window[d];
+    require(call.source_size[d] > 0 && span >= 0, "max_pool2d: expected input that the window fits into", input);
+    call.dest_size[d] = span / call.stride[d] + 1;
   }
   call.source = input.data();
   call.source_channel = call.source_size[0] * call.source_size[1];

@@ -172,11 +172,10 @@ void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
   plans().free(arguments.integer());
 }
 
-// The values at a plan's nonzeros, or its dense weight, which becomes contiguous. `input`: what it multiplies.
-PlannedWeight planned_weight(Handle& weight, const Handle& input, const PlannedConv2d& plan) {
-  require(
-      weight.dtype() == input.dtype() && weight.device_type() == input.device_type(),
-      "sparse_conv2d: expected weight of the dtype and device of input", weight);
+// The values at a plan's nonzeros, or its dense weight, which becomes contiguous. It has the dtype and device of the
+// `other` factor, or `expected` is the error.
+PlannedWeight planned_weight(Handle& weight, const Handle& other, const char* expected, const PlannedConv2d& plan) {
+  require(weight.dtype() == other.dtype() && weight.device_type() == other.device_type(), expected, weight);
   if (!weight.is_contiguous()) weight = contiguous(weight);
   PlannedWeight values;
   values.data = weight.data();
@@ -213,7 +212,8 @@ void boxed_planned_input_gradient(StableIValue* stack, uint64_t count, uint64_t 
   const std::shared_ptr<PlannedConv2d> plan = owner->current();
   const int64_t input_size[2] = {height, width};
   check_grad_output(grad_output, geometry, plan->rows(), input_size);
-  const PlannedWeight values = planned_weight(weight, grad_output, *plan);
+  const PlannedWeight values = planned_weight(
+      weight, grad_output, "sparse_conv2d: expected weight of the dtype and device of grad_output", *plan);
   const Activation grads = activation_of(grad_output);
   const int64_t channels = plan->columns() / geometry.taps() * geometry.conv.groups;
   const int64_t sizes[4] = {grads.size[0], channels, height, width};
@@ -262,7 +262,8 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t r
   require(
       input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
       "sparse_conv2d: expected input with the channels of the plan", input);
-  const PlannedWeight values = planned_weight(weight, input, plan);
+  const PlannedWeight values =
+      planned_weight(weight, input, "sparse_conv2d: expected weight of the dtype and device of input", plan);
   const Handle bias = checked_bias(std::move(given_bias), input, plan.rows());
   const Activation source = activation_of(input);
   Handle output = empty_output(input, source, geometry, plan.rows());

@@ -32,7 +32,7 @@ namespace forward {
 // Of L2, for a micro-batch's planes, which stay there while all slices go by.
 constexpr int64_t kPlanesPercentOfL2 = 45;
 // Planes may exceed that so many times before tiles do better.
-constexpr int64_t kMostRooms = 4;
+constexpr int64_t kMostOverBudget = 4;
 // Of L1, for the vectors that a panel of channels reads.
 constexpr double kVectorsOfL1 = 0.55;
 // Nonzeros of a kernel: ten bytes of code each, four of its value.
@@ -72,7 +72,7 @@ namespace weight_gradient {
 
 // Of L2, for a micro-batch's planes and a slice's gradients.
 constexpr int64_t kPlanesPercentOfL2 = 40;
-constexpr int64_t kMostRooms = 4;
+constexpr int64_t kMostOverBudget = 4;
 
 // Vectors of a run. More rows share a column's vector; more vectors share what adding up the lanes costs, some 1.5
 // cycles a nonzero, where a vector that comes up from L2 costs two: hence the ratio.

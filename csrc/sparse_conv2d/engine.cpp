@@ -18,7 +18,7 @@ bool may_use_jit(const SparsePattern& pattern) {
 Engine forward_engine(const Lattice& lattice, const SparsePattern& pattern, const jit::ForwardPlan& plan) {
   using namespace cost::forward;
   if (!may_use_jit(pattern) || lattice.dest_channels < kFewestRows) return Engine::kTiled;
-  if (plan.microbatch_floats > kMostRooms * jit::room_for_planes()) return Engine::kTiled;
+  if (plan.microbatch_floats > kMostOverBudget * jit::planes_budget()) return Engine::kTiled;
   const int64_t rows = lattice.groups * lattice.dest_channels * lattice.residues();
   const double per_row = static_cast<double>(pattern.nonzeros) / static_cast<double>(rows);
   const bool has_work = plan.panels == 1 || per_row >= kFewestProducts * static_cast<double>(plan.panels);
@@ -37,7 +37,7 @@ Engine weight_gradient_engine(
   if (!may_use_jit(pattern) || !plan.is_possible) return Engine::kTiled;
   const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
   if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return Engine::kTiled;
-  if (plan.floats() > kMostRooms * jit::room_for_planes_and_grads()) return Engine::kTiled;
+  if (plan.floats() > kMostOverBudget * jit::planes_and_grads_budget()) return Engine::kTiled;
   const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]);
   const int64_t full = plan.strip[0] * plan.strip[1] * std::min(plan.images, lattice.source.size[0]);
   const double lanes = static_cast<double>(kLanes * vectors);

@@ -54,8 +54,8 @@ struct Geometry {
   int64_t taps() const { return conv.kernel[0] * conv.kernel[1]; }
   // Negative or zero where the kernel does not fit.
   int64_t output_size(int d, int64_t input_size) const {
-    const int64_t room = input_size + conv.padding[d] + padding_after[d] - conv.dilation[d] * (conv.kernel[d] - 1) - 1;
-    return room < 0 ? 0 : room / conv.stride[d] + 1;
+    const int64_t span = input_size + conv.padding[d] + padding_after[d] - conv.dilation[d] * (conv.kernel[d] - 1) - 1;
+    return span < 0 ? 0 : span / conv.stride[d] + 1;
   }
 };
 

@@ -30,10 +30,10 @@ int64_t waiting_floats(const Lattice& lattice, const ForwardPlan& plan) {
 }
 
 void cut_to_room(const Lattice& lattice, ForwardPlan& plan) {
-  const int64_t room = room_for_planes();
-  const auto too_large = [&] { return plan.microbatch_floats > room || waiting_floats(lattice, plan) > room / 2; };
+  const int64_t budget = planes_budget();
+  const auto too_large = [&] { return plan.microbatch_floats > budget || waiting_floats(lattice, plan) > budget / 2; };
   const auto times = [&] {
-    return std::max<int64_t>(2, std::max(plan.microbatch_floats, 2 * waiting_floats(lattice, plan)) / room);
+    return std::max<int64_t>(2, std::max(plan.microbatch_floats, 2 * waiting_floats(lattice, plan)) / budget);
   };
   // not so far that most of a strip is what it shares with the next
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
@@ -115,11 +115,11 @@ void choose_panel(const Lattice& lattice, ForwardPlan& plan, double density) {
 
 void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads) {
   using namespace cost::forward;
-  const int64_t room = room_for_planes();
+  const int64_t budget = planes_budget();
   // Enough vectors to be worth the code, but no more: what is read and written goes through L2 as well.
   const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]);
-  const int64_t few = std::min(room / plan.microbatch_floats, divide_up(kEnoughItemVectors, vectors));
-  plan.item_microbatches = std::max(few, room / 3 / (plan.microbatch_floats + waiting_floats(lattice, plan)));
+  const int64_t few = std::min(budget / plan.microbatch_floats, divide_up(kEnoughItemVectors, vectors));
+  plan.item_microbatches = std::max(few, budget / 3 / (plan.microbatch_floats + waiting_floats(lattice, plan)));
   plan.item_microbatches = std::max<int64_t>(1, plan.item_microbatches);
   plan.item_microbatches = evened(plan.microbatches, std::min(plan.microbatches, plan.item_microbatches));
   const auto uneven = [&] {
@@ -148,7 +148,7 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
 
 }  // namespace
 
-int64_t room_for_planes() {
+int64_t planes_budget() {
   return caches().l2_lines * kLanes * cost::forward::kPlanesPercentOfL2 / 100;
 }
 

@@ -36,7 +36,7 @@ struct ForwardPlan : Layout {
 };
 
 // Of L2, in floats: a micro-batch's planes stay there while all slices go by, or strips of it where it is too large.
-int64_t room_for_planes();
+int64_t planes_budget();
 
 // Work items, slices and shares depend on the number of threads; what an output is summed from does not. `epilogue`:
 // the what one has, see epilogue.h. `images`: in a micro-batch, else those that cost least, of at most `most_images`.

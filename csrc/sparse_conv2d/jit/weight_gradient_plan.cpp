@@ -62,14 +62,14 @@ bool cut_strips(const Lattice& lattice, WeightGradientPlan& plan) {
     possible = cut_microbatches(lattice, d, n, multiple, Lanes::kZeros, plan);
     lay_out_grads(plan);
   };
-  for (int64_t n = 2; possible && plan.floats() > room_for_planes_and_grads() && plan.strip[0] > least &&
+  for (int64_t n = 2; possible && plan.floats() > planes_and_grads_budget() && plan.strip[0] > least &&
                       vectors() > kFewestStripVectors;
        ++n)
     cut(0, std::min(n, divide_up(lattice.size[0], least)), 1);
   if (!lattice.is_flat()) return possible;
   if (vectors() > kMostStripVectors) cut(1, divide_up(vectors(), kStripVectors), kLanes);
   for (int64_t n = plan.strips[1] + 1;
-       possible && plan.floats() > room_for_planes_and_grads() && plan.strip[1] > kLanes * kFewestStripVectors; ++n)
+       possible && plan.floats() > planes_and_grads_budget() && plan.strip[1] > kLanes * kFewestStripVectors; ++n)
     cut(1, n, kLanes);
   return possible;
 }
@@ -97,7 +97,7 @@ double weight_gradient_cost(const Lattice& lattice, const WeightGradientPlan& pl
 
 }  // namespace
 
-int64_t room_for_planes_and_grads() {
+int64_t planes_and_grads_budget() {
   return caches().l2_lines * kLanes * cost::weight_gradient::kPlanesPercentOfL2 / 100;
 }
 
@@ -124,7 +124,7 @@ WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, int64_t non
   const int64_t least = std::max<int64_t>(1, best.run_vectors / vectors);
   const int64_t few = std::max(least, best.microbatches * strips / kMostChunks);
   best.item_microbatches =
-      std::max<int64_t>(1, std::min({room_for_planes_and_grads() / best.floats(), few, best.microbatches}));
+      std::max<int64_t>(1, std::min({planes_and_grads_budget() / best.floats(), few, best.microbatches}));
   // as much work for each chunk
   const int64_t most = best.item_microbatches;
   while (best.item_microbatches > least && best.work_items() % kMostChunks != 0) --best.item_microbatches;

@@ -30,7 +30,7 @@ struct WeightGradientPlan : Layout {
 
 // Of L2, in floats: a work item's planes stay there while all slices go by, beside a slice's gradients and what comes
 // up for the next ones.
-int64_t room_for_planes_and_grads();
+int64_t planes_and_grads_budget();
 
 // Shares depend on the number of threads; what a gradient is summed from does not.
 WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads);

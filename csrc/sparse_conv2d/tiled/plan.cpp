@@ -37,7 +37,7 @@ TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density,
   const int64_t columns_there =
       plan.flat ? plan.lanes.lane_groups() * plan.lanes.size[0] * plan.lanes.size[1] : plan.lanes.size[1];
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
-  const double room = cost::tiled::kVectorsOfL1 * static_cast<double>(caches().l1_lines);
+  const double budget = cost::tiled::kVectorsOfL1 * static_cast<double>(caches().l1_lines);
   TileChoice best = {.rows = 1, .columns = 1, .panel_channels = 1, .cost = 0};
   for (int64_t rows = 1; rows <= std::min<int64_t>(kMostTileRows, rows_there); ++rows) {
     for (int64_t columns = std::min(columns_there, most_vectors / rows); columns >= 1; --columns) {
@@ -45,7 +45,7 @@ TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density,
       const int64_t images = divide_up(rows, plan.lanes.size[0]);
       const int64_t vectors =
           plan.flat ? columns : (rows + lattice.most_shift[0] * images) * (columns + lattice.most_shift[1]) * phases;
-      int64_t panel = static_cast<int64_t>(room / static_cast<double>(vectors));
+      int64_t panel = static_cast<int64_t>(budget / static_cast<double>(vectors));
       panel = evened(lattice.source_channels, std::max<int64_t>(1, std::min(panel, lattice.source_channels)));
       const double pieces = static_cast<double>(divide_up(columns_there, columns));
       const double average = static_cast<double>(rows * columns_there) / pieces;
@@ -62,14 +62,14 @@ TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density,
 
 // A work item's vectors, for a slice of the pattern's rows, are to stay in L2 while all channels go by.
 void choose_work_item(const Lattice& lattice, Plan& plan) {
-  const int64_t room = caches().l2_lines * cost::tiled::kVectorsPercentOfL2 / 100;
+  const int64_t budget = caches().l2_lines * cost::tiled::kVectorsPercentOfL2 / 100;
   const int64_t height = plan.lanes.size[0], width = plan.lanes.size[1], groups = plan.lanes.lane_groups();
   const int64_t residues = lattice.residues(), channels = lattice.dest_channels;
   const int64_t tile = std::max<int64_t>(1, plan.tile_rows * plan.tile_columns);
-  plan.slice_rows = std::max<int64_t>(1, std::min(channels, room / (tile * residues)));
+  plan.slice_rows = std::max<int64_t>(1, std::min(channels, budget / (tile * residues)));
   plan.slice_rows = evened(channels, plan.slice_rows);
   // a panel's planes are there as well, with a halo of their own
-  const int64_t vectors = std::max(tile, room / (plan.slice_rows * residues + plan.panel_channels));
+  const int64_t vectors = std::max(tile, budget / (plan.slice_rows * residues + plan.panel_channels));
   // even pieces, so that threads get equal work
   const int64_t rows = plan.flat ? 1 : plan.tile_rows;
   plan.item_lane_groups = vectors < height * width ? 1 : evened(groups, std::min(groups, vectors / (height * width)));
