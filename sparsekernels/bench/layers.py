@@ -48,7 +48,7 @@ RESULTS = {
 PASS_OF = {results[0]: pass_ for pass_, results in RESULTS.items() if len(results) == 1}
 """The pass that computes nothing but a result."""
 
-LAYOUTS = Effort(seconds=0.1, least=5, most=30, slow=5e-3)
+LAYOUTS = Effort(seconds=0.1, least=5, most=30)
 """How long the layouts of a dense layer are compared."""
 
 TRUTH_IMAGES = 8

@@ -45,7 +45,12 @@ _WAYS = {
 
 
 class Count(NamedTuple):
-    """An operand of a `Fact`: how many of what."""
+    """An operand of a `Fact`.
+
+    Attributes:
+        count: How many.
+        name: Of what.
+    """
 
     count: int
     name: str
