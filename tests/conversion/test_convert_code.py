@@ -241,7 +241,7 @@ def test_under_autocast(prefer: Prefer, training: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         report = sk.convert(model, x)
         assert report.converted
-        assert any("under autocast" in note for note in report.notes)
+        assert any("Under autocast" in note for note in report.notes)
         torch.testing.assert_close(model(x), dense(x), rtol=0.05, atol=0.05)
 
 
