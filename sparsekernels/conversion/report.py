@@ -48,15 +48,15 @@ class Count(NamedTuple):
     """An operand of a `Fact`.
 
     Attributes:
-        count: How many.
+        number: How many.
         name: Of what.
     """
 
-    count: int
+    number: int
     name: str
 
     def __str__(self) -> str:
-        return f"{self.count} {self.name}"
+        return f"{self.number} {self.name}"
 
 
 @dataclass(frozen=True)
