@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""A format of somebody else, from the operations to `convert`: a class and a row in each of two tables."""
+"""A third-party format, from the operations to `convert`: a class and a row in each of two tables."""
 
 from __future__ import annotations
 
