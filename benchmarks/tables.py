@@ -191,7 +191,7 @@ def readme() -> str:
 
 
 def peers(machine: str) -> str:
-    """Times, and how many times as long as ours; a row for each sparsity."""
+    """Times, and their ratios to ours in parentheses; a row for each sparsity."""
     records = [one for one in records_of("peers", machine) if network_of(one) in NAMES]
     rows: dict[tuple[str, float], dict[str, Mapping[str, Any]]] = {}
     for record in records:

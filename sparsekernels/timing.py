@@ -134,7 +134,7 @@ def clock_of(device: str) -> Clock:
 
 
 Sampler = Callable[[int], float]
-"""Runs that many calls of one variant and returns the seconds per call."""
+"""Runs a number of calls of one variant and returns the seconds per call."""
 
 
 def repeats_of(sampler: Sampler, sample: float, seconds: float | None = None) -> int:
@@ -294,7 +294,7 @@ def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:
 
 
 class Interruptions:
-    """How often something else took the processor from this process, while that was counted.
+    """How often other programs preempted this process, while that was counted.
 
     One such interruption lasts some milliseconds. Threads that work in step all wait for the one that was interrupted,
     so that a few programs beside a benchmark make its figures useless.

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a case: torch writes them in a process of its own, all engines read them, results are held against them.
+"""The files of a case: written by torch in a process of its own, read by all engines, and compared with their results.
 
 A case is one pruned network, or one pruned linear layer and a pass.
 """

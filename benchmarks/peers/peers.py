@@ -111,7 +111,7 @@ def _variant(case: Case, files: Files, peer: Peer, variant: Variant, launch: Cal
 
 
 def column(variant: str) -> Column:
-    """The time of `variant`, and behind it in parentheses how many times as long as ours that is."""
+    """The time of `variant`, and its ratio to ours in parentheses."""
     time = report.time_column(variant)
 
     def text(row: Row) -> str:

@@ -51,7 +51,7 @@ class LayerChain {
   int add(const ChainLayer& layer);
   // Sizes of the last result, for an input of such sizes. Throws std::invalid_argument where a layer does not fit.
   void output_size(const int64_t (&input)[4], int64_t (&output)[4]) const;
-  // An element has the same bits for any number of threads. `allocate` gives so many bytes until the call is over.
+  // An element has the same bits for any number of threads. `allocate(bytes)` gives memory until the call is over.
   void run(
       const Activation& input, const Activation& output, const Threads& threads,
       const std::function<void*(int64_t)>& allocate);

@@ -24,7 +24,7 @@ bool can_read(const ChainLayer& layer, const ChainLayerPlan& plan, const ChainLa
          (layer.convolution() && plan.gathers && layout.images == 1);
 }
 
-// Whether all strips of a result of so many columns begin at whole vectors.
+// Whether all strips of a result of `columns` columns begin at whole vectors.
 bool strips_are_vectors(const jit::ForwardPlan& plan, int64_t columns) {
   if (plan.strips[1] > 1) return plan.strips[0] == 1 && plan.strip[0] == 1;  // of one row, in sixteens
   return plan.strips[0] == 1 || plan.strip[0] * columns * plan.images % kLanes == 0;

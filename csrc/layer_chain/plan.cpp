@@ -33,7 +33,7 @@ class Places {
       const ChainLayout& layout = tensors[static_cast<size_t>(i) + 1].layout;
       const int64_t count = divide_up(layout.image + layout.around, kLanes * layout.images) * kLanes;
       drop([&](const Allocation& allocation) { return tensors[static_cast<size_t>(allocation.tensor)].last_use < i; });
-      // A residual that nobody reads again gives its place to the sum: element by element it is read before it is
+      // A residual that is not read again gives its place to the sum: element by element it is read before it is
       // written.
       const auto dying = std::find_if(used.begin(), used.end(), [&](const Allocation& allocation) {
         const ChainTensor& tensor = tensors[static_cast<size_t>(allocation.tensor)];
@@ -113,7 +113,7 @@ std::vector<ChainSegment> plan_chain(
   const int count = static_cast<int>(layers.size());
   const Traffic traffic = {
       .layers = layers, .tensors = tensors, .element = element_size(dtype), .batch = batch, .threads = threads};
-  // After so many layers, only the last one's result is still needed.
+  // Numbers of layers after which only the last one's result is still needed.
   std::vector<int> cuts;
   int latest = 0;  // that reads one of the tensors so far
   for (int i = 0; i <= count; ++i) {

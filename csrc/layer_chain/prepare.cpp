@@ -67,7 +67,7 @@ std::string size_text(const int64_t (&size)[3]) {
   return std::to_string(size[0]) + "x" + std::to_string(size[1]) + "x" + std::to_string(size[2]);
 }
 
-// Rows and columns of what a layer makes of so many; zero where it does not fit.
+// Rows and columns of a layer's result for those of its input; zero where it does not fit.
 void layer_size(const ChainLayer& layer, const int64_t (&from)[2], int64_t (&to)[2]) {
   for (int d = 0; d < 2; ++d) {
     int64_t padding, reach, stride;

@@ -11,7 +11,7 @@
 
 namespace sparsekernels {
 
-// A sparse convolution of so many images, but for where its tensors lie.
+// A sparse convolution prepared for a number of images, save for where its tensors lie.
 struct PreparedLayer {
   Lattice lattice = {};
   jit::PlannedForward forward;         // without kernels: it runs as it would alone

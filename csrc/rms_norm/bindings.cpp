@@ -14,7 +14,7 @@
 namespace sparsekernels {
 namespace {
 
-// Up to so many elements one thread is faster than two: a second one costs 1.4 us to wake (2 cores of a
+// Up to this number of elements one thread is faster than two: a second one costs 1.4 us to wake (2 cores of a
 // Xeon with AMX), in which the first does some 16 elements a nanosecond.
 constexpr int64_t kSerialElements = 16384;
 

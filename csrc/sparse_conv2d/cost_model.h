@@ -13,11 +13,11 @@ namespace sparsekernels::cost {
 
 // What the two engines and the network executor ask for.
 
-// Nonzeros of a pattern that may be machine code. A bound, not a fit: the forward's code of so many is 80 MB, and from
+// Nonzeros of a pattern that may be machine code. A bound, not a fit: the forward's code for them is 80 MB, and from
 // 256 MB on the kernels of all patterns make room for each other (jit/kernel_cache.h).
 constexpr int64_t kMostJitNonzeros = int64_t{1} << 23;
 
-constexpr int64_t kItemsPerThread = 8;  // so many work items for each thread are even enough
+constexpr int64_t kItemsPerThread = 8;  // with this number for each thread, work is even enough
 
 // Reading a vector of 16 floats into planes: from a tensor whose channels are neighbors, or from one whose columns are,
 // and then for each stage (a power of two) of the images to interleave.
@@ -31,7 +31,7 @@ namespace forward {
 
 // Of L2, for a micro-batch's planes, which stay there while all slices go by.
 constexpr int64_t kPlanesPercentOfL2 = 45;
-// Planes may exceed that so many times before tiles do better.
+// Planes may exceed that by this factor before tiles do better.
 constexpr int64_t kMostOverBudget = 4;
 // Of L1, for the vectors that a panel of channels reads.
 constexpr double kVectorsOfL1 = 0.55;
@@ -41,20 +41,20 @@ constexpr double kMostKernelNonzeros = 2600;
 // A multiply-add; the load of its vector, times that of one across a border between two cache lines; what comes up
 // from L2.
 constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kFetch = 0.12;
-// A vector across a border touches so many cache lines more.
+// Cache lines that a vector across a border touches more.
 constexpr double kUnalignedLines = 0.9;
-// Rows of a plane of at most so many floats: those above are still in L1.
+// Floats of a plane's row, at most, with which the rows above are still in L1.
 constexpr int64_t kShortRow = 96;
 
 // Writing a vector of results: from registers to the tensor; transposed to neighboring channels; else, and then for
 // each stage of the images to separate.
 constexpr double kWriteDirect = 1, kWriteChannels = 6, kWriteColumns = 3.3, kWriteStage = 0.55;
 
-// Vectors of several interleaved images: beyond so many their planes are too large.
+// Vectors of several interleaved images, at most: the planes of more are too large.
 constexpr int64_t kMostInterleavedVectors = 64;
 // Vectors of a work item that are worth fetching the code for.
 constexpr int64_t kEnoughItemVectors = 24;
-// Strips across have at least so many columns, and strips down so many rows.
+// The fewest columns of strips across, and the fewest rows of strips down.
 constexpr int64_t kFewestStripColumns = 64, kFewestStripRows = 4;
 // Rows of the pattern in a thread's share.
 constexpr int64_t kFewestSharedRows = 8;
@@ -132,7 +132,7 @@ constexpr int64_t kTensorsPercentOfL2 = 50;
 constexpr int64_t kMostBytes = int64_t{8} << 20;
 // Half of what a nonzero has, value included: the rest is fetched in time.
 constexpr double kCodeBytes = 7;
-// Images are interleaved so that so many threads have something to do.
+// Images are interleaved so that this number of threads has work.
 constexpr int64_t kThreads = 4;
 
 }  // namespace chain

@@ -294,7 +294,7 @@ def _check_plot_format(path: Path) -> None:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Fail in words where `path` cannot be written."""
+    """Fail with a message where `path` cannot be written."""
     try:
         yield
     except OSError as error:

@@ -121,7 +121,7 @@ def disturbances(before: Sequence[Record], after: Sequence[Record]) -> list[str]
         interrupted = [one.interruptions for one in timed if one.interruptions is not None and _is_interrupted(one)]
         if interrupted:
             result.append(
-                f"{name}: disturbed; other programs took the processor up to {max(interrupted):.0f} times a second"
+                f"{name}: disturbed; other programs preempted the process up to {max(interrupted):.0f} times a second"
                 f" in {len(interrupted)} of {len(timed)} records; measure again on a quiet machine"
             )
         if wide := sum(map(_is_wide, timed)):

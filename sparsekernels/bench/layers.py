@@ -52,7 +52,7 @@ LAYOUTS = Effort(seconds=0.1, least=5, most=30)
 """How long the layouts of a dense layer are compared."""
 
 TRUTH_IMAGES = 8
-"""So many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""
+"""How many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""
 
 Call = Callable[[], tuple[Tensor, ...]]
 """Computes the pass: the tensors that `RESULTS` names."""

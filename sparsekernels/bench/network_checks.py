@@ -21,10 +21,10 @@ from .network import Network
 from .suite import Verdict
 
 CHECKED_IMAGES = 4
-"""So many images of a batch go through the network in float64."""
+"""How many images of a batch go through the network in float64."""
 TRAINING_IMAGES = 8
 LARGEST_TRAINING_ERROR = 0.05
-"""So many do in training mode, where BatchNorm makes one depend on the others; how far a parameter's gradient may then
+"""How many do in training mode, where BatchNorm makes one depend on the others; how far a parameter's gradient may then
 be off, as a share of its length. ReLUs that rounding switches are worth 0.02 together in a fresh ResNet-50, 0.001
 elsewhere."""
 LOST = 0.5

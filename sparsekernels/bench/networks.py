@@ -161,7 +161,7 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
 
 
 def _counts(report: Report) -> str:
-    """How many layers were exchanged, of how many: "15/16"."""
+    """How many layers were replaced, of how many: "15/16"."""
     return f"{len(report.converted)}/{len(report.layers)}"
 
 
@@ -200,7 +200,7 @@ SUITE = Suite(
             "that is neither Linear nor convolution, depthwise ones being no layers here. fused, fused-bf16: speedup "
             "of the same graph as a converted network's, without zeros. "
             "dropped: speedup without filters and channels that are all zero. "
-            "converted: by sparsekernels.convert; so many layers of all were exchanged. est.: what sparse "
+            "converted: by sparsekernels.convert; 15/16: 15 of 16 layers were replaced. est.: what sparse "
             "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
         ),
         subject="converted",

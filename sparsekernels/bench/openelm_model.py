@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import sparsekernels
 
 Norm = Callable[[int, float], nn.Module]
-"""Makes a norm over rows of so many numbers with this eps."""
+"""Makes a norm from the length of its rows and eps."""
 
 
 def multiple_of(divisor: int, value: float) -> int:

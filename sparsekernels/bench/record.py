@@ -27,7 +27,7 @@ class Record:
     """One variant of one case. Times are milliseconds of one call.
 
     suite, case     where it comes from; a case is called group/name
-    variant         who computed it, such as "ours", "torch", "copy"; "ours/graph" is "ours" in a CUDA graph,
+    variant         what computed it, such as "ours", "torch", "copy"; "ours/graph" is "ours" in a CUDA graph,
                     "sparse:random-90" is "sparse" on a pattern of nonzeros
     pass_           one of `suite.PASSES`; the key in the file is "pass"
     device          "cpu" or "cuda"
@@ -48,8 +48,8 @@ class Record:
     details         what else the suite has to say of it. layers: "batch"; "count", how often the net has the layer;
                     "gflop", the work of one call, on the nonzeros only; "layout" of a dense variant's tensors;
                     "peak_gflops", the rate of multiply-adds with an operand from L1 on this machine and these threads
-    interruptions   how many times a second something else took the processor from the process, or processes, that ran
-                    the variants of this case, while it was sampled; None where nobody counted
+    interruptions   how many times a second other programs preempted the process, or processes, that ran the variants of
+                    this case, while it was sampled; None where that was not counted
     """
 
     suite: str

@@ -96,7 +96,7 @@ def _other_backends(x: Tensor) -> list[str]:
 
 
 def _inputs(case: Case) -> list[Inputs]:
-    """Random inputs from a fixed seed. On CUDA so many that, called in turn, large ones are out of the L2 cache."""
+    """Random inputs from a fixed seed. On CUDA enough that, called in turn, large ones are out of the L2 cache."""
     first = make_input(case, 0)
     if case.device != "cuda":
         return [first]

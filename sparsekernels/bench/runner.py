@@ -28,7 +28,7 @@ class RunnerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Started:
-    """The suite has so many cases."""
+    """How many cases the suite has."""
 
     cases: int
 

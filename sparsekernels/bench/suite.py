@@ -197,7 +197,7 @@ class Prepared:
     details  what the record says beside times and errors
     sampler  how it is sampled in a process of its own, in the place of `call`, `calls` and `context`
     versions  of what computes there
-    interruptions  how often other programs took the processor from there, until now
+    interruptions  how often other programs preempted it there, until now
     """
 
     call: Callable[[], object]
@@ -239,7 +239,7 @@ class Suite:
     full      how much time a case gets; `quick` in the short benchmark
     layout    how the reports lay the records out
     sparse    whether options that name sparsities and masks mean this suite
-    rival     the variant whose time each other's is held against in its details: rival "ours" gives "over_ours"
+    rival     the variant to whose time each other's is compared in its details: rival "ours" gives "over_ours"
     threads   where the options say nothing of them; None is torch's own default
     by_pattern  whether each pattern of zeros is a case of its own: its variants alone are held in memory together
     file      of its cases, where that is not suites/<name>.toml of this package

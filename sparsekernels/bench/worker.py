@@ -118,7 +118,8 @@ def run(suite: Suite, selection: Selection, emit: Emit) -> None:
     for one in missing if len(without) < len(cases) else ():
         emit({"event": "note", "text": f"{suite.name}: no case has a variant {one!r}"})
     if session.interruptions.per_second > Interruptions.DISTURBING:
-        text = f"{suite.name}: other programs took the processor {session.interruptions.per_second:.0f} times a second"
+        often = f"{session.interruptions.per_second:.0f} times a second"
+        text = f"{suite.name}: other programs preempted the process {often}"
         emit({"event": "note", "text": f"{text}; these times are disturbed, measure again on a quiet machine"})
 
 

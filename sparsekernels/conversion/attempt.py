@@ -36,7 +36,7 @@ from .watch.state import CONVERSION, unchanged
 _CERTAIN_GAIN = 1.25
 """The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
 _MOST_ROUNDS = 0.7
-"""In so many of these rounds it then has to be faster."""
+"""The share of these rounds in which it then has to be faster."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -358,7 +358,7 @@ class Unstructured(SparseFormat):
 
 
 def check_contents(where: str, crow: Tensor, col: Tensor, columns: int) -> None:
-    """Raise ValueError unless these are the compressed rows of a matrix of so many columns, each row ascending."""
+    """Raise ValueError unless these are the compressed rows of a matrix of `columns` columns, each row ascending."""
     nnz = col.numel()
     first, last = int(crow[0]), int(crow[-1])
     if (first, last) != (0, nnz):

@@ -209,7 +209,7 @@ class TestCompare:
             make_record(case="a/4"),
         ]
         assert disturbances(other, quiet) == [
-            "before: disturbed; other programs took the processor up to 130 times a second in 2 of 3 records;"
+            "before: disturbed; other programs preempted the process up to 130 times a second in 2 of 3 records;"
             " measure again on a quiet machine",
             "before: noisy; the middle 60% of the samples differ by more than 1.5x in 1 of 3 records",
             "before: 1 of 3 records do not say whether other programs disturbed them",

@@ -277,7 +277,7 @@ class TestCompare:
         record.write(tmp_path / "after.jsonl", [dataclasses.replace(one, interruptions=200.0) for one in quiet])
         output = one_line(run("compare", tmp_path / "quiet.jsonl", tmp_path / "after.jsonl").output)
         assert "same?" in output
-        assert "after: disturbed; other programs took the processor up to 200 times a second" in output
+        assert "after: disturbed; other programs preempted the process up to 200 times a second" in output
         assert "before: disturbed" not in output
 
     def test_a_file_that_is_not_of_records(self, measured: tuple[Result, Path], tmp_path: Path) -> None:

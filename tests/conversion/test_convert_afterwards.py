@@ -340,7 +340,7 @@ def test_what_code_keeps_at_its_first_call(prefer: Prefer, how: str) -> None:
 
 
 def test_two_threads_convert_at_once(prefer: Prefer) -> None:
-    """What is exchanged for the whole process while models are traced is there again afterwards."""
+    """What is patched in the whole process while models are traced is restored afterwards."""
     before = builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__
     prefer(FINE, GRAPH)
     # made before: drawing random numbers in one thread looks to another as if its model drew them

@@ -197,7 +197,7 @@ def test_a_norm_that_does_not_count_is_not_folded(prefer: Prefer) -> None:
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_dropped_channels_stay_dropped(prefer: Prefer, kind: str) -> None:
-    """What an optimizer moves there is nobody's: the model computes the same before and after it is saved."""
+    """What an optimizer moves there is unused: the model computes the same before and after it is saved."""
     make_layer = (lambda: nn.Conv2d(16, 16, 3)) if kind == "conv" else (lambda: nn.Linear(16, 16))
     model = nn.Sequential(make_layer(), nn.ReLU(), make_layer()).eval()
     with torch.no_grad():

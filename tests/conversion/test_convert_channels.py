@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Channels that nobody reads or that are all zero are left out."""
+"""Dead channels, unused or all zero, are left out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chain(padding: int = 1) -> nn.Module:
 @pytest.mark.parametrize("decision", [DENSE, FINE, DROPPED])
 @pytest.mark.parametrize("padding", [0, 1])
 def test_channels_are_left_out_along_chains(prefer: Prefer, padding: int, decision: str) -> None:
-    """Filters that are zero, whose constants are or are not absorbed; channels that nobody reads."""
+    """Filters that are zero, whose constants are or are not absorbed; channels that are unused."""
     model, x = chain(padding), torch.randn(3, 4, 16, 16)
     calibrate_(model, x)
     with torch.no_grad():

@@ -28,7 +28,7 @@ def test_facts_become_sentences() -> None:
     assert str(Note.NO_GRAPH_OF_PART.of(part="body", reason=reason)) == "body does not run as a graph: it takes *args."
     assert str(Note.NO_GRAPH.of(reason=reason)) == "The model as a whole does not run as a graph: it takes *args."
     raised = Note.RAISED.of(way=Way.GRAPH, error="OSError: no")
-    assert str(raised) == "Run as a graph, the model raised OSError: no: not used."
+    assert str(raised) == "Running as a graph was rejected: it raised OSError: no."
 
 
 def test_the_report_holds_facts() -> None:

@@ -78,7 +78,7 @@ def test_no_way_to_run_the_model_is_named() -> None:
 
 
 def test_no_layer_may_become_what_is_named() -> None:
-    """Nothing is said of times, which nobody measured; nor in training mode."""
+    """Times are not mentioned, as none were measured; nor in training mode."""
     for training in (False, True):
         model, x = make("sequential")
         with prefer(DENSE, LAYERS):
@@ -108,7 +108,7 @@ def mixed() -> nn.Sequential:
 @pytest.mark.parametrize("way", [LAYERS, GRAPH, CHAINS])
 @pytest.mark.parametrize("names", [*itertools.permutations([DENSE, FINE, DROPPED], 2), (DENSE,), (FINE,), (DROPPED,)])
 def test_each_layer_becomes_the_first_that_applies(names: tuple[str, ...], way: str) -> None:
-    """What nobody named is never taken, not even to complete a chain."""
+    """A decision that was not named is never taken, not even to complete a chain."""
     model, x = mixed(), torch.randn(3, 8, 14, 14)
     before = copy.deepcopy(model)
     expected = [next((name for name in names if name == DENSE or name in may), DENSE) for may in APPLIES]

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""An operation of somebody else, with gradients of any order: declared in one file, and a row in the table of all."""
+"""A third-party operation, with gradients of any order: declared in one file, and a row in the table of all."""
 
 from __future__ import annotations
 

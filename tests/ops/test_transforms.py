@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every differentiable operation inside of every composition of transforms that users write, against torch's own.
 
-Inside of them no tensor says that it requires a gradient: a call that asks for it would run a kernel without one, and
-the gradient would be missing without a word.
+Inside of them no tensor says that it requires a gradient: a call that relies on it would run a kernel without one,
+and the gradient would silently be missing.
 """
 
 from __future__ import annotations

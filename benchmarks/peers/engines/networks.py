@@ -16,7 +16,7 @@ from sparsekernels.pruning import prune_
 from sparsekernels.timing import Effort
 
 EFFORT = Effort(seconds=0.5, least=3, most=20)
-"""How long layouts, or ways to call the same, are held against each other."""
+"""How long layouts, or ways to call the same, are compared."""
 
 PASSES = {"forward": ("output",), "forward+backward": ("output", "input gradient", "weight gradient")}
 """What each pass computes, by the names that results have."""

@@ -95,7 +95,7 @@ inline void each_vec16(
   }
 }
 
-// Calls body(begin, end, from, to) for chunks of a channel of about so many elements: a part of a plane, or planes.
+// Calls body(begin, end, from, to) for chunks of a channel of about kElements elements: a part of a plane, or planes.
 template <int64_t kElements, class Body>
 inline void each_chunk(const BatchNormSpace& space, Body body) {
   const int64_t images = space.plane >= kElements ? 1 : kElements / space.plane;
@@ -106,7 +106,7 @@ inline void each_chunk(const BatchNormSpace& space, Body body) {
   }
 }
 
-// Ask for what lies so many elements on, which may be behind the end.
+// Prefetches the element `ahead` elements on, which may be behind the end.
 inline void fetch(const float* from, int64_t ahead) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead) * sizeof(float);
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);

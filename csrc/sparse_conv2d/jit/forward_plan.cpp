@@ -12,14 +12,14 @@
 namespace sparsekernels::jit {
 namespace {
 
-// Four slices of so many rows are whole cache lines of a tensor whose channels are neighbors.
+// Four slices of this number of rows are whole cache lines of a tensor whose channels are neighbors.
 constexpr int64_t kWholeLineRows = 28;
 
 void cut(const Lattice& lattice, ForwardPlan& plan, int d, int64_t strips, int64_t multiple) {
   cut_microbatches(lattice, d, strips, multiple, Lanes::kAnything, plan);
 }
 
-// Results of so many rows wait to be written.
+// The number of rows whose results wait to be written.
 int64_t waiting_rows(const Lattice& lattice) {
   const int64_t slices = lattice.dest.stride[1] == 1 ? kMostWriteSlices : 1;
   return std::min(lattice.dest_channels, slices * kMostSliceRows) * lattice.residues();

@@ -20,12 +20,12 @@ struct ForwardPlan : Layout {
   int64_t panel_channels, panels;
   int64_t item_microbatches;
   int64_t slices, slice_rows;  // of the rows of a group; slice_rows 0: even slices
-  int64_t write_slices;        // results of so many are written at a time
+  int64_t write_slices;        // whose results are written at a time
   int64_t thread_shares;       // of the slices, where work items are too few for the threads
   int64_t threads;             // that share the work: 1 where waking others takes longer than they save
   int epilogue_flags;          // what of it kernels do themselves; 0 unless direct
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
-  bool gapless;                // results are computed as they would lie in a tensor of so many interleaved images
+  bool gapless;                // results are computed as they would lie in a tensor of as many interleaved images
   bool direct;                 // results go from registers to the tensor, not by way of vectors
 
   int64_t work_items() const { return divide_up(microbatches, item_microbatches) * strips[0] * strips[1]; }

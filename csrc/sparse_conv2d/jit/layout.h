@@ -55,13 +55,13 @@ enum class Lanes {
   kZeros      // they read zeros
 };
 
-// The layout of micro-batches of so many images whose strips are whole images. False where `lanes` cannot be had.
+// The layout of micro-batches of `images` images whose strips are whole images. False where `lanes` cannot be had.
 bool lay_out_microbatches(const Lattice& lattice, int64_t images, Lanes lanes, Layout& layout);
 
-// Cuts dimension d into so many strips, each but the last a multiple of `multiple`. False as above.
+// Cuts dimension d into `strips` strips, each but the last a multiple of `multiple`. False as above.
 bool cut_microbatches(const Lattice& lattice, int d, int64_t strips, int64_t multiple, Lanes lanes, Layout& layout);
 
-// kMaskStride for each vector of a strip with so many rows; none where the layout has none.
+// kMaskStride for each vector of a strip of `rows` rows; none where the layout has none.
 constexpr int64_t kMaskStride = kMostMasks + 1;
 std::vector<uint16_t> vector_masks(const Layout& layout, int64_t rows);
 

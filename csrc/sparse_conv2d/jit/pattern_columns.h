@@ -18,7 +18,7 @@ struct Column {
   int32_t mask;           // number, or 0
 };
 
-// With panels of so many channels.
+// With panels of `panel_channels` channels.
 std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t panel_channels);
 
 struct Nonzero {

@@ -16,7 +16,7 @@
 
 namespace sparsekernels::jit {
 
-// What comes up from memory meanwhile: so many cache lines of each whenever a register set ends.
+// What is prefetched meanwhile: `source_lines` and `grad_lines` at the end of each register set.
 struct WeightGradientPrefetch {
   PrefetchCursor source, grads;
   int64_t source_lines, grad_lines;
@@ -51,7 +51,7 @@ class WeightGradientKernels {
   }
   // Of each nonzero, in the pattern's order.
   const std::vector<int32_t>& slot_of() const { return slot_of_; }
-  // Of strips with so many rows.
+  // Of full strips, or of the last one.
   const std::vector<uint16_t>& masks(bool full_strip) const { return masks_[full_strip ? 0 : 1]; }
   size_t bytes() const {
     return code_->size() + slot_of_.size() * sizeof slot_of_[0] +

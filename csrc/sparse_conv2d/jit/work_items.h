@@ -17,7 +17,7 @@ struct WorkItem {
   int64_t first[2], size[2];  // positions
 };
 
-// Work item `index` of a group of the convolution, in work items of at most so many micro-batches.
+// Work item `index` of a group of the convolution, of at most `item_microbatches` micro-batches each.
 WorkItem work_item_at(
     const Lattice& lattice, const Layout& layout, int64_t item_microbatches, int64_t group, int64_t index);
 

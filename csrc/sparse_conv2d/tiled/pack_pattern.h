@@ -18,7 +18,7 @@ struct Slices {
   int64_t count;
   std::vector<int64_t> begin;  // [group][slice], and where the last one ends
 
-  // So many that `items` of work times them keep all threads equally busy, and at least `least`.
+  // At least `least`, and enough that with `items` of work each all threads are equally busy.
   Slices(const SparsePattern& pattern, int64_t groups, int64_t items, int64_t least, const Threads& threads);
 
   int64_t first(int64_t group, int64_t slice) const { return begin[static_cast<size_t>(group * (count + 1) + slice)]; }

@@ -32,7 +32,7 @@ ONE_AT_A_TIME = threading.RLock()
 are folded anew, since that changes what a graph computes with."""
 
 _MOST_RETRACED = 4
-"""So many times a model that has changed becomes another graph: one that changes all the time is none."""
+"""How often a model that has changed is traced again: one that changes all the time runs as no graph."""
 
 
 @dataclass

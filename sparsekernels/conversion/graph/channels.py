@@ -32,7 +32,7 @@ _MEAN = (torch.mean, "mean")
 
 @dataclass
 class Link:
-    """A fused layer, and all that read its channels: fused layers too, each so many inputs for a channel."""
+    """A fused layer, and all that read its channels: fused layers too, each with its number of inputs for a channel."""
 
     producer: Fused
     consumers: list[tuple[Fused, int]]

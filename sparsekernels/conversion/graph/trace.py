@@ -27,7 +27,7 @@ class Trace:
 
     @classmethod
     def of(cls, module: nn.Module) -> Trace:
-        """Raises `Untraceable`; the module is as it was. Exchanges functions for the whole process meanwhile."""
+        """Raises `Untraceable`; the module is as it was. Patches functions of the whole process meanwhile."""
         graph = traced(module)
         return cls(module, graph, remove_defaults(graph))
 

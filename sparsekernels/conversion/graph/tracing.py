@@ -130,7 +130,7 @@ def _surroundings() -> tuple[Any, ...]:
 def traced(module: nn.Module) -> torch.fx.Graph:
     """What `forward` of the module does with tensors. Raises `Untraceable`; the module is as it was.
 
-    Exchanges functions for the whole process meanwhile: one at a time.
+    Patches functions of the whole process meanwhile, so that one call at a time may run.
     """
     before = State(module.modules())
     if not before.is_whole:

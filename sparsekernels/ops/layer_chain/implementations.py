@@ -3,7 +3,7 @@
 """The table of layer_chain. An implementation is a class `LayerChain`.
 
 The compiled one (csrc/layer_chain) runs a few images at a time: each thread takes some images of the batch through all
-layers, so that what one layer writes is in the L2 cache when the next one reads it, and nobody waits for another thread
+layers, so that what one layer writes is in the L2 cache when the next one reads it, and no thread waits for another
 between two layers. How many images, and where a chain is better cut in two, it decides itself
 (csrc/layer_chain/plan.cpp). All tensors are contiguous [N, C, H, W] on the CPU.
 """

@@ -68,7 +68,7 @@ class _AddRMSNorm(torch.autograd.Function):
         _, _, shape, weight, eps, kernels = inputs
         ctx.call = shape, eps, kernels
         ctx.save_for_backward(output[1], weight)
-        ctx.set_materialize_grads(False)  # who uses one of the two results pays no zeros for the other
+        ctx.set_materialize_grads(False)  # a caller that uses one of the results pays no zeros for the other
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_sum: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -191,7 +191,7 @@ def test_malformed_forward() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8)])
 def test_backends_by_name(shape: tuple[int, ...]) -> None:
-    """Each runs the call, gradients included, or says in words why it cannot."""
+    """Each runs the call, gradients included, or says why it cannot."""
     window = (2, 2, 2, 2, 0, 0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x = torch.randn(shape).to(dtype).requires_grad_()
