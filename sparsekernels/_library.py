@@ -28,9 +28,8 @@ def _load(name: str) -> tuple[str | None, str]:
         return None, f"the {name.upper()} kernels were not built: {reason}"
     if not _has_interface(path):
         raise ImportError(
-            f"{path.name} is of another version of sparsekernels than its Python code (expected"
-            f" {_INTERFACE.decode()[:-1]!r}): build it again, with pip install --force-reinstall, or in a checkout with"
-            " make clean && make test"
+            f"expected {path.name} of {_INTERFACE.decode()[:-1]!r}, as the Python code is, got one of another version:"
+            " build it again, with pip install --force-reinstall, or in a checkout with make clean && make test"
         )
     try:
         torch.ops.load_library(str(path))

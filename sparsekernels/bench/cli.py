@@ -119,7 +119,7 @@ def bench(
     Exits with 1 where a variant gave a wrong result, or failed.
     """
     if network and case:
-        raise _fail("--network and --case both say which cases: one of them is accepted")
+        raise _fail("expected either --network or --case, got both")
     names = list(dict.fromkeys(suite_names or ()))
     main_benchmark = not names and not network
     if main_benchmark and not (json_file or markdown_file or plot_file):
@@ -186,7 +186,7 @@ def _check_networks(networks: list[str], names: list[str]) -> None:
         found = [case.name.partition("/")[2] for case in suite.read_cases(one.name, one.file)]
         own = {network: None for network in found if network in MODELS}
         if not own:
-            raise _fail(f"--network belongs to the suite 'networks' and to others of networks, not to {name!r}")
+            raise _fail(f"expected a suite of networks with --network, such as 'networks', got {name!r}")
         known |= own
     for network in networks:
         if network not in known:
@@ -227,7 +227,10 @@ def _suites(names: list[str], selection: Selection) -> list[Suite]:
             reasons.append(f"suite {name} cannot run here: {reason}")
             continue
         if one.name in loaded:
-            raise _fail(f"two suites are called {one.name!r}: {loaded[one.name]} and {one.address}")
+            raise _fail(
+                f"expected suites of different names, got two of the name {one.name!r}: {loaded[one.name]} and"
+                f" {one.address}"
+            )
         loaded[one.name] = one.address
         if one.cases(selection):
             found.append(one)

@@ -301,10 +301,10 @@ def read_weights(path: str) -> dict[str, Tensor]:
         with numpy.load(Path(path), allow_pickle=False) as file:
             arrays = {key: file[key] for name in cases for key in _keys(name) if key in file}
     except (OSError, ValueError) as error:
-        raise ValueError(f"weights {path!r} cannot be read as an .npz file: {error}") from error
+        raise ValueError(f"weights {path!r}: expected an .npz file, got what cannot be read as one: {error}") from error
     for name, case in cases.items():
         if missing := [key for key in _keys(name) if key not in arrays]:
-            raise ValueError(f"weights {path!r} has no {', '.join(missing)}")
+            raise ValueError(f"weights {path!r}: expected {', '.join(_keys(name))}, got no {', '.join(missing)}")
         expected = tuple(case.parameters["weight"])
         shape, index, value = (torch.as_tensor(arrays[key]) for key in _keys(name))
         if tuple(shape.tolist()) != expected:

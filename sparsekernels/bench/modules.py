@@ -16,10 +16,10 @@ def import_file(path: Path) -> ModuleType:
     Raises ValueError where there is none, or another module has its name.
     """
     if not path.is_file():
-        raise ValueError(f"there is no module {path}")
+        raise ValueError(f"expected a Python file at {path}, got none")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     module = importlib.import_module(path.stem)
     if module.__file__ is None or not path.samefile(module.__file__):
-        raise ValueError(f"{path} has the name of another module, {module.__file__}")
+        raise ValueError(f"expected a module of a name of its own, got {path}: {module.__file__} has that name")
     return module

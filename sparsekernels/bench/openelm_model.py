@@ -332,7 +332,10 @@ class Generator:
     def generate(self, tokens: Tensor, count: int) -> Tensor:
         """The `count` likeliest tokens after tokens (batch, n): (batch, count)."""
         if tokens.shape[1] + count > self.cache[0].keys.shape[2]:
-            raise ValueError(f"{tokens.shape[1]} + {count} tokens, but the cache holds {self.cache[0].keys.shape[2]}")
+            raise ValueError(
+                f"generate: expected at most {self.cache[0].keys.shape[2]} tokens, which the cache holds, got"
+                f" {tokens.shape[1]} + {count}"
+            )
         self.prompt(tokens)
         new = [self.token.clone()]
         for _ in range(count - 1):

@@ -126,7 +126,7 @@ def plot(records: Sequence[Record], layouts: Mapping[str, Layout], path: Path) -
         if panel is not None:
             panels.setdefault((suite, device), []).append(panel)
     if not panels:
-        raise ValueError("nothing to draw: no case has a time of ours and of a rival")
+        raise ValueError("nothing to draw: expected a case with times of ours and of a rival, got none")
 
     lines = [row[start : start + ACROSS] for row in panels.values() for start in range(0, len(row), ACROSS)]
     heights = [max(panel.height for panel in line) for line in lines]

@@ -77,7 +77,9 @@ class Record:
         if self.status not in STATUSES:
             raise ValueError(f"expected status to be {', '.join(map(repr, STATUSES))}, got {self.status!r}")
         if (self.status == "ok") != (self.p50_ms is not None):
-            raise ValueError(f"a record has times if and only if its status is 'ok': {self.status!r}, {self.p50_ms} ms")
+            raise ValueError(
+                f"expected times if and only if status is 'ok', got status {self.status!r} and p50_ms {self.p50_ms}"
+            )
 
     @property
     def group(self) -> str:
@@ -116,9 +118,9 @@ class Record:
         if not isinstance(value, dict):
             raise ValueError(f"expected a record to be a JSON object, got {type(value).__name__}")
         if missing := [key for key in KEYS if key not in value and key not in LATER_KEYS]:
-            raise ValueError(f"the record has no {', '.join(missing)}")
+            raise ValueError(f"expected a record with {', '.join(missing)}, got one without")
         if unknown := [key for key in value if key not in KEYS]:
-            raise ValueError(f"a record has no key {', '.join(unknown)}")
+            raise ValueError(f"expected no keys but a record's, got {', '.join(unknown)}")
         return cls(**{f.name: value[_file_key(f.name)] for f in fields(cls) if _file_key(f.name) in value})
 
 
@@ -149,5 +151,5 @@ def read(path: Path) -> list[Record]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not records:
-        raise ValueError(f"{path} holds no records")
+        raise ValueError(f"{path}: expected records, got none")
     return records

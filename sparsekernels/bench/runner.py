@@ -114,7 +114,7 @@ def _event(message: dict[str, Any]) -> Event:
             return Note(message["text"])
         case "record":
             return Record.from_json(json.dumps(message["record"]))
-    raise ValueError(f"unknown event {message['event']!r}")
+    raise ValueError(f"expected a known event, got {message['event']!r}")
 
 
 def _death(code: int) -> str:

@@ -310,7 +310,7 @@ def _load_file(path: Path) -> Suite:
         if not isinstance(document.get(key), str):
             raise ValueError(f"suite {path}: expected {key} to be a string, got {document.get(key)!r}")
     if document["suite"] in SUITES:
-        raise ValueError(f"suite {path}: {document['suite']!r} is the name of a suite of sparsekernels")
+        raise ValueError(f"suite {path}: expected suite to be none of {', '.join(SUITES)}, got {document['suite']!r}")
     try:
         suite = getattr(import_file(path.parent / document["module"]), "SUITE", None)
     except (ImportError, Unavailable) as error:
@@ -318,7 +318,7 @@ def _load_file(path: Path) -> Suite:
     except Exception as error:
         raise ValueError(f"suite {path}: {document['module']} raised {type(error).__name__}: {error}") from error
     if not isinstance(suite, Suite):
-        raise ValueError(f"suite {path}: {document['module']} has no SUITE")
+        raise ValueError(f"suite {path}: expected {document['module']} to define a SUITE, got {suite!r}")
     return replace(suite, name=document["suite"], file=path)
 
 
@@ -352,7 +352,7 @@ def parse_cases(suite: str, text: str, file: str) -> list[Case]:
         where = f"{file}, table {number}"
         check_types(where, table)
         if "group" not in table or ("shape" in table) == ("name" in table):
-            raise ValueError(f"{where}: needs a group, and either shapes or names")
+            raise ValueError(f"{where}: expected group, and either shape or name, got {', '.join(table) or 'neither'}")
         group, shapes, names = table.pop("group"), table.pop("shape", []), table.pop("name", [])
         rows = [("x".join(map(str, shape)), {"batch": shape[0], **table, "shape": tuple(shape)}) for shape in shapes]
         rows += [(name, {**table, **own}) for name, own in _named(names)]

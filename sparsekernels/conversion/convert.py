@@ -91,7 +91,7 @@ def convert(
                 given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
                 hint = "; a list is one argument, a tuple is several" if isinstance(example_input, list) else ""
                 raise ValueError(
-                    f"convert: model cannot be called with example_input ({given}){hint}:"
+                    f"convert: expected example_input that model can be called with, got ({given}){hint}:"
                     f" {type(error).__name__}: {error}"
                 ) from error
             report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions).run()
@@ -169,7 +169,10 @@ def _refuse_gradient_hooks(model: nn.Module) -> None:
     """What happens when a gradient arrives would happen while layers are measured: an optimizer's step, say."""
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise ValueError(f"convert: the parameter {name} has hooks, which measuring would run; register them after")
+            raise ValueError(
+                f"convert: expected parameters without hooks, which measuring would run, got hooks of {name};"
+                " register them after"
+            )
 
 
 def _describe(value: object) -> str:

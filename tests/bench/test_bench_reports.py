@@ -64,8 +64,8 @@ class TestRecords:
         [
             ("{", "line 2"),
             ("[]", "line 2: expected a record to be a JSON object, got list"),
-            ('{"suite": "x"}', "line 2: the record has no case, variant"),
-            (make_record().to_json()[:-1] + ', "color": 1}', "line 2: a record has no key color"),
+            ('{"suite": "x"}', "line 2: expected a record with case, variant, .*, got one without"),
+            (make_record().to_json()[:-1] + ', "color": 1}', "line 2: expected no keys but a record's, got color"),
             (make_record().to_json().replace('"ok"', '"fine"'), "line 2: expected status to be 'ok', .*, got 'fine'"),
         ],
     )

@@ -123,7 +123,7 @@ class TestBench:
             ),
             ((*TINY, "--variant", "mine"), "no variant matches these options; it has ours, torch, layer_norm"),
             (("bench", "rmsnorm", "--plot", "picture.txt"), "webp, got 'picture.txt'"),
-            (("bench", "--network", "vgg16-d", "--case", "*vgg*"), "--network and --case both say which cases"),
+            (("bench", "--network", "vgg16-d", "--case", "*vgg*"), "expected either --network or --case, got both"),
             (("bench", "rmsnorm", "--color"), "No such option: --color"),
             (("compare", "nowhere.jsonl", "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),
         ],
@@ -284,7 +284,7 @@ class TestCompare:
         (tmp_path / "bad.jsonl").write_text(json.dumps({"suite": "rmsnorm"}))
         result = run("compare", measured[1] / "r.jsonl", tmp_path / "bad.jsonl")
         assert result.exit_code == 2
-        assert "line 1: the record has no case, variant" in one_line(result.output)
+        assert "line 1: expected a record with case, variant" in one_line(result.output)
 
 
 def test_the_main_benchmark_measures_every_suite() -> None:

@@ -301,7 +301,7 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("conv2.index", None, "has no conv2.index"),
+            ("conv2.index", None, "expected conv2.shape, conv2.index, conv2.value, got no conv2.index"),
             ("conv3.shape", [384, 256, 5, 5], r"expected conv3.shape to be \[384, 256, 3, 3\], got \[384, 256, 5, 5\]"),
             ("conv1.index", [0, 5, 96 * 3 * 121], "expected conv1.index from 0 to 34847, got 0 to 34848"),
             ("conv1.index", [-1, 5, 7], "expected conv1.index from 0 to 34847, got -1 to 7"),
@@ -322,4 +322,4 @@ class TestWeights:
         (tmp_path / "w.npz").write_text("nothing")
         result = run("bench", "layers", "--weights", tmp_path / "w.npz")
         assert result.exit_code == 2
-        assert "cannot be read as an .npz file" in one_line(result.output)
+        assert "expected an .npz file, got what cannot be read as one: " in one_line(result.output)

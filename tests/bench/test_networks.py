@@ -253,4 +253,4 @@ def test_command_line(tmp_path: Path) -> None:
     assert ", got 'lenet'" in one_line(result.output)
     result = run("bench", "layers", "--network", "vgg16-d")
     assert result.exit_code == 2
-    assert "--network belongs to the suite 'networks'" in one_line(result.output)
+    assert "expected a suite of networks with --network, such as 'networks', got 'layers'" in one_line(result.output)

@@ -119,7 +119,7 @@ def test_generator_can_be_used_again_and_refuses_what_does_not_fit(model: Any, t
     first = generator.generate(tokens, 4)
     generator.generate(tokens.flip(1), 4)
     assert torch.equal(generator.generate(tokens, 4), first)
-    with pytest.raises(ValueError, match=r"11 \+ 5 tokens, but the cache holds 15"):
+    with pytest.raises(ValueError, match=r"expected at most 15 tokens, which the cache holds, got 11 \+ 5"):
         generator.generate(tokens, 5)
 
 

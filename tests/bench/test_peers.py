@@ -288,7 +288,7 @@ class TestCommand:
             (
                 "linear",
                 "--network vgg16-d",
-                ("--network belongs to the suite 'networks' and to others of networks, not to ", "linear.toml'"),
+                ("expected a suite of networks with --network, such as 'networks', got ", "linear.toml'"),
             ),
             ("networks", "--sparsity 80 --sparsity 100", ("expected sparsity from 0 to below 100 percent, got 100",)),
             ("networks", "--batch 0", ("Invalid value for '--batch'",)),

@@ -76,10 +76,10 @@ class TestLoading:
             ("suite = [", "mine.toml: "),
             ('module = "m.py"', "mine.toml: expected suite to be a string, got None"),
             ('suite = "s"\nmodule = 3', "mine.toml: expected module to be a string, got 3"),
-            ('suite = "s"\nmodule = "nowhere.py"', "there is no module .*nowhere.py"),
-            ('suite = "s"\nmodule = "json.py"', "json.py has the name of another module"),
-            ('suite = "s"\nmodule = "no_suite_in_it.py"', "no_suite_in_it.py has no SUITE"),
-            ('suite = "layers"\nmodule = "m.py"', "mine.toml: 'layers' is the name of a suite of sparsekernels"),
+            ('suite = "s"\nmodule = "nowhere.py"', "expected a Python file at .*nowhere.py, got none"),
+            ('suite = "s"\nmodule = "json.py"', "expected a module of a name of its own, got .*json.py"),
+            ('suite = "s"\nmodule = "no_suite_in_it.py"', "expected no_suite_in_it.py to define a SUITE, got None"),
+            ('suite = "layers"\nmodule = "m.py"', "mine.toml: expected suite to be none of .*, got 'layers'"),
             ('suite = "s"\nmodule = "fails.py"', "mine.toml: fails.py raised ZeroDivisionError: division by zero"),
             ('suite = "s"\nmodule = "no_python.py"', "mine.toml: no_python.py raised SyntaxError: "),
         ],
@@ -206,7 +206,8 @@ class TestRunning:
         other.write_text(file.read_text())
         result = CliRunner().invoke(app, ["bench", str(file), str(other), "--list"])
         assert result.exit_code == 2
-        assert f"error: two suites are called 'mine': {file} and {other}" in " ".join(result.output.split())
+        expected = f"error: expected suites of different names, got two of the name 'mine': {file} and {other}"
+        assert expected in " ".join(result.output.split())
 
     def test_with_others_in_one_command(self, file: Path) -> None:
         from sparsekernels.bench.cli import app

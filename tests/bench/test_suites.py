@@ -49,8 +49,8 @@ class TestSuites:
         [
             ('group = "a"\nname = ["x"]\ndtype = ["int8"]', "table 1: expected dtype to be 'float32', .*, got 'int8'"),
             ('group = "a"\nname = ["x"]\npass = ["sideways"]', "expected pass to be 'forward', .*, got 'sideways'"),
-            ('group = "a"', "needs a group, and either shapes or names"),
-            ('name = ["x"]', "needs a group"),
+            ('group = "a"', "expected group, and either shape or name, got group"),
+            ('name = ["x"]', "expected group, and either shape or name, got name"),
             ('group = 3\nname = ["x"]', "^here/s.toml, table 1: expected group to be a string, got 3"),
             ('group = "a"\nshape = [128, 64]', "expected shape to be a list of shapes, .*, got .128, 64.$"),
             ('group = "a"\nshape = [[]]', "expected shape to be a list of shapes"),

@@ -158,10 +158,10 @@ def test_results_that_differ_are_not_used(prefer: Prefer, monkeypatch: pytest.Mo
             nn.Linear(3, 2),
             torch.ones(2, 4),
             ValueError,
-            r"example_input \(a tensor of shape \[2, 4\]\)",
+            r"got \(a tensor of shape \[2, 4\]\)",
         ),
         (nn.Linear(3, 2), "text", ValueError, "a str"),
-        (nn.Linear(3, 2), (), ValueError, r"example_input \(\)"),
+        (nn.Linear(3, 2), (), ValueError, r"got \(\)"),
         (torch.jit.script(nn.Linear(3, 2)), torch.ones(2, 3), TypeError, "ScriptModule"),
     ],
 )
@@ -175,7 +175,7 @@ def test_an_error_leaves_the_model_as_it_was(prefer: Prefer) -> None:
     prefer(FINE, GRAPH)
     sk.convert(model, x)
     modules = dict(model.named_modules())
-    with pytest.raises(ValueError, match="cannot be called"):
+    with pytest.raises(ValueError, match="expected example_input that model can be called with, got "):
         sk.convert(model, x[:, :3])
     assert dict(model.named_modules()) == modules
     assert len(list(graphs_of(model))) == 1
@@ -258,7 +258,7 @@ def test_keyword_arguments(prefer: Prefer) -> None:
     assert report.layers[0].input_shape == (2, 8, 9, 9)
     with torch.inference_mode():
         torch.testing.assert_close(model(images=x), dense(images=x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"example_input \(images=a tensor of shape \[3\]\): "):
+    with pytest.raises(ValueError, match=r"got \(images=a tensor of shape \[3\]\): "):
         sk.convert(model, example_kwargs={"images": torch.ones(3)})
 
 

@@ -79,7 +79,7 @@ def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
 def _places(pattern: Pattern) -> Tensor:
     flat_indices = pattern.flat_indices
     if flat_indices is None:
-        raise ValueError("sparse_conv2d: flat_indices is None, expected the places of the nonzeros with a dense weight")
+        raise ValueError("sparse_conv2d: expected flat_indices, where the nonzeros are, with a dense weight, got None")
     return flat_indices
 
 
