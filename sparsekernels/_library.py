@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from . import _environment
+
 _FOLDER = Path(__file__).parent / "lib"
 _INTERFACE = b"sparsekernels interface 2;"
 """In csrc/base/interface.h as well: a library of another version knows other operators by the same names."""
@@ -53,7 +55,8 @@ if torch.version.cuda is None:
 else:
     cuda, cuda_missing = _load("cuda")
 
-if cpu is None and not os.environ.get("SPARSEKERNELS_QUIET"):
+_environment.warn_of_unknown()
+if cpu is None and not _environment.is_quiet():
     warnings.warn(
         f"sparsekernels: {cpu_missing}. Everything works, on slower implementations; `sparsekernels info` has details.",
         stacklevel=2,

@@ -24,7 +24,7 @@ import pytest
 from torch import nn
 
 import sparsekernels as sk
-from sparsekernels import _library, pruning, timing
+from sparsekernels import _environment, _library, pruning, timing
 from sparsekernels.conversion import report
 
 ROOT = Path(__file__).parent.parent
@@ -358,6 +358,12 @@ def test_every_switch_is_in_the_table() -> None:
         if path.suffix in {".py", ".h", ".cpp", ".cu", ".cuh", ".sh", ".txt", ".toml", ""} and path.is_file():
             found |= set(re.findall(r"\bSPARSEKERNELS_[A-Z0-9_]*[A-Z0-9]", path.read_text(encoding="utf-8")))
     assert found <= set(here), found - set(here)
+
+
+def test_the_table_of_variables_is_the_list() -> None:
+    """Those of the environment: the first table of their section."""
+    table = section_of("Switches").partition("CMake options")[0]
+    assert re.findall(r"^\| `(SPARSEKERNELS_\w+)` \|", table, re.MULTILINE) == list(_environment.VARIABLES)
 
 
 def test_decisions_have_an_anchor_a_date_and_a_status() -> None:
