@@ -1,21 +1,62 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The private APIs of torch that the operations use: check these first when torch is upgraded.
+"""The private APIs of torch that this package uses: check these first when torch is upgraded.
 
-Checked with torch 2.10.0, 2.13 and 2.14.1. Conversion reads attributes of modules (`_modules`, `_parameters`, their
-hooks), which torch has had since 1.0, where it needs them.
+Names are here, for all others to import; attributes of modules and tensors, which are read where they are needed, are
+listed in `ATTRIBUTES`. tests/test_torch.py finds what is used and not here. What the operations use was checked with
+torch 2.10.0, 2.13 and 2.14.1, the rest with 2.13; tests/legs.sh runs that test on the oldest torch and the newest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functorch
 from torch.autograd import forward_ad as forward_ad
+from torch.nn.modules import batchnorm as _batchnorm
+from torch.nn.modules import conv as _conv
+from torch.nn.modules import dropout as _dropout
 from torch.nn.modules import module as _module
+from torch.utils import _pytree
+
+ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
+    nn.Module: (
+        "_modules",
+        "_parameters",
+        "_buffers",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "_compiled_call_impl",  # by Module.compile; torch.compile(module) gives another module, which has `_orig_mod`
+        "_apply",  # what `to`, `half` and the like call
+        "_load_from_state_dict",
+        "_save_to_state_dict",
+    ),
+    nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
+    Tensor: ("_version", "_backward_hooks", "_post_accumulate_grad_hooks"),
+}
+"""Attributes that are read, called or overridden, by the class that has them. A proxy of torch.fx that becomes an
+attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answers."""
+
+NormBase = _batchnorm._NormBase
+"""The base of all BatchNorms and InstanceNorms."""
+
+ConvTransposeNd = _conv._ConvTransposeNd
+DropoutNd = _dropout._DropoutNd
+
+tree_leaves: Callable[[Any], list[Any]] = _pytree.tree_leaves
+"""What containers hold, at any depth."""
+
+tree_map_only: Callable[[type, Callable[[Any], Any], Any], Any] = _pytree.tree_map_only
+"""The same containers, with a function applied to what is of a type."""
 
 # `forward_ad._current_level` is at least 0 inside of forward-mode differentiation. The hot paths read the attribute:
 # a call around it costs 50 ns.
@@ -37,6 +78,13 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 has_any_global_hook: Callable[[], bool] = _module._has_any_global_hook
 """Whether a hook is registered for every module."""
+
+
+def backend_compiler_failed() -> type[Exception]:
+    """What torch.compile raises where its backend fails. The import takes two seconds; torch.compile needs it, too."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return BackendCompilerFailed
 
 
 def is_differentiated(tensor: Tensor) -> bool:

@@ -4,15 +4,74 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels._torch import apply_of
+from sparsekernels._torch import ATTRIBUTES, apply_of
+
+PACKAGE = Path(sk.__file__).parent
+EXAMPLES: dict[type, object] = {
+    nn.Module: nn.Module(),
+    nn.Conv2d: nn.Conv2d(1, 1, 1),
+    Tensor: torch.zeros(1, requires_grad=True),
+}
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Of all files but the one that has torch's private names, with where they are."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name != "_torch.py":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                yield f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}", node
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_private_names_are_imported_in_one_file() -> None:
+    found = []
+    for place, node in nodes():
+        name = ""
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            name = ".".join([str(node.module), *(alias.name for alias in node.names)])
+        elif isinstance(node, ast.Import):
+            name = ".".join(alias.name for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+        root, *rest = name.split(".")
+        if root in ("torch", "nn", "F") and rest[:2] != ["ops", "sparsekernels"] and any(map(is_private, rest)):
+            found.append(f"{place}: {name}")
+    assert not found
+
+
+def test_private_attributes_are_listed() -> None:
+    """Those that are read, overridden, or named in a list of attributes; not fields of our own classes."""
+    read, overridden, own = set(), set(), set()
+    for _, node in nodes():
+        if isinstance(node, ast.Attribute):
+            of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+            (own if of_self and isinstance(node.ctx, ast.Store) else read).add((of_self, node.attr))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            read.add((False, node.value))
+        elif isinstance(node, ast.ClassDef):
+            overridden |= {one.name for one in node.body if isinstance(one, ast.FunctionDef)}
+    used = filter(is_private, overridden | {name for _, name in read - own})
+    used = {name for name in used if any(hasattr(one, name) for one in EXAMPLES.values())}
+    assert used == {name for names in ATTRIBUTES.values() for name in names}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES, ids=lambda kind: kind.__name__)
+def test_private_attributes_are_there(kind: type) -> None:
+    assert not [name for name in ATTRIBUTES[kind] if not hasattr(EXAMPLES[kind], name)]
 
 
 class _Scaled(torch.autograd.Function):

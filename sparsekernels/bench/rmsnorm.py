@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import sparsekernels
 
 from .. import dispatch, testing
+from .._torch import backend_compiler_failed
 from ..ops.rms_norm import reference
 from ..ops.rms_norm.implementations import RMS_NORM
 from ..timing import Effort
@@ -200,14 +201,12 @@ def _build(
 
 
 def _compile(case: Case, inputs: Sequence[Inputs], function: Function) -> _Built:
-    from torch._dynamo.exc import BackendCompilerFailed  # takes two seconds to import, and torch.compile needs it
-
     torch.compiler.reset()
     built = _build(case, inputs, torch.compile(function, dynamic=False))
     try:
         with built.context():
             built.call()
-    except BackendCompilerFailed as error:
+    except backend_compiler_failed() as error:
         raise Unavailable(f"torch.compile fails: {str(error).strip().splitlines()[0]}") from error
     return built
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from .._torch import is_any_autocast_enabled
+from .._torch import is_any_autocast_enabled, tree_leaves
 from ..nn.replacement import Replacement
 from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, kept, point_alike

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .._torch import tree_leaves, tree_map_only
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .report import Report

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from .._torch import ConvTransposeNd
 from ..checks import DTYPES
 from .agreement import differentiable, kept
 from .modules import has_hooks
@@ -28,7 +29,7 @@ KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 OTHERS = (
     torch.nn.Conv1d,
     torch.nn.Conv3d,
-    torch.nn.modules.conv._ConvTransposeNd,
+    ConvTransposeNd,
     torch.nn.Bilinear,
     torch.nn.RNNBase,
     torch.nn.RNNCellBase,

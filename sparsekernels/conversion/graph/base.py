@@ -17,7 +17,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..._torch import has_any_global_hook, is_jit_tracing
+from ..._torch import NormBase, has_any_global_hook, is_jit_tracing
 from ...dispatch import is_special
 from ..modules import is_plain
 from ..report import GraphObstacle
@@ -199,7 +199,7 @@ def assembled(
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether it does something else in training, where a graph may call it."""
-    return isinstance(module, nn.modules.batchnorm._NormBase) and is_plain(module)
+    return isinstance(module, NormBase) and is_plain(module)
 
 
 def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:

@@ -14,6 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
+from ..._torch import DropoutNd
 from ...ops.batch_norm.op import Act
 from ...ops.max_pool2d.op import max_pool2d
 from ..candidates import fused_of
@@ -45,7 +46,7 @@ def drop_identities(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> 
     for node in list(graph.nodes):
         if node.op == "call_module":
             module = modules[node.target]
-            is_identity = type(module) is nn.Identity or isinstance(module, nn.modules.dropout._DropoutNd)
+            is_identity = type(module) is nn.Identity or isinstance(module, DropoutNd)
             is_identity = is_identity and is_plain(module) and not module.training
         elif node.op == "call_function" and node.target in (F.dropout, F.dropout2d, F.alpha_dropout):
             training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)

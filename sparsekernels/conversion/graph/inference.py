@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from ..._torch import tree_map_only
 from ...nn.replacement import Replacement
 from ..report import GraphObstacle
 from .base import ONE_AT_A_TIME, Graph, Plan, assembled
