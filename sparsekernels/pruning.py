@@ -19,12 +19,15 @@ def mask(kind: str, shape: Sequence[int], sparsity: float, seed: int = 0) -> Ten
     """A random mask over a weight.
 
         kept = round(numel * (1 - sparsity))
+        odds[o, i] = 1                               "random"
+        odds[o, i] = exp(0.75 n[o]) exp(0.75 m[i])   "clustered": n and m standard normal
 
-    The weights that are kept are those whose draws from exponential distributions with the odds of `kind` are the
-    least, which is sampling without replacement.
+    The weights that are kept are those whose draws from exponential distributions with these odds, of the output and
+    input channel, are the least, which is sampling without replacement. In a clustered mask most channels are about as
+    dense as the whole weight, a few several times as dense, and a few nearly empty, as magnitude pruning leaves them.
 
     Args:
-        kind: One of `MASKS`.
+        kind: "random" or "clustered".
         shape: Of the weight: (out_channels, in_channels per group, ...).
         sparsity: The share of zeros, 0 to 1.
         seed: Of the draws.
@@ -32,14 +35,29 @@ def mask(kind: str, shape: Sequence[int], sparsity: float, seed: int = 0) -> Ten
     Returns:
         bool in `shape`, True where a weight is kept.
 
+    Raises:
+        ValueError: For another kind, a shape of less than two dimensions, or a sparsity outside of [0, 1].
+
     Source:
         Efraimidis & Spirakis 2006, "Weighted random sampling with a reservoir", Information Processing Letters 97(5).
     """
+    _check("mask", sparsity, kind, tuple(MASKS))
+    if len(shape) < 2:
+        raise ValueError(f"mask: expected shape (out_channels, in_channels, ...), got {list(shape)}")
     generator = torch.Generator().manual_seed(seed)
-    count = math.prod(shape)
-    kept = round(count * (1 - sparsity))
     draws = torch.empty(tuple(shape), dtype=torch.float64).exponential_(generator=generator)
-    return _least(draws / MASKS[kind](shape, generator), kept)
+    return _least(draws / MASKS[kind](shape, generator), _kept(math.prod(shape), sparsity))
+
+
+def _kept(count: int, sparsity: float) -> int:
+    return round(count * (1 - sparsity))
+
+
+def _check(op: str, sparsity: float, kind: str | None = None, kinds: Sequence[str] = ()) -> None:
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"{op}: expected kind to be {', '.join(map(repr, kinds))}, got {kind!r}")
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"{op}: expected sparsity from 0 to 1, got {sparsity:g}")
 
 
 def _least(values: Tensor, count: int) -> Tensor:
@@ -53,34 +71,12 @@ def _least(values: Tensor, count: int) -> Tensor:
     return result
 
 
-def random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """The odds of a mask in which every weight has the same.
-
-    Args:
-        shape: Of the weight.
-        generator: Unused.
-
-    Returns:
-        float64 [], one.
-    """
+def _random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.ones((), dtype=torch.float64)
 
 
-def clustered(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """The odds of a mask that is denser in some channels: those of the output channel times those of the input channel.
-
-        odds[o, i] = exp(0.75 n[o]) exp(0.75 m[i])   with n and m standard normal
-
-    Most channels are about as dense as the whole weight, a few several times as dense, and a few nearly empty, as
-    magnitude pruning leaves them.
-
-    Args:
-        shape: Of the weight.
-        generator: Of the draws.
-
-    Returns:
-        float64, broadcasts to `shape`.
-    """
+def _clustered(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """The odds of the output channel times those of the input channel."""
 
     def odds(*shape: int) -> Tensor:
         return torch.exp(SPREAD * torch.randn(*shape, generator=generator, dtype=torch.float64))
@@ -89,7 +85,7 @@ def clustered(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return odds(shape[0], 1, *after) * odds(1, shape[1], *after)
 
 
-MASKS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {"random": random, "clustered": clustered}
+MASKS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {"random": _random, "clustered": _clustered}
 """The kinds: of the weight's shape, the odds of each weight to be kept (broadcast to that shape)."""
 
 PRUNINGS = (*MASKS, "magnitude")
@@ -97,17 +93,21 @@ PRUNINGS = (*MASKS, "magnitude")
 
 
 def kept_weights(kind: str, weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
-    """The mask of a kind over a weight.
+    """The mask of a kind over a weight: that of `mask`, or of `largest`.
 
     Args:
-        kind: One of `PRUNINGS`.
+        kind: "random", "clustered" or "magnitude".
         weight: Any dense weight.
         sparsity: The share of zeros, 0 to 1.
         seed: Of the draws, where the kind is random.
 
     Returns:
-        bool, shape and device of `weight`, True where a weight is kept; as many are as in `mask`.
+        bool, shape and device of `weight`, True at round(numel * (1 - sparsity)) weights, which are kept.
+
+    Raises:
+        ValueError: For another kind, a sparsity outside of [0, 1], or a weight that the kind cannot take.
     """
+    _check("kept_weights", sparsity, kind, PRUNINGS)
     if kind == "magnitude":
         return largest(weight, sparsity)
     return mask(kind, weight.shape, sparsity, seed).to(weight.device)
@@ -122,8 +122,14 @@ def largest(weight: Tensor, sparsity: float) -> Tensor:
 
     Returns:
         bool, shape of `weight`, True at round(numel * (1 - sparsity)) weights.
+
+    Raises:
+        ValueError: For a sparsity outside of [0, 1], or a weight with NaN.
     """
-    return _least(-weight.detach().abs().contiguous(), round(weight.numel() * (1 - sparsity)))
+    _check("largest", sparsity)
+    if weight.isnan().any():
+        raise ValueError("largest: expected weight of numbers, got NaN among them")
+    return _least(-weight.detach().abs().contiguous(), _kept(weight.numel(), sparsity))
 
 
 def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
@@ -153,7 +159,7 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
 
     Args:
         model: Any module.
-        kind: One of `PRUNINGS`.
+        kind: "random", "clustered" or "magnitude".
         sparsity: The share of zeros, 0 to 1.
         seed: Of random masks.
 
@@ -161,15 +167,15 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
         The masks by module name: bool, True where a weight is kept.
 
     Raises:
-        ValueError: For another kind, or a sparsity outside of [0, 1].
+        ValueError: For another kind, a sparsity outside of [0, 1], or NaN to choose from by magnitude. Then nothing has
+            changed.
     """
-    if kind not in PRUNINGS:
-        raise ValueError(f"prune_: expected kind to be {', '.join(map(repr, PRUNINGS))}, got {kind!r}")
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"prune_: expected sparsity from 0 to 1, got {sparsity:g}")
-    masks = {}
-    for name, module in prunable(model):
-        kept = kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
-        masks[name] = kept
-        module.weight.masked_fill_(~kept, 0)
+    _check("prune_", sparsity, kind, PRUNINGS)
+    modules = dict(prunable(model))
+    masks = {
+        name: kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
+        for name, module in modules.items()
+    }
+    for name, kept in masks.items():
+        modules[name].weight.masked_fill_(~kept, 0)
     return masks

@@ -24,7 +24,7 @@ import pytest
 from torch import nn
 
 import sparsekernels as sk
-from sparsekernels import _environment, _library, pruning, timing
+from sparsekernels import _environment, _library, timing
 from sparsekernels.conversion import report
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +149,6 @@ def test_docstrings_are_taken_apart(make_api: ModuleType) -> None:
 
 
 BESIDE_THE_PAGE = (
-    (pruning, "sparsekernels.pruning"),
     (timing, "sparsekernels.timing"),
     (report, "sparsekernels.conversion.report"),
 )

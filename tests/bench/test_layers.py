@@ -13,7 +13,7 @@ import torch
 from test_cli import one_line, run
 from torch import Tensor, nn
 
-from sparsekernels import pruning, timing
+from sparsekernels import timing
 from sparsekernels.bench import layers, suite, worker
 from sparsekernels.bench.defaults import MEMORY_FORMATS
 from sparsekernels.bench.layers import Inputs, Layer
@@ -51,30 +51,6 @@ def measure(case: Case, selection: Selection) -> tuple[dict[str, Record], list[s
     session = worker.Session(CpuClock(), BRIEF, notes.append)
     found = worker.measure(layers.SUITE, case, layers.variants(case, selection), session)
     return {one.variant: one for one in found}, [note["text"] for note in notes]
-
-
-class TestMasks:
-    @pytest.mark.parametrize("kind", pruning.MASKS)
-    @pytest.mark.parametrize("shape", [(20, 30), (16, 8, 3, 3), (10, 1, 5, 5)], ids=str)
-    @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98])
-    def test_the_number_kept_is_exact_and_always_the_same(
-        self, kind: str, shape: tuple[int, ...], sparsity: float
-    ) -> None:
-        kept = pruning.mask(kind, shape, sparsity)
-        assert (kept.dtype, tuple(kept.shape)) == (torch.bool, shape)
-        assert kept.sum() == round(kept.numel() * (1 - sparsity))
-        assert torch.equal(kept, pruning.mask(kind, shape, sparsity))
-        if sparsity > 0:
-            assert not torch.equal(kept, pruning.mask(kind, shape, sparsity, seed=1))
-
-    def test_clustered_is_uneven_over_rows_and_input_channels(self) -> None:
-        shape, sparsity = (128, 128, 3, 3), 0.9
-        for dims in ((1, 2, 3), (0, 2, 3)):
-            spread = {
-                kind: pruning.mask(kind, shape, sparsity).double().mean(dims).std().item() for kind in pruning.MASKS
-            }
-            assert spread["random"] < 0.015
-            assert spread["clustered"] > 0.04
 
 
 class TestCases:

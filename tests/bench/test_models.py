@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsekernels import pruning
 from sparsekernels.bench import models, suite
 from sparsekernels.bench.models import MODELS
 from sparsekernels.pruning import PRUNINGS, prunable, prune_
@@ -225,14 +224,6 @@ class TestUse:
 
 
 class TestPruning:
-    def test_what_is_prunable(self) -> None:
-        net = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8)
-        )
-        net.add_module("inner", nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Conv1d(2, 2, 1)))
-        assert [name for name, _ in prunable(net)] == ["0", "1", "inner.0"]
-        assert dict(prunable(net))["inner.0"] is net.inner[0]
-
     @pytest.mark.parametrize("kind", PRUNINGS)
     @pytest.mark.parametrize("sparsity", [0.9, 0.503])
     @pytest.mark.parametrize("name", ["lenet-5-caffe", "wrn-28-2", "efficientnet-lite0"])
@@ -252,46 +243,6 @@ class TestPruning:
         assert all(torch.equal(after[key], value) for key, value in before.items())
         assert ("blocks.0.depthwise_conv.weight" in before) == (name == "efficientnet-lite0")
         assert all(type(parameter) is nn.Parameter and parameter.requires_grad for parameter in net.parameters())
-
-    @pytest.mark.parametrize("kind", pruning.MASKS)
-    def test_seeds_and_layers_have_masks_of_their_own(self, kind: str) -> None:
-        one, two, other = (prune_(fresh("wrn-28-2"), kind, 0.8, seed) for seed in (0, 0, 1))
-        assert all(torch.equal(one[name], two[name]) for name in one)
-        assert not any(torch.equal(one[name], other[name]) for name in one)
-        alike = [kept for name, kept in one.items() if kept.shape == (32, 32, 3, 3)]
-        assert len(alike) == 7
-        assert len({tuple(kept.flatten().tolist()) for kept in alike}) == 7
-
-    def test_a_mask_does_not_depend_on_other_layers(self) -> None:
-        net = fresh("lenet-5-caffe")
-        expected = prune_(net, "random", 0.5)["fc3"]
-        net.conv1 = nn.Identity()
-        assert torch.equal(prune_(net, "random", 0.5)["fc3"], expected)
-
-    def test_of_equal_magnitudes_the_first_are_kept(self) -> None:
-        net = nn.Linear(3, 2)
-        with torch.no_grad():
-            net.weight.copy_(torch.tensor([[1.0, -2.0, 2.0], [-1.0, 1.0, -3.0]]))
-        assert prune_(net, "magnitude", 1 / 3)[""].tolist() == [[True, True, True], [False, False, True]]
-
-    @pytest.mark.parametrize("kind", PRUNINGS)
-    def test_all_and_nothing(self, kind: str) -> None:
-        for sparsity, kept in ((0, 6), (1, 0)):
-            assert prune_(net := nn.Linear(3, 2), kind, sparsity)[""].sum() == kept == net.weight.count_nonzero()
-
-    @pytest.mark.parametrize(
-        ("kind", "sparsity", "message"),
-        [
-            ("even", 0.5, "expected kind to be 'random', 'clustered', 'magnitude', got 'even'"),
-            ("random", 90, "expected sparsity from 0 to 1, got 90"),
-            ("magnitude", -0.1, "expected sparsity from 0 to 1, got -0.1"),
-        ],
-    )
-    def test_bad_arguments(self, kind: str, sparsity: float, message: str) -> None:
-        net = nn.Linear(3, 2)
-        with pytest.raises(ValueError, match=message):
-            prune_(net, kind, sparsity)
-        assert net.weight.all()
 
 
 class TestTrainedWeights:
