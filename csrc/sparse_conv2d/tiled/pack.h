@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Reads tensors into vectors and writes them back. Compiled once per instruction set, as vec.h is.
+// Packs tensors into vectors and unpacks them. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include "base/dtype.h"
@@ -160,7 +160,7 @@ inline void unpack_chunk(
 
 // 16 columns of every lane's row at a time, transposed to one vector a column.
 template <class T, bool kPacks>
-void transfer_columns(const PackCall& t) {
+void pack_or_unpack_columns(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   const Extent rows(t.row_begin, t.row_end, t.rows), columns(t.column_begin, t.column_end, t.columns);
   const CommonRows common(t);
@@ -194,7 +194,7 @@ void transfer_columns(const PackCall& t) {
 
 // 16 channels of every lane's pixel at a time, transposed to one vector in each of 16 planes.
 template <class T, bool kPacks>
-void transfer_channels(const PackCall& t) {
+void pack_or_unpack_channels(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t y = 0; y < t.rows; ++y) {
     const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
@@ -242,7 +242,7 @@ void transfer_channels(const PackCall& t) {
 
 // The 16 lanes are neighbors in the tensor: nothing to transpose.
 template <class T, bool kPacks>
-void transfer_lanes(const PackCall& t) {
+void pack_or_unpack_lanes(const PackCall& t) {
   T* const data = static_cast<T*>(t.data) + t.lane[0];
   int64_t begin = 0, end = t.columns;  // inside the image for every lane
   for (int j = 0; j < kLanes; ++j) {
@@ -284,7 +284,7 @@ void transfer_lanes(const PackCall& t) {
 
 // Any strides, one element after another.
 template <class T, bool kPacks>
-void transfer_scattered(const PackCall& t) {
+void pack_or_unpack_scattered(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t c = 0; c < t.channels; ++c) {
     const float bias = !kPacks && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f;
@@ -314,22 +314,22 @@ void transfer_scattered(const PackCall& t) {
 }
 
 template <class T, bool kPacks>
-void transfer(const PackCall& t) {
+void pack_or_unpack(const PackCall& t) {
   switch (t.order) {
     case VectorOrder::kColumns:
-      return transfer_columns<T, kPacks>(t);
+      return pack_or_unpack_columns<T, kPacks>(t);
     case VectorOrder::kChannels:
-      return transfer_channels<T, kPacks>(t);
+      return pack_or_unpack_channels<T, kPacks>(t);
     case VectorOrder::kLanes:
-      return transfer_lanes<T, kPacks>(t);
+      return pack_or_unpack_lanes<T, kPacks>(t);
     case VectorOrder::kScattered:
-      return transfer_scattered<T, kPacks>(t);
+      return pack_or_unpack_scattered<T, kPacks>(t);
   }
 }
 
 template <class T>
 constexpr PackKernels pack_kernels_of() {
-  return {.pack = transfer<T, true>, .unpack = transfer<T, false>};
+  return {.pack = pack_or_unpack<T, true>, .unpack = pack_or_unpack<T, false>};
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ const PackKernels& pack_kernels(DType dtype) {
   return cpu_kernels().tiled_pack[static_cast<int>(dtype)];
 }
 
-void transfer(
+void pack_or_unpack(
     void (*run)(const PackCall&), const Plan& plan, const Side& side, const WorkItem& work_item, int64_t channel,
     int64_t channels, const Planes& planes, const PackedEpilogue& packed) {
   const LaneGrid& lanes = plan.lanes;

@@ -20,7 +20,7 @@ struct WorkItem {
 
 WorkItem work_item_at(const Plan& plan, int64_t group, int64_t index);
 
-// One side of the lattice, as the transfers between tensor and vectors see it.
+// One side of the lattice, as packing and unpacking see it.
 struct Side {
   const Activation* tensor;
   bool tensor_is_dest;
@@ -42,8 +42,9 @@ struct Planes {
 
 const PackKernels& pack_kernels(DType dtype);
 
-// Every channel in [channel, channel + channels) of the work item, one lane group after another.
-void transfer(
+// Packs or unpacks, as `run` does, every channel in [channel, channel + channels) of the work item, one lane group
+// after another.
+void pack_or_unpack(
     void (*run)(const PackCall&), const Plan& plan, const Side& side, const WorkItem& work_item, int64_t channel,
     int64_t channels, const Planes& planes, const PackedEpilogue& packed);
 
