@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Sixteen elements of any dtype as one vector of floats, and sixteen such vectors transposed. Compiled once per
+// A vector of elements of any dtype as floats, and kLanes such vectors transposed. Compiled once per
 // instruction set, as vec.h is.
 #pragma once
 
@@ -12,7 +12,7 @@
 namespace sparsekernels {
 namespace {
 
-// 16 elements of T as floats. A masked access touches only the elements whose bit is set.
+// A vector of elements of T as floats. A masked access touches only the elements whose bit is set.
 template <class T>
 struct Vec16 {
   static Vec<float> load(const T* from) {

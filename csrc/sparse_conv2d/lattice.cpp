@@ -153,7 +153,7 @@ void merge_positions(Lattice& lattice) {
   lattice.size[1] = lattice.dest.size[3];
 }
 
-// A lane may be an image, a region of one, or every sixteenth pixel. All of them compute the same; what differs is how
+// A lane may be an image, a region of one, or every kLanes-th pixel. All of them compute the same; what differs is how
 // many lanes stay empty, and what packing costs.
 LaneGrid choose_lanes(const Lattice& lattice) {
   const int64_t batch = lattice.source.size[0], height = lattice.size[0], width = lattice.size[1];

@@ -77,13 +77,13 @@ inline void store_lanes(Vec<float> value, float* to, uint32_t lanes) {
   }
 }
 
-// Of the sixteen elements from `at` on, those that the plane has.
+// Of the vector of elements from `at` on, the lanes that the plane has.
 inline uint32_t lanes_of(int64_t at, int64_t plane) {
   return plane - at >= kLanes ? kAllLanes : (1u << (plane - at)) - 1;
 }
 
 // Calls body(offset of the tensor, offset of the words, lanes) for all of a channel that lies in images [begin, end)
-// and elements [from, to) of the planes; from is a multiple of 16.
+// and elements [from, to) of the planes; from is a multiple of kLanes.
 template <class Body>
 inline void each_vec16(
     const BatchNormSpace& space, int64_t channel, int64_t begin, int64_t end, int64_t from, int64_t to, Body body) {
@@ -121,7 +121,7 @@ inline double wide_sum(Vec<float> a) {
   return result;
 }
 
-// A sum of sixteen sums, in double: what is left is the rounding of what is added.
+// A sum for each lane, in double: what is left is the rounding of what is added.
 class WideSum {
  public:
 #if defined(SPARSEKERNELS_AVX512)
@@ -150,7 +150,7 @@ class WideSum {
 #endif
 };
 
-constexpr int64_t kInFirstCache = 1024;  // elements
+constexpr int64_t kInL1 = 1024;  // elements
 constexpr int64_t kSummedInFloat = 256;
 
 struct Moments {
@@ -162,7 +162,7 @@ struct Moments {
 inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
   const int64_t ahead = call.space.channels * call.space.plane;  // the next image: the processor does not look so far
   double count = 0, mean = 0, squares = 0;
-  each_chunk<kInFirstCache>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
+  each_chunk<kInL1>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
     each_vec16(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
       fetch(call.source + at, ahead);
@@ -257,7 +257,7 @@ void batch_norm_forward(const BatchNormForward& call, int64_t begin, int64_t end
   }
 }
 
-// The gradients that pass, scaled, of sixteen elements.
+// The gradients that pass, scaled, of a vector of elements.
 inline Vec<float> passed(const BatchNormBackward& call, Vec<float> scale, int64_t at, int64_t word, uint32_t lanes) {
   const Vec<float> gradient = Vec16<float>::load(call.gradient + at, lanes) * scale;
   return call.kept == nullptr ? gradient : only(call.kept[word], gradient);

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Random numbers from a counter: Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"),
-// sixteen counters at a time. Compiled once per instruction set, as vec.h is.
+// a vector of counters at a time. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace sparsekernels {
 namespace {
 
-// 16 unsigned numbers.
+// A vector of unsigned numbers.
 struct Words {
   uint32_t lanes[kLanes];
 };

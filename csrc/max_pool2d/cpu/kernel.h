@@ -102,7 +102,7 @@ inline Vec<float> largest_of_quads(const T* from, int64_t next_row, int64_t next
   return larger({_mm512_permutex2var_ps(low.v, evens, high.v)}, {_mm512_permutex2var_ps(low.v, odds, high.v)});
 }
 
-// Whether results lie side by side from plane to plane, and sixteen of them are those of whole planes, or a part of
+// Whether results lie side by side from plane to plane, and a vector of them is those of whole planes, or a part of
 // one.
 inline bool pools_small_planes(const MaxPool2d& t) {
   constexpr int64_t kSmallWidth = 8;
@@ -114,7 +114,7 @@ inline bool pools_small_planes(const MaxPool2d& t) {
          (kLanes % results == 0 || results % kLanes == 0) && elements < int64_t{1} << 24;
 }
 
-// A row of a small plane would leave most of a vector empty: sixteen results at a time, gathered.
+// A row of a small plane would leave most of a vector empty: a vector of results at a time, gathered.
 inline void pool_small_planes(const MaxPool2d& t, int64_t begin, int64_t end) {
   const int64_t results = t.dest_size[0] * t.dest_size[1], elements = t.source_size[0] * t.source_size[1];
   const float* const source = static_cast<const float*>(t.source);

@@ -140,7 +140,7 @@ inline bool alternates(const PackCall& t) {
          plane_order(t.vector_stride) == PlaneOrder::kPlanar;
 }
 
-// Sixteen lanes of a vector and sixteen channels at a time.
+// The lanes of a vector and as many channels at a time.
 template <class T, bool kInterleaved>
 void pack_channels(const PackCall& t) {
   const int64_t images = t.images;

@@ -83,8 +83,8 @@ inline void clear_outside(const PackCall& t, const Extent& rows, const Extent& c
 struct ColumnChunk {
   int64_t first;
   int count;
-  bool whole;     // every lane has all sixteen
-  bool adjacent;  // sixteen vectors side by side
+  bool whole;     // every lane has all of them
+  bool adjacent;  // their vectors lie side by side
   uint32_t masks[kLanes];
   int64_t at[kLanes];  // of each column's vector in a row; negative: not held
 
@@ -176,7 +176,7 @@ void pack_or_unpack_columns(const PackCall& t) {
         if (row < 0) continue;
         float* const vectors = t.vectors + c * t.plane_channel + row;
         T* const from = data + c * t.channel_stride + y * t.row_stride;
-        // The next row, or the next channel's first: sixteen streams are more than the processor follows by itself.
+        // The next row, or the next channel's first: kLanes streams are more than the processor follows by itself.
         const int64_t ahead = y + 1 < rows.end ? t.row_stride : t.channel_stride - (y - rows.begin) * t.row_stride;
         const bool inside = y >= common.begin && y < common.end;
         for (int i = 0; i < held; ++i) {
