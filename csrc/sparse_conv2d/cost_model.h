@@ -40,7 +40,7 @@ constexpr double kMostKernelNonzeros = 2600;
 
 // A multiply-add; the load of its vector, times that of one across a border between two cache lines; what comes up
 // from L2.
-constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kFetch = 0.12;
+constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kL2Load = 0.12;
 // A vector across a border touches so many cache lines more.
 constexpr double kUnalignedLines = 0.9;
 // Rows of a plane of at most so many floats: those above are still in L1.
@@ -52,7 +52,7 @@ constexpr double kWriteDirect = 1, kWriteChannels = 6, kWriteColumns = 3.3, kWri
 
 // Vectors of several interleaved images: beyond so many their planes are too large.
 constexpr int64_t kMostInterleavedVectors = 64;
-// Vectors of a work item that are worth fetching the code for.
+// Vectors of a work item that are worth loading the code for.
 constexpr int64_t kEnoughItemVectors = 24;
 // Strips across have at least so many columns, and strips down so many rows.
 constexpr int64_t kFewestStripColumns = 64, kFewestStripRows = 4;
@@ -76,7 +76,7 @@ constexpr int64_t kMostOverBudget = 4;
 
 // Vectors of a run. More rows share a column's vector; more vectors share what adding up the lanes costs, some 1.5
 // cycles a nonzero, where a vector that comes up from L2 costs two: hence the ratio.
-constexpr double kFewestRunVectors = 4, kManyRunVectors = 8, kMostRunVectors = 16, kLanesToFetch = 0.75;
+constexpr double kFewestRunVectors = 4, kManyRunVectors = 8, kMostRunVectors = 16, kLaneSumToL2Load = 0.75;
 // So far may slices exceed L1, rather than being one more.
 constexpr double kSliceTolerance = 0.1;
 
@@ -111,8 +111,8 @@ constexpr int64_t kVectorsPercentOfL2 = 60;
 constexpr double kForwardNonzero = 2, kForwardRunVector = 4.5, kForwardRun = 12;
 // Weight gradient: sums are added up, and 16 vectors transposed to one, for each nonzero.
 constexpr double kWeightGradientNonzero = 9, kWeightGradientRunVector = 2, kWeightGradientRun = 24;
-// A vector of a panel that is fetched into L1 for all rows.
-constexpr double kFetch = 3;
+// A vector of a panel that comes up from L2 into L1, once for all rows.
+constexpr double kL2Load = 3;
 
 constexpr int64_t kMostChunks = 4;
 constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
@@ -130,7 +130,7 @@ namespace chain {
 constexpr int64_t kTensorsPercentOfL2 = 50;
 // The reach of the L2 TLB: 2048 pages of 4 KB. Less than what a thread keeps from call to call (Workspace::kMostKept).
 constexpr int64_t kMostBytes = int64_t{8} << 20;
-// Half of what a nonzero has, value included: the rest is fetched in time.
+// Half of what a nonzero has, value included: the rest is prefetched in time.
 constexpr double kCodeBytes = 7;
 // Images are interleaved so that so many threads have something to do.
 constexpr int64_t kThreads = 4;

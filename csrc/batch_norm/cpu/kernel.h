@@ -106,9 +106,9 @@ inline void each_chunk(const BatchNormSpace& space, Body body) {
   }
 }
 
-// Ask for what lies so many elements on, which may be behind the end.
-inline void fetch(const float* from, int64_t ahead) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead) * sizeof(float);
+// Prefetches what lies so many elements on, which may be behind the end.
+inline void prefetch(const float* from, int64_t distance) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(distance) * sizeof(float);
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
 }
 
@@ -160,12 +160,13 @@ struct Moments {
 // Mean and variance of each chunk around its own mean, merged (Chan, Golub & LeVeque, 1979): one pass through memory,
 // and no cancellation.
 inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
-  const int64_t ahead = call.space.channels * call.space.plane;  // the next image: the processor does not look so far
+  // The next image: the processor does not look so far.
+  const int64_t prefetch_distance = call.space.channels * call.space.plane;
   double count = 0, mean = 0, squares = 0;
   each_chunk<kInL1>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
     each_vec16(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
-      fetch(call.source + at, ahead);
+      prefetch(call.source + at, prefetch_distance);
       total = total + Vec16<float>::load(call.source + at, lanes);
     });
     // around what is nearly the mean; what that is off by follows from the sum of the differences
@@ -271,13 +272,13 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     const float mean = call.statistics[channel];
     const double rate = call.statistics[2 * space.channels + channel];
     const Vec<float> shift = Vec<float>::broadcast(-mean);
-    const int64_t ahead = space.channels * space.plane;
+    const int64_t prefetch_distance = space.channels * space.plane;
     WideSum gradient_sum, product_sum, difference_sum;  // products with, and differences, source - mean
     each_chunk<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
       Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero(), off = Vec<float>::zero();
       each_vec16(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
-        fetch(call.gradient + at, ahead);
-        fetch(call.source + at, ahead);
+        prefetch(call.gradient + at, prefetch_distance);
+        prefetch(call.source + at, prefetch_distance);
         const Vec<float> gradient = passed(call, scale, at, word, lanes);
         if (call.residual != nullptr) store_lanes(gradient, call.residual + at, lanes);
         one = one + gradient;

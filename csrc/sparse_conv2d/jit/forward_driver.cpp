@@ -143,15 +143,15 @@ void run_forward_item(
         const KernelEntry* const next = &entry + 1 < kernels.end() ? &entry + 1 : &entry;
         const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
         const int64_t code_lines = divide_up(next->bytes, kLineBytes);
-        int64_t fetched = 0, run = 0;
+        int64_t prefetched = 0, run = 0;
         for (int64_t b = 0; b < work_item.microbatches; ++b) {
           const float* const from = planes + b * planes_microbatch + panel * plan.panel_channels * plan.channel_floats;
           float* to = sums + residue * layout.residue + b * layout.microbatch + within * kLanes;
           float* const dest = direct_to(lattice, planned, work_item, b, row);
           const float* const residual = residual_at(lattice, planned, packed, work_item, b, row);
           for (int64_t vector = 0; vector < vectors; ++vector, to += vector_stride) {
-            const int64_t fetch_until = code_lines * ++run / (work_item.microbatches * vectors);
-            for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * kLineBytes, 0, 2);
+            const int64_t prefetch_until = code_lines * ++run / (work_item.microbatches * vectors);
+            for (; prefetched < prefetch_until; ++prefetched) __builtin_prefetch(code + prefetched * kLineBytes, 0, 2);
             next_source.prefetch(source_each);
             next_results.prefetch(results_each);
             if (residual != nullptr) {

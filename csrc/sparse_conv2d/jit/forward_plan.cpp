@@ -75,8 +75,8 @@ double forward_cost(const Lattice& lattice, const ForwardPlan& plan, double nonz
       loads_of(density, rows) * (plane_order(plan.vector_stride) == PlaneOrder::kInterleaved ? 1 : kUnalignedLoad);
   // the vectors above are still in L1, unless rows are long
   const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
-  const double fetched = static_cast<double>(plan.phases * above) / (taps * rows * density);
-  const double product = kMultiplyAdd + kLoad * loads + kFetch * fetched;
+  const double l2_loads = static_cast<double>(plan.phases * above) / (taps * rows * density);
+  const double product = kMultiplyAdd + kLoad * loads + kL2Load * l2_loads;
 
   const double microbatches = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
   const double vectors = microbatches * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));

@@ -81,7 +81,8 @@ void run_weight_gradient_item(
     }
     const int64_t turns = series * runs * kernels.sets(work_item.group, slice, slice + 1);
     prefetch.grad_lines = divide_up(prefetch.grads.lines(), turns);
-    WeightGradientPrefetch* const fetched = prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
+    WeightGradientPrefetch* const prefetch_if_any =
+        prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
     float* const own_sums = sums + kernels.slots_before(work_item.group, slice);
     for (int64_t s = 0; s < series; ++s) {
       for (int64_t run = 0; run < runs; ++run) {
@@ -89,7 +90,7 @@ void run_weight_gradient_item(
         kernel(
             planes + s * plan.microbatch_floats + vector * plan.vector_stride,
             grads + s * plan.grad_microbatch_floats + vector * plan.grad_vector_stride, own_sums,
-            masks.empty() ? nullptr : &masks[static_cast<size_t>(vector * kMaskStride)], count, fetched);
+            masks.empty() ? nullptr : &masks[static_cast<size_t>(vector * kMaskStride)], count, prefetch_if_any);
       }
     }
   }

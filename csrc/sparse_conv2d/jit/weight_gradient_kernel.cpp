@@ -86,11 +86,11 @@ uint64_t address_of(void (*function)(WeightGradientPrefetch*) noexcept) {
 // What every register set ends with, and the next one begins with: a function that they call.
 void write_turn(bool masked, Assembler& code) {
   // Every run goes through the code of all slices: it comes up early enough from wherever it is.
-  constexpr int32_t kBytesAhead = 2048;
+  constexpr int32_t kPrefetchDistance = 2048;  // bytes
   constexpr int kLinesOfSet = 6;
   constexpr Gpr kReturn = x86::rax;
   code.mov(kReturn, Mem(x86::rsp, 0));
-  for (int i = 0; i < kLinesOfSet; ++i) code.prefetcht1(Mem(kReturn, kBytesAhead + kLineBytes * i));
+  for (int i = 0; i < kLinesOfSet; ++i) code.prefetcht1(Mem(kReturn, kPrefetchDistance + kLineBytes * i));
   const auto set_mask = [&](int mask, uint32_t lanes) {
     code.mov32(x86::rax, lanes);
     code.kmovw(Mask(mask), x86::rax);

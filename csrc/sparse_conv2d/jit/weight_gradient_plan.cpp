@@ -22,7 +22,8 @@ double density_of(const Lattice& lattice, int64_t nonzeros) {
 void choose_runs(const Lattice& lattice, WeightGradientPlan& plan, double density) {
   using namespace cost::weight_gradient;
   const double held = static_cast<double>(caches().l1_lines);
-  const double best = std::min(kManyRunVectors, std::max(kFewestRunVectors, std::sqrt(kLanesToFetch * held * density)));
+  const double best =
+      std::min(kManyRunVectors, std::max(kFewestRunVectors, std::sqrt(kLaneSumToL2Load * held * density)));
   const double rows = static_cast<double>(lattice.dest_channels);
   plan.slices = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(rows * best / held - kSliceTolerance)));
   plan.slice_rows = divide_up(lattice.dest_channels, plan.slices);

@@ -31,7 +31,8 @@ inline __attribute__((always_inline)) void multiply_add(
 
 template <int R, int W>
 void forward_tile(const ForwardTile& call) {
-  constexpr int kFetched = R == 1 && W > 4 ? 4 : W, kFetches = R == 1 ? (W + kFetched - 1) / kFetched : R;
+  constexpr int kPrefetchedVectors = R == 1 && W > 4 ? 4 : W,
+                kPrefetches = R == 1 ? (W + kPrefetchedVectors - 1) / kPrefetchedVectors : R;
   const float* planes[R];
   for (int r = 0; r < R; ++r) planes[r] = call.planes + call.plane_rows[r];
   const int32_t* offsets = call.offsets;
@@ -62,11 +63,11 @@ void forward_tile(const ForwardTile& call) {
     }
     // Meanwhile the next run's sums come up from L2, a few vectors for each nonzero.
     const float* next = call.sums + run[run + 1 < last].row * call.sums_pattern_row;
-    const int64_t prefetched = k + 1 + kFetches < end ? k + 1 + kFetches : end;
+    const int64_t prefetched = k + 1 + kPrefetches < end ? k + 1 + kPrefetches : end;
     for (++k; k < prefetched; ++k) {
 #pragma GCC unroll 28
-      for (int w = 0; w < kFetched; ++w) __builtin_prefetch(next + w * kLanes);
-      next += R == 1 ? kFetched * kLanes : row;
+      for (int w = 0; w < kPrefetchedVectors; ++w) __builtin_prefetch(next + w * kLanes);
+      next += R == 1 ? kPrefetchedVectors * kLanes : row;
       multiply_add<R, W>(planes, offsets[k], values[k], sum);
     }
     for (; k < end; ++k) multiply_add<R, W>(planes, offsets[k], values[k], sum);
@@ -119,7 +120,8 @@ inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
 template <int R, int W>
 void weight_gradient_tile(const WeightGradientTile& call) {
   constexpr int kChains = R * W < 3 ? R * W : 3;
-  constexpr int kFetched = R == 1 && W > 4 ? 4 : W, kFetches = R == 1 ? (W + kFetched - 1) / kFetched : R;
+  constexpr int kPrefetchedVectors = R == 1 && W > 4 ? 4 : W,
+                kPrefetches = R == 1 ? (W + kPrefetchedVectors - 1) / kPrefetchedVectors : R;
   alignas(64) float vectors[kLanes][kLanes];
   const float* planes[R];
   for (int r = 0; r < R; ++r) planes[r] = call.planes + call.plane_rows[r];
@@ -136,12 +138,12 @@ void weight_gradient_tile(const WeightGradientTile& call) {
       for (int w = 0; w < W; ++w) grad[r][w] = Vec<float>::load(grads + r * call.grads_row + w * kLanes);
     }
     const float* next = call.grads + run[run + 1 < last].row * call.grads_pattern_row;
-    const int64_t prefetched = run->begin + kFetches < run->end ? run->begin + kFetches : run->end;
+    const int64_t prefetched = run->begin + kPrefetches < run->end ? run->begin + kPrefetches : run->end;
     for (int64_t k = run->begin; k < run->end; ++k) {
       if (k < prefetched) {
 #pragma GCC unroll 28
-        for (int w = 0; w < kFetched; ++w) __builtin_prefetch(next + w * kLanes);
-        next += R == 1 ? kFetched * kLanes : call.grads_row;
+        for (int w = 0; w < kPrefetchedVectors; ++w) __builtin_prefetch(next + w * kLanes);
+        next += R == 1 ? kPrefetchedVectors * kLanes : call.grads_row;
       }
       const int64_t offset = offsets[k];
       Vec<float> chain[kChains];

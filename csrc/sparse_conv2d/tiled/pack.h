@@ -105,13 +105,14 @@ constexpr int kChunks = 16;  // of a row that are described at a time
 
 template <class T>
 inline void pack_chunk(
-    const PackCall& t, const ColumnChunk& chunk, const T* from, int64_t y, bool inside, int64_t ahead, float* vectors) {
+    const PackCall& t, const ColumnChunk& chunk, const T* from, int64_t y, bool inside, int64_t prefetch_distance,
+    float* vectors) {
   Vec<float> square[kLanes];
   if (inside && chunk.whole) {
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
       square[j] = Vec16<T>::load(from + t.lane[j]);
-      __builtin_prefetch(from + t.lane[j] + ahead);
+      __builtin_prefetch(from + t.lane[j] + prefetch_distance);
     }
   } else {
     for (int j = 0; j < kLanes; ++j) {
@@ -131,8 +132,8 @@ inline void pack_chunk(
 
 template <class T>
 inline void unpack_chunk(
-    const PackCall& t, const ColumnChunk& chunk, T* to, int64_t y, bool inside, int64_t ahead, const float* vectors,
-    Vec<float> bias) {
+    const PackCall& t, const ColumnChunk& chunk, T* to, int64_t y, bool inside, int64_t prefetch_distance,
+    const float* vectors, Vec<float> bias) {
   Vec<float> square[kLanes];
   if (chunk.adjacent) {
 #pragma GCC unroll 16
@@ -146,7 +147,7 @@ inline void unpack_chunk(
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
       Vec16<T>::store(finished(t.epilogue, square[j], to + t.lane[j]), to + t.lane[j]);
-      __builtin_prefetch(to + t.lane[j] + ahead, 1);
+      __builtin_prefetch(to + t.lane[j] + prefetch_distance, 1);
     }
   } else {
     for (int j = 0; j < kLanes; ++j) {
@@ -177,14 +178,15 @@ void pack_or_unpack_columns(const PackCall& t) {
         float* const vectors = t.vectors + c * t.plane_channel + row;
         T* const from = data + c * t.channel_stride + y * t.row_stride;
         // The next row, or the next channel's first: kLanes streams are more than the processor follows by itself.
-        const int64_t ahead = y + 1 < rows.end ? t.row_stride : t.channel_stride - (y - rows.begin) * t.row_stride;
+        const int64_t prefetch_distance =
+            y + 1 < rows.end ? t.row_stride : t.channel_stride - (y - rows.begin) * t.row_stride;
         const bool inside = y >= common.begin && y < common.end;
         for (int i = 0; i < held; ++i) {
           const ColumnChunk& chunk = chunks[i];
           if (kPacks) {
-            pack_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, vectors);
+            pack_chunk<T>(t, chunk, from + chunk.first, y, inside, prefetch_distance, vectors);
           } else {
-            unpack_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, vectors, bias);
+            unpack_chunk<T>(t, chunk, from + chunk.first, y, inside, prefetch_distance, vectors, bias);
           }
         }
       }

@@ -19,15 +19,14 @@ struct TileChoice {
 
 // Load slots for each multiply-add, of which a processor has two in a cycle. A run is the nonzeros that one pattern row
 // has in one panel of channels: each of them costs a vector for each of the tile's, and two loads of its own; the run
-// brings the tile's sums up from L2 and sends them back. A panel is fetched into L1 once for
-// all rows.
+// brings the tile's sums up from L2 and sends them back. A panel comes up into L1 once for all rows.
 double tile_cost(double vectors, double nonzeros, double panel_vectors, double rows, TileKind kind) {
   using namespace cost::tiled;
-  const double fma = nonzeros * vectors, fetch = kFetch * panel_vectors / rows;
+  const double fma = nonzeros * vectors, l2_loads = kL2Load * panel_vectors / rows;
   if (kind == TileKind::kForward)
-    return (nonzeros * (vectors + kForwardNonzero) + kForwardRunVector * vectors + kForwardRun + fetch) / fma;
+    return (nonzeros * (vectors + kForwardNonzero) + kForwardRunVector * vectors + kForwardRun + l2_loads) / fma;
   return (nonzeros * (vectors + kWeightGradientNonzero) + kWeightGradientRunVector * vectors + kWeightGradientRun +
-          fetch) /
+          l2_loads) /
          fma;
 }
 
