@@ -25,7 +25,7 @@ inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
+// Even parts: 16 in parts of at most 7 is 3 of at most 6.
 inline int64_t evened(int64_t count, int64_t most) {
   return divide_up(count, divide_up(count, most));
 }

@@ -68,7 +68,7 @@ inline Vec<float> largest_of_rows(const T* plane, int64_t width, int64_t first, 
 }
 
 // 16 results of a stride of 2 along the row, straight from the source: even and odd columns of the same loads. A
-// row of largest ones in memory would be loaded again at once in other pieces than it was stored in.
+// row of largest ones in memory would be loaded again at once, across the vectors that were stored.
 template <class T>
 inline Vec<float> largest_of_pairs(const MaxPool2d& t, const T* plane, int64_t first, int64_t last, int64_t column) {
   const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);

@@ -198,17 +198,17 @@ void gather(const std::vector<int32_t>& order, const void* from, int64_t begin, 
 
 }  // namespace
 
-void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body) {
-  constexpr int64_t kSerial = 1 << 16, kPiece = 4096;
+void parallel_for_nonzeros(int64_t count, const Threads& threads, const ParallelBody& body) {
+  constexpr int64_t kSerial = 1 << 16, kGrain = 4096;
   if (count < kSerial) return body(0, count);
-  threads.run(divide_up(count, kPiece), [&](int64_t begin, int64_t end) {
-    body(begin * kPiece, std::min(count, end * kPiece));
+  threads.run(divide_up(count, kGrain), [&](int64_t begin, int64_t end) {
+    body(begin * kGrain, std::min(count, end * kGrain));
   });
 }
 
 void gather_elements(
     const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, void* to) {
-  for_pieces(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
+  parallel_for_nonzeros(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
     if (dtype == DType::kFloat32) return gather(order, from, begin, end, static_cast<float*>(to));
     gather(order, from, begin, end, static_cast<uint16_t*>(to));
   });
@@ -219,7 +219,7 @@ void arrange_values(
     float* values) {
   if (dtype == DType::kFloat32) return gather_elements(order, from, dtype, threads, values);
   uint16_t* const halves = reinterpret_cast<uint16_t*>(narrow);
-  for_pieces(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
+  parallel_for_nonzeros(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
     gather(order, from, begin, end, halves);
     cpu_kernels().widen(halves + begin, end - begin, dtype, values + begin);
   });
@@ -257,10 +257,10 @@ void forward(
     const std::vector<int32_t>& order, const PackedEpilogue& packed, const Threads& threads) {
   const TrimWorkspace trim{call_workspace};
   float *values, *narrow;
-  WorkspaceLayout pieces;
-  pieces.add(&values, pattern.nonzeros + 2 * kValueBias);
-  pieces.add(&narrow, pattern.dtype == DType::kFloat32 ? 0 : divide_up(pattern.nonzeros, 2));
-  pieces.allocate(call_workspace);
+  WorkspaceLayout shared;
+  shared.add(&values, pattern.nonzeros + 2 * kValueBias);
+  shared.add(&narrow, pattern.dtype == DType::kFloat32 ? 0 : divide_up(pattern.nonzeros, 2));
+  shared.allocate(call_workspace);
   arrange_values(order, pattern.values, pattern.dtype, threads, narrow, values);
   const auto run = [&](int64_t begin, int64_t end) {
     run_items(lattice, planned, pattern, values, packed, begin, end);

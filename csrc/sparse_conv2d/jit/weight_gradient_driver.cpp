@@ -143,12 +143,12 @@ void weight_gradient(
     }
   });
   // Back into the pattern's order, the chunks added up.
-  constexpr int64_t kPiece = 1024;
+  constexpr int64_t kGrain = 1024;
   const int32_t* const slot_of = kernels->slot_of().data();
   const auto collect = [&](int64_t begin, int64_t end) {
-    float values[kPiece];
-    for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t first = piece * kPiece, count = std::min(kPiece, pattern.nonzeros - first);
+    float values[kGrain];
+    for (int64_t range = begin; range < end; ++range) {
+      const int64_t first = range * kGrain, count = std::min(kGrain, pattern.nonzeros - first);
       for (int64_t i = 0; i < count; ++i) {
         const float* const sum = sums + slot_of[first + i];
         values[i] = sum[0];
@@ -157,12 +157,12 @@ void weight_gradient(
       cpu_kernels().narrow(values, count, lattice.source.dtype, grad_values, first);
     }
   };
-  const int64_t pieces = divide_up(pattern.nonzeros, kPiece);
+  const int64_t ranges = divide_up(pattern.nonzeros, kGrain);
   constexpr int64_t kSerial = 16;
-  if (pieces < kSerial) {
-    collect(0, pieces);
+  if (ranges < kSerial) {
+    collect(0, ranges);
   } else {
-    threads.run(pieces, collect);
+    threads.run(ranges, collect);
   }
 }
 

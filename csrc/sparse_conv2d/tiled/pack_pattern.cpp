@@ -43,16 +43,16 @@ PatternPacking::PatternPacking(
       panel_residues_(plan.panels * lattice.residues()),
       wants_values_(wants_values) {}
 
-void PatternPacking::reserve(WorkspaceLayout& pieces) {
-  pieces.add(&table_, lattice_.source_channels * taps_);
-  if (residues_ > 1) pieces.add(&residue_of_, lattice_.source_channels * taps_);
-  pieces.add(&begin_, (plan_.panels + 1) * pattern_.rows);
-  pieces.add(&counts_, panel_residues_ * pattern_.rows);
-  pieces.add(&runs_, panel_residues_ * pattern_.rows);
-  pieces.add(&offsets_, pattern_.nonzeros);
+void PatternPacking::reserve(WorkspaceLayout& layout) {
+  layout.add(&table_, lattice_.source_channels * taps_);
+  if (residues_ > 1) layout.add(&residue_of_, lattice_.source_channels * taps_);
+  layout.add(&begin_, (plan_.panels + 1) * pattern_.rows);
+  layout.add(&counts_, panel_residues_ * pattern_.rows);
+  layout.add(&runs_, panel_residues_ * pattern_.rows);
+  layout.add(&offsets_, pattern_.nonzeros);
   if (!wants_values_) return;
-  pieces.add(&values_, pattern_.nonzeros);
-  if (pattern_.dtype != DType::kFloat32) pieces.add(&wide_, pattern_.nonzeros);
+  layout.add(&values_, pattern_.nonzeros);
+  if (pattern_.dtype != DType::kFloat32) layout.add(&wide_, pattern_.nonzeros);
 }
 
 // body(i) for all i in [0, count) gives whether what it read is sound; so does this.

@@ -46,8 +46,8 @@ TileChoice choose_tile(const Lattice& lattice, const Plan& plan, double density,
           plan.flat ? columns : (rows + lattice.most_shift[0] * images) * (columns + lattice.most_shift[1]) * phases;
       int64_t panel = static_cast<int64_t>(budget / static_cast<double>(vectors));
       panel = evened(lattice.source_channels, std::max<int64_t>(1, std::min(panel, lattice.source_channels)));
-      const double pieces = static_cast<double>(divide_up(columns_there, columns));
-      const double average = static_cast<double>(rows * columns_there) / pieces;
+      const double tiles_across = static_cast<double>(divide_up(columns_there, columns));
+      const double average = static_cast<double>(rows * columns_there) / tiles_across;
       const double nonzeros = std::max(1e-3, static_cast<double>(panel) * taps * density);
       const double rows_of_pattern = static_cast<double>(lattice.dest_channels * lattice.residues());
       const double cost =
@@ -69,7 +69,7 @@ void choose_work_item(const Lattice& lattice, Plan& plan) {
   plan.slice_rows = evened(channels, plan.slice_rows);
   // a panel's planes are there as well, with a halo of their own
   const int64_t vectors = std::max(tile, budget / (plan.slice_rows * residues + plan.panel_channels));
-  // even pieces, so that threads get equal work
+  // even parts, so that threads get equal work
   const int64_t rows = plan.flat ? 1 : plan.tile_rows;
   plan.item_lane_groups = vectors < height * width ? 1 : evened(groups, std::min(groups, vectors / (height * width)));
   plan.item_rows = evened(height, std::min(height, std::max(rows, vectors / width)));
