@@ -5,7 +5,7 @@
 // instruction set, as vec.h is.
 //
 // A channel's planes are read from memory once and from the cache once more, forward as backward: the statistics first,
-// chunk by chunk, then the result. Which elements are dropped follows from the seed and their places alone.
+// range by range, then the result. Which elements are dropped follows from the seed and their places alone.
 #pragma once
 
 #include "base/vec16.h"
@@ -95,9 +95,9 @@ inline void each_vec16(
   }
 }
 
-// Calls body(begin, end, from, to) for chunks of a channel of about so many elements: a part of a plane, or planes.
+// Calls body(begin, end, from, to) for ranges of a channel of about so many elements: a part of a plane, or planes.
 template <int64_t kElements, class Body>
-inline void each_chunk(const BatchNormSpace& space, Body body) {
+inline void each_range(const BatchNormSpace& space, Body body) {
   const int64_t images = space.plane >= kElements ? 1 : kElements / space.plane;
   for (int64_t begin = 0; begin < space.images; begin += images) {
     const int64_t end = begin + images < space.images ? begin + images : space.images;
@@ -157,13 +157,13 @@ struct Moments {
   double mean, variance;
 };
 
-// Mean and variance of each chunk around its own mean, merged (Chan, Golub & LeVeque, 1979): one pass through memory,
+// Mean and variance of each range around its own mean, merged (Chan, Golub & LeVeque, 1979): one pass through memory,
 // and no cancellation.
 inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
   // The next image: the processor does not look so far.
   const int64_t prefetch_distance = call.space.channels * call.space.plane;
   double count = 0, mean = 0, squares = 0;
-  each_chunk<kInL1>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
+  each_range<kInL1>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
     each_vec16(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
       prefetch(call.source + at, prefetch_distance);
@@ -179,8 +179,8 @@ inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
       off = off + difference;
       around = fma(difference, difference, around);
     });
-    const double differences = wide_sum(off), chunk_mean = near + differences / elements;
-    const double both = count + elements, step = chunk_mean - mean;
+    const double differences = wide_sum(off), range_mean = near + differences / elements;
+    const double both = count + elements, step = range_mean - mean;
     squares += wide_sum(around) - differences * differences / elements + step * step * (count * elements / both);
     mean += step * (elements / both);
     count = both;
@@ -274,7 +274,7 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     const Vec<float> shift = Vec<float>::broadcast(-mean);
     const int64_t prefetch_distance = space.channels * space.plane;
     WideSum gradient_sum, product_sum, difference_sum;  // products with, and differences, source - mean
-    each_chunk<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
+    each_range<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
       Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero(), off = Vec<float>::zero();
       each_vec16(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
         prefetch(call.gradient + at, prefetch_distance);
