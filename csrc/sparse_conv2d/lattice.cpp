@@ -177,8 +177,8 @@ LaneGrid choose_lanes(const Lattice& lattice) {
       // read for 16 columns at a time.
       const double halo = static_cast<double>(
           (one.size[0] + lattice.most_shift[0]) * divide_up(one.size[1] + lattice.most_shift[1], 4) * 4);
-      const double groups = static_cast<double>(one.lane_groups());
-      const double cost = groups * (static_cast<double>(one.size[0] * one.size[1]) + cost::tiled::kPacking * halo);
+      const double lane_sets = static_cast<double>(one.lane_sets());
+      const double cost = lane_sets * (static_cast<double>(one.size[0] * one.size[1]) + cost::tiled::kPacking * halo);
       if (best.lanes == 0 || cost < best_cost) {
         best = one;
         best_cost = cost;

@@ -147,24 +147,24 @@ void scale_row(
       });
 }
 
-// Rows go in groups: first the sums of squares of all, then all the square roots and divisions at once (16 of them cost
-// what one does), then all the products. Results do not depend on the grouping, as both are exactly rounded.
+// Rows go in batches: first the sums of squares of all, then all the square roots and divisions at once (16 of them
+// cost what one does), then all the products. Results do not depend on the batches, as both are exactly rounded.
 template <class T, bool kPrefetch, bool kAdd, class Weight>
 void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
   using Acc = typename Accumulator<T>::type;
   constexpr int kMostRows = 16;
-  constexpr int64_t kGroupElements =
-      4096 / static_cast<int64_t>(sizeof(T));  // of a group: what is read twice stays in L1
+  constexpr int64_t kBatchElements =
+      4096 / static_cast<int64_t>(sizeof(T));  // of a batch: what is read twice stays in L1
   const int64_t cols = call.space.cols;
-  const int64_t group =
-      cols * kMostRows <= kGroupElements ? kMostRows : (cols < kGroupElements ? kGroupElements / cols : 1);
+  const int64_t batch =
+      cols * kMostRows <= kBatchElements ? kMostRows : (cols < kBatchElements ? kBatchElements / cols : 1);
   const PrefetchDistance distance = {
       prefetch_distance<T>(call.space, call.input), prefetch_distance<T>(call.space, call.output)};
   constexpr int kTensors = kAdd ? 4 : 2;
   const RowTensor* const tensors[] = {&call.input, &call.output, &call.residual, &call.sum};
   RowWalker<kTensors> walker(call.space, tensors, begin);
-  for (int64_t row = begin; row < end; row += group) {
-    const int rows = static_cast<int>(end - row < group ? end - row : group);
+  for (int64_t row = begin; row < end; row += batch) {
+    const int rows = static_cast<int>(end - row < batch ? end - row : batch);
     const T* x[kMostRows];
     T* y[kMostRows];
     Acc reciprocals[kMostRows] = {};
