@@ -162,18 +162,18 @@ void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int6
       prefetch_distance<T>(call.space, call.input), prefetch_distance<T>(call.space, call.output)};
   constexpr int kTensors = kAdd ? 4 : 2;
   const RowTensor* const tensors[] = {&call.input, &call.output, &call.residual, &call.sum};
-  RowWalker<kTensors> walker(call.space, tensors, begin);
+  RowIterator<kTensors> iterator(call.space, tensors, begin);
   for (int64_t row = begin; row < end; row += batch) {
     const int rows = static_cast<int>(end - row < batch ? end - row : batch);
     const T* x[kMostRows];
     T* y[kMostRows];
     Acc reciprocals[kMostRows] = {};
-    for (int i = 0; i < rows; ++i, walker.next()) {
-      x[i] = row_of<T>(call.input, walker.offset(0));
-      y[i] = mutable_row_of<T>(call.output, walker.offset(1));
+    for (int i = 0; i < rows; ++i, iterator.next()) {
+      x[i] = row_of<T>(call.input, iterator.offset(0));
+      y[i] = mutable_row_of<T>(call.output, iterator.offset(1));
       if constexpr (kAdd) {
-        T* total = mutable_row_of<T>(call.sum, walker.offset(3));
-        add_rows(x[i], row_of<T>(call.residual, walker.offset(2)), total, cols);
+        T* total = mutable_row_of<T>(call.sum, iterator.offset(3));
+        add_rows(x[i], row_of<T>(call.residual, iterator.offset(2)), total, cols);
         x[i] = total;
       }
       reciprocals[i] = sum_of_squares(x[i], cols);
@@ -280,12 +280,12 @@ void backward_rows(const RmsNormBackward& call, Weight weight, void* partial, in
   const BackwardPrefetchDistance distance = {
       prefetch_distance<T>(call.space, call.grad_output), prefetch_distance<T>(call.space, call.input)};
   const RowTensor* const tensors[] = {&call.grad_output, &call.input, &call.grad_sum, &call.grad_input};
-  RowWalker<4> walker(call.space, tensors, begin);
-  for (int64_t row = begin; row < end; ++row, walker.next()) {
+  RowIterator<4> iterator(call.space, tensors, begin);
+  for (int64_t row = begin; row < end; ++row, iterator.next()) {
     backward_row<T, kPrefetch>(
-        row_of<T>(call.grad_output, walker.offset(0)), row_of<T>(call.input, walker.offset(1)),
-        call.grad_sum.data == nullptr ? nullptr : row_of<T>(call.grad_sum, walker.offset(2)),
-        call.grad_input.data == nullptr ? nullptr : mutable_row_of<T>(call.grad_input, walker.offset(3)),
+        row_of<T>(call.grad_output, iterator.offset(0)), row_of<T>(call.input, iterator.offset(1)),
+        call.grad_sum.data == nullptr ? nullptr : row_of<T>(call.grad_sum, iterator.offset(2)),
+        call.grad_input.data == nullptr ? nullptr : mutable_row_of<T>(call.grad_input, iterator.offset(3)),
         static_cast<Acc*>(partial), weight, call.space.cols, call.eps, distance);
   }
 }

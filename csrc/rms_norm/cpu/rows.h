@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Walking over rows: where each tensor's current row lies, a row in pairs of vectors, and the row after it prefetched
+// Iterating over rows: where each tensor's current row lies, a row in pairs of vectors, and the row after it prefetched
 // in time.
 #pragma once
 
@@ -13,9 +13,9 @@ namespace {
 
 // Where the current row of each tensor of a call lies.
 template <int kTensors>
-class RowWalker {
+class RowIterator {
  public:
-  RowWalker(const RowSpace& space, const RowTensor* const* tensors, int64_t row) : space_(space) {
+  RowIterator(const RowSpace& space, const RowTensor* const* tensors, int64_t row) : space_(space) {
     for (int t = 0; t < kTensors; ++t) {
       tensors_[t] = tensors[t];
       offset_[t] = 0;

@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What the kernels that walk rows share: 16-byte accesses, where a row lies, sums over the threads of a row.
+// What the kernels that iterate over rows share: 16-byte accesses, where a row lies, sums over the threads of a row.
 #pragma once
 
 #include <cuda_bf16.h>

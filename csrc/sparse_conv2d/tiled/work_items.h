@@ -48,7 +48,7 @@ void pack_or_unpack(
     void (*run)(const PackCall&), const Plan& plan, const Side& side, const WorkItem& work_item, int64_t channel,
     int64_t channels, const Planes& planes, const PackedEpilogue& packed);
 
-// The rows of a work item that tiles walk over, and where each begins.
+// The rows of a work item that tiles cover, and where each begins.
 struct TileRows {
   int64_t count, columns;
   std::vector<int64_t> planes;
