@@ -26,6 +26,21 @@ constexpr double kReadChannels = 5, kReadColumns = 2, kReadStage = 0.5;
 // A transposition of fewer channels costs as much as one of 16.
 constexpr int64_t kFewestTransposedChannels = 6;
 
+// Elements of a tensor that is worth prefetching: a smaller one is in the last-level cache anyway.
+constexpr int64_t kFewestPrefetchedElements = int64_t{1} << 20;
+
+// Loops over the nonzeros that threads share: from so many on, so many at a time. Estimates, of which no measurement is
+// recorded. What they weigh was measured: a second thread was woken in 1.4 microseconds, and on an EPYC (Zen 4) a call
+// was handed to one in 5.3 to 5.9.
+namespace threads {
+
+constexpr int64_t kFewestGathered = 1 << 16, kGatheredGrain = 4096;     // values gathered, indices compared
+constexpr int64_t kFewestCollectedRanges = 16, kCollectedGrain = 1024;  // weight gradients: from sums to their places
+constexpr int64_t kFewestPacked = 16384;                                // a pattern packed for tiles
+constexpr int64_t kFewestLeaves = 5, kLeafElements = 1 << 15;           // indices hashed, whose leaves are the grain
+
+}  // namespace threads
+
 // Forward and input gradient by JIT kernels (jit/forward_plan.cpp).
 namespace forward {
 
@@ -33,6 +48,9 @@ namespace forward {
 constexpr int64_t kPlanesPercentOfL2 = 45;
 // Planes may exceed that so many times before tiles do better.
 constexpr int64_t kMostOverBudget = 4;
+// Of that budget, one part in so many: for results of a micro-batch that wait to be written; for the planes and results
+// of a work item that has enough vectors.
+constexpr int64_t kBudgetsOfResults = 2, kBudgetsOfItem = 3;
 // Of L1, for the vectors that a panel of channels reads.
 constexpr double kVectorsOfL1 = 0.55;
 // Nonzeros of a kernel: ten bytes of code each, four of its value.
@@ -84,6 +102,10 @@ constexpr double kSliceTolerance = 0.1;
 // they are streamed from beyond. Runs of more vectors gain nothing more.
 constexpr double kMultiplyAdd = 0.24, kRun = 0.5, kStreamedRun = 1.5, kLongRunVectors = 8;
 constexpr double kBytes = 16;  // of code and sums, a nonzero
+// Of L2, what they may take before they are streamed from beyond.
+constexpr double kStreamedOfL2 = 0.5;
+// Bytes from the code that runs to the code that is prefetched. 1.5, 4 and 10 KB did as well.
+constexpr int32_t kCodePrefetchDistance = 2048;
 
 // Vectors of a strip. A channel is written to all of them, each in a page of its own: more pages than the L1 TLB has
 // entries take several times as long.
@@ -111,6 +133,8 @@ constexpr int64_t kVectorsPercentOfL2 = 60;
 constexpr double kForwardNonzero = 2, kForwardRunVector = 4.5, kForwardRun = 12;
 // Weight gradient: sums are added up, and 16 vectors transposed to one, for each nonzero.
 constexpr double kWeightGradientNonzero = 9, kWeightGradientRunVector = 2, kWeightGradientRun = 24;
+// What a row costs in a slice beside its nonzeros, in nonzeros: slices are to have even shares.
+constexpr int64_t kRowNonzeros = 8;
 // A vector of a panel that comes up from L2 into L1, once for all rows.
 constexpr double kL2Load = 3;
 

@@ -8,6 +8,7 @@
 #include "base/prefetch.h"
 #include "base/workspace.h"
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
 
@@ -199,8 +200,8 @@ void gather(const std::vector<int32_t>& order, const void* from, int64_t begin, 
 }  // namespace
 
 void parallel_for_nonzeros(int64_t count, const Threads& threads, const ParallelBody& body) {
-  constexpr int64_t kSerial = 1 << 16, kGrain = 4096;
-  if (count < kSerial) return body(0, count);
+  constexpr int64_t kGrain = cost::threads::kGatheredGrain;
+  if (count < cost::threads::kFewestGathered) return body(0, count);
   threads.run(divide_up(count, kGrain), [&](int64_t begin, int64_t end) {
     body(begin * kGrain, std::min(count, end * kGrain));
   });

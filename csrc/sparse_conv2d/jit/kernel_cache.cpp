@@ -17,6 +17,7 @@
 #include "base/jit/assembler.h"
 #include "base/shared_cache.h"
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/epilogue.h"
 
 namespace sparsekernels::jit {
@@ -68,7 +69,7 @@ KernelKey hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>&
       {pattern.col_indices, pattern.nonzeros},
       {pattern.permutation, pattern.permutation == nullptr ? 0 : pattern.nonzeros}};
   // A hash tree: of leaves first, on all threads, then of their hashes.
-  constexpr int64_t kLeafElements = 1 << 15;
+  constexpr int64_t kLeafElements = cost::threads::kLeafElements;
   std::vector<Array> leaves;
   for (const Array& array : arrays)
     for (int64_t at = 0; at < array.count; at += kLeafElements)
@@ -81,7 +82,7 @@ KernelKey hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>&
     }
   };
   const int64_t count = static_cast<int64_t>(leaves.size());
-  if (count <= 4) {
+  if (count < cost::threads::kFewestLeaves) {
     range(0, count);
   } else {
     threads.run(count, range);

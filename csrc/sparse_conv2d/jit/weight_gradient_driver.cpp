@@ -7,6 +7,7 @@
 
 #include "base/workspace.h"
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
 
@@ -143,7 +144,7 @@ void weight_gradient(
     }
   });
   // Back into the pattern's order, the chunks added up.
-  constexpr int64_t kGrain = 1024;
+  constexpr int64_t kGrain = cost::threads::kCollectedGrain;
   const int32_t* const slot_of = kernels->slot_of().data();
   const auto collect = [&](int64_t begin, int64_t end) {
     float values[kGrain];
@@ -158,8 +159,7 @@ void weight_gradient(
     }
   };
   const int64_t ranges = divide_up(pattern.nonzeros, kGrain);
-  constexpr int64_t kSerial = 16;
-  if (ranges < kSerial) {
+  if (ranges < cost::threads::kFewestCollectedRanges) {
     collect(0, ranges);
   } else {
     threads.run(ranges, collect);

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "base/jit/assembler.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/pattern_columns.h"
 
 namespace sparsekernels::jit {
@@ -86,11 +87,11 @@ uint64_t address_of(void (*function)(WeightGradientPrefetch*) noexcept) {
 // What every register set ends with, and the next one begins with: a function that they call.
 void write_turn(bool masked, Assembler& code) {
   // Every run goes through the code of all slices: it comes up early enough from wherever it is.
-  constexpr int32_t kPrefetchDistance = 2048;  // bytes
-  constexpr int kLinesOfSet = 6;
+  constexpr int kLinesOfSet = 6;  // a nonzero is 12 bytes of code
   constexpr Gpr kReturn = x86::rax;
   code.mov(kReturn, Mem(x86::rsp, 0));
-  for (int i = 0; i < kLinesOfSet; ++i) code.prefetcht1(Mem(kReturn, kPrefetchDistance + kLineBytes * i));
+  for (int i = 0; i < kLinesOfSet; ++i)
+    code.prefetcht1(Mem(kReturn, cost::weight_gradient::kCodePrefetchDistance + kLineBytes * i));
   const auto set_mask = [&](int mask, uint32_t lanes) {
     code.mov32(x86::rax, lanes);
     code.kmovw(Mask(mask), x86::rax);

@@ -90,7 +90,7 @@ double weight_gradient_cost(const Lattice& lattice, const WeightGradientPlan& pl
   };
   const double most =
       plan.microbatches_follow ? vectors : static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
-  const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * kLineBytes / 2;
+  const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * kLineBytes * kStreamedOfL2;
   const double product = kMultiplyAdd + (streams ? kStreamedRun : kRun) / std::min(kLongRunVectors, most);
   return vectors * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
          vectors * read(lattice.dest, lattice.dest_channels);

@@ -7,22 +7,19 @@
 #include <stdexcept>
 
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 
 namespace sparsekernels::tiled {
-namespace {
-
-constexpr int64_t kSerialNonzeros = 16384;  // below, a second thread costs more than it does
-
-}  // namespace
 
 Slices::Slices(const SparsePattern& pattern, int64_t groups, int64_t items, int64_t least, const Threads& threads)
     : count(least) {
   const int64_t rows = pattern.rows / groups;
-  while (items * count < 8 * threads.count && items * count % threads.count != 0 && count < rows) ++count;
+  while (items * count < cost::kItemsPerThread * threads.count && items * count % threads.count != 0 && count < rows)
+    ++count;
   for (int64_t group = 0; group < groups; ++group) {
     const int32_t* crow = pattern.crow_indices + group * rows;
     // a row costs something even where it has no nonzeros
-    const auto weight = [&](int64_t row) { return crow[row] - crow[0] + row * 8; };
+    const auto weight = [&](int64_t row) { return crow[row] - crow[0] + row * cost::tiled::kRowNonzeros; };
     int64_t row = 0;
     for (int64_t slice = 0; slice <= count; ++slice) {
       while (row < rows && weight(row) * count < weight(rows) * slice) ++row;
@@ -64,7 +61,7 @@ bool PatternPacking::in_parallel(const Threads& threads, int64_t count, Body bod
     for (int64_t i = begin; i < end; ++i) good = body(i) && good;
     if (!good) sound = false;
   };
-  if (pattern_.nonzeros < kSerialNonzeros) {
+  if (pattern_.nonzeros < cost::threads::kFewestPacked) {
     range(0, count);
   } else {
     threads.run(count, range);
