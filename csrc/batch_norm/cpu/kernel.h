@@ -15,58 +15,6 @@
 namespace sparsekernels {
 namespace {
 
-inline Vec<float> negated(Vec<float> a) {
-  return a * Vec<float>::broadcast(-1.0f);
-}
-
-// The lanes in which `a` is not at most, or not at least, `limit`: a NaN is neither.
-inline uint32_t lanes_above(Vec<float> a, float limit) {
-#if defined(SPARSEKERNELS_AVX512)
-  return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_NLE_UQ);
-#elif defined(SPARSEKERNELS_AVX2)
-  const __m256 limits = _mm256_set1_ps(limit);
-  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, limits, _CMP_NLE_UQ));
-  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, limits, _CMP_NLE_UQ));
-  return static_cast<uint32_t>(lo | hi << 8);
-#else
-  uint32_t result = 0;
-  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(!(a.v[i] <= limit)) << i;
-  return result;
-#endif
-}
-inline uint32_t lanes_below(Vec<float> a, float limit) {
-  return lanes_above(negated(a), -limit);
-}
-
-// The lanes whose bit is set; zero in the others, whatever they hold.
-inline Vec<float> only(uint32_t lanes, Vec<float> a) {
-#if defined(SPARSEKERNELS_AVX512)
-  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(lanes), a.v)};
-#elif defined(SPARSEKERNELS_AVX2)
-  const __m256i bits = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
-  const auto mask = [&](uint32_t eight) {
-    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(eight)), bits);
-    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bits));
-  };
-  return {_mm256_and_ps(mask(lanes), a.lo), _mm256_and_ps(mask(lanes >> 8), a.hi)};
-#else
-  for (int i = 0; i < kLanes; ++i)
-    if (!(lanes >> i & 1)) a.v[i] = 0;
-  return a;
-#endif
-}
-
-inline uint32_t lanes_at_least(const Words& numbers, uint32_t threshold) {
-#if defined(SPARSEKERNELS_AVX512)
-  const __m512i given = _mm512_loadu_si512(numbers.lanes);
-  return _mm512_cmpge_epu32_mask(given, _mm512_set1_epi32(static_cast<int>(threshold)));
-#else
-  uint32_t result = 0;
-  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(numbers.lanes[i] >= threshold) << i;
-  return result;
-#endif
-}
-
 constexpr uint32_t kAllLanes = 0xffff;
 
 inline void store_lanes(Vec<float> value, float* to, uint32_t lanes) {
@@ -120,35 +68,6 @@ inline double wide_sum(Vec<float> a) {
   for (const float lane : lanes) result += lane;
   return result;
 }
-
-// A sum for each lane, in double: what is left is the rounding of what is added.
-class WideSum {
- public:
-#if defined(SPARSEKERNELS_AVX512)
-  void add(Vec<float> a) {
-    low_ = _mm512_add_pd(low_, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
-    high_ = _mm512_add_pd(high_, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
-  }
-  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low_, high_)); }
-
- private:
-  __m512d low_ = _mm512_setzero_pd(), high_ = _mm512_setzero_pd();
-#else
-  void add(Vec<float> a) {
-    float lanes[kLanes];
-    a.store(lanes);
-    for (int i = 0; i < kLanes; ++i) lanes_[i] += lanes[i];
-  }
-  double total() const {
-    double result = 0;
-    for (const double lane : lanes_) result += lane;
-    return result;
-  }
-
- private:
-  double lanes_[kLanes] = {};
-#endif
-};
 
 constexpr int64_t kInL1 = 1024;  // elements
 constexpr int64_t kSummedInFloat = 256;

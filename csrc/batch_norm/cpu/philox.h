@@ -81,5 +81,17 @@ inline void philox(uint32_t first, uint32_t second, uint32_t third, uint64_t see
 #endif
 }
 
+// The lanes whose number is at least the threshold.
+inline uint32_t lanes_at_least(const Words& numbers, uint32_t threshold) {
+#if defined(SPARSEKERNELS_AVX512)
+  const __m512i given = _mm512_loadu_si512(numbers.lanes);
+  return _mm512_cmpge_epu32_mask(given, _mm512_set1_epi32(static_cast<int>(threshold)));
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(numbers.lanes[i] >= threshold) << i;
+  return result;
+#endif
+}
+
 }  // namespace
 }  // namespace sparsekernels

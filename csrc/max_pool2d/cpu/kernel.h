@@ -11,20 +11,6 @@
 namespace sparsekernels {
 namespace {
 
-// The larger of two, lane by lane; NaN where either is.
-inline Vec<float> larger(Vec<float> a, Vec<float> b) {
-#if defined(SPARSEKERNELS_AVX512)
-  // max gives b where either is NaN
-  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
-#else
-  float one[kLanes], other[kLanes];
-  a.store(one);
-  b.store(other);
-  for (int i = 0; i < kLanes; ++i) one[i] = one[i] > other[i] || one[i] != one[i] ? one[i] : other[i];
-  return Vec<float>::load(one);
-#endif
-}
-
 // 16 floats that are `stride` apart, of which 16 * stride + 16 may be read.
 inline Vec<float> load_apart(const float* from, int64_t stride) {
   if (stride == 1) return Vec<float>::load(from);

@@ -4,7 +4,7 @@
 // The two microkernels of the fine-grained sparse operations. Compiled once per instruction set, as vec.h is.
 #pragma once
 
-#include "base/vec.h"
+#include "base/vec16.h"
 #include "sparse_conv2d/tiled/microkernel_calls.h"
 
 namespace sparsekernels::tiled {
@@ -85,37 +85,6 @@ void forward_tile(const ForwardTile& call) {
     }
   }
 }
-
-#if defined(SPARSEKERNELS_AVX512)
-
-// The sums over the lanes of 16 vectors.
-inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
-  __m512 quads[4];
-#pragma GCC unroll 4
-  for (int q = 0; q < 4; ++q) {
-    const __m512 a = _mm512_load_ps(vectors[4 * q]), b = _mm512_load_ps(vectors[4 * q + 1]);
-    const __m512 c = _mm512_load_ps(vectors[4 * q + 2]), d = _mm512_load_ps(vectors[4 * q + 3]);
-    const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
-    const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
-    quads[q] =
-        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
-  }
-  const __m512 low =
-      _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
-  const __m512 high =
-      _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
-  return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd))};
-}
-
-#else
-
-inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
-  float sums[kLanes];
-  for (int i = 0; i < kLanes; ++i) sums[i] = sum(Vec<float>::load(vectors[i]));
-  return Vec<float>::load(sums);
-}
-
-#endif
 
 template <int R, int W>
 void weight_gradient_tile(const WeightGradientTile& call) {
