@@ -1,8 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Sixteen elements of any dtype as one vector of floats, and sixteen such vectors transposed. Compiled once per
-// instruction set, as vec.h is.
+// A vector of elements of any dtype as floats; kLanes such vectors transposed or summed up; limits, and lanes as the
+// bits of a mask. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include "base/dtype.h"
@@ -12,7 +12,7 @@
 namespace sparsekernels {
 namespace {
 
-// 16 elements of T as floats. A masked access touches only the elements whose bit is set.
+// A vector of elements of T as floats. A masked access touches only the elements whose bit is set.
 template <class T>
 struct Vec16 {
   static Vec<float> load(const T* from) {
@@ -195,6 +195,121 @@ inline Vec<float> limited(const Limits& limits, Vec<float> value) {
   return Vec<float>::load(lanes);
 #endif
 }
+
+inline Vec<float> negated(Vec<float> a) {
+  return a * Vec<float>::broadcast(-1.0f);
+}
+
+// The lanes in which `a` is not at most, or not at least, `limit`: a NaN is neither.
+inline uint32_t lanes_above(Vec<float> a, float limit) {
+#if defined(SPARSEKERNELS_AVX512)
+  return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_NLE_UQ);
+#elif defined(SPARSEKERNELS_AVX2)
+  const __m256 limits = _mm256_set1_ps(limit);
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, limits, _CMP_NLE_UQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, limits, _CMP_NLE_UQ));
+  return static_cast<uint32_t>(lo | hi << 8);
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(!(a.v[i] <= limit)) << i;
+  return result;
+#endif
+}
+inline uint32_t lanes_below(Vec<float> a, float limit) {
+  return lanes_above(negated(a), -limit);
+}
+
+// The lanes whose bit is set; zero in the others, whatever they hold.
+inline Vec<float> only(uint32_t lanes, Vec<float> a) {
+#if defined(SPARSEKERNELS_AVX512)
+  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(lanes), a.v)};
+#elif defined(SPARSEKERNELS_AVX2)
+  const __m256i bits = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+  const auto mask = [&](uint32_t eight) {
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(eight)), bits);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bits));
+  };
+  return {_mm256_and_ps(mask(lanes), a.lo), _mm256_and_ps(mask(lanes >> 8), a.hi)};
+#else
+  for (int i = 0; i < kLanes; ++i)
+    if (!(lanes >> i & 1)) a.v[i] = 0;
+  return a;
+#endif
+}
+
+// The larger of two, lane by lane; NaN where either is.
+inline Vec<float> larger(Vec<float> a, Vec<float> b) {
+#if defined(SPARSEKERNELS_AVX512)
+  // max gives b where either is NaN
+  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+#else
+  float one[kLanes], other[kLanes];
+  a.store(one);
+  b.store(other);
+  for (int i = 0; i < kLanes; ++i) one[i] = one[i] > other[i] || one[i] != one[i] ? one[i] : other[i];
+  return Vec<float>::load(one);
+#endif
+}
+
+// A sum for each lane, in double: what is left is the rounding of what is added.
+class WideSum {
+ public:
+#if defined(SPARSEKERNELS_AVX512)
+  void add(Vec<float> a) {
+    low_ = _mm512_add_pd(low_, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
+    high_ = _mm512_add_pd(high_, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
+  }
+  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low_, high_)); }
+
+ private:
+  __m512d low_ = _mm512_setzero_pd(), high_ = _mm512_setzero_pd();
+#else
+  void add(Vec<float> a) {
+    float lanes[kLanes];
+    a.store(lanes);
+    for (int i = 0; i < kLanes; ++i) lanes_[i] += lanes[i];
+  }
+  double total() const {
+    double result = 0;
+    for (const double lane : lanes_) result += lane;
+    return result;
+  }
+
+ private:
+  double lanes_[kLanes] = {};
+#endif
+};
+
+#if defined(SPARSEKERNELS_AVX512)
+
+// The sums over the lanes of 16 vectors.
+inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
+  __m512 quads[4];
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) {
+    const __m512 a = _mm512_load_ps(vectors[4 * q]), b = _mm512_load_ps(vectors[4 * q + 1]);
+    const __m512 c = _mm512_load_ps(vectors[4 * q + 2]), d = _mm512_load_ps(vectors[4 * q + 3]);
+    const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    quads[q] =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+  }
+  const __m512 low =
+      _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  const __m512 high =
+      _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd))};
+}
+
+#else
+
+inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
+  float sums[kLanes];
+  for (int i = 0; i < kLanes; ++i) sums[i] = sum(Vec<float>::load(vectors[i]));
+  return Vec<float>::load(sums);
+}
+
+#endif
 
 // Elements of any dtype but float64 as floats, and back.
 

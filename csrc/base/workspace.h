@@ -59,7 +59,7 @@ struct TrimWorkspace {
   ~TrimWorkspace() { workspace.trim(); }
 };
 
-// Takes pieces of one allocation.
+// Takes buffers of one allocation.
 class WorkspaceLayout {
  public:
   template <class T>
@@ -68,26 +68,26 @@ class WorkspaceLayout {
         std::is_trivial_v<T> && alignof(T) <= kVectorBytes && sizeof(T) % sizeof(float) == 0, "plain numbers");
     const size_t floats = static_cast<size_t>(count) * (sizeof(T) / sizeof(float));
     if (count_ == kMost) throw std::logic_error("WorkspaceLayout: more than kMost");
-    pieces_[count_++] = {to, size_, floats};
+    buffers_[count_++] = {to, size_, floats};
     size_ += (floats + kLanes - 1) / kLanes * kLanes + kGap;
   }
   void allocate(Workspace& workspace) {
     float* const memory = workspace.floats(size_ + kLanes);
     for (int i = 0; i < count_; ++i) {
-      float* const piece = memory + pieces_[i].at;
-      std::memcpy(pieces_[i].to, &piece, sizeof piece);
+      float* const buffer = memory + buffers_[i].at;
+      std::memcpy(buffers_[i].to, &buffer, sizeof buffer);
     }
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(memory, (size_ + kLanes) * sizeof(float));
     for (int i = 0; i < count_; ++i) {
-      const size_t end = pieces_[i].at + pieces_[i].floats, next = i + 1 < count_ ? pieces_[i + 1].at : size_;
+      const size_t end = buffers_[i].at + buffers_[i].floats, next = i + 1 < count_ ? buffers_[i + 1].at : size_;
       __asan_poison_memory_region(memory + end, (next - end) * sizeof(float));
     }
 #endif
   }
 
  private:
-  struct Piece {
+  struct Buffer {
     void* to;  // a pointer, of whatever type
     size_t at, floats;
   };
@@ -97,7 +97,7 @@ class WorkspaceLayout {
   static constexpr size_t kGap = 0;
 #endif
   static constexpr int kMost = 12;
-  Piece pieces_[kMost];
+  Buffer buffers_[kMost];
   int count_ = 0;
   size_t size_ = 0;
 };

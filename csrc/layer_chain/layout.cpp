@@ -26,7 +26,7 @@ bool can_read(const ChainLayer& layer, const ChainLayerPlan& plan, const ChainLa
 
 // Whether all strips of a result of `columns` columns begin at whole vectors.
 bool strips_are_vectors(const jit::ForwardPlan& plan, int64_t columns) {
-  if (plan.strips[1] > 1) return plan.strips[0] == 1 && plan.strip[0] == 1;  // of one row, in sixteens
+  if (plan.strips[1] > 1) return plan.strips[0] == 1 && plan.strip[0] == 1;  // of one row, in whole vectors
   return plan.strips[0] == 1 || plan.strip[0] * columns * plan.images % kLanes == 0;
 }
 
@@ -111,8 +111,8 @@ ChainLayout planes_as_layout(const Lattice& lattice, const jit::ForwardPlan& pla
       .around = around};
 }
 
-// Pooling of sixteen interleaved images reads and writes vectors: its source should be interleaved if the only reader
-// of its result wants that interleaved.
+// Pooling of kMostImages interleaved images reads and writes vectors: its source should be interleaved if the only
+// reader of its result wants that interleaved.
 void let_pools_want(
     const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors,
     std::vector<ChainLayerPlan>& plans) {

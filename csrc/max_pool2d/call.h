@@ -28,7 +28,7 @@ struct MaxPool2d {
   int64_t dest_image = 0, dest_channel = 0;
   int64_t source_vector_stride = kLanes, dest_vector_stride = kLanes;  // from 16 places of a plane to the next 16
   // Interleaved, 1 or 16: then float32, a place of a plane is a vector, channels are 16 apart, and the strides of
-  // images are those of sixteen.
+  // images are those of all 16.
   int64_t images = 1;
 
   // Floats that a thread needs beside them: a row, with what its last places may read behind it.

@@ -13,7 +13,7 @@ namespace sparsekernels {
 
 constexpr int kMaxLeadingDims = 4;
 
-// The rows that a call walks: the leading dimensions, collapsed as far as every tensor of the call allows. Dimension
+// The rows that a call visits: the leading dimensions, collapsed as far as every tensor of the call allows. Dimension
 // ndim - 1 is the innermost. A call with one stride between rows has ndim == 1; rows == product of sizes.
 struct RowSpace {
   int64_t rows = 0;

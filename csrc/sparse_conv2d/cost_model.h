@@ -26,6 +26,21 @@ constexpr double kReadChannels = 5, kReadColumns = 2, kReadStage = 0.5;
 // A transposition of fewer channels costs as much as one of 16.
 constexpr int64_t kFewestTransposedChannels = 6;
 
+// Elements of a tensor that is worth prefetching: a smaller one is in the last-level cache anyway.
+constexpr int64_t kFewestPrefetchedElements = int64_t{1} << 20;
+
+// Loops over the nonzeros that threads share: from so many on, so many at a time. Estimates, of which no measurement is
+// recorded. What they weigh was measured: a second thread was woken in 1.4 microseconds, and on an EPYC (Zen 4) a call
+// was handed to one in 5.3 to 5.9.
+namespace threads {
+
+constexpr int64_t kFewestGathered = 1 << 16, kGatheredGrain = 4096;     // values gathered, indices compared
+constexpr int64_t kFewestCollectedRanges = 16, kCollectedGrain = 1024;  // weight gradients: from sums to their places
+constexpr int64_t kFewestPacked = 16384;                                // a pattern packed for tiles
+constexpr int64_t kFewestLeaves = 5, kLeafElements = 1 << 15;           // indices hashed, whose leaves are the grain
+
+}  // namespace threads
+
 // Forward and input gradient by JIT kernels (jit/forward_plan.cpp).
 namespace forward {
 
@@ -33,6 +48,9 @@ namespace forward {
 constexpr int64_t kPlanesPercentOfL2 = 45;
 // Planes may exceed that by this factor before tiles do better.
 constexpr int64_t kMostOverBudget = 4;
+// Divisors of that budget: for results of a micro-batch that wait to be written; for the planes and results
+// of a work item that has enough vectors.
+constexpr int64_t kBudgetsOfResults = 2, kBudgetsOfItem = 3;
 // Of L1, for the vectors that a panel of channels reads.
 constexpr double kVectorsOfL1 = 0.55;
 // Nonzeros of a kernel: ten bytes of code each, four of its value.
@@ -40,7 +58,7 @@ constexpr double kMostKernelNonzeros = 2600;
 
 // A multiply-add; the load of its vector, times that of one across a border between two cache lines; what comes up
 // from L2.
-constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kFetch = 0.12;
+constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kL2Load = 0.12;
 // Cache lines that a vector across a border touches more.
 constexpr double kUnalignedLines = 0.9;
 // Floats of a plane's row, at most, with which the rows above are still in L1.
@@ -52,7 +70,7 @@ constexpr double kWriteDirect = 1, kWriteChannels = 6, kWriteColumns = 3.3, kWri
 
 // Vectors of several interleaved images, at most: the planes of more are too large.
 constexpr int64_t kMostInterleavedVectors = 64;
-// Vectors of a work item that are worth fetching the code for.
+// Vectors of a work item that are worth loading the code for.
 constexpr int64_t kEnoughItemVectors = 24;
 // The fewest columns of strips across, and the fewest rows of strips down.
 constexpr int64_t kFewestStripColumns = 64, kFewestStripRows = 4;
@@ -76,7 +94,7 @@ constexpr int64_t kMostOverBudget = 4;
 
 // Vectors of a run. More rows share a column's vector; more vectors share what adding up the lanes costs, some 1.5
 // cycles a nonzero, where a vector that comes up from L2 costs two: hence the ratio.
-constexpr double kFewestRunVectors = 4, kManyRunVectors = 8, kMostRunVectors = 16, kLanesToFetch = 0.75;
+constexpr double kFewestRunVectors = 4, kManyRunVectors = 8, kMostRunVectors = 16, kLaneSumToL2Load = 0.75;
 // So far may slices exceed L1, rather than being one more.
 constexpr double kSliceTolerance = 0.1;
 
@@ -84,6 +102,10 @@ constexpr double kSliceTolerance = 0.1;
 // they are streamed from beyond. Runs of more vectors gain nothing more.
 constexpr double kMultiplyAdd = 0.24, kRun = 0.5, kStreamedRun = 1.5, kLongRunVectors = 8;
 constexpr double kBytes = 16;  // of code and sums, a nonzero
+// Of L2, what they may take before they are streamed from beyond.
+constexpr double kStreamedOfL2 = 0.5;
+// Bytes from the code that runs to the code that is prefetched. 1.5, 4 and 10 KB did as well.
+constexpr int32_t kCodePrefetchDistance = 2048;
 
 // Vectors of a strip. A channel is written to all of them, each in a page of its own: more pages than the L1 TLB has
 // entries take several times as long.
@@ -111,8 +133,10 @@ constexpr int64_t kVectorsPercentOfL2 = 60;
 constexpr double kForwardNonzero = 2, kForwardRunVector = 4.5, kForwardRun = 12;
 // Weight gradient: sums are added up, and 16 vectors transposed to one, for each nonzero.
 constexpr double kWeightGradientNonzero = 9, kWeightGradientRunVector = 2, kWeightGradientRun = 24;
-// A vector of a panel that is fetched into L1 for all rows.
-constexpr double kFetch = 3;
+// What a row costs in a slice beside its nonzeros, in nonzeros: slices are to have even shares.
+constexpr int64_t kRowNonzeros = 8;
+// A vector of a panel that comes up from L2 into L1, once for all rows.
+constexpr double kL2Load = 3;
 
 constexpr int64_t kMostChunks = 4;
 constexpr int64_t kMostPartialFloats = int64_t{1} << 22;
@@ -130,7 +154,7 @@ namespace chain {
 constexpr int64_t kTensorsPercentOfL2 = 50;
 // The reach of the L2 TLB: 2048 pages of 4 KB. Less than what a thread keeps from call to call (Workspace::kMostKept).
 constexpr int64_t kMostBytes = int64_t{8} << 20;
-// Half of what a nonzero has, value included: the rest is fetched in time.
+// Half of what a nonzero has, value included: the rest is prefetched in time.
 constexpr double kCodeBytes = 7;
 // Images are interleaved so that this number of threads has work.
 constexpr int64_t kThreads = 4;

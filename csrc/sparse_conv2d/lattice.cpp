@@ -153,7 +153,7 @@ void merge_positions(Lattice& lattice) {
   lattice.size[1] = lattice.dest.size[3];
 }
 
-// A lane may be an image, a region of one, or every sixteenth pixel. All of them compute the same; what differs is how
+// A lane may be an image, a region of one, or every kLanes-th pixel. All of them compute the same; what differs is how
 // many lanes stay empty, and what packing costs.
 LaneGrid choose_lanes(const Lattice& lattice) {
   const int64_t batch = lattice.source.size[0], height = lattice.size[0], width = lattice.size[1];
@@ -177,8 +177,8 @@ LaneGrid choose_lanes(const Lattice& lattice) {
       // read for 16 columns at a time.
       const double halo = static_cast<double>(
           (one.size[0] + lattice.most_shift[0]) * divide_up(one.size[1] + lattice.most_shift[1], 4) * 4);
-      const double groups = static_cast<double>(one.lane_groups());
-      const double cost = groups * (static_cast<double>(one.size[0] * one.size[1]) + cost::tiled::kPacking * halo);
+      const double lane_sets = static_cast<double>(one.lane_sets());
+      const double cost = lane_sets * (static_cast<double>(one.size[0] * one.size[1]) + cost::tiled::kPacking * halo);
       if (best.lanes == 0 || cost < best_cost) {
         best = one;
         best_cost = cost;

@@ -25,7 +25,7 @@ inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Even pieces: 16 in pieces of at most 7 is 3 of at most 6.
+// Even parts: 16 in parts of at most 7 is 3 of at most 6.
 inline int64_t evened(int64_t count, int64_t most) {
   return divide_up(count, divide_up(count, most));
 }
@@ -65,7 +65,7 @@ Lattice input_gradient_lattice(
 // Where the positions lie side by side in memory, describes them as one row of pixels, or as single pixels.
 void merge_positions(Lattice& lattice);
 
-// 16 translates of the lattice make a group of lanes. Lane v is image v / (grid rows * grid columns); its first
+// 16 translates of the lattice make a lane set. Lane v is image v / (grid rows * grid columns); its first
 // position is (row of the grid) * origin_step[0], (column) * origin_step[1]; its next ones follow at position_step.
 struct LaneGrid {
   int64_t grid[2];
@@ -76,7 +76,7 @@ struct LaneGrid {
   int64_t lanes;
   bool adjacent;  // neighboring lanes are neighboring pixels
 
-  int64_t lane_groups() const { return (lanes + kLanes - 1) / kLanes; }
+  int64_t lane_sets() const { return (lanes + kLanes - 1) / kLanes; }
 };
 
 LaneGrid choose_lanes(const Lattice& lattice);

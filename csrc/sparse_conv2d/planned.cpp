@@ -211,9 +211,9 @@ struct PlannedConv2d::State {
     if (call.planned.engine == Engine::kTiled) {
       const TrimWorkspace trim{values_workspace};
       float* values;
-      WorkspaceLayout pieces;
-      pieces.add(&values, divide_up(own.nonzeros * element_size(weight.dtype), sizeof(float)));
-      pieces.allocate(values_workspace);
+      WorkspaceLayout own_layout;
+      own_layout.add(&values, divide_up(own.nonzeros * element_size(weight.dtype), sizeof(float)));
+      own_layout.allocate(values_workspace);
       jit::gather_elements(dense, weight.data, weight.dtype, threads, values);
       own.values = values;
       return run(call, own, packed, threads);
@@ -249,7 +249,7 @@ bool PlannedConv2d::is_of(const SparsePattern& pattern, const Threads& threads) 
   if (std::memcmp(pattern.crow_indices, own.crow_indices, static_cast<size_t>(own.rows + 1) * sizeof(int32_t)) != 0)
     return false;
   std::atomic<bool> same{true};
-  jit::for_pieces(own.nonzeros, threads, [&](int64_t begin, int64_t end) {
+  jit::parallel_for_nonzeros(own.nonzeros, threads, [&](int64_t begin, int64_t end) {
     const size_t bytes = static_cast<size_t>(end - begin) * sizeof(int32_t);
     if (std::memcmp(pattern.col_indices + begin, own.col_indices + begin, bytes) != 0) same = false;
   });

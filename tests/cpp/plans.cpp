@@ -62,7 +62,7 @@ void check_images() {
   }
 }
 
-// "At 90% and above 2x4 to 4x4 beat 6x4": small tiles, the smaller the sparser, and pieces of a width that are even.
+// "At 90% and above 2x4 to 4x4 beat 6x4": small tiles, the smaller the sparser, and a width cut into even tiles.
 void check_tiles() {
   constexpr int64_t kMostVectors = 28;  // AVX-512
   for (const int64_t channels : {64, 128, 256}) {

@@ -21,12 +21,12 @@ namespace sparsekernels {
 
 #if SPARSEKERNELS_EXECUTABLE
 
-std::unique_ptr<Executable> Executable::make(const std::vector<Assembler>& pieces) {
+std::unique_ptr<Executable> Executable::make(const std::vector<Assembler>& sections) {
   std::unique_ptr<Executable> result(new Executable);
   size_t size = 0;
-  for (const Assembler& piece : pieces) {
+  for (const Assembler& section : sections) {
     result->starts_.push_back(size);
-    size += (piece.size() + 63) / 64 * 64;
+    size += (section.size() + 63) / 64 * 64;
   }
   constexpr size_t kPage = 4096;
   size = (size + kPage) / kPage * kPage;
@@ -34,8 +34,9 @@ std::unique_ptr<Executable> Executable::make(const std::vector<Assembler>& piece
   if (memory == MAP_FAILED) return nullptr;
   result->memory_ = static_cast<uint8_t*>(memory);
   result->size_ = size;
-  for (size_t i = 0; i < pieces.size(); ++i)
-    if (pieces[i].size() > 0) std::memcpy(result->memory_ + result->starts_[i], pieces[i].code(), pieces[i].size());
+  for (size_t i = 0; i < sections.size(); ++i)
+    if (sections[i].size() > 0)
+      std::memcpy(result->memory_ + result->starts_[i], sections[i].code(), sections[i].size());
   if (mprotect(memory, size, PROT_READ | PROT_EXEC) != 0) return nullptr;
   return result;
 }

@@ -15,13 +15,13 @@ class Assembler;
 
 class Executable {
  public:
-  // The pieces, each at a multiple of 64 bytes; null where the system gives no such memory.
-  static std::unique_ptr<Executable> make(const std::vector<Assembler>& pieces);
+  // The sections, each at a multiple of 64 bytes; null where the system gives no such memory.
+  static std::unique_ptr<Executable> make(const std::vector<Assembler>& sections);
   ~Executable();
   Executable(const Executable&) = delete;
   Executable& operator=(const Executable&) = delete;
 
-  const uint8_t* piece(size_t i) const { return memory_ + starts_[i]; }
+  const uint8_t* section(size_t i) const { return memory_ + starts_[i]; }
   size_t size() const { return size_; }
 
  private:

@@ -5,7 +5,7 @@
 // instruction set, as vec.h is.
 //
 // A channel's planes are read from memory once and from the cache once more, forward as backward: the statistics first,
-// chunk by chunk, then the result. Which elements are dropped follows from the seed and their places alone.
+// range by range, then the result. Which elements are dropped follows from the seed and their places alone.
 #pragma once
 
 #include "base/vec16.h"
@@ -14,58 +14,6 @@
 
 namespace sparsekernels {
 namespace {
-
-inline Vec<float> negated(Vec<float> a) {
-  return a * Vec<float>::broadcast(-1.0f);
-}
-
-// The lanes in which `a` is not at most, or not at least, `limit`: a NaN is neither.
-inline uint32_t lanes_above(Vec<float> a, float limit) {
-#if defined(SPARSEKERNELS_AVX512)
-  return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_NLE_UQ);
-#elif defined(SPARSEKERNELS_AVX2)
-  const __m256 limits = _mm256_set1_ps(limit);
-  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, limits, _CMP_NLE_UQ));
-  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, limits, _CMP_NLE_UQ));
-  return static_cast<uint32_t>(lo | hi << 8);
-#else
-  uint32_t result = 0;
-  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(!(a.v[i] <= limit)) << i;
-  return result;
-#endif
-}
-inline uint32_t lanes_below(Vec<float> a, float limit) {
-  return lanes_above(negated(a), -limit);
-}
-
-// The lanes whose bit is set; zero in the others, whatever they hold.
-inline Vec<float> only(uint32_t lanes, Vec<float> a) {
-#if defined(SPARSEKERNELS_AVX512)
-  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(lanes), a.v)};
-#elif defined(SPARSEKERNELS_AVX2)
-  const __m256i bits = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
-  const auto mask = [&](uint32_t eight) {
-    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(eight)), bits);
-    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bits));
-  };
-  return {_mm256_and_ps(mask(lanes), a.lo), _mm256_and_ps(mask(lanes >> 8), a.hi)};
-#else
-  for (int i = 0; i < kLanes; ++i)
-    if (!(lanes >> i & 1)) a.v[i] = 0;
-  return a;
-#endif
-}
-
-inline uint32_t lanes_at_least(const Words& numbers, uint32_t threshold) {
-#if defined(SPARSEKERNELS_AVX512)
-  const __m512i given = _mm512_loadu_si512(numbers.lanes);
-  return _mm512_cmpge_epu32_mask(given, _mm512_set1_epi32(static_cast<int>(threshold)));
-#else
-  uint32_t result = 0;
-  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(numbers.lanes[i] >= threshold) << i;
-  return result;
-#endif
-}
 
 constexpr uint32_t kAllLanes = 0xffff;
 
@@ -77,13 +25,13 @@ inline void store_lanes(Vec<float> value, float* to, uint32_t lanes) {
   }
 }
 
-// Of the sixteen elements from `at` on, those that the plane has.
+// Of the vector of elements from `at` on, the lanes that the plane has.
 inline uint32_t lanes_of(int64_t at, int64_t plane) {
   return plane - at >= kLanes ? kAllLanes : (1u << (plane - at)) - 1;
 }
 
 // Calls body(offset of the tensor, offset of the words, lanes) for all of a channel that lies in images [begin, end)
-// and elements [from, to) of the planes; from is a multiple of 16.
+// and elements [from, to) of the planes; from is a multiple of kLanes.
 template <class Body>
 inline void each_vec16(
     const BatchNormSpace& space, int64_t channel, int64_t begin, int64_t end, int64_t from, int64_t to, Body body) {
@@ -95,9 +43,9 @@ inline void each_vec16(
   }
 }
 
-// Calls body(begin, end, from, to) for chunks of a channel of about kElements elements: a part of a plane, or planes.
+// Calls body(begin, end, from, to) for ranges of a channel of about kElements elements: a part of a plane, or planes.
 template <int64_t kElements, class Body>
-inline void each_chunk(const BatchNormSpace& space, Body body) {
+inline void each_range(const BatchNormSpace& space, Body body) {
   const int64_t images = space.plane >= kElements ? 1 : kElements / space.plane;
   for (int64_t begin = 0; begin < space.images; begin += images) {
     const int64_t end = begin + images < space.images ? begin + images : space.images;
@@ -106,9 +54,9 @@ inline void each_chunk(const BatchNormSpace& space, Body body) {
   }
 }
 
-// Prefetches the element `ahead` elements on, which may be behind the end.
-inline void fetch(const float* from, int64_t ahead) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead) * sizeof(float);
+// Prefetches the element `distance` elements on, which may be behind the end.
+inline void prefetch(const float* from, int64_t distance) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(distance) * sizeof(float);
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
 }
 
@@ -121,51 +69,23 @@ inline double wide_sum(Vec<float> a) {
   return result;
 }
 
-// A sum of sixteen sums, in double: what is left is the rounding of what is added.
-class WideSum {
- public:
-#if defined(SPARSEKERNELS_AVX512)
-  void add(Vec<float> a) {
-    low_ = _mm512_add_pd(low_, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
-    high_ = _mm512_add_pd(high_, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
-  }
-  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low_, high_)); }
-
- private:
-  __m512d low_ = _mm512_setzero_pd(), high_ = _mm512_setzero_pd();
-#else
-  void add(Vec<float> a) {
-    float lanes[kLanes];
-    a.store(lanes);
-    for (int i = 0; i < kLanes; ++i) lanes_[i] += lanes[i];
-  }
-  double total() const {
-    double result = 0;
-    for (const double lane : lanes_) result += lane;
-    return result;
-  }
-
- private:
-  double lanes_[kLanes] = {};
-#endif
-};
-
-constexpr int64_t kInFirstCache = 1024;  // elements
+constexpr int64_t kInL1 = 1024;  // elements
 constexpr int64_t kSummedInFloat = 256;
 
 struct Moments {
   double mean, variance;
 };
 
-// Mean and variance of each chunk around its own mean, merged (Chan, Golub & LeVeque, 1979): one pass through memory,
+// Mean and variance of each range around its own mean, merged (Chan, Golub & LeVeque, 1979): one pass through memory,
 // and no cancellation.
 inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
-  const int64_t ahead = call.space.channels * call.space.plane;  // the next image: the processor does not look so far
+  // The next image: the processor does not look so far.
+  const int64_t prefetch_distance = call.space.channels * call.space.plane;
   double count = 0, mean = 0, squares = 0;
-  each_chunk<kInFirstCache>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
+  each_range<kInL1>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
     each_vec16(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
-      fetch(call.source + at, ahead);
+      prefetch(call.source + at, prefetch_distance);
       total = total + Vec16<float>::load(call.source + at, lanes);
     });
     // around what is nearly the mean; what that is off by follows from the sum of the differences
@@ -178,8 +98,8 @@ inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
       off = off + difference;
       around = fma(difference, difference, around);
     });
-    const double differences = wide_sum(off), chunk_mean = near + differences / elements;
-    const double both = count + elements, step = chunk_mean - mean;
+    const double differences = wide_sum(off), range_mean = near + differences / elements;
+    const double both = count + elements, step = range_mean - mean;
     squares += wide_sum(around) - differences * differences / elements + step * step * (count * elements / both);
     mean += step * (elements / both);
     count = both;
@@ -257,7 +177,7 @@ void batch_norm_forward(const BatchNormForward& call, int64_t begin, int64_t end
   }
 }
 
-// The gradients that pass, scaled, of sixteen elements.
+// The gradients that pass, scaled, of a vector of elements.
 inline Vec<float> passed(const BatchNormBackward& call, Vec<float> scale, int64_t at, int64_t word, uint32_t lanes) {
   const Vec<float> gradient = Vec16<float>::load(call.gradient + at, lanes) * scale;
   return call.kept == nullptr ? gradient : only(call.kept[word], gradient);
@@ -271,13 +191,13 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     const float mean = call.statistics[channel];
     const double rate = call.statistics[2 * space.channels + channel];
     const Vec<float> shift = Vec<float>::broadcast(-mean);
-    const int64_t ahead = space.channels * space.plane;
+    const int64_t prefetch_distance = space.channels * space.plane;
     WideSum gradient_sum, product_sum, difference_sum;  // products with, and differences, source - mean
-    each_chunk<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
+    each_range<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
       Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero(), off = Vec<float>::zero();
       each_vec16(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
-        fetch(call.gradient + at, ahead);
-        fetch(call.source + at, ahead);
+        prefetch(call.gradient + at, prefetch_distance);
+        prefetch(call.source + at, prefetch_distance);
         const Vec<float> gradient = passed(call, scale, at, word, lanes);
         if (call.residual != nullptr) store_lanes(gradient, call.residual + at, lanes);
         one = one + gradient;

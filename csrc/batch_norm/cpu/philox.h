@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Random numbers from a counter: Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"),
-// sixteen counters at a time. Compiled once per instruction set, as vec.h is.
+// a vector of counters at a time. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace sparsekernels {
 namespace {
 
-// 16 unsigned numbers.
+// A vector of unsigned numbers.
 struct Words {
   uint32_t lanes[kLanes];
 };
@@ -78,6 +78,18 @@ inline void philox(uint32_t first, uint32_t second, uint32_t third, uint64_t see
     numbers[2].lanes[i] = c[i];
     numbers[3].lanes[i] = d[i];
   }
+#endif
+}
+
+// The lanes whose number is at least the threshold.
+inline uint32_t lanes_at_least(const Words& numbers, uint32_t threshold) {
+#if defined(SPARSEKERNELS_AVX512)
+  const __m512i given = _mm512_loadu_si512(numbers.lanes);
+  return _mm512_cmpge_epu32_mask(given, _mm512_set1_epi32(static_cast<int>(threshold)));
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < kLanes; ++i) result |= static_cast<uint32_t>(numbers.lanes[i] >= threshold) << i;
+  return result;
 #endif
 }
 

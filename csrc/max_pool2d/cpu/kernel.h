@@ -11,20 +11,6 @@
 namespace sparsekernels {
 namespace {
 
-// The larger of two, lane by lane; NaN where either is.
-inline Vec<float> larger(Vec<float> a, Vec<float> b) {
-#if defined(SPARSEKERNELS_AVX512)
-  // max gives b where either is NaN
-  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
-#else
-  float one[kLanes], other[kLanes];
-  a.store(one);
-  b.store(other);
-  for (int i = 0; i < kLanes; ++i) one[i] = one[i] > other[i] || one[i] != one[i] ? one[i] : other[i];
-  return Vec<float>::load(one);
-#endif
-}
-
 // 16 floats that are `stride` apart, of which 16 * stride + 16 may be read.
 inline Vec<float> load_apart(const float* from, int64_t stride) {
   if (stride == 1) return Vec<float>::load(from);
@@ -68,7 +54,7 @@ inline Vec<float> largest_of_rows(const T* plane, int64_t width, int64_t first, 
 }
 
 // 16 results of a stride of 2 along the row, straight from the source: even and odd columns of the same loads. A
-// row of largest ones in memory would be loaded again at once in other pieces than it was stored in.
+// row of largest ones in memory would be loaded again at once, across the vectors that were stored.
 template <class T>
 inline Vec<float> largest_of_pairs(const MaxPool2d& t, const T* plane, int64_t first, int64_t last, int64_t column) {
   const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
@@ -102,7 +88,7 @@ inline Vec<float> largest_of_quads(const T* from, int64_t next_row, int64_t next
   return larger({_mm512_permutex2var_ps(low.v, evens, high.v)}, {_mm512_permutex2var_ps(low.v, odds, high.v)});
 }
 
-// Whether results lie side by side from plane to plane, and sixteen of them are those of whole planes, or a part of
+// Whether results lie side by side from plane to plane, and a vector of them is those of whole planes, or a part of
 // one.
 inline bool pools_small_planes(const MaxPool2d& t) {
   constexpr int64_t kSmallWidth = 8;
@@ -114,7 +100,7 @@ inline bool pools_small_planes(const MaxPool2d& t) {
          (kLanes % results == 0 || results % kLanes == 0) && elements < int64_t{1} << 24;
 }
 
-// A row of a small plane would leave most of a vector empty: sixteen results at a time, gathered.
+// A row of a small plane would leave most of a vector empty: a vector of results at a time, gathered.
 inline void pool_small_planes(const MaxPool2d& t, int64_t begin, int64_t end) {
   const int64_t results = t.dest_size[0] * t.dest_size[1], elements = t.source_size[0] * t.source_size[1];
   const float* const source = static_cast<const float*>(t.source);

@@ -124,17 +124,19 @@ void add_rows(const T* x, const T* residual, T* total, int64_t cols) {
       });
 }
 
-// y = x * r * weight for one row, while the row behind it is fetched where kPrefetch says so.
+// y = x * r * weight for one row, while the row behind it is prefetched where kPrefetch says so.
 template <class T, bool kPrefetch, class Weight>
-void scale_row(const T* x, T* y, typename Accumulator<T>::type reciprocal, Weight weight, int64_t cols, Ahead ahead) {
+void scale_row(
+    const T* x, T* y, typename Accumulator<T>::type reciprocal, Weight weight, int64_t cols,
+    PrefetchDistance distance) {
   using Acc = typename Accumulator<T>::type;
   const Vec<Acc> r = Vec<Acc>::broadcast(reciprocal);
   for_each_pair(
       cols,
       [&](int64_t j) {
         if constexpr (kPrefetch) {
-          prefetch_pair(x + j + ahead.read);
-          prefetch_pair(y + j + ahead.written);
+          prefetch_pair(x + j + distance.read);
+          prefetch_pair(y + j + distance.written);
         }
         const VecPair<T> p = VecPair<T>::load(x + j), w = weight.pair(j);
         VecPair<T>{p.a * r * w.a, p.b * r * w.b}.store(y + j);
@@ -145,39 +147,40 @@ void scale_row(const T* x, T* y, typename Accumulator<T>::type reciprocal, Weigh
       });
 }
 
-// Rows go in groups: first the sums of squares of all, then all the square roots and divisions at once (16 of them cost
-// what one does), then all the products. Results do not depend on the grouping, as both are exactly rounded.
+// Rows go in batches: first the sums of squares of all, then all the square roots and divisions at once (16 of them
+// cost what one does), then all the products. Results do not depend on the batches, as both are exactly rounded.
 template <class T, bool kPrefetch, bool kAdd, class Weight>
 void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
   using Acc = typename Accumulator<T>::type;
   constexpr int kMostRows = 16;
-  constexpr int64_t kGroupElements =
-      4096 / static_cast<int64_t>(sizeof(T));  // of a group: what is read twice stays in L1
+  constexpr int64_t kBatchElements =
+      4096 / static_cast<int64_t>(sizeof(T));  // of a batch: what is read twice stays in L1
   const int64_t cols = call.space.cols;
-  const int64_t group =
-      cols * kMostRows <= kGroupElements ? kMostRows : (cols < kGroupElements ? kGroupElements / cols : 1);
-  const Ahead ahead = {rows_ahead<T>(call.space, call.input), rows_ahead<T>(call.space, call.output)};
+  const int64_t batch =
+      cols * kMostRows <= kBatchElements ? kMostRows : (cols < kBatchElements ? kBatchElements / cols : 1);
+  const PrefetchDistance distance = {
+      prefetch_distance<T>(call.space, call.input), prefetch_distance<T>(call.space, call.output)};
   constexpr int kTensors = kAdd ? 4 : 2;
   const RowTensor* const tensors[] = {&call.input, &call.output, &call.residual, &call.sum};
-  RowWalker<kTensors> walker(call.space, tensors, begin);
-  for (int64_t row = begin; row < end; row += group) {
-    const int rows = static_cast<int>(end - row < group ? end - row : group);
+  RowIterator<kTensors> iterator(call.space, tensors, begin);
+  for (int64_t row = begin; row < end; row += batch) {
+    const int rows = static_cast<int>(end - row < batch ? end - row : batch);
     const T* x[kMostRows];
     T* y[kMostRows];
     Acc reciprocals[kMostRows] = {};
-    for (int i = 0; i < rows; ++i, walker.next()) {
-      x[i] = row_of<T>(call.input, walker.offset(0));
-      y[i] = mutable_row_of<T>(call.output, walker.offset(1));
+    for (int i = 0; i < rows; ++i, iterator.next()) {
+      x[i] = row_of<T>(call.input, iterator.offset(0));
+      y[i] = mutable_row_of<T>(call.output, iterator.offset(1));
       if constexpr (kAdd) {
-        T* total = mutable_row_of<T>(call.sum, walker.offset(3));
-        add_rows(x[i], row_of<T>(call.residual, walker.offset(2)), total, cols);
+        T* total = mutable_row_of<T>(call.sum, iterator.offset(3));
+        add_rows(x[i], row_of<T>(call.residual, iterator.offset(2)), total, cols);
         x[i] = total;
       }
       reciprocals[i] = sum_of_squares(x[i], cols);
     }
     for (Acc& value : reciprocals)
       value = Acc(1) / square_root(value / static_cast<Acc>(cols) + static_cast<Acc>(call.eps));
-    for (int i = 0; i < rows; ++i) scale_row<T, kPrefetch>(x[i], y[i], reciprocals[i], weight, cols, ahead);
+    for (int i = 0; i < rows; ++i) scale_row<T, kPrefetch>(x[i], y[i], reciprocals[i], weight, cols, distance);
   }
 }
 
@@ -203,9 +206,9 @@ void forward(const RmsNormForward& call, const void* arranged, int64_t begin, in
   }
 }
 
-// Distances as in Ahead, for what a backward reads. The place of its result is fetched in the first pass over the same
+// As PrefetchDistance, for what a backward reads. The place of its result is prefetched in the first pass over the same
 // row: a row ahead would be one tensor too many for L1 (measured: a quarter slower in bfloat16).
-struct BackwardAhead {
+struct BackwardPrefetchDistance {
   int64_t grad_output, input;
 };
 
@@ -213,7 +216,7 @@ struct BackwardAhead {
 template <class T, bool kPrefetch, class Weight>
 void backward_row(
     const T* dy, const T* x, const T* extra, T* dx, typename Accumulator<T>::type* partial, Weight weight, int64_t cols,
-    double eps, BackwardAhead ahead) {
+    double eps, BackwardPrefetchDistance distance) {
   using Acc = typename Accumulator<T>::type;
   Vec<Acc> xx0 = Vec<Acc>::zero(), xx1 = xx0, ax0 = xx0, ax1 = xx0;
   const auto reduce = [&](VecPair<T> p, VecPair<T> g, VecPair<T> w) {
@@ -250,8 +253,8 @@ void backward_row(
       cols,
       [&](int64_t j) {
         if constexpr (kPrefetch) {
-          prefetch_pair(x + j + ahead.input);
-          prefetch_pair(dy + j + ahead.grad_output);
+          prefetch_pair(x + j + distance.input);
+          prefetch_pair(dy + j + distance.grad_output);
         }
         VecPair<T> d = gradients(j, VecPair<T>::load(x + j), VecPair<T>::load(dy + j), weight.pair(j));
         if (extra != nullptr) {
@@ -274,15 +277,16 @@ void backward_row(
 template <class T, bool kPrefetch, class Weight>
 void backward_rows(const RmsNormBackward& call, Weight weight, void* partial, int64_t begin, int64_t end) {
   using Acc = typename Accumulator<T>::type;
-  const BackwardAhead ahead = {rows_ahead<T>(call.space, call.grad_output), rows_ahead<T>(call.space, call.input)};
+  const BackwardPrefetchDistance distance = {
+      prefetch_distance<T>(call.space, call.grad_output), prefetch_distance<T>(call.space, call.input)};
   const RowTensor* const tensors[] = {&call.grad_output, &call.input, &call.grad_sum, &call.grad_input};
-  RowWalker<4> walker(call.space, tensors, begin);
-  for (int64_t row = begin; row < end; ++row, walker.next()) {
+  RowIterator<4> iterator(call.space, tensors, begin);
+  for (int64_t row = begin; row < end; ++row, iterator.next()) {
     backward_row<T, kPrefetch>(
-        row_of<T>(call.grad_output, walker.offset(0)), row_of<T>(call.input, walker.offset(1)),
-        call.grad_sum.data == nullptr ? nullptr : row_of<T>(call.grad_sum, walker.offset(2)),
-        call.grad_input.data == nullptr ? nullptr : mutable_row_of<T>(call.grad_input, walker.offset(3)),
-        static_cast<Acc*>(partial), weight, call.space.cols, call.eps, ahead);
+        row_of<T>(call.grad_output, iterator.offset(0)), row_of<T>(call.input, iterator.offset(1)),
+        call.grad_sum.data == nullptr ? nullptr : row_of<T>(call.grad_sum, iterator.offset(2)),
+        call.grad_input.data == nullptr ? nullptr : mutable_row_of<T>(call.grad_input, iterator.offset(3)),
+        static_cast<Acc*>(partial), weight, call.space.cols, call.eps, distance);
   }
 }
 

@@ -1,8 +1,8 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Walking over rows: where each tensor's current row lies, a row in pairs of vectors, and the row after it fetched in
-// time.
+// Iterating over rows: where each tensor's current row lies, a row in pairs of vectors, and the row after it prefetched
+// in time.
 #pragma once
 
 #include "base/vec.h"
@@ -13,9 +13,9 @@ namespace {
 
 // Where the current row of each tensor of a call lies.
 template <int kTensors>
-class RowWalker {
+class RowIterator {
  public:
-  RowWalker(const RowSpace& space, const RowTensor* const* tensors, int64_t row) : space_(space) {
+  RowIterator(const RowSpace& space, const RowTensor* const* tensors, int64_t row) : space_(space) {
     for (int t = 0; t < kTensors; ++t) {
       tensors_[t] = tensors[t];
       offset_[t] = 0;
@@ -63,19 +63,19 @@ inline void for_each_pair(int64_t cols, Full full, Some some) {
   if (j < cols) some(j, static_cast<int>(cols - j));
 }
 
-// Fetching ahead. The processor's own prefetcher stops at the end of each 4 KB page, and rows are about that long: a
+// Prefetching. The processor's own prefetcher stops at the end of each 4 KB page, and rows are about that long: a
 // kernel that leaves it all to the hardware takes 1.2 times as long as a copy, one that asks for the next row, and for
 // the place where its result will go, 0.75 times (4096x2048, float32 and bfloat16, 2 cores of a Xeon with AVX-512 and
 // AMX).
 
-// How far ahead, in elements, the same column of the row to fetch lies: for each tensor one distance.
-struct Ahead {
+// How many elements ahead the same column of the row to prefetch lies: for each tensor one distance.
+struct PrefetchDistance {
   int64_t read, written;
 };
 
 // At least 8 KB of rows ahead. Exact while rows are one stride apart; elsewhere it prefetches lines that are not used.
 template <class T>
-int64_t rows_ahead(const RowSpace& space, const RowTensor& tensor) {
+int64_t prefetch_distance(const RowSpace& space, const RowTensor& tensor) {
   const int64_t bytes = space.cols * static_cast<int64_t>(sizeof(T));
   return tensor.strides[space.ndim - 1] * (bytes >= 8192 ? 1 : 8192 / bytes);
 }

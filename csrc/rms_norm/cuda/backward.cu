@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// RMSNorm backward. A row lies in the registers of kLanes threads as in the forward pass. A fixed grid walks the rows,
+// RMSNorm backward. A row lies in the registers of kLanes threads as in the forward pass. A fixed grid visits the rows,
 // so that every thread adds up its columns of grad_weight in registers; partial_sums.cuh adds up the blocks.
 #include <algorithm>
 #include <cstdint>
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kResidentThreads / kThreads<
   sum_partials<kThreads<kLanes>, A>(partials, call.grad_weight, call.weight_dtype, space.cols);
 }
 
-// Rows of any length: a block walks each of its rows twice, the second time out of the L2 cache, and adds up
+// Rows of any length: a block visits each of its rows twice, the second time out of the L2 cache, and adds up
 // grad_weight in shared memory where there is room for it, else in its part of the workspace.
 constexpr int kLongThreads = 512;
 

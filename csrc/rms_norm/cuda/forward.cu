@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kMinBlocks<kCommon, kLanes, 
   }
 }
 
-// Rows of any length: a block walks its row twice, the second time out of the L2 cache.
+// Rows of any length: a block visits its row twice, the second time out of the L2 cache.
 constexpr int kLongThreads = 1024;
 
 template <typename T, bool kCommon>

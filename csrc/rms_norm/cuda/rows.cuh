@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What the kernels that walk rows share: 16-byte accesses, where a row lies, sums over the threads of a row.
+// What the kernels that iterate over rows share: 16-byte accesses, where a row lies, sums over the threads of a row.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -131,24 +131,24 @@ __device__ U load_one(const U* from) {
 // `from` is aligned to 16 bytes, or to the whole size of P.
 template <typename P, bool kReadOnly = true, typename T>
 __device__ P load_wide(const T* from) {
-  using Piece = Access<sizeof(P)>;
+  using Part = Access<sizeof(P)>;
   P packed;
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(P) / sizeof(Piece)); ++i) {
-    const Piece piece = load_one<kReadOnly>(reinterpret_cast<const Piece*>(from) + i);
-    memcpy(packed.words + i * sizeof(Piece) / 4, &piece, sizeof(Piece));
+  for (int i = 0; i < static_cast<int>(sizeof(P) / sizeof(Part)); ++i) {
+    const Part part = load_one<kReadOnly>(reinterpret_cast<const Part*>(from) + i);
+    memcpy(packed.words + i * sizeof(Part) / 4, &part, sizeof(Part));
   }
   return packed;
 }
 
 template <typename P, typename T>
 __device__ void store_wide(T* to, const P& packed) {
-  using Piece = Access<sizeof(P)>;
+  using Part = Access<sizeof(P)>;
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(P) / sizeof(Piece)); ++i) {
-    Piece piece;
-    memcpy(&piece, packed.words + i * sizeof(Piece) / 4, sizeof(Piece));
-    reinterpret_cast<Piece*>(to)[i] = piece;
+  for (int i = 0; i < static_cast<int>(sizeof(P) / sizeof(Part)); ++i) {
+    Part part;
+    memcpy(&part, packed.words + i * sizeof(Part) / 4, sizeof(Part));
+    reinterpret_cast<Part*>(to)[i] = part;
   }
 }
 

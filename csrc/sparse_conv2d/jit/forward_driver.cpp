@@ -8,6 +8,7 @@
 #include "base/prefetch.h"
 #include "base/workspace.h"
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
 
@@ -143,15 +144,15 @@ void run_forward_item(
         const KernelEntry* const next = &entry + 1 < kernels.end() ? &entry + 1 : &entry;
         const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
         const int64_t code_lines = divide_up(next->bytes, kLineBytes);
-        int64_t fetched = 0, run = 0;
+        int64_t prefetched = 0, run = 0;
         for (int64_t b = 0; b < work_item.microbatches; ++b) {
           const float* const from = planes + b * planes_microbatch + panel * plan.panel_channels * plan.channel_floats;
           float* to = sums + residue * layout.residue + b * layout.microbatch + within * kLanes;
           float* const dest = direct_to(lattice, planned, work_item, b, row);
           const float* const residual = residual_at(lattice, planned, packed, work_item, b, row);
           for (int64_t vector = 0; vector < vectors; ++vector, to += vector_stride) {
-            const int64_t fetch_until = code_lines * ++run / (work_item.microbatches * vectors);
-            for (; fetched < fetch_until; ++fetched) __builtin_prefetch(code + fetched * kLineBytes, 0, 2);
+            const int64_t prefetch_until = code_lines * ++run / (work_item.microbatches * vectors);
+            for (; prefetched < prefetch_until; ++prefetched) __builtin_prefetch(code + prefetched * kLineBytes, 0, 2);
             next_source.prefetch(source_each);
             next_results.prefetch(results_each);
             if (residual != nullptr) {
@@ -198,17 +199,17 @@ void gather(const std::vector<int32_t>& order, const void* from, int64_t begin, 
 
 }  // namespace
 
-void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body) {
-  constexpr int64_t kSerial = 1 << 16, kPiece = 4096;
-  if (count < kSerial) return body(0, count);
-  threads.run(divide_up(count, kPiece), [&](int64_t begin, int64_t end) {
-    body(begin * kPiece, std::min(count, end * kPiece));
+void parallel_for_nonzeros(int64_t count, const Threads& threads, const ParallelBody& body) {
+  constexpr int64_t kGrain = cost::threads::kGatheredGrain;
+  if (count < cost::threads::kFewestGathered) return body(0, count);
+  threads.run(divide_up(count, kGrain), [&](int64_t begin, int64_t end) {
+    body(begin * kGrain, std::min(count, end * kGrain));
   });
 }
 
 void gather_elements(
     const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, void* to) {
-  for_pieces(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
+  parallel_for_nonzeros(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
     if (dtype == DType::kFloat32) return gather(order, from, begin, end, static_cast<float*>(to));
     gather(order, from, begin, end, static_cast<uint16_t*>(to));
   });
@@ -219,7 +220,7 @@ void arrange_values(
     float* values) {
   if (dtype == DType::kFloat32) return gather_elements(order, from, dtype, threads, values);
   uint16_t* const halves = reinterpret_cast<uint16_t*>(narrow);
-  for_pieces(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
+  parallel_for_nonzeros(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
     gather(order, from, begin, end, halves);
     cpu_kernels().widen(halves + begin, end - begin, dtype, values + begin);
   });
@@ -257,10 +258,10 @@ void forward(
     const std::vector<int32_t>& order, const PackedEpilogue& packed, const Threads& threads) {
   const TrimWorkspace trim{call_workspace};
   float *values, *narrow;
-  WorkspaceLayout pieces;
-  pieces.add(&values, pattern.nonzeros + 2 * kValueBias);
-  pieces.add(&narrow, pattern.dtype == DType::kFloat32 ? 0 : divide_up(pattern.nonzeros, 2));
-  pieces.allocate(call_workspace);
+  WorkspaceLayout shared;
+  shared.add(&values, pattern.nonzeros + 2 * kValueBias);
+  shared.add(&narrow, pattern.dtype == DType::kFloat32 ? 0 : divide_up(pattern.nonzeros, 2));
+  shared.allocate(call_workspace);
   arrange_values(order, pattern.values, pattern.dtype, threads, narrow, values);
   const auto run = [&](int64_t begin, int64_t end) {
     run_items(lattice, planned, pattern, values, packed, begin, end);

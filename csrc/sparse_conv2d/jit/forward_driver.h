@@ -36,7 +36,7 @@ PlannedForward plan_forward(
     std::optional<int64_t> images = {}, std::optional<int64_t> residual_channel = {}, int64_t dest_images = 1);
 
 // Calls body(begin, end) on disjoint ranges that cover [0, count) nonzeros, on all threads where that is worth it.
-void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body);
+void parallel_for_nonzeros(int64_t count, const Threads& threads, const ParallelBody& body);
 
 // to[i] = from[order[i]], of any dtype.
 void gather_elements(

@@ -132,17 +132,17 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   result->order_.resize(static_cast<size_t>(pattern.nonzeros));
   const std::vector<Column> columns = columns_of(lattice, plan, plan.panel_channels);
   const int64_t rows = lattice.dest_channels;
-  const int64_t panel_residues = plan.panels * result->residues_, pieces = lattice.groups * plan.slices;
+  const int64_t panel_residues = plan.panels * result->residues_, group_slices = lattice.groups * plan.slices;
   struct Place {
     size_t offset;
     int32_t values, bytes;
     bool is_there;
   };
-  std::vector<Place> places(static_cast<size_t>(pieces * panel_residues));
-  std::vector<Assembler> codes(static_cast<size_t>(pieces));
+  std::vector<Place> places(static_cast<size_t>(group_slices * panel_residues));
+  std::vector<Assembler> codes(static_cast<size_t>(group_slices));
   std::atomic<bool> sound{true};
-  const auto compile = [&](int64_t piece) {
-    const int64_t group = piece / plan.slices, slice = piece % plan.slices;
+  const auto compile = [&](int64_t group_slice) {
+    const int64_t group = group_slice / plan.slices, slice = group_slice % plan.slices;
     const int64_t first = group * rows + plan.first_row(slice, rows);
     const int64_t last = group * rows + plan.first_row(slice + 1, rows);
     std::vector<Nonzero> sorted;
@@ -152,7 +152,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     }
     const int32_t base = pattern.crow_indices[first];
     for (size_t i = 0; i < sorted.size(); ++i) result->order_[static_cast<size_t>(base) + i] = sorted[i].source;
-    Assembler& code = codes[static_cast<size_t>(piece)];
+    Assembler& code = codes[static_cast<size_t>(group_slice)];
     const Nonzero* nonzero = sorted.data();
     const Nonzero* const end = nonzero + sorted.size();
     for (int64_t panel_residue = 0; panel_residue < panel_residues; ++panel_residue) {
@@ -172,15 +172,15 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
       code.align();
       const size_t start = code.size();
       write_forward_kernel(columns, begin, nonzero, finish, code);
-      places[static_cast<size_t>(piece * panel_residues + panel_residue)] = {
+      places[static_cast<size_t>(group_slice * panel_residues + panel_residue)] = {
           .offset = start,
           .values = base + static_cast<int32_t>(begin - sorted.data()),
           .bytes = static_cast<int32_t>(code.size() - start),
           .is_there = true};
     }
   };
-  threads.run(pieces, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece) compile(piece);
+  threads.run(group_slices, [&](int64_t begin, int64_t end) {
+    for (int64_t group_slice = begin; group_slice < end; ++group_slice) compile(group_slice);
   });
   if (!sound) {
     throw std::invalid_argument(
@@ -191,7 +191,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   result->entries_.resize(places.size());
   for (size_t i = 0; i < places.size(); ++i) {
     if (!places[i].is_there) continue;
-    const uint8_t* const entry = result->code_->piece(i / static_cast<size_t>(panel_residues)) + places[i].offset;
+    const uint8_t* const entry = result->code_->section(i / static_cast<size_t>(panel_residues)) + places[i].offset;
     std::memcpy(&result->entries_[i].kernel, &entry, sizeof entry);
     result->entries_[i].values = places[i].values;
     result->entries_[i].bytes = places[i].bytes;

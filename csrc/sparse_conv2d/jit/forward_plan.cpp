@@ -12,8 +12,9 @@
 namespace sparsekernels::jit {
 namespace {
 
-// Four slices of this number of rows are whole cache lines of a tensor whose channels are neighbors.
+// The most rows of a slice of which kMostWriteSlices are whole cache lines of a tensor whose channels are neighbors.
 constexpr int64_t kWholeLineRows = 28;
+static_assert(kMostWriteSlices * kWholeLineRows % kLanes == 0 && kWholeLineRows <= kMostSliceRows, "whole lines");
 
 void cut(const Lattice& lattice, ForwardPlan& plan, int d, int64_t strips, int64_t multiple) {
   cut_microbatches(lattice, d, strips, multiple, Lanes::kAnything, plan);
@@ -30,10 +31,14 @@ int64_t waiting_floats(const Lattice& lattice, const ForwardPlan& plan) {
 }
 
 void cut_to_room(const Lattice& lattice, ForwardPlan& plan) {
+  using namespace cost::forward;
   const int64_t budget = planes_budget();
-  const auto too_large = [&] { return plan.microbatch_floats > budget || waiting_floats(lattice, plan) > budget / 2; };
+  const auto too_large = [&] {
+    return plan.microbatch_floats > budget || waiting_floats(lattice, plan) > budget / kBudgetsOfResults;
+  };
   const auto times = [&] {
-    return std::max<int64_t>(2, std::max(plan.microbatch_floats, 2 * waiting_floats(lattice, plan)) / budget);
+    return std::max<int64_t>(
+        2, std::max(plan.microbatch_floats, kBudgetsOfResults * waiting_floats(lattice, plan)) / budget);
   };
   // not so far that most of a strip is what it shares with the next
   const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
@@ -41,8 +46,7 @@ void cut_to_room(const Lattice& lattice, ForwardPlan& plan) {
     for (int64_t n = times(); too_large() && plan.strip[0] > least; ++n)
       cut(lattice, plan, 0, std::min(n, divide_up(lattice.size[0], least)), 1);
   if (lattice.most_shift[1] == 0 && too_large())
-    for (int64_t n = times(); too_large() && plan.strip[1] > cost::forward::kFewestStripColumns; ++n)
-      cut(lattice, plan, 1, n, kLanes);
+    for (int64_t n = times(); too_large() && plan.strip[1] > kFewestStripColumns; ++n) cut(lattice, plan, 1, n, kLanes);
 }
 
 // Loads of vectors for each multiply-add: a vector is loaded once for all rows of a slice that need it.
@@ -75,8 +79,8 @@ double forward_cost(const Lattice& lattice, const ForwardPlan& plan, double nonz
       loads_of(density, rows) * (plane_order(plan.vector_stride) == PlaneOrder::kInterleaved ? 1 : kUnalignedLoad);
   // the vectors above are still in L1, unless rows are long
   const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
-  const double fetched = static_cast<double>(plan.phases * above) / (taps * rows * density);
-  const double product = kMultiplyAdd + kLoad * loads + kFetch * fetched;
+  const double l2_loads = static_cast<double>(plan.phases * above) / (taps * rows * density);
+  const double product = kMultiplyAdd + kLoad * loads + kL2Load * l2_loads;
 
   const double microbatches = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
   const double vectors = microbatches * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
@@ -119,7 +123,8 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
   // Enough vectors to be worth the code, but no more: what is read and written goes through L2 as well.
   const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]);
   const int64_t few = std::min(budget / plan.microbatch_floats, divide_up(kEnoughItemVectors, vectors));
-  plan.item_microbatches = std::max(few, budget / 3 / (plan.microbatch_floats + waiting_floats(lattice, plan)));
+  plan.item_microbatches =
+      std::max(few, budget / kBudgetsOfItem / (plan.microbatch_floats + waiting_floats(lattice, plan)));
   plan.item_microbatches = std::max<int64_t>(1, plan.item_microbatches);
   plan.item_microbatches = evened(plan.microbatches, std::min(plan.microbatches, plan.item_microbatches));
   const auto uneven = [&] {

@@ -17,6 +17,7 @@
 #include "base/jit/assembler.h"
 #include "base/shared_cache.h"
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/epilogue.h"
 
 namespace sparsekernels::jit {
@@ -67,20 +68,21 @@ KernelKey hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>&
       {pattern.crow_indices, pattern.rows + 1},
       {pattern.col_indices, pattern.nonzeros},
       {pattern.permutation, pattern.permutation == nullptr ? 0 : pattern.nonzeros}};
-  constexpr int64_t kPiece = 1 << 15;
-  std::vector<Array> pieces;
+  // A hash tree: of leaves first, on all threads, then of their hashes.
+  constexpr int64_t kLeafElements = cost::threads::kLeafElements;
+  std::vector<Array> leaves;
   for (const Array& array : arrays)
-    for (int64_t at = 0; at < array.count; at += kPiece)
-      pieces.push_back({array.data + at, std::min(kPiece, array.count - at)});
-  std::vector<Hash128> hashes(pieces.size() + 1);
+    for (int64_t at = 0; at < array.count; at += kLeafElements)
+      leaves.push_back({array.data + at, std::min(kLeafElements, array.count - at)});
+  std::vector<Hash128> hashes(leaves.size() + 1);
   const auto range = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Array& piece = pieces[static_cast<size_t>(i)];
-      hashes[static_cast<size_t>(i)] = hash128(piece.data, static_cast<size_t>(piece.count) * sizeof(int32_t));
+      const Array& leaf = leaves[static_cast<size_t>(i)];
+      hashes[static_cast<size_t>(i)] = hash128(leaf.data, static_cast<size_t>(leaf.count) * sizeof(int32_t));
     }
   };
-  const int64_t count = static_cast<int64_t>(pieces.size());
-  if (count <= 4) {
+  const int64_t count = static_cast<int64_t>(leaves.size());
+  if (count < cost::threads::kFewestLeaves) {
     range(0, count);
   } else {
     threads.run(count, range);

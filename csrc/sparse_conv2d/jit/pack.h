@@ -32,7 +32,7 @@ inline void clear_plane(const PackCall& t, float* plane, int64_t begin, int64_t 
   for (int64_t at = begin; at < end; at += kLanes) Vec<float>::zero().store(place_in<kInterleaved>(t, plane, at));
 }
 
-// One phase of a strip, as pack_columns walks over it.
+// One phase of a strip, as pack_columns visits it.
 struct PhaseRows {
   int64_t top, left;
   int64_t begin, end;     // rows of the plane that lie in the image
@@ -140,7 +140,7 @@ inline bool alternates(const PackCall& t) {
          plane_order(t.vector_stride) == PlaneOrder::kPlanar;
 }
 
-// Sixteen lanes of a vector and sixteen channels at a time.
+// The lanes of a vector and as many channels at a time.
 template <class T, bool kInterleaved>
 void pack_channels(const PackCall& t) {
   const int64_t images = t.images;

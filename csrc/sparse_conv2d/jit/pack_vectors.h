@@ -115,7 +115,7 @@ inline void separate(Vec<float> (&vectors)[kImages]) {
   }
 }
 
-// The masks of a row's chunks of 16 columns.
+// The masks of a row's columns, of 16 at a time.
 class ColumnMasks {
  public:
   ColumnMasks() = default;

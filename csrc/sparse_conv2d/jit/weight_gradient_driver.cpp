@@ -7,6 +7,7 @@
 
 #include "base/workspace.h"
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
 
@@ -81,7 +82,8 @@ void run_weight_gradient_item(
     }
     const int64_t turns = series * runs * kernels.sets(work_item.group, slice, slice + 1);
     prefetch.grad_lines = divide_up(prefetch.grads.lines(), turns);
-    WeightGradientPrefetch* const fetched = prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
+    WeightGradientPrefetch* const prefetch_if_any =
+        prefetch.source_lines + prefetch.grad_lines > 0 ? &prefetch : nullptr;
     float* const own_sums = sums + kernels.slots_before(work_item.group, slice);
     for (int64_t s = 0; s < series; ++s) {
       for (int64_t run = 0; run < runs; ++run) {
@@ -89,7 +91,7 @@ void run_weight_gradient_item(
         kernel(
             planes + s * plan.microbatch_floats + vector * plan.vector_stride,
             grads + s * plan.grad_microbatch_floats + vector * plan.grad_vector_stride, own_sums,
-            masks.empty() ? nullptr : &masks[static_cast<size_t>(vector * kMaskStride)], count, fetched);
+            masks.empty() ? nullptr : &masks[static_cast<size_t>(vector * kMaskStride)], count, prefetch_if_any);
       }
     }
   }
@@ -142,12 +144,12 @@ void weight_gradient(
     }
   });
   // Back into the pattern's order, the chunks added up.
-  constexpr int64_t kPiece = 1024;
+  constexpr int64_t kGrain = cost::threads::kCollectedGrain;
   const int32_t* const slot_of = kernels->slot_of().data();
   const auto collect = [&](int64_t begin, int64_t end) {
-    float values[kPiece];
-    for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t first = piece * kPiece, count = std::min(kPiece, pattern.nonzeros - first);
+    float values[kGrain];
+    for (int64_t range = begin; range < end; ++range) {
+      const int64_t first = range * kGrain, count = std::min(kGrain, pattern.nonzeros - first);
       for (int64_t i = 0; i < count; ++i) {
         const float* const sum = sums + slot_of[first + i];
         values[i] = sum[0];
@@ -156,12 +158,11 @@ void weight_gradient(
       cpu_kernels().narrow(values, count, lattice.source.dtype, grad_values, first);
     }
   };
-  const int64_t pieces = divide_up(pattern.nonzeros, kPiece);
-  constexpr int64_t kSerial = 16;
-  if (pieces < kSerial) {
-    collect(0, pieces);
+  const int64_t ranges = divide_up(pattern.nonzeros, kGrain);
+  if (ranges < cost::threads::kFewestCollectedRanges) {
+    collect(0, ranges);
   } else {
-    threads.run(pieces, collect);
+    threads.run(ranges, collect);
   }
 }
 

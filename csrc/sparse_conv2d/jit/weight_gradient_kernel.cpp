@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "base/jit/assembler.h"
+#include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/pattern_columns.h"
 
 namespace sparsekernels::jit {
@@ -86,11 +87,11 @@ uint64_t address_of(void (*function)(WeightGradientPrefetch*) noexcept) {
 // What every register set ends with, and the next one begins with: a function that they call.
 void write_turn(bool masked, Assembler& code) {
   // Every run goes through the code of all slices: it comes up early enough from wherever it is.
-  constexpr int32_t kBytesAhead = 2048;
-  constexpr int kLinesOfSet = 6;
+  constexpr int kLinesOfSet = 6;  // a nonzero is 12 bytes of code
   constexpr Gpr kReturn = x86::rax;
   code.mov(kReturn, Mem(x86::rsp, 0));
-  for (int i = 0; i < kLinesOfSet; ++i) code.prefetcht1(Mem(kReturn, kBytesAhead + kLineBytes * i));
+  for (int i = 0; i < kLinesOfSet; ++i)
+    code.prefetcht1(Mem(kReturn, cost::weight_gradient::kCodePrefetchDistance + kLineBytes * i));
   const auto set_mask = [&](int mask, uint32_t lanes) {
     code.mov32(x86::rax, lanes);
     code.kmovw(Mask(mask), x86::rax);
@@ -173,47 +174,47 @@ std::shared_ptr<const WeightGradientKernels> WeightGradientKernels::make(
   result->masks_[0] = vector_masks(plan, plan.strip[0]);
   result->masks_[1] = vector_masks(plan, lattice.size[0] - (plan.strips[0] - 1) * plan.strip[0]);
   const std::vector<Column> columns = columns_of(lattice, plan, lattice.source_channels);
-  const int64_t rows = lattice.dest_channels, pieces = lattice.groups * plan.slices;
-  const auto row_at = [&](int64_t piece) {
-    return piece / plan.slices * rows + plan.first_row(piece % plan.slices, rows);
+  const int64_t rows = lattice.dest_channels, group_slices = lattice.groups * plan.slices;
+  const auto row_at = [&](int64_t group_slice) {
+    return group_slice / plan.slices * rows + plan.first_row(group_slice % plan.slices, rows);
   };
-  const auto last_row_at = [&](int64_t piece) {
-    return piece / plan.slices * rows + plan.first_row(piece % plan.slices + 1, rows);
+  const auto last_row_at = [&](int64_t group_slice) {
+    return group_slice / plan.slices * rows + plan.first_row(group_slice % plan.slices + 1, rows);
   };
   result->slots_.push_back(0);
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    const int64_t nonzeros = pattern.crow_indices[last_row_at(piece)] - pattern.crow_indices[row_at(piece)];
+  for (int64_t group_slice = 0; group_slice < group_slices; ++group_slice) {
+    const int64_t nonzeros = pattern.crow_indices[last_row_at(group_slice)] - pattern.crow_indices[row_at(group_slice)];
     result->slots_.push_back(result->slots_.back() + divide_up(nonzeros, kSetNonzeros) * kSetSlots);
   }
-  std::vector<size_t> entries(static_cast<size_t>(pieces));
-  std::vector<Assembler> codes(static_cast<size_t>(pieces));
+  std::vector<size_t> entries(static_cast<size_t>(group_slices));
+  std::vector<Assembler> codes(static_cast<size_t>(group_slices));
   std::atomic<bool> sound{true};
-  const auto compile = [&](int64_t piece) {
+  const auto compile = [&](int64_t group_slice) {
     std::vector<Nonzero> sorted;
-    if (!sort_nonzeros(columns, pattern, row_at(piece), last_row_at(piece), sorted)) {
+    if (!sort_nonzeros(columns, pattern, row_at(group_slice), last_row_at(group_slice), sorted)) {
       sound = false;
       return;
     }
-    const int64_t first = result->slots_[static_cast<size_t>(piece)];
+    const int64_t first = result->slots_[static_cast<size_t>(group_slice)];
     for (size_t i = 0; i < sorted.size(); ++i) {
       const int64_t slot = first + slot_in_slice(static_cast<int64_t>(i));
       result->slot_of_[static_cast<size_t>(sorted[i].source)] = static_cast<int32_t>(slot);
     }
     if (!sorted.empty())
-      entries[static_cast<size_t>(piece)] =
-          write_weight_gradient_kernel(columns, sorted, plan, codes[static_cast<size_t>(piece)]);
+      entries[static_cast<size_t>(group_slice)] =
+          write_weight_gradient_kernel(columns, sorted, plan, codes[static_cast<size_t>(group_slice)]);
   };
-  threads.run(pieces, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece) compile(piece);
+  threads.run(group_slices, [&](int64_t begin, int64_t end) {
+    for (int64_t group_slice = begin; group_slice < end; ++group_slice) compile(group_slice);
   });
   if (!sound)
     throw std::invalid_argument("sparse_conv2d: expected col_indices that ascend within their range, got others");
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) throw std::bad_alloc();
-  result->kernels_.resize(static_cast<size_t>(pieces));
+  result->kernels_.resize(static_cast<size_t>(group_slices));
   for (size_t i = 0; i < result->kernels_.size(); ++i) {
     if (codes[i].size() == 0) continue;
-    const uint8_t* const entry = result->code_->piece(i) + entries[i];
+    const uint8_t* const entry = result->code_->section(i) + entries[i];
     std::memcpy(&result->kernels_[i], &entry, sizeof entry);
   }
   return result;

@@ -22,7 +22,8 @@ double density_of(const Lattice& lattice, int64_t nonzeros) {
 void choose_runs(const Lattice& lattice, WeightGradientPlan& plan, double density) {
   using namespace cost::weight_gradient;
   const double held = static_cast<double>(caches().l1_lines);
-  const double best = std::min(kManyRunVectors, std::max(kFewestRunVectors, std::sqrt(kLanesToFetch * held * density)));
+  const double best =
+      std::min(kManyRunVectors, std::max(kFewestRunVectors, std::sqrt(kLaneSumToL2Load * held * density)));
   const double rows = static_cast<double>(lattice.dest_channels);
   plan.slices = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(rows * best / held - kSliceTolerance)));
   plan.slice_rows = divide_up(lattice.dest_channels, plan.slices);
@@ -89,7 +90,7 @@ double weight_gradient_cost(const Lattice& lattice, const WeightGradientPlan& pl
   };
   const double most =
       plan.microbatches_follow ? vectors : static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
-  const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * kLineBytes / 2;
+  const bool streams = nonzeros * kBytes > static_cast<double>(caches().l2_lines) * kLineBytes * kStreamedOfL2;
   const double product = kMultiplyAdd + (streams ? kStreamedRun : kRun) / std::min(kLongRunVectors, most);
   return vectors * nonzeros * product + planes * read(lattice.source, lattice.source_channels) +
          vectors * read(lattice.dest, lattice.dest_channels);

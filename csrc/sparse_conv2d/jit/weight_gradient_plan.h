@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // How a weight gradient by kernels is cut up: into work items of micro-batches and strips whose vectors fit L2, runs
-// of vectors whose gradients fit the first one, and slices of the pattern's rows. docs/sparse_kernels.md derives the
+// of vectors whose gradients fit L1, and slices of the pattern's rows. docs/sparse_kernels.md derives the
 // choices.
 #pragma once
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 
 namespace sparsekernels::jit {
 
@@ -34,8 +35,8 @@ namespace {
 PrefetchCursor prefetch_of(
     const Activation& tensor, const Layout& layout, const WorkItem& work_item, int64_t channel, int64_t channels,
     const int64_t (&first)[2], const int64_t (&last)[2], const int64_t (&step)[2]) {
-  constexpr int64_t kLargeElements = int64_t{1} << 20;  // smaller tensors lie in the last cache anyway
-  if (tensor.size[0] * tensor.size[1] * tensor.size[2] * tensor.size[3] < kLargeElements) return PrefetchCursor();
+  const int64_t elements = tensor.size[0] * tensor.size[1] * tensor.size[2] * tensor.size[3];
+  if (elements < cost::kFewestPrefetchedElements) return PrefetchCursor();
   int64_t begin[4] = {work_item.first_microbatch * layout.images, channel};
   int64_t end[4] = {
       std::min(tensor.size[0], (work_item.first_microbatch + work_item.microbatches) * layout.images),

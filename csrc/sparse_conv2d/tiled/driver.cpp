@@ -64,7 +64,7 @@ void forward(
     for (int64_t panel = 0; panel < plan.panels; ++panel) {
       const int64_t channel = panel * plan.panel_channels;
       const int64_t channels = std::min(plan.panel_channels, lattice.source_channels - channel);
-      transfer(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
+      pack_or_unpack(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
       for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
         ForwardTile call = {};
         call.planes = planes.vectors + column * kLanes;
@@ -84,7 +84,7 @@ void forward(
     }
     PackedEpilogue slice_epilogue = packed;
     slice_epilogue.bias += group * rows + first;
-    transfer(
+    pack_or_unpack(
         pack_kernels(lattice.dest.dtype).unpack, plan, dest, work_item, first, last - first, results, slice_epilogue);
   };
   const auto body = [&](int64_t begin, int64_t end) {
@@ -132,11 +132,11 @@ void weight_gradient(const Lattice& lattice, const SparsePattern& pattern, void*
       const Planes planes = source_planes(plan, work_item, source_vectors),
                    results = result_planes(work_item, 1, grads);
       const TileRows tile_rows(plan, work_item, planes);
-      transfer(pack_kernels(lattice.dest.dtype).pack, plan, dest, work_item, first, last - first, results, {});
+      pack_or_unpack(pack_kernels(lattice.dest.dtype).pack, plan, dest, work_item, first, last - first, results, {});
       for (int64_t panel = 0; panel < plan.panels; ++panel) {
         const int64_t channel = panel * plan.panel_channels;
         const int64_t channels = std::min(plan.panel_channels, lattice.source_channels - channel);
-        transfer(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
+        pack_or_unpack(pack_kernels(lattice.source.dtype).pack, plan, source, work_item, channel, channels, planes, {});
         for_each_tile(plan, tile_rows, [&](int64_t row, int64_t height, int64_t column, int64_t width) {
           WeightGradientTile call = {};
           call.planes = planes.vectors + column * kLanes;

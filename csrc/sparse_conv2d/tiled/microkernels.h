@@ -4,7 +4,7 @@
 // The two microkernels of the fine-grained sparse operations. Compiled once per instruction set, as vec.h is.
 #pragma once
 
-#include "base/vec.h"
+#include "base/vec16.h"
 #include "sparse_conv2d/tiled/microkernel_calls.h"
 
 namespace sparsekernels::tiled {
@@ -31,7 +31,8 @@ inline __attribute__((always_inline)) void multiply_add(
 
 template <int R, int W>
 void forward_tile(const ForwardTile& call) {
-  constexpr int kFetched = R == 1 && W > 4 ? 4 : W, kFetches = R == 1 ? (W + kFetched - 1) / kFetched : R;
+  constexpr int kPrefetchedVectors = R == 1 && W > 4 ? 4 : W,
+                kPrefetches = R == 1 ? (W + kPrefetchedVectors - 1) / kPrefetchedVectors : R;
   const float* planes[R];
   for (int r = 0; r < R; ++r) planes[r] = call.planes + call.plane_rows[r];
   const int32_t* offsets = call.offsets;
@@ -62,11 +63,11 @@ void forward_tile(const ForwardTile& call) {
     }
     // Meanwhile the next run's sums come up from L2, a few vectors for each nonzero.
     const float* next = call.sums + run[run + 1 < last].row * call.sums_pattern_row;
-    const int64_t prefetched = k + 1 + kFetches < end ? k + 1 + kFetches : end;
+    const int64_t prefetched = k + 1 + kPrefetches < end ? k + 1 + kPrefetches : end;
     for (++k; k < prefetched; ++k) {
 #pragma GCC unroll 28
-      for (int w = 0; w < kFetched; ++w) __builtin_prefetch(next + w * kLanes);
-      next += R == 1 ? kFetched * kLanes : row;
+      for (int w = 0; w < kPrefetchedVectors; ++w) __builtin_prefetch(next + w * kLanes);
+      next += R == 1 ? kPrefetchedVectors * kLanes : row;
       multiply_add<R, W>(planes, offsets[k], values[k], sum);
     }
     for (; k < end; ++k) multiply_add<R, W>(planes, offsets[k], values[k], sum);
@@ -85,41 +86,11 @@ void forward_tile(const ForwardTile& call) {
   }
 }
 
-#if defined(SPARSEKERNELS_AVX512)
-
-// The sums over the lanes of 16 vectors.
-inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
-  __m512 quads[4];
-#pragma GCC unroll 4
-  for (int q = 0; q < 4; ++q) {
-    const __m512 a = _mm512_load_ps(vectors[4 * q]), b = _mm512_load_ps(vectors[4 * q + 1]);
-    const __m512 c = _mm512_load_ps(vectors[4 * q + 2]), d = _mm512_load_ps(vectors[4 * q + 3]);
-    const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
-    const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
-    quads[q] =
-        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
-  }
-  const __m512 low =
-      _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
-  const __m512 high =
-      _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
-  return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd))};
-}
-
-#else
-
-inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
-  float sums[kLanes];
-  for (int i = 0; i < kLanes; ++i) sums[i] = sum(Vec<float>::load(vectors[i]));
-  return Vec<float>::load(sums);
-}
-
-#endif
-
 template <int R, int W>
 void weight_gradient_tile(const WeightGradientTile& call) {
   constexpr int kChains = R * W < 3 ? R * W : 3;
-  constexpr int kFetched = R == 1 && W > 4 ? 4 : W, kFetches = R == 1 ? (W + kFetched - 1) / kFetched : R;
+  constexpr int kPrefetchedVectors = R == 1 && W > 4 ? 4 : W,
+                kPrefetches = R == 1 ? (W + kPrefetchedVectors - 1) / kPrefetchedVectors : R;
   alignas(64) float vectors[kLanes][kLanes];
   const float* planes[R];
   for (int r = 0; r < R; ++r) planes[r] = call.planes + call.plane_rows[r];
@@ -136,12 +107,12 @@ void weight_gradient_tile(const WeightGradientTile& call) {
       for (int w = 0; w < W; ++w) grad[r][w] = Vec<float>::load(grads + r * call.grads_row + w * kLanes);
     }
     const float* next = call.grads + run[run + 1 < last].row * call.grads_pattern_row;
-    const int64_t prefetched = run->begin + kFetches < run->end ? run->begin + kFetches : run->end;
+    const int64_t prefetched = run->begin + kPrefetches < run->end ? run->begin + kPrefetches : run->end;
     for (int64_t k = run->begin; k < run->end; ++k) {
       if (k < prefetched) {
 #pragma GCC unroll 28
-        for (int w = 0; w < kFetched; ++w) __builtin_prefetch(next + w * kLanes);
-        next += R == 1 ? kFetched * kLanes : call.grads_row;
+        for (int w = 0; w < kPrefetchedVectors; ++w) __builtin_prefetch(next + w * kLanes);
+        next += R == 1 ? kPrefetchedVectors * kLanes : call.grads_row;
       }
       const int64_t offset = offsets[k];
       Vec<float> chain[kChains];

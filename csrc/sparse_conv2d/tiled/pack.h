@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Reads tensors into vectors and writes them back. Compiled once per instruction set, as vec.h is.
+// Packs tensors into vectors and unpacks them. Compiled once per instruction set, as vec.h is.
 #pragma once
 
 #include "base/dtype.h"
@@ -79,17 +79,17 @@ inline void clear_outside(const PackCall& t, const Extent& rows, const Extent& c
   }
 }
 
-// 16 columns of every lane, as a chunk of rows is read or written.
-struct ColumnChunk {
+// 16 columns of every lane, as they are read or written.
+struct ColumnSet {
   int64_t first;
   int count;
-  bool whole;     // every lane has all sixteen
-  bool adjacent;  // sixteen vectors side by side
+  bool whole;     // every lane has all of them
+  bool adjacent;  // their vectors lie side by side
   uint32_t masks[kLanes];
   int64_t at[kLanes];  // of each column's vector in a row; negative: not held
 
-  ColumnChunk() = default;
-  ColumnChunk(const PackCall& t, const Extent& columns, int64_t x)
+  ColumnSet() = default;
+  ColumnSet(const PackCall& t, const Extent& columns, int64_t x)
       : first(x), count(columns.end - x < kLanes ? static_cast<int>(columns.end - x) : kLanes) {
     whole = count == kLanes;
     adjacent = t.column_step == 1 && count == kLanes;
@@ -101,74 +101,75 @@ struct ColumnChunk {
   }
 };
 
-constexpr int kChunks = 16;  // of a row that are described at a time
+constexpr int kColumnSets = 16;  // of a row that are described at a time
 
 template <class T>
-inline void pack_chunk(
-    const PackCall& t, const ColumnChunk& chunk, const T* from, int64_t y, bool inside, int64_t ahead, float* vectors) {
+inline void pack_column_set(
+    const PackCall& t, const ColumnSet& set, const T* from, int64_t y, bool inside, int64_t prefetch_distance,
+    float* vectors) {
   Vec<float> square[kLanes];
-  if (inside && chunk.whole) {
+  if (inside && set.whole) {
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
       square[j] = Vec16<T>::load(from + t.lane[j]);
-      __builtin_prefetch(from + t.lane[j] + ahead);
+      __builtin_prefetch(from + t.lane[j] + prefetch_distance);
     }
   } else {
     for (int j = 0; j < kLanes; ++j) {
       const bool reads = y >= t.row_begin[j] && y < t.row_end[j];
-      square[j] = Vec16<T>::load(from + t.lane[j], reads ? chunk.masks[j] : 0);
+      square[j] = Vec16<T>::load(from + t.lane[j], reads ? set.masks[j] : 0);
     }
   }
   transpose(square);
-  if (chunk.adjacent) {
+  if (set.adjacent) {
 #pragma GCC unroll 16
-    for (int e = 0; e < kLanes; ++e) square[e].store(vectors + chunk.at[0] + e * kLanes);
+    for (int e = 0; e < kLanes; ++e) square[e].store(vectors + set.at[0] + e * kLanes);
   } else {
-    for (int e = 0; e < chunk.count; ++e)
-      if (chunk.at[e] >= 0) square[e].store(vectors + chunk.at[e]);
+    for (int e = 0; e < set.count; ++e)
+      if (set.at[e] >= 0) square[e].store(vectors + set.at[e]);
   }
 }
 
 template <class T>
-inline void unpack_chunk(
-    const PackCall& t, const ColumnChunk& chunk, T* to, int64_t y, bool inside, int64_t ahead, const float* vectors,
-    Vec<float> bias) {
+inline void unpack_column_set(
+    const PackCall& t, const ColumnSet& set, T* to, int64_t y, bool inside, int64_t prefetch_distance,
+    const float* vectors, Vec<float> bias) {
   Vec<float> square[kLanes];
-  if (chunk.adjacent) {
+  if (set.adjacent) {
 #pragma GCC unroll 16
-    for (int e = 0; e < kLanes; ++e) square[e] = Vec<float>::load(vectors + chunk.at[0] + e * kLanes) + bias;
+    for (int e = 0; e < kLanes; ++e) square[e] = Vec<float>::load(vectors + set.at[0] + e * kLanes) + bias;
   } else {
     for (int e = 0; e < kLanes; ++e)
-      square[e] = e < chunk.count ? Vec<float>::load(vectors + chunk.at[e]) + bias : Vec<float>::zero();
+      square[e] = e < set.count ? Vec<float>::load(vectors + set.at[e]) + bias : Vec<float>::zero();
   }
   transpose(square);
-  if (inside && chunk.whole) {
+  if (inside && set.whole) {
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
       Vec16<T>::store(finished(t.epilogue, square[j], to + t.lane[j]), to + t.lane[j]);
-      __builtin_prefetch(to + t.lane[j] + ahead, 1);
+      __builtin_prefetch(to + t.lane[j] + prefetch_distance, 1);
     }
   } else {
     for (int j = 0; j < kLanes; ++j) {
       const bool writes = y >= t.row_begin[j] && y < t.row_end[j];
       T* const at = to + t.lane[j];
-      if (writes && chunk.masks[j] != 0)
-        Vec16<T>::store(finished(t.epilogue, square[j], at, chunk.masks[j]), at, chunk.masks[j]);
+      if (writes && set.masks[j] != 0)
+        Vec16<T>::store(finished(t.epilogue, square[j], at, set.masks[j]), at, set.masks[j]);
     }
   }
 }
 
 // 16 columns of every lane's row at a time, transposed to one vector a column.
 template <class T, bool kPacks>
-void transfer_columns(const PackCall& t) {
+void pack_or_unpack_columns(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   const Extent rows(t.row_begin, t.row_end, t.rows), columns(t.column_begin, t.column_end, t.columns);
   const CommonRows common(t);
   if (kPacks) clear_outside(t, rows, columns);
-  ColumnChunk chunks[kChunks];
-  for (int64_t x = columns.begin; x < columns.end; x += kLanes * kChunks) {
+  ColumnSet sets[kColumnSets];
+  for (int64_t x = columns.begin; x < columns.end; x += kLanes * kColumnSets) {
     int held = 0;
-    for (int64_t at = x; at < columns.end && held < kChunks; at += kLanes) chunks[held++] = ColumnChunk(t, columns, at);
+    for (int64_t at = x; at < columns.end && held < kColumnSets; at += kLanes) sets[held++] = ColumnSet(t, columns, at);
     for (int64_t c = 0; c < t.channels; ++c) {
       const Vec<float> bias = Vec<float>::broadcast(!kPacks && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f);
       for (int64_t y = rows.begin; y < rows.end; ++y) {
@@ -176,15 +177,16 @@ void transfer_columns(const PackCall& t) {
         if (row < 0) continue;
         float* const vectors = t.vectors + c * t.plane_channel + row;
         T* const from = data + c * t.channel_stride + y * t.row_stride;
-        // The next row, or the next channel's first: sixteen streams are more than the processor follows by itself.
-        const int64_t ahead = y + 1 < rows.end ? t.row_stride : t.channel_stride - (y - rows.begin) * t.row_stride;
+        // The next row, or the next channel's first: kLanes streams are more than the processor follows by itself.
+        const int64_t prefetch_distance =
+            y + 1 < rows.end ? t.row_stride : t.channel_stride - (y - rows.begin) * t.row_stride;
         const bool inside = y >= common.begin && y < common.end;
         for (int i = 0; i < held; ++i) {
-          const ColumnChunk& chunk = chunks[i];
+          const ColumnSet& set = sets[i];
           if (kPacks) {
-            pack_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, vectors);
+            pack_column_set<T>(t, set, from + set.first, y, inside, prefetch_distance, vectors);
           } else {
-            unpack_chunk<T>(t, chunk, from + chunk.first, y, inside, ahead, vectors, bias);
+            unpack_column_set<T>(t, set, from + set.first, y, inside, prefetch_distance, vectors, bias);
           }
         }
       }
@@ -194,7 +196,7 @@ void transfer_columns(const PackCall& t) {
 
 // 16 channels of every lane's pixel at a time, transposed to one vector in each of 16 planes.
 template <class T, bool kPacks>
-void transfer_channels(const PackCall& t) {
+void pack_or_unpack_channels(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t y = 0; y < t.rows; ++y) {
     const int64_t row = place(y, t.row_step, t.row_phase, t.plane_row);
@@ -242,7 +244,7 @@ void transfer_channels(const PackCall& t) {
 
 // The 16 lanes are neighbors in the tensor: nothing to transpose.
 template <class T, bool kPacks>
-void transfer_lanes(const PackCall& t) {
+void pack_or_unpack_lanes(const PackCall& t) {
   T* const data = static_cast<T*>(t.data) + t.lane[0];
   int64_t begin = 0, end = t.columns;  // inside the image for every lane
   for (int j = 0; j < kLanes; ++j) {
@@ -284,7 +286,7 @@ void transfer_lanes(const PackCall& t) {
 
 // Any strides, one element after another.
 template <class T, bool kPacks>
-void transfer_scattered(const PackCall& t) {
+void pack_or_unpack_scattered(const PackCall& t) {
   T* const data = static_cast<T*>(t.data);
   for (int64_t c = 0; c < t.channels; ++c) {
     const float bias = !kPacks && t.epilogue.bias != nullptr ? t.epilogue.bias[c] : 0.0f;
@@ -314,22 +316,22 @@ void transfer_scattered(const PackCall& t) {
 }
 
 template <class T, bool kPacks>
-void transfer(const PackCall& t) {
+void pack_or_unpack(const PackCall& t) {
   switch (t.order) {
     case VectorOrder::kColumns:
-      return transfer_columns<T, kPacks>(t);
+      return pack_or_unpack_columns<T, kPacks>(t);
     case VectorOrder::kChannels:
-      return transfer_channels<T, kPacks>(t);
+      return pack_or_unpack_channels<T, kPacks>(t);
     case VectorOrder::kLanes:
-      return transfer_lanes<T, kPacks>(t);
+      return pack_or_unpack_lanes<T, kPacks>(t);
     case VectorOrder::kScattered:
-      return transfer_scattered<T, kPacks>(t);
+      return pack_or_unpack_scattered<T, kPacks>(t);
   }
 }
 
 template <class T>
 constexpr PackKernels pack_kernels_of() {
-  return {.pack = transfer<T, true>, .unpack = transfer<T, false>};
+  return {.pack = pack_or_unpack<T, true>, .unpack = pack_or_unpack<T, false>};
 }
 
 }  // namespace

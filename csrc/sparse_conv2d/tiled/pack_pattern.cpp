@@ -7,22 +7,19 @@
 #include <stdexcept>
 
 #include "isa/kernels.h"
+#include "sparse_conv2d/cost_model.h"
 
 namespace sparsekernels::tiled {
-namespace {
-
-constexpr int64_t kSerialNonzeros = 16384;  // below, a second thread costs more than it does
-
-}  // namespace
 
 Slices::Slices(const SparsePattern& pattern, int64_t groups, int64_t items, int64_t least, const Threads& threads)
     : count(least) {
   const int64_t rows = pattern.rows / groups;
-  while (items * count < 8 * threads.count && items * count % threads.count != 0 && count < rows) ++count;
+  while (items * count < cost::kItemsPerThread * threads.count && items * count % threads.count != 0 && count < rows)
+    ++count;
   for (int64_t group = 0; group < groups; ++group) {
     const int32_t* crow = pattern.crow_indices + group * rows;
     // a row costs something even where it has no nonzeros
-    const auto weight = [&](int64_t row) { return crow[row] - crow[0] + row * 8; };
+    const auto weight = [&](int64_t row) { return crow[row] - crow[0] + row * cost::tiled::kRowNonzeros; };
     int64_t row = 0;
     for (int64_t slice = 0; slice <= count; ++slice) {
       while (row < rows && weight(row) * count < weight(rows) * slice) ++row;
@@ -43,16 +40,16 @@ PatternPacking::PatternPacking(
       panel_residues_(plan.panels * lattice.residues()),
       wants_values_(wants_values) {}
 
-void PatternPacking::reserve(WorkspaceLayout& pieces) {
-  pieces.add(&table_, lattice_.source_channels * taps_);
-  if (residues_ > 1) pieces.add(&residue_of_, lattice_.source_channels * taps_);
-  pieces.add(&begin_, (plan_.panels + 1) * pattern_.rows);
-  pieces.add(&counts_, panel_residues_ * pattern_.rows);
-  pieces.add(&runs_, panel_residues_ * pattern_.rows);
-  pieces.add(&offsets_, pattern_.nonzeros);
+void PatternPacking::reserve(WorkspaceLayout& layout) {
+  layout.add(&table_, lattice_.source_channels * taps_);
+  if (residues_ > 1) layout.add(&residue_of_, lattice_.source_channels * taps_);
+  layout.add(&begin_, (plan_.panels + 1) * pattern_.rows);
+  layout.add(&counts_, panel_residues_ * pattern_.rows);
+  layout.add(&runs_, panel_residues_ * pattern_.rows);
+  layout.add(&offsets_, pattern_.nonzeros);
   if (!wants_values_) return;
-  pieces.add(&values_, pattern_.nonzeros);
-  if (pattern_.dtype != DType::kFloat32) pieces.add(&wide_, pattern_.nonzeros);
+  layout.add(&values_, pattern_.nonzeros);
+  if (pattern_.dtype != DType::kFloat32) layout.add(&wide_, pattern_.nonzeros);
 }
 
 // body(i) for all i in [0, count) gives whether what it read is sound; so does this.
@@ -64,7 +61,7 @@ bool PatternPacking::in_parallel(const Threads& threads, int64_t count, Body bod
     for (int64_t i = begin; i < end; ++i) good = body(i) && good;
     if (!good) sound = false;
   };
-  if (pattern_.nonzeros < kSerialNonzeros) {
+  if (pattern_.nonzeros < cost::threads::kFewestPacked) {
     range(0, count);
   } else {
     threads.run(count, range);

@@ -32,7 +32,7 @@ class PatternPacking {
   PatternPacking(
       const Lattice& lattice, const Plan& plan, const SparsePattern& pattern, const Slices& slices, bool wants_values);
 
-  void reserve(WorkspaceLayout& pieces);
+  void reserve(WorkspaceLayout& layout);
   // Throws std::invalid_argument where an index is out of its range.
   void run(const Threads& threads);
 

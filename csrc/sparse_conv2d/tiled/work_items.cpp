@@ -23,8 +23,8 @@ WorkItem work_item_at(const Plan& plan, int64_t group, int64_t index) {
   const int64_t columns = plan.items_of(2), rows = plan.items_of(1);
   work_item.first[1] = index % columns * plan.item_columns;
   work_item.first[0] = index / columns % rows * plan.item_rows;
-  work_item.first_lane_group = index / columns / rows * plan.item_lane_groups;
-  work_item.lane_groups = std::min(plan.item_lane_groups, plan.lanes.lane_groups() - work_item.first_lane_group);
+  work_item.first_lane_set = index / columns / rows * plan.item_lane_sets;
+  work_item.lane_sets = std::min(plan.item_lane_sets, plan.lanes.lane_sets() - work_item.first_lane_set);
   work_item.size[0] = std::min(plan.item_rows, plan.lanes.size[0] - work_item.first[0]);
   work_item.size[1] = std::min(plan.item_columns, plan.lanes.size[1] - work_item.first[1]);
   return work_item;
@@ -63,7 +63,7 @@ const PackKernels& pack_kernels(DType dtype) {
   return cpu_kernels().tiled_pack[static_cast<int>(dtype)];
 }
 
-void transfer(
+void pack_or_unpack(
     void (*run)(const PackCall&), const Plan& plan, const Side& side, const WorkItem& work_item, int64_t channel,
     int64_t channels, const Planes& planes, const PackedEpilogue& packed) {
   const LaneGrid& lanes = plan.lanes;
@@ -90,10 +90,10 @@ void transfer(
   call.column_phase = phases[1].data();
   call.epilogue = packed;
   const int64_t grid = lanes.grid[0] * lanes.grid[1];
-  for (int64_t g = 0; g < work_item.lane_groups; ++g) {
-    call.vectors = planes.vectors + g * planes.lane_group;
+  for (int64_t s = 0; s < work_item.lane_sets; ++s) {
+    call.vectors = planes.vectors + s * planes.lane_set;
     for (int64_t j = 0; j < kLanes; ++j) {
-      const int64_t lane = (work_item.first_lane_group + g) * kLanes + j;
+      const int64_t lane = (work_item.first_lane_set + s) * kLanes + j;
       call.row_begin[j] = call.row_end[j] = call.column_begin[j] = call.column_end[j] = 0;
       call.lane[j] = 0;
       if (lane >= lanes.lanes) continue;
@@ -126,34 +126,34 @@ void transfer(
 TileRows::TileRows(const Plan& plan, const WorkItem& work_item, const Planes& source) {
   if (plan.flat) {
     count = 1;
-    columns = work_item.lane_groups * work_item.size[0] * work_item.size[1];
+    columns = work_item.lane_sets * work_item.size[0] * work_item.size[1];
     planes = {0};
     return;
   }
-  count = work_item.lane_groups * work_item.size[0];
+  count = work_item.lane_sets * work_item.size[0];
   columns = work_item.size[1];
-  for (int64_t g = 0; g < work_item.lane_groups; ++g)
-    for (int64_t y = 0; y < work_item.size[0]; ++y) planes.push_back(g * source.lane_group + y * source.row);
+  for (int64_t s = 0; s < work_item.lane_sets; ++s)
+    for (int64_t y = 0; y < work_item.size[0]; ++y) planes.push_back(s * source.lane_set + y * source.row);
 }
 
 Planes source_planes(const Plan& plan, const WorkItem& work_item, float* vectors) {
   const int64_t columns = plan.flat ? work_item.size[1] : plan.plane_columns;
-  const int64_t lane_group = plan.flat ? work_item.size[0] * work_item.size[1] : plan.plane_vectors;
+  const int64_t lane_set = plan.flat ? work_item.size[0] * work_item.size[1] : plan.plane_vectors;
   return {
       .vectors = vectors,
       .channel = plan.channel_vectors * kLanes,
-      .lane_group = lane_group * kLanes,
+      .lane_set = lane_set * kLanes,
       .phase = plan.phase_vectors * kLanes,
       .row = columns * kLanes};
 }
 
 Planes result_planes(const WorkItem& work_item, int64_t residues, float* vectors) {
-  const int64_t lane_group = work_item.size[0] * work_item.size[1] * kLanes;
-  const int64_t phase = work_item.lane_groups * lane_group;
+  const int64_t lane_set = work_item.size[0] * work_item.size[1] * kLanes;
+  const int64_t phase = work_item.lane_sets * lane_set;
   return {
       .vectors = vectors,
       .channel = residues * phase,
-      .lane_group = lane_group,
+      .lane_set = lane_set,
       .phase = phase,
       .row = work_item.size[1] * kLanes};
 }

@@ -11,16 +11,16 @@
 
 namespace sparsekernels::tiled {
 
-// A part of the lattice: some lane groups, and positions of their lanes.
+// A part of the lattice: some lane sets, and positions of their lanes.
 struct WorkItem {
   int64_t group;  // of the convolution
-  int64_t first_lane_group, lane_groups;
+  int64_t first_lane_set, lane_sets;
   int64_t first[2], size[2];
 };
 
 WorkItem work_item_at(const Plan& plan, int64_t group, int64_t index);
 
-// One side of the lattice, as the transfers between tensor and vectors see it.
+// One side of the lattice, as packing and unpacking see it.
 struct Side {
   const Activation* tensor;
   bool tensor_is_dest;
@@ -34,20 +34,21 @@ Side source_side(const Lattice& lattice);
 
 Side dest_side(const Lattice& lattice);
 
-// Where the vectors of a work item lie: planes[channel][lane group][phase][row][column].
+// Where the vectors of a work item lie: planes[channel][lane set][phase][row][column].
 struct Planes {
   float* vectors;
-  int64_t channel, lane_group, phase, row;  // strides, in floats
+  int64_t channel, lane_set, phase, row;  // strides, in floats
 };
 
 const PackKernels& pack_kernels(DType dtype);
 
-// Every channel in [channel, channel + channels) of the work item, one lane group after another.
-void transfer(
+// Packs or unpacks, as `run` does, every channel in [channel, channel + channels) of the work item, one lane set after
+// another.
+void pack_or_unpack(
     void (*run)(const PackCall&), const Plan& plan, const Side& side, const WorkItem& work_item, int64_t channel,
     int64_t channels, const Planes& planes, const PackedEpilogue& packed);
 
-// The rows of a work item that tiles walk over, and where each begins.
+// The rows of a work item that tiles cover, and where each begins.
 struct TileRows {
   int64_t count, columns;
   std::vector<int64_t> planes;
@@ -57,7 +58,7 @@ struct TileRows {
 
 Planes source_planes(const Plan& plan, const WorkItem& work_item, float* vectors);
 
-// A work item's sums, or gradients: [pattern row][residue][lane group][row][column], without gaps.
+// A work item's sums, or gradients: [pattern row][residue][lane set][row][column], without gaps.
 Planes result_planes(const WorkItem& work_item, int64_t residues, float* vectors);
 
 // Calls body(first row, rows, first column, columns) for each tile of a work item.
