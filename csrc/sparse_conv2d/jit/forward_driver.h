@@ -38,7 +38,7 @@ PlannedForward plan_forward(
 // Calls body(begin, end) on disjoint ranges that cover [0, count) nonzeros, on all threads where that is worth it.
 void for_pieces(int64_t count, const Threads& threads, const ParallelBody& body);
 
-// to[i] = from[order[i]], of any dtype.
+// to[i] = from[order[i]], of a dtype other than float64.
 void gather_elements(
     const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, void* to);
 
