@@ -6,12 +6,12 @@
 // (sparsekernels/ops/sparse_conv2d/{implementations,plans}.py).
 #include <algorithm>
 
-#include "base/fma_rate.h"
 #include "base/numbered.h"
 #include "sparse_conv2d/call.h"
 #include "sparse_conv2d/glue.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/owned_plan.h"
+#include "sparse_conv2d/tiled/fma_rate.h"
 
 namespace sparsekernels {
 namespace {
@@ -329,7 +329,7 @@ void boxed_weight_gradient(StableIValue* stack, uint64_t count, uint64_t returne
 
 void boxed_fma_rate(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments(stack, {count, returned}, {0, 1});
-  stack[0] = torch::stable::detail::from(fma_from_l1_gflops(torch_threads()));
+  stack[0] = torch::stable::detail::from(tiled::fma_from_l1_gflops(torch_threads()));
 }
 
 void boxed_kept_kernels(StableIValue* stack, uint64_t count, uint64_t returned) {
