@@ -228,8 +228,8 @@ inline Handle contiguous(const Handle& tensor) {
   return Handle::from(torch::stable::contiguous(tensor.shared()));
 }
 
-// With SPARSEKERNELS_POISON=1 in the environment when the library is loaded, results start as NaN, bits as some
-// pattern. The tests set it: what a kernel does not write shows.
+// With SPARSEKERNELS_POISON=1 in the environment at the first call, results start as NaN, bits as some pattern. The
+// tests set it: what a kernel does not write shows.
 inline Handle poisoned(Handle tensor) {
   static const bool poison = [] {
     const char* value = std::getenv("SPARSEKERNELS_POISON");
