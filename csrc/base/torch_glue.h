@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Between torch's stable ABI and the kernels: owns tensor handles, takes arguments off the stack, allocates outputs.
-// Only this file, each operation's glue.h and its bindings know torch.
+// Only this file, each operation's glue.h and its bindings know torch; and sparse_conv2d/owned_plan.h, a part of these.
 //
 // The checks here keep the kernels safe. The Python functions look at the arguments again when a call is refused, and
 // explain it to users.
