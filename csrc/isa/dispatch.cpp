@@ -90,6 +90,15 @@ SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_isa() {
   }
 }
 
+// Whether it has JIT kernels; false where the above is null.
+SPARSEKERNELS_EXPORT bool sparsekernels_cpu_has_jit() {
+  try {
+    return sparsekernels::cpu_kernels().has_jit;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_supported_isas() {
   static const std::string names = sparsekernels::supported_names();
   return names.c_str();

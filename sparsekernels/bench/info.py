@@ -66,7 +66,7 @@ def _jit() -> str:
     """Whether fine-grained patterns are compiled to machine code."""
     if _library.cpu is None:
         return "the CPU kernels were not built"
-    if _library.isa() != "avx512":
+    if not _library.has_jit():
         return "read by the kernels; compiled only for AVX-512"
     setting = os.environ.get("SPARSEKERNELS_CPU_JIT")
     try:

@@ -152,7 +152,7 @@ bool jit_allowed() {
 }
 
 bool jit_available() {
-  return cpu_kernels().jit_pack[0].pack != nullptr && jit_allowed();
+  return cpu_kernels().has_jit && jit_allowed();
 }
 
 int64_t most_kernel_bytes() {
