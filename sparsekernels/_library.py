@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 _FOLDER = Path(__file__).parent / "lib"
-_INTERFACE = b"sparsekernels interface 3;"
+_INTERFACE = b"sparsekernels interface 4;"
 """In csrc/base/interface.h as well: a library of another version knows other operators by the same names."""
 
 

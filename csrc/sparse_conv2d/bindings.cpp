@@ -355,12 +355,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_sparse_conv2d_weight_gradient", &sparsekernels::boxed_weight_gradient);
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparsekernels, m) {
-  m.def("_fma_from_l1_gflops() -> float");
-  m.def("_kept_kernel_bytes() -> int");  // -1: kernels are not to be had
-  m.def("_most_kernel_bytes() -> int");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {
   m.impl("_free_sparse_conv2d_plan", &sparsekernels::boxed_free_plan);
   m.impl("_fma_from_l1_gflops", &sparsekernels::boxed_fma_rate);

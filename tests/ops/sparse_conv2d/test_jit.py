@@ -17,12 +17,13 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.ops.sparse_conv2d.implementations import kept_kernel_bytes
 from sparsekernels.testing import assert_verified
 
 
 def kept() -> int:
     """Bytes; -1 where there are no JIT kernels."""
-    return int(torch.ops.sparsekernels._kept_kernel_bytes()) if ("cpu", "cpu") in runs() else -1
+    return int(kept_kernel_bytes()) if ("cpu", "cpu") in runs() else -1
 
 
 pytestmark = pytest.mark.skipif(kept() < 0, reason="no JIT kernels: not built, not AVX-512, or refused by the system")
