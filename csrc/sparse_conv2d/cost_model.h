@@ -31,7 +31,7 @@ namespace forward {
 
 // Of L2, for a micro-batch's planes, which stay there while all slices go by.
 constexpr int64_t kPlanesPercentOfL2 = 45;
-// Planes may exceed that so many times before tiles do better.
+// The planes of a micro-batch's strips may exceed that so many times, 1.8 times L2, before tiles do better.
 constexpr int64_t kMostOverBudget = 4;
 // Of L1, for the vectors that a panel of channels reads.
 constexpr double kVectorsOfL1 = 0.55;
@@ -70,7 +70,7 @@ constexpr double kSharing = 6000;
 // Weight gradient by JIT kernels (jit/weight_gradient_plan.cpp).
 namespace weight_gradient {
 
-// Of L2, for a micro-batch's planes and a slice's gradients.
+// Of L2, for a micro-batch's planes and a slice's gradients; and how many times these may exceed that, 1.6 times L2.
 constexpr int64_t kPlanesPercentOfL2 = 40;
 constexpr int64_t kMostOverBudget = 4;
 
