@@ -70,7 +70,7 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
 void run_convolution(
     const ChainConvolution& layer, const PreparedLayer& prepared, const Activation& source, const Activation& dest,
     const void* residual, float* epilogue_floats) {
-  if (prepared.forward.engine == Engine::kTiled) {
+  if (prepared.call.engine == Engine::kTiled) {
     // Tiles are planned by the number of images, which depends on the threads here, and bits must not.
     Activation from = source, to = dest;
     from.size[0] = to.size[0] = 1;
@@ -87,9 +87,10 @@ void run_convolution(
     }
     return;
   }
-  Lattice lattice = prepared.lattice;
+  const jit::PlannedForward& planned = prepared.call.planned;
+  Lattice lattice = prepared.call.lattice;
   lattice.source.data = source.data;
-  if (prepared.forward.planes_image) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
+  if (planned.planes_image) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
   lattice.dest.data = dest.data;
   PackedEpilogue packed = prepared.epilogue;
   if (residual != nullptr) {  // kernels read where it is from memory, which each thread has its own of
@@ -102,8 +103,7 @@ void run_convolution(
       packed.header = epilogue_floats;
     }
   }
-  jit::run_items(
-      lattice, prepared.forward, layer.pattern, prepared.values.data(), packed, 0, prepared.forward.items(lattice));
+  jit::run_items(lattice, planned, layer.pattern, prepared.values.data(), packed, 0, planned.items(lattice));
 }
 
 }  // namespace

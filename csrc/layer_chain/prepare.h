@@ -7,14 +7,13 @@
 #include "base/threads.h"
 #include "layer_chain/plan.h"
 #include "sparse_conv2d/epilogue.h"
-#include "sparse_conv2d/jit/forward_driver.h"
+#include "sparse_conv2d/prepared_call.h"
 
 namespace sparsekernels {
 
 // A sparse convolution of so many images, but for where its tensors lie.
 struct PreparedLayer {
-  Lattice lattice = {};
-  jit::PlannedForward forward;         // without kernels: it runs as it would alone
+  PreparedForward call = {};
   bool residual_is_elsewhere = false;  // than where the result lies: in another layout
   int64_t above = 0;                   // floats from where the planes it reads begin to the source's first element
   std::vector<float> values;
