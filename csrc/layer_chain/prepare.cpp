@@ -36,13 +36,18 @@ PreparedLayer prepare_layer(
   const ChainLayout& residual = tensors[static_cast<size_t>(convolution.residual.value_or(0))].layout;
   result.residual_is_elsewhere = convolution.residual && !(residual == dest);
   const Threads one = {1, threads.run};  // one will run it; all may compile it
+  const auto lattice = [&](int64_t count) { return lattice_of(layer, tensors, result_tensor, dtype, count); };
   result.call = prepare_forward(
-      lattice_of(layer, tensors, result_tensor, dtype, images), convolution.pattern, result.epilogue.flags, one,
-      plan.plan.images, result.residual_is_elsewhere ? std::optional(residual.channel) : std::nullopt, dest.images);
+      lattice(images), convolution.pattern, result.epilogue.flags, one, plan.plan.images,
+      result.residual_is_elsewhere ? std::optional(residual.channel) : std::nullopt, dest.images);
   jit::PlannedForward& planned = result.call.planned;
   const bool stores = result.call.engine == Engine::kJit && planned.plan.direct;
   if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
-  if (result.call.engine == Engine::kTiled) return result;
+  if (result.call.engine == Engine::kTiled) {
+    result.image_by_image = true;
+    result.call = prepare_forward(lattice(1), convolution.pattern, result.epilogue.flags, one);
+    return result;
+  }
   planned.dest_vector_stride = dest.vector_stride;
   planned.residual_image = residual.image;
   planned.residual_channel = residual.channel;

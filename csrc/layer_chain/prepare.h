@@ -14,6 +14,9 @@ namespace sparsekernels {
 // A sparse convolution of so many images, but for where its tensors lie.
 struct PreparedLayer {
   PreparedForward call = {};
+  // Then `call` is of one image, by either engine, and runs for each by itself; the rest is not used. The tiled engine
+  // plans by the number of images, which here depends on the threads, and bits must not.
+  bool image_by_image = false;
   bool residual_is_elsewhere = false;  // than where the result lies: in another layout
   int64_t above = 0;                   // floats from where the planes it reads begin to the source's first element
   std::vector<float> values;
