@@ -59,5 +59,5 @@ def test_an_unknown_one_is_refused() -> None:
         pytest.skip("the CPU kernels are not built")
     result = run("mmx", "-c", "import torch, sparsekernels as sk; sk.rms_norm(torch.ones(2, 2), (2,))")
     assert result.returncode == 1
-    assert "expected SPARSEKERNELS_CPU_ISA to be one of: " in result.stderr
+    assert "sparsekernels: expected SPARSEKERNELS_CPU_ISA to be one of: " in result.stderr
     assert ", got 'mmx'" in result.stderr

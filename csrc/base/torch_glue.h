@@ -173,7 +173,7 @@ class Arguments {
       text += " results";
       return text;
     };
-    std::string message = "expected ";
+    std::string message = "sparsekernels: expected ";
     message += words(expected);
     message += ", got ";
     message += words(given);
@@ -199,13 +199,15 @@ inline StableIValue to_stack(Handle&& tensor) {
   return torch::stable::detail::from(tensor.release());
 }
 
-inline DType dtype_of(const Handle& tensor) {
+// Throws std::invalid_argument in the name of `operation` where kernels do not take such a tensor.
+inline DType dtype_of(const Handle& tensor, const char* operation) {
   static const int32_t codes[] = {
       aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(), aoti_torch_dtype_float64()};
   const int32_t code = tensor.dtype();
   for (int i = 0; i < 4; ++i)
     if (codes[i] == code) return static_cast<DType>(i);
-  throw std::invalid_argument("expected tensors of float32, bfloat16, float16 or float64, got " + text_of(tensor));
+  throw std::invalid_argument(
+      std::string(operation) + ": expected tensors of float32, bfloat16, float16 or float64, got " + text_of(tensor));
 }
 
 inline bool same_sizes(const Handle& a, const Handle& b) {

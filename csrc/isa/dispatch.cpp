@@ -63,7 +63,7 @@ const CpuKernels& pick() {
     if (forced == nullptr || std::strcmp(forced, all[i].kernels->isa) == 0) return *all[i].kernels;
   }
   throw std::runtime_error(
-      "expected SPARSEKERNELS_CPU_ISA to be one of: " + supported_names() + ", got '" + forced + "'");
+      "sparsekernels: expected SPARSEKERNELS_CPU_ISA to be one of: " + supported_names() + ", got '" + forced + "'");
 }
 
 }  // namespace

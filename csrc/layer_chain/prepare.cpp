@@ -42,7 +42,8 @@ PreparedLayer prepare_layer(
       result.residual_is_elsewhere ? std::optional(residual.channel) : std::nullopt, dest.images);
   jit::PlannedForward& planned = result.call.planned;
   const bool stores = result.call.engine == Engine::kJit && planned.plan.direct;
-  if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
+  if (!stores && !(dest.is_plain && !result.residual_is_elsewhere))
+    throw std::logic_error("layer_chain: expected the plan that layouts were chosen for, got another");
   if (result.call.engine == Engine::kTiled) {
     result.image_by_image = true;
     result.call = prepare_forward(lattice(1), convolution.pattern, result.epilogue.flags, one);

@@ -19,7 +19,7 @@ namespace {
 Activation activation_of(const Handle& tensor) {
   Activation result;
   result.data = tensor.data();
-  result.dtype = dtype_of(tensor);
+  result.dtype = dtype_of(tensor, "sparse_conv2d");
   const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
   for (int d = 0; d < 4; ++d) {
     result.size[d] = sizes[d];
@@ -32,7 +32,7 @@ Activation activation_of(const Handle& tensor) {
 void check_activation(const Handle& tensor, const Geometry& geometry) {
   require(tensor.dim() == 4, "sparse_conv2d: expected input and grad_output of 4 dimensions", tensor);
   require(
-      dtype_of(tensor) != DType::kFloat64,
+      dtype_of(tensor, "sparse_conv2d") != DType::kFloat64,
       "sparse_conv2d: expected input and grad_output of float32, bfloat16 or float16", tensor);
   require(
       tensor.device_type() == aoti_torch_device_type_cpu(), "sparse_conv2d: expected input and grad_output on the CPU",
@@ -136,7 +136,7 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned)
       values, input, pattern.nonzeros,
       "sparse_conv2d: expected values of the size of col_indices in dtype and device of input");
   pattern.values = values.data();
-  pattern.dtype = dtype_of(values);
+  pattern.dtype = dtype_of(values, "sparse_conv2d");
   const Handle bias = checked_bias(std::move(given_bias), input, pattern.rows);
   const Activation source = activation_of(input);
   Handle output = empty_output(input, source, geometry, pattern.rows);
@@ -179,7 +179,7 @@ PlannedWeight planned_weight(Handle& weight, const Handle& other, const char* ex
   if (!weight.is_contiguous()) weight = contiguous(weight);
   PlannedWeight values;
   values.data = weight.data();
-  values.dtype = dtype_of(weight);
+  values.dtype = dtype_of(weight, "sparse_conv2d");
   values.dense = weight.dim() != 1;
   int64_t elements = 1;
   for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
@@ -288,7 +288,7 @@ void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned
       values, grad_output, pattern.nonzeros,
       "sparse_conv2d: expected values of the size of col_indices in dtype and device of grad_output");
   pattern.values = values.data();
-  pattern.dtype = dtype_of(values);
+  pattern.dtype = dtype_of(values, "sparse_conv2d");
   const Activation source = activation_of(grad_output);
   const int64_t input_size[2] = {height, width};
   for (int d = 0; d < 2; ++d) {

@@ -33,8 +33,8 @@ CacheLimits read_limits() {
     if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
       throw std::invalid_argument(
           std::string(
-              "expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes such as 1024, or 0 for no"
-              " kernels, got '") +
+              "sparsekernels: expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes such as 1024, or 0"
+              " for no kernels, got '") +
           set + "'");
     }
     const size_t most = static_cast<size_t>(megabytes) * kMegabyte;

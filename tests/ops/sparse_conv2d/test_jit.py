@@ -167,7 +167,7 @@ except ValueError as error:
 """
     environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes")
+    assert done.stdout.startswith("sparsekernels: expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes")
     assert done.stdout.endswith(f", got '{setting}'\n")
 
 
