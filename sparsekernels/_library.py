@@ -18,7 +18,7 @@ import torch
 from . import _environment
 
 _FOLDER = Path(__file__).parent / "lib"
-_INTERFACE = b"sparsekernels interface 2;"
+_INTERFACE = b"sparsekernels interface 4;"
 """In csrc/base/interface.h as well: a library of another version knows other operators by the same names."""
 
 
@@ -75,6 +75,18 @@ def isa() -> str | None:
     function.restype = ctypes.c_char_p
     name = function()
     return None if name is None else name.decode()
+
+
+def has_jit() -> bool:
+    """Whether fine-grained patterns can be machine code on the instruction set that `isa` names.
+
+    That SPARSEKERNELS_CPU_JIT turns it off, or that the system runs no such code, is another matter.
+    """
+    if cpu is None:
+        return False
+    function = ctypes.CDLL(cpu).sparsekernels_cpu_has_jit
+    function.restype = ctypes.c_bool
+    return bool(function())
 
 
 def supported_isas() -> tuple[str, ...]:

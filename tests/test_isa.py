@@ -33,13 +33,14 @@ def test_the_best_is_taken() -> None:
         pytest.skip("the CPU kernels are not built")
     assert _library.isa() == _library.supported_isas()[0]
     assert _library.supported_isas()[-1] == "portable"
+    assert _library.has_jit() == (_library.isa() == "avx512")
 
 
 @pytest.mark.parametrize("isa", OTHERS)
 def test_matrix(isa: str) -> None:
     """The best one is under test everywhere else."""
-    chosen = run(isa, "-c", "from sparsekernels import _library; print(_library.isa())")
-    assert chosen.stdout.strip() == isa
+    chosen = run(isa, "-c", "from sparsekernels import _library; print(_library.isa(), _library.has_jit())")
+    assert chosen.stdout.split() == [isa, str(isa == "avx512")]
     files = (
         "ops/rms_norm/test_rms_norm.py",
         "ops/sparse_conv2d/test_sparse_conv2d.py",
@@ -59,5 +60,5 @@ def test_an_unknown_one_is_refused() -> None:
         pytest.skip("the CPU kernels are not built")
     result = run("mmx", "-c", "import torch, sparsekernels as sk; sk.rms_norm(torch.ones(2, 2), (2,))")
     assert result.returncode == 1
-    assert "expected SPARSEKERNELS_CPU_ISA to be one of: " in result.stderr
+    assert "sparsekernels: expected SPARSEKERNELS_CPU_ISA to be one of: " in result.stderr
     assert ", got 'mmx'" in result.stderr

@@ -2,16 +2,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Objects that Python names by number: operators take and give numbers, not pointers. The caller that creates one frees
-// it.
+// it. Knows no torch.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <utility>
-
-#include "base/torch_glue.h"
 
 namespace sparsekernels {
 
@@ -29,7 +29,7 @@ class Numbered {
   std::shared_ptr<T> find(int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = all_.find(number);
-    require(found != all_.end(), expected_, number);
+    if (found == all_.end()) throw std::invalid_argument(std::string(expected_) + ", got " + std::to_string(number));
     return found->second;
   }
   void free(int64_t number) {

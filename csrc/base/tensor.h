@@ -10,10 +10,6 @@
 
 namespace sparsekernels {
 
-inline int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
-}
-
 struct Activation {
   void* data = nullptr;
   DType dtype = DType::kFloat32;

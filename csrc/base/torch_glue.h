@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Between torch's stable ABI and the kernels: owns tensor handles, takes arguments off the stack, allocates outputs.
-// Only this file, each operation's glue.h and its bindings know torch.
+// Only this file, each operation's glue.h and its bindings know torch; and sparse_conv2d/owned_plan.h, a part of these.
 //
 // The checks here keep the kernels safe. The Python functions look at the arguments again when a call is refused, and
 // explain it to users.
@@ -173,7 +173,7 @@ class Arguments {
       text += " results";
       return text;
     };
-    std::string message = "expected ";
+    std::string message = "sparsekernels: expected ";
     message += words(expected);
     message += ", got ";
     message += words(given);
@@ -199,13 +199,15 @@ inline StableIValue to_stack(Handle&& tensor) {
   return torch::stable::detail::from(tensor.release());
 }
 
-inline DType dtype_of(const Handle& tensor) {
+// Throws std::invalid_argument in the name of `operation` where kernels do not take such a tensor.
+inline DType dtype_of(const Handle& tensor, const char* operation) {
   static const int32_t codes[] = {
       aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(), aoti_torch_dtype_float64()};
   const int32_t code = tensor.dtype();
   for (int i = 0; i < 4; ++i)
     if (codes[i] == code) return static_cast<DType>(i);
-  throw std::invalid_argument("expected tensors of float32, bfloat16, float16 or float64, got " + text_of(tensor));
+  throw std::invalid_argument(
+      std::string(operation) + ": expected tensors of float32, bfloat16, float16 or float64, got " + text_of(tensor));
 }
 
 inline bool same_sizes(const Handle& a, const Handle& b) {
@@ -228,8 +230,8 @@ inline Handle contiguous(const Handle& tensor) {
   return Handle::from(torch::stable::contiguous(tensor.shared()));
 }
 
-// With SPARSEKERNELS_POISON=1 in the environment when the library is loaded, results start as NaN, bits as some
-// pattern. The tests set it: what a kernel does not write shows.
+// With SPARSEKERNELS_POISON=1 in the environment at the first call, results start as NaN, bits as some pattern. The
+// tests set it: what a kernel does not write shows.
 inline Handle poisoned(Handle tensor) {
   static const bool poison = [] {
     const char* value = std::getenv("SPARSEKERNELS_POISON");

@@ -17,6 +17,7 @@ namespace sparsekernels {
 
 const CpuKernels kAvx2Kernels = {
     .isa = "avx2",
+    .has_jit = false,
     .rms_norm =
         {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
          rms_norm_kernels_of<double>()},

@@ -17,6 +17,7 @@ namespace sparsekernels {
 
 const CpuKernels kAvx512Kernels = {
     .isa = "avx512",
+    .has_jit = true,
     .rms_norm =
         {rms_norm_kernels_of<float>(), rms_norm_kernels_of<BFloat16>(), rms_norm_kernels_of<Float16>(),
          rms_norm_kernels_of<double>()},

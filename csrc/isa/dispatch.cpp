@@ -63,7 +63,7 @@ const CpuKernels& pick() {
     if (forced == nullptr || std::strcmp(forced, all[i].kernels->isa) == 0) return *all[i].kernels;
   }
   throw std::runtime_error(
-      "expected SPARSEKERNELS_CPU_ISA to be one of: " + supported_names() + ", got '" + forced + "'");
+      "sparsekernels: expected SPARSEKERNELS_CPU_ISA to be one of: " + supported_names() + ", got '" + forced + "'");
 }
 
 }  // namespace
@@ -87,6 +87,15 @@ SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_isa() {
     return sparsekernels::cpu_kernels().isa;
   } catch (const std::exception&) {
     return nullptr;
+  }
+}
+
+// Whether it has JIT kernels; false where the above is null.
+SPARSEKERNELS_EXPORT bool sparsekernels_cpu_has_jit() {
+  try {
+    return sparsekernels::cpu_kernels().has_jit;
+  } catch (const std::exception&) {
+    return false;
   }
 }
 

@@ -33,9 +33,10 @@ constexpr int64_t kArrangedMultiple = 32;
 
 struct CpuKernels {
   const char* isa;
+  bool has_jit;                      // whether the machine code of patterns (sparse_conv2d/jit) runs on it
   RmsNormKernels rms_norm[4];        // by DType
   tiled::PackKernels tiled_pack[3];  // by DType, without float64
-  jit::PackKernels jit_pack[3];      // by DType, without float64
+  jit::PackKernels jit_pack[3];      // by DType, without float64; null where there is no JIT
   tiled::TileKernels tiles;
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);

@@ -31,7 +31,7 @@ Numbered<OwnedChain>& chains() {
 void boxed_make(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {1, 1});
   const Handle like = arguments.tensor();
-  const DType dtype = dtype_of(like);
+  const DType dtype = dtype_of(like, "layer_chain");
   require(dtype != DType::kFloat64, "layer_chain: expected like of float32, bfloat16 or float16", like);
   stack[0] = torch::stable::detail::from(chains().add(std::make_shared<OwnedChain>(dtype)));
 }
@@ -53,8 +53,8 @@ void boxed_add_convolution(StableIValue* stack, uint64_t count, uint64_t returne
 
   const DType dtype = owner->chain.dtype();
   const auto fits = [&](const Handle& tensor, int64_t size) {
-    return tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.is_contiguous() && dtype_of(tensor) == dtype &&
-           tensor.device_type() == aoti_torch_device_type_cpu();
+    return tensor.dim() == 1 && tensor.sizes()[0] == size && tensor.is_contiguous() &&
+           dtype_of(tensor, "layer_chain") == dtype && tensor.device_type() == aoti_torch_device_type_cpu();
   };
   layer.geometry = geometry.conv;
   std::copy_n(geometry.padding_after, 2, layer.padding_after);
@@ -105,7 +105,9 @@ void boxed_run(StableIValue* stack, uint64_t count, uint64_t returned) {
   Handle input = arguments.tensor();
   const std::shared_ptr<OwnedChain> owner = chains().find(arguments.integer());
   require(input.dim() == 4, "layer_chain: expected input of 4 dimensions", input);
-  require(dtype_of(input) == owner->chain.dtype(), "layer_chain: expected input of the dtype of the chain", input);
+  require(
+      dtype_of(input, "layer_chain") == owner->chain.dtype(), "layer_chain: expected input of the dtype of the chain",
+      input);
   if (!input.is_contiguous()) input = contiguous(input);
   Activation source, dest;
   source.data = input.data();

@@ -67,29 +67,33 @@ void clear_around(const ChainTensor& tensor, const Activation& dest) {
   }
 }
 
+// Each image by itself: the bits of a layer that is called with one.
+void run_image_by_image(
+    const ChainConvolution& layer, const PreparedLayer& prepared, const Activation& source, const Activation& dest,
+    const void* residual) {
+  check_rows(layer.pattern);  // tiles read them, and they may have changed
+  PreparedForward call = prepared.call;
+  Epilogue epilogue = layer.epilogue;
+  for (int64_t image = 0; image < source.size[0]; ++image) {
+    const auto at = [&](const void* data, const Activation& tensor) -> char* {
+      return const_cast<char*>(static_cast<const char*>(data)) + image * tensor.stride[0] * element_size(tensor.dtype);
+    };
+    call.lattice.source.data = at(source.data, source);
+    call.lattice.dest.data = at(dest.data, dest);
+    epilogue.residual = residual == nullptr ? nullptr : at(residual, dest);
+    const PackedEpilogue packed = packed_epilogue(epilogue, layer.pattern.rows, source.dtype, call.lattice.dest.data);
+    run(call, layer.pattern, packed, one_thread());
+  }
+}
+
 void run_convolution(
     const ChainConvolution& layer, const PreparedLayer& prepared, const Activation& source, const Activation& dest,
     const void* residual, float* epilogue_floats) {
-  if (prepared.forward.engine == Engine::kTiled) {
-    // Tiles are planned by the number of images, which depends on the threads here, and bits must not.
-    Activation from = source, to = dest;
-    from.size[0] = to.size[0] = 1;
-    Epilogue epilogue = layer.epilogue;
-    for (int64_t image = 0; image < source.size[0]; ++image) {
-      const auto at = [&](const void* data, const Activation& tensor) -> char* {
-        return const_cast<char*>(static_cast<const char*>(data)) +
-               image * tensor.stride[0] * element_size(tensor.dtype);
-      };
-      from.data = at(source.data, source);
-      to.data = at(dest.data, dest);
-      epilogue.residual = residual == nullptr ? nullptr : at(residual, dest);
-      sparse_conv2d(layer.geometry, layer.pattern, from, epilogue, to, one_thread());
-    }
-    return;
-  }
-  Lattice lattice = prepared.lattice;
+  if (prepared.image_by_image) return run_image_by_image(layer, prepared, source, dest, residual);
+  const jit::PlannedForward& planned = prepared.call.planned;
+  Lattice lattice = prepared.call.lattice;
   lattice.source.data = source.data;
-  if (prepared.forward.planes_image) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
+  if (planned.planes_image) lattice.source.data = static_cast<float*>(source.data) - prepared.above;
   lattice.dest.data = dest.data;
   PackedEpilogue packed = prepared.epilogue;
   if (residual != nullptr) {  // kernels read where it is from memory, which each thread has its own of
@@ -102,8 +106,7 @@ void run_convolution(
       packed.header = epilogue_floats;
     }
   }
-  jit::run_items(
-      lattice, prepared.forward, layer.pattern, prepared.values.data(), packed, 0, prepared.forward.items(lattice));
+  jit::run_items(lattice, planned, layer.pattern, prepared.values.data(), packed, 0, planned.items(lattice));
 }
 
 }  // namespace

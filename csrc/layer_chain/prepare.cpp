@@ -18,9 +18,7 @@ Lattice lattice_of(
     const ChainLayer& layer, const std::vector<ChainTensor>& tensors, size_t result, DType dtype, int64_t images) {
   const Activation source = activation_of(tensors[static_cast<size_t>(layer.source)], dtype, images, nullptr);
   const Activation dest = activation_of(tensors[result], dtype, images, nullptr);
-  Lattice lattice = forward_lattice(layer.convolution()->geometry, source, dest);
-  merge_positions(lattice);
-  return lattice;
+  return forward_lattice(layer.convolution()->geometry, source, dest);
 }
 
 PreparedLayer prepare_layer(
@@ -28,7 +26,6 @@ PreparedLayer prepare_layer(
     DType dtype, int64_t images, const Threads& threads) {
   const ChainConvolution& convolution = *layer.convolution();
   PreparedLayer result;
-  result.lattice = lattice_of(layer, tensors, result_tensor, dtype, images);
   result.epilogue_floats.resize(static_cast<size_t>(kEpilogueHeader + convolution.pattern.rows));
   Epilogue epilogue = convolution.epilogue;
   const char some_place = 0;
@@ -39,26 +36,33 @@ PreparedLayer prepare_layer(
   const ChainLayout& residual = tensors[static_cast<size_t>(convolution.residual.value_or(0))].layout;
   result.residual_is_elsewhere = convolution.residual && !(residual == dest);
   const Threads one = {1, threads.run};  // one will run it; all may compile it
-  result.forward = jit::plan_forward(
-      result.lattice, convolution.pattern, result.epilogue.flags, one, plan.plan.images,
+  const auto lattice = [&](int64_t count) { return lattice_of(layer, tensors, result_tensor, dtype, count); };
+  result.call = prepare_forward(
+      lattice(images), convolution.pattern, result.epilogue.flags, one, plan.plan.images,
       result.residual_is_elsewhere ? std::optional(residual.channel) : std::nullopt, dest.images);
-  const bool stores = result.forward.engine == Engine::kJit && result.forward.plan.direct;
-  if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) throw std::logic_error("chain: another plan");
-  if (result.forward.engine == Engine::kTiled) return result;
-  result.forward.dest_vector_stride = dest.vector_stride;
-  result.forward.residual_image = residual.image;
-  result.forward.residual_channel = residual.channel;
-  result.forward.residual_vector_stride = residual.vector_stride;
-  result.forward.source_vector_stride = source.vector_stride;
+  jit::PlannedForward& planned = result.call.planned;
+  const bool stores = result.call.engine == Engine::kJit && planned.plan.direct;
+  if (!stores && !(dest.is_plain && !result.residual_is_elsewhere))
+    throw std::logic_error("layer_chain: expected the plan that layouts were chosen for, got another");
+  if (result.call.engine == Engine::kTiled) {
+    result.image_by_image = true;
+    result.call = prepare_forward(lattice(1), convolution.pattern, result.epilogue.flags, one);
+    return result;
+  }
+  planned.dest_vector_stride = dest.vector_stride;
+  planned.residual_image = residual.image;
+  planned.residual_channel = residual.channel;
+  planned.residual_vector_stride = residual.vector_stride;
+  planned.source_vector_stride = source.vector_stride;
   if (!source.is_plain && source == plan.wanted) {
-    result.forward.planes_image = source.image;
+    planned.planes_image = source.image;
     result.above = source.first - source.planes;
   }
   const int64_t narrow = convolution.pattern.dtype == DType::kFloat32 ? 0 : divide_up(convolution.pattern.nonzeros, 2);
   std::vector<float> halves(static_cast<size_t>(narrow));
   result.values.resize(static_cast<size_t>(convolution.pattern.nonzeros + 2 * jit::kValueBias));
   jit::arrange_values(
-      result.forward.kernels->order(), convolution.pattern.values, convolution.pattern.dtype, threads, halves.data(),
+      planned.kernels->order(), convolution.pattern.values, convolution.pattern.dtype, threads, halves.data(),
       result.values.data());
   return result;
 }
@@ -145,7 +149,8 @@ std::vector<ChainLayerPlan> plan_layers(
       check_indices(convolution->pattern, convolution->input_channels / geometry.groups * taps);
       // Whatever the number of threads, so that bits do not depend on it.
       const int64_t most = std::min<int64_t>(jit::kMostImages, std::max<int64_t>(1, batch / cost::chain::kThreads));
-      const Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
+      Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
+      merge_positions(lattice);
       one.plan = jit::make_forward_plan(lattice, convolution->pattern.nonzeros, 0, 1, std::nullopt, most);
       one.exchanges_planes = may_exchange_planes(lattice, convolution->pattern, one.plan);
       one.gathers = one.exchanges_planes && lattice.taps.size() == 1 && lattice.groups == 1 &&

@@ -7,14 +7,16 @@
 #include "base/threads.h"
 #include "layer_chain/plan.h"
 #include "sparse_conv2d/epilogue.h"
-#include "sparse_conv2d/jit/forward_driver.h"
+#include "sparse_conv2d/prepared_call.h"
 
 namespace sparsekernels {
 
 // A sparse convolution prepared for a number of images, save for where its tensors lie.
 struct PreparedLayer {
-  Lattice lattice = {};
-  jit::PlannedForward forward;         // without kernels: it runs as it would alone
+  PreparedForward call = {};
+  // Then `call` is of one image, by either engine, and runs for each by itself; the rest is not used. The tiled engine
+  // plans by the number of images, which here depends on the threads, and bits must not.
+  bool image_by_image = false;
   bool residual_is_elsewhere = false;  // than where the result lies: in another layout
   int64_t above = 0;                   // floats from where the planes it reads begin to the source's first element
   std::vector<float> values;

@@ -20,7 +20,7 @@ constexpr int64_t kGrain = 1 << 15;  // elements for which a thread is worth its
 MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window) {
   MaxPool2d call = pooling_of(window);
   require(input.dim() == 4 && input.is_contiguous(), "max_pool2d: expected contiguous input of 4 dimensions", input);
-  call.dtype = dtype_of(input);
+  call.dtype = dtype_of(input, "max_pool2d");
   require(call.dtype != DType::kFloat64, "max_pool2d: expected input of float32, bfloat16 or float16", input);
   const int64_t* const sizes = input.sizes();
   for (size_t d = 0; d < 2; ++d) {

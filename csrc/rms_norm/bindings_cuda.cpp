@@ -16,9 +16,10 @@
 namespace sparsekernels {
 namespace {
 
-void require_success(cudaError_t error, const char* what) {
+void require_success(cudaError_t error, const char* expected) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+  throw std::runtime_error(
+      std::string(expected) + ", got " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
 cudaStream_t current_stream(int32_t device) {
@@ -29,7 +30,8 @@ cudaStream_t current_stream(int32_t device) {
     void* symbol = library != nullptr ? dlsym(library, kName) : nullptr;
     if (symbol == nullptr) symbol = dlsym(RTLD_DEFAULT, kName);
     if (symbol == nullptr) {
-      throw std::runtime_error(std::string("this torch has no function ") + kName + ": it was built without CUDA");
+      throw std::runtime_error(
+          std::string("rms_norm: expected a torch that was built with CUDA, got one without the function ") + kName);
     }
     return reinterpret_cast<Function>(symbol);
   }();
@@ -42,8 +44,9 @@ cudaStream_t current_stream(int32_t device) {
 class OnDevice {
  public:
   explicit OnDevice(int32_t device) : device_(device) {
-    require_success(cudaGetDevice(&previous_), "the current CUDA device");
-    if (device_ != previous_) require_success(cudaSetDevice(device_), "the CUDA device of input");
+    require_success(cudaGetDevice(&previous_), "rms_norm: expected a current CUDA device");
+    if (device_ != previous_)
+      require_success(cudaSetDevice(device_), "rms_norm: expected the CUDA device of input to become current");
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
@@ -58,7 +61,8 @@ class OnDevice {
 void launch_forward(const RmsNormForward& call, const Handle& input) {
   const int32_t device = input.device_index();
   const OnDevice guard(device);
-  require_success(cuda::rms_norm_forward(call, current_stream(device)), "rms_norm");
+  require_success(
+      cuda::rms_norm_forward(call, current_stream(device)), "rms_norm: expected the forward pass to be launched");
 }
 
 // The workspace goes back to torch's allocator as soon as the kernel is launched; torch hands it out again only to work
@@ -69,7 +73,8 @@ void launch_backward(RmsNormBackward call, const Handle& input) {
   const int64_t floats = static_cast<int64_t>(cuda::rms_norm_workspace_bytes(call) / sizeof(float));
   const Handle workspace = floats > 0 ? empty(&floats, 1, aoti_torch_dtype_float32(), input) : Handle();
   if (workspace) call.workspace = workspace.data();
-  require_success(cuda::rms_norm_backward(call, current_stream(device)), "rms_norm backward");
+  require_success(
+      cuda::rms_norm_backward(call, current_stream(device)), "rms_norm: expected the backward pass to be launched");
 }
 
 void rms_norm(StableIValue* stack, uint64_t count, uint64_t returned) {

@@ -117,12 +117,12 @@ void boxed_forward(StableIValue* stack, StackCounts counts, bool add, Launch lau
   const std::optional<double> eps = arguments.optional_number();
 
   RmsNormForward call;
-  call.dtype = dtype_of(input);
+  call.dtype = dtype_of(input, "rms_norm");
   call.eps = eps_or_default(eps, call.dtype);
   const int64_t leading = check_shapes(input, dims, size, weight);
   if (add) require_like(residual, input, "rms_norm: expected residual of the shape, dtype and device of input");
   if (weight) {
-    call.weight_dtype = dtype_of(weight);
+    call.weight_dtype = dtype_of(weight, "rms_norm");
     if (!weight.is_contiguous()) weight = contiguous(weight);
     call.weight = weight.data();
   }
@@ -152,14 +152,14 @@ void boxed_backward(StableIValue* stack, StackCounts counts, Launch launch) {
   const bool need_weight = arguments.boolean();
 
   RmsNormBackward call;
-  call.dtype = dtype_of(input);
+  call.dtype = dtype_of(input, "rms_norm");
   call.eps = eps_or_default(eps, call.dtype);
   const int64_t leading = check_shapes(input, dims, size, weight);
   require_like(grad_output, input, "rms_norm: expected grad_output of the shape, dtype and device of input");
   if (grad_sum) require_like(grad_sum, input, "rms_norm: expected grad_sum of the shape, dtype and device of input");
   require(!need_weight || weight, "rms_norm: expected weight with need_weight", weight);
   if (weight) {
-    call.weight_dtype = dtype_of(weight);
+    call.weight_dtype = dtype_of(weight, "rms_norm");
     if (!weight.is_contiguous()) weight = contiguous(weight);
     call.weight = weight.data();
   }

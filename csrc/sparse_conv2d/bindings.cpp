@@ -6,12 +6,12 @@
 // (sparsekernels/ops/sparse_conv2d/{implementations,plans}.py).
 #include <algorithm>
 
-#include "base/fma_rate.h"
 #include "base/numbered.h"
 #include "sparse_conv2d/call.h"
 #include "sparse_conv2d/glue.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/owned_plan.h"
+#include "sparse_conv2d/tiled/fma_rate.h"
 
 namespace sparsekernels {
 namespace {
@@ -19,7 +19,7 @@ namespace {
 Activation activation_of(const Handle& tensor) {
   Activation result;
   result.data = tensor.data();
-  result.dtype = dtype_of(tensor);
+  result.dtype = dtype_of(tensor, "sparse_conv2d");
   const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
   for (int d = 0; d < 4; ++d) {
     result.size[d] = sizes[d];
@@ -32,7 +32,7 @@ Activation activation_of(const Handle& tensor) {
 void check_activation(const Handle& tensor, const Geometry& geometry) {
   require(tensor.dim() == 4, "sparse_conv2d: expected input and grad_output of 4 dimensions", tensor);
   require(
-      dtype_of(tensor) != DType::kFloat64,
+      dtype_of(tensor, "sparse_conv2d") != DType::kFloat64,
       "sparse_conv2d: expected input and grad_output of float32, bfloat16 or float16", tensor);
   require(
       tensor.device_type() == aoti_torch_device_type_cpu(), "sparse_conv2d: expected input and grad_output on the CPU",
@@ -136,7 +136,7 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned)
       values, input, pattern.nonzeros,
       "sparse_conv2d: expected values of the size of col_indices in dtype and device of input");
   pattern.values = values.data();
-  pattern.dtype = dtype_of(values);
+  pattern.dtype = dtype_of(values, "sparse_conv2d");
   const Handle bias = checked_bias(std::move(given_bias), input, pattern.rows);
   const Activation source = activation_of(input);
   Handle output = empty_output(input, source, geometry, pattern.rows);
@@ -179,7 +179,7 @@ PlannedWeight planned_weight(Handle& weight, const Handle& other, const char* ex
   if (!weight.is_contiguous()) weight = contiguous(weight);
   PlannedWeight values;
   values.data = weight.data();
-  values.dtype = dtype_of(weight);
+  values.dtype = dtype_of(weight, "sparse_conv2d");
   values.dense = weight.dim() != 1;
   int64_t elements = 1;
   for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
@@ -288,7 +288,7 @@ void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned
       values, grad_output, pattern.nonzeros,
       "sparse_conv2d: expected values of the size of col_indices in dtype and device of grad_output");
   pattern.values = values.data();
-  pattern.dtype = dtype_of(values);
+  pattern.dtype = dtype_of(values, "sparse_conv2d");
   const Activation source = activation_of(grad_output);
   const int64_t input_size[2] = {height, width};
   for (int d = 0; d < 2; ++d) {
@@ -329,7 +329,7 @@ void boxed_weight_gradient(StableIValue* stack, uint64_t count, uint64_t returne
 
 void boxed_fma_rate(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments(stack, {count, returned}, {0, 1});
-  stack[0] = torch::stable::detail::from(fma_from_l1_gflops(torch_threads()));
+  stack[0] = torch::stable::detail::from(tiled::fma_from_l1_gflops(torch_threads()));
 }
 
 void boxed_kept_kernels(StableIValue* stack, uint64_t count, uint64_t returned) {
@@ -353,12 +353,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_planned_sparse_conv2d_weight_gradient", &sparsekernels::boxed_planned_weight_gradient);
   m.impl("_sparse_conv2d_input_gradient", &sparsekernels::boxed_input_gradient);
   m.impl("_sparse_conv2d_weight_gradient", &sparsekernels::boxed_weight_gradient);
-}
-
-STABLE_TORCH_LIBRARY_FRAGMENT(sparsekernels, m) {
-  m.def("_fma_from_l1_gflops() -> float");
-  m.def("_kept_kernel_bytes() -> int");  // -1: kernels are not to be had
-  m.def("_most_kernel_bytes() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CompositeExplicitAutograd, m) {

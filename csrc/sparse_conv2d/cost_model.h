@@ -29,7 +29,7 @@ constexpr int64_t kFewestTransposedChannels = 6;
 // Elements of a tensor that is worth prefetching: a smaller one is in the last-level cache anyway.
 constexpr int64_t kFewestPrefetchedElements = int64_t{1} << 20;
 
-// Loops over the nonzeros that threads share: from so many on, so many at a time. Estimates, of which no measurement is
+// Loops over the nonzeros that threads share: the fewest that are shared, and the grain. Estimates, of which no measurement is
 // recorded. What they weigh was measured: a second thread was woken in 1.4 microseconds, and on an EPYC (Zen 4) a call
 // was handed to one in 5.3 to 5.9.
 namespace threads {
@@ -46,7 +46,7 @@ namespace forward {
 
 // Of L2, for a micro-batch's planes, which stay there while all slices go by.
 constexpr int64_t kPlanesPercentOfL2 = 45;
-// Planes may exceed that by this factor before tiles do better.
+// The planes of a micro-batch's strips may exceed that by this factor, 1.8 times L2, before tiles do better.
 constexpr int64_t kMostOverBudget = 4;
 // Divisors of that budget: for results of a micro-batch that wait to be written; for the planes and results
 // of a work item that has enough vectors.
@@ -88,7 +88,7 @@ constexpr double kSharing = 6000;
 // Weight gradient by JIT kernels (jit/weight_gradient_plan.cpp).
 namespace weight_gradient {
 
-// Of L2, for a micro-batch's planes and a slice's gradients.
+// Of L2, for a micro-batch's planes and a slice's gradients; and how many times these may exceed that, 1.6 times L2.
 constexpr int64_t kPlanesPercentOfL2 = 40;
 constexpr int64_t kMostOverBudget = 4;
 

@@ -13,8 +13,9 @@ bool may_use_jit(const SparsePattern& pattern) {
   return jit::jit_available() && pattern.nonzeros <= cost::kMostJitNonzeros;
 }
 
-// Tiles do better where a slice has next to no rows, where planes do not fit L2, or where a kernel of several panels
-// has next to nothing to do.
+// Tiles do better where a slice has next to no rows; where the planes of a micro-batch, cut into strips as far as they
+// can be, take more than kMostOverBudget times their share of L2 (planes_budget), which is 1.8 times all of it; or
+// where a kernel of several panels has next to nothing to do.
 Engine forward_engine(const Lattice& lattice, const SparsePattern& pattern, const jit::ForwardPlan& plan) {
   using namespace cost::forward;
   if (!may_use_jit(pattern) || lattice.dest_channels < kFewestRows) return Engine::kTiled;
@@ -29,8 +30,10 @@ bool may_exchange_planes(const Lattice& lattice, const SparsePattern& pattern, c
   return lattice.dest.dtype == DType::kFloat32 && forward_engine(lattice, pattern, plan) == Engine::kJit;
 }
 
-// Tiles do better, as measured: where hardly anything is computed with a vector that was read, where many lanes are no
-// positions, where planes do not fit L2.
+// Tiles serve where there is no plan: lanes that are no positions would need more masks than there are (is_possible).
+// They do better, as measured: where hardly anything is computed with a vector that was read, where many lanes are no
+// positions, where the strips' planes and gradients take more than kMostOverBudget times their share of L2
+// (planes_and_grads_budget), which is 1.6 times all of it.
 Engine weight_gradient_engine(
     const Lattice& lattice, const SparsePattern& pattern, const jit::WeightGradientPlan& plan) {
   using namespace cost::weight_gradient;

@@ -1,7 +1,7 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What Python names by a plan's number.
+// What Python names by a plan's number. A part of bindings.cpp.
 #pragma once
 
 #include <memory>

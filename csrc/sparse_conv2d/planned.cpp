@@ -14,6 +14,7 @@
 
 #include "base/workspace.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
+#include "sparse_conv2d/nonzeros.h"
 #include "sparse_conv2d/prepared_call.h"
 
 namespace sparsekernels {
@@ -94,7 +95,7 @@ class Calls {
     std::shared_ptr<Kept> kept = find(shape);
     const bool is_new = kept == nullptr;
     Prepared call = is_new ? prepare() : kept->prepared;
-    const bool has_kernels = call.planned.engine == Engine::kJit;
+    const bool has_kernels = call.engine == Engine::kJit;
     if (is_new) {
       kept = std::make_shared<Kept>();
       kept->shape = shape;
@@ -208,13 +209,13 @@ struct PlannedConv2d::State {
         [&] { return prepare_forward(operation.lattice(geometry, source, dest), own, packed.flags, threads); });
     if (!weight.dense) return run(call, own, packed, threads);
     const std::vector<int32_t>& dense = places();
-    if (call.planned.engine == Engine::kTiled) {
+    if (call.engine == Engine::kTiled) {
       const TrimWorkspace trim{values_workspace};
       float* values;
       WorkspaceLayout own_layout;
       own_layout.add(&values, divide_up(own.nonzeros * element_size(weight.dtype), sizeof(float)));
       own_layout.allocate(values_workspace);
-      jit::gather_elements(dense, weight.data, weight.dtype, threads, values);
+      gather_elements(dense, weight.data, weight.dtype, threads, values);
       own.values = values;
       return run(call, own, packed, threads);
     }
@@ -249,7 +250,7 @@ bool PlannedConv2d::is_of(const SparsePattern& pattern, const Threads& threads) 
   if (std::memcmp(pattern.crow_indices, own.crow_indices, static_cast<size_t>(own.rows + 1) * sizeof(int32_t)) != 0)
     return false;
   std::atomic<bool> same{true};
-  jit::parallel_for_nonzeros(own.nonzeros, threads, [&](int64_t begin, int64_t end) {
+  parallel_for_nonzeros(own.nonzeros, threads, [&](int64_t begin, int64_t end) {
     const size_t bytes = static_cast<size_t>(end - begin) * sizeof(int32_t);
     if (std::memcmp(pattern.col_indices + begin, own.col_indices + begin, bytes) != 0) same = false;
   });

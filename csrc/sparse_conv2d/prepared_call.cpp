@@ -5,33 +5,51 @@
 #include <cstring>
 #include <utility>
 
+#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/tiled/driver.h"
 
 namespace sparsekernels {
 
 PreparedForward prepare_forward(
-    Lattice lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads) {
+    Lattice lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,
+    std::optional<int64_t> images, std::optional<int64_t> residual_channel, int64_t dest_images) {
   merge_positions(lattice);
-  jit::PlannedForward planned = jit::plan_forward(lattice, pattern, epilogue_flags, threads);
-  return {std::move(lattice), std::move(planned)};
+  PreparedForward call = {.lattice = std::move(lattice)};
+  if (!may_use_jit(pattern)) return call;
+  jit::ForwardPlan& plan = call.planned.plan;
+  plan = jit::make_forward_plan(
+      call.lattice, pattern.nonzeros, epilogue_flags, threads.count, images, jit::kMostImages, dest_images);
+  if (residual_channel) plan.residual_channel = *residual_channel;
+  call.engine = forward_engine(call.lattice, pattern, plan);
+  if (call.engine == Engine::kJit)
+    call.planned.kernels =
+        jit::cached_kernels(jit::key_of(call.lattice, plan, pattern, threads), call.lattice, plan, pattern, threads);
+  return call;
 }
 
 PreparedWeightGradient prepare_weight_gradient(Lattice lattice, const SparsePattern& pattern, const Threads& threads) {
   merge_positions(lattice);
-  jit::PlannedWeightGradient planned = jit::plan_weight_gradient(lattice, pattern, threads);
-  return {std::move(lattice), std::move(planned)};
+  PreparedWeightGradient call = {.lattice = std::move(lattice)};
+  if (!may_use_jit(pattern)) return call;
+  jit::WeightGradientPlan& plan = call.planned.plan;
+  plan = jit::make_weight_gradient_plan(call.lattice, pattern.nonzeros, threads.count);
+  call.engine = weight_gradient_engine(call.lattice, pattern, plan);
+  if (call.engine == Engine::kJit)
+    call.planned.kernels = jit::cached_weight_gradient_kernels(
+        jit::key_of(call.lattice, plan, pattern, threads), call.lattice, plan, pattern, threads);
+  return call;
 }
 
 void run(
     const PreparedForward& call, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads,
     const std::vector<int32_t>* order) {
-  if (call.planned.engine == Engine::kTiled) return tiled::forward(call.lattice, pattern, packed, threads);
+  if (call.engine == Engine::kTiled) return tiled::forward(call.lattice, pattern, packed, threads);
   const std::vector<int32_t>& places = order == nullptr ? call.planned.kernels->order() : *order;
   jit::forward(call.lattice, call.planned, pattern, places, packed, threads);
 }
 
 void run(const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
-  if (call.planned.engine == Engine::kTiled) return tiled::weight_gradient(call.lattice, pattern, grad_values, threads);
+  if (call.engine == Engine::kTiled) return tiled::weight_gradient(call.lattice, pattern, grad_values, threads);
   jit::weight_gradient(call.lattice, call.planned, pattern, grad_values, threads);
 }
 

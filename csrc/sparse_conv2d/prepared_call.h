@@ -1,12 +1,14 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// A call of one shape on one pattern, prepared: its lattice, its engine, plan and kernels. A call without a plan
-// prepares one, runs it and drops it; PlannedConv2d keeps it.
+// A call of one shape on one pattern, prepared: its lattice, its engine, and with kJit its plan and kernels. A call
+// without a plan prepares one, runs it and drops it; PlannedConv2d keeps it, and so does a chain of layers.
 #pragma once
 
+#include <optional>
 #include <vector>
 
+#include "sparse_conv2d/engine.h"
 #include "sparse_conv2d/jit/forward_driver.h"
 #include "sparse_conv2d/jit/weight_gradient_driver.h"
 
@@ -16,14 +18,18 @@ namespace sparsekernels {
 template <class Planned>
 struct PreparedCall {
   Lattice lattice;  // positions merged
-  Planned planned;
+  Engine engine = Engine::kTiled;
+  Planned planned = {};  // of kJit, else not used
 };
 using PreparedForward = PreparedCall<jit::PlannedForward>;
 using PreparedWeightGradient = PreparedCall<jit::PlannedWeightGradient>;
 
-// A forward or an input gradient, as the lattice has it. `epilogue_flags`: what one has.
+// A forward or an input gradient, as the lattice has it. `epilogue_flags`: what one has. `images`: in a micro-batch,
+// else as the plan's cost says. `residual_channel`: floats from one channel of the residual to the next, else as in the
+// destination. `dest_images`: that the destination interleaves.
 PreparedForward prepare_forward(
-    Lattice lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads);
+    Lattice lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,
+    std::optional<int64_t> images = {}, std::optional<int64_t> residual_channel = {}, int64_t dest_images = 1);
 PreparedWeightGradient prepare_weight_gradient(Lattice lattice, const SparsePattern& pattern, const Threads& threads);
 
 // dest = correlation of source with the pattern, and the epilogue. `order`: where kernels find their values in

@@ -12,6 +12,7 @@ import torch
 from .. import _library
 from ..dispatch import Call
 from ..ops import OPERATIONS
+from ..ops.sparse_conv2d import implementations as kernels
 from . import machine
 
 Lines = list[tuple[str, str]]
@@ -51,11 +52,11 @@ def _versions() -> Lines:
 
 
 def _built() -> Lines:
-    kernels = _library.cpu_missing
+    cpu = _library.cpu_missing
     if _library.cpu is not None:
-        kernels = f"{_library.isa()} (here also {_others() or 'nothing else'}), {_short(_library.cpu)}"
+        cpu = f"{_library.isa()} (here also {_others() or 'nothing else'}), {_short(_library.cpu)}"
     return [
-        ("CPU kernels", kernels),
+        ("CPU kernels", cpu),
         ("sparse patterns", _jit()),
         ("CUDA kernels", _library.cuda_missing if _library.cuda is None else _short(_library.cuda)),
         ("Triton kernels", f"Triton {machine.versions()['triton']}" if _has_triton() else "Triton is not installed"),
@@ -66,12 +67,12 @@ def _jit() -> str:
     """Whether fine-grained patterns are compiled to machine code."""
     if _library.cpu is None:
         return "the CPU kernels were not built"
-    if _library.isa() != "avx512":
+    if not _library.has_jit():
         return "read by the kernels; compiled only for AVX-512"
     setting = os.environ.get("SPARSEKERNELS_CPU_JIT")
     try:
-        if torch.ops.sparsekernels._kept_kernel_bytes() >= 0:
-            most = torch.ops.sparsekernels._most_kernel_bytes() // 2**20
+        if kernels.kept_kernel_bytes() >= 0:
+            most = kernels.most_kernel_bytes() // 2**20
             return f"compiled to AVX-512 code when first used, of which at most {most} MB are kept"
     except ValueError as error:
         return str(error)

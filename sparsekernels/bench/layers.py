@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import testing
+from .. import _library, testing
 from ..formats import Unstructured
 from ..ops.convolution import Geometry
 from ..ops.sparse_conv2d import implementations as kernels
@@ -282,8 +282,7 @@ def _sparse(case: Case, inputs: Inputs, oracle: Oracle, keep: Callable[[], Tenso
 @functools.cache
 def peak_gflops() -> float | None:
     """The rate of multiply-adds with one operand from L1, measured; None where nothing here can measure it."""
-    measure = getattr(torch.ops.sparsekernels, "_fma_from_l1_gflops", None)
-    return None if measure is None else float(f"{measure():.4g}")
+    return None if _library.cpu is None else float(f"{kernels.fma_from_l1_gflops():.4g}")
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 from test_cli import one_line, run
 from torch import Tensor, nn
 
-from sparsekernels import timing
+from sparsekernels import _library, timing
 from sparsekernels.bench import layers, suite, worker
 from sparsekernels.bench.defaults import MEMORY_FORMATS
 from sparsekernels.bench.layers import Inputs, Layer
@@ -221,14 +221,12 @@ class TestMeasuring:
             assert all(one.is_contiguous(memory_format=format) for one in given)
 
     def test_the_peak_is_absent_where_nothing_measures_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Without:
-            pass
-
         layers.peak_gflops.cache_clear()
-        monkeypatch.setattr(torch.ops, "sparsekernels", Without())
+        monkeypatch.setattr(_library, "cpu", None)
         assert layers.peak_gflops() is None
         layers.peak_gflops.cache_clear()
-        monkeypatch.setattr(Without, "_fma_from_l1_gflops", staticmethod(lambda: 280.123), raising=False)
+        monkeypatch.setattr(_library, "cpu", "a library")
+        monkeypatch.setattr(layers.kernels, "fma_from_l1_gflops", lambda: 280.123)
         assert layers.peak_gflops() == 280.1
         layers.peak_gflops.cache_clear()
 

@@ -309,4 +309,4 @@ def test_a_kernel_refuses_what_it_was_not_written_for(schema: str, got: str) -> 
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 1
-    assert f"expected 2 arguments and 1 results, {got}" in ran.stderr
+    assert f"sparsekernels: expected 2 arguments and 1 results, {got}" in ran.stderr

@@ -311,10 +311,6 @@ cudaError_t backward(const RmsNormBackward& call, cudaStream_t stream) {
       kernel.run, shares.blocks, kernel.threads, shared_bytes, stream, call, partials, row_constants<A>(call, wide));
 }
 
-size_t element_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
 // Calls function(T()) with the type that dtype stands for.
 template <typename Function>
 auto with_type(DType dtype, Function function) {
@@ -346,7 +342,7 @@ cudaError_t rms_norm_backward(const RmsNormBackward& call, cudaStream_t stream) 
   if (call.space.cols == 0) return cudaSuccess;
   if (call.space.rows == 0) {
     if (call.grad_weight == nullptr) return cudaSuccess;
-    const size_t bytes = static_cast<size_t>(call.space.cols) * element_size(call.weight_dtype);
+    const size_t bytes = static_cast<size_t>(call.space.cols * element_size(call.weight_dtype));
     return cudaMemsetAsync(call.grad_weight, 0, bytes, stream);
   }
   return with_type(call.dtype, [&](auto type) { return backward<decltype(type)>(call, stream); });

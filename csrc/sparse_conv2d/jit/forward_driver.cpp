@@ -9,8 +9,8 @@
 #include "base/workspace.h"
 #include "isa/kernels.h"
 #include "sparse_conv2d/cost_model.h"
-#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
+#include "sparse_conv2d/nonzeros.h"
 
 namespace sparsekernels::jit {
 namespace {
@@ -173,47 +173,6 @@ void run_forward_item(
 }
 
 }  // namespace
-
-PlannedForward plan_forward(
-    const Lattice& lattice, const SparsePattern& pattern, int epilogue_flags, const Threads& threads,
-    std::optional<int64_t> images, std::optional<int64_t> residual_channel, int64_t dest_images) {
-  PlannedForward result;
-  if (!may_use_jit(pattern)) return result;
-  result.plan =
-      make_forward_plan(lattice, pattern.nonzeros, epilogue_flags, threads.count, images, kMostImages, dest_images);
-  if (residual_channel) result.plan.residual_channel = *residual_channel;
-  result.engine = forward_engine(lattice, pattern, result.plan);
-  if (result.engine == Engine::kJit)
-    result.kernels =
-        cached_kernels(key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
-  return result;
-}
-
-namespace {
-
-template <class Element>
-void gather(const std::vector<int32_t>& order, const void* from, int64_t begin, int64_t end, Element* to) {
-  const Element* const elements = static_cast<const Element*>(from);
-  for (int64_t i = begin; i < end; ++i) to[i] = elements[order[static_cast<size_t>(i)]];
-}
-
-}  // namespace
-
-void parallel_for_nonzeros(int64_t count, const Threads& threads, const ParallelBody& body) {
-  constexpr int64_t kGrain = cost::threads::kGatheredGrain;
-  if (count < cost::threads::kFewestGathered) return body(0, count);
-  threads.run(divide_up(count, kGrain), [&](int64_t begin, int64_t end) {
-    body(begin * kGrain, std::min(count, end * kGrain));
-  });
-}
-
-void gather_elements(
-    const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, void* to) {
-  parallel_for_nonzeros(static_cast<int64_t>(order.size()), threads, [&](int64_t begin, int64_t end) {
-    if (dtype == DType::kFloat32) return gather(order, from, begin, end, static_cast<float*>(to));
-    gather(order, from, begin, end, static_cast<uint16_t*>(to));
-  });
-}
 
 void arrange_values(
     const std::vector<int32_t>& order, const void* from, DType dtype, const Threads& threads, float* narrow,

@@ -34,8 +34,8 @@ CacheLimits read_limits() {
     if (end == set || *end != 0 || errno != 0 || megabytes < 0 || megabytes > kMost) {
       throw std::invalid_argument(
           std::string(
-              "expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes such as 1024, or 0 for no"
-              " kernels, got '") +
+              "sparsekernels: expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes such as 1024, or 0"
+              " for no kernels, got '") +
           set + "'");
     }
     const size_t most = static_cast<size_t>(megabytes) * kMegabyte;
@@ -154,7 +154,7 @@ bool jit_allowed() {
 }
 
 bool jit_available() {
-  return cpu_kernels().jit_pack[0].pack != nullptr && jit_allowed();
+  return cpu_kernels().has_jit && jit_allowed();
 }
 
 int64_t most_kernel_bytes() {

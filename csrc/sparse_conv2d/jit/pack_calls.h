@@ -63,7 +63,7 @@ struct GatherCall {
   int64_t channel_floats, vector_stride;  // as in PackCall
 };
 
-// Of one dtype of the tensor; null where the instruction set has no kernels.
+// Of one dtype of the tensor; null where the instruction set has no JIT kernels.
 struct PackKernels {
   void (*pack)(const PackCall&) = nullptr;
   void (*unpack)(const UnpackCall&) = nullptr;

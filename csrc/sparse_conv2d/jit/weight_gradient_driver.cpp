@@ -8,7 +8,6 @@
 #include "base/workspace.h"
 #include "isa/kernels.h"
 #include "sparse_conv2d/cost_model.h"
-#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/work_items.h"
 
 namespace sparsekernels::jit {
@@ -98,18 +97,6 @@ void run_weight_gradient_item(
 }
 
 }  // namespace
-
-PlannedWeightGradient plan_weight_gradient(
-    const Lattice& lattice, const SparsePattern& pattern, const Threads& threads) {
-  PlannedWeightGradient result;
-  if (!may_use_jit(pattern)) return result;
-  result.plan = make_weight_gradient_plan(lattice, pattern.nonzeros, threads.count);
-  result.engine = weight_gradient_engine(lattice, pattern, result.plan);
-  if (result.engine == Engine::kJit)
-    result.kernels = cached_weight_gradient_kernels(
-        key_of(lattice, result.plan, pattern, threads), lattice, result.plan, pattern, threads);
-  return result;
-}
 
 void weight_gradient(
     const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern, void* grad_values,

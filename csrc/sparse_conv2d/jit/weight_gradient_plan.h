@@ -21,7 +21,10 @@ struct WeightGradientPlan : Layout {
   int64_t item_microbatches;
   int64_t chunks;         // of work items: each has sums of its own
   int64_t thread_shares;  // of the slices, where chunks are too few for the threads
-  bool is_possible;       // else it has nothing but this
+  // False where lanes that are no positions cannot be made to read zeros: taps with more than kMostMasks shifts leave
+  // the image, as those of a padded 9x9 kernel do, however many images are interleaved. The plan then has nothing but
+  // this.
+  bool is_possible;
 
   int64_t work_items() const { return divide_up(microbatches, item_microbatches) * strips[0] * strips[1]; }
   int64_t floats() const { return microbatch_floats + grad_microbatch_floats; }

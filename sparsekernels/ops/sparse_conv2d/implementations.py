@@ -133,3 +133,14 @@ weight_gradient = SPARSE_CONV2D.kernel(
     _fake_weight_gradient,
     check=_check_weight_gradient,
 )
+
+# What the compiled library says of itself; it has to be loaded.
+
+fma_from_l1_gflops = SPARSE_CONV2D.define("_fma_from_l1_gflops() -> float")
+"""The rate of multiply-adds with one operand from L1, measured on all threads of torch; takes 0.1 s."""
+
+kept_kernel_bytes = SPARSE_CONV2D.define("_kept_kernel_bytes() -> int")
+"""Of generated code that is kept at present; -1 where code may not be generated."""
+
+most_kernel_bytes = SPARSE_CONV2D.define("_most_kernel_bytes() -> int")
+"""That may be kept, of patterns in use."""

@@ -17,16 +17,17 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.ops.sparse_conv2d.implementations import kept_kernel_bytes
 from sparsekernels.testing import assert_verified
 
 
 def kept() -> int:
     """Bytes; -1 where there are no JIT kernels."""
-    return int(torch.ops.sparsekernels._kept_kernel_bytes()) if ("cpu", "cpu") in runs() else -1
+    return int(kept_kernel_bytes()) if ("cpu", "cpu") in runs() else -1
 
 
 pytestmark = pytest.mark.skipif(kept() < 0, reason="no JIT kernels: not built, not AVX-512, or refused by the system")
-x86_with_avx512 = _library.isa() == "avx512"
+needs_jit = pytest.mark.skipif(not _library.has_jit(), reason="code is generated for AVX-512 only")
 
 
 def layer(seed: int, nonzeros: int = 900) -> tuple[Tensor, sk.Unstructured]:
@@ -66,7 +67,7 @@ def check(
     assert_verified(ours(weight, padding, groups), dense(weight, padding, groups), tensors, gradients)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+@needs_jit
 def test_kept_by_content() -> None:
     x, weight = layer(0)
     check(x, weight)
@@ -79,7 +80,7 @@ def test_kept_by_content() -> None:
     assert kept() == before
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+@needs_jit
 def test_other_patterns_of_the_same_size() -> None:
     x, _ = layer(0)
     for seed in range(10, 14):
@@ -136,7 +137,7 @@ def run(setting: str | None, path: str, patterns: int = 1) -> tuple[int, int, Te
     return first, most, torch.load(path)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+@needs_jit
 def test_switched_off_and_limited(tmp_path) -> None:
     path = str(tmp_path / "y.pt")
     off, _, without = run("0", path)
@@ -153,7 +154,7 @@ def test_switched_off_and_limited(tmp_path) -> None:
         assert_verified(lambda *_, y=y: y, dense(weight, 1, 1), [x, weight.values], gradients=False)
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+@needs_jit
 @pytest.mark.parametrize("setting", ["many", "-1", "1e3", "64MB", "99999999999999999999"])
 def test_a_limit_that_is_no_number(setting: str) -> None:
     script = """
@@ -166,7 +167,7 @@ except ValueError as error:
 """
     environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": setting}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes")
+    assert done.stdout.startswith("sparsekernels: expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes")
     assert done.stdout.endswith(f", got '{setting}'\n")
 
 
@@ -190,7 +191,7 @@ print(*found, kept())
 """
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+@needs_jit
 def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
     """Those that were first stay. A new one is kept when asked for again, in place of what was not meanwhile."""
     script = TURNS.format(tests=str(pathlib.Path(__file__).parent))
@@ -204,7 +205,7 @@ def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
     assert last <= 1 << 20
 
 
-@pytest.mark.skipif(not x86_with_avx512, reason="code is generated for AVX-512 only")
+@needs_jit
 def test_weight_gradients_have_kernels_of_their_own() -> None:
     x, weight = layer(7)
     values = weight.values.clone().requires_grad_()

@@ -55,7 +55,7 @@ def test_what_does_not_fit_the_plan() -> None:
         plans.input_gradient(dy, values, plan, 9, 12, False)
     with pytest.raises(ValueError, match="expected weight of the nonzeros of the plan"):
         plans.input_gradient(dy, values[1:], plan, 9, 10, False)
-    with pytest.raises(ValueError, match="expected weight of the dtype and device of input"):
+    with pytest.raises(ValueError, match="expected weight of the dtype and device of grad_output"):
         plans.input_gradient(dy, values.double(), plan, 9, 10, False)
     with pytest.raises(ValueError, match="expected grad_output of the batch of input"):
         plans.weight_gradient(dy[:1], x, plan)

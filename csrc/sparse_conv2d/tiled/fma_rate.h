@@ -5,12 +5,12 @@
 // cache.
 #pragma once
 
-#include "sparse_conv2d/call.h"
+#include "base/threads.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 
 // In GFLOP/s, on all of `threads` together: multiply-adds whose one operand is one of 24 vectors (1.5 KB) that are read
 // in turn, and nothing else. Takes 0.1 s.
 double fma_from_l1_gflops(const Threads& threads);
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled

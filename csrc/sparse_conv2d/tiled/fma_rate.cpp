@@ -1,6 +1,6 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
-#include "base/fma_rate.h"
+#include "sparse_conv2d/tiled/fma_rate.h"
 
 #include <algorithm>
 #include <chrono>
@@ -8,7 +8,7 @@
 
 #include "isa/kernels.h"
 
-namespace sparsekernels {
+namespace sparsekernels::tiled {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -16,7 +16,7 @@ using Clock = std::chrono::steady_clock;
 // The best rate of this thread, GFLOP/s, over `seconds`; a processor takes some milliseconds to find its frequency.
 double best_rate(double seconds) {
   constexpr int64_t kRounds = 2000;
-  alignas(64) float vectors[tiled::kRateVectors * kLanes] = {}, sums[tiled::kRateVectors * kLanes];
+  alignas(64) float vectors[kRateVectors * kLanes] = {}, sums[kRateVectors * kLanes];
   const auto multiply_add_vectors = cpu_kernels().tiles.multiply_add_vectors;
   double best = 0;
   const Clock::time_point begin = Clock::now();
@@ -24,7 +24,7 @@ double best_rate(double seconds) {
     multiply_add_vectors(vectors, kRounds, sums);
     const Clock::time_point stop = Clock::now();
     const double taken = std::chrono::duration<double>(stop - start).count();
-    best = std::max(best, 2.0 * kLanes * tiled::kRateVectors * kRounds / taken * 1e-9);
+    best = std::max(best, 2.0 * kLanes * kRateVectors * kRounds / taken * 1e-9);
     start = stop;
   }
   return best;
@@ -43,4 +43,4 @@ double fma_from_l1_gflops(const Threads& threads) {
   return total;
 }
 
-}  // namespace sparsekernels
+}  // namespace sparsekernels::tiled
