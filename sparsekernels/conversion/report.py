@@ -118,6 +118,7 @@ class LayerObstacle(_Sentence):
     DTYPE_OR_LAYOUT = "its weight is of {dtype} and {layout}"
     DEVICE = "there are no sparse kernels for {device} yet"
     FLOAT64 = "the kernels compute in float32, its weight is float64"
+    NO_ELEMENTS = "its weight has no elements"
     NOT_FINITE = "its weight has NaN or infinite elements"
     NO_ZEROS = "it has no zeros"
     FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
@@ -142,6 +143,8 @@ class GraphObstacle(_Sentence):
     NO_MODULE = "it reads {target}, which is no module's"
     MAKES_TENSORS = "it makes tensors of its own, which might be others in each call"
     NOTHING_TO_FUSE = "there is nothing to fuse"
+    NO_STATISTICS = "a BatchNorm of it has no running statistics, or does not count its batches"
+    PARAMETERS = "the parameters of a layer of it, or of the BatchNorm behind it, are not such that they can be folded"
     INFERENCE_TENSORS = "its parameters are inference tensors, whose changes cannot be seen"
 
 

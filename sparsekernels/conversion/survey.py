@@ -165,6 +165,8 @@ def _obstacle(
     weight = module.weight
     if type(weight) is not torch.nn.Parameter:
         return LayerObstacle.NO_PARAMETER.of(kind=type(weight).__name__)
+    if weight.numel() == 0:
+        return LayerObstacle.NO_ELEMENTS.of()
     sharers = tuple(other for other in owners[id(weight)] if other != name)
     if sharers:
         return LayerObstacle.SHARED.of(layers=sharers)
