@@ -25,7 +25,7 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library, pruning, timing
-from sparsekernels.conversion import report
+from sparsekernels.conversion import facts, report
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -152,6 +152,7 @@ BESIDE_THE_PAGE = (
     (pruning, "sparsekernels.pruning"),
     (timing, "sparsekernels.timing"),
     (report, "sparsekernels.conversion.report"),
+    (facts, "sparsekernels.conversion.facts"),
 )
 """Modules whose docstrings have sections as well."""
 

@@ -20,6 +20,7 @@ from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, kept, point_alike
 from .candidates import candidate_of
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
+from .facts import Count, Fact, GraphObstacle, Note, Way
 from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch
 from .graph.channels import dropped
@@ -29,7 +30,7 @@ from .graph.tracing import Untraceable, first_line
 from .graph.training import TrainingGraph
 from .installation import Conversion, Swap
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DENSE, Count, Fact, GraphObstacle, Ground, LayerReport, Note, Report, Way
+from .report import CHANNEL_DROPPED, DENSE, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
 from .watch.state import CONVERSION, unchanged
 

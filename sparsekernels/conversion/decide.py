@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
+from .facts import Fact, LayerObstacle
 from .measure import LAYER, Times, times_of
-from .report import DENSE, Fact, Ground, LayerObstacle, LayerReport
+from .report import DENSE, Ground, LayerReport
 from .survey import LEAST_SPARSITY, Layer
 
 LEAST_GAIN = 1.03

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..timing import Effort, median_ratio, samples_of
 from .agreement import differentiable
 from .candidates import decisions
-from .report import Way
+from .facts import Way
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0)

@@ -18,8 +18,8 @@ from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
 from .agreement import differentiable, kept
+from .facts import Fact, LayerObstacle
 from .modules import has_hooks
-from .report import Fact, LayerObstacle
 from .watch.state import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)

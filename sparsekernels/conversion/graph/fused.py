@@ -26,7 +26,7 @@ from ...ops.sparse_conv2d.implementations import forward as sparse_conv2d_kernel
 from ...ops.sparse_conv2d.plans import may_plan, plan_of
 from ...ops.sparse_conv2d.plans import run as run_plan
 from ...ops.sparse_conv2d.reference import is_channels_last, memory_format
-from ..report import GraphObstacle
+from ..facts import GraphObstacle
 
 Norm = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
 
