@@ -18,7 +18,7 @@ from .._torch import is_any_autocast_enabled
 from ..nn.replacement import Replacement
 from ..timing import Interruptions
 from .agreement import are_close, backward_at_random, kept, point_alike
-from .candidates import candidate_of
+from .candidates import candidate_of, dropping
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
 from .graph.base import Graph
@@ -30,7 +30,7 @@ from .graph.tracing import Untraceable, first_line
 from .graph.training import TrainingGraph
 from .installation import Conversion, Swap
 from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DENSE, Ground, LayerReport, Report
+from .report import DENSE, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
 from .watch.state import CONVERSION, unchanged
 
@@ -174,7 +174,8 @@ class Attempt:
             raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR)
         if self._training:
             return TrainingGraph(trace.module, *kinds[0], trace)
-        return InferenceGraph(trace.module, *kinds[0], contiguous, CHANNEL_DROPPED in self._decisions, chains, trace)
+        drops = not set(dropping()).isdisjoint(self._decisions)
+        return InferenceGraph(trace.module, *kinds[0], contiguous, drops, chains, trace)
 
     def _offers(self, swaps: list[Swap], in_chains: list[Swap], regions: list[_Region]) -> list[_Offer]:
         """Ways to put the exchanged layers to use, whose results agree with those before.
@@ -344,7 +345,7 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
     for row in rows:
         omitted = counts.get(id(model.get_submodule(row.name)), (0, 0))
         if any(omitted):
-            decision = CHANNEL_DROPPED if row.decision == DENSE else row.decision
+            decision = dropping()[0] if row.decision == DENSE else row.decision
             row = replace(row, decision=decision, omitted=omitted)
         result.append(row)
     return result

@@ -65,7 +65,8 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     )
     if row.obstacle is not None:
         return Decision(row)
-    candidates = candidates_of(layer, decisions)
+    candidates, ruled_out = candidates_of(layer, decisions)
+    row = replace(row, ruled_out=ruled_out)
     if not candidates:
         return Decision(row)
     key = _kind_of(layer, candidates, fuses)

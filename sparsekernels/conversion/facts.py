@@ -51,7 +51,7 @@ class Fact:
     """Something found, and what it was found of. `str` gives the sentence.
 
     Attributes:
-        kind: Of a `Note`, a `LayerObstacle` or a `GraphObstacle`.
+        kind: Of a `Note`, a `LayerObstacle`, a `CandidateObstacle` or a `GraphObstacle`.
         operands: What stands in the places of its sentence; a tuple is listed.
     """
 
@@ -122,6 +122,15 @@ class LayerObstacle(_Sentence):
     NO_ZEROS = "it has no zeros"
     FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
     NOT_CALLED = "the model did not call it with this input, or only from compiled code"
+
+
+class CandidateObstacle(_Sentence):
+    """Why a layer cannot become one of the candidates."""
+
+    FEW_ZEROS = "less than {least:.0%} of its weights are zero"
+    ALL_ZERO = "all of its weights are zero"
+    NO_EMPTY_CHANNELS = "none of its filters and input channels is all zero"
+    GROUPS = "it has {groups} groups"
 
 
 class GraphObstacle(_Sentence):

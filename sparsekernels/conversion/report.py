@@ -16,8 +16,8 @@ from .facts import Fact, Way, plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-DENSE, FINE_GRAINED, CHANNEL_DROPPED = "dense", "fine-grained", "channel-dropped"
-"""What layers become; candidates.py has all that they may."""
+DENSE = "dense"
+"""The decision that leaves a layer as it is; candidates.py has what it may become."""
 
 
 class Ground(enum.Enum):
@@ -53,6 +53,7 @@ class LayerReport:
         obstacle: Why it was not measured, which `str` puts in words; None where it was.
         ground: What the decision rests on.
         omitted: How many outputs and inputs the graph leaves out.
+        ruled_out: Why it cannot become each of the candidates that were not measured.
     """
 
     name: str
@@ -68,6 +69,7 @@ class LayerReport:
     obstacle: Fact | None = None
     ground: Ground = Ground.ALONE
     omitted: tuple[int, int] = (0, 0)
+    ruled_out: Mapping[str, Fact] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -84,7 +86,8 @@ class LayerReport:
         if self.ground is Ground.PREFERENCE:
             return "not measured: sparsekernels.testing.prefer decides"
         if not self.gains:
-            return "there is nothing that it may become"
+            reasons = [f"; not {name}: {fact}" for name, fact in self.ruled_out.items()]
+            return "there is nothing that it may become" + "".join(reasons)
         best_first = sorted(self.gains, key=lambda name: self.gains[name], reverse=True)
         each = [f"{name} would be {self.gains[name]:.2f}x" for name in best_first]
         alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""
@@ -157,6 +160,7 @@ class Report:
             | {
                 "obstacle": plain(row.obstacle),
                 "ground": row.ground.value,
+                "ruled_out": {name: plain(fact) for name, fact in row.ruled_out.items()},
                 "reason": row.reason,
                 "speedup": row.speedup,
             }

@@ -48,7 +48,7 @@ class Coordinates(SparseFormat):
 def test_a_new_format(prefer: Prefer, monkeypatch: pytest.MonkeyPatch, dense_grad: bool) -> None:
     name, conv, linear = Coordinates.format, torch.nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.nn.Linear(6, 4)
     build, serves = (functools.partial(one, format=name) for one in (candidates.sparse_layer, candidates.is_sparse))
-    row = candidates.Candidate(name, candidates.fine_grained_applies, build, FusedByFormat, serves)
+    row = candidates.Candidate(name, candidates.fine_grained_obstacle, build, FusedByFormat, serves)
     monkeypatch.setattr(candidates, "CANDIDATES", [*candidates.CANDIDATES, row])
     monkeypatch.setitem(FORMATS, name, Coordinates)
     for dense, kind, x in (
