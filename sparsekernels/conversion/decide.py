@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
 from .measure import LAYER, Times, times_of
+from .modes import Mode
 from .report import DENSE, Ground, LayerReport
 from .survey import LEAST_SPARSITY, Layer
 
@@ -47,7 +47,7 @@ Measured = dict[tuple[Any, ...], tuple[str, Times]]
 """Times of layers, and which layer they were measured on, by all that they depend on."""
 
 
-def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str], measured: Measured) -> Decision:
+def decide(layer: Layer, mode: Mode, fuses: bool, decisions: Collection[str], measured: Measured) -> Decision:
     """What `layer` becomes.
 
     fuses: whether a graph will run it, with frozen weights and on contiguous images. decisions: what it may become.
@@ -71,7 +71,7 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
         return Decision(row)
     key = _kind_of(layer, candidates, fuses)
     if key not in measured:
-        measured[key] = layer.name, _measure(layer, candidates, training, fuses)
+        measured[key] = layer.name, _measure(layer, candidates, mode, fuses)
     measured_on, times = measured[key]
     best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)
     if not times.measured:
@@ -116,26 +116,18 @@ def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[An
     return type(module), options, storage, trained, nonzeros, tuple(layer.given), tuple(candidates), fuses
 
 
-def _measure(layer: Layer, candidates: Mapping[str, nn.Module], training: bool, fuses: bool) -> Times:
+def _measure(layer: Layer, candidates: Mapping[str, nn.Module], mode: Mode, fuses: bool) -> Times:
     """All of the calls of one pass of the model together; in training with their backward passes."""
     calls: dict[str, Callable[[], None]] = {}
-    with torch.inference_mode(not training):
+    with mode.gradients():
         given = [one.make() for one in layer.given]
-        calls[DENSE] = functools.partial(_call, layer.module, given, training)
+        calls[DENSE] = functools.partial(mode.run_layer, layer.module, given)
         for name, module in candidates.items():
             if fuses:
                 as_laid_out = [one.contiguous() for one in given]
                 fused = fused_of(module)
                 assert fused is not None
-                calls[name] = functools.partial(_call, fused(module, contiguous=True), as_laid_out, False)
+                calls[name] = functools.partial(mode.run_layer, fused(module, contiguous=True), as_laid_out)
             else:
-                calls[name] = functools.partial(_call, module, given, training)
+                calls[name] = functools.partial(mode.run_layer, module, given)
         return times_of(calls, LAYER)
-
-
-def _call(layer: Callable[[Tensor], Tensor], inputs: list[Tensor], training: bool) -> None:
-    for input in inputs:
-        output = layer(input)
-        if training and output.requires_grad:
-            input.grad = None
-            torch.autograd.backward(output, torch.ones_like(output))

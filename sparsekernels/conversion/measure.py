@@ -10,11 +10,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ..timing import Effort, median_ratio, samples_of
-from .agreement import differentiable
 from .candidates import decisions
 from .facts import Way
 
@@ -113,17 +109,3 @@ def times_of(
             call()
     order = itertools.chain.from_iterable(_SAME.get(name, (name,)) for name in _preferred)
     return Times({}, tuple(dict.fromkeys(order)))
-
-
-def step(call: Callable[[], object], training: bool) -> object:
-    """A forward pass, and in training a backward pass from the sum of all results."""
-    if not training:
-        with torch.inference_mode():
-            return call()
-    result = call()
-    torch.autograd.backward([_real(one).sum() for one in differentiable(result)])
-    return result
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
