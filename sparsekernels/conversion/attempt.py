@@ -80,19 +80,22 @@ class Attempt:
         self._facts.append(note.of(**operands))
 
     def _run(self) -> Report:
-        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
+        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
+        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
         if not wanted:
             self._facts.append(_why_nothing(self._layers))
-            return self._report([decide(layer, self._mode, False, (), {}).row for layer in self._layers])
+            rows = [decide(layer, given[layer.name], self._mode, False, (), {}).row for layer in self._layers]
+            return self._report(rows)
         regions = self._regions(wanted)
         parts = [part for region in regions for part in region.trace.module.modules()]
         fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
         measured: Measured = {}
-        rows: list[LayerReport] = []
+        rows = []
         swaps: list[Swap] = []
         in_chains: list[Swap] = []
         for layer in self._layers:
-            decision = decide(layer, self._mode, id(layer.module) in fused, self._decisions, measured)
+            fuses = id(layer.module) in fused
+            decision = decide(layer, given[layer.name], self._mode, fuses, self._decisions, measured)
             rows.append(decision.row)
             owner, _, _ = layer.name.rpartition(".")
             swap = functools.partial(Swap, layer.name, self._model.get_submodule(owner), layer.module)
