@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import fuse_conv_bn_weights
 
 from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, spread, used_pairs
@@ -105,20 +106,16 @@ class Fused(torch.nn.Module):
         """
         layer: Any
         norm: Any
+        mean: Any
+        variance: Any
         layer, norm = self.parts
-        scale: Tensor | None = None
+        weight = self._used_weight()
         bias = None if layer.bias is None else layer.bias.detach().double()
         if norm is not None:
-            scale = (norm.running_var.double() + norm.eps).rsqrt()
-            if norm.weight is not None:
-                scale = scale * norm.weight.detach().double()
-            bias = (0 if bias is None else bias) - norm.running_mean.double()
-            bias = bias * scale
-            if norm.bias is not None:
-                bias = bias + norm.bias.detach().double()
-        weight = self._used_weight()
-        if scale is not None:
-            weight = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+            tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+            mean, variance, gamma, beta = (None if one is None else one.detach().double() for one in tensors)
+            scaled, shift = fuse_conv_bn_weights(weight.double(), bias, mean, variance, norm.eps, gamma, beta)
+            weight, bias = scaled.detach().to(weight.dtype), shift.detach()
         self.weight, self.bias = weight, bias
         self.outputs = self.inputs = None
 
