@@ -25,7 +25,7 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _environment, _library, timing
-from sparsekernels.conversion import report
+from sparsekernels.conversion import facts, report
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -151,6 +151,7 @@ def test_docstrings_are_taken_apart(make_api: ModuleType) -> None:
 BESIDE_THE_PAGE = (
     (timing, "sparsekernels.timing"),
     (report, "sparsekernels.conversion.report"),
+    (facts, "sparsekernels.conversion.facts"),
 )
 """Modules whose docstrings have sections as well."""
 

@@ -37,11 +37,10 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion import Report, convert
-from ..conversion.candidates import decisions
+from ..conversion.candidates import decisions, dropping
 from ..conversion.graph.inference import InferenceGraph
 from ..conversion.graph.tracing import Untraceable
 from ..conversion.graph.training import TrainingGraph
-from ..conversion.report import CHANNEL_DROPPED
 from ..pruning import PRUNINGS
 from ..timing import Effort, fastest
 from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
@@ -54,7 +53,7 @@ from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdi
 QUICK_DROPPED = 95.0
 """Below it, random zeros leave hardly a channel empty: the short benchmark does not look for any."""
 
-KINDS: Mapping[str, tuple[str, ...]] = {"dropped": (CHANNEL_DROPPED,), "converted": decisions()[1:]}
+KINDS: Mapping[str, tuple[str, ...]] = {"dropped": dropping(), "converted": decisions()[1:]}
 """The variants that are pruned, and what their layers may become."""
 
 

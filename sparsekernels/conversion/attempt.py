@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,34 +16,25 @@ from torch import Tensor, nn
 from .._torch import is_any_autocast_enabled, tree_leaves
 from ..nn.replacement import Replacement
 from ..timing import Interruptions
-from .agreement import are_close, backward_at_random, kept, point_alike
-from .candidates import candidate_of
+from .candidates import candidate_of, dropping
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
+from .facts import Count, Fact, GraphObstacle, Note, Way
 from .graph.base import Graph
-from .graph.batch_norm import dropout_by_torch
 from .graph.channels import dropped
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
-from .graph.training import TrainingGraph
 from .installation import Conversion, Swap
-from .measure import CLOSE, MODEL, step, times_of
-from .report import CHANNEL_DROPPED, DENSE, Count, Fact, GraphObstacle, Ground, LayerReport, Note, Report, Way
+from .measure import CLOSE, MODEL, times_of
+from .modes import Inference, Mode, Offer, Training
+from .report import DENSE, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
-from .watch.state import CONVERSION, unchanged
+from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
 """The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
 _MOST_ROUNDS = 0.7
 """The share of these rounds in which it then has to be faster."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Offer:
-    """A way to run the model that gives what it gave before."""
-
-    way: Way
-    conversion: Conversion
 
 
 @dataclass(frozen=True)
@@ -67,9 +58,8 @@ class Attempt:
         decisions: Collection[str],
     ) -> None:
         self._decisions, self._recorded = decisions, recorded
-        self._expected, self._may_be_another = recorded.result, recorded.repeatable
-        self._model, self._args, self._call, self._layers = model, args, call, layers
-        self._training = model.training
+        self._model, self._args, self._layers = model, args, layers
+        self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
         self._facts: list[Fact] = []
         self._interruptions = Interruptions()
 
@@ -77,10 +67,7 @@ class Attempt:
         others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
         if others:
             self._note(Note.OTHER_LAYERS, kinds=tuple(Count(count, name) for name, count in others.items()))
-        if self._training:
-            self._note(Note.TRAINING_MODE)
-            if not self._recorded.differentiable:
-                self._note(Note.NO_GRADIENT)
+        self._facts += self._mode.notes()
         with self._interruptions.counted():
             report = self._run()
         if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
@@ -92,18 +79,22 @@ class Attempt:
         self._facts.append(note.of(**operands))
 
     def _run(self) -> Report:
-        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer) is None}
+        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
+        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
         if not wanted:
             self._facts.append(_why_nothing(self._layers))
-            return self._report([decide(layer, self._training, False, (), {}).row for layer in self._layers])
+            rows = [decide(layer, given[layer.name], self._mode, False, (), {}).row for layer in self._layers]
+            return self._report(rows)
         regions = self._regions(wanted)
-        fused = set() if self._training else {id(part) for region in regions for part in region.trace.module.modules()}
+        parts = [part for region in regions for part in region.trace.module.modules()]
+        fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
         measured: Measured = {}
-        rows: list[LayerReport] = []
+        rows = []
         swaps: list[Swap] = []
         in_chains: list[Swap] = []
         for layer in self._layers:
-            decision = decide(layer, self._training, id(layer.module) in fused, self._decisions, measured)
+            fuses = id(layer.module) in fused
+            decision = decide(layer, given[layer.name], self._mode, fuses, self._decisions, measured)
             rows.append(decision.row)
             owner, _, _ = layer.name.rpartition(".")
             swap = functools.partial(Swap, layer.name, self._model.get_submodule(owner), layer.module)
@@ -127,8 +118,8 @@ class Attempt:
         after_ms: float | None = None,
         way: Way = Way.BEFORE,
     ) -> Report:
-        mode = "train" if self._training else "eval"
-        return Report(tuple(rows), before_ms, after_ms, mode, torch.get_num_threads(), tuple(self._facts), way)
+        facts = tuple(self._facts)
+        return Report(tuple(rows), before_ms, after_ms, self._mode.name, torch.get_num_threads(), facts, way)
 
     def _regions(self, wanted: set[int]) -> list[_Region]:
         """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
@@ -150,7 +141,7 @@ class Attempt:
                 if not any(map(graph.serves, calls)):
                     raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
             except Untraceable as error:
-                if not self._training and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                     if name:
                         self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
                     else:
@@ -170,30 +161,24 @@ class Attempt:
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
             raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR)
-        if self._training:
-            return TrainingGraph(trace.module, *kinds[0], trace)
-        return InferenceGraph(trace.module, *kinds[0], contiguous, CHANNEL_DROPPED in self._decisions, chains, trace)
+        drops = not set(dropping()).isdisjoint(self._decisions)
+        return self._mode.graph(trace, *kinds[0], contiguous, drops, chains)
 
-    def _offers(self, swaps: list[Swap], in_chains: list[Swap], regions: list[_Region]) -> list[_Offer]:
+    def _offers(self, swaps: list[Swap], in_chains: list[Swap], regions: list[_Region]) -> list[Offer]:
         """Ways to put the exchanged layers to use, whose results agree with those before.
 
         in_chains: layers that would not be exchanged for their own sake, or for something else.
         """
-        if self._training:
-            ways = self._ways_to_train(swaps, regions)
-        else:
-            ways = self._ways_to_infer(swaps, in_chains, regions)
-            if not self._recorded.repeatable:
-                self._expected = self._result()
-        offers: list[_Offer] = []
-        for offer in ways:
-            expected = self._expected
+        mode = self._mode
+        offers: list[Offer] = []
+        for offer in mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None):
+            expected = mode.expected
             agrees = self._agrees(offer, offers)
-            if self._expected is not expected:
+            if mode.expected is not expected:
                 offers = [one for one in offers if self._agrees(one, [])]
             if not agrees:
-                if self._training and offer.way is Way.LAYERS:
-                    break  # the graph has the same layers
+                if offer.way is mode.first:
+                    break
                 continue
             chained = offer.way in (Way.CHAINS, Way.CHAINS_OF_ALL)
             if chained and not any(graph.prepare().chained for graph in offer.conversion.graphs):
@@ -201,83 +186,31 @@ class Attempt:
             offers.append(offer)
         return offers
 
-    def _ways_to_train(self, swaps: list[Swap], regions: list[_Region]) -> Iterator[_Offer]:
-        yield _Offer(Way.LAYERS, Conversion(swaps, []))
-        if regions:
-            yield _Offer(Way.GRAPH, self._as_graphs(swaps, regions))
-
-    def _ways_to_infer(self, swaps: list[Swap], in_chains: list[Swap], regions: list[_Region]) -> Iterator[_Offer]:
-        if regions:
-            yield _Offer(Way.GRAPH, self._as_graphs(swaps, regions))
-            yield _Offer(Way.CHAINS, self._as_graphs(swaps, regions, chains=True))
-            if in_chains:
-                others = {id(swap.original) for swap in in_chains}
-                more = [swap for swap in swaps if id(swap.original) not in others] + in_chains
-                yield _Offer(Way.CHAINS_OF_ALL, self._as_graphs(more, regions, chains=True))
-            if any(isinstance(value, Tensor) and not value.is_contiguous() for value in self._args):
-                yield _Offer(Way.GRAPH_IN_INPUT_LAYOUT, self._as_graphs(swaps, regions, contiguous=False))
-        if swaps:
-            yield _Offer(Way.LAYERS, Conversion(swaps, []))
-
     def _as_graphs(
-        self, swaps: list[Swap], regions: list[_Region], contiguous: bool = True, chains: bool = False
+        self, regions: list[_Region], swaps: list[Swap], contiguous: bool = True, chains: bool = False
     ) -> Conversion:
         return Conversion(swaps, [self._graph(region.trace, contiguous, chains) for region in regions])
 
-    def _result(self) -> object:
-        """What the model gives in inference, as it is, and leaves no trace."""
-        with torch.inference_mode(), unchanged(self._model):
-            return kept(self._call())
-
-    def _agrees(self, offer: _Offer, before: list[_Offer]) -> bool:
-        """Whether the model gives what it gave, but for rounding. If not, a note says what it does.
-
-        before: the offers that agree. In training, gradients are compared with those of the layers one by one: nothing
-        but the graph differs then, so rounding is all that may. The layers' own gradients are others, by design.
-        In inference, the result of the first run may be another than all that follow, because of something that is no
-        part of the model: the model runs once more before an offer is refused for that.
-        """
+    def _agrees(self, offer: Offer, before: list[Offer]) -> bool:
+        """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
         try:
-            if not self._training:
-                with offer.conversion.installed(), torch.inference_mode(), unchanged(self._model):
-                    result = kept(self._call())
-                    agrees = are_close(result, self._expected)
-                if not agrees and self._may_be_another:
-                    again = self._result()
-                    self._may_be_another = False
-                    if not are_close(again, self._expected):
-                        self._expected = again
-                        agrees = are_close(result, again)
-            else:
-                actual = self._step(offer.conversion)
-                agrees = None
+            agrees = self._mode.agrees(offer.conversion, [one.conversion for one in before])
         except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
             self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
-        if agrees is None:
-            others = before[0].conversion if before else Conversion([], [])
-            agrees = actual.agrees_with(self._step(others), gradients=bool(before))
         if not agrees:
             self._note(Note.OTHER_RESULTS, way=offer.way)
         return agrees
 
-    def _step(self, conversion: Conversion) -> _Step:
-        """A forward and backward pass from given gradients, with torch's own dropout."""
-        with conversion.installed(), unchanged(self._model), dropout_by_torch():
-            result = self._call()
-            backward_at_random(result)
-            buffers = [buffer.clone() for buffer in self._model.buffers()]
-            return _Step(kept(result), buffers, [parameter.grad for parameter in self._model.parameters()])
-
-    def _install_fastest(self, rows: list[LayerReport], offers: list[_Offer], in_chains: list[Swap]) -> Report:
-        run = functools.partial(step, self._call, self._training)
+    def _install_fastest(self, rows: list[LayerReport], offers: list[Offer], in_chains: list[Swap]) -> Report:
+        run = self._mode.step
         conversions = {Way.BEFORE: Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
         contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
         before = Way.BEFORE.value
         earlier = {before: self._recorded.seconds}
         times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True, earlier=earlier)
         offered = {offer.way.value: offer for offer in offers}
-        best: _Offer | None = None
+        best: Offer | None = None
         for way in times.faster(offered, before, LEAST_GAIN):
             if times.measured and times.speedup(way, before) < _CERTAIN_GAIN:
                 again = times_of({before: run, way: run}, CLOSE, contexts, warm=True)
@@ -295,7 +228,7 @@ class Attempt:
         if graphs:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
-            self._note(Note.FUSED_IN_TRAINING if self._training else Note.FUSED)
+            self._note(self._mode.fused)
         best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
@@ -312,22 +245,6 @@ class Attempt:
         return report
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What a forward and backward pass gave."""
-
-    result: object
-    buffers: list[Tensor]
-    gradients: list[Tensor | None]
-
-    def agrees_with(self, other: _Step, gradients: bool) -> bool:
-        """But for rounding. gradients: whether these are to agree, too."""
-        counts = [[one for one in each.buffers if not one.is_floating_point()] for each in (self, other)]
-        same = all(map(torch.equal, *counts))
-        same = same and are_close((self.result, self.buffers), (other.result, other.buffers))
-        return same and (not gradients or point_alike(self.gradients, other.gradients))
-
-
 def _drops(graph: Graph) -> dict[int, tuple[int, int]]:
     """How many outputs and inputs of each layer, by its id, a graph leaves out."""
     return dropped(graph.prepare().links) if isinstance(graph, InferenceGraph) else {}
@@ -342,7 +259,7 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
     for row in rows:
         omitted = counts.get(id(model.get_submodule(row.name)), (0, 0))
         if any(omitted):
-            decision = CHANNEL_DROPPED if row.decision == DENSE else row.decision
+            decision = dropping()[0] if row.decision == DENSE else row.decision
             row = replace(row, decision=decision, omitted=omitted)
         result.append(row)
     return result

@@ -14,8 +14,9 @@ from torch import nn
 from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement
+from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
-from .report import CHANNEL_DROPPED, DENSE, FINE_GRAINED
+from .report import DENSE
 from .survey import LEAST_SPARSITY, Layer
 
 
@@ -25,24 +26,29 @@ class Candidate:
 
     Attributes:
         name: Of the decision, as reports have it.
-        applies: Takes a layer that may be exchanged; whether it can become this.
+        obstacle: Takes a layer that may be exchanged; why it cannot become this, or None where it can.
         build: Takes the module of such a layer; the replacement, which shares its parameters.
         fused: Serves a replacement in a graph for inference, together with what stands behind it.
         serves: Whether a module is such a replacement.
+        drops: Whether it leaves out channels. Where a layer may become this, a graph leaves them out between layers.
     """
 
     name: str
-    applies: Callable[[Layer], bool]
+    obstacle: Callable[[Layer], Fact | None]
     build: Callable[[Any], Replacement]
     fused: type[Fused]
     serves: Callable[[nn.Module], bool]
+    drops: bool = False
 
 
-def has_empty_channels(layer: Layer) -> bool:
-    """Whether there are filters or input channels that are all zero, and can be told apart."""
+def channel_dropped_obstacle(layer: Layer) -> Fact | None:
+    """Why there are no filters or input channels to leave out."""
     module: Any = layer.module
+    groups = getattr(module, "groups", 1)
+    if groups != 1:
+        return CandidateObstacle.GROUPS.of(groups=groups)
     used = used_pairs(module.weight)
-    return getattr(module, "groups", 1) == 1 and not bool(used.any(0).all() and used.any(1).all())
+    return CandidateObstacle.NO_EMPTY_CHANNELS.of() if used.any(0).all() and used.any(1).all() else None
 
 
 def _channel_dropped(module: Any) -> Replacement:
@@ -51,10 +57,12 @@ def _channel_dropped(module: Any) -> Replacement:
     return result
 
 
-def fine_grained_applies(layer: Layer) -> bool:
-    """Whether the layer has enough zeros, and not only zeros."""
+def fine_grained_obstacle(layer: Layer) -> Fact | None:
+    """Why its nonzeros alone are nothing to compute with."""
     module: Any = layer.module
-    return layer.sparsity is not None and layer.sparsity >= LEAST_SPARSITY and bool(used_pairs(module.weight).any())
+    if layer.sparsity is None or layer.sparsity < LEAST_SPARSITY:
+        return CandidateObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY)
+    return None if used_pairs(module.weight).any() else CandidateObstacle.ALL_ZERO.of()
 
 
 def sparse_layer(module: Any, format: str = "unstructured") -> Replacement:
@@ -70,13 +78,14 @@ def is_sparse(module: nn.Module, format: str = "unstructured") -> bool:
 
 
 CANDIDATES: list[Candidate] = [
-    Candidate(FINE_GRAINED, applies=fine_grained_applies, build=sparse_layer, fused=FusedSparse, serves=is_sparse),
+    Candidate("fine-grained", obstacle=fine_grained_obstacle, build=sparse_layer, fused=FusedSparse, serves=is_sparse),
     Candidate(
-        CHANNEL_DROPPED,
-        applies=has_empty_channels,
+        "channel-dropped",
+        obstacle=channel_dropped_obstacle,
         build=_channel_dropped,
         fused=FusedDense,
         serves=lambda module: type(module) in (ChannelDroppedLinear, ChannelDroppedConv2d),
+        drops=True,
     ),
 ]
 """All of them, beside staying dense."""
@@ -87,14 +96,25 @@ def decisions() -> tuple[str, ...]:
     return (DENSE, *(row.name for row in CANDIDATES))
 
 
-def candidates_of(layer: Layer, names: Collection[str]) -> Mapping[str, Replacement]:
-    """What the layer may become, of the decisions `names`. All share its parameters."""
-    return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in names and row.applies(layer)}
+def dropping() -> tuple[str, ...]:
+    """The names of decisions that leave out channels."""
+    return tuple(row.name for row in CANDIDATES if row.drops)
+
+
+def candidates_of(layer: Layer, names: Collection[str]) -> tuple[Mapping[str, Replacement], Mapping[str, Fact]]:
+    """What the layer may become, of the decisions `names`, and why it cannot become the others of them.
+
+    All replacements share its parameters.
+    """
+    obstacles = {row.name: row.obstacle(layer) for row in CANDIDATES if row.name in names}
+    ruled_out = {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
+    may = obstacles.keys() - ruled_out.keys()
+    return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in may}, ruled_out
 
 
 def has_candidates(layer: Layer) -> bool:
     """Whether there is anything that a layer that may be exchanged can become."""
-    return any(row.applies(layer) for row in CANDIDATES)
+    return any(row.obstacle(layer) is None for row in CANDIDATES)
 
 
 def may_chain(name: str, module: nn.Module) -> bool:

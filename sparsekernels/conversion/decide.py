@@ -5,19 +5,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
+from .facts import Fact, LayerObstacle
 from .measure import LAYER, Times, times_of
-from .report import DENSE, Fact, Ground, LayerObstacle, LayerReport
-from .survey import LEAST_SPARSITY, Layer
+from .modes import Mode
+from .report import DENSE, Ground, LayerReport
+from .survey import LEAST_SPARSITY, Given, Layer
 
 LEAST_GAIN = 1.03
 """A layer is not exchanged for less: that much two measurements of the same differ."""
@@ -46,30 +47,38 @@ Measured = dict[tuple[Any, ...], tuple[str, Times]]
 """Times of layers, and which layer they were measured on, by all that they depend on."""
 
 
-def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str], measured: Measured) -> Decision:
+def decide(
+    layer: Layer,
+    given: Sequence[Given],
+    mode: Mode,
+    fuses: bool,
+    decisions: Collection[str],
+    measured: Measured,
+) -> Decision:
     """What `layer` becomes.
 
-    fuses: whether a graph will run it, with frozen weights and on contiguous images. decisions: what it may become.
-    measured: layers that are alike are measured once.
+    given: what it was given, once for each call. fuses: whether a graph will run it, with frozen weights and on
+    contiguous images. decisions: what it may become. measured: layers that are alike are measured once.
     """
     weight = layer.weight
     row = LayerReport(
         name=layer.name,
         kind=type(layer.module).__name__,
         weight_shape=() if weight is None else tuple(weight.shape),
-        input_shape=layer.given[0].shape if layer.given else None,
+        input_shape=given[0].shape if given else None,
         sparsity=layer.sparsity,
         decision=DENSE,
-        obstacle=reason_to_stay(layer),
+        obstacle=reason_to_stay(layer, given),
     )
     if row.obstacle is not None:
         return Decision(row)
-    candidates = candidates_of(layer, decisions)
+    candidates, ruled_out = candidates_of(layer, decisions)
+    row = replace(row, ruled_out=ruled_out)
     if not candidates:
         return Decision(row)
-    key = _kind_of(layer, candidates, fuses)
+    key = _kind_of(layer, given, candidates, fuses)
     if key not in measured:
-        measured[key] = layer.name, _measure(layer, candidates, training, fuses)
+        measured[key] = layer.name, _measure(layer, given, candidates, mode, fuses)
     measured_on, times = measured[key]
     best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)
     if not times.measured:
@@ -88,19 +97,19 @@ def decide(layer: Layer, training: bool, fuses: bool, decisions: Collection[str]
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
-def reason_to_stay(layer: Layer) -> Fact | None:
+def reason_to_stay(layer: Layer, given: Sequence[Given]) -> Fact | None:
     """Why `layer` is not even measured."""
     if layer.obstacle is not None:
         return layer.obstacle
     assert layer.sparsity is not None
     if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
         return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
-    if not layer.given:
+    if not given:
         return LayerObstacle.NOT_CALLED.of()
     return None
 
 
-def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
+def _kind_of(layer: Layer, given: Sequence[Given], candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
     """What the times of `layer` depend on, except the positions of its nonzeros: its options, its inputs, and,
     rounded to two digits, the numbers of nonzeros, of nonempty filters and of nonempty channels."""
     module: Any = layer.module
@@ -111,29 +120,23 @@ def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[An
     nonzeros = tuple(f"{count:.2g}" for count in counts)
     trained = weight.requires_grad, module.bias is not None and module.bias.requires_grad
     storage = weight.dtype, weight.stride()
-    return type(module), options, storage, trained, nonzeros, tuple(layer.given), tuple(candidates), fuses
+    return type(module), options, storage, trained, nonzeros, tuple(given), tuple(candidates), fuses
 
 
-def _measure(layer: Layer, candidates: Mapping[str, nn.Module], training: bool, fuses: bool) -> Times:
+def _measure(
+    layer: Layer, given: Sequence[Given], candidates: Mapping[str, nn.Module], mode: Mode, fuses: bool
+) -> Times:
     """All of the calls of one pass of the model together; in training with their backward passes."""
     calls: dict[str, Callable[[], None]] = {}
-    with torch.inference_mode(not training):
-        given = [one.make() for one in layer.given]
-        calls[DENSE] = functools.partial(_call, layer.module, given, training)
+    with mode.gradients():
+        inputs = [one.make() for one in given]
+        calls[DENSE] = functools.partial(mode.run_layer, layer.module, inputs)
         for name, module in candidates.items():
             if fuses:
-                as_laid_out = [one.contiguous() for one in given]
+                as_laid_out = [one.contiguous() for one in inputs]
                 fused = fused_of(module)
                 assert fused is not None
-                calls[name] = functools.partial(_call, fused(module, contiguous=True), as_laid_out, False)
+                calls[name] = functools.partial(mode.run_layer, fused(module, contiguous=True), as_laid_out)
             else:
-                calls[name] = functools.partial(_call, module, given, training)
+                calls[name] = functools.partial(mode.run_layer, module, inputs)
         return times_of(calls, LAYER)
-
-
-def _call(layer: Callable[[Tensor], Tensor], inputs: list[Tensor], training: bool) -> None:
-    for input in inputs:
-        output = layer(input)
-        if training and output.requires_grad:
-            input.grad = None
-            torch.autograd.backward(output, torch.ones_like(output))

@@ -10,13 +10,9 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ..timing import Effort, median_ratio, samples_of
-from .agreement import differentiable
 from .candidates import decisions
-from .report import Way
+from .facts import Way
 
 LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0)
@@ -113,17 +109,3 @@ def times_of(
             call()
     order = itertools.chain.from_iterable(_SAME.get(name, (name,)) for name in _preferred)
     return Times({}, tuple(dict.fromkeys(order)))
-
-
-def step(call: Callable[[], object], training: bool) -> object:
-    """A forward pass, and in training a backward pass from the sum of all results."""
-    if not training:
-        with torch.inference_mode():
-            return call()
-    result = call()
-    torch.autograd.backward([_real(one).sum() for one in differentiable(result)])
-    return result
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

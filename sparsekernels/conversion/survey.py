@@ -8,7 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from torch.nn.utils import parametrize
 from .._torch import ConvTransposeNd
 from ..checks import DTYPES
 from .agreement import differentiable, kept
+from .facts import Fact, LayerObstacle
 from .modules import has_hooks
-from .report import Fact, LayerObstacle
 from .watch.state import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
@@ -71,14 +71,12 @@ class Given:
 class Layer:
     """A convolution or linear layer of a model.
 
-    obstacle  why it has to stay as it is; None where it may become something else
-    given     what it was given, once for each call; none where it was not called
+    obstacle: why it has to stay as it is; None where it may become something else.
     """
 
     name: str
     module: torch.nn.Module
     obstacle: Fact | None
-    given: list[Given] = field(default_factory=list)
 
     @property
     def weight(self) -> Tensor | None:
@@ -166,6 +164,8 @@ def _obstacle(
     weight = module.weight
     if type(weight) is not torch.nn.Parameter:
         return LayerObstacle.NO_PARAMETER.of(kind=type(weight).__name__)
+    if weight.numel() == 0:
+        return LayerObstacle.NO_ELEMENTS.of()
     sharers = tuple(other for other in owners[id(weight)] if other != name)
     if sharers:
         return LayerObstacle.SHARED.of(layers=sharers)
@@ -186,14 +186,17 @@ Call = tuple[Given | None, ...] | None
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run of the model: what the modules that are no layers were called with, by their ids, and what it gave.
+    """A run of the model, and what it gave.
 
+    given: what each layer was given, by its name, once for each call; layers that were not called have no entry.
+    calls: what the other modules were called with, by their ids.
     result: as `kept`.
     differentiable: whether any of its tensors has a gradient.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
     seconds: what it took.
     """
 
+    given: Mapping[str, list[Given]]
     calls: Mapping[int, list[Call]]
     result: object
     differentiable: bool
@@ -202,26 +205,28 @@ class Recorded:
 
 
 def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
-    """Run `call`, and keep in `layers` what each was given. Raises what it raises."""
+    """Run `call`. Raises what it raises."""
     before = Snapshot(model)
     handles = []
+    given: dict[str, list[Given]] = {}
     calls: dict[int, list[Call]] = {}
 
     def note_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = tuple(Given.of(value) if type(value) is Tensor else None for value in args)
-        calls.setdefault(id(module), []).append(None if kwargs else given)
+        tensors = tuple(Given.of(value) if type(value) is Tensor else None for value in args)
+        calls.setdefault(id(module), []).append(None if kwargs else tensors)
 
     own = {id(layer.module) for layer in layers}
     for module in model.modules():
         if id(module) not in own and not isinstance(module, torch.jit.ScriptModule):
             handles.append(module.register_forward_pre_hook(note_call, with_kwargs=True))
     for layer in layers:
-        layer.given.clear()
 
-        def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], layer: Layer = layer) -> None:
+        def note(
+            module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = layer.name
+        ) -> None:
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             if len(tensors) == 1:
-                layer.given.append(Given.of(tensors[0]))
+                given.setdefault(name, []).append(Given.of(tensors[0]))
 
         if not isinstance(layer.module, torch.jit.ScriptModule):
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
@@ -232,4 +237,4 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    return Recorded(calls, kept(result), bool(differentiable(result)), not before.changed(), seconds)
+    return Recorded(given, calls, kept(result), bool(differentiable(result)), not before.changed(), seconds)

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, FINE, GRAPH, LAYERS, Prefer, attempt_module
+from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, attempt_module
 from conversion_nets import make
 from torch import nn
 
@@ -19,6 +20,7 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion import candidates
 from sparsekernels.conversion import decide as decide_module
+from sparsekernels.conversion.facts import CandidateObstacle
 from sparsekernels.conversion.measure import Times
 from sparsekernels.pruning import prune_
 
@@ -81,7 +83,7 @@ def test_layers_that_are_alike_are_measured_once(clock: Prefer, monkeypatch: pyt
 def test_rows_that_are_added_are_asked(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default, and of layers without zeros as well."""
     kind, asked = candidates.CANDIDATES[1], []
-    row = dataclasses.replace(kind, name="added", applies=lambda layer: asked.append(layer.name) is None)
+    row = dataclasses.replace(kind, name="added", obstacle=lambda layer: asked.append(layer.name))
     monkeypatch.setattr(candidates, "CANDIDATES", [*candidates.CANDIDATES, row])
     model, x = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)).eval(), torch.randn(2, 4, 9, 9)
     with torch.no_grad():
@@ -90,6 +92,34 @@ def test_rows_that_are_added_are_asked(prefer: Prefer, monkeypatch: pytest.Monke
     assert [one.decision for one in sk.convert(model, x, decisions=[FINE]).layers] == [DENSE] * 2
     assert [one.decision for one in sk.convert(model, x).layers] == ["added"] * 2
     assert set(asked) == {"0", "1"}
+
+
+def test_a_layer_has_reasons_for_what_it_cannot_become(clock: Prefer) -> None:
+    layers = nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+    with torch.no_grad():
+        layers[0].weight.zero_()
+        layers[1].weight.copy_(layers[1].weight[..., 0, 0].triu()[..., None, None])
+        layers[2].weight[0] = 0
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 4, 9, 9)
+    clock(DENSE, FINE, DROPPED, "as before", GRAPH, LAYERS)
+    rows = sk.convert(model, x).layers
+    kinds = [{name: fact.kind for name, fact in row.ruled_out.items()} for row in rows]
+    assert kinds == [
+        {FINE: CandidateObstacle.ALL_ZERO, DROPPED: CandidateObstacle.GROUPS},
+        {DROPPED: CandidateObstacle.NO_EMPTY_CHANNELS},
+        {FINE: CandidateObstacle.FEW_ZEROS},
+    ]
+    assert [set(row.gains) for row in rows] == [set(), {FINE}, {DROPPED}]
+    assert rows[0].reason == (
+        "there is nothing that it may become; not fine-grained: all of its weights are zero; not channel-dropped: it"
+        " has 2 groups"
+    )
+    report = sk.convert(model, x, decisions=[DROPPED])
+    assert report.layers[1].reason == (
+        "there is nothing that it may become; not channel-dropped: none of its filters and input channels is all zero"
+    )
+    value = json.loads(report.to_json())["layers"][0]
+    assert value["ruled_out"] == {DROPPED: {"kind": "GROUPS", "operands": {"groups": 2}}}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion.report import Fact, GraphObstacle, LayerObstacle, LayerReport, Note, Report, Way
+from sparsekernels.conversion.facts import Fact, GraphObstacle, LayerObstacle, Note, Way
+from sparsekernels.conversion.report import LayerReport, Report
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")

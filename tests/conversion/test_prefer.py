@@ -19,7 +19,8 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion import measure
 from sparsekernels.conversion.candidates import candidate_of
-from sparsekernels.conversion.report import Ground, Way
+from sparsekernels.conversion.facts import Way
+from sparsekernels.conversion.report import Ground
 from sparsekernels.testing import prefer
 from sparsekernels.timing import Effort, samples_of
 

@@ -15,7 +15,7 @@ from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels.conversion.survey import layers_of, record_inputs
+from sparsekernels.conversion.survey import Given, layers_of, record_inputs
 from sparsekernels.pruning import prune_
 
 
@@ -55,6 +55,28 @@ def test_whether_a_run_left_everything_as_it_was(what: Callable[[Any], object], 
     with torch.inference_mode():
         recorded = record_inputs(model, layers_of(model), lambda: model(torch.ones(2, 8)))
     assert recorded.repeatable is repeatable
+
+
+def test_what_layers_and_other_modules_were_given() -> None:
+    """By name and id; another run does not add to it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.never, self.act = nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.twice(input=self.act(self.twice(x))[:1])
+
+    model, x = Net().eval(), torch.ones(2, 8)
+    layers = layers_of(model)
+    for _ in range(2):
+        with torch.inference_mode():
+            recorded = record_inputs(model, layers, lambda: model(x))
+        assert {name: [one.shape for one in some] for name, some in recorded.given.items()} == {
+            "twice": [(2, 8), (1, 8)]
+        }
+        assert recorded.calls == {id(module): [(Given.of(x),)] for module in (model, model.act)}
 
 
 def test_a_first_result_that_is_another_is_not_compared_with(prefer: Prefer) -> None:

@@ -36,6 +36,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "other parameters": lambda net: setattr(net.norms[0], "weight", nn.Parameter(torch.full((8,), 3.0))),
     "other statistics": lambda net: setattr(net.norms[0], "running_mean", torch.ones(8)),
     "no statistics": lambda net: [setattr(net.norms[0], f"running_{name}", None) for name in ("mean", "var")],
+    "no scale": lambda net: setattr(net.norms[0], "weight", None),
+    "no shift": lambda net: setattr(net.norms[0], "bias", None),
     "in place": lambda net: net.norms[0].weight.data.fill_(2),
 }
 
@@ -58,6 +60,36 @@ def test_changes_of_the_model_count(prefer: Prefer, change: str) -> None:
     torch.testing.assert_close(mine[0], theirs[0], rtol=2e-3, atol=2e-4)
     assert point_alike([*mine[1:behind]], [*theirs[1:behind]])
     torch.testing.assert_close(mine[behind:], theirs[behind:], rtol=1e-4, atol=1e-5)
+
+
+def of_inference_mode(norm: Any) -> None:
+    with torch.inference_mode():
+        norm.running_mean, norm.running_var = norm.running_mean.clone(), norm.running_var.clone()
+
+
+ERRORS: dict[str, Callable[[Any], Any]] = {
+    "a scale of one number": lambda norm: setattr(norm, "weight", nn.Parameter(torch.ones(1))),
+    "a shift of one number": lambda norm: setattr(norm, "bias", nn.Parameter(torch.ones(1))),
+    "a mean of one number": lambda norm: setattr(norm, "running_mean", torch.ones(1)),
+    "a variance of more": lambda norm: setattr(norm, "running_var", torch.ones(9)),
+    "no mean": lambda norm: setattr(norm, "running_mean", None),
+    "statistics of inference mode": of_inference_mode,
+}
+
+
+@pytest.mark.parametrize("change", ERRORS)
+def test_errors_are_torchs(prefer: Prefer, change: str) -> None:
+    model, x = trained()
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    messages = []
+    for one in (model, dense):
+        ERRORS[change](one.norms[0])
+        with pytest.raises((RuntimeError, ValueError)) as raised:
+            one(x)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
 
 
 def test_hooks_count(prefer: Prefer) -> None:

@@ -46,7 +46,7 @@ class Coordinates(SparseFormat):
 def test_a_new_format(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     name = Coordinates.format
     build, serves = (functools.partial(one, format=name) for one in (candidates.sparse_layer, candidates.is_sparse))
-    row = candidates.Candidate(name, candidates.fine_grained_applies, build, FusedByFormat, serves)
+    row = candidates.Candidate(name, candidates.fine_grained_obstacle, build, FusedByFormat, serves)
     monkeypatch.setattr(candidates, "CANDIDATES", [*candidates.CANDIDATES, row])
     monkeypatch.setitem(FORMATS, name, Coordinates)
     conv, linear = nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.Linear(6, 4)

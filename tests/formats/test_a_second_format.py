@@ -31,7 +31,7 @@ def test_a_second_format(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(FORMATS, WholeRows.format, WholeRows)
     build = functools.partial(candidates.sparse_layer, format=WholeRows.format)
     serves = functools.partial(candidates.is_sparse, format=WholeRows.format)
-    row = candidates.Candidate(WholeRows.format, candidates.fine_grained_applies, build, FusedSparse, serves)
+    row = candidates.Candidate(WholeRows.format, candidates.fine_grained_obstacle, build, FusedSparse, serves)
     monkeypatch.setattr(candidates, "CANDIDATES", [*candidates.CANDIDATES, row])
     conv, linear = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Linear(6, 4)
     for dense in (conv, linear):

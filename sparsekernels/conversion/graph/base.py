@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..._torch import NormBase, has_any_global_hook, is_jit_tracing
 from ...dispatch import is_special
+from ..facts import GraphObstacle
 from ..modules import is_plain
-from ..report import GraphObstacle
 from ..survey import Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch

@@ -47,7 +47,7 @@ class FusedNorm(torch.nn.Module):
         (norm,) = self.parts
         act = self.act
         arguments = input, norm.weight, norm.bias, norm.eps
-        if is_special() or not takes(*arguments, act, residual) or not _tracks(norm, input):
+        if is_special() or not takes(*arguments, act, residual) or not _fits(norm, input):
             return self._one_by_one(input, residual)
         separate_dropout = act.p > 0 and _torchs_dropout.get()
         output, statistics = batch_norm_act(*arguments, Act(act.low, act.high) if separate_dropout else act, residual)
@@ -69,11 +69,17 @@ class FusedNorm(torch.nn.Module):
         return f"{self.parts[0].num_features}, low={self.act.low}, high={self.act.high}, p={self.act.p}"
 
 
-def _tracks(norm: torch.nn.BatchNorm2d, input: Tensor) -> bool:
-    """Whether the running statistics are what those of `input` can be added to."""
-    statistics = norm.running_mean, norm.running_var
+def _fits(norm: torch.nn.BatchNorm2d, input: Tensor) -> bool:
+    """Whether the parameters have the shape, and the running statistics are what those of `input` can be added to."""
+    shape = input.shape[1:2]
+    if (norm.running_mean is None) is not (norm.running_var is None):
+        return False
+    if any(tensor is not None and tensor.shape != shape for tensor in (norm.weight, norm.bias)):
+        return False
     return all(
-        tensor is None or (tensor.dtype is torch.float32 and tensor.numel() == input.size(1)) for tensor in statistics
+        tensor is None
+        or (tensor.dtype is torch.float32 and tensor.shape == shape and tensor.is_cpu and not tensor.is_inference())
+        for tensor in (norm.running_mean, norm.running_var)
     )
 
 

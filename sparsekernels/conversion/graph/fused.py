@@ -11,12 +11,14 @@ with scale = gamma / sqrt(running_var + eps) and shift = beta - scale * running_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import fuse_conv_bn_weights
 
+from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, spread, used_pairs
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
@@ -25,8 +27,18 @@ from ...ops.sparse_conv2d.implementations import forward as sparse_conv2d_kernel
 from ...ops.sparse_conv2d.plans import may_plan, plan_of
 from ...ops.sparse_conv2d.plans import run as run_plan
 from ...ops.sparse_conv2d.reference import is_channels_last, memory_format
+from ..facts import GraphObstacle
 
 Norm = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
+
+_MISSING = object()
+_REDUCED = (torch.bfloat16, torch.float16)
+"""Behind layers of these dtypes, torch normalizes with float32 parameters, too."""
+
+
+def is_ordinary(tensor: Any) -> TypeGuard[Tensor]:
+    """Whether it is a dense tensor or parameter, and of no subclass, which may mean something else."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
 
 
 class Fused(torch.nn.Module):
@@ -58,24 +70,52 @@ class Fused(torch.nn.Module):
         self.fold()
         self.pack()
 
-    def fold(self) -> None:
-        """Take over the parameters and statistics that the modules have now: `weight` and `bias` of all channels."""
+    @classmethod
+    def obstacle_of(cls, layer: Any, norm: Norm | None = None) -> GraphObstacle | None:
+        """Why nothing can be folded of what the modules hold: anything may have been assigned to them, or deleted."""
+        weight: Any = getattr(layer, "weight", None)
+        bias: Any = getattr(layer, "bias", _MISSING)
+        if not is_ordinary(weight) or not weight.is_floating_point() or weight.numel() == 0:
+            return GraphObstacle.PARAMETERS
+        if bias is not None and not _is_for_outputs(bias, weight, weight.dtype):
+            return GraphObstacle.PARAMETERS
+        if norm is None:
+            return None
+        # where it does not count, nothing tells when torch has changed its statistics
+        if any(getattr(norm, name, None) is None for name in ("running_mean", "running_var", "num_batches_tracked")):
+            return GraphObstacle.NO_STATISTICS
+        affine = [getattr(norm, name, _MISSING) for name in ("weight", "bias")]
+        tensors = [norm.running_mean, norm.running_var, *(one for one in affine if one is not None)]
+        dtypes = (weight.dtype, torch.float32) if weight.dtype in _REDUCED else (weight.dtype,)
+        if any(all(_is_for_outputs(one, weight, dtype) for one in tensors) for dtype in dtypes):
+            return None
+        return GraphObstacle.PARAMETERS
+
+    def obstacle(self) -> GraphObstacle | None:
+        """Why what the modules hold now cannot take the place of what was folded of them."""
         layer, norm = self.parts
-        scale: Tensor | None = None
+        obstacle = self.obstacle_of(layer, norm)
+        if obstacle is None and _kind_of(layer.weight) != _kind_of(self.weight):
+            obstacle = GraphObstacle.PARAMETERS  # its neighbors were linked with it as it was
+        return obstacle
+
+    def fold(self) -> None:
+        """Take over the parameters and statistics that the modules have now: `weight` and `bias` of all channels.
+
+        There is no `obstacle` to that.
+        """
+        layer: Any
+        norm: Any
+        mean: Any
+        variance: Any
+        layer, norm = self.parts
+        weight = self._used_weight()
         bias = None if layer.bias is None else layer.bias.detach().double()
         if norm is not None:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = (norm.running_var.double() + norm.eps).rsqrt()
-            if norm.weight is not None:
-                scale = scale * norm.weight.detach().double()
-            bias = (0 if bias is None else bias) - norm.running_mean.double()
-            bias = bias * scale
-            if norm.bias is not None:
-                bias = bias + norm.bias.detach().double()
-        weight = self._used_weight()
-        if scale is not None:
-            weight = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+            tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+            mean, variance, gamma, beta = (None if one is None else one.detach().double() for one in tensors)
+            scaled, shift = fuse_conv_bn_weights(weight.double(), bias, mean, variance, norm.eps, gamma, beta)
+            weight, bias = scaled.detach().to(weight.dtype), shift.detach()
         self.weight, self.bias = weight, bias
         self.outputs = self.inputs = None
 
@@ -142,8 +182,25 @@ class Fused(torch.nn.Module):
         return f"{type(layer).__name__}, norm={norm is not None}, low={self.low}, high={self.high}"
 
 
+def _kind_of(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _is_for_outputs(tensor: Any, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether it has a number for each output of a layer with `weight`."""
+    return is_ordinary(tensor) and _kind_of(tensor) == (weight.shape[:1], dtype, weight.device)
+
+
 class FusedDense(Fused):
     """torch.nn's Conv2d and Linear, and those without their zero channels."""
+
+    @classmethod
+    def obstacle_of(cls, layer: Any, norm: Norm | None = None) -> GraphObstacle | None:
+        names = ("outputs", "inputs") if isinstance(layer, ChannelDropped) else ()
+        places: list[Any] = [getattr(layer, name, None) for name in names]
+        if any(not is_ordinary(one) or one.dtype is not torch.int64 or one.dim() != 1 for one in places):
+            return GraphObstacle.PARAMETERS
+        return super().obstacle_of(layer, norm)
 
     def _used_weight(self) -> Tensor:
         """The weight; of a layer that drops channels, with the channels chosen when it was made."""
@@ -186,6 +243,19 @@ class FusedDense(Fused):
 
 class FusedSparse(Fused):
     """sparsekernels.nn's SparseConv2d and SparseLinear: one call of the kernel does it all."""
+
+    @classmethod
+    def obstacle_of(cls, layer: Any, norm: Norm | None = None) -> GraphObstacle | None:
+        obstacle, pattern = super().obstacle_of(layer, norm), layer.pattern
+        if obstacle is None and not (isinstance(pattern, SparseFormat) and pattern.shape == layer.weight.shape):
+            obstacle = GraphObstacle.PARAMETERS
+        return obstacle
+
+    def obstacle(self) -> GraphObstacle | None:
+        obstacle = super().obstacle()
+        if obstacle is None and type(self.parts[0].pattern) is not type(self.pattern):
+            obstacle = GraphObstacle.PARAMETERS  # another format has other kernels
+        return obstacle
 
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         pattern = layer.pattern

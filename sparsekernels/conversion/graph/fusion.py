@@ -65,10 +65,10 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
         if node.op != "call_module" or (fused := fused_of(modules[node.target])) is None:
             continue
         layer = modules[node.target]
-        if not is_plain(layer) or len(node.args) != 1 or node.kwargs:
+        if not is_plain(layer) or len(node.args) != 1 or node.kwargs or fused.obstacle_of(layer) is not None:
             continue
         group = _FusionGroup(graph, modules, node)
-        group.take_norm(layer)
+        group.take_norm(layer, fused)
         group.take_sum()
         group.take_limits()
         name = f"sparsekernels_fused_{len(result)}"
@@ -220,18 +220,15 @@ class _FusionGroup:
             return foreign or bool(getattr(module, "inplace", False)) or not is_plain(module)
         return _writes_in_place(node)
 
-    def take_norm(self, layer: nn.Module) -> None:
-        """A BatchNorm in evaluation mode, with statistics, of the layer's channels."""
+    def take_norm(self, layer: nn.Module, fused: type[Fused]) -> None:
+        """A BatchNorm in evaluation mode that `fused` can fold into the layer."""
         user = self._next()
         expected = next(norm for kind, norm in _NORMS.items() if isinstance(layer, kind))
         norm: Any = None if user is None else self._module_of(user)
         fits = type(norm) is expected
-        if user is None or not fits or not self._reaches(user):
+        if user is None or not fits or norm.training or not self._reaches(user):
             return
-        outputs = layer.weight.size(0)  # type: ignore[operator,union-attr]
-        if norm.training or norm.running_mean is None or norm.num_features != outputs:
-            return
-        if norm.num_batches_tracked is None:  # nothing tells when torch has changed its statistics
+        if fused.obstacle_of(layer, norm) is not None:
             return
         self.norm = norm
         self.nodes.append(user)
@@ -263,7 +260,10 @@ class _FusionGroup:
         if type(module) is nn.ReLU:
             self.low = 0.0
         elif type(module) in (nn.ReLU6, nn.Hardtanh):
-            self.low, self.high = float(module.min_val), float(module.max_val)
+            limits = module.min_val, module.max_val
+            if not all(isinstance(limit, int | float) for limit in limits):
+                return
+            self.low, self.high = map(float, limits)
         elif user.op == "call_function" and user.target is F.hardtanh:
             arguments = _named(user, ("input", "min_val", "max_val", "inplace"))
             low, high = arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)

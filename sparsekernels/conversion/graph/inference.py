@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ..._torch import tree_map_only
 from ...nn.replacement import Replacement
-from ..report import GraphObstacle
+from ..facts import GraphObstacle
 from .base import ONE_AT_A_TIME, Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
-from .fused import Fused
+from .fused import Fused, is_ordinary
 from .fusion import drop_identities, fuse, pool, writes_to_input
 from .trace import Trace
 from .tracing import Untraceable
@@ -36,6 +36,12 @@ class _Tensor:
     tensor: Tensor
     version: int
     address: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def at(cls, place: dict[str, Any], name: str, tensor: Tensor) -> _Tensor:
+        return cls(place, name, tensor, tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
 
     def changed(self) -> bool:
         tensor = self.tensor
@@ -43,6 +49,8 @@ class _Tensor:
             self.place.get(self.name) is not tensor
             or tensor._version != self.version
             or tensor.data_ptr() != self.address
+            or tensor.shape != self.shape  # a part of it, and a transposed one, have its version and address
+            or tensor.stride() != self.stride
         )
 
 
@@ -90,6 +98,10 @@ class InferencePlan(Plan):
 
         fold: not where the layers are new, and have just done that.
         """
+        for layer in self.fused:
+            obstacle = layer.obstacle()
+            if obstacle is not None:
+                raise Untraceable(obstacle)
         folded = list(_tensors_of(self.fused))
         for layer in self.fused if fold else ():
             layer.fold()
@@ -173,7 +185,7 @@ def _tensors_of(fused: Sequence[Fused]) -> Iterator[_Tensor | _Pattern]:
                 yield _Pattern(part, part.pattern)
             for place in () if part is None else (part._parameters, part._buffers):
                 for name, tensor in place.items():
-                    if tensor is not None:  # torch counts batches, but no changes of the running statistics
+                    if is_ordinary(tensor):  # torch counts batches, but no changes of the running statistics
                         if tensor.is_inference():
                             raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
-                        yield _Tensor(place, name, tensor, tensor._version, tensor.data_ptr())
+                        yield _Tensor.at(place, name, tensor)

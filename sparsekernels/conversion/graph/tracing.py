@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..candidates import candidate_of
+from ..facts import Fact, GraphObstacle
 from ..modules import is_plain
-from ..report import Fact, GraphObstacle
 from ..watch.generators import Generators
 from ..watch.state import State
 from .fusion import IN_PLACE

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..report import GraphObstacle
+from ..facts import GraphObstacle
 from .base import Graph, Plan, assembled
 from .fusion import drop_identities, fuse_norms, pool
 from .trace import Trace

@@ -1,0 +1,195 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What `convert` may find: ways to run a model, obstacles and notes, as facts with their sentences."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Way(str, enum.Enum):
+    """A way to run a model. The value is the name by which `sparsekernels.testing.prefer` knows it."""
+
+    BEFORE = "as before"
+    LAYERS = "layers"
+    GRAPH = "graph"
+    GRAPH_IN_INPUT_LAYOUT = "graph in the input's layout"
+    CHAINS = "chains"
+    CHAINS_OF_ALL = "chains of all layers"
+
+    @property
+    def words(self) -> str:
+        """As a sentence says it."""
+        return _WAYS[self]
+
+
+_WAYS = {
+    Way.BEFORE: "as before",
+    Way.LAYERS: "layers one by one",
+    Way.GRAPH: "a graph",
+    Way.GRAPH_IN_INPUT_LAYOUT: "a graph in the input's layout",
+    Way.CHAINS: "a graph with chains of layers",
+    Way.CHAINS_OF_ALL: "a graph with chains of all layers that can be sparse",
+}
+
+
+class Count(NamedTuple):
+    """An operand of a `Fact`.
+
+    Attributes:
+        number: How many.
+        name: Of what.
+    """
+
+    number: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.name}"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something found, and what it was found of. `str` gives the sentence.
+
+    Attributes:
+        kind: Of a `Note`, a `LayerObstacle`, a `CandidateObstacle` or a `GraphObstacle`.
+        operands: What stands in the places of its sentence; a tuple is listed.
+    """
+
+    kind: _Sentence
+    operands: Mapping[str, object]
+
+    def __str__(self) -> str:
+        texts = {
+            name: ", ".join(map(str, operand)) if isinstance(operand, tuple) else operand
+            for name, operand in self.operands.items()
+        }
+        return self.kind.value.format(**texts)
+
+
+def plain(value: object) -> object:
+    """What JSON has in the place of a fact, or of an operand of one: what JSON does not know is given by its name.
+
+    Args:
+        value: A `Fact`, one of its operands, or None.
+
+    Returns:
+        A dict, a list, a string, a number or None.
+    """
+    if isinstance(value, Fact):
+        return {"kind": value.kind.name, "operands": {name: plain(one) for name, one in value.operands.items()}}
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return value if isinstance(value, str | float | int | None) else str(value)
+
+
+class _Sentence(enum.Enum):
+    """The value is the sentence, with places for the operands of a `Fact`."""
+
+    def of(self, **operands: object) -> Fact:
+        """The fact with these operands."""
+        return Fact(self, operands)
+
+
+class LayerObstacle(_Sentence):
+    """Why a layer stays as it is, and is not even measured."""
+
+    SCRIPTED = "it is a scripted module"
+    WITHIN_SCRIPTED = "it is part of a scripted module"
+    FAST_PATH = (
+        "torch's TransformerEncoderLayer multiplies by its weight itself, in eval mode;"
+        " torch.backends.mha.set_fastpath_enabled(False) before convert makes it call the layer"
+    )
+    OUT_PROJ = "it is the out_proj of a MultiheadAttention, which multiplies by its weight and never calls it"
+    PARAMETRIZED = "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
+    MASKED = "its mask is applied in each call; torch.nn.utils.prune.remove(layer, 'weight') makes it permanent"
+    CONVERTED = "it is a {kind} already; where convert made it, revert what was converted"
+    SUBCLASS = "its class {kind} may compute something else than {base}"
+    HOOKS = "it has hooks, which what replaces it would not have"
+    FORWARD_REPLACED = "its forward was replaced"
+    COMPILED = "it is compiled by itself"
+    GIVEN_MORE = "it was given parameters, buffers or modules beside its own, which what replaces it would not have"
+    WHOLE_MODEL = "it is the whole model; use sparsekernels.nn's from_dense on it"
+    SEVERAL_PLACES = "the layer occurs in several places: {places}"
+    NO_PARAMETER = "its weight is a {kind}, not a torch.nn.Parameter"
+    SHARED = "its weight is shared with {layers}"
+    DTYPE_OR_LAYOUT = "its weight is of {dtype} and {layout}"
+    DEVICE = "there are no sparse kernels for {device} yet"
+    FLOAT64 = "the kernels compute in float32, its weight is float64"
+    NO_ELEMENTS = "its weight has no elements"
+    NOT_FINITE = "its weight has NaN or infinite elements"
+    NO_ZEROS = "it has no zeros"
+    FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
+    NOT_CALLED = "the model did not call it with this input, or only from compiled code"
+
+
+class CandidateObstacle(_Sentence):
+    """Why a layer cannot become one of the candidates."""
+
+    FEW_ZEROS = "less than {least:.0%} of its weights are zero"
+    ALL_ZERO = "all of its weights are zero"
+    NO_EMPTY_CHANNELS = "none of its filters and input channels is all zero"
+    GROUPS = "it has {groups} groups"
+
+
+class GraphObstacle(_Sentence):
+    """Why a module does not run as a graph."""
+
+    FORWARD_REPLACED = "its forward was replaced"
+    OTHER_ARGUMENTS = "it is called with other arguments than tensors, or by keywords"
+    NOT_CALLED = "it is not called as a whole"
+    NO_FLOATING_TENSOR = "example_input has no floating tensor"
+    SURROUNDINGS = "a part of it runs under torch.no_grad, autocast, a checkpoint or the like"
+    TOO_MUCH = "its attributes hold more than can be looked at in each call"
+    TRACING_FAILED = "torch.fx cannot trace it ({error})"
+    SIDE_EFFECTS = "its forward changes attributes, or makes tensors of its own"
+    RANDOM = "its forward draws random numbers, which would be the same in each call"
+    VARIADIC = "it takes {argument}"
+    TENSOR_BY_DEFAULT = "its argument {argument} is a tensor by default"
+    MODE = "it is in {mode} mode"
+    NO_MODULE = "it reads {target}, which is no module's"
+    MAKES_TENSORS = "it makes tensors of its own, which might be others in each call"
+    NOTHING_TO_FUSE = "there is nothing to fuse"
+    NO_STATISTICS = "a BatchNorm of it has no running statistics, or does not count its batches"
+    PARAMETERS = "the parameters of a layer of it, or of the BatchNorm behind it, are not such that they can be folded"
+    INFERENCE_TENSORS = "its parameters are inference tensors, whose changes cannot be seen"
+
+
+class Note(_Sentence):
+    """What else there is to know of a conversion."""
+
+    OTHER_LAYERS = "Layers of other kinds stay as they are: {kinds}."
+    TRAINING_MODE = "Converted in training mode: for inference, call model.eval() and convert again."
+    NO_GRADIENT = "No result of the model has a gradient: only forward passes count."
+    DISTURBED = (
+        "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
+        " disturbed."
+    )
+    NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
+    NOTHING_PREFERRED = "No layer may become what sparsekernels.testing.prefer names: the model is unchanged."
+    AUTOCAST = "Under autocast no graph serves: layers run one by one."
+    NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
+    NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
+    OTHER_RESULTS = "Running as {way.words} was rejected: its results differed from the original model's."
+    RAISED = "Running as {way.words} was rejected: it raised {error}."
+    MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
+    NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged."
+    GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
+    CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
+    FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
+    FUSED_IN_TRAINING = (
+        "In training mode, BatchNorm and the residual sum, ReLU and dropout behind it are one step; dropout draws other"
+        " random numbers than torch's from the same seed."
+    )
+    NO_LAYERS = "The model has no Conv2d and no Linear."
+    NOT_PRUNED = (
+        "The model is not pruned: no layer has as much as {least:.0%} zeros among its weights. Prune it first, with"
+        " torch.nn.utils.prune for instance."
+    )
+    NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."
