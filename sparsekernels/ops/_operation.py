@@ -125,7 +125,10 @@ class Operation:
         if by_torch := _differentiated_by_torch():
             if dispatch.forced in (None, "reference"):
                 return self.reference
-            raise BackendError(f"backend {dispatch.forced!r} was asked for but has no {by_torch}")
+            raise BackendError(
+                f"use_backend({dispatch.forced!r}): expected a call without {by_torch}, which 'reference' alone has,"
+                " got one with them"
+            )
         if dispatch.forced is None:
             return self.automatic(input, weight)
         return select(self.implementations, self.call_of(input, weight), backend=dispatch.forced).kernels()

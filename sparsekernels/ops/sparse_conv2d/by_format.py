@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import dispatch
 from ...dispatch import BackendError
-from ...formats import SparseFormat
+from ...formats import SparseFormat, Unstructured
 from ..convolution import Geometry
 from . import reference
 
@@ -34,8 +34,10 @@ def conv2d(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | 
 def dense(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """y in plain torch."""
     if dispatch.forced not in (None, "reference"):
+        formats = ", ".join(map(repr, (Unstructured.format, *CONVOLUTIONS)))
         raise BackendError(
-            f"backend {dispatch.forced!r} was asked for but has no kernels for weights in the format {pattern.format!r}"
+            f"use_backend({dispatch.forced!r}): expected weight in a format with kernels, {formats}, got"
+            f" {pattern.format!r}"
         )
     kernel = geometry.kernel_h, geometry.kernel_w
     whole = (
