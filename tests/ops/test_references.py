@@ -187,6 +187,30 @@ def test_a_row_sees_format_block_size_and_dtype() -> None:
     assert calls[0].capability is None
 
 
+@built
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_compiled_rows_refuse_other_formats_and_blocks(operation: Operation) -> None:
+    """In words, by name; else another row runs the call. A call without a weight is one of the operation's format."""
+
+    class Other(Unstructured):
+        format = "other"
+
+    class Blocks(Unstructured):
+        block_size = 4, 8
+
+    x, mask = torch.ones(2, 8), torch.ones(4, 8, dtype=torch.bool)
+    taken = "dense" if operation.format is None else "'unstructured'"
+    refused = {Other: f"got one that it cannot: it takes {taken} weights, the weight is 'other'"}
+    if operation.format is not None:
+        refused[Blocks] = "got one that it cannot: it takes weights of single elements, the weight is in blocks of 4x8"
+    for format, words in refused.items():
+        assert operation.kernels_of(x, format.of_mask(mask)) is not operation.compiled
+        with sk.use_backend("cpu"), pytest.raises(sk.BackendError, match=words):
+            operation.kernels_of(x, format.of_mask(mask))
+    assert operation.backends(x)[0] == "cpu"
+    assert operation.is_compiled(x)
+
+
 def test_a_row_that_refuses_the_blocks_of_a_weight_is_passed_over() -> None:
     class Blocks(Unstructured):
         format = "blocks"
