@@ -87,11 +87,14 @@ def select(table: Sequence[Implementation], call: Call, backend: str | None = No
         reason = implementation.supports(call)
         if reason is None:
             return implementation
-        reasons.append(f"{implementation.name}: {reason}")
-    if not reasons:
-        reasons.append(f"this operation has no such implementation, only {', '.join(row.name for row in table)}")
-    subject = "no backend can" if backend is None else f"backend {backend!r} was asked for but cannot"
-    raise BackendError(f"{subject} run this call: {'; '.join(reasons)}")
+        reasons.append(f"{implementation.name}: {reason}" if backend is None else reason)
+    why = "; ".join(reasons)
+    if backend is None:
+        raise BackendError(f"dispatch: expected a call that a backend can run, got one that none can: {why}")
+    if reasons:
+        raise BackendError(f"use_backend({backend!r}): expected a call that it can run, got one that it cannot: {why}")
+    names = ", ".join(repr(row.name) for row in table)
+    raise BackendError(f"use_backend({backend!r}): expected a backend of this operation, {names}, got {backend!r}")
 
 
 def is_transformed() -> bool:

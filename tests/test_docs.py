@@ -332,7 +332,10 @@ def test_the_files_of_the_sparse_kernels_are_in_their_table() -> None:
     assert named == there
 
 
-@pytest.mark.parametrize("title", ["How to add an operation", "How to add a kernel", "How to add a format"])
+@pytest.mark.parametrize(
+    "title",
+    ["How to add an operation", "How to add a kernel", "How to add a format", "How to add an instruction set"],
+)
 def test_the_steps_name_what_is_there(title: str) -> None:
     """Every file, and every word of the code."""
     places = [one for top in ("sparsekernels", "csrc", "tests", "docs") for one in (ROOT / top).rglob("*.*")]

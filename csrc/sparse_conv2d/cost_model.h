@@ -30,8 +30,8 @@ constexpr int64_t kFewestTransposedChannels = 6;
 constexpr int64_t kFewestPrefetchedElements = int64_t{1} << 20;
 
 // Loops over the nonzeros that threads share: the fewest that are shared, and the grain. Estimates, of which no
-// measurement is recorded. What they weigh was measured: a second thread was woken in 1.4 microseconds, and on an EPYC (Zen 4) a call
-// was handed to one in 5.3 to 5.9.
+// measurement is recorded. What they weigh was measured: a second thread was woken in 1.4 microseconds, and on an EPYC
+// (Zen 4) a call was handed to one in 5.3 to 5.9.
 namespace threads {
 
 constexpr int64_t kFewestGathered = 1 << 16, kGatheredGrain = 4096;     // values gathered, indices compared

@@ -357,6 +357,13 @@ class Unstructured(SparseFormat):
             )
 
 
+def as_unstructured(weight: Unstructured) -> Unstructured:
+    """A weight of a format that derives from `Unstructured` as `Unstructured` itself has it. Shares all tensors and
+    what was derived from the pattern.
+    """
+    return Unstructured._of(weight.shape, weight.crow_indices, weight.col_indices, weight.values, weight._shared)
+
+
 def check_contents(where: str, crow: Tensor, col: Tensor, columns: int) -> None:
     """Raise ValueError unless these are the compressed rows of a matrix of `columns` columns, each row ascending."""
     nnz = col.numel()

@@ -39,8 +39,10 @@ def _same(*arguments: Any) -> Arguments:
     return arguments
 
 
-def _compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype]) -> Implementation:
-    """The row of the compiled kernels of a device, "cpu" or "cuda", for inputs of these dtypes."""
+def _compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype], format: str | None) -> Implementation:
+    """The row of the compiled kernels of a device, "cpu" or "cuda": for inputs of these dtypes, and for weights of this
+    format, not in blocks.
+    """
     loaded = _library.cpu if device == "cpu" else _library.cuda
     missing = _library.cpu_missing if device == "cpu" else _library.cuda_missing
 
@@ -49,11 +51,20 @@ def _compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype]) ->
             return f"it runs on {device}, the input is on {call.device}"
         if loaded is None:
             return missing
+        if call.format != format:
+            return f"it takes {_named(format)} weights, the weight is {_named(call.format)}"
+        if call.block_size is not None:
+            rows, columns = call.block_size
+            return f"it takes weights of single elements, the weight is in blocks of {rows}x{columns}"
         if call.dtype not in dtypes:
             return f"it takes {', '.join(str(dtype)[6:] for dtype in dtypes)}, the input is {str(call.dtype)[6:]}"
         return None
 
     return Implementation(device, supports, lambda: kernels)
+
+
+def _named(format: str | None) -> str:
+    return "dense" if format is None else repr(format)
 
 
 class Operation:
@@ -68,7 +79,7 @@ class Operation:
     by_table         the same functions as the table runs them, arguments checked: what torch's dispatcher calls where
                      it has no kernel
     dtypes           that the compiled kernels take; other calls are the reference's
-    format           of the weight, for operations on a sparse one
+    format           of the weight, for operations on a sparse one; the compiled kernels take no other, and no blocks
     """
 
     def __init__(
@@ -87,7 +98,7 @@ class Operation:
         self.compiled = SimpleNamespace()
         self.by_table = SimpleNamespace()
         self.implementations = (
-            *(_compiled_on(device, self.compiled, dtypes) for device in devices),
+            *(_compiled_on(device, self.compiled, dtypes, format) for device in devices),
             *others,
             Implementation("reference", lambda _: None, lambda: reference),
         )
@@ -125,7 +136,10 @@ class Operation:
         if by_torch := _differentiated_by_torch():
             if dispatch.forced in (None, "reference"):
                 return self.reference
-            raise BackendError(f"backend {dispatch.forced!r} was asked for but has no {by_torch}")
+            raise BackendError(
+                f"use_backend({dispatch.forced!r}): expected a call without {by_torch}, which 'reference' alone has,"
+                " got one with them"
+            )
         if dispatch.forced is None:
             return self.automatic(input, weight)
         return select(self.implementations, self.call_of(input, weight), backend=dispatch.forced).kernels()

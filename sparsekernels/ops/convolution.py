@@ -34,6 +34,11 @@ class Geometry(NamedTuple):
     def taps(self) -> int:
         return self.kernel_h * self.kernel_w
 
+    @property
+    def sides(self) -> tuple[int, int, int, int]:
+        """The padding as `torch.nn.functional.pad` takes it: left, right, top, bottom."""
+        return self.pad_left, self.pad_right, self.pad_top, self.pad_bottom
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output; not positive where the kernel is larger than the padded input."""
         padded_h, padded_w = height + self.pad_top + self.pad_bottom, width + self.pad_left + self.pad_right

@@ -4,17 +4,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conversion_checks import Prefer
 from torch import Tensor
 
 import sparsekernels as sk
+from sparsekernels import _library
 from sparsekernels.conversion import candidates
 from sparsekernels.conversion.graph.fused import FusedSparse
-from sparsekernels.formats import FORMATS
+from sparsekernels.formats import FORMATS, SparseFormat
+from sparsekernels.ops.convolution import Geometry
+from sparsekernels.ops.sparse_conv2d import by_format
 
 
 class WholeRows(sk.Unstructured):
@@ -55,3 +62,63 @@ def test_a_second_format(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> Non
     report = sk.convert(model, images, decisions=["whole-rows"])
     assert [row.decision for row in report.layers] == ["whole-rows"] * 2
     torch.testing.assert_close(model(images), expected)
+
+
+def _mask(*shape: int) -> Tensor:
+    return (torch.arange(shape[0]) % 2 == 0).view(-1, *[1] * (len(shape) - 1)).expand(shape)
+
+
+CALLS = [
+    pytest.param(lambda x, w: sk.sparse_conv2d(x, w, padding=1), (2, 3, 5, 5), (6, 3, 3, 3), id="conv2d"),
+    pytest.param(lambda x, w: sk.sparse_conv2d(x, w, padding=1), (3, 5, 5), (6, 3, 3, 3), id="one image"),
+    pytest.param(sk.sparse_linear, (7, 6), (4, 6), id="linear"),
+]
+Run = Callable[[Tensor, SparseFormat], Tensor]
+
+
+@pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+@pytest.mark.parametrize("blocks", [None, (1, 6)])
+@pytest.mark.parametrize(("run", "sizes", "shape"), CALLS)
+def test_without_kernels_of_its_own_it_runs_on_those_of_unstructured(
+    monkeypatch: pytest.MonkeyPatch, run: Run, sizes: tuple[int, ...], shape: tuple[int, ...], blocks: Any
+) -> None:
+    """In plain calls and by name, with all gradients: by a plan, with the same bits."""
+    monkeypatch.setattr(WholeRows, "block_size", blocks)
+    dense, x = torch.randn(shape), torch.randn(sizes)
+    found = []
+    for kind, backend in ((sk.Unstructured, None), (WholeRows, None), (WholeRows, "cpu")):
+        weight, leaf = kind.from_dense(dense, _mask(*shape)), x.clone().requires_grad_()
+        values = weight.values.clone().requires_grad_()
+        with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+            plain, output = run(x, weight), run(leaf, weight.with_values(values))
+        assert len(weight.plans) == 1
+        found.append([plain, output, *torch.autograd.grad(output.square().sum(), [leaf, values])])
+    for expected, *others in zip(*found, strict=True):
+        assert all(torch.equal(expected, other) for other in others)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize(("run", "sizes", "shape"), CALLS)
+def test_with_kernels_of_its_own_it_runs_on_these(
+    monkeypatch: pytest.MonkeyPatch, run: Run, sizes: tuple[int, ...], shape: tuple[int, ...], backend: str | None
+) -> None:
+    """In calls with and without gradients, by name, and recorded by torch.fx. `Unstructured` keeps its own."""
+    called = []
+
+    def convolution(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: None, geometry: Geometry) -> Tensor:
+        called.append(pattern)
+        kernel = geometry.kernel_h, geometry.kernel_w
+        return F.conv2d(input, pattern.to_dense().view(*pattern.shape[:2], *kernel), padding=geometry.pad_top)
+
+    monkeypatch.setitem(by_format.CONVOLUTIONS, WholeRows.format, convolution)
+    dense, x = torch.randn(shape), torch.randn(sizes)
+    weight, other = (kind.from_dense(dense, _mask(*shape)) for kind in (WholeRows, sk.Unstructured))
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+        expected = run(x, other)
+        assert called == []
+        torch.testing.assert_close(run(x, weight), expected)
+        torch.testing.assert_close(run(x.clone().requires_grad_(), weight), expected)
+        assert called == [weight] * 2
+    if len(sizes) != 3:  # a traced input is taken for a batch of images
+        torch.testing.assert_close(torch.fx.symbolic_trace(lambda x: run(x, weight))(x), expected)
+        assert called == [weight] * 3

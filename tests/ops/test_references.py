@@ -129,7 +129,10 @@ def test_max_pool2d_on_a_named_backend(backend: str) -> None:
         assert torch.equal(pooled, expected)
         assert torch.equal(max_pool2d(x.detach(), WINDOWS[0]), expected)
     assert torch.equal(torch.autograd.grad(pooled.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
-    with sk.use_backend("triton"), pytest.raises(sk.BackendError, match="no such implementation"):
+    with (
+        sk.use_backend("triton"),
+        pytest.raises(sk.BackendError, match="expected a .*, 'cpu', 'reference', got 'triton'"),
+    ):
         max_pool2d(x, WINDOWS[0])
 
 
@@ -184,6 +187,30 @@ def test_a_row_sees_format_block_size_and_dtype() -> None:
     assert calls[0].capability is None
 
 
+@built
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_compiled_rows_refuse_other_formats_and_blocks(operation: Operation) -> None:
+    """In words, by name; else another row runs the call. A call without a weight is one of the operation's format."""
+
+    class Other(Unstructured):
+        format = "other"
+
+    class Blocks(Unstructured):
+        block_size = 4, 8
+
+    x, mask = torch.ones(2, 8), torch.ones(4, 8, dtype=torch.bool)
+    taken = "dense" if operation.format is None else "'unstructured'"
+    refused = {Other: f"got one that it cannot: it takes {taken} weights, the weight is 'other'"}
+    if operation.format is not None:
+        refused[Blocks] = "got one that it cannot: it takes weights of single elements, the weight is in blocks of 4x8"
+    for format, words in refused.items():
+        assert operation.kernels_of(x, format.of_mask(mask)) is not operation.compiled
+        with sk.use_backend("cpu"), pytest.raises(sk.BackendError, match=words):
+            operation.kernels_of(x, format.of_mask(mask))
+    assert operation.backends(x)[0] == "cpu"
+    assert operation.is_compiled(x)
+
+
 def test_a_row_that_refuses_the_blocks_of_a_weight_is_passed_over() -> None:
     class Blocks(Unstructured):
         format = "blocks"
@@ -231,5 +258,8 @@ def test_a_chain_is_its_layers() -> None:
         reference.add_max_pool2d(9, (2, 2, 2, 2, 0, 0))
     with pytest.raises(ValueError, match="with layers"):
         LAYER_CHAIN.reference.LayerChain(x)(x)
-    with sk.use_backend("triton"), pytest.raises(sk.BackendError, match="no such implementation"):
+    with (
+        sk.use_backend("triton"),
+        pytest.raises(sk.BackendError, match="expected a .*, 'cpu', 'reference', got 'triton'"),
+    ):
         layer_chain(x)

@@ -343,7 +343,7 @@ class FusedSparse(Fused):
 
 
 class FusedByFormat(FusedSparse):
-    """The same of layers whose format is not derived from `Unstructured`: its convolution, then what is behind it."""
+    """The same of layers whose format does not run on `Unstructured`'s kernels: its convolution and what is behind."""
 
     @staticmethod
     def may_chain(layer: Any) -> bool:

@@ -49,8 +49,8 @@ def _on_backend(input: Tensor, window: tuple[int, ...]) -> Tensor:
         return result
     if input.dtype is not torch.float32:
         raise BackendError(
-            f"backend {dispatch.forced!r} was asked for but its gradients are in float32 alone, the input is"
-            f" {str(input.dtype)[6:]}"
+            f"use_backend({dispatch.forced!r}): expected input of dtype torch.float32, which alone has gradients there,"
+            f" got {input.dtype}"
         )
     result, _ = gradients.max_pool2d(input, window)
     return result

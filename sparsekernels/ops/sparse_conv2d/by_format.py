@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution by a weight in a format other than `Unstructured`, whose indices the kernel operators take.
 
-A format with kernels of its own has a row in `CONVOLUTIONS`. Any other is computed as the dense convolution by its
-weight with the zeros, in plain torch, which is differentiable any number of times and inside of every transform.
+A format with kernels of its own has a row in `CONVOLUTIONS`. One without that derives from `Unstructured` runs on the
+kernels of that. Any other is computed as the dense convolution by its weight with the zeros, in plain torch, which is
+differentiable any number of times and inside of every transform.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ... import dispatch
 from ...dispatch import BackendError
-from ...formats import SparseFormat
+from ...formats import SparseFormat, Unstructured
+from ...formats.unstructured import as_unstructured
 from ..convolution import Geometry
 from . import reference
 
@@ -26,6 +28,15 @@ dense weight, of which only the pattern's elements are read and which gets the w
 the 1x1 case on [rows, in, 1, 1]; its dense weight has two dimensions."""
 
 
+def resolved(pattern: SparseFormat) -> SparseFormat:
+    """The pattern whose type says which kernels run it: `Unstructured` for a format that derives from it and has no
+    kernels of its own, else the pattern as it is.
+    """
+    if isinstance(pattern, Unstructured) and pattern.format not in CONVOLUTIONS:
+        return as_unstructured(pattern)
+    return pattern
+
+
 def conv2d(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """y, by the kernels of the format, or dense."""
     return CONVOLUTIONS.get(pattern.format, dense)(input, pattern, weight, bias, geometry)
@@ -34,8 +45,10 @@ def conv2d(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | 
 def dense(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """y in plain torch."""
     if dispatch.forced not in (None, "reference"):
+        formats = ", ".join(map(repr, (Unstructured.format, *CONVOLUTIONS)))
         raise BackendError(
-            f"backend {dispatch.forced!r} was asked for but has no kernels for weights in the format {pattern.format!r}"
+            f"use_backend({dispatch.forced!r}): expected weight in a format with kernels, {formats}, got"
+            f" {pattern.format!r}"
         )
     kernel = geometry.kernel_h, geometry.kernel_w
     whole = (

@@ -118,7 +118,9 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     try:
-        plain = not is_special() and input.dim() == 4 and isinstance(pattern, Unstructured)
+        if type(pattern) is not Unstructured:
+            pattern = by_format.resolved(pattern)
+        plain = not is_special() and input.dim() == 4 and type(pattern) is Unstructured
         try:
             geometry = (cached_geometry_of if plain else geometry_of)(pattern.shape, stride, padding, dilation, groups)
         except TypeError:  # a list cannot be looked up; what is wrong otherwise is wrong again
@@ -140,9 +142,11 @@ def conv2d(
 
 def linear(input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     try:
+        if type(pattern) is not Unstructured:
+            pattern = by_format.resolved(pattern)
         outputs, inputs = pattern.shape
         weight = pattern.values if weight is None else _checked("sparse_linear", weight, pattern)
-        plain = not is_special() and isinstance(pattern, Unstructured)
+        plain = not is_special() and type(pattern) is Unstructured
         if plain and input.dtype is not torch.float64 and input.shape[-1] == inputs:
             output = _eager(input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR)
         else:
@@ -186,7 +190,7 @@ def _general(
     """Every call that is not plain, its arguments validated one by one. input [N, C, H, W]."""
     input, weight, bias = gradients.sparse_conv2d.cast(input, weight, bias)
     validate_together(op, input, weight, bias)
-    if not isinstance(pattern, Unstructured):
+    if type(pattern) is not Unstructured:
         return by_format.conv2d(input, pattern, weight, bias, geometry)
     weight = weight[:, :, None, None] if weight.dim() == 2 else weight
     result: Tensor = gradients.sparse_conv2d(input, weight, bias, pattern, geometry)
@@ -197,7 +201,7 @@ def _record(
     input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """The call as one operator on plain tensors, as a graph can hold it. input is taken to have four dimensions."""
-    if not isinstance(pattern, Unstructured):
+    if type(pattern) is not Unstructured:
         return by_format.conv2d(input, pattern, pattern.values if weight is None else weight, bias, geometry)
     weight = pattern.values if weight is None else weight
     transposed = list(pattern.transposed(geometry.groups))

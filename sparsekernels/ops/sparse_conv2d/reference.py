@@ -60,8 +60,7 @@ def used_weight(weight: Tensor, flat_indices: Tensor) -> Tensor:
 
 
 def _pad(input: Tensor, geometry: Geometry) -> Tensor:
-    sides = geometry.pad_left, geometry.pad_right, geometry.pad_top, geometry.pad_bottom
-    return F.pad(input, sides) if any(sides) else input
+    return F.pad(input, geometry.sides) if any(geometry.sides) else input
 
 
 def forward(
@@ -146,23 +145,18 @@ def input_gradient(
     return inner.to(grad_output.dtype).contiguous(memory_format=memory_format(channels_last))
 
 
-def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
-    """Gradient to every element of the weight, as torch computes it in the dtype of `input`: [O, C/G, kh, kw]."""
-    g = Geometry(*geometry)
-    return conv2d_weight(
-        _pad(input, g),
-        (grad_output.size(1), input.size(1) // g.groups, g.kernel_h, g.kernel_w),
-        grad_output,
-        stride=(g.stride_h, g.stride_w),
-        dilation=(g.dilation_h, g.dilation_w),
-        groups=g.groups,
-    )
-
-
 def weight_gradient(
     grad_output: Tensor, input: Tensor, crow_indices: Tensor, col_indices: Tensor, geometry: Geometry
 ) -> Tensor:
     """Gradient to the values: that of the dense weight at the nonzeros."""
-    dense = dense_weight_gradient(wide(grad_output), wide(input), geometry)
+    g = Geometry(*geometry)
+    dense = conv2d_weight(
+        _pad(wide(input), g),
+        (grad_output.size(1), input.size(1) // g.groups, g.kernel_h, g.kernel_w),
+        wide(grad_output),
+        stride=(g.stride_h, g.stride_w),
+        dilation=(g.dilation_h, g.dilation_w),
+        groups=g.groups,
+    )
     positions = _positions(crow_indices, col_indices, dense[0].numel())
     return dense.flatten()[positions].to(input.dtype)

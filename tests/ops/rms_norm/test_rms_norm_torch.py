@@ -160,7 +160,7 @@ def test_forward_mode() -> None:
     with (
         sk.use_backend("cpu"),
         torch.autograd.forward_ad.dual_level(),
-        pytest.raises(sk.BackendError, match="no forward-mode derivatives"),
+        pytest.raises(sk.BackendError, match="expected a call without forward-mode derivatives, .*, got one with"),
     ):
         sk.rms_norm(x, (8,), w)
 

@@ -12,6 +12,7 @@ from sparse_conv2d_cases import (
     CASES,
     CONVOLUTIONS,
     Case,
+    by_case,
     by_float32_run,
     by_run,
     definition,
@@ -23,6 +24,7 @@ from sparse_conv2d_cases import (
 from torch import Tensor
 
 import sparsekernels as sk
+from sparsekernels.ops.sparse_conv2d import op, reference
 from sparsekernels.testing import assert_verified
 
 CHECKED = (
@@ -103,3 +105,25 @@ def test_the_backward_runs_on_the_backend_of_its_forward(backend: str, device: s
         inside = torch.autograd.grad(y, tensors, torch.ones_like(y), retain_graph=True)
     outside = torch.autograd.grad(y, tensors, torch.ones_like(y))
     assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+@by_run
+@by_case
+def test_dense_gradients(backend: str, device: str, dtype: torch.dtype, case: Case) -> None:
+    """The gradient to the whole of a dense weight, as of a layer with dense_grad=True; and the others beside it."""
+    pattern, (input, _, *bias) = inputs(case, dtype, device)
+    dense = torch.randn(case.weight, generator=torch.Generator().manual_seed(1)).to(device, dtype).requires_grad_()
+
+    def ours(x: Tensor, w: Tensor, *b: Tensor) -> Tensor:
+        if case.is_linear:
+            return op.linear(x, pattern, w, b[0] if b else None)
+        return op.conv2d(x, pattern, w, b[0] if b else None, case.stride, case.padding, case.dilation, case.groups)
+
+    def definition(x: Tensor, w: Tensor, *b: Tensor) -> Tensor:
+        images = x.reshape(-1, case.weight[1], 1, 1) if case.is_linear else x if x.dim() == 4 else x[None]
+        used = reference.used_weight(w, pattern.flat_indices).view(*w.shape[:2], *case.geometry[:2])
+        y = reference.dense_forward(images, used, b[0] if b else None, case.geometry)
+        return y.view(*x.shape[:-1], case.weight[0]) if case.is_linear else y.view(*x.shape[:-3], *y.shape[-3:])
+
+    with sk.use_backend(backend):
+        assert_verified(ours, definition, [input, dense, *bias])

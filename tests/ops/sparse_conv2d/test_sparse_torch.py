@@ -179,7 +179,7 @@ def test_forward_mode() -> None:
     with (
         sk.use_backend("cpu"),
         torch.autograd.forward_ad.dual_level(),
-        pytest.raises(sk.BackendError, match="no forward-mode derivatives"),
+        pytest.raises(sk.BackendError, match="expected a call without forward-mode derivatives, .*, got one with"),
     ):
         sk.sparse_conv2d(x, pattern)
 
