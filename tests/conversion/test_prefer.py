@@ -21,6 +21,7 @@ from sparsekernels.conversion import measure
 from sparsekernels.conversion.candidates import candidate_of
 from sparsekernels.conversion.facts import Way
 from sparsekernels.conversion.report import Ground
+from sparsekernels.pruning import prune_
 from sparsekernels.testing import prefer
 from sparsekernels.timing import Effort, samples_of
 
@@ -81,9 +82,10 @@ def test_no_way_to_run_the_model_is_named() -> None:
 def test_no_layer_may_become_what_is_named() -> None:
     """Times are not mentioned, as none were measured; nor in training mode."""
     for training in (False, True):
-        model, x = make("sequential")
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).train(training)
+        prune_(model, "random", 0.8)
         with prefer(DENSE, LAYERS):
-            report = sk.convert(model.train(training), x)
+            report = sk.convert(model, torch.randn(2, 16))
         note = "No layer may become what sparsekernels.testing.prefer names: the model is unchanged."
         assert note in report.notes
         assert not any("easured" in note for note in report.notes)

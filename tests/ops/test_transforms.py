@@ -231,5 +231,8 @@ def test_gradients_of_a_layers_parameters(
 
 def test_a_backend_by_name_says_what_it_cannot_compile() -> None:
     x = torch.randn(3, 16)
-    with sk.use_backend("cpu"), pytest.raises(Exception, match="no compiled derivatives inside of torch.func"):
+    with (
+        sk.use_backend("cpu"),
+        pytest.raises(Exception, match="without compiled derivatives inside of torch.func"),
+    ):
         torch.compile(grad(lambda x: sk.rms_norm(x, (16,)).sum()), backend="eager", fullgraph=True)(x)
