@@ -36,7 +36,7 @@ sparse=(tests/ops/sparse_conv2d/test_sparse_{conv2d,bits,derivatives,nan}.py)
 for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library; print(*_library.supported_isas())"); do
   echo "sanitizers over $SPARSEKERNELS_CPU_ISA"
   "$python" -c "import sparsekernels; assert sparsekernels.__file__.startswith('$work')"
-  "$python" -m pytest -q -x -p no:cacheprovider tests/ops/rms_norm/test_rms_norm.py \
+  "$python" -m pytest -q -x -p no:cacheprovider --capture=sys tests/ops/rms_norm/test_rms_norm.py \
     tests/ops/rms_norm/test_rms_norm_{torch,refused,backends,module}.py "${sparse[@]}" \
     tests/ops/sparse_conv2d/test_jit.py tests/ops/sparse_conv2d/test_{plans,planned_gradients}.py \
     tests/ops/max_pool2d/test_max_pool2d.py tests/ops/layer_chain/test_layer_chain.py \
@@ -45,5 +45,5 @@ for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library;
 done
 echo "sanitizers over the best instruction set, no generated code"
 unset SPARSEKERNELS_CPU_ISA
-SPARSEKERNELS_CPU_JIT=0 "$python" -m pytest -q -x -p no:cacheprovider "${sparse[@]}" tests/ops/layer_chain/test_layer_chain.py \
+SPARSEKERNELS_CPU_JIT=0 "$python" -m pytest -q -x -p no:cacheprovider --capture=sys "${sparse[@]}" tests/ops/layer_chain/test_layer_chain.py \
   -k "not reference and not compile and not two_to_the_31"
