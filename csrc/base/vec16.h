@@ -287,8 +287,8 @@ inline Vec<float> sum_lanes(const float (&vectors)[kLanes][kLanes]) {
   __m512 quads[4];
 #pragma GCC unroll 4
   for (int q = 0; q < 4; ++q) {
-    const __m512 a = _mm512_load_ps(vectors[4 * q]), b = _mm512_load_ps(vectors[4 * q + 1]);
-    const __m512 c = _mm512_load_ps(vectors[4 * q + 2]), d = _mm512_load_ps(vectors[4 * q + 3]);
+    const __m512 a = _mm512_loadu_ps(vectors[4 * q]), b = _mm512_loadu_ps(vectors[4 * q + 1]);
+    const __m512 c = _mm512_loadu_ps(vectors[4 * q + 2]), d = _mm512_loadu_ps(vectors[4 * q + 3]);
     const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
     const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
     quads[q] =

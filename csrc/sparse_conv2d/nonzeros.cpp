@@ -11,6 +11,7 @@ namespace sparsekernels {
 
 void parallel_for_nonzeros(int64_t count, const Threads& threads, const ParallelBody& body) {
   constexpr int64_t kGrain = cost::threads::kGatheredGrain;
+  if (count == 0) return;
   if (count < cost::threads::kFewestGathered) return body(0, count);
   threads.run(divide_up(count, kGrain), [&](int64_t begin, int64_t end) {
     body(begin * kGrain, std::min(count, end * kGrain));
