@@ -356,7 +356,7 @@ def compare(
     """Compare two files of records.
 
     A variant is faster or slower only where the middle 60% of its samples do not overlap between the runs. A file
-    may hold several runs, one after the other: then each of one file has to be beyond each of the other. A verdict
+    may hold several runs, one after the other: then the middle 60% of the runs, by their medians, count. A verdict
     with a question mark, "slower?", is one on times that were disturbed in either run; lines below say by what. With
     --strict, two files that have no variant of a case in common are an error.
     """

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..timing import Interruptions
+from ..timing import Interruptions, spread
 from .record import Key, Record
 from .report import SHORT_DTYPES, milliseconds
 
@@ -66,21 +66,23 @@ def _by_key(records: Iterable[Record]) -> dict[Key, Record]:
 
 
 def together(runs: Sequence[Record]) -> Record:
-    """Several runs of the same as one: the range from the lowest p20 to the highest p80, the median of the medians.
+    """Several runs of the same as one: the percentiles are those of the runs' medians.
 
-    Two such ranges do not overlap only where each run of one is beyond each run of the other. Where a run is not ok,
-    the first of these stands for all.
+    So the middle 60% of the runs decide, as of the samples of a single run: one that was disturbed does not. Where a
+    run is not ok, the first of these stands for all. Interruptions are those of the median run.
     """
     failed = [record for record in runs if record.status != "ok"]
     if failed or len(runs) == 1:
         return (failed or runs)[0]
+    medians = [record.p50_ms for record in runs if record.p50_ms is not None]
     interruptions = [record.interruptions for record in runs if record.interruptions is not None]
+    p20, p50, p80 = spread(medians)
     return replace(
         runs[-1],
-        p20_ms=min(record.p20_ms for record in runs if record.p20_ms is not None),
-        p50_ms=statistics.median(record.p50_ms for record in runs if record.p50_ms is not None),
-        p80_ms=max(record.p80_ms for record in runs if record.p80_ms is not None),
-        interruptions=max(interruptions) if len(interruptions) == len(runs) else None,
+        p20_ms=p20,
+        p50_ms=p50,
+        p80_ms=p80,
+        interruptions=statistics.median(interruptions) if len(interruptions) == len(runs) else None,
     )
 
 
