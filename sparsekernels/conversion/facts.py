@@ -156,6 +156,7 @@ class GraphObstacle(_Sentence):
     NO_MODULE = "it reads {target}, which is no module's"
     MAKES_TENSORS = "it makes tensors of its own, which might be others in each call"
     NOTHING_TO_FUSE = "there is nothing to fuse"
+    RANGE = "a weight or bias with a BatchNorm folded into it would leave the range of float16"
     NO_STATISTICS = "a BatchNorm of it has no running statistics, or does not count its batches"
     PARAMETERS = "the parameters of a layer of it, or of the BatchNorm behind it, are not such that they can be folded"
     INFERENCE_TENSORS = "its parameters are inference tensors, whose changes cannot be seen"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, DROPPED, FINE, GRAPH, Prefer, assert_agree, graphs_of
+from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, graphs_of
 from conversion_nets import drop_channels_
 from torch import Tensor, nn
 
@@ -185,3 +185,36 @@ def test_a_layer_without_elements(prefer: Prefer, sizes: tuple[int, int]) -> Non
     assert len(list(graphs_of(model))) == 1
     with torch.no_grad():
         torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("afterwards", [True, False])
+@pytest.mark.parametrize("decision", [FINE, DENSE])
+@pytest.mark.parametrize(("variance", "scale"), [(1.0, 1.0), (1e10, 1.0), (1.0, 4e4)])
+def test_a_fold_that_leaves_the_range_of_float16(
+    prefer: Prefer, decision: str, variance: float, scale: float, afterwards: bool
+) -> None:
+    """Scaled by BatchNorm, weights would lose their digits or overflow: the modules run."""
+    model: Any = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()).eval()
+    prune_(model, "random", 0.8)
+    model[0].half()  # as torch allows it: the statistics stay float32
+    model[0].weight.data *= 200 if scale > 1 else 1
+    x = torch.randn(4, 32, 10, 10).half() * (1e-4 if scale > 1 else 1000)
+    dense = copy.deepcopy(model)
+    prefer(decision, GRAPH, LAYERS)
+
+    def set_norm(one: Any) -> None:
+        with torch.no_grad():
+            one[1].running_var.fill_(variance)
+            one[1].weight.fill_(scale)
+
+    set_norm(dense)
+    if not afterwards:
+        set_norm(model)
+    sk.convert(model, x)
+    if afterwards:
+        set_norm(model)
+    with torch.no_grad():
+        truth = copy.deepcopy(dense).double()(x.double())
+        assert torch.isfinite(truth.half()).all()
+        errors = [float((one(x).double() - truth).abs().max() / truth.max()) for one in (model, dense)]
+    assert errors[0] <= 2 * errors[1] + 1e-4

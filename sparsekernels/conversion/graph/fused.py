@@ -87,9 +87,11 @@ class Fused(torch.nn.Module):
         affine = [getattr(norm, name, _MISSING) for name in ("weight", "bias")]
         tensors = [norm.running_mean, norm.running_var, *(one for one in affine if one is not None)]
         dtypes = (weight.dtype, torch.float32) if weight.dtype in _REDUCED else (weight.dtype,)
-        if any(all(_is_for_outputs(one, weight, dtype) for one in tensors) for dtype in dtypes):
-            return None
-        return GraphObstacle.PARAMETERS
+        if not any(all(_is_for_outputs(one, weight, dtype) for one in tensors) for dtype in dtypes):
+            return GraphObstacle.PARAMETERS
+        if weight.dtype is torch.float16 and not _fits_float16(weight, layer.bias, norm):
+            return GraphObstacle.RANGE
+        return None
 
     def obstacle(self) -> GraphObstacle | None:
         """Why what the modules hold now cannot take the place of what was folded of them."""
@@ -106,16 +108,12 @@ class Fused(torch.nn.Module):
         """
         layer: Any
         norm: Any
-        mean: Any
-        variance: Any
         layer, norm = self.parts
         weight = self._used_weight()
         bias = None if layer.bias is None else layer.bias.detach().double()
         if norm is not None:
-            tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
-            mean, variance, gamma, beta = (None if one is None else one.detach().double() for one in tensors)
-            scaled, shift = fuse_conv_bn_weights(weight.double(), bias, mean, variance, norm.eps, gamma, beta)
-            weight, bias = scaled.detach().to(weight.dtype), shift.detach()
+            scaled, bias = _folded(weight, bias, norm)
+            weight = scaled.to(weight.dtype)
         self.weight, self.bias = weight, bias
         self.outputs = self.inputs = None
 
@@ -184,6 +182,25 @@ class Fused(torch.nn.Module):
 
 def _kind_of(tensor: Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.dtype, tensor.device
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in float64, of a layer with the BatchNorm behind it."""
+    mean: Any
+    variance: Any
+    tensors = bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+    bias, mean, variance, gamma, beta = (None if one is None else one.detach().double() for one in tensors)
+    scaled, shift = fuse_conv_bn_weights(weight.detach().double(), bias, mean, variance, norm.eps, gamma, beta)
+    return scaled.detach(), shift.detach()
+
+
+def _fits_float16(weight: Tensor, bias: Tensor | None, norm: Any) -> bool:
+    """Whether no folded weight or bias overflows, and the largest weight of each output keeps all of its digits."""
+    scaled, shift = _folded(weight, bias, norm)
+    limits = torch.finfo(torch.float16)
+    largest = scaled.flatten(1).abs().amax(1)
+    kept = (largest >= limits.smallest_normal) | (largest == 0)
+    return bool((kept & (largest <= limits.max) & (shift.abs() <= limits.max)).all())
 
 
 def _is_for_outputs(tensor: Any, weight: Tensor, dtype: torch.dtype) -> bool:
