@@ -125,15 +125,23 @@ def _check(name: str, module: Any, accepted: type) -> None:
         raise ValueError(f"{name}.from_dense: expected module with 1 group, got {groups}")
 
 
+def check_size(input: Tensor, dim: int, size: int) -> None:
+    """Raise ValueError for an input of another size: whoever takes some of its channels would find them in any."""
+    if input.dim() < -dim or input.size(dim) != size:
+        what = "features" if dim == -1 else "channels"
+        raise ValueError(f"a channel-dropped layer: expected input of {size} {what}, got {list(input.shape)}")
+
+
 class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     """Drop-in for `torch.nn.Linear` that computes without the rows and columns of its weight that are all zero.
 
         y = x W^T + b   exactly: an output whose row is zero is its bias
 
     `from_dense` finds them; the constructor is torch's and leaves nothing out. `weight` and `state_dict` are those of
-    the dense layer, and so are shapes, dtypes, devices and errors: the product is torch's. The weights that are left
-    out get a gradient of zero, and `state_dict` makes them zero, in place, before it returns them. `load_state_dict`
-    looks for zeros anew; after another change of the weight, `set_channels` does.
+    the dense layer, and so are shapes, dtypes and devices: the product is torch's. An input of another number of
+    features raises ValueError. The weights that are left out get a gradient of zero, and `state_dict` makes them zero,
+    in place, before it returns them. `load_state_dict` looks for zeros anew; after another change of the weight,
+    `set_channels` does.
 
     Args:
         *args, **kwargs: As torch.nn.Linear's.
@@ -164,6 +172,7 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
         return cls(module.in_features, module.out_features, module.bias is not None, "meta")._fill_from(module)
 
     def forward(self, input: Tensor) -> Tensor:
+        check_size(input, -1, self.in_features)
         kept = input.index_select(-1, self.inputs) if self.drops_inputs else input
         weight = self.kept_weight(self.weight)
         if not self.drops_outputs:
@@ -213,6 +222,7 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
         return cls(**options_of(module))._fill_from(module)
 
     def forward(self, input: Tensor) -> Tensor:
+        check_size(input, -3, self.in_channels)
         kept = input.index_select(-3, self.inputs) if self.drops_inputs else input
         weight = self.kept_weight(self.weight)
         if not self.drops_outputs:

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from conversion_checks import DENSE, DROPPED, FINE, GRAPH, Prefer, assert_agree, graphs_of, run
+from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, graphs_of, run
 from conversion_nets import make
 from torch import nn
 
@@ -137,3 +137,24 @@ def test_decisions_are_kept_to(prefer: Prefer) -> None:
     assert not sk.convert(model, x, decisions=[]).converted
     with pytest.raises(ValueError, match="expected decisions of 'dense', 'fine-grained', .*, got 'sparse'"):
         sk.convert(model, x, decisions=["sparse"])
+
+
+@pytest.mark.parametrize("way", [GRAPH, LAYERS])
+def test_inputs_of_another_size(prefer: Prefer, way: str) -> None:
+    """They raise, as they do in the dense model, though only some of the channels are read."""
+    convolutions = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)).eval()
+    with torch.no_grad():
+        convolutions[0].weight[:, 4:] = 0
+        linear[1].weight[:, 32:] = 0
+    prefer(DROPPED, way)
+    for model, good, bad in (
+        (convolutions, (2, 8, 16, 16), [(2, 20, 16, 16), (2, 5, 16, 16), (2, 3, 16, 16)]),
+        (linear, (2, 1, 8, 8), [(2, 1, 8, 9), (2, 1, 6, 6), (2, 2, 8, 8)]),
+    ):
+        dense = copy.deepcopy(model)
+        assert sk.convert(model, torch.randn(good)).converted
+        for sizes in bad:
+            for one in (dense, model, copy.deepcopy(model).train()):
+                with pytest.raises((RuntimeError, ValueError), match=r"size|shape|channels|features"), torch.no_grad():
+                    one(torch.randn(sizes))

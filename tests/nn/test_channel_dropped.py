@@ -110,6 +110,29 @@ def test_the_constructor_leaves_nothing_out() -> None:
     assert "computes 4 of 5 outputs, 6 of 6 inputs" in repr(layer)
 
 
+@pytest.mark.parametrize("kept", ["some", "no outputs"])
+@pytest.mark.parametrize("sizes", [(5,), (2, 4), (2, 7), (2, 100), (3, 2, 5)])
+def test_linear_inputs_of_another_size(sizes: tuple[int, ...], kept: str) -> None:
+    """Taking some features finds them in any input that has enough."""
+    dense = nn.Linear(6, 3)
+    dense.weight.data[:, 4:] = 0
+    if kept == "no outputs":
+        dense.weight.data.zero_()
+    with pytest.raises(ValueError, match=r"expected input of 6 features, got \["):
+        sk.nn.ChannelDroppedLinear.from_dense(dense)(torch.randn(sizes))
+
+
+@pytest.mark.parametrize("kept", ["some", "no outputs"])
+@pytest.mark.parametrize("sizes", [(5, 8, 8), (2, 4, 8, 8), (2, 7, 8, 8), (2, 100, 8, 8), (8, 8)])
+def test_images_of_another_number_of_channels(sizes: tuple[int, ...], kept: str) -> None:
+    dense = nn.Conv2d(6, 3, 3)
+    dense.weight.data[:, 4:] = 0
+    if kept == "no outputs":
+        dense.weight.data.zero_()
+    with pytest.raises(ValueError, match=r"expected input of 6 channels, got \["):
+        sk.nn.ChannelDroppedConv2d.from_dense(dense)(torch.randn(sizes))
+
+
 def test_refuses() -> None:
     with pytest.raises(TypeError, match=r"expected module to be a torch\.nn\.Conv2d, got "):
         sk.nn.ChannelDroppedConv2d.from_dense(nn.Linear(2, 2))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import fuse_conv_bn_weights
 
 from ...formats import SparseFormat
-from ...nn.channel_dropped import ChannelDropped, at, spread, used_pairs
+from ...nn.channel_dropped import ChannelDropped, at, check_size, spread, used_pairs
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
 from ...ops.sparse_conv2d import by_format
@@ -231,7 +231,7 @@ class FusedDense(Fused):
 
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         self._kept: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._size = weight.size(0)
+        self._size, self._inputs = weight.size(0), weight.size(1)
         if isinstance(layer, ChannelDropped):
             used = used_pairs(weight)
             outputs, inputs = (None if some.all() else some.nonzero()[:, 0] for some in (used.any(1), used.any(0)))
@@ -251,6 +251,7 @@ class FusedDense(Fused):
         outputs, inputs = self._kept
         channel = -1 if linear else -3
         if inputs is not None:
+            check_size(input, channel, self._inputs)
             input = input.index_select(channel, inputs)
         if outputs is None:
             return product(input, self._weight, self._bias)
