@@ -76,8 +76,15 @@ class Mode:
         """
         raise NotImplementedError
 
-    def agrees(self, conversion: Conversion, before: Sequence[Conversion]) -> bool:
-        """Whether the model gives what it gave, but for rounding. before: the conversions that agree."""
+    def passed(self, conversion: Conversion) -> Any:
+        """What the model gives where `conversion` is installed. Raises what the model raises then."""
+        raise NotImplementedError
+
+    def agrees(self, actual: Any, before: Sequence[Conversion]) -> bool:
+        """Whether `actual`, what it `passed`, is what the model gave, but for rounding.
+
+        before: the conversions that agree.
+        """
         raise NotImplementedError
 
     def step(self) -> object:
@@ -125,21 +132,23 @@ class Inference(Mode):
         if swaps:
             yield Offer(Way.LAYERS, Conversion(swaps, []))
 
-    def agrees(self, conversion: Conversion, before: Sequence[Conversion]) -> bool:
+    def passed(self, conversion: Conversion) -> object:
+        with conversion.installed():
+            return self._result()
+
+    def agrees(self, actual: object, before: Sequence[Conversion]) -> bool:
         """By its results.
 
         That of the first run may be another than all that follow, because of something that is no part of the model:
         the model runs once more before an offer is refused for that.
         """
-        with conversion.installed():
-            result = self._result()
-        agrees = are_close(result, self.expected)
+        agrees = are_close(actual, self.expected)
         if not agrees and self._may_be_another:
             again = self._result()
             self._may_be_another = False
             if not are_close(again, self.expected):
                 self.expected = again
-                agrees = are_close(result, again)
+                agrees = are_close(actual, again)
         return agrees
 
     def _result(self) -> object:
@@ -182,17 +191,16 @@ class Training(Mode):
         if as_graphs is not None:
             yield Offer(Way.GRAPH, as_graphs(swaps))
 
-    def agrees(self, conversion: Conversion, before: Sequence[Conversion]) -> bool:
+    def agrees(self, actual: _Passed, before: Sequence[Conversion]) -> bool:
         """By results, buffers and, where other conversions agree, gradients.
 
         Gradients are compared with those of the layers one by one: nothing but the graph differs then, so rounding is
         all that may. The layers' own gradients are others, by design.
         """
-        actual = self._passed(conversion)
-        other = self._passed(before[0] if before else Conversion([], []))
+        other = self.passed(before[0] if before else Conversion([], []))
         return actual.agrees_with(other, gradients=bool(before))
 
-    def _passed(self, conversion: Conversion) -> _Passed:
+    def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout."""
         with conversion.installed(), unchanged(self._model), dropout_by_torch():
             result = self._call()
