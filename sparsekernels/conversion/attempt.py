@@ -260,8 +260,9 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
     for row in rows:
         omitted = counts.get(id(model.get_submodule(row.name)), (0, 0))
         if any(omitted):
-            decision = dropping()[0] if row.decision == DENSE else row.decision
-            row = replace(row, decision=decision, omitted=omitted)
+            row = replace(row, omitted=omitted)
+            if row.decision == DENSE:
+                row = replace(row, decision=dropping()[0], ground=Ground.GRAPH, ms=None)
         result.append(row)
     return result
 

@@ -123,9 +123,9 @@ def test_each_layer_becomes_the_first_that_applies(names: tuple[str, ...], way: 
     rows = [candidate_of(layer) for layer, _ in model]
     assert [DENSE if row is None else row.name for row in rows] == (expected if taken else [DENSE] * len(expected))
     for row, name in zip(report.layers, expected, strict=True):
-        assert row.ground is Ground.PREFERENCE
-        # the graph leaves empty filters out, whatever the layers are
-        assert row.decision == (DENSE if not taken else DROPPED if name == DENSE and any(row.omitted) else name)
+        omits = name == DENSE and any(row.omitted)  # the graph leaves empty filters out, whatever the layers are
+        assert row.ground is (Ground.GRAPH if omits else Ground.PREFERENCE)
+        assert row.decision == (DENSE if not taken else DROPPED if omits else name)
     assert_agree(model, before, x)
 
 
