@@ -229,7 +229,7 @@ class Attempt:
         if graphs:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
-            self._note(self._mode.fused)
+            self._facts += self._mode.fused(graphs)
         best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None

@@ -183,10 +183,10 @@ class Note(_Sentence):
     GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
     CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
     FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
-    FUSED_IN_TRAINING = (
-        "In training mode, BatchNorm and the residual sum, ReLU and dropout behind it are one step; dropout draws other"
-        " random numbers than torch's from the same seed."
-    )
+    FUSED_IN_TRAINING = "In training mode, BatchNorm and what stands behind it are one step: {behind}."
+    NORM_IN_TRAINING = "In training mode, BatchNorm has kernels of its own."
+    DROPOUT_IN_TRAINING = "Fused dropout draws other random numbers than torch's from the same seed."
+    POOLING_IN_TRAINING = "In training mode, max pooling has a kernel of its own."
     NO_LAYERS = "The model has no Conv2d and no Linear."
     NOT_PRUNED = (
         "The model is not pruned: no layer has as much as {least:.0%} zeros among its weights. Prune it first, with"

@@ -18,7 +18,7 @@ from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
-from .graph.training import TrainingGraph
+from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
 from .survey import Recorded
 from .watch.state import unchanged
@@ -41,13 +41,12 @@ class AsGraphs(Protocol):
 class Mode:
     """What `convert` asks of the mode that a model is in.
 
-    name: as reports have it. fused: what is said of graphs. fuses_layers: whether a graph runs layers with frozen
-    weights, on contiguous images. names_obstacles: whether it is said which parts do not run as a graph, and why.
-    first: the way without which no other agrees.
+    name: as reports have it. fuses_layers: whether a graph runs layers with frozen weights, on contiguous images.
+    names_obstacles: whether it is said which parts do not run as a graph, and why. first: the way without which no
+    other agrees.
     """
 
     name: ClassVar[str]
-    fused: ClassVar[Note]
     fuses_layers: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
@@ -66,6 +65,10 @@ class Mode:
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
         """The graph of what was traced, for tensors of that kind; the others as of `InferenceGraph`."""
+        raise NotImplementedError
+
+    def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
+        """What is to be said of the graphs that a model runs as."""
         raise NotImplementedError
 
     def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
@@ -104,7 +107,6 @@ class Inference(Mode):
     """Forward passes without gradients."""
 
     name = "eval"
-    fused = Note.FUSED
     fuses_layers = True
     names_obstacles = True
 
@@ -116,6 +118,9 @@ class Inference(Mode):
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
         return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace)
+
+    def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
+        return (Note.FUSED.of(),)
 
     def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
         if not self._recorded.repeatable:
@@ -172,7 +177,6 @@ class Training(Mode):
     """Forward and backward passes."""
 
     name = "train"
-    fused = Note.FUSED_IN_TRAINING
     fuses_layers = False
     names_obstacles = False
     first = Way.LAYERS  # a graph has the same layers
@@ -185,6 +189,27 @@ class Training(Mode):
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
         return TrainingGraph(trace.module, dtype, device, trace)
+
+    def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
+        """Of what there is in them."""
+        plans: list[TrainingPlan] = [graph.prepare() for graph in graphs]
+        norms = [norm for plan in plans for norm in plan.norms]
+        has = {
+            "the residual sum": any(norm.adds for norm in norms),
+            "ReLU": any((norm.act.low, norm.act.high) == (0, None) for norm in norms),
+            "ReLU6 or Hardtanh": any(norm.act.high is not None for norm in norms),
+            "dropout": any(norm.act.p > 0 for norm in norms),
+        }
+        facts = []
+        if any(has.values()):
+            facts.append(Note.FUSED_IN_TRAINING.of(behind=tuple(name for name, there in has.items() if there)))
+        elif norms:
+            facts.append(Note.NORM_IN_TRAINING.of())
+        if has["dropout"]:
+            facts.append(Note.DROPOUT_IN_TRAINING.of())
+        if any(plan.pools for plan in plans):
+            facts.append(Note.POOLING_IN_TRAINING.of())
+        return tuple(facts)
 
     def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
         yield Offer(Way.LAYERS, Conversion(swaps, []))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .facts import Fact, Way, plain
+from .facts import Fact, Note, Way, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,8 +123,8 @@ class Report:
 
     Attributes:
         layers: A `LayerReport` for each convolution and linear layer.
-        before_ms, after_ms: Time of a call of the whole model (in training mode of a forward and backward pass),
-            milliseconds, interleaved; None where nothing was changed, or nothing measured.
+        before_ms, after_ms: Time of a call of the whole model (in training mode of a forward and backward pass, where
+            a result has a gradient), milliseconds, interleaved; None where nothing was changed, or nothing measured.
         mode: "eval" or "train": the model's when it was converted.
         threads: torch's, when it was measured.
         facts: What else there is to know.
@@ -189,7 +189,8 @@ class Report:
         count = f"{len(self.converted)} of {len(self.layers)} layers are converted"
         if self.way is Way.BEFORE:
             return f"{count}: the model is unchanged"
-        what = "a forward pass" if self.mode == "eval" else "a forward and backward pass"
+        forward_only = self.mode == "eval" or any(fact.kind is Note.NO_GRADIENT for fact in self.facts)
+        what = "a forward pass" if forward_only else "a forward and backward pass"
         if self.before_ms is None or self.after_ms is None or self.speedup is None:
             return f"{count}: the model runs as {self.way.words}, and {what} was not measured"
         return (
