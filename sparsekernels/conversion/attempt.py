@@ -25,7 +25,7 @@ from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
-from .measure import CLOSE, MODEL, times_of
+from .measure import CLOSE, MODEL, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
 from .report import DENSE, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
@@ -103,8 +103,7 @@ class Attempt:
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
         if not swaps and not any(_drops(region.graph) for region in regions):
-            preferred = any(row.ground is Ground.PREFERENCE for row in rows)
-            self._note(Note.NOTHING_PREFERRED if preferred else Note.NOTHING_FASTER)
+            self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
         if not offers:  # the notes say why
@@ -221,7 +220,11 @@ class Attempt:
             best = offered[way]
             break
         if best is None:
-            self._note(Note.MODEL_NOT_FASTER if times.measured else Note.NO_PREFERRED_WAY)
+            if times.order is None:
+                self._note(Note.MODEL_NOT_FASTER)
+            else:
+                named = not {way.value for way in Way}.isdisjoint(times.order)
+                self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
             return self._report([_unchanged(row) for row in rows])
         graphs = best.conversion.graphs
         if times.measured and not graphs and any(offer.conversion.graphs for offer in offers):

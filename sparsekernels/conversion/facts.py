@@ -172,7 +172,7 @@ class Note(_Sentence):
         " disturbed."
     )
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
-    NOTHING_PREFERRED = "No layer may become what sparsekernels.testing.prefer names: the model is unchanged."
+    NOTHING_PREFERRED = "Every layer stays dense under sparsekernels.testing.prefer: the model is unchanged."
     AUTOCAST = "Under autocast no graph serves: layers run one by one."
     NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
     NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
@@ -180,6 +180,9 @@ class Note(_Sentence):
     RAISED = "Running as {way.words} was rejected: it raised {error}."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
     NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged."
+    NO_WAY_NAMED = (
+        "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph': it is unchanged."
+    )
     GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
     CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
     FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
