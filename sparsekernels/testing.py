@@ -93,9 +93,10 @@ def prefer(*names: str) -> Iterator[None]:
     """Inside the `with` block, `sparsekernels.convert` takes the first of `names` that applies, without a clock.
 
     For tests of what a converted model computes: which implementation is the fastest differs from machine to machine.
-    Each is run once, and checked, as when it is measured. Where none of the names applies, a layer, or the model, stays
-    as it was: so name a way to run the model, too, beside what its layers become, or nothing is converted.
-    Process-wide, and nests.
+    Each is run once, and checked, as when it is measured. A graph leaves out dead channels of dense layers as well,
+    unless the argument `decisions` of `convert` excludes "channel-dropped". Where none of the names applies, a layer,
+    or the model, stays as it was: so name a way to run the model, too, beside what its layers become, or nothing is
+    converted. Process-wide, and nests.
 
         with prefer("fine-grained", "graph", "layers"):  # layers one by one where there is no graph
             report = sparsekernels.convert(model, x)
@@ -110,10 +111,10 @@ def prefer(*names: str) -> Iterator[None]:
     Raises:
         ValueError: For an unknown name.
     """
-    from .conversion.measure import preferable, preferred
+    from .conversion.measure import is_preferable, preferable, preferred
 
     for name in names:
-        if name not in preferable():
+        if not is_preferable(name):
             raise ValueError(f"prefer: expected names of {', '.join(map(repr, preferable()))}, got {name!r}")
     with preferred(names):
         yield

@@ -25,7 +25,7 @@ from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
-from .measure import CLOSE, MODEL, times_of
+from .measure import CLOSE, MODEL, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
 from .report import DENSE, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
@@ -103,8 +103,7 @@ class Attempt:
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
         if not swaps and not any(_drops(region.graph) for region in regions):
-            preferred = any(row.ground is Ground.PREFERENCE for row in rows)
-            self._note(Note.NOTHING_PREFERRED if preferred else Note.NOTHING_FASTER)
+            self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
         if not offers:  # the notes say why
@@ -194,10 +193,11 @@ class Attempt:
     def _agrees(self, offer: Offer, before: list[Offer]) -> bool:
         """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
         try:
-            agrees = self._mode.agrees(offer.conversion, [one.conversion for one in before])
+            actual = self._mode.passed(offer.conversion)
         except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
             self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
+        agrees = self._mode.agrees(actual, [one.conversion for one in before])
         if not agrees:
             self._note(Note.OTHER_RESULTS, way=offer.way)
         return agrees
@@ -220,7 +220,11 @@ class Attempt:
             best = offered[way]
             break
         if best is None:
-            self._note(Note.MODEL_NOT_FASTER if times.measured else Note.NO_PREFERRED_WAY)
+            if times.order is None:
+                self._note(Note.MODEL_NOT_FASTER)
+            else:
+                named = not {way.value for way in Way}.isdisjoint(times.order)
+                self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
             return self._report([_unchanged(row) for row in rows])
         graphs = best.conversion.graphs
         if times.measured and not graphs and any(offer.conversion.graphs for offer in offers):
@@ -228,7 +232,7 @@ class Attempt:
         if graphs:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
-            self._note(self._mode.fused)
+            self._facts += self._mode.fused(graphs)
         best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
@@ -259,8 +263,9 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
     for row in rows:
         omitted = counts.get(id(model.get_submodule(row.name)), (0, 0))
         if any(omitted):
-            decision = dropping()[0] if row.decision == DENSE else row.decision
-            row = replace(row, decision=decision, omitted=omitted)
+            row = replace(row, omitted=omitted)
+            if row.decision == DENSE:
+                row = replace(row, decision=dropping()[0], ground=Ground.GRAPH, ms=None)
         result.append(row)
     return result
 

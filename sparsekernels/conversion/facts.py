@@ -173,7 +173,7 @@ class Note(_Sentence):
         " disturbed."
     )
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
-    NOTHING_PREFERRED = "No layer may become what sparsekernels.testing.prefer names: the model is unchanged."
+    NOTHING_PREFERRED = "Every layer stays dense under sparsekernels.testing.prefer: the model is unchanged."
     AUTOCAST = "Under autocast no graph serves: layers run one by one."
     NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
     NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
@@ -181,13 +181,16 @@ class Note(_Sentence):
     RAISED = "Running as {way.words} was rejected: it raised {error}."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
     NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged."
+    NO_WAY_NAMED = (
+        "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph': it is unchanged."
+    )
     GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
     CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
     FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
-    FUSED_IN_TRAINING = (
-        "In training mode, BatchNorm and the residual sum, ReLU and dropout behind it are one step; dropout draws other"
-        " random numbers than torch's from the same seed."
-    )
+    FUSED_IN_TRAINING = "In training mode, BatchNorm and what stands behind it are one step: {behind}."
+    NORM_IN_TRAINING = "In training mode, BatchNorm has kernels of its own."
+    DROPOUT_IN_TRAINING = "Fused dropout draws other random numbers than torch's from the same seed."
+    POOLING_IN_TRAINING = "In training mode, max pooling has a kernel of its own."
     NO_LAYERS = "The model has no Conv2d and no Linear."
     NOT_PRUNED = (
         "The model is not pruned: no layer has as much as {least:.0%} zeros among its weights. Prune it first, with"

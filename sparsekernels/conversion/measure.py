@@ -75,8 +75,23 @@ _SAME = {Way.GRAPH.value: (Way.GRAPH.value, Way.GRAPH_IN_INPUT_LAYOUT.value)}
 
 
 def preferable() -> tuple[str, ...]:
-    """The names that `preferred` takes. What a layer becomes for the sake of a chain only times can tell."""
-    return (*decisions(), *(way.value for way in Way if way not in (Way.BEFORE, Way.CHAINS_OF_ALL)))
+    """The names that `preferred` takes, each once where one stands for several.
+
+    What a layer becomes for the sake of a chain only times can tell.
+    """
+    stood_for = [name for several in _SAME.values() for name in several if name not in _SAME]
+    ways = [way.value for way in Way if way not in (Way.BEFORE, Way.CHAINS_OF_ALL)]
+    return (*decisions(), *(name for name in ways if name not in stood_for))
+
+
+def is_preferable(name: str) -> bool:
+    """Whether `preferred` takes it."""
+    return name in preferable() or any(name in several for several in _SAME.values())
+
+
+def prefers() -> bool:
+    """Whether a preference takes the place of the clock."""
+    return _preferred is not None
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
-from .graph.training import TrainingGraph
+from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
 from .survey import Recorded
 from .watch.state import unchanged
@@ -41,13 +41,12 @@ class AsGraphs(Protocol):
 class Mode:
     """What `convert` asks of the mode that a model is in.
 
-    name: as reports have it. fused: what is said of graphs. fuses_layers: whether a graph runs layers with frozen
-    weights, on contiguous images. names_obstacles: whether it is said which parts do not run as a graph, and why.
-    first: the way without which no other agrees.
+    name: as reports have it. fuses_layers: whether a graph runs layers with frozen weights, on contiguous images.
+    names_obstacles: whether it is said which parts do not run as a graph, and why. first: the way without which no
+    other agrees.
     """
 
     name: ClassVar[str]
-    fused: ClassVar[Note]
     fuses_layers: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
@@ -68,6 +67,10 @@ class Mode:
         """The graph of what was traced, for tensors of that kind; the others as of `InferenceGraph`."""
         raise NotImplementedError
 
+    def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
+        """What is to be said of the graphs that a model runs as."""
+        raise NotImplementedError
+
     def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
         """Ways to put exchanged layers to use, whose results are still to be compared.
 
@@ -76,8 +79,15 @@ class Mode:
         """
         raise NotImplementedError
 
-    def agrees(self, conversion: Conversion, before: Sequence[Conversion]) -> bool:
-        """Whether the model gives what it gave, but for rounding. before: the conversions that agree."""
+    def passed(self, conversion: Conversion) -> Any:
+        """What the model gives where `conversion` is installed. Raises what the model raises then."""
+        raise NotImplementedError
+
+    def agrees(self, actual: Any, before: Sequence[Conversion]) -> bool:
+        """Whether `actual`, what it `passed`, is what the model gave, but for rounding.
+
+        before: the conversions that agree.
+        """
         raise NotImplementedError
 
     def step(self) -> object:
@@ -97,7 +107,6 @@ class Inference(Mode):
     """Forward passes without gradients."""
 
     name = "eval"
-    fused = Note.FUSED
     fuses_layers = True
     names_obstacles = True
 
@@ -109,6 +118,9 @@ class Inference(Mode):
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
         return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace)
+
+    def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
+        return (Note.FUSED.of(),)
 
     def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
         if not self._recorded.repeatable:
@@ -125,21 +137,23 @@ class Inference(Mode):
         if swaps:
             yield Offer(Way.LAYERS, Conversion(swaps, []))
 
-    def agrees(self, conversion: Conversion, before: Sequence[Conversion]) -> bool:
+    def passed(self, conversion: Conversion) -> object:
+        with conversion.installed():
+            return self._result()
+
+    def agrees(self, actual: object, before: Sequence[Conversion]) -> bool:
         """By its results.
 
         That of the first run may be another than all that follow, because of something that is no part of the model:
         the model runs once more before an offer is refused for that.
         """
-        with conversion.installed():
-            result = self._result()
-        agrees = are_close(result, self.expected)
+        agrees = are_close(actual, self.expected)
         if not agrees and self._may_be_another:
             again = self._result()
             self._may_be_another = False
             if not are_close(again, self.expected):
                 self.expected = again
-                agrees = are_close(result, again)
+                agrees = are_close(actual, again)
         return agrees
 
     def _result(self) -> object:
@@ -163,7 +177,6 @@ class Training(Mode):
     """Forward and backward passes."""
 
     name = "train"
-    fused = Note.FUSED_IN_TRAINING
     fuses_layers = False
     names_obstacles = False
     first = Way.LAYERS  # a graph has the same layers
@@ -177,22 +190,42 @@ class Training(Mode):
     ) -> Graph:
         return TrainingGraph(trace.module, dtype, device, trace)
 
+    def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
+        """Of what there is in them."""
+        plans: list[TrainingPlan] = [graph.prepare() for graph in graphs]
+        norms = [norm for plan in plans for norm in plan.norms]
+        has = {
+            "the residual sum": any(norm.adds for norm in norms),
+            "ReLU": any((norm.act.low, norm.act.high) == (0, None) for norm in norms),
+            "ReLU6 or Hardtanh": any(norm.act.high is not None for norm in norms),
+            "dropout": any(norm.act.p > 0 for norm in norms),
+        }
+        facts = []
+        if any(has.values()):
+            facts.append(Note.FUSED_IN_TRAINING.of(behind=tuple(name for name, there in has.items() if there)))
+        elif norms:
+            facts.append(Note.NORM_IN_TRAINING.of())
+        if has["dropout"]:
+            facts.append(Note.DROPOUT_IN_TRAINING.of())
+        if any(plan.pools for plan in plans):
+            facts.append(Note.POOLING_IN_TRAINING.of())
+        return tuple(facts)
+
     def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
         yield Offer(Way.LAYERS, Conversion(swaps, []))
         if as_graphs is not None:
             yield Offer(Way.GRAPH, as_graphs(swaps))
 
-    def agrees(self, conversion: Conversion, before: Sequence[Conversion]) -> bool:
+    def agrees(self, actual: _Passed, before: Sequence[Conversion]) -> bool:
         """By results, buffers and, where other conversions agree, gradients.
 
         Gradients are compared with those of the layers one by one: nothing but the graph differs then, so rounding is
         all that may. The layers' own gradients are others, by design.
         """
-        actual = self._passed(conversion)
-        other = self._passed(before[0] if before else Conversion([], []))
+        other = self.passed(before[0] if before else Conversion([], []))
         return actual.agrees_with(other, gradients=bool(before))
 
-    def _passed(self, conversion: Conversion) -> _Passed:
+    def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout."""
         with conversion.installed(), unchanged(self._model), dropout_by_torch():
             result = self._call()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .facts import Fact, Way, plain
+from .facts import Fact, Note, Way, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +27,7 @@ class Ground(enum.Enum):
     CHAIN = "its chain"
     MODEL = "the whole model"
     PREFERENCE = "a preference"
+    GRAPH = "the graph"
 
 
 _WIDTH = 120
@@ -81,22 +82,33 @@ class LayerReport:
         return reason
 
     def _reason_of_decision(self) -> str:
+        if self.ground is Ground.GRAPH:
+            found = self._found()
+            return f"{DENSE} by itself" + (f" ({found})" if found else "")
         if self.obstacle is not None:
-            return str(self.obstacle)
+            return self._found()
         if self.ground is Ground.PREFERENCE:
             return "not measured: sparsekernels.testing.prefer decides"
         if not self.gains:
-            reasons = [f"; not {name}: {fact}" for name, fact in self.ruled_out.items()]
-            return "there is nothing that it may become" + "".join(reasons)
+            return "; ".join(["there is nothing that it may become", *filter(None, [self._found()])])
+        if self.ground is Ground.CHAIN:
+            return f"for the sake of its chain; alone, {self._found()}"
+        if self.ground is Ground.MODEL:
+            best = max(self.gains, key=lambda name: self.gains[name])
+            return f"alone, {best} would be {self.gains[best]:.2f}x; see the notes on the whole model"
+        return self._found(chosen=self.decision)
+
+    def _found(self, chosen: str | None = None) -> str:
+        """What was found of the layer by itself. chosen: the candidate that it became for that."""
+        if self.obstacle is not None:
+            return str(self.obstacle)
+        if not self.gains:
+            return "; ".join(f"not {name}: {fact}" for name, fact in self.ruled_out.items())
         best_first = sorted(self.gains, key=lambda name: self.gains[name], reverse=True)
         each = [f"{name} would be {self.gains[name]:.2f}x" for name in best_first]
-        alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""
-        if self.ground is Ground.CHAIN:
-            return f"for the sake of its chain; alone, {', '.join(each)}{alike}"
-        if self.ground is Ground.MODEL:
-            return f"alone, {each[0]}; see the notes on the whole model"
-        if self.decision in self.gains:
+        if chosen in self.gains:
             each[0] = "measured to be faster"
+        alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""
         return ", ".join(each) + alike
 
     @property
@@ -111,8 +123,8 @@ class Report:
 
     Attributes:
         layers: A `LayerReport` for each convolution and linear layer.
-        before_ms, after_ms: Time of a call of the whole model (in training mode of a forward and backward pass),
-            milliseconds, interleaved; None where nothing was changed, or nothing measured.
+        before_ms, after_ms: Time of a call of the whole model (in training mode of a forward and backward pass, where
+            a result has a gradient), milliseconds, interleaved; None where nothing was changed, or nothing measured.
         mode: "eval" or "train": the model's when it was converted.
         threads: torch's, when it was measured.
         facts: What else there is to know.
@@ -177,7 +189,8 @@ class Report:
         count = f"{len(self.converted)} of {len(self.layers)} layers are converted"
         if self.way is Way.BEFORE:
             return f"{count}: the model is unchanged"
-        what = "a forward pass" if self.mode == "eval" else "a forward and backward pass"
+        forward_only = self.mode == "eval" or any(fact.kind is Note.NO_GRADIENT for fact in self.facts)
+        what = "a forward pass" if forward_only else "a forward and backward pass"
         if self.before_ms is None or self.after_ms is None or self.speedup is None:
             return f"{count}: the model runs as {self.way.words}, and {what} was not measured"
         return (

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,20 @@ def transpose_in_place(net: Any) -> None:
     net.conv.weight.data = net.conv.weight.data.transpose(0, 1)
 
 
+def replace_in_place(net: Any) -> None:
+    """The memory that the weight had is free when the new one is made, and would be given to it."""
+    weight = net.conv.weight
+    used, shape = weight.data != 0, weight.shape
+    weight.data = torch.empty(0)
+    weight.data = torch.linspace(-1, 1, used.numel()).view(shape)
+    weight.data.mul_(used)
+
+
+def negate_in_place(net: Any) -> None:
+    """As a view with the negative bit: all else stays what it is."""
+    net.conv.weight.data = torch._neg_view(net.conv.weight.data)
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "no statistics": lambda net: [setattr(net.bn, name, None) for name in ("running_mean", "running_var")],
     "no mean": lambda net: setattr(net.bn, "running_mean", None),
@@ -78,6 +93,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     ],
     "fewer outputs in place": cut_in_place,
     "a transposed weight in place": transpose_in_place,
+    "another weight in place": replace_in_place,
+    "a negated weight in place": negate_in_place,
+    "integers in place": lambda net: setattr(net.bn.running_var, "data", net.bn.running_var.data.view(torch.int32)),
     "float64 statistics": lambda net: setattr(net.bn, "running_mean", net.bn.running_mean.double()),
     "a float64 norm": lambda net: net.bn.double(),
     "a float64 bias": lambda net: setattr(net.conv, "bias", parameter(net.conv.bias.double())),
@@ -148,6 +166,32 @@ def test_the_graph_serves_again(prefer: Prefer) -> None:
         with torch.no_grad():
             torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
         assert graph.prepare()._is_stale() is (statistics[0] is None)
+
+
+def test_a_weight_that_became_one_of_another_device(prefer: Prefer) -> None:
+    """It stays the same object."""
+    model, _, x = converted(prefer, DENSE)
+    torch.utils.swap_tensors(model.conv.weight, nn.Parameter(torch.empty_like(model.conv.weight, device="meta")))
+    (graph,) = graphs_of(model)
+    assert graph.prepare()._is_stale()
+    with torch.no_grad():
+        assert graph._current_plan((x,)) is None
+
+
+def test_copies_hold_nothing_of_the_graph(prefer: Prefer) -> None:
+    """It has aliases of all parameters, and constants made of them."""
+    model, dense, x = converted(prefer, DENSE)
+    (graph,) = graphs_of(model)
+    assert graph._plan is not None
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    graph._plan = None
+    without = io.BytesIO()
+    torch.save(model, without)
+    assert saved.tell() == without.tell()
+    (of_copy,) = graphs_of(copy.deepcopy(model))
+    assert of_copy._plan is None
+    assert_agree(model, dense, x)
 
 
 def test_statistics_that_are_not_counted(prefer: Prefer) -> None:

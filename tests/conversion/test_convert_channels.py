@@ -16,6 +16,7 @@ from torch import nn
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import calibrate_
+from sparsekernels.conversion.report import Ground
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -64,6 +65,10 @@ def test_channels_are_left_out_along_chains(prefer: Prefer, padding: int, decisi
     assert {0, 1, 2, 3, 5} <= set(range(12)) - set(head.outputs.tolist())
     assert last.outputs is None
     assert "the graph leaves out" in report.layers[1].reason
+    for row in report.layers:
+        if any(row.omitted):
+            assert (row.ground is Ground.GRAPH) == row.reason.startswith("dense by itself")
+            assert row.ground is Ground.GRAPH or decision != DENSE
     with torch.no_grad():
         for module in (model, dense):
             module[4].weight[1] = 0.1

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.conversion import modes
 from sparsekernels.conversion.graph.base import Graph
 from sparsekernels.conversion.graph.inference import InferenceGraph
 from sparsekernels.pruning import prune_
@@ -67,6 +68,44 @@ def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Graph, "forward", fails)
     notes = sk.convert(model, x).notes
     assert any("Running as a graph was rejected: it raised OSError: no such thing." in note for note in notes)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("place", ["the model", "the comparison"])
+def test_what_the_model_itself_raises_is_raised(
+    prefer: Prefer, monkeypatch: pytest.MonkeyPatch, place: str, training: bool
+) -> None:
+    """No conversion is to blame for a pass of the model as it was, nor for a comparison."""
+
+    class Fails(nn.Sequential):
+        fails = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.fails and type(self[0]) is nn.Linear:
+                raise OSError("no such thing")
+            return super().forward(x)
+
+    model, x = Fails(nn.Linear(16, 16), nn.ReLU()).train(training), torch.randn(4, 16)
+    prune_(model, "random", 0.8)
+    mode: Any = modes.Training if training else modes.Inference
+    passed = mode.passed
+
+    def then_fails(self: Any, conversion: Any) -> object:
+        result = passed(self, conversion)
+        Fails.fails = True
+        return result
+
+    def differs(*_: Any) -> bool:
+        if place == "the comparison":
+            raise OSError("no such thing")
+        return False
+
+    monkeypatch.setattr(mode, "passed", then_fails)
+    monkeypatch.setattr(modes, "are_close", differs)
+    prefer(FINE, LAYERS)
+    with pytest.raises(OSError, match="no such thing"):
+        sk.convert(model, x)
+    assert type(model[0]) is nn.Linear
 
 
 def test_sizes_are_no_tensors(prefer: Prefer) -> None:

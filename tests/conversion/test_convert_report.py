@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion.facts import Fact, GraphObstacle, LayerObstacle, Note, Way
-from sparsekernels.conversion.report import LayerReport, Report
+from sparsekernels.conversion.facts import CandidateObstacle, Fact, GraphObstacle, LayerObstacle, Note, Way
+from sparsekernels.conversion.report import Ground, LayerReport, Report
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -93,8 +94,7 @@ b     PAD  8x8        2x8          0.0%      dense
     it has no zeros
 """
 AFTER = """\
-In training mode, BatchNorm and the residual sum, ReLU and dropout behind it are one step; dropout draws other random
-  numbers than torch's from the same seed.
+In training mode, BatchNorm and what stands behind it are one step: the residual sum, ReLU, ReLU6 or Hardtanh, dropout.
 1 of 2 layers are converted: a forward and backward pass takes 1 ms, before 2 ms (2.00x, on 1 thread)"""
 
 
@@ -106,10 +106,49 @@ def test_lines_are_120_wide(name: str, rows: str) -> None:
         name, "Conv2d", (64, 64, 3, 3), (16, 64, 16, 16), 0.9, FINE, 2.0, 1.0, gains, "first", omitted=(4, 8)
     )
     stays = LayerReport("b", "Linear", (8, 8), (2, 8), 0.0, DENSE, obstacle=LayerObstacle.NO_ZEROS.of())
-    report = Report((row, stays), 2.0, 1.0, "train", 1, (Note.FUSED_IN_TRAINING.of(),), Way.GRAPH)
+    fused = Note.FUSED_IN_TRAINING.of(behind=("the residual sum", "ReLU", "ReLU6 or Hardtanh", "dropout"))
+    report = Report((row, stays), 2.0, 1.0, "train", 1, (fused,), Way.GRAPH)
     pad = " " * (len(name) - len("layer"))
     assert str(report) == rows.replace("NAME ", f"{name} ").replace(" PAD", pad) + AFTER
     assert max(map(len, str(report).splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"gains": {DROPPED: 0.52, FINE: 0.9}}, " (fine-grained would be 0.90x, channel-dropped would be 0.52x)"),
+        (
+            {"gains": {DROPPED: 0.52}, "measured_on": "0"},
+            " (channel-dropped would be 0.52x, measured on 0, which is alike)",
+        ),
+        ({"obstacle": LayerObstacle.NO_ZEROS.of()}, " (it has no zeros)"),
+        (
+            {"ruled_out": {FINE: CandidateObstacle.FEW_ZEROS.of(least=0.3)}},
+            " (not fine-grained: less than 30% of its weights are zero)",
+        ),
+        ({}, ""),
+    ],
+)
+def test_reasons_of_what_only_the_graph_leaves_out(found: dict[str, Any], expected: str) -> None:
+    """They do not say that it became faster by itself, nor that a preference wanted it."""
+    row = LayerReport(
+        "0", "Linear", (8, 8), (2, 8), 0.2, DROPPED, dense_ms=1.0, ground=Ground.GRAPH, omitted=(2, 0), **found
+    )
+    assert row.reason == f"dense by itself{expected}; the graph leaves out 2 of its outputs and 0 of its inputs"
+    assert row.speedup is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "facts", "what"),
+    [
+        ("eval", (), "a forward pass"),
+        ("train", (Note.TRAINING_MODE.of(),), "a forward and backward pass"),
+        ("train", (Note.TRAINING_MODE.of(), Note.NO_GRADIENT.of()), "a forward pass"),
+    ],
+)
+def test_the_pass_that_was_timed(mode: str, facts: tuple[Fact, ...], what: str) -> None:
+    for times, verb in ((2.0, "takes 2 ms"), (None, "was not measured")):
+        assert f"{what} {verb}" in Report((), times, times, mode, 1, facts, Way.LAYERS).summary()
 
 
 def test_report() -> None:

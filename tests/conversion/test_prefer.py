@@ -76,19 +76,31 @@ def test_no_way_to_run_the_model_is_named() -> None:
     model, x = make("sequential")
     with prefer(FINE):
         notes = sk.convert(model, x).notes
+    assert notes == (
+        "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph': it is unchanged.",
+    )
+
+
+def test_the_way_that_is_named_is_not_possible() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval()
+    prune_(model, "random", 0.8)
+    with prefer(FINE, CHAINS):
+        notes = sk.convert(model, torch.randn(2, 16)).notes
     assert notes == ("No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged.",)
 
 
-def test_no_layer_may_become_what_is_named() -> None:
-    """Times are not mentioned, as none were measured; nor in training mode."""
-    for training in (False, True):
-        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).train(training)
-        prune_(model, "random", 0.8)
-        with prefer(DENSE, LAYERS):
-            report = sk.convert(model, torch.randn(2, 16))
-        note = "No layer may become what sparsekernels.testing.prefer names: the model is unchanged."
-        assert note in report.notes
-        assert not any("easured" in note for note in report.notes)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("names", "decisions"), [((DENSE, LAYERS), (FINE, DROPPED)), ((FINE, LAYERS), (DROPPED,))])
+def test_every_layer_stays_dense(names: tuple[str, ...], decisions: tuple[str, ...], training: bool) -> None:
+    """Preferred, or as there is nothing that it may become: times are not mentioned, as none were measured."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).train(training)
+    with torch.no_grad():
+        model[0].weight[torch.rand(16, 16) < 0.8] = 0
+        model[0].weight[:, 0] = model[0].weight[0] = 0.1  # none is empty
+    with prefer(*names):
+        report = sk.convert(model, torch.randn(2, 16), decisions=decisions)
+    assert "Every layer stays dense under sparsekernels.testing.prefer: the model is unchanged." in report.notes
+    assert not any("easured" in note or "aster" in note for note in report.notes)
 
 
 APPLIES: list[set[str]] = [{FINE, DROPPED}, {FINE}, {DROPPED}, {FINE, DROPPED}]
@@ -123,9 +135,9 @@ def test_each_layer_becomes_the_first_that_applies(names: tuple[str, ...], way: 
     rows = [candidate_of(layer) for layer, _ in model]
     assert [DENSE if row is None else row.name for row in rows] == (expected if taken else [DENSE] * len(expected))
     for row, name in zip(report.layers, expected, strict=True):
-        assert row.ground is Ground.PREFERENCE
-        # the graph leaves empty filters out, whatever the layers are
-        assert row.decision == (DENSE if not taken else DROPPED if name == DENSE and any(row.omitted) else name)
+        omits = name == DENSE and any(row.omitted)  # the graph leaves empty filters out, whatever the layers are
+        assert row.ground is (Ground.GRAPH if omits else Ground.PREFERENCE)
+        assert row.decision == (DENSE if not taken else DROPPED if omits else name)
     assert_agree(model, before, x)
 
 
@@ -180,6 +192,13 @@ def test_nesting_restores() -> None:
 @pytest.mark.parametrize("name", ["sparse", "as before", "Graph", "", ALL_CHAINS])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(ValueError, match="prefer: expected names of 'dense', .*'layers', .*got "), prefer(FINE, name):
+        pass
+
+
+def test_the_error_offers_what_is_documented() -> None:
+    """ "graph" stands for that in the input's layout, too."""
+    offered = "'dense', 'fine-grained', 'channel-dropped', 'layers', 'graph', 'chains'"
+    with pytest.raises(ValueError, match=f"^prefer: expected names of {offered}, got 'sparse'$"), prefer("sparse"):
         pass
 
 

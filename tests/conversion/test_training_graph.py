@@ -19,6 +19,7 @@ from training_graph_checks import assert_steps_alike, calls, gradients, trained
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.bench.models import MODELS
+from sparsekernels.conversion.facts import Note
 from sparsekernels.conversion.graph.batch_norm import dropout_by_torch
 from sparsekernels.pruning import prune_
 from sparsekernels.testing import compare
@@ -34,9 +35,9 @@ def test_results(prefer: Prefer) -> None:
     prefer(FINE, GRAPH)
     report = sk.convert(model, x)
     assert report.mode == "train"
-    assert any(
-        "BatchNorm and the residual sum, ReLU and dropout behind it are one step" in note for note in report.notes
-    )
+    note = "In training mode, BatchNorm and what stands behind it are one step: ReLU, ReLU6 or Hardtanh."
+    assert note in report.notes
+    assert not any("ropout" in note or "sum" in note for note in report.notes)
     assert not {"dropout", "relu", "relu6", "hardtanh"} & {name.rpartition(".")[2] for name in calls(model)}
     norms = [name for name in calls(model) if name.startswith("sparsekernels_norm_")]
     assert len(norms) == 6
@@ -256,3 +257,38 @@ def test_pooling_alone_is_a_graph(prefer: Prefer) -> None:
     assert len(list(graphs_of(model))) == 1
     for mine, theirs in zip(gradients(model, x), gradients(dense, x), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("behind", "notes"),
+    [
+        ([nn.ReLU()], ["In training mode, BatchNorm and what stands behind it are one step: ReLU."]),
+        (
+            [nn.ReLU(), nn.Dropout(0.25)],
+            [
+                "In training mode, BatchNorm and what stands behind it are one step: ReLU, dropout.",
+                "Fused dropout draws other random numbers than torch's from the same seed.",
+            ],
+        ),
+        ([], ["In training mode, BatchNorm has kernels of its own."]),
+    ],
+)
+@pytest.mark.parametrize(("norm", "pools"), [(True, False), (True, True), (False, True)])
+def test_notes_name_what_is_fused(
+    prefer: Prefer, behind: list[nn.Module], notes: list[str], norm: bool, pools: bool
+) -> None:
+    parts = [*([nn.BatchNorm2d(8)] if norm else []), *behind, *([nn.MaxPool2d(2)] if pools else [])]
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), *parts).train()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, torch.randn(4, 8, 10, 10))
+    pooling = ["In training mode, max pooling has a kernel of its own."] if pools else []
+    assert list(report.notes) == [str(Note.TRAINING_MODE.of()), *(notes if norm else []), *pooling]
+
+
+def test_a_sum_is_named(prefer: Prefer) -> None:
+    model, x = Pooled().train(), torch.randn(6, 8, 13, 15)
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH)
+    note = "In training mode, BatchNorm and what stands behind it are one step: the residual sum, ReLU"
+    assert any(one.startswith(note) for one in sk.convert(model, x).notes)

@@ -32,16 +32,16 @@ class FusedNorm(torch.nn.Module):
     """What `norm` in training mode, a sum, limits and dropout give one after the other; running statistics follow.
 
     `forward` takes the input and a residual or None. The module is not its child: parameters, buffers, eps and momentum
-    are those that it has when this is called.
+    are those that it has when this is called. adds: whether there is a sum.
     """
 
     taken: tuple[torch.nn.Module, ...] = ()
     """All that it stands for."""
 
-    def __init__(self, norm: torch.nn.BatchNorm2d, act: Act) -> None:
+    def __init__(self, norm: torch.nn.BatchNorm2d, act: Act, adds: bool = False) -> None:
         super().__init__()
         self.parts: tuple[torch.nn.BatchNorm2d] = (norm,)
-        self.act = act
+        self.act, self.adds = act, adds
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         (norm,) = self.parts

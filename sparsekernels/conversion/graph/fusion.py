@@ -98,7 +98,7 @@ def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[
         group.take_limits()
         group.take_dropout()
         name = f"sparsekernels_norm_{len(result)}"
-        result[name] = FusedNorm(norm, Act(group.low, group.high, group.p))
+        result[name] = FusedNorm(norm, Act(group.low, group.high, group.p), group.residual is not None)
         result[name].taken = group.taken()
         group.replace(name)
     return result

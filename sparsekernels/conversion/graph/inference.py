@@ -8,9 +8,10 @@ since.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,42 +28,42 @@ from .trace import Trace
 from .tracing import Untraceable
 
 
-@dataclass
-class _Tensor:
-    """A parameter or buffer at its place, and how one tells that it is another one now."""
+class _Tensors:
+    """Parameters and buffers at their places, and what tells that one is another now.
 
-    place: dict[str, Any]
-    name: str
-    tensor: Tensor
-    version: int
-    address: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    It is asked in each call: a list of each property is compared in less time than tensor after tensor.
+    """
 
-    @classmethod
-    def at(cls, place: dict[str, Any], name: str, tensor: Tensor) -> _Tensor:
-        return cls(place, name, tensor, tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
+    def __init__(self, found: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:
+        self._places = [place for place, _, _ in found]
+        self._names = [name for _, name, _ in found]
+        self._tensors = [tensor for _, _, tensor in found]
+        self._aliases = [tensor.detach() for tensor in self._tensors]  # their memory is given to no other tensor
+        self._versions = list(map(_VERSION, self._tensors))
+        self._dtypes = list(map(_DTYPE, self._tensors))
 
     def changed(self) -> bool:
-        tensor = self.tensor
-        return (
-            self.place.get(self.name) is not tensor
-            or tensor._version != self.version
-            or tensor.data_ptr() != self.address
-            or tensor.shape != self.shape  # a part of it, and a transposed one, have its version and address
-            or tensor.stride() != self.stride
-        )
+        tensors = self._tensors
+        try:
+            return not (
+                all(map(operator.is_, map(dict.get, self._places, self._names), tensors))
+                and list(map(_VERSION, tensors)) == self._versions
+                and list(map(_DTYPE, tensors)) == self._dtypes
+                and all(map(Tensor.is_set_to, tensors, self._aliases))  # memory, shape and strides
+                and not any(map(Tensor.is_neg, tensors))
+            )
+        except RuntimeError:  # raised of a tensor on another device than its alias
+            return True
 
 
-@dataclass
-class _Pattern:
+_VERSION, _DTYPE = operator.attrgetter("_version"), operator.attrgetter("dtype")
+
+
+class _Pattern(NamedTuple):
     """Which weights a sparse layer uses."""
 
     layer: Replacement
     pattern: object
-
-    def changed(self) -> bool:
-        return self.layer.pattern is not self.pattern
 
 
 @dataclass
@@ -73,14 +74,15 @@ class InferencePlan(Plan):
     chained  fused layers that are one call, in the places of these
     links    between fused layers that may agree on channels
     writes   whether an argument is changed in place
-    folded   the tensors and patterns that the constants were made of
+    tensors, patterns  what the constants were made of
     """
 
     fused: Sequence[Fused]
     chained: Sequence[FusedChain]
     links: Sequence[Link]
     writes: bool
-    folded: Sequence[_Tensor | _Pattern] = field(default=())
+    tensors: _Tensors = field(default_factory=lambda: _Tensors([]))
+    patterns: Sequence[_Pattern] = ()
 
     def refresh(self) -> None:
         """Fold and pack anew where parameters, statistics or patterns are others than those that were folded."""
@@ -91,7 +93,7 @@ class InferencePlan(Plan):
                 self.freeze()
 
     def _is_stale(self) -> bool:
-        return any(tensor.changed() for tensor in self.folded)
+        return self.tensors.changed() or any(layer.pattern is not pattern for layer, pattern in self.patterns)
 
     def freeze(self, fold: bool = True) -> None:
         """Make the constants of what the modules hold. Raises `Untraceable`, before it has done anything.
@@ -102,7 +104,7 @@ class InferencePlan(Plan):
             obstacle = layer.obstacle()
             if obstacle is not None:
                 raise Untraceable(obstacle)
-        folded = list(_tensors_of(self.fused))
+        tensors, patterns = _Tensors(list(_tensors_of(self.fused))), list(_patterns_of(self.fused))
         for layer in self.fused if fold else ():
             layer.fold()
         choose_channels(list(self.links))
@@ -110,7 +112,7 @@ class InferencePlan(Plan):
             layer.pack()
         for layers in self.chained:
             layers.pack()
-        self.folded = folded
+        self.tensors, self.patterns = tensors, patterns
 
 
 class InferenceGraph(Graph):
@@ -178,14 +180,19 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _tensors_of(fused: Sequence[Fused]) -> Iterator[_Tensor | _Pattern]:
+def _tensors_of(fused: Sequence[Fused]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
     for layer in fused:
         for part in layer.parts:
-            if isinstance(part, Replacement) and part.pattern is not None:
-                yield _Pattern(part, part.pattern)
             for place in () if part is None else (part._parameters, part._buffers):
                 for name, tensor in place.items():
                     if is_ordinary(tensor):  # torch counts batches, but no changes of the running statistics
                         if tensor.is_inference():
                             raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
-                        yield _Tensor.at(place, name, tensor)
+                        yield place, name, tensor
+
+
+def _patterns_of(fused: Sequence[Fused]) -> Iterator[_Pattern]:
+    for layer in fused:
+        for part in layer.parts:
+            if isinstance(part, Replacement) and part.pattern is not None:
+                yield _Pattern(part, part.pattern)

@@ -7,15 +7,26 @@ Max pooling is ours; the other modules are called as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from ..facts import GraphObstacle
 from .base import Graph, Plan, assembled
+from .batch_norm import FusedNorm
 from .fusion import drop_identities, fuse_norms, pool
 from .trace import Trace
 from .tracing import Untraceable
+
+
+@dataclass
+class TrainingPlan(Plan):
+    """A plan, with its fused BatchNorms and whether max pooling is ours in it."""
+
+    norms: Sequence[FusedNorm]
+    pools: bool
 
 
 class TrainingGraph(Graph):
@@ -30,13 +41,14 @@ class TrainingGraph(Graph):
         # code may look at whether gradients are enabled: it was traced for training
         return torch.is_grad_enabled() and super()._takes(args, kwargs)
 
-    def _plan_of(self, trace: Trace) -> Plan:
+    def _plan_of(self, trace: Trace) -> TrainingPlan:
         graph, modules = trace.fresh()
         drop_identities(graph, modules)
         norms = fuse_norms(graph, modules)
-        if not pool(graph, modules) and not norms:
+        pools = pool(graph, modules)
+        if not pools and not norms:
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
         parts = [part for norm in norms.values() for part in norm.parts if part is not None]
         free = [(part, ("eps", "momentum")) for part in parts]
         made = assembled(self.module, modules, graph, norms, parts, free)
-        return Plan(made.run, trace.arguments, made.watch)
+        return TrainingPlan(made.run, trace.arguments, made.watch, list(norms.values()), pools)
