@@ -57,6 +57,18 @@ def replace_in_place(net: Any) -> None:
     weight.data.mul_(used)
 
 
+def refill_in_place(net: Any) -> None:
+    """The storage is freed and filled again, and the version kept, as FSDP does. What lies between takes its place."""
+    weight = net.conv.weight
+    values, storage, size = 2 * weight.detach(), weight.untyped_storage(), weight.untyped_storage().nbytes()
+    storage.resize_(0)
+    between = [torch.empty_like(values) for _ in range(8)]
+    storage.resize_(size)
+    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(weight):
+        weight.copy_(values)
+    del between
+
+
 def negate_in_place(net: Any) -> None:
     """As a view with the negative bit: all else stays what it is."""
     net.conv.weight.data = torch._neg_view(net.conv.weight.data)
@@ -94,6 +106,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "fewer outputs in place": cut_in_place,
     "a transposed weight in place": transpose_in_place,
     "another weight in place": replace_in_place,
+    "a storage freed and filled again": refill_in_place,
     "a negated weight in place": negate_in_place,
     "integers in place": lambda net: setattr(net.bn.running_var, "data", net.bn.running_var.data.view(torch.int32)),
     "float64 statistics": lambda net: setattr(net.bn, "running_mean", net.bn.running_mean.double()),

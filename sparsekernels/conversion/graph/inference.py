@@ -41,6 +41,7 @@ class _Tensors:
         self._aliases = [tensor.detach() for tensor in self._tensors]  # their memory is given to no other tensor
         self._versions = list(map(_VERSION, self._tensors))
         self._dtypes = list(map(_DTYPE, self._tensors))
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
 
     def changed(self) -> bool:
         tensors = self._tensors
@@ -49,7 +50,8 @@ class _Tensors:
                 all(map(operator.is_, map(dict.get, self._places, self._names), tensors))
                 and list(map(_VERSION, tensors)) == self._versions
                 and list(map(_DTYPE, tensors)) == self._dtypes
-                and all(map(Tensor.is_set_to, tensors, self._aliases))  # memory, shape and strides
+                and all(map(Tensor.is_set_to, tensors, self._aliases))  # storage, shape and strides
+                and list(map(Tensor.data_ptr, tensors)) == self._addresses  # a storage may be freed and filled again
                 and not any(map(Tensor.is_neg, tensors))
             )
         except RuntimeError:  # raised of a tensor on another device than its alias
