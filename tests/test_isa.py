@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,7 @@ def test_an_unknown_one_is_refused() -> None:
     assert result.returncode == 1
     assert "sparsekernels: expected SPARSEKERNELS_CPU_ISA to be one of: " in result.stderr
     assert ", got 'mmx'" in result.stderr
+    told = run("mmx", "-m", "sparsekernels", "info").stdout
+    wrong = f"every call raises: expected SPARSEKERNELS_CPU_ISA to be one of: {' '.join(ISAS)}, got 'mmx'"
+    for name in ("CPU kernels", "sparse patterns"):
+        assert re.search(rf"^  {name} +{re.escape(wrong)}$", told, re.MULTILINE)
