@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pruned PyTorch models that actually run faster on CPU, for inference and training."""
 
-from . import nn
+from . import _environment, _library, nn
 from ._version import __version__
 from .conversion import Report, convert, revert
 from .dispatch import BackendError, use_backend
@@ -24,3 +24,6 @@ __all__ = [
     "sparse_linear",
     "use_backend",
 ]
+
+_environment.warn_of_unknown()
+_library.warn_of_missing()

@@ -27,7 +27,10 @@ def is_quiet() -> bool:
 
 
 def warn_of_unknown() -> None:
-    """Warn of variables that nothing reads: one that is misspelled, or was renamed, would silently have no effect."""
+    """Warn of variables that nothing reads: one that is misspelled, or was renamed, would silently have no effect.
+
+    For `sparsekernels/__init__.py`: the warning is of the line that imports the package.
+    """
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES)
     if unknown and not is_quiet():
         warnings.warn(

@@ -55,12 +55,18 @@ if torch.version.cuda is None:
 else:
     cuda, cuda_missing = _load("cuda")
 
-_environment.warn_of_unknown()
-if cpu is None and not _environment.is_quiet():
-    warnings.warn(
-        f"sparsekernels: {cpu_missing}. Everything works, on slower implementations; `sparsekernels info` has details.",
-        stacklevel=2,
-    )
+
+def warn_of_missing() -> None:
+    """Warn where the CPU kernels were not built or do not load.
+
+    For `sparsekernels/__init__.py`: the warning is of the line that imports the package.
+    """
+    if cpu is None and not _environment.is_quiet():
+        warnings.warn(
+            f"sparsekernels: {cpu_missing}. Everything works, on slower implementations;"
+            " `sparsekernels info` has details.",
+            stacklevel=3,
+        )
 
 
 def isa() -> str | None:

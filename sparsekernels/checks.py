@@ -11,6 +11,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """The floating dtypes that the operations accept."""
 
 
+def check_dtype(where: str, dtype: object) -> None:
+    """Raise TypeError unless it is one of `DTYPES`."""
+    if dtype not in DTYPES:
+        accepted = ", ".join(map(str, DTYPES[:-1]))
+        raise TypeError(f"{where}: expected dtype {accepted} or {DTYPES[-1]}, got {dtype!r}")
+
+
 def check_tensor(where: str, name: str, tensor: object) -> Tensor:
     """Return it; raise TypeError unless it is a tensor with strides, of one of `DTYPES`."""
     if not isinstance(tensor, Tensor):

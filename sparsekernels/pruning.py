@@ -36,13 +36,19 @@ def mask(kind: str, shape: Sequence[int], sparsity: float, seed: int = 0) -> Ten
         bool in `shape`, True where a weight is kept.
 
     Raises:
-        ValueError: For another kind, a shape of less than two dimensions, or a sparsity outside of [0, 1].
+        TypeError: For a sparsity or a shape that is not made of numbers.
+        ValueError: For another kind, a negative size, a "clustered" mask of less than two dimensions, or a sparsity
+            outside of [0, 1].
 
     Source:
         Efraimidis & Spirakis 2006, "Weighted random sampling with a reservoir", Information Processing Letters 97(5).
     """
     _check("mask", sparsity, kind, tuple(MASKS))
-    if len(shape) < 2:
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+        raise TypeError(f"mask: expected shape to be a sequence of int, got {shape!r}")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"mask: expected shape of sizes from 0 on, got {list(shape)}")
+    if kind == "clustered" and len(shape) < 2:
         raise ValueError(f"mask: expected shape (out_channels, in_channels, ...), got {list(shape)}")
     generator = torch.Generator().manual_seed(seed)
     draws = torch.empty(tuple(shape), dtype=torch.float64).exponential_(generator=generator)
@@ -53,9 +59,15 @@ def _kept(count: int, sparsity: float) -> int:
     return round(count * (1 - sparsity))
 
 
-def _check(op: str, sparsity: float, kind: str | None = None, kinds: Sequence[str] = ()) -> None:
-    if kind is not None and kind not in kinds:
+def _check(op: str, sparsity: float, kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
         raise ValueError(f"{op}: expected kind to be {', '.join(map(repr, kinds))}, got {kind!r}")
+    _check_sparsity(op, sparsity)
+
+
+def _check_sparsity(op: str, sparsity: float) -> None:
+    if not isinstance(sparsity, (int, float)):
+        raise TypeError(f"{op}: expected sparsity to be a number, got {type(sparsity).__name__}")
     if not 0 <= sparsity <= 1:
         raise ValueError(f"{op}: expected sparsity from 0 to 1, got {sparsity:g}")
 
@@ -105,12 +117,19 @@ def kept_weights(kind: str, weight: Tensor, sparsity: float, seed: int = 0) -> T
         bool, shape and device of `weight`, True at round(numel * (1 - sparsity)) weights, which are kept.
 
     Raises:
+        TypeError: For a weight that is not a tensor, or a sparsity that is not a number.
         ValueError: For another kind, a sparsity outside of [0, 1], or a weight that the kind cannot take.
     """
     _check("kept_weights", sparsity, kind, PRUNINGS)
+    _check_weight("kept_weights", weight)
     if kind == "magnitude":
         return largest(weight, sparsity)
     return mask(kind, weight.shape, sparsity, seed).to(weight.device)
+
+
+def _check_weight(op: str, weight: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{op}: expected weight to be a torch.Tensor, got {type(weight).__name__}")
 
 
 def largest(weight: Tensor, sparsity: float) -> Tensor:
@@ -124,9 +143,11 @@ def largest(weight: Tensor, sparsity: float) -> Tensor:
         bool, shape of `weight`, True at round(numel * (1 - sparsity)) weights.
 
     Raises:
+        TypeError: For a weight that is not a tensor, or a sparsity that is not a number.
         ValueError: For a sparsity outside of [0, 1], or a weight with NaN.
     """
-    _check("largest", sparsity)
+    _check_sparsity("largest", sparsity)
+    _check_weight("largest", weight)
     if weight.isnan().any():
         raise ValueError("largest: expected weight of numbers, got NaN among them")
     return _least(-weight.detach().abs().contiguous(), _kept(weight.numel(), sparsity))
@@ -140,7 +161,12 @@ def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
 
     Yields:
         Name and module. Depthwise are convolutions with groups == in_channels > 1.
+
+    Raises:
+        TypeError: For a model that is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prunable: expected model to be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or (
             isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
@@ -155,7 +181,8 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
         kept = round(numel * (1 - sparsity))   of each layer, exactly
 
     A random mask depends on the seed, the layer's name and the shape, and on no other layer. Weights that were zero
-    before count as others do: trained networks have some.
+    before count as others do: trained networks have some. A weight that several modules share is pruned once, by the
+    first name, and has the same mask under all.
 
     Args:
         model: Any module.
@@ -167,15 +194,28 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
         The masks by module name: bool, True where a weight is kept.
 
     Raises:
-        ValueError: For another kind, a sparsity outside of [0, 1], or NaN to choose from by magnitude. Then nothing has
-            changed.
+        TypeError: For a model that is not a module, or a sparsity that is not a number.
+        ValueError: For another kind, a sparsity outside of [0, 1], NaN to choose from by magnitude, or a weight that is
+            computed from others, as a pruning mask or a parametrization does. Then nothing has changed.
     """
     _check("prune_", sparsity, kind, PRUNINGS)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prune_: expected model to be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(prunable(model))
-    masks = {
-        name: kept_weights(kind, module.weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
-        for name, module in modules.items()
-    }
+    masks: dict[str, Tensor] = {}
+    first_names: dict[nn.Parameter, str] = {}
+    for name, module in modules.items():
+        weight = module._parameters.get("weight")
+        if weight is None:
+            raise ValueError(
+                f"prune_: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
+                " first, with torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        first = first_names.setdefault(weight, name)
+        if first == name:
+            masks[name] = kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
+        else:
+            masks[name] = masks[first]
     for name, kept in masks.items():
         modules[name].weight.masked_fill_(~kept, 0)
     return masks

@@ -165,6 +165,8 @@ def results(
         for output in outputs
     ]
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    if not wanted:
+        return [output.detach() for output in outputs]
     return [output.detach() for output in outputs] + list(torch.autograd.grad(outputs, wanted, seeds))
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ import pytest
 from sparsekernels import _library
 
 HERE = Path(__file__).parent
-OTHERS = [isa for isa in _library.supported_isas() if isa != _library.isa()]
+ISAS = _library.supported_isas()
+OTHERS = [isa for isa in ISAS if isa != _library.isa()]
+WITH_JIT = ISAS[: ISAS.index("avx512") + 1] if "avx512" in ISAS else ()
+"""AVX-512 and what is better, which has its instructions and more."""
 
 
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,16 +35,16 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_best_is_taken() -> None:
     if _library.cpu is None:
         pytest.skip("the CPU kernels are not built")
-    assert _library.isa() == _library.supported_isas()[0]
-    assert _library.supported_isas()[-1] == "portable"
-    assert _library.has_jit() == (_library.isa() == "avx512")
+    assert _library.isa() == ISAS[0]
+    assert ISAS[-1] == "portable"
+    assert _library.has_jit() == (_library.isa() in WITH_JIT)
 
 
 @pytest.mark.parametrize("isa", OTHERS)
 def test_matrix(isa: str) -> None:
     """The best one is under test everywhere else."""
     chosen = run(isa, "-c", "from sparsekernels import _library; print(_library.isa(), _library.has_jit())")
-    assert chosen.stdout.split() == [isa, str(isa == "avx512")]
+    assert chosen.stdout.split() == [isa, str(isa in WITH_JIT)]
     files = (
         "ops/rms_norm/test_rms_norm.py",
         "ops/sparse_conv2d/test_sparse_conv2d.py",
@@ -62,3 +66,7 @@ def test_an_unknown_one_is_refused() -> None:
     assert result.returncode == 1
     assert "sparsekernels: expected SPARSEKERNELS_CPU_ISA to be one of: " in result.stderr
     assert ", got 'mmx'" in result.stderr
+    told = run("mmx", "-m", "sparsekernels", "info").stdout
+    wrong = f"every call raises: expected SPARSEKERNELS_CPU_ISA to be one of: {' '.join(ISAS)}, got 'mmx'"
+    for name in ("CPU kernels", "sparse patterns"):
+        assert re.search(rf"^  {name} +{re.escape(wrong)}$", told, re.MULTILINE)

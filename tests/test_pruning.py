@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from sparsekernels.pruning import MASKS, PRUNINGS, kept_weights, largest, mask, prunable, prune_
 
@@ -151,6 +154,63 @@ def test_bad_masks() -> None:
         mask("clustered", (5,), 0.5)
     with pytest.raises(ValueError, match="largest: expected sparsity from 0 to 1, got 2"):
         largest(torch.ones(2, 2), 2)
+
+
+@pytest.mark.parametrize("kind", ["random", "magnitude"])
+def test_a_bias_can_be_pruned(kind: str) -> None:
+    assert kept_weights(kind, torch.randn(10), 0.5).sum() == 5
+
+
+def test_a_shared_weight_is_pruned_once() -> None:
+    net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    net[1].weight = net[0].weight
+    kept = prune_(net, "random", 0.5)
+    assert torch.equal(kept["0"], kept["1"])
+    assert net[0].weight.count_nonzero() == 50
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.2),
+        lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+    ],
+    ids=["mask", "parametrization"],
+)
+def test_a_computed_weight_is_refused(compute: Callable[[nn.Module], object]) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    compute(net[1])
+    with pytest.raises(ValueError, match="prune_: expected weights that are parameters, got one .* in '1': make it"):
+        prune_(net, "random", 0.5)
+    assert net[0].weight.all()
+
+
+def test_what_is_not_accepted() -> None:
+    bad: Any
+    for bad in ("0.9", None):
+        with pytest.raises(TypeError, match="mask: expected sparsity to be a number, got "):
+            mask("random", (4, 4), bad)
+    with pytest.raises(ValueError, match="mask: expected kind to be 'random', 'clustered', got None"):
+        mask(None, (4, 4), 0.5)  # type: ignore[arg-type]
+    for bad in (4, (4, "4")):
+        with pytest.raises(TypeError, match="mask: expected shape to be a sequence of int, got "):
+            mask("random", bad, 0.5)
+    with pytest.raises(ValueError, match=r"mask: expected shape of sizes from 0 on, got \[4, -1\]"):
+        mask("random", (4, -1), 0.5)
+    bad = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="largest: expected weight to be a torch.Tensor, got Linear"):
+        largest(bad, 0.5)
+    bad = torch.ones(2, 2)
+    with pytest.raises(TypeError, match="prune_: expected model to be a torch.nn.Module, got Tensor"):
+        prune_(bad, "random", 0.5)
+    bad = "x"
+    with pytest.raises(TypeError, match="prunable: expected model to be a torch.nn.Module, got str"):
+        list(prunable(bad))
 
 
 def test_nan_has_no_magnitude() -> None:

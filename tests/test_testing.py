@@ -66,6 +66,12 @@ def test_shape_dtype_and_special_values_count() -> None:
     assert not compare("other sign", special, special.double(), special * torch.tensor([-1.0])).passed
 
 
+def test_without_an_input_that_requires_a_gradient_there_are_none() -> None:
+    tensors = [tensor.detach() for tensor in inputs(torch.float32)]
+    assert [one.name for one in verify(norm, norm, tensors)] == ["output 0"]
+    assert_verified(norm, norm, tensors)
+
+
 def test_gradient_errors_are_of_each_parameter() -> None:
     truth = [torch.tensor([3.0, 4.0]), torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([0.0])]
     actual = [

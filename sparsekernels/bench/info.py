@@ -54,7 +54,7 @@ def _versions() -> Lines:
 def _built() -> Lines:
     cpu = _library.cpu_missing
     if _library.cpu is not None:
-        cpu = f"{_library.isa()} (here also {_others() or 'nothing else'}), {_short(_library.cpu)}"
+        cpu = _wrong_isa() or f"{_library.isa()} (here also {_others() or 'nothing else'}), {_short(_library.cpu)}"
     return [
         ("CPU kernels", cpu),
         ("sparse patterns", _jit()),
@@ -67,6 +67,8 @@ def _jit() -> str:
     """Whether fine-grained patterns are compiled to machine code."""
     if _library.cpu is None:
         return "the CPU kernels were not built"
+    if (wrong := _wrong_isa()) is not None:
+        return wrong
     if not _library.has_jit():
         return "read by the kernels; compiled only for AVX-512"
     setting = os.environ.get("SPARSEKERNELS_CPU_JIT")
@@ -78,6 +80,15 @@ def _jit() -> str:
         return str(error)
     why = "the system runs no such code" if setting is None else f"SPARSEKERNELS_CPU_JIT={setting}"
     return f"read by the kernels, not compiled: {why}"
+
+
+def _wrong_isa() -> str | None:
+    """Why calls of the CPU kernels raise, though they were built: they are asked for on what is not here."""
+    if _library.isa() is not None:
+        return None
+    forced = os.environ.get("SPARSEKERNELS_CPU_ISA")
+    known = " ".join(_library.supported_isas())
+    return f"every call raises: expected SPARSEKERNELS_CPU_ISA to be one of: {known}, got {forced!r}"
 
 
 def _others() -> str:

@@ -53,7 +53,7 @@ def convert(
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
 
     Raises:
-        TypeError: `model` is no ordinary module.
+        TypeError: `model` is no ordinary module, `decisions` no collection, or `example_kwargs` no mapping.
         ValueError: it cannot be called with `example_input`, `example_input` has no elements, or `decisions` has
             another name. Then nothing has changed.
     """
@@ -65,6 +65,10 @@ def convert(
         raise TypeError("convert: expected model before torch.compile, got a compiled one; convert, then compile")
     if decisions is None:
         decisions = all_decisions()
+    if not isinstance(decisions, Collection):
+        raise TypeError(f"convert: expected decisions to be a collection of names, got {type(decisions).__name__}")
+    if example_kwargs is not None and not isinstance(example_kwargs, Mapping):
+        raise TypeError(f"convert: expected example_kwargs to be a mapping, got {type(example_kwargs).__name__}")
     decisions = (decisions,) if isinstance(decisions, str) else tuple(decisions)
     for decision in decisions:
         if decision not in all_decisions():

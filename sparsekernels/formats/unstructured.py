@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor
+from ..checks import check_dtype, check_tensor
 from .sparse_format import SparseFormat
 from .transposed import Transposed, transpose
 
@@ -94,7 +94,15 @@ class Unstructured(SparseFormat):
 
         Returns:
             The weight, on the device of `mask`.
+
+        Raises:
+            TypeError: For a mask that is not a bool tensor, or a dtype that is not accepted.
+            ValueError: For a shape that is not.
         """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"of_mask: expected mask to be a tensor of dtype torch.bool, got {given}")
+        check_dtype("of_mask", dtype)
         shape = cls._checked_shape(tuple(mask.shape))
         rows = mask.detach().reshape(shape[0], -1)
         flat = rows.flatten().nonzero()[:, 0]
@@ -116,7 +124,12 @@ class Unstructured(SparseFormat):
 
         Returns:
             The weight.
+
+        Raises:
+            TypeError: For a dtype that is not accepted.
+            ValueError: For a shape that is not.
         """
+        check_dtype("full", dtype)
         shape = cls._checked_shape(shape)
         columns = math.prod(shape[1:])
         crow = torch.arange(0, math.prod(shape) + 1, columns, dtype=torch.int32, device=device)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .replacement import Replacement, clear, copy_parameters, options_of, share_parameters
+from .replacement import Replacement, check_dense, clear, copy_parameters, options_of, share_parameters
 
 
 def used_pairs(weight: Tensor) -> Tensor:
@@ -83,7 +83,11 @@ class ChannelDropped(Replacement):
 
         Returns:
             The layer.
+
+        Raises:
+            TypeError: For a module of another class.
         """
+        check_dense(f"{cls.__name__}.sharing", module, cls)
         result = cls(**options_of(module))
         share_parameters(module, result)
         result.set_channels()

@@ -87,6 +87,13 @@ def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> Non
     target.train(source.training)
 
 
+def check_dense(name: str, module: object, replacement: type) -> None:
+    """Raise TypeError unless `module` is of the dense class that `replacement` derives from."""
+    accepted = torch.nn.Linear if issubclass(replacement, torch.nn.Linear) else torch.nn.Conv2d
+    if not isinstance(module, accepted):
+        raise TypeError(f"{name}: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}")
+
+
 def options_of(module: Any) -> dict[str, Any]:
     """What the constructor of a convolution or a Linear was called with; on meta, where nothing is initialized."""
     if isinstance(module, torch.nn.Linear):

@@ -14,7 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.sparse_conv2d.op import conv2d, linear
-from .replacement import Replacement, clear, copy_parameters, options_of, share_parameters
+from .replacement import Replacement, check_dense, clear, copy_parameters, options_of, share_parameters
 
 
 class _Sparse(Replacement):
@@ -151,10 +151,16 @@ class _Sparse(Replacement):
 
         Returns:
             The layer.
+
+        Raises:
+            TypeError: For a module of another class.
+            ValueError: For an unknown format.
         """
+        check_dense(f"{cls.__name__}.sharing", module, cls)
+        known = _format_called(format, f"{cls.__name__}.sharing")
         result = cls(**options_of(module), format=format)
         share_parameters(module, result)
-        result._adopt(FORMATS[format].from_dense(module.weight))
+        result._adopt(known.from_dense(module.weight))
         return result
 
     def _fill_from(self, module: Any, pattern: SparseFormat) -> Any:
@@ -168,7 +174,7 @@ class _Sparse(Replacement):
 
 
 def _format_called(name: str, where: str) -> type[SparseFormat]:
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise ValueError(f"{where}: expected format to be {', '.join(map(repr, FORMATS))}, got {name!r}")
     return FORMATS[name]
 

@@ -284,3 +284,13 @@ def test_notes(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = sk.convert(model.train(), x).notes
     assert "Converted in training mode: for inference, call model.eval() and convert again." in notes
     assert any("other programs preempted the process" in note for note in notes)
+
+
+def test_arguments_of_other_types_are_refused() -> None:
+    model, x = nn.Linear(4, 4), torch.ones(1, 4)
+    bad: Any = 3
+    with pytest.raises(TypeError, match="convert: expected decisions to be a collection of names, got int"):
+        sk.convert(model, x, decisions=bad)
+    bad = [x]
+    with pytest.raises(TypeError, match="convert: expected example_kwargs to be a mapping, got list"):
+        sk.convert(model, example_kwargs=bad)

@@ -295,3 +295,17 @@ def test_other_bad_calls() -> None:
     for groups in (0, 2, -1):
         with pytest.raises(ValueError, match=f"expected groups to divide the 3 outputs, got {groups}"):
             weight.transposed(groups)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 3), torch.full((2, 3), 2), [[True]], None], ids=str)
+def test_a_pattern_is_of_a_bool_mask(mask: Any) -> None:
+    with pytest.raises(TypeError, match="of_mask: expected mask to be a tensor of dtype torch.bool, got "):
+        sk.Unstructured.of_mask(mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool, "float32"], ids=str)
+def test_a_pattern_is_of_a_floating_dtype(dtype: Any) -> None:
+    with pytest.raises(TypeError, match="of_mask: expected dtype torch.float32, .* or torch.float64, got "):
+        sk.Unstructured.of_mask(torch.ones(2, 3, dtype=torch.bool), dtype)
+    with pytest.raises(TypeError, match="full: expected dtype torch.float32, .* or torch.float64, got "):
+        sk.Unstructured.full((2, 3), dtype, torch.device("cpu"))

@@ -142,3 +142,21 @@ def test_refuses() -> None:
         sk.nn.ChannelDroppedConv2d.from_dense(nn.Conv2d(4, 4, 1, groups=2))
     with pytest.raises(ValueError, match="expected module with 1 group, got 2"):
         sk.nn.ChannelDroppedConv2d(4, 4, 1, groups=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [(name, nn.Conv2d(2, 2, 1)) for name in ("SparseLinear", "ChannelDroppedLinear")]
+    + [(name, nn.Linear(2, 2)) for name in ("SparseConv2d", "ChannelDroppedConv2d")],
+)
+def test_what_is_shared_is_of_the_dense_class(name: str, bad: nn.Module) -> None:
+    for module in (bad, None):
+        expected = f"{name}.sharing: expected module to be a torch.nn.{name[-6:]}, got {type(module).__name__}"
+        with pytest.raises(TypeError, match=expected):
+            getattr(sk.nn, name).sharing(module)
+
+
+def test_a_format_is_a_name() -> None:
+    bad: Any = ["a"]
+    with pytest.raises(ValueError, match="SparseLinear.from_dense: expected format to be 'unstructured', got"):
+        sk.nn.SparseLinear.from_dense(nn.Linear(2, 2), format=bad)
