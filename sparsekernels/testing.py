@@ -189,7 +189,10 @@ def verify(
 
     Raises:
         AssertionError: For a result of another dtype or device than the reference's.
+        TypeError: For `inputs` that are a tensor, not a sequence of them.
     """
+    if isinstance(inputs, Tensor):
+        raise TypeError("verify: expected inputs to be a sequence of tensors, got a tensor")
 
     def run(dtype: torch.dtype | None) -> list[Tensor]:
         converted = [

@@ -72,6 +72,11 @@ def test_without_an_input_that_requires_a_gradient_there_are_none() -> None:
     assert_verified(norm, norm, tensors)
 
 
+def test_a_tensor_is_no_sequence_of_inputs() -> None:
+    with pytest.raises(TypeError, match="verify: expected inputs to be a sequence of tensors, got a tensor"):
+        verify(norm, norm, torch.ones(2, 2))  # type: ignore[arg-type]
+
+
 def test_gradient_errors_are_of_each_parameter() -> None:
     truth = [torch.tensor([3.0, 4.0]), torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([0.0])]
     actual = [
