@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -44,7 +45,7 @@ def mask(kind: str, shape: Sequence[int], sparsity: float, seed: int = 0) -> Ten
         Efraimidis & Spirakis 2006, "Weighted random sampling with a reservoir", Information Processing Letters 97(5).
     """
     _check("mask", sparsity, kind, tuple(MASKS))
-    if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+    if not isinstance(shape, Sequence) or not all(isinstance(size, numbers.Integral) for size in shape):
         raise TypeError(f"mask: expected shape to be a sequence of int, got {shape!r}")
     if any(size < 0 for size in shape):
         raise ValueError(f"mask: expected shape of sizes from 0 on, got {list(shape)}")
@@ -66,7 +67,7 @@ def _check(op: str, sparsity: float, kind: str, kinds: Sequence[str]) -> None:
 
 
 def _check_sparsity(op: str, sparsity: float) -> None:
-    if not isinstance(sparsity, (int, float)):
+    if not isinstance(sparsity, numbers.Real):
         raise TypeError(f"{op}: expected sparsity to be a number, got {type(sparsity).__name__}")
     if not 0 <= sparsity <= 1:
         raise ValueError(f"{op}: expected sparsity from 0 to 1, got {sparsity:g}")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -220,3 +221,8 @@ def test_nan_has_no_magnitude() -> None:
     with pytest.raises(ValueError, match="largest: expected weight of numbers, got NaN among them"):
         prune_(net, "magnitude", 0.5)
     assert net[0].weight.all()
+
+
+def test_numbers_of_numpy() -> None:
+    shape = tuple(numpy.array([8, 4]))
+    assert torch.equal(mask("random", shape, numpy.float32(0.5)), mask("random", (8, 4), 0.5))
