@@ -371,9 +371,7 @@ class Unstructured(SparseFormat):
 
 
 def as_unstructured(weight: Unstructured) -> Unstructured:
-    """A weight of a format that derives from `Unstructured` as `Unstructured` itself has it. Shares all tensors and
-    what was derived from the pattern.
-    """
+    """A weight of a format that derives from `Unstructured`, as one of that: with the same tensors and plans."""
     return Unstructured._of(weight.shape, weight.crow_indices, weight.col_indices, weight.values, weight._shared)
 
 

@@ -142,10 +142,9 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
         y = x W^T + b   exactly: an output whose row is zero is its bias
 
     `from_dense` finds them; the constructor is torch's and leaves nothing out. `weight` and `state_dict` are those of
-    the dense layer, and so are shapes, dtypes and devices: the product is torch's. An input of another number of
-    features raises ValueError. The weights that are left out get a gradient of zero, and `state_dict` makes them zero,
-    in place, before it returns them. `load_state_dict` looks for zeros anew; after another change of the weight,
-    `set_channels` does.
+    the dense layer, and so are shapes, dtypes and devices: the product is torch's. The weights that are left
+    out get a gradient of zero, and `state_dict` makes them zero, in place, before it returns them. `load_state_dict`
+    looks for zeros anew; after another change of the weight, `set_channels` does.
 
     Args:
         *args, **kwargs: As torch.nn.Linear's.
@@ -153,6 +152,9 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     Attributes:
         outputs: int64, the outputs that are computed.
         inputs: int64, the inputs that are read.
+
+    Raises:
+        ValueError: In a call, for an input of another number of features.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -200,7 +202,7 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
         inputs: int64, the input channels that are read.
 
     Raises:
-        ValueError: For more than one group.
+        ValueError: For more than one group; in a call, for an input of another number of channels.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
