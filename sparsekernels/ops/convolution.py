@@ -9,6 +9,9 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch.nn.functional as F
+from torch import Tensor
+
 OneOrTwo = int | Sequence[int]
 
 LIMIT = 2**20
@@ -34,11 +37,6 @@ class Geometry(NamedTuple):
     def taps(self) -> int:
         return self.kernel_h * self.kernel_w
 
-    @property
-    def sides(self) -> tuple[int, int, int, int]:
-        """The padding as `torch.nn.functional.pad` takes it: left, right, top, bottom."""
-        return self.pad_left, self.pad_right, self.pad_top, self.pad_bottom
-
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output; not positive where the kernel is larger than the padded input."""
         padded_h, padded_w = height + self.pad_top + self.pad_bottom, width + self.pad_left + self.pad_right
@@ -62,6 +60,13 @@ LINEAR = Geometry(
     groups=1,
 )
 """A linear layer is the 1x1 convolution of images of one pixel."""
+
+
+def pad(input: Tensor, geometry: Geometry) -> Tensor:
+    """The input with the zeros around it; itself where there are none."""
+    g = geometry  # its fields: Dynamo of torch 2.10 does not see into a tuple that is a property of it
+    sides = (g.pad_left, g.pad_right, g.pad_top, g.pad_bottom)
+    return F.pad(input, sides) if any(sides) else input
 
 
 def pair(op: str, name: str, value: OneOrTwo, least: int) -> tuple[int, int]:

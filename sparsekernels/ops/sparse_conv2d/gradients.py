@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from ...formats.transposed import Transposed, transpose
 from ...formats.unstructured import Unstructured
 from .._operation import Arguments, Operator
-from ..convolution import Geometry
+from ..convolution import Geometry, pad
 from ..precision import wide_dtype
 from . import plans, reference
 from .implementations import SPARSE_CONV2D, compiled, empty_input_gradient, empty_output
@@ -222,7 +221,7 @@ def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry
     In float16 torch's own is slower and not as exact as the oracle asks for: docs/decisions.md.
     """
     g = geometry
-    padded = F.pad(input, g.sides) if any(g.sides) else input
+    padded = pad(input, g)
     if input.dtype is torch.float16:
         padded, grad_output = padded.float(), grad_output.float()
     gradient = conv2d_weight(

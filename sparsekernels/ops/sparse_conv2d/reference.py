@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ..._torch import are_functorch_transforms_active
-from ..convolution import Geometry
+from ..convolution import Geometry, pad
 from ..precision import wide
 
 
@@ -59,10 +59,6 @@ def used_weight(weight: Tensor, flat_indices: Tensor) -> Tensor:
     return torch.where(mask, weight, nothing)
 
 
-def _pad(input: Tensor, geometry: Geometry) -> Tensor:
-    return F.pad(input, geometry.sides) if any(geometry.sides) else input
-
-
 def forward(
     input: Tensor,
     values: Tensor,
@@ -95,7 +91,7 @@ def dense_forward(
     """`forward` by a weight [O, C/G, kh, kw] with its zeros."""
     g = geometry
     output = F.conv2d(
-        _pad(wide(input), g),
+        pad(wide(input), g),
         wide(weight),
         None if bias is None else wide(bias),
         stride=(g.stride_h, g.stride_w),
@@ -151,7 +147,7 @@ def weight_gradient(
     """Gradient to the values: that of the dense weight at the nonzeros."""
     g = Geometry(*geometry)
     dense = conv2d_weight(
-        _pad(wide(input), g),
+        pad(wide(input), g),
         (grad_output.size(1), input.size(1) // g.groups, g.kernel_h, g.kernel_w),
         wide(grad_output),
         stride=(g.stride_h, g.stride_w),
