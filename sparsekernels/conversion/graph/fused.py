@@ -109,11 +109,12 @@ class Fused(torch.nn.Module):
         layer: Any
         norm: Any
         layer, norm = self.parts
-        weight = self._used_weight()
-        bias = None if layer.bias is None else layer.bias.detach().double()
+        weight, bias = self._used_weight(), layer.bias
         if norm is not None:
             scaled, bias = _folded(weight, bias, norm)
             weight = scaled.to(weight.dtype)
+        elif bias is not None:
+            bias = bias.detach().double()
         self.weight, self.bias = weight, bias
         self.outputs = self.inputs = None
 
