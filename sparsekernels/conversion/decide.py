@@ -69,6 +69,7 @@ def decide(
         sparsity=layer.sparsity,
         decision=DENSE,
         obstacle=reason_to_stay(layer, given),
+        also=() if _names_all(layer.obstacle) else layer.also,
     )
     if row.obstacle is not None:
         return Decision(row)
@@ -95,6 +96,11 @@ def decide(
         return Decision(row, None, in_chain)
     row = replace(row, decision=best, ms=dense_ms / gains[best])
     return Decision(row, candidates[best], None if best in chained else in_chain)
+
+
+def _names_all(obstacle: Fact | None) -> bool:
+    """Whether it names all places of a layer."""
+    return obstacle is not None and obstacle.kind is LayerObstacle.SEVERAL_PLACES
 
 
 def reason_to_stay(layer: Layer, given: Sequence[Given]) -> Fact | None:

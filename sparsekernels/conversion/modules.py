@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 _HOOKS = (
@@ -27,3 +30,8 @@ def has_hooks(module: nn.Module) -> bool:
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of `module` does what its class does, and nothing else."""
     return not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in vars(module)
+
+
+def is_ordinary(tensor: Any) -> TypeGuard[Tensor]:
+    """Whether it is a dense tensor or parameter, and of no subclass, which may mean something else."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided

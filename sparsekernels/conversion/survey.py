@@ -20,7 +20,7 @@ from .._torch import ConvTransposeNd
 from ..checks import DTYPES
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
-from .modules import has_hooks
+from .modules import has_hooks, is_ordinary
 from .watch.state import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
@@ -71,40 +71,45 @@ class Given:
 class Layer:
     """A convolution or linear layer of a model.
 
-    obstacle: why it has to stay as it is; None where it may become something else.
+    obstacle: why it has to stay as it is; None where it may become something else. also: its other names, where what
+    contains it has several.
     """
 
     name: str
     module: torch.nn.Module
     obstacle: Fact | None
+    also: tuple[str, ...] = ()
 
     @property
     def weight(self) -> Tensor | None:
-        """Its weight, where that is an ordinary tensor."""
-        weight = getattr(self.module, "weight", None)
-        return weight if isinstance(weight, Tensor) and weight.layout == torch.strided else None
+        """Its weight, where that is an ordinary tensor; others (quantized, distributed) may not count or compare."""
+        try:
+            weight = getattr(self.module, "weight", None)
+        except Exception:  # a property, or a parametrization, of a class that is not ours
+            return None
+        return weight if is_ordinary(weight) else None
 
     @functools.cached_property
     def sparsity(self) -> float | None:
         """Share of its weights that are zero, when that was asked first."""
         weight = self.weight
-        if (
-            weight is None
-            or weight.is_meta
-            or weight.numel() == 0
-            or isinstance(weight, torch.nn.UninitializedParameter)
-        ):
+        if weight is None or weight.is_meta or weight.is_quantized or weight.numel() == 0:
             return None
         return 1 - int(weight.detach().count_nonzero()) / weight.numel()
 
 
 def layers_of(model: torch.nn.Module) -> list[Layer]:
     """Every convolution and linear layer of `model`, and whatever is a subclass of one."""
-    places: dict[int, list[str]] = {}
+    names: dict[int, list[str]] = {}
+    places: dict[int, set[tuple[int, str]]] = {}
     owners: dict[int, list[str]] = {}
+    modules = {"": model}
     for name, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(id(module), []).append(name)
-        if len(places[id(module)]) == 1:
+        modules[name] = module
+        names.setdefault(id(module), []).append(name)
+        owner, _, key = name.rpartition(".")
+        places.setdefault(id(module), set()).add((id(modules[owner]), key))
+        if len(names[id(module)]) == 1:
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(name)
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
@@ -112,12 +117,13 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
     result = []
     for name, module in model.named_modules():
         if isinstance(module, KINDS):
-            obstacle = _obstacle(name, module, places, owners)
+            several = tuple(names[id(module)]) if len(places[id(module)]) > 1 else ()
+            obstacle = _obstacle(name, module, several, owners)
             if obstacle is None and any(_is_within(name, other) for other in scripted):
                 obstacle = LayerObstacle.WITHIN_SCRIPTED.of()
             if obstacle is None and any(_is_within(name, other) for other in encoders):
                 obstacle = LayerObstacle.FAST_PATH.of()
-            result.append(Layer(name, module, obstacle))
+            result.append(Layer(name, module, obstacle, tuple(names[id(module)][1:])))
     return result
 
 
@@ -134,9 +140,12 @@ def _has_fast_path(module: torch.nn.Module) -> bool:
 
 
 def _obstacle(
-    name: str, module: torch.nn.Module, places: Mapping[int, list[str]], owners: Mapping[int, list[str]]
+    name: str, module: torch.nn.Module, several: tuple[str, ...], owners: Mapping[int, list[str]]
 ) -> Fact | None:
-    """Why `module` has to stay as it is."""
+    """Why `module` has to stay as it is.
+
+    several: its names, where more than one module holds it, or one under two keys.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         return LayerObstacle.SCRIPTED.of()
     if isinstance(module, NonDynamicallyQuantizableLinear):
@@ -159,18 +168,21 @@ def _obstacle(
         return LayerObstacle.GIVEN_MORE.of()
     if name == "":
         return LayerObstacle.WHOLE_MODEL.of()
-    if len(places[id(module)]) > 1:
-        return LayerObstacle.SEVERAL_PLACES.of(places=tuple(places[id(module)]))
-    weight = module.weight
-    if type(weight) is not torch.nn.Parameter:
-        return LayerObstacle.NO_PARAMETER.of(kind=type(weight).__name__)
+    if several:
+        return LayerObstacle.SEVERAL_PLACES.of(places=several)
+    weight: Any = module.weight
+    for which, parameter in (("weight", weight), ("bias", module.bias)):
+        if type(parameter) is not torch.nn.Parameter and not (parameter is None and which == "bias"):
+            return LayerObstacle.NO_PARAMETER.of(which=which, kind=type(parameter).__name__)
     if weight.numel() == 0:
         return LayerObstacle.NO_ELEMENTS.of()
     sharers = tuple(other for other in owners[id(weight)] if other != name)
     if sharers:
         return LayerObstacle.SHARED.of(layers=sharers)
-    if weight.layout != torch.strided or weight.dtype not in DTYPES:
-        return LayerObstacle.DTYPE_OR_LAYOUT.of(dtype=weight.dtype, layout=weight.layout)
+    if weight.layout != torch.strided:
+        return LayerObstacle.LAYOUT.of(layout=weight.layout)
+    if weight.dtype not in DTYPES:
+        return LayerObstacle.DTYPE.of(dtype=weight.dtype)
     if weight.device.type != "cpu":
         return LayerObstacle.DEVICE.of(device=weight.device.type)
     if weight.dtype == torch.float64:
