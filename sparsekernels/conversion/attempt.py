@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +25,11 @@ from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
+from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
 from .measure import CLOSE, MODEL, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
 from .report import DENSE, Ground, LayerReport, Report
-from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
+from .survey import LEAST_SPARSITY, OTHERS, Given, Layer, Recorded
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
@@ -67,13 +68,31 @@ class Attempt:
         others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
         if others:
             self._note(Note.OTHER_LAYERS, kinds=tuple(Count(count, name) for name, count in others.items()))
-        self._facts += self._mode.notes()
+        own = {id(layer.module) for layer in self._layers}
+        self._elsewhere = list(zeros_elsewhere(self._model, own, LEAST_SPARSITY))
+        self._facts += [*self._elsewhere, *self._mode.notes()]
         with self._interruptions.counted():
             report = self._run()
-        if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
+        timed = report.before_ms is not None or any(row.gains for row in report.layers)
+        if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
             report = replace(report, facts=(*report.facts, disturbed))
         return report
+
+    def _before_zero_scales(self, given: Mapping[str, Sequence[Given]]) -> set[int]:
+        """The ids of layers whose channels may be dead for the scales of a BatchNorm, whatever their weights are."""
+        if not self._mode.fuses_layers or all(fact.kind is not Note.ZERO_SCALES for fact in self._elsewhere):
+            return set()
+        return {id(layer.module) for layer in self._layers if layer.obstacle is None and given[layer.name]}
+
+    def _why_nothing(self) -> list[Fact]:
+        """Where there are zeros, if not in layers that may be exchanged."""
+        layers = [layer for layer in self._layers if layer.sparsity is not None]
+        if max((layer.sparsity or 0 for layer in layers), default=0) >= LEAST_SPARSITY:
+            return [Note.NO_LAYER_FITS.of()]
+        if self._elsewhere:
+            return []
+        return [Note.NOT_PRUNED.of(least=LEAST_SPARSITY) if self._layers else Note.NO_LAYERS.of()]
 
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
@@ -81,11 +100,12 @@ class Attempt:
     def _run(self) -> Report:
         given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
-        if not wanted:
-            self._facts.append(_why_nothing(self._layers))
+        traced = wanted | self._before_zero_scales(given)
+        regions = self._regions(traced) if traced else []
+        if not wanted and not any(_drops(region.graph) for region in regions):
+            self._facts += self._why_nothing()
             rows = [decide(layer, given[layer.name], self._mode, False, (), {}).row for layer in self._layers]
             return self._report(rows)
-        regions = self._regions(wanted)
         parts = [part for region in regions for part in region.trace.module.modules()]
         fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
         measured: Measured = {}
@@ -123,6 +143,7 @@ class Attempt:
     def _regions(self, wanted: set[int]) -> list[_Region]:
         """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
         found: list[_Region] = []
+        refused: list[tuple[str, nn.Module, Fact]] = []
         if is_any_autocast_enabled():
             self._note(Note.AUTOCAST)
             return found
@@ -132,7 +153,7 @@ class Attempt:
                 return
             try:
                 if "forward" in vars(module):
-                    raise Untraceable(GraphObstacle.FORWARD_REPLACED)
+                    raise Untraceable(graph_obstacle_of_forward(module))
                 trace = Trace.of(module)
                 graph = self._graph(trace, contiguous=True)
                 graph.prepare()
@@ -141,16 +162,14 @@ class Attempt:
                     raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
             except Untraceable as error:
                 if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    if name:
-                        self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
-                    else:
-                        self._note(Note.NO_GRAPH, reason=error.fact)
+                    refused.append((name, module, error.fact))
                 for key, child in module.named_children():
                     visit(child, f"{name}.{key}" if name else key)
             else:
                 found.append(_Region(trace, graph))
 
         visit(self._model, "")
+        self._facts += _without_graphs(refused)
         return found
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
@@ -159,7 +178,7 @@ class Attempt:
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
-            raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR)
+            raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if None in calls else GraphObstacle.NO_FLOATING_TENSOR)
         drops = not set(dropping()).isdisjoint(self._decisions)
         return self._mode.graph(trace, *kinds[0], contiguous, drops, chains)
 
@@ -199,7 +218,7 @@ class Attempt:
             return False
         agrees = self._mode.agrees(actual, [one.conversion for one in before])
         if not agrees:
-            self._note(Note.OTHER_RESULTS, way=offer.way)
+            self._note(Note.OTHER_RESULTS, way=offer.way, by=self._mode.differs_by(actual))
         return agrees
 
     def _install_fastest(self, rows: list[LayerReport], offers: list[Offer], in_chains: list[Swap]) -> Report:
@@ -249,6 +268,23 @@ class Attempt:
         return report
 
 
+def _without_graphs(refused: list[tuple[str, nn.Module, Fact]]) -> list[Fact]:
+    """What is to be said of parts that are no graphs: one sentence for those of one class for one reason."""
+    alike: dict[tuple[type, str], list[tuple[str, Fact]]] = {}
+    for name, module, fact in refused:
+        alike.setdefault((type(module), str(fact) if name else ""), []).append((name, fact))
+    facts = []
+    for (kind, _), parts in alike.items():
+        part, reason = parts[0]
+        if not part:
+            facts.append(Note.NO_GRAPH.of(reason=reason))
+        elif len(parts) == 1:
+            facts.append(Note.NO_GRAPH_OF_PART.of(part=part, reason=reason))
+        else:
+            facts.append(Note.NO_GRAPH_OF_PARTS.of(count=len(parts), kind=kind.__name__, part=part, reason=reason))
+    return facts
+
+
 def _drops(graph: Graph) -> dict[int, tuple[int, int]]:
     """How many outputs and inputs of each layer, by its id, a graph leaves out."""
     return dropped(graph.prepare().links) if isinstance(graph, InferenceGraph) else {}
@@ -283,11 +319,3 @@ def _unchanged(row: LayerReport) -> LayerReport:
         return row
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
     return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)
-
-
-def _why_nothing(layers: list[Layer]) -> Fact:
-    if not layers:
-        return Note.NO_LAYERS.of()
-    if max(layer.sparsity or 0 for layer in layers) < LEAST_SPARSITY:
-        return Note.NOT_PRUNED.of(least=LEAST_SPARSITY)
-    return Note.NO_LAYER_FITS.of()

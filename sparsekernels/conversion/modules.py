@@ -24,7 +24,18 @@ _HOOKS = (
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether something is to be done when `module` is called, saved or loaded."""
-    return any(getattr(module, name, None) for name in _HOOKS)
+    hooks = (hook for name in _HOOKS for hook in (getattr(module, name, None) or {}).values())
+    return not all(map(_is_left_by_weight_norm, hooks))
+
+
+def _is_left_by_weight_norm(hook: Any) -> bool:
+    """Whether it renames the parameters of a weight norm in old checkpoints: torch leaves it behind where it ends one.
+
+    A layer without that norm has no parameters of these names, whatever they are called.
+    """
+    function = getattr(hook, "hook", hook)
+    names = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    return names == ("torch.nn.utils.parametrizations", "_weight_norm_compat_hook")
 
 
 def is_plain(module: nn.Module) -> bool:

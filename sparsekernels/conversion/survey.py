@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils import parametrize
 
 from .._torch import ConvTransposeNd
 from ..checks import DTYPES
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
+from .leftovers import masked_by_nncf, obstacle_left_in, obstacle_of_foreign
 from .modules import has_hooks, is_ordinary
 from .watch.state import Snapshot
 
@@ -72,13 +72,14 @@ class Layer:
     """A convolution or linear layer of a model.
 
     obstacle: why it has to stay as it is; None where it may become something else. also: its other names, where what
-    contains it has several.
+    contains it has several. masked: whether NNCF masks its weight in each call.
     """
 
     name: str
     module: torch.nn.Module
     obstacle: Fact | None
     also: tuple[str, ...] = ()
+    masked: bool = False
 
     @property
     def weight(self) -> Tensor | None:
@@ -112,6 +113,7 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
         if len(names[id(module)]) == 1:
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(name)
+    masked = masked_by_nncf(model)
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     encoders = [name for name, module in model.named_modules() if _has_fast_path(module)]
     result = []
@@ -123,8 +125,16 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
                 obstacle = LayerObstacle.WITHIN_SCRIPTED.of()
             if obstacle is None and any(_is_within(name, other) for other in encoders):
                 obstacle = LayerObstacle.FAST_PATH.of()
-            result.append(Layer(name, module, obstacle, tuple(names[id(module)][1:])))
+            result.append(Layer(name, module, obstacle, tuple(names[id(module)][1:]), name in masked))
+        elif (foreign := obstacle_of_foreign(module)) is not None:
+            result.append(Layer(name, module, foreign, tuple(names[id(module)][1:])))
     return result
+
+
+def _name_of(kind: type) -> str:
+    """Of a class; with its module where it is called as one of torch's is."""
+    is_namesake = any(kind.__name__ == base.__name__ for base in KINDS)
+    return f"{kind.__module__}.{kind.__qualname__}" if is_namesake else kind.__name__
 
 
 def _is_within(name: str, other: str) -> bool:
@@ -150,14 +160,14 @@ def _obstacle(
         return LayerObstacle.SCRIPTED.of()
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return LayerObstacle.OUT_PROJ.of()
-    if parametrize.is_parametrized(module):
-        return LayerObstacle.PARAMETRIZED.of()
-    if hasattr(module, "weight_orig") or hasattr(module, "weight_mask"):
-        return LayerObstacle.MASKED.of()
+    left = obstacle_left_in(module)
+    if left is not None:
+        return left
     if type(module).__module__.startswith("sparsekernels."):
         return LayerObstacle.CONVERTED.of(kind=type(module).__name__)
     if type(module) not in KINDS:
-        return LayerObstacle.SUBCLASS.of(kind=type(module).__name__, base=type(module).__mro__[1].__name__)
+        base = next(kind for kind in KINDS if isinstance(module, kind))
+        return LayerObstacle.SUBCLASS.of(kind=_name_of(type(module)), base=base.__name__)
     if has_hooks(module):
         return LayerObstacle.HOOKS.of()
     if "forward" in vars(module):
