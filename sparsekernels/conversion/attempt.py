@@ -29,7 +29,7 @@ from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
 from .measure import CLOSE, MODEL, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
 from .report import DENSE, Ground, LayerReport, Report
-from .survey import LEAST_SPARSITY, OTHERS, Given, Layer, Recorded
+from .survey import LEAST_SPARSITY, OTHERS, Given, Layer, Recorded, admit_subclasses
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
@@ -60,6 +60,7 @@ class Attempt:
     ) -> None:
         self._decisions, self._recorded = decisions, recorded
         self._model, self._args, self._layers = model, args, layers
+        admit_subclasses(layers, recorded.given)
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
         self._facts: list[Fact] = []
         self._interruptions = Interruptions()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -21,10 +22,11 @@ from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
 from .leftovers import masked_by_nncf, obstacle_left_in, obstacle_of_foreign
 from .modules import has_hooks, is_ordinary
+from .subclasses import has_own_forward_only, recorded
 from .watch.state import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
-"""The layers that may become something else; their subclasses may compute anything."""
+"""The layers that may become something else; their subclasses where they do no more than cast and pad before."""
 
 OTHERS = (
     torch.nn.Conv1d,
@@ -73,6 +75,7 @@ class Layer:
 
     obstacle: why it has to stay as it is; None where it may become something else. also: its other names, where what
     contains it has several. masked: whether NNCF masks its weight in each call.
+    recordable: whether its class alone is the obstacle.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Layer:
     obstacle: Fact | None
     also: tuple[str, ...] = ()
     masked: bool = False
+    recordable: bool = False
 
     @property
     def weight(self) -> Tensor | None:
@@ -120,12 +124,17 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
     for name, module in model.named_modules():
         if isinstance(module, KINDS):
             several = tuple(names[id(module)]) if len(places[id(module)]) > 1 else ()
-            obstacle = _obstacle(name, module, several, owners)
+            of_kind = _obstacle_of_kind(module)
+            obstacle = of_kind or _obstacle(name, module, several, owners)
             if obstacle is None and any(_is_within(name, other) for other in scripted):
                 obstacle = LayerObstacle.WITHIN_SCRIPTED.of()
             if obstacle is None and any(_is_within(name, other) for other in encoders):
                 obstacle = LayerObstacle.FAST_PATH.of()
-            result.append(Layer(name, module, obstacle, tuple(names[id(module)][1:]), name in masked))
+            recordable = False
+            if of_kind is None and type(module) not in KINDS:
+                recordable, obstacle = obstacle is None, _obstacle_of_subclass(module)
+            also = tuple(names[id(module)][1:])
+            result.append(Layer(name, module, obstacle, also, name in masked, recordable))
         elif (foreign := obstacle_of_foreign(module)) is not None:
             result.append(Layer(name, module, foreign, tuple(names[id(module)][1:])))
     return result
@@ -135,6 +144,19 @@ def _name_of(kind: type) -> str:
     """Of a class; with its module where it is called as one of torch's is."""
     is_namesake = any(kind.__name__ == base.__name__ for base in KINDS)
     return f"{kind.__module__}.{kind.__qualname__}" if is_namesake else kind.__name__
+
+
+def admit_subclasses(layers: list[Layer], given: Mapping[str, list[Given]]) -> None:
+    """Takes the obstacle from layers whose class does no more than cast and pad with what they were given.
+
+    Their code runs once for each kind of input.
+    """
+    with torch.no_grad():
+        for layer in layers:
+            inputs = dict.fromkeys(given.get(layer.name, ())) if layer.recordable else ()
+            with contextlib.suppress(Exception):  # the user's code may be made for the model's own inputs only
+                if inputs and all(recorded(layer.module, one.make())[1] is not None for one in inputs):
+                    layer.obstacle = None
 
 
 def _is_within(name: str, other: str) -> bool:
@@ -149,6 +171,23 @@ def _has_fast_path(module: torch.nn.Module) -> bool:
     )
 
 
+def _obstacle_of_kind(module: torch.nn.Module) -> Fact | None:
+    """Why nothing that is like `module` may be exchanged."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return LayerObstacle.SCRIPTED.of()
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return LayerObstacle.OUT_PROJ.of()
+    left = obstacle_left_in(module)
+    if left is None and type(module).__module__.startswith("sparsekernels."):
+        return LayerObstacle.CONVERTED.of(kind=type(module).__name__)
+    return left
+
+
+def _obstacle_of_subclass(module: torch.nn.Module) -> Fact:
+    base = next(kind for kind in KINDS if isinstance(module, kind))
+    return LayerObstacle.SUBCLASS.of(kind=_name_of(type(module)), base=base.__name__)
+
+
 def _obstacle(
     name: str, module: torch.nn.Module, several: tuple[str, ...], owners: Mapping[int, list[str]]
 ) -> Fact | None:
@@ -156,25 +195,16 @@ def _obstacle(
 
     several: its names, where more than one module holds it, or one under two keys.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        return LayerObstacle.SCRIPTED.of()
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return LayerObstacle.OUT_PROJ.of()
-    left = obstacle_left_in(module)
-    if left is not None:
-        return left
-    if type(module).__module__.startswith("sparsekernels."):
-        return LayerObstacle.CONVERTED.of(kind=type(module).__name__)
-    if type(module) not in KINDS:
-        base = next(kind for kind in KINDS if isinstance(module, kind))
-        return LayerObstacle.SUBCLASS.of(kind=_name_of(type(module)), base=base.__name__)
     if has_hooks(module):
         return LayerObstacle.HOOKS.of()
     if "forward" in vars(module):
         return LayerObstacle.FORWARD_REPLACED.of()
     if module._compiled_call_impl is not None:
         return LayerObstacle.COMPILED.of()
-    if set(module._parameters) | set(module._buffers) | set(module._modules) != {"weight", "bias"}:
+    if type(module) not in KINDS and not has_own_forward_only(module):
+        return _obstacle_of_subclass(module)
+    children = set(module._modules) if type(module) in KINDS else set()
+    if set(module._parameters) | set(module._buffers) | children != {"weight", "bias"}:
         return LayerObstacle.GIVEN_MORE.of()
     if name == "":
         return LayerObstacle.WHOLE_MODEL.of()

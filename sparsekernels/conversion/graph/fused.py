@@ -11,7 +11,7 @@ with scale = gamma / sqrt(running_var + eps) and shift = beta - scale * running_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ class Fused(torch.nn.Module):
     inputs: Tensor | None = None
     taken: tuple[torch.nn.Module, ...] = ()
     """All that it stands for, the ReLU too."""
+    keeps_channels: ClassVar[bool] = False
+    """Whether none of its channels may be left out."""
 
     def __init__(
         self,

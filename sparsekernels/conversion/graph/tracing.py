@@ -18,6 +18,7 @@ from ...nn import RMSNorm
 from ..candidates import candidate_of
 from ..facts import Fact, GraphObstacle
 from ..modules import is_plain
+from ..survey import KINDS
 from ..watch.generators import Generators
 from ..watch.state import State
 from .fusion import IN_PLACE
@@ -116,9 +117,16 @@ class _Tracer(torch.fx.Tracer):
         return (
             candidate_of(m) is not None
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
+            or _is_layer_of_subclass(m)
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+def _is_layer_of_subclass(module: nn.Module) -> bool:
+    """Whether it is one layer to convert, too: what takes its place pads as its code does, which looks at sizes."""
+    layers = [part for part in module.modules() if isinstance(part, KINDS)]
+    return isinstance(module, KINDS) and len(layers) == 1
 
 
 def _surroundings() -> tuple[Any, ...]:
