@@ -299,3 +299,51 @@ def test_parameters_keep_their_order(prefer: Prefer) -> None:
         assert list(model.state_dict()) == names
         sk.revert(model)
         assert list(model.state_dict()) == names
+
+
+class _Cached(nn.Module):
+    """As the attention of LeViT and EfficientFormer: its table of biases is looked up once for each device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.biases = nn.Linear(64, 64), nn.Parameter(torch.randn(7, 64))
+        self.register_buffer("indices", torch.randint(7, (5,)), persistent=False)
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> _Cached:
+        super().train(mode)
+        self.cache = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = str(x.device)
+        if key not in self.cache:
+            self.cache[key] = self.biases[self.indices]
+        return (self.layer(x) + self.cache[key]).relu()
+
+
+def test_a_cache_by_device_is_no_obstacle(prefer: Prefer) -> None:
+    """A graph reads what is in it, as the code does, and notices when that is another."""
+    model, x = nn.Sequential(_Cached(), _Cached()).eval(), torch.randn(2, 5, 64)
+    prune_(model, "random", 0.9)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, x)
+    assert report.way.value == GRAPH
+    assert model[0].cache == {}
+    (graph,) = graphs_of(model)
+    for _ in range(3):  # it is filled, traced with it, and read
+        assert_agree(model, dense, x)
+    assert graph.prepare().watch.unchanged()
+    assert [str(node.target) for node in graph.prepare().run.__self__.graph.nodes if node.op == "get_attr"] == [
+        "0.cache.item_cpu",
+        "1.cache.item_cpu",
+    ]
+    with torch.no_grad():
+        for one in (model, dense):
+            one[0].biases.add_(1)
+    torch.testing.assert_close(run(model, x), run(dense, x))  # both read a cache that is stale
+    for one in (model, dense):
+        one.train().eval()
+    for _ in range(3):
+        assert_agree(model, dense, x)

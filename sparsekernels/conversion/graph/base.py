@@ -25,7 +25,7 @@ from ..survey import Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
 from .trace import Trace
-from .tracing import Untraceable
+from .tracing import ITEM, Untraceable
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a module is traced, since torch.fx patches `nn.Module.__call__` and we `isinstance`, and while constants
@@ -208,6 +208,11 @@ def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
     try:
         holder = module.get_submodule(owner)
     except AttributeError:
+        owner, _, attribute = owner.rpartition(".")
+        holder = module.get_submodule(owner)
+        cache, key = vars(holder).get(attribute), name.removeprefix(ITEM)
+        if type(cache) is dict and cache.get(key) is not None:
+            return cache, key
         raise Untraceable(GraphObstacle.NO_MODULE, target=target) from None
     for place in (holder._parameters, holder._buffers, vars(holder)):
         if place.get(name) is not None:

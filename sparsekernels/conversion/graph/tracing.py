@@ -20,10 +20,13 @@ from ..facts import Fact, GraphObstacle
 from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
-from ..watch.state import State
+from ..watch.state import KEPT_BY_TORCH, State
 from .fusion import IN_PLACE
 
 Node = torch.fx.Node
+
+ITEM = "item_"
+"""Before the key of a tensor in a dict, where a node names that: a module has methods by the names of devices."""
 
 
 class Untraceable(Exception):
@@ -38,6 +41,10 @@ class _Proxy(torch.fx.Proxy):
     """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
 
     _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
+
+    def __getattr__(self, name: str) -> Any:
+        device = self.tracer.device if name == "device" and isinstance(self.tracer, _Tracer) else None
+        return super().__getattr__(name) if device is None else device
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -91,9 +98,13 @@ class _Tracer(torch.fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._surroundings = _surroundings()
+        self._in_dicts = _tensors_in_dicts(module)
+        devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+        self.device = devices.pop() if len(devices) == 1 else None
+        """Where everything is; a graph serves no tensor that is elsewhere."""
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _surroundings() != self._surroundings:
@@ -101,7 +112,11 @@ class _Tracer(torch.fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if type(a) is _Proxy else super().create_arg(a)
+        if type(a) is _Proxy:
+            return a.node
+        if type(a) is Tensor and id(a) in self._in_dicts:
+            return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
+        return super().create_arg(a)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -121,6 +136,18 @@ class _Tracer(torch.fx.Tracer):
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+def _tensors_in_dicts(module: nn.Module) -> dict[int, str]:
+    """Where modules keep tensors in a dict that is an attribute, by the tensors' ids: code caches them by device."""
+    return {
+        id(tensor): f"{name}.{attribute}.{ITEM}{key}" if name else f"{attribute}.{ITEM}{key}"
+        for name, part in module.named_modules()
+        for attribute, value in vars(part).items()
+        if type(value) is dict and attribute not in KEPT_BY_TORCH
+        for key, tensor in value.items()
+        if type(tensor) is Tensor and isinstance(key, str) and key.isidentifier()
+    }
 
 
 def _is_layer_of_subclass(module: nn.Module) -> bool:
@@ -146,7 +173,7 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     drawn = Generators(before.generators)
     try:
         with _proxies_are_tensors():
-            return _Tracer().trace(module)
+            return _Tracer(module).trace(module)
     except Untraceable:
         raise
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
