@@ -51,6 +51,9 @@ class Mode:
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
 
+    frozen: bool = False
+    """Whether what graphs make of parameters stays what it is."""
+
     expected: object = None
     """What results are compared with, where that does not depend on the offer. It may change at a comparison."""
 
@@ -117,7 +120,7 @@ class Inference(Mode):
     def graph(
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
-        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace)
+        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace, self.frozen)
 
     def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
         return (Note.FUSED.of(),)
