@@ -114,7 +114,6 @@ OPTIMIZERS: list[Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]] = [
     lambda parameters: torch.optim.SGD(parameters, 0.05),
     lambda parameters: torch.optim.SGD(parameters, 0.02, momentum=0.9, weight_decay=1e-2),
     lambda parameters: torch.optim.Adam(parameters, 0.01, foreach=False),
-    lambda parameters: torch.optim.AdamW(parameters, 0.01, fused=True),
 ]
 
 

@@ -3,7 +3,7 @@
 """Random sequences of what users do with a model: after each step a converted one computes what a dense one does.
 
 `MANY_STEPS` is the number of sequences of each of ten parts, which can run in processes of their own: 10^4 in all in
-the leg many-steps of tests/legs.sh. A failure is shrunk to a few steps, which `Session` and `do` of many_steps.py repeat.
+the leg many-steps of tests/legs.sh. A failure is shrunk to a few steps, which `Session` and its `do` repeat.
 """
 
 from __future__ import annotations

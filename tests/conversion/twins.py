@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sparsekernels.conversion.agreement import leaves_of
 from sparsekernels.testing import compare
 
 LARGEST = 1e3
@@ -157,7 +158,7 @@ def results(model: nn.Module, one: Pass, call: Call) -> dict[str, Tensor]:
     finally:
         for module, training in modes:
             module.training = training
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor)]
     found = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
     outputs = [output for output in outputs if output.requires_grad]
     if one.gradients and outputs:
