@@ -19,6 +19,7 @@ from ..timing import Interruptions
 from .candidates import candidate_of, dropping
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
+from .graph.attach import may_attach
 from .graph.base import Graph
 from .graph.channels import dropped
 from .graph.inference import InferenceGraph
@@ -57,11 +58,13 @@ class Attempt:
         layers: list[Layer],
         recorded: Recorded,
         decisions: Collection[str],
+        frozen: bool = False,
     ) -> None:
         self._decisions, self._recorded = decisions, recorded
         self._model, self._args, self._layers = model, args, layers
         admit_subclasses(layers, recorded.given)
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
+        self._mode.frozen = frozen
         self._facts: list[Fact] = []
         self._interruptions = Interruptions()
 
@@ -118,7 +121,7 @@ class Attempt:
             decision = decide(layer, given[layer.name], self._mode, fuses, self._decisions, measured)
             rows.append(decision.row)
             owner, _, _ = layer.name.rpartition(".")
-            swap = functools.partial(Swap, layer.name, self._model.get_submodule(owner), layer.module)
+            swap = functools.partial(Swap.of, layer.name, self._model.get_submodule(owner), layer.module)
             if decision.replacement is not None:
                 swaps.append(swap(decision.replacement))
             if decision.in_chain is not None:
@@ -148,38 +151,45 @@ class Attempt:
         if is_any_autocast_enabled():
             self._note(Note.AUTOCAST)
             return found
-
-        def visit(module: nn.Module, name: str) -> None:
-            if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
-                return
-            try:
-                if "forward" in vars(module):
-                    raise Untraceable(graph_obstacle_of_forward(module))
-                trace = Trace.of(module)
-                graph = self._graph(trace, contiguous=True)
-                graph.prepare()
-                calls = self._recorded.calls.get(id(module), [])
-                if not any(map(graph.serves, calls)):
-                    raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
-            except Untraceable as error:
-                if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    refused.append((name, module, error.fact))
-                for key, child in module.named_children():
-                    visit(child, f"{name}.{key}" if name else key)
-            else:
-                found.append(_Region(trace, graph))
-
-        visit(self._model, "")
+        self._visit(self._model, "", wanted, found, refused)
         self._facts += _without_graphs(refused)
         return found
 
+    def _visit(
+        self,
+        module: nn.Module,
+        name: str,
+        wanted: set[int],
+        found: list[_Region],
+        refused: list[tuple[str, nn.Module, Fact]],
+    ) -> None:
+        """Add the largest parts of `module` that run as a graph, and those that do not, with why."""
+        if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
+            return
+        try:
+            if not may_attach(module):
+                raise Untraceable(graph_obstacle_of_forward(module))
+            trace = Trace.of(module)
+            graph = self._graph(trace, contiguous=True)
+            graph.prepare()
+            calls = self._recorded.calls.get(id(module), [])
+            if not any(map(graph.serves, calls)):
+                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
+        except Untraceable as error:
+            if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                refused.append((name, module, error.fact))
+            for key, child in module.named_children():
+                self._visit(child, f"{name}.{key}" if name else key, wanted, found, refused)
+        else:
+            found.append(_Region(trace, graph))
+
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._recorded.calls.get(id(trace.module), [])
-        given = [(one.dtype, one.device) for call in calls for one in call or () if one is not None]
+        given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
-            raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if None in calls else GraphObstacle.NO_FLOATING_TENSOR)
+            raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR if calls else GraphObstacle.NOT_CALLED)
         drops = not set(dropping()).isdisjoint(self._decisions)
         return self._mode.graph(trace, *kinds[0], contiguous, drops, chains)
 
@@ -253,7 +263,7 @@ class Attempt:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
             self._facts += self._mode.fused(graphs)
-        best.conversion.install()
+        installed = best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
             if best.way is Way.CHAINS_OF_ALL:
@@ -263,9 +273,9 @@ class Attempt:
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
         except BaseException:
-            best.conversion.uninstall()
+            installed.uninstall()
             raise
-        vars(self._model)[CONVERSION] = best.conversion
+        vars(self._model)[CONVERSION] = installed
         return report
 
 

@@ -61,7 +61,7 @@ def obstacle_of_foreign(module: nn.Module) -> Fact | None:
 
 def graph_obstacle_of_forward(module: nn.Module) -> GraphObstacle:
     """Why a module whose instance has a `forward` of its own is no graph."""
-    own = type(vars(module)["forward"]).__module__
+    own = type(vars(module).get("forward")).__module__
     return GraphObstacle.FORWARD_OF_NNCF if own.partition(".")[0] == "nncf" else GraphObstacle.FORWARD_REPLACED
 
 

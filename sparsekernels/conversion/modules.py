@@ -22,6 +22,10 @@ _HOOKS = (
 )
 
 
+GRAPH = "_sparsekernels_graph"
+"""The attribute in which a module keeps how it runs as a graph."""
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether something is to be done when `module` is called, saved or loaded."""
     hooks = (hook for name in _HOOKS for hook in (getattr(module, name, None) or {}).values())
@@ -40,7 +44,10 @@ def _is_left_by_weight_norm(hook: Any) -> bool:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of `module` does what its class does, and nothing else."""
-    return not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in vars(module)
+    own = vars(module)
+    return (
+        not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in own and GRAPH not in own
+    )
 
 
 def is_ordinary(tensor: Any) -> TypeGuard[Tensor]:
