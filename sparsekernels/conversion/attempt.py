@@ -174,6 +174,9 @@ class Attempt:
             graph.prepare()
             calls = self._recorded.calls.get(id(module), [])
             if not any(map(graph.serves, calls)):
+                kinds = [kind.__name__ for call in calls for kind in call.subclasses()]
+                if kinds:
+                    raise Untraceable(GraphObstacle.TENSOR_SUBCLASS, kind=kinds[0])
                 raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
         except Untraceable as error:
             if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):

@@ -162,6 +162,7 @@ class GraphObstacle(_Sentence):
     FORWARD_REPLACED = "its forward was replaced"
     FORWARD_OF_NNCF = "NNCF replaced its forward; what its state_dict is loaded into, without NNCF, runs as one"
     OTHER_ARGUMENTS = "it is called with other arguments than tensors, or by keywords"
+    TENSOR_SUBCLASS = "it is called with a {kind}, which may compute otherwise; as_subclass(torch.Tensor) is plain"
     NOT_CALLED = "it is not called as a whole"
     NO_FLOATING_TENSOR = "neither it nor the model is called with a floating tensor"
     SURROUNDINGS = "a part of it runs under torch.no_grad, autocast, a checkpoint or the like"

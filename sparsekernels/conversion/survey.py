@@ -38,6 +38,9 @@ OTHERS = (
 )
 """Those that one may have pruned as well, for which there is no kernel."""
 
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Tensors on which operations are what they are; those on another subclass of Tensor may be anything."""
+
 LEAST_SPARSITY = 0.3
 """Below it a layer with its nonzeros only was never faster, and is not even measured."""
 
@@ -247,9 +250,13 @@ class Call:
         """The plain tensors among the arguments."""
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Given)]
 
+    def subclasses(self) -> list[type]:
+        """The classes of tensors among the arguments that are not plain."""
+        return [type(value) for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
 
 def _given(value: Any) -> Any:
-    return Given.of(value) if type(value) is Tensor else value
+    return Given.of(value) if type(value) in PLAIN else value
 
 
 @dataclass(frozen=True)

@@ -349,3 +349,26 @@ def test_a_cache_by_device_is_no_obstacle(prefer: Prefer) -> None:
         one.train().eval()
     for _ in range(3):
         assert_agree(model, dense, x)
+
+
+class _Image(Tensor):
+    """As torchvision's, which are tensors of a class of their own."""
+
+
+def test_inputs_of_a_subclass_of_tensor(prefer: Prefer) -> None:
+    """A parameter is a plain tensor; of others a note says why no graph serves them, and the layers do."""
+    x = torch.randn(4, 64)
+    for given in (nn.Parameter(x), x.as_subclass(_Image)):
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).eval()
+        prune_(model, "random", 0.9)
+        dense = copy.deepcopy(model)
+        prefer(FINE, GRAPH, LAYERS)
+        report = sk.convert(model, given)
+        is_plain = type(given) is nn.Parameter
+        assert bool(list(graphs_of(model))) is is_plain
+        assert report.converted
+        assert any("it is called with a _Image" in note for note in report.notes) is not is_plain
+        with torch.no_grad():
+            result = model(given)
+            torch.testing.assert_close(result, dense(given))
+            assert type(result) is type(dense(given))

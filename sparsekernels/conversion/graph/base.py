@@ -19,13 +19,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import nn
 
 from ..._torch import NormBase, has_any_global_hook, is_jit_tracing
 from ...dispatch import is_special
 from ..facts import GraphObstacle
 from ..modules import is_plain
-from ..survey import Call
+from ..survey import PLAIN, Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
 from .attach import NO_ANSWER, Recipe, own_class
@@ -173,7 +173,7 @@ class Graph:
 
     def _takes(self, args: tuple[Any, ...]) -> bool:
         for value in args:
-            if type(value) is not Tensor or value.dtype is not self.dtype or value.device != self.device:
+            if type(value) not in PLAIN or value.dtype is not self.dtype or value.device != self.device:
                 return False
         return True
 
