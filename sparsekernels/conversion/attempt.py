@@ -26,6 +26,7 @@ from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
+from .layouts import channels_last_gain
 from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
 from .measure import CLOSE, MODEL, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
@@ -75,8 +76,11 @@ class Attempt:
         own = {id(layer.module) for layer in self._layers}
         self._elsewhere = list(zeros_elsewhere(self._model, own, LEAST_SPARSITY))
         self._facts += [*self._elsewhere, *self._mode.notes()]
+        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
         with self._interruptions.counted():
-            report = self._run()
+            layout = channels_last_gain(self._layers, given, self._mode)
+            self._facts += [] if layout is None else [layout]
+            report = self._run(given)
         timed = report.before_ms is not None or any(row.gains for row in report.layers)
         if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
@@ -101,8 +105,7 @@ class Attempt:
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
 
-    def _run(self) -> Report:
-        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
+    def _run(self, given: Mapping[str, Sequence[Given]]) -> Report:
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
         traced = wanted | self._before_zero_scales(given)
         regions = self._regions(traced) if traced else []

@@ -16,7 +16,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.conversion import layouts
 from sparsekernels.conversion.facts import Note
+from sparsekernels.conversion.measure import Times
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -284,3 +286,27 @@ def test_by_how_much_results_differ(prefer: Prefer, training: bool) -> None:
     (fact,) = (fact for fact in sk.convert(model, torch.randn(4, 64)).facts if fact.kind is Note.OTHER_RESULTS)
     assert ": the result['logits'] by " in str(fact)
     assert str(fact).endswith(", 0.5 of its largest element; rounding is up to 0.002 of it.")
+
+
+@pytest.mark.parametrize(("gain", "said"), [(2.05, True), (1.1, False)])
+def test_channels_last_of_short_convolutions(monkeypatch: pytest.MonkeyPatch, gain: float, said: bool) -> None:
+    """It is measured: what it is worth depends on the machine."""
+    measured: list[str] = []
+
+    def times_of(calls: Any, effort: object) -> Times:
+        for name, call in calls.items():
+            measured.append(name)
+            call()
+        return Times({"as it is": [gain], "channels_last": [1.0]})
+
+    monkeypatch.setattr(layouts, "times_of", times_of)
+    for training in (False, True):
+        model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 8, 3)).bfloat16().train(training)
+        notes = sk.convert(model, torch.randn(1, 4, 8, 8, dtype=torch.bfloat16)).notes
+        assert any("computes 1 2.05 times as fast in channels_last" in note for note in notes) is said
+        assert len(measured) == 2
+        measured.clear()
+    for other in (model.to(memory_format=torch.channels_last), nn.Conv2d(4, 4, 3), nn.Linear(8, 8).bfloat16()):
+        x = torch.randn(1, 4, 8, 8, dtype=next(other.parameters()).dtype)
+        sk.convert(nn.Sequential(other), x.contiguous(memory_format=torch.channels_last) if other is model else x)
+    assert not measured
