@@ -17,6 +17,7 @@ from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..candidates import candidate_of
 from ..facts import Fact, GraphObstacle
+from ..leftovers import obstacle_of_foreign
 from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
@@ -136,6 +137,7 @@ class _Tracer(torch.fx.Tracer):
             candidate_of(m) is not None
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
             or _is_layer_of_subclass(m)
+            or obstacle_of_foreign(m) is not None
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
