@@ -16,10 +16,11 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion import layouts
+from sparsekernels.conversion import decide, layouts
 from sparsekernels.conversion.facts import Note, Way
 from sparsekernels.conversion.measure import Times
 from sparsekernels.pruning import prune_
+from sparsekernels.timing import Interruptions
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -311,3 +312,15 @@ def test_channels_last_of_short_convolutions(monkeypatch: pytest.MonkeyPatch, ga
         x = torch.randn(1, 4, 8, 8, dtype=next(other.parameters()).dtype)
         sk.convert(nn.Sequential(other), x.contiguous(memory_format=torch.channels_last) if other is model else x)
     assert not measured
+
+
+def test_times_that_are_disturbed_are_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing was faster by them."""
+    monkeypatch.setattr(Interruptions, "per_second", Interruptions.DISTURBING + 1)
+    monkeypatch.setattr(decide, "times_of", lambda *_: Times({DENSE: [1.0], FINE: [2.0]}))
+    kinds = [fact.kind for fact in sk.convert(_pruned(), torch.randn(4, 64), decisions=[FINE]).facts]
+    assert kinds == [Note.NOTHING_FASTER, Note.DISTURBED]
+    monkeypatch.undo()
+    monkeypatch.setattr(Interruptions, "per_second", Interruptions.DISTURBING + 1)
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    assert [fact.kind for fact in sk.convert(model, torch.randn(4, 8)).facts] == [Note.NOT_PRUNED]
