@@ -22,6 +22,19 @@ from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
 from .survey import Recorded
 from .watch.state import unchanged
+from .watch.tensors import are_equal, copy_of, is_lazy
+
+
+def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """In what a model runs that is to compute no gradients.
+
+    Not in inference mode: a forward that differentiates does not run there, and what it keeps for later calls would be
+    inference tensors, of which no training can make anything. That is, unless the model consists of such already.
+    """
+    tensors = (one for one in (*model.parameters(), *model.buffers()) if not is_lazy(one))
+    if any(tensor.is_inference() for tensor in tensors):
+        return torch.inference_mode()
+    return torch.no_grad()
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,15 +171,15 @@ class Inference(Mode):
 
     def _result(self) -> object:
         """What the model gives as it is. It leaves no trace."""
-        with torch.inference_mode(), unchanged(self._model):
+        with without_gradients(self._model), unchanged(self._model):
             return kept(self._call())
 
     def step(self) -> object:
-        with torch.inference_mode():
+        with without_gradients(self._model):
             return self._call()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
-        return torch.inference_mode()
+        return torch.no_grad()
 
     def run_layer(self, layer: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> None:
         for input in inputs:
@@ -230,7 +243,7 @@ class Training(Mode):
         with conversion.installed(), unchanged(self._model), dropout_by_torch():
             result = self._call()
             backward_at_random(result)
-            buffers = [buffer.clone() for buffer in self._model.buffers()]
+            buffers = [copy_of(buffer) for buffer in self._model.buffers()]
             return _Passed(kept(result), buffers, [parameter.grad for parameter in self._model.parameters()])
 
     def step(self) -> object:
@@ -255,15 +268,22 @@ class _Passed:
     """What a forward and backward pass gave."""
 
     result: object
-    buffers: list[Tensor]
+    buffers: list[Tensor | None]
     gradients: list[Tensor | None]
 
     def agrees_with(self, other: _Passed, gradients: bool) -> bool:
         """But for rounding. gradients: whether these are to agree, too."""
-        counts = [[one for one in each.buffers if not one.is_floating_point()] for each in (self, other)]
-        same = all(map(torch.equal, *counts))
-        same = same and are_close((self.result, self.buffers), (other.result, other.buffers))
+        same = len(self.buffers) == len(other.buffers) and all(map(_is_buffer_close, self.buffers, other.buffers))
+        same = same and are_close(self.result, other.result)
         return same and (not gradients or point_alike(self.gradients, other.gradients))
+
+
+def _is_buffer_close(buffer: Tensor | None, other: Tensor | None) -> bool:
+    """But for rounding, where it holds numbers; counts and whatever else there is are the same."""
+    if buffer is None or other is None:
+        return buffer is other
+    numbers = buffer.is_floating_point() and buffer.layout == torch.strided and not buffer.is_meta
+    return are_close(buffer, other) if numbers and not buffer.is_nested else are_equal(buffer, other)
 
 
 def _real(tensor: Tensor) -> Tensor:
