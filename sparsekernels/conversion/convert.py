@@ -17,6 +17,7 @@ from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .modes import without_gradients
 from .report import Report
+from .stand_ins import stand_ins
 from .survey import Layer, Recorded, layers_of, record_inputs
 from .watch.state import CONVERSION, unchanged
 from .watch.tensors import is_lazy
@@ -89,8 +90,6 @@ def convert(
     call = functools.partial(_with_own_arguments, model, args, kwargs)
     # whatever mode the caller is in: what is made here outlives it
     with torch.inference_mode(False), torch.set_grad_enabled(training), _initialized(model, call), unchanged(model):
-        if training:
-            _refuse_gradient_hooks(model)
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
@@ -103,7 +102,11 @@ def convert(
                     f"convert: expected example_input that model can be called with, got ({given}){hint}:"
                     f" {type(error).__name__}: {error}"
                 ) from error
-            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions).run()
+            with stand_ins(model) if training else contextlib.nullcontext():
+                attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions)
+                report = attempt.run()
+            if training:
+                attempt.take_parameters()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
@@ -189,16 +192,6 @@ def _with_own_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 def _copy_of(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad)
-
-
-def _refuse_gradient_hooks(model: nn.Module) -> None:
-    """What happens when a gradient arrives would happen while layers are measured: an optimizer's step, say."""
-    for name, parameter in model.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise ValueError(
-                f"convert: expected parameters without hooks, which measuring would run, got hooks of {name};"
-                " register them after"
-            )
 
 
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}

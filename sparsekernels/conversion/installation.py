@@ -53,6 +53,11 @@ class Conversion:
         for graph in self.graphs:
             vars(graph.module)["forward"] = graph.forward
 
+    def share_parameters(self) -> None:
+        """Give the layers the parameters that the original ones have."""
+        for swap in self.swaps:
+            share_parameters(swap.original, swap.replacement)
+
     def share_attributes(self) -> None:
         """Once the original layers are what they were: calls of the model may have left something in theirs."""
         for swap in self.swaps:

@@ -85,6 +85,12 @@ class Graph:
                 self._plan = self._plan_of(trace or Trace.of(self.module))
             return self._plan
 
+    def plan_anew(self, trace: Trace) -> None:
+        """Fuse once more: `trace` holds, the parameters are others. Raises `Untraceable`."""
+        with ONE_AT_A_TIME:
+            self._plan, self._trace = None, trace
+            self.prepare()
+
     def serves(self, call: Call) -> bool:
         """Whether it runs as a graph where it is called like this. Raises `Untraceable`."""
         alike = [given is not None and (given.dtype, given.device) == (self.dtype, self.device) for given in call or ()]

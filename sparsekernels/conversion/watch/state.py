@@ -232,13 +232,12 @@ class State:
     """The attributes of modules, and whatever these hold at any depth.
 
     without: names of attributes that are not looked at. Scripted modules are skipped, and lazy ones, of which their
-    first call makes something else. Where they hold too much,
-    `is_whole` is False, and only the attributes themselves are looked at. generators: of random numbers, which are
-    among what they hold, and are not compared.
+    first call makes something else. Where they hold too much, `is_whole` is False, and only the attributes themselves
+    are looked at. generators: of random numbers, which are among what they hold, and are not compared.
     """
 
     def __init__(self, modules: Iterable[nn.Module], without: Collection[str] = ()) -> None:
-        own = [module for module in modules if _is_looked_into(module)]
+        own = [module for module in modules if is_looked_into(module)]
         self._without = without
         self._attributes = [(module, self._attributes_of(module)) for module in own]
         self._held = [  # their dicts of parameters, hooks and the like
@@ -259,6 +258,14 @@ class State:
             self._held += held_by(values, {id(module) for module in own}, copies=True, generators=self.generators)
         except TooMuch:
             self.is_whole = False
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Leaves of autograd among what the modules hold, those of unregistered modules included."""
+        for held in self._held:
+            if isinstance(held.value, Tensor) and held.value.requires_grad and held.value.is_leaf:
+                yield held.value
+            elif isinstance(held.value, nn.Module):
+                yield from held.value.parameters()
 
     def _attributes_of(self, module: nn.Module) -> dict[str, Any]:
         return {name: value for name, value in vars(module).items() if name not in self._without}
@@ -287,6 +294,20 @@ class State:
         return changed
 
 
+def holders_of(model: nn.Module) -> tuple[list[nn.Module], list[Any]]:
+    """The modules of `model`, those in attributes included; and all lists, dicts and objects that they hold, and dicts
+    of parameters and attributes."""
+    modules = [module for module in model.modules() if is_looked_into(module)]
+    ids = {id(module) for module in modules}
+    with contextlib.suppress(TooMuch):
+        held = [one.value for one in held_by((value for one in modules for value in attributes_of(one).values()), ids)]
+        more = [one for value in held if isinstance(value, nn.Module) for one in value.modules() if is_looked_into(one)]
+        modules += {id(one): one for one in more if id(one) not in ids}.values()
+        dicts = [vars(value) for value in held if hasattr(value, "__dict__") and not isinstance(value, nn.Module)]
+        return modules, [*held, *dicts, *map(vars, modules), *(module._parameters for module in modules)]
+    return modules, [*map(vars, modules), *(module._parameters for module in modules)]
+
+
 class Snapshot:
     """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps of modules.
 
@@ -297,9 +318,10 @@ class Snapshot:
     def __init__(self, model: nn.Module, without: Collection[str] = ()) -> None:
         modules = list(model.modules())
         self._state = State(modules, {*_STAYS, *without})
-        self._places = [(module, dict(module._buffers)) for module in modules if _is_looked_into(module)]
+        self._places = [(module, dict(module._buffers)) for module in modules if is_looked_into(module)]
         self._buffers = [(buffer, copy_of(buffer)) for buffer in model.buffers()]
-        self._parameters = [(one, one.grad, one.requires_grad, _stamp_of(one)) for one in model.parameters()]
+        parameters = dict.fromkeys((*model.parameters(), *self._state.parameters()))
+        self._parameters = [(one, one.grad, one.requires_grad, _stamp_of(one)) for one in parameters]
         self._generators = Generators(self._state.generators)
 
     def changed(self) -> bool:
@@ -312,6 +334,11 @@ class Snapshot:
         if not all(kept is None or are_equal(buffer, kept) for buffer, kept in self._buffers):
             return True
         return self._generators.drawn() or self._state.changed()
+
+    def clear_gradients(self) -> None:
+        """There are none, until they are put back."""
+        for parameter, _, _, _ in self._parameters:
+            parameter.grad = None
 
     def put_back(self) -> None:
         """Restore everything except the elements of parameters: each part, whatever becomes of the others."""
@@ -326,7 +353,8 @@ class Snapshot:
                 parts.callback(_give_back, parameter, gradient, wanted)
 
 
-def _is_looked_into(module: nn.Module) -> bool:
+def is_looked_into(module: nn.Module) -> bool:
+    """Whether its attributes can be put back: not those of a scripted module, nor of one that is still to be made."""
     if isinstance(module, LazyModuleMixin):
         return not any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False))))
     return not isinstance(module, torch.jit.ScriptModule)
@@ -346,8 +374,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     Except for the attributes that `convert` adds.
     """
     kept = Snapshot(model, _REPLACED)
-    for parameter in model.parameters():
-        parameter.grad = None
+    kept.clear_gradients()
     with torch.random.fork_rng():
         try:
             yield
