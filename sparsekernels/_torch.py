@@ -41,7 +41,7 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_save_to_state_dict",
     ),
     nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
-    Tensor: ("_version", "_backward_hooks", "_post_accumulate_grad_hooks"),
+    Tensor: ("_version",),
 }
 """Attributes that are read, called or overridden, by the class that has them. A proxy of torch.fx that becomes an
 attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answers."""
