@@ -87,6 +87,6 @@ class Conversion:
     def hand_back(self) -> None:
         """Gives the original layers what became of their parameters and modes since."""
         for swap in self.swaps:
-            swap.replacement.clear_unused()
+            swap.replacement.hand_back()
             share_parameters(swap.replacement, swap.original)
             share_attributes(swap.replacement, swap.original)

@@ -62,10 +62,10 @@ _VERSION, _DTYPE = operator.attrgetter("_version"), operator.attrgetter("dtype")
 
 
 class _Pattern(NamedTuple):
-    """Which weights a sparse layer uses."""
+    """Which weights a replacement uses."""
 
     layer: Replacement
-    pattern: object
+    places: object
 
 
 @dataclass
@@ -95,7 +95,7 @@ class InferencePlan(Plan):
                 self.freeze()
 
     def _is_stale(self) -> bool:
-        return self.tensors.changed() or any(layer.pattern is not pattern for layer, pattern in self.patterns)
+        return self.tensors.changed() or any(layer.places is not places for layer, places in self.patterns)
 
     def freeze(self, fold: bool = True) -> None:
         """Make the constants of what the modules hold. Raises `Untraceable`, before it has done anything.
@@ -196,5 +196,5 @@ def _tensors_of(fused: Sequence[Fused]) -> Iterator[tuple[dict[str, Any], str, T
 def _patterns_of(fused: Sequence[Fused]) -> Iterator[_Pattern]:
     for layer in fused:
         for part in layer.parts:
-            if isinstance(part, Replacement) and part.pattern is not None:
-                yield _Pattern(part, part.pattern)
+            if isinstance(part, Replacement):
+                yield _Pattern(part, part.places)
