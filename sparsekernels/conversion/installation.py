@@ -132,7 +132,7 @@ class Installed:
     def hand_back(self) -> None:
         """Gives the original layers what became of their parameters and modes since."""
         for swap in self.swaps:
-            swap.replacement.clear_unused()
+            swap.replacement.hand_back()
             share_parameters(swap.replacement, swap.original)
             share_attributes(swap.replacement, swap.original)
 
