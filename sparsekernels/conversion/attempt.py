@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,6 +68,7 @@ class Attempt:
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
         self._mode.frozen = frozen
         self._facts: list[Fact] = []
+        self._traces: dict[int, Trace] = {}
         self._interruptions = Interruptions()
 
     def run(self) -> Report:
@@ -101,6 +103,15 @@ class Attempt:
         if self._elsewhere:
             return []
         return [Note.NOT_PRUNED.of(least=LEAST_SPARSITY) if self._layers else Note.NO_LAYERS.of()]
+
+    def take_parameters(self) -> None:
+        """Let what was installed have the parameters that the model has by now: others stood in for them."""
+        conversion = vars(self._model).get(CONVERSION)
+        if conversion is not None:
+            conversion.share_parameters()
+            for module, graph in conversion.live_graphs():
+                with contextlib.suppress(Untraceable):  # which the first call finds out as well
+                    graph.plan_anew(self._traces[id(module)])
 
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
@@ -188,6 +199,7 @@ class Attempt:
                 self._visit(child, f"{name}.{key}" if name else key, wanted, found, refused)
         else:
             found.append(_Region(trace, graph))
+            self._traces[id(module)] = trace
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._recorded.calls.get(id(trace.module), [])
