@@ -67,8 +67,10 @@ def _csr(layer: nn.Linear) -> None:
     [
         (_held, False, "its weight is a _Held"),
         (_held, True, "its weight is a _Held"),
+        (_held_bias, False, "its bias is a _Held"),
         (_held_bias, True, "its bias is a _Held"),
         (_subclass, False, "its weight is a Special"),
+        (_csr, False, "its weight is stored as torch.sparse_csr; torch.nn.Parameter(weight.to_dense())"),
         (_csr, True, "its weight is stored as torch.sparse_csr; torch.nn.Parameter(weight.to_dense())"),
     ],
 )
