@@ -209,10 +209,10 @@ class Attempt:
         """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
         try:
             actual = self._mode.passed(offer.conversion)
-        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+            agrees = self._mode.agrees(actual, [one.conversion for one in before])
+        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors; no memory
             self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
-        agrees = self._mode.agrees(actual, [one.conversion for one in before])
         if not agrees:
             self._note(Note.OTHER_RESULTS, way=offer.way)
         return agrees

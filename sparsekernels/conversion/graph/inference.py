@@ -56,9 +56,7 @@ class Source:
         owners = {id(place): name for name, part in parts for place in (part._parameters, part._buffers)}
         owners.update({id(part): name for name, part in parts})
         changed = [(owners.get(id(place), "?"), name) for place, name in self._tensors.changed_places()]
-        changed += [
-            (owners.get(id(layer), "?"), "pattern") for layer, was in self._patterns if layer.places is not was
-        ]
+        changed += [(owners.get(id(layer), "?"), "pattern") for layer, was in self._patterns if layer.places is not was]
         return list(map(".".join, changed))
 
 
