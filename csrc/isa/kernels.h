@@ -46,6 +46,8 @@ struct CpuKernels {
   void (*max_pool2d)(const MaxPool2d& call, float* row, int64_t begin, int64_t end);
   // The same of float32 without gaps, and the place of each result in the plane that it comes from.
   void (*max_pool2d_places)(const MaxPool2d& call, int32_t* places, int64_t begin, int64_t end);
+  // Of bytes, whatever they are.
+  uint64_t (*hash64)(const void* data, int64_t bytes, uint64_t seed);
   // Channels [begin, end).
   void (*batch_norm_forward)(const BatchNormForward& call, int64_t begin, int64_t end);
   void (*batch_norm_backward)(const BatchNormBackward& call, int64_t begin, int64_t end);
