@@ -124,7 +124,7 @@ def _convolution(draw: random.Random, inputs: int, outputs: int, stride: int = 1
         kernel // 2,
         groups=groups,
         bias=draw.random() < 0.5,
-        padding_mode=draw.choice(["zeros", "zeros", "zeros", "reflect"]),
+        padding_mode=draw.choice(["zeros", "zeros", "zeros", "replicate"]),
     )
     norm = draw.choice([[nn.BatchNorm2d(outputs)], [nn.BatchNorm2d(outputs)], [nn.GroupNorm(1, outputs)], []])
     return [layer, *norm]

@@ -23,6 +23,8 @@ from sparsekernels.testing import compare
 
 LARGEST = 1e3
 """A model whose results are larger than that is not compared: half types overflow."""
+LEAST = 2.0**-10
+"""Smaller gradients are sums of what float16 has few bits for, as it has no smaller exponents."""
 ROUNDINGS = 64
 
 
@@ -103,6 +105,8 @@ def agree(
             continue
         if actual[name].dtype != expected.dtype:
             raise Wrong(f"{one}: {name} is {actual[name].dtype}, not {expected.dtype}")
+        if dtype is torch.float16 and name.startswith("gradient") and truth[name].abs().max() < LEAST:
+            continue
         comparison = compare(name, actual[name], truth[name], baseline[name], exact)
         if not comparison.passed:
             failed.append(comparison)
