@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # torch 2.13.0, CPU: a step of an optimizer with fused=True (SGD, Adam, AdamW, Adagrad) changes parameters in place, and
-# leaves their version counters as they were; without fused each step counts at least one. So autograd does not notice a weight
-# that changed between a forward and its backward pass, and what is made of a weight (folded, packed, quantized) and
-# known by the version is silently of the weight before. Who keeps such things has to compare contents.
+# leaves their version counters as they were; without fused each step counts at least one. So autograd does not notice a
+# weight that changed between a forward and its backward pass, and what is made of a weight (folded, packed, quantized)
+# and known by the version is silently of the weight before. Who keeps such things has to compare contents.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
