@@ -54,12 +54,12 @@ def check_evaluation(model: nn.Module, calls: Sequence[Call], gradients: bool = 
     report = converted(model, calls[0])
     for call in calls:
         agree(model, dense, Pass(False, False, inference=True), call, wide=wide)
-    if gradients:
-        agree(model, dense, Pass(False, True), calls[0], wide=wide)
     expect_state(model, dense)
     agree(copy.deepcopy(model), dense, Pass(False, False), calls[0], wide=wide)
     agree(pickle.loads(pickle.dumps(model)), dense, Pass(False, False), calls[0], wide=wide)
     agree(model, dense, Pass(False, False), calls[0], wide=wide)
+    if gradients:  # last: some keep what torch does not copy afterwards
+        agree(model, dense, Pass(False, True), calls[0], wide=wide)
     sk.revert(model)
     if {name: type(module) for name, module in model.named_modules()} != types:
         raise Wrong("revert leaves other modules")
@@ -69,18 +69,18 @@ def check_evaluation(model: nn.Module, calls: Sequence[Call], gradients: bool = 
     return report
 
 
-def check_training(model: nn.Module, call: Call) -> Report:
-    """Converts in training mode, and compares a pass with gradients there, and one without."""
+def check_training(model: nn.Module, call: Call) -> bool:
+    """Converts in training mode, and compares a pass with gradients. False where the model is too sensitive."""
     dense = copy.deepcopy(model)
     model.train()
-    report = converted(model, call)
+    converted(model, call)
     expect_state(model, dense)
-    agree(model, dense, Pass(True, True), call)
+    said = agree(model, dense, Pass(True, True), call)
     sk.revert(model)
     for name, values in dense.named_parameters():
         if not torch.equal(values, model.get_parameter(name)):
             raise Wrong(f"revert gives another {name}")
-    return report
+    return said
 
 
 def expect_state(model: nn.Module, dense: nn.Module) -> None:
