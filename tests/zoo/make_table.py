@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TEXT = """# The zoo
 
-What `convert` makes of architectures that others wrote: {libraries}; with torch {torch}.
+What `convert` makes of architectures that others wrote:
+{libraries};
+with torch {torch}.
 Each is small, has random weights of which 90% are zero, and is converted in evaluation mode
 with `sparsekernels.testing.prefer({preference})`:
 everything that can become sparse does, whether or not that is faster,
@@ -54,7 +56,8 @@ def graph_of(report: Report, model: torch.nn.Module) -> str:
 
 def dense_of(report: Report) -> str:
     """Why layers stay dense: each reason once."""
-    reasons = collections.Counter(row.reason for row in report.layers if row.decision == "dense")
+    found = [row.reason for row in report.layers if row.decision == "dense"]
+    reasons = collections.Counter(re.sub(r"(several places): .*", r"\1", reason) for reason in found)
     return "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
 
 
