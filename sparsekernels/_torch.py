@@ -76,6 +76,18 @@ are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_tr
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active: fake tensors, make_fx and the like see the operators of a call."""
 
+
+def flop_counters() -> list[Any]:
+    """The FlopCounterModes that are active, as objects with a dictionary `flop_registry` of their own.
+
+    Each enters a dispatch mode that has it as its `counter`.
+    """
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as modes
+
+    counters = [getattr(mode, "counter", None) for mode in modes()]
+    return [one for one in counters if isinstance(getattr(one, "flop_registry", None), dict)]
+
+
 has_any_global_hook: Callable[[], bool] = _module._has_any_global_hook
 """Whether a hook is registered for every module."""
 

@@ -148,11 +148,12 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned)
   stack[0] = to_stack(std::move(output));
 }
 
+// Never destroyed: tensors may outlive static objects.
+Numbered<OwnedPlan>* const all_plans =
+    new Numbered<OwnedPlan>("sparse_conv2d: expected plan to be the number of one made and not freed");
+
 Numbered<OwnedPlan>& plans() {
-  // Never destroyed: tensors may outlive static objects.
-  static auto* const one =
-      new Numbered<OwnedPlan>("sparse_conv2d: expected plan to be the number of one made and not freed");
-  return *one;
+  return *all_plans;
 }
 
 void boxed_plan(StableIValue* stack, uint64_t count, uint64_t returned) {

@@ -71,7 +71,9 @@ def kept(result: object) -> object:
 
     try:
         return keep(result)
-    except Exception:  # by the attributes of a class that is not ours
+    except Exception as error:  # by the attributes of a class that is not ours
+        if is_out_of_memory(error):
+            raise
         return object()
 
 
@@ -115,10 +117,13 @@ def are_close(actual: object, expected: object) -> bool:
     """Whether two results are the same but for rounding, in the same containers. False for what cannot be compared.
 
     An integer may be another where rounding decides (the index of the larger of two): one of 16 in a tensor.
+    Raises what says that there is no memory to compare them.
     """
     try:
         return _is_close(actual, expected, set())
-    except Exception:  # by the `==` of a class that is not ours, or its attributes
+    except Exception as error:  # by the `==` of a class that is not ours, or its attributes
+        if is_out_of_memory(error):
+            raise
         return False
 
 
@@ -130,6 +135,11 @@ def are_statistics_close(actual: Tensor, expected: Tensor, size: float = 0.0) ->
     if not expected.is_floating_point():
         return torch.equal(actual, expected)
     return _are_numbers_close(actual, expected, _LARGEST_DIFFERENCE_OF_MEANS * size)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused, which says nothing of a result: torch raises a plain RuntimeError for it on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:

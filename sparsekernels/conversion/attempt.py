@@ -89,6 +89,15 @@ class Attempt:
             report = replace(report, facts=(*report.facts, disturbed))
         return report
 
+    def take_parameters(self) -> None:
+        """Let what was installed have the parameters that the model has by now: others stood in for them."""
+        conversion = vars(self._model).get(CONVERSION)
+        if conversion is not None:
+            conversion.share_parameters()
+            for module, graph in conversion.live_graphs():
+                with contextlib.suppress(Untraceable):  # which the first call finds out as well
+                    graph.plan_anew(self._traces[id(module)])
+
     def _before_zero_scales(self, given: Mapping[str, Sequence[Given]]) -> set[int]:
         """The ids of layers whose channels may be dead for the scales of a BatchNorm, whatever their weights are."""
         if not self._mode.fuses_layers or all(fact.kind is not Note.ZERO_SCALES for fact in self._elsewhere):
@@ -103,15 +112,6 @@ class Attempt:
         if self._elsewhere:
             return []
         return [Note.NOT_PRUNED.of(least=LEAST_SPARSITY) if self._layers else Note.NO_LAYERS.of()]
-
-    def take_parameters(self) -> None:
-        """Let what was installed have the parameters that the model has by now: others stood in for them."""
-        conversion = vars(self._model).get(CONVERSION)
-        if conversion is not None:
-            conversion.share_parameters()
-            for module, graph in conversion.live_graphs():
-                with contextlib.suppress(Untraceable):  # which the first call finds out as well
-                    graph.plan_anew(self._traces[id(module)])
 
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
@@ -242,10 +242,10 @@ class Attempt:
         """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
         try:
             actual = self._mode.passed(offer.conversion)
-        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+            agrees = self._mode.agrees(actual, [one.conversion for one in before])
+        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors; no memory
             self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
-        agrees = self._mode.agrees(actual, [one.conversion for one in before])
         if not agrees:
             self._note(Note.OTHER_RESULTS, way=offer.way, by=self._mode.differs_by(actual))
         return agrees

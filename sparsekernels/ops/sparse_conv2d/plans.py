@@ -18,6 +18,7 @@ from ..._torch import dispatch_modes, is_jit_tracing
 from ...formats.unstructured import Unstructured
 from .._operation import register_fake
 from ..convolution import Geometry
+from .flops import teach_counters
 from .implementations import SPARSE_CONV2D, empty_input_gradient, empty_output
 
 _plan = SPARSE_CONV2D.define(
@@ -74,7 +75,10 @@ def _forget(number: int) -> None:
 
 def may_plan(pattern: Unstructured) -> bool:
     """Whether a call may be made by a plan's number: nothing is traced that would keep it."""
-    return AVAILABLE and pattern.col_indices.is_cpu and dispatch_modes() == 0 and not is_jit_tracing()
+    if dispatch_modes() > 0:
+        teach_counters()
+        return False
+    return AVAILABLE and pattern.col_indices.is_cpu and not is_jit_tracing()
 
 
 def _fake(
