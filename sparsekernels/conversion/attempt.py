@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._torch import is_any_autocast_enabled, tree_leaves
 from ..nn.replacement import Replacement
 from ..timing import Interruptions
+from .agreement import is_out_of_memory
 from .candidates import candidate_of, dropping
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
@@ -242,8 +243,14 @@ class Attempt:
         """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
         try:
             actual = self._mode.passed(offer.conversion)
+        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+            self._note(Note.RAISED, way=offer.way, error=first_line(error))
+            return False
+        try:
             agrees = self._mode.agrees(actual, [one.conversion for one in before])
-        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors; no memory
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
         if not agrees:
