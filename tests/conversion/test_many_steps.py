@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 import many_steps_writes  # noqa: F401, its steps
+import many_steps_zeros  # noqa: F401, its steps
 import pytest
 import torch
 from hypothesis import HealthCheck, seed, settings
