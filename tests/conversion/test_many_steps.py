@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 import many_steps_writes  # noqa: F401, its steps
+import many_steps_zeros  # noqa: F401, its steps
 import pytest
 import torch
 from hypothesis import HealthCheck, seed, settings
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels ar
 
 SEQUENCES = int(os.environ.get("MANY_STEPS", "25"))
 PARTS = 10
-LENGTH = 6
+LENGTH = 5
 DTYPES = [torch.float32, torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]
 NUMBERS = st.integers(0, 1 << 20)
 
