@@ -138,8 +138,8 @@ def revert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is no module.
-        RuntimeError: a converted layer or norm was given hooks, a parametrization or a pruning mask since; nothing has
-            changed.
+        RuntimeError: a converted layer or norm was given hooks, a parametrization, a pruning mask, or parameters, buffers
+            or modules of other names since; nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
@@ -157,9 +157,9 @@ def _undo(model: nn.Module, function: str) -> None:
     conversion = vars(model).get(CONVERSION)
     if conversion is not None:
         conversion.check(function)
-        del vars(model)[CONVERSION]
-        conversion.uninstall()
         conversion.hand_back()
+        conversion.uninstall()
+        del vars(model)[CONVERSION]
 
 
 def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer], Recorded]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..nn.replacement import Replacement, share_attributes, share_parameters
+from ..nn.replacement import Replacement, share_attributes, share_options, share_parameters
 from .graph.attach import Recipe, attach, attach_recipe, attached, detach, graph_of
 from .graph.base import Graph
 from .modules import has_hooks
@@ -46,11 +46,17 @@ class Swap:
 
     @classmethod
     def of(cls, path: str, parent: nn.Module, original: nn.Module, replacement: Replacement) -> Swap:
+        replacement.path = path
         return cls(path, _Weakly(parent), original, replacement)
 
     @property
     def name(self) -> str:
         return self.path.rpartition(".")[2]
+
+    def is_in_place(self) -> bool:
+        """Whether the replacement is where it was put."""
+        parent = self.parent()
+        return parent is not None and parent._modules.get(self.name) is self.replacement
 
     def exchange(self, before: nn.Module, after: nn.Module) -> None:
         """Put `after` into the place of `before`, where that still is there."""
@@ -116,12 +122,18 @@ class Installed:
         """Raise where something was done to a layer that its original would not have."""
         for swap in self.swaps:
             layer = swap.replacement
+            if not swap.is_in_place():
+                continue
             if parametrize.is_parametrized(layer):
                 what, remedy = "a parametrization", "remove_parametrizations(layer, 'weight')"
             elif "weight" not in layer._parameters:
                 what, remedy = "a mask", "torch.nn.utils.prune.remove(layer, 'weight')"
+            elif "bias" not in layer._parameters:
+                what, remedy = "a mask of its bias", "torch.nn.utils.prune.remove(layer, 'bias')"
             elif has_hooks(layer):
                 what, remedy = "hooks", "handle.remove()"
+            elif len(layer._parameters) > 2 or layer._buffers or layer._modules:
+                what, remedy = "parameters, buffers or modules beside its own", "del layer.name"
             else:
                 continue
             raise RuntimeError(
@@ -130,11 +142,13 @@ class Installed:
             )
 
     def hand_back(self) -> None:
-        """Gives the original layers what became of their parameters and modes since."""
+        """Gives the original layers what became of their parameters, sizes and modes since."""
         for swap in self.swaps:
-            swap.replacement.hand_back()
-            share_parameters(swap.replacement, swap.original)
-            share_attributes(swap.replacement, swap.original)
+            if swap.is_in_place():
+                swap.replacement.hand_back()
+                share_options(swap.replacement, swap.original)
+                share_parameters(swap.replacement, swap.original)
+                share_attributes(swap.replacement, swap.original)
 
 
 @dataclass

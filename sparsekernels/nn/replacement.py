@@ -111,6 +111,27 @@ def share_parameters(source: Any, target: torch.nn.Module) -> None:
     target.train(source.training)
 
 
+_OPTIONS = (
+    "in_features",
+    "out_features",
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "_reversed_padding_repeated_twice",
+)
+
+
+def share_options(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Give `target` the sizes and the like of `source`, which may have become others: a new head, say."""
+    mine, theirs = vars(target), vars(source)
+    mine.update({name: theirs[name] for name in _OPTIONS if name in theirs})
+
+
 def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:
     """Give `target` the attributes that were set on `source`, and remove those that were not."""
     mine, theirs = vars(target), vars(source)
