@@ -138,8 +138,8 @@ def revert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is no module.
-        RuntimeError: a converted layer or norm was given hooks, a parametrization, a pruning mask, or parameters, buffers
-            or modules of other names since; nothing has changed.
+        RuntimeError: a converted layer or norm was given hooks, a parametrization, a pruning mask, or parameters,
+            buffers or modules of other names since; nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
