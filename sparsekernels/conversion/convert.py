@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -14,7 +16,10 @@ from torch import Tensor, nn
 from .._torch import tree_leaves, tree_map_only
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
+from .measure import on_one_thread
+from .progress import Progress, has_rich
 from .report import Report
+from .structure import Structure
 from .survey import Layer, Recorded, layers_of, record_inputs
 from .watch.state import CONVERSION, unchanged
 
@@ -25,6 +30,8 @@ def convert(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     decisions: Collection[str] | None = None,
+    max_seconds: float | None = None,
+    progress: bool | None = None,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
@@ -35,7 +42,7 @@ def convert(
     layers run one by one. In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
     dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. Where the
     whole model is not faster in the end, it is left unchanged. Threads are torch's (`torch.set_num_threads`); measuring
-    takes from a second to half a minute, in training mode up to a minute.
+    takes from a second to half a minute, in training mode up to a minute; Ctrl-C leaves the model as it was.
 
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
     Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
@@ -48,14 +55,21 @@ def convert(
             with. Other shapes are right as well, but may be slower than before.
         example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
+        max_seconds: how long this may take, about; None for no limit. The layers that promise most are measured first;
+            one that was not measured in time becomes what the measured one most like it became. A run of the model is
+            not interrupted, and where there is no time for a few of them, nothing changes.
+        progress: whether a progress bar is drawn to stderr, which needs rich; None for where rich is installed and
+            stderr is a terminal.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
 
     Raises:
-        TypeError: `model` is no ordinary module, `decisions` no collection, or `example_kwargs` no mapping.
-        ValueError: it cannot be called with `example_input`, `example_input` has no elements, or `decisions` has
-            another name. Then nothing has changed.
+        TypeError: `model` is no ordinary module, `decisions` no collection, `example_kwargs` no mapping, `max_seconds`
+            no number, or `progress` no bool.
+        ValueError: it cannot be called with `example_input`, `example_input` has no elements, `decisions` has another
+            name, or `max_seconds` is not above 0. Then nothing has changed.
+        ImportError: `progress` is True, and rich is not installed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: expected model to be a torch.nn.Module, got {type(model).__name__}")
@@ -75,13 +89,41 @@ def convert(
             raise ValueError(
                 f"convert: expected decisions of {', '.join(map(repr, all_decisions()))}, got {decision!r}"
             )
+    limit = _limit_of(max_seconds)
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"convert: expected progress to be True, False or None, got {type(progress).__name__}")
+    if progress and not has_rich():
+        raise ImportError("convert: progress=True needs rich: pip install rich")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor) and value.numel() == 0:
             raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
-    training = model.training
     call = functools.partial(_with_own_arguments, model, args, kwargs)
+    with Progress(progress, limit) as pace:
+        structure = Structure(model)
+        try:
+            report = _converted(model, example_input, args, kwargs, call, decisions, pace)
+            conversion = vars(model).get(CONVERSION)
+            if conversion is not None:
+                conversion.share_attributes()
+            pace.stop()
+        except BaseException:
+            structure.put_back()
+            raise
+    return report
+
+
+def _converted(
+    model: nn.Module,
+    example_input: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    call: Callable[[], object],
+    decisions: Collection[str],
+    pace: Progress,
+) -> Report:
+    training = model.training
     # whatever mode the caller is in: what is made here outlives it
     with torch.inference_mode(False), torch.set_grad_enabled(training), unchanged(model):
         if training:
@@ -90,6 +132,7 @@ def convert(
         _undo(model, "convert")
         try:
             try:
+                pace.at("the first run")
                 layers, recorded = _first_run(model, call)
             except Exception as error:
                 given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
@@ -98,15 +141,12 @@ def convert(
                     f"convert: expected example_input that model can be called with, got ({given}){hint}:"
                     f" {type(error).__name__}: {error}"
                 ) from error
-            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions).run()
+            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, pace).run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
                 vars(model)[CONVERSION] = previous
             raise
-    conversion = vars(model).get(CONVERSION)
-    if conversion is not None:
-        conversion.share_attributes()
     return report
 
 
@@ -149,7 +189,8 @@ def _undo(model: nn.Module, function: str) -> None:
 def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer], Recorded]:
     """The layers, and what a run gave and was given; once more where that run made modules or parameters."""
     while True:
-        layers, before = layers_of(model), _parts(model)
+        with on_one_thread():
+            layers, before = layers_of(model), _parts(model)
         with torch.inference_mode(not model.training):
             recorded = record_inputs(model, layers, call)
         if _parts(model) == before:
@@ -177,6 +218,17 @@ def _refuse_gradient_hooks(model: nn.Module) -> None:
                 f"convert: expected parameters without hooks, which measuring would run, got hooks of {name};"
                 " register them after"
             )
+
+
+def _limit_of(max_seconds: object) -> float:
+    if max_seconds is None:
+        return math.inf
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, numbers.Real):
+        raise TypeError(f"convert: expected max_seconds to be a number or None, got {type(max_seconds).__name__}")
+    seconds = float(max_seconds)
+    if not seconds > 0:
+        raise ValueError(f"convert: expected max_seconds to be above 0, got {max_seconds}")
+    return seconds
 
 
 def _describe(value: object) -> str:

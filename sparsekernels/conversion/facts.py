@@ -172,6 +172,10 @@ class Note(_Sentence):
         "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
         " disturbed."
     )
+    LIMIT = (
+        "The limit max_seconds={seconds:g} was met: fewer rounds than otherwise were measured. Left unmeasured:"
+        " {unmeasured}."
+    )
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
     NOTHING_PREFERRED = "Every layer stays dense under sparsekernels.testing.prefer: the model is unchanged."
     AUTOCAST = "Under autocast no graph serves: layers run one by one."
