@@ -32,6 +32,7 @@ def convert(
     decisions: Collection[str] | None = None,
     max_seconds: float | None = None,
     progress: bool | None = None,
+    frozen: bool = False,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
@@ -45,8 +46,9 @@ def convert(
     takes from a second to half a minute, in training mode up to a minute; Ctrl-C leaves the model as it was.
 
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
-    Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
-    are written through `.data`; after that, convert again, which measures anew.
+    Weights that are zero stay zero in training, until `revert`. In each call, the graph looks whether anything has
+    written to what it was made of, also past torch (`.data`, numpy, another process); then the layers run one by one
+    until two calls in a row find the same. That takes as long as reading these parameters, and nothing with `frozen`.
 
     Args:
         model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
@@ -60,6 +62,8 @@ def convert(
             not interrupted, and where there is no time for a few of them, nothing changes.
         progress: whether a progress bar is drawn to stderr, which needs rich; None for where rich is installed and
             stderr is a terminal.
+        frozen: whether parameters and buffers stay what they are. What they hold is not looked at in each call then; a
+            call after a change that torch counts raises RuntimeError.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
@@ -103,7 +107,7 @@ def convert(
     with Progress(progress, limit) as pace:
         structure = Structure(model)
         try:
-            report = _converted(model, example_input, args, kwargs, call, decisions, pace)
+            report = _converted(model, example_input, args, kwargs, call, decisions, pace, frozen)
             conversion = vars(model).get(CONVERSION)
             if conversion is not None:
                 conversion.share_attributes()
@@ -122,6 +126,7 @@ def _converted(
     call: Callable[[], object],
     decisions: Collection[str],
     pace: Progress,
+    frozen: bool,
 ) -> Report:
     training = model.training
     # whatever mode the caller is in: what is made here outlives it
@@ -141,7 +146,8 @@ def _converted(
                     f"convert: expected example_input that model can be called with, got ({given}){hint}:"
                     f" {type(error).__name__}: {error}"
                 ) from error
-            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, pace).run()
+            attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, pace, frozen)
+            report = attempt.run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()

@@ -26,8 +26,10 @@ from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch, norm_inputs
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
+from .graph.tracing import Untraceable
 from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
+from .measure import on_one_thread
 from .survey import Recorded
 from .watch.state import unchanged
 
@@ -46,6 +48,16 @@ class AsGraphs(Protocol):
     def __call__(self, swaps: list[Swap], contiguous: bool = True, chains: bool = False) -> Conversion: ...
 
 
+@contextlib.contextmanager
+def _installed(conversion: Conversion) -> Iterator[None]:
+    """Inside, the model runs so; its graphs are made already, of the layers as they are then."""
+    with conversion.installed():
+        with on_one_thread(), contextlib.suppress(Untraceable):  # then the modules run
+            for graph in conversion.graphs:
+                graph.prepare()
+        yield
+
+
 class Mode:
     """What `convert` asks of the mode that a model is in.
 
@@ -60,6 +72,9 @@ class Mode:
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
     passes_to_compare: ClassVar[float]
+
+    frozen: bool = False
+    """Whether what graphs make of parameters stays what it is."""
 
     expected: object = None
     """What results are compared with, where that does not depend on the offer. It may change at a comparison."""
@@ -129,7 +144,7 @@ class Inference(Mode):
     def graph(
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
-        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace)
+        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace, self.frozen)
 
     def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
         return (Note.FUSED.of(),)
@@ -150,7 +165,7 @@ class Inference(Mode):
             yield Offer(Way.LAYERS, Conversion(swaps, []))
 
     def passed(self, conversion: Conversion) -> object:
-        with conversion.installed():
+        with _installed(conversion):
             return self._result()
 
     def agrees(self, actual: object, before: Sequence[Conversion]) -> bool:
@@ -253,7 +268,7 @@ class Training(Mode):
 
     def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
-        with conversion.installed(), unchanged(self._model), dropout_by_torch(), norm_inputs() as inputs:
+        with _installed(conversion), unchanged(self._model), dropout_by_torch(), norm_inputs() as inputs:
             start = time.perf_counter()
             result = self._call()
             backward_at_random(result)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .graph.attach import detach
+from .modules import GRAPH
 from .watch.state import CONVERSION, KEPT_BY_TORCH
 
 
@@ -26,6 +28,8 @@ class Structure:
     def put_back(self) -> None:
         """Restore all of it: which there are, not the elements of tensors."""
         for module, kind, parts in self._modules:
+            if vars(module).get(GRAPH) is not parts.get(GRAPH):
+                detach(module)
             if type(module) is not kind:
                 module.__class__ = kind
             attributes = vars(module)
@@ -40,4 +44,8 @@ class Structure:
 
     @staticmethod
     def _parts_of(module: nn.Module) -> dict[str, Any]:
-        return {name: value for name, value in vars(module).items() if name in {*KEPT_BY_TORCH, "forward", CONVERSION}}
+        return {
+            name: value
+            for name, value in vars(module).items()
+            if name in {*KEPT_BY_TORCH, "forward", GRAPH, CONVERSION}
+        }
