@@ -167,6 +167,7 @@ def test_a_limit_that_is_over_at_once(training: bool) -> None:
     assert fact.operands["seconds"] == 1e-6
     assert "2 of 2 layers" in str(fact)
     assert "max_seconds" in report.to_json()
+    assert "No faster" not in " ".join(report.notes)
 
 
 def test_a_limit_that_is_not_met_changes_nothing(prefer: Prefer) -> None:
