@@ -71,7 +71,9 @@ def kept(result: object) -> object:
 
     try:
         return keep(result)
-    except Exception:  # by the attributes of a class that is not ours
+    except Exception as error:  # by the attributes of a class that is not ours
+        if is_out_of_memory(error):
+            raise
         return object()
 
 
@@ -115,10 +117,13 @@ def are_close(actual: object, expected: object) -> bool:
     """Whether two results are the same but for rounding, in the same containers. False for what cannot be compared.
 
     An integer may be another where rounding decides (the index of the larger of two): one of 16 in a tensor.
+    Raises what says that there is no memory to compare them.
     """
     try:
         return _is_close(actual, expected, set())
-    except Exception:  # by the `==` of a class that is not ours, or its attributes
+    except Exception as error:  # by the `==` of a class that is not ours, or its attributes
+        if is_out_of_memory(error):
+            raise
         return False
 
 
@@ -130,6 +135,11 @@ def are_statistics_close(actual: Tensor, expected: Tensor, size: float = 0.0) ->
     if not expected.is_floating_point():
         return torch.equal(actual, expected)
     return _are_numbers_close(actual, expected, _LARGEST_DIFFERENCE_OF_MEANS * size)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused, which says nothing of a result: torch raises a plain RuntimeError for it on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:
@@ -179,3 +189,48 @@ def _are_numbers_close(actual: Tensor, expected: Tensor, least: float = 0.0) -> 
     allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
     allowed = allowed.clamp(min=least)
     return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())
+
+
+def difference(actual: object, expected: object) -> str:
+    """By how much two results that are not close differ most, as a sentence goes on; nothing where that has no number.
+
+    Of the elements of floating tensors: relative to the largest element of the tensor, as they are compared.
+    """
+    worst, words = 0.0, ""
+    try:
+        for place, mine, theirs in _pairs(actual, expected):
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                return f": {place} is {_kind(mine)}, not {_kind(theirs)}"
+            if not theirs.is_floating_point() or theirs.numel() == 0 or _are_numbers_close(mine, theirs):
+                continue
+            ours, original = mine.detach().double(), theirs.detach().double()
+            off = float((ours - original).abs().nan_to_num(math.inf).max())
+            largest = float(original.abs().nan_to_num(0.0, 0.0).max())
+            share = off / largest if largest else math.inf
+            if share > worst:
+                allowed = _LARGEST_DIFFERENCE.get(theirs.dtype, 1e-6)
+                rounding = f"rounding is up to {allowed:g} of it"
+                worst, words = share, f": {place} by {off:.2g}, {share:.2g} of its largest element; {rounding}"
+    except Exception:  # by a class that is not ours
+        return ""
+    return words
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _pairs(actual: object, expected: object) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The tensors at the same places of two results, each with its place."""
+    seen: set[int] = set()
+    left = [("the result", actual, expected)]
+    while left:
+        place, mine, theirs = left.pop()
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            yield place, mine, theirs
+            continue
+        ours, others = _parts_of(mine), _parts_of(theirs)
+        if ours is not None and others is not None and id(theirs) not in seen:
+            seen.add(id(theirs))
+            both = reversed(list(zip(ours, others, strict=False)))
+            left.extend((f"{place}[{key!r}]", one, other) for (key, one), (_, other) in both)

@@ -17,6 +17,7 @@ from .agreement import (
     are_close,
     are_statistics_close,
     backward_at_random,
+    difference,
     differentiable,
     kept,
     point_alike,
@@ -31,7 +32,20 @@ from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
 from .measure import on_one_thread
 from .survey import Recorded
+from .watch.copies import are_equal, copy_of, is_lazy
 from .watch.state import unchanged
+
+
+def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """In what a model runs that is to compute no gradients.
+
+    Not in inference mode: a forward that differentiates does not run there, and what it keeps for later calls would be
+    inference tensors, of which no training can make anything. That is, unless the model consists of such already.
+    """
+    tensors = (one for one in (*model.parameters(), *model.buffers()) if not is_lazy(one))
+    if any(tensor.is_inference() for tensor in tensors):
+        return torch.inference_mode()
+    return torch.no_grad()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +130,10 @@ class Mode:
         """
         raise NotImplementedError
 
+    def differs_by(self, actual: Any) -> str:
+        """By how much `actual`, which does not agree, differs, as a sentence goes on."""
+        raise NotImplementedError
+
     def step(self) -> object:
         """One pass of the model, as it is timed."""
         raise NotImplementedError
@@ -183,17 +201,20 @@ class Inference(Mode):
                 agrees = are_close(actual, again)
         return agrees
 
+    def differs_by(self, actual: object) -> str:
+        return difference(actual, self.expected)
+
     def _result(self) -> object:
         """What the model gives as it is. It leaves no trace."""
-        with torch.inference_mode(), unchanged(self._model):
+        with without_gradients(self._model), unchanged(self._model):
             return kept(self._call())
 
     def step(self) -> object:
-        with torch.inference_mode():
+        with without_gradients(self._model):
             return self._call()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
-        return torch.inference_mode()
+        return torch.no_grad()
 
     def run_layer(self, layer: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> None:
         for input in inputs:
@@ -255,16 +276,20 @@ class Training(Mode):
         """
         if not before:
             other = self.passed(Conversion([], []))
-            self.seconds, self._layers = other.seconds, actual
+            self.seconds, self._layers, self._other = other.seconds, actual, other
             return actual.agrees_with(other, gradients=False)
         # what is no part of the model may have changed since
         return any(actual.agrees_with(other, gradients=True) for other in self._layers_now(before[0]))
 
     def _layers_now(self, layers: Conversion) -> Iterator[_Passed]:
         """What the layers one by one gave, and what they give now."""
+        self._other = self._layers
         yield self._layers
-        self._layers = self.passed(layers)
+        self._other = self._layers = self.passed(layers)
         yield self._layers
+
+    def differs_by(self, actual: _Passed) -> str:
+        return actual.differs_by(self._other)
 
     def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
@@ -273,7 +298,7 @@ class Training(Mode):
             result = self._call()
             backward_at_random(result)
             seconds = time.perf_counter() - start
-            buffers = [(buffer.clone(), inputs.size(buffer)) for buffer in self._model.buffers()]
+            buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in self._model.buffers()]
             gradients = [parameter.grad for parameter in self._model.parameters()]
             return _Passed(kept(result), buffers, gradients, inputs.wrong, seconds)
 
@@ -299,7 +324,7 @@ class _Passed:
     """What a forward and backward pass gave. buffers: with the size of what each running mean is the mean of."""
 
     result: object
-    buffers: list[tuple[Tensor, float]]
+    buffers: list[tuple[Tensor | None, float]]
     gradients: list[Tensor | None]
     wrong: bool
     seconds: float
@@ -309,10 +334,29 @@ class _Passed:
         if self.wrong or len(self.buffers) != len(other.buffers):
             return False
         for (mine, _), (theirs, size) in zip(self.buffers, other.buffers, strict=True):
-            if not are_statistics_close(mine, theirs, size):
+            if not _is_buffer_close(mine, theirs, size):
                 return False
         alike = are_close(self.result, other.result)
         return alike and (not gradients or point_alike(self.gradients, other.gradients))
+
+    def differs_by(self, other: _Passed) -> str:
+        """By how much: of the results, else of buffers or gradients."""
+        if not are_close(self.result, other.result):
+            return difference(self.result, other.result)
+        return ", in buffers" if point_alike(self.gradients, other.gradients) else ", in gradients"
+
+
+def _is_buffer_close(buffer: Tensor | None, other: Tensor | None, size: float) -> bool:
+    """But for rounding, where it holds numbers; counts and whatever else there is are the same.
+
+    size: of what it is a mean of.
+    """
+    if buffer is None or other is None:
+        return buffer is other
+    numbers = buffer.is_floating_point() and buffer.layout == torch.strided and not buffer.is_meta
+    if numbers and not buffer.is_nested:
+        return are_statistics_close(buffer, other, size)
+    return are_equal(buffer, other)
 
 
 def _real(tensor: Tensor) -> Tensor:
