@@ -1,12 +1,16 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""One conversion on its way: layers are decided, offers made and compared, and the fastest is installed."""
+"""One conversion on its way: layers are decided, offers made and compared, and the fastest is installed.
+
+More than 400 lines: the steps of one conversion follow each other and share what it has found.
+"""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +23,7 @@ from ..nn.replacement import Replacement
 from ..timing import Interruptions
 from .agreement import is_out_of_memory
 from .candidates import candidate_of, dropping
-from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
+from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
 from .graph.attach import may_attach
 from .graph.base import Graph
@@ -30,14 +34,17 @@ from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
 from .layouts import channels_last_gain
 from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
-from .measure import CLOSE, MODEL, prefers, times_of
+from .measure import CLOSE, MODEL, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
 from .modes import Inference, Mode, Offer, Training
+from .progress import Progress
 from .report import DENSE, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Given, Layer, Recorded, admit_subclasses
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
 """The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
+_CERTAIN_BY_ONE = 1.6
+"""Where a single run of the model as it was is that much slower, it is enough when time is short."""
 _MOST_ROUNDS = 0.7
 """The share of these rounds in which it then has to be faster."""
 
@@ -61,9 +68,12 @@ class Attempt:
         layers: list[Layer],
         recorded: Recorded,
         decisions: Collection[str],
+        pace: Progress,
         frozen: bool = False,
     ) -> None:
-        self._decisions, self._recorded = decisions, recorded
+        self._decisions, self._recorded, self._pace = decisions, recorded, pace
+        self._unmeasured: list[str] = []
+        self._pass_seconds = 0.0
         self._model, self._args, self._layers = model, args, layers
         admit_subclasses(layers, recorded.given)
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
@@ -80,7 +90,7 @@ class Attempt:
         self._elsewhere = list(zeros_elsewhere(self._model, own, LEAST_SPARSITY))
         self._facts += [*self._elsewhere, *self._mode.notes()]
         given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
-        with self._interruptions.counted():
+        with self._interruptions.counted(), stopped_by(self._pace.stop):
             layout = channels_last_gain(self._layers, given, self._mode)
             self._facts += [] if layout is None else [layout]
             report = self._run(given)
@@ -118,22 +128,24 @@ class Attempt:
         self._facts.append(note.of(**operands))
 
     def _run(self, given: Mapping[str, Sequence[Given]]) -> Report:
-        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
-        traced = wanted | self._before_zero_scales(given)
-        regions = self._regions(traced) if traced else []
+        with on_one_thread():
+            wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
+        self._pace.at("tracing")
+        with on_one_thread():
+            traced = wanted | self._before_zero_scales(given)
+            regions = self._regions(traced) if traced else []
         if not wanted and not any(_drops(region.graph) for region in regions):
             self._facts += self._why_nothing()
             rows = [decide(layer, given[layer.name], self._mode, False, (), {}).row for layer in self._layers]
             return self._report(rows)
         parts = [part for region in regions for part in region.trace.module.modules()]
         fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
-        measured: Measured = {}
         rows = []
         swaps: list[Swap] = []
         in_chains: list[Swap] = []
+        decided = self._decide(given, fused)
         for layer in self._layers:
-            fuses = id(layer.module) in fused
-            decision = decide(layer, given[layer.name], self._mode, fuses, self._decisions, measured)
+            decision = decided[layer.name]
             rows.append(decision.row)
             owner, _, _ = layer.name.rpartition(".")
             swap = functools.partial(Swap.of, layer.name, self._model.get_submodule(owner), layer.module)
@@ -142,12 +154,42 @@ class Attempt:
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
         if not swaps and not any(_drops(region.graph) for region in regions):
-            self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
+            if not any(row.ground is Ground.LIMIT for row in rows):
+                self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
         if not offers:  # the notes say why
             return self._report([_unchanged(row) for row in rows])
         return self._install_fastest(rows, offers, in_chains)
+
+    def _decide(self, given: Mapping[str, Sequence[Given]], fused: set[int]) -> Mapping[str, Decision]:
+        """What each layer becomes. Where time is limited, what promises most is measured first, and longest."""
+        pace, left, order = self._pace, 0.0, self._layers
+        promises = {layer.name: expected_gain(layer, given[layer.name]) for layer in order}
+        if pace.limited:
+            left, order = sum(promises.values()), sorted(order, key=lambda layer: promises[layer.name], reverse=True)
+        # for the comparison of the whole model, passes of which this is about the time; but something is to be compared
+        reserve = min(pace.left * 0.6, self._mode.passes_to_compare * self._recorded.seconds) if pace.limited else 0.0
+        decided: dict[str, Decision] = {}
+        measured: Measured = {}
+        for layer in order:
+            pace.at("measuring layers", len(decided), len(order))
+            share = promises[layer.name] / left if left else 0.0
+            until = pace.left - share * (pace.left - reserve) if pace.limited else reserve
+            arguments = layer, given[layer.name], self._mode, id(layer.module) in fused, self._decisions, measured
+            with stopped_by(functools.partial(pace.stop, until)):
+                decided[layer.name] = decide(*arguments, may_begin=not pace.stop(reserve))
+            left -= promises[layer.name]
+        rows = [decision.row for decision in decided.values()]
+        untimed = [name for name, decision in decided.items() if decision.untimed]
+        for name in untimed:
+            similar = most_like(decided[name].row, rows)
+            if similar is not None and similar.decision in decided[name].untimed:
+                row = replace(decided[name].row, decision=similar.decision, measured_on=similar.name)
+                decided[name] = Decision(row, decided[name].untimed[similar.decision])
+        if untimed:
+            self._unmeasured.append(f"{len(untimed)} of {len(order)} layers")
+        return decided
 
     def _report(
         self,
@@ -156,6 +198,9 @@ class Attempt:
         after_ms: float | None = None,
         way: Way = Way.BEFORE,
     ) -> Report:
+        if self._pace.met:
+            unmeasured = tuple(self._unmeasured) or ("nothing",)
+            self._note(Note.LIMIT, seconds=self._pace.max_seconds, unmeasured=unmeasured)
         facts = tuple(self._facts)
         return Report(tuple(rows), before_ms, after_ms, self._mode.name, torch.get_num_threads(), facts, way)
 
@@ -219,7 +264,14 @@ class Attempt:
         """
         mode = self._mode
         offers: list[Offer] = []
-        for offer in mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None):
+        ways = list(mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None))
+        if self._pace.limited and mode.first is None:  # the fastest as a rule is not to be left out
+            ways.sort(key=lambda offer: offer.way is not Way.CHAINS)
+        for done, offer in enumerate(ways):
+            self._pace.at("checking results", done, len(ways))
+            if self._pace.stop(2 * self._pass_seconds if offers else 0.0):  # a check, and a pass that is timed
+                self._unmeasured += [f"running as {offer.way.words}" for offer in ways[done:]]
+                break
             expected = mode.expected
             agrees = self._agrees(offer, offers)
             if mode.expected is not expected:
@@ -242,7 +294,9 @@ class Attempt:
     def _agrees(self, offer: Offer, before: list[Offer]) -> bool:
         """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
         try:
+            start = time.perf_counter()
             actual = self._mode.passed(offer.conversion)
+            self._pass_seconds = time.perf_counter() - start
         except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
             self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
@@ -263,7 +317,10 @@ class Attempt:
         contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
         before = Way.BEFORE.value
         earlier = {before: self._recorded.seconds}
-        times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True, earlier=earlier)
+        self._pace.at("timing the whole model")
+        times = self._without_before(contexts, before)
+        if times is None:
+            times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True, earlier=earlier)
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
         for way in times.faster(offered, before, LEAST_GAIN):
@@ -302,6 +359,19 @@ class Attempt:
             raise
         vars(self._model)[CONVERSION] = installed
         return report
+
+    def _without_before(self, contexts: Contexts, before: str) -> Times | None:
+        """Times, with that of the check for the model as it was; None where there is time, or the difference small."""
+        pace, seconds = self._pace, self._mode.seconds
+        if prefers() or not pace.stop(1.5 * seconds):
+            return None
+        others = [way for way in contexts if way != before]
+        times = times_of(dict.fromkeys(others, self._mode.step), MODEL, contexts, warm=True)
+        times = Times({**times.rounds, before: [seconds]})
+        if not times.faster(others, before, _CERTAIN_BY_ONE):
+            return None
+        self._unmeasured.append("the model as it was, whose time is that of one run")
+        return times
 
 
 def _without_graphs(refused: list[tuple[str, nn.Module, Fact]]) -> list[Fact]:
@@ -353,5 +423,7 @@ def _unchanged(row: LayerReport) -> LayerReport:
     """The row of a layer that stays, since the whole model was not faster."""
     if row.decision == DENSE:
         return row
+    if row.ground is Ground.LIMIT:
+        return replace(row, decision=DENSE, measured_on=None)
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
     return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)

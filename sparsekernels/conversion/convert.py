@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import numbers
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 from .._torch import tree_leaves, tree_map_only
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
+from .measure import on_one_thread
 from .modes import without_gradients
 from .norms import check_norms, restore_norms
+from .progress import Progress, has_rich
 from .report import Report
 from .stand_ins import stand_ins
+from .structure import Structure
 from .survey import Layer, Recorded, layers_of, record_inputs
 from .watch.copies import is_lazy
 from .watch.state import CONVERSION, unchanged
@@ -30,6 +35,8 @@ def convert(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     decisions: Collection[str] | None = None,
+    max_seconds: float | None = None,
+    progress: bool | None = None,
     frozen: bool = False,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
@@ -41,7 +48,7 @@ def convert(
     layers run one by one. In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
     dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. Where the
     whole model is not faster in the end, it is left unchanged. Threads are torch's (`torch.set_num_threads`); measuring
-    takes from a second to half a minute, in training mode up to a minute.
+    takes from a second to half a minute, in training mode up to a minute; Ctrl-C leaves the model as it was.
 
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
     Weights that are zero stay zero in training, until `revert`. In each call, the graph looks whether anything has
@@ -55,6 +62,11 @@ def convert(
             with. Other shapes are right as well, but may be slower than before.
         example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
+        max_seconds: how long this may take, about; None for no limit. The layers that promise most are measured first;
+            one that was not measured in time becomes what the measured one most like it became. A run of the model is
+            not interrupted, and where there is no time for a few of them, nothing changes.
+        progress: whether a progress bar is drawn to stderr, which needs rich; None for where rich is installed and
+            stderr is a terminal.
         frozen: whether parameters and buffers stay what they are. What they hold is not looked at in each call then; a
             call after a change that torch counts raises RuntimeError.
 
@@ -63,9 +75,10 @@ def convert(
 
     Raises:
         TypeError: `model` is no ordinary module (a scripted or compiled one, or wrapped for distributed training),
-            `decisions` no collection, or `example_kwargs` no mapping.
-        ValueError: it cannot be called with `example_input`, `example_input` has no elements, or `decisions` has
-            another name. Then nothing has changed.
+            `decisions` no collection, `example_kwargs` no mapping, `max_seconds` no number, or `progress` no bool.
+        ValueError: it cannot be called with `example_input`, `example_input` has no elements, `decisions` has another
+            name, or `max_seconds` is not above 0. Then nothing has changed.
+        ImportError: `progress` is True, and rich is not installed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: expected model to be a torch.nn.Module, got {type(model).__name__}")
@@ -86,19 +99,49 @@ def convert(
             raise ValueError(
                 f"convert: expected decisions of {', '.join(map(repr, all_decisions()))}, got {decision!r}"
             )
+    limit = _limit_of(max_seconds)
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"convert: expected progress to be True, False or None, got {type(progress).__name__}")
+    if progress and not has_rich():
+        raise ImportError("convert: progress=True needs rich: pip install rich")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor) and value.numel() == 0:
             raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
-    training = model.training
     call = functools.partial(_with_own_arguments, model, args, kwargs)
+    with Progress(progress, limit) as pace:
+        structure = Structure(model)
+        try:
+            report = _converted(model, example_input, args, kwargs, call, decisions, pace, frozen)
+            conversion = vars(model).get(CONVERSION)
+            if conversion is not None:
+                conversion.share_attributes()
+            pace.stop()
+        except BaseException:
+            structure.put_back()
+            raise
+    return report
+
+
+def _converted(
+    model: nn.Module,
+    example_input: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    call: Callable[[], object],
+    decisions: Collection[str],
+    pace: Progress,
+    frozen: bool,
+) -> Report:
+    training = model.training
     # whatever mode the caller is in: what is made here outlives it
     with torch.inference_mode(False), torch.set_grad_enabled(training), _initialized(model, call), unchanged(model):
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
             try:
+                pace.at("the first run")
                 layers, recorded = _first_run(model, call)
             except Exception as error:
                 given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
@@ -108,7 +151,7 @@ def convert(
                     f" {type(error).__name__}: {error}"
                 ) from error
             with stand_ins(model) if training else contextlib.nullcontext():
-                attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, frozen)
+                attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, pace, frozen)
                 report = attempt.run()
             if training:
                 attempt.take_parameters()
@@ -117,9 +160,6 @@ def convert(
                 previous.install()
                 vars(model)[CONVERSION] = previous
             raise
-    conversion = vars(model).get(CONVERSION)
-    if conversion is not None:
-        conversion.share_attributes()
     return report
 
 
@@ -165,7 +205,8 @@ def _undo(model: nn.Module, function: str) -> None:
 def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer], Recorded]:
     """The layers, and what a run gave and was given; once more where that run made modules or parameters."""
     while True:
-        layers, before = layers_of(model), _parts(model)
+        with on_one_thread():
+            layers, before = layers_of(model), _parts(model)
         with contextlib.nullcontext() if model.training else without_gradients(model):
             recorded = record_inputs(model, layers, call)
         if _parts(model) == before:
@@ -216,6 +257,17 @@ def _refuse_wrappers(model: nn.Module) -> None:
                     f"convert: expected model before {base.__name__} wraps it, got {where}; convert the module inside,"
                     " then wrap it"
                 )
+
+
+def _limit_of(max_seconds: object) -> float:
+    if max_seconds is None:
+        return math.inf
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, numbers.Real):
+        raise TypeError(f"convert: expected max_seconds to be a number or None, got {type(max_seconds).__name__}")
+    seconds = float(max_seconds)
+    if not seconds > 0:
+        raise ValueError(f"convert: expected max_seconds to be above 0, got {max_seconds}")
+    return seconds
 
 
 def _describe(value: object) -> str:

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
-from .measure import LAYER, Times, times_of
+from .measure import LAYER, Times, on_one_thread, times_of
 from .modes import Mode
 from .report import DENSE, Ground, LayerReport
 from .survey import LEAST_SPARSITY, Given, Layer
@@ -36,11 +37,13 @@ class Decision:
     row          of the report
     replacement  None where it stays
     in_chain     what it may be instead, in a chain of sparse layers, though that is not faster by itself
+    untimed      what it may be, by the names of decisions, where there was no time to measure it
     """
 
     row: LayerReport
     replacement: Replacement | None = None
     in_chain: Replacement | None = None
+    untimed: Mapping[str, Replacement] = field(default_factory=dict)
 
 
 Measured = dict[tuple[Any, ...], tuple[str, Times]]
@@ -54,11 +57,13 @@ def decide(
     fuses: bool,
     decisions: Collection[str],
     measured: Measured,
+    may_begin: bool = True,
 ) -> Decision:
     """What `layer` becomes.
 
     given: what it was given, once for each call. fuses: whether a graph will run it, with frozen weights and on
     contiguous images. decisions: what it may become. measured: layers that are alike are measured once.
+    may_begin: whether there is time to measure it.
     """
     weight = layer.weight
     row = LayerReport(
@@ -73,12 +78,16 @@ def decide(
     )
     if row.obstacle is not None:
         return Decision(row)
-    candidates, ruled_out = candidates_of(layer, decisions)
+    with on_one_thread():
+        candidates, ruled_out = candidates_of(layer, decisions)
     row = replace(row, ruled_out=ruled_out)
     if not candidates:
         return Decision(row)
-    key = _kind_of(layer, given, candidates, fuses)
+    with on_one_thread():
+        key = _kind_of(layer, given, candidates, fuses)
     if key not in measured:
+        if not may_begin:
+            return Decision(replace(row, ground=Ground.LIMIT), untimed=candidates)
         measured[key] = layer.name, _measure(layer, given, candidates, mode, fuses)
     measured_on, times = measured[key]
     best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)
@@ -96,6 +105,33 @@ def decide(
         return Decision(row, None, in_chain)
     row = replace(row, decision=best, ms=dense_ms / gains[best])
     return Decision(row, candidates[best], None if best in chained else in_chain)
+
+
+def expected_gain(layer: Layer, given: Sequence[Given]) -> float:
+    """The multiplications by zero in one pass: what there is to be gained by `layer`, about."""
+    module: Any = layer.module
+    weight, total = layer.weight, 0.0
+    if weight is None or not weight.numel():
+        return total
+    for one in given:
+        places = math.prod(one.shape) / (one.shape[1] if weight.dim() > 2 else one.shape[-1])
+        total += places / math.prod(getattr(module, "stride", (1,))) * weight.numel()
+    return total * (layer.sparsity or 0.0)
+
+
+def most_like(row: LayerReport, rows: Sequence[LayerReport]) -> LayerReport | None:
+    """Of `rows` that were measured, the one whose layer is the most like that of `row`; None where none is."""
+    alike = [one for one in rows if one.gains and one.kind == row.kind and one.weight_shape[2:] == row.weight_shape[2:]]
+    return min(alike, key=lambda one: _distance(one, row), default=None)
+
+
+def _distance(one: LayerReport, other: LayerReport) -> float:
+    """How much the sizes of weights and inputs and the densities of two layers differ, as logarithms."""
+    both = [
+        (math.prod(row.weight_shape), math.prod(row.input_shape or ()), 1.001 - (row.sparsity or 0.0))
+        for row in (one, other)
+    ]
+    return sum(abs(math.log(mine / theirs)) for mine, theirs in zip(*both, strict=True))
 
 
 def _names_all(obstacle: Fact | None) -> bool:

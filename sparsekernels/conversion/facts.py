@@ -193,6 +193,10 @@ class Note(_Sentence):
         "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
         " disturbed."
     )
+    LIMIT = (
+        "The limit max_seconds={seconds:g} was met: fewer rounds than otherwise were measured. Left unmeasured:"
+        " {unmeasured}."
+    )
     CHANNELS_LAST = (
         "Whatever its zeros, torch computes {layer} {gain:.2f} times as fast in channels_last: try"
         " model.to(memory_format=torch.channels_last), the images likewise, and convert then."

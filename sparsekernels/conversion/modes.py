@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -26,8 +27,10 @@ from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch, norm_inputs
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
+from .graph.tracing import Untraceable
 from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
+from .measure import on_one_thread
 from .survey import Recorded
 from .watch.copies import are_equal, copy_of, is_lazy
 from .watch.state import unchanged
@@ -59,18 +62,30 @@ class AsGraphs(Protocol):
     def __call__(self, swaps: list[Swap], contiguous: bool = True, chains: bool = False) -> Conversion: ...
 
 
+@contextlib.contextmanager
+def _installed(conversion: Conversion) -> Iterator[None]:
+    """Inside, the model runs so; its graphs are made already, of the layers as they are then."""
+    with conversion.installed():
+        with on_one_thread(), contextlib.suppress(Untraceable):  # then the modules run
+            for graph in conversion.graphs:
+                graph.prepare()
+        yield
+
+
 class Mode:
     """What `convert` asks of the mode that a model is in.
 
     name: as reports have it. fuses_layers: whether a graph runs layers with frozen weights, on contiguous images.
     names_obstacles: whether it is said which parts do not run as a graph, and why. first: the way without which no
-    other agrees.
+    other agrees. seconds: what a pass of the model as it was took, the last time that somebody looked.
+    passes_to_compare: what it takes to compare ways to run the model, as so many times the first run.
     """
 
     name: ClassVar[str]
     fuses_layers: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
+    passes_to_compare: ClassVar[float]
 
     frozen: bool = False
     """Whether what graphs make of parameters stays what it is."""
@@ -80,6 +95,7 @@ class Mode:
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         self._model, self._args, self._call, self._recorded = model, args, call, recorded
+        self.seconds = recorded.seconds
 
     def notes(self) -> tuple[Fact, ...]:
         """What is to be said of a conversion in this mode."""
@@ -137,6 +153,7 @@ class Inference(Mode):
     name = "eval"
     fuses_layers = True
     names_obstacles = True
+    passes_to_compare = 1.2
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         super().__init__(model, args, call, recorded)
@@ -166,7 +183,7 @@ class Inference(Mode):
             yield Offer(Way.LAYERS, Conversion(swaps, []))
 
     def passed(self, conversion: Conversion) -> object:
-        with conversion.installed():
+        with _installed(conversion):
             return self._result()
 
     def agrees(self, actual: object, before: Sequence[Conversion]) -> bool:
@@ -211,6 +228,10 @@ class Training(Mode):
     fuses_layers = False
     names_obstacles = False
     first = Way.LAYERS  # a graph has the same layers
+    passes_to_compare = 6.0
+
+    _layers: _Passed
+    """What the layers one by one gave."""
 
     def notes(self) -> tuple[Fact, ...]:
         mode = Note.TRAINING_MODE.of()
@@ -253,21 +274,33 @@ class Training(Mode):
         Gradients are compared with those of the layers one by one: nothing but the graph differs then, so rounding is
         all that may. The layers' own gradients are others, by design.
         """
-        other = self.passed(before[0] if before else Conversion([], []))
-        self._other = other
-        return actual.agrees_with(other, gradients=bool(before))
+        if not before:
+            other = self.passed(Conversion([], []))
+            self.seconds, self._layers, self._other = other.seconds, actual, other
+            return actual.agrees_with(other, gradients=False)
+        # what is no part of the model may have changed since
+        return any(actual.agrees_with(other, gradients=True) for other in self._layers_now(before[0]))
+
+    def _layers_now(self, layers: Conversion) -> Iterator[_Passed]:
+        """What the layers one by one gave, and what they give now."""
+        self._other = self._layers
+        yield self._layers
+        self._other = self._layers = self.passed(layers)
+        yield self._layers
 
     def differs_by(self, actual: _Passed) -> str:
         return actual.differs_by(self._other)
 
     def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
-        with conversion.installed(), unchanged(self._model), dropout_by_torch(), norm_inputs() as inputs:
+        with _installed(conversion), unchanged(self._model), dropout_by_torch(), norm_inputs() as inputs:
+            start = time.perf_counter()
             result = self._call()
             backward_at_random(result)
+            seconds = time.perf_counter() - start
             buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in self._model.buffers()]
             gradients = [parameter.grad for parameter in self._model.parameters()]
-            return _Passed(kept(result), buffers, gradients, inputs.wrong)
+            return _Passed(kept(result), buffers, gradients, inputs.wrong, seconds)
 
     def step(self) -> object:
         """A backward pass from the sum of all results follows the forward pass."""
@@ -294,6 +327,7 @@ class _Passed:
     buffers: list[tuple[Tensor | None, float]]
     gradients: list[Tensor | None]
     wrong: bool
+    seconds: float
 
     def agrees_with(self, other: _Passed, gradients: bool) -> bool:
         """But for rounding. gradients: whether these are to agree, too."""

@@ -28,6 +28,7 @@ class Ground(enum.Enum):
     MODEL = "the whole model"
     PREFERENCE = "a preference"
     GRAPH = "the graph"
+    LIMIT = "the time limit"
 
 
 _WIDTH = 120
@@ -50,7 +51,8 @@ class LayerReport:
         decision: "dense", "fine-grained" or "channel-dropped".
         dense_ms, ms: Time of one call before and as decided, milliseconds; None where it was not measured.
         gains: The measured speedup over dense of each candidate by itself.
-        measured_on: The identical layer that was measured in its place; None where it was measured itself.
+        measured_on: The identical layer that was measured in its place, or the similar one where there was no time for
+            more; None where it was measured itself.
         obstacle: Why it was not measured, which `str` puts in words; None where it was.
         ground: What the decision rests on.
         omitted: How many outputs and inputs the graph leaves out.
@@ -93,6 +95,9 @@ class LayerReport:
             return self._found()
         if self.ground is Ground.PREFERENCE:
             return "not measured: sparsekernels.testing.prefer decides"
+        if self.ground is Ground.LIMIT:
+            similar = f"; as {self.measured_on}, the measured layer most like it" if self.measured_on else ""
+            return f"not measured within max_seconds{similar}"
         if not self.gains:
             return "; ".join(["there is nothing that it may become", *filter(None, [self._found()])])
         if self.ground is Ground.CHAIN:
