@@ -19,6 +19,7 @@ from ..timing import Interruptions
 from .candidates import candidate_of, dropping
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
+from .graph.attach import may_attach
 from .graph.base import Graph
 from .graph.channels import dropped
 from .graph.inference import InferenceGraph
@@ -56,10 +57,12 @@ class Attempt:
         layers: list[Layer],
         recorded: Recorded,
         decisions: Collection[str],
+        frozen: bool = False,
     ) -> None:
         self._decisions, self._recorded = decisions, recorded
         self._model, self._args, self._layers = model, args, layers
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
+        self._mode.frozen = frozen
         self._facts: list[Fact] = []
         self._interruptions = Interruptions()
 
@@ -97,7 +100,7 @@ class Attempt:
             decision = decide(layer, given[layer.name], self._mode, fuses, self._decisions, measured)
             rows.append(decision.row)
             owner, _, _ = layer.name.rpartition(".")
-            swap = functools.partial(Swap, layer.name, self._model.get_submodule(owner), layer.module)
+            swap = functools.partial(Swap.of, layer.name, self._model.get_submodule(owner), layer.module)
             if decision.replacement is not None:
                 swaps.append(swap(decision.replacement))
             if decision.in_chain is not None:
@@ -126,36 +129,36 @@ class Attempt:
         if is_any_autocast_enabled():
             self._note(Note.AUTOCAST)
             return found
-
-        def visit(module: nn.Module, name: str) -> None:
-            if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
-                return
-            try:
-                if "forward" in vars(module):
-                    raise Untraceable(GraphObstacle.FORWARD_REPLACED)
-                trace = Trace.of(module)
-                graph = self._graph(trace, contiguous=True)
-                graph.prepare()
-                calls = self._recorded.calls.get(id(module), [])
-                if not any(map(graph.serves, calls)):
-                    raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
-            except Untraceable as error:
-                if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    if name:
-                        self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
-                    else:
-                        self._note(Note.NO_GRAPH, reason=error.fact)
-                for key, child in module.named_children():
-                    visit(child, f"{name}.{key}" if name else key)
-            else:
-                found.append(_Region(trace, graph))
-
-        visit(self._model, "")
+        self._visit(self._model, "", wanted, found)
         return found
+
+    def _visit(self, module: nn.Module, name: str, wanted: set[int], found: list[_Region]) -> None:
+        """Add the largest parts of `module` that run as a graph."""
+        if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
+            return
+        try:
+            if not may_attach(module):
+                raise Untraceable(GraphObstacle.FORWARD_REPLACED)
+            trace = Trace.of(module)
+            graph = self._graph(trace, contiguous=True)
+            graph.prepare()
+            calls = self._recorded.calls.get(id(module), [])
+            if not any(map(graph.serves, calls)):
+                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
+        except Untraceable as error:
+            if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                if name:
+                    self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
+                else:
+                    self._note(Note.NO_GRAPH, reason=error.fact)
+            for key, child in module.named_children():
+                self._visit(child, f"{name}.{key}" if name else key, wanted, found)
+        else:
+            found.append(_Region(trace, graph))
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._recorded.calls.get(id(trace.module), [])
-        given = [(one.dtype, one.device) for call in calls for one in call or () if one is not None]
+        given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
@@ -233,7 +236,7 @@ class Attempt:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
             self._facts += self._mode.fused(graphs)
-        best.conversion.install()
+        installed = best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
             if best.way is Way.CHAINS_OF_ALL:
@@ -243,9 +246,9 @@ class Attempt:
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
         except BaseException:
-            best.conversion.uninstall()
+            installed.uninstall()
             raise
-        vars(self._model)[CONVERSION] = best.conversion
+        vars(self._model)[CONVERSION] = installed
         return report
 
 

@@ -25,6 +25,7 @@ def convert(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     decisions: Collection[str] | None = None,
+    frozen: bool = False,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
@@ -38,8 +39,9 @@ def convert(
     takes from a second to half a minute, in training mode up to a minute.
 
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
-    Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
-    are written through `.data`; after that, convert again, which measures anew.
+    Weights that are zero stay zero in training, until `revert`. In each call, the graph looks whether anything has
+    written to what it was made of, also past torch (`.data`, numpy, another process); then the layers run one by one
+    until two calls in a row find the same. That takes as long as reading these parameters, and nothing with `frozen`.
 
     Args:
         model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
@@ -48,6 +50,8 @@ def convert(
             with. Other shapes are right as well, but may be slower than before.
         example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
+        frozen: whether parameters and buffers stay what they are. What they hold is not looked at in each call then; a
+            call after a change that torch counts raises RuntimeError.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
@@ -98,7 +102,7 @@ def convert(
                     f"convert: expected example_input that model can be called with, got ({given}){hint}:"
                     f" {type(error).__name__}: {error}"
                 ) from error
-            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions).run()
+            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, frozen).run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()

@@ -12,10 +12,17 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from .agreement import are_close, backward_at_random, differentiable, kept, point_alike
+from .agreement import (
+    are_close,
+    are_statistics_close,
+    backward_at_random,
+    differentiable,
+    kept,
+    point_alike,
+)
 from .facts import Fact, Note, Way
 from .graph.base import Graph
-from .graph.batch_norm import dropout_by_torch
+from .graph.batch_norm import dropout_by_torch, norm_inputs
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.training import TrainingGraph, TrainingPlan
@@ -50,6 +57,9 @@ class Mode:
     fuses_layers: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
+
+    frozen: bool = False
+    """Whether what graphs make of parameters stays what it is."""
 
     expected: object = None
     """What results are compared with, where that does not depend on the offer. It may change at a comparison."""
@@ -117,7 +127,7 @@ class Inference(Mode):
     def graph(
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
-        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace)
+        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace, self.frozen)
 
     def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
         return (Note.FUSED.of(),)
@@ -226,12 +236,13 @@ class Training(Mode):
         return actual.agrees_with(other, gradients=bool(before))
 
     def passed(self, conversion: Conversion) -> _Passed:
-        """A forward and backward pass from given gradients, with torch's own dropout."""
-        with conversion.installed(), unchanged(self._model), dropout_by_torch():
+        """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
+        with conversion.installed(), unchanged(self._model), dropout_by_torch(), norm_inputs() as inputs:
             result = self._call()
             backward_at_random(result)
-            buffers = [buffer.clone() for buffer in self._model.buffers()]
-            return _Passed(kept(result), buffers, [parameter.grad for parameter in self._model.parameters()])
+            buffers = [(buffer.clone(), inputs.size(buffer)) for buffer in self._model.buffers()]
+            gradients = [parameter.grad for parameter in self._model.parameters()]
+            return _Passed(kept(result), buffers, gradients, inputs.wrong)
 
     def step(self) -> object:
         """A backward pass from the sum of all results follows the forward pass."""
@@ -252,18 +263,22 @@ class Training(Mode):
 
 @dataclass(frozen=True)
 class _Passed:
-    """What a forward and backward pass gave."""
+    """What a forward and backward pass gave. buffers: with the size of what each running mean is the mean of."""
 
     result: object
-    buffers: list[Tensor]
+    buffers: list[tuple[Tensor, float]]
     gradients: list[Tensor | None]
+    wrong: bool
 
     def agrees_with(self, other: _Passed, gradients: bool) -> bool:
         """But for rounding. gradients: whether these are to agree, too."""
-        counts = [[one for one in each.buffers if not one.is_floating_point()] for each in (self, other)]
-        same = all(map(torch.equal, *counts))
-        same = same and are_close((self.result, self.buffers), (other.result, other.buffers))
-        return same and (not gradients or point_alike(self.gradients, other.gradients))
+        if self.wrong or len(self.buffers) != len(other.buffers):
+            return False
+        for (mine, _), (theirs, size) in zip(self.buffers, other.buffers, strict=True):
+            if not are_statistics_close(mine, theirs, size):
+                return False
+        alike = are_close(self.result, other.result)
+        return alike and (not gradients or point_alike(self.gradients, other.gradients))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ..facts import Fact, GraphObstacle
 from ..modules import is_plain
 from ..watch.generators import Generators
 from ..watch.state import State
+from .attach import OWN_FORWARD
 from .fusion import IN_PLACE
 
 Node = torch.fx.Node
@@ -90,8 +91,10 @@ class _Tracer(torch.fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if hasattr(type(module), OWN_FORWARD):
+            self.traced_func_name = OWN_FORWARD
         self._surroundings = _surroundings()
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
@@ -136,33 +139,43 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
     drawn = Generators(before.generators)
+    tracer = _Tracer(module)
     try:
         with _proxies_are_tensors():
-            return _Tracer().trace(module)
+            return tracer.trace(module)
     except Untraceable:
         raise
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         raise Untraceable(GraphObstacle.TRACING_FAILED, error=first_line(error)) from error
     finally:
+        vars(tracer).clear()  # functions inside of torch.fx refer to it and to themselves
         if before.put_back():
             raise Untraceable(GraphObstacle.SIDE_EFFECTS)
         if drawn.put_back():
             raise Untraceable(GraphObstacle.RANDOM)
 
 
-def remove_defaults(graph: torch.fx.Graph) -> int:
-    """Removes arguments with a default, which the graph does not read. Returns how many are left."""
-    count = 0
+def remove_defaults(graph: torch.fx.Graph) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Removes arguments with a default, which the graph does not read.
+
+    Returns the names of those that are left, and the defaults of the others by name.
+    """
+    left: list[str] = []
+    defaults: dict[str, Any] = {}
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        if str(node.target).startswith("*"):
-            raise Untraceable(GraphObstacle.VARIADIC, argument=node.target)
-        if not node.args:
-            count += 1
+        name = str(node.target)
+        if name.startswith("*"):
+            if node.users:
+                raise Untraceable(GraphObstacle.VARIADIC, argument=name)
+        elif not node.args:
+            left.append(name)
             continue
-        if isinstance(node.args[0], Tensor):
-            raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=node.target)
+        else:
+            defaults[name] = node.args[0]
+            if isinstance(node.args[0], Tensor):
+                raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=name)
         graph.erase_node(node)
-    return count
+    return tuple(left), defaults
 
 
 def first_line(error: Exception) -> str:

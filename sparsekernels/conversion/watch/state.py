@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules import GRAPH
 from .generators import Generators, is_generator
 
 KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
@@ -25,7 +26,7 @@ KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 CONVERSION = "_sparsekernels_conversion"
 """The attribute in which a model keeps what undoes its conversion."""
 
-_STAYS = frozenset({"forward", CONVERSION})
+_STAYS = frozenset({"forward", GRAPH, CONVERSION})
 """The attributes that a conversion leaves behind."""
 
 _MOST = 20_000
