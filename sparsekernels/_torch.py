@@ -20,7 +20,7 @@ from torch.nn.modules import batchnorm as _batchnorm
 from torch.nn.modules import conv as _conv
 from torch.nn.modules import dropout as _dropout
 from torch.nn.modules import module as _module
-from torch.utils import _pytree
+from torch.utils import _python_dispatch, _pytree
 
 ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
     nn.Module: (
@@ -41,7 +41,7 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_save_to_state_dict",
     ),
     nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
-    Tensor: ("_version", "_backward_hooks", "_post_accumulate_grad_hooks"),
+    Tensor: ("_version",),
 }
 """Attributes that are read, called or overridden, by the class that has them. A proxy of torch.fx that becomes an
 attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answers."""
@@ -106,6 +106,20 @@ def is_differentiated(tensor: Tensor) -> bool:
             return True
         tensor = _functorch.get_unwrapped(tensor)
     return tensor.requires_grad
+
+
+def peeled(tensor: Tensor) -> Tensor:
+    """What the wrappers of torch.func around a tensor hold, the dimensions that vmap maps over in front."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        inner = _functorch.get_unwrapped(tensor)
+        if _functorch.is_batchedtensor(tensor):
+            inner = inner.movedim(_functorch.maybe_get_bdim(tensor), 0)
+        tensor = inner
+    return tensor
+
+
+without_modes: Callable[[], Any] = _python_dispatch._disable_current_modes
+"""Context in which no dispatch mode sees the operators of a call."""
 
 
 def is_jit_tracing() -> bool:

@@ -39,6 +39,9 @@ struct CpuKernels {
   tiled::PackKernels tiled_pack[3];  // by DType, without float64
   jit::PackKernels jit_pack[3];      // by DType, without float64; null where there is no JIT
   tiled::TileKernels tiles;
+  // By DType: how many nonzeros are in the words begin, begin + step, ... below end, of 64 elements each, whose bit is
+  // not set in that word of `except`; null: none is.
+  int64_t (*count_nonzeros[4])(const void* elements, const uint64_t* except, int64_t begin, int64_t end, int64_t step);
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);

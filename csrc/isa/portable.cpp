@@ -8,6 +8,7 @@
 #include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
 #include "sparse_conv2d/jit/pack.h"
+#include "sparse_conv2d/nonzero_words.h"
 #include "sparse_conv2d/tiled/microkernels.h"
 #include "sparse_conv2d/tiled/pack.h"
 
@@ -25,6 +26,8 @@ const CpuKernels kPortableKernels = {
         {tiled::pack_kernels_of<float>(), tiled::pack_kernels_of<BFloat16>(), tiled::pack_kernels_of<Float16>()},
     .jit_pack = {jit::pack_kernels_of<float>(), jit::pack_kernels_of<BFloat16>(), jit::pack_kernels_of<Float16>()},
     .tiles = tiled::tile_kernels(),
+    .count_nonzeros =
+        {count_nonzeros<float>, count_nonzeros<uint16_t>, count_nonzeros<uint16_t>, count_nonzeros<double>},
     .widen = widen_elements,
     .narrow = narrow_elements,
     .max_pool2d = max_pool2d_planes,

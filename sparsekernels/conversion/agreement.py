@@ -127,11 +127,6 @@ def are_close(actual: object, expected: object) -> bool:
         return False
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was refused, which says nothing of a result: torch raises a plain RuntimeError for it on a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def are_statistics_close(actual: Tensor, expected: Tensor, size: float = 0.0) -> bool:
     """Whether two buffers are the same; floating ones but for rounding.
 
@@ -140,6 +135,11 @@ def are_statistics_close(actual: Tensor, expected: Tensor, size: float = 0.0) ->
     if not expected.is_floating_point():
         return torch.equal(actual, expected)
     return _are_numbers_close(actual, expected, _LARGEST_DIFFERENCE_OF_MEANS * size)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused, which says nothing of a result: torch raises a plain RuntimeError for it on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -64,6 +65,7 @@ class Attempt:
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
         self._mode.frozen = frozen
         self._facts: list[Fact] = []
+        self._traces: dict[int, Trace] = {}
         self._interruptions = Interruptions()
 
     def run(self) -> Report:
@@ -77,6 +79,15 @@ class Attempt:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
             report = replace(report, facts=(*report.facts, disturbed))
         return report
+
+    def take_parameters(self) -> None:
+        """Let what was installed have the parameters that the model has by now: others stood in for them."""
+        conversion = vars(self._model).get(CONVERSION)
+        if conversion is not None:
+            conversion.share_parameters()
+            for module, graph in conversion.live_graphs():
+                with contextlib.suppress(Untraceable):  # which the first call finds out as well
+                    graph.plan_anew(self._traces[id(module)])
 
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
@@ -155,6 +166,7 @@ class Attempt:
                 self._visit(child, f"{name}.{key}" if name else key, wanted, found)
         else:
             found.append(_Region(trace, graph))
+            self._traces[id(module)] = trace
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._recorded.calls.get(id(trace.module), [])

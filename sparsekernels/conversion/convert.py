@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from .._torch import tree_leaves, tree_map_only
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
+from .modes import without_gradients
 from .report import Report
+from .stand_ins import stand_ins
 from .survey import Layer, Recorded, layers_of, record_inputs
+from .watch.copies import is_lazy
 from .watch.state import CONVERSION, unchanged
 
 
@@ -57,7 +61,8 @@ def convert(
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
 
     Raises:
-        TypeError: `model` is no ordinary module, `decisions` no collection, or `example_kwargs` no mapping.
+        TypeError: `model` is no ordinary module (a scripted or compiled one, or wrapped for distributed training),
+            `decisions` no collection, or `example_kwargs` no mapping.
         ValueError: it cannot be called with `example_input`, `example_input` has no elements, or `decisions` has
             another name. Then nothing has changed.
     """
@@ -67,6 +72,7 @@ def convert(
         raise TypeError("convert: expected model to be a torch.nn.Module, got a torch.jit.ScriptModule made of one")
     if isinstance(getattr(model, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None:
         raise TypeError("convert: expected model before torch.compile, got a compiled one; convert, then compile")
+    _refuse_wrappers(model)
     if decisions is None:
         decisions = all_decisions()
     if not isinstance(decisions, Collection):
@@ -87,9 +93,7 @@ def convert(
     training = model.training
     call = functools.partial(_with_own_arguments, model, args, kwargs)
     # whatever mode the caller is in: what is made here outlives it
-    with torch.inference_mode(False), torch.set_grad_enabled(training), unchanged(model):
-        if training:
-            _refuse_gradient_hooks(model)
+    with torch.inference_mode(False), torch.set_grad_enabled(training), _initialized(model, call), unchanged(model):
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
@@ -102,7 +106,11 @@ def convert(
                     f"convert: expected example_input that model can be called with, got ({given}){hint}:"
                     f" {type(error).__name__}: {error}"
                 ) from error
-            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, frozen).run()
+            with stand_ins(model) if training else contextlib.nullcontext():
+                attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, frozen)
+                report = attempt.run()
+            if training:
+                attempt.take_parameters()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
@@ -154,10 +162,27 @@ def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer
     """The layers, and what a run gave and was given; once more where that run made modules or parameters."""
     while True:
         layers, before = layers_of(model), _parts(model)
-        with torch.inference_mode(not model.training):
+        with contextlib.nullcontext() if model.training else without_gradients(model):
             recorded = record_inputs(model, layers, call)
         if _parts(model) == before:
             return layers, recorded
+
+
+@contextlib.contextmanager
+def _initialized(model: nn.Module, call: Callable[[], object]) -> Iterator[None]:
+    """Inside, and from then on, lazy modules have parameters, by a call that changes no statistics."""
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        modes = [(module, module.training) for module in model.modules()]
+        with torch.no_grad(), unchanged(model):
+            try:
+                for module, _ in modes:
+                    module.training = False
+                with contextlib.suppress(Exception):  # what there is to say of it, the first run does
+                    call()
+            finally:
+                for module, training in modes:
+                    module.training = training
+    yield
 
 
 def _parts(model: nn.Module) -> list[tuple[int, type]]:
@@ -173,14 +198,20 @@ def _copy_of(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad)
 
 
-def _refuse_gradient_hooks(model: nn.Module) -> None:
-    """What happens when a gradient arrives would happen while layers are measured: an optimizer's step, say."""
-    for name, parameter in model.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise ValueError(
-                f"convert: expected parameters without hooks, which measuring would run, got hooks of {name};"
-                " register them after"
-            )
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+"""torch's classes that exchange parameters or gradients with other processes whenever the model runs."""
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    """Measuring one process's model would leave the others waiting, and gradients that were announced never come."""
+    for name, module in model.named_modules():
+        for base in type(module).__mro__:
+            if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
+                where = f"{name!r} in a {base.__name__}" if name else f"a {base.__name__}"
+                raise TypeError(
+                    f"convert: expected model before {base.__name__} wraps it, got {where}; convert the module inside,"
+                    " then wrap it"
+                )
 
 
 def _describe(value: object) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..nn.replacement import Replacement, share_attributes, share_parameters
-from .graph.attach import Recipe, attach, attach_recipe, attached, detach
+from .graph.attach import Recipe, attach, attach_recipe, attached, detach, graph_of
 from .graph.base import Graph
 from .modules import has_hooks
 
@@ -85,6 +85,19 @@ class Installed:
             if module is not None:
                 attach_recipe(module, graph.recipe)
 
+    def share_parameters(self) -> None:
+        """Give the layers the parameters that the original ones have."""
+        for swap in self.swaps:
+            share_parameters(swap.original, swap.replacement)
+
+    def live_graphs(self) -> Iterator[tuple[nn.Module, Graph]]:
+        """The graphs of the modules that are alive."""
+        for placed in self.graphs:
+            module = placed.module()
+            graph = None if module is None else graph_of(module)
+            if module is not None and graph is not None:
+                yield module, graph
+
     def share_attributes(self) -> None:
         """Once the original layers are what they were: calls of the model may have left something in theirs."""
         for swap in self.swaps:
@@ -119,7 +132,7 @@ class Installed:
     def hand_back(self) -> None:
         """Gives the original layers what became of their parameters and modes since."""
         for swap in self.swaps:
-            swap.replacement.clear_unused()
+            swap.replacement.hand_back()
             share_parameters(swap.replacement, swap.original)
             share_attributes(swap.replacement, swap.original)
 

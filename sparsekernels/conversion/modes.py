@@ -28,7 +28,20 @@ from .graph.trace import Trace
 from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
 from .survey import Recorded
+from .watch.copies import are_equal, copy_of, is_lazy
 from .watch.state import unchanged
+
+
+def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """In what a model runs that is to compute no gradients.
+
+    Not in inference mode: a forward that differentiates does not run there, and what it keeps for later calls would be
+    inference tensors, of which no training can make anything. That is, unless the model consists of such already.
+    """
+    tensors = (one for one in (*model.parameters(), *model.buffers()) if not is_lazy(one))
+    if any(tensor.is_inference() for tensor in tensors):
+        return torch.inference_mode()
+    return torch.no_grad()
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +181,15 @@ class Inference(Mode):
 
     def _result(self) -> object:
         """What the model gives as it is. It leaves no trace."""
-        with torch.inference_mode(), unchanged(self._model):
+        with without_gradients(self._model), unchanged(self._model):
             return kept(self._call())
 
     def step(self) -> object:
-        with torch.inference_mode():
+        with without_gradients(self._model):
             return self._call()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
-        return torch.inference_mode()
+        return torch.no_grad()
 
     def run_layer(self, layer: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> None:
         for input in inputs:
@@ -240,7 +253,7 @@ class Training(Mode):
         with conversion.installed(), unchanged(self._model), dropout_by_torch(), norm_inputs() as inputs:
             result = self._call()
             backward_at_random(result)
-            buffers = [(buffer.clone(), inputs.size(buffer)) for buffer in self._model.buffers()]
+            buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in self._model.buffers()]
             gradients = [parameter.grad for parameter in self._model.parameters()]
             return _Passed(kept(result), buffers, gradients, inputs.wrong)
 
@@ -266,7 +279,7 @@ class _Passed:
     """What a forward and backward pass gave. buffers: with the size of what each running mean is the mean of."""
 
     result: object
-    buffers: list[tuple[Tensor, float]]
+    buffers: list[tuple[Tensor | None, float]]
     gradients: list[Tensor | None]
     wrong: bool
 
@@ -275,10 +288,23 @@ class _Passed:
         if self.wrong or len(self.buffers) != len(other.buffers):
             return False
         for (mine, _), (theirs, size) in zip(self.buffers, other.buffers, strict=True):
-            if not are_statistics_close(mine, theirs, size):
+            if not _is_buffer_close(mine, theirs, size):
                 return False
         alike = are_close(self.result, other.result)
         return alike and (not gradients or point_alike(self.gradients, other.gradients))
+
+
+def _is_buffer_close(buffer: Tensor | None, other: Tensor | None, size: float) -> bool:
+    """But for rounding, where it holds numbers; counts and whatever else there is are the same.
+
+    size: of what it is a mean of.
+    """
+    if buffer is None or other is None:
+        return buffer is other
+    numbers = buffer.is_floating_point() and buffer.layout == torch.strided and not buffer.is_meta
+    if numbers and not buffer.is_nested:
+        return are_statistics_close(buffer, other, size)
+    return are_equal(buffer, other)
 
 
 def _real(tensor: Tensor) -> Tensor:

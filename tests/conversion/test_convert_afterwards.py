@@ -212,16 +212,6 @@ def test_features_of_a_sequence_are_no_channels(prefer: Prefer) -> None:
     torch.testing.assert_close(run(model, x), run(dense, x))
 
 
-def test_parameters_with_gradient_hooks_are_not_measured(prefer: Prefer) -> None:
-    model, x = make("sequential")
-    model.train()
-    model[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
-    prefer(FINE, LAYERS)
-    with pytest.raises(ValueError, match=r"expected parameters without hooks, .* got hooks of 0\.weight"):
-        sk.convert(model, x)
-    assert type(model[0]) is nn.Conv2d
-
-
 def test_copies_are_independent(prefer: Prefer) -> None:
     model, x = make("residual")
     dense = copy.deepcopy(model)

@@ -156,6 +156,12 @@ class Graph:
                     raise Untraceable(GraphObstacle.PLANNING_FAILED, error=first_line(error)) from error
             return self._plan
 
+    def plan_anew(self, trace: Trace) -> None:
+        """Fuse once more: `trace` holds, the parameters are others. Raises `Untraceable`."""
+        with ONE_AT_A_TIME:
+            self._plan, self._trace = None, trace
+            self.prepare()
+
     def serves(self, call: Call) -> bool:
         """Whether it runs as a graph where it is called like this. Raises `Untraceable`."""
         arguments: Arguments = self.prepare().arguments

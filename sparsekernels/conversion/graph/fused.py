@@ -20,6 +20,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, check_size, spread, used_pairs
+from ...nn.replacement import Replacement
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
 from ...ops.sparse_conv2d import by_format
@@ -99,6 +100,8 @@ class Fused(torch.nn.Module):
         obstacle = self.obstacle_of(layer, norm)
         if obstacle is None and _kind_of(layer.weight) != _kind_of(self.weight):
             obstacle = GraphObstacle.PARAMETERS  # its neighbors were linked with it as it was
+        if obstacle is None and isinstance(layer, Replacement) and layer.outside():
+            obstacle = GraphObstacle.PARAMETERS  # it computes with all of its weight
         return obstacle
 
     def fold(self) -> None:

@@ -30,10 +30,10 @@ from .tracing import Untraceable
 
 
 class _Pattern(NamedTuple):
-    """Which weights a sparse layer uses."""
+    """Which weights a replacement uses."""
 
     layer: Replacement
-    pattern: object
+    places: object
 
 
 class Source:
@@ -48,7 +48,7 @@ class Source:
         self._patterns = list(_patterns_of(fused))
 
     def changed(self) -> bool:
-        return self._tensors.changed() or any(layer.pattern is not pattern for layer, pattern in self._patterns)
+        return self._tensors.changed() or any(layer.places is not places for layer, places in self._patterns)
 
     def changed_in(self, module: nn.Module) -> list[str]:
         """The names in `module` of tensors that are others or were written to, and of patterns that are others."""
@@ -56,9 +56,7 @@ class Source:
         owners = {id(place): name for name, part in parts for place in (part._parameters, part._buffers)}
         owners.update({id(part): name for name, part in parts})
         changed = [(owners.get(id(place), "?"), name) for place, name in self._tensors.changed_places()]
-        changed += [
-            (owners.get(id(layer), "?"), "pattern") for layer, was in self._patterns if layer.pattern is not was
-        ]
+        changed += [(owners.get(id(layer), "?"), "pattern") for layer, was in self._patterns if layer.places is not was]
         return list(map(".".join, changed))
 
 
@@ -225,5 +223,5 @@ def _tensors_of(fused: Sequence[Fused]) -> Iterator[tuple[dict[str, Any], str, T
 
 def _patterns_of(fused: Sequence[Fused]) -> Iterator[_Pattern]:
     for part in _parts_of(fused):
-        if isinstance(part, Replacement) and part.pattern is not None:
-            yield _Pattern(part, part.pattern)
+        if isinstance(part, Replacement):
+            yield _Pattern(part, part.places)

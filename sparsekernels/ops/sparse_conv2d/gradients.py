@@ -74,7 +74,7 @@ def _image(input: Tensor) -> Image:
 
 def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
     """The values of what is either they or the dense weight."""
-    return weight if weight.dim() == 1 else weight.flatten().gather(0, _places(pattern))
+    return weight if weight.dim() == 1 else weight.flatten().index_select(0, _places(pattern))
 
 
 def _places(pattern: Pattern) -> Tensor:
