@@ -62,7 +62,7 @@ def convert(
 
     Raises:
         TypeError: `model` is no ordinary module (a scripted or compiled one, or wrapped for distributed training),
-            `decisions` no collection, or `example_kwargs` no mapping.
+            `decisions` no collection, `example_kwargs` no mapping, or a tensor of `example_input` is nested.
         ValueError: it cannot be called with `example_input`, `example_input` has no elements, or `decisions` has
             another name. Then nothing has changed.
     """
@@ -88,6 +88,11 @@ def convert(
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):
+        if isinstance(value, Tensor) and value.is_nested:
+            raise TypeError(
+                "convert: expected example_input of tensors of one shape, got a nested tensor, which no sparse layer"
+                " takes; convert with one of its unbind(), or with its to_padded_tensor(0.0)"
+            )
         if isinstance(value, Tensor) and value.numel() == 0:
             raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
     training = model.training
