@@ -5,7 +5,9 @@
 // it. The schemas are defined in Python (sparsekernels/ops/fingerprint/implementations.py).
 #include <memory>
 #include <mutex>
+#include <utility>
 
+#include "base/fork_safe_mutex.h"
 #include "base/numbered.h"
 #include "base/torch_glue.h"
 #include "base/torch_threads.h"
@@ -39,32 +41,35 @@ class Fingerprint {
 
  private:
   std::shared_ptr<const std::vector<MemoryRun>> runs_at(uint64_t place) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (runs_ == nullptr || place != place_) {
-      auto runs = std::make_shared<std::vector<MemoryRun>>();
-      for (const Handle& tensor : tensors_) {
-        if (tensor.device_type() != aoti_torch_device_type_cpu()) continue;
-        append_runs(
-            {tensor.data(), static_cast<int64_t>(aoti_torch_dtype_element_size(tensor.dtype())), tensor.dim(),
-             tensor.sizes(), tensor.strides()},
-            *runs);
-      }
-      runs_ = std::move(runs);
-      place_ = place;
+    {
+      const std::lock_guard<ForkSafeMutex> lock(mutex_);
+      if (runs_ != nullptr && place == place_) return runs_;
     }
-    return runs_;
+    auto runs = std::make_shared<std::vector<MemoryRun>>();
+    for (const Handle& tensor : tensors_) {
+      if (tensor.device_type() != aoti_torch_device_type_cpu()) continue;
+      const auto bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(tensor.dtype()));
+      append_runs({tensor.data(), bytes, tensor.dim(), tensor.sizes(), tensor.strides()}, *runs);
+    }
+    std::shared_ptr<const std::vector<MemoryRun>> kept = runs, previous;  // destroyed after the lock is released
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    previous = std::exchange(runs_, kept);
+    place_ = place;
+    return kept;
   }
 
   const std::vector<Handle> tensors_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   uint64_t place_ = 0;
   std::shared_ptr<const std::vector<MemoryRun>> runs_;
 };
 
+// Never destroyed: tensors may outlive static objects.
+Numbered<Fingerprint>* const all_fingerprints =
+    new Numbered<Fingerprint>("fingerprint: expected the number of one made and not freed");
+
 Numbered<Fingerprint>& fingerprints() {
-  // Never destroyed: tensors may outlive static objects.
-  static auto* const one = new Numbered<Fingerprint>("fingerprint: expected the number of one made and not freed");
-  return *one;
+  return *all_fingerprints;
 }
 
 void boxed_make(StableIValue* stack, uint64_t count, uint64_t returned) {

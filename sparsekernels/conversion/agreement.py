@@ -189,3 +189,48 @@ def _are_numbers_close(actual: Tensor, expected: Tensor, least: float = 0.0) -> 
     allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
     allowed = allowed.clamp(min=least)
     return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())
+
+
+def difference(actual: object, expected: object) -> str:
+    """By how much two results that are not close differ most, as a sentence goes on; nothing where that has no number.
+
+    Of the elements of floating tensors: relative to the largest element of the tensor, as they are compared.
+    """
+    worst, words = 0.0, ""
+    try:
+        for place, mine, theirs in _pairs(actual, expected):
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                return f": {place} is {_kind(mine)}, not {_kind(theirs)}"
+            if not theirs.is_floating_point() or theirs.numel() == 0 or _are_numbers_close(mine, theirs):
+                continue
+            ours, original = mine.detach().double(), theirs.detach().double()
+            off = float((ours - original).abs().nan_to_num(math.inf).max())
+            largest = float(original.abs().nan_to_num(0.0, 0.0).max())
+            share = off / largest if largest else math.inf
+            if share > worst:
+                allowed = _LARGEST_DIFFERENCE.get(theirs.dtype, 1e-6)
+                rounding = f"rounding is up to {allowed:g} of it"
+                worst, words = share, f": {place} by {off:.2g}, {share:.2g} of its largest element; {rounding}"
+    except Exception:  # by a class that is not ours
+        return ""
+    return words
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _pairs(actual: object, expected: object) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The tensors at the same places of two results, each with its place."""
+    seen: set[int] = set()
+    left = [("the result", actual, expected)]
+    while left:
+        place, mine, theirs = left.pop()
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            yield place, mine, theirs
+            continue
+        ours, others = _parts_of(mine), _parts_of(theirs)
+        if ours is not None and others is not None and id(theirs) not in seen:
+            seen.add(id(theirs))
+            both = reversed(list(zip(ours, others, strict=False)))
+            left.extend((f"{place}[{key!r}]", one, other) for (key, one), (_, other) in both)

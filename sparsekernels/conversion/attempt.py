@@ -7,7 +7,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,10 +27,12 @@ from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
+from .layouts import channels_last_gain
+from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
 from .measure import CLOSE, MODEL, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
 from .report import DENSE, Ground, LayerReport, Report
-from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
+from .survey import LEAST_SPARSITY, OTHERS, Given, Layer, Recorded, admit_subclasses
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
@@ -62,6 +64,7 @@ class Attempt:
     ) -> None:
         self._decisions, self._recorded = decisions, recorded
         self._model, self._args, self._layers = model, args, layers
+        admit_subclasses(layers, recorded.given)
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
         self._mode.frozen = frozen
         self._facts: list[Fact] = []
@@ -72,10 +75,16 @@ class Attempt:
         others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
         if others:
             self._note(Note.OTHER_LAYERS, kinds=tuple(Count(count, name) for name, count in others.items()))
-        self._facts += self._mode.notes()
+        own = {id(layer.module) for layer in self._layers}
+        self._elsewhere = list(zeros_elsewhere(self._model, own, LEAST_SPARSITY))
+        self._facts += [*self._elsewhere, *self._mode.notes()]
+        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
         with self._interruptions.counted():
-            report = self._run()
-        if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
+            layout = channels_last_gain(self._layers, given, self._mode)
+            self._facts += [] if layout is None else [layout]
+            report = self._run(given)
+        timed = report.before_ms is not None or any(row.gains for row in report.layers)
+        if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
             report = replace(report, facts=(*report.facts, disturbed))
         return report
@@ -89,17 +98,32 @@ class Attempt:
                 with contextlib.suppress(Untraceable):  # which the first call finds out as well
                     graph.plan_anew(self._traces[id(module)])
 
+    def _before_zero_scales(self, given: Mapping[str, Sequence[Given]]) -> set[int]:
+        """The ids of layers whose channels may be dead for the scales of a BatchNorm, whatever their weights are."""
+        if not self._mode.fuses_layers or all(fact.kind is not Note.ZERO_SCALES for fact in self._elsewhere):
+            return set()
+        return {id(layer.module) for layer in self._layers if layer.obstacle is None and given[layer.name]}
+
+    def _why_nothing(self) -> list[Fact]:
+        """Where there are zeros, if not in layers that may be exchanged."""
+        layers = [layer for layer in self._layers if layer.sparsity is not None]
+        if max((layer.sparsity or 0 for layer in layers), default=0) >= LEAST_SPARSITY:
+            return [Note.NO_LAYER_FITS.of()]
+        if self._elsewhere:
+            return []
+        return [Note.NOT_PRUNED.of(least=LEAST_SPARSITY) if self._layers else Note.NO_LAYERS.of()]
+
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
 
-    def _run(self) -> Report:
-        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
+    def _run(self, given: Mapping[str, Sequence[Given]]) -> Report:
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
-        if not wanted:
-            self._facts.append(_why_nothing(self._layers))
+        traced = wanted | self._before_zero_scales(given)
+        regions = self._regions(traced) if traced else []
+        if not wanted and not any(_drops(region.graph) for region in regions):
+            self._facts += self._why_nothing()
             rows = [decide(layer, given[layer.name], self._mode, False, (), {}).row for layer in self._layers]
             return self._report(rows)
-        regions = self._regions(wanted)
         parts = [part for region in regions for part in region.trace.module.modules()]
         fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
         measured: Measured = {}
@@ -137,33 +161,42 @@ class Attempt:
     def _regions(self, wanted: set[int]) -> list[_Region]:
         """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
         found: list[_Region] = []
+        refused: list[tuple[str, nn.Module, Fact]] = []
         if is_any_autocast_enabled():
             self._note(Note.AUTOCAST)
             return found
-        self._visit(self._model, "", wanted, found)
+        self._visit(self._model, "", wanted, found, refused)
+        self._facts += _without_graphs(refused)
         return found
 
-    def _visit(self, module: nn.Module, name: str, wanted: set[int], found: list[_Region]) -> None:
-        """Add the largest parts of `module` that run as a graph."""
+    def _visit(
+        self,
+        module: nn.Module,
+        name: str,
+        wanted: set[int],
+        found: list[_Region],
+        refused: list[tuple[str, nn.Module, Fact]],
+    ) -> None:
+        """Add the largest parts of `module` that run as a graph, and those that do not, with why."""
         if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
             return
         try:
             if not may_attach(module):
-                raise Untraceable(GraphObstacle.FORWARD_REPLACED)
+                raise Untraceable(graph_obstacle_of_forward(module))
             trace = Trace.of(module)
             graph = self._graph(trace, contiguous=True)
             graph.prepare()
             calls = self._recorded.calls.get(id(module), [])
             if not any(map(graph.serves, calls)):
+                kinds = [kind.__name__ for call in calls for kind in call.subclasses()]
+                if kinds:
+                    raise Untraceable(GraphObstacle.TENSOR_SUBCLASS, kind=kinds[0])
                 raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
         except Untraceable as error:
             if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                if name:
-                    self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
-                else:
-                    self._note(Note.NO_GRAPH, reason=error.fact)
+                refused.append((name, module, error.fact))
             for key, child in module.named_children():
-                self._visit(child, f"{name}.{key}" if name else key, wanted, found)
+                self._visit(child, f"{name}.{key}" if name else key, wanted, found, refused)
         else:
             found.append(_Region(trace, graph))
             self._traces[id(module)] = trace
@@ -174,7 +207,7 @@ class Attempt:
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
-            raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR)
+            raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR if calls else GraphObstacle.NOT_CALLED)
         drops = not set(dropping()).isdisjoint(self._decisions)
         return self._mode.graph(trace, *kinds[0], contiguous, drops, chains)
 
@@ -214,7 +247,7 @@ class Attempt:
             self._note(Note.RAISED, way=offer.way, error=first_line(error))
             return False
         if not agrees:
-            self._note(Note.OTHER_RESULTS, way=offer.way)
+            self._note(Note.OTHER_RESULTS, way=offer.way, by=self._mode.differs_by(actual))
         return agrees
 
     def _install_fastest(self, rows: list[LayerReport], offers: list[Offer], in_chains: list[Swap]) -> Report:
@@ -264,6 +297,23 @@ class Attempt:
         return report
 
 
+def _without_graphs(refused: list[tuple[str, nn.Module, Fact]]) -> list[Fact]:
+    """What is to be said of parts that are no graphs: one sentence for those of one class for one reason."""
+    alike: dict[tuple[type, str], list[tuple[str, Fact]]] = {}
+    for name, module, fact in refused:
+        alike.setdefault((type(module), str(fact) if name else ""), []).append((name, fact))
+    facts = []
+    for (kind, _), parts in alike.items():
+        part, reason = parts[0]
+        if not part:
+            facts.append(Note.NO_GRAPH.of(reason=reason))
+        elif len(parts) == 1:
+            facts.append(Note.NO_GRAPH_OF_PART.of(part=part, reason=reason))
+        else:
+            facts.append(Note.NO_GRAPH_OF_PARTS.of(count=len(parts), kind=kind.__name__, part=part, reason=reason))
+    return facts
+
+
 def _drops(graph: Graph) -> dict[int, tuple[int, int]]:
     """How many outputs and inputs of each layer, by its id, a graph leaves out."""
     return dropped(graph.prepare().links) if isinstance(graph, InferenceGraph) else {}
@@ -298,11 +348,3 @@ def _unchanged(row: LayerReport) -> LayerReport:
         return row
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
     return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)
-
-
-def _why_nothing(layers: list[Layer]) -> Fact:
-    if not layers:
-        return Note.NO_LAYERS.of()
-    if max(layer.sparsity or 0 for layer in layers) < LEAST_SPARSITY:
-        return Note.NOT_PRUNED.of(least=LEAST_SPARSITY)
-    return Note.NO_LAYER_FITS.of()

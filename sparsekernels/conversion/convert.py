@@ -16,6 +16,7 @@ from .._torch import tree_leaves, tree_map_only
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .modes import without_gradients
+from .norms import check_norms, restore_norms
 from .report import Report
 from .stand_ins import stand_ins
 from .survey import Layer, Recorded, layers_of, record_inputs
@@ -128,7 +129,7 @@ def convert(
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undo `convert`, in place: the model has its own modules again, with the present values of their parameters.
+    """Undo `convert` and `replace_norms`, in place: the model has its own modules again, with their present parameters.
 
     That goes for the model and for all parts of it that were converted by themselves; not for a part of what was
     converted as a whole, whose sparse layers stay (their `to_dense` gives dense ones). Where nothing was converted,
@@ -142,15 +143,18 @@ def revert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is no module.
-        RuntimeError: a converted layer was given hooks, a parametrization or a pruning mask since; nothing has changed.
+        RuntimeError: a converted layer or norm was given hooks, a parametrization or a pruning mask since; nothing has
+            changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
     converted = [module for module in model.modules() if CONVERSION in vars(module)]
+    check_norms(model, "revert")
     for module in converted:
         vars(module)[CONVERSION].check("revert")
     for module in converted:
         _undo(module, "revert")
+    restore_norms(model)
     return model
 
 

@@ -69,6 +69,7 @@ def decide(
         sparsity=layer.sparsity,
         decision=DENSE,
         obstacle=reason_to_stay(layer, given),
+        also=() if _names_all(layer.obstacle) else layer.also,
     )
     if row.obstacle is not None:
         return Decision(row)
@@ -97,11 +98,18 @@ def decide(
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
+def _names_all(obstacle: Fact | None) -> bool:
+    """Whether it names all places of a layer."""
+    return obstacle is not None and obstacle.kind is LayerObstacle.SEVERAL_PLACES
+
+
 def reason_to_stay(layer: Layer, given: Sequence[Given]) -> Fact | None:
     """Why `layer` is not even measured."""
     if layer.obstacle is not None:
         return layer.obstacle
     assert layer.sparsity is not None
+    if layer.sparsity < LEAST_SPARSITY and layer.masked:
+        return LayerObstacle.MASKED_BY_NNCF.of()
     if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
         return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
     if not given:

@@ -16,6 +16,7 @@ from .agreement import (
     are_close,
     are_statistics_close,
     backward_at_random,
+    difference,
     differentiable,
     kept,
     point_alike,
@@ -113,6 +114,10 @@ class Mode:
         """
         raise NotImplementedError
 
+    def differs_by(self, actual: Any) -> str:
+        """By how much `actual`, which does not agree, differs, as a sentence goes on."""
+        raise NotImplementedError
+
     def step(self) -> object:
         """One pass of the model, as it is timed."""
         raise NotImplementedError
@@ -178,6 +183,9 @@ class Inference(Mode):
                 self.expected = again
                 agrees = are_close(actual, again)
         return agrees
+
+    def differs_by(self, actual: object) -> str:
+        return difference(actual, self.expected)
 
     def _result(self) -> object:
         """What the model gives as it is. It leaves no trace."""
@@ -246,7 +254,11 @@ class Training(Mode):
         all that may. The layers' own gradients are others, by design.
         """
         other = self.passed(before[0] if before else Conversion([], []))
+        self._other = other
         return actual.agrees_with(other, gradients=bool(before))
+
+    def differs_by(self, actual: _Passed) -> str:
+        return actual.differs_by(self._other)
 
     def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
@@ -292,6 +304,12 @@ class _Passed:
                 return False
         alike = are_close(self.result, other.result)
         return alike and (not gradients or point_alike(self.gradients, other.gradients))
+
+    def differs_by(self, other: _Passed) -> str:
+        """By how much: of the results, else of buffers or gradients."""
+        if not are_close(self.result, other.result):
+            return difference(self.result, other.result)
+        return ", in buffers" if point_alike(self.gradients, other.gradients) else ", in gradients"
 
 
 def _is_buffer_close(buffer: Tensor | None, other: Tensor | None, size: float) -> bool:

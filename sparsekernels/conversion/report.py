@@ -55,6 +55,7 @@ class LayerReport:
         ground: What the decision rests on.
         omitted: How many outputs and inputs the graph leaves out.
         ruled_out: Why it cannot become each of the candidates that were not measured.
+        also: Its other names, where what contains it has several.
     """
 
     name: str
@@ -71,6 +72,7 @@ class LayerReport:
     ground: Ground = Ground.ALONE
     omitted: tuple[int, int] = (0, 0)
     ruled_out: Mapping[str, Fact] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -79,6 +81,8 @@ class LayerReport:
         if any(self.omitted):
             outputs, inputs = self.omitted
             reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
+        if self.also:
+            reason += f"; it is {' and '.join(self.also)} as well"
         return reason
 
     def _reason_of_decision(self) -> str:

@@ -92,8 +92,14 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "path",
     "_guard",
     "_kept",
+    "instead",
 }
 """The attributes of dense layers, and of those here."""
+
+
+def own_attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """What was set on a layer beside the attributes that its kind has."""
+    return {name: value for name, value in vars(module).items() if name not in _OWN}
 
 
 def share_parameters(source: Any, target: torch.nn.Module) -> None:

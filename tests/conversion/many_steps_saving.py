@@ -13,10 +13,10 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from many_steps import Session, on_both, step
+from many_steps import Answer, Session, on_both, step
 from many_steps_nets import Net, inputs
 from many_steps_table import layers_of
-from torch import Tensor, nn
+from torch import Tensor
 from twins import Pass, Wrong
 
 
@@ -109,9 +109,5 @@ def another_process(session: Session, draw: random.Random) -> None:
         _others.append(ProcessPoolExecutor(1, get_context("spawn")))
     x = inputs(session.twin, draw, session.dtype)
     found = _others[0].submit(in_another_process, pickle.dumps(session.model), x).result()
-
-    class There(nn.Module):
-        def forward(self, _: Tensor) -> Tensor:
-            return torch.from_numpy(found[1]).to(session.dtype)
-
-    session.compare(There(), Pass(False, False), x, "in another process", only_outputs=True)
+    answer = Answer(torch.from_numpy(found[1]).to(session.dtype))
+    session.compare(answer, Pass(False, False), x, "in another process", only_outputs=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import many_steps_writes  # noqa: F401, its steps
 import pytest
 import torch
 from hypothesis import HealthCheck, seed, settings

@@ -36,4 +36,4 @@ def test_zoo(name: str) -> None:
     for row in report.layers:
         depthwise = getattr(model.get_submodule(row.name), "groups", 1) > 2
         assert row.decision == ("dense" if depthwise else "fine-grained"), row
-    check_training(model, call)
+    assert check_training(model, call)

@@ -26,10 +26,21 @@ def prepared(model: nn.Module, call: Call, sparsity: float = 0.9) -> nn.Module:
     """Pruned, of lively BatchNorms, without chance, in evaluation mode."""
     without_chance(model)
     model.eval()
+    make_lively(model)
     if len(call.args) == 1 and not call.kwargs and isinstance(call.args[0], torch.Tensor):
         calibrate_(model, call.args[0])
     prune_(model, "random", sparsity)
     return model
+
+
+@torch.no_grad()
+def make_lively(model: nn.Module) -> None:
+    """What begins at zero, or nearly so, would hide what comes before it: heads, biases, the scales of residuals."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.1)
+        elif parameter.numel() == max(parameter.shape, default=1) and parameter.abs().max() < 0.01:
+            parameter.uniform_(0.5, 1.0)
 
 
 def without_chance(model: nn.Module) -> None:
@@ -46,20 +57,24 @@ def converted(model: nn.Module, call: Call) -> Report:
         return sk.convert(model, call.args, example_kwargs=dict(call.kwargs))
 
 
-def check_evaluation(model: nn.Module, calls: Sequence[Call], gradients: bool = True) -> Report:
+def check_evaluation(model: nn.Module, calls: Sequence[Call]) -> Report:
     """Converts on the first of `calls`, and compares on all; copies, the state and the way back, too."""
     dense = copy.deepcopy(model)
     wide = copy.deepcopy(model).double()
     types = {name: type(module) for name, module in model.named_modules()}
     report = converted(model, calls[0])
+
+    def compare(other: nn.Module, one: Pass, call: Call = calls[0]) -> None:
+        if not agree(other, dense, one, call, wide=wide):
+            raise Wrong(f"{one}: the dense model is too sensitive to be compared with")
+
     for call in calls:
-        agree(model, dense, Pass(False, False, inference=True), call, wide=wide)
-    if gradients:
-        agree(model, dense, Pass(False, True), calls[0], wide=wide)
+        compare(model, Pass(False, False, inference=True), call)
     expect_state(model, dense)
-    agree(copy.deepcopy(model), dense, Pass(False, False), calls[0], wide=wide)
-    agree(pickle.loads(pickle.dumps(model)), dense, Pass(False, False), calls[0], wide=wide)
-    agree(model, dense, Pass(False, False), calls[0], wide=wide)
+    compare(copy.deepcopy(model), Pass(False, False))
+    compare(pickle.loads(pickle.dumps(model)), Pass(False, False))
+    compare(model, Pass(False, False))
+    compare(model, Pass(False, True))  # last: some keep what torch does not copy afterwards
     sk.revert(model)
     if {name: type(module) for name, module in model.named_modules()} != types:
         raise Wrong("revert leaves other modules")
@@ -69,18 +84,18 @@ def check_evaluation(model: nn.Module, calls: Sequence[Call], gradients: bool = 
     return report
 
 
-def check_training(model: nn.Module, call: Call) -> Report:
-    """Converts in training mode, and compares a pass with gradients there, and one without."""
+def check_training(model: nn.Module, call: Call) -> bool:
+    """Converts in training mode, and compares a pass with gradients. False where the model is too sensitive."""
     dense = copy.deepcopy(model)
     model.train()
-    report = converted(model, call)
+    converted(model, call)
     expect_state(model, dense)
-    agree(model, dense, Pass(True, True), call)
+    said = agree(model, dense, Pass(True, True), call)
     sk.revert(model)
     for name, values in dense.named_parameters():
         if not torch.equal(values, model.get_parameter(name)):
             raise Wrong(f"revert gives another {name}")
-    return report
+    return said
 
 
 def expect_state(model: nn.Module, dense: nn.Module) -> None:

@@ -19,18 +19,18 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import nn
 
 from ..._torch import NormBase, has_any_global_hook, is_jit_tracing
 from ...dispatch import is_special
 from ..facts import GraphObstacle
 from ..modules import is_plain
-from ..survey import Call
+from ..survey import PLAIN, Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
 from .attach import NO_ANSWER, Recipe, own_class
 from .trace import Arguments, Trace
-from .tracing import Untraceable, first_line
+from .tracing import ITEM, Untraceable, first_line
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a module is traced, since torch.fx patches `nn.Module.__call__` and we `isinstance`, and while constants
@@ -179,7 +179,7 @@ class Graph:
 
     def _takes(self, args: tuple[Any, ...]) -> bool:
         for value in args:
-            if type(value) is not Tensor or value.dtype is not self.dtype or value.device != self.device:
+            if type(value) not in PLAIN or value.dtype is not self.dtype or value.device != self.device:
                 return False
         return True
 
@@ -294,6 +294,11 @@ def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
     try:
         holder = module.get_submodule(owner)
     except AttributeError:
+        owner, _, attribute = owner.rpartition(".")
+        holder = module.get_submodule(owner)
+        cache, key = vars(holder).get(attribute), name.removeprefix(ITEM)
+        if type(cache) is dict and cache.get(key) is not None:
+            return cache, key
         raise Untraceable(GraphObstacle.NO_MODULE, target=target) from None
     for place in (holder._parameters, holder._buffers, vars(holder)):
         if place.get(name) is not None:

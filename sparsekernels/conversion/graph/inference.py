@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ..._torch import tree_map_only
 from ...nn.replacement import Replacement
 from ..facts import GraphObstacle
+from ..modules import is_ordinary
 from ..watch.tensors import Tensors
 from .attach import NO_ANSWER
 from .base import ONE_AT_A_TIME, Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
-from .fused import Fused, is_ordinary
+from .fused import Fused
 from .fusion import drop_identities, fuse, pool, writes_to_input
 from .trace import Trace
 from .tracing import Untraceable

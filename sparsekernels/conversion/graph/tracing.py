@@ -17,13 +17,18 @@ from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..candidates import candidate_of
 from ..facts import Fact, GraphObstacle
+from ..leftovers import obstacle_of_foreign
 from ..modules import is_plain
+from ..survey import KINDS
 from ..watch.generators import Generators
-from ..watch.state import State
+from ..watch.state import KEPT_BY_TORCH, State
 from .attach import OWN_FORWARD
 from .fusion import IN_PLACE
 
 Node = torch.fx.Node
+
+ITEM = "item_"
+"""Before the key of a tensor in a dict, where a node names that: a module has methods by the names of devices."""
 
 
 class Untraceable(Exception):
@@ -38,6 +43,10 @@ class _Proxy(torch.fx.Proxy):
     """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
 
     _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
+
+    def __getattr__(self, name: str) -> Any:
+        device = self.tracer.device if name == "device" and isinstance(self.tracer, _Tracer) else None
+        return super().__getattr__(name) if device is None else device
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -96,6 +105,10 @@ class _Tracer(torch.fx.Tracer):
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
         self._surroundings = _surroundings()
+        self._in_dicts = _tensors_in_dicts(module)
+        devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+        self.device = devices.pop() if len(devices) == 1 else None
+        """Where everything is; a graph serves no tensor that is elsewhere."""
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _surroundings() != self._surroundings:
@@ -103,7 +116,11 @@ class _Tracer(torch.fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if type(a) is _Proxy else super().create_arg(a)
+        if type(a) is _Proxy:
+            return a.node
+        if type(a) is Tensor and id(a) in self._in_dicts:
+            return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
+        return super().create_arg(a)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -119,9 +136,29 @@ class _Tracer(torch.fx.Tracer):
         return (
             candidate_of(m) is not None
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
+            or _is_layer_of_subclass(m)
+            or obstacle_of_foreign(m) is not None
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+def _tensors_in_dicts(module: nn.Module) -> dict[int, str]:
+    """Where modules keep tensors in a dict that is an attribute, by the tensors' ids: code caches them by device."""
+    return {
+        id(tensor): f"{name}.{attribute}.{ITEM}{key}" if name else f"{attribute}.{ITEM}{key}"
+        for name, part in module.named_modules()
+        for attribute, value in vars(part).items()
+        if type(value) is dict and attribute not in KEPT_BY_TORCH
+        for key, tensor in value.items()
+        if type(tensor) is Tensor and isinstance(key, str) and key.isidentifier()
+    }
+
+
+def _is_layer_of_subclass(module: nn.Module) -> bool:
+    """Whether it is one layer to convert, too: what takes its place pads as its code does, which looks at sizes."""
+    layers = [part for part in module.modules() if isinstance(part, KINDS)]
+    return isinstance(module, KINDS) and len(layers) == 1
 
 
 def _surroundings() -> tuple[Any, ...]:
