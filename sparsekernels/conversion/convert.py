@@ -75,7 +75,8 @@ def convert(
 
     Raises:
         TypeError: `model` is no ordinary module (a scripted or compiled one, or wrapped for distributed training),
-            `decisions` no collection, `example_kwargs` no mapping, `max_seconds` no number, or `progress` no bool.
+            `decisions` no collection, `example_kwargs` no mapping, a tensor of `example_input` nested, `max_seconds` no
+            number, or `progress` no bool.
         ValueError: it cannot be called with `example_input`, `example_input` has no elements, `decisions` has another
             name, or `max_seconds` is not above 0. Then nothing has changed.
         ImportError: `progress` is True, and rich is not installed.
@@ -107,6 +108,11 @@ def convert(
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     kwargs = dict(example_kwargs or {})
     for value in tree_leaves((args, kwargs)):
+        if isinstance(value, Tensor) and value.is_nested:
+            raise TypeError(
+                "convert: expected example_input of tensors of one shape, got a nested tensor, which no sparse layer"
+                " takes; convert with one of its unbind(), or with its to_padded_tensor(0.0)"
+            )
         if isinstance(value, Tensor) and value.numel() == 0:
             raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
     call = functools.partial(_with_own_arguments, model, args, kwargs)

@@ -295,3 +295,14 @@ def test_arguments_of_other_types_are_refused() -> None:
     bad = [x]
     with pytest.raises(TypeError, match="convert: expected example_kwargs to be a mapping, got list"):
         sk.convert(model, example_kwargs=bad)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_inputs_are_refused(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=layout)
+    net = nn.Sequential(nn.Linear(8, 4)).eval()
+    with pytest.raises(TypeError, match="convert: expected example_input of tensors of one shape, got a nested tensor"):
+        sk.convert(net, nested)
+    with pytest.raises(TypeError, match="got a nested tensor"):
+        sk.convert(net, (torch.randn(2, 8), [nested]))
