@@ -21,7 +21,9 @@ from .graph.trace import Trace
 from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
 from .survey import Recorded
-from .watch.state import unchanged
+from .watch.reach import Reach
+from .watch.snapshot import leftovers, unchanged
+from .watch.state import State
 from .watch.tensors import are_equal, copy_of, is_lazy
 
 
@@ -69,6 +71,7 @@ class Mode:
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         self._model, self._args, self._call, self._recorded = model, args, call, recorded
+        self._left: tuple[State, Reach] | None = None
 
     def notes(self) -> tuple[Fact, ...]:
         """What is to be said of a conversion in this mode."""
@@ -103,9 +106,27 @@ class Mode:
         """
         raise NotImplementedError
 
-    def step(self) -> object:
-        """One pass of the model, as it is timed."""
+    def step(self) -> None:
+        """One pass of the model, as it is timed. What its code leaves somewhere does not grow from step to step."""
+        if not self._recorded.leaves:
+            self._step()
+            return
+        if self._left is None:
+            self._left = leftovers(self._model), self._recorded.reach.now()
+        try:
+            self._step()
+        finally:
+            for left in self._left:
+                left.put_back()
+
+    def _step(self) -> None:
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _without_trace(self) -> Iterator[Callable[[], frozenset[object]]]:
+        """Calls of the model leave nothing behind. Inside, the function gives the places where they have so far."""
+        with unchanged(self._model) as kept, self._recorded.reach.unchanged() as reach:
+            yield lambda: frozenset((*kept.effects(), *reach.effects()))
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         """Inside, gradients are recorded as in a pass."""
@@ -125,7 +146,7 @@ class Inference(Mode):
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         super().__init__(model, args, call, recorded)
-        self.expected, self._may_be_another = recorded.result, recorded.repeatable
+        self.expected, self._may_be_another = (recorded.result, frozenset()), recorded.repeatable
 
     def graph(
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
@@ -170,13 +191,13 @@ class Inference(Mode):
         return agrees
 
     def _result(self) -> object:
-        """What the model gives as it is. It leaves no trace."""
-        with without_gradients(self._model), unchanged(self._model):
-            return kept(self._call())
+        """What the model gives as it is, and where its code leaves something. None of that is left."""
+        with without_gradients(self._model), self._without_trace() as effects:
+            return kept(self._call()), effects()
 
-    def step(self) -> object:
+    def _step(self) -> None:
         with without_gradients(self._model):
-            return self._call()
+            self._call()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         return torch.no_grad()
@@ -240,17 +261,16 @@ class Training(Mode):
 
     def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout."""
-        with conversion.installed(), unchanged(self._model), dropout_by_torch():
+        with conversion.installed(), self._without_trace() as effects, dropout_by_torch():
             result = self._call()
             backward_at_random(result)
             buffers = [copy_of(buffer) for buffer in self._model.buffers()]
-            return _Passed(kept(result), buffers, [parameter.grad for parameter in self._model.parameters()])
+            gradients = [parameter.grad for parameter in self._model.parameters()]
+            return _Passed(kept(result), buffers, gradients, effects())
 
-    def step(self) -> object:
+    def _step(self) -> None:
         """A backward pass from the sum of all results follows the forward pass."""
-        result = self._call()
-        torch.autograd.backward([_real(one).sum() for one in differentiable(result)])
-        return result
+        torch.autograd.backward([_real(one).sum() for one in differentiable(self._call())])
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -265,16 +285,17 @@ class Training(Mode):
 
 @dataclass(frozen=True)
 class _Passed:
-    """What a forward and backward pass gave."""
+    """What a forward and backward pass gave, and where its code left something."""
 
     result: object
     buffers: list[Tensor | None]
     gradients: list[Tensor | None]
+    effects: frozenset[object]
 
     def agrees_with(self, other: _Passed, gradients: bool) -> bool:
         """But for rounding. gradients: whether these are to agree, too."""
         same = len(self.buffers) == len(other.buffers) and all(map(_is_buffer_close, self.buffers, other.buffers))
-        same = same and are_close(self.result, other.result)
+        same = same and self.effects == other.effects and are_close(self.result, other.result)
         return same and (not gradients or point_alike(self.gradients, other.gradients))
 
 

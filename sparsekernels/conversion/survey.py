@@ -21,7 +21,8 @@ from ..checks import DTYPES
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
 from .modules import has_hooks
-from .watch.state import Snapshot
+from .watch.reach import Reach
+from .watch.snapshot import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses may compute anything."""
@@ -193,7 +194,9 @@ class Recorded:
     result: as `kept`.
     differentiable: whether any of its tensors has a gradient.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
+    leaves: whether it left something in attributes, in globals or the like.
     seconds: what it took.
+    reach: what its code gets at beside the model.
     """
 
     given: Mapping[str, list[Given]]
@@ -201,11 +204,13 @@ class Recorded:
     result: object
     differentiable: bool
     repeatable: bool
+    leaves: bool
     seconds: float
+    reach: Reach
 
 
-def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
-    """Run `call`. Raises what it raises."""
+def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object], reach: Reach) -> Recorded:
+    """Run `call`, and watch what it gets at. Raises what it raises."""
     before = Snapshot(model)
     handles = []
     given: dict[str, list[Given]] = {}
@@ -232,9 +237,12 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
     start = time.perf_counter()
     try:
-        result = call()
+        with reach.watched():
+            result = call()
     finally:
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    return Recorded(given, calls, kept(result), bool(differentiable(result)), not before.changed(), seconds)
+    leaves = before.has_left() or reach.changed()
+    repeatable = not before.changed() and not leaves
+    return Recorded(given, calls, kept(result), bool(differentiable(result)), repeatable, leaves, seconds, reach)
