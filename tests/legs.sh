@@ -15,7 +15,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 tools=$(dirname "$python")
 work=$root/build/legs
 kernels=(tests/ops tests/nn tests/formats tests/test_torch.py)
-all=(avx2 portable jit-off wheel clang sanitizers newest-torch torch-2.10)
+all=(avx2 portable jit-off many-steps wheel clang sanitizers newest-torch torch-2.10)
 skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
 
 skip() { echo "$*"; exit $skipped; }
@@ -73,6 +73,14 @@ test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safete
 leg_avx2() { forced avx2; }
 leg_portable() { forced portable; }
 leg_jit-off() { SPARSEKERNELS_CPU_JIT=0 tests tests/ops/sparse_conv2d tests/ops/layer_chain tests/nn; }
+leg_many-steps() { # 10^4 random sequences of what users do, in two processes of one thread
+  local test=tests/conversion/test_many_steps.py::test_many_steps other status=0
+  export MANY_STEPS=1000 OMP_NUM_THREADS=1
+  tests "$test"[{0..8..2}] &
+  other=$!
+  tests "$test"[{1..9..2}] || status=1
+  wait $other && return $status
+}
 leg_sanitizers() { tests/sanitize.sh "$python"; }
 
 leg_wheel() {

@@ -190,6 +190,9 @@ class Arguments {
   std::optional<double> optional_number() { return torch::stable::detail::to<std::optional<double>>(*stack_++); }
   bool boolean() { return torch::stable::detail::to<bool>(*stack_++); }
   std::vector<int64_t> integers() { return torch::stable::detail::to<std::vector<int64_t>>(*stack_++); }
+  std::vector<torch::stable::Tensor> tensors() {
+    return torch::stable::detail::to<std::vector<torch::stable::Tensor>>(*stack_++);
+  }
 
  private:
   StableIValue* stack_;

@@ -4,6 +4,7 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #define SPARSEKERNELS_AVX2
 #include "batch_norm/cpu/kernel.h"
+#include "fingerprint/cpu/hash.h"
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
@@ -29,6 +30,7 @@ const CpuKernels kAvx2Kernels = {
     .narrow = narrow_elements,
     .max_pool2d = max_pool2d_planes,
     .max_pool2d_places = max_pool2d_places,
+    .hash64 = hash64,
     .batch_norm_forward = batch_norm_forward,
     .batch_norm_backward = batch_norm_backward};
 

@@ -38,6 +38,8 @@ from torch import Tensor, nn
 
 from ..conversion import Report, convert
 from ..conversion.candidates import decisions, dropping
+from ..conversion.graph.attach import attach
+from ..conversion.graph.base import Graph
 from ..conversion.graph.inference import InferenceGraph
 from ..conversion.graph.tracing import Untraceable
 from ..conversion.graph.training import TrainingGraph
@@ -107,11 +109,17 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
             engine.prepare()
         except Untraceable as reason:
             raise Unavailable(str(reason)) from reason
-        forwards["contiguous" if contiguous else layout] = engine.forward
+        forwards["contiguous" if contiguous else layout] = functools.partial(_by_graph, model, engine)
     calls = {name: functools.partial(without_gradients, forward, images) for name, forward in forwards.items()}
     chosen = fastest(calls, LAYOUTS)
     check = functools.partial(check_forward, network, forwards[chosen], network.model, images)
     return Prepared(calls[chosen], warm=True, check=check, details={"batch": network.batch, "layout": chosen})
+
+
+def _by_graph(model: nn.Module, engine: Graph, images: Tensor) -> Tensor:
+    """A forward pass of `model`, which has to stay alive for that."""
+    result: Tensor = engine(images)
+    return result
 
 
 def _fused_step(network: Network) -> Prepared:
@@ -123,7 +131,7 @@ def _fused_step(network: Network) -> Prepared:
         engine.prepare()
     except Untraceable as reason:
         raise Unavailable(str(reason)) from reason
-    model.forward = engine.forward  # type: ignore[method-assign]
+    attach(model, engine)
     check = functools.partial(check_training, network, model, dense)
     details = {"batch": network.batch, "layout": "contiguous"}
     return Prepared(call_of(network, model, network.images), check=check, details=details)

@@ -21,6 +21,8 @@ _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 
 """Between results of the model before and after, relative to the largest: more is no rounding."""
 _LARGEST_GRADIENT_ERROR = 0.05
 """Between a parameter's gradients before and after, see `gradient_error`."""
+_LARGEST_DIFFERENCE_OF_MEANS = 1e-4
+"""Between running means, relative to the size of what they are means of: where that is centered, they are rounding."""
 
 
 def differentiable(result: object) -> list[Tensor]:
@@ -120,6 +122,16 @@ def are_close(actual: object, expected: object) -> bool:
         return False
 
 
+def are_statistics_close(actual: Tensor, expected: Tensor, size: float = 0.0) -> bool:
+    """Whether two buffers are the same; floating ones but for rounding.
+
+    size: the root mean square of what a running mean is the mean of.
+    """
+    if not expected.is_floating_point():
+        return torch.equal(actual, expected)
+    return _are_numbers_close(actual, expected, _LARGEST_DIFFERENCE_OF_MEANS * size)
+
+
 def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:
     if isinstance(expected, Tensor):
         return isinstance(actual, Tensor) and _are_numbers_close(actual, expected)
@@ -152,15 +164,18 @@ def _is_leaf_close(actual: Any, expected: Any) -> bool:
     return bool(actual == expected)
 
 
-def _are_numbers_close(actual: Tensor, expected: Tensor) -> bool:
+def _are_numbers_close(actual: Tensor, expected: Tensor, least: float = 0.0) -> bool:
+    """least: the difference that is allowed, however small the numbers are."""
     if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
         return False
     if expected.numel() == 0:
         return True
     if expected.is_complex():
-        return _are_numbers_close(*(torch.view_as_real(one.resolve_conj()) for one in (actual, expected)))
+        mine, theirs = (torch.view_as_real(one.resolve_conj()) for one in (actual, expected))
+        return _are_numbers_close(mine, theirs, least)
     if not expected.is_floating_point():
         return 16 * int((actual != expected).sum()) <= expected.numel()
     mine, theirs = actual.double(), expected.double()
     allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
+    allowed = allowed.clamp(min=least)
     return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())

@@ -20,6 +20,7 @@ from ..timing import Interruptions
 from .candidates import candidate_of, dropping
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
+from .graph.attach import graph_of, may_attach
 from .graph.base import Graph
 from .graph.channels import dropped
 from .graph.inference import InferenceGraph
@@ -57,10 +58,12 @@ class Attempt:
         layers: list[Layer],
         recorded: Recorded,
         decisions: Collection[str],
+        frozen: bool = False,
     ) -> None:
         self._decisions, self._recorded = decisions, recorded
         self._model, self._args, self._layers = model, args, layers
         self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
+        self._mode.frozen = frozen
         self._facts: list[Fact] = []
         self._traces: dict[int, Trace] = {}
         self._interruptions = Interruptions()
@@ -80,11 +83,15 @@ class Attempt:
     def take_parameters(self) -> None:
         """Let what was installed have the parameters that the model has by now: others stood in for them."""
         conversion = vars(self._model).get(CONVERSION)
-        if conversion is not None:
-            conversion.share_parameters()
-            for graph in conversion.graphs:
+        if conversion is None:
+            return
+        conversion.share_parameters()
+        for placed in conversion.graphs:
+            module = placed.module()
+            graph = None if module is None else graph_of(module)
+            if graph is not None:
                 with contextlib.suppress(Untraceable):  # which the first call finds out as well
-                    graph.plan_anew(self._traces[id(graph.module)])
+                    graph.plan_anew(self._traces[id(module)])
 
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
@@ -108,7 +115,7 @@ class Attempt:
             decision = decide(layer, given[layer.name], self._mode, fuses, self._decisions, measured)
             rows.append(decision.row)
             owner, _, _ = layer.name.rpartition(".")
-            swap = functools.partial(Swap, layer.name, self._model.get_submodule(owner), layer.module)
+            swap = functools.partial(Swap.of, layer.name, self._model.get_submodule(owner), layer.module)
             if decision.replacement is not None:
                 swaps.append(swap(decision.replacement))
             if decision.in_chain is not None:
@@ -137,37 +144,37 @@ class Attempt:
         if is_any_autocast_enabled():
             self._note(Note.AUTOCAST)
             return found
-
-        def visit(module: nn.Module, name: str) -> None:
-            if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
-                return
-            try:
-                if "forward" in vars(module):
-                    raise Untraceable(GraphObstacle.FORWARD_REPLACED)
-                trace = Trace.of(module)
-                graph = self._graph(trace, contiguous=True)
-                graph.prepare()
-                calls = self._recorded.calls.get(id(module), [])
-                if not any(map(graph.serves, calls)):
-                    raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
-            except Untraceable as error:
-                if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    if name:
-                        self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
-                    else:
-                        self._note(Note.NO_GRAPH, reason=error.fact)
-                for key, child in module.named_children():
-                    visit(child, f"{name}.{key}" if name else key)
-            else:
-                found.append(_Region(trace, graph))
-                self._traces[id(module)] = trace
-
-        visit(self._model, "")
+        self._visit(self._model, "", wanted, found)
         return found
+
+    def _visit(self, module: nn.Module, name: str, wanted: set[int], found: list[_Region]) -> None:
+        """Add the largest parts of `module` that run as a graph."""
+        if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
+            return
+        try:
+            if not may_attach(module):
+                raise Untraceable(GraphObstacle.FORWARD_REPLACED)
+            trace = Trace.of(module)
+            graph = self._graph(trace, contiguous=True)
+            graph.prepare()
+            calls = self._recorded.calls.get(id(module), [])
+            if not any(map(graph.serves, calls)):
+                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
+        except Untraceable as error:
+            if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                if name:
+                    self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
+                else:
+                    self._note(Note.NO_GRAPH, reason=error.fact)
+            for key, child in module.named_children():
+                self._visit(child, f"{name}.{key}" if name else key, wanted, found)
+        else:
+            found.append(_Region(trace, graph))
+            self._traces[id(module)] = trace
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._recorded.calls.get(id(trace.module), [])
-        given = [(one.dtype, one.device) for call in calls for one in call or () if one is not None]
+        given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
@@ -245,7 +252,7 @@ class Attempt:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
             self._facts += self._mode.fused(graphs)
-        best.conversion.install()
+        installed = best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
             if best.way is Way.CHAINS_OF_ALL:
@@ -255,9 +262,9 @@ class Attempt:
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
         except BaseException:
-            best.conversion.uninstall()
+            installed.uninstall()
             raise
-        vars(self._model)[CONVERSION] = best.conversion
+        vars(self._model)[CONVERSION] = installed
         return report
 
 

@@ -21,10 +21,10 @@ from .modes import without_gradients
 from .report import Report
 from .stand_ins import stand_ins
 from .survey import Layer, Recorded, layers_of, record_inputs
+from .watch.copies import is_lazy
 from .watch.reach import Reach
 from .watch.snapshot import unchanged
 from .watch.state import CONVERSION
-from .watch.tensors import is_lazy
 
 
 def convert(
@@ -33,6 +33,7 @@ def convert(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     decisions: Collection[str] | None = None,
+    frozen: bool = False,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
@@ -46,8 +47,9 @@ def convert(
     takes from a second to half a minute, in training mode up to a minute.
 
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
-    Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
-    are written through `.data`; after that, convert again, which measures anew.
+    Weights that are zero stay zero in training, until `revert`. In each call, the graph looks whether anything has
+    written to what it was made of, also past torch (`.data`, numpy, another process); then the layers run one by one
+    until two calls in a row find the same. That takes as long as reading these parameters, and nothing with `frozen`.
 
     Args:
         model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
@@ -56,6 +58,8 @@ def convert(
             with. Other shapes are right as well, but may be slower than before.
         example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
+        frozen: whether parameters and buffers stay what they are. What they hold is not looked at in each call then; a
+            call after a change that torch counts raises RuntimeError.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
@@ -91,10 +95,12 @@ def convert(
         if isinstance(value, Tensor) and value.numel() == 0:
             raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
     # in a context of its own: variables that the model sets are the caller's business again afterwards
-    return contextvars.copy_context().run(_converted, model, args, kwargs, decisions)
+    return contextvars.copy_context().run(_converted, model, args, kwargs, decisions, frozen)
 
 
-def _converted(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], decisions: Collection[str]) -> Report:
+def _converted(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], decisions: Collection[str], frozen: bool
+) -> Report:
     training = model.training
     arguments, reach = Arguments(args, kwargs), Reach(model.modules())
     call = functools.partial(_call, model, arguments)
@@ -119,7 +125,7 @@ def _converted(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
                     f" {type(error).__name__}: {error}"
                 ) from error
             with stand_ins(model) if training else contextlib.nullcontext():
-                attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions)
+                attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, frozen)
                 report = attempt.run()
             if training:
                 attempt.take_parameters()

@@ -148,6 +148,7 @@ class GraphObstacle(_Sentence):
     SURROUNDINGS = "a part of it runs under torch.no_grad, autocast, a checkpoint or the like"
     TOO_MUCH = "its attributes hold more than can be looked at in each call"
     TRACING_FAILED = "torch.fx cannot trace it ({error})"
+    PLANNING_FAILED = "no graph can be made of it ({error})"
     SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
     SPEAKS = "its forward prints, logs or writes to a file"
     RANDOM = "its forward draws random numbers, which would be the same in each call"

@@ -12,19 +12,26 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from .agreement import are_close, backward_at_random, differentiable, kept, point_alike
+from .agreement import (
+    are_close,
+    are_statistics_close,
+    backward_at_random,
+    differentiable,
+    kept,
+    point_alike,
+)
 from .facts import Fact, Note, Way
 from .graph.base import Graph
-from .graph.batch_norm import dropout_by_torch
+from .graph.batch_norm import dropout_by_torch, norm_inputs
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
 from .survey import Recorded
+from .watch.copies import are_equal, copy_of, is_lazy
 from .watch.reach import Reach
 from .watch.snapshot import leftovers, unchanged
 from .watch.state import State
-from .watch.tensors import are_equal, copy_of, is_lazy
 
 
 def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[object]:
@@ -65,6 +72,9 @@ class Mode:
     fuses_layers: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
+
+    frozen: bool = False
+    """Whether what graphs make of parameters stays what it is."""
 
     expected: object = None
     """What results are compared with, where that does not depend on the offer. It may change at a comparison."""
@@ -151,7 +161,7 @@ class Inference(Mode):
     def graph(
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
-        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace)
+        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace, self.frozen)
 
     def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
         return (Note.FUSED.of(),)
@@ -260,13 +270,14 @@ class Training(Mode):
         return actual.agrees_with(other, gradients=bool(before))
 
     def passed(self, conversion: Conversion) -> _Passed:
-        """A forward and backward pass from given gradients, with torch's own dropout."""
-        with conversion.installed(), self._without_trace() as effects, dropout_by_torch():
+        """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
+        installed, left = conversion.installed(), self._without_trace()
+        with installed, left as effects, dropout_by_torch(), norm_inputs() as inputs:
             result = self._call()
             backward_at_random(result)
-            buffers = [copy_of(buffer) for buffer in self._model.buffers()]
+            buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in self._model.buffers()]
             gradients = [parameter.grad for parameter in self._model.parameters()]
-            return _Passed(kept(result), buffers, gradients, effects())
+            return _Passed(kept(result), buffers, gradients, inputs.wrong, effects())
 
     def _step(self) -> None:
         """A backward pass from the sum of all results follows the forward pass."""
@@ -285,26 +296,34 @@ class Training(Mode):
 
 @dataclass(frozen=True)
 class _Passed:
-    """What a forward and backward pass gave, and where its code left something."""
+    """What a forward and backward pass gave, and where its code left something.
+
+    buffers: with the size of what each running mean is the mean of.
+    """
 
     result: object
-    buffers: list[Tensor | None]
+    buffers: list[tuple[Tensor | None, float]]
     gradients: list[Tensor | None]
+    wrong: bool
     effects: frozenset[object]
 
     def agrees_with(self, other: _Passed, gradients: bool) -> bool:
         """But for rounding. gradients: whether these are to agree, too."""
-        same = len(self.buffers) == len(other.buffers) and all(map(_is_buffer_close, self.buffers, other.buffers))
-        same = same and self.effects == other.effects and are_close(self.result, other.result)
-        return same and (not gradients or point_alike(self.gradients, other.gradients))
+        if self.wrong or self.effects != other.effects or len(self.buffers) != len(other.buffers):
+            return False
+        for (mine, _), (theirs, size) in zip(self.buffers, other.buffers, strict=True):
+            if not _is_buffer_close(mine, theirs, size):
+                return False
+        alike = are_close(self.result, other.result)
+        return alike and (not gradients or point_alike(self.gradients, other.gradients))
 
 
-def _is_buffer_close(buffer: Tensor | None, other: Tensor | None) -> bool:
+def _is_buffer_close(buffer: Tensor | None, other: Tensor | None, size: float) -> bool:
     """But for rounding, where it holds numbers; counts and whatever else there is are the same."""
     if buffer is None or other is None:
         return buffer is other
     numbers = buffer.is_floating_point() and buffer.layout == torch.strided and not buffer.is_meta
-    return are_close(buffer, other) if numbers and not buffer.is_nested else are_equal(buffer, other)
+    return are_statistics_close(buffer, other, size) if numbers and not buffer.is_nested else are_equal(buffer, other)
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ _HOOKS = (
 )
 
 
+GRAPH = "_sparsekernels_graph"
+"""The attribute in which a module keeps how it runs as a graph."""
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether something is to be done when `module` is called, saved or loaded."""
     return any(getattr(module, name, None) for name in _HOOKS)
@@ -26,4 +30,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of `module` does what its class does, and nothing else."""
-    return not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in vars(module)
+    own = vars(module)
+    return (
+        not has_hooks(module) and not parametrize.is_parametrized(module) and "forward" not in own and GRAPH not in own
+    )

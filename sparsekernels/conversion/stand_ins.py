@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .watch.copies import is_lazy
 from .watch.state import holders_of
-from .watch.tensors import is_lazy
 
 
 @contextlib.contextmanager

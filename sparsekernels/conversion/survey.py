@@ -181,8 +181,24 @@ def _obstacle(
     return None
 
 
-Call = tuple[Given | None, ...] | None
-"""What a module was called with: None in the place of what is no plain tensor, and for a call with keywords."""
+@dataclass(frozen=True)
+class Call:
+    """What a module was called with; a `Given` in the place of each plain tensor."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        return cls(tuple(map(_given, args)), {name: _given(value) for name, value in kwargs.items()})
+
+    def tensors(self) -> list[Given]:
+        """The plain tensors among the arguments."""
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Given)]
+
+
+def _given(value: Any) -> Any:
+    return Given.of(value) if type(value) is Tensor else value
 
 
 @dataclass(frozen=True)
@@ -217,8 +233,7 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
     calls: dict[int, list[Call]] = {}
 
     def note_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = tuple(Given.of(value) if type(value) is Tensor else None for value in args)
-        calls.setdefault(id(module), []).append(None if kwargs else tensors)
+        calls.setdefault(id(module), []).append(Call.of(args, kwargs))
 
     own = {id(layer.module) for layer in layers}
     for module in model.modules():

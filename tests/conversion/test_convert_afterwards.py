@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion.graph.inference import InferenceGraph
+from sparsekernels.conversion.modules import GRAPH as GRAPH_OF
 from sparsekernels.conversion.watch.state import CONVERSION
 from sparsekernels.pruning import prune_
 
@@ -320,7 +321,7 @@ def test_what_code_keeps_at_its_first_call(prefer: Prefer, how: str) -> None:
     before = set(vars(model))
     prefer(FINE, GRAPH)
     sk.convert(model, x)
-    assert set(vars(model)) - before == {"forward", CONVERSION}
+    assert set(vars(model)) - before == {GRAPH_OF, CONVERSION}
     assert model.factor is None
     assert model.factors == {}
     for _ in range(3):

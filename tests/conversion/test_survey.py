@@ -15,7 +15,7 @@ from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels.conversion.survey import Given, layers_of, record_inputs
+from sparsekernels.conversion.survey import Call, layers_of, record_inputs
 from sparsekernels.pruning import prune_
 
 
@@ -76,7 +76,7 @@ def test_what_layers_and_other_modules_were_given() -> None:
         assert {name: [one.shape for one in some] for name, some in recorded.given.items()} == {
             "twice": [(2, 8), (1, 8)]
         }
-        assert recorded.calls == {id(module): [(Given.of(x),)] for module in (model, model.act)}
+        assert recorded.calls == {id(module): [Call.of((x,), {})] for module in (model, model.act)}
 
 
 def test_a_first_result_that_is_another_is_not_compared_with(prefer: Prefer) -> None:

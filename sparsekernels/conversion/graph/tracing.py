@@ -25,6 +25,7 @@ from ..modules import is_plain
 from ..watch.generators import Generators
 from ..watch.reach import Reach
 from ..watch.state import State
+from .attach import OWN_FORWARD
 from .fusion import IN_PLACE
 
 Node = torch.fx.Node
@@ -112,8 +113,10 @@ class _Tracer(torch.fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if hasattr(type(module), OWN_FORWARD):
+            self.traced_func_name = OWN_FORWARD
         self._surroundings = _surroundings()
         self._thread = threading.get_ident()
         self.proxies: list[weakref.ref[torch.fx.Proxy]] = []
@@ -176,7 +179,7 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer()
+    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module)
     failed: Untraceable | None = None
     try:
         with _proxies_are_tensors(), reach.watched(silent=_speaks):
@@ -188,8 +191,8 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     finally:
         changed = [before.put_back(), reach.put_back()]
         has_drawn = drawn.put_back()
-    proxies = tracer.proxies
-    del tracer
+        proxies = tracer.proxies
+        vars(tracer).clear()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
     if reach.speaks:
         raise Untraceable(GraphObstacle.SPEAKS)
@@ -236,19 +239,27 @@ def _take_out(proxy: torch.fx.Proxy, holder: Any, left: list[torch.fx.Proxy]) ->
             del holder[key]
 
 
-def remove_defaults(graph: torch.fx.Graph) -> int:
-    """Removes arguments with a default, which the graph does not read. Returns how many are left."""
-    count = 0
+def remove_defaults(graph: torch.fx.Graph) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Removes arguments with a default, which the graph does not read.
+
+    Returns the names of those that are left, and the defaults of the others by name.
+    """
+    left: list[str] = []
+    defaults: dict[str, Any] = {}
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        if str(node.target).startswith("*"):
-            raise Untraceable(GraphObstacle.VARIADIC, argument=node.target)
-        if not node.args:
-            count += 1
+        name = str(node.target)
+        if name.startswith("*"):
+            if node.users:
+                raise Untraceable(GraphObstacle.VARIADIC, argument=name)
+        elif not node.args:
+            left.append(name)
             continue
-        if isinstance(node.args[0], Tensor):
-            raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=node.target)
+        else:
+            defaults[name] = node.args[0]
+            if isinstance(node.args[0], Tensor):
+                raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=name)
         graph.erase_node(node)
-    return count
+    return tuple(left), defaults
 
 
 def first_line(error: Exception) -> str:

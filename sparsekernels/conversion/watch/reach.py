@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .copies import copy_of
 from .state import Held, attributes_or_none, is_same, items_of
-from .tensors import copy_of
 
 _MOST = 20_000
 """Elements that are looked into: what is beyond can be put back where it is held, but not what it holds."""

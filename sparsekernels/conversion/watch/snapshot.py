@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor, nn
 
+from .copies import are_equal, copy_of, write_back
 from .generators import Generators
 from .state import STAYS, State, is_looked_into, same_dicts, stamp_of
-from .tensors import are_equal, copy_of, write_back
 
 _REPLACED = frozenset({"_modules", "_parameters", "_buffers"})
 """Where a conversion exchanges layers, and where the first call of a model may put parameters of its own making."""

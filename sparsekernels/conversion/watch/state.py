@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..modules import GRAPH
+from .copies import are_equal, copy_of, is_lazy, write_back
 from .generators import is_generator
-from .tensors import are_equal, copy_of, is_lazy, write_back
 
 KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 """What every module has: modes and hooks are looked at, parameters and children have their places."""
@@ -27,7 +28,7 @@ KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 CONVERSION = "_sparsekernels_conversion"
 """The attribute in which a model keeps what undoes its conversion."""
 
-STAYS = frozenset({"forward", CONVERSION})
+STAYS = frozenset({"forward", GRAPH, CONVERSION})
 """The attributes that a conversion leaves behind."""
 
 _MOST = 20_000

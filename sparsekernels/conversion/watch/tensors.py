@@ -1,67 +1,79 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of tensors of any kind (sparse, quantized, nested, without data), which never raise; and back again."""
+"""Parameters and buffers at their places, and what tells that one is another or was written to."""
 
 from __future__ import annotations
 
-import contextlib
+import operator
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import UninitializedBuffer, UninitializedParameter
+
+from ...ops.fingerprint.op import fingerprint, swaps_tensors
+
+Place = tuple[dict[str, Any], str]
+"""Where a tensor is kept, and under which name."""
+
+_version = operator.attrgetter("_version")
 
 
-def is_lazy(tensor: Tensor) -> bool:
-    """Whether it has no elements before the first call of its module."""
-    return isinstance(tensor, UninitializedBuffer | UninitializedParameter)
+class Tensors:
+    """Tensors at their places, as they are when this is made.
+
+    content: whether what they hold is looked at as well, which takes as long as reading it. Else a write counts where
+    torch counts it.
+    """
+
+    def __init__(self, found: Sequence[tuple[dict[str, Any], str, Tensor]], content: bool) -> None:
+        # compared in two ways, see `_are_there`
+        self._many = _Placed([entry for entry in found if entry[2].numel() != 1])
+        self._single = _Placed([entry for entry in found if entry[2].numel() == 1])
+        self._tensors = [*self._many.tensors, *self._single.tensors]
+        self._versions = list(map(_version, self._tensors))
+        self._sum_of_versions = sum(self._versions)
+        self._content = content
+        self._swaps = swaps_tensors()
+        self._fingerprint = fingerprint(self._tensors)
+        self._value = self._fingerprint.value(content)
+
+    def changed(self) -> bool:
+        """Asked in each call, so lists are compared and not tensor after tensor."""
+        try:
+            return not (
+                self._are_there()
+                and sum(map(_version, self._tensors)) == self._sum_of_versions  # none of them ever decreases
+                and self._fingerprint.value(self._content) == self._value
+                and swaps_tensors() is self._swaps
+                and not (self._content and any(map(Tensor.is_neg, self._tensors)))
+            )
+        except (KeyError, RuntimeError):  # one is gone, is another, or is dense no longer
+            return True
+
+    def _are_there(self) -> bool:
+        """`==` of lists looks at `is` first. Other tensors raise a RuntimeError then, save those of one element."""
+        single = self._single
+        return self._many.now() == self._many.tensors and all(map(operator.is_, single.now(), single.tensors))
+
+    def changed_places(self) -> list[Place]:
+        """Where the tensors are that `changed` tells of; all of them where that cannot be told."""
+        places = [*self._many.entries(), *self._single.entries()]
+        found = [
+            (place, name)
+            for (place, name), tensor, version in zip(places, self._tensors, self._versions, strict=True)
+            if place.get(name) is not tensor or tensor._version != version
+        ]
+        return found or places
 
 
-def copy_of(tensor: Tensor) -> Tensor | None:
-    """None of one that has no elements to copy: it is uninitialized, or of a class that does not know how."""
-    try:
-        return tensor.detach().clone()
-    except Exception:
-        return None
+class _Placed:
+    def __init__(self, found: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:
+        self._places = [place for place, _, _ in found]
+        self._names = [name for _, name, _ in found]
+        self.tensors = [tensor for _, _, tensor in found]
 
+    def now(self) -> list[Any]:
+        return list(map(operator.getitem, self._places, self._names))
 
-def are_equal(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one kind hold the same, whatever they are: sparse, without data, of other classes."""
-    try:
-        if (tensor.dtype, tensor.layout) != (other.dtype, other.layout):
-            return False
-        if tensor.is_nested:
-            mine, theirs = tensor.unbind(), other.unbind()
-            return len(mine) == len(theirs) and all(map(are_equal, mine, theirs))
-        if tensor.is_meta:
-            return tensor.shape == other.shape
-        if tensor.layout == torch.strided:
-            return torch.equal(tensor, other)
-        if tensor.is_mkldnn:
-            return torch.equal(tensor.to_dense(), other.to_dense())
-        mine, theirs = _components_of(tensor), _components_of(other)  # type: ignore[assignment]
-        return tensor.shape == other.shape and all(map(torch.equal, mine, theirs))
-    except Exception:
-        return False
-
-
-def _components_of(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a sparse one consists of."""
-    tensor = tensor.detach()
-    if tensor.layout == torch.sparse_coo:
-        tensor = tensor.coalesce()
-        return [tensor.indices(), tensor.values()]
-    rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
-    compressed = (
-        [tensor.crow_indices(), tensor.col_indices()] if rows else [tensor.ccol_indices(), tensor.row_indices()]
-    )
-    return [*compressed, tensor.values()]
-
-
-def write_back(tensor: Tensor, kept: Tensor | None) -> None:
-    """Make a tensor hold what was copied of it, if it holds something else."""
-    if kept is None or are_equal(tensor, kept):
-        return
-    with contextlib.suppress(Exception), torch.no_grad(), torch.inference_mode(tensor.is_inference()):
-        if tensor.layout == torch.strided and not tensor.is_nested and tensor.shape != kept.shape:
-            tensor.resize_(kept.shape)
-        tensor.copy_(kept)
+    def entries(self) -> list[Place]:
+        return list(zip(self._places, self._names, strict=True))
