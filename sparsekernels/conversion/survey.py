@@ -225,8 +225,11 @@ class Recorded:
     reach: Reach
 
 
-def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object], reach: Reach) -> Recorded:
+def record_inputs(
+    model: torch.nn.Module, layers: list[Layer], call: Callable[[], object], reach: Reach | None = None
+) -> Recorded:
     """Run `call`, and watch what it gets at. Raises what it raises."""
+    reach = reach or Reach(model.modules())
     before = Snapshot(model)
     handles = []
     given: dict[str, list[Given]] = {}
