@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
 import numbers
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._torch import tree_leaves, tree_map_only
+from .._torch import tree_leaves
+from .arguments import Arguments
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .measure import on_one_thread
@@ -26,7 +28,9 @@ from .stand_ins import stand_ins
 from .structure import Structure
 from .survey import Layer, Recorded, layers_of, record_inputs
 from .watch.copies import is_lazy
-from .watch.state import CONVERSION, unchanged
+from .watch.reach import Reach
+from .watch.snapshot import unchanged
+from .watch.state import CONVERSION
 
 
 def convert(
@@ -115,11 +119,12 @@ def convert(
             )
         if isinstance(value, Tensor) and value.numel() == 0:
             raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
-    call = functools.partial(_with_own_arguments, model, args, kwargs)
     with Progress(progress, limit) as pace:
         structure = Structure(model)
         try:
-            report = _converted(model, example_input, args, kwargs, call, decisions, pace, frozen)
+            # in a context of its own: variables that the model sets are the caller's business again afterwards
+            context = contextvars.copy_context()
+            report = context.run(_converted, model, args, kwargs, decisions, pace, frozen)
             conversion = vars(model).get(CONVERSION)
             if conversion is not None:
                 conversion.share_attributes()
@@ -132,26 +137,32 @@ def convert(
 
 def _converted(
     model: nn.Module,
-    example_input: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    call: Callable[[], object],
     decisions: Collection[str],
     pace: Progress,
     frozen: bool,
 ) -> Report:
     training = model.training
-    # whatever mode the caller is in: what is made here outlives it
-    with torch.inference_mode(False), torch.set_grad_enabled(training), _initialized(model, call), unchanged(model):
+    arguments, reach = Arguments(args, kwargs), Reach(model.modules())
+    call = functools.partial(_call, model, arguments)
+    with contextlib.ExitStack() as stack:
+        # whatever mode the caller is in: what is made here outlives it
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(training))
+        stack.enter_context(_initialized(model, call))
+        stack.enter_context(unchanged(model))
+        stack.callback(arguments.put_back)
+        stack.callback(reach.put_back)
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
             try:
                 pace.at("the first run")
-                layers, recorded = _first_run(model, call)
+                layers, recorded = _first_run(model, call, reach)
             except Exception as error:
                 given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
-                hint = "; a list is one argument, a tuple is several" if isinstance(example_input, list) else ""
+                hint = "; a list is one argument, a tuple is several" if args and isinstance(args[0], list) else ""
                 raise ValueError(
                     f"convert: expected example_input that model can be called with, got ({given}){hint}:"
                     f" {type(error).__name__}: {error}"
@@ -208,13 +219,13 @@ def _undo(model: nn.Module, function: str) -> None:
         del vars(model)[CONVERSION]
 
 
-def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer], Recorded]:
+def _first_run(model: nn.Module, call: Callable[[], object], reach: Reach) -> tuple[list[Layer], Recorded]:
     """The layers, and what a run gave and was given; once more where that run made modules or parameters."""
     while True:
         with on_one_thread():
             layers, before = layers_of(model), _parts(model)
         with contextlib.nullcontext() if model.training else without_gradients(model):
-            recorded = record_inputs(model, layers, call)
+            recorded = record_inputs(model, layers, call, reach)
         if _parts(model) == before:
             return layers, recorded
 
@@ -240,13 +251,9 @@ def _parts(model: nn.Module) -> list[tuple[int, type]]:
     return [(id(part), type(part)) for part in (*model.modules(), *model.parameters())]
 
 
-def _with_own_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    """A call on copies: models write to their arguments."""
-    return model(*tree_map_only(Tensor, _copy_of, args), **tree_map_only(Tensor, _copy_of, kwargs))
-
-
-def _copy_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad)
+def _call(model: nn.Module, arguments: Arguments) -> object:
+    args, kwargs = arguments.of_a_call()
+    return model(*args, **kwargs)
 
 
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}

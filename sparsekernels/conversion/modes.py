@@ -33,7 +33,9 @@ from .installation import Conversion, Swap
 from .measure import on_one_thread
 from .survey import Recorded
 from .watch.copies import are_equal, copy_of, is_lazy
-from .watch.state import unchanged
+from .watch.reach import Reach
+from .watch.snapshot import leftovers, unchanged
+from .watch.state import State
 
 
 def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[object]:
@@ -96,6 +98,7 @@ class Mode:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         self._model, self._args, self._call, self._recorded = model, args, call, recorded
         self.seconds = recorded.seconds
+        self._left: tuple[State, Reach] | None = None
 
     def notes(self) -> tuple[Fact, ...]:
         """What is to be said of a conversion in this mode."""
@@ -134,9 +137,27 @@ class Mode:
         """By how much `actual`, which does not agree, differs, as a sentence goes on."""
         raise NotImplementedError
 
-    def step(self) -> object:
-        """One pass of the model, as it is timed."""
+    def step(self) -> None:
+        """One pass of the model, as it is timed. What its code leaves somewhere does not grow from step to step."""
+        if not self._recorded.leaves:
+            self._step()
+            return
+        if self._left is None:
+            self._left = leftovers(self._model), self._recorded.reach.now()
+        try:
+            self._step()
+        finally:
+            for left in self._left:
+                left.put_back()
+
+    def _step(self) -> None:
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _without_trace(self) -> Iterator[Callable[[], frozenset[object]]]:
+        """Calls of the model leave nothing behind. Inside, the function gives the places where they have so far."""
+        with unchanged(self._model) as kept, self._recorded.reach.unchanged() as reach:
+            yield lambda: frozenset((*kept.effects(), *reach.effects()))
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         """Inside, gradients are recorded as in a pass."""
@@ -157,7 +178,7 @@ class Inference(Mode):
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         super().__init__(model, args, call, recorded)
-        self.expected, self._may_be_another = recorded.result, recorded.repeatable
+        self.expected, self._may_be_another = (recorded.result, frozenset()), recorded.repeatable
 
     def graph(
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
@@ -205,13 +226,13 @@ class Inference(Mode):
         return difference(actual, self.expected)
 
     def _result(self) -> object:
-        """What the model gives as it is. It leaves no trace."""
-        with without_gradients(self._model), unchanged(self._model):
-            return kept(self._call())
+        """What the model gives as it is, and where its code leaves something. None of that is left."""
+        with without_gradients(self._model), self._without_trace() as effects:
+            return kept(self._call()), effects()
 
-    def step(self) -> object:
+    def _step(self) -> None:
         with without_gradients(self._model):
-            return self._call()
+            self._call()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         return torch.no_grad()
@@ -293,20 +314,19 @@ class Training(Mode):
 
     def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
-        with _installed(conversion), unchanged(self._model), dropout_by_torch(), norm_inputs() as inputs:
+        installed, left = _installed(conversion), self._without_trace()
+        with installed, left as effects, dropout_by_torch(), norm_inputs() as inputs:
             start = time.perf_counter()
             result = self._call()
             backward_at_random(result)
             seconds = time.perf_counter() - start
             buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in self._model.buffers()]
             gradients = [parameter.grad for parameter in self._model.parameters()]
-            return _Passed(kept(result), buffers, gradients, inputs.wrong, seconds)
+            return _Passed(kept(result), buffers, gradients, inputs.wrong, seconds, effects())
 
-    def step(self) -> object:
+    def _step(self) -> None:
         """A backward pass from the sum of all results follows the forward pass."""
-        result = self._call()
-        torch.autograd.backward([_real(one).sum() for one in differentiable(result)])
-        return result
+        torch.autograd.backward([_real(one).sum() for one in differentiable(self._call())])
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -321,17 +341,21 @@ class Training(Mode):
 
 @dataclass(frozen=True)
 class _Passed:
-    """What a forward and backward pass gave. buffers: with the size of what each running mean is the mean of."""
+    """What a forward and backward pass gave, and where its code left something.
+
+    buffers: with the size of what each running mean is the mean of.
+    """
 
     result: object
     buffers: list[tuple[Tensor | None, float]]
     gradients: list[Tensor | None]
     wrong: bool
     seconds: float
+    effects: frozenset[object]
 
     def agrees_with(self, other: _Passed, gradients: bool) -> bool:
         """But for rounding. gradients: whether these are to agree, too."""
-        if self.wrong or len(self.buffers) != len(other.buffers):
+        if self.wrong or self.effects != other.effects or len(self.buffers) != len(other.buffers):
             return False
         for (mine, _), (theirs, size) in zip(self.buffers, other.buffers, strict=True):
             if not _is_buffer_close(mine, theirs, size):

@@ -23,7 +23,8 @@ from .facts import Fact, LayerObstacle
 from .leftovers import masked_by_nncf, obstacle_left_in, obstacle_of_foreign
 from .modules import has_hooks, is_ordinary
 from .subclasses import has_own_forward_only, recorded
-from .watch.state import Snapshot
+from .watch.reach import Reach
+from .watch.snapshot import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses where they do no more than cast and pad before."""
@@ -268,7 +269,9 @@ class Recorded:
     result: as `kept`.
     differentiable: whether any of its tensors has a gradient.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
+    leaves: whether it left something in attributes, in globals or the like.
     seconds: what it took.
+    reach: what its code gets at beside the model.
     """
 
     given: Mapping[str, list[Given]]
@@ -276,11 +279,16 @@ class Recorded:
     result: object
     differentiable: bool
     repeatable: bool
+    leaves: bool
     seconds: float
+    reach: Reach
 
 
-def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
-    """Run `call`. Raises what it raises."""
+def record_inputs(
+    model: torch.nn.Module, layers: list[Layer], call: Callable[[], object], reach: Reach | None = None
+) -> Recorded:
+    """Run `call`, and watch what it gets at. Raises what it raises."""
+    reach = reach or Reach(model.modules())
     before = Snapshot(model)
     handles = []
     given: dict[str, list[Given]] = {}
@@ -306,9 +314,12 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
     start = time.perf_counter()
     try:
-        result = call()
+        with reach.watched():
+            result = call()
     finally:
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    return Recorded(given, calls, kept(result), bool(differentiable(result)), not before.changed(), seconds)
+    leaves = before.has_left() or reach.changed()
+    repeatable = not before.changed() and not leaves
+    return Recorded(given, calls, kept(result), bool(differentiable(result)), repeatable, leaves, seconds, reach)

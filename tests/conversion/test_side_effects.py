@@ -4,43 +4,28 @@
 
 from __future__ import annotations
 
-import copy
+import contextvars
+import cProfile
 import functools
-import types
+import itertools
+import logging
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from operator import is_
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.distributed
-from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
+from acting_net import Net, pruned
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
-
-
-class Net(nn.Module):
-    """Linear, BatchNorm, ReLU, Linear; `act` is what else its forward does with what is between them."""
-
-    def __init__(self, act: Callable[[Tensor], object] = lambda _: None) -> None:
-        super().__init__()
-        self.one, self.norm, self.two, self.act = nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Linear(32, 8), act
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(self.one(x)).relu()
-        self.act(h)
-        return self.two(h)
-
-
-def pruned(model: nn.Module, training: bool = False) -> nn.Module:
-    prune_(model, "random", 0.8)
-    return model.train(training)
 
 
 # What a model may hold.
@@ -101,25 +86,24 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("error", [ValueError, Interrupted])
 def test_what_is_raised_in_any_call_leaves_nothing(prefer: Prefer, error: type[BaseException], training: bool) -> None:
-    calls: list[int] = []
     prefer(FINE, GRAPH, LAYERS)
     for last in range(1, 8):
-        kept: list[int] = []
+        calls, kept = itertools.count(1), []
 
-        def act(_: Tensor, last: int = last, kept: list[int] = kept) -> None:
+        def act(_: Tensor, last: int = last, calls: Any = calls, kept: list[int] = kept) -> None:
             kept.append(1)
-            calls.append(1)
-            if len(calls) == last:
+            if next(calls) == last:
                 raise error
 
         model = pruned(Net(act), training)
-        model.kept, calls[:] = kept, []
         model.one.weight.grad = gradient = torch.ones_like(model.one.weight)
         modules = dict(model.named_modules())
         try:
             sk.convert(model, torch.randn(4, 16))
         except (ValueError, Interrupted):
             assert dict(model.named_modules()) == modules
+        else:
+            assert error is not Interrupted or next(calls) <= last
         assert not kept
         assert not model.norm.running_mean.any()
         assert model.one.weight.grad is gradient
@@ -162,149 +146,174 @@ def test_what_a_model_keeps_is_no_inference_tensor(prefer: Prefer) -> None:
     assert not model.tables
 
 
-# Gradients.
+# What a forward leaves beside the model.
+
+KEPT: list[Any] = []
+NAMED: dict[str, Any] = {}
+COUNT = 0
+LOCAL = threading.local()
+VARIABLE: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
 
 
-def gradients_of(model: nn.Module, x: Tensor) -> list[Tensor | None]:
-    model.zero_grad()
-    model(x).square().sum().backward()
-    return [None if one.grad is None else one.grad.clone() for one in model.parameters()]
-
-
-def test_no_parameter_is_told_of_a_gradient(prefer: Prefer) -> None:
-    """Neither hooks of parameters nor what else would see one; the model has its own parameters in the end."""
-    called: list[int] = []
-    model, x = pruned(Net(), training=True), torch.randn(4, 16)
-    parameters = list(model.parameters())
-    for parameter in parameters:
-        parameter.register_hook(lambda _: called.append(1))
-        parameter.register_post_accumulate_grad_hook(lambda _: called.append(1))
-        parameter.grad = torch.ones_like(parameter)
-    given = [parameter.grad for parameter in parameters]
-    prefer(FINE, LAYERS)
-    assert sk.convert(model, x).converted
-    assert not called
-    assert all(map(is_, model.parameters(), parameters))
-    assert all(parameter.requires_grad for parameter in parameters)
-    assert all(map(is_, [parameter.grad for parameter in parameters], given))
-    assert all(gradient is not None and gradient.eq(1).all() for gradient in given)
-    gradients_of(model, x)
-    assert len(called) == 2 * len(parameters)
-
-
-class Shares(nn.Module):
-    """Parameters in more than one place: tied, in a list, a dict and an object, in a module in a list, in an LSTM."""
+class Recorder:
+    losses: ClassVar[list[Any]] = []
 
     def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.tied, self.recurrent = (*(nn.Linear(16, 16) for _ in range(3)), nn.LSTM(16, 16))
-        self.tied.weight = self.two.weight
-        self.listed, self.named = [self.one.bias], {"bias": self.two.bias}
-        self.object = types.SimpleNamespace(bias=self.tied.bias)
-        self.helpers = [nn.Linear(16, 16)]
-        self.loose = torch.ones(16, requires_grad=True)
+        self.items: list[Any] = []
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.tied(self.two(self.one(x).relu())) + self.listed[0] + self.named["bias"] + self.object.bias
-        return self.recurrent(self.helpers[0](x) * self.loose)[0]
-
-    def all(self) -> list[Tensor]:
-        return [*self.parameters(), *self.helpers[0].parameters(), self.loose]
+    def add(self, h: Tensor) -> None:
+        self.items.append(h)
 
 
-def test_parameters_in_several_places(prefer: Prefer) -> None:
-    model, x = pruned(Shares(), training=True), torch.randn(4, 16)
-    dense, parameters = copy.deepcopy(model), model.all()
-    for parameter in parameters:
-        parameter.register_post_accumulate_grad_hook(lambda _: pytest.fail("a gradient arrived"))
-    hooks = [parameter._post_accumulate_grad_hooks for parameter in parameters]
-    prefer(FINE, LAYERS)
-    model.loose._post_accumulate_grad_hooks.clear()  # an attribute, which no parameter stands in for
-    assert sk.convert(model, x).converted
-    assert all(map(is_, model.all(), parameters))
-    assert all(parameter.grad is None for parameter in parameters)
-    assert model.listed[0] is model.one.bias
-    assert model.object.bias is model.tied.bias
-    for one in hooks:
-        one.clear()
-    for mine, theirs in zip(gradients_of(model, x), gradients_of(dense, x), strict=True):
-        assert mine is not None
-        assert theirs is not None
-        torch.testing.assert_close(torch.where(mine == 0, 0, theirs), mine, rtol=1e-4, atol=1e-5)
+RECORDER = Recorder()
 
 
-def test_a_training_graph_follows_the_models_own_parameters(prefer: Prefer) -> None:
-    """It was planned with others in their place; nothing is traced again for that."""
-    model = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), Scales())
-    x = torch.randn(4, 4, 10, 10)
-    pruned(model, training=True)
-    dense = copy.deepcopy(model)
-    prefer(FINE, GRAPH)
-    sk.convert(model, x)
-    (graph,) = graphs_of(model)
-    assert graph.prepare().watch.unchanged()
-    for one in (model, dense):
-        with torch.no_grad():
-            one[4].scale.fill_(3.0)
-    for mine, theirs in zip(gradients_of(model, x), gradients_of(dense, x), strict=True):
-        assert mine is not None
-        assert theirs is not None
-        torch.testing.assert_close(torch.where(mine == 0, 0, theirs), mine, rtol=1e-4, atol=1e-4)
+def by_default(h: Tensor, into: list[Any] = KEPT) -> None:
+    into.append(h)
 
 
-class Scales(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
+def counts(h: Tensor) -> None:
+    global COUNT
+    COUNT += 1
 
 
-# Models that are wrapped for distributed training.
+def remembers(h: Tensor) -> None:
+    remembers.last = h  # type: ignore[attr-defined]
+
+
+def looks_at_the_type(h: Tensor) -> None:
+    if type(h) is Tensor:  # which torch.fx does not give it
+        KEPT.append(h)
+
+
+@functools.lru_cache
+def listed() -> list[Any]:
+    return []
+
+
+def closure() -> Callable[[Tensor], object]:
+    held, count = KEPT, 0
+
+    def add(h: Tensor) -> None:
+        nonlocal count
+        count += 1
+        held.append(h)
+
+    return add
+
+
+LEAVES: dict[str, tuple[Callable[[Tensor], object], Callable[[], object]]] = {
+    "a global list": (lambda h: KEPT.append(h.mean()), lambda: len(KEPT)),
+    "a global dict": (lambda h: NAMED.update(last=h), lambda: len(NAMED)),
+    "a global": (counts, lambda: COUNT),
+    "a default": (by_default, lambda: len(KEPT)),
+    "a closure": (closure(), lambda: len(KEPT)),
+    "an attribute of a function": (remembers, lambda: hasattr(remembers, "last")),
+    "a list of a class": (lambda h: Recorder.losses.append(h), lambda: len(Recorder.losses)),
+    "an attribute of a class": (lambda h: setattr(Recorder, "last", h), lambda: hasattr(Recorder, "last")),
+    "an object": (lambda h: RECORDER.add(h), lambda: len(RECORDER.items)),
+    "a local of the thread": (lambda h: setattr(LOCAL, "last", h), lambda: hasattr(LOCAL, "last")),
+    "a variable of the context": (lambda h: VARIABLE.set(h), lambda: VARIABLE.get() is not None),
+    "by the type of a tensor": (looks_at_the_type, lambda: len(KEPT)),
+}
 
 
 @pytest.fixture
-def one_process() -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+def emptied() -> Iterator[None]:
+    global COUNT
     yield
-    torch.distributed.destroy_process_group()
+    KEPT.clear()
+    NAMED.clear()
+    COUNT = 0
+    Recorder.losses.clear()
+    RECORDER.items.clear()
+    VARIABLE.set(None)
+    for place in (Recorder, LOCAL, remembers):
+        if hasattr(place, "last"):
+            del place.last
 
 
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("emptied")
 @pytest.mark.parametrize("training", [False, True])
-def test_a_distributed_model_is_refused_by_name(prefer: Prefer, training: bool) -> None:
-    ddp: Any = nn.parallel.DistributedDataParallel(pruned(Net(), training))
-    prefer(FINE, LAYERS)
-    words = "expected model before DistributedDataParallel wraps it, got "
-    with pytest.raises(TypeError, match=words + "a DistributedDataParallel; convert the module inside"):
-        sk.convert(ddp, torch.randn(4, 16))
-    with pytest.raises(TypeError, match=words + "'0' in a DistributedDataParallel"):
-        sk.convert(nn.Sequential(ddp), torch.randn(4, 16))
-    for _ in range(2):
-        ddp(torch.randn(4, 16)).sum().backward()
+@pytest.mark.parametrize("how", LEAVES)
+def test_code_goes_on_leaving_what_it_leaves_elsewhere(prefer: Prefer, how: str, training: bool) -> None:
+    """And nothing of convert's own calls stays there, no proxy of torch.fx above all."""
+    act, left = LEAVES[how]
+    model, x, before = pruned(Net(act), training), torch.randn(4, 16), left()
+    prefer(FINE, GRAPH, LAYERS)
+    assert sk.convert(model, x).converted
+    assert left() == before
+    with torch.set_grad_enabled(training):
+        model(x)
+    assert left() != before
+    assert all(type(one) is Tensor for one in (*KEPT, *NAMED.values(), *RECORDER.items, *Recorder.losses))
 
 
-@pytest.mark.usefixtures("one_process")
-def test_what_a_distributed_model_wraps_is_averaged_afterwards(prefer: Prefer) -> None:
-    """Converted after it was wrapped; a static graph counts which gradients arrive in the first steps."""
-    averaged: list[int] = []
+@pytest.mark.usefixtures("emptied")
+def test_proxies_are_found_where_nothing_else_looks(prefer: Prefer) -> None:
+    model, x = pruned(Net(lambda h: listed().append(h))), torch.randn(4, 16)
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, x)
+    assert any("changes attributes or globals" in note for note in report.notes)
+    assert {type(one) for one in listed()} == {Tensor}
 
-    def average(_: object, bucket: Any) -> Any:
-        averaged.append(1)
-        future: Any = torch.futures.Future()
-        future.set_result(bucket.buffer())
-        return future
 
-    average.__annotations__.clear()  # torch compares them with classes, these are strings
-    for static in (False, True):
-        model = pruned(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)), training=True)
-        x = torch.ones(4, 16)
-        ddp: Any = nn.parallel.DistributedDataParallel(model, static_graph=static)
-        ddp.register_comm_hook(None, average)
-        prefer(FINE, LAYERS)
-        assert sk.convert(model, x).converted
-        for step in range(1, 4):
-            averaged.clear()
-            ddp(x).sum().backward()
-            assert averaged, step
+def test_what_code_says_it_goes_on_saying(prefer: Prefer, capsys: pytest.CaptureFixture[str]) -> None:
+    """With no word of proxies."""
+    logger = logging.getLogger("test_side_effects")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler := logging.StreamHandler(sys.stdout))
+    try:
+        for act in (lambda h: print("said", h), lambda h: logger.info("said %s", h)):
+            model, x = pruned(Net(act)), torch.randn(4, 16)
+            prefer(FINE, GRAPH, LAYERS)
+            assert any("prints, logs or writes" in note for note in sk.convert(model, x).notes)
+            assert "Proxy" not in capsys.readouterr().out
+            with torch.no_grad():
+                model(x)
+            assert "said" in capsys.readouterr().out
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_hooks_find_their_state_as_it_was(prefer: Prefer) -> None:
+    counted: list[int] = []
+    model = nn.Sequential(pruned(Net()))
+    model[0].register_forward_hook(lambda *_: counted.append(1))
+    prefer(FINE, GRAPH, LAYERS)
+    assert sk.convert(model.eval(), torch.randn(4, 16)).converted
+    assert not counted
+    model(torch.randn(4, 16))
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize("profiler", [None, cProfile.Profile()])
+def test_other_threads_run_models_while_one_is_traced(prefer: Prefer, profiler: cProfile.Profile | None) -> None:
+    """And a profiler goes on."""
+    other, y = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4))), torch.randn(2, 4)
+    expected, errors = other(y), []
+
+    def runs() -> None:
+        try:
+            torch.testing.assert_close(other(y), expected)
+        except Exception as error:
+            errors.append(error)
+
+    def act(_: Tensor) -> None:
+        thread = threading.Thread(target=runs)
+        thread.start()
+        thread.join()
+
+    model, x = pruned(Net(act)), torch.randn(4, 16)
+    prefer(FINE, GRAPH, LAYERS)
+    if profiler is not None:
+        profiler.enable()
+    try:
+        sk.convert(model, x)
+        active = sys.getprofile()
+    finally:
+        if profiler is not None:
+            profiler.disable()
+    assert not errors
+    if sys.version_info < (3, 12):  # later ones are not seen here
+        assert active is profiler

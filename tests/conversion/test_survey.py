@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -99,8 +100,8 @@ def test_a_first_result_that_is_another_is_not_compared_with(prefer: Prefer) -> 
 
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_a_first_result_that_is_another_for_something_outside_of_the_model(prefer: Prefer, in_graph: bool) -> None:
-    """What a module-level cache does. A graph that gives what only the first run gave is not kept."""
-    seen: list[str] = []
+    """What an iterator does. A graph that gives what only the first run gave is not kept."""
+    calls = itertools.count()
 
     class Starts(nn.Module):
         def __init__(self) -> None:
@@ -111,8 +112,7 @@ def test_a_first_result_that_is_another_for_something_outside_of_the_model(prefe
             y = self.layer(x)
             if isinstance(x, torch.fx.Proxy):
                 return -y if in_graph else y
-            seen.append("call")
-            return y if len(seen) > 1 else -y
+            return y if next(calls) > 0 else -y
 
     model, x = Starts().eval(), torch.randn(4, 8)
     prune_(model, "random", 0.7)

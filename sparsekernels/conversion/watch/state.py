@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..modules import GRAPH
 from .copies import are_equal, copy_of, is_lazy, write_back
-from .generators import Generators, is_generator
+from .generators import is_generator
 
 KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 """What every module has: modes and hooks are looked at, parameters and children have their places."""
@@ -28,11 +28,8 @@ KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 CONVERSION = "_sparsekernels_conversion"
 """The attribute in which a model keeps what undoes its conversion."""
 
-_STAYS = frozenset({"forward", GRAPH, CONVERSION})
+STAYS = frozenset({"forward", GRAPH, CONVERSION})
 """The attributes that a conversion leaves behind."""
-
-_REPLACED = frozenset({"_modules", "_parameters", "_buffers"})
-"""Where a conversion exchanges layers, and where the first call of a model may put parameters of its own making."""
 
 _MOST = 20_000
 """Elements that are looked at in each call: a model that holds more keeps other things there than settings."""
@@ -78,15 +75,15 @@ class Held:
         """Whether it holds other things than it did, or has other attributes."""
         value, items = self.value, self.items
         try:
-            if self.attributes is not None and not _same_dicts(attributes_of(value), self.attributes):
+            if self.attributes is not None and not same_dicts(attributes_of(value), self.attributes):
                 return True
             if isinstance(items, dict):
-                return not _same_dicts(value, items) or any(map(operator.ne, value, items))
+                return not same_dicts(value, items) or any(map(operator.ne, value, items))
             if isinstance(items, list):
                 return len(value) != len(items) or not all(map(is_same, value, items))
             if items is None:
                 return self.copy is not None and not are_equal(value, self.copy)
-            return bool(_items_of(value) != items)
+            return bool(items_of(value) != items)
         except Exception:  # by the `==` of a class that is not ours
             return True
 
@@ -129,7 +126,7 @@ class Held:
                 del self.value.__dict__[name]
 
 
-def _same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
+def same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
     """Whether two dicts with the same keys in the same order hold the same."""
     return len(now) == len(then) and now.keys() == then.keys() and all(is_same(now[key], then[key]) for key in then)
 
@@ -155,7 +152,7 @@ def held_by(
             left.extend(value)
             count += len(value)
         else:
-            items, attributes = _items_of(value), attributes_or_none(value)
+            items, attributes = items_of(value), attributes_or_none(value)
             keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
             if items is None and attributes is None and not keep:
                 continue
@@ -173,10 +170,10 @@ def held_by(
     return held
 
 
-def _items_of(value: Any) -> Any:
+def items_of(value: Any) -> Any:
     """What a container holds, or a tensor's version and address, or an array's bytes; None for anything else."""
     if isinstance(value, Tensor):
-        return _stamp_of(value)
+        return stamp_of(value)
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, list | deque):
@@ -202,7 +199,7 @@ def attributes_or_none(value: Any) -> dict[str, Any] | None:
 def attributes_of(value: Any) -> dict[str, Any]:
     """What an object has in its dict and in its slots; of a module, what torch did not put there."""
     if isinstance(value, nn.Module):
-        return {name: attribute for name, attribute in vars(value).items() if name not in KEPT_BY_TORCH | _STAYS}
+        return {name: attribute for name, attribute in vars(value).items() if name not in KEPT_BY_TORCH | STAYS}
     attributes = dict(getattr(value, "__dict__", {}))
     for name, slot in _slots_of(type(value)):
         with contextlib.suppress(AttributeError):  # it is empty
@@ -221,7 +218,8 @@ def _slots_of(kind: type) -> list[tuple[str, Any]]:
     ]
 
 
-def _stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
+def stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
+    """What tells that something was written to a tensor, as far as versions do; None where nothing does."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_nested:
         return None
     if tensor.is_inference():  # no version counts what is written to it
@@ -275,14 +273,23 @@ class State:
         """Whether anything has changed, or there was too much to compare."""
         if not self.is_whole or any(held.changed() for held in self._held):
             return True
-        return not all(_same_dicts(self._attributes_of(module), attributes) for module, attributes in self._attributes)
+        return not all(same_dicts(self._attributes_of(module), attributes) for module, attributes in self._attributes)
+
+    def effects(self) -> Iterator[object]:
+        """The places that have changed: the same for a module and for what was put into its place."""
+        for index, (module, attributes) in enumerate(self._attributes):
+            now = self._attributes_of(module)
+            for name in now.keys() | attributes.keys():
+                if name not in now or name not in attributes or not is_same(now[name], attributes[name]):
+                    yield index, name
+        yield from (id(held.value) for held in self._held if held.changed())
 
     def put_back(self) -> bool:
         """Restore everything that can be written (not a read-only array). Returns whether anything had changed."""
         changed = False
         for module, attributes in self._attributes:
             now, kept = vars(module), self._attributes_of(module)
-            if not _same_dicts(kept, attributes):
+            if not same_dicts(kept, attributes):
                 changed = True
                 for name in kept.keys() - attributes.keys():
                     del now[name]
@@ -309,75 +316,8 @@ def holders_of(model: nn.Module) -> tuple[list[nn.Module], list[Any]]:
     return modules, [*map(vars, modules), *(module._parameters for module in modules)]
 
 
-class Snapshot:
-    """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps of modules.
-
-    Except for the attributes that `convert` adds. without: names of further attributes that do not count. Whatever
-    tensors a model holds, nothing here raises on their account: what cannot be copied is not put back.
-    """
-
-    def __init__(self, model: nn.Module, without: Collection[str] = ()) -> None:
-        modules = list(model.modules())
-        self._state = State(modules, {*_STAYS, *without})
-        self._places = [(module, dict(module._buffers)) for module in modules if is_looked_into(module)]
-        self._buffers = [(buffer, copy_of(buffer)) for buffer in model.buffers()]
-        parameters = dict.fromkeys((*model.parameters(), *self._state.parameters()))
-        self._parameters = [(one, one.grad, one.requires_grad, _stamp_of(one)) for one in parameters]
-        self._generators = Generators(self._state.generators)
-
-    def changed(self) -> bool:
-        """Whether anything has changed, parameters included, or there was too much to compare."""
-        for parameter, gradient, wanted, stamp in self._parameters:
-            if parameter.grad is not gradient or parameter.requires_grad is not wanted or _stamp_of(parameter) != stamp:
-                return True
-        if not all(_same_dicts(module._buffers, place) for module, place in self._places):
-            return True
-        if not all(kept is None or are_equal(buffer, kept) for buffer, kept in self._buffers):
-            return True
-        return self._generators.drawn() or self._state.changed()
-
-    def clear_gradients(self) -> None:
-        """There are none, until they are put back."""
-        for parameter, _, _, _ in self._parameters:
-            parameter.grad = None
-
-    def put_back(self) -> None:
-        """Restore everything except the elements of parameters: each part, whatever becomes of the others."""
-        with contextlib.ExitStack() as parts:
-            parts.callback(self._state.put_back)
-            parts.callback(self._generators.put_back)
-            for buffer, kept in self._buffers:
-                parts.callback(write_back, buffer, kept)
-            for module, place in self._places:
-                parts.callback(module._buffers.update, place)
-            for parameter, gradient, wanted, _ in self._parameters:
-                parts.callback(_give_back, parameter, gradient, wanted)
-
-
 def is_looked_into(module: nn.Module) -> bool:
     """Whether its attributes can be put back: not those of a scripted module, nor of one that is still to be made."""
     if isinstance(module, LazyModuleMixin):
         return not any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False))))
     return not isinstance(module, torch.jit.ScriptModule)
-
-
-def _give_back(parameter: Tensor, gradient: Tensor | None, wanted: bool) -> None:
-    with contextlib.suppress(Exception):
-        parameter.grad = gradient
-        if parameter.requires_grad is not wanted:
-            parameter.requires_grad_(wanted)
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restores buffers (running statistics), attributes, gradients and random number generators afterwards.
-
-    Except for the attributes that `convert` adds.
-    """
-    kept = Snapshot(model, _REPLACED)
-    kept.clear_gradients()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            kept.put_back()
