@@ -104,7 +104,7 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     images = network.images.to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
     model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
     for contiguous in {True, layout == "contiguous"}:
-        engine = InferenceGraph(model, images.dtype, images.device, contiguous)
+        engine = InferenceGraph(model, images.dtype, images.device, contiguous, frozen=True)
         try:
             engine.prepare()
         except Untraceable as reason:
@@ -145,7 +145,7 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
     for layout in (best,) if network.pass_ == "forward" else MEMORY_FORMATS:
         model, images = copy.deepcopy(dense), network.images.contiguous(memory_format=MEMORY_FORMATS[layout])
         model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
-        report = convert(model, images, decisions=KINDS[name])
+        report = convert(model, images, decisions=KINDS[name], frozen=network.pass_ == "forward")
         found[layout] = model, images, report
     layout = best
     if len(found) > 1:  # of copies, since steps change them
