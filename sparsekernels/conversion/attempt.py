@@ -83,12 +83,13 @@ class Attempt:
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
         if not wanted:
             self._facts.append(_why_nothing(self._layers))
-            rows = [decide(layer, given[layer.name], self._mode, False, (), {}).row for layer in self._layers]
+            measured = Measured(0)
+            rows = [decide(layer, given[layer.name], self._mode, False, (), measured).row for layer in self._layers]
             return self._report(rows)
         regions = self._regions(wanted)
         parts = [part for region in regions for part in region.trace.module.modules()]
         fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
-        measured: Measured = {}
+        measured = Measured(sum(one.numel() * one.element_size() for one in self._model.parameters()))
         rows = []
         swaps: list[Swap] = []
         in_chains: list[Swap] = []
@@ -282,7 +283,7 @@ def _unchanged(row: LayerReport) -> LayerReport:
     if row.decision == DENSE:
         return row
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
-    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)
+    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms, dense_rows=())
 
 
 def _why_nothing(layers: list[Layer]) -> Fact:

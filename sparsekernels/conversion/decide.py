@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..nn import SparseLinear
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
-from .measure import LAYER, Times, times_of
+from .measure import LAYER, Times, prefers, times_of
 from .modes import Mode
 from .report import DENSE, Ground, LayerReport
+from .rows import tables_of
 from .survey import LEAST_SPARSITY, Given, Layer
 
 LEAST_GAIN = 1.03
@@ -43,8 +45,18 @@ class Decision:
     in_chain: Replacement | None = None
 
 
-Measured = dict[tuple[Any, ...], tuple[str, Times]]
-"""Times of layers, and which layer they were measured on, by all that they depend on."""
+@dataclass
+class Measured:
+    """What was measured of layers so far, by all that it depends on.
+
+    parameters  bytes of the model's
+    times       of layers, and which layer they were measured on
+    tables      for which numbers of rows a layer is faster dense, by itself and in a graph
+    """
+
+    parameters: int
+    times: dict[tuple[Any, ...], tuple[str, Times]] = field(default_factory=dict)
+    tables: dict[tuple[Any, ...], dict[str, tuple[bool, ...]]] = field(default_factory=dict)
 
 
 def decide(
@@ -76,10 +88,12 @@ def decide(
     row = replace(row, ruled_out=ruled_out)
     if not candidates:
         return Decision(row)
-    key = _kind_of(layer, given, candidates, fuses)
-    if key not in measured:
-        measured[key] = layer.name, _measure(layer, given, candidates, mode, fuses)
-    measured_on, times = measured[key]
+    kind = _kind_of(layer, candidates, fuses)
+    _give_tables(layer, given[0], candidates, fuses, measured, kind)
+    key = *kind, tuple(given)
+    if key not in measured.times:
+        measured.times[key] = layer.name, _measure(layer, given, candidates, mode, fuses)
+    measured_on, times = measured.times[key]
     best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)
     if not times.measured:
         row = replace(row, ground=Ground.PREFERENCE)
@@ -93,7 +107,8 @@ def decide(
     row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
     if best is None:
         return Decision(row, None, in_chain)
-    row = replace(row, decision=best, ms=dense_ms / gains[best])
+    table = vars(candidates[best]).get("dense_rows", ())
+    row = replace(row, decision=best, ms=dense_ms / gains[best], dense_rows=table)
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
@@ -109,8 +124,8 @@ def reason_to_stay(layer: Layer, given: Sequence[Given]) -> Fact | None:
     return None
 
 
-def _kind_of(layer: Layer, given: Sequence[Given], candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
-    """What the times of `layer` depend on, except the positions of its nonzeros: its options, its inputs, and,
+def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
+    """What the times of `layer` depend on, except its inputs and the positions of its nonzeros: its options, and,
     rounded to two digits, the numbers of nonzeros, of nonempty filters and of nonempty channels."""
     module: Any = layer.module
     weight = module.weight
@@ -120,7 +135,30 @@ def _kind_of(layer: Layer, given: Sequence[Given], candidates: Collection[str], 
     nonzeros = tuple(f"{count:.2g}" for count in counts)
     trained = weight.requires_grad, module.bias is not None and module.bias.requires_grad
     storage = weight.dtype, weight.stride()
-    return type(module), options, storage, trained, nonzeros, tuple(given), tuple(candidates), fuses
+    return type(module), options, storage, trained, nonzeros, tuple(candidates), fuses
+
+
+def _give_tables(
+    layer: Layer,
+    given: Given,
+    candidates: Mapping[str, nn.Module],
+    fuses: bool,
+    measured: Measured,
+    kind: tuple[Any, ...],
+) -> None:
+    """Let the candidate that has only the nonzeros of a Linear know for which numbers of rows it is faster dense."""
+    sparse = next((one for one in candidates.values() if isinstance(one, SparseLinear)), None)
+    if sparse is None or prefers():
+        return
+    key = *kind, given.dtype, given.device
+    if key not in measured.tables:
+        ways: dict[str, Callable[[Tensor], Tensor]] = {"dense_rows": sparse}
+        fused = fused_of(sparse) if fuses else None
+        if fused is not None:
+            ways["packed_dense_rows"] = fused(sparse, contiguous=True)
+        dense: Any = layer.module
+        measured.tables[key] = tables_of(dense, ways, given, measured.parameters)
+    vars(sparse).update(measured.tables[key])
 
 
 def _measure(

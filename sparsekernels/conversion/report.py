@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,7 @@ class LayerReport:
         ground: What the decision rests on.
         omitted: How many outputs and inputs the graph leaves out.
         ruled_out: Why it cannot become each of the candidates that were not measured.
+        dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class LayerReport:
     ground: Ground = Ground.ALONE
     omitted: tuple[int, int] = (0, 0)
     ruled_out: Mapping[str, Fact] = field(default_factory=dict)
+    dense_rows: tuple[bool, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -79,6 +82,8 @@ class LayerReport:
         if any(self.omitted):
             outputs, inputs = self.omitted
             reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
+        if any(self.dense_rows):
+            reason += f"; {DENSE} for {_ranges(self.dense_rows)} rows"
         return reason
 
     def _reason_of_decision(self) -> str:
@@ -221,6 +226,17 @@ class Report:
         for row in map(_texts, self.layers):
             table.add_row(*map(Text, row))
         return table
+
+
+def _ranges(table: Sequence[bool]) -> str:
+    """The numbers of rows for which a table of powers of two says so."""
+    found = []
+    for dense, powers in itertools.groupby(range(len(table)), key=table.__getitem__):
+        first, *rest = powers
+        least, most = 1 << first, (2 << (rest[-1] if rest else first)) - 1
+        if dense:
+            found.append(f"{least} to {most}" if least < most else str(least))
+    return ", ".join(found)
 
 
 def _texts(row: LayerReport) -> tuple[str, ...]:
