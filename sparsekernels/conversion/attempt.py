@@ -28,7 +28,7 @@ from .installation import Conversion, Swap
 from .measure import CLOSE, MODEL, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
 from .report import DENSE, Ground, LayerReport, Report
-from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded
+from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded, with_likes
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
@@ -79,7 +79,7 @@ class Attempt:
         self._facts.append(note.of(**operands))
 
     def _run(self) -> Report:
-        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
+        given = with_likes(self._layers, self._recorded.given)
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
         if not wanted:
             self._facts.append(_why_nothing(self._layers))

@@ -15,7 +15,7 @@ from .._torch import tree_leaves, tree_map_only
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .report import Report
-from .survey import Layer, Recorded, layers_of, record_inputs
+from .survey import Layer, Recorded, layers_of, record_by_chance, record_inputs
 from .watch.state import CONVERSION, unchanged
 
 
@@ -152,8 +152,9 @@ def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer
         layers, before = layers_of(model), _parts(model)
         with torch.inference_mode(not model.training):
             recorded = record_inputs(model, layers, call)
-        if _parts(model) == before:
-            return layers, recorded
+            if _parts(model) == before:
+                record_by_chance(model, layers, recorded, call)
+                return layers, recorded
 
 
 def _parts(model: nn.Module) -> list[tuple[int, type]]:

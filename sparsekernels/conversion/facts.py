@@ -127,6 +127,7 @@ class LayerObstacle(_Sentence):
     NO_ZEROS = "it has no zeros"
     FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
     NOT_CALLED = "the model did not call it with this input, or only from compiled code"
+    LEFT_OUT = "chance left it out: the model draws random numbers, and did not call it in {passes} passes"
 
 
 class CandidateObstacle(_Sentence):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from torch.nn.utils import parametrize
 
 from .._torch import ConvTransposeNd
 from ..checks import DTYPES
+from ..nn.replacement import options_of
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
 from .modules import has_hooks
-from .watch.state import Snapshot
+from .watch.generators import Generators
+from .watch.state import Snapshot, unchanged
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses may compute anything."""
@@ -193,20 +196,22 @@ class Recorded:
     result: as `kept`.
     differentiable: whether any of its tensors has a gradient.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
+    random: whether it drew random numbers.
     seconds: what it took.
     """
 
-    given: Mapping[str, list[Given]]
+    given: dict[str, list[Given]]
     calls: Mapping[int, list[Call]]
     result: object
     differentiable: bool
     repeatable: bool
+    random: bool
     seconds: float
 
 
 def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
     """Run `call`. Raises what it raises."""
-    before = Snapshot(model)
+    before, generators = Snapshot(model), Generators(())
     handles = []
     given: dict[str, list[Given]] = {}
     calls: dict[int, list[Call]] = {}
@@ -237,4 +242,77 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    return Recorded(given, calls, kept(result), bool(differentiable(result)), not before.changed(), seconds)
+    repeatable, differs = not before.changed(), bool(differentiable(result))
+    return Recorded(given, calls, kept(result), differs, repeatable, generators.drawn(), seconds)
+
+
+MOST_PASSES = 8
+"""Passes, at most, in which chance may call the layers that it has not called yet."""
+
+
+def record_by_chance(
+    model: torch.nn.Module, layers: list[Layer], recorded: Recorded, call: Callable[[], object]
+) -> None:
+    """Run a model that draws random numbers until it called each layer, or one like it; adds to `recorded.given`.
+
+    Layers that were never called get that as their obstacle. Everything is put back afterwards.
+    """
+
+    def missing() -> list[Layer]:
+        given = with_likes(layers, recorded.given)
+        return [one for one in layers if one.obstacle is None and not given[one.name]]
+
+    left = missing() if recorded.random else []
+    with unchanged(model):
+        for _ in range(MOST_PASSES - 1):
+            if not left:
+                break
+            again = record_inputs(model, left, call)
+            for name, some in again.given.items():
+                recorded.given[name] = some
+            left = missing()
+    for layer in left:
+        if layer.sparsity is not None and layer.sparsity >= LEAST_SPARSITY:
+            layer.obstacle = LayerObstacle.LEFT_OUT.of(passes=MOST_PASSES)
+
+
+def with_likes(layers: list[Layer], given: Mapping[str, list[Given]]) -> dict[str, list[Given]]:
+    """What each layer was given, and what its like was where chance may have passed it by.
+
+    Chance decides which blocks are called (LayerDrop) and which experts see how many rows. So a layer that was not
+    called, or with no rows, has what the most of a layer of the same shapes was; and of linear layers whose names
+    differ by numbers alone, all have what the one with the most rows was.
+    """
+    seen = {name: [one for one in some if math.prod(one.shape)] for name, some in given.items()}
+    by_kind: dict[Any, list[list[Given]]] = {}
+    by_place: dict[Any, list[list[Given]]] = {}
+    for layer in layers:
+        if layer.obstacle is None and seen.get(layer.name):
+            by_kind.setdefault(_kind(layer), []).append(seen[layer.name])
+            by_place.setdefault((_kind(layer), _place(layer)), []).append(seen[layer.name])
+    result = {}
+    for layer in layers:
+        own = seen.get(layer.name, [])
+        if layer.obstacle is None:
+            siblings = by_place.get((_kind(layer), _place(layer)), [])
+            if not own:
+                own = max(siblings or by_kind.get(_kind(layer), []), key=_elements, default=own)
+            elif isinstance(layer.module, torch.nn.Linear):
+                own = max([own, *siblings], key=_elements)  # the first of those with as many: its own
+        result[layer.name] = own
+    return result
+
+
+def _kind(layer: Layer) -> tuple[Any, ...]:
+    """What layers that are alike have in common."""
+    module: Any = layer.module
+    return type(module), *options_of(module).items(), module.weight.dtype, bool(layer.sparsity)
+
+
+def _place(layer: Layer) -> str:
+    """Its name with other numbers left out."""
+    return re.sub(r"\d+", "#", layer.name)
+
+
+def _elements(given: list[Given]) -> int:
+    return sum(math.prod(one.shape) for one in given)
