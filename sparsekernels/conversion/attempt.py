@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._torch import is_any_autocast_enabled, tree_leaves
 from ..nn.replacement import Replacement
-from ..timing import Interruptions
+from ..timing import Effort, Interruptions
 from .candidates import candidate_of, dropping
 from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
@@ -25,10 +24,10 @@ from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
-from .measure import CLOSE, MODEL, prefers, times_of
+from .measure import CLOSE, MODEL, SAME, AllTimes, prefers, times_of
 from .modes import Inference, Mode, Offer, Training
-from .report import DENSE, Ground, LayerReport, Report
-from .survey import LEAST_SPARSITY, OTHERS, Layer, Recorded, with_likes
+from .report import DENSE, ExampleReport, Ground, LayerReport, Report
+from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, with_likes
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
@@ -51,15 +50,20 @@ class Attempt:
     def __init__(
         self,
         model: nn.Module,
-        args: tuple[Any, ...],
-        call: Callable[[], object],
+        examples: Sequence[Example],
         layers: list[Layer],
-        recorded: Recorded,
         decisions: Collection[str],
     ) -> None:
-        self._decisions, self._recorded = decisions, recorded
-        self._model, self._args, self._layers = model, args, layers
-        self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
+        self._decisions, self._examples = decisions, examples
+        self._args = tuple(value for example in examples for value in example.values)
+        self._model, self._layers = model, layers
+        kind = Training if model.training else Inference
+        self._modes: list[Mode] = [kind(model, self._args, one.call, one.recorded) for one in examples]
+        self._mode = self._modes[0]
+        self._calls: dict[int, list[Call]] = {}
+        for example in examples:
+            for module, calls in example.recorded.calls.items():
+                self._calls.setdefault(module, []).extend(calls)
         self._facts: list[Fact] = []
         self._interruptions = Interruptions()
 
@@ -79,7 +83,8 @@ class Attempt:
         self._facts.append(note.of(**operands))
 
     def _run(self) -> Report:
-        given = with_likes(self._layers, self._recorded.given)
+        of_each = [with_likes(self._layers, example.recorded.given) for example in self._examples]
+        given = {layer.name: [some[layer.name] for some in of_each] for layer in self._layers}
         wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
         if not wanted:
             self._facts.append(_why_nothing(self._layers))
@@ -137,7 +142,7 @@ class Attempt:
                 trace = Trace.of(module)
                 graph = self._graph(trace, contiguous=True)
                 graph.prepare()
-                calls = self._recorded.calls.get(id(module), [])
+                calls = self._calls.get(id(module), [])
                 if not any(map(graph.serves, calls)):
                     raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
             except Untraceable as error:
@@ -155,7 +160,7 @@ class Attempt:
         return found
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
-        calls = self._recorded.calls.get(id(trace.module), [])
+        calls = self._calls.get(id(trace.module), [])
         given = [(one.dtype, one.device) for call in calls for one in call or () if one is not None]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
@@ -170,11 +175,13 @@ class Attempt:
         in_chains: layers that would not be exchanged for their own sake, or for something else.
         """
         mode = self._mode
+        for one in self._modes:
+            one.start()
         offers: list[Offer] = []
         for offer in mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None):
-            expected = mode.expected
+            expected = [one.expected for one in self._modes]
             agrees = self._agrees(offer, offers)
-            if mode.expected is not expected:
+            if any(one.expected is not value for one, value in zip(self._modes, expected, strict=True)):
                 offers = [one for one in offers if self._agrees(one, [])]
             if not agrees:
                 if offer.way is mode.first:
@@ -192,30 +199,42 @@ class Attempt:
         return Conversion(swaps, [self._graph(region.trace, contiguous, chains) for region in regions])
 
     def _agrees(self, offer: Offer, before: list[Offer]) -> bool:
-        """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
-        try:
-            actual = self._mode.passed(offer.conversion)
-        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
-            self._note(Note.RAISED, way=offer.way, error=first_line(error))
-            return False
-        agrees = self._mode.agrees(actual, [one.conversion for one in before])
-        if not agrees:
-            self._note(Note.OTHER_RESULTS, way=offer.way)
-        return agrees
+        """Whether the model gives what it gave in each example. If not, a note says what it does.
+
+        before: the offers that agree.
+        """
+        for mode in self._modes:
+            try:
+                actual = mode.passed(offer.conversion)
+            except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+                self._note(Note.RAISED, way=offer.way, error=first_line(error))
+                return False
+            if not mode.agrees(actual, [one.conversion for one in before]):
+                self._note(Note.OTHER_RESULTS, way=offer.way)
+                return False
+        return True
 
     def _install_fastest(self, rows: list[LayerReport], offers: list[Offer], in_chains: list[Swap]) -> Report:
-        run = self._mode.step
         conversions = {Way.BEFORE: Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
         contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
         before = Way.BEFORE.value
-        earlier = {before: self._recorded.seconds}
-        times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True, earlier=earlier)
+
+        def measured(ways: Collection[str], effort: Effort) -> AllTimes:
+            each = []
+            for mode, example in zip(self._modes, self._examples, strict=True):
+                earlier = {before: example.recorded.seconds} if effort is MODEL else None
+                calls = dict.fromkeys(ways, mode.step)
+                each.append(times_of(calls, effort, contexts, warm=True, earlier=earlier))
+            return AllTimes(tuple(each))
+
+        times = measured(contexts, MODEL)
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
         for way in times.faster(offered, before, LEAST_GAIN):
             if times.measured and times.speedup(way, before) < _CERTAIN_GAIN:
-                again = times_of({before: run, way: run}, CLOSE, contexts, warm=True)
-                if again.speedup(way, before) < LEAST_GAIN or again.share_faster(way, before) < _MOST_ROUNDS:
+                again = measured((before, way), CLOSE)
+                faster = again.faster([way], before, LEAST_GAIN)
+                if not faster or max(one.share_faster(way, before) for one in again.each) < _MOST_ROUNDS:
                     continue
                 times = again
             best = offered[way]
@@ -223,6 +242,7 @@ class Attempt:
         if best is None:
             if times.order is None:
                 self._note(Note.MODEL_NOT_FASTER)
+                self._note_slower(times, offered)
             else:
                 named = not {way.value for way in Way}.isdisjoint(times.order)
                 self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
@@ -243,11 +263,27 @@ class Attempt:
             rows = _with_omissions(self._model, rows, graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
+            if times.measured and len(self._examples) > 1:
+                report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
             best.conversion.uninstall()
             raise
         vars(self._model)[CONVERSION] = best.conversion
         return report
+
+    def _times_of_each(self, times: AllTimes, way: str, before: str) -> tuple[ExampleReport, ...]:
+        found = []
+        for example, one in zip(self._examples, times.each, strict=True):
+            before_ms = one.milliseconds(before)
+            found.append(ExampleReport(example.name, before_ms, before_ms / one.speedup(way, before)))
+        return tuple(found)
+
+    def _note_slower(self, times: AllTimes, offered: Mapping[str, Offer]) -> None:
+        """Which example decided against what would be faster by the mean."""
+        for way, offer in offered.items():
+            place, gain = times.slowest(way, Way.BEFORE.value)
+            if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= 1 / SAME:
+                self._note(Note.SLOWER_IN_EXAMPLE, way=offer.way, gain=gain, example=self._examples[place].name)
 
 
 def _drops(graph: Graph) -> dict[int, tuple[int, int]]:

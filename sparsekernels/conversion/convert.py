@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from .._torch import tree_leaves, tree_map_only
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .report import Report
-from .survey import Layer, Recorded, layers_of, record_by_chance, record_inputs
+from .survey import Example, Layer, Recorded, layers_of, record_by_chance, record_inputs
 from .watch.state import CONVERSION, unchanged
 
 
@@ -24,6 +24,7 @@ def convert(
     example_input: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
+    example_inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None,
     decisions: Collection[str] | None = None,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
@@ -47,15 +48,18 @@ def convert(
         example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
             with. Other shapes are right as well, but may be slower than before.
         example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
+        example_inputs: in the place of both, calls as pairs (args, kwargs), of each of which the model may not become
+            slower: a prompt and a decoding step, say. What is faster by the geometric mean over them is taken.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
 
     Raises:
-        TypeError: `model` is no ordinary module, `decisions` no collection, or `example_kwargs` no mapping.
-        ValueError: it cannot be called with `example_input`, `example_input` has no elements, or `decisions` has
-            another name. Then nothing has changed.
+        TypeError: `model` is no ordinary module, `decisions` no collection, `example_kwargs` no mapping, or
+            `example_inputs` no list of pairs, or given beside the other two.
+        ValueError: it cannot be called with an example, an example has a tensor without elements, there is none, or
+            `decisions` has another name. Then nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: expected model to be a torch.nn.Module, got {type(model).__name__}")
@@ -75,13 +79,9 @@ def convert(
             raise ValueError(
                 f"convert: expected decisions of {', '.join(map(repr, all_decisions()))}, got {decision!r}"
             )
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    kwargs = dict(example_kwargs or {})
-    for value in tree_leaves((args, kwargs)):
-        if isinstance(value, Tensor) and value.numel() == 0:
-            raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
+    given = _given(example_input, example_kwargs, example_inputs)
     training = model.training
-    call = functools.partial(_with_own_arguments, model, args, kwargs)
+    calls = [functools.partial(_with_own_arguments, model, args, kwargs) for _, args, kwargs in given]
     # whatever mode the caller is in: what is made here outlives it
     with torch.inference_mode(False), torch.set_grad_enabled(training), unchanged(model):
         if training:
@@ -89,16 +89,12 @@ def convert(
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
-            try:
-                layers, recorded = _first_run(model, call)
-            except Exception as error:
-                given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
-                hint = "; a list is one argument, a tuple is several" if isinstance(example_input, list) else ""
-                raise ValueError(
-                    f"convert: expected example_input that model can be called with, got ({given}){hint}:"
-                    f" {type(error).__name__}: {error}"
-                ) from error
-            report = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions).run()
+            layers, recorded = _first_runs(model, given, calls)
+            examples = [
+                Example(f"{name} ({_words(args, kwargs)})", (*args, *kwargs.values()), call, one)
+                for (name, args, kwargs), call, one in zip(given, calls, recorded, strict=True)
+            ]
+            report = Attempt(model, examples, layers, decisions).run()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
@@ -146,15 +142,61 @@ def _undo(model: nn.Module, function: str) -> None:
         conversion.hand_back()
 
 
-def _first_run(model: nn.Module, call: Callable[[], object]) -> tuple[list[Layer], Recorded]:
-    """The layers, and what a run gave and was given; once more where that run made modules or parameters."""
+_Given = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""The name of an example, and what the model is called with."""
+
+
+def _given(example_input: Any, example_kwargs: Any, example_inputs: Any) -> list[_Given]:
+    """The examples, checked."""
+    if example_inputs is None:
+        args = example_input if isinstance(example_input, tuple) else (example_input,)
+        given: list[_Given] = [("example_input", args, dict(example_kwargs or {}))]
+    else:
+        if example_kwargs is not None or not (isinstance(example_input, tuple) and not example_input):
+            raise TypeError("convert: expected example_input with example_kwargs, or example_inputs, got both")
+        if not isinstance(example_inputs, list | tuple):
+            kind = type(example_inputs).__name__
+            raise TypeError(f"convert: expected example_inputs to be a list of pairs (args, kwargs), got a {kind}")
+        if not example_inputs:
+            raise ValueError("convert: expected example_inputs of at least one pair (args, kwargs), got none")
+        given = []
+        for index, pair in enumerate(example_inputs):
+            name = f"example_inputs[{index}]"
+            is_pair = isinstance(pair, tuple) and len(pair) == 2
+            if not (is_pair and isinstance(pair[0], tuple) and isinstance(pair[1], Mapping)):
+                what = f"({', '.join(map(_describe, pair))})" if isinstance(pair, tuple) else _describe(pair)
+                raise TypeError(
+                    f"convert: expected {name} to be a pair (args, kwargs) of a tuple and a mapping, got {what}"
+                )
+            given.append((name, pair[0], dict(pair[1])))
+    for name, args, kwargs in given:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and value.numel() == 0:
+                raise ValueError(f"convert: expected {name} of tensors with elements, got {_describe(value)}")
+    return given
+
+
+def _first_runs(
+    model: nn.Module, given: list[_Given], calls: Sequence[Callable[[], object]]
+) -> tuple[list[Layer], list[Recorded]]:
+    """The layers, and what runs gave and were given; once more where a run made modules or parameters."""
     while True:
-        layers, before = layers_of(model), _parts(model)
-        with torch.inference_mode(not model.training):
-            recorded = record_inputs(model, layers, call)
-            if _parts(model) == before:
-                record_by_chance(model, layers, recorded, call)
-                return layers, recorded
+        layers, before, recorded = layers_of(model), _parts(model), []
+        for (name, args, kwargs), call in zip(given, calls, strict=True):
+            with torch.inference_mode(not model.training):
+                try:
+                    recorded.append(record_inputs(model, layers, call))
+                except Exception as error:
+                    is_list = name == "example_input" and len(args) == 1 and isinstance(args[0], list)
+                    hint = "; a list is one argument, a tuple is several" if is_list else ""
+                    raise ValueError(
+                        f"convert: expected {name} that model can be called with, got ({_words(args, kwargs)}){hint}:"
+                        f" {type(error).__name__}: {error}"
+                    ) from error
+        if _parts(model) == before:
+            with torch.inference_mode(not model.training):
+                record_by_chance(model, layers, recorded, calls)
+            return layers, recorded
 
 
 def _parts(model: nn.Module) -> list[tuple[int, type]]:
@@ -178,6 +220,10 @@ def _refuse_gradient_hooks(model: nn.Module) -> None:
                 f"convert: expected parameters without hooks, which measuring would run, got hooks of {name};"
                 " register them after"
             )
+
+
+def _words(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    return ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
 
 
 def _describe(value: object) -> str:

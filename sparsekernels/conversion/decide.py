@@ -16,15 +16,14 @@ from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
-from .measure import LAYER, Times, prefers, times_of
+from .measure import LAYER, SAME, AllTimes, Times, prefers, times_of
 from .modes import Mode
 from .report import DENSE, Ground, LayerReport
 from .rows import tables_of
 from .survey import LEAST_SPARSITY, Given, Layer
 
-LEAST_GAIN = 1.03
-"""A layer is not exchanged for less: that much two measurements of the same differ."""
-
+LEAST_GAIN = SAME
+"""A layer is not exchanged for less."""
 
 LEAST_IN_CHAIN = 0.5
 """What a layer that a chain can call has to reach alone, beside the dense one, to be tried between others: there it
@@ -55,13 +54,13 @@ class Measured:
     """
 
     parameters: int
-    times: dict[tuple[Any, ...], tuple[str, Times]] = field(default_factory=dict)
+    times: dict[tuple[Any, ...], tuple[str, AllTimes]] = field(default_factory=dict)
     tables: dict[tuple[Any, ...], dict[str, tuple[bool, ...]]] = field(default_factory=dict)
 
 
 def decide(
     layer: Layer,
-    given: Sequence[Given],
+    given: Sequence[Sequence[Given]],
     mode: Mode,
     fuses: bool,
     decisions: Collection[str],
@@ -69,15 +68,15 @@ def decide(
 ) -> Decision:
     """What `layer` becomes.
 
-    given: what it was given, once for each call. fuses: whether a graph will run it, with frozen weights and on
-    contiguous images. decisions: what it may become. measured: layers that are alike are measured once.
+    given: in each example, what it was given, once for each call. fuses: whether a graph will run it, with frozen
+    weights and on contiguous images. decisions: what it may become. measured: layers that are alike are measured once.
     """
     weight = layer.weight
     row = LayerReport(
         name=layer.name,
         kind=type(layer.module).__name__,
         weight_shape=() if weight is None else tuple(weight.shape),
-        input_shape=given[0].shape if given else None,
+        input_shape=next((some[0].shape for some in given if some), None),
         sparsity=layer.sparsity,
         decision=DENSE,
         obstacle=reason_to_stay(layer, given),
@@ -89,10 +88,12 @@ def decide(
     if not candidates:
         return Decision(row)
     kind = _kind_of(layer, candidates, fuses)
-    _give_tables(layer, given[0], candidates, fuses, measured, kind)
-    key = *kind, tuple(given)
+    called = [index for index, some in enumerate(given) if some]
+    _give_tables(layer, given[called[0]][0], candidates, fuses, measured, kind)
+    key = *kind, tuple(map(tuple, given))
     if key not in measured.times:
-        measured.times[key] = layer.name, _measure(layer, given, candidates, mode, fuses)
+        each = tuple(_measure(layer, given[index], candidates, mode, fuses) for index in called)
+        measured.times[key] = layer.name, AllTimes(each)
     measured_on, times = measured.times[key]
     best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)
     if not times.measured:
@@ -105,6 +106,9 @@ def decide(
     dense_ms = times.milliseconds(DENSE)
     alike = None if measured_on == layer.name else measured_on
     row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
+    if len(called) > 1:
+        slowest = {name: times.slowest(name, DENSE) for name in candidates}
+        row = replace(row, slowest={name: (called[place], gain) for name, (place, gain) in slowest.items()})
     if best is None:
         return Decision(row, None, in_chain)
     table = vars(candidates[best]).get("dense_rows", ())
@@ -112,14 +116,14 @@ def decide(
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
-def reason_to_stay(layer: Layer, given: Sequence[Given]) -> Fact | None:
+def reason_to_stay(layer: Layer, given: Sequence[Sequence[Given]]) -> Fact | None:
     """Why `layer` is not even measured."""
     if layer.obstacle is not None:
         return layer.obstacle
     assert layer.sparsity is not None
     if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
         return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
-    if not given:
+    if not any(given):
         return LayerObstacle.NOT_CALLED.of()
     return None
 

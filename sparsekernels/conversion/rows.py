@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..timing import Effort
-from .measure import times_of
+from .measure import SAME, times_of
 from .report import DENSE
 from .survey import Given
 
 ROWS = (1, 2, 4, 8, 16, 64, 512)
 """Where it is measured: from a step of a language model to a prompt."""
-
-LEAST_GAIN = 1.03
-"""Less than that, and the layer is dense: so much two measurements of the same differ."""
 
 _ENOUGH = 1.25
 """At that gain twice in a row, more rows gain as well: the work grows with the rows, reading the weight does not."""
@@ -71,7 +68,7 @@ def _table_of(gains: Mapping[int, float]) -> tuple[bool, ...]:
         above = next(rows for rows in measured if rows >= 1 << power)
         below = max(rows for rows in measured if rows <= 1 << power)
         share = math.log(2**power / below) / math.log(above / below) if above > below else 0.0
-        table.append(gains[below] ** (1 - share) * gains[above] ** share < LEAST_GAIN)
+        table.append(gains[below] ** (1 - share) * gains[above] ** share < SAME)
     while table and not table[-1]:
         table.pop()
     return tuple(table)

@@ -8,7 +8,7 @@ import functools
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,30 +246,47 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
     return Recorded(given, calls, kept(result), differs, repeatable, generators.drawn(), seconds)
 
 
+@dataclass(frozen=True)
+class Example:
+    """A call that the model may not become slower in.
+
+    Attributes:
+        name: As errors, notes and reports have it, with its arguments in words.
+        values: All of its arguments.
+        call: Makes it.
+        recorded: What the first run of it gave.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    call: Callable[[], object]
+    recorded: Recorded
+
+
 MOST_PASSES = 8
 """Passes, at most, in which chance may call the layers that it has not called yet."""
 
 
 def record_by_chance(
-    model: torch.nn.Module, layers: list[Layer], recorded: Recorded, call: Callable[[], object]
+    model: torch.nn.Module, layers: list[Layer], recorded: list[Recorded], calls: Sequence[Callable[[], object]]
 ) -> None:
-    """Run a model that draws random numbers until it called each layer, or one like it; adds to `recorded.given`.
+    """Run what draws random numbers until it called each layer, or one like it; adds to what was `recorded` of it.
 
     Layers that were never called get that as their obstacle. Everything is put back afterwards.
     """
 
     def missing() -> list[Layer]:
-        given = with_likes(layers, recorded.given)
-        return [one for one in layers if one.obstacle is None and not given[one.name]]
+        given = [with_likes(layers, one.given) for one in recorded]
+        return [one for one in layers if one.obstacle is None and not any(some[one.name] for some in given)]
 
-    left = missing() if recorded.random else []
+    pairs = [pair for pair in zip(recorded, calls, strict=True) if pair[0].random]
+    left = missing() if pairs else []
     with unchanged(model):
         for _ in range(MOST_PASSES - 1):
             if not left:
                 break
-            again = record_inputs(model, left, call)
-            for name, some in again.given.items():
-                recorded.given[name] = some
+            for first, call in pairs:
+                first.given.update(record_inputs(model, left, call).given)
             left = missing()
     for layer in left:
         if layer.sparsity is not None and layer.sparsity >= LEAST_SPARSITY:
