@@ -4,7 +4,7 @@
 
 from . import _environment, _library, nn
 from ._version import __version__
-from .conversion import Report, convert, revert
+from .conversion import NormsReport, Report, convert, replace_norms, revert
 from .dispatch import BackendError, use_backend
 from .formats import Unstructured
 from .ops.rms_norm.op import add_rms_norm, rms_norm
@@ -12,12 +12,14 @@ from .ops.sparse_conv2d.op import sparse_conv2d, sparse_linear
 
 __all__ = [
     "BackendError",
+    "NormsReport",
     "Report",
     "Unstructured",
     "__version__",
     "add_rms_norm",
     "convert",
     "nn",
+    "replace_norms",
     "revert",
     "rms_norm",
     "sparse_conv2d",

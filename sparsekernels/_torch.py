@@ -20,13 +20,14 @@ from torch.nn.modules import batchnorm as _batchnorm
 from torch.nn.modules import conv as _conv
 from torch.nn.modules import dropout as _dropout
 from torch.nn.modules import module as _module
-from torch.utils import _pytree
+from torch.utils import _python_dispatch, _pytree
 
 ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
     nn.Module: (
         "_modules",
         "_parameters",
         "_buffers",
+        "_non_persistent_buffers_set",
         "_forward_hooks",
         "_forward_pre_hooks",
         "_backward_hooks",
@@ -41,7 +42,7 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_save_to_state_dict",
     ),
     nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
-    Tensor: ("_version", "_backward_hooks", "_post_accumulate_grad_hooks"),
+    Tensor: ("_version",),
 }
 """Attributes that are read, called or overridden, by the class that has them. A proxy of torch.fx that becomes an
 attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answers."""
@@ -76,6 +77,18 @@ are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_tr
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active: fake tensors, make_fx and the like see the operators of a call."""
 
+
+def flop_counters() -> list[Any]:
+    """The FlopCounterModes that are active, as objects with a dictionary `flop_registry` of their own.
+
+    Each enters a dispatch mode that has it as its `counter`.
+    """
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as modes
+
+    counters = [getattr(mode, "counter", None) for mode in modes()]
+    return [one for one in counters if isinstance(getattr(one, "flop_registry", None), dict)]
+
+
 has_any_global_hook: Callable[[], bool] = _module._has_any_global_hook
 """Whether a hook is registered for every module."""
 
@@ -94,6 +107,20 @@ def is_differentiated(tensor: Tensor) -> bool:
             return True
         tensor = _functorch.get_unwrapped(tensor)
     return tensor.requires_grad
+
+
+def peeled(tensor: Tensor) -> Tensor:
+    """What the wrappers of torch.func around a tensor hold, the dimensions that vmap maps over in front."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        inner = _functorch.get_unwrapped(tensor)
+        if _functorch.is_batchedtensor(tensor):
+            inner = inner.movedim(_functorch.maybe_get_bdim(tensor), 0)
+        tensor = inner
+    return tensor
+
+
+without_modes: Callable[[], Any] = _python_dispatch._disable_current_modes
+"""Context in which no dispatch mode sees the operators of a call."""
 
 
 def is_jit_tracing() -> bool:

@@ -22,6 +22,11 @@ def check_tensor(where: str, name: str, tensor: object) -> Tensor:
     """Return it; raise TypeError unless it is a tensor with strides, of one of `DTYPES`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{where}: expected {name} to be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise TypeError(
+            f"{where}: expected {name} to be a tensor of one shape, got a nested tensor; give it one by one, as its"
+            " unbind() has them, or padded, as its to_padded_tensor(0.0)"
+        )
     if tensor.dtype not in DTYPES:
         accepted = ", ".join(map(str, DTYPES[:-1]))
         raise TypeError(f"{where}: expected {name} of dtype {accepted} or {DTYPES[-1]}, got {tensor.dtype}")

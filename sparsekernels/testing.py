@@ -26,7 +26,7 @@ from ._gradient_errors import gradient_errors as gradient_errors
 ERROR_FACTOR = 2.0
 EPS_FACTOR = 4.0
 
-Outputs = Tensor | tuple[Tensor, ...]
+Outputs = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -146,16 +146,19 @@ def results(
     The seeds of the gradients are random and the same for every dtype, so that runs in several dtypes are comparable.
 
     Args:
-        function: Returns a tensor or a tuple of tensors.
+        function: Returns a tensor, or a tuple or list of tensors.
         inputs: What it is called with.
         gradients: Whether to compute the gradient to every input that requires one.
         seed: Of the seeds of the gradients.
 
     Returns:
         The outputs, then the gradients.
+
+    Raises:
+        TypeError: For a function that returns something else.
+        ValueError: For one whose outputs do not depend on an input that requires a gradient.
     """
-    outputs = function(*inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = _outputs_of(function(*inputs))
     if not gradients:
         return [output.detach() for output in outputs]
     generator = torch.Generator().manual_seed(seed)
@@ -167,7 +170,32 @@ def results(
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     if not wanted:
         return [output.detach() for output in outputs]
-    return [output.detach() for output in outputs] + list(torch.autograd.grad(outputs, wanted, seeds))
+    attached = [i for i, output in enumerate(outputs) if output.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(wanted)
+    if attached:
+        found = torch.autograd.grad(
+            [outputs[i] for i in attached], wanted, [seeds[i] for i in attached], allow_unused=True
+        )
+    gradients_of = [gradient for gradient in found if gradient is not None]
+    if len(gradients_of) < len(found):
+        places = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
+        unused = ", ".join(str(place) for place, one in zip(places, found, strict=True) if one is None)
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(
+            f"results: expected outputs that depend on every input that requires a gradient, got those of {name}, which"
+            f" do not depend on input {unused}"
+        )
+    return [output.detach() for output in outputs] + gradients_of
+
+
+def _outputs_of(returned: object) -> tuple[Tensor, ...]:
+    outputs = (returned,) if isinstance(returned, Tensor) else returned
+    if not isinstance(outputs, tuple | list) or not all(isinstance(one, Tensor) for one in outputs):
+        got = type(returned).__name__
+        if isinstance(outputs, tuple | list):
+            got += f" of {', '.join(type(one).__name__ for one in outputs)}"
+        raise TypeError(f"results: expected function to return a tensor, or a tuple or list of tensors, got {got}")
+    return tuple(outputs)
 
 
 def verify(
@@ -179,7 +207,7 @@ def verify(
     """Judge function(*inputs) by reference(*inputs): every output, and every gradient of an input that requires one.
 
     Args:
-        function: The implementation under test; returns a tensor or a tuple of tensors.
+        function: The implementation under test; returns a tensor, or a tuple or list of tensors.
         reference: The definition, in plain torch, for any dtype.
         inputs: What both are called with.
         gradients: Whether gradients are compared as well.
@@ -188,8 +216,10 @@ def verify(
         A comparison for each output, then for each gradient.
 
     Raises:
-        AssertionError: For a result of another dtype or device than the reference's.
-        TypeError: For `inputs` that are a tensor, not a sequence of them.
+        AssertionError: For a result of another dtype or device than the reference's, or another number of outputs.
+        TypeError: For `inputs` that are a tensor, not a sequence of them; where something else than tensors is
+            returned.
+        ValueError: For an input that requires a gradient, and that `function` or `reference` does not use.
     """
     if isinstance(inputs, Tensor):
         raise TypeError("verify: expected inputs to be a sequence of tensors, got a tensor")
@@ -206,6 +236,10 @@ def verify(
     with poisoned():
         actual = results(function, inputs, gradients)
     expected = baseline if not in_float64 else truth
+    if len(actual) != len(expected):
+        difference = len(expected) - len(actual)
+        outputs = len(expected) - (sum(tensor.requires_grad for tensor in inputs) if gradients else 0)
+        raise AssertionError(f"expected outputs as of the reference, {outputs}, got {outputs - difference}")
     for result, other in zip(actual, expected, strict=True):
         if (result.dtype, result.device) != (other.dtype, other.device):
             raise AssertionError(f"expected {other.dtype} on {other.device}, got {result.dtype} on {result.device}")

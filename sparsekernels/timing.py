@@ -36,6 +36,8 @@ class Effort:
         hopeless: A variant that takes more than this many times as long as the fastest in the first round, and so long
             that `least` samples would take more than `seconds`, has no other round. A second sample has to confirm it,
             or an earlier call that took about as long: a stall does not decide. Infinite: all have all rounds.
+        patience: Seconds after which half of `least` rounds are enough, at least one: calls so long have less of what
+            disturbs short ones.
 
     Raises:
         ValueError: A number under which nothing, or not what it says, would be measured.
@@ -47,6 +49,7 @@ class Effort:
     most: int = 100
     slow: float = SLOW
     hopeless: float = math.inf
+    patience: float = math.inf
 
     def __post_init__(self) -> None:
         for name, expected, holds in (
@@ -55,6 +58,7 @@ class Effort:
             ("least", "at least 1 and at most `most`", 1 <= self.least <= self.most),
             ("slow", "at least 0", self.slow >= 0),
             ("hopeless", "at least 1", self.hopeless >= 1),
+            ("patience", "at least 0", self.patience >= 0),
         ):
             if not holds:
                 raise ValueError(f"Effort: expected {name} to be {expected}, got {getattr(self, name)}")
@@ -189,7 +193,10 @@ class _Variant:
 
 
 def interleave(
-    samplers: Mapping[str, Sampler], effort: Effort, earlier: Mapping[str, float] | None = None
+    samplers: Mapping[str, Sampler],
+    effort: Effort,
+    earlier: Mapping[str, float] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of a call of each variant, interleaved: one sample of each in every round. All are warm.
 
@@ -203,6 +210,7 @@ def interleave(
         samplers: How to sample each variant.
         effort: How many rounds.
         earlier: Seconds that a call of a variant took before, which are no sample but may confirm that it is hopeless.
+        stop: Asked before each sample. Where it says so, no sample follows those of the first round.
 
     Returns:
         Seconds of one call, a number for each round; of a hopeless variant, for the first round. Where all others are
@@ -215,11 +223,19 @@ def interleave(
         if done == 1 and variants and math.isfinite(effort.hopeless):
             order = _hopeful(variants, effort, earlier or {})
         alone = len(order) == 1 < len(variants)
-        if done >= effort.least and (alone or time.perf_counter() - start >= effort.seconds):
+        seconds = time.perf_counter() - start
+        if done >= effort.least and (alone or seconds >= effort.seconds):
+            break
+        if done >= max(1, effort.least // 2) and seconds >= effort.patience:
             break
         shuffle(order)
         for name in order:
+            if stop is not None and stop() and done > 0:
+                break
             variants[name].samples.append(variants[name].sample())
+        else:
+            continue
+        break
     return {name: one.samples for name, one in variants.items()}
 
 
@@ -247,6 +263,7 @@ def samples_of(
     contexts: Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]] | None = None,
     warm: bool = False,
     earlier: Mapping[str, float] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of calls on the CPU, interleaved.
 
@@ -256,6 +273,7 @@ def samples_of(
         contexts: By name, the context that is entered around each sample, untimed.
         warm: Whether each of them was called before.
         earlier: Where they are warm, seconds that such a call took, see `interleave`; of any of them.
+        stop: See `interleave`.
 
     Returns:
         Seconds of one call, a number for each round.
@@ -274,7 +292,7 @@ def samples_of(
     samplers = {name: sampler(name, call) for name, call in calls.items()}
     if not warm:
         earlier = {name: one(1) for name, one in samplers.items()}
-    return interleave(samplers, effort, earlier)
+    return interleave(samplers, effort, earlier, stop)
 
 
 def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:

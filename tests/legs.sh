@@ -15,7 +15,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 tools=$(dirname "$python")
 work=$root/build/legs
 kernels=(tests/ops tests/nn tests/formats tests/test_torch.py)
-all=(avx2 portable jit-off wheel clang sanitizers newest-torch torch-2.10)
+all=(avx2 portable jit-off many-steps zoo wheel clang sanitizers newest-torch torch-2.10)
 skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
 
 skip() { echo "$*"; exit $skipped; }
@@ -73,6 +73,30 @@ test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safete
 leg_avx2() { forced avx2; }
 leg_portable() { forced portable; }
 leg_jit-off() { SPARSEKERNELS_CPU_JIT=0 tests tests/ops/sparse_conv2d tests/ops/layer_chain tests/nn; }
+leg_many-steps() { # 10^4 random sequences of what users do, in two processes of one thread
+  local test=tests/conversion/test_many_steps.py::test_many_steps other status=0
+  export MANY_STEPS=1000 OMP_NUM_THREADS=1
+  tests "$test"[{0..8..2}] &
+  other=$!
+  tests "$test"[{1..9..2}] || status=1
+  wait $other && return $status
+}
+zoo_environment() { # that of `make test`, and what tests/zoo/requirements.txt names; sets `python`
+  local folder=$work/zoo packages
+  packages=$("$python" -c "import site; print(site.getsitepackages()[0])") || exit 1
+  [ -x "$folder/bin/python" ] || "$python" -m venv "$folder" || exit 1
+  echo "$packages" >"$("$folder/bin/python" -c "import site; print(site.getsitepackages()[0])")/packages.pth"
+  if ! "$folder/bin/python" -m pip install --quiet --no-deps -r tests/zoo/requirements.txt 2>"$folder/pip.log"; then
+    cat "$folder/pip.log"
+    grep -qE 'No matching distribution|Max retries|timed out|NewConnectionError' "$folder/pip.log" || exit 1
+    skip "pip cannot get what tests/zoo/requirements.txt names"
+  fi
+  python=$folder/bin/python
+}
+
+# zoo: architectures of other authors; zoo-table, which is not of `all`: writes docs/zoo.md
+leg_zoo() { zoo_environment && ZOO=1 tests tests/zoo; }
+leg_zoo-table() { zoo_environment && PYTHONPATH=$root:$root/tests/conversion "$python" tests/zoo/make_table.py; }
 leg_sanitizers() { tests/sanitize.sh "$python"; }
 
 leg_wheel() {

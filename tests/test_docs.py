@@ -76,7 +76,7 @@ def test_rms_norm_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     left["model"] = nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 8))
     run([norms], "rms_norm.md", left)
     assert isinstance(left["model"][0], sk.nn.RMSNorm)
-    assert "1 norms replaced" in capsys.readouterr().out
+    assert "1 of 1 norms run as sparsekernels.nn.RMSNorm" in capsys.readouterr().out
 
 
 @NEEDS_KERNELS

@@ -22,7 +22,7 @@ def head_of(text: str) -> str:
     """The comments and the docstring that a file begins with."""
     lines = itertools.takewhile(lambda line: not line.strip() or line.startswith(("//", "#", '"""')), text.splitlines())
     comments = [line for line in lines if not line.startswith('"""') and not re.match(r"#\w", line)]
-    docstring = re.match(r'(?:#.*\n|\n)*"""(.*?)"""', text, re.DOTALL)
+    docstring = re.match(r'(?:#[^\n]*\n|\n)*"""(.*?)"""', text, re.DOTALL)
     return "\n".join([*comments, docstring[1] if docstring else ""])
 
 

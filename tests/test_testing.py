@@ -92,3 +92,44 @@ def test_gradient_errors_are_of_each_parameter() -> None:
     )
     assert gradient_error(actual, truth) == float("inf")
     assert gradient_error(truth, truth) == 0
+
+
+def scaled(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return 2 * x, 3 * y
+
+
+def test_lists_are_outputs() -> None:
+    x, y = torch.randn(2, 3, requires_grad=True), torch.randn(3, requires_grad=True)
+    found = verify(lambda x, y: [2 * x, 3 * y], scaled, [x, y])
+    assert [one.name for one in found] == ["output 0", "output 1", "gradient 0", "gradient 1"]
+    assert all(one.passed for one in found)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_another_number_of_outputs(gradients: bool) -> None:
+    x, y = torch.randn(2, 3, requires_grad=True), torch.randn(3, requires_grad=True)
+    with pytest.raises(AssertionError, match="expected outputs as of the reference, 2, got 1"):
+        verify(lambda x, y: 2 * x + 3 * y, scaled, [x, y], gradients)
+    with pytest.raises(AssertionError, match="expected outputs as of the reference, 2, got 3"):
+        verify(lambda x, y: (*scaled(x, y), x * y), scaled, [x, y], gradients)
+
+
+def test_an_input_that_is_not_used() -> None:
+    x, y = torch.randn(2, 3, requires_grad=True), torch.randn(3, requires_grad=True)
+
+    def first(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 2 * x, y.detach()
+
+    for definition in (scaled, first):
+        with pytest.raises(ValueError, match="got those of first, which do not depend on input 1"):
+            verify(first, definition, [x, y])
+    with pytest.raises(ValueError, match="do not depend on input 0, 1"):
+        verify(lambda x, y: (x.detach(), y.detach()), scaled, [x, y])
+    assert all(one.passed for one in verify(lambda x, y: (2 * x, 3 * y.detach()), scaled, [x, y.detach()]))
+
+
+def test_outputs_that_are_no_tensors() -> None:
+    with pytest.raises(TypeError, match="expected function to return a tensor, or a tuple or list .*, got dict"):
+        verify(lambda x: {"y": x}, lambda x: x, [torch.randn(2)])
+    with pytest.raises(TypeError, match="got tuple of Tensor, NoneType"):
+        verify(lambda x: (x, None), lambda x: x, [torch.randn(2)])  # type: ignore[arg-type, return-value]

@@ -96,6 +96,20 @@ class TestTimer:
         assert {"".join(sorted(order)) for order in rounds} == {"abc"}
         assert len(set(rounds)) > 1
 
+    def test_it_stops_after_the_first_round_where_it_is_told_to(self) -> None:
+        asked: list[int] = []
+        samplers = {name: lambda repeats: 1.0 for name in "ab"}
+        samples = interleave(samplers, Effort(seconds=60, least=3), stop=lambda: asked.append(1) or True)
+        assert {name: len(values) for name, values in samples.items()} == {"a": 1, "b": 1}
+        assert len(asked) == 3
+        samples = interleave(samplers, Effort(seconds=60, least=3), stop=lambda: asked.append(1) or len(asked) == 7)
+        assert sorted(map(len, samples.values())) == [1, 2]
+
+    @pytest.mark.parametrize(("least", "expected"), [(7, 3), (3, 1), (1, 1)])
+    def test_long_calls_have_fewer_rounds(self, least: int, expected: int) -> None:
+        samples = interleave({"a": lambda repeats: 1.0}, Effort(seconds=60, least=least, patience=0))
+        assert len(samples["a"]) == expected
+
     def test_time_is_bounded(self) -> None:
         samples = interleave({"a": lambda repeats: 1e-6}, Effort(seconds=0, least=3, most=100))
         assert len(samples["a"]) == 3

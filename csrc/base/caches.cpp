@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/caches.h"
 
+#include "base/fork_safe_mutex.h"
+
 #if __has_include(<unistd.h>)
 #include <unistd.h>
 #endif
@@ -9,7 +11,8 @@
 namespace sparsekernels {
 
 const Caches& caches() {
-  static const Caches sizes = [] {
+  static MadeOnce<Caches> sizes;
+  return sizes.get([] {
     constexpr int64_t kLineBytes = 64;
     long first = -1, second = -1;
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
@@ -19,8 +22,7 @@ const Caches& caches() {
     if (first < 16 * 1024) first = 32 * 1024;
     if (second < 256 * 1024) second = 512 * 1024;
     return Caches{first / kLineBytes, second / kLineBytes};
-  }();
-  return sizes;
+  });
 }
 
 }  // namespace sparsekernels

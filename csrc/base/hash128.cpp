@@ -5,6 +5,8 @@
 #include <exception>
 #include <random>
 
+#include "base/fork_safe_mutex.h"
+
 #define XXH_INLINE_ALL
 #include "third_party/xxhash.h"
 
@@ -12,15 +14,15 @@ namespace sparsekernels {
 namespace {
 
 uint64_t seed() {
-  static const uint64_t one = [] {
+  static MadeOnce<uint64_t> one;
+  return one.get([] {
     try {
       std::random_device device;
       return static_cast<uint64_t>(device()) << 32 | device();
     } catch (const std::exception&) {  // no source of randomness: the same seed in every process
       return uint64_t{0x9e3779b97f4a7c15u};
     }
-  }();
-  return one;
+  });
 }
 
 }  // namespace

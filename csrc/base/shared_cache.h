@@ -2,16 +2,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Keeps values of any type by 128 bits that stand for what they are made of, up to a size in all. May be used by
-// several threads at once.
+// several threads at once: none waits while another frees what was dropped.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
 
+#include "base/fork_safe_mutex.h"
 #include "base/hash128.h"
 
 namespace sparsekernels {
@@ -26,49 +29,55 @@ class SharedCache {
   explicit SharedCache(CacheLimits limits) : limits_(limits) {}
 
   std::shared_ptr<const void> find(const Hash128& hash) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
     ++clock_;
-    const auto found = entries_.find(hash);
-    if (found == entries_.end()) return nullptr;
-    found->second.used = clock_;
-    return found->second.value;
+    const auto found = places_.find(hash);
+    if (found == places_.end()) return nullptr;
+    found->second->used = clock_;
+    entries_.splice(entries_.begin(), entries_, found->second);
+    return found->second->value;
   }
 
   // Beyond the first limit, values are kept when they are asked for a second time, and what was not used between the
   // two makes room. Where more patterns are in rotation than there is room for, all are used in between: none evicts
   // the one that is needed next.
   void insert(const Hash128& hash, std::shared_ptr<const void> value, size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    std::list<Entry> dropped;  // destroyed after the lock is released
+    Asked forgotten;
+    std::list<Entry> added;
+    added.push_back({hash, std::move(value), bytes, 0});
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
     if (bytes_ + bytes > limits_.kept) {
       const auto asked = asked_.find(hash);
       if (asked == asked_.end()) {
         constexpr size_t kMostAsked = 1 << 14;
-        if (asked_.size() == kMostAsked) asked_.clear();
+        if (asked_.size() == kMostAsked) asked_.swap(forgotten);
         asked_.emplace(hash, clock_);
         return;
       }
-      while (bytes_ + bytes > limits_.kept && !entries_.empty()) {
-        auto oldest = entries_.begin();
-        for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
-          if (entry->second.used < oldest->second.used) oldest = entry;
-        if (oldest->second.used > asked->second) break;
-        bytes_ -= oldest->second.bytes;
-        entries_.erase(oldest);
+      while (bytes_ + bytes > limits_.kept && !entries_.empty() && entries_.back().used <= asked->second) {
+        places_.erase(entries_.back().hash);
+        bytes_ -= entries_.back().bytes;
+        dropped.splice(dropped.begin(), entries_, std::prev(entries_.end()));
       }
       asked->second = clock_;
       if (bytes_ + bytes > limits_.used) return;
       asked_.erase(asked);
     }
-    if (entries_.emplace(hash, Entry{std::move(value), bytes, clock_}).second) bytes_ += bytes;
+    if (!places_.emplace(hash, added.begin()).second) return;
+    added.front().used = clock_;
+    entries_.splice(entries_.begin(), added);
+    bytes_ += bytes;
   }
 
   size_t bytes() {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
     return bytes_;
   }
 
  private:
   struct Entry {
+    Hash128 hash;
     std::shared_ptr<const void> value;
     size_t bytes;
     uint64_t used;
@@ -76,11 +85,13 @@ class SharedCache {
   struct First {
     size_t operator()(const Hash128& hash) const { return static_cast<size_t>(hash.low); }
   };
+  using Asked = std::unordered_map<Hash128, uint64_t, First>;
 
   const CacheLimits limits_;
-  std::mutex mutex_;
-  std::unordered_map<Hash128, Entry, First> entries_;
-  std::unordered_map<Hash128, uint64_t, First> asked_;  // and not kept: when that was
+  ForkSafeMutex mutex_;
+  std::list<Entry> entries_;  // the one used last comes first
+  std::unordered_map<Hash128, std::list<Entry>::iterator, First> places_;
+  Asked asked_;  // and not kept: when that was
   uint64_t clock_ = 0;
   size_t bytes_ = 0;
 };

@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "base/fork_safe_mutex.h"
 
 namespace sparsekernels {
 
@@ -190,6 +192,9 @@ class Arguments {
   std::optional<double> optional_number() { return torch::stable::detail::to<std::optional<double>>(*stack_++); }
   bool boolean() { return torch::stable::detail::to<bool>(*stack_++); }
   std::vector<int64_t> integers() { return torch::stable::detail::to<std::vector<int64_t>>(*stack_++); }
+  std::vector<torch::stable::Tensor> tensors() {
+    return torch::stable::detail::to<std::vector<torch::stable::Tensor>>(*stack_++);
+  }
 
  private:
   StableIValue* stack_;
@@ -201,11 +206,15 @@ inline StableIValue to_stack(Handle&& tensor) {
 
 // Throws std::invalid_argument in the name of `operation` where kernels do not take such a tensor.
 inline DType dtype_of(const Handle& tensor, const char* operation) {
-  static const int32_t codes[] = {
-      aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(), aoti_torch_dtype_float64()};
+  static MadeOnce<std::array<int32_t, 4>> made;
+  const std::array<int32_t, 4>& codes = made.get([] {
+    return std::array<int32_t, 4>{
+        aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
+        aoti_torch_dtype_float64()};
+  });
   const int32_t code = tensor.dtype();
   for (int i = 0; i < 4; ++i)
-    if (codes[i] == code) return static_cast<DType>(i);
+    if (codes[static_cast<size_t>(i)] == code) return static_cast<DType>(i);
   throw std::invalid_argument(
       std::string(operation) + ": expected tensors of float32, bfloat16, float16 or float64, got " + text_of(tensor));
 }
@@ -233,11 +242,12 @@ inline Handle contiguous(const Handle& tensor) {
 // With SPARSEKERNELS_POISON=1 in the environment at the first call, results start as NaN, bits as some pattern. The
 // tests set it: what a kernel does not write shows.
 inline Handle poisoned(Handle tensor) {
-  static const bool poison = [] {
+  static MadeOnce<bool> poison;
+  const bool poisons = poison.get([] {
     const char* value = std::getenv("SPARSEKERNELS_POISON");
     return value != nullptr && value[0] == '1';
-  }();
-  if (poison) {
+  });
+  if (poisons) {
     torch::stable::Tensor shared = tensor.shared();
     const bool bits = tensor.dtype() == aoti_torch_dtype_int16() || tensor.dtype() == aoti_torch_dtype_int32();
     torch::stable::fill_(shared, bits ? 0x5a5a : std::numeric_limits<double>::quiet_NaN());

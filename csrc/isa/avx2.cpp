@@ -4,10 +4,12 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #define SPARSEKERNELS_AVX2
 #include "batch_norm/cpu/kernel.h"
+#include "fingerprint/cpu/hash.h"
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
 #include "sparse_conv2d/jit/pack.h"
+#include "sparse_conv2d/nonzero_words.h"
 #include "sparse_conv2d/tiled/microkernels.h"
 #include "sparse_conv2d/tiled/pack.h"
 
@@ -25,10 +27,13 @@ const CpuKernels kAvx2Kernels = {
         {tiled::pack_kernels_of<float>(), tiled::pack_kernels_of<BFloat16>(), tiled::pack_kernels_of<Float16>()},
     .jit_pack = {jit::pack_kernels_of<float>(), jit::pack_kernels_of<BFloat16>(), jit::pack_kernels_of<Float16>()},
     .tiles = tiled::tile_kernels(),
+    .count_nonzeros =
+        {count_nonzeros<float>, count_nonzeros<uint16_t>, count_nonzeros<uint16_t>, count_nonzeros<double>},
     .widen = widen_elements,
     .narrow = narrow_elements,
     .max_pool2d = max_pool2d_planes,
     .max_pool2d_places = max_pool2d_places,
+    .hash64 = hash64,
     .batch_norm_forward = batch_norm_forward,
     .batch_norm_backward = batch_norm_backward};
 

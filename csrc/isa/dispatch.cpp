@@ -6,7 +6,9 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "base/fork_safe_mutex.h"
 #include "base/interface.h"
 #include "isa/kernels.h"
 
@@ -30,37 +32,31 @@ bool has_avx2() {
 #endif
 
 // Best first.
-const Candidate* candidates(int& count) {
-  static const Candidate all[] = {
+std::vector<Candidate> candidates() {
+  return {
 #if defined(SPARSEKERNELS_X86)
       {&kAvx512Kernels, has_avx512()},
       {&kAvx2Kernels, has_avx2()},
 #endif
       {&kPortableKernels, true},
   };
-  count = static_cast<int>(sizeof all / sizeof all[0]);
-  return all;
 }
 
 std::string supported_names() {
   std::string names;
-  int count;
-  const Candidate* all = candidates(count);
-  for (int i = 0; i < count; ++i) {
-    if (!all[i].supported) continue;
+  for (const Candidate& one : candidates()) {
+    if (!one.supported) continue;
     if (!names.empty()) names += ' ';
-    names += all[i].kernels->isa;
+    names += one.kernels->isa;
   }
   return names;
 }
 
-const CpuKernels& pick() {
+const CpuKernels* pick() {
   const char* forced = std::getenv("SPARSEKERNELS_CPU_ISA");
-  int count;
-  const Candidate* all = candidates(count);
-  for (int i = 0; i < count; ++i) {
-    if (!all[i].supported) continue;
-    if (forced == nullptr || std::strcmp(forced, all[i].kernels->isa) == 0) return *all[i].kernels;
+  for (const Candidate& one : candidates()) {
+    if (!one.supported) continue;
+    if (forced == nullptr || std::strcmp(forced, one.kernels->isa) == 0) return one.kernels;
   }
   throw std::runtime_error(
       "sparsekernels: expected SPARSEKERNELS_CPU_ISA to be one of: " + supported_names() + ", got '" + forced + "'");
@@ -69,8 +65,8 @@ const CpuKernels& pick() {
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& kernels = pick();
-  return kernels;
+  static MadeOnce<const CpuKernels*> kernels;
+  return *kernels.get(pick);
 }
 
 }  // namespace sparsekernels
@@ -100,7 +96,7 @@ SPARSEKERNELS_EXPORT bool sparsekernels_cpu_has_jit() {
 }
 
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_supported_isas() {
-  static const std::string names = sparsekernels::supported_names();
-  return names.c_str();
+  static sparsekernels::MadeOnce<std::string> names;
+  return names.get(sparsekernels::supported_names).c_str();
 }
 }

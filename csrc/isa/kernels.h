@@ -18,7 +18,8 @@ namespace sparsekernels {
 // For one dtype of the input. Sizes are in elements; "arranged" buffers hold float (double for float64), their length
 // rounded up to kArrangedMultiple.
 struct RmsNormKernels {
-  void (*arrange_weight)(const void* weight, DType weight_dtype, int64_t cols, void* arranged);
+  // unit_offset: 1 + weight, for a weight that is there.
+  void (*arrange_weight)(const void* weight, DType weight_dtype, bool unit_offset, int64_t cols, void* arranged);
   // Rows [begin, end). arranged == nullptr: the weight is read as it is stored, in the dtype of the input.
   void (*forward)(const RmsNormForward& call, const void* arranged, int64_t begin, int64_t end);
   // The same for the backward; adds to partial, an arranged weight gradient, unless that is null.
@@ -38,6 +39,9 @@ struct CpuKernels {
   tiled::PackKernels tiled_pack[3];  // by DType, without float64
   jit::PackKernels jit_pack[3];      // by DType, without float64; null where there is no JIT
   tiled::TileKernels tiles;
+  // By DType: how many nonzeros are in the words begin, begin + step, ... below end, of 64 elements each, whose bit is
+  // not set in that word of `except`; null: none is.
+  int64_t (*count_nonzeros[4])(const void* elements, const uint64_t* except, int64_t begin, int64_t end, int64_t step);
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);
@@ -45,6 +49,8 @@ struct CpuKernels {
   void (*max_pool2d)(const MaxPool2d& call, float* row, int64_t begin, int64_t end);
   // The same of float32 without gaps, and the place of each result in the plane that it comes from.
   void (*max_pool2d_places)(const MaxPool2d& call, int32_t* places, int64_t begin, int64_t end);
+  // Of bytes, whatever they are.
+  uint64_t (*hash64)(const void* data, int64_t bytes, uint64_t seed);
   // Channels [begin, end).
   void (*batch_norm_forward)(const BatchNormForward& call, int64_t begin, int64_t end);
   void (*batch_norm_backward)(const BatchNormBackward& call, int64_t begin, int64_t end);

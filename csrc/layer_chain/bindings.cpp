@@ -21,11 +21,12 @@ struct OwnedChain {
   LayerChain chain;
 };
 
+// Never destroyed: tensors may outlive static objects.
+Numbered<OwnedChain>* const all_chains =
+    new Numbered<OwnedChain>("layer_chain: expected chain to be the number of one made and not freed");
+
 Numbered<OwnedChain>& chains() {
-  // Never destroyed: tensors may outlive static objects.
-  static auto* const one =
-      new Numbered<OwnedChain>("layer_chain: expected chain to be the number of one made and not freed");
-  return *one;
+  return *all_chains;
 }
 
 void boxed_make(StableIValue* stack, uint64_t count, uint64_t returned) {

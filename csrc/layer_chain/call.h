@@ -6,11 +6,11 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <variant>
 #include <vector>
 
+#include "base/fork_safe_mutex.h"
 #include "max_pool2d/call.h"
 #include "sparse_conv2d/call.h"
 
@@ -61,7 +61,7 @@ class LayerChain {
 
   DType dtype_;
   std::vector<ChainLayer> layers_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::vector<std::shared_ptr<const PreparedChain>> prepared_;  // of the last few input sizes
 };
 

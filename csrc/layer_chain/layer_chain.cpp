@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -123,8 +124,9 @@ int LayerChain::add(const ChainLayer& layer) {
         std::to_string(layer.source) + " and " + std::to_string(residual));
   }
   layers_.push_back(layer);
-  const std::lock_guard<std::mutex> lock(mutex_);
-  prepared_.clear();
+  std::vector<std::shared_ptr<const PreparedChain>> dropped;  // destroyed after the lock is released
+  const std::lock_guard<ForkSafeMutex> lock(mutex_);
+  prepared_.swap(dropped);
   return tensors;
 }
 
@@ -135,18 +137,29 @@ void LayerChain::output_size(const int64_t (&input)[4], int64_t (&output)[4]) co
 }
 
 std::shared_ptr<const PreparedChain> LayerChain::prepared(const int64_t (&input)[4], const Threads& threads) {
-  const std::lock_guard<std::mutex> lock(mutex_);
   const auto fits = [&](const std::shared_ptr<const PreparedChain>& one) {
     return std::equal(input, input + 4, one->input) && one->threads == threads.count;
   };
-  const auto found = std::find_if(prepared_.begin(), prepared_.end(), fits);
-  if (found != prepared_.end()) {
+  // Whether one that fits is in front, where it is put.
+  const auto find = [&] {
+    const auto found = std::find_if(prepared_.begin(), prepared_.end(), fits);
+    if (found == prepared_.end()) return false;
     std::rotate(prepared_.begin(), found, found + 1);
-    return prepared_.front();
+    return true;
+  };
+  {
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    if (find()) return prepared_.front();
   }
   const auto result = std::make_shared<const PreparedChain>(prepare_chain(layers_, dtype_, input, threads));
+  std::shared_ptr<const PreparedChain> last;  // destroyed after the lock is released
+  const std::lock_guard<ForkSafeMutex> lock(mutex_);
+  if (find()) return prepared_.front();  // another thread was first
   constexpr size_t kMostSizes = 4;
-  if (prepared_.size() == kMostSizes) prepared_.pop_back();
+  if (prepared_.size() == kMostSizes) {
+    last.swap(prepared_.back());
+    prepared_.pop_back();
+  }
   prepared_.insert(prepared_.begin(), result);
   return result;
 }

@@ -14,6 +14,9 @@ namespace sparsekernels {
 
 namespace {
 
+// Thrown where the system gives no executable memory for kernels that layouts were chosen for.
+struct KernelsRefused {};
+
 Lattice lattice_of(
     const ChainLayer& layer, const std::vector<ChainTensor>& tensors, size_t result, DType dtype, int64_t images) {
   const Activation source = activation_of(tensors[static_cast<size_t>(layer.source)], dtype, images, nullptr);
@@ -42,8 +45,10 @@ PreparedLayer prepare_layer(
       result.residual_is_elsewhere ? std::optional(residual.channel) : std::nullopt, dest.images);
   jit::PlannedForward& planned = result.call.planned;
   const bool stores = result.call.engine == Engine::kJit && planned.plan.direct;
-  if (!stores && !(dest.is_plain && !result.residual_is_elsewhere))
+  if (!stores && !(dest.is_plain && !result.residual_is_elsewhere)) {
+    if (result.call.engine == Engine::kTiled) throw KernelsRefused();
     throw std::logic_error("layer_chain: expected the plan that layouts were chosen for, got another");
+  }
   if (result.call.engine == Engine::kTiled) {
     result.image_by_image = true;
     result.call = prepare_forward(lattice(1), convolution.pattern, result.epilogue.flags, one);
@@ -132,9 +137,10 @@ std::vector<ChainTensor> tensors_of(const std::vector<ChainLayer>& layers, const
 
 namespace {
 
-// Each layer by itself, of the whole batch, all tensors plain.
+// Each layer by itself, of the whole batch, all tensors plain. `may_exchange`: planes.
 std::vector<ChainLayerPlan> plan_layers(
-    const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors, DType dtype, int64_t batch) {
+    const std::vector<ChainLayer>& layers, const std::vector<ChainTensor>& tensors, DType dtype, int64_t batch,
+    bool may_exchange) {
   std::vector<ChainLayerPlan> plans;
   for (size_t i = 0; i < layers.size(); ++i) {
     const ChainLayer& layer = layers[i];
@@ -152,7 +158,7 @@ std::vector<ChainLayerPlan> plan_layers(
       Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
       merge_positions(lattice);
       one.plan = jit::make_forward_plan(lattice, convolution->pattern.nonzeros, 0, 1, std::nullopt, most);
-      one.exchanges_planes = may_exchange_planes(lattice, convolution->pattern, one.plan);
+      one.exchanges_planes = may_exchange && may_exchange_planes(lattice, convolution->pattern, one.plan);
       one.gathers = one.exchanges_planes && lattice.taps.size() == 1 && lattice.groups == 1 &&
                     !lattice.some_reach_nothing &&
                     one.plan.images * (source.elements() + kLanes * source.size[0]) < int64_t{1} << 30;
@@ -185,15 +191,14 @@ void make_plain_between(
   }
 }
 
-}  // namespace
-
 PreparedChain prepare_chain(
-    const std::vector<ChainLayer>& layers, DType dtype, const int64_t (&input)[4], const Threads& threads) {
+    const std::vector<ChainLayer>& layers, DType dtype, const int64_t (&input)[4], const Threads& threads,
+    bool may_exchange) {
   PreparedChain result;
   std::copy_n(input, 4, result.input);
   result.threads = threads.count;
   result.tensors = tensors_of(layers, input);
-  std::vector<ChainLayerPlan> plans = plan_layers(layers, result.tensors, dtype, input[0]);
+  std::vector<ChainLayerPlan> plans = plan_layers(layers, result.tensors, dtype, input[0], may_exchange);
   choose_layouts(layers, plans, result.tensors);
   result.segments = plan_chain(layers, plans, result.tensors, dtype, input[0], threads.count);
   make_plain_between(layers, result.segments, result.tensors);
@@ -210,6 +215,17 @@ PreparedChain prepare_chain(
     }
   }
   return result;
+}
+
+}  // namespace
+
+PreparedChain prepare_chain(
+    const std::vector<ChainLayer>& layers, DType dtype, const int64_t (&input)[4], const Threads& threads) {
+  try {
+    return prepare_chain(layers, dtype, input, threads, true);
+  } catch (const KernelsRefused&) {  // tiles read and store plain tensors
+    return prepare_chain(layers, dtype, input, threads, false);
+  }
 }
 
 }  // namespace sparsekernels

@@ -36,14 +36,15 @@ int64_t arranged_length(int64_t cols) {
   return divide_up(cols, kArrangedMultiple) * kArrangedMultiple;
 }
 
-// A few rows read the weight as it is stored; many are worth one conversion. Sets nothing for the first.
+// A few rows read the weight as it is stored; many are worth one conversion, and 1 + weight is one always. Sets nothing
+// for the first.
 template <class Call>
 Buffer arrange_weight(const RmsNormKernels& kernels, const Call& call) {
-  const bool as_stored = call.weight != nullptr && call.weight_dtype == call.dtype;
+  const bool as_stored = call.weight != nullptr && call.weight_dtype == call.dtype && !call.unit_offset;
   if (as_stored && (call.dtype == DType::kFloat32 || call.dtype == DType::kFloat64 || call.space.rows < 8))
     return nullptr;
   Buffer arranged = buffer_of(arranged_length(call.space.cols), call.dtype);
-  kernels.arrange_weight(call.weight, call.weight_dtype, call.space.cols, arranged.get());
+  kernels.arrange_weight(call.weight, call.weight_dtype, call.unit_offset, call.space.cols, arranged.get());
   return arranged;
 }
 

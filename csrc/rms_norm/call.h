@@ -29,8 +29,9 @@ struct RowTensor {
   int64_t strides[kMaxLeadingDims] = {};
 };
 
-// output = s / sqrt(mean(s^2) + eps) * weight with s = input + residual (rounded to dtype, written to sum), or
-// s = input where there is no residual.
+// output = s / sqrt(mean(s^2) + eps) * w with s = input + residual (rounded to dtype, written to sum), or s = input
+// where there is no residual. w is weight, or 1 + weight where unit_offset. cast_before: the quotient is rounded to
+// dtype before it is multiplied; dtype is that of the product.
 struct RmsNormForward {
   RowSpace space;
   RowTensor input;
@@ -41,9 +42,11 @@ struct RmsNormForward {
   DType dtype = DType::kFloat32;
   DType weight_dtype = DType::kFloat32;
   double eps = 0;
+  bool cast_before = false;
+  bool unit_offset = false;  // only where there is a weight
 };
 
-// With r = 1 / sqrt(mean(x^2) + eps), a = weight * grad_output, c = mean(a * x):
+// With r = 1 / sqrt(mean(x^2) + eps), a = w * grad_output, w as in the forward, c = mean(a * x):
 //   grad_input  = r * a - r^3 * c * x + grad_sum
 //   grad_weight = sum over rows of grad_output * x * r
 struct RmsNormBackward {
@@ -58,6 +61,7 @@ struct RmsNormBackward {
   DType dtype = DType::kFloat32;
   DType weight_dtype = DType::kFloat32;
   double eps = 0;
+  bool unit_offset = false;
 };
 
 }  // namespace sparsekernels

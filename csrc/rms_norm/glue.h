@@ -41,6 +41,22 @@ inline int64_t check_shapes(const Handle& input, int64_t dims, int64_t size, con
   return leading;
 }
 
+// The number of normalized dimensions and the variant, in the one number that Python makes of them
+// (sparsekernels/ops/rms_norm/arguments.py).
+struct RmsNormVariant {
+  explicit RmsNormVariant(int64_t packed)
+      : dims(packed & 0xff), cast_before((packed & 0x100) != 0), unit_offset((packed & 0x200) != 0) {
+    if (packed >> 10 != 0) dims = 0;  // refused as dimensions that do not fit
+  }
+  int64_t dims;
+  bool cast_before, unit_offset;
+};
+
+// Whether torch gives a product of these dtypes that of the input.
+inline bool does_not_widen(DType weight, DType input) {
+  return weight == input || input == DType::kFloat64 || (input == DType::kFloat32 && weight != DType::kFloat64);
+}
+
 // Whether the dimensions from `leading` on lie side by side in memory.
 inline bool rows_are_contiguous(const Handle& tensor, int64_t leading) {
   const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
@@ -112,7 +128,8 @@ void boxed_forward(StableIValue* stack, StackCounts counts, bool add, Launch lau
   Arguments arguments(stack, counts, add ? StackCounts{6, 2} : StackCounts{5, 1});
   Handle input = arguments.tensor();
   Handle residual = add ? arguments.tensor() : Handle();
-  const int64_t dims = arguments.integer(), size = arguments.integer();
+  const RmsNormVariant variant(arguments.integer());
+  const int64_t dims = variant.dims, size = arguments.integer();
   Handle weight = arguments.optional_tensor();
   const std::optional<double> eps = arguments.optional_number();
 
@@ -125,6 +142,11 @@ void boxed_forward(StableIValue* stack, StackCounts counts, bool add, Launch lau
     call.weight_dtype = dtype_of(weight, "rms_norm");
     if (!weight.is_contiguous()) weight = contiguous(weight);
     call.weight = weight.data();
+    call.cast_before = variant.cast_before;
+    call.unit_offset = variant.unit_offset;
+    require(
+        !variant.cast_before || does_not_widen(call.weight_dtype, call.dtype),
+        "rms_norm: expected weight whose product with input has the dtype of input", weight);
   }
   Handle output = empty_output(input);
   Handle sum = add ? empty_output(input) : Handle();
@@ -144,7 +166,8 @@ void boxed_backward(StableIValue* stack, StackCounts counts, Launch launch) {
   Arguments arguments(stack, counts, {9, 2});
   Handle grad_output = arguments.tensor();
   Handle input = arguments.tensor();
-  const int64_t dims = arguments.integer(), size = arguments.integer();
+  const RmsNormVariant variant(arguments.integer());
+  const int64_t dims = variant.dims, size = arguments.integer();
   Handle weight = arguments.optional_tensor();
   const std::optional<double> eps = arguments.optional_number();
   Handle grad_sum = arguments.optional_tensor();
@@ -162,6 +185,7 @@ void boxed_backward(StableIValue* stack, StackCounts counts, Launch launch) {
     call.weight_dtype = dtype_of(weight, "rms_norm");
     if (!weight.is_contiguous()) weight = contiguous(weight);
     call.weight = weight.data();
+    call.unit_offset = variant.unit_offset;
   }
   Handle grad_input = need_input ? empty_output(input) : Handle();
   Handle grad_weight = need_weight ? empty(weight.sizes(), weight.dim(), weight.dtype(), weight) : Handle();

@@ -3,13 +3,15 @@
 
 // The entry from torch, of calls with a plan (to planned.h) and without one (to call.h): the fine-grained sparse
 // convolution on the CPU as torch operators. Linear layers are its 1x1 case. The schemas are defined in Python
-// (sparsekernels/ops/sparse_conv2d/{implementations,plans}.py).
+// (sparsekernels/ops/sparse_conv2d/{implementations,plans,outside}.py).
+// More than 400 lines: each operator's checks, one after another.
 #include <algorithm>
 
 #include "base/numbered.h"
 #include "sparse_conv2d/call.h"
 #include "sparse_conv2d/glue.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
+#include "sparse_conv2d/outside.h"
 #include "sparse_conv2d/owned_plan.h"
 #include "sparse_conv2d/tiled/fma_rate.h"
 
@@ -146,11 +148,12 @@ void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned)
   stack[0] = to_stack(std::move(output));
 }
 
+// Never destroyed: tensors may outlive static objects.
+Numbered<OwnedPlan>* const all_plans =
+    new Numbered<OwnedPlan>("sparse_conv2d: expected plan to be the number of one made and not freed");
+
 Numbered<OwnedPlan>& plans() {
-  // Never destroyed: tensors may outlive static objects.
-  static auto* const one =
-      new Numbered<OwnedPlan>("sparse_conv2d: expected plan to be the number of one made and not freed");
-  return *one;
+  return *all_plans;
 }
 
 void boxed_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
@@ -246,30 +249,130 @@ void boxed_planned_weight_gradient(StableIValue* stack, uint64_t count, uint64_t
   stack[0] = to_stack(std::move(grad_values));
 }
 
-void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {7, 1});
-  const Handle input = arguments.tensor();
-  Handle weight = arguments.tensor();
-  Handle given_bias = arguments.optional_tensor();
-  const std::shared_ptr<OwnedPlan> owner = plans().find(arguments.integer());
-  const Handle residual = arguments.optional_tensor();
-  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+DenseWeight dense_weight(const Handle& weight) {
+  int64_t elements = 1;
+  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
+  return {weight.data(), dtype_of(weight, "sparse_conv2d"), elements};
+}
 
-  const Geometry& geometry = owner->geometry();
-  const std::shared_ptr<PlannedConv2d> current = owner->current();
+int64_t nonzeros_outside(const DenseWeight& dense, const Handle& guard, int64_t version, double multiply_adds) {
+  require(
+      guard.dim() == 1 && guard.sizes()[0] == Guard::words_of(dense.elements) &&
+          guard.dtype() == aoti_torch_dtype_int64() && guard.device_type() == aoti_torch_device_type_cpu() &&
+          guard.is_contiguous(),
+      "sparse_conv2d: expected guard to be made for a weight of this size", guard);
+  return Guard(static_cast<int64_t*>(guard.data())).nonzeros_outside(dense, version, multiply_adds, torch_threads());
+}
+
+void boxed_guard(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {1, 1});
+  Handle mask = arguments.tensor();
+  require(mask.dtype() == aoti_torch_dtype_bool(), "sparse_conv2d: expected mask of dtype bool", mask);
+  mask = mask.is_contiguous() ? std::move(mask) : contiguous(mask);
+  int64_t elements = 1;
+  for (int64_t d = 0; d < mask.dim(); ++d) elements *= mask.sizes()[d];
+  const int64_t words = Guard::words_of(elements);
+  AtenTensorHandle made;
+  const int64_t stride = 1;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      1, &words, &stride, aoti_torch_dtype_int64(), mask.device_type(), mask.device_index(), &made));
+  Handle guard(made);
+  Guard::make(static_cast<const uint8_t*>(mask.data()), elements, static_cast<int64_t*>(guard.data()));
+  stack[0] = to_stack(std::move(guard));
+}
+
+void boxed_nonzeros_outside(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {4, 1});
+  Handle weight = arguments.tensor();
+  const Handle guard = arguments.tensor();
+  const int64_t version = arguments.integer();
+  const double multiply_adds = arguments.number();
+  if (!weight.is_contiguous()) weight = contiguous(weight);
+  stack[0] = torch::stable::detail::from(nonzeros_outside(dense_weight(weight), guard, version, multiply_adds));
+}
+
+void boxed_sparse_values(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {2, 1});
+  Handle weight = arguments.tensor();
+  const Handle places = arguments.tensor();
+  if (!weight.is_contiguous()) weight = contiguous(weight);
+  require(
+      places.dim() == 1 && places.dtype() == aoti_torch_dtype_int64() && places.is_contiguous() &&
+          places.device_type() == aoti_torch_device_type_cpu(),
+      "sparse_conv2d: expected flat_indices of int64 and one contiguous dimension", places);
+  const DenseWeight dense = dense_weight(weight);
+  const int64_t nonzeros = places.sizes()[0];
+  Handle values = empty(&nonzeros, 1, weight.dtype(), weight);
+  const auto* const at = static_cast<const int64_t*>(places.data());
+  const Threads threads = torch_threads();
+  gather_places(dense, at, nonzeros, threads, values.data());
+  require(
+      count_nonzeros(dense, threads) == count_nonzeros({values.data(), dense.dtype, nonzeros}, threads),
+      "sparse_conv2d: expected weight that is zero outside of its pattern in compiled code; set_pattern() takes its"
+      " nonzeros in, then compile again",
+      weight);
+  stack[0] = to_stack(std::move(values));
+}
+
+// A call by a plan: what both forward operators do.
+struct PlannedCall {
+  Handle input, weight, given_bias, residual;
+  std::optional<double> low, high;
+  std::shared_ptr<OwnedPlan> owner;
+};
+
+// guard: null, or the words of a `Guard`, by which a dense weight has to be zero outside of the pattern.
+StableIValue forward(PlannedCall call, const Handle* guard, int64_t version) {
+  const Geometry& geometry = call.owner->geometry();
+  const std::shared_ptr<PlannedConv2d> current = call.owner->current();
   PlannedConv2d& plan = *current;
+  const Handle& input = call.input;
   check_activation(input, geometry);
   require(
       input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
       "sparse_conv2d: expected input with the channels of the plan", input);
   const PlannedWeight values =
-      planned_weight(weight, input, "sparse_conv2d: expected weight of the dtype and device of input", plan);
-  const Handle bias = checked_bias(std::move(given_bias), input, plan.rows());
+      planned_weight(call.weight, input, "sparse_conv2d: expected weight of the dtype and device of input", plan);
+  const Handle bias = checked_bias(std::move(call.given_bias), input, plan.rows());
   const Activation source = activation_of(input);
   Handle output = empty_output(input, source, geometry, plan.rows());
   const Activation dest = activation_of(output);
-  plan.forward(values, source, epilogue_of(input, bias, residual, low, high, dest), dest, torch_threads());
-  stack[0] = to_stack(std::move(output));
+  if (guard != nullptr) {
+    require(values.dense, "sparse_conv2d: expected a dense weight with a guard", call.weight);
+    const DenseWeight dense = {values.data, values.dtype, plan.rows() * plan.columns()};
+    const auto positions = static_cast<double>(dest.size[0] * dest.size[2] * dest.size[3]);
+    const double multiply_adds = positions * static_cast<double>(plan.nonzeros());
+    require(
+        nonzeros_outside(dense, *guard, version, multiply_adds) == 0,
+        "sparse_conv2d: expected weight that is zero outside of its pattern", call.weight);
+  }
+  const Epilogue epilogue = epilogue_of(input, bias, call.residual, call.low, call.high, dest);
+  plan.forward(values, source, epilogue, dest, torch_threads());
+  return to_stack(std::move(output));
+}
+
+void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {7, 1});
+  PlannedCall call;
+  call.input = arguments.tensor();
+  call.weight = arguments.tensor();
+  call.given_bias = arguments.optional_tensor();
+  call.owner = plans().find(arguments.integer());
+  call.residual = arguments.optional_tensor();
+  call.low = arguments.optional_number();
+  call.high = arguments.optional_number();
+  stack[0] = forward(std::move(call), nullptr, 0);
+}
+
+void boxed_guarded_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {6, 1});
+  PlannedCall call;
+  call.input = arguments.tensor();
+  call.weight = arguments.tensor();
+  call.given_bias = arguments.optional_tensor();
+  call.owner = plans().find(arguments.integer());
+  const Handle guard = arguments.tensor();
+  stack[0] = forward(std::move(call), &guard, arguments.integer());
 }
 
 void boxed_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
@@ -351,6 +454,10 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_planned_sparse_conv2d", &sparsekernels::boxed_planned_sparse_conv2d);
   m.impl("_planned_sparse_conv2d_input_gradient", &sparsekernels::boxed_planned_input_gradient);
   m.impl("_planned_sparse_conv2d_weight_gradient", &sparsekernels::boxed_planned_weight_gradient);
+  m.impl("_guarded_sparse_conv2d", &sparsekernels::boxed_guarded_sparse_conv2d);
+  m.impl("_sparse_conv2d_guard", &sparsekernels::boxed_guard);
+  m.impl("_nonzeros_outside", &sparsekernels::boxed_nonzeros_outside);
+  m.impl("_sparse_values", &sparsekernels::boxed_sparse_values);
   m.impl("_sparse_conv2d_input_gradient", &sparsekernels::boxed_input_gradient);
   m.impl("_sparse_conv2d_weight_gradient", &sparsekernels::boxed_weight_gradient);
 }

@@ -41,6 +41,16 @@ constexpr int64_t kFewestLeaves = 5, kLeafElements = 1 << 15;           // indic
 
 }  // namespace threads
 
+// What a call reads of its dense weight to see that it is zero outside of the pattern (outside.cpp): all of a weight of
+// kWholeBytes, or where that is at most some 3% of the call; else a part, at least kPartBytes.
+namespace guard {
+
+constexpr int64_t kWholeBytes = 1 << 16, kPartBytes = 1 << 14;
+constexpr double kBytesPerMultiplyAdd = 0.01;
+constexpr int64_t kGrainBytes = 1 << 18;  // that a thread reads at a time
+
+}  // namespace guard
+
 // Forward and input gradient by JIT kernels (jit/forward_plan.cpp).
 namespace forward {
 

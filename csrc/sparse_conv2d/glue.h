@@ -1,23 +1,15 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What the bindings of sparse operations share: torch's threads, the geometry of a convolution, the indices of a
-// pattern.
+// What the bindings of sparse operations share: the geometry of a convolution, the indices of a pattern.
 #pragma once
 
 #include "base/torch_glue.h"
+#include "base/torch_threads.h"
 #include "sparse_conv2d/call.h"
 
 namespace sparsekernels {
 namespace {
-
-inline void run_parallel(int64_t count, const ParallelBody& body) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end); });
-}
-
-inline Threads torch_threads() {
-  return {static_cast<int64_t>(torch::stable::get_num_threads()), run_parallel};
-}
 
 // kernel, stride, padding (top, bottom, left, right), dilation, groups.
 constexpr size_t kGeometryNumbers = 11;

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <utility>
 
+#include "base/fork_safe_mutex.h"
 #include "sparse_conv2d/glue.h"
 #include "sparse_conv2d/planned.h"
 
@@ -25,13 +26,14 @@ class OwnedPlan {
   std::shared_ptr<PlannedConv2d> current() {
     std::shared_ptr<PlannedConv2d> plan;
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const std::lock_guard<ForkSafeMutex> lock(mutex_);
       plan = plan_;
     }
     if (plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
     plan = make();
-    const std::lock_guard<std::mutex> lock(mutex_);
-    plan_ = plan;
+    std::shared_ptr<PlannedConv2d> last = plan;  // destroyed after the lock is released
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    plan_.swap(last);
     return plan;
   }
 
@@ -43,7 +45,7 @@ class OwnedPlan {
   Handle crow_, col_;
   Geometry geometry_;
   int64_t columns_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::shared_ptr<PlannedConv2d> plan_;
 };
 

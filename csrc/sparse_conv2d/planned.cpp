@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/fork_safe_mutex.h"
 #include "base/workspace.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/nonzeros.h"
@@ -59,12 +60,12 @@ struct KeptCall {
   CallShape shape;
   Prepared prepared;  // without its kernels, which are the cache's
   jit::KernelKey key = {};
+  std::atomic<bool> is_refused{false};  // the system gave no executable memory for them: tiles serve from then on
 };
 
 struct KeptForward : KeptCall<PreparedForward> {
   // Of each value, in the order of the kernels, its place in the dense weight; made by the first call that has one.
-  std::vector<int32_t> dense_order;
-  std::once_flag has_dense_order;
+  OwnedMadeOnce<std::vector<int32_t>> dense_order;
 };
 
 using KeptWeightGradient = KeptCall<PreparedWeightGradient>;
@@ -95,16 +96,19 @@ class Calls {
     std::shared_ptr<Kept> kept = find(shape);
     const bool is_new = kept == nullptr;
     Prepared call = is_new ? prepare() : kept->prepared;
-    const bool has_kernels = call.engine == Engine::kJit;
     if (is_new) {
       kept = std::make_shared<Kept>();
       kept->shape = shape;
       kept->prepared = call;
       kept->prepared.planned.kernels = nullptr;
-      if (has_kernels) kept->key = jit::key_of(call.lattice, call.planned.plan, pattern, threads);
+      if (call.engine == Engine::kJit) kept->key = jit::key_of(call.lattice, call.planned.plan, pattern, threads);
       keep(kept);
-    } else if (has_kernels) {
-      call.planned.kernels = kernels_of(kept->key, call, pattern, threads);
+    } else if (call.engine == Engine::kJit) {
+      if (!kept->is_refused) call.planned.kernels = kernels_of(kept->key, call, pattern, threads);
+      if (call.planned.kernels == nullptr) {
+        kept->is_refused = true;
+        call.engine = Engine::kTiled;
+      }
     }
     call.lattice.source.data = source.data;
     call.lattice.dest.data = dest.data;
@@ -113,7 +117,7 @@ class Calls {
 
  private:
   std::shared_ptr<Kept> find(const CallShape& shape) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
     const auto found =
         std::find_if(calls_.begin(), calls_.end(), [&](const auto& call) { return call->shape == shape; });
     if (found == calls_.end()) return nullptr;
@@ -123,12 +127,16 @@ class Calls {
 
   void keep(const std::shared_ptr<Kept>& call) {
     constexpr size_t kMost = 16;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (calls_.size() == kMost) calls_.pop_back();
+    std::shared_ptr<Kept> last;  // destroyed after the lock is released
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    if (calls_.size() == kMost) {
+      last.swap(calls_.back());
+      calls_.pop_back();
+    }
     calls_.insert(calls_.begin(), call);
   }
 
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::vector<std::shared_ptr<Kept>> calls_;  // the one used last comes first
 };
 
@@ -141,31 +149,34 @@ struct Correlation {
 }  // namespace
 
 struct PlannedConv2d::State {
+  struct Transposed {
+    std::vector<int32_t> crow, col, permutation;
+    SparsePattern pattern;  // of these three; moving the vectors moves no element
+  };
+
   ConvGeometry geometry;
   std::vector<int32_t> crow, col;
   SparsePattern pattern;  // of these two, without values
   int64_t columns;
-  std::once_flag has_transposed;
-  std::vector<int32_t> transposed_crow, transposed_col, permutation;
-  SparsePattern transposed;  // of these three
-  std::once_flag has_dense_places;
-  std::vector<int32_t> dense_places;  // of each nonzero, in the dense weight
+  OwnedMadeOnce<Transposed> transposed;
+  OwnedMadeOnce<std::vector<int32_t>> dense_places;  // of each nonzero, in the dense weight
   Correlation forwards{forward_lattice, {}}, input_gradients{input_gradient_lattice, {}};
   Calls<KeptWeightGradient> weight_gradients;
 
   const std::vector<int32_t>& places() {
-    std::call_once(has_dense_places, [&] {
-      dense_places.resize(col.size());
+    return dense_places.get([&] {
+      std::vector<int32_t> made(col.size());
       for (int64_t row = 0; row < pattern.rows; ++row)
         for (int32_t k = crow[static_cast<size_t>(row)]; k < crow[static_cast<size_t>(row) + 1]; ++k)
-          dense_places[static_cast<size_t>(k)] = static_cast<int32_t>(row * columns + col[static_cast<size_t>(k)]);
+          made[static_cast<size_t>(k)] = static_cast<int32_t>(row * columns + col[static_cast<size_t>(k)]);
+      return made;
     });
-    return dense_places;
   }
 
   // As call.h has it for input gradients: nonzeros by input channels, in their order.
   const SparsePattern& transpose() {
-    std::call_once(has_transposed, [&] {
+    const auto make = [&] {
+      Transposed made;
       const int64_t taps = geometry.kernel[0] * geometry.kernel[1], channels = columns / taps;
       const int64_t outputs = pattern.rows / geometry.groups;
       const auto each = [&](const auto& body) {
@@ -177,24 +188,25 @@ struct PlannedConv2d::State {
                 static_cast<int32_t>(row % outputs * taps + column % taps));
           }
       };
-      transposed_crow.assign(static_cast<size_t>(geometry.groups * channels) + 1, 0);
-      each([&](int32_t, size_t row, int32_t) { ++transposed_crow[row + 1]; });
-      for (size_t row = 1; row < transposed_crow.size(); ++row) transposed_crow[row] += transposed_crow[row - 1];
-      std::vector<int32_t> next = transposed_crow;
-      transposed_col.resize(col.size());
-      permutation.resize(col.size());
+      made.crow.assign(static_cast<size_t>(geometry.groups * channels) + 1, 0);
+      each([&](int32_t, size_t row, int32_t) { ++made.crow[row + 1]; });
+      for (size_t row = 1; row < made.crow.size(); ++row) made.crow[row] += made.crow[row - 1];
+      std::vector<int32_t> next = made.crow;
+      made.col.resize(col.size());
+      made.permutation.resize(col.size());
       each([&](int32_t k, size_t row, int32_t column) {
         const size_t to = static_cast<size_t>(next[row]++);
-        transposed_col[to] = column;
-        permutation[to] = k;
+        made.col[to] = column;
+        made.permutation[to] = k;
       });
-      transposed.rows = geometry.groups * channels;
-      transposed.nonzeros = pattern.nonzeros;
-      transposed.crow_indices = transposed_crow.data();
-      transposed.col_indices = transposed_col.data();
-      transposed.permutation = permutation.data();
-    });
-    return transposed;
+      made.pattern.rows = geometry.groups * channels;
+      made.pattern.nonzeros = pattern.nonzeros;
+      made.pattern.crow_indices = made.crow.data();
+      made.pattern.col_indices = made.col.data();
+      made.pattern.permutation = made.permutation.data();
+      return made;
+    };
+    return transposed.get(make).pattern;
   }
 
   // `own`: the pattern of what is run, without values.
@@ -220,10 +232,11 @@ struct PlannedConv2d::State {
       return run(call, own, packed, threads);
     }
     const std::vector<int32_t>& order = call.planned.kernels->order();
-    std::vector<int32_t>& dense_order = kept->dense_order;
-    std::call_once(kept->has_dense_order, [&] {
-      dense_order.reserve(dense.size());
-      for (const int32_t nonzero : order) dense_order.push_back(dense[static_cast<size_t>(nonzero)]);
+    const std::vector<int32_t>& dense_order = kept->dense_order.get([&] {
+      std::vector<int32_t> made;
+      made.reserve(dense.size());
+      for (const int32_t nonzero : order) made.push_back(dense[static_cast<size_t>(nonzero)]);
+      return made;
     });
     run(call, own, packed, threads, &dense_order);
   }

@@ -21,9 +21,11 @@ PreparedForward prepare_forward(
       call.lattice, pattern.nonzeros, epilogue_flags, threads.count, images, jit::kMostImages, dest_images);
   if (residual_channel) plan.residual_channel = *residual_channel;
   call.engine = forward_engine(call.lattice, pattern, plan);
-  if (call.engine == Engine::kJit)
+  if (call.engine == Engine::kJit) {
     call.planned.kernels =
         jit::cached_kernels(jit::key_of(call.lattice, plan, pattern, threads), call.lattice, plan, pattern, threads);
+    if (call.planned.kernels == nullptr) call.engine = Engine::kTiled;
+  }
   return call;
 }
 
@@ -34,9 +36,11 @@ PreparedWeightGradient prepare_weight_gradient(Lattice lattice, const SparsePatt
   jit::WeightGradientPlan& plan = call.planned.plan;
   plan = jit::make_weight_gradient_plan(call.lattice, pattern.nonzeros, threads.count);
   call.engine = weight_gradient_engine(call.lattice, pattern, plan);
-  if (call.engine == Engine::kJit)
+  if (call.engine == Engine::kJit) {
     call.planned.kernels = jit::cached_weight_gradient_kernels(
         jit::key_of(call.lattice, plan, pattern, threads), call.lattice, plan, pattern, threads);
+    if (call.planned.kernels == nullptr) call.engine = Engine::kTiled;
+  }
   return call;
 }
 

@@ -4,10 +4,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-from collections.abc import Iterator
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import compare as comparison
 from . import info as information
-from . import record, report, runner, suite
+from . import outputs, record, report, runner, suite
 from .machine import cores
 from .models import MODELS
 from .record import Record, parts
@@ -124,7 +121,11 @@ def bench(
     main_benchmark = not names and not network
     if main_benchmark and not (json_file or markdown_file or plot_file):
         json_file = DEFAULT_FOLDER / "records.jsonl"
-        markdown_file, plot_file = DEFAULT_FOLDER / "report.md", DEFAULT_FOLDER / "speedup.png"
+        markdown_file = DEFAULT_FOLDER / "report.md"
+        if importlib.util.find_spec("matplotlib") is not None:
+            plot_file = DEFAULT_FOLDER / "speedup.png"
+        elif not listed:
+            _console(stderr=True).print(f"no plot: {_NEEDS_MATPLOTLIB}", markup=False, soft_wrap=True)
     try:
         selection = Selection(
             device=device,
@@ -155,12 +156,16 @@ def bench(
         raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
     if plot_file is not None:
         _check_plot_format(plot_file)
-    _check_writable(json_file, markdown_file, plot_file)
+    try:
+        outputs.check_writable(json_file, markdown_file, plot_file)
+    except ValueError as error:
+        raise _fail(str(error)) from None
     records, notes, complete = _measure(suites, selection)
     if not records:
         raise _fail("\n".join(["nothing was measured", *notes]))
     layouts = {one.name: one.layout for one in suites}
 
+    written = outputs.write(records, layouts, notes, json_file, markdown_file, plot_file)
     console = _console()
     for table in report.tables(records, layouts):
         for piece in report.rich_tables(table.title, table.header, table.rows, min(console.width, WIDTH)):
@@ -170,7 +175,10 @@ def bench(
         console.print(f"{one.name}: {one.layout.legend}", markup=False)
     for line in (*notes, *report.provenance(records)):
         console.print(line, markup=False, soft_wrap=True)
-    _write(records, layouts, notes, json_file, markdown_file, plot_file)
+    for line in written.lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if written.failures:
+        raise _fail("\n".join(written.failures))
     if not complete or any(one.status in ("wrong", "error") for one in records):
         raise typer.Exit(1)
 
@@ -284,66 +292,18 @@ def _measure(suites: list[Suite], selection: Selection) -> tuple[list[Record], l
     return records, notes, complete
 
 
+_NEEDS_MATPLOTLIB = "plots need matplotlib: pip install 'sparsekernels[bench]'"
+
+
 def _check_plot_format(path: Path) -> None:
     """Fail now and not after minutes of measuring."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
-        raise _fail("--plot needs matplotlib: pip install 'sparsekernels[bench]'") from None
+        raise _fail(f"--plot: {_NEEDS_MATPLOTLIB}") from None
     accepted = sorted(FigureCanvasAgg.get_supported_filetypes())
     if path.suffix[1:] not in accepted:
         raise _fail(f"expected --plot with an ending of {', '.join(accepted)}, got {str(path)!r}")
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Fail with a message where `path` cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise _fail(f"cannot write {path}: {error.strerror}") from None
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Make the folders of `paths`, and fail before measuring where a file cannot be written. No file is changed."""
-    for path in filter(None, paths):
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.touch()
-                path.unlink()
-            elif not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def _write(
-    records: list[Record],
-    layouts: dict[str, report.Layout],
-    notes: list[str],
-    json_file: Path | None,
-    markdown_file: Path | None,
-    plot_file: Path | None,
-) -> None:
-    """Write the requested reports, and print their paths."""
-    if json_file is not None:
-        with _writing(json_file):
-            record.write(json_file, records)
-    if plot_file is not None:
-        from .plot import plot
-
-        try:
-            with _writing(plot_file):
-                plot(records, layouts, plot_file)
-        except ValueError as error:
-            _console(stderr=True).print(f"no plot: {error}", markup=False)
-            plot_file = None
-    if markdown_file is not None:
-        picture = None if plot_file is None else Path(os.path.relpath(plot_file, markdown_file.parent)).as_posix()
-        with _writing(markdown_file):
-            markdown_file.write_text(report.markdown(records, layouts, picture, notes), encoding="utf-8")
-    for what, path in (("records", json_file), ("report", markdown_file), ("plot", plot_file)):
-        if path is not None:
-            _console().print(f"{what}: {path.resolve()}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -362,6 +322,8 @@ def compare(
     """
     try:
         old, new = record.read(before), record.read(after)
+    except OSError as error:
+        raise _fail(f"cannot read {error.filename}: {error.strerror}") from None
     except ValueError as error:
         raise _fail(str(error)) from error
     changes = comparison.compare(old, new)

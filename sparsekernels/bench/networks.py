@@ -38,6 +38,8 @@ from torch import Tensor, nn
 
 from ..conversion import Report, convert
 from ..conversion.candidates import decisions, dropping
+from ..conversion.graph.attach import attach
+from ..conversion.graph.base import Graph
 from ..conversion.graph.inference import InferenceGraph
 from ..conversion.graph.tracing import Untraceable
 from ..conversion.graph.training import TrainingGraph
@@ -102,16 +104,22 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     images = network.images.to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
     model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
     for contiguous in {True, layout == "contiguous"}:
-        engine = InferenceGraph(model, images.dtype, images.device, contiguous)
+        engine = InferenceGraph(model, images.dtype, images.device, contiguous, frozen=True)
         try:
             engine.prepare()
         except Untraceable as reason:
             raise Unavailable(str(reason)) from reason
-        forwards["contiguous" if contiguous else layout] = engine.forward
+        forwards["contiguous" if contiguous else layout] = functools.partial(_by_graph, model, engine)
     calls = {name: functools.partial(without_gradients, forward, images) for name, forward in forwards.items()}
     chosen = fastest(calls, LAYOUTS)
     check = functools.partial(check_forward, network, forwards[chosen], network.model, images)
     return Prepared(calls[chosen], warm=True, check=check, details={"batch": network.batch, "layout": chosen})
+
+
+def _by_graph(model: nn.Module, engine: Graph, images: Tensor) -> Tensor:
+    """A forward pass of `model`, which has to stay alive for that."""
+    result: Tensor = engine(images)
+    return result
 
 
 def _fused_step(network: Network) -> Prepared:
@@ -123,7 +131,7 @@ def _fused_step(network: Network) -> Prepared:
         engine.prepare()
     except Untraceable as reason:
         raise Unavailable(str(reason)) from reason
-    model.forward = engine.forward  # type: ignore[method-assign]
+    attach(model, engine)
     check = functools.partial(check_training, network, model, dense)
     details = {"batch": network.batch, "layout": "contiguous"}
     return Prepared(call_of(network, model, network.images), check=check, details=details)
@@ -137,7 +145,7 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
     for layout in (best,) if network.pass_ == "forward" else MEMORY_FORMATS:
         model, images = copy.deepcopy(dense), network.images.contiguous(memory_format=MEMORY_FORMATS[layout])
         model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
-        report = convert(model, images, decisions=KINDS[name])
+        report = convert(model, images, decisions=KINDS[name], frozen=network.pass_ == "forward")
         found[layout] = model, images, report
     layout = best
     if len(found) > 1:  # of copies, since steps change them

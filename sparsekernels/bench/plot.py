@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .plot_sparsity import sparsity_panel
 from .record import Record
-from .report import SHORT_DTYPES, Layout, machine_line, rows, time_ratio, versions_line
+from .report import SHORT_DTYPES, Layout, NothingToDraw, machine_line, rows, time_ratio, versions_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,8 +112,8 @@ def points(records: Sequence[Record], layout: Layout) -> tuple[list[str], Points
 def plot(records: Sequence[Record], layouts: Mapping[str, Layout], path: Path) -> None:
     """Draw `records` to `path`; the ending of its name says in which format.
 
-    A panel for each pass, at most `ACROSS` in a row, and new rows for each suite and device. Raises `ValueError` where
-    there is nothing to draw: no case has a time of the subject and of a rival.
+    A panel for each pass, at most `ACROSS` in a row, and new rows for each suite and device. Raises `NothingToDraw`
+    where there is nothing to draw: no case has a time of the subject and of a rival.
     """
     from matplotlib.figure import Figure
 
@@ -126,7 +126,7 @@ def plot(records: Sequence[Record], layouts: Mapping[str, Layout], path: Path) -
         if panel is not None:
             panels.setdefault((suite, device), []).append(panel)
     if not panels:
-        raise ValueError("nothing to draw: expected a case with times of ours and of a rival, got none")
+        raise NothingToDraw("nothing to draw: expected a case with times of ours and of a rival, got none")
 
     lines = [row[start : start + ACROSS] for row in panels.values() for start in range(0, len(row), ACROSS)]
     heights = [max(panel.height for panel in line) for line in lines]

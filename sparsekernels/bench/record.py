@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -114,18 +115,57 @@ class Record:
     @classmethod
     def from_json(cls, line: str) -> Record:
         """The record of one line. Raises `ValueError` where it is none."""
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_refuse_constant)
         if not isinstance(value, dict):
             raise ValueError(f"expected a record to be a JSON object, got {type(value).__name__}")
         if missing := [key for key in KEYS if key not in value and key not in LATER_KEYS]:
             raise ValueError(f"expected a record with {', '.join(missing)}, got one without")
         if unknown := [key for key in value if key not in KEYS]:
             raise ValueError(f"expected no keys but a record's, got {', '.join(unknown)}")
+        for f in fields(cls):
+            key = _file_key(f.name)
+            accepted, accepts = _ACCEPTED[str(f.type)]
+            if key in value and not accepts(value[key]):
+                raise ValueError(f"expected {key} to be {accepted}, got {value[key]!r}")
+        _check_times(value)
         return cls(**{f.name: value[_file_key(f.name)] for f in fields(cls) if _file_key(f.name) in value})
 
 
 def _file_key(name: str) -> str:
     return name.rstrip("_")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"expected numbers that are finite, got {name}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_ACCEPTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "str": ("text", lambda value: isinstance(value, str)),
+    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "float | None": ("a finite number or null", lambda value: value is None or _is_number(value)),
+    "Mapping[str, Any]": ("an object", lambda value: isinstance(value, dict)),
+    "Mapping[str, str]": (
+        "an object of texts",
+        lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
+    ),
+}
+"""By the annotation of a field: what its value in a file has to be, in words and as a test."""
+
+_TIMES = ("p20_ms", "p50_ms", "p80_ms")
+
+
+def _check_times(value: Mapping[str, Any]) -> None:
+    """Raise ValueError for times that nothing can be compared with: some without the others, none above 0, or mixed."""
+    times = [value[key] for key in _TIMES]
+    got = ", ".join(f"{key} {value[key]}" for key in _TIMES)
+    if times.count(None) not in (0, len(times)):
+        raise ValueError(f"expected all of {', '.join(_TIMES)} or none, got {got}")
+    if None not in times and not 0 < times[0] <= times[1] <= times[2]:
+        raise ValueError(f"expected times above 0 that ascend, got {got}")
 
 
 KEYS = tuple(_file_key(f.name) for f in fields(Record))
@@ -144,7 +184,11 @@ def write(path: Path, records: Iterable[Record]) -> None:
 def read(path: Path) -> list[Record]:
     """The records of `path`. Raises `ValueError` that names the line at fault."""
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got other bytes at {error.start}") from error
+    for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
                 records.append(Record.from_json(line))

@@ -18,6 +18,11 @@ SPACE = 2
 
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
+
+class NothingToDraw(ValueError):
+    """No case has what a plot shows."""
+
+
 Row = Mapping[str, Record]
 """The records of one row of a table by variant; pattern (":random-90") and mode ("/graph") are the row's."""
 

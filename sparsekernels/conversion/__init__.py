@@ -3,6 +3,7 @@
 """From a pruned model to a faster one, and back."""
 
 from .convert import convert, revert
+from .norms import NormReport, NormsReport, replace_norms
 from .report import LayerReport, Report
 
-__all__ = ["LayerReport", "Report", "convert", "revert"]
+__all__ = ["LayerReport", "NormReport", "NormsReport", "Report", "convert", "replace_norms", "revert"]

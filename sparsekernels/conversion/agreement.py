@@ -21,6 +21,8 @@ _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 
 """Between results of the model before and after, relative to the largest: more is no rounding."""
 _LARGEST_GRADIENT_ERROR = 0.05
 """Between a parameter's gradients before and after, see `gradient_error`."""
+_LARGEST_DIFFERENCE_OF_MEANS = 1e-4
+"""Between running means, relative to the size of what they are means of: where that is centered, they are rounding."""
 
 
 def differentiable(result: object) -> list[Tensor]:
@@ -69,7 +71,9 @@ def kept(result: object) -> object:
 
     try:
         return keep(result)
-    except Exception:  # by the attributes of a class that is not ours
+    except Exception as error:  # by the attributes of a class that is not ours
+        if is_out_of_memory(error):
+            raise
         return object()
 
 
@@ -113,11 +117,29 @@ def are_close(actual: object, expected: object) -> bool:
     """Whether two results are the same but for rounding, in the same containers. False for what cannot be compared.
 
     An integer may be another where rounding decides (the index of the larger of two): one of 16 in a tensor.
+    Raises what says that there is no memory to compare them.
     """
     try:
         return _is_close(actual, expected, set())
-    except Exception:  # by the `==` of a class that is not ours, or its attributes
+    except Exception as error:  # by the `==` of a class that is not ours, or its attributes
+        if is_out_of_memory(error):
+            raise
         return False
+
+
+def are_statistics_close(actual: Tensor, expected: Tensor, size: float = 0.0) -> bool:
+    """Whether two buffers are the same; floating ones but for rounding.
+
+    size: the root mean square of what a running mean is the mean of.
+    """
+    if not expected.is_floating_point():
+        return torch.equal(actual, expected)
+    return _are_numbers_close(actual, expected, _LARGEST_DIFFERENCE_OF_MEANS * size)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused, which says nothing of a result: torch raises a plain RuntimeError for it on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:
@@ -152,15 +174,63 @@ def _is_leaf_close(actual: Any, expected: Any) -> bool:
     return bool(actual == expected)
 
 
-def _are_numbers_close(actual: Tensor, expected: Tensor) -> bool:
+def _are_numbers_close(actual: Tensor, expected: Tensor, least: float = 0.0) -> bool:
+    """least: the difference that is allowed, however small the numbers are."""
     if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
         return False
     if expected.numel() == 0:
         return True
     if expected.is_complex():
-        return _are_numbers_close(*(torch.view_as_real(one.resolve_conj()) for one in (actual, expected)))
+        mine, theirs = (torch.view_as_real(one.resolve_conj()) for one in (actual, expected))
+        return _are_numbers_close(mine, theirs, least)
     if not expected.is_floating_point():
         return 16 * int((actual != expected).sum()) <= expected.numel()
     mine, theirs = actual.double(), expected.double()
     allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
+    allowed = allowed.clamp(min=least)
     return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())
+
+
+def difference(actual: object, expected: object) -> str:
+    """By how much two results that are not close differ most, as a sentence goes on; nothing where that has no number.
+
+    Of the elements of floating tensors: relative to the largest element of the tensor, as they are compared.
+    """
+    worst, words = 0.0, ""
+    try:
+        for place, mine, theirs in _pairs(actual, expected):
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                return f": {place} is {_kind(mine)}, not {_kind(theirs)}"
+            if not theirs.is_floating_point() or theirs.numel() == 0 or _are_numbers_close(mine, theirs):
+                continue
+            ours, original = mine.detach().double(), theirs.detach().double()
+            off = float((ours - original).abs().nan_to_num(math.inf).max())
+            largest = float(original.abs().nan_to_num(0.0, 0.0).max())
+            share = off / largest if largest else math.inf
+            if share > worst:
+                allowed = _LARGEST_DIFFERENCE.get(theirs.dtype, 1e-6)
+                rounding = f"rounding is up to {allowed:g} of it"
+                worst, words = share, f": {place} by {off:.2g}, {share:.2g} of its largest element; {rounding}"
+    except Exception:  # by a class that is not ours
+        return ""
+    return words
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _pairs(actual: object, expected: object) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The tensors at the same places of two results, each with its place."""
+    seen: set[int] = set()
+    left = [("the result", actual, expected)]
+    while left:
+        place, mine, theirs = left.pop()
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            yield place, mine, theirs
+            continue
+        ours, others = _parts_of(mine), _parts_of(theirs)
+        if ours is not None and others is not None and id(theirs) not in seen:
+            seen.add(id(theirs))
+            both = reversed(list(zip(ours, others, strict=False)))
+            left.extend((f"{place}[{key!r}]", one, other) for (key, one), (_, other) in both)

@@ -1,11 +1,17 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""One conversion on its way: layers are decided, offers made and compared, and the fastest is installed."""
+"""One conversion on its way: layers are decided, offers made and compared, and the fastest is installed.
+
+More than 400 lines: the steps of one conversion follow each other and share what it has found.
+"""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
+import itertools
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,23 +21,32 @@ from torch import Tensor, nn
 from .._torch import is_any_autocast_enabled, tree_leaves
 from ..nn.replacement import Replacement
 from ..timing import Effort, Interruptions
+from .agreement import is_out_of_memory
 from .candidates import candidate_of, dropping
-from .decide import LEAST_GAIN, Measured, decide, reason_to_stay
+from .chance import with_likes
+from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
+from .graph.attach import may_attach
 from .graph.base import Graph
 from .graph.channels import dropped
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
-from .measure import CLOSE, MODEL, SAME, AllTimes, prefers, times_of
+from .layouts import channels_last_gain
+from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
+from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
 from .modes import Inference, Mode, Offer, Training
+from .modules import is_ordinary
+from .progress import Progress
 from .report import DENSE, ExampleReport, Ground, LayerReport, Report
-from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, with_likes
+from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, admit_subclasses
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
 """The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
+_CERTAIN_BY_ONE = 1.6
+"""Where a single run of the model as it was is that much slower, it is enough when time is short."""
 _MOST_ROUNDS = 0.7
 """The share of these rounds in which it then has to be faster."""
 
@@ -53,68 +68,143 @@ class Attempt:
         examples: Sequence[Example],
         layers: list[Layer],
         decisions: Collection[str],
+        pace: Progress,
+        frozen: bool = False,
     ) -> None:
-        self._decisions, self._examples = decisions, examples
+        self._decisions, self._examples, self._pace = decisions, examples, pace
+        self._unmeasured: list[str] = []
+        self._pass_seconds = 0.0
         self._args = tuple(value for example in examples for value in example.values)
         self._model, self._layers = model, layers
+        of_each = [with_likes(layers, example.recorded.given) for example in examples]
+        self._given = {layer.name: [some[layer.name] for some in of_each] for layer in layers}
+        admit_subclasses(layers, {name: list(itertools.chain(*some)) for name, some in self._given.items()})
         kind = Training if model.training else Inference
         self._modes: list[Mode] = [kind(model, self._args, one.call, one.recorded) for one in examples]
+        for mode in self._modes:
+            mode.frozen = frozen
         self._mode = self._modes[0]
         self._calls: dict[int, list[Call]] = {}
         for example in examples:
             for module, calls in example.recorded.calls.items():
                 self._calls.setdefault(module, []).extend(calls)
         self._facts: list[Fact] = []
+        self._traces: dict[int, Trace] = {}
         self._interruptions = Interruptions()
 
     def run(self) -> Report:
         others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
         if others:
             self._note(Note.OTHER_LAYERS, kinds=tuple(Count(count, name) for name, count in others.items()))
-        self._facts += self._mode.notes()
-        with self._interruptions.counted():
+        own = {id(layer.module) for layer in self._layers}
+        self._elsewhere = list(zeros_elsewhere(self._model, own, LEAST_SPARSITY))
+        self._facts += [*self._elsewhere, *self._mode.notes()]
+        given = {name: list(itertools.chain(*some)) for name, some in self._given.items()}
+        with self._interruptions.counted(), stopped_by(self._pace.stop):
+            layout = channels_last_gain(self._layers, given, self._mode)
+            self._facts += [] if layout is None else [layout]
             report = self._run()
-        if self._interruptions.per_second > Interruptions.DISTURBING and report.before_ms is not None:
+        timed = report.before_ms is not None or any(row.gains for row in report.layers)
+        if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
             report = replace(report, facts=(*report.facts, disturbed))
         return report
+
+    def take_parameters(self) -> None:
+        """Let what was installed have the parameters that the model has by now: others stood in for them."""
+        conversion = vars(self._model).get(CONVERSION)
+        if conversion is not None:
+            conversion.share_parameters()
+            for module, graph in conversion.live_graphs():
+                with contextlib.suppress(Untraceable):  # which the first call finds out as well
+                    graph.plan_anew(self._traces[id(module)])
+
+    def _before_zero_scales(self) -> set[int]:
+        """The ids of layers whose channels may be dead for the scales of a BatchNorm, whatever their weights are."""
+        if not self._mode.fuses_layers or all(fact.kind is not Note.ZERO_SCALES for fact in self._elsewhere):
+            return set()
+        return {id(layer.module) for layer in self._layers if layer.obstacle is None and any(self._given[layer.name])}
+
+    def _why_nothing(self) -> list[Fact]:
+        """Where there are zeros, if not in layers that may be exchanged."""
+        layers = [layer for layer in self._layers if layer.sparsity is not None]
+        if max((layer.sparsity or 0 for layer in layers), default=0) >= LEAST_SPARSITY:
+            return [Note.NO_LAYER_FITS.of()]
+        if self._elsewhere:
+            return []
+        return [Note.NOT_PRUNED.of(least=LEAST_SPARSITY) if self._layers else Note.NO_LAYERS.of()]
 
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
 
     def _run(self) -> Report:
-        of_each = [with_likes(self._layers, example.recorded.given) for example in self._examples]
-        given = {layer.name: [some[layer.name] for some in of_each] for layer in self._layers}
-        wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
-        if not wanted:
-            self._facts.append(_why_nothing(self._layers))
+        given = self._given
+        with on_one_thread():
+            wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
+        self._pace.at("tracing")
+        with on_one_thread():
+            traced = wanted | self._before_zero_scales()
+            regions = self._regions(traced) if traced else []
+        if not wanted and not any(_drops(region.graph) for region in regions):
+            self._facts += self._why_nothing()
             measured = Measured(0)
             rows = [decide(layer, given[layer.name], self._mode, False, (), measured).row for layer in self._layers]
             return self._report(rows)
-        regions = self._regions(wanted)
         parts = [part for region in regions for part in region.trace.module.modules()]
         fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
-        measured = Measured(sum(one.numel() * one.element_size() for one in self._model.parameters()))
         rows = []
         swaps: list[Swap] = []
         in_chains: list[Swap] = []
+        decided = self._decide(fused)
         for layer in self._layers:
-            fuses = id(layer.module) in fused
-            decision = decide(layer, given[layer.name], self._mode, fuses, self._decisions, measured)
+            decision = decided[layer.name]
             rows.append(decision.row)
             owner, _, _ = layer.name.rpartition(".")
-            swap = functools.partial(Swap, layer.name, self._model.get_submodule(owner), layer.module)
+            swap = functools.partial(Swap.of, layer.name, self._model.get_submodule(owner), layer.module)
             if decision.replacement is not None:
                 swaps.append(swap(decision.replacement))
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
         if not swaps and not any(_drops(region.graph) for region in regions):
-            self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
+            if not any(row.ground is Ground.LIMIT for row in rows):
+                self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
         if not offers:  # the notes say why
             return self._report([_unchanged(row) for row in rows])
         return self._install_fastest(rows, offers, in_chains)
+
+    def _decide(self, fused: set[int]) -> Mapping[str, Decision]:
+        """What each layer becomes. Where time is limited, what promises most is measured first, and longest."""
+        pace, given, left, order = self._pace, self._given, 0.0, self._layers
+        promises = {layer.name: expected_gain(layer, given[layer.name]) for layer in order}
+        if pace.limited:
+            left, order = sum(promises.values()), sorted(order, key=lambda layer: promises[layer.name], reverse=True)
+        # for the comparison of the whole model, passes of which this is about the time; but something is to be compared
+        passes = sum(
+            mode.passes_to_compare * one.recorded.seconds for mode, one in zip(self._modes, self._examples, strict=True)
+        )
+        reserve = min(pace.left * 0.6, passes) if pace.limited else 0.0
+        decided: dict[str, Decision] = {}
+        measured = Measured(sum(one.nbytes for one in self._model.parameters() if is_ordinary(one)))
+        for layer in order:
+            pace.at("measuring layers", len(decided), len(order))
+            share = promises[layer.name] / left if left else 0.0
+            until = pace.left - share * (pace.left - reserve) if pace.limited else reserve
+            arguments = layer, given[layer.name], self._mode, id(layer.module) in fused, self._decisions, measured
+            with stopped_by(functools.partial(pace.stop, until)):
+                decided[layer.name] = decide(*arguments, may_begin=not pace.stop(reserve))
+            left -= promises[layer.name]
+        rows = [decision.row for decision in decided.values()]
+        untimed = [name for name, decision in decided.items() if decision.untimed]
+        for name in untimed:
+            similar = most_like(decided[name].row, rows)
+            if similar is not None and similar.decision in decided[name].untimed:
+                row = replace(decided[name].row, decision=similar.decision, measured_on=similar.name)
+                decided[name] = Decision(row, decided[name].untimed[similar.decision])
+        if untimed:
+            self._unmeasured.append(f"{len(untimed)} of {len(order)} layers")
+        return decided
 
     def _report(
         self,
@@ -123,49 +213,62 @@ class Attempt:
         after_ms: float | None = None,
         way: Way = Way.BEFORE,
     ) -> Report:
+        if self._pace.met:
+            unmeasured = tuple(self._unmeasured) or ("nothing",)
+            self._note(Note.LIMIT, seconds=self._pace.max_seconds, unmeasured=unmeasured)
         facts = tuple(self._facts)
         return Report(tuple(rows), before_ms, after_ms, self._mode.name, torch.get_num_threads(), facts, way)
 
     def _regions(self, wanted: set[int]) -> list[_Region]:
         """The largest parts of the model that run as a graph and have a layer that may be exchanged."""
         found: list[_Region] = []
+        refused: list[tuple[str, nn.Module, Fact]] = []
         if is_any_autocast_enabled():
             self._note(Note.AUTOCAST)
             return found
-
-        def visit(module: nn.Module, name: str) -> None:
-            if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
-                return
-            try:
-                if "forward" in vars(module):
-                    raise Untraceable(GraphObstacle.FORWARD_REPLACED)
-                trace = Trace.of(module)
-                graph = self._graph(trace, contiguous=True)
-                graph.prepare()
-                calls = self._calls.get(id(module), [])
-                if not any(map(graph.serves, calls)):
-                    raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
-            except Untraceable as error:
-                if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                    if name:
-                        self._note(Note.NO_GRAPH_OF_PART, part=name, reason=error.fact)
-                    else:
-                        self._note(Note.NO_GRAPH, reason=error.fact)
-                for key, child in module.named_children():
-                    visit(child, f"{name}.{key}" if name else key)
-            else:
-                found.append(_Region(trace, graph))
-
-        visit(self._model, "")
+        self._visit(self._model, "", wanted, found, refused)
+        self._facts += _without_graphs(refused)
         return found
+
+    def _visit(
+        self,
+        module: nn.Module,
+        name: str,
+        wanted: set[int],
+        found: list[_Region],
+        refused: list[tuple[str, nn.Module, Fact]],
+    ) -> None:
+        """Add the largest parts of `module` that run as a graph, and those that do not, with why."""
+        if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
+            return
+        try:
+            if not may_attach(module):
+                raise Untraceable(graph_obstacle_of_forward(module))
+            trace = Trace.of(module)
+            graph = self._graph(trace, contiguous=True)
+            graph.prepare()
+            calls = self._calls.get(id(module), [])
+            if not any(map(graph.serves, calls)):
+                kinds = [kind.__name__ for call in calls for kind in call.subclasses()]
+                if kinds:
+                    raise Untraceable(GraphObstacle.TENSOR_SUBCLASS, kind=kinds[0])
+                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
+        except Untraceable as error:
+            if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                refused.append((name, module, error.fact))
+            for key, child in module.named_children():
+                self._visit(child, f"{name}.{key}" if name else key, wanted, found, refused)
+        else:
+            found.append(_Region(trace, graph))
+            self._traces[id(module)] = trace
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._calls.get(id(trace.module), [])
-        given = [(one.dtype, one.device) for call in calls for one in call or () if one is not None]
+        given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
-            raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR)
+            raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR if calls else GraphObstacle.NOT_CALLED)
         drops = not set(dropping()).isdisjoint(self._decisions)
         return self._mode.graph(trace, *kinds[0], contiguous, drops, chains)
 
@@ -178,7 +281,14 @@ class Attempt:
         for one in self._modes:
             one.start()
         offers: list[Offer] = []
-        for offer in mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None):
+        ways = list(mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None))
+        if self._pace.limited and mode.first is None:  # the fastest as a rule is not to be left out
+            ways.sort(key=lambda offer: offer.way is not Way.CHAINS)
+        for done, offer in enumerate(ways):
+            self._pace.at("checking results", done, len(ways))
+            if self._pace.stop(2 * self._pass_seconds if offers else 0.0):  # a check, and a pass that is timed
+                self._unmeasured += [f"running as {offer.way.words}" for offer in ways[done:]]
+                break
             expected = [one.expected for one in self._modes]
             agrees = self._agrees(offer, offers)
             if any(one.expected is not value for one, value in zip(self._modes, expected, strict=True)):
@@ -203,14 +313,25 @@ class Attempt:
 
         before: the offers that agree.
         """
-        for mode in self._modes:
+        self._pass_seconds = 0.0
+        for mode, example in zip(self._modes, self._examples, strict=True):
             try:
+                start = time.perf_counter()
                 actual = mode.passed(offer.conversion)
+                self._pass_seconds += time.perf_counter() - start
             except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
                 self._note(Note.RAISED, way=offer.way, error=first_line(error))
                 return False
-            if not mode.agrees(actual, [one.conversion for one in before]):
-                self._note(Note.OTHER_RESULTS, way=offer.way)
+            try:
+                agrees = mode.agrees(actual, [one.conversion for one in before])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._note(Note.RAISED, way=offer.way, error=first_line(error))
+                return False
+            if not agrees:
+                where = f" with {example.name}" if len(self._examples) > 1 else ""
+                self._note(Note.OTHER_RESULTS, way=offer.way, by=where + mode.differs_by(actual))
                 return False
         return True
 
@@ -218,21 +339,14 @@ class Attempt:
         conversions = {Way.BEFORE: Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
         contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
         before = Way.BEFORE.value
-
-        def measured(ways: Collection[str], effort: Effort) -> AllTimes:
-            each = []
-            for mode, example in zip(self._modes, self._examples, strict=True):
-                earlier = {before: example.recorded.seconds} if effort is MODEL else None
-                calls = dict.fromkeys(ways, mode.step)
-                each.append(times_of(calls, effort, contexts, warm=True, earlier=earlier))
-            return AllTimes(tuple(each))
-
-        times = measured(contexts, MODEL)
+        self._pace.at("timing the whole model")
+        earlier = [{before: example.recorded.seconds} for example in self._examples]
+        times = self._without_before(contexts, before) or self._times(contexts, MODEL, contexts, earlier)
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
         for way in times.faster(offered, before, LEAST_GAIN):
             if times.measured and times.speedup(way, before) < _CERTAIN_GAIN:
-                again = measured((before, way), CLOSE)
+                again = self._times((before, way), CLOSE, contexts)
                 faster = again.faster([way], before, LEAST_GAIN)
                 if not faster or max(one.share_faster(way, before) for one in again.each) < _MOST_ROUNDS:
                     continue
@@ -254,7 +368,7 @@ class Attempt:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
             self._facts += self._mode.fused(graphs)
-        best.conversion.install()
+        installed = best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
             if best.way is Way.CHAINS_OF_ALL:
@@ -266,10 +380,36 @@ class Attempt:
             if times.measured and len(self._examples) > 1:
                 report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
-            best.conversion.uninstall()
+            installed.uninstall()
             raise
-        vars(self._model)[CONVERSION] = best.conversion
+        vars(self._model)[CONVERSION] = installed
         return report
+
+    def _times(
+        self, ways: Collection[str], effort: Effort, contexts: Contexts, earlier: Sequence[Mapping[str, float]] = ()
+    ) -> AllTimes:
+        """Times of passes of each example. earlier: of each, as of `times_of`. They share the time that is left."""
+        pace, each = self._pace, []
+        for index, mode in enumerate(self._modes):
+            others = len(self._modes) - index - 1
+            reserve = pace.left * others / (others + 1) if pace.limited and others else 0.0
+            with stopped_by(functools.partial(pace.stop, reserve)):
+                calls = dict.fromkeys(ways, mode.step)
+                each.append(times_of(calls, effort, contexts, warm=True, earlier=earlier[index] if earlier else None))
+        return AllTimes(tuple(each))
+
+    def _without_before(self, contexts: Contexts, before: str) -> AllTimes | None:
+        """Times, with that of the check for the model as it was; None where there is time, or the difference small."""
+        if prefers() or not self._pace.stop(1.5 * sum(mode.seconds for mode in self._modes)):
+            return None
+        others = [way for way in contexts if way != before]
+        measured = self._times(others, MODEL, contexts)
+        pairs = zip(measured.each, self._modes, strict=True)
+        times = AllTimes(tuple(Times({**one.rounds, before: [mode.seconds]}) for one, mode in pairs))
+        if not any(times.slowest(way, before)[1] >= _CERTAIN_BY_ONE for way in others):
+            return None
+        self._unmeasured.append("the model as it was, whose time is that of one run")
+        return times
 
     def _times_of_each(self, times: AllTimes, way: str, before: str) -> tuple[ExampleReport, ...]:
         found = []
@@ -284,6 +424,23 @@ class Attempt:
             place, gain = times.slowest(way, Way.BEFORE.value)
             if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= 1 / SAME:
                 self._note(Note.SLOWER_IN_EXAMPLE, way=offer.way, gain=gain, example=self._examples[place].name)
+
+
+def _without_graphs(refused: list[tuple[str, nn.Module, Fact]]) -> list[Fact]:
+    """What is to be said of parts that are no graphs: one sentence for those of one class for one reason."""
+    alike: dict[tuple[type, str], list[tuple[str, Fact]]] = {}
+    for name, module, fact in refused:
+        alike.setdefault((type(module), str(fact) if name else ""), []).append((name, fact))
+    facts = []
+    for (kind, _), parts in alike.items():
+        part, reason = parts[0]
+        if not part:
+            facts.append(Note.NO_GRAPH.of(reason=reason))
+        elif len(parts) == 1:
+            facts.append(Note.NO_GRAPH_OF_PART.of(part=part, reason=reason))
+        else:
+            facts.append(Note.NO_GRAPH_OF_PARTS.of(count=len(parts), kind=kind.__name__, part=part, reason=reason))
+    return facts
 
 
 def _drops(graph: Graph) -> dict[int, tuple[int, int]]:
@@ -318,13 +475,7 @@ def _unchanged(row: LayerReport) -> LayerReport:
     """The row of a layer that stays, since the whole model was not faster."""
     if row.decision == DENSE:
         return row
+    if row.ground is Ground.LIMIT:
+        return replace(row, decision=DENSE, measured_on=None)
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
     return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms, dense_rows=())
-
-
-def _why_nothing(layers: list[Layer]) -> Fact:
-    if not layers:
-        return Note.NO_LAYERS.of()
-    if max(layer.sparsity or 0 for layer in layers) < LEAST_SPARSITY:
-        return Note.NOT_PRUNED.of(least=LEAST_SPARSITY)
-    return Note.NO_LAYER_FITS.of()

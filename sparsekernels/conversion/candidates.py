@@ -16,8 +16,16 @@ from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement
 from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
+from .graph.fused_subclass import FusedDenseOfSubclass, FusedSparseOfSubclass
 from .report import DENSE
-from .survey import LEAST_SPARSITY, Layer
+from .subclasses import (
+    OfSubclass,
+    SubclassChannelDroppedConv2d,
+    SubclassChannelDroppedLinear,
+    SubclassSparseConv2d,
+    SubclassSparseLinear,
+)
+from .survey import KINDS, LEAST_SPARSITY, Layer
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,10 @@ def channel_dropped_obstacle(layer: Layer) -> Fact | None:
 
 
 def _channel_dropped(module: Any) -> Replacement:
-    kind = ChannelDroppedLinear if isinstance(module, nn.Linear) else ChannelDroppedConv2d
+    kinds = (ChannelDroppedLinear, ChannelDroppedConv2d)
+    if type(module) not in KINDS:
+        kinds = (SubclassChannelDroppedLinear, SubclassChannelDroppedConv2d)
+    kind = kinds[0] if isinstance(module, nn.Linear) else kinds[1]
     result: Replacement = kind.sharing(module)
     return result
 
@@ -67,14 +78,24 @@ def fine_grained_obstacle(layer: Layer) -> Fact | None:
 
 def sparse_layer(module: Any, format: str = "unstructured") -> Replacement:
     """The sparse layer that takes the place of `module`, its weight in a format."""
-    kind = SparseLinear if isinstance(module, nn.Linear) else SparseConv2d
+    kinds = (SparseLinear, SparseConv2d) if type(module) in KINDS else (SubclassSparseLinear, SubclassSparseConv2d)
+    kind = kinds[0] if isinstance(module, nn.Linear) else kinds[1]
     result: Replacement = kind.sharing(module, format)
     return result
 
 
 def is_sparse(module: nn.Module, format: str = "unstructured") -> bool:
     """Whether `module` is one of `sparse_layer`."""
-    return type(module) in (SparseLinear, SparseConv2d) and getattr(module, "format", None) == format
+    kinds = (SparseLinear, SparseConv2d, SubclassSparseLinear, SubclassSparseConv2d)
+    return type(module) in kinds and getattr(module, "format", None) == format
+
+
+_CHANNEL_DROPPED = (
+    ChannelDroppedLinear,
+    ChannelDroppedConv2d,
+    SubclassChannelDroppedLinear,
+    SubclassChannelDroppedConv2d,
+)
 
 
 CANDIDATES: list[Candidate] = [
@@ -84,7 +105,7 @@ CANDIDATES: list[Candidate] = [
         obstacle=channel_dropped_obstacle,
         build=_channel_dropped,
         fused=FusedDense,
-        serves=lambda module: type(module) in (ChannelDroppedLinear, ChannelDroppedConv2d),
+        serves=lambda module: type(module) in _CHANNEL_DROPPED,
         drops=True,
     ),
 ]
@@ -119,7 +140,7 @@ def has_candidates(layer: Layer) -> bool:
 
 def may_chain(name: str, module: nn.Module) -> bool:
     """Whether a chain can call what `module` becomes by the decision `name`."""
-    return any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
+    return type(module) in KINDS and any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
 
 
 def candidate_of(module: nn.Module) -> Candidate | None:
@@ -132,4 +153,8 @@ def fused_of(module: nn.Module) -> type[Fused] | None:
     if type(module) in (torch.nn.Conv2d, torch.nn.Linear):
         return FusedDense
     row = candidate_of(module)
-    return None if row is None else row.fused
+    if row is None:
+        return None
+    if isinstance(module, OfSubclass):
+        return FusedSparseOfSubclass if issubclass(row.fused, FusedSparse) else FusedDenseOfSubclass
+    return row.fused

@@ -4,19 +4,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+import numbers
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._torch import tree_leaves, tree_map_only
+from .._torch import tree_leaves
+from .arguments import Arguments
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
+from .chance import record_by_chance
+from .measure import on_one_thread
+from .modes import without_gradients
+from .norms import check_norms, restore_norms
+from .progress import Progress, has_rich
 from .report import Report
-from .survey import Example, Layer, Recorded, layers_of, record_by_chance, record_inputs
-from .watch.state import CONVERSION, unchanged
+from .stand_ins import stand_ins
+from .structure import Structure
+from .survey import Example, Layer, Recorded, layers_of, record_inputs
+from .watch.copies import is_lazy
+from .watch.reach import Reach
+from .watch.snapshot import unchanged
+from .watch.state import CONVERSION
 
 
 def convert(
@@ -26,6 +41,9 @@ def convert(
     example_kwargs: Mapping[str, Any] | None = None,
     example_inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None,
     decisions: Collection[str] | None = None,
+    max_seconds: float | None = None,
+    progress: bool | None = None,
+    frozen: bool = False,
 ) -> Report:
     r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
@@ -36,11 +54,12 @@ def convert(
     layers run one by one. In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
     dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. Where the
     whole model is not faster in the end, it is left unchanged. Threads are torch's (`torch.set_num_threads`); measuring
-    takes from a second to half a minute, in training mode up to a minute.
+    takes from a second to half a minute, in training mode up to a minute; Ctrl-C leaves the model as it was.
 
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
-    Weights that are zero stay zero in training, until `revert`. The graph notices when parameters change, unless they
-    are written through `.data`; after that, convert again, which measures anew.
+    Weights that are zero stay zero in training, until `revert`. In each call, the graph looks whether anything has
+    written to what it was made of, also past torch (`.data`, numpy, another process); then the layers run one by one
+    until two calls in a row find the same. That takes as long as reading these parameters, and nothing with `frozen`.
 
     Args:
         model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are
@@ -51,15 +70,24 @@ def convert(
         example_inputs: in the place of both, calls as pairs (args, kwargs), of each of which the model may not become
             slower: a prompt and a decoding step, say. What is faster by the geometric mean over them is taken.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
+        max_seconds: how long this may take, about; None for no limit. The layers that promise most are measured first;
+            one that was not measured in time becomes what the measured one most like it became. A run of the model is
+            not interrupted, and where there is no time for a few of them, nothing changes.
+        progress: whether a progress bar is drawn to stderr, which needs rich; None for where rich is installed and
+            stderr is a terminal.
+        frozen: whether parameters and buffers stay what they are. What they hold is not looked at in each call then; a
+            call after a change that torch counts raises RuntimeError.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
 
     Raises:
-        TypeError: `model` is no ordinary module, `decisions` no collection, `example_kwargs` no mapping, or
-            `example_inputs` no list of pairs, or given beside the other two.
-        ValueError: it cannot be called with an example, an example has a tensor without elements, there is none, or
-            `decisions` has another name. Then nothing has changed.
+        TypeError: `model` is no ordinary module (a scripted or compiled one, or wrapped for distributed training),
+            `decisions` no collection, `example_kwargs` no mapping, `example_inputs` no list of pairs, or given beside
+            the other two, a tensor of an example nested, `max_seconds` no number, or `progress` no bool.
+        ValueError: it cannot be called with an example, an example has a tensor without elements, there is none,
+            `decisions` has another name, or `max_seconds` is not above 0. Then nothing has changed.
+        ImportError: `progress` is True, and rich is not installed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: expected model to be a torch.nn.Module, got {type(model).__name__}")
@@ -67,6 +95,7 @@ def convert(
         raise TypeError("convert: expected model to be a torch.nn.Module, got a torch.jit.ScriptModule made of one")
     if isinstance(getattr(model, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None:
         raise TypeError("convert: expected model before torch.compile, got a compiled one; convert, then compile")
+    _refuse_wrappers(model)
     if decisions is None:
         decisions = all_decisions()
     if not isinstance(decisions, Collection):
@@ -79,35 +108,68 @@ def convert(
             raise ValueError(
                 f"convert: expected decisions of {', '.join(map(repr, all_decisions()))}, got {decision!r}"
             )
+    limit = _limit_of(max_seconds)
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"convert: expected progress to be True, False or None, got {type(progress).__name__}")
+    if progress and not has_rich():
+        raise ImportError("convert: progress=True needs rich: pip install rich")
     given = _given(example_input, example_kwargs, example_inputs)
+    with Progress(progress, limit) as pace:
+        structure = Structure(model)
+        try:
+            # in a context of its own: variables that the model sets are the caller's business again afterwards
+            context = contextvars.copy_context()
+            report = context.run(_converted, model, given, decisions, pace, frozen)
+            conversion = vars(model).get(CONVERSION)
+            if conversion is not None:
+                conversion.share_attributes()
+            pace.stop()
+        except BaseException:
+            structure.put_back()
+            raise
+    return report
+
+
+def _converted(
+    model: nn.Module, given: list[_Given], decisions: Collection[str], pace: Progress, frozen: bool
+) -> Report:
     training = model.training
-    calls = [functools.partial(_with_own_arguments, model, args, kwargs) for _, args, kwargs in given]
-    # whatever mode the caller is in: what is made here outlives it
-    with torch.inference_mode(False), torch.set_grad_enabled(training), unchanged(model):
-        if training:
-            _refuse_gradient_hooks(model)
+    reach = Reach(model.modules())
+    arguments = [Arguments(args, kwargs) for _, args, kwargs in given]
+    calls = [functools.partial(_call, model, one) for one in arguments]
+    with contextlib.ExitStack() as stack:
+        # whatever mode the caller is in: what is made here outlives it
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(training))
+        stack.enter_context(_initialized(model, calls))
+        stack.enter_context(unchanged(model))
+        for one in arguments:
+            stack.callback(one.put_back)
+        stack.callback(reach.put_back)
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
-            layers, recorded = _first_runs(model, given, calls)
+            pace.at("the first run")
+            layers, recorded = _first_runs(model, given, calls, reach)
             examples = [
-                Example(f"{name} ({_words(args, kwargs)})", (*args, *kwargs.values()), call, one)
-                for (name, args, kwargs), call, one in zip(given, calls, recorded, strict=True)
+                Example(f"{name} ({_words(args, kwargs)})", (*args, *kwargs.values()), call, first)
+                for (name, args, kwargs), call, first in zip(given, calls, recorded, strict=True)
             ]
-            report = Attempt(model, examples, layers, decisions).run()
+            with stand_ins(model) if training else contextlib.nullcontext():
+                attempt = Attempt(model, examples, layers, decisions, pace, frozen)
+                report = attempt.run()
+            if training:
+                attempt.take_parameters()
         except BaseException:
             if previous is not None and CONVERSION not in vars(model):
                 previous.install()
                 vars(model)[CONVERSION] = previous
             raise
-    conversion = vars(model).get(CONVERSION)
-    if conversion is not None:
-        conversion.share_attributes()
     return report
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undo `convert`, in place: the model has its own modules again, with the present values of their parameters.
+    """Undo `convert` and `replace_norms`, in place: the model has its own modules again, with their present parameters.
 
     That goes for the model and for all parts of it that were converted by themselves; not for a part of what was
     converted as a whole, whose sparse layers stay (their `to_dense` gives dense ones). Where nothing was converted,
@@ -121,15 +183,18 @@ def revert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is no module.
-        RuntimeError: a converted layer was given hooks, a parametrization or a pruning mask since; nothing has changed.
+        RuntimeError: a converted layer or norm was given hooks, a parametrization, a pruning mask, or parameters,
+            buffers or modules of other names since; nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
     converted = [module for module in model.modules() if CONVERSION in vars(module)]
+    check_norms(model, "revert")
     for module in converted:
         vars(module)[CONVERSION].check("revert")
     for module in converted:
         _undo(module, "revert")
+    restore_norms(model)
     return model
 
 
@@ -137,9 +202,9 @@ def _undo(model: nn.Module, function: str) -> None:
     conversion = vars(model).get(CONVERSION)
     if conversion is not None:
         conversion.check(function)
-        del vars(model)[CONVERSION]
-        conversion.uninstall()
         conversion.hand_back()
+        conversion.uninstall()
+        del vars(model)[CONVERSION]
 
 
 _Given = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -171,21 +236,28 @@ def _given(example_input: Any, example_kwargs: Any, example_inputs: Any) -> list
             given.append((name, pair[0], dict(pair[1])))
     for name, args, kwargs in given:
         for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and value.is_nested:
+                raise TypeError(
+                    f"convert: expected {name} of tensors of one shape, got a nested tensor, which no sparse layer"
+                    " takes; convert with one of its unbind(), or with its to_padded_tensor(0.0)"
+                )
             if isinstance(value, Tensor) and value.numel() == 0:
                 raise ValueError(f"convert: expected {name} of tensors with elements, got {_describe(value)}")
     return given
 
 
 def _first_runs(
-    model: nn.Module, given: list[_Given], calls: Sequence[Callable[[], object]]
+    model: nn.Module, given: list[_Given], calls: Sequence[Callable[[], object]], reach: Reach
 ) -> tuple[list[Layer], list[Recorded]]:
     """The layers, and what runs gave and were given; once more where a run made modules or parameters."""
     while True:
-        layers, before, recorded = layers_of(model), _parts(model), []
-        for (name, args, kwargs), call in zip(given, calls, strict=True):
-            with torch.inference_mode(not model.training):
+        with on_one_thread():
+            layers, before = layers_of(model), _parts(model)
+        with contextlib.nullcontext() if model.training else without_gradients(model):
+            recorded = []
+            for (name, args, kwargs), call in zip(given, calls, strict=True):
                 try:
-                    recorded.append(record_inputs(model, layers, call))
+                    recorded.append(record_inputs(model, layers, call, reach))
                 except Exception as error:
                     is_list = name == "example_input" and len(args) == 1 and isinstance(args[0], list)
                     hint = "; a list is one argument, a tuple is several" if is_list else ""
@@ -193,33 +265,63 @@ def _first_runs(
                         f"convert: expected {name} that model can be called with, got ({_words(args, kwargs)}){hint}:"
                         f" {type(error).__name__}: {error}"
                     ) from error
-        if _parts(model) == before:
-            with torch.inference_mode(not model.training):
+            if _parts(model) == before:
                 record_by_chance(model, layers, recorded, calls)
-            return layers, recorded
+                return layers, recorded
+
+
+@contextlib.contextmanager
+def _initialized(model: nn.Module, calls: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Inside, and from then on, lazy modules have parameters, by calls that change no statistics."""
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        modes = [(module, module.training) for module in model.modules()]
+        with torch.no_grad(), unchanged(model):
+            try:
+                for module, _ in modes:
+                    module.training = False
+                for call in calls:
+                    with contextlib.suppress(Exception):  # what there is to say of it, the first run does
+                        call()
+            finally:
+                for module, training in modes:
+                    module.training = training
+    yield
 
 
 def _parts(model: nn.Module) -> list[tuple[int, type]]:
     return [(id(part), type(part)) for part in (*model.modules(), *model.parameters())]
 
 
-def _with_own_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    """A call on copies: models write to their arguments."""
-    return model(*tree_map_only(Tensor, _copy_of, args), **tree_map_only(Tensor, _copy_of, kwargs))
+def _call(model: nn.Module, arguments: Arguments) -> object:
+    args, kwargs = arguments.of_a_call()
+    return model(*args, **kwargs)
 
 
-def _copy_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad)
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+"""torch's classes that exchange parameters or gradients with other processes whenever the model runs."""
 
 
-def _refuse_gradient_hooks(model: nn.Module) -> None:
-    """What happens when a gradient arrives would happen while layers are measured: an optimizer's step, say."""
-    for name, parameter in model.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise ValueError(
-                f"convert: expected parameters without hooks, which measuring would run, got hooks of {name};"
-                " register them after"
-            )
+def _refuse_wrappers(model: nn.Module) -> None:
+    """Measuring one process's model would leave the others waiting, and gradients that were announced never come."""
+    for name, module in model.named_modules():
+        for base in type(module).__mro__:
+            if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
+                where = f"{name!r} in a {base.__name__}" if name else f"a {base.__name__}"
+                raise TypeError(
+                    f"convert: expected model before {base.__name__} wraps it, got {where}; convert the module inside,"
+                    " then wrap it"
+                )
+
+
+def _limit_of(max_seconds: object) -> float:
+    if max_seconds is None:
+        return math.inf
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, numbers.Real):
+        raise TypeError(f"convert: expected max_seconds to be a number or None, got {type(max_seconds).__name__}")
+    seconds = float(max_seconds)
+    if not seconds > 0:
+        raise ValueError(f"convert: expected max_seconds to be above 0, got {max_seconds}")
+    return seconds
 
 
 def _words(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

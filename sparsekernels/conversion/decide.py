@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +18,7 @@ from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
-from .measure import LAYER, SAME, AllTimes, Times, prefers, times_of
+from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, times_of
 from .modes import Mode
 from .report import DENSE, Ground, LayerReport
 from .rows import tables_of
@@ -37,11 +39,13 @@ class Decision:
     row          of the report
     replacement  None where it stays
     in_chain     what it may be instead, in a chain of sparse layers, though that is not faster by itself
+    untimed      what it may be, by the names of decisions, where there was no time to measure it
     """
 
     row: LayerReport
     replacement: Replacement | None = None
     in_chain: Replacement | None = None
+    untimed: Mapping[str, Replacement] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,11 +69,13 @@ def decide(
     fuses: bool,
     decisions: Collection[str],
     measured: Measured,
+    may_begin: bool = True,
 ) -> Decision:
     """What `layer` becomes.
 
     given: in each example, what it was given, once for each call. fuses: whether a graph will run it, with frozen
     weights and on contiguous images. decisions: what it may become. measured: layers that are alike are measured once.
+    may_begin: whether there is time to measure it.
     """
     weight = layer.weight
     row = LayerReport(
@@ -80,18 +86,23 @@ def decide(
         sparsity=layer.sparsity,
         decision=DENSE,
         obstacle=reason_to_stay(layer, given),
+        also=() if _names_all(layer.obstacle) else layer.also,
     )
     if row.obstacle is not None:
         return Decision(row)
-    candidates, ruled_out = candidates_of(layer, decisions)
+    with on_one_thread():
+        candidates, ruled_out = candidates_of(layer, decisions)
     row = replace(row, ruled_out=ruled_out)
     if not candidates:
         return Decision(row)
-    kind = _kind_of(layer, candidates, fuses)
+    with on_one_thread():
+        kind = _kind_of(layer, candidates, fuses)
     called = [index for index, some in enumerate(given) if some]
-    _give_tables(layer, given[called[0]][0], candidates, fuses, measured, kind)
     key = *kind, tuple(map(tuple, given))
+    _give_tables(layer, given[called[0]][0], candidates, fuses, measured, kind, may_begin)
     if key not in measured.times:
+        if not may_begin:
+            return Decision(replace(row, ground=Ground.LIMIT), untimed=candidates)
         each = tuple(_measure(layer, given[index], candidates, mode, fuses) for index in called)
         measured.times[key] = layer.name, AllTimes(each)
     measured_on, times = measured.times[key]
@@ -116,11 +127,45 @@ def decide(
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
+def expected_gain(layer: Layer, given: Sequence[Sequence[Given]]) -> float:
+    """The multiplications by zero in one pass of each example: what there is to be gained by `layer`, about."""
+    module: Any = layer.module
+    weight, total = layer.weight, 0.0
+    if weight is None or not weight.numel():
+        return total
+    for one in itertools.chain.from_iterable(given):
+        places = math.prod(one.shape) / (one.shape[1] if weight.dim() > 2 else one.shape[-1])
+        total += places / math.prod(getattr(module, "stride", (1,))) * weight.numel()
+    return total * (layer.sparsity or 0.0)
+
+
+def most_like(row: LayerReport, rows: Sequence[LayerReport]) -> LayerReport | None:
+    """Of `rows` that were measured, the one whose layer is the most like that of `row`; None where none is."""
+    alike = [one for one in rows if one.gains and one.kind == row.kind and one.weight_shape[2:] == row.weight_shape[2:]]
+    return min(alike, key=lambda one: _distance(one, row), default=None)
+
+
+def _distance(one: LayerReport, other: LayerReport) -> float:
+    """How much the sizes of weights and inputs and the densities of two layers differ, as logarithms."""
+    both = [
+        (math.prod(row.weight_shape), math.prod(row.input_shape or ()), 1.001 - (row.sparsity or 0.0))
+        for row in (one, other)
+    ]
+    return sum(abs(math.log(mine / theirs)) for mine, theirs in zip(*both, strict=True))
+
+
+def _names_all(obstacle: Fact | None) -> bool:
+    """Whether it names all places of a layer."""
+    return obstacle is not None and obstacle.kind is LayerObstacle.SEVERAL_PLACES
+
+
 def reason_to_stay(layer: Layer, given: Sequence[Sequence[Given]]) -> Fact | None:
     """Why `layer` is not even measured."""
     if layer.obstacle is not None:
         return layer.obstacle
     assert layer.sparsity is not None
+    if layer.sparsity < LEAST_SPARSITY and layer.masked:
+        return LayerObstacle.MASKED_BY_NNCF.of()
     if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
         return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
     if not any(given):
@@ -149,6 +194,7 @@ def _give_tables(
     fuses: bool,
     measured: Measured,
     kind: tuple[Any, ...],
+    may_begin: bool,
 ) -> None:
     """Let the candidate that has only the nonzeros of a Linear know for which numbers of rows it is faster dense."""
     sparse = next((one for one in candidates.values() if isinstance(one, SparseLinear)), None)
@@ -156,6 +202,8 @@ def _give_tables(
         return
     key = *kind, given.dtype, given.device
     if key not in measured.tables:
+        if not may_begin:
+            return
         ways: dict[str, Callable[[Tensor], Tensor]] = {"dense_rows": sparse}
         fused = fused_of(sparse) if fuses else None
         if fused is not None:

@@ -108,18 +108,36 @@ class LayerObstacle(_Sentence):
     )
     OUT_PROJ = "it is the out_proj of a MultiheadAttention, which multiplies by its weight and never calls it"
     PARAMETRIZED = "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
-    MASKED = "its mask is applied in each call; torch.nn.utils.prune.remove(layer, 'weight') makes it permanent"
+    PARAMETRIZED_OTHERS = "it has parametrizations, of {names}"
+    FAKE_SPARSITY = "its mask is a parametrization; the sparsifier's squash_mask() makes it permanent"
+    WEIGHT_NORM = "its weight is normalized in each call; torch.nn.utils.remove_weight_norm(layer) makes it permanent"
+    SPECTRAL_NORM = "its weight is normalized in each call; torch.nn.utils.remove_spectral_norm(layer) ends that"
+    MASKED = "its mask is applied in each call; torch.nn.utils.prune.remove(layer, '{name}') makes it permanent"
+    MASKED_BY_MODELOPT = (
+        "its mask is ModelOpt's, applied in each call; modelopt.torch.sparsity.export(model) makes it permanent"
+    )
+    MASKED_BY_NNCF = (
+        "NNCF applies its mask in each call, its weight has few zeros or none; nncf.strip(model, ..., strip_format="
+        "nncf.StripFormat.IN_PLACE) writes them"
+    )
+    MASK_BESIDE = (
+        "it has a buffer weight_mask that something else applies; where the weight has its zeros already,"
+        " `del layer.weight_mask` before convert"
+    )
+    QUANTIZED = "its class {kind} has a quantized weight, for which there is no sparse kernel"
+    OWN_VALUES = "its class {kind} has no weight, but values in a sparse format of its own"
     CONVERTED = "it is a {kind} already; where convert made it, revert what was converted"
-    SUBCLASS = "its class {kind} may compute something else than {base}"
+    SUBCLASS = "its class {kind} may compute something else than torch.nn.{base}"
     HOOKS = "it has hooks, which what replaces it would not have"
     FORWARD_REPLACED = "its forward was replaced"
     COMPILED = "it is compiled by itself"
     GIVEN_MORE = "it was given parameters, buffers or modules beside its own, which what replaces it would not have"
     WHOLE_MODEL = "it is the whole model; use sparsekernels.nn's from_dense on it"
     SEVERAL_PLACES = "the layer occurs in several places: {places}"
-    NO_PARAMETER = "its weight is a {kind}, not a torch.nn.Parameter"
+    NO_PARAMETER = "its {which} is a {kind}, not a torch.nn.Parameter"
     SHARED = "its weight is shared with {layers}"
-    DTYPE_OR_LAYOUT = "its weight is of {dtype} and {layout}"
+    DTYPE = "its weight is of {dtype}"
+    LAYOUT = "its weight is stored as {layout}; torch.nn.Parameter(weight.to_dense()) makes it one for these kernels"
     DEVICE = "there are no sparse kernels for {device} yet"
     FLOAT64 = "the kernels compute in float32, its weight is float64"
     NO_ELEMENTS = "its weight has no elements"
@@ -143,13 +161,17 @@ class GraphObstacle(_Sentence):
     """Why a module does not run as a graph."""
 
     FORWARD_REPLACED = "its forward was replaced"
+    FORWARD_OF_NNCF = "NNCF replaced its forward; what its state_dict is loaded into, without NNCF, runs as one"
     OTHER_ARGUMENTS = "it is called with other arguments than tensors, or by keywords"
+    TENSOR_SUBCLASS = "it is called with a {kind}, which may compute otherwise; as_subclass(torch.Tensor) is plain"
     NOT_CALLED = "it is not called as a whole"
-    NO_FLOATING_TENSOR = "example_input has no floating tensor"
+    NO_FLOATING_TENSOR = "neither it nor the model is called with a floating tensor"
     SURROUNDINGS = "a part of it runs under torch.no_grad, autocast, a checkpoint or the like"
     TOO_MUCH = "its attributes hold more than can be looked at in each call"
     TRACING_FAILED = "torch.fx cannot trace it ({error})"
-    SIDE_EFFECTS = "its forward changes attributes, or makes tensors of its own"
+    PLANNING_FAILED = "no graph can be made of it ({error})"
+    SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
+    SPEAKS = "its forward prints, logs or writes to a file"
     RANDOM = "its forward draws random numbers, which would be the same in each call"
     VARIADIC = "it takes {argument}"
     TENSOR_BY_DEFAULT = "its argument {argument} is a tensor by default"
@@ -173,12 +195,21 @@ class Note(_Sentence):
         "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
         " disturbed."
     )
+    LIMIT = (
+        "The limit max_seconds={seconds:g} was met: fewer rounds than otherwise were measured. Left unmeasured:"
+        " {unmeasured}."
+    )
+    CHANNELS_LAST = (
+        "Whatever its zeros, torch computes {layer} {gain:.2f} times as fast in channels_last: try"
+        " model.to(memory_format=torch.channels_last), the images likewise, and convert then."
+    )
     NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
     NOTHING_PREFERRED = "Every layer stays dense under sparsekernels.testing.prefer: the model is unchanged."
     AUTOCAST = "Under autocast no graph serves: layers run one by one."
     NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
     NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
-    OTHER_RESULTS = "Running as {way.words} was rejected: its results differed from the original model's."
+    NO_GRAPH_OF_PARTS = "{count} parts of class {kind} ({part} for one) do not run as graphs: {reason}."
+    OTHER_RESULTS = "Running as {way.words} was rejected: its results differed from the original model's{by}."
     RAISED = "Running as {way.words} was rejected: it raised {error}."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
     SLOWER_IN_EXAMPLE = "Running as {way.words} would be faster on the whole, but {gain:.2f}x with {example}."
@@ -195,7 +226,16 @@ class Note(_Sentence):
     POOLING_IN_TRAINING = "In training mode, max pooling has a kernel of its own."
     NO_LAYERS = "The model has no Conv2d and no Linear."
     NOT_PRUNED = (
-        "The model is not pruned: no layer has as much as {least:.0%} zeros among its weights. Prune it first, with"
-        " torch.nn.utils.prune for instance."
+        "The model is not pruned, or its channels are gone already: no layer has as much as {least:.0%} zeros among its"
+        " weights. Prune it first, with torch.nn.utils.prune for instance."
+    )
+    MASKS_OF_NNCF = (
+        "NNCF keeps masks beside the weights, which have no zeros for that: {masks}. Call nncf.strip(model, ...,"
+        " strip_format=nncf.StripFormat.IN_PLACE), then convert."
+    )
+    ZEROS_ELSEWHERE = "Zeros in weights of other kinds, for which there is no sparse kernel: {weights}."
+    ZERO_SCALES = (
+        "Scales of zero, whose channels are the same everywhere: {norms}. In evaluation mode, a graph leaves out such"
+        " channels where convolutions and linear layers alone read them."
     )
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."

@@ -10,13 +10,15 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ..timing import Effort, median_ratio, samples_of
 from .candidates import decisions
 from .facts import Way
 
-LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0)
+LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0, patience=0.3)
 MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0)
-CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50)
+CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50, patience=8.0)
 """How long the ways to compute a layer, and the whole model, are measured; and the model where it is a close thing."""
 
 Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
@@ -147,6 +149,37 @@ def preferred(names: tuple[str, ...]) -> Iterator[None]:
         _preferred = previous
 
 
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Inside, torch's operators use one thread: for many small ones that nobody times.
+
+    Where another program has a core, each of them would wait for the thread there: some milliseconds, a thousand times.
+    """
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
+_stop: Callable[[], bool] | None = None
+"""What `times_of` asks before each sample, see `interleave`."""
+
+
+@contextlib.contextmanager
+def stopped_by(stop: Callable[[], bool]) -> Iterator[None]:
+    """Inside, `times_of` asks `stop` before each sample whether there is no time for more; it may raise."""
+    global _stop
+    previous, _stop = _stop, stop
+    try:
+        yield
+    finally:
+        _stop = previous
+
+
 def times_of(
     calls: Mapping[str, Callable[[], object]],
     effort: Effort,
@@ -160,8 +193,10 @@ def times_of(
     earlier: seconds that took, where somebody looked.
     """
     if _preferred is None:
-        return Times(samples_of(calls, effort, contexts, warm, earlier))
+        return Times(samples_of(calls, effort, contexts, warm, earlier, _stop))
     for name, call in calls.items():  # each once, as when it is measured
+        if _stop is not None:
+            _stop()
         with (contexts or {}).get(name, contextlib.nullcontext)():
             call()
     order = itertools.chain.from_iterable(_SAME.get(name, (name,)) for name in _preferred)

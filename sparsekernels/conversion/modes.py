@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -12,16 +13,41 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from .agreement import are_close, backward_at_random, differentiable, kept, point_alike
+from .agreement import (
+    are_close,
+    are_statistics_close,
+    backward_at_random,
+    difference,
+    differentiable,
+    kept,
+    point_alike,
+)
 from .facts import Fact, Note, Way
 from .graph.base import Graph
-from .graph.batch_norm import dropout_by_torch
+from .graph.batch_norm import dropout_by_torch, norm_inputs
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
+from .graph.tracing import Untraceable
 from .graph.training import TrainingGraph, TrainingPlan
 from .installation import Conversion, Swap
+from .measure import on_one_thread
 from .survey import Recorded
-from .watch.state import unchanged
+from .watch.copies import are_equal, copy_of, is_lazy
+from .watch.reach import Reach
+from .watch.snapshot import leftovers, unchanged
+from .watch.state import State
+
+
+def without_gradients(model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """In what a model runs that is to compute no gradients.
+
+    Not in inference mode: a forward that differentiates does not run there, and what it keeps for later calls would be
+    inference tensors, of which no training can make anything. That is, unless the model consists of such already.
+    """
+    tensors = (one for one in (*model.parameters(), *model.buffers()) if not is_lazy(one))
+    if any(tensor.is_inference() for tensor in tensors):
+        return torch.inference_mode()
+    return torch.no_grad()
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,24 +64,41 @@ class AsGraphs(Protocol):
     def __call__(self, swaps: list[Swap], contiguous: bool = True, chains: bool = False) -> Conversion: ...
 
 
+@contextlib.contextmanager
+def _installed(conversion: Conversion) -> Iterator[None]:
+    """Inside, the model runs so; its graphs are made already, of the layers as they are then."""
+    with conversion.installed():
+        with on_one_thread(), contextlib.suppress(Untraceable):  # then the modules run
+            for graph in conversion.graphs:
+                graph.prepare()
+        yield
+
+
 class Mode:
     """What `convert` asks of the mode that a model is in.
 
     name: as reports have it. fuses_layers: whether a graph runs layers with frozen weights, on contiguous images.
     names_obstacles: whether it is said which parts do not run as a graph, and why. first: the way without which no
-    other agrees.
+    other agrees. seconds: what a pass of the model as it was took, the last time that somebody looked.
+    passes_to_compare: what it takes to compare ways to run the model, as so many times the first run.
     """
 
     name: ClassVar[str]
     fuses_layers: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
+    passes_to_compare: ClassVar[float]
+
+    frozen: bool = False
+    """Whether what graphs make of parameters stays what it is."""
 
     expected: object = None
     """What results are compared with, where that does not depend on the offer. It may change at a comparison."""
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         self._model, self._args, self._call, self._recorded = model, args, call, recorded
+        self.seconds = recorded.seconds
+        self._left: tuple[State, Reach] | None = None
 
     def notes(self) -> tuple[Fact, ...]:
         """What is to be said of a conversion in this mode."""
@@ -93,9 +136,31 @@ class Mode:
         """
         raise NotImplementedError
 
-    def step(self) -> object:
-        """One pass of the model, as it is timed."""
+    def differs_by(self, actual: Any) -> str:
+        """By how much `actual`, which does not agree, differs, as a sentence goes on."""
         raise NotImplementedError
+
+    def step(self) -> None:
+        """One pass of the model, as it is timed. What its code leaves somewhere does not grow from step to step."""
+        if not self._recorded.leaves:
+            self._step()
+            return
+        if self._left is None:
+            self._left = leftovers(self._model), self._recorded.reach.now()
+        try:
+            self._step()
+        finally:
+            for left in self._left:
+                left.put_back()
+
+    def _step(self) -> None:
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _without_trace(self) -> Iterator[Callable[[], frozenset[object]]]:
+        """Calls of the model leave nothing behind. Inside, the function gives the places where they have so far."""
+        with unchanged(self._model) as kept, self._recorded.reach.unchanged() as reach:
+            yield lambda: frozenset((*kept.effects(), *reach.effects()))
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         """Inside, gradients are recorded as in a pass."""
@@ -112,15 +177,16 @@ class Inference(Mode):
     name = "eval"
     fuses_layers = True
     names_obstacles = True
+    passes_to_compare = 1.2
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
         super().__init__(model, args, call, recorded)
-        self.expected, self._may_be_another = recorded.result, recorded.repeatable
+        self.expected, self._may_be_another = (recorded.result, frozenset()), recorded.repeatable
 
     def graph(
         self, trace: Trace, dtype: torch.dtype, device: torch.device, contiguous: bool, drops: bool, chains: bool
     ) -> Graph:
-        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace)
+        return InferenceGraph(trace.module, dtype, device, contiguous, drops, chains, trace, self.frozen)
 
     def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
         return (Note.FUSED.of(),)
@@ -143,7 +209,7 @@ class Inference(Mode):
             yield Offer(Way.LAYERS, Conversion(swaps, []))
 
     def passed(self, conversion: Conversion) -> object:
-        with conversion.installed():
+        with _installed(conversion):
             return self._result()
 
     def agrees(self, actual: object, before: Sequence[Conversion]) -> bool:
@@ -161,17 +227,20 @@ class Inference(Mode):
                 agrees = are_close(actual, again)
         return agrees
 
-    def _result(self) -> object:
-        """What the model gives as it is. It leaves no trace."""
-        with torch.inference_mode(), unchanged(self._model):
-            return kept(self._call())
+    def differs_by(self, actual: object) -> str:
+        return difference(actual, self.expected)
 
-    def step(self) -> object:
-        with torch.inference_mode():
-            return self._call()
+    def _result(self) -> object:
+        """What the model gives as it is, and where its code leaves something. None of that is left."""
+        with without_gradients(self._model), self._without_trace() as effects:
+            return kept(self._call()), effects()
+
+    def _step(self) -> None:
+        with without_gradients(self._model):
+            self._call()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
-        return torch.inference_mode()
+        return torch.no_grad()
 
     def run_layer(self, layer: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> None:
         for input in inputs:
@@ -185,6 +254,10 @@ class Training(Mode):
     fuses_layers = False
     names_obstacles = False
     first = Way.LAYERS  # a graph has the same layers
+    passes_to_compare = 6.0
+
+    _layers: _Passed
+    """What the layers one by one gave."""
 
     def notes(self) -> tuple[Fact, ...]:
         mode = Note.TRAINING_MODE.of()
@@ -227,22 +300,38 @@ class Training(Mode):
         Gradients are compared with those of the layers one by one: nothing but the graph differs then, so rounding is
         all that may. The layers' own gradients are others, by design.
         """
-        other = self.passed(before[0] if before else Conversion([], []))
-        return actual.agrees_with(other, gradients=bool(before))
+        if not before:
+            other = self.passed(Conversion([], []))
+            self.seconds, self._layers, self._other = other.seconds, actual, other
+            return actual.agrees_with(other, gradients=False)
+        # what is no part of the model may have changed since
+        return any(actual.agrees_with(other, gradients=True) for other in self._layers_now(before[0]))
+
+    def _layers_now(self, layers: Conversion) -> Iterator[_Passed]:
+        """What the layers one by one gave, and what they give now."""
+        self._other = self._layers
+        yield self._layers
+        self._other = self._layers = self.passed(layers)
+        yield self._layers
+
+    def differs_by(self, actual: _Passed) -> str:
+        return actual.differs_by(self._other)
 
     def passed(self, conversion: Conversion) -> _Passed:
-        """A forward and backward pass from given gradients, with torch's own dropout."""
-        with conversion.installed(), unchanged(self._model), dropout_by_torch():
+        """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
+        installed, left = _installed(conversion), self._without_trace()
+        with installed, left as effects, dropout_by_torch(), norm_inputs() as inputs:
+            start = time.perf_counter()
             result = self._call()
             backward_at_random(result)
-            buffers = [buffer.clone() for buffer in self._model.buffers()]
-            return _Passed(kept(result), buffers, [parameter.grad for parameter in self._model.parameters()])
+            seconds = time.perf_counter() - start
+            buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in self._model.buffers()]
+            gradients = [parameter.grad for parameter in self._model.parameters()]
+            return _Passed(kept(result), buffers, gradients, inputs.wrong, seconds, effects())
 
-    def step(self) -> object:
+    def _step(self) -> None:
         """A backward pass from the sum of all results follows the forward pass."""
-        result = self._call()
-        torch.autograd.backward([_real(one).sum() for one in differentiable(result)])
-        return result
+        torch.autograd.backward([_real(one).sum() for one in differentiable(self._call())])
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -257,18 +346,46 @@ class Training(Mode):
 
 @dataclass(frozen=True)
 class _Passed:
-    """What a forward and backward pass gave."""
+    """What a forward and backward pass gave, and where its code left something.
+
+    buffers: with the size of what each running mean is the mean of.
+    """
 
     result: object
-    buffers: list[Tensor]
+    buffers: list[tuple[Tensor | None, float]]
     gradients: list[Tensor | None]
+    wrong: bool
+    seconds: float
+    effects: frozenset[object]
 
     def agrees_with(self, other: _Passed, gradients: bool) -> bool:
         """But for rounding. gradients: whether these are to agree, too."""
-        counts = [[one for one in each.buffers if not one.is_floating_point()] for each in (self, other)]
-        same = all(map(torch.equal, *counts))
-        same = same and are_close((self.result, self.buffers), (other.result, other.buffers))
-        return same and (not gradients or point_alike(self.gradients, other.gradients))
+        if self.wrong or self.effects != other.effects or len(self.buffers) != len(other.buffers):
+            return False
+        for (mine, _), (theirs, size) in zip(self.buffers, other.buffers, strict=True):
+            if not _is_buffer_close(mine, theirs, size):
+                return False
+        alike = are_close(self.result, other.result)
+        return alike and (not gradients or point_alike(self.gradients, other.gradients))
+
+    def differs_by(self, other: _Passed) -> str:
+        """By how much: of the results, else of buffers or gradients."""
+        if not are_close(self.result, other.result):
+            return difference(self.result, other.result)
+        return ", in buffers" if point_alike(self.gradients, other.gradients) else ", in gradients"
+
+
+def _is_buffer_close(buffer: Tensor | None, other: Tensor | None, size: float) -> bool:
+    """But for rounding, where it holds numbers; counts and whatever else there is are the same.
+
+    size: of what it is a mean of.
+    """
+    if buffer is None or other is None:
+        return buffer is other
+    numbers = buffer.is_floating_point() and buffer.layout == torch.strided and not buffer.is_meta
+    if numbers and not buffer.is_nested:
+        return are_statistics_close(buffer, other, size)
+    return are_equal(buffer, other)
 
 
 def _real(tensor: Tensor) -> Tensor:

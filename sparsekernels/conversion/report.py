@@ -30,6 +30,7 @@ class Ground(enum.Enum):
     MODEL = "the whole model"
     PREFERENCE = "a preference"
     GRAPH = "the graph"
+    LIMIT = "the time limit"
 
 
 _WIDTH = 120
@@ -52,7 +53,8 @@ class LayerReport:
         decision: "dense", "fine-grained" or "channel-dropped".
         dense_ms, ms: Time of one call before and as decided, milliseconds; None where it was not measured.
         gains: The measured speedup over dense of each candidate by itself.
-        measured_on: The identical layer that was measured in its place; None where it was measured itself.
+        measured_on: The identical layer that was measured in its place, or the similar one where there was no time for
+            more; None where it was measured itself.
         obstacle: Why it was not measured, which `str` puts in words; None where it was.
         ground: What the decision rests on.
         omitted: How many outputs and inputs the graph leaves out.
@@ -60,6 +62,7 @@ class LayerReport:
         slowest: Where it was measured in several examples, for each candidate the place of the one in which it gained
             the least, and its speedup there; `gains` are geometric means then.
         dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it.
+        also: Its other names, where what contains it has several.
     """
 
     name: str
@@ -78,6 +81,7 @@ class LayerReport:
     ruled_out: Mapping[str, Fact] = field(default_factory=dict)
     slowest: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     dense_rows: tuple[bool, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -88,6 +92,8 @@ class LayerReport:
             reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
         if any(self.dense_rows):
             reason += f"; {DENSE} for {_ranges(self.dense_rows)} rows"
+        if self.also:
+            reason += f"; it is {' and '.join(self.also)} as well"
         return reason
 
     def _reason_of_decision(self) -> str:
@@ -98,6 +104,9 @@ class LayerReport:
             return self._found()
         if self.ground is Ground.PREFERENCE:
             return "not measured: sparsekernels.testing.prefer decides"
+        if self.ground is Ground.LIMIT:
+            similar = f"; as {self.measured_on}, the measured layer most like it" if self.measured_on else ""
+            return f"not measured within max_seconds{similar}"
         if not self.gains:
             return "; ".join(["there is nothing that it may become", *filter(None, [self._found()])])
         if self.ground is Ground.CHAIN:

@@ -4,30 +4,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils import parametrize
 
 from .._torch import ConvTransposeNd
 from ..checks import DTYPES
-from ..nn.replacement import options_of
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
-from .modules import has_hooks
+from .leftovers import masked_by_nncf, obstacle_left_in, obstacle_of_foreign
+from .modules import has_hooks, is_ordinary
+from .subclasses import has_own_forward_only, recorded
 from .watch.generators import Generators
-from .watch.state import Snapshot, unchanged
+from .watch.reach import Reach
+from .watch.snapshot import Snapshot
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
-"""The layers that may become something else; their subclasses may compute anything."""
+"""The layers that may become something else; their subclasses where they do no more than cast and pad before."""
 
 OTHERS = (
     torch.nn.Conv1d,
@@ -38,6 +39,9 @@ OTHERS = (
     torch.nn.RNNCellBase,
 )
 """Those that one may have pruned as well, for which there is no kernel."""
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Tensors on which operations are what they are; those on another subclass of Tensor may be anything."""
 
 LEAST_SPARSITY = 0.3
 """Below it a layer with its nonzeros only was never faster, and is not even measured."""
@@ -74,54 +78,90 @@ class Given:
 class Layer:
     """A convolution or linear layer of a model.
 
-    obstacle: why it has to stay as it is; None where it may become something else.
+    obstacle: why it has to stay as it is; None where it may become something else. also: its other names, where what
+    contains it has several. masked: whether NNCF masks its weight in each call.
+    recordable: whether its class alone is the obstacle.
     """
 
     name: str
     module: torch.nn.Module
     obstacle: Fact | None
+    also: tuple[str, ...] = ()
+    masked: bool = False
+    recordable: bool = False
 
     @property
     def weight(self) -> Tensor | None:
-        """Its weight, where that is an ordinary tensor."""
-        weight = getattr(self.module, "weight", None)
-        return weight if isinstance(weight, Tensor) and weight.layout == torch.strided else None
+        """Its weight, where that is an ordinary tensor; others (quantized, distributed) may not count or compare."""
+        try:
+            weight = getattr(self.module, "weight", None)
+        except Exception:  # a property, or a parametrization, of a class that is not ours
+            return None
+        return weight if is_ordinary(weight) else None
 
     @functools.cached_property
     def sparsity(self) -> float | None:
         """Share of its weights that are zero, when that was asked first."""
         weight = self.weight
-        if (
-            weight is None
-            or weight.is_meta
-            or weight.numel() == 0
-            or isinstance(weight, torch.nn.UninitializedParameter)
-        ):
+        if weight is None or weight.is_meta or weight.is_quantized or weight.numel() == 0:
             return None
         return 1 - int(weight.detach().count_nonzero()) / weight.numel()
 
 
 def layers_of(model: torch.nn.Module) -> list[Layer]:
     """Every convolution and linear layer of `model`, and whatever is a subclass of one."""
-    places: dict[int, list[str]] = {}
+    names: dict[int, list[str]] = {}
+    places: dict[int, set[tuple[int, str]]] = {}
     owners: dict[int, list[str]] = {}
+    modules = {"": model}
     for name, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(id(module), []).append(name)
-        if len(places[id(module)]) == 1:
+        modules[name] = module
+        names.setdefault(id(module), []).append(name)
+        owner, _, key = name.rpartition(".")
+        places.setdefault(id(module), set()).add((id(modules[owner]), key))
+        if len(names[id(module)]) == 1:
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(name)
+    masked = masked_by_nncf(model)
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     encoders = [name for name, module in model.named_modules() if _has_fast_path(module)]
     result = []
     for name, module in model.named_modules():
         if isinstance(module, KINDS):
-            obstacle = _obstacle(name, module, places, owners)
+            several = tuple(names[id(module)]) if len(places[id(module)]) > 1 else ()
+            of_kind = _obstacle_of_kind(module)
+            obstacle = of_kind or _obstacle(name, module, several, owners)
             if obstacle is None and any(_is_within(name, other) for other in scripted):
                 obstacle = LayerObstacle.WITHIN_SCRIPTED.of()
             if obstacle is None and any(_is_within(name, other) for other in encoders):
                 obstacle = LayerObstacle.FAST_PATH.of()
-            result.append(Layer(name, module, obstacle))
+            recordable = False
+            if of_kind is None and type(module) not in KINDS:
+                recordable, obstacle = obstacle is None, _obstacle_of_subclass(module)
+            also = tuple(names[id(module)][1:])
+            result.append(Layer(name, module, obstacle, also, name in masked, recordable))
+        elif (foreign := obstacle_of_foreign(module)) is not None:
+            result.append(Layer(name, module, foreign, tuple(names[id(module)][1:])))
     return result
+
+
+def _name_of(kind: type) -> str:
+    """Of a class; with its module where it is called as one of torch's is."""
+    is_namesake = any(kind.__name__ == base.__name__ for base in KINDS)
+    return f"{kind.__module__}.{kind.__qualname__}" if is_namesake else kind.__name__
+
+
+def admit_subclasses(layers: list[Layer], given: Mapping[str, list[Given]]) -> None:
+    """Takes the obstacle from layers whose class does no more than cast and pad with what they were given.
+
+    Their code runs once for each kind of input.
+    """
+    with torch.no_grad():
+        for layer in layers:
+            inputs = dict.fromkeys(given.get(layer.name, ())) if layer.recordable else ()
+            with contextlib.suppress(Exception):  # the user's code may be made for the model's own inputs only
+                if inputs and all(recorded(layer.module, one.make())[1] is not None for one in inputs):
+                    layer.obstacle = None
 
 
 def _is_within(name: str, other: str) -> bool:
@@ -136,44 +176,58 @@ def _has_fast_path(module: torch.nn.Module) -> bool:
     )
 
 
-def _obstacle(
-    name: str, module: torch.nn.Module, places: Mapping[int, list[str]], owners: Mapping[int, list[str]]
-) -> Fact | None:
-    """Why `module` has to stay as it is."""
+def _obstacle_of_kind(module: torch.nn.Module) -> Fact | None:
+    """Why nothing that is like `module` may be exchanged."""
     if isinstance(module, torch.jit.ScriptModule):
         return LayerObstacle.SCRIPTED.of()
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return LayerObstacle.OUT_PROJ.of()
-    if parametrize.is_parametrized(module):
-        return LayerObstacle.PARAMETRIZED.of()
-    if hasattr(module, "weight_orig") or hasattr(module, "weight_mask"):
-        return LayerObstacle.MASKED.of()
-    if type(module).__module__.startswith("sparsekernels."):
+    left = obstacle_left_in(module)
+    if left is None and type(module).__module__.startswith("sparsekernels."):
         return LayerObstacle.CONVERTED.of(kind=type(module).__name__)
-    if type(module) not in KINDS:
-        return LayerObstacle.SUBCLASS.of(kind=type(module).__name__, base=type(module).__mro__[1].__name__)
+    return left
+
+
+def _obstacle_of_subclass(module: torch.nn.Module) -> Fact:
+    base = next(kind for kind in KINDS if isinstance(module, kind))
+    return LayerObstacle.SUBCLASS.of(kind=_name_of(type(module)), base=base.__name__)
+
+
+def _obstacle(
+    name: str, module: torch.nn.Module, several: tuple[str, ...], owners: Mapping[int, list[str]]
+) -> Fact | None:
+    """Why `module` has to stay as it is.
+
+    several: its names, where more than one module holds it, or one under two keys.
+    """
     if has_hooks(module):
         return LayerObstacle.HOOKS.of()
     if "forward" in vars(module):
         return LayerObstacle.FORWARD_REPLACED.of()
     if module._compiled_call_impl is not None:
         return LayerObstacle.COMPILED.of()
-    if set(module._parameters) | set(module._buffers) | set(module._modules) != {"weight", "bias"}:
+    if type(module) not in KINDS and not has_own_forward_only(module):
+        return _obstacle_of_subclass(module)
+    children = set(module._modules) if type(module) in KINDS else set()
+    if set(module._parameters) | set(module._buffers) | children != {"weight", "bias"}:
         return LayerObstacle.GIVEN_MORE.of()
     if name == "":
         return LayerObstacle.WHOLE_MODEL.of()
-    if len(places[id(module)]) > 1:
-        return LayerObstacle.SEVERAL_PLACES.of(places=tuple(places[id(module)]))
-    weight = module.weight
-    if type(weight) is not torch.nn.Parameter:
-        return LayerObstacle.NO_PARAMETER.of(kind=type(weight).__name__)
+    if several:
+        return LayerObstacle.SEVERAL_PLACES.of(places=several)
+    weight: Any = module.weight
+    for which, parameter in (("weight", weight), ("bias", module.bias)):
+        if type(parameter) is not torch.nn.Parameter and not (parameter is None and which == "bias"):
+            return LayerObstacle.NO_PARAMETER.of(which=which, kind=type(parameter).__name__)
     if weight.numel() == 0:
         return LayerObstacle.NO_ELEMENTS.of()
     sharers = tuple(other for other in owners[id(weight)] if other != name)
     if sharers:
         return LayerObstacle.SHARED.of(layers=sharers)
-    if weight.layout != torch.strided or weight.dtype not in DTYPES:
-        return LayerObstacle.DTYPE_OR_LAYOUT.of(dtype=weight.dtype, layout=weight.layout)
+    if weight.layout != torch.strided:
+        return LayerObstacle.LAYOUT.of(layout=weight.layout)
+    if weight.dtype not in DTYPES:
+        return LayerObstacle.DTYPE.of(dtype=weight.dtype)
     if weight.device.type != "cpu":
         return LayerObstacle.DEVICE.of(device=weight.device.type)
     if weight.dtype == torch.float64:
@@ -183,8 +237,28 @@ def _obstacle(
     return None
 
 
-Call = tuple[Given | None, ...] | None
-"""What a module was called with: None in the place of what is no plain tensor, and for a call with keywords."""
+@dataclass(frozen=True)
+class Call:
+    """What a module was called with; a `Given` in the place of each plain tensor."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        return cls(tuple(map(_given, args)), {name: _given(value) for name, value in kwargs.items()})
+
+    def tensors(self) -> list[Given]:
+        """The plain tensors among the arguments."""
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Given)]
+
+    def subclasses(self) -> list[type]:
+        """The classes of tensors among the arguments that are not plain."""
+        return [type(value) for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
+
+def _given(value: Any) -> Any:
+    return Given.of(value) if type(value) in PLAIN else value
 
 
 @dataclass(frozen=True)
@@ -197,7 +271,9 @@ class Recorded:
     differentiable: whether any of its tensors has a gradient.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
     random: whether it drew random numbers.
+    leaves: whether it left something in attributes, in globals or the like.
     seconds: what it took.
+    reach: what its code gets at beside the model.
     """
 
     given: dict[str, list[Given]]
@@ -206,19 +282,23 @@ class Recorded:
     differentiable: bool
     repeatable: bool
     random: bool
+    leaves: bool
     seconds: float
+    reach: Reach
 
 
-def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[], object]) -> Recorded:
-    """Run `call`. Raises what it raises."""
+def record_inputs(
+    model: torch.nn.Module, layers: list[Layer], call: Callable[[], object], reach: Reach | None = None
+) -> Recorded:
+    """Run `call`, and watch what it gets at. Raises what it raises."""
+    reach = reach or Reach(model.modules())
     before, generators = Snapshot(model), Generators(())
     handles = []
     given: dict[str, list[Given]] = {}
     calls: dict[int, list[Call]] = {}
 
     def note_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = tuple(Given.of(value) if type(value) is Tensor else None for value in args)
-        calls.setdefault(id(module), []).append(None if kwargs else tensors)
+        calls.setdefault(id(module), []).append(Call.of(args, kwargs))
 
     own = {id(layer.module) for layer in layers}
     for module in model.modules():
@@ -237,13 +317,15 @@ def record_inputs(model: torch.nn.Module, layers: list[Layer], call: Callable[[]
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
     start = time.perf_counter()
     try:
-        result = call()
+        with reach.watched():
+            result = call()
     finally:
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    repeatable, differs = not before.changed(), bool(differentiable(result))
-    return Recorded(given, calls, kept(result), differs, repeatable, generators.drawn(), seconds)
+    leaves, random = before.has_left() or reach.changed(), generators.drawn()
+    repeatable, differs = not before.changed() and not leaves, bool(differentiable(result))
+    return Recorded(given, calls, kept(result), differs, repeatable, random, leaves, seconds, reach)
 
 
 @dataclass(frozen=True)
@@ -261,75 +343,3 @@ class Example:
     values: tuple[Any, ...]
     call: Callable[[], object]
     recorded: Recorded
-
-
-MOST_PASSES = 8
-"""Passes, at most, in which chance may call the layers that it has not called yet."""
-
-
-def record_by_chance(
-    model: torch.nn.Module, layers: list[Layer], recorded: list[Recorded], calls: Sequence[Callable[[], object]]
-) -> None:
-    """Run what draws random numbers until it called each layer, or one like it; adds to what was `recorded` of it.
-
-    Layers that were never called get that as their obstacle. Everything is put back afterwards.
-    """
-
-    def missing() -> list[Layer]:
-        given = [with_likes(layers, one.given) for one in recorded]
-        return [one for one in layers if one.obstacle is None and not any(some[one.name] for some in given)]
-
-    pairs = [pair for pair in zip(recorded, calls, strict=True) if pair[0].random]
-    left = missing() if pairs else []
-    with unchanged(model):
-        for _ in range(MOST_PASSES - 1):
-            if not left:
-                break
-            for first, call in pairs:
-                first.given.update(record_inputs(model, left, call).given)
-            left = missing()
-    for layer in left:
-        if layer.sparsity is not None and layer.sparsity >= LEAST_SPARSITY:
-            layer.obstacle = LayerObstacle.LEFT_OUT.of(passes=MOST_PASSES)
-
-
-def with_likes(layers: list[Layer], given: Mapping[str, list[Given]]) -> dict[str, list[Given]]:
-    """What each layer was given, and what its like was where chance may have passed it by.
-
-    Chance decides which blocks are called (LayerDrop) and which experts see how many rows. So a layer that was not
-    called, or with no rows, has what the most of a layer of the same shapes was; and of linear layers whose names
-    differ by numbers alone, all have what the one with the most rows was.
-    """
-    seen = {name: [one for one in some if math.prod(one.shape)] for name, some in given.items()}
-    by_kind: dict[Any, list[list[Given]]] = {}
-    by_place: dict[Any, list[list[Given]]] = {}
-    for layer in layers:
-        if layer.obstacle is None and seen.get(layer.name):
-            by_kind.setdefault(_kind(layer), []).append(seen[layer.name])
-            by_place.setdefault((_kind(layer), _place(layer)), []).append(seen[layer.name])
-    result = {}
-    for layer in layers:
-        own = seen.get(layer.name, [])
-        if layer.obstacle is None:
-            siblings = by_place.get((_kind(layer), _place(layer)), [])
-            if not own:
-                own = max(siblings or by_kind.get(_kind(layer), []), key=_elements, default=own)
-            elif isinstance(layer.module, torch.nn.Linear):
-                own = max([own, *siblings], key=_elements)  # the first of those with as many: its own
-        result[layer.name] = own
-    return result
-
-
-def _kind(layer: Layer) -> tuple[Any, ...]:
-    """What layers that are alike have in common."""
-    module: Any = layer.module
-    return type(module), *options_of(module).items(), module.weight.dtype, bool(layer.sparsity)
-
-
-def _place(layer: Layer) -> str:
-    """Its name with other numbers left out."""
-    return re.sub(r"\d+", "#", layer.name)
-
-
-def _elements(given: list[Given]) -> int:
-    return sum(math.prod(one.shape) for one in given)

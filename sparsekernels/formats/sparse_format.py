@@ -224,7 +224,7 @@ class SparseFormat:
         Returns:
             [nnz], a copy.
         """
-        return weight.flatten().gather(0, self.flat_indices)
+        return weight.flatten().index_select(0, self.flat_indices)
 
     def with_values(self, values: Tensor) -> Self:
         """The same pattern with other values. What was derived from the pattern is shared.

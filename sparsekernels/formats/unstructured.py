@@ -225,7 +225,7 @@ class Unstructured(SparseFormat):
             raise ValueError(f"values_of: expected weight of shape {list(self.shape)}, got {list(weight.shape)}")
         if self.nnz == weight.numel():
             return weight.reshape(-1).clone()
-        return weight.flatten().gather(0, self.flat_indices)
+        return weight.flatten().index_select(0, self.flat_indices)
 
     def with_values(self, values: Tensor) -> Self:
         """The same pattern with other values. What was derived from the pattern is shared.

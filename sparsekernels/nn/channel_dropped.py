@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from .replacement import Replacement, check_dense, clear, copy_parameters, options_of, share_parameters
+from ..ops.sparse_conv2d.outside import Guard, Outside, is_recorded
+from .replacement import Replacement, check_dense, copy_parameters, options_of, share_parameters
 
 
 def used_pairs(weight: Tensor) -> Tensor:
@@ -35,24 +39,74 @@ def at(bias: Tensor | None, outputs: Tensor) -> Tensor | None:
     return None if bias is None else bias.index_select(0, outputs)
 
 
+class Kept:
+    """The part of a weight [out, in, ...] that some outputs have of some inputs. Immutable."""
+
+    def __init__(self, shape: tuple[int, ...], outputs: Tensor, inputs: Tensor) -> None:
+        self.shape, self.outputs, self.inputs = shape, outputs, inputs
+        self.part = (outputs.numel(), inputs.numel(), *shape[2:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.outputs.device
+
+    @property
+    def nnz(self) -> int:
+        return math.prod(self.part)
+
+    @property
+    def mask(self) -> Tensor:
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        mask[self.outputs[:, None], self.inputs] = True
+        return mask
+
+    @property
+    def flat_indices(self) -> Tensor:
+        """int64 [nnz], where in `weight.flatten()` they are."""
+        taps = math.prod(self.shape[2:])
+        pairs = self.outputs[:, None] * self.shape[1] + self.inputs
+        return (pairs.flatten()[:, None] * taps + torch.arange(taps, device=self.device)).flatten()
+
+    def values_of(self, weight: Tensor) -> Tensor:
+        """weight[outputs][:, inputs]. Differentiable."""
+        if self.part[0] < self.shape[0]:
+            weight = weight.index_select(0, self.outputs)
+        return weight.index_select(1, self.inputs) if self.part[1] < self.shape[1] else weight
+
+
 class ChannelDropped(Replacement):
     """What the two modules below have in common: which filters and input channels take part."""
 
     outputs: Tensor
     inputs: Tensor
+    _remedy = (
+        "set_channels() makes them part of it; where they are to stay zero, apply the masks after the optimizer's step"
+    )
 
     def _start(self) -> None:
+        self._guard = Guard()
         device = "cpu" if self.weight.is_meta else self.weight.device  # of all, the places are known there too
         self._keep(torch.ones(self.weight.shape[:2], dtype=torch.bool, device=device))
 
     def _keep(self, pairs: Tensor) -> None:
         """pairs [out, in]: True where a filter has a nonzero for an input channel."""
-        for name, used in (("outputs", pairs.any(1)), ("inputs", pairs.any(0))):
-            self.register_buffer(name, used.nonzero()[:, 0], persistent=False)
+        self.outputs, self.inputs = (used.nonzero()[:, 0] for used in (pairs.any(1), pairs.any(0)))
+        self._kept = Kept(tuple(self.weight.shape), self.outputs, self.inputs)
+        self._guard.forget()
 
     def set_channels(self) -> None:
         """Leave out the filters and input channels that are all zero in `weight` now, and no others."""
         self._keep(used_pairs(self.weight))
+
+    @property
+    def places(self) -> Kept:
+        """What takes part. The same object until that changes."""
+        kept = self._kept
+        if kept.outputs is not self.outputs or kept.inputs is not self.inputs:  # they were assigned
+            kept = Kept(kept.shape, self.outputs, self.inputs)
+            if not torch.compiler.is_compiling():
+                self._kept = kept
+        return kept
 
     @property
     def drops_outputs(self) -> bool:
@@ -62,17 +116,20 @@ class ChannelDropped(Replacement):
     def drops_inputs(self) -> bool:
         return self.inputs.numel() < self.weight.size(1)
 
-    def kept_weight(self, weight: Tensor) -> Tensor:
-        """The part of a weight that is used: weight[outputs][:, inputs]. Differentiable.
-
-        Args:
-            weight: Of the shape of this layer's weight.
+    def outside(self) -> int:
+        """How many weights of what is left out are not zero: then the layer computes with all of them.
 
         Returns:
-            [kept outputs, kept inputs, ...].
+            The number; negative where the weight is of another shape or device, or not an ordinary tensor.
         """
-        weight = weight.index_select(0, self.outputs) if self.drops_outputs else weight
-        return weight.index_select(1, self.inputs) if self.drops_inputs else weight
+        return self._guard.outside(self.places, self.weight)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        device = self.weight.device
+        if device.type != "meta" and self.outputs.device != device:
+            self.outputs, self.inputs = self.outputs.to(device), self.inputs.to(device)
+        return self
 
     @classmethod
     def sharing(cls, module: Any) -> Any:
@@ -92,15 +149,6 @@ class ChannelDropped(Replacement):
         share_parameters(module, result)
         result.set_channels()
         return result
-
-    def clear_unused(self) -> None:
-        """Sets the weights of what is left out to zero, in place: an optimizer may have moved them."""
-        weight = self.weight
-        if type(weight) is not torch.nn.Parameter or weight.is_meta or not (self.drops_outputs or self.drops_inputs):
-            return
-        used = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
-        used[self.outputs[:, None], self.inputs] = True
-        clear(weight, ~used.view(*used.shape, *[1] * (weight.dim() - 2)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -129,11 +177,47 @@ def _check(name: str, module: Any, accepted: type) -> None:
         raise ValueError(f"{name}.from_dense: expected module with 1 group, got {groups}")
 
 
+def part_of(weight: Tensor | None, kept: Kept, guard: Guard | None, multiply_adds: float) -> Tensor:
+    """What is kept of a weight, differentiable. Raises `Outside` where the rest is not zero."""
+    if weight is None:
+        raise Outside  # and torch says what it expects
+    if guard is None and not is_recorded(weight):
+        part = kept.values_of(weight)
+        if int(part.count_nonzero()) != int(weight.count_nonzero()):
+            raise Outside
+        return part
+    part = (guard or Guard()).values(kept, weight, multiply_adds)
+    return part.view(kept.part) if part.dim() == 1 else part
+
+
 def check_size(input: Tensor, dim: int, size: int) -> None:
     """Raise ValueError for an input of another size: whoever takes some of its channels would find them in any."""
     if input.dim() < -dim or input.size(dim) != size:
         what = "features" if dim == -1 else "channels"
         raise ValueError(f"a channel-dropped layer: expected input of {size} {what}, got {list(input.shape)}")
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None) -> Tensor:
+    part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
+    check_size(input, -1, kept.shape[1])
+    drops_outputs, drops_inputs = kept.part[0] < kept.shape[0], kept.part[1] < kept.shape[1]
+    read = input.index_select(-1, kept.inputs) if drops_inputs else input
+    if not drops_outputs:
+        return F.linear(read, part, bias)
+    return spread(F.linear(read, part, at(bias, kept.outputs)), kept.outputs, kept.shape[0], bias, -1)
+
+
+def linear_without_channels(
+    input: Tensor, weight: Tensor, bias: Tensor | None, outputs: Tensor, inputs: Tensor
+) -> Tensor:
+    """A call of `ChannelDroppedLinear` as a graph of torch.fx has it."""
+    try:
+        return _linear(input, weight, bias, Kept(tuple(weight.shape), outputs, inputs), None)
+    except Outside:
+        return F.linear(input, weight, bias)
+
+
+torch.fx.wrap("linear_without_channels")
 
 
 class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
@@ -143,8 +227,8 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
 
     `from_dense` finds them; the constructor is torch's and leaves nothing out. `weight` and `state_dict` are those of
     the dense layer, and so are shapes, dtypes and devices: the product is torch's. The weights that are left
-    out get a gradient of zero, and `state_dict` makes them zero, in place, before it returns them. `load_state_dict`
-    looks for zeros anew; after another change of the weight, `set_channels` does.
+    out get a gradient of zero. Where one of them is not zero any more, the layer computes with the whole weight and
+    warns once, as `SparseLinear` does; `set_channels` takes it in. `load_state_dict` looks for zeros anew.
 
     Args:
         *args, **kwargs: As torch.nn.Linear's.
@@ -178,14 +262,52 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
         return cls(module.in_features, module.out_features, module.bias is not None, "meta")._fill_from(module)
 
     def forward(self, input: Tensor) -> Tensor:
-        check_size(input, -1, self.in_features)
-        kept = input.index_select(-1, self.inputs) if self.drops_inputs else input
-        weight = self.kept_weight(self.weight)
-        if not self.drops_outputs:
-            return F.linear(kept, weight, self.bias)
-        return spread(
-            F.linear(kept, weight, at(self.bias, self.outputs)), self.outputs, self.out_features, self.bias, -1
-        )
+        if not isinstance(input, Tensor):  # torch.fx's Proxy
+            return linear_without_channels(input, self.weight, self.bias, self.outputs, self.inputs)
+        try:
+            return _linear(input, self.weight, self.bias, self.places, self._guard)
+        except Outside:
+            self._begin_dense(input, self.weight)
+        return F.linear(input, self.weight, self.bias)
+
+
+Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def _conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None, convolution: Convolution
+) -> Tensor:
+    part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
+    check_size(input, -3, kept.shape[1])
+    drops_outputs, drops_inputs = kept.part[0] < kept.shape[0], kept.part[1] < kept.shape[1]
+    read = input.index_select(-3, kept.inputs) if drops_inputs else input
+    if not drops_outputs:
+        return convolution(read, part, bias)
+    if kept.part[0] == 0:  # torch has no convolution without filters: one stands for its size
+        result = convolution(input.narrow(-3, 0, 1), weight[:1, :1], None).narrow(-3, 0, 0)
+    else:
+        result = convolution(read, part, at(bias, kept.outputs))
+    return spread(result, kept.outputs, kept.shape[0], bias, -3)
+
+
+def conv2d_without_channels(
+    input: Tensor, weight: Tensor, bias: Tensor | None, outputs: Tensor, inputs: Tensor, options: Any
+) -> Tensor:
+    """A call of `ChannelDroppedConv2d` as a graph of torch.fx has it."""
+    stride, padding, dilation, padding_mode, padded = options
+
+    def convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if padding_mode != "zeros":
+            return F.conv2d(F.pad(input, padded, mode=padding_mode), weight, bias, stride, 0, dilation)
+        return F.conv2d(input, weight, bias, stride, padding, dilation)
+
+    try:
+        return _conv2d(input, weight, bias, Kept(tuple(weight.shape), outputs, inputs), None, convolution)
+    except Outside:
+        return convolution(input, weight, bias)
+
+
+torch.fx.wrap("conv2d_without_channels")
 
 
 class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
@@ -228,13 +350,12 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
         return cls(**options_of(module))._fill_from(module)
 
     def forward(self, input: Tensor) -> Tensor:
-        check_size(input, -3, self.in_channels)
-        kept = input.index_select(-3, self.inputs) if self.drops_inputs else input
-        weight = self.kept_weight(self.weight)
-        if not self.drops_outputs:
-            return self._conv_forward(kept, weight, self.bias)
-        if self.outputs.numel() == 0:  # torch has no convolution without filters: one stands for its size
-            result = self._conv_forward(input.narrow(-3, 0, 1), self.weight[:1, :1], None).narrow(-3, 0, 0)
-        else:
-            result = self._conv_forward(kept, weight, at(self.bias, self.outputs))
-        return spread(result, self.outputs, self.out_channels, self.bias, -3)
+        if not isinstance(input, Tensor):  # torch.fx's Proxy
+            options = self.stride, self.padding, self.dilation, self.padding_mode
+            padded = tuple(self._reversed_padding_repeated_twice)
+            return conv2d_without_channels(input, self.weight, self.bias, self.outputs, self.inputs, (*options, padded))
+        try:
+            return _conv2d(input, self.weight, self.bias, self.places, self._guard, self._conv_forward)
+        except Outside:
+            self._begin_dense(input, self.weight)
+        return self._conv_forward(input, self.weight, self.bias)

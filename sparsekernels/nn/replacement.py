@@ -4,24 +4,30 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._torch import are_functorch_transforms_active
 from ..formats import SparseFormat
+from ..ops.sparse_conv2d.outside import Guard
 
 
 class Replacement(torch.nn.Module):
-    """A layer that computes what a torch.nn.Conv2d or Linear does, of a weight of which some elements are not read.
+    """A layer that computes what a torch.nn.Conv2d or Linear does, faster where some elements of its weight are zero.
 
     Attributes:
         weight: The parameter, in its dense shape.
         pattern: Which elements of `weight` are used, where the layer keeps that as a weight format; else None.
+        path: Its name in the model, where `convert` made it.
     """
 
     weight: Tensor
     pattern: SparseFormat | None = None
+    path: str | None = None
+    _guard: Guard
 
     @classmethod
     def sharing(cls, module: Any) -> Any:
@@ -35,22 +41,45 @@ class Replacement(torch.nn.Module):
         """
         raise NotImplementedError
 
-    def clear_unused(self) -> None:
-        """Set the elements of `weight` that are not used to zero, in place: an optimizer may have moved them."""
+    @property
+    def places(self) -> Any:
+        """Which elements of the weight it computes with. The same object until that changes."""
         raise NotImplementedError
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self.clear_unused()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    def outside(self) -> int:
+        """How many elements of `weight` that are left out are not zero: then the layer computes with all of it.
 
+        Returns:
+            The number, of all of the weight; 0 where the layer reads none of them by design; negative where its weight
+            cannot be compared with what it leaves out: another shape, or not an ordinary tensor.
+        """
+        raise NotImplementedError
 
-def clear(weight: torch.nn.Parameter, unused: Tensor) -> None:
-    """Sets elements that nothing reads to zero, in place; a zero keeps its sign.
+    def hand_back(self) -> None:
+        """Make the weight what the layer computes with, in place, before another layer gets it."""
 
-    Through `data`: autograd, which reads none of them either, has no reason to refuse a graph that was made before.
-    """
-    with torch.inference_mode(weight.is_inference()):
-        weight.data.masked_fill_(unused & (weight.data != 0), 0)
+    def _begin_dense(self, input: Tensor, weight: Any) -> None:
+        """Before a call with the whole weight: say so, once. Raises ValueError where torch would compute garbage."""
+        name = type(self).__name__ if self.path is None else f"{type(self).__name__} {self.path!r}"
+        if isinstance(weight, Tensor) and weight.device != input.device:
+            raise ValueError(f"{name}: expected weight on {input.device} like input, got {weight.device}")
+        guard = self._guard
+        if guard.warned:
+            return
+        guard.warned = True
+        count = -1 if are_functorch_transforms_active() else self.outside()
+        what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
+        warnings.warn(
+            f"{name}: {what} that it would leave out are not zero, so it computes with the whole weight, as the dense"
+            f" layer does. {self._remedy}",
+            stacklevel=5,
+        )
+
+    _remedy = ""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        vars(self).setdefault("_guard", Guard())
 
 
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {
@@ -60,8 +89,19 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "dense_rows",
     "packed_dense_rows",
     "pattern",
+    "outputs",
+    "inputs",
+    "path",
+    "_guard",
+    "_kept",
+    "instead",
 }
 """The attributes of dense layers, and of those here."""
+
+
+def own_attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """What was set on a layer beside the attributes that its kind has."""
+    return {name: value for name, value in vars(module).items() if name not in _OWN}
 
 
 def share_parameters(source: Any, target: torch.nn.Module) -> None:
@@ -71,6 +111,27 @@ def share_parameters(source: Any, target: torch.nn.Module) -> None:
     for name in source._parameters:  # optimizers count them; torch.nn.utils.prune.remove puts a weight behind its bias
         target._parameters[name] = target._parameters.pop(name)
     target.train(source.training)
+
+
+_OPTIONS = (
+    "in_features",
+    "out_features",
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "_reversed_padding_repeated_twice",
+)
+
+
+def share_options(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Give `target` the sizes and the like of `source`, which may have become others: a new head, say."""
+    mine, theirs = vars(target), vars(source)
+    mine.update({name: theirs[name] for name in _OPTIONS if name in theirs})
 
 
 def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:

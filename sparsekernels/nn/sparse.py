@@ -17,7 +17,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..dispatch import is_special, is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.sparse_conv2d.op import conv2d, linear
-from .replacement import Replacement, check_dense, clear, copy_parameters, options_of, share_parameters
+from ..ops.sparse_conv2d.outside import Guard, Outside
+from .replacement import Replacement, check_dense, copy_parameters, options_of, share_parameters
 
 
 class _Sparse(Replacement):
@@ -26,8 +27,14 @@ class _Sparse(Replacement):
     dense_grad: bool
     pattern: Any  # a SparseFormat of those that the operations take
 
+    _remedy = (
+        "set_pattern() makes them part of the pattern; where they are to stay zero, apply the masks after the"
+        " optimizer's step"
+    )
+
     def _start(self, dense_grad: bool, format: str) -> None:
         self.dense_grad = dense_grad
+        self._guard = Guard()
         self.pattern = self._full_pattern(_format_called(format, type(self).__name__))
 
     def _full_pattern(self, format: type[SparseFormat] | None = None) -> SparseFormat:
@@ -41,20 +48,25 @@ class _Sparse(Replacement):
         return self.pattern.format
 
     @property
+    def places(self) -> SparseFormat:
+        """`pattern`."""
+        return self.pattern  # type: ignore[no-any-return]
+
+    @property
     def mask(self) -> Tensor:
         """bool, shape of `weight`: True where a weight is used."""
         return self.pattern.mask
 
     @property
     def sparse_weight(self) -> Any:
-        """The weights that are used, differentiable to `weight`."""
+        """The weights at the pattern, differentiable to `weight`."""
         return self.pattern.with_values(self.pattern.values_of(self.weight))
 
     def set_pattern(self, mask: Tensor | None = None) -> None:
         """Use the weights where `mask` is True, and no others; without a mask those that are not zero.
 
         The other weights become zero, so one that is taken up again starts from zero. An optimizer's momentum is not
-        known here: it moves a weight that was dropped, though nothing reads it, until it is reset.
+        known here: until it is reset it moves a weight that was dropped, which the layer then computes with.
 
         Args:
             mask: bool, shape of `weight`, on its device. All True and all False are fine.
@@ -81,22 +93,50 @@ class _Sparse(Replacement):
     def _adopt(self, pattern: SparseFormat) -> None:
         placeholders = pattern.values.new_zeros(()).expand(pattern.nnz)  # the values that count are in `weight`
         self.pattern = pattern.with_values(placeholders)
+        self._guard.forget()
         # torch.compile cannot keep what it works out while it traces, so that is done before.
         if pattern.device.type != "meta":
             _ = pattern.flat_indices
             if self.weight.requires_grad:
                 pattern.transposed(getattr(self, "groups", 1))
 
-    def _used_weight(self) -> Tensor:
-        """The values at the pattern, or the whole weight where its gradient is to be dense or there is none."""
-        weight = self.weight
+    def _parameters_of(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`weight` and `bias`. Where they are parameters it looks there, which spares a microsecond of a call."""
+        own = self._parameters
+        if type(input) is Tensor and "weight" in own and "bias" in own:
+            return own["weight"], own["bias"]  # type: ignore[return-value]
+        return self.weight, self.bias  # type: ignore[return-value]
+
+    def _with_dense_grad(self, weight: Tensor) -> tuple[Tensor, Guard | None]:
+        """With `dense_grad`, what to compute with; a guard where the weight does not fit the pattern."""
+        if weight is None:
+            return weight, self._guard
         if not isinstance(weight, Tensor):  # torch.fx's Proxy
-            if self.dense_grad:
-                return weight.reshape((*self.pattern.shape, 1, 1)[:4])
-            return weight.flatten().gather(0, self.pattern.flat_indices)
-        if not torch.is_grad_enabled() or (self.dense_grad and (weight.requires_grad or is_transformed())):
+            return weight.reshape((*self.pattern.shape, 1, 1)[:4]), None
+        if weight.shape != self.pattern.shape:
+            return weight, self._guard
+        if not torch.is_grad_enabled() or weight.requires_grad or is_transformed():
+            return weight, None
+        return self.pattern.values_of(weight), None
+
+    def outside(self) -> int:
+        """How many elements of `weight` outside of the pattern are not zero: then the layer computes with all of it.
+
+        Returns:
+            The number; 0 with `dense_grad`, where nothing reads them until `set_pattern`; negative where the weight
+            cannot be compared with the pattern: another shape or device, or not an ordinary tensor.
+        """
+        weight = self.weight
+        if self.dense_grad and weight.shape == self.pattern.shape:
+            return 0
+        return self._guard.outside(self.pattern, weight)
+
+    def _used_weight(self) -> Tensor:
+        """What the layer computes with, without autograd history."""
+        weight = self.weight.detach()
+        if not self.dense_grad or weight.shape != self.pattern.shape:
             return weight
-        return self.pattern.values_of(weight)
+        return torch.where(self.mask, weight, 0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
@@ -106,13 +146,27 @@ class _Sparse(Replacement):
             self._adopt(self.pattern.to(self.weight.device, self.weight.dtype))
         return self
 
-    def clear_unused(self) -> None:
-        """Sets the weights outside of the pattern to zero, in place, where `weight` is an ordinary parameter."""
+    def hand_back(self) -> None:
+        """Sets what `dense_grad` let an optimizer move outside of the pattern to zero, in place.
+
+        Through `data`: autograd, which reads none of it either, has no reason to refuse a graph that was made before.
+        """
         weight = self.weight
-        if type(weight) is not torch.nn.Parameter or weight.is_meta or weight.device != self.pattern.device:
-            return
-        if self.pattern.nnz < weight.numel():
-            clear(weight, ~self.mask)
+        if self._hides_nonzeros():
+            with torch.inference_mode(weight.is_inference()):
+                weight.data.masked_fill_(~self.mask & (weight.data != 0), 0)  # a zero keeps its sign
+
+    def _hides_nonzeros(self) -> bool:
+        """Whether there are some that the layer does not read, nor is to show."""
+        weight, pattern = self.weight, self.pattern
+        if not self.dense_grad or type(weight) is not torch.nn.Parameter or weight.is_meta:
+            return False
+        return self._guard.outside(pattern, weight) > 0
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars and self._hides_nonzeros():
+            destination[prefix + "weight"] = self._used_weight()
 
     def _load_from_state_dict(
         self,
@@ -210,14 +264,18 @@ class SparseLinear(_Sparse, torch.nn.Linear):
     which weights are used. `weight` keeps its dense shape, zero outside of the pattern, so optimizers, checkpoints and
     DistributedDataParallel (with one pattern on all ranks) see an ordinary layer.
 
-    The pattern is not part of `state_dict`, whose keys are those of the dense layer. `state_dict` sets the weights
-    outside of the pattern to zero, in place, before it returns them: loading them back never changes what the layer
-    computes. That goes for a parameter that was assigned as well: `set_pattern` first makes its nonzeros the pattern.
+    It computes what the dense layer with the same parameters would. Where elements outside of the pattern are not zero
+    (an adapter was merged, an optimizer moved them, the parameter is another model's as well) it computes with the
+    whole weight, gradients included, and warns once; `set_pattern` takes them in. Each call looks for them, however
+    they were written: docs/sparse_layers.md says how soon it finds a single one. In code of torch.compile,
+    torch.export and torch.jit.trace they are an error (ValueError) when it runs.
+
+    The pattern is not part of `state_dict`, whose keys are those of the dense layer. Saving changes no parameter.
     `load_state_dict` keeps the pattern if every loaded nonzero lies within it, or if the load fails; if not, or if
     every weight was used until then, the loaded nonzeros become the pattern. To keep stored zeros beyond that, save
     `mask` and pass it to `set_pattern`. A copy whose parameters are overwritten in place, as those of
-    torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had: call `set_pattern(mask)` on the copy as
-    well, before it is used or saved.
+    torch.optim.swa_utils.AveragedModel are, keeps the pattern that it had; `set_pattern()` on the copy makes it that of
+    its present nonzeros.
 
     See `sparsekernels.sparse_linear` for shapes, dtypes, errors and promises.
 
@@ -225,7 +283,8 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         in_features, out_features, bias, device, dtype: As torch.nn.Linear's.
         dense_grad: Whether `weight.grad` is the gradient of the dense layer, which training that lets weights grow
             needs, or zero outside of the pattern, which is faster. It can be set at any time. An optimizer then also
-            moves weights outside of the pattern; nothing reads them, and `set_pattern` and `state_dict` make them zero.
+            moves weights outside of the pattern. As long as it is set nothing reads them: `set_pattern` makes them
+            zero, and `state_dict` has a copy of the weight without them.
         format: Name of the format of the pattern, "unstructured".
 
     Attributes:
@@ -289,23 +348,30 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         """The dense layer.
 
         Returns:
-            A torch.nn.Linear with copies of the parameters, zero outside of the pattern.
+            A torch.nn.Linear with copies of the parameters; with `dense_grad`, zero outside of the pattern.
         """
         dense = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
-        copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
+        copy_parameters(self, dense, self._used_weight())
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dense_rows and self._is_faster_dense(input):
-            return F.linear(input, self.weight, self.bias)
-        return linear(input, self.pattern, self._used_weight(), self.bias)
+        weight, bias = self._parameters_of(input)
+        if self.dense_rows and self._is_faster_dense(input, weight, bias):
+            return F.linear(input, weight, bias)
+        used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
+        try:
+            return linear(input, self.pattern, used, bias, guard)
+        except Outside:
+            self._begin_dense(input, weight)
+        return F.linear(input, weight, bias)
 
-    def _is_faster_dense(self, input: Tensor) -> bool:
+    def _is_faster_dense(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether it is a plain call without gradients, which the dense product serves in less time."""
         if type(input) is not Tensor or not has_rows(self.dense_rows, input.numel() // (self.in_features or 1)):
             return False
-        weight, bias = self.weight, self.bias
-        if self.dense_grad or is_special() or input.dtype is not weight.dtype or input.shape[-1] != self.in_features:
+        if self.dense_grad or is_special() or not isinstance(weight, Tensor):
+            return False
+        if input.dtype is not weight.dtype or input.shape[-1] != self.in_features:
             return False
         wants = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         return not (wants and torch.is_grad_enabled())
@@ -316,10 +382,9 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
 
         y = conv2d(x, W) + b   with W zero outside of the pattern
 
-    The constructor is torch's and uses every weight; `from_dense` takes a pruned convolution over. Pattern,
-    `state_dict` and `dense_grad` are as in `SparseLinear`; a copy whose parameters are overwritten in place
-    (AveragedModel's) needs `set_pattern(mask)` as well. See `sparsekernels.sparse_conv2d` for shapes, dtypes, errors
-    and promises.
+    The constructor is torch's and uses every weight; `from_dense` takes a pruned convolution over. Pattern, nonzeros
+    outside of it, `state_dict` and `dense_grad` are as in `SparseLinear`. See `sparsekernels.sparse_conv2d` for shapes,
+    dtypes, errors and promises.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As
@@ -399,17 +464,22 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         """The dense layer.
 
         Returns:
-            A torch.nn.Conv2d with copies of the parameters, zero outside of the pattern.
+            A torch.nn.Conv2d with copies of the parameters; with `dense_grad`, zero outside of the pattern.
         """
         dense = torch.nn.Conv2d(**options_of(self))
-        copy_parameters(self, dense, torch.where(self.mask, self.weight.detach(), 0))
+        copy_parameters(self, dense, self._used_weight())
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
         padding: Any = self.padding
+        given = input
         if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            given = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return conv2d(
-            input, self.pattern, self._used_weight(), self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        weight, bias = self._parameters_of(input)
+        used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
+        try:
+            return conv2d(given, self.pattern, used, bias, self.stride, padding, self.dilation, self.groups, guard)
+        except Outside:
+            self._begin_dense(input, weight)
+        return self._conv_forward(input, weight, bias)

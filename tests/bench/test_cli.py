@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,43 +157,6 @@ class TestBench:
         assert "variants: late" in run("bench", "rmsnorm", "--list", "--variant", "late").output
         assert "variants: early" in run("bench", "rmsnorm", "--list").output
 
-    @pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
-    def test_reports_that_cannot_be_written_fail_before_measuring(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
-    ) -> None:
-        monkeypatch.setattr(runner, "run", unexpected)
-        (tmp_path / "file").write_text("")
-        result = run(*TINY, option, tmp_path / "file" / "r.png")
-        assert result.exit_code == 2
-        assert f"error: cannot write {tmp_path / 'file' / 'r.png'}: " in one_line(result.output)
-
-    def test_the_main_benchmark_needs_its_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runner, "run", unexpected)
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "bench-report").write_text("a file")
-        result = run("bench")
-        assert result.exit_code == 2
-        assert "error: cannot write bench-report/records.jsonl: " in one_line(result.output)
-
-    def test_a_report_is_not_touched_before_there_are_records(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(runner, "run", lambda *arguments: iter(()))
-        (tmp_path / "old.jsonl").write_text("old")
-        result = run(*TINY, "--json", tmp_path / "old.jsonl", "--markdown", tmp_path / "new" / "r.md")
-        assert result.exit_code == 2
-        assert "nothing was measured" in result.output
-        assert (tmp_path / "old.jsonl").read_text() == "old"
-        assert list((tmp_path / "new").iterdir()) == []
-
-    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-    def test_a_full_disk(self, measured: tuple[Result, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        records = record.read(measured[1] / "r.jsonl")
-        monkeypatch.setattr(runner, "run", lambda *arguments: iter(records))
-        result = run(*TINY, "--json", "/dev/full")
-        assert result.exit_code == 2
-        assert "error: cannot write /dev/full: No space left on device" in one_line(result.output)
-
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_cuda_without_a_device(self) -> None:
         result = run("bench", "rmsnorm", "--device", "cuda")
@@ -279,12 +241,6 @@ class TestCompare:
         assert "same?" in output
         assert "after: disturbed; other programs preempted the process up to 200 times a second" in output
         assert "before: disturbed" not in output
-
-    def test_a_file_that_is_not_of_records(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
-        (tmp_path / "bad.jsonl").write_text(json.dumps({"suite": "rmsnorm"}))
-        result = run("compare", measured[1] / "r.jsonl", tmp_path / "bad.jsonl")
-        assert result.exit_code == 2
-        assert "line 1: expected a record with case, variant" in one_line(result.output)
 
 
 def test_the_main_benchmark_measures_every_suite() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from sparsekernels.conversion.graph.attach import graph_of as attached_graph
 from sparsekernels.conversion.graph.base import Graph
 from sparsekernels.testing import compare
 
@@ -39,13 +40,12 @@ def assert_agree(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
 
 def graphs_of(model: nn.Module) -> Iterator[Graph]:
     for module in model.modules():
-        graph = getattr(vars(module).get("forward"), "__self__", None)
-        if isinstance(graph, Graph):
+        graph = attached_graph(module)
+        if graph is not None:
             yield graph
 
 
 def graph_of(model: nn.Module) -> list[str]:
     """The names of what the one graph of the model calls."""
     (graph,) = graphs_of(model)
-    program = graph.prepare().run.__self__
-    return [f"{node.op}:{node.target}" for node in program.graph.nodes if node.op.startswith("call")]
+    return list(graph.prepare().made.calls)

@@ -74,7 +74,8 @@ def test_channels_are_left_out_along_chains(prefer: Prefer, padding: int, decisi
             module[4].weight[1] = 0.1
             module[6].weight[5, 9] = 0.2
     if decision == DENSE:
-        assert_agree(model, dense, x)
+        for _ in range(2):
+            assert_agree(model, dense, x)
         assert 1 in second.outputs
     sk.revert(model)
     assert dict(model.named_modules()) == state

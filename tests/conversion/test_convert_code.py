@@ -18,6 +18,7 @@ from torch.nn.utils import prune
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion import modes
+from sparsekernels.conversion.graph.attach import own_class
 from sparsekernels.conversion.graph.base import Graph
 from sparsekernels.conversion.graph.inference import InferenceGraph
 from sparsekernels.pruning import prune_
@@ -65,7 +66,7 @@ def test_what_a_graph_raises_is_said(prefer: Prefer, monkeypatch: pytest.MonkeyP
     def fails(*_: Any) -> Tensor:
         raise OSError("no such thing")
 
-    monkeypatch.setattr(Graph, "forward", fails)
+    monkeypatch.setattr(Graph, "answer", fails)
     notes = sk.convert(model, x).notes
     assert any("Running as a graph was rejected: it raised OSError: no such thing." in note for note in notes)
 
@@ -179,9 +180,11 @@ def test_a_graph_that_could_not_serve_is_none(prefer: Prefer, how: str) -> None:
         report = sk.convert(model, example_kwargs={"x": x})
     else:
         report = sk.convert(model, (x, 1) if how == "a number" else x)
-    found = {type(graph.module) for graph in graphs_of(model)}
-    assert found == {nn.Sequential}
-    assert len(list(graphs_of(model))) == (1 if how == "a part is not called" else 2)
+    found = [own_class(graph.module) for graph in graphs_of(model)]
+    if how == "by name":
+        assert found == [Wrapper]
+        return
+    assert found == [nn.Sequential] * (1 if how == "a part is not called" else 2)
     expected = (
         "body does not run as a graph: it is not called as a whole" if how == "a part is not called" else "by keywords"
     )
@@ -299,3 +302,73 @@ def test_parameters_keep_their_order(prefer: Prefer) -> None:
         assert list(model.state_dict()) == names
         sk.revert(model)
         assert list(model.state_dict()) == names
+
+
+class _Cached(nn.Module):
+    """As the attention of LeViT and EfficientFormer: its table of biases is looked up once for each device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.biases = nn.Linear(64, 64), nn.Parameter(torch.randn(7, 64))
+        self.register_buffer("indices", torch.randint(7, (5,)), persistent=False)
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> _Cached:
+        super().train(mode)
+        self.cache = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = str(x.device)
+        if key not in self.cache:
+            self.cache[key] = self.biases[self.indices]
+        return (self.layer(x) + self.cache[key]).relu()
+
+
+def test_a_cache_by_device_is_no_obstacle(prefer: Prefer) -> None:
+    """A graph reads what is in it, as the code does, and notices when that is another."""
+    model, x = nn.Sequential(_Cached(), _Cached()).eval(), torch.randn(2, 5, 64)
+    prune_(model, "random", 0.9)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    report = sk.convert(model, x)
+    assert report.way.value == GRAPH
+    assert model[0].cache == {}
+    (graph,) = graphs_of(model)
+    for _ in range(3):  # it is filled, traced with it, and read
+        assert_agree(model, dense, x)
+    assert graph.prepare().watch.unchanged()
+    with torch.no_grad():
+        for one in (model, dense):
+            one[0].biases.add_(1)
+    torch.testing.assert_close(run(model, x), run(dense, x))  # both read a cache that is stale
+    for one in (model, dense):
+        one[1].cache["cpu"] = one[1].cache["cpu"] + 1
+    torch.testing.assert_close(run(model, x), run(dense, x))
+    for one in (model, dense):
+        one.train().eval()
+    for _ in range(3):
+        assert_agree(model, dense, x)
+
+
+class _Image(Tensor):
+    """As torchvision's, which are tensors of a class of their own."""
+
+
+def test_inputs_of_a_subclass_of_tensor(prefer: Prefer) -> None:
+    """A parameter is a plain tensor; of others a note says why no graph serves them, and the layers do."""
+    x = torch.randn(4, 64)
+    for given in (nn.Parameter(x), x.as_subclass(_Image)):
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).eval()
+        prune_(model, "random", 0.9)
+        dense = copy.deepcopy(model)
+        prefer(FINE, GRAPH, LAYERS)
+        report = sk.convert(model, given)
+        is_plain = type(given) is nn.Parameter
+        assert bool(list(graphs_of(model))) is is_plain
+        assert report.converted
+        assert any("it is called with a _Image" in note for note in report.notes) is not is_plain
+        with torch.no_grad():
+            result = model(given)
+            torch.testing.assert_close(result, dense(given))
+            assert type(result) is type(dense(given))

@@ -22,6 +22,7 @@ from sparsekernels.conversion import candidates
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.facts import CandidateObstacle
 from sparsekernels.conversion.measure import Times
+from sparsekernels.conversion.modules import GRAPH as GRAPH_OF
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -41,7 +42,7 @@ def test_nothing_slower_is_kept(clock: Prefer) -> None:
     assert any("The whole model was not reliably faster" in note for note in report.notes)
     assert "alone, fine-grained would be 2.00x" in report.layers[0].reason
     assert dict(model.named_modules()) == state
-    assert "forward" not in vars(model)
+    assert GRAPH_OF not in vars(model)
 
 
 def test_layers_that_are_alike_are_measured_once(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:

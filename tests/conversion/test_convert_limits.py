@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize, prune
 
 import sparsekernels as sk
 from sparsekernels import _library, timing
+from sparsekernels.conversion.modules import GRAPH as GRAPH_OF
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -34,7 +35,7 @@ def test_a_model_that_is_not_pruned_is_left_alone() -> None:
     modules = list(model)
     report = sk.convert(model, torch.randn(2, 3, 8, 8))
     assert list(model) == modules
-    assert "forward" not in vars(model)
+    assert GRAPH_OF not in vars(model)
     assert not report.converted
     assert report.speedup is None
     assert "not pruned" in report.notes[0]
@@ -294,3 +295,14 @@ def test_arguments_of_other_types_are_refused() -> None:
     bad = [x]
     with pytest.raises(TypeError, match="convert: expected example_kwargs to be a mapping, got list"):
         sk.convert(model, example_kwargs=bad)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_inputs_are_refused(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=layout)
+    net = nn.Sequential(nn.Linear(8, 4)).eval()
+    with pytest.raises(TypeError, match="convert: expected example_input of tensors of one shape, got a nested tensor"):
+        sk.convert(net, nested)
+    with pytest.raises(TypeError, match="got a nested tensor"):
+        sk.convert(net, (torch.randn(2, 8), [nested]))

@@ -54,10 +54,13 @@ def test_the_report_holds_facts() -> None:
     [
         (LayerObstacle.NO_ZEROS.of(), {"kind": "NO_ZEROS", "operands": {}}),
         (
-            LayerObstacle.DTYPE_OR_LAYOUT.of(dtype=torch.float16, layout=torch.strided),
-            {"kind": "DTYPE_OR_LAYOUT", "operands": {"dtype": "torch.float16", "layout": "torch.strided"}},
+            LayerObstacle.LAYOUT.of(layout=torch.sparse_csr),
+            {"kind": "LAYOUT", "operands": {"layout": "torch.sparse_csr"}},
         ),
-        (Note.OTHER_RESULTS.of(way=Way.GRAPH), {"kind": "OTHER_RESULTS", "operands": {"way": "graph"}}),
+        (
+            Note.OTHER_RESULTS.of(way=Way.GRAPH, by=", in gradients"),
+            {"kind": "OTHER_RESULTS", "operands": {"way": "graph", "by": ", in gradients"}},
+        ),
         (Note.DISTURBED.of(per_second=12.5), {"kind": "DISTURBED", "operands": {"per_second": 12.5}}),
         (
             Note.NO_GRAPH_OF_PART.of(part="body", reason=GraphObstacle.VARIADIC.of(argument="*args")),

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.conversion import agreement
 from sparsekernels.conversion.agreement import are_close, differentiable, kept, leaves_of
 from sparsekernels.pruning import prune_
+from sparsekernels.testing import prefer
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -200,3 +202,31 @@ def test_results_that_cannot_be_compared_are_no_error(prefer: Prefer) -> None:
     assert not report.converted
     assert any("results differed" in note for note in report.notes)
     assert not any("was not reliably faster" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("std::bad_alloc"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_no_memory_to_compare_is_no_other_result(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a copy of a result nor in its comparison; the report has the error."""
+
+    class Starved:
+        def __init__(self) -> None:
+            self.tensor = torch.ones(2)
+
+    def refuse(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(agreement, "_copy_of", refuse)
+    with pytest.raises(type(error), match=str(error)):
+        kept(Starved())
+    monkeypatch.undo()
+    monkeypatch.setattr(agreement, "_are_numbers_close", refuse)
+    with pytest.raises(type(error), match=str(error)):
+        are_close(Starved(), Starved())
+    net = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU()).eval()
+    prune_(net, "random", 0.9)
+    with prefer("fine-grained"):
+        report = str(sk.convert(net, torch.randn(1, 16, 8, 8)))
+    assert f"was rejected: it raised {type(error).__name__}" in " ".join(report.split())
+    assert "results differed" not in " ".join(report.split())

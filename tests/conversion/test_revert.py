@@ -123,3 +123,76 @@ def test_revert_goes_into_parts(prefer: Prefer) -> None:
     sk.revert(outer)
     assert list(inner) == own
     assert not list(graphs_of(outer))
+
+
+@pytest.mark.filterwarnings("ignore:.*computes with the whole weight")
+@pytest.mark.parametrize("how", [GRAPH, LAYERS])
+def test_a_new_head_stays(prefer: Prefer, how: str) -> None:
+    """A weight of another size in a converted layer: what the dense model gives, and revert keeps it."""
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    prune_(model, "random", 0.9)
+    x = torch.randn(8, 32)
+    prefer(FINE, how)
+    assert sk.convert(model, x).converted
+    run(model, x)
+    head = model[2]
+    head.weight, head.bias = nn.Parameter(torch.randn(20, 64)), nn.Parameter(torch.zeros(20))
+    head.out_features = 20
+    dense = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 20)).eval()
+    dense.load_state_dict(model.state_dict())
+    for _ in range(3):
+        assert_agree(model, dense, x)
+    sk.revert(model)
+    assert type(model[2]) is nn.Linear
+    assert repr(model) == repr(dense)
+    assert_agree(model, dense, x)
+
+
+def test_revert_is_all_or_nothing(prefer: Prefer) -> None:
+    """What keeps one layer from its place keeps all, and a later revert goes on from there."""
+    model, x = make("sequential")
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    modules = dict(model.named_modules())
+    layers = [module for module in model.modules() if isinstance(module, sk.nn.SparseConv2d)]
+    expected = run(model, x)
+    layers[-1].adapter = nn.Linear(2, 2)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="was given parameters, buffers or modules beside its own"):
+            sk.revert(model)
+        assert {name: module for name, module in model.named_modules() if name in modules} == modules
+    del layers[-1].adapter
+    sk.revert(model)
+    assert not any(isinstance(module, sk.nn.SparseConv2d) for module in model.modules())
+    torch.testing.assert_close(run(model, x), expected)
+
+
+def test_a_layer_that_was_exchanged_since_is_left_alone(prefer: Prefer) -> None:
+    model, x = make("sequential")
+    prefer(FINE, LAYERS)
+    sk.convert(model, x)
+    mine = nn.Identity()
+    model[0] = mine
+    sk.revert(model)
+    assert model[0] is mine
+    assert not any(isinstance(module, sk.nn.SparseConv2d) for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*computes with the whole weight")
+@pytest.mark.parametrize("how", [GRAPH, LAYERS])
+def test_an_adapter_merged_into_a_converted_model(prefer: Prefer, how: str) -> None:
+    """Through `data`, as PEFT does: computed with, saved and handed back."""
+    model, x = make("sequential")
+    dense = copy.deepcopy(model)
+    prefer(FINE, how)
+    sk.convert(model, x)
+    run(model, x)
+    for one in (model, dense):
+        one[0].weight.data += torch.randn(one[0].weight.shape, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        assert_agree(model, dense, x)
+    with pytest.warns(UserWarning, match="SparseConv2d '0': "):
+        copy.deepcopy(model)[0](x)  # the name that it has in the model
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in dense.state_dict().items())
+    sk.revert(model)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in dense.state_dict().items())

@@ -2,11 +2,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The hash that kernels are kept by, and what a cache keeps and drops.
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <set>
+#include <thread>
 #include <vector>
 
+#if __has_include(<sys/wait.h>)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+#include "base/fork_safe_mutex.h"
 #include "base/hash128.h"
+#include "base/memory_limit.h"
+#include "base/numbered.h"
 #include "base/shared_cache.h"
 #include "check.h"
 
@@ -47,10 +60,114 @@ bool use(SharedCache& cache, uint64_t number, size_t bytes = 10) {
   return false;
 }
 
+// A large value drives out as many small ones as it takes, with no walk over the others for each.
+void check_eviction_time() {
+  constexpr uint64_t kSmall = 60000;
+  SharedCache cache({kSmall, 2 * kSmall});
+  for (uint64_t i = 0; i < kSmall; ++i) CHECK(!use(cache, i, 1));
+  CHECK(!use(cache, kSmall, kSmall / 2));
+  const auto start = std::chrono::steady_clock::now();
+  CHECK(!use(cache, kSmall, kSmall / 2));
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::milliseconds(500));  // by walks: 30 s
+  CHECK_EQUAL(cache.bytes(), size_t{kSmall});
+  for (uint64_t i = 0; i <= kSmall; ++i) CHECK_EQUAL(use(cache, i, 1), i >= kSmall / 2);
+}
+
+// What is dropped may itself ask the cache, or be slow: it is destroyed without the lock.
+void check_destroyed_without_the_lock() {
+  struct Asks {
+    SharedCache* cache;
+    ~Asks() { cache->bytes(); }
+  };
+  SharedCache cache({100, 100});
+  cache.insert(key(1), std::shared_ptr<Asks>(new Asks{&cache}), 100);
+  for (int i = 0; i < 2; ++i) cache.insert(key(2), std::make_shared<int>(0), 100);
+  CHECK(cache.find(key(1)) == nullptr);
+  struct Frees {
+    Numbered<Frees>* all;
+    ~Frees() { all->free(0); }
+  };
+  Numbered<Frees> all("expected one");
+  all.free(all.add(std::shared_ptr<Frees>(new Frees{&all})));
+}
+
+// Where control groups of either version keep a container's limit.
+void check_memory_limit() {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / ("sparsekernels-" + std::to_string(hash128("", 0).low));
+  fs::create_directories(root / "memory");
+  const auto limit = [&](const char* file, const char* text) {
+    std::ofstream(root / file) << text << "\n";
+    return memory_limit(1000, root.string());
+  };
+  CHECK_EQUAL(memory_limit(1000, root.string()), size_t{1000});
+  CHECK_EQUAL(limit("memory/memory.limit_in_bytes", "9223372036854771712"), size_t{1000});
+  CHECK_EQUAL(limit("memory/memory.limit_in_bytes", "300"), size_t{300});
+  CHECK_EQUAL(limit("memory.max", "max"), size_t{300});
+  CHECK_EQUAL(limit("memory.max", "200"), size_t{200});
+  fs::remove_all(root);
+}
+
+void check_made_once() {
+  OwnedMadeOnce<std::vector<int>> once;
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  std::atomic<const std::vector<int>*> seen{nullptr};
+  for (int i = 0; i < 4; ++i)
+    threads.emplace_back([&] {
+      const std::vector<int>& one = once.get([] { return std::vector<int>(1000, 7); });
+      const std::vector<int>* other = nullptr;
+      if (!seen.compare_exchange_strong(other, &one) && other != &one) ++wrong;
+      if (one.size() != 1000 || one[999] != 7) ++wrong;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK_EQUAL(wrong.load(), 0);
+}
+
+#if __has_include(<sys/wait.h>)
+// A child of a process whose other threads use what is shared: it never waits for one of these.
+void check_forks() {
+  SharedCache cache({1000, 2000});
+  Numbered<int> numbers("expected one");
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 3; ++t)
+    threads.emplace_back([&, t] {
+      for (uint64_t i = 0; !stop; ++i) {
+        use(cache, (t + i) % 300);
+        numbers.free(numbers.add(std::make_shared<int>(0)));
+      }
+    });
+  int failed = 0;
+  for (int i = 0; i < 200; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      use(cache, 1);
+      numbers.free(numbers.add(std::make_shared<int>(0)));
+      _exit(0);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    failed += status != 0;
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  CHECK_EQUAL(failed, 0);
+}
+#endif
+
 }  // namespace
 
 void test_caches() {
   check_hash();
+  check_eviction_time();
+  check_destroyed_without_the_lock();
+  check_made_once();
+  check_memory_limit();
+#if __has_include(<sys/wait.h>)
+  check_forks();
+#endif
   {
     SharedCache cache({100, 200});
     for (uint64_t i = 0; i < 10; ++i) CHECK(!use(cache, i));

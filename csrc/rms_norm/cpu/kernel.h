@@ -29,9 +29,9 @@ template <class T>
 constexpr bool kSameType<T, T> = true;
 
 // The weight of a call in accumulator precision, its lanes arranged as VecPair<T> arranges them, so that a pair of it
-// is two plain vector loads. Ones where there is no weight; zeros behind the end.
+// is two plain vector loads; 1 + weight where unit_offset. Ones where there is no weight; finite behind the end.
 template <class T, class W>
-void arrange(const void* weight, int64_t cols, typename Accumulator<T>::type* out) {
+void arrange(const void* weight, bool unit_offset, int64_t cols, typename Accumulator<T>::type* out) {
   using Acc = typename Accumulator<T>::type;
   const W* from = static_cast<const W*>(weight);
   const int64_t pairs = (cols + kPairLanes - 1) / kPairLanes;
@@ -39,31 +39,33 @@ void arrange(const void* weight, int64_t cols, typename Accumulator<T>::type* ou
   if constexpr (kSameType<T, W>) {
     for (; from != nullptr && (pair + 1) * kPairLanes <= cols; ++pair) {
       const VecPair<T> as_stored = VecPair<T>::load(from + pair * kPairLanes);
-      as_stored.a.store(out + pair * kPairLanes);
-      as_stored.b.store(out + pair * kPairLanes + kLanes);
+      const Vec<Acc> one = Vec<Acc>::broadcast(1);
+      (unit_offset ? as_stored.a + one : as_stored.a).store(out + pair * kPairLanes);
+      (unit_offset ? as_stored.b + one : as_stored.b).store(out + pair * kPairLanes + kLanes);
     }
   }
   for (; pair < pairs; ++pair) {
     for (int i = 0; i < kPairLanes; ++i) {
       const int64_t j = pair * kPairLanes + i;
-      const Acc value = j >= cols ? Acc(0) : from == nullptr ? Acc(1) : static_cast<Acc>(widen(from[j]));
+      Acc value = j >= cols ? Acc(0) : from == nullptr ? Acc(1) : static_cast<Acc>(widen(from[j]));
+      if (unit_offset) value += Acc(1);
       out[pair * kPairLanes + VecPair<T>::lane_of(i)] = value == value ? value : static_cast<Acc>(__builtin_nanf(""));
     }
   }
 }
 
 template <class T>
-void arrange_weight(const void* weight, DType dtype, int64_t cols, void* arranged) {
+void arrange_weight(const void* weight, DType dtype, bool unit_offset, int64_t cols, void* arranged) {
   auto* out = static_cast<typename Accumulator<T>::type*>(arranged);
   switch (dtype) {
     case DType::kFloat32:
-      return arrange<T, float>(weight, cols, out);
+      return arrange<T, float>(weight, unit_offset, cols, out);
     case DType::kBFloat16:
-      return arrange<T, BFloat16>(weight, cols, out);
+      return arrange<T, BFloat16>(weight, unit_offset, cols, out);
     case DType::kFloat16:
-      return arrange<T, Float16>(weight, cols, out);
+      return arrange<T, Float16>(weight, unit_offset, cols, out);
     case DType::kFloat64:
-      return arrange<T, double>(weight, cols, out);
+      return arrange<T, double>(weight, unit_offset, cols, out);
   }
 }
 
@@ -124,13 +126,30 @@ void add_rows(const T* x, const T* residual, T* total, int64_t cols) {
       });
 }
 
-// y = x * r * weight for one row, while the row behind it is prefetched where kPrefetch says so.
-template <class T, bool kPrefetch, class Weight>
+// What is left of a pair that is stored as T and read again.
+template <class T>
+VecPair<T> rounded_to(VecPair<T> pair) {
+  T elements[kPairLanes];
+  pair.store(elements);
+  return VecPair<T>::load(elements);
+}
+
+// y = x * r * weight for one row, while the row behind it is prefetched where kPrefetch says so. kCastBefore: x * r is
+// rounded to T.
+template <class T, bool kPrefetch, bool kCastBefore, class Weight>
 void scale_row(
     const T* x, T* y, typename Accumulator<T>::type reciprocal, Weight weight, int64_t cols,
     PrefetchDistance distance) {
   using Acc = typename Accumulator<T>::type;
   const Vec<Acc> r = Vec<Acc>::broadcast(reciprocal);
+  const auto scaled = [&](VecPair<T> p, VecPair<T> w) -> VecPair<T> {
+    if constexpr (kCastBefore) {
+      p = rounded_to<T>({p.a * r, p.b * r});
+      return {p.a * w.a, p.b * w.b};
+    } else {
+      return {p.a * r * w.a, p.b * r * w.b};
+    }
+  };
   for_each_pair(
       cols,
       [&](int64_t j) {
@@ -138,18 +157,16 @@ void scale_row(
           prefetch_pair(x + j + distance.read);
           prefetch_pair(y + j + distance.written);
         }
-        const VecPair<T> p = VecPair<T>::load(x + j), w = weight.pair(j);
-        VecPair<T>{p.a * r * w.a, p.b * r * w.b}.store(y + j);
+        scaled(VecPair<T>::load(x + j), weight.pair(j)).store(y + j);
       },
       [&](int64_t j, int count) {
-        const VecPair<T> p = VecPair<T>::load_some(x + j, count), w = weight.some(j, count);
-        VecPair<T>{p.a * r * w.a, p.b * r * w.b}.store_some(y + j, count);
+        scaled(VecPair<T>::load_some(x + j, count), weight.some(j, count)).store_some(y + j, count);
       });
 }
 
 // Rows go in batches: first the sums of squares of all, then all the square roots and divisions at once (16 of them
 // cost what one does), then all the products. Results do not depend on the batches, as both are exactly rounded.
-template <class T, bool kPrefetch, bool kAdd, class Weight>
+template <class T, bool kCastBefore, bool kPrefetch, bool kAdd, class Weight>
 void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
   using Acc = typename Accumulator<T>::type;
   constexpr int kMostRows = 16;
@@ -180,20 +197,29 @@ void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int6
     }
     for (Acc& value : reciprocals)
       value = Acc(1) / square_root(value / static_cast<Acc>(cols) + static_cast<Acc>(call.eps));
-    for (int i = 0; i < rows; ++i) scale_row<T, kPrefetch>(x[i], y[i], reciprocals[i], weight, cols, distance);
+    for (int i = 0; i < rows; ++i)
+      scale_row<T, kPrefetch, kCastBefore>(x[i], y[i], reciprocals[i], weight, cols, distance);
+  }
+}
+
+template <class T, bool kCastBefore, class Weight>
+void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
+  const bool add = call.residual.data != nullptr;
+  if (out_of_cache<T>(call.space)) {
+    add ? forward_rows<T, kCastBefore, true, true>(call, weight, begin, end)
+        : forward_rows<T, kCastBefore, true, false>(call, weight, begin, end);
+  } else {
+    add ? forward_rows<T, kCastBefore, false, true>(call, weight, begin, end)
+        : forward_rows<T, kCastBefore, false, false>(call, weight, begin, end);
   }
 }
 
 template <class T, class Weight>
 void forward_rows(const RmsNormForward& call, Weight weight, int64_t begin, int64_t end) {
-  const bool add = call.residual.data != nullptr;
-  if (out_of_cache<T>(call.space)) {
-    add ? forward_rows<T, true, true>(call, weight, begin, end)
-        : forward_rows<T, true, false>(call, weight, begin, end);
-  } else {
-    add ? forward_rows<T, false, true>(call, weight, begin, end)
-        : forward_rows<T, false, false>(call, weight, begin, end);
+  if constexpr (!kSameType<T, typename Accumulator<T>::type>) {
+    if (call.cast_before) return forward_rows<T, true>(call, weight, begin, end);
   }
+  forward_rows<T, false>(call, weight, begin, end);
 }
 
 template <class T>

@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kResidentThreads / kThreads<
     for (int k = 0; k < kVectors; ++k) {
       const auto w_k = weight_at(k);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) add_products<T>(sums[2 * r], sums[2 * r + 1], x[r][k], g[r][k], w_k);
+      for (int r = 0; r < kRows; ++r)
+        add_products<T>(sums[2 * r], sums[2 * r + 1], x[r][k], g[r][k], w_k, constants.unit_offset);
     }
     sum_over_lanes<kLanes>(sums, scratch[turn]);
     turn ^= 1;
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kResidentThreads / kThreads<
       for (int r = 0; r < kRows; ++r) {
         if (!exists(r)) continue;
         const Vector<T> added = call.grad_sum.data != nullptr ? load(grad_sum[r], k * kStep, cols, wide) : Vector<T>{};
-        const Vector<T> result =
-            gradients<T>(zero.plus(x[r][k]), zero.plus(g[r][k]), w_k, added, factors[r], grad_weight[k]);
+        const Vector<T> result = gradients<T>(
+            zero.plus(x[r][k]), zero.plus(g[r][k]), w_k, added, factors[r], constants.unit_offset, grad_weight[k]);
         if (call.grad_input.data != nullptr) store(grad_input[r], k * kStep, cols, wide, result);
       }
     }
@@ -178,7 +179,9 @@ __global__ void __launch_bounds__(kLongThreads) backward_long_rows(
 #pragma unroll kUnroll
     for (int64_t col = first; col < cols; col += kStep) {
       weight.load_at(w, col, 0);
-      add_products<T>(sums[0], sums[1], load(input, col, cols, wide), load(grad_output, col, cols, wide), w[0]);
+      add_products<T>(
+          sums[0], sums[1], load(input, col, cols, wide), load(grad_output, col, cols, wide), w[0],
+          constants.unit_offset);
     }
     sum_over_lanes<kLongThreads>(sums, scratch[turn]);
     turn ^= 1;
@@ -193,7 +196,8 @@ __global__ void __launch_bounds__(kLongThreads) backward_long_rows(
         unpack(load_wide<Packed<A, kWidth<T>>, false>(columns + col), grad_weight);  // this thread's own
       }
       const Vector<T> result = gradients<T>(
-          load(input, col, cols, wide), load(grad_output, col, cols, wide), w[0], added, factors, grad_weight);
+          load(input, col, cols, wide), load(grad_output, col, cols, wide), w[0], added, factors, constants.unit_offset,
+          grad_weight);
       if (call.grad_input.data != nullptr) store(grad_input, col, cols, wide, result);
       if (call.grad_weight != nullptr) store_wide(columns + col, pack<A>(grad_weight));
     }

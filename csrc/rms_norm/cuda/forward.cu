@@ -40,12 +40,21 @@ __device__ void add_squares(Compute<T>& sum, const Vector<T>& packed) {
 }
 
 template <typename T, typename W>
-__device__ Vector<T> normalize(const Vector<T>& packed, Compute<T> reciprocal_rms, const W& packed_weight) {
+__device__ Vector<T> normalize(
+    const Vector<T>& packed, Compute<T> reciprocal_rms, const W& packed_weight, const RmsNormForward& call) {
   Compute<T> x[kWidth<T>], weight[kWidth<T>];
   unpack(packed, x);
-  unpack(packed_weight, weight);
+  unpack_weight(packed_weight, call.unit_offset, weight);
+  if (call.cast_before) {
 #pragma unroll
-  for (int j = 0; j < kWidth<T>; ++j) x[j] = x[j] * reciprocal_rms * weight[j];
+    for (int j = 0; j < kWidth<T>; ++j) x[j] *= reciprocal_rms;
+    unpack(pack<T>(x), x);
+#pragma unroll
+    for (int j = 0; j < kWidth<T>; ++j) x[j] *= weight[j];
+  } else {
+#pragma unroll
+    for (int j = 0; j < kWidth<T>; ++j) x[j] = x[j] * reciprocal_rms * weight[j];
+  }
   return pack<T>(x);
 }
 
@@ -116,7 +125,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kMinBlocks<kCommon, kLanes, 
       if (!exists(r)) continue;
       const Vector<T> again = zero.plus(x[r][k]);
       if (call.residual.data != nullptr) store(sum[r], k * kStep, cols, wide, again);
-      store(output[r], k * kStep, cols, wide, normalize<T>(again, reciprocal_rms, w[k % kWeights]));
+      store(output[r], k * kStep, cols, wide, normalize<T>(again, reciprocal_rms, w[k % kWeights], call));
     }
   }
 }
@@ -161,7 +170,7 @@ __global__ void __launch_bounds__(kLongThreads)
                                      : load(input, col, cols, wide);
     typename Weight<T, kCommon>::Loaded w[1];
     weight.load_at(w, col, 0);
-    store(output, col, cols, wide, normalize<T>(x, reciprocal_rms, w[0]));
+    store(output, col, cols, wide, normalize<T>(x, reciprocal_rms, w[0], call));
   }
 }
 

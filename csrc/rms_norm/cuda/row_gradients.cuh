@@ -25,11 +25,12 @@ __device__ RowFactors<A> row_factors(A squares, A products, const RowConstants<A
 
 template <typename T, typename W>
 __device__ void add_products(
-    Compute<T>& squares, Compute<T>& products, const Vector<T>& input, const Vector<T>& grad_output, const W& weight) {
+    Compute<T>& squares, Compute<T>& products, const Vector<T>& input, const Vector<T>& grad_output, const W& weight,
+    bool unit_offset) {
   Compute<T> x[kWidth<T>], g[kWidth<T>], w[kWidth<T>];
   unpack(input, x);
   unpack(grad_output, g);
-  unpack(weight, w);
+  unpack_weight(weight, unit_offset, w);
 #pragma unroll
   for (int j = 0; j < kWidth<T>; ++j) {
     squares = multiply_add(x[j], x[j], squares);
@@ -41,11 +42,11 @@ __device__ void add_products(
 template <typename T, typename W>
 __device__ Vector<T> gradients(
     const Vector<T>& input, const Vector<T>& grad_output, const W& weight, const Vector<T>& grad_sum,
-    const RowFactors<Compute<T>>& row, Compute<T> (&grad_weight)[kWidth<T>]) {
+    const RowFactors<Compute<T>>& row, bool unit_offset, Compute<T> (&grad_weight)[kWidth<T>]) {
   Compute<T> x[kWidth<T>], g[kWidth<T>], w[kWidth<T>], grad_input[kWidth<T>];
   unpack(input, x);
   unpack(grad_output, g);
-  unpack(weight, w);
+  unpack_weight(weight, unit_offset, w);
   unpack(grad_sum, grad_input);
 #pragma unroll
   for (int j = 0; j < kWidth<T>; ++j) {

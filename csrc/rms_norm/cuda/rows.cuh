@@ -242,6 +242,16 @@ struct Weight {
   }
 };
 
+// Elements of a weight as they are multiplied by. The branch is the same for all threads.
+template <typename W, int N, typename A>
+__device__ void unpack_weight(const Packed<W, N>& packed, bool unit_offset, A (&values)[N]) {
+  unpack(packed, values);
+  if (unit_offset) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) values[j] += 1;
+  }
+}
+
 // Where a row lies: its place along each leading dimension.
 struct Place {
   int64_t at[kMaxLeadingDims];
@@ -309,12 +319,13 @@ template <typename A>
 struct RowConstants {
   A per_col;  // 1 / cols
   A eps;
-  bool wide;  // every row, and the weight, can be accessed 16 bytes at a time
+  bool wide;         // every row, and the weight, can be accessed 16 bytes at a time
+  bool unit_offset;  // of the call
 };
 
 template <typename A, typename Call>
 RowConstants<A> row_constants(const Call& call, bool wide) {
-  return {static_cast<A>(1.0 / static_cast<double>(call.space.cols)), static_cast<A>(call.eps), wide};
+  return {static_cast<A>(1.0 / static_cast<double>(call.space.cols)), static_cast<A>(call.eps), wide, call.unit_offset};
 }
 
 // Host: whether every row of `tensor` starts at a multiple of 16 bytes.

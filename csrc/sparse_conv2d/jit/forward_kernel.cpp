@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "base/jit/assembler.h"
@@ -187,7 +186,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
         "sparse_conv2d: expected col_indices that ascend and permutation, both within their range, got others");
   }
   result->code_ = Executable::make(codes);
-  if (result->code_ == nullptr) throw std::bad_alloc();
+  if (result->code_ == nullptr) return nullptr;
   result->entries_.resize(places.size());
   for (size_t i = 0; i < places.size(); ++i) {
     if (!places[i].is_there) continue;

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 
@@ -13,8 +12,10 @@
 #include <unistd.h>
 #endif
 
+#include "base/fork_safe_mutex.h"
 #include "base/hash128.h"
 #include "base/jit/assembler.h"
+#include "base/memory_limit.h"
 #include "base/shared_cache.h"
 #include "isa/kernels.h"
 #include "sparse_conv2d/cost_model.h"
@@ -46,17 +47,14 @@ CacheLimits read_limits() {
   const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   if (pages > 0 && page > 0) memory = static_cast<size_t>(pages) * static_cast<size_t>(page);
 #endif
-  // a container's share, where there is such a limit
-  std::ifstream group("/sys/fs/cgroup/memory.max");
-  size_t share = 0;
-  if (group >> share && share > 0) memory = std::min(memory, share);
+  memory = memory_limit(memory);
   constexpr size_t kMost = 4096 * kMegabyte;
   return {kKept, std::min(kMost, std::max(kKept, memory / 8))};
 }
 
 const CacheLimits& limits() {
-  static const CacheLimits read = read_limits();
-  return read;
+  static MadeOnce<CacheLimits> read;
+  return read.get(read_limits);
 }
 
 KernelKey hash_pattern(const SparsePattern& pattern, const std::vector<int64_t>& contents, const Threads& threads) {
@@ -127,8 +125,8 @@ std::vector<int64_t> contents_of(
 }
 
 SharedCache& cache() {
-  static SharedCache* const one = new SharedCache(limits());  // never destroyed: threads may outlive static objects
-  return *one;
+  static MadeOnce<std::unique_ptr<SharedCache>> one;
+  return *one.get([] { return std::make_unique<SharedCache>(limits()); });
 }
 
 template <class Kept, class Plan>
@@ -137,20 +135,20 @@ std::shared_ptr<const Kept> cached(
     const Threads& threads) {
   if (const std::shared_ptr<const void> found = cache().find(key)) return std::static_pointer_cast<const Kept>(found);
   std::shared_ptr<const Kept> kernels = Kept::make(lattice, plan, pattern, threads);
-  cache().insert(key, kernels, kernels->bytes());
+  if (kernels != nullptr) cache().insert(key, kernels, kernels->bytes());
   return kernels;
 }
 
 }  // namespace
 
 bool jit_allowed() {
-  static const bool allowed = [] {
+  static MadeOnce<bool> allowed;
+  return allowed.get([] {
     if (limits().used == 0) return false;
     std::vector<Assembler> smallest(1);
     smallest[0].ret();
     return Executable::make(smallest) != nullptr;
-  }();
-  return allowed;
+  });
 }
 
 bool jit_available() {

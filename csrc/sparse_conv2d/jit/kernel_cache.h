@@ -22,7 +22,8 @@ KernelKey key_of(const Lattice& lattice, const ForwardPlan& plan, const SparsePa
 KernelKey key_of(
     const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads);
 
-// Those of a pattern, kept or made now. `key` is that of the other arguments.
+// Those of a pattern, kept or made now; null where the system gives no executable memory for them. `key` is that of the
+// other arguments.
 std::shared_ptr<const ForwardKernels> cached_kernels(
     const KernelKey& key, const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
     const Threads& threads);

@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "base/jit/assembler.h"
@@ -210,7 +209,7 @@ std::shared_ptr<const WeightGradientKernels> WeightGradientKernels::make(
   if (!sound)
     throw std::invalid_argument("sparse_conv2d: expected col_indices that ascend within their range, got others");
   result->code_ = Executable::make(codes);
-  if (result->code_ == nullptr) throw std::bad_alloc();
+  if (result->code_ == nullptr) return nullptr;
   result->kernels_.resize(static_cast<size_t>(group_slices));
   for (size_t i = 0; i < result->kernels_.size(); ++i) {
     if (codes[i].size() == 0) continue;

@@ -1,78 +1,144 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in the place of a module's `forward`, and runs it as a graph where the result is the same.
+"""What runs in the place of a module's `forward` where the result is the same.
 
 It traces the module once (torch.fx), fuses, and runs that graph eagerly, in the mode and on tensors of the kind it was
-made for. In any other call, the modules run. inference.py and training.py say what is fused.
+made for. In any other call, the modules run. attach.py says how it hangs on the module, inference.py and training.py
+what is fused.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import nn
 
 from ..._torch import NormBase, has_any_global_hook, is_jit_tracing
 from ...dispatch import is_special
 from ..facts import GraphObstacle
 from ..modules import is_plain
-from ..survey import Call
+from ..survey import PLAIN, Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
-from .trace import Trace
-from .tracing import Untraceable
+from .attach import NO_ANSWER, Recipe, own_class
+from .trace import Arguments, Trace
+from .tracing import ITEM, Untraceable, first_line
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a module is traced, since torch.fx patches `nn.Module.__call__` and we `isinstance`, and while constants
 are folded anew, since that changes what a graph computes with."""
 
+
+def _unlock() -> None:
+    global ONE_AT_A_TIME
+    ONE_AT_A_TIME = threading.RLock()  # whoever held it is not in this process
+
+
+os.register_at_fork(after_in_child=_unlock)
+
 _MOST_RETRACED = 4
 """How often a model that has changed is traced again: one that changes all the time runs as no graph."""
 
 
-@dataclass
-class Plan:
-    """What was made of a module: how to run it, and what that rests on."""
+@dataclass(frozen=True)
+class Assembled:
+    """A graph that can be run, the watch over what it was traced from, and the names of what it calls."""
 
     run: Callable[..., Any]
-    arguments: int
     watch: Watch
+    calls: tuple[str, ...]
 
-    def refresh(self) -> None:
-        """Follow what parameters have become. Raises `Untraceable`, before it has done anything."""
+
+@dataclass
+class Plan:
+    """What was made of a module: how to run it, how it is called, and what that rests on."""
+
+    made: Assembled
+    arguments: Arguments
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        return self.made.run
+
+    @property
+    def watch(self) -> Watch:
+        return self.made.watch
+
+    def refresh(self) -> bool:
+        """Follow what parameters have become; False where the modules have to run meanwhile.
+
+        Raises `Untraceable`, before it has done anything.
+        """
+        return True
 
 
 class Graph:
-    """Stands for the `forward` of `module`; `dtype` and `device` are of the tensors that it is made for.
+    """Runs `module`; `dtype` and `device` are of the tensors that it is made for. Does not keep the module alive.
 
     trace: of the module as it is, where there is one already.
     """
 
     training: ClassVar[bool]
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device, trace: Trace | None = None) -> None:
-        self.module, self.dtype, self.device = module, dtype, device
+    def __init__(
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        trace: Trace | None = None,
+        **options: Any,
+    ) -> None:
+        self._module = weakref.ref(module)
+        self.dtype, self.device = dtype, device
+        self.recipe = Recipe(type(self), {"dtype": dtype, "device": device, **options})
         self._trace = trace
         self._plan: Plan | None = None
         self._failed = False
         self._missed, self._retraced = False, 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        # what follows from the modules is neither copied nor pickled
-        return {**vars(self), "_trace": None, "_plan": None, "_missed": False, "_retraced": 0}
+    @classmethod
+    def of_recipe(cls, module: nn.Module, recipe: Recipe) -> Graph:
+        """The graph that a recipe of this class makes of a module."""
+        graph = cls(module, **recipe.options)
+        graph.recipe = recipe
+        return graph
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            raise RuntimeError("the module of a graph is gone")
+        return module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's `forward` returns."""
-        if not torch.compiler.is_compiling() and self._takes(args, kwargs):
-            plan = self._current_plan(args)
-            if plan is not None:
-                return self._run(plan, args)
-        return type(self.module).forward(self.module, *args, **kwargs)
+        answer = self.answer(args, kwargs)
+        if answer is not NO_ANSWER:
+            return answer
+        own: Any = own_class(self.module)
+        return own.forward(self.module, *args, **kwargs)
+
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the module's `forward` returns; `NO_ANSWER` where the modules have to run."""
+        if self._failed or self.module.training is not self.training or is_special():
+            return NO_ANSWER
+        if is_jit_tracing() or has_any_global_hook():
+            return NO_ANSWER
+        plan = self._current_plan()
+        if plan is None:
+            return NO_ANSWER
+        given = plan.arguments.bound(args, kwargs)
+        if given is None or not self._takes(given) or not self._may_run(given):
+            return NO_ANSWER
+        return self._run(plan, given) if self._refreshed(plan) else NO_ANSWER
 
     def prepare(self) -> Any:
         """Trace and fuse now, unless that was done. Returns the plan. Raises `Untraceable`."""
@@ -82,13 +148,24 @@ class Graph:
                     mode = "training" if self.module.training else "evaluation"
                     raise Untraceable(GraphObstacle.MODE, mode=mode)
                 trace, self._trace = self._trace, None
-                self._plan = self._plan_of(trace or Trace.of(self.module))
+                try:
+                    self._plan = self._plan_of(trace or Trace.of(self.module))
+                except Untraceable:
+                    raise
+                except Exception as error:  # whatever is wrong with what the modules hold: they can still be called
+                    raise Untraceable(GraphObstacle.PLANNING_FAILED, error=first_line(error)) from error
             return self._plan
+
+    def plan_anew(self, trace: Trace) -> None:
+        """Fuse once more: `trace` holds, the parameters are others. Raises `Untraceable`."""
+        with ONE_AT_A_TIME:
+            self._plan, self._trace = None, trace
+            self.prepare()
 
     def serves(self, call: Call) -> bool:
         """Whether it runs as a graph where it is called like this. Raises `Untraceable`."""
-        alike = [given is not None and (given.dtype, given.device) == (self.dtype, self.device) for given in call or ()]
-        return call is not None and all(alike) and len(alike) == self.prepare().arguments
+        arguments: Arguments = self.prepare().arguments
+        return call is not None and arguments.serves(call, self.dtype, self.device)
 
     def _plan_of(self, trace: Trace) -> Plan:
         raise NotImplementedError
@@ -100,36 +177,31 @@ class Graph:
         """Whether gradients are wanted as they were when it was traced."""
         raise NotImplementedError
 
-    def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if kwargs or self.module.training is not self.training or is_special():
-            return False
-        if is_jit_tracing() or has_any_global_hook():
-            return False
+    def _takes(self, args: tuple[Any, ...]) -> bool:
         for value in args:
-            if type(value) is not Tensor or value.dtype is not self.dtype or value.device != self.device:
+            if type(value) not in PLAIN or value.dtype is not self.dtype or value.device != self.device:
                 return False
         return True
 
-    def _current_plan(self, args: tuple[Any, ...]) -> Plan | None:
-        """The plan, with the parameters that there are now; None where the modules have to run."""
-        if self._failed:
-            return None
+    def _current_plan(self) -> Plan | None:
+        """The plan of the modules as they are; None where they have to run."""
         try:
             plan = self._plan
             if plan is None:
                 plan = self.prepare()
-            if not plan.watch.unchanged():
-                plan = self._traced_anew()
-            if plan is None or len(args) != plan.arguments:
-                return None
-            self._missed = False
-            if not self._may_run(args):
-                return None
-            plan.refresh()
+            if plan.watch.unchanged():
+                self._missed = False
+                return plan
+            return self._traced_anew()
         except Untraceable:
-            self._failed = self._plan is None  # what cannot be folded now can perhaps be later
+            self._failed = True
             return None
-        return plan
+
+    def _refreshed(self, plan: Any) -> bool:
+        try:
+            return plan.refresh()
+        except Exception:  # whatever is wrong with what the modules hold; it can perhaps be folded later
+            return False
 
     def _traced_anew(self) -> Plan | None:
         """A plan of the modules as they are now, if that is worth it.
@@ -143,19 +215,11 @@ class Graph:
             previous, self._plan = self._plan, None
             self._missed, self._retraced = False, self._retraced + 1
             try:
-                plan = self.prepare()
+                plan: Plan = self.prepare()
             except Untraceable:
                 self._plan = previous
                 return None
         return plan if plan.watch.unchanged() else None
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """A graph that can be run, and the watch over what it was traced from."""
-
-    run: Callable[..., Any]
-    watch: Watch
 
 
 def assembled(
@@ -169,7 +233,7 @@ def assembled(
     """`graph` made runnable, of the modules that it names and of those that were `made` for it.
 
     made: by the names under which the graph calls them; `taken` of each are the modules that it stands for, if any.
-    followed, free: see `Watch.of`.
+    followed, free: see `Watch`.
     """
     root: dict[str, Any] = {}
     read: list[Fixed] = []
@@ -180,7 +244,7 @@ def assembled(
             place, name = _place_of(module, node.target)
             root[node.target] = place[name]
             read.append((place, name, place[name]))
-    run = torch.fx.GraphModule(root, graph).forward
+    run = _runner(root, graph)
     within = {id(part) for leaf in root.values() if isinstance(leaf, nn.Module) for part in leaf.modules()}
     taken = {id(part) for maker in made.values() for part in getattr(maker, "taken", ())}
     # one that was taken over in one place may be called in another
@@ -191,10 +255,32 @@ def assembled(
         if part is not module and (id(part) not in within or id(part) in taken or _is_norm(part))
     ]
     try:
-        watch = Watch.of(passed, modules.values(), modes, read, followed, free)
+        watch = Watch(module, passed, modules.values(), modes, read, followed, free)
     except TooMuch as error:
         raise Untraceable(GraphObstacle.TOO_MUCH) from error
-    return Assembled(run, watch)
+    calls = tuple(f"{node.op}:{node.target}" for node in graph.nodes if node.op.startswith("call"))
+    return Assembled(run, watch, calls)
+
+
+class _Holder:
+    """What the code of a graph has its modules and tensors from."""
+
+
+def _runner(root: Mapping[str, Any], graph: torch.fx.Graph) -> Callable[..., Any]:
+    """The code of a graph, with what it calls and reads by name.
+
+    A GraphModule and its graph refer to each other: the garbage collector alone would free what is in them.
+    """
+    program: Any = torch.fx.GraphModule(dict(root), graph)
+    code = type(program).forward
+    vars(program).clear()
+    holder = _Holder()
+    for target, value in root.items():
+        owner, (*path, name) = holder, target.split(".")
+        for part in path:
+            owner = vars(owner).setdefault(part, _Holder())
+        setattr(owner, name, value)
+    return functools.partial(code, holder)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -208,6 +294,11 @@ def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
     try:
         holder = module.get_submodule(owner)
     except AttributeError:
+        owner, _, attribute = owner.rpartition(".")
+        holder = module.get_submodule(owner)
+        cache, key = vars(holder).get(attribute), name.removeprefix(ITEM)
+        if type(cache) is dict and cache.get(key) is not None:
+            return cache, key
         raise Untraceable(GraphObstacle.NO_MODULE, target=target) from None
     for place in (holder._parameters, holder._buffers, vars(holder)):
         if place.get(name) is not None:

@@ -77,6 +77,8 @@ def _match(producer: Fused, consumer: Fused, pixels: int, is_flat: bool) -> bool
 
 def _may_lose_channels(fused: Fused) -> bool:
     layer, norm = fused.parts
+    if fused.keeps_channels:
+        return False
     if isinstance(layer, nn.Linear):
         return norm is None  # a BatchNorm1d behind it may stand for a sequence's positions
     return bool(layer.groups == 1)

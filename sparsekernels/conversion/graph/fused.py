@@ -11,7 +11,7 @@ with scale = gamma / sqrt(running_var + eps) and shift = beta - scale * running_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, check_size, spread, used_pairs
+from ...nn.replacement import Replacement
 from ...nn.sparse import has_rows
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
@@ -29,17 +30,13 @@ from ...ops.sparse_conv2d.plans import may_plan, plan_of
 from ...ops.sparse_conv2d.plans import run as run_plan
 from ...ops.sparse_conv2d.reference import is_channels_last, memory_format
 from ..facts import GraphObstacle
+from ..modules import is_ordinary
 
 Norm = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
 
 _MISSING = object()
 _REDUCED = (torch.bfloat16, torch.float16)
 """Behind layers of these dtypes, torch normalizes with float32 parameters, too."""
-
-
-def is_ordinary(tensor: Any) -> TypeGuard[Tensor]:
-    """Whether it is a dense tensor or parameter, and of no subclass, which may mean something else."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
 
 
 class Fused(torch.nn.Module):
@@ -56,6 +53,8 @@ class Fused(torch.nn.Module):
     inputs: Tensor | None = None
     taken: tuple[torch.nn.Module, ...] = ()
     """All that it stands for, the ReLU too."""
+    keeps_channels: ClassVar[bool] = False
+    """Whether none of its channels may be left out."""
 
     def __init__(
         self,
@@ -100,6 +99,8 @@ class Fused(torch.nn.Module):
         obstacle = self.obstacle_of(layer, norm)
         if obstacle is None and _kind_of(layer.weight) != _kind_of(self.weight):
             obstacle = GraphObstacle.PARAMETERS  # its neighbors were linked with it as it was
+        if obstacle is None and isinstance(layer, Replacement) and layer.outside():
+            obstacle = GraphObstacle.PARAMETERS  # it computes with all of its weight
         return obstacle
 
     def fold(self) -> None:

@@ -8,7 +8,6 @@ since.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -19,53 +18,47 @@ from torch import Tensor, nn
 from ..._torch import tree_map_only
 from ...nn.replacement import Replacement
 from ..facts import GraphObstacle
+from ..modules import is_ordinary
+from ..watch.tensors import Tensors
+from .attach import NO_ANSWER
 from .base import ONE_AT_A_TIME, Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
-from .fused import Fused, is_ordinary
+from .fused import Fused
 from .fusion import drop_identities, fuse, pool, writes_to_input
 from .trace import Trace
 from .tracing import Untraceable
 
 
-class _Tensors:
-    """Parameters and buffers at their places, and what tells that one is another now.
-
-    It is asked in each call: a list of each property is compared in less time than tensor after tensor.
-    """
-
-    def __init__(self, found: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:
-        self._places = [place for place, _, _ in found]
-        self._names = [name for _, name, _ in found]
-        self._tensors = [tensor for _, _, tensor in found]
-        self._aliases = [tensor.detach() for tensor in self._tensors]  # their memory is given to no other tensor
-        self._versions = list(map(_VERSION, self._tensors))
-        self._dtypes = list(map(_DTYPE, self._tensors))
-        self._addresses = list(map(Tensor.data_ptr, self._tensors))
-
-    def changed(self) -> bool:
-        tensors = self._tensors
-        try:
-            return not (
-                all(map(operator.is_, map(dict.get, self._places, self._names), tensors))
-                and list(map(_VERSION, tensors)) == self._versions
-                and list(map(_DTYPE, tensors)) == self._dtypes
-                and all(map(Tensor.is_set_to, tensors, self._aliases))  # storage, shape and strides
-                and list(map(Tensor.data_ptr, tensors)) == self._addresses  # a storage may be freed and filled again
-                and not any(map(Tensor.is_neg, tensors))
-            )
-        except RuntimeError:  # raised of a tensor on another device than its alias
-            return True
-
-
-_VERSION, _DTYPE = operator.attrgetter("_version"), operator.attrgetter("dtype")
-
-
 class _Pattern(NamedTuple):
-    """Which weights a sparse layer uses."""
+    """Which weights a replacement uses."""
 
     layer: Replacement
-    pattern: object
+    places: object
+
+
+class Source:
+    """What the constants of fused layers are made of, as it is when this is made: tensors and patterns.
+
+    content: see `Tensors`.
+    """
+
+    def __init__(self, fused: Sequence[Fused], content: bool) -> None:
+        self._content = content
+        self._tensors = Tensors(list(_tensors_of(fused)), content)
+        self._patterns = list(_patterns_of(fused))
+
+    def changed(self) -> bool:
+        return self._tensors.changed() or any(layer.places is not places for layer, places in self._patterns)
+
+    def changed_in(self, module: nn.Module) -> list[str]:
+        """The names in `module` of tensors that are others or were written to, and of patterns that are others."""
+        parts = list(module.named_modules())
+        owners = {id(place): name for name, part in parts for place in (part._parameters, part._buffers)}
+        owners.update({id(part): name for name, part in parts})
+        changed = [(owners.get(id(place), "?"), name) for place, name in self._tensors.changed_places()]
+        changed += [(owners.get(id(layer), "?"), "pattern") for layer, was in self._patterns if layer.places is not was]
+        return list(map(".".join, changed))
 
 
 @dataclass
@@ -76,26 +69,35 @@ class InferencePlan(Plan):
     chained  fused layers that are one call, in the places of these
     links    between fused layers that may agree on channels
     writes   whether an argument is changed in place
-    tensors, patterns  what the constants were made of
+    content  whether what tensors hold is looked at in each call, or only what torch counts as a write
+    source   what the constants were made of
     """
 
     fused: Sequence[Fused]
     chained: Sequence[FusedChain]
     links: Sequence[Link]
     writes: bool
-    tensors: _Tensors = field(default_factory=lambda: _Tensors([]))
-    patterns: Sequence[_Pattern] = ()
+    content: bool
+    source: Source = field(default_factory=lambda: Source([], False))
+    _latest: Source | None = None
 
-    def refresh(self) -> None:
-        """Fold and pack anew where parameters, statistics or patterns are others than those that were folded."""
-        if not self._is_stale():
-            return
+    def refresh(self) -> bool:
+        """Fold and pack anew where parameters, statistics or patterns are others than those that were folded.
+
+        That takes longer than a call of a small model. So it waits until two calls in a row find the same: a teacher
+        that is averaged before each call would be folded each time.
+        """
+        if not self.source.changed():
+            return True
         with ONE_AT_A_TIME:
-            if self._is_stale():  # no other thread was faster
-                self.freeze()
-
-    def _is_stale(self) -> bool:
-        return self.tensors.changed() or any(layer.pattern is not pattern for layer, pattern in self.patterns)
+            if not self.source.changed():  # another thread was faster
+                return True
+            if self._latest is None or self._latest.changed():
+                self._latest = Source(self.fused, self.content)
+                return False
+            self._latest = None
+            self.freeze()
+        return True
 
     def freeze(self, fold: bool = True) -> None:
         """Make the constants of what the modules hold. Raises `Untraceable`, before it has done anything.
@@ -106,7 +108,7 @@ class InferencePlan(Plan):
             obstacle = layer.obstacle()
             if obstacle is not None:
                 raise Untraceable(obstacle)
-        tensors, patterns = _Tensors(list(_tensors_of(self.fused))), list(_patterns_of(self.fused))
+        source = Source(self.fused, content=self.content)
         for layer in self.fused if fold else ():
             layer.fold()
         choose_channels(list(self.links))
@@ -114,7 +116,7 @@ class InferencePlan(Plan):
             layer.pack()
         for layers in self.chained:
             layers.pack()
-        self.tensors, self.patterns = tensors, patterns
+        self.source = source
 
 
 class InferenceGraph(Graph):
@@ -122,7 +124,8 @@ class InferenceGraph(Graph):
 
     contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
     back into that of the input. drops: whether channels that are not needed are left out. chains: whether sparse layers
-    that follow each other become one call (chain.py).
+    that follow each other become one call (chain.py). frozen: whether the constants stay what they are: nobody looks at
+    what tensors hold, and what has visibly changed is an error.
     """
 
     training: ClassVar[bool] = False
@@ -136,9 +139,23 @@ class InferenceGraph(Graph):
         drops: bool = True,
         chains: bool = False,
         trace: Trace | None = None,
+        frozen: bool = False,
     ) -> None:
-        super().__init__(module, dtype, device, trace)
-        self.contiguous, self.drops, self.chains = contiguous, drops, chains
+        options = {"contiguous": contiguous, "drops": drops, "chains": chains, "frozen": frozen}
+        super().__init__(module, dtype, device, trace, **options)
+        self.contiguous, self.drops, self.chains, self.frozen = contiguous, drops, chains, frozen
+
+    def _refreshed(self, plan: InferencePlan) -> bool:
+        if not self.frozen:
+            return super()._refreshed(plan)
+        if plan.source.changed():
+            changed = plan.source.changed_in(self.module)
+            few = ", ".join(map(repr, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            raise RuntimeError(
+                "sparsekernels: expected a model that was converted with frozen=True to keep its parameters and"
+                f" buffers, got others of {few}; convert it again, or revert it first and change it then"
+            )
+        return True
 
     def _may_run(self, args: tuple[Any, ...]) -> bool:
         if not torch.is_grad_enabled():
@@ -151,7 +168,7 @@ class InferenceGraph(Graph):
         if not self.contiguous:
             return plan.run(*args)
         if plan.writes and any(not value.is_contiguous() for value in args):
-            return type(self.module).forward(self.module, *args)  # the caller is to see what is written
+            return NO_ANSWER  # the caller is to see what is written
         if not any(value.dim() == 4 and not value.is_contiguous() for value in args):
             return plan.run(*args)
         last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
@@ -172,7 +189,13 @@ class InferenceGraph(Graph):
         parts = [part for layer in fused.values() for part in layer.parts if part is not None]
         made = assembled(self.module, modules, graph, {**fused, **chained}, parts)
         plan = InferencePlan(
-            made.run, trace.arguments, made.watch, list(fused.values()), list(chained.values()), links, writes
+            made,
+            trace.arguments,
+            list(fused.values()),
+            list(chained.values()),
+            links,
+            writes,
+            not self.frozen,
         )
         plan.freeze(fold=False)
         return plan
@@ -182,19 +205,24 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _tensors_of(fused: Sequence[Fused]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+def _parts_of(fused: Sequence[Fused]) -> Iterator[nn.Module]:
     for layer in fused:
         for part in layer.parts:
-            for place in () if part is None else (part._parameters, part._buffers):
-                for name, tensor in place.items():
-                    if is_ordinary(tensor):  # torch counts batches, but no changes of the running statistics
-                        if tensor.is_inference():
-                            raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
-                        yield place, name, tensor
+            if part is not None:
+                yield part
+
+
+def _tensors_of(fused: Sequence[Fused]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    for part in _parts_of(fused):
+        for place in (part._parameters, part._buffers):
+            for name, tensor in place.items():
+                if is_ordinary(tensor):  # torch counts batches, but no changes of the running statistics
+                    if tensor.is_inference():
+                        raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
+                    yield place, name, tensor
 
 
 def _patterns_of(fused: Sequence[Fused]) -> Iterator[_Pattern]:
-    for layer in fused:
-        for part in layer.parts:
-            if isinstance(part, Replacement) and part.pattern is not None:
-                yield _Pattern(part, part.pattern)
+    for part in _parts_of(fused):
+        if isinstance(part, Replacement):
+            yield _Pattern(part, part.places)

@@ -7,13 +7,14 @@ Max pooling is ours; the other modules are called as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from ..facts import GraphObstacle
+from .attach import NO_ANSWER
 from .base import Graph, Plan, assembled
 from .batch_norm import FusedNorm
 from .fusion import drop_identities, fuse_norms, pool
@@ -37,9 +38,9 @@ class TrainingGraph(Graph):
     def _may_run(self, args: tuple[Any, ...]) -> bool:
         return torch.is_grad_enabled()
 
-    def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         # code may look at whether gradients are enabled: it was traced for training
-        return torch.is_grad_enabled() and super()._takes(args, kwargs)
+        return super().answer(args, kwargs) if torch.is_grad_enabled() else NO_ANSWER
 
     def _plan_of(self, trace: Trace) -> TrainingPlan:
         graph, modules = trace.fresh()
@@ -51,4 +52,4 @@ class TrainingGraph(Graph):
         parts = [part for norm in norms.values() for part in norm.parts if part is not None]
         free = [(part, ("eps", "momentum")) for part in parts]
         made = assembled(self.module, modules, graph, norms, parts, free)
-        return TrainingPlan(made.run, trace.arguments, made.watch, list(norms.values()), pools)
+        return TrainingPlan(made, trace.arguments, list(norms.values()), pools)

@@ -15,8 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from .generators import Generators, is_generator
+from ..modules import GRAPH
+from .copies import are_equal, copy_of, is_lazy, write_back
+from .generators import is_generator
 
 KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 """What every module has: modes and hooks are looked at, parameters and children have their places."""
@@ -25,7 +28,7 @@ KEPT_BY_TORCH = frozenset(vars(torch.nn.Module()))
 CONVERSION = "_sparsekernels_conversion"
 """The attribute in which a model keeps what undoes its conversion."""
 
-_STAYS = frozenset({"forward", CONVERSION})
+STAYS = frozenset({"forward", GRAPH, CONVERSION})
 """The attributes that a conversion leaves behind."""
 
 _MOST = 20_000
@@ -70,14 +73,19 @@ class Held:
 
     def changed(self) -> bool:
         """Whether it holds other things than it did, or has other attributes."""
-        if self.attributes is not None and not _same_dicts(attributes_of(self.value), self.attributes):
-            return True
         value, items = self.value, self.items
-        if isinstance(items, dict):
-            return not _same_dicts(value, items) or any(map(operator.ne, value, items))
-        if isinstance(items, list):
-            return len(value) != len(items) or not all(map(is_same, value, items))
-        return items is not None and bool(_items_of(value) != items)
+        try:
+            if self.attributes is not None and not same_dicts(attributes_of(value), self.attributes):
+                return True
+            if isinstance(items, dict):
+                return not same_dicts(value, items) or any(map(operator.ne, value, items))
+            if isinstance(items, list):
+                return len(value) != len(items) or not all(map(is_same, value, items))
+            if items is None:
+                return self.copy is not None and not are_equal(value, self.copy)
+            return bool(items_of(value) != items)
+        except Exception:  # by the `==` of a class that is not ours
+            return True
 
     def put_back(self) -> None:
         """Make it hold what it held; a tensor has another version then. By the means of Python's own classes: those of
@@ -99,8 +107,7 @@ class Held:
         elif isinstance(items, bytes) and items:
             value[...] = sys.modules["numpy"].frombuffer(items, value.dtype).reshape(value.shape)
         elif self.copy is not None:
-            with torch.no_grad(), torch.inference_mode(value.is_inference()):
-                value.copy_(self.copy)
+            write_back(value, self.copy)
         if self.attributes is not None:
             self._put_back_attributes(self.attributes)
 
@@ -119,7 +126,7 @@ class Held:
                 del self.value.__dict__[name]
 
 
-def _same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
+def same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
     """Whether two dicts with the same keys in the same order hold the same."""
     return len(now) == len(then) and now.keys() == then.keys() and all(is_same(now[key], then[key]) for key in then)
 
@@ -145,12 +152,12 @@ def held_by(
             left.extend(value)
             count += len(value)
         else:
-            items, attributes = _items_of(value), attributes_or_none(value)
-            if items is None and attributes is None:
+            items, attributes = items_of(value), attributes_or_none(value)
+            keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+            if items is None and attributes is None and not keep:
                 continue
             seen.add(id(value))
-            keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-            held.append(Held(value, items, attributes, value.detach().clone() if keep else None))
+            held.append(Held(value, items, attributes, copy_of(value) if keep else None))
             for inner in (items, attributes):
                 if isinstance(inner, dict):
                     left.extend(inner.values())
@@ -163,10 +170,10 @@ def held_by(
     return held
 
 
-def _items_of(value: Any) -> Any:
+def items_of(value: Any) -> Any:
     """What a container holds, or a tensor's version and address, or an array's bytes; None for anything else."""
     if isinstance(value, Tensor):
-        return _stamp_of(value)
+        return stamp_of(value)
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, list | deque):
@@ -192,7 +199,7 @@ def attributes_or_none(value: Any) -> dict[str, Any] | None:
 def attributes_of(value: Any) -> dict[str, Any]:
     """What an object has in its dict and in its slots; of a module, what torch did not put there."""
     if isinstance(value, nn.Module):
-        return {name: attribute for name, attribute in vars(value).items() if name not in KEPT_BY_TORCH | _STAYS}
+        return {name: attribute for name, attribute in vars(value).items() if name not in KEPT_BY_TORCH | STAYS}
     attributes = dict(getattr(value, "__dict__", {}))
     for name, slot in _slots_of(type(value)):
         with contextlib.suppress(AttributeError):  # it is empty
@@ -211,22 +218,25 @@ def _slots_of(kind: type) -> list[tuple[str, Any]]:
     ]
 
 
-def _stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+def stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
+    """What tells that something was written to a tensor, as far as versions do; None where nothing does."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_nested:
         return None
-    return (None if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.shape)
+    if tensor.is_inference():  # no version counts what is written to it
+        return None
+    return (tensor._version, tensor.data_ptr(), tensor.shape)
 
 
 class State:
     """The attributes of modules, and whatever these hold at any depth.
 
-    without: names of attributes that are not looked at. Scripted modules are skipped. Where they hold too much,
-    `is_whole` is False, and only the attributes themselves are looked at. generators: of random numbers, which are
-    among what they hold, and are not compared.
+    without: names of attributes that are not looked at. Scripted modules are skipped, and lazy ones, of which their
+    first call makes something else. Where they hold too much, `is_whole` is False, and only the attributes themselves
+    are looked at. generators: of random numbers, which are among what they hold, and are not compared.
     """
 
     def __init__(self, modules: Iterable[nn.Module], without: Collection[str] = ()) -> None:
-        own = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        own = [module for module in modules if is_looked_into(module)]
         self._without = without
         self._attributes = [(module, self._attributes_of(module)) for module in own]
         self._held = [  # their dicts of parameters, hooks and the like
@@ -248,6 +258,14 @@ class State:
         except TooMuch:
             self.is_whole = False
 
+    def parameters(self) -> Iterator[Tensor]:
+        """Leaves of autograd among what the modules hold, those of unregistered modules included."""
+        for held in self._held:
+            if isinstance(held.value, Tensor) and held.value.requires_grad and held.value.is_leaf:
+                yield held.value
+            elif isinstance(held.value, nn.Module):
+                yield from held.value.parameters()
+
     def _attributes_of(self, module: nn.Module) -> dict[str, Any]:
         return {name: value for name, value in vars(module).items() if name not in self._without}
 
@@ -255,14 +273,23 @@ class State:
         """Whether anything has changed, or there was too much to compare."""
         if not self.is_whole or any(held.changed() for held in self._held):
             return True
-        return not all(_same_dicts(self._attributes_of(module), attributes) for module, attributes in self._attributes)
+        return not all(same_dicts(self._attributes_of(module), attributes) for module, attributes in self._attributes)
+
+    def effects(self) -> Iterator[object]:
+        """The places that have changed: the same for a module and for what was put into its place."""
+        for index, (module, attributes) in enumerate(self._attributes):
+            now = self._attributes_of(module)
+            for name in now.keys() | attributes.keys():
+                if name not in now or name not in attributes or not is_same(now[name], attributes[name]):
+                    yield index, name
+        yield from (id(held.value) for held in self._held if held.changed())
 
     def put_back(self) -> bool:
         """Restore everything that can be written (not a read-only array). Returns whether anything had changed."""
         changed = False
         for module, attributes in self._attributes:
             now, kept = vars(module), self._attributes_of(module)
-            if not _same_dicts(kept, attributes):
+            if not same_dicts(kept, attributes):
                 changed = True
                 for name in kept.keys() - attributes.keys():
                     del now[name]
@@ -275,58 +302,22 @@ class State:
         return changed
 
 
-class Snapshot:
-    """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps of modules.
-
-    Except for the attributes that `convert` adds. without: names of further attributes that do not count.
-    """
-
-    def __init__(self, model: nn.Module, without: Collection[str] = ()) -> None:
-        modules = list(model.modules())
-        self._state = State(modules, {*_STAYS, *without})
-        own = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-        self._places = [(module, dict(module._buffers)) for module in own]
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        self._parameters = [(parameter, parameter.grad, _stamp_of(parameter)) for parameter in model.parameters()]
-        self._generators = Generators(self._state.generators)
-
-    def changed(self) -> bool:
-        """Whether anything has changed, parameters included, or there was too much to compare."""
-        if any(parameter.grad is not gradient for parameter, gradient, _ in self._parameters):
-            return True
-        if any(_stamp_of(parameter) != stamp for parameter, _, stamp in self._parameters):
-            return True
-        if not all(_same_dicts(module._buffers, place) for module, place in self._places):
-            return True
-        if not all(torch.equal(buffer, kept) for buffer, kept in self._buffers):
-            return True
-        return self._generators.drawn() or self._state.changed()
-
-    def put_back(self) -> None:
-        """Restore everything except the elements of parameters."""
-        for parameter, gradient, _ in self._parameters:
-            parameter.grad = gradient
-        for module, place in self._places:
-            module._buffers.update(place)
-        with torch.no_grad():
-            for buffer, kept in self._buffers:
-                if not torch.equal(buffer, kept):
-                    buffer.copy_(kept)
-        self._generators.put_back()
-        self._state.put_back()
+def holders_of(model: nn.Module) -> tuple[list[nn.Module], list[Any]]:
+    """The modules of `model`, those in attributes included; and all lists, dicts and objects that they hold, and dicts
+    of parameters and attributes."""
+    modules = [module for module in model.modules() if is_looked_into(module)]
+    ids = {id(module) for module in modules}
+    with contextlib.suppress(TooMuch):
+        held = [one.value for one in held_by((value for one in modules for value in attributes_of(one).values()), ids)]
+        more = [one for value in held if isinstance(value, nn.Module) for one in value.modules() if is_looked_into(one)]
+        modules += {id(one): one for one in more if id(one) not in ids}.values()
+        dicts = [vars(value) for value in held if hasattr(value, "__dict__") and not isinstance(value, nn.Module)]
+        return modules, [*held, *dicts, *map(vars, modules), *(module._parameters for module in modules)]
+    return modules, [*map(vars, modules), *(module._parameters for module in modules)]
 
 
-@contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restores buffers (running statistics), attributes, gradients and random number generators afterwards.
-
-    Except for the attributes that `convert` adds.
-    """
-    kept = Snapshot(model, KEPT_BY_TORCH)
-    for parameter in model.parameters():
-        parameter.grad = None
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            kept.put_back()
+def is_looked_into(module: nn.Module) -> bool:
+    """Whether its attributes can be put back: not those of a scripted module, nor of one that is still to be made."""
+    if isinstance(module, LazyModuleMixin):
+        return not any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False))))
+    return not isinstance(module, torch.jit.ScriptModule)

@@ -4,47 +4,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ...nn.replacement import Replacement
-from .state import CONVERSION, KEPT_BY_TORCH, Held, held_by, is_same
+from ..graph.attach import own_class
+from ..modules import GRAPH
+from .state import CONVERSION, KEPT_BY_TORCH, held_by, is_same
 
 Fixed = tuple[dict[str, Any], str, Any]
 """Where something is kept, under which name, and what it is."""
 
+_NOT_LOOKED_AT = frozenset({"forward", GRAPH, CONVERSION})
 
-@dataclass(frozen=True)
+_HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_READ: Mapping[type, tuple[str, ...]] = {
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.Linear: (),
+    nn.BatchNorm1d: ("eps",),
+    nn.BatchNorm2d: ("eps",),
+    nn.ReLU: ("inplace",),
+    nn.ReLU6: ("inplace", "min_val", "max_val"),
+    nn.Hardtanh: ("inplace", "min_val", "max_val"),
+    nn.Identity: (),
+    nn.Dropout: ("p", "inplace"),
+}
+"""What the `forward` of torch's layers reads, beside parameters, buffers and the mode: they have more attributes."""
+_READ_IN_TRAINING: Mapping[type, tuple[str, ...]] = dict.fromkeys(
+    (nn.BatchNorm1d, nn.BatchNorm2d), ("momentum", "track_running_stats")
+)
+_OF_ANY_MODE = (nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity)
+
+
 class Watch:
-    """What a graph rests on, beside the tensors that it follows.
+    """What a graph rests on, beside the tensors that it follows. Asked in each call, so that lists are compared.
 
-    fixed     modules, attributes that the code may have looked at, and tensors that it reads, at their places
-    shapes    which children, parameters and buffers there are
-    held      what the code may have looked into, at any depth: lists, dicts, objects, tensors
-    types     of the modules: a parametrization changes a class
-    modes     of modules that are not called any more, or never were but gone through
+    - modules, attributes that the code may have looked at, and tensors that it reads, at their places
+    - which children, parameters and buffers there are
+    - what the code may have looked into, at any depth: lists, dicts, objects, tensors
+    - the classes of modules, since a parametrization changes a class, and their `forward`
+    - modes and hooks of modules that are not called any more, or never were but gone through
     """
 
-    fixed: Sequence[Fixed]
-    shapes: Sequence[tuple[dict[str, Any], tuple[str, ...]]]
-    held: Sequence[Held]
-    types: Sequence[tuple[nn.Module, type]]
-    modes: Sequence[tuple[nn.Module, bool]]
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
+        root: nn.Module,
         passed: Sequence[nn.Module],
         registered: Iterable[nn.Module],
-        modes: Iterable[nn.Module],
+        modes: Sequence[nn.Module],
         read: Sequence[Fixed],
         followed: Iterable[nn.Module],
         free: Iterable[tuple[nn.Module, Sequence[str]]],
-    ) -> Watch:
-        """The watch over `passed`, the modules whose code a trace went through.
+    ) -> None:
+        """Over `passed`, the modules whose code a trace of `root` went through.
 
         registered: all modules of the model; what they hold is looked at where they are. modes: those whose mode and
         hooks count. read: tensors that the graph reads. followed: those whose parameters and statistics may be others,
@@ -61,38 +78,88 @@ class Watch:
             for entry in (*fixed, *attributes)
             if (entry[2] is None or id(entry[0]) not in owned) and (id(entry[0]), entry[1]) not in excused
         ]
-        return cls(
-            fixed=[*fixed, *read],
-            shapes=[(place, tuple(place)) for module in passed for place in places_of(module)],
-            held=held_by((value for _, _, value in attributes), {id(module) for module in registered}),
-            types=[(module, type(module)) for module in passed],
-            modes=[(module, module.training) for module in modes],
-        )
+        fixed += [*read, *((vars(module), "training", module.training) for module in modes if _has_modes(module))]
+        torchs = {id(vars(module)) for module in passed if type(module) in _READ}
+        equal = [entry for entry in fixed if id(entry[0]) in torchs or _compares_by_identity(entry[2])]
+        self._equal = _Entries(equal)
+        known = {(id(place), name) for place, name, _ in equal}
+        self._fixed = _Entries([entry for entry in fixed if (id(entry[0]), entry[1]) not in known])
+        places = [place for module in passed if not _is_layer(module) for place in places_of(module)]
+        self._empty = [place for place in places if not place]
+        self._filled = [place for place in places if place]
+        self._sizes = list(map(len, self._filled))
+        self._ordered = [module._modules for module in passed if len(module._modules) > 1]
+        self._orders = list(map(tuple, self._ordered))
+        self._held = held_by((value for _, _, value in attributes), {id(module) for module in registered})
+        # the root has a class of ours where the graph hangs on it, and nothing here keeps it alive
+        self._typed = [module for module in passed if module is not root]
+        self._types = list(map(type, self._typed))
+        kinds = {own_class(root), *self._types}
+        self._classes = [kind for kind in kinds if not _is_torchs(kind)]
+        self._forwards = [kind.forward for kind in self._classes]  # type: ignore[attr-defined]
+        self._modes = modes
+        self._dicts = [vars(module) for module in modes]
+        self._look_at_hooks()
 
     def unchanged(self) -> bool:
         """Whether the modules are still those that were traced, in the same modes and without hooks."""
-        for place, name, value in self.fixed:
-            if not is_same(place.get(name, self), value):
-                return False
-        for place, names in self.shapes:
-            if tuple(place) != names:
-                return False
-        if any(held.changed() for held in self.held):
+        return (
+            self._equal.are_equal()
+            and self._fixed.are_same()
+            and not any(self._empty)
+            and list(map(len, self._filled)) == self._sizes
+            and list(map(tuple, self._ordered)) == self._orders
+            and not any(held.changed() for held in self._held)
+            and list(map(type, self._typed)) == self._types
+            and [kind.forward for kind in self._classes] == self._forwards  # type: ignore[attr-defined]
+            and not any(["forward" in attributes for attributes in self._dicts])  # noqa: C419
+            and self._no_hooks()
+        )
+
+    def _no_hooks(self) -> bool:
+        if self._handles != RemovableHandle.next_id:  # one was registered somewhere, perhaps in another dict
+            self._look_at_hooks()
+        return not any(self._hooks)
+
+    def _look_at_hooks(self) -> None:
+        self._handles = RemovableHandle.next_id
+        self._hooks = [hooks for module in self._modes for hooks in _HOOKS(module)]
+
+
+class _Entries:
+    """What is at some places."""
+
+    def __init__(self, entries: Sequence[Fixed]) -> None:
+        self._places = [place for place, _, _ in entries]
+        self._names = [name for _, name, _ in entries]
+        self._values = [value for _, _, value in entries]
+
+    def are_equal(self) -> bool:
+        try:
+            return list(map(operator.getitem, self._places, self._names)) == self._values
+        except (KeyError, RuntimeError):  # one is gone, or is a tensor
             return False
-        for module, kind in self.types:
-            if type(module) is not kind:
-                return False
-        for module, training in self.modes:
-            if (
-                module.training is not training
-                or module._forward_hooks
-                or module._forward_pre_hooks
-                or module._backward_hooks
-                or module._backward_pre_hooks
-                or "forward" in module.__dict__
-            ):
-                return False
-        return True
+
+    def are_same(self) -> bool:
+        """As `is_same` has it."""
+        try:
+            now = list(map(operator.getitem, self._places, self._names))
+        except KeyError:  # one is gone
+            return False
+        return all(map(operator.is_, now, self._values)) or all(map(is_same, now, self._values))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether it reads nothing but what is named: what it has beside does not matter."""
+    return type(module) in _READ or isinstance(module, Replacement)
+
+
+def _has_modes(module: nn.Module) -> bool:
+    return type(module) not in _OF_ANY_MODE
+
+
+def _compares_by_identity(value: object) -> bool:
+    return isinstance(value, nn.Module) and type(value).__eq__ is object.__eq__
 
 
 def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -102,10 +169,29 @@ def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 def _attributes_of(module: nn.Module) -> Iterator[Fixed]:
     """The attributes of `module` that its code, or a kernel in its place, may have looked at."""
-    attributes, replaces = vars(module), isinstance(module, Replacement)  # its pattern is followed
+    attributes, read = vars(module), _READ.get(type(module))
+    unread: frozenset[str] = frozenset()
+    if isinstance(module, Replacement):  # its pattern is followed
+        base: type[nn.Module] = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+        unread = _OWN[base] - set(_READ[base]) | {"pattern"}
+    if read is not None:
+        read += _READ_IN_TRAINING.get(type(module), ()) if module.training else ()
+        unread = frozenset(attributes) - set(read)
+    elif unread:
+        read = _READ[base]
     for name, value in attributes.items():
-        if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and not (replaces and name == "pattern"):
+        if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and name not in unread:
             yield attributes, name, value
+    if read is not None and attributes.get("padding_mode", "zeros") != "zeros":
+        yield attributes, _PADDING, attributes[_PADDING]
 
 
-_NOT_LOOKED_AT = frozenset({"forward", CONVERSION})
+_PADDING = "_reversed_padding_repeated_twice"
+_OWN = {
+    nn.Conv2d: frozenset(vars(nn.Conv2d(1, 1, 1, device="meta"))),
+    nn.Linear: frozenset(vars(nn.Linear(1, 1, device="meta"))),
+}
+
+
+def _is_torchs(kind: type) -> bool:
+    return kind.__module__.startswith(("torch.nn.", "sparsekernels."))

@@ -14,6 +14,13 @@ from torch import Tensor
 
 from ...checks import check_tensor
 
+CASTS = ("after", "before")
+"""Where the result is rounded to the dtype of the input: after or before the weight is multiplied by."""
+
+CAST_BEFORE, UNIT_OFFSET = 1 << 8, 1 << 9
+"""The variants of a call, of which `reference` says what they compute, and their sums. Kernel operators are given them
+in one number with that of the normalized dimensions (`RmsNormVariant` in csrc/rms_norm/glue.h)."""
+
 
 def validate(
     op: str,
@@ -22,6 +29,8 @@ def validate(
     weight: Tensor | None,
     eps: float | None,
     residual: Tensor | None = None,
+    cast: str = "after",
+    unit_offset: bool = False,
 ) -> None:
     """Raise TypeError or ValueError, naming the argument, what was given and what is accepted; else return."""
     for name, tensor in (("input", input), ("residual", residual), ("weight", weight)):
@@ -55,3 +64,12 @@ def validate(
             raise TypeError(f"{op}: expected eps to be a number or None, got {type(eps).__name__}")
         if math.isnan(eps) or eps < 0:
             raise ValueError(f"{op}: expected eps of at least 0 or None, got {eps}")
+    if cast not in CASTS:
+        raise ValueError(f"{op}: expected cast of {' or '.join(map(repr, CASTS))}, got {cast!r}")
+    if not isinstance(unit_offset, bool):
+        raise TypeError(f"{op}: expected unit_offset to be a bool, got {type(unit_offset).__name__}")
+
+
+def keeps_dtype(input: Tensor, weight: Tensor | None) -> bool:
+    """Whether torch gives the product of both the dtype of `input`."""
+    return weight is None or torch.promote_types(input.dtype, weight.dtype) == input.dtype

@@ -4,7 +4,8 @@
 
 `sparsekernels::_rms_norm`, `_add_rms_norm` and `_rms_norm_backward` are compiled in csrc/rms_norm/bindings*.cpp. They
 take normalized_shape as two numbers, how many sizes it has and their product: a list of one size costs 0.4 us more on
-its way through the dispatcher, a sixth of a small call.
+its way through the dispatcher, a sixth of a small call. The variant of the call is added to the first of them: two
+arguments more cost as much.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from ...dispatch import Call, Implementation
 from .._operation import Arguments, Operation, register_autocast
 from . import reference
-from .arguments import validate
+from .arguments import CAST_BEFORE, keeps_dtype, validate
 
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -46,14 +47,21 @@ RMS_NORM = Operation(
 compiled = RMS_NORM.compiled
 
 
-def _forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
-    return forward(input, len(normalized_shape), math.prod(normalized_shape), weight, eps)
+def _forward(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None, variant: int = 0
+) -> Tensor:
+    return forward(input, len(normalized_shape) + variant, math.prod(normalized_shape), weight, eps)
 
 
 def _add_forward(
-    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    return add_forward(input, residual, len(normalized_shape), math.prod(normalized_shape), weight, eps)
+    return add_forward(input, residual, len(normalized_shape) + variant, math.prod(normalized_shape), weight, eps)
 
 
 def _backward(
@@ -65,8 +73,9 @@ def _backward(
     grad_sum: Tensor | None,
     need_input: bool,
     need_weight: bool,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    dims, size = len(normalized_shape), math.prod(normalized_shape)
+    dims, size = len(normalized_shape) + variant, math.prod(normalized_shape)
     return backward(grad_output, input, dims, size, weight, eps, grad_sum, need_input, need_weight)
 
 
@@ -75,25 +84,48 @@ def _from_schema(tensors: int, input_at: int = 0) -> Callable[..., Arguments]:
 
     def arguments(*given: Any) -> Arguments:
         input = given[input_at]
-        dims, size = given[tensors : tensors + 2]
+        packed, size = given[tensors : tensors + 2]
+        dims, variant = packed % CAST_BEFORE, packed // CAST_BEFORE * CAST_BEFORE
         shape = tuple(input.shape[input.dim() - dims :]) if 0 < dims <= input.dim() else (size,)
         if math.prod(shape) != size:
             raise ValueError(
                 f"rms_norm: expected a normalized_shape of {math.prod(shape)} elements, as the input has, got {size}"
             )
-        return *given[:tensors], shape, *given[tensors + 2 :]
+        return *given[:tensors], shape, *given[tensors + 2 :], variant
 
     return arguments
 
 
-def check_forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> None:
+def check_forward(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    variant: int = 0,
+) -> None:
     validate("rms_norm", input, normalized_shape, weight, eps)
+    _check_cast("rms_norm", input, weight, variant)
 
 
 def check_add_forward(
-    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    variant: int = 0,
 ) -> None:
     validate("add_rms_norm", input, normalized_shape, weight, eps, residual)
+    _check_cast("add_rms_norm", input, weight, variant)
+
+
+def _check_cast(op: str, input: Tensor, weight: Tensor | None, variant: int) -> None:
+    """Operators have results of the dtype of `input`; op.py multiplies apart from them where torch has another."""
+    if weight is not None and variant & CAST_BEFORE and not keeps_dtype(input, weight):
+        raise ValueError(
+            f"{op}: expected weight whose product with input has the dtype of input, got {weight.dtype} and"
+            f" {input.dtype}"
+        )
 
 
 # Results without data.
@@ -118,6 +150,7 @@ def fake_backward(
     grad_sum: Tensor | None,
     need_input: bool,
     need_weight: bool,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor]:
     grad_input = reference.empty_output(input) if need_input else input.new_empty(0)
     like_weight = input if weight is None else weight
@@ -126,7 +159,7 @@ def fake_backward(
 
 # The operators. torch's autocast runs rms_norm in float32 on CUDA, and leaves it alone on CPU.
 
-_SHAPE = "int normalized_dims, SymInt normalized_size"
+_SHAPE = "int dims_and_variant, SymInt normalized_size"
 
 forward = RMS_NORM.kernel(
     "forward",

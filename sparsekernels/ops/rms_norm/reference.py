@@ -5,7 +5,11 @@ r"""RMSNorm as its definition reads, in plain torch: what every other implementa
     y_i = x_i / rms(x) * w_i,   rms(x) = sqrt(mean(x^2) + eps)      (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)
 
 the mean over the trailing dimensions named by `normalized_shape`. bfloat16 and float16 are computed in float32 and
-rounded once at the end.
+rounded once at the end. Two variants, which the transformers of the field have:
+
+    UNIT_OFFSET    w_i = 1 + weight_i
+    CAST_BEFORE    x_i / rms(x) is rounded to the dtype of x, then multiplied by w_i; y has the dtype that torch gives a
+                   product of the two. A derivative takes the rounding for the identity, as that of `Tensor.to` does
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..precision import wide, wide_dtype
+from .arguments import CAST_BEFORE, UNIT_OFFSET
 
 
 def _default_eps(input: Tensor) -> float:
@@ -48,22 +53,42 @@ def reciprocal_rms(input: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     return torch.rsqrt(input.square().mean(dims, keepdim=True) + eps)
 
 
-def forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
+def scale_of(weight: Tensor, input: Tensor, variant: int) -> Tensor:
+    """What a call on `input` multiplies by, in the wider of the type computed in and that of the weight."""
+    weight = weight.to(torch.promote_types(weight.dtype, wide_dtype(input)))
+    return 1 + weight if variant & UNIT_OFFSET else weight
+
+
+def forward(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    variant: int = 0,
+) -> Tensor:
     """y = x * r * w, with r = 1 / rms(x)."""
     dims = tuple(range(-len(normalized_shape), 0))
     x = wide(input)
     output = x * reciprocal_rms(x, dims, _default_eps(input) if eps is None else eps)
-    if weight is not None:
-        output = output * weight
-    return _like(output, input)
+    if weight is None:
+        return _like(output, input)
+    dtype = input.dtype
+    if variant & CAST_BEFORE:
+        output, dtype = wide(output.to(dtype)), torch.promote_types(dtype, weight.dtype)
+    return (output * scale_of(weight, input, variant)).to(dtype).contiguous()
 
 
 def add_forward(
-    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The norm of s = input + residual, and s. s is rounded to the dtype of `input` before it is normalized."""
     total = _like(input + residual, input)
-    return forward(total, normalized_shape, weight, eps), total
+    return forward(total, normalized_shape, weight, eps, variant), total
 
 
 def backward(
@@ -75,10 +100,11 @@ def backward(
     grad_sum: Tensor | None,
     need_input: bool,
     need_weight: bool,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to input and weight.
 
-    With a = w * dy (elementwise), r = 1 / rms(x), c = mean(a * x) over a row:
+    With w as in the forward, a = w * dy (elementwise), r = 1 / rms(x), c = mean(a * x) over a row:
 
         dx = r * a - r^3 * c * x  (+ grad_sum)
         dw = sum over rows of dy * x * r
@@ -91,7 +117,7 @@ def backward(
     r = reciprocal_rms(x, dims, _default_eps(input) if eps is None else eps)
     grad_input, grad_weight = input.new_empty(0), (input if weight is None else weight).new_empty(0)
     if need_input:
-        a = g if weight is None else g * weight
+        a = g if weight is None else g * scale_of(weight, input, variant)
         dx = r * a - r.pow(3) * (a * x).mean(dims, keepdim=True) * x
         grad_input = _like(dx if grad_sum is None else dx + grad_sum, input)
     if need_weight:
@@ -109,6 +135,7 @@ def double_backward(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of `backward` to grad_output, input and weight, for the gradients u of dx and v of dw.
 
@@ -127,7 +154,7 @@ def double_backward(
     dims = tuple(range(-len(normalized_shape), 0))
     leading = tuple(range(input.dim() - len(normalized_shape)))
     x, dy = wide(input), wide(grad_output)
-    w = None if weight is None else weight.to(x.dtype)
+    w = None if weight is None else scale_of(weight, input, variant).to(x.dtype)
     u = torch.zeros_like(x) if u is None else wide(u)
     n = max(math.prod(normalized_shape), 1)
     r = reciprocal_rms(x, dims, _default_eps(input) if eps is None else eps)

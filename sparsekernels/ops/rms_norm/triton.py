@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference, triton_kernels
+from .arguments import CAST_BEFORE, UNIT_OFFSET
 from .triton_config import (
     GROUP,
     RowSpace,
@@ -32,20 +33,31 @@ from .triton_config import (
 )
 
 
-def forward(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
+def forward(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    variant: int = 0,
+) -> Tensor:
     """y = x * r * w, with r = 1 / rms(x)."""
     output = reference.empty_output(input)
-    _forward(input, None, output, None, normalized_shape, weight, eps)
+    _forward(input, None, output, None, normalized_shape, weight, eps, variant)
     return output
 
 
 def add_forward(
-    input: Tensor, residual: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The norm of s = input + residual, and s. s is rounded to the dtype of `input` before it is normalized."""
     output = reference.empty_output(input)
     total = reference.empty_output(input)
-    _forward(input, residual, output, total, normalized_shape, weight, eps)
+    _forward(input, residual, output, total, normalized_shape, weight, eps, variant)
     return output, total
 
 
@@ -58,6 +70,7 @@ def backward(
     grad_sum: Tensor | None,
     need_input: bool,
     need_weight: bool,
+    variant: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to input and weight.
 
@@ -74,7 +87,7 @@ def backward(
     grad_input = reference.empty_output(input) if need_input else None
     grad_weight = like_weight.new_empty(tuple(normalized_shape)) if need_weight else None
     if need_input or need_weight:
-        _backward(grad_output, input, grad_sum, grad_input, grad_weight, normalized_shape, weight, eps)
+        _backward(grad_output, input, grad_sum, grad_input, grad_weight, normalized_shape, weight, eps, variant)
     return (
         input.new_empty(0) if grad_input is None else grad_input,
         like_weight.new_empty(0) if grad_weight is None else grad_weight,
@@ -89,6 +102,7 @@ def _forward(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
+    variant: int,
 ) -> None:
     """Fill `output`, and `total` where there is a residual."""
     if input.numel() == 0:
@@ -117,6 +131,8 @@ def _forward(
             input_strides=input_strides,
             residual_strides=residual_strides,
             output_strides=output_strides,
+            CAST_BEFORE=bool(variant & CAST_BEFORE) and weight is not None,
+            UNIT_OFFSET=bool(variant & UNIT_OFFSET),
         )
 
 
@@ -129,6 +145,7 @@ def _backward(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
+    variant: int,
 ) -> None:
     """Fill `grad_input` and `grad_weight`, either of which may be None."""
     if input.numel() == 0:
@@ -174,6 +191,7 @@ def _backward(
             grad_input_strides=grad_input_strides,
             maxnreg=128,  # so that `backward_programs` are resident at once
             GROUP=GROUP,
+            UNIT_OFFSET=bool(variant & UNIT_OFFSET),
             CHUNK_COLS=min(tiling.block_cols, 64 * tiling.num_warps),  # 32 elements of GROUP rows a thread
         )
 

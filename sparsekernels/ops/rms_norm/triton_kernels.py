@@ -3,12 +3,15 @@
 """The Triton kernels of RMSNorm. `triton.py` launches them, `triton_config.py` gives their tiles, `reference.py` says
 what they compute.
 
+More than 400 lines: both passes have a kernel for rows in registers and one for longer rows, with long signatures.
+
 Common to all. A tensor is a pointer and one stride for each leading dimension (a tuple, in elements); the elements of a
 row are contiguous. Rows are numbered over the leading dimensions with the last one fastest, in INDEX arithmetic;
 `inner_sizes` holds the sizes of all leading dimensions but the first. The launcher promises that VEC divides cols and
 every stride of an output, INPUT_VEC every stride of an input, so that accesses are 16 bytes wide also where a row
 length is no multiple of 16 elements. A tensor that a call does not have is None, and what would be done with it is not
-compiled. Arithmetic is in ACC: float32, or float64 where the input is.
+compiled. Arithmetic is in ACC: float32, or float64 where the input is. CAST_BEFORE rounds to the dtype of the input
+before the weight is multiplied by; UNIT_OFFSET multiplies by 1 + weight.
 
 The order in which a row is summed is that of BLOCK_COLS columns on num_warps warps, whatever the number of rows.
 """
@@ -52,6 +55,13 @@ def _narrow(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def _scale(w, ACC: tl.constexpr, UNIT_OFFSET: tl.constexpr):
+    """Elements of a weight as they are multiplied by."""
+    w = _widen(w, ACC)
+    return 1 + w if UNIT_OFFSET else w
+
+
+@triton.jit
 def _square_of_rms(sum_of_squares, cols, eps):
     # tl.full rather than eps.to(): in Triton's interpreter eps is a Python float.
     return sum_of_squares / cols + tl.full((), eps, sum_of_squares.dtype)
@@ -79,6 +89,8 @@ def forward_tile(
     INPUT_VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    CAST_BEFORE: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
 ):
     """BLOCK_ROWS whole rows a program, in registers. `total` has the strides of `output`."""
     DTYPE: tl.constexpr = input.dtype.element_ty
@@ -101,8 +113,10 @@ def forward_tile(
         tl.store(total + output_offset, x, mask=mask)
     x = _widen(x, ACC)
     y = x * tl.rsqrt(_square_of_rms(tl.sum(x * x, axis=1, keep_dims=True), cols, eps))
+    if CAST_BEFORE:
+        y = _widen(_narrow(y, DTYPE), ACC)
     if weight is not None:
-        y *= _widen(w, ACC)
+        y *= _scale(w, ACC, UNIT_OFFSET)
     tl.store(output + output_offset, _narrow(y, DTYPE), mask=mask)
 
 
@@ -125,6 +139,8 @@ def forward_loop(
     INPUT_VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    CAST_BEFORE: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
 ):
     """One row a program (BLOCK_ROWS is 1), in blocks of columns: read once to sum the squares, once more to write.
 
@@ -163,8 +179,11 @@ def forward_loop(
         else:
             source = input + _offset(row, col, inner_sizes, input_strides, INPUT_VEC)
         y = _widen(tl.load(source, mask=mask, other=0.0, eviction_policy="evict_first"), ACC) * r
+        if CAST_BEFORE:
+            y = _widen(_narrow(y, DTYPE), ACC)
         if weight is not None:
-            y *= _widen(tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
+            w = tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last")
+            y *= _scale(w, ACC, UNIT_OFFSET)
         tl.store(output + output_offset, _narrow(y, DTYPE), mask=mask)
 
 
@@ -249,6 +268,7 @@ def backward_tile(
     BLOCK_COLS: tl.constexpr,
     GROUP: tl.constexpr,
     CHUNK_COLS: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
 ):
     """Each program takes every num_programs-th tile of BLOCK_ROWS whole rows, and sums their part of grad_weight.
 
@@ -290,7 +310,7 @@ def backward_tile(
             if weight is not None:
                 # From the L1 cache every time: held in registers, it would cost the prefetch its place.
                 w = tl.load(weight + (tl.zeros_like(row) + col), mask=mask, other=0.0, eviction_policy="evict_last")
-                a *= _widen(w, ACC)
+                a *= _scale(w, ACC, UNIT_OFFSET)
             c = tl.sum(a * x, axis=1, keep_dims=True) / cols
             dx = r * (a - x * (c / d))
             if grad_sum is not None:
@@ -331,6 +351,7 @@ def backward_loop(
     BLOCK_COLS: tl.constexpr,
     GROUP: tl.constexpr,
     CHUNK_COLS: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
 ):
     """Each program takes every num_programs-th row (BLOCK_ROWS is 1), in blocks of columns: reads it once for the two
     sums, once more, backwards, to write. Its part of grad_weight grows in its row of `partials`.
@@ -356,7 +377,8 @@ def backward_loop(
                 g_offset = _offset(row, col, inner_sizes, grad_output_strides, INPUT_VEC)
                 a = _widen(tl.load(grad_output + g_offset, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
                 if weight is not None:
-                    a *= _widen(tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
+                    w = tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last")
+                    a *= _scale(w, ACC, UNIT_OFFSET)
                 products += a * x
         d = _square_of_rms(tl.sum(squares, axis=1, keep_dims=True), cols, eps)
         r = tl.rsqrt(d)
@@ -376,7 +398,8 @@ def backward_loop(
             if grad_input is not None:
                 a = g
                 if weight is not None:
-                    a *= _widen(tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
+                    w = tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last")
+                    a *= _scale(w, ACC, UNIT_OFFSET)
                 dx = r * (a - x * (c / d))
                 if grad_sum is not None:
                     s_offset = _offset(row, col, inner_sizes, grad_sum_strides, INPUT_VEC)

@@ -134,6 +134,12 @@ weight_gradient = SPARSE_CONV2D.kernel(
     check=_check_weight_gradient,
 )
 
+SPARSE_CONV2D.kernel(
+    "values",
+    "_sparse_values(Tensor weight, Tensor flat_indices) -> Tensor",
+    lambda weight, flat_indices: weight.new_empty(flat_indices.shape),
+)
+
 # What the compiled library says of itself; it has to be loaded.
 
 fma_from_l1_gflops = SPARSE_CONV2D.define("_fma_from_l1_gflops() -> float")

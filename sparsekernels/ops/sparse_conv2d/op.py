@@ -28,7 +28,8 @@ from . import by_format, gradients, implementations
 from .arguments import validate, validate_together
 from .gradients import values_of
 from .implementations import compiled
-from .plans import may_plan, plan_of
+from .outside import Guard, Outside, recorded_values
+from .plans import may_plan, plan_of, run_guarded
 from .plans import run as run_plan
 
 __all__ = ["sparse_conv2d", "sparse_linear"]
@@ -36,6 +37,7 @@ __all__ = ["sparse_conv2d", "sparse_linear"]
 # Bound once: on the hot path nothing is looked up by string.
 _kernel = implementations.forward
 _apply = gradients.sparse_conv2d.apply
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def sparse_conv2d(
@@ -104,7 +106,8 @@ def sparse_linear(input: Tensor, weight: SparseFormat, bias: Tensor | None = Non
 
 
 # What the two functions and the modules share. `weight` is None for the pattern's own values, or values [nnz], or the
-# dense weight, of which only the pattern's elements are read and which gets the whole dense gradient.
+# dense weight, of which only the pattern's elements are read and which gets the whole dense gradient. With a guard it
+# is the dense weight, too, whose gradient is zero outside of the pattern: `Outside` is raised where the weight is not.
 
 
 def conv2d(
@@ -116,6 +119,7 @@ def conv2d(
     padding: OneOrTwo | str,
     dilation: OneOrTwo,
     groups: int,
+    guard: Guard | None = None,
 ) -> Tensor:
     try:
         if type(pattern) is not Unstructured:
@@ -125,63 +129,107 @@ def conv2d(
             geometry = (cached_geometry_of if plain else geometry_of)(pattern.shape, stride, padding, dilation, groups)
         except TypeError:  # a list cannot be looked up; what is wrong otherwise is wrong again
             geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
-        weight = pattern.values if weight is None else _checked("sparse_conv2d", weight, pattern)
+        weight = _checked("sparse_conv2d", weight, pattern, guard)
         # the kernels know the channels only from the input: they cannot tell that there are too many or too few
         if plain and input.dtype is not torch.float64 and input.size(1) == pattern.shape[1] * geometry.groups:
-            return _eager(input, pattern, weight, bias, geometry)
+            return _eager(input, pattern, weight, bias, geometry, guard)
+        weight = weight if guard is None else guard.values(pattern, weight)
         validate("sparse_conv2d", input, pattern, bias, stride, padding, dilation, groups)
         if input.dim() == 3:
             return _general("sparse_conv2d", input.unsqueeze(0), pattern, weight, bias, geometry).squeeze(0)
         return _general("sparse_conv2d", input, pattern, weight, bias, geometry)
+    except Outside:
+        raise
     except Exception as error:
         if is_traced(input, bias):
-            return _record(input, pattern, weight, bias, geometry_of(pattern.shape, stride, padding, dilation, groups))
+            geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
+            return _record(input, pattern, weight, bias, geometry, guard)
+        _check_again(pattern, weight, guard)
         given = input, pattern, bias, stride, padding, dilation, groups
         explain(error, _validate_all, "sparse_conv2d", weight, *given)
 
 
-def linear(input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def linear(
+    input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None, guard: Guard | None = None
+) -> Tensor:
     try:
         if type(pattern) is not Unstructured:
             pattern = by_format.resolved(pattern)
         outputs, inputs = pattern.shape
-        weight = pattern.values if weight is None else _checked("sparse_linear", weight, pattern)
+        weight = _checked("sparse_linear", weight, pattern, guard)
         plain = not is_special() and type(pattern) is Unstructured
         if plain and input.dtype is not torch.float64 and input.shape[-1] == inputs:
-            output = _eager(input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR)
+            output = _eager(input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR, guard)
         else:
+            weight = weight if guard is None else guard.values(pattern, weight)
             validate("sparse_linear", input, pattern, bias)
             output = _general("sparse_linear", input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR)
         return output.view(*input.shape[:-1], outputs)
+    except Outside:
+        raise
     except Exception as error:
         if is_traced(input, bias):
-            output = _record(input.reshape(-1, pattern.shape[1], 1, 1), pattern, weight, bias, LINEAR)
+            output = _record(input.reshape(-1, pattern.shape[1], 1, 1), pattern, weight, bias, LINEAR, guard)
             return output.reshape(input.shape[:-1] + pattern.shape[:1])
+        _check_again(pattern, weight, guard)
         explain(error, _validate_all, "sparse_linear", weight, input, pattern, bias)
 
 
-def _checked(op: str, weight: Tensor, pattern: SparseFormat) -> Tensor:
-    """The weight, if it is values or of the shape of its pattern."""
-    if weight.dim() != 1 and weight.shape != pattern.shape:
+def _checked(op: str, weight: Tensor | None, pattern: SparseFormat, guard: Guard | None) -> Tensor:
+    """The weight, if it is values or of the shape of its pattern; the pattern's own values where there is none."""
+    if guard is not None:
+        if weight is None or weight.shape != pattern.shape:
+            raise Outside
+    elif weight is None:
+        return pattern.values
+    elif weight.dim() != 1 and weight.shape != pattern.shape:
         raise ValueError(
             f"{op}: expected weight of shape {list(pattern.shape)} as its pattern has it, got {list(weight.shape)}"
         )
     return weight
 
 
-def _eager(input: Tensor, pattern: Any, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def _check_again(pattern: SparseFormat, weight: Tensor | None, guard: Guard | None) -> None:
+    """Raise `Outside` where a call may have failed for that."""
+    if guard is None or not isinstance(weight, Tensor) or torch.compiler.is_compiling():
+        return
+    if weight.dim() != 1:  # else these are values, which were found inside
+        guard.check(pattern, weight)
+
+
+def _eager(
+    input: Tensor, pattern: Any, weight: Tensor, bias: Tensor | None, geometry: Geometry, guard: Guard | None
+) -> Tensor:
     """The hot path: a plain call on the compiled kernels, whose own checks are enough. pattern: `Unstructured`."""
     result: Tensor
     if torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        weight = weight[:, :, None, None] if weight.dim() == 2 else weight
+        if guard is not None:
+            weight = _values(input, pattern, weight, geometry, guard)
+        elif weight.dim() == 2:
+            weight = weight[:, :, None, None]
         result = _apply(input, weight, bias, pattern, geometry, compiled)
     elif may_plan(pattern):
-        result = run_plan(input, weight, bias, plan_of(pattern, geometry))
+        plan = plan_of(pattern, geometry)
+        if guard is None:
+            result = run_plan(input, weight, bias, plan)
+        else:
+            words, version = guard.ready(pattern, weight)
+            result = run_guarded(input, weight, bias, plan, words, version)
     else:
+        weight = weight if guard is None else guard.values(pattern, weight)
         result = _kernel(input, values_of(weight, pattern), bias, pattern.crow_indices, pattern.col_indices, geometry)
     return result
+
+
+def _values(input: Tensor, pattern: Any, weight: Tensor, geometry: Geometry, guard: Guard) -> Tensor:
+    """The values of a dense weight, for a call with gradients."""
+    if not may_plan(pattern):
+        return guard.values(pattern, weight)  # type: ignore[no-any-return]
+    positions = input.numel() // max(input.size(1), 1) // (geometry.stride_h * geometry.stride_w)
+    guard.check(pattern, weight, float(positions * pattern.nnz))
+    return pattern.values_of(weight)  # type: ignore[no-any-return]
 
 
 def _general(
@@ -198,9 +246,15 @@ def _general(
 
 
 def _record(
-    input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None, geometry: Geometry
+    input: Tensor,
+    pattern: SparseFormat,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    geometry: Geometry,
+    guard: Guard | None = None,
 ) -> Tensor:
     """The call as one operator on plain tensors, as a graph can hold it. input is taken to have four dimensions."""
+    weight = weight if guard is None else recorded_values(pattern, weight)
     if type(pattern) is not Unstructured:
         return by_format.conv2d(input, pattern, pattern.values if weight is None else weight, bias, geometry)
     weight = pattern.values if weight is None else weight

@@ -18,6 +18,7 @@ from ..._torch import dispatch_modes, is_jit_tracing
 from ...formats.unstructured import Unstructured
 from .._operation import register_fake
 from ..convolution import Geometry
+from .flops import teach_counters
 from .implementations import SPARSE_CONV2D, empty_input_gradient, empty_output
 
 _plan = SPARSE_CONV2D.define(
@@ -31,6 +32,13 @@ _RUN = (
 )
 run = SPARSE_CONV2D.define(_RUN)
 """Forward by a plan's number. The weight is the values at the nonzeros [nnz], or the dense weight."""
+
+_GUARDED = (
+    "_guarded_sparse_conv2d(Tensor input, Tensor weight, Tensor? bias, int plan, Tensor guard, int version) -> Tensor"
+)
+run_guarded = SPARSE_CONV2D.define(_GUARDED)
+"""Forward by a plan's number, the words of a `Guard` and the version of a dense weight, which it is an error for not to
+be zero outside of the pattern."""
 
 _INPUT_GRADIENT = (
     "_planned_sparse_conv2d_input_gradient(Tensor grad_output, Tensor weight, int plan, SymInt height, SymInt width,"
@@ -67,7 +75,10 @@ def _forget(number: int) -> None:
 
 def may_plan(pattern: Unstructured) -> bool:
     """Whether a call may be made by a plan's number: nothing is traced that would keep it."""
-    return AVAILABLE and pattern.col_indices.is_cpu and dispatch_modes() == 0 and not is_jit_tracing()
+    if dispatch_modes() > 0:
+        teach_counters()
+        return False
+    return AVAILABLE and pattern.col_indices.is_cpu and not is_jit_tracing()
 
 
 def _fake(
@@ -101,5 +112,6 @@ def _fake_weight_gradient(grad_output: Tensor, input: Tensor, plan: int) -> Tens
 
 
 register_fake(_RUN, _fake)
+register_fake(_GUARDED, lambda input, weight, bias, plan, guard, version: _fake(input, weight, bias, plan))
 register_fake(_INPUT_GRADIENT, _fake_input_gradient)
 register_fake(_WEIGHT_GRADIENT, _fake_weight_gradient)

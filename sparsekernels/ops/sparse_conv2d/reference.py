@@ -59,6 +59,17 @@ def used_weight(weight: Tensor, flat_indices: Tensor) -> Tensor:
     return torch.where(mask, weight, nothing)
 
 
+def values(weight: Tensor, flat_indices: Tensor) -> Tensor:
+    """The elements at these places. Raises ValueError for a weight that is not zero elsewhere."""
+    found = weight.flatten().index_select(0, flat_indices)
+    if int(weight.count_nonzero()) != int(found.count_nonzero()):
+        raise ValueError(
+            "sparse_conv2d: expected weight that is zero outside of its pattern in compiled code, got nonzeros;"
+            " set_pattern() takes them in, then compile again"
+        )
+    return found
+
+
 def forward(
     input: Tensor,
     values: Tensor,

@@ -262,3 +262,108 @@ def test_rows_without_nonzeros_have_their_bias(size: tuple[int, int], channels_l
     check(x, weight, bias, padding=kernel // 2)
     y = sk.sparse_conv2d(x, weight, bias, padding=kernel // 2)
     assert torch.equal(y[:, :40], bias[:40, None, None].expand_as(y[:, :40]))
+
+
+REFUSED = """
+import ctypes, struct, sys
+sys.path[:0] = [{tests!r}, {chains!r}]
+import torch
+from test_jit import check, kept, layer
+from test_layer_chain import _Layers, _weight
+import sparsekernels as sk
+
+def refuse_executable_memory():
+    # As a hardened system has it: a seccomp filter by which mprotect with PROT_EXEC fails with EPERM.
+    libc = ctypes.CDLL(None, use_errno=True)
+    mprotect, protection, executable = 10, 16 + 2 * 8, 4  # on x86-64; where struct seccomp_data has it; PROT_EXEC
+    code = b"".join(struct.pack("HBBI", *one) for one in (
+        (0x20, 0, 0, 0),           # load the number of the system call
+        (0x15, 0, 3, mprotect),    # unless it is this, allow
+        (0x20, 0, 0, protection),  # load its third argument
+        (0x45, 0, 1, executable),  # unless it has this bit, allow
+        (0x06, 0, 0, 0x00050001),  # fail with EPERM
+        (0x06, 0, 0, 0x7FFF0000),  # allow
+    ))
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+    no_new_privileges, filtered = 38, 22
+    program = Program(len(code) // 8, code)
+    return libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0 == libc.prctl(filtered, 2, ctypes.byref(program), 0, 0)
+
+def chain_of(seed):
+    layers, generator = _Layers(), torch.Generator().manual_seed(seed)
+    first = layers.conv(0, _weight(generator, 64, 32, (3, 3), 0.1), padding=1, limits=(0.0, None))
+    second = layers.conv(first, _weight(generator, 64, 64, (3, 3), 0.1), padding=1)
+    layers.conv(second, _weight(generator, 64, 64, (1, 1), 0.3), residual=first)
+    return layers
+
+known, new, images = layer(0), layer(1), torch.randn(9, 32, 14, 14)
+check(*known, gradients=True)
+chain_of(0).check(images)
+before = kept()
+if not refuse_executable_memory():
+    print("skipped")
+    raise SystemExit
+check(*known, gradients=True)
+for _ in range(2):
+    check(*new, gradients=True)
+    with sk.use_backend("cpu"):
+        check(*new, gradients=True)
+    chain_of(1).check(images)
+assert kept() == before, (kept(), before)
+print("done")
+"""
+
+
+@needs_jit
+def test_executable_memory_that_is_refused_later() -> None:
+    """Tiles serve, in single calls, their gradients and chains; kernels that are there still run."""
+    here = pathlib.Path(__file__).parent
+    script = REFUSED.format(tests=str(here), chains=str(here.parent / "layer_chain"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if done.stdout == "skipped\n":
+        pytest.skip("this system takes no seccomp filter")
+
+
+FORKS = """
+import os, signal, sys, threading
+sys.path[:0] = [{tests!r}]
+import torch
+from test_jit import layer
+import sparsekernels as sk
+
+torch.set_num_threads(1)
+stop = threading.Event()
+
+def compile_others(seed):
+    while not stop.is_set():
+        x, weight = layer(seed := seed + 1, nonzeros=300)
+        sk.sparse_conv2d(x[:1], weight.with_values(weight.values.clone().requires_grad_()), padding=1).sum().backward()
+
+threads = [threading.Thread(target=compile_others, args=(1000 * i,)) for i in range(3)]
+for thread in threads:
+    thread.start()
+x, weight = layer(0, nonzeros=300)
+late = 0
+for _ in range(60):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        layer(1, nonzeros=300)
+        sk.sparse_conv2d(x[:1], weight, padding=1)
+        os._exit(0)
+    late += os.waitpid(child, 0)[1] != 0
+stop.set()
+for thread in threads:
+    thread.join()
+assert late == 0, late
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_while_other_threads_compile() -> None:
+    """The child does not wait for a thread that it does not have."""
+    script = FORKS.format(tests=str(pathlib.Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -212,3 +212,13 @@ def test_a_backend_that_cannot_run_the_call_says_why() -> None:
         pytest.raises(sk.BackendError, match=r"use_backend\('cpu'\): expected .*, got .*: .*(float64|not built)"),
     ):
         sk.sparse_conv2d(X.double(), W.to(torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=layout)
+    linear = sk.nn.SparseLinear.from_dense(torch.nn.Linear(8, 4), torch.rand(4, 8) < 0.5)
+    for layer in (linear, sk.nn.RMSNorm(8)):
+        with pytest.raises(TypeError, match="expected input to be a tensor of one shape, got a nested tensor"):
+            layer(nested)

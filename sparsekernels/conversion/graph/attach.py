@@ -1,0 +1,205 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a graph hangs on a module: by a class of its own, whose `forward` runs the graph where that gives the same.
+
+    type(module)            a subclass of the module's class, under its name; made once for each class
+    module.__dict__         has the recipe of the graph, which can be copied and pickled
+    what was made of it     lives beside, for as long as the module does
+
+So `module.forward` is a method of the module like any other, with the signature of its class. A copy that shares the
+module's dict (`copy.copy`, the replicas of DataParallel) has no graph, since its parameters may be others; one that was
+made with `copy.deepcopy` or by pickle makes a graph of its own. Nothing here keeps a module alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..modules import GRAPH
+
+if TYPE_CHECKING:
+    from .base import Graph
+
+NO_ANSWER = object()
+"""In the place of a result: the modules have to run."""
+
+_LOCK = threading.RLock()
+
+
+OWN_FORWARD = "_sparsekernels_own_forward"
+"""The attribute of a class that is made here under which it has the `forward` of the module's class."""
+
+
+class Recipe:
+    """What a graph is made by: its class and its options. Belongs to one module; copies of it are for another."""
+
+    def __init__(self, kind: type[Graph], options: Mapping[str, Any]) -> None:
+        self.kind, self.options = kind, dict(options)
+        self.owner: weakref.ref[nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"kind": self.kind, "options": self.options, "owner": None}
+
+
+class _Live:
+    """The graph of a module that is alive; known by the module's id."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, graph: Graph) -> None:
+        self.recipe, self.graph = recipe, graph
+        key = id(module)
+        self._forget = weakref.finalize(module, _live.pop, key, None)
+        self._forget.atexit = False
+
+    def close(self) -> None:
+        self._forget.detach()
+
+
+_live: dict[int, _Live] = {}
+
+
+class _OwnForward:
+    """Looked up in each call: the class may get another."""
+
+    def __get__(self, module: Any, kind: Any) -> Any:
+        own = next(other for other in kind.__mro__ if _RunsAsGraph in other.__bases__).__bases__[1]
+        return own.forward if module is None else functools.partial(own.forward, module)
+
+
+class _RunsAsGraph:
+    """Among the bases of the classes made here."""
+
+    def __init_subclass__(cls) -> None:
+        """That of the module's class is for classes that its author wrote."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(protocol)
+        kind = type(self)
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][:1] == (kind,):  # type: ignore[attr-defined]
+            return (_made_anew, (own_class(self), *reduced[1][1:]), *reduced[2:])
+        return reduced
+
+
+def _made_anew(kind: type, *args: Any) -> Any:
+    """What a copy or a pickle starts from: an object of `kind` that may have a graph."""
+    with contextlib.suppress(TypeError):
+        kind = _class_with_graph(kind)
+    return kind.__new__(kind, *args)
+
+
+def own_class(module: object) -> type:
+    """The class of a module as its author knows it."""
+    kind = type(module)
+    return kind.__bases__[1] if _RunsAsGraph in kind.__bases__ else kind
+
+
+def may_attach(module: nn.Module) -> bool:
+    """Whether a graph can hang on it: its `forward` is an ordinary method, and its class can have subclasses."""
+    if "forward" in vars(module) or not inspect.isfunction(inspect.getattr_static(own_class(module), "forward", None)):
+        return False
+    try:
+        _class_with_graph(own_class(module))
+    except TypeError:
+        return False
+    return True
+
+
+def attach(module: nn.Module, graph: Graph) -> None:
+    """Let calls of `module` run as `graph`, where it serves them."""
+    with _LOCK:
+        detach(module)
+        recipe = graph.recipe
+        recipe.owner = weakref.ref(module)
+        _live[id(module)] = _Live(module, recipe, graph)
+        vars(module)[GRAPH] = recipe
+        if _RunsAsGraph not in type(module).__mro__:
+            module.__class__ = _class_with_graph(type(module))
+
+
+def attach_recipe(module: nn.Module, recipe: Recipe) -> None:
+    """`attach` what is to be made of a recipe at the first call."""
+    with _LOCK:
+        detach(module)
+        recipe.owner = weakref.ref(module)
+        vars(module)[GRAPH] = recipe
+        if _RunsAsGraph not in type(module).__mro__:
+            module.__class__ = _class_with_graph(type(module))
+
+
+def detach(module: nn.Module) -> None:
+    """Let the module be what it was. Nothing happens where it has no graph."""
+    with _LOCK:
+        vars(module).pop(GRAPH, None)
+        live = _live.pop(id(module), None)
+        if live is not None:
+            live.close()
+        if type(module) is not own_class(module):  # a subclass that somebody made since stays
+            module.__class__ = own_class(module)
+
+
+def attached(module: nn.Module) -> Recipe | None:
+    """The recipe of the graph that hangs on `module`, if it is the module's own."""
+    recipe: Recipe | None = vars(module).get(GRAPH)
+    return recipe if recipe is not None and (recipe.owner is None or recipe.owner() is module) else None
+
+
+def graph_of(module: nn.Module) -> Graph | None:
+    """The graph that calls of `module` run as, made of its recipe where it is not there yet."""
+    recipe: Recipe | None = module.__dict__.get(GRAPH)
+    if recipe is None:
+        return None
+    live = _live.get(id(module))
+    if live is not None and live.recipe is recipe:
+        return live.graph
+    with _LOCK:
+        if recipe.owner is None:  # a copy
+            recipe.owner = weakref.ref(module)
+        if recipe.owner() is not module:
+            return None
+        live = _live.get(id(module))
+        if live is None or live.recipe is not recipe:
+            if live is not None:
+                live.close()
+            live = _live[id(module)] = _Live(module, recipe, recipe.kind.of_recipe(module, recipe))
+        return live.graph
+
+
+def _class_with_graph(kind: type) -> type:
+    """The subclass of `kind` whose `forward` runs the graph. Raises TypeError where there can be none."""
+    with _LOCK:
+        other: type
+        for other in type.__subclasses__(kind):
+            if _RunsAsGraph in other.__bases__:
+                return other
+        body = {
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "__doc__": kind.__doc__,
+            "forward": _forward_of(kind),
+            OWN_FORWARD: _OwnForward(),
+        }
+        made: type = type(kind)(kind.__name__, (_RunsAsGraph, kind), body)
+        return made
+
+
+def _forward_of(kind: Any) -> Callable[..., Any]:
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            graph = graph_of(self)
+            if graph is not None:
+                answer = graph.answer(args, kwargs)
+                if answer is not NO_ANSWER:
+                    return answer
+        return kind.forward(self, *args, **kwargs)  # looked up in each call: it may be another by then
+
+    return forward

@@ -1,0 +1,38 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""In a graph for inference: what takes the place of a subclass's layer, which pads before it multiplies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .fused import Fused, FusedDense, FusedSparse
+
+
+class _FusedOfSubclass(Fused):
+    """Where it was not recorded what the subclass does with such an input, its own code runs, and modules behind it."""
+
+    keeps_channels = True
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        layer: Any
+        layer, norm = self.parts
+        steps = layer.instead.steps_for(layer, input)
+        if steps is None or steps.casts:
+            result = layer(input)
+            return self._end(result if norm is None else norm(result), residual)
+        return super().forward(steps.before(input), residual)
+
+    @staticmethod
+    def may_chain(layer: Any) -> bool:
+        return False
+
+
+class FusedSparseOfSubclass(_FusedOfSubclass, FusedSparse):
+    """Of a layer with its nonzeros only."""
+
+
+class FusedDenseOfSubclass(_FusedOfSubclass, FusedDense):
+    """Of a layer without its zero channels."""

@@ -1,0 +1,287 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What code can get at beside the model: globals, closures, defaults, classes, context variables.
+
+A forward may leave something there, an auxiliary loss in a list of its Python module for instance. A graph would leave
+none, and convert's own calls are to leave none.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import contextvars
+import functools
+import io
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from .copies import copy_of
+from .state import Held, attributes_or_none, is_same, items_of
+
+_MOST = 20_000
+"""Elements that are looked into: what is beyond can be put back where it is held, but not what it holds."""
+
+_LARGEST_COPY = 1 << 24
+"""Bytes of a tensor that are copied."""
+
+_LIBRARIES = (sys.stdlib_module_names | {"torch", "sparsekernels", "numpy"}) - {"__main__"}
+"""Packages whose code leaves nothing of its own behind that a model would miss."""
+
+_MISSING = object()
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # torch.fx exchanges some while it traces
+
+Binding = tuple[Callable[[], Any], Callable[[Any], None], Any]
+"""How a name is read and written, and what it meant."""
+
+
+class Reach:
+    """What code got at while it was watched, as it was when each function was first entered.
+
+    modules: whose classes, hooks and attributes are looked into at once. beside: what else is.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module] = (), beside: object = None) -> None:
+        self.speaks = False
+        """Whether code that was watched has printed, logged or opened a file."""
+        self._bindings: dict[tuple[int, Any], Binding] = {}
+        self._held: list[Held] = []
+        self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._seen: dict[int, Any] = {}  # with what has the id
+        self._left = _MOST
+        self._modules = list(modules)
+        self._seen.update((id(module), module) for module in self._modules)
+        for module in self._modules:
+            self._look(type(module))
+            for name, value in vars(module).items():
+                if name.endswith("_hooks") and isinstance(value, dict):
+                    self._look(*value.values())
+                elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
+                    self._look(value)
+        self._look(beside)
+        for variable, value in contextvars.copy_context().items():
+            self._bind((0, variable), functools.partial(variable.get, _MISSING), variable.set)
+            self._look(value)
+
+    @contextlib.contextmanager
+    def watched(self, silent: Callable[[], Exception] | None = None) -> Iterator[None]:
+        """Inside, functions are looked into when they are first entered; where a profiler runs that cannot be stopped,
+        they are not.
+
+        silent: makes what is raised where code is about to print, to log or to open a file.
+        """
+        previous: Any = sys.getprofile()
+        stop = getattr(previous, "disable", None)
+        if previous is not None and not callable(previous) and stop is None:
+            yield
+            return
+        entered: dict[int, types.CodeType] = {}
+
+        def profile(frame: types.FrameType, event: str, argument: Any) -> None:
+            if event == "call":
+                code = frame.f_code
+                if id(code) not in entered:
+                    entered[id(code)] = code
+                    self._enter(frame)
+                if silent is None or code.co_name != "_log" or frame.f_globals.get("__name__") != "logging":
+                    return
+            elif silent is None or event != "c_call" or not _speaks(frame, argument):
+                return
+            self.speaks = True
+            raise silent()
+
+        if stop is not None:
+            stop()
+        sys.setprofile(profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(previous if callable(previous) else None)
+            if stop is not None:
+                previous.enable()
+
+    def now(self) -> Reach:
+        """The same places, as they are now."""
+        result = Reach()
+        result._seen.update((id(module), module) for module in self._modules)
+        for key, (read, write, _) in self._bindings.items():
+            result._bind(key, read, write)
+            result._look(read())
+        result._look(*(held.value for held in self._held), *(kind for kind, _ in self._classes))
+        return result
+
+    def changed(self) -> bool:
+        """Whether something else is there."""
+        return next(self.effects(), None) is not None
+
+    def effects(self) -> Iterator[object]:
+        """The places where something else is."""
+        yield from (id(held.value) for held in self._held if held.changed())
+        yield from (kind for kind, names in self._classes if not _are_alike(_names_of(kind), names))
+        yield from (key for key, (read, _, value) in self._bindings.items() if not is_same(read(), value))
+
+    def put_back(self) -> bool:
+        """Restore what can be written. Returns whether anything had changed."""
+        changed = False
+        for read, write, value in self._bindings.values():
+            with contextlib.suppress(Exception):
+                if not is_same(read(), value):
+                    changed = True
+                    write(value)
+        for kind, names in self._classes:
+            if not _are_alike(_names_of(kind), names):
+                changed = True
+                with contextlib.suppress(Exception):
+                    _put_back_names(kind, names)
+        for held in self._held:
+            if held.changed():
+                changed = True
+                with contextlib.suppress(Exception):
+                    held.put_back()
+        return changed
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[Reach]:
+        """The same places, which are afterwards as they were before."""
+        kept = self.now()
+        try:
+            yield kept
+        finally:
+            kept.put_back()
+
+    def _enter(self, frame: types.FrameType) -> None:
+        """Look at the globals that a function names, and at those of modules that it names."""
+        space, names = frame.f_globals, frame.f_code.co_names
+        if _is_library(space.get("__name__")):
+            return
+        for name in names:
+            value = space.get(name, _MISSING)
+            if isinstance(value, types.ModuleType):
+                if not _is_library(value.__name__):
+                    for inner in names:
+                        self._bind_item(vars(value), inner)
+            else:
+                self._bind_item(space, name)
+
+    def _bind_item(self, space: dict[str, Any], name: str) -> None:
+        value = space.get(name, _MISSING)
+        if (id(space), name) not in self._bindings and not isinstance(value, _FUNCTIONS):
+            self._bind((id(space), name), functools.partial(space.get, name, _MISSING), _writer(space, name))
+        self._look(value)
+
+    def _bind(self, key: tuple[int, Any], read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        if key not in self._bindings:
+            with contextlib.suppress(Exception):
+                self._bindings[key] = read, write, read()
+
+    def _look(self, *values: Any) -> None:
+        left = list(values)
+        while left and self._left > 0:
+            value = left.pop()
+            if id(value) in self._seen:
+                continue
+            self._seen[id(value)] = value
+            with contextlib.suppress(Exception):  # of a class that is not ours
+                inner = self._within(value)
+                self._left -= 1 + len(inner)
+                left.extend(inner)
+
+    def _within(self, value: Any) -> list[Any]:
+        """What `value` holds. What can change in it is kept."""
+        if value is None or isinstance(value, str | int | float | types.ModuleType):
+            return []
+        if isinstance(value, tuple | frozenset):
+            return list(value)
+        if isinstance(value, types.FunctionType):
+            return self._within_function(value)
+        if isinstance(value, types.MethodType):
+            return [value.__self__, value.__func__]
+        if isinstance(value, functools.partial):
+            return [value.func, *value.args, *value.keywords.values()]
+        if isinstance(value, type):
+            return self._within_class(value)
+        if isinstance(value, staticmethod | classmethod):
+            return [value.__func__]
+        if isinstance(value, property):
+            return [one for one in (value.fget, value.fset) if one is not None]
+        if isinstance(value, contextvars.ContextVar):
+            self._bind((0, value), functools.partial(value.get, _MISSING), value.set)
+            return [value.get(None)]
+        items, attributes = items_of(value), attributes_or_none(value)
+        if items is None and attributes is None:
+            return []
+        small = isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.nbytes <= _LARGEST_COPY
+        self._held.append(Held(value, items, attributes, copy_of(value) if small else None))
+        inner = [] if attributes is None else [type(value), *attributes.values()]
+        if isinstance(items, dict):
+            inner.extend(items.values())
+        elif isinstance(items, list | set):
+            inner.extend(items)
+        return inner
+
+    def _within_function(self, function: types.FunctionType) -> list[Any]:
+        if _is_library(function.__module__):
+            return []
+        inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for cell in function.__closure__ or ():
+            read = functools.partial(getattr, cell, "cell_contents", _MISSING)
+            self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))
+            self._seen[id(cell)] = cell
+            inner.append(read())
+        self._held.append(Held(vars(function), dict(vars(function)), None))
+        return [*inner, *vars(function).values()]
+
+    def _within_class(self, kind: type) -> list[Any]:
+        if _is_library(kind.__module__):
+            return []
+        self._classes.append((kind, _names_of(kind)))
+        return [*kind.__bases__, *(value for name, value in vars(kind).items() if not _is_special(name))]
+
+
+def _names_of(kind: type) -> dict[str, Any]:
+    """The attributes of a class that are no methods."""
+    return {name: value for name, value in vars(kind).items() if not _is_special(name) and not callable(value)}
+
+
+def _put_back_names(kind: type, names: dict[str, Any]) -> None:
+    for name in _names_of(kind).keys() - names.keys():
+        type.__delattr__(kind, name)
+    for name, value in names.items():
+        if vars(kind).get(name, _MISSING) is not value:
+            type.__setattr__(kind, name, value)
+
+
+def _are_alike(names: dict[str, Any], others: dict[str, Any]) -> bool:
+    return names.keys() == others.keys() and all(is_same(value, others[name]) for name, value in names.items())
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _is_library(name: Any) -> bool:
+    return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+
+
+def _writer(space: dict[str, Any], name: str) -> Callable[[Any], None]:
+    def write(value: Any) -> None:
+        if value is _MISSING:
+            space.pop(name, None)
+        else:
+            space[name] = value
+
+    return write
+
+
+def _speaks(frame: types.FrameType, function: Any) -> bool:
+    """Whether a call of a builtin function, by code that is no library's, is to be seen outside of the process."""
+    if function is not builtins.print and function is not builtins.open:
+        if getattr(function, "__name__", "") not in ("write", "writelines"):
+            return False
+        if not isinstance(getattr(function, "__self__", None), io.IOBase):
+            return False
+    return not _is_library(frame.f_globals.get("__name__"))

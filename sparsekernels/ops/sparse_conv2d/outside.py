@@ -1,0 +1,197 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a dense weight is zero outside of its pattern: a layer asks that in each call that goes by the pattern.
+
+A parameter's version tells of most writes, but not of those through `data`, numpy or shared memory, so the weight is
+read. All of it: where it is small or the call long, and where version or address are others than when all of it was
+read last. Else a part, every n-th word of 64 elements, another one in each call: what writes to all of a weight shows
+at once, what writes to a few elements within n calls. csrc/sparse_conv2d/outside.cpp has the sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ... import _library
+from ..._torch import are_functorch_transforms_active, dispatch_modes, is_jit_tracing, peeled, without_modes
+from ...checks import DTYPES
+from .._operation import Operator, without_gradients
+from .implementations import SPARSE_CONV2D
+
+_make = SPARSE_CONV2D.define("_sparse_conv2d_guard(Tensor mask) -> Tensor")
+_COUNT = "_nonzeros_outside(Tensor weight, Tensor guard, int version, float multiply_adds) -> int"
+_count = SPARSE_CONV2D.define(_COUNT)
+without_gradients(_COUNT)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Outside(Exception):
+    """A weight has nonzeros outside of its pattern, or cannot be compared with it: the whole weight is to be used."""
+
+
+class Places(Protocol):
+    """Which elements of a weight are used: a `SparseFormat`, say."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def nnz(self) -> int: ...
+    @property
+    def mask(self) -> Tensor: ...
+
+
+class Guard:
+    """What a layer keeps to ask that quickly. It is neither copied nor pickled: it is about the layer's own memory.
+
+    found   whether the last call found nonzeros outside
+    warned  whether the layer has said so
+    """
+
+    __slots__ = ("_kept", "found", "warned")
+
+    def __init__(self) -> None:
+        self._kept: tuple[Places | None, Tensor | None] = None, None
+        self.found = self.warned = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        return Guard()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Guard, ()
+
+    def words(self, places: Places) -> Tensor:
+        """The places as bits, and what was read of weights; the compiled library's."""
+        kept, words = self._kept
+        if words is None or (kept is not places and not _are_one_pattern(kept, places)):
+            words = _make(places.mask)
+            self._kept = places, words
+        return words
+
+    def forget(self) -> None:
+        """The places are others: keep nothing of these."""
+        self._kept, self.found = (None, None), False
+
+    def ready(self, places: Places, weight: Tensor) -> tuple[Tensor, int]:
+        """What the compiled call that looks for itself takes: the words, and the version of the weight.
+
+        Raises `Outside` for a weight that it cannot look at, and where the last call found something that still holds.
+        """
+        if self.found or type(weight) not in _PLAIN:
+            self.check(places, weight)
+        kept, words = self._kept
+        return (words if kept is places and words is not None else self.words(places)), version_of(weight)
+
+    def outside(self, places: Places, weight: Tensor, multiply_adds: float = math.inf) -> int:
+        """How many nonzeros were found outside; negative where the weight cannot be compared with its places.
+
+        multiply_adds: of the call that this is for; a short one reads a part.
+        """
+        if type(weight) not in _PLAIN or weight.shape != places.shape or weight.layout is not torch.strided:
+            return -1
+        kept, words = self._kept
+        if are_functorch_transforms_active():
+            if weight.device != places.device:
+                return -1
+            weight = peeled(weight)
+            if type(weight) not in _PLAIN or weight.shape[-len(places.shape) :] != places.shape:
+                return -1
+        elif kept is places and words is not None and weight.is_cpu:
+            return self._counted(words, weight, multiply_adds)
+        elif weight.device != places.device:
+            return -1
+        elif places.nnz == weight.numel() or weight.is_meta:
+            return 0
+        elif _library.cpu is not None and weight.is_cpu and weight.dtype in DTYPES:
+            return self._counted(self.words(places), weight, multiply_adds)
+        return int(((weight.detach() != 0) & ~places.mask).sum())
+
+    def _counted(self, words: Tensor, weight: Tensor, multiply_adds: float) -> int:
+        count: int = _count(weight, words, version_of(weight), multiply_adds)
+        self.found = count != 0
+        return count
+
+    def check(self, places: Places, weight: Tensor, multiply_adds: float = math.inf) -> None:
+        """Raise `Outside` where the whole weight is to be used."""
+        if self.outside(places, weight, multiply_adds):
+            raise Outside
+
+    def values(self, pattern: Any, weight: Any, multiply_adds: float = math.inf) -> Any:
+        """The values of a dense weight at its pattern, differentiable. Raises `Outside`.
+
+        In code that is traced they are an operator's, which raises RuntimeError where there are nonzeros outside.
+        """
+        if is_recorded(weight):
+            return recorded_values(pattern, weight)
+        if dispatch_modes():
+            if type(weight) not in _PLAIN:  # without data
+                return recorded_values(pattern, weight)
+            with without_modes():
+                self.check(pattern, weight)
+            return recorded_values(pattern, weight)
+        self.check(pattern, weight, multiply_adds)
+        return pattern.values_of(weight)
+
+
+def _are_one_pattern(kept: Any, places: Any) -> bool:
+    """Whether two formats share their indices: one is the other as another class."""
+    return getattr(kept, "col_indices", None) is getattr(places, "col_indices", places)
+
+
+def version_of(weight: Tensor) -> int:
+    """What autograd counts of the writes to a tensor; negative where it does not."""
+    try:
+        return weight._version
+    except RuntimeError:  # of an inference tensor
+        return -1
+
+
+def is_recorded(weight: Any) -> bool:
+    """Whether a call becomes part of a graph, whose code may not depend on what a weight holds."""
+    return torch.compiler.is_compiling() or is_jit_tracing() or not isinstance(weight, Tensor)
+
+
+def recorded_values(pattern: Any, weight: Any) -> Any:
+    """The values as an operator that can be part of a graph, and raises there where there are nonzeros outside."""
+    if isinstance(weight, Tensor) and pattern.nnz == weight.numel():
+        return pattern.values_of(weight)
+    return values_at(weight, pattern.flat_indices)
+
+
+def values_at(weight: Any, flat_indices: Tensor) -> Any:
+    """The elements at these places of a weight that has to be zero elsewhere."""
+    return _values.overload(weight, flat_indices)
+
+
+class _SparseValues(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, flat_indices: Tensor, kernels: Any) -> Tensor:
+        values: Tensor = SPARSE_CONV2D.compiled.values(weight, flat_indices)
+        return values
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weight, flat_indices, _ = inputs
+        ctx.save_for_backward(flat_indices)
+        ctx.shape = weight.shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (flat_indices,) = ctx.saved_tensors
+        whole = gradient.new_zeros(ctx.shape.numel()).scatter(0, flat_indices, gradient)
+        return whole.view(ctx.shape), None, None
+
+
+_values = Operator(
+    SPARSE_CONV2D,
+    "sparse_values(Tensor weight, Tensor flat_indices) -> Tensor",
+    _SparseValues,
+    lambda weight, flat_indices: weight.new_empty(flat_indices.shape),
+)
