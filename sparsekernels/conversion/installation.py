@@ -132,7 +132,7 @@ class Installed:
                 what, remedy = "a mask of its bias", "torch.nn.utils.prune.remove(layer, 'bias')"
             elif has_hooks(layer):
                 what, remedy = "hooks", "handle.remove()"
-            elif len(layer._parameters) > 2 or layer._buffers or layer._modules:
+            elif _has_more(layer, swap.original):
                 what, remedy = "parameters, buffers or modules beside its own", "del layer.name"
             else:
                 continue
@@ -149,6 +149,12 @@ class Installed:
                 share_options(swap.replacement, swap.original)
                 share_parameters(swap.replacement, swap.original)
                 share_attributes(swap.replacement, swap.original)
+
+
+def _has_more(layer: nn.Module, original: nn.Module) -> bool:
+    """Whether `layer` has parameters, buffers or modules of other names."""
+    kinds = ("_parameters", "_buffers", "_modules")
+    return any(getattr(layer, kind).keys() - getattr(original, kind).keys() for kind in kinds)
 
 
 @dataclass

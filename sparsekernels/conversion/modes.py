@@ -92,7 +92,7 @@ class Mode:
     frozen: bool = False
     """Whether what graphs make of parameters stays what it is."""
 
-    expected: object = None
+    expected: Any = None
     """What results are compared with, where that does not depend on the offer. It may change at a comparison."""
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], call: Callable[[], object], recorded: Recorded) -> None:
@@ -227,8 +227,9 @@ class Inference(Mode):
                 agrees = are_close(actual, again)
         return agrees
 
-    def differs_by(self, actual: object) -> str:
-        return difference(actual, self.expected)
+    def differs_by(self, actual: Any) -> str:
+        (mine, left), (theirs, expected) = actual, self.expected
+        return difference(mine, theirs) if left == expected else ", in what is left elsewhere"
 
     def _result(self) -> object:
         """What the model gives as it is, and where its code leaves something. None of that is left."""

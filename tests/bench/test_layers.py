@@ -193,7 +193,7 @@ class TestMeasuring:
         """A layout that was disturbed most of the time, but not always."""
         efforts = []
 
-        def interleave(samplers: Any, effort: Effort, earlier: Any) -> dict[str, list[float]]:
+        def interleave(samplers: Any, effort: Effort, earlier: Any, stop: Any) -> dict[str, list[float]]:
             efforts.append(effort)
             return {"disturbed": [3.0, 3.0, 1.0, 3.0, 3.0], "steady": [2.0] * 5}
 

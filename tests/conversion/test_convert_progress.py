@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -77,15 +79,13 @@ def test_an_interrupt_leaves_the_model_as_it_was(prefer: Prefer, training: bool,
         model, x = pruned(training)
         if converted:
             sk.convert(model, x)
-        before, count = state_of(model), 0
+        before, calls = state_of(model), itertools.count()  # which convert does not put back
 
-        def on_call(number: int = number) -> None:
-            nonlocal count
-            if count == number // 2:
+        def on_call(number: int = number, calls: Iterator[int] = calls) -> None:
+            if next(calls) == number // 2:
                 if number % 2:
                     raise KeyboardInterrupt
                 os.kill(os.getpid(), signal.SIGINT)
-            count += 1
 
         model.on_call = on_call
         try:
@@ -120,18 +120,19 @@ def test_a_signal_at_any_time(prefer: Prefer) -> None:
 def test_the_second_interrupt_does_not_wait(prefer: Prefer) -> None:
     prefer(FINE, GRAPH, LAYERS)
     model, x = pruned(False)
-    before, reached = state_of(model), []
+    before, reached = state_of(model), queue.SimpleQueue()  # type: ignore[var-annotated]  # convert puts lists back
 
     def on_call() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        reached.append("one")
+        reached.put("one")
         os.kill(os.getpid(), signal.SIGINT)
-        reached.append("two")
+        reached.put("two")
 
     model.on_call = on_call
     with pytest.raises(KeyboardInterrupt):
         sk.convert(model, x)
-    assert reached == ["one"]
+    assert reached.get_nowait() == "one"
+    assert reached.empty()
     assert state_of(model) == before
 
 
@@ -232,22 +233,23 @@ def test_the_bar(prefer: Prefer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     printed: dict[bool | None, str] = {}
     for show in (False, None, True):
         model, x = pruned(False)
-        streams: set[int] = set()
-        model.on_call = lambda streams=streams: streams.update((id(sys.stdout), id(sys.stderr)))
+        streams: queue.SimpleQueue[int] = queue.SimpleQueue()  # convert puts sets back
+        model.on_call = lambda streams=streams: [streams.put(id(one)) for one in (sys.stdout, sys.stderr)]
         sk.convert(model, x, progress=show)
-        assert streams == {id(sys.stdout), id(sys.stderr)}
+        assert {streams.get_nowait() for _ in range(streams.qsize())} == {id(sys.stdout), id(sys.stderr)}
         out, printed[show] = capfd.readouterr()
         assert not out
     assert not printed[False]
     assert not printed[None]
     monkeypatch.setattr(progress_module, "_is_terminal", lambda: True)
-    bars: list[str] = []
+    seen: queue.SimpleQueue[str] = queue.SimpleQueue()
     genuine = Progress.at
-    monkeypatch.setattr(Progress, "at", lambda self, what, *counts: (bars.append(what), genuine(self, what, *counts)))
+    monkeypatch.setattr(Progress, "at", lambda self, what, *counts: (seen.put(what), genuine(self, what, *counts)))
     model, x = pruned(False)
     count = threading.active_count()
-    model.on_call = lambda: bars.append(f"{threading.active_count() - count} threads")
+    model.on_call = lambda: seen.put(f"{threading.active_count() - count} threads")
     sk.convert(model, x)
+    bars = [seen.get_nowait() for _ in range(seen.qsize())]
     assert {"the first run", "measuring layers", "checking results", "timing the whole model"} <= set(bars)
     assert "0 threads" in bars
     assert len([one for one in set(bars) if one.endswith("threads")]) == 1

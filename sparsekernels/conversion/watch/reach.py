@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import contextvars
 import functools
+import gc
 import io
 import sys
 import types
@@ -94,6 +95,8 @@ class Reach:
             self.speaks = True
             raise silent()
 
+        collects = gc.isenabled()
+        gc.disable()  # functions in `gc.callbacks` are none of the model's
         if stop is not None:
             stop()
         sys.setprofile(profile)
@@ -103,6 +106,8 @@ class Reach:
             sys.setprofile(previous if callable(previous) else None)
             if stop is not None:
                 previous.enable()
+            if collects:
+                gc.enable()
 
     def now(self) -> Reach:
         """The same places, as they are now."""
