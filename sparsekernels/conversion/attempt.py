@@ -10,19 +10,20 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import itertools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._torch import is_any_autocast_enabled, tree_leaves
 from ..nn.replacement import Replacement
-from ..timing import Interruptions
+from ..timing import Effort, Interruptions
 from .agreement import is_out_of_memory
 from .candidates import candidate_of, dropping
+from .chance import with_likes
 from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
 from .graph.attach import may_attach
@@ -34,11 +35,12 @@ from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
 from .layouts import channels_last_gain
 from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
-from .measure import CLOSE, MODEL, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
+from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
 from .modes import Inference, Mode, Offer, Training
+from .modules import is_ordinary
 from .progress import Progress
-from .report import DENSE, Ground, LayerReport, Report
-from .survey import LEAST_SPARSITY, OTHERS, Given, Layer, Recorded, admit_subclasses
+from .report import DENSE, ExampleReport, Ground, LayerReport, Report
+from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, admit_subclasses
 from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
@@ -63,21 +65,29 @@ class Attempt:
     def __init__(
         self,
         model: nn.Module,
-        args: tuple[Any, ...],
-        call: Callable[[], object],
+        examples: Sequence[Example],
         layers: list[Layer],
-        recorded: Recorded,
         decisions: Collection[str],
         pace: Progress,
         frozen: bool = False,
     ) -> None:
-        self._decisions, self._recorded, self._pace = decisions, recorded, pace
+        self._decisions, self._examples, self._pace = decisions, examples, pace
         self._unmeasured: list[str] = []
         self._pass_seconds = 0.0
-        self._model, self._args, self._layers = model, args, layers
-        admit_subclasses(layers, recorded.given)
-        self._mode: Mode = (Training if model.training else Inference)(model, args, call, recorded)
-        self._mode.frozen = frozen
+        self._args = tuple(value for example in examples for value in example.values)
+        self._model, self._layers = model, layers
+        of_each = [with_likes(layers, example.recorded.given) for example in examples]
+        self._given = {layer.name: [some[layer.name] for some in of_each] for layer in layers}
+        admit_subclasses(layers, {name: list(itertools.chain(*some)) for name, some in self._given.items()})
+        kind = Training if model.training else Inference
+        self._modes: list[Mode] = [kind(model, self._args, one.call, one.recorded) for one in examples]
+        for mode in self._modes:
+            mode.frozen = frozen
+        self._mode = self._modes[0]
+        self._calls: dict[int, list[Call]] = {}
+        for example in examples:
+            for module, calls in example.recorded.calls.items():
+                self._calls.setdefault(module, []).extend(calls)
         self._facts: list[Fact] = []
         self._traces: dict[int, Trace] = {}
         self._interruptions = Interruptions()
@@ -89,11 +99,11 @@ class Attempt:
         own = {id(layer.module) for layer in self._layers}
         self._elsewhere = list(zeros_elsewhere(self._model, own, LEAST_SPARSITY))
         self._facts += [*self._elsewhere, *self._mode.notes()]
-        given = {layer.name: self._recorded.given.get(layer.name, ()) for layer in self._layers}
+        given = {name: list(itertools.chain(*some)) for name, some in self._given.items()}
         with self._interruptions.counted(), stopped_by(self._pace.stop):
             layout = channels_last_gain(self._layers, given, self._mode)
             self._facts += [] if layout is None else [layout]
-            report = self._run(given)
+            report = self._run()
         timed = report.before_ms is not None or any(row.gains for row in report.layers)
         if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
@@ -109,11 +119,11 @@ class Attempt:
                 with contextlib.suppress(Untraceable):  # which the first call finds out as well
                     graph.plan_anew(self._traces[id(module)])
 
-    def _before_zero_scales(self, given: Mapping[str, Sequence[Given]]) -> set[int]:
+    def _before_zero_scales(self) -> set[int]:
         """The ids of layers whose channels may be dead for the scales of a BatchNorm, whatever their weights are."""
         if not self._mode.fuses_layers or all(fact.kind is not Note.ZERO_SCALES for fact in self._elsewhere):
             return set()
-        return {id(layer.module) for layer in self._layers if layer.obstacle is None and given[layer.name]}
+        return {id(layer.module) for layer in self._layers if layer.obstacle is None and any(self._given[layer.name])}
 
     def _why_nothing(self) -> list[Fact]:
         """Where there are zeros, if not in layers that may be exchanged."""
@@ -127,23 +137,25 @@ class Attempt:
     def _note(self, note: Note, **operands: object) -> None:
         self._facts.append(note.of(**operands))
 
-    def _run(self, given: Mapping[str, Sequence[Given]]) -> Report:
+    def _run(self) -> Report:
+        given = self._given
         with on_one_thread():
             wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
         self._pace.at("tracing")
         with on_one_thread():
-            traced = wanted | self._before_zero_scales(given)
+            traced = wanted | self._before_zero_scales()
             regions = self._regions(traced) if traced else []
         if not wanted and not any(_drops(region.graph) for region in regions):
             self._facts += self._why_nothing()
-            rows = [decide(layer, given[layer.name], self._mode, False, (), {}).row for layer in self._layers]
+            measured = Measured(0)
+            rows = [decide(layer, given[layer.name], self._mode, False, (), measured).row for layer in self._layers]
             return self._report(rows)
         parts = [part for region in regions for part in region.trace.module.modules()]
         fused = {id(part) for part in parts} if self._mode.fuses_layers else set()
         rows = []
         swaps: list[Swap] = []
         in_chains: list[Swap] = []
-        decided = self._decide(given, fused)
+        decided = self._decide(fused)
         for layer in self._layers:
             decision = decided[layer.name]
             rows.append(decision.row)
@@ -162,16 +174,19 @@ class Attempt:
             return self._report([_unchanged(row) for row in rows])
         return self._install_fastest(rows, offers, in_chains)
 
-    def _decide(self, given: Mapping[str, Sequence[Given]], fused: set[int]) -> Mapping[str, Decision]:
+    def _decide(self, fused: set[int]) -> Mapping[str, Decision]:
         """What each layer becomes. Where time is limited, what promises most is measured first, and longest."""
-        pace, left, order = self._pace, 0.0, self._layers
+        pace, given, left, order = self._pace, self._given, 0.0, self._layers
         promises = {layer.name: expected_gain(layer, given[layer.name]) for layer in order}
         if pace.limited:
             left, order = sum(promises.values()), sorted(order, key=lambda layer: promises[layer.name], reverse=True)
         # for the comparison of the whole model, passes of which this is about the time; but something is to be compared
-        reserve = min(pace.left * 0.6, self._mode.passes_to_compare * self._recorded.seconds) if pace.limited else 0.0
+        passes = sum(
+            mode.passes_to_compare * one.recorded.seconds for mode, one in zip(self._modes, self._examples, strict=True)
+        )
+        reserve = min(pace.left * 0.6, passes) if pace.limited else 0.0
         decided: dict[str, Decision] = {}
-        measured: Measured = {}
+        measured = Measured(sum(one.nbytes for one in self._model.parameters() if is_ordinary(one)))
         for layer in order:
             pace.at("measuring layers", len(decided), len(order))
             share = promises[layer.name] / left if left else 0.0
@@ -232,7 +247,7 @@ class Attempt:
             trace = Trace.of(module)
             graph = self._graph(trace, contiguous=True)
             graph.prepare()
-            calls = self._recorded.calls.get(id(module), [])
+            calls = self._calls.get(id(module), [])
             if not any(map(graph.serves, calls)):
                 kinds = [kind.__name__ for call in calls for kind in call.subclasses()]
                 if kinds:
@@ -248,7 +263,7 @@ class Attempt:
             self._traces[id(module)] = trace
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
-        calls = self._recorded.calls.get(id(trace.module), [])
+        calls = self._calls.get(id(trace.module), [])
         given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
@@ -263,6 +278,8 @@ class Attempt:
         in_chains: layers that would not be exchanged for their own sake, or for something else.
         """
         mode = self._mode
+        for one in self._modes:
+            one.start()
         offers: list[Offer] = []
         ways = list(mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None))
         if self._pace.limited and mode.first is None:  # the fastest as a rule is not to be left out
@@ -272,9 +289,9 @@ class Attempt:
             if self._pace.stop(2 * self._pass_seconds if offers else 0.0):  # a check, and a pass that is timed
                 self._unmeasured += [f"running as {offer.way.words}" for offer in ways[done:]]
                 break
-            expected = mode.expected
+            expected = [one.expected for one in self._modes]
             agrees = self._agrees(offer, offers)
-            if mode.expected is not expected:
+            if any(one.expected is not value for one, value in zip(self._modes, expected, strict=True)):
                 offers = [one for one in offers if self._agrees(one, [])]
             if not agrees:
                 if offer.way is mode.first:
@@ -292,41 +309,46 @@ class Attempt:
         return Conversion(swaps, [self._graph(region.trace, contiguous, chains) for region in regions])
 
     def _agrees(self, offer: Offer, before: list[Offer]) -> bool:
-        """Whether the model gives what it gave. If not, a note says what it does. before: the offers that agree."""
-        try:
-            start = time.perf_counter()
-            actual = self._mode.passed(offer.conversion)
-            self._pass_seconds = time.perf_counter() - start
-        except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
-            self._note(Note.RAISED, way=offer.way, error=first_line(error))
-            return False
-        try:
-            agrees = self._mode.agrees(actual, [one.conversion for one in before])
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self._note(Note.RAISED, way=offer.way, error=first_line(error))
-            return False
-        if not agrees:
-            self._note(Note.OTHER_RESULTS, way=offer.way, by=self._mode.differs_by(actual))
-        return agrees
+        """Whether the model gives what it gave in each example. If not, a note says what it does.
+
+        before: the offers that agree.
+        """
+        self._pass_seconds = 0.0
+        for mode, example in zip(self._modes, self._examples, strict=True):
+            try:
+                start = time.perf_counter()
+                actual = mode.passed(offer.conversion)
+                self._pass_seconds += time.perf_counter() - start
+            except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
+                self._note(Note.RAISED, way=offer.way, error=first_line(error))
+                return False
+            try:
+                agrees = mode.agrees(actual, [one.conversion for one in before])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._note(Note.RAISED, way=offer.way, error=first_line(error))
+                return False
+            if not agrees:
+                where = f" with {example.name}" if len(self._examples) > 1 else ""
+                self._note(Note.OTHER_RESULTS, way=offer.way, by=where + mode.differs_by(actual))
+                return False
+        return True
 
     def _install_fastest(self, rows: list[LayerReport], offers: list[Offer], in_chains: list[Swap]) -> Report:
-        run = self._mode.step
         conversions = {Way.BEFORE: Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
         contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
         before = Way.BEFORE.value
-        earlier = {before: self._recorded.seconds}
         self._pace.at("timing the whole model")
-        times = self._without_before(contexts, before)
-        if times is None:
-            times = times_of(dict.fromkeys(contexts, run), MODEL, contexts, warm=True, earlier=earlier)
+        earlier = [{before: example.recorded.seconds} for example in self._examples]
+        times = self._without_before(contexts, before) or self._times(contexts, MODEL, contexts, earlier)
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
         for way in times.faster(offered, before, LEAST_GAIN):
             if times.measured and times.speedup(way, before) < _CERTAIN_GAIN:
-                again = times_of({before: run, way: run}, CLOSE, contexts, warm=True)
-                if again.speedup(way, before) < LEAST_GAIN or again.share_faster(way, before) < _MOST_ROUNDS:
+                again = self._times((before, way), CLOSE, contexts)
+                faster = again.faster([way], before, LEAST_GAIN)
+                if not faster or max(one.share_faster(way, before) for one in again.each) < _MOST_ROUNDS:
                     continue
                 times = again
             best = offered[way]
@@ -334,6 +356,7 @@ class Attempt:
         if best is None:
             if times.order is None:
                 self._note(Note.MODEL_NOT_FASTER)
+                self._note_slower(times, offered)
             else:
                 named = not {way.value for way in Way}.isdisjoint(times.order)
                 self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
@@ -354,24 +377,53 @@ class Attempt:
             rows = _with_omissions(self._model, rows, graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
+            if times.measured and len(self._examples) > 1:
+                report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
             installed.uninstall()
             raise
         vars(self._model)[CONVERSION] = installed
         return report
 
-    def _without_before(self, contexts: Contexts, before: str) -> Times | None:
+    def _times(
+        self, ways: Collection[str], effort: Effort, contexts: Contexts, earlier: Sequence[Mapping[str, float]] = ()
+    ) -> AllTimes:
+        """Times of passes of each example. earlier: of each, as of `times_of`. They share the time that is left."""
+        pace, each = self._pace, []
+        for index, mode in enumerate(self._modes):
+            others = len(self._modes) - index - 1
+            reserve = pace.left * others / (others + 1) if pace.limited and others else 0.0
+            with stopped_by(functools.partial(pace.stop, reserve)):
+                calls = dict.fromkeys(ways, mode.step)
+                each.append(times_of(calls, effort, contexts, warm=True, earlier=earlier[index] if earlier else None))
+        return AllTimes(tuple(each))
+
+    def _without_before(self, contexts: Contexts, before: str) -> AllTimes | None:
         """Times, with that of the check for the model as it was; None where there is time, or the difference small."""
-        pace, seconds = self._pace, self._mode.seconds
-        if prefers() or not pace.stop(1.5 * seconds):
+        if prefers() or not self._pace.stop(1.5 * sum(mode.seconds for mode in self._modes)):
             return None
         others = [way for way in contexts if way != before]
-        times = times_of(dict.fromkeys(others, self._mode.step), MODEL, contexts, warm=True)
-        times = Times({**times.rounds, before: [seconds]})
-        if not times.faster(others, before, _CERTAIN_BY_ONE):
+        measured = self._times(others, MODEL, contexts)
+        pairs = zip(measured.each, self._modes, strict=True)
+        times = AllTimes(tuple(Times({**one.rounds, before: [mode.seconds]}) for one, mode in pairs))
+        if not any(times.slowest(way, before)[1] >= _CERTAIN_BY_ONE for way in others):
             return None
         self._unmeasured.append("the model as it was, whose time is that of one run")
         return times
+
+    def _times_of_each(self, times: AllTimes, way: str, before: str) -> tuple[ExampleReport, ...]:
+        found = []
+        for example, one in zip(self._examples, times.each, strict=True):
+            before_ms = one.milliseconds(before)
+            found.append(ExampleReport(example.name, before_ms, before_ms / one.speedup(way, before)))
+        return tuple(found)
+
+    def _note_slower(self, times: AllTimes, offered: Mapping[str, Offer]) -> None:
+        """Which example decided against what would be faster by the mean."""
+        for way, offer in offered.items():
+            place, gain = times.slowest(way, Way.BEFORE.value)
+            if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= 1 / SAME:
+                self._note(Note.SLOWER_IN_EXAMPLE, way=offer.way, gain=gain, example=self._examples[place].name)
 
 
 def _without_graphs(refused: list[tuple[str, nn.Module, Fact]]) -> list[Fact]:
@@ -426,4 +478,4 @@ def _unchanged(row: LayerReport) -> LayerReport:
     if row.ground is Ground.LIMIT:
         return replace(row, decision=DENSE, measured_on=None)
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
-    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)
+    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms, dense_rows=())

@@ -9,7 +9,7 @@ import contextvars
 import functools
 import math
 import numbers
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .._torch import tree_leaves
 from .arguments import Arguments
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
+from .chance import record_by_chance
 from .measure import on_one_thread
 from .modes import without_gradients
 from .norms import check_norms, restore_norms
@@ -26,7 +27,7 @@ from .progress import Progress, has_rich
 from .report import Report
 from .stand_ins import stand_ins
 from .structure import Structure
-from .survey import Layer, Recorded, layers_of, record_inputs
+from .survey import Example, Layer, Recorded, layers_of, record_inputs
 from .watch.copies import is_lazy
 from .watch.reach import Reach
 from .watch.snapshot import unchanged
@@ -38,6 +39,7 @@ def convert(
     example_input: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
+    example_inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None,
     decisions: Collection[str] | None = None,
     max_seconds: float | None = None,
     progress: bool | None = None,
@@ -65,6 +67,8 @@ def convert(
         example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
             with. Other shapes are right as well, but may be slower than before.
         example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
+        example_inputs: in the place of both, calls as pairs (args, kwargs), of each of which the model may not become
+            slower: a prompt and a decoding step, say. What is faster by the geometric mean over them is taken.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
         max_seconds: how long this may take, about; None for no limit. The layers that promise most are measured first;
             one that was not measured in time becomes what the measured one most like it became. A run of the model is
@@ -79,10 +83,10 @@ def convert(
 
     Raises:
         TypeError: `model` is no ordinary module (a scripted or compiled one, or wrapped for distributed training),
-            `decisions` no collection, `example_kwargs` no mapping, a tensor of `example_input` nested, `max_seconds` no
-            number, or `progress` no bool.
-        ValueError: it cannot be called with `example_input`, `example_input` has no elements, `decisions` has another
-            name, or `max_seconds` is not above 0. Then nothing has changed.
+            `decisions` no collection, `example_kwargs` no mapping, `example_inputs` no list of pairs, or given beside
+            the other two, a tensor of an example nested, `max_seconds` no number, or `progress` no bool.
+        ValueError: it cannot be called with an example, an example has a tensor without elements, there is none,
+            `decisions` has another name, or `max_seconds` is not above 0. Then nothing has changed.
         ImportError: `progress` is True, and rich is not installed.
     """
     if not isinstance(model, nn.Module):
@@ -109,22 +113,13 @@ def convert(
         raise TypeError(f"convert: expected progress to be True, False or None, got {type(progress).__name__}")
     if progress and not has_rich():
         raise ImportError("convert: progress=True needs rich: pip install rich")
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    kwargs = dict(example_kwargs or {})
-    for value in tree_leaves((args, kwargs)):
-        if isinstance(value, Tensor) and value.is_nested:
-            raise TypeError(
-                "convert: expected example_input of tensors of one shape, got a nested tensor, which no sparse layer"
-                " takes; convert with one of its unbind(), or with its to_padded_tensor(0.0)"
-            )
-        if isinstance(value, Tensor) and value.numel() == 0:
-            raise ValueError(f"convert: expected example_input of tensors with elements, got {_describe(value)}")
+    given = _given(example_input, example_kwargs, example_inputs)
     with Progress(progress, limit) as pace:
         structure = Structure(model)
         try:
             # in a context of its own: variables that the model sets are the caller's business again afterwards
             context = contextvars.copy_context()
-            report = context.run(_converted, model, args, kwargs, decisions, pace, frozen)
+            report = context.run(_converted, model, given, decisions, pace, frozen)
             conversion = vars(model).get(CONVERSION)
             if conversion is not None:
                 conversion.share_attributes()
@@ -136,39 +131,32 @@ def convert(
 
 
 def _converted(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    decisions: Collection[str],
-    pace: Progress,
-    frozen: bool,
+    model: nn.Module, given: list[_Given], decisions: Collection[str], pace: Progress, frozen: bool
 ) -> Report:
     training = model.training
-    arguments, reach = Arguments(args, kwargs), Reach(model.modules())
-    call = functools.partial(_call, model, arguments)
+    reach = Reach(model.modules())
+    arguments = [Arguments(args, kwargs) for _, args, kwargs in given]
+    calls = [functools.partial(_call, model, one) for one in arguments]
     with contextlib.ExitStack() as stack:
         # whatever mode the caller is in: what is made here outlives it
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(training))
-        stack.enter_context(_initialized(model, call))
+        stack.enter_context(_initialized(model, calls))
         stack.enter_context(unchanged(model))
-        stack.callback(arguments.put_back)
+        for one in arguments:
+            stack.callback(one.put_back)
         stack.callback(reach.put_back)
         previous = vars(model).get(CONVERSION)
         _undo(model, "convert")
         try:
-            try:
-                pace.at("the first run")
-                layers, recorded = _first_run(model, call, reach)
-            except Exception as error:
-                given = ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
-                hint = "; a list is one argument, a tuple is several" if args and isinstance(args[0], list) else ""
-                raise ValueError(
-                    f"convert: expected example_input that model can be called with, got ({given}){hint}:"
-                    f" {type(error).__name__}: {error}"
-                ) from error
+            pace.at("the first run")
+            layers, recorded = _first_runs(model, given, calls, reach)
+            examples = [
+                Example(f"{name} ({_words(args, kwargs)})", (*args, *kwargs.values()), call, first)
+                for (name, args, kwargs), call, first in zip(given, calls, recorded, strict=True)
+            ]
             with stand_ins(model) if training else contextlib.nullcontext():
-                attempt = Attempt(model, (*args, *kwargs.values()), call, layers, recorded, decisions, pace, frozen)
+                attempt = Attempt(model, examples, layers, decisions, pace, frozen)
                 report = attempt.run()
             if training:
                 attempt.take_parameters()
@@ -219,28 +207,81 @@ def _undo(model: nn.Module, function: str) -> None:
         del vars(model)[CONVERSION]
 
 
-def _first_run(model: nn.Module, call: Callable[[], object], reach: Reach) -> tuple[list[Layer], Recorded]:
-    """The layers, and what a run gave and was given; once more where that run made modules or parameters."""
+_Given = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""The name of an example, and what the model is called with."""
+
+
+def _given(example_input: Any, example_kwargs: Any, example_inputs: Any) -> list[_Given]:
+    """The examples, checked."""
+    if example_inputs is None:
+        args = example_input if isinstance(example_input, tuple) else (example_input,)
+        given: list[_Given] = [("example_input", args, dict(example_kwargs or {}))]
+    else:
+        if example_kwargs is not None or not (isinstance(example_input, tuple) and not example_input):
+            raise TypeError("convert: expected example_input with example_kwargs, or example_inputs, got both")
+        if not isinstance(example_inputs, list | tuple):
+            kind = type(example_inputs).__name__
+            raise TypeError(f"convert: expected example_inputs to be a list of pairs (args, kwargs), got a {kind}")
+        if not example_inputs:
+            raise ValueError("convert: expected example_inputs of at least one pair (args, kwargs), got none")
+        given = []
+        for index, pair in enumerate(example_inputs):
+            name = f"example_inputs[{index}]"
+            is_pair = isinstance(pair, tuple) and len(pair) == 2
+            if not (is_pair and isinstance(pair[0], tuple) and isinstance(pair[1], Mapping)):
+                what = f"({', '.join(map(_describe, pair))})" if isinstance(pair, tuple) else _describe(pair)
+                raise TypeError(
+                    f"convert: expected {name} to be a pair (args, kwargs) of a tuple and a mapping, got {what}"
+                )
+            given.append((name, pair[0], dict(pair[1])))
+    for name, args, kwargs in given:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and value.is_nested:
+                raise TypeError(
+                    f"convert: expected {name} of tensors of one shape, got a nested tensor, which no sparse layer"
+                    " takes; convert with one of its unbind(), or with its to_padded_tensor(0.0)"
+                )
+            if isinstance(value, Tensor) and value.numel() == 0:
+                raise ValueError(f"convert: expected {name} of tensors with elements, got {_describe(value)}")
+    return given
+
+
+def _first_runs(
+    model: nn.Module, given: list[_Given], calls: Sequence[Callable[[], object]], reach: Reach
+) -> tuple[list[Layer], list[Recorded]]:
+    """The layers, and what runs gave and were given; once more where a run made modules or parameters."""
     while True:
         with on_one_thread():
             layers, before = layers_of(model), _parts(model)
         with contextlib.nullcontext() if model.training else without_gradients(model):
-            recorded = record_inputs(model, layers, call, reach)
-        if _parts(model) == before:
-            return layers, recorded
+            recorded = []
+            for (name, args, kwargs), call in zip(given, calls, strict=True):
+                try:
+                    recorded.append(record_inputs(model, layers, call, reach))
+                except Exception as error:
+                    is_list = name == "example_input" and len(args) == 1 and isinstance(args[0], list)
+                    hint = "; a list is one argument, a tuple is several" if is_list else ""
+                    raise ValueError(
+                        f"convert: expected {name} that model can be called with, got ({_words(args, kwargs)}){hint}:"
+                        f" {type(error).__name__}: {error}"
+                    ) from error
+            if _parts(model) == before:
+                record_by_chance(model, layers, recorded, calls)
+                return layers, recorded
 
 
 @contextlib.contextmanager
-def _initialized(model: nn.Module, call: Callable[[], object]) -> Iterator[None]:
-    """Inside, and from then on, lazy modules have parameters, by a call that changes no statistics."""
+def _initialized(model: nn.Module, calls: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Inside, and from then on, lazy modules have parameters, by calls that change no statistics."""
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         modes = [(module, module.training) for module in model.modules()]
         with torch.no_grad(), unchanged(model):
             try:
                 for module, _ in modes:
                     module.training = False
-                with contextlib.suppress(Exception):  # what there is to say of it, the first run does
-                    call()
+                for call in calls:
+                    with contextlib.suppress(Exception):  # what there is to say of it, the first run does
+                        call()
             finally:
                 for module, training in modes:
                     module.training = training
@@ -281,6 +322,10 @@ def _limit_of(max_seconds: object) -> float:
     if not seconds > 0:
         raise ValueError(f"convert: expected max_seconds to be above 0, got {max_seconds}")
     return seconds
+
+
+def _words(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    return ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
 
 
 def _describe(value: object) -> str:

@@ -145,6 +145,7 @@ class LayerObstacle(_Sentence):
     NO_ZEROS = "it has no zeros"
     FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
     NOT_CALLED = "the model did not call it with this input, or only from compiled code"
+    LEFT_OUT = "chance left it out: the model draws random numbers, and did not call it in {passes} passes"
 
 
 class CandidateObstacle(_Sentence):
@@ -211,6 +212,7 @@ class Note(_Sentence):
     OTHER_RESULTS = "Running as {way.words} was rejected: its results differed from the original model's{by}."
     RAISED = "Running as {way.words} was rejected: it raised {error}."
     MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
+    SLOWER_IN_EXAMPLE = "Running as {way.words} would be faster on the whole, but {gain:.2f}x with {example}."
     NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged."
     NO_WAY_NAMED = (
         "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph': it is unchanged."

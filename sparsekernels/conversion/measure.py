@@ -69,6 +69,48 @@ class Times:
         )
 
 
+@dataclass(frozen=True)
+class AllTimes:
+    """The times of the same ways in several examples. A way is as fast as by the geometric mean of its speedups, and
+    no way is faster that is slower in one of them.
+    """
+
+    each: tuple[Times, ...]
+
+    @property
+    def measured(self) -> bool:
+        """Whether these are times."""
+        return self.each[0].measured
+
+    @property
+    def order(self) -> tuple[str, ...] | None:
+        """Of a preference, as `Times` has it."""
+        return self.each[0].order
+
+    def faster(self, names: Collection[str], over: str, least: float) -> list[str]:
+        """As of `Times`, and in no example slower: by so little that two measurements of the same differ by it."""
+        if len(self.each) == 1 or not self.measured:
+            return self.each[0].faster(names, over, least)
+        gains = {name: self.speedup(name, over) for name in names if self.slowest(name, over)[1] > 1 / SAME}
+        return sorted((name for name in gains if gains[name] >= least), key=lambda name: gains[name], reverse=True)
+
+    def milliseconds(self, name: str) -> float:
+        """The sum of the medians."""
+        return sum(times.milliseconds(name) for times in self.each)
+
+    def speedup(self, name: str, over: str) -> float:
+        """The geometric mean over the examples."""
+        return statistics.geometric_mean(times.speedup(name, over) for times in self.each)
+
+    def slowest(self, name: str, over: str) -> tuple[int, float]:
+        """The place of the example that gains the least, and its speedup."""
+        gains = [times.speedup(name, over) for times in self.each]
+        return gains.index(min(gains)), min(gains)
+
+
+SAME = 1.03
+"""So much two measurements of the same differ."""
+
 _preferred: tuple[str, ...] | None = None
 """What takes the place of the clock: the first of these that is there is the fastest."""
 

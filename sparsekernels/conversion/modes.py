@@ -114,6 +114,9 @@ class Mode:
         """What is to be said of the graphs that a model runs as."""
         raise NotImplementedError
 
+    def start(self) -> None:
+        """Before results are compared."""
+
     def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
         """Ways to put exchanged layers to use, whose results are still to be compared.
 
@@ -188,9 +191,11 @@ class Inference(Mode):
     def fused(self, graphs: Sequence[Graph]) -> tuple[Fact, ...]:
         return (Note.FUSED.of(),)
 
-    def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
+    def start(self) -> None:
         if not self._recorded.repeatable:
             self.expected = self._result()
+
+    def ways(self, swaps: list[Swap], in_chains: list[Swap], as_graphs: AsGraphs | None) -> Iterator[Offer]:
         if as_graphs is not None:
             yield Offer(Way.GRAPH, as_graphs(swaps))
             yield Offer(Way.CHAINS, as_graphs(swaps, chains=True))

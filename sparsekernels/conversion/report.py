@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import json
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,6 +59,9 @@ class LayerReport:
         ground: What the decision rests on.
         omitted: How many outputs and inputs the graph leaves out.
         ruled_out: Why it cannot become each of the candidates that were not measured.
+        slowest: Where it was measured in several examples, for each candidate the place of the one in which it gained
+            the least, and its speedup there; `gains` are geometric means then.
+        dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it.
         also: Its other names, where what contains it has several.
     """
 
@@ -74,6 +79,8 @@ class LayerReport:
     ground: Ground = Ground.ALONE
     omitted: tuple[int, int] = (0, 0)
     ruled_out: Mapping[str, Fact] = field(default_factory=dict)
+    slowest: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    dense_rows: tuple[bool, ...] = ()
     also: tuple[str, ...] = ()
 
     @property
@@ -83,6 +90,8 @@ class LayerReport:
         if any(self.omitted):
             outputs, inputs = self.omitted
             reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
+        if any(self.dense_rows):
+            reason += f"; {DENSE} for {_ranges(self.dense_rows)} rows"
         if self.also:
             reason += f"; it is {' and '.join(self.also)} as well"
         return reason
@@ -114,16 +123,42 @@ class LayerReport:
         if not self.gains:
             return "; ".join(f"not {name}: {fact}" for name, fact in self.ruled_out.items())
         best_first = sorted(self.gains, key=lambda name: self.gains[name], reverse=True)
-        each = [f"{name} would be {self.gains[name]:.2f}x" for name in best_first]
+        each = [f"{name} would be {self.gains[name]:.2f}x{self._of_slowest(name)}" for name in best_first]
         if chosen in self.gains:
             each[0] = "measured to be faster"
         alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""
         return ", ".join(each) + alike
 
+    def _of_slowest(self, name: str) -> str:
+        index, gain = self.slowest.get(name, (0, 1.0))
+        return f" (but {gain:.2f}x with example_inputs[{index}])" if gain < 1 else ""
+
     @property
     def speedup(self) -> float | None:
         """Time as it was over time as decided; None where that was not measured."""
         return None if self.dense_ms is None or self.ms is None else self.dense_ms / self.ms
+
+
+@dataclass(frozen=True)
+class ExampleReport:
+    """One of several calls that a model was measured in.
+
+    Attributes:
+        name: Which one, with its arguments in words.
+        before_ms, after_ms: Time of the whole model, milliseconds, interleaved.
+    """
+
+    name: str
+    before_ms: float
+    after_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """Time before over time after."""
+        return self.before_ms / self.after_ms
+
+    def __str__(self) -> str:
+        return f"{self.name}: {_time(self.after_ms)}, before {_time(self.before_ms)} ({self.speedup:.2f}x)"
 
 
 @dataclass(frozen=True)
@@ -134,10 +169,12 @@ class Report:
         layers: A `LayerReport` for each convolution and linear layer.
         before_ms, after_ms: Time of a call of the whole model (in training mode of a forward and backward pass, where
             a result has a gradient), milliseconds, interleaved; None where nothing was changed, or nothing measured.
+            Of several examples, of one call of each.
         mode: "eval" or "train": the model's when it was converted.
         threads: torch's, when it was measured.
         facts: What else there is to know.
         way: How the model runs now; `Way.BEFORE` where nothing was changed.
+        examples: An `ExampleReport` for each of several examples; empty where there was one, or no time.
     """
 
     layers: tuple[LayerReport, ...]
@@ -147,11 +184,12 @@ class Report:
     threads: int
     facts: tuple[Fact, ...] = ()
     way: Way = Way.BEFORE
+    examples: tuple[ExampleReport, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The facts, a sentence each."""
-        return tuple(map(str, self.facts))
+        """The facts, a sentence each, and the times of several examples."""
+        return (*map(str, self.facts), *map(str, self.examples))
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
@@ -160,7 +198,12 @@ class Report:
 
     @property
     def speedup(self) -> float | None:
-        """Time of the whole model before over that after; None where nothing was changed, or nothing measured."""
+        """Time of the whole model before over that after; None where nothing was changed, or nothing measured.
+
+        Of several examples, the geometric mean.
+        """
+        if self.examples:
+            return statistics.geometric_mean(one.speedup for one in self.examples)
         return None if self.before_ms is None or self.after_ms is None else self.before_ms / self.after_ms
 
     def to_json(self) -> str:
@@ -198,6 +241,11 @@ class Report:
         count = f"{len(self.converted)} of {len(self.layers)} layers are converted"
         if self.way is Way.BEFORE:
             return f"{count}: the model is unchanged"
+        if self.examples and self.speedup is not None:
+            return (
+                f"{count}: {self.speedup:.2f}x by the geometric mean over {len(self.examples)} examples, on"
+                f" {self.threads} thread{'s' if self.threads != 1 else ''}"
+            )
         forward_only = self.mode == "eval" or any(fact.kind is Note.NO_GRADIENT for fact in self.facts)
         what = "a forward pass" if forward_only else "a forward and backward pass"
         if self.before_ms is None or self.after_ms is None or self.speedup is None:
@@ -230,6 +278,17 @@ class Report:
         for row in map(_texts, self.layers):
             table.add_row(*map(Text, row))
         return table
+
+
+def _ranges(table: Sequence[bool]) -> str:
+    """The numbers of rows for which a table of powers of two says so."""
+    found = []
+    for dense, powers in itertools.groupby(range(len(table)), key=table.__getitem__):
+        first, *rest = powers
+        least, most = 1 << first, (2 << (rest[-1] if rest else first)) - 1
+        if dense:
+            found.append(f"{least} to {most}" if least < most else str(least))
+    return ", ".join(found)
 
 
 def _texts(row: LayerReport) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from .facts import Fact, LayerObstacle
 from .leftovers import masked_by_nncf, obstacle_left_in, obstacle_of_foreign
 from .modules import has_hooks, is_ordinary
 from .subclasses import has_own_forward_only, recorded
+from .watch.generators import Generators
 from .watch.reach import Reach
 from .watch.snapshot import Snapshot
 
@@ -269,16 +270,18 @@ class Recorded:
     result: as `kept`.
     differentiable: whether any of its tensors has a gradient.
     repeatable: whether it left everything as it found it, so that another run of the same would give the same.
+    random: whether it drew random numbers.
     leaves: whether it left something in attributes, in globals or the like.
     seconds: what it took.
     reach: what its code gets at beside the model.
     """
 
-    given: Mapping[str, list[Given]]
+    given: dict[str, list[Given]]
     calls: Mapping[int, list[Call]]
     result: object
     differentiable: bool
     repeatable: bool
+    random: bool
     leaves: bool
     seconds: float
     reach: Reach
@@ -289,7 +292,7 @@ def record_inputs(
 ) -> Recorded:
     """Run `call`, and watch what it gets at. Raises what it raises."""
     reach = reach or Reach(model.modules())
-    before = Snapshot(model)
+    before, generators = Snapshot(model), Generators(())
     handles = []
     given: dict[str, list[Given]] = {}
     calls: dict[int, list[Call]] = {}
@@ -320,6 +323,23 @@ def record_inputs(
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    leaves = before.has_left() or reach.changed()
-    repeatable = not before.changed() and not leaves
-    return Recorded(given, calls, kept(result), bool(differentiable(result)), repeatable, leaves, seconds, reach)
+    leaves, random = before.has_left() or reach.changed(), generators.drawn()
+    repeatable, differs = not before.changed() and not leaves, bool(differentiable(result))
+    return Recorded(given, calls, kept(result), differs, repeatable, random, leaves, seconds, reach)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call that the model may not become slower in.
+
+    Attributes:
+        name: As errors, notes and reports have it, with its arguments in words.
+        values: All of its arguments.
+        call: Makes it.
+        recorded: What the first run of it gave.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    call: Callable[[], object]
+    recorded: Recorded

@@ -86,6 +86,8 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "forward",
     "_compiled_call_impl",
     "dense_grad",
+    "dense_rows",
+    "packed_dense_rows",
     "pattern",
     "outputs",
     "inputs",

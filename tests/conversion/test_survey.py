@@ -16,7 +16,8 @@ from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels.conversion.survey import Call, layers_of, record_inputs
+from sparsekernels.conversion.chance import with_likes
+from sparsekernels.conversion.survey import Call, Given, layers_of, record_inputs
 from sparsekernels.pruning import prune_
 
 
@@ -158,3 +159,48 @@ def test_a_result_that_the_next_call_overwrites_is_kept(prefer: Prefer, where: s
     assert not report.converted
     assert any("results differed" in note for note in report.notes)
     assert not any("has a gradient" in note for note in report.notes)
+
+
+class _Drops(nn.Module):
+    """A network that leaves out blocks by chance in training."""
+
+    def __init__(self, blocks: int, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(blocks))
+        self.odd = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.blocks, self.odd):
+            if not self.training or torch.rand(()) >= self.share:
+                x = x + layer(x)
+        return x
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chance_decides_nothing(prefer: Prefer, seed: int) -> None:
+    """Layers that are alike share a decision, others are waited for; what is never called says so."""
+    prefer(FINE, LAYERS)
+    x = torch.randn(4, 8, requires_grad=True)
+    torch.manual_seed(seed)
+    model = _Drops(3, 0.5).train()
+    prune_(model, "random", 0.8)
+    state = torch.get_rng_state()
+    assert [row.decision for row in sk.convert(model, x).layers] == [FINE] * 4
+    assert torch.equal(torch.get_rng_state(), state)
+    never = _Drops(2, 1.1).train()
+    prune_(never, "random", 0.8)
+    reasons = {row.reason for row in sk.convert(never, x).layers}
+    assert reasons == {"chance left it out: the model draws random numbers, and did not call it in 8 passes"}
+
+
+def test_experts_share_what_the_busiest_was_given() -> None:
+    """Those that saw no or few rows as well; a layer elsewhere keeps its own, and one of other shapes has none."""
+    experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+    model = nn.ModuleDict({"experts": experts, "head": nn.Linear(8, 8), "other": nn.Linear(8, 9)})
+    prune_(model, "random", 0.8)
+    rows = {"experts.0": 0, "experts.1": 3, "experts.2": 5, "head": 2}
+    given = {name: [Given.of(torch.ones(count, 8))] for name, count in rows.items()}
+    found = with_likes(layers_of(model), given)
+    shapes = {name: [one.shape[0] for one in some] for name, some in found.items()}
+    assert shapes == {**{f"experts.{index}": [5] for index in range(4)}, "head": [2], "other": []}

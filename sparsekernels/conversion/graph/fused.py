@@ -21,6 +21,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, check_size, spread, used_pairs
 from ...nn.replacement import Replacement
+from ...nn.sparse import has_rows
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
 from ...ops.sparse_conv2d import by_format
@@ -291,6 +292,8 @@ class FusedSparse(Fused):
             if layer.padding_mode != "zeros":
                 self._pad, padding = tuple(layer._reversed_padding_repeated_twice), 0
             self._geometry = geometry_of(pattern.shape, layer.stride, padding, layer.dilation, layer.groups)
+        self.dense_rows: tuple[bool, ...] = getattr(layer, "packed_dense_rows", ())
+        self._dense = weight if self.dense_rows else None
         super()._take(layer, pattern.values_of(weight), bias)
 
     def _used_weight(self) -> Tensor:
@@ -304,6 +307,8 @@ class FusedSparse(Fused):
         if self._linear:
             if input.shape[-1] != inputs or (norm is not None and input.dim() != 2):
                 return super().forward(input, residual)
+            if self._dense is not None and has_rows(self.dense_rows, input.numel() // inputs):
+                return self._end(F.linear(input, self._dense, self._bias), residual)
             rows, shape = input.reshape(-1, inputs, 1, 1), (*input.shape[:-1], outputs)
             if residual is None:
                 return self._run(rows, None).view(shape)
