@@ -120,6 +120,18 @@ def test_results_are_compared_in_each(prefer: Prefer) -> None:
         assert sk.convert(_net().train(training), example_inputs=[PROMPT, STEP]).converted
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_the_time_limit_is_for_all_of_them(training: bool) -> None:
+    """Whatever it leaves out, results stay what they were."""
+    for seconds in (1e-6, 0.3):
+        model = _net().train(training)
+        dense = copy.deepcopy(model)
+        report = sk.convert(model, example_inputs=[PROMPT, STEP], max_seconds=seconds)
+        assert any("max_seconds" in note for note in report.notes) or seconds > 0.1
+        for args, kwargs in (PROMPT, STEP):
+            torch.testing.assert_close(model(*args, **kwargs), dense(*args, **kwargs))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [

@@ -147,3 +147,18 @@ def test_convert_gives_tables(clock: Prefer, monkeypatch: pytest.MonkeyPatch) ->
             assert products == [2, 2, 5, 5]
         sk.revert(model)
     assert "dense_rows" not in vars(model[0])
+
+
+def test_nonzeros_outside_of_the_pattern_count_for_all_rows() -> None:
+    """What is merged into a zero is computed with, by the dense product and by the other one."""
+    dense = _pruned(nn.Linear(32, 32))[0]
+    layer = sk.nn.SparseLinear.from_dense(dense)
+    layer.dense_rows = (True,)
+    with torch.no_grad():
+        for one in (dense, layer):
+            one.weight += 1.0
+        assert_agree(layer, dense, torch.randn(1, 32))
+        x = torch.randn(5, 32)
+        with pytest.warns(UserWarning, match="elements of its weight"):
+            layer(x)
+        assert_agree(layer, dense, x)
