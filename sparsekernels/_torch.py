@@ -21,6 +21,7 @@ from torch.nn.modules import conv as _conv
 from torch.nn.modules import dropout as _dropout
 from torch.nn.modules import module as _module
 from torch.utils import _python_dispatch, _pytree
+from torch.utils._device import DeviceContext
 
 ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
     nn.Module: (
@@ -76,6 +77,14 @@ are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_tr
 
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active: fake tensors, make_fx and the like see the operators of a call."""
+
+
+def has_function_mode() -> bool:
+    """Whether a torch function mode is active that may do anything: not a default device, which is one as well."""
+    count = torch._C._len_torch_function_stack()
+    return count > 0 and any(
+        type(torch._C._get_function_stack_at(index)) is not DeviceContext for index in range(count)
+    )
 
 
 def flop_counters() -> list[Any]:

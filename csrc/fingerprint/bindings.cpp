@@ -17,6 +17,19 @@
 namespace sparsekernels {
 namespace {
 
+// Whether the storage reaches as far as sizes and strides do: it may be resized beneath its tensor.
+bool has_memory(const Handle& tensor) {
+  int64_t last = 0, offset = 0, bytes = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.sizes()[d] == 0) return true;
+    last += (tensor.sizes()[d] - 1) * tensor.strides()[d];
+  }
+  const auto element = static_cast<int64_t>(aoti_torch_dtype_element_size(tensor.dtype()));
+  return tensor.data() != nullptr && (offset + last + 1) * element <= bytes;
+}
+
 class Fingerprint {
  public:
   explicit Fingerprint(std::vector<Handle> tensors) : tensors_(std::move(tensors)) {}
@@ -28,6 +41,9 @@ class Fingerprint {
       const int64_t dim = tensor.dim(), *size = tensor.sizes(), *stride = tensor.strides();
       places.push_back(reinterpret_cast<uint64_t>(tensor.data()));
       places.push_back(static_cast<uint64_t>(tensor.dtype()) << 32 | static_cast<uint32_t>(tensor.device_type()));
+      int64_t bytes = 0;
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+      places.push_back(static_cast<uint64_t>(bytes));
       places.push_back(static_cast<uint64_t>(dim) << 32 | static_cast<uint32_t>(tensor.device_index()));
       for (int64_t d = 0; d < dim; ++d) {
         places.push_back(static_cast<uint64_t>(size[d]));
@@ -48,6 +64,7 @@ class Fingerprint {
     auto runs = std::make_shared<std::vector<MemoryRun>>();
     for (const Handle& tensor : tensors_) {
       if (tensor.device_type() != aoti_torch_device_type_cpu()) continue;
+      require(has_memory(tensor), "fingerprint: expected tensors whose memory is there", tensor);
       const auto bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(tensor.dtype()));
       append_runs({tensor.data(), bytes, tensor.dim(), tensor.sizes(), tensor.strides()}, *runs);
     }

@@ -175,11 +175,29 @@ void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
   plans().free(arguments.integer());
 }
 
+// A weight whose storage was resized beneath it has no memory.
+void require_memory(const Handle& weight) {
+  if (weight.data() != nullptr) return;
+  for (int64_t d = 0; d < weight.dim(); ++d)
+    if (weight.sizes()[d] == 0) return;
+  require(false, "sparse_conv2d: expected weight whose memory is there", weight);
+}
+
+// Whether it became a copy.
+bool make_contiguous(Handle& weight) {
+  require_memory(weight);
+  if (weight.is_contiguous()) return false;
+  weight = contiguous(weight);
+  return true;
+}
+
+constexpr int64_t kNoVersion = -1;
+
 // The values at a plan's nonzeros, or its dense weight, which becomes contiguous. It has the dtype and device of the
 // `other` factor, or `expected` is the error.
 PlannedWeight planned_weight(Handle& weight, const Handle& other, const char* expected, const PlannedConv2d& plan) {
   require(weight.dtype() == other.dtype() && weight.device_type() == other.device_type(), expected, weight);
-  if (!weight.is_contiguous()) weight = contiguous(weight);
+  make_contiguous(weight);
   PlannedWeight values;
   values.data = weight.data();
   values.dtype = dtype_of(weight, "sparse_conv2d");
@@ -252,6 +270,7 @@ void boxed_planned_weight_gradient(StableIValue* stack, uint64_t count, uint64_t
 DenseWeight dense_weight(const Handle& weight) {
   int64_t elements = 1;
   for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
+  require_memory(weight);
   return {weight.data(), dtype_of(weight, "sparse_conv2d"), elements};
 }
 
@@ -285,9 +304,9 @@ void boxed_nonzeros_outside(StableIValue* stack, uint64_t count, uint64_t return
   Arguments arguments(stack, {count, returned}, {4, 1});
   Handle weight = arguments.tensor();
   const Handle guard = arguments.tensor();
-  const int64_t version = arguments.integer();
+  int64_t version = arguments.integer();
   const double multiply_adds = arguments.number();
-  if (!weight.is_contiguous()) weight = contiguous(weight);
+  if (make_contiguous(weight)) version = kNoVersion;
   stack[0] = torch::stable::detail::from(nonzeros_outside(dense_weight(weight), guard, version, multiply_adds));
 }
 
@@ -331,6 +350,7 @@ StableIValue forward(PlannedCall call, const Handle* guard, int64_t version) {
   require(
       input.sizes()[1] == plan.columns() / geometry.taps() * geometry.conv.groups,
       "sparse_conv2d: expected input with the channels of the plan", input);
+  if (make_contiguous(call.weight)) version = kNoVersion;  // a copy's memory is another tensor's afterwards
   const PlannedWeight values =
       planned_weight(call.weight, input, "sparse_conv2d: expected weight of the dtype and device of input", plan);
   const Handle bias = checked_bias(std::move(call.given_bias), input, plan.rows());

@@ -22,6 +22,7 @@ from ..nn.norm import RMSNorm
 from ..ops.rms_norm.op import rms_norm
 from .modules import has_hooks
 from .norm_probe import epsilons, is_torchs, recognized
+from .watch.state import KEPT_BY_TORCH
 
 
 @dataclass(frozen=True)
@@ -250,9 +251,17 @@ def _obstacle(module: nn.Module) -> str | None:
     return None
 
 
+def _told(value: object) -> str:
+    """What tells two attributes apart; of what has no value of its own, which object it is."""
+    plain = value is None or type(value) in (bool, int, float, str, torch.dtype, torch.Size)
+    if type(value) in (tuple, list):
+        return f"{type(value).__name__} of {', '.join(map(_told, value))}"  # type: ignore[call-overload]
+    return repr(value) if plain else f"{type(value).__name__} {id(value)}"
+
+
 def _key(module: nn.Module) -> object:
     """Modules that agree in this compute the same."""
-    plain = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+    plain = {name: _told(value) for name, value in vars(module).items() if name not in KEPT_BY_TORCH}
     shapes = [(name, None if one is None else tuple(one.shape)) for name, one in module._parameters.items()]
     buffers = [(name, None if one is None else tuple(one.shape)) for name, one in module._buffers.items()]
     return type(module), repr(sorted(plain.items(), key=lambda item: item[0])), repr((shapes, buffers))

@@ -25,6 +25,7 @@ from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, Spars
 from ..nn.replacement import Replacement, own_attributes, share_attributes
 from ..ops.convolution import pair
 from .modules import has_hooks
+from .watch.state import attributes_or_none, stamp_of
 
 
 def _getters(*names: str) -> list[Any]:
@@ -238,13 +239,34 @@ class Instead:
         return names, attributes, kinds, layer.training, type(self.source).forward
 
 
-def _frozen(value: object) -> object:
-    """What an attribute is, so that one that is changed in place is another."""
+class _Same:
+    """An object, equal to itself alone."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _frozen(value: Any, within: tuple[int, ...] = ()) -> object:
+    """What an attribute is, at any depth, so that one that is changed in place is another."""
+    if isinstance(value, bool | int | float | str | None):
+        return type(value), value
+    if id(value) in within:
+        return None
+    within = (*within, id(value))
     if isinstance(value, dict):
-        return {key: _frozen(one) for key, one in value.items()}
+        return _Same(value), {key: _frozen(one, within) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value), [_frozen(one) for one in value]
-    return value if isinstance(value, bool | int | float | str | None) else id(value)
+        return type(value), [_frozen(one, within) for one in value]
+    if isinstance(value, Tensor):
+        return _Same(value), stamp_of(value)
+    attributes = attributes_or_none(value)
+    held = None if attributes is None else {name: _frozen(one, within) for name, one in attributes.items()}
+    return _Same(value), held
 
 
 class OfSubclass(Replacement):

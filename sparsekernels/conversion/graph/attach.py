@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a graph hangs on a module: by a class of its own, whose `forward` runs the graph where that gives the same.
 
-    type(module)            a subclass of the module's class, under its name; made once for each class
+    type(module)            a subclass of the module's class, under its name; made once for each class. `__class__` is
+                            the module's own
     module.__dict__         has the recipe of the graph, which can be copied and pickled
     what was made of it     lives beside, for as long as the module does
 
@@ -13,10 +14,12 @@ made with `copy.deepcopy` or by pickle makes a graph of its own. Nothing here ke
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import copyreg
 import functools
 import inspect
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -33,7 +36,26 @@ if TYPE_CHECKING:
 NO_ANSWER = object()
 """In the place of a result: the modules have to run."""
 
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a module is traced, since torch.fx patches `nn.Module.__call__` and we `isinstance`, and while constants
+are folded anew."""
+
 _LOCK = threading.RLock()
+"""Of what is in this file. Who has it takes no other."""
+
+
+def _lock() -> None:
+    ONE_AT_A_TIME.acquire()
+    _LOCK.acquire()
+
+
+def _unlock() -> None:
+    _LOCK.release()
+    ONE_AT_A_TIME.release()
+
+
+# no fork finds them held by another thread, nor the process as it is while one traces
+os.register_at_fork(before=_lock, after_in_parent=_unlock, after_in_child=_unlock)
 
 
 OWN_FORWARD = "_sparsekernels_own_forward"
@@ -83,10 +105,19 @@ class _RunsAsGraph:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
-        kind = type(self)
-        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][:1] == (kind,):  # type: ignore[attr-defined]
-            return (_made_anew, (own_class(self), *reduced[1][1:]), *reduced[2:])
-        return reduced
+        if not isinstance(reduced, tuple):
+            return reduced
+        kind, own = type(self), own_class(self)
+        make, args = reduced[0], tuple(own if one is kind else one for one in reduced[1])
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+            make = _made_anew
+        return (own if make is kind else make, args, *reduced[2:])
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        recipe: Recipe | None = vars(self).get(GRAPH)
+        if recipe is not None and recipe.owner is None:  # a copy's
+            recipe.owner = weakref.ref(self)  # type: ignore[arg-type]
 
 
 def _made_anew(kind: type, *args: Any) -> Any:
@@ -180,15 +211,24 @@ def _class_with_graph(kind: type) -> type:
         for other in type.__subclasses__(kind):
             if _RunsAsGraph in other.__bases__:
                 return other
+        metaclass = type(kind)
+        if metaclass not in (type, abc.ABCMeta):  # another may do anything with a class that is made
+            raise TypeError(f"{kind.__name__} has the metaclass {metaclass.__name__}")
+        made: type
         body = {
             "__module__": kind.__module__,
             "__qualname__": kind.__qualname__,
             "__doc__": kind.__doc__,
             "forward": _forward_of(kind),
             OWN_FORWARD: _OwnForward(),
+            "__class__": property(lambda self: kind if type(self) is made else type(self), _set_class),
         }
-        made: type = type(kind)(kind.__name__, (_RunsAsGraph, kind), body)
+        made = metaclass(kind.__name__, (_RunsAsGraph, kind), body)
         return made
+
+
+def _set_class(module: Any, kind: type) -> None:
+    object.__dict__["__class__"].__set__(module, kind)
 
 
 def _forward_of(kind: Any) -> Callable[..., Any]:

@@ -10,8 +10,6 @@ what is fused.
 from __future__ import annotations
 
 import functools
-import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,28 +19,16 @@ import torch
 import torch.fx
 from torch import nn
 
-from ..._torch import NormBase, has_any_global_hook, is_jit_tracing
+from ..._torch import NormBase, dispatch_modes, has_any_global_hook, has_function_mode, is_jit_tracing
 from ...dispatch import is_special
 from ..facts import GraphObstacle
 from ..modules import is_plain
 from ..survey import PLAIN, Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
-from .attach import NO_ANSWER, Recipe, own_class
+from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
 from .trace import Arguments, Trace
 from .tracing import ITEM, Untraceable, first_line
-
-ONE_AT_A_TIME = threading.RLock()
-"""Held while a module is traced, since torch.fx patches `nn.Module.__call__` and we `isinstance`, and while constants
-are folded anew, since that changes what a graph computes with."""
-
-
-def _unlock() -> None:
-    global ONE_AT_A_TIME
-    ONE_AT_A_TIME = threading.RLock()  # whoever held it is not in this process
-
-
-os.register_at_fork(after_in_child=_unlock)
 
 _MOST_RETRACED = 4
 """How often a model that has changed is traced again: one that changes all the time runs as no graph."""
@@ -130,7 +116,7 @@ class Graph:
         """What the module's `forward` returns; `NO_ANSWER` where the modules have to run."""
         if self._failed or self.module.training is not self.training or is_special():
             return NO_ANSWER
-        if is_jit_tracing() or has_any_global_hook():
+        if is_jit_tracing() or has_any_global_hook() or dispatch_modes() or has_function_mode():
             return NO_ANSWER
         plan = self._current_plan()
         if plan is None:
@@ -138,7 +124,7 @@ class Graph:
         given = plan.arguments.bound(args, kwargs)
         if given is None or not self._takes(given) or not self._may_run(given):
             return NO_ANSWER
-        return self._run(plan, given) if self._refreshed(plan) else NO_ANSWER
+        return self._answered(plan, given)
 
     def prepare(self) -> Any:
         """Trace and fuse now, unless that was done. Returns the plan. Raises `Untraceable`."""
@@ -172,6 +158,9 @@ class Graph:
 
     def _run(self, plan: Any, args: tuple[Any, ...]) -> Any:
         return plan.run(*args)
+
+    def _answered(self, plan: Any, args: tuple[Any, ...]) -> Any:
+        return self._run(plan, args) if self._refreshed(plan) else NO_ANSWER
 
     def _may_run(self, args: tuple[Any, ...]) -> bool:
         """Whether gradients are wanted as they were when it was traced."""
@@ -269,18 +258,21 @@ class _Holder:
 def _runner(root: Mapping[str, Any], graph: torch.fx.Graph) -> Callable[..., Any]:
     """The code of a graph, with what it calls and reads by name.
 
-    A GraphModule and its graph refer to each other: the garbage collector alone would free what is in them.
+    Not by a GraphModule: it and its graph refer to each other, so that the garbage collector alone would free what is
+    in them, and it registers buffers anew in the modules that it is given.
     """
-    program: Any = torch.fx.GraphModule(dict(root), graph)
-    code = type(program).forward
-    vars(program).clear()
+    source = graph.python_code("self")
+    space: dict[str, Any] = dict(source.globals)
+    exec(compile(source.src, "<sparsekernels graph>", "exec"), space)
     holder = _Holder()
     for target, value in root.items():
-        owner, (*path, name) = holder, target.split(".")
+        owner: Any = holder
+        *path, name = target.split(".")
         for part in path:
-            owner = vars(owner).setdefault(part, _Holder())
-        setattr(owner, name, value)
-    return functools.partial(code, holder)
+            owner = vars(owner).setdefault(part, _Holder()) if type(owner) is _Holder else owner
+        if type(owner) is _Holder:  # else a module of the model, which has it
+            setattr(owner, name, value)
+    return functools.partial(space["forward"], holder)
 
 
 def _is_norm(module: nn.Module) -> bool:

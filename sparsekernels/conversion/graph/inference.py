@@ -20,8 +20,8 @@ from ...nn.replacement import Replacement
 from ..facts import GraphObstacle
 from ..modules import is_ordinary
 from ..watch.tensors import Tensors
-from .attach import NO_ANSWER
-from .base import ONE_AT_A_TIME, Graph, Plan, assembled
+from .attach import NO_ANSWER, ONE_AT_A_TIME
+from .base import Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
 from .fused import Fused
@@ -61,6 +61,13 @@ class Source:
         return list(map(".".join, changed))
 
 
+class _Unknown(Source):
+    """Of constants that were made of nothing that is known."""
+
+    def changed(self) -> bool:
+        return True
+
+
 @dataclass
 class InferencePlan(Plan):
     """A plan with constants.
@@ -80,6 +87,27 @@ class InferencePlan(Plan):
     content: bool
     source: Source = field(default_factory=lambda: Source([], False))
     _latest: Source | None = None
+    _calls: list[None] = field(default_factory=list)
+    """One for each thread that is computing with the constants."""
+    _folds: bool = False
+
+    def enter(self) -> bool:
+        """Before a call: whether the constants stay what they are until `leave`."""
+        self._calls.append(
+            None
+        )  # before it looks, as `refresh` sets before it looks: one of two threads sees the other
+        if not self._folds:
+            return True
+        self._calls.pop()
+        return False
+
+    def forget_latest(self) -> None:
+        """It keeps alive what it is of."""
+        if self._latest is not None:
+            self._latest = None
+
+    def leave(self) -> None:
+        self._calls.pop()
 
     def refresh(self) -> bool:
         """Fold and pack anew where parameters, statistics or patterns are others than those that were folded.
@@ -87,16 +115,20 @@ class InferencePlan(Plan):
         That takes longer than a call of a small model. So it waits until two calls in a row find the same: a teacher
         that is averaged before each call would be folded each time.
         """
-        if not self.source.changed():
-            return True
         with ONE_AT_A_TIME:
             if not self.source.changed():  # another thread was faster
                 return True
             if self._latest is None or self._latest.changed():
                 self._latest = Source(self.fused, self.content)
                 return False
-            self._latest = None
-            self.freeze()
+            self._folds = True
+            try:
+                if self._calls:  # other threads compute with what there is
+                    return False
+                self._latest = None
+                self.freeze()
+            finally:
+                self._folds = False
         return True
 
     def freeze(self, fold: bool = True) -> None:
@@ -109,6 +141,7 @@ class InferencePlan(Plan):
             if obstacle is not None:
                 raise Untraceable(obstacle)
         source = Source(self.fused, content=self.content)
+        self.source = _Unknown([], False)  # for what raises halfway
         for layer in self.fused if fold else ():
             layer.fold()
         choose_channels(list(self.links))
@@ -144,6 +177,20 @@ class InferenceGraph(Graph):
         options = {"contiguous": contiguous, "drops": drops, "chains": chains, "frozen": frozen}
         super().__init__(module, dtype, device, trace, **options)
         self.contiguous, self.drops, self.chains, self.frozen = contiguous, drops, chains, frozen
+
+    def _answered(self, plan: InferencePlan, args: tuple[Any, ...]) -> Any:
+        for _ in range(2):  # once more where constants were made anew
+            if not plan.enter():
+                return NO_ANSWER
+            try:
+                if not plan.source.changed():
+                    plan.forget_latest()
+                    return self._run(plan, args)
+            finally:
+                plan.leave()
+            if not self._refreshed(plan):
+                break
+        return NO_ANSWER
 
     def _refreshed(self, plan: InferencePlan) -> bool:
         if not self.frozen:

@@ -133,6 +133,14 @@ class _Tracer(torch.fx.Tracer):
         self._thread = threading.get_ident()
         self.proxies: list[weakref.ref[torch.fx.Proxy]] = []
 
+    def forget(self) -> None:
+        """Let go of the module: functions inside of torch.fx refer to the tracer and to themselves.
+
+        What another thread may ask that is in torch.fx's `__call__` at this moment stays.
+        """
+        for name in vars(self).keys() - {"_thread", "_autowrap_function_ids", "_autowrap_search", "proxies"}:
+            del vars(self)[name]
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -228,7 +236,7 @@ def traced(module: nn.Module) -> torch.fx.Graph:
         changed = [before.put_back(), reach.put_back()]
         has_drawn = drawn.put_back()
         proxies = tracer.proxies
-        vars(tracer).clear()  # functions inside of torch.fx refer to it and to themselves
+        tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
     if reach.speaks:
         raise Untraceable(GraphObstacle.SPEAKS)

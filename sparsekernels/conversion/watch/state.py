@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ...ops.fingerprint.op import fingerprint
 from ..modules import GRAPH
 from .copies import are_equal, copy_of, is_lazy, write_back
 from .generators import is_generator
@@ -33,6 +34,9 @@ STAYS = frozenset({"forward", GRAPH, CONVERSION})
 
 _MOST = 20_000
 """Elements that are looked at in each call: a model that holds more keeps other things there than settings."""
+
+_LARGEST_TENSOR = 1 << 20
+"""Bytes of a tensor among attributes whose content is looked at."""
 
 _LARGEST_ARRAY = 1 << 16
 """Bytes of a numpy array whose content is looked at."""
@@ -224,7 +228,10 @@ def stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
         return None
     if tensor.is_inference():  # no version counts what is written to it
         return None
-    return (tensor._version, tensor.data_ptr(), tensor.shape)
+    stamp = (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
+    if not tensor.is_cpu or isinstance(tensor, nn.Parameter) or tensor.nbytes > _LARGEST_TENSOR:
+        return stamp
+    return (*stamp, fingerprint([tensor.detach()]).value(True))
 
 
 class State:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,22 +23,22 @@ _NOT_LOOKED_AT = frozenset({"forward", GRAPH, CONVERSION})
 
 _HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-_READ: Mapping[type, tuple[str, ...]] = {
-    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
-    nn.Linear: (),
-    nn.BatchNorm1d: ("eps",),
-    nn.BatchNorm2d: ("eps",),
-    nn.ReLU: ("inplace",),
-    nn.ReLU6: ("inplace", "min_val", "max_val"),
-    nn.Hardtanh: ("inplace", "min_val", "max_val"),
-    nn.Identity: (),
-    nn.Dropout: ("p", "inplace"),
-}
-"""What the `forward` of torch's layers reads, beside parameters, buffers and the mode: they have more attributes."""
-_READ_IN_TRAINING: Mapping[type, tuple[str, ...]] = dict.fromkeys(
-    (nn.BatchNorm1d, nn.BatchNorm2d), ("momentum", "track_running_stats")
+_PADDING = "_reversed_padding_repeated_twice"
+"""A list of convolutions, which follows from their padding where that is zeros."""
+_LAYERS = (
+    nn.Conv2d,
+    nn.Linear,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.Identity,
+    nn.Dropout,
 )
-_OF_ANY_MODE = (nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity)
+"""Classes of torch whose attributes are plain values."""
+_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path"})
+"""Attributes of replacements that are looked at elsewhere, or change nothing."""
 
 
 class Watch:
@@ -48,7 +48,7 @@ class Watch:
     - which children, parameters and buffers there are
     - what the code may have looked into, at any depth: lists, dicts, objects, tensors
     - the classes of modules, since a parametrization changes a class, and their `forward`
-    - modes and hooks of modules that are not called any more, or never were but gone through
+    - modes and hooks of modules that are not called any more, or never were but gone through; and how many attributes
     """
 
     def __init__(
@@ -67,7 +67,10 @@ class Watch:
         hooks count. read: tensors that the graph reads. followed: those whose parameters and statistics may be others,
         as long as they are there. free: attributes of modules that are looked at in each call. Raises `TooMuch`.
         """
-        attributes = [attribute for module in passed for attribute in _attributes_of(module)]
+        registered = list(registered)
+        read_by_others = [module for module in registered if type(module).__module__.startswith("torch.nn.")]
+        looked_at = {id(module): module for module in (*passed, *read_by_others)}.values()
+        attributes = [attribute for module in looked_at for attribute in _attributes_of(module)]
         fixed = [
             (place, name, value) for module in passed for place in places_of(module) for name, value in place.items()
         ]
@@ -78,12 +81,13 @@ class Watch:
             for entry in (*fixed, *attributes)
             if (entry[2] is None or id(entry[0]) not in owned) and (id(entry[0]), entry[1]) not in excused
         ]
-        fixed += [*read, *((vars(module), "training", module.training) for module in modes if _has_modes(module))]
-        torchs = {id(vars(module)) for module in passed if type(module) in _READ}
-        equal = [entry for entry in fixed if id(entry[0]) in torchs or _compares_by_identity(entry[2])]
+        fixed += [*read, *((vars(module), "training", module.training) for module in modes)]
+        plain = {id(vars(module)) for module in registered if type(module) in _LAYERS}
+        equal = [entry for entry in fixed if id(entry[0]) in plain or _compares_by_identity(entry[2])]
         self._equal = _Entries(equal)
         known = {(id(place), name) for place, name, _ in equal}
-        self._fixed = _Entries([entry for entry in fixed if (id(entry[0]), entry[1]) not in known])
+        fixed = [entry for entry in fixed if (id(entry[0]), entry[1]) not in known]
+        self._fixed = _Entries([*fixed, *(entry for module in registered for entry in _dicts_of(module))])
         places = [place for module in passed if not _is_layer(module) for place in places_of(module)]
         self._empty = [place for place in places if not place]
         self._filled = [place for place in places if place]
@@ -99,6 +103,7 @@ class Watch:
         self._forwards = [kind.forward for kind in self._classes]  # type: ignore[attr-defined]
         self._modes = modes
         self._dicts = [vars(module) for module in modes]
+        self._lengths = list(map(len, self._dicts))
         self._look_at_hooks()
 
     def unchanged(self) -> bool:
@@ -112,7 +117,7 @@ class Watch:
             and not any(held.changed() for held in self._held)
             and list(map(type, self._typed)) == self._types
             and [kind.forward for kind in self._classes] == self._forwards  # type: ignore[attr-defined]
-            and not any(["forward" in attributes for attributes in self._dicts])  # noqa: C419
+            and list(map(len, self._dicts)) == self._lengths  # none has a `forward` of its own
             and self._no_hooks()
         )
 
@@ -150,12 +155,18 @@ class _Entries:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it reads nothing but what is named: what it has beside does not matter."""
-    return type(module) in _READ or isinstance(module, Replacement)
+    """Whether its `forward` reads no parameters, buffers and children but those that are followed."""
+    return type(module) in _LAYERS or isinstance(module, Replacement)
 
 
-def _has_modes(module: nn.Module) -> bool:
-    return type(module) not in _OF_ANY_MODE
+def _dicts_of(module: nn.Module) -> Iterator[Fixed]:
+    """The dicts that `module` has, which may be exchanged as a whole."""
+    attributes = vars(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        if attributes[name] or not _is_layer(module):
+            yield attributes, name, attributes[name]
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        yield attributes, name, attributes[name]
 
 
 def _compares_by_identity(value: object) -> bool:
@@ -168,29 +179,14 @@ def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 
 def _attributes_of(module: nn.Module) -> Iterator[Fixed]:
-    """The attributes of `module` that its code, or a kernel in its place, may have looked at."""
-    attributes, read = vars(module), _READ.get(type(module))
-    unread: frozenset[str] = frozenset()
-    if isinstance(module, Replacement):  # its pattern is followed
-        base: type[nn.Module] = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
-        unread = _OWN[base] - set(_READ[base]) | {"pattern"}
-    if read is not None:
-        read += _READ_IN_TRAINING.get(type(module), ()) if module.training else ()
-        unread = frozenset(attributes) - set(read)
-    elif unread:
-        read = _READ[base]
+    """The attributes of `module` that its code, that of its parent, or a kernel in its place, may have looked at."""
+    attributes = vars(module)
+    unread = _FOLLOWED if isinstance(module, Replacement) else frozenset()
+    if attributes.get("padding_mode") == "zeros":
+        unread |= {_PADDING}
     for name, value in attributes.items():
         if name not in KEPT_BY_TORCH and name not in _NOT_LOOKED_AT and name not in unread:
             yield attributes, name, value
-    if read is not None and attributes.get("padding_mode", "zeros") != "zeros":
-        yield attributes, _PADDING, attributes[_PADDING]
-
-
-_PADDING = "_reversed_padding_repeated_twice"
-_OWN = {
-    nn.Conv2d: frozenset(vars(nn.Conv2d(1, 1, 1, device="meta"))),
-    nn.Linear: frozenset(vars(nn.Linear(1, 1, device="meta"))),
-}
 
 
 def _is_torchs(kind: type) -> bool:

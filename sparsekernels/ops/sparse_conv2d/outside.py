@@ -11,6 +11,7 @@ at once, what writes to a few elements within n calls. csrc/sparse_conv2d/outsid
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any, Protocol
 
 import torch
@@ -53,10 +54,11 @@ class Guard:
     warned  whether the layer has said so
     """
 
-    __slots__ = ("_kept", "found", "warned")
+    __slots__ = ("_kept", "_last", "found", "warned")
 
     def __init__(self) -> None:
         self._kept: tuple[Places | None, Tensor | None] = None, None
+        self._last: weakref.ref[Tensor] | None = None
         self.found = self.warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
@@ -85,7 +87,7 @@ class Guard:
         if self.found or type(weight) not in _PLAIN:
             self.check(places, weight)
         kept, words = self._kept
-        return (words if kept is places and words is not None else self.words(places)), version_of(weight)
+        return (words if kept is places and words is not None else self.words(places)), self._version_of(weight)
 
     def outside(self, places: Places, weight: Tensor, multiply_adds: float = math.inf) -> int:
         """How many nonzeros were found outside; negative where the weight cannot be compared with its places.
@@ -111,8 +113,15 @@ class Guard:
             return self._counted(self.words(places), weight, multiply_adds)
         return int(((weight.detach() != 0) & ~places.mask).sum())
 
+    def _version_of(self, weight: Tensor) -> int:
+        """Negative for a tensor that is another than the last: it may be at the same address, in the same version."""
+        if self._last is None or self._last() is not weight:
+            self._last = weakref.ref(weight)
+            return -1
+        return version_of(weight)
+
     def _counted(self, words: Tensor, weight: Tensor, multiply_adds: float) -> int:
-        count: int = _count(weight, words, version_of(weight), multiply_adds)
+        count: int = _count(weight, words, self._version_of(weight), multiply_adds)
         self.found = count != 0
         return count
 
