@@ -133,6 +133,7 @@ class _Probe:
                 ((7, width), 1.0, True),
                 ((2, 3, width), self.small, False),
                 ((width,), 30.0, False),
+                ((2, width, 1, width), 1.0, False),  # channels first or last: both fit
             ):
                 x = (torch.randn(shape, generator=self.generator) * scale).to(dtype)
                 copied, weight = self._copy(weight_dtype, training)

@@ -330,6 +330,24 @@ def test_threads_that_serve_while_another_writes(prefer: Prefer) -> None:
     assert_same(model, dense, x)  # the last were the larger ones
 
 
+def test_a_norm_of_the_channels_of_images_stays() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.randn(8)), 1e-6
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dim() != 4:
+                return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+            scale = torch.rsqrt(x.pow(2).mean(1, keepdim=True) + self.eps)
+            return self.weight[:, None, None] * x * scale
+
+    model, x = nn.Sequential(Norm()), torch.randn(2, 8, 8, 8)
+    expected = model(x)
+    sk.replace_norms(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["_eps", "eps"])
 def test_each_norm_has_its_own_epsilon(name: str) -> None:
     class Norm(nn.Module):
