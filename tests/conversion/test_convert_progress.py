@@ -44,6 +44,14 @@ class Net(nn.Module):
         return self.layers(x) + torch.rand(())
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def pruned(training: bool) -> tuple[Net, Tensor]:
     torch.manual_seed(0)
     model = Net().train(training)
