@@ -80,11 +80,14 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 def has_function_mode() -> bool:
-    """Whether a torch function mode is active that may do anything: not a default device, which is one as well."""
-    count = torch._C._len_torch_function_stack()
-    return count > 0 and any(
-        type(torch._C._get_function_stack_at(index)) is not DeviceContext for index in range(count)
-    )
+    """Whether a torch function mode is active that may do anything: not a default device, which is one as well, and
+    none whose class says by `leaves_graphs_alone` that what it changes is no operation of a graph.
+    """
+    for index in range(torch._C._len_torch_function_stack()):
+        kind = type(torch._C._get_function_stack_at(index))
+        if kind is not DeviceContext and not getattr(kind, "leaves_graphs_alone", False):
+            return True
+    return False
 
 
 def flop_counters() -> list[Any]:

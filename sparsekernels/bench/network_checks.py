@@ -84,7 +84,12 @@ def check_step(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Nothing is dropped out: networks in different dtypes draw different random numbers."""
+    """Nothing is dropped out: networks in different dtypes draw different random numbers.
+
+    In graphs `dropout_by_torch` sees to that.
+    """
+
+    leaves_graphs_alone = True
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
