@@ -371,13 +371,19 @@ StableIValue forward(PlannedCall call, const Handle* guard, int64_t version) {
   return to_stack(std::move(output));
 }
 
-void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {7, 1});
+// What all such calls begin with.
+PlannedCall planned_call(Arguments& arguments) {
   PlannedCall call;
   call.input = arguments.tensor();
   call.weight = arguments.tensor();
   call.given_bias = arguments.optional_tensor();
   call.owner = plans().find(arguments.integer());
+  return call;
+}
+
+void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {7, 1});
+  PlannedCall call = planned_call(arguments);
   call.residual = arguments.optional_tensor();
   call.low = arguments.optional_number();
   call.high = arguments.optional_number();
@@ -386,11 +392,7 @@ void boxed_planned_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t r
 
 void boxed_guarded_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {6, 1});
-  PlannedCall call;
-  call.input = arguments.tensor();
-  call.weight = arguments.tensor();
-  call.given_bias = arguments.optional_tensor();
-  call.owner = plans().find(arguments.integer());
+  PlannedCall call = planned_call(arguments);
   const Handle guard = arguments.tensor();
   stack[0] = forward(std::move(call), &guard, arguments.integer());
 }

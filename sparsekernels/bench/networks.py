@@ -131,7 +131,7 @@ def _fused_step(network: Network) -> Prepared:
         engine.prepare()
     except Untraceable as reason:
         raise Unavailable(str(reason)) from reason
-    attach(model, engine)
+    attach(model, engine.recipe, engine)
     check = functools.partial(check_training, network, model, dense)
     details = {"batch": network.batch, "layout": "contiguous"}
     return Prepared(call_of(network, model, network.images), check=check, details=details)

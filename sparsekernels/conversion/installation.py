@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..nn.replacement import Replacement, share_attributes, share_options, share_parameters
-from .graph.attach import Recipe, attach, attach_recipe, attached, detach, graph_of
+from .graph.attach import Recipe, attach, attached, detach, graph_of
 from .graph.base import Graph
 from .modules import has_hooks
 
@@ -81,15 +81,16 @@ class Installed:
     swaps: list[Swap]
     graphs: list[_Placed]
 
-    def install(self) -> None:
-        """Do it again."""
+    def install(self, made: Sequence[Graph] = ()) -> None:
+        """Do it, or do it again. made: the graphs, where they are there."""
+        by_recipe = {id(graph.recipe): graph for graph in made}
         for swap in self.swaps:
             share_attributes(swap.original, swap.replacement)
             swap.exchange(swap.original, swap.replacement)
         for graph in self.graphs:
             module = graph.module()
             if module is not None:
-                attach_recipe(module, graph.recipe)
+                attach(module, graph.recipe, by_recipe.get(id(graph.recipe)))
 
     def share_parameters(self) -> None:
         """Give the layers the parameters that the original ones have."""
@@ -176,7 +177,5 @@ class Conversion:
     def install(self) -> Installed:
         """Do it. Returns what undoes it."""
         installed = Installed(self.swaps, [_Placed(_Weakly(graph.module), graph.recipe) for graph in self.graphs])
-        installed.install()
-        for graph in self.graphs:
-            attach(graph.module, graph)
+        installed.install(self.graphs)
         return installed

@@ -113,9 +113,8 @@ def share_parameters(source: Any, target: torch.nn.Module) -> None:
     target.train(source.training)
 
 
-_OPTIONS = (
-    "in_features",
-    "out_features",
+_OF_LINEAR = ("in_features", "out_features")
+_OF_CONVOLUTION = (
     "in_channels",
     "out_channels",
     "kernel_size",
@@ -124,14 +123,20 @@ _OPTIONS = (
     "dilation",
     "groups",
     "padding_mode",
-    "_reversed_padding_repeated_twice",
 )
+"""What the constructors take."""
+
+
+def _options_of(module: torch.nn.Module) -> tuple[str, ...]:
+    return _OF_LINEAR if isinstance(module, torch.nn.Linear) else _OF_CONVOLUTION
 
 
 def share_options(source: torch.nn.Module, target: torch.nn.Module) -> None:
     """Give `target` the sizes and the like of `source`, which may have become others: a new head, say."""
     mine, theirs = vars(target), vars(source)
-    mine.update({name: theirs[name] for name in _OPTIONS if name in theirs})
+    mine.update(
+        {name: theirs[name] for name in (*_options_of(source), "_reversed_padding_repeated_twice") if name in theirs}
+    )
 
 
 def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:
@@ -159,17 +164,7 @@ def check_dense(name: str, module: object, replacement: type) -> None:
 
 def options_of(module: Any) -> dict[str, Any]:
     """What the constructor of a convolution or a Linear was called with; on meta, where nothing is initialized."""
-    if isinstance(module, torch.nn.Linear):
-        names: tuple[str, ...] = ("in_features", "out_features")
-    else:
-        names = (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-        )
-    return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None, "device": "meta"}
+    return {name: getattr(module, name) for name in _options_of(module)} | {
+        "bias": module.bias is not None,
+        "device": "meta",
+    }

@@ -189,7 +189,7 @@ def test_a_wrong_training_graph_has_no_time(factor: float, monkeypatch: pytest.M
     dense = copy.deepcopy(model)
     engine = TrainingGraph(model, torch.float32, torch.device("cpu"))
     engine.prepare()
-    attach(model, engine)
+    attach(model, engine.recipe, engine)
     network = Network(make_case("step"))
     assert network_checks.check_step(network, model, dense).passed
     genuine = FusedNorm.forward

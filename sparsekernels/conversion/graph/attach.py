@@ -55,8 +55,8 @@ def _unlock() -> None:
 
 
 # no fork finds them held by another thread, nor the process as it is while one traces
-os.register_at_fork(before=_lock, after_in_parent=_unlock, after_in_child=_unlock)
-
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock, after_in_parent=_unlock, after_in_child=_unlock)
 
 OWN_FORWARD = "_sparsekernels_own_forward"
 """The attribute of a class that is made here under which it has the `forward` of the module's class."""
@@ -93,8 +93,8 @@ class _OwnForward:
     """Looked up in each call: the class may get another."""
 
     def __get__(self, module: Any, kind: Any) -> Any:
-        own = next(other for other in kind.__mro__ if _RunsAsGraph in other.__bases__).__bases__[1]
-        return own.forward if module is None else functools.partial(own.forward, module)
+        own: Any = next(other for other in kind.__mro__ if _RunsAsGraph in other.__bases__).__bases__[1]
+        return own.forward
 
 
 class _RunsAsGraph:
@@ -144,24 +144,17 @@ def may_attach(module: nn.Module) -> bool:
     return True
 
 
-def attach(module: nn.Module, graph: Graph) -> None:
-    """Let calls of `module` run as `graph`, where it serves them."""
-    with _LOCK:
-        detach(module)
-        recipe = graph.recipe
-        recipe.owner = weakref.ref(module)
-        _live[id(module)] = _Live(module, recipe, graph)
-        vars(module)[GRAPH] = recipe
-        if _RunsAsGraph not in type(module).__mro__:
-            module.__class__ = _class_with_graph(type(module))
+def attach(module: nn.Module, recipe: Recipe, graph: Graph | None = None) -> None:
+    """Let calls of `module` run as the graph of `recipe`, where it serves them.
 
-
-def attach_recipe(module: nn.Module, recipe: Recipe) -> None:
-    """`attach` what is to be made of a recipe at the first call."""
+    graph: what was made of the recipe; else the first call makes it.
+    """
     with _LOCK:
         detach(module)
         recipe.owner = weakref.ref(module)
         vars(module)[GRAPH] = recipe
+        if graph is not None:
+            _live[id(module)] = _Live(module, recipe, graph)
         if _RunsAsGraph not in type(module).__mro__:
             module.__class__ = _class_with_graph(type(module))
 

@@ -44,7 +44,6 @@ class Source:
     """
 
     def __init__(self, fused: Sequence[Fused], content: bool) -> None:
-        self._content = content
         self._tensors = Tensors(list(_tensors_of(fused)), content)
         self._patterns = list(_patterns_of(fused))
 
@@ -61,13 +60,6 @@ class Source:
         return list(map(".".join, changed))
 
 
-class _Unknown(Source):
-    """Of constants that were made of nothing that is known."""
-
-    def changed(self) -> bool:
-        return True
-
-
 @dataclass
 class InferencePlan(Plan):
     """A plan with constants.
@@ -77,7 +69,8 @@ class InferencePlan(Plan):
     links    between fused layers that may agree on channels
     writes   whether an argument is changed in place
     content  whether what tensors hold is looked at in each call, or only what torch counts as a write
-    source   what the constants were made of
+    source   what the constants were made of; None where they are half made
+    latest   the same of the last call that found something else: two such calls in a row have it folded
     """
 
     fused: Sequence[Fused]
@@ -85,29 +78,26 @@ class InferencePlan(Plan):
     links: Sequence[Link]
     writes: bool
     content: bool
-    source: Source = field(default_factory=lambda: Source([], False))
-    _latest: Source | None = None
+    source: Source | None = None
+    latest: Source | None = None
     _calls: list[None] = field(default_factory=list)
     """One for each thread that is computing with the constants."""
     _folds: bool = False
 
     def enter(self) -> bool:
         """Before a call: whether the constants stay what they are until `leave`."""
-        self._calls.append(
-            None
-        )  # before it looks, as `refresh` sets before it looks: one of two threads sees the other
+        self._calls.append(None)  # and looks then, as `refresh` does: one of two threads sees the other
         if not self._folds:
             return True
         self._calls.pop()
         return False
 
-    def forget_latest(self) -> None:
-        """It keeps alive what it is of."""
-        if self._latest is not None:
-            self._latest = None
-
     def leave(self) -> None:
         self._calls.pop()
+
+    def is_stale(self) -> bool:
+        """Whether the constants are of something else than there is now."""
+        return self.source is None or self.source.changed()
 
     def refresh(self) -> bool:
         """Fold and pack anew where parameters, statistics or patterns are others than those that were folded.
@@ -116,16 +106,16 @@ class InferencePlan(Plan):
         that is averaged before each call would be folded each time.
         """
         with ONE_AT_A_TIME:
-            if not self.source.changed():  # another thread was faster
+            if not self.is_stale():  # another thread was faster
                 return True
-            if self._latest is None or self._latest.changed():
-                self._latest = Source(self.fused, self.content)
+            if self.latest is None or self.latest.changed():
+                self.latest = Source(self.fused, self.content)
                 return False
             self._folds = True
             try:
                 if self._calls:  # other threads compute with what there is
                     return False
-                self._latest = None
+                self.latest = None
                 self.freeze()
             finally:
                 self._folds = False
@@ -141,7 +131,7 @@ class InferencePlan(Plan):
             if obstacle is not None:
                 raise Untraceable(obstacle)
         source = Source(self.fused, content=self.content)
-        self.source = _Unknown([], False)  # for what raises halfway
+        self.source = None  # for what raises halfway
         for layer in self.fused if fold else ():
             layer.fold()
         choose_channels(list(self.links))
@@ -183,8 +173,8 @@ class InferenceGraph(Graph):
             if not plan.enter():
                 return NO_ANSWER
             try:
-                if not plan.source.changed():
-                    plan.forget_latest()
+                if not plan.is_stale():
+                    plan.latest = None  # it keeps alive what it is of
                     return self._run(plan, args)
             finally:
                 plan.leave()
@@ -195,7 +185,7 @@ class InferenceGraph(Graph):
     def _refreshed(self, plan: InferencePlan) -> bool:
         if not self.frozen:
             return super()._refreshed(plan)
-        if plan.source.changed():
+        if plan.source is not None and plan.source.changed():
             changed = plan.source.changed_in(self.module)
             few = ", ".join(map(repr, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise RuntimeError(

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .copies import copy_of
-from .state import Held, attributes_or_none, is_same, items_of
+from .state import Held, attributes_or_none, is_same, items_of, put_back
 
 _MOST = 20_000
 """Elements that are looked into: what is beyond can be put back where it is held, but not what it holds."""
@@ -142,12 +142,7 @@ class Reach:
                 changed = True
                 with contextlib.suppress(Exception):
                     _put_back_names(kind, names)
-        for held in self._held:
-            if held.changed():
-                changed = True
-                with contextlib.suppress(Exception):
-                    held.put_back()
-        return changed
+        return put_back(self._held) or changed
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[Reach]:

@@ -130,6 +130,17 @@ class Held:
                 del self.value.__dict__[name]
 
 
+def put_back(held: Iterable[Held]) -> bool:
+    """Restore all that can be restored. Returns whether anything had changed."""
+    changed = False
+    for one in held:
+        if one.changed():
+            changed = True
+            with contextlib.suppress(Exception):
+                one.put_back()
+    return changed
+
+
 def same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
     """Whether two dicts with the same keys in the same order hold the same."""
     return len(now) == len(then) and now.keys() == then.keys() and all(is_same(now[key], then[key]) for key in then)
@@ -301,12 +312,7 @@ class State:
                 for name in kept.keys() - attributes.keys():
                     del now[name]
                 now.update(attributes)
-        for held in self._held:
-            if held.changed():
-                changed = True
-                with contextlib.suppress(Exception):
-                    held.put_back()
-        return changed
+        return put_back(self._held) or changed
 
 
 def holders_of(model: nn.Module) -> tuple[list[nn.Module], list[Any]]:

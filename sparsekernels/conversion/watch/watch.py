@@ -88,10 +88,9 @@ class Watch:
         known = {(id(place), name) for place, name, _ in equal}
         fixed = [entry for entry in fixed if (id(entry[0]), entry[1]) not in known]
         self._fixed = _Entries([*fixed, *(entry for module in registered for entry in _dicts_of(module))])
-        places = [place for module in passed if not _is_layer(module) for place in places_of(module)]
-        self._empty = [place for place in places if not place]
-        self._filled = [place for place in places if place]
-        self._sizes = list(map(len, self._filled))
+        self._counted = [place for module in passed if not _is_layer(module) for place in places_of(module)]
+        self._counted += map(vars, modes)  # one that got a `forward` of its own has one attribute more
+        self._counts = list(map(len, self._counted))
         self._ordered = [module._modules for module in passed if len(module._modules) > 1]
         self._orders = list(map(tuple, self._ordered))
         self._held = held_by((value for _, _, value in attributes), {id(module) for module in registered})
@@ -102,8 +101,6 @@ class Watch:
         self._classes = [kind for kind in kinds if not _is_torchs(kind)]
         self._forwards = [kind.forward for kind in self._classes]  # type: ignore[attr-defined]
         self._modes = modes
-        self._dicts = [vars(module) for module in modes]
-        self._lengths = list(map(len, self._dicts))
         self._look_at_hooks()
 
     def unchanged(self) -> bool:
@@ -111,13 +108,11 @@ class Watch:
         return (
             self._equal.are_equal()
             and self._fixed.are_same()
-            and not any(self._empty)
-            and list(map(len, self._filled)) == self._sizes
+            and list(map(len, self._counted)) == self._counts
             and list(map(tuple, self._ordered)) == self._orders
             and not any(held.changed() for held in self._held)
             and list(map(type, self._typed)) == self._types
             and [kind.forward for kind in self._classes] == self._forwards  # type: ignore[attr-defined]
-            and list(map(len, self._dicts)) == self._lengths  # none has a `forward` of its own
             and self._no_hooks()
         )
 
