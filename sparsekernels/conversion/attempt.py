@@ -24,7 +24,7 @@ from ..timing import Effort, Interruptions
 from .agreement import is_out_of_memory
 from .candidates import candidate_of, dropping
 from .chance import with_likes
-from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, most_like, reason_to_stay
+from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, like, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, Note, Way
 from .graph.attach import may_attach
 from .graph.base import Graph
@@ -199,9 +199,8 @@ class Attempt:
         untimed = [name for name, decision in decided.items() if decision.untimed]
         for name in untimed:
             similar = most_like(decided[name].row, rows)
-            if similar is not None and similar.decision in decided[name].untimed:
-                row = replace(decided[name].row, decision=similar.decision, measured_on=similar.name)
-                decided[name] = Decision(row, decided[name].untimed[similar.decision])
+            if similar is not None:
+                decided[name] = like(decided[name], decided[similar.name])
         if untimed:
             self._unmeasured.append(f"{len(untimed)} of {len(order)} layers")
         return decided
@@ -374,7 +373,7 @@ class Attempt:
             if best.way is Way.CHAINS_OF_ALL:
                 chained = {swap.path: swap.replacement for swap in in_chains}
                 rows = [_in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
-            rows = _with_omissions(self._model, rows, graphs)
+            rows = _with_tables(self._model, _with_omissions(self._model, rows, graphs), graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
             if times.measured and len(self._examples) > 1:
@@ -464,6 +463,18 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
     return result
 
 
+def _with_tables(model: nn.Module, rows: list[LayerReport], graphs: list[Graph]) -> list[LayerReport]:
+    """`rows`, with the numbers of rows for which a graph or the layer itself multiplies by the dense weight."""
+    plans = [graph.prepare() for graph in graphs if isinstance(graph, InferenceGraph)]
+    tables = {id(one.parts[0]): one.dense_rows for plan in plans for one in plan.fused}
+    layers = [model.get_submodule(row.name) for row in rows]
+    found = [tables.get(id(layer), vars(layer).get("dense_rows", ())) for layer in layers]
+    return [
+        replace(row, dense_rows=table) if isinstance(layer, Replacement) else row
+        for row, layer, table in zip(rows, layers, found, strict=True)
+    ]
+
+
 def _in_chain(row: LayerReport, replacement: Replacement) -> LayerReport:
     """The row of a layer that became `replacement` for the sake of its neighbors."""
     candidate = candidate_of(replacement)
@@ -478,4 +489,4 @@ def _unchanged(row: LayerReport) -> LayerReport:
     if row.ground is Ground.LIMIT:
         return replace(row, decision=DENSE, measured_on=None)
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
-    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms, dense_rows=())
+    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)

@@ -180,6 +180,11 @@ def stopped_by(stop: Callable[[], bool]) -> Iterator[None]:
         _stop = previous
 
 
+def is_time_up() -> bool:
+    """Whether `stopped_by` says so; it may raise."""
+    return _stop is not None and _stop()
+
+
 def times_of(
     calls: Mapping[str, Callable[[], object]],
     effort: Effort,

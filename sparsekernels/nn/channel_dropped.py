@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.sparse_conv2d.outside import Guard, Outside, is_recorded
-from .replacement import Replacement, check_dense, copy_parameters, options_of, share_parameters
+from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
 
 
 def used_pairs(weight: Tensor) -> Tensor:
@@ -236,10 +236,14 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     Attributes:
         outputs: int64, the outputs that are computed.
         inputs: int64, the inputs that are read.
+        dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`, as `SparseLinear` has
+            it.
 
     Raises:
         ValueError: In a call, for an input of another number of features.
     """
+
+    dense_rows: tuple[int, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -264,6 +268,9 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor):  # torch.fx's Proxy
             return linear_without_channels(input, self.weight, self.bias, self.outputs, self.inputs)
+        product = dense_or_none(self, input) if self.dense_rows else None
+        if product is not None:
+            return product
         try:
             return _linear(input, self.weight, self.bias, self.places, self._guard)
         except Outside:

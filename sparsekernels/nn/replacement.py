@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch import are_functorch_transforms_active
+from ..dispatch import is_special
 from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Guard
 
@@ -97,6 +100,38 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "instead",
 }
 """The attributes of dense layers, and of those here."""
+
+
+def has_rows(table: tuple[int, ...], rows: int) -> bool:
+    """Whether a table such as `SparseLinear.dense_rows` has this number of rows."""
+    return bisect_right(table, rows) % 2 == 1
+
+
+def dense_or_none(module: Any, input: Tensor) -> Tensor | None:
+    """The dense product of a linear layer, in a plain call without gradients for a number of rows that its table has.
+
+    None for all other calls, and where torch refuses the input: whoever goes on says why. It costs what looking up two
+    parameters costs a torch.nn.Linear: small layers are not to be slower for it.
+    """
+    if type(input) is not Tensor or is_special():
+        return None
+    if bisect_right(module.dense_rows, input.numel() // (module.in_features or 1)) % 2 == 0:
+        return None
+    own = module._parameters
+    try:
+        weight, bias = own["weight"], own["bias"]
+    except KeyError:
+        weight, bias = module.weight, module.bias
+    if torch.is_grad_enabled() and _requires_grad(input, weight, bias):
+        return None
+    try:
+        return F.linear(input, weight, bias)
+    except (RuntimeError, TypeError):
+        return None
+
+
+def _requires_grad(*tensors: Any) -> bool:
+    return any(isinstance(one, Tensor) and one.requires_grad for one in tensors)
 
 
 def own_attributes(module: torch.nn.Module) -> dict[str, Any]:
