@@ -113,6 +113,17 @@ def test_a_layer_is_dense_where_it_is_slower(clock: Prefer, monkeypatch: pytest.
     assert not has_rows(model.body.dense_rows, 6)
 
 
+@pytest.mark.parametrize("again", [1.0, 0.96])
+def test_a_model_slower_by_little_is_measured_once_more(
+    again: float, clock: Prefer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _net()
+    clock(FINE, LAYERS)
+    _speeds(monkeypatch, [2.0], [4.0, 0.95, 4.0, again])
+    report = sk.convert(model, example_inputs=[PROMPT, STEP])
+    assert bool(report.converted) == (again == 1.0)
+
+
 def test_results_are_compared_in_each(prefer: Prefer) -> None:
     """An offer that is wrong in the second alone is refused; in training mode by each one's passes as well."""
     prefer(FINE, LAYERS)
