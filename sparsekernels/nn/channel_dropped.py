@@ -79,6 +79,7 @@ class ChannelDropped(Replacement):
 
     outputs: Tensor
     inputs: Tensor
+    _choice = ("outputs", "inputs")
     _remedy = (
         "set_channels() makes them part of it; where they are to stay zero, apply the masks after the optimizer's step"
     )

@@ -27,6 +27,7 @@ class _Sparse(Replacement):
     dense_grad: bool
     pattern: Any  # a SparseFormat of those that the operations take
 
+    _choice = ("pattern",)
     _remedy = (
         "set_pattern() makes them part of the pattern; where they are to stay zero, apply the masks after the"
         " optimizer's step"
