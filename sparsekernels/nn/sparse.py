@@ -185,7 +185,8 @@ class _Sparse(Replacement):
         )
         if prefix + "weight" not in state_dict or self.weight.is_meta or len(error_msgs) > errors:
             return
-        if self.pattern.device != self.weight.device:  # load_state_dict(assign=True)
+        # by load_state_dict(assign=True), or where another weight was assigned before
+        if self.pattern.device != self.weight.device or self.pattern.shape != self.weight.shape:
             self.pattern = self._full_pattern()
         stored = self.weight.detach() != 0
         full = self.pattern.nnz == self.weight.numel()
