@@ -83,10 +83,14 @@ class Watch:
         fixed += [*read, *((vars(module), "training", module.training) for module in modes)]
         fixed += (entry for module in registered for entry in _dicts_of(module))
         plain = {id(vars(module)) for module in registered if _is_plain_layer(module)}
-        equal = [entry for entry in fixed if _compares_as_the_same(entry, id(entry[0]) in plain)]
-        known = {(id(place), name) for place, name, _ in equal}
-        self._equal = Equal(equal)
-        self._same = Same(entry for entry in fixed if (id(entry[0]), entry[1]) not in known)
+        registers = {id(place) for module in registered for place in places_of(module)}
+        equal: list[Entry] = []
+        same: list[Entry] = []
+        for entry in {(id(entry[0]), entry[1]): entry for entry in fixed}.values():
+            key = id(entry[0])
+            alike = _is_as_good(entry) or (key in registers if entry[2] is None else key in plain)
+            (equal if alike else same).append(entry)
+        self._equal, self._same = Equal(equal), Same(same)
         self._counted = [place for module in passed if not _is_layer(module) for place in places_of(module)]
         self._counted += map(vars, modes)  # one that got a `forward` of its own has one attribute more
         self._counts = list(map(len, self._counted))
@@ -145,17 +149,14 @@ def _dicts_of(module: nn.Module) -> Iterator[Entry]:
         yield attributes, name, attributes[name]
 
 
-def _compares_as_the_same(entry: Entry, of_layer: bool) -> bool:
-    """Whether what is equal to a value is as good: a mode; settings of a layer, to a kernel; a dict of hooks, since its
-    order counts only where there are some; and what is equal to nothing else."""
+def _is_as_good(entry: Entry) -> bool:
+    """Whether what is equal to a value does the same: a mode; a dict of hooks, since order counts only where there are
+    some; a module that equals no other. So do the settings of a layer, which kernels are given, and None where else
+    parameters and modules are."""
     _, name, value = entry
-    if name == "training" or name in _HOOKS_IN_FRONT or (isinstance(value, nn.Module) and _compares_by_identity(value)):
-        return True
-    return of_layer and value is not None
-
-
-def _compares_by_identity(value: object) -> bool:
-    return type(value).__eq__ is object.__eq__
+    if isinstance(value, nn.Module):
+        return type(value).__eq__ is object.__eq__
+    return name == "training" or name in _HOOKS_IN_FRONT
 
 
 def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
