@@ -131,6 +131,9 @@ def peeled(tensor: Tensor) -> Tensor:
     return tensor
 
 
+without_function_modes: Callable[[], Any] = torch._C.DisableTorchFunction
+"""Context in which no torch function mode sees the operators of a call."""
+
 without_modes: Callable[[], Any] = _python_dispatch._disable_current_modes
 """Context in which no dispatch mode sees the operators of a call."""
 
