@@ -362,7 +362,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         try:
             return linear(input, self.pattern, used, bias, guard)
         except Outside:
-            self._begin_dense(input, weight)
+            weight = self._dense_weight(input, weight)
         return F.linear(input, weight, bias)
 
     def _is_faster_dense(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -481,5 +481,5 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         try:
             return conv2d(given, self.pattern, used, bias, self.stride, padding, self.dilation, self.groups, guard)
         except Outside:
-            self._begin_dense(input, weight)
+            weight = self._dense_weight(input, weight)
         return self._conv_forward(input, weight, bias)

@@ -170,6 +170,8 @@ class Graph:
         for value in args:
             if type(value) not in PLAIN or value.dtype is not self.dtype or value.device != self.device:
                 return False
+            if value.layout is not torch.strided:
+                return False
         return True
 
     def _current_plan(self) -> Plan | None:
