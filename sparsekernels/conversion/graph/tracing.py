@@ -28,7 +28,7 @@ from ..watch.generators import Generators
 from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State
 from .attach import OWN_FORWARD
-from .fusion import IN_PLACE
+from .in_place import IN_PLACE
 
 Node = torch.fx.Node
 
