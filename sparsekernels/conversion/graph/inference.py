@@ -264,7 +264,7 @@ class InferenceGraph(Graph):
         links = links_of(graph, fused, modules) if self.drops else []
         chained = chain(graph, fused) if self.chains and self.contiguous else {}
         parts = [part for layer in fused.values() for part in layer.parts if part is not None]
-        made = assembled(self.module, modules, graph, {**fused, **chained}, parts)
+        made = assembled(trace, modules, graph, {**fused, **chained}, parts)
         plan = InferencePlan(
             made,
             trace.arguments,
