@@ -75,6 +75,13 @@ is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
 are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether a call is inside of vmap, jvp, grad or another transform of torch.func."""
 
+
+def is_functionalized() -> bool:
+    """Whether a call is inside of torch.func.functionalize, which knows no autograd functions of other packages."""
+    levels = _functorch.get_interpreter_stack() or ()
+    return any(level.key() == _functorch.TransformType.Functionalize for level in levels)
+
+
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active: fake tensors, make_fx and the like see the operators of a call."""
 

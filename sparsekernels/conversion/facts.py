@@ -172,6 +172,7 @@ class GraphObstacle(_Sentence):
     PLANNING_FAILED = "no graph can be made of it ({error})"
     SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
     SPEAKS = "its forward prints, logs or writes to a file"
+    TELLS_TIME = "its forward reads a clock, or asks the system for random numbers"
     RANDOM = "its forward draws random numbers, which would be the same in each call"
     VARIADIC = "it takes {argument}"
     TENSOR_BY_DEFAULT = "its argument {argument} is a tensor by default"

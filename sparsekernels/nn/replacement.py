@@ -16,7 +16,7 @@ from torch import Tensor
 from .._torch import are_functorch_transforms_active
 from ..dispatch import is_special
 from ..formats import SparseFormat
-from ..ops.sparse_conv2d.outside import Guard
+from ..ops.sparse_conv2d.outside import Guard, is_for_torch
 
 
 class Replacement(torch.nn.Module):
@@ -63,6 +63,16 @@ class Replacement(torch.nn.Module):
 
     def hand_back(self) -> None:
         """Make the weight what the layer computes with, in place, before another layer gets it."""
+
+    def _dense_weight(self, input: Tensor, weight: Any) -> Any:
+        """What torch's product multiplies by where ours does not serve: nonzeros that are left out count, and are told.
+
+        Where it is for the input alone, what is left out has no gradient, as ever.
+        """
+        if is_for_torch(input) and self._guard.outside(self.places, weight) == 0:
+            return torch.where(self.places.mask, weight, 0)
+        self._begin_dense(input, weight)
+        return weight
 
     def _begin_dense(self, input: Tensor, weight: Any) -> None:
         """Before a call with the whole weight: say so, once. Raises ValueError where torch would compute garbage."""

@@ -367,7 +367,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         try:
             return linear(input, self.pattern, used, bias, guard)
         except Outside:
-            self._begin_dense(input, weight)
+            weight = self._dense_weight(input, weight)
         return F.linear(input, weight, bias)
 
 
@@ -477,5 +477,5 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         try:
             return conv2d(given, self.pattern, used, bias, self.stride, padding, self.dilation, self.groups, guard)
         except Outside:
-            self._begin_dense(input, weight)
+            weight = self._dense_weight(input, weight)
         return self._conv_forward(input, weight, bias)

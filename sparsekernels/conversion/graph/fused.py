@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import fuse_conv_bn_weights
 
 from ...formats import SparseFormat
-from ...nn.channel_dropped import ChannelDropped, at, check_size, spread, used_pairs
+from ...nn.channel_dropped import ChannelDropped, at, check_size, select, spread, used_pairs
 from ...nn.replacement import Replacement, has_rows
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
@@ -265,11 +265,14 @@ class FusedDense(Fused):
             return F.linear(input, self._dense, self._bias)
         if inputs is not None:
             check_size(input, channel, self._inputs)
-            input = input.index_select(channel, inputs)
+            read = select(input, channel, inputs)
+        else:
+            read = input
         if outputs is None:
-            return product(input, self._weight, self._bias)
-        result = product(input, self._weight, at(self._bias, outputs))
-        return spread(result, outputs, self._size, self._bias, channel)
+            return product(read, self._weight, self._bias)
+        result = product(read, self._weight, at(self._bias, outputs))
+        last = not linear and is_channels_last(input)
+        return spread(result, outputs, self._size, self._bias, channel, last)
 
 
 class FusedSparse(Fused):

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from ... import _library
-from ..._torch import are_functorch_transforms_active, dispatch_modes, is_jit_tracing, peeled, without_modes
+from ..._torch import (
+    are_functorch_transforms_active,
+    dispatch_modes,
+    is_functionalized,
+    is_jit_tracing,
+    peeled,
+    without_modes,
+)
 from ...checks import DTYPES
 from .._operation import Operator, without_gradients
 from .implementations import SPARSE_CONV2D
@@ -31,7 +38,19 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Outside(Exception):
-    """A weight has nonzeros outside of its pattern, or cannot be compared with it: the whole weight is to be used."""
+    """A weight has nonzeros outside of its pattern, or cannot be compared with it: the whole weight is to be used.
+
+    Also raised for an input that `is_for_torch`.
+    """
+
+
+def is_for_torch(input: Any) -> bool:
+    """Whether an input is of a kind that torch's products take, or refuse in its words, and no kernel of ours does:
+    with another layout (mkldnn's, sparse ones), or inside of torch.func.functionalize.
+    """
+    if not isinstance(input, Tensor) or input.is_nested or torch.compiler.is_compiling():
+        return False
+    return input.layout is not torch.strided or is_functionalized()
 
 
 class Places(Protocol):
