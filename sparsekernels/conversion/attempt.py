@@ -380,7 +380,7 @@ class Attempt:
             if times.measured and len(self._examples) > 1:
                 report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
-            installed.uninstall()
+            best.conversion.uninstall()
             raise
         vars(self._model)[CONVERSION] = installed
         return report

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+import weakref
 from typing import Any
 
 import torch
@@ -15,6 +17,39 @@ from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Guard
 
 
+class Origin:
+    """The layer that a replacement stands for, which belongs to it alone: shallow copies are given one of their own."""
+
+    def __init__(self, layer: torch.nn.Module, of: Replacement) -> None:
+        self._layer = layer
+        self._of: weakref.ref[Replacement] | None = weakref.ref(of)
+        self._is_back = False
+
+    def layer_of(self, replacement: Replacement) -> torch.nn.Module:
+        """The layer that `replacement` stands for; where that is another's by now, one like it."""
+        if self._of is None:  # a deep copy
+            self._of = weakref.ref(replacement)
+        if self._of() is replacement and not self._is_back:
+            return self._layer
+        if all(getattr(self._layer, name) is getattr(replacement, name) for name in ("weight", "bias")):
+            return self._layer
+        twin = copy.copy(self._layer)
+        for name in ("_parameters", "_buffers", "_modules"):
+            vars(twin)[name] = dict(vars(twin)[name])
+        return twin
+
+    def names(self, kind: str) -> frozenset[str]:
+        """Of the parameters, buffers or modules that the layer has; kind: where torch keeps them."""
+        return frozenset(getattr(self._layer, kind))
+
+    def is_back(self, whether: bool) -> None:
+        """Whether the layer is in its place, and has the parameters that it had there since."""
+        self._is_back = whether
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layer": self._layer, "_of": None, "_is_back": self._is_back}
+
+
 class Replacement(torch.nn.Module):
     """A layer that computes what a torch.nn.Conv2d or Linear does, faster where some elements of its weight are zero.
 
@@ -22,11 +57,13 @@ class Replacement(torch.nn.Module):
         weight: The parameter, in its dense shape.
         pattern: Which elements of `weight` are used, where the layer keeps that as a weight format; else None.
         path: Its name in the model, where `convert` made it.
+        origin: What it stands for, where `convert` made it.
     """
 
     weight: Tensor
     pattern: SparseFormat | None = None
     path: str | None = None
+    origin: Origin | None = None
     _guard: Guard
 
     @classmethod
@@ -92,6 +129,7 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "outputs",
     "inputs",
     "path",
+    "origin",
     "_guard",
     "_kept",
     "instead",

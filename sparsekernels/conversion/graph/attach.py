@@ -176,6 +176,11 @@ def attached(module: nn.Module) -> Recipe | None:
     return recipe if recipe is not None and (recipe.owner is None or recipe.owner() is module) else None
 
 
+def has_graph(module: nn.Module) -> bool:
+    """Whether a graph hangs on `module`, be it another's, of which it is a shallow copy."""
+    return GRAPH in vars(module) or type(module) is not own_class(module)
+
+
 def graph_of(module: nn.Module) -> Graph | None:
     """The graph that calls of `module` run as, made of its recipe where it is not there yet."""
     recipe: Recipe | None = module.__dict__.get(GRAPH)
