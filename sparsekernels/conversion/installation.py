@@ -171,7 +171,8 @@ def check(layers: dict[str, Replacement], function: str) -> None:
 def _what_was_given(layer: Replacement) -> tuple[str, str] | None:
     """What was done to a layer that its original would not have, and how that is undone."""
     if parametrize.is_parametrized(layer):
-        return "a parametrization", "remove_parametrizations(layer, 'weight')"
+        parametrizations: Any = layer.parametrizations
+        return "a parametrization", f"remove_parametrizations(layer, {next(iter(parametrizations), 'weight')!r})"
     for name, what in (("weight", "a mask"), ("bias", "a mask of its bias")):
         if f"{name}_orig" in layer._parameters:
             return what, f"torch.nn.utils.prune.remove(layer, {name!r})"

@@ -92,6 +92,17 @@ class Replacement(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def _outside_of(self, weight: Any) -> int:
+        """`outside`, of what `weight` is in a call."""
+        raise NotImplementedError
+
+    def _kept_weight(self) -> Tensor | None:
+        """`weight`, or, where code computes that in each access, what it may be computed from."""
+        if "weight" in self._parameters:
+            return self._parameters["weight"]
+        kept = (*self.parameters(), *self.buffers())
+        return kept[0] if kept else getattr(self, "weight", None)
+
     def hand_back(self) -> None:
         """Make the weight what the layer computes with, in place, before another layer gets it."""
 
@@ -104,7 +115,7 @@ class Replacement(torch.nn.Module):
         if guard.warned:
             return
         guard.warned = True
-        count = -1 if are_functorch_transforms_active() else self.outside()
+        count = -1 if are_functorch_transforms_active() else self._outside_of(weight)
         what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
         warnings.warn(
             f"{name}: {what} that it would leave out are not zero, so it computes with the whole weight, as the dense"

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ...ops.fingerprint.op import swaps_tensors
 from ..modules import GRAPH
 
 if TYPE_CHECKING:
@@ -118,6 +119,24 @@ class _RunsAsGraph:
         recipe: Recipe | None = vars(self).get(GRAPH)
         if recipe is not None and recipe.owner is None:  # a copy's
             recipe.owner = weakref.ref(self)  # type: ignore[arg-type]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        _let_swap(self)
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        _let_swap(self)
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+
+
+def _let_swap(module: Any) -> None:
+    """Where torch is going to exchange what is behind parameters, to which nothing else may refer: the next call makes
+    the graph anew."""
+    if swaps_tensors():
+        with _LOCK:
+            live = _live.pop(id(module), None)
+            if live is not None:
+                live.close()
 
 
 def _made_anew(kind: type, *args: Any) -> Any:
