@@ -62,6 +62,9 @@ if hasattr(os, "register_at_fork"):
 OWN_FORWARD = "_sparsekernels_own_forward"
 """The attribute of a class that is made here under which it has the `forward` of the module's class."""
 
+_OF_SOURCE = ("__firstlineno__", "__static_attributes__")
+"""What a class has for those who look for its source."""
+
 
 class Recipe:
     """What a graph is made by: its class and its options. Belongs to one module; copies of it are for another."""
@@ -148,19 +151,21 @@ def _made_anew(kind: type, *args: Any) -> Any:
 
 def own_class(module: object) -> type:
     """The class of a module as its author knows it."""
-    kind = type(module)
+    return _made_of(type(module))
+
+
+def _made_of(kind: type) -> type:
     return kind.__bases__[1] if _RunsAsGraph in kind.__bases__ else kind
 
 
-def may_attach(module: nn.Module) -> bool:
-    """Whether a graph can hang on it: its `forward` is an ordinary method, and its class can have subclasses."""
-    if "forward" in vars(module) or not inspect.isfunction(inspect.getattr_static(own_class(module), "forward", None)):
-        return False
-    try:
-        _class_with_graph(own_class(module))
-    except TypeError:
-        return False
-    return True
+def has_method(module: nn.Module) -> bool:
+    """Whether its `forward` is an ordinary method of its class."""
+    return inspect.isfunction(inspect.getattr_static(own_class(module), "forward", None))
+
+
+def may_derive(kind: type) -> bool:
+    """Whether there can be a class with a graph of `kind`: another metaclass may do anything with one that is made."""
+    return type(kind) in _METACLASSES
 
 
 def attach(module: nn.Module, recipe: Recipe, graph: Graph | None = None) -> None:
@@ -221,6 +226,28 @@ def graph_of(module: nn.Module) -> Graph | None:
         return live.graph
 
 
+class _AsItsBase(type):
+    """Of the classes made here: each equals the one that it is made of, and is found where that is."""
+
+    def __eq__(cls, other: object) -> bool:
+        if not isinstance(other, type):
+            return NotImplemented
+        return _made_of(cls) is _made_of(other)
+
+    def __hash__(cls) -> int:
+        return type.__hash__(_made_of(cls))
+
+
+class _AbstractAsItsBase(_AsItsBase, abc.ABCMeta):
+    pass
+
+
+_METACLASSES: dict[type, type] = {type: _AsItsBase, abc.ABCMeta: _AbstractAsItsBase}
+for _metaclass in list(_METACLASSES.values()):
+    _METACLASSES[_metaclass] = _metaclass  # of a class that somebody derived from one
+    copyreg.pickle(_metaclass, lambda kind: (_made_of, (_made_of(kind),)))  # type: ignore[arg-type, return-value]
+
+
 def _class_with_graph(kind: type) -> type:
     """The subclass of `kind` whose `forward` runs the graph. Raises TypeError where there can be none."""
     with _LOCK:
@@ -228,9 +255,8 @@ def _class_with_graph(kind: type) -> type:
         for other in type.__subclasses__(kind):
             if _RunsAsGraph in other.__bases__:
                 return other
-        metaclass = type(kind)
-        if metaclass not in (type, abc.ABCMeta):  # another may do anything with a class that is made
-            raise TypeError(f"{kind.__name__} has the metaclass {metaclass.__name__}")
+        if not may_derive(kind):
+            raise TypeError(f"{kind.__name__} has the metaclass {type(kind).__name__}")
         made: type
         body = {
             "__module__": kind.__module__,
@@ -240,7 +266,8 @@ def _class_with_graph(kind: type) -> type:
             OWN_FORWARD: _OwnForward(),
             "__class__": property(lambda self: kind if type(self) is made else type(self), _set_class),
         }
-        made = metaclass(kind.__name__, (_RunsAsGraph, kind), body)
+        body |= {name: vars(kind)[name] for name in _OF_SOURCE if name in vars(kind)}
+        made = _METACLASSES[type(kind)](kind.__name__, (_RunsAsGraph, kind), body)
         return made
 
 
