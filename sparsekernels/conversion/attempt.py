@@ -25,16 +25,17 @@ from .agreement import is_out_of_memory
 from .candidates import candidate_of, dropping
 from .chance import with_likes
 from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, like, most_like, reason_to_stay
-from .facts import Count, Fact, GraphObstacle, Note, Way
-from .graph.attach import may_attach
+from .facts import Count, Fact, GraphObstacle, LayerObstacle, Note, Way
+from .graph.attach import has_method, may_derive, own_class
 from .graph.base import Graph
 from .graph.channels import dropped
+from .graph.classes import ComparedClasses
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
 from .layouts import channels_last_gain
-from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
+from .leftovers import is_forward_of_nncf, zeros_elsewhere
 from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
 from .modes import Inference, Mode, Offer, Training
 from .modules import is_ordinary
@@ -92,6 +93,11 @@ class Attempt:
                 self._calls.setdefault(module, []).extend(calls)
         self._facts: list[Fact] = []
         self._traces: dict[int, Trace] = {}
+        self._compared = ComparedClasses(model.modules())
+        for layer in layers:
+            where = self._compared.at_all(type(layer.module))
+            if layer.obstacle is None and where:
+                layer.obstacle = LayerObstacle.CLASS_COMPARED.of(where=where, kind=type(layer.module).__name__)
         self._interruptions = Interruptions()
 
     def run(self) -> Report:
@@ -243,8 +249,7 @@ class Attempt:
         if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
             return
         try:
-            if not may_attach(module):
-                raise Untraceable(graph_obstacle_of_forward(module))
+            self._require_attachable(module)
             trace = Trace.of(module)
             graph = self._graph(trace, contiguous=True)
             graph.prepare()
@@ -262,6 +267,20 @@ class Attempt:
         else:
             found.append(_Region(trace, graph))
             self._traces[id(module)] = trace
+
+    def _require_attachable(self, module: nn.Module) -> None:
+        """Raises `Untraceable` where no graph can hang on `module`."""
+        kind = own_class(module)
+        if "forward" in vars(module):
+            nncf = is_forward_of_nncf(module)
+            raise Untraceable(GraphObstacle.FORWARD_OF_NNCF if nncf else GraphObstacle.FORWARD_REPLACED)
+        if not has_method(module):
+            raise Untraceable(GraphObstacle.FORWARD_NO_METHOD)
+        if not may_derive(kind):
+            raise Untraceable(GraphObstacle.METACLASS, metaclass=type(kind).__name__)
+        where = self._compared.by_identity(kind)
+        if where:
+            raise Untraceable(GraphObstacle.COMPARES_CLASSES, where=where, kind=kind.__name__)
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._calls.get(id(trace.module), [])
@@ -385,7 +404,7 @@ class Attempt:
             if times.measured and len(self._examples) > 1:
                 report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
-            installed.uninstall()
+            best.conversion.uninstall()
             raise
         vars(self._model)[CONVERSION] = installed
         return report

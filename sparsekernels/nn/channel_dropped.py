@@ -137,13 +137,16 @@ class ChannelDropped(Replacement):
         Returns:
             The number; negative where the weight is of another shape or device, or not an ordinary tensor.
         """
-        return self._guard.outside(self.places, self.weight)
+        return self._outside_of(self.weight)
+
+    def _outside_of(self, weight: Tensor) -> int:
+        return self._guard.outside(self.places, weight)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        device = self.weight.device
-        if device.type != "meta" and self.outputs.device != device:
-            self.outputs, self.inputs = self.outputs.to(device), self.inputs.to(device)
+        weight = self._kept_weight()
+        if weight is not None and not weight.is_meta and self.outputs.device != weight.device:
+            self.outputs, self.inputs = self.outputs.to(weight.device), self.inputs.to(weight.device)
         return self
 
     @classmethod
@@ -290,10 +293,11 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
             return product
         if is_exported_to_onnx(input):
             return F.linear(input, self.weight, self.bias)
+        weight, bias = self.weight, self.bias  # once, for where they are computed, perhaps from random numbers
         try:
-            return _linear(input, self.weight, self.bias, self.places, self._guard)
+            return _linear(input, weight, bias, self.places, self._guard)
         except Outside:
-            return F.linear(input, self._dense_weight(input, self.weight), self.bias)
+            return F.linear(input, self._dense_weight(input, weight), bias)
 
 
 Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -383,7 +387,8 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
             return conv2d_without_channels(input, self.weight, self.bias, self.outputs, self.inputs, (*options, padded))
         if is_exported_to_onnx(input):
             return self._conv_forward(input, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
         try:
-            return _conv2d(input, self.weight, self.bias, self.places, self._guard, self._conv_forward)
+            return _conv2d(input, weight, bias, self.places, self._guard, self._conv_forward)
         except Outside:
-            return self._conv_forward(input, self._dense_weight(input, self.weight), self.bias)
+            return self._conv_forward(input, self._dense_weight(input, weight), bias)

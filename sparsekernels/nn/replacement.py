@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -19,6 +21,39 @@ from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Guard, is_for_torch
 
 
+class Origin:
+    """The layer that a replacement stands for, which belongs to it alone: shallow copies are given one of their own."""
+
+    def __init__(self, layer: torch.nn.Module, of: Replacement) -> None:
+        self._layer = layer
+        self._of: weakref.ref[Replacement] | None = weakref.ref(of)
+        self._is_back = False
+
+    def layer_of(self, replacement: Replacement) -> torch.nn.Module:
+        """The layer that `replacement` stands for; where that is another's by now, one like it."""
+        if self._of is None:  # a deep copy
+            self._of = weakref.ref(replacement)
+        if self._of() is replacement and not self._is_back:
+            return self._layer
+        if all(getattr(self._layer, name) is getattr(replacement, name) for name in ("weight", "bias")):
+            return self._layer
+        twin = copy.copy(self._layer)
+        for name in ("_parameters", "_buffers", "_modules"):
+            vars(twin)[name] = dict(vars(twin)[name])
+        return twin
+
+    def names(self, kind: str) -> frozenset[str]:
+        """Of the parameters, buffers or modules that the layer has; kind: where torch keeps them."""
+        return frozenset(getattr(self._layer, kind))
+
+    def is_back(self, whether: bool) -> None:
+        """Whether the layer is in its place, and has the parameters that it had there since."""
+        self._is_back = whether
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layer": self._layer, "_of": None, "_is_back": self._is_back}
+
+
 class Replacement(torch.nn.Module):
     """A layer that computes what a torch.nn.Conv2d or Linear does, faster where some elements of its weight are zero.
 
@@ -26,11 +61,13 @@ class Replacement(torch.nn.Module):
         weight: The parameter, in its dense shape.
         pattern: Which elements of `weight` are used, where the layer keeps that as a weight format; else None.
         path: Its name in the model, where `convert` made it.
+        origin: What it stands for, where `convert` made it.
     """
 
     weight: Tensor
     pattern: SparseFormat | None = None
     path: str | None = None
+    origin: Origin | None = None
     _guard: Guard
     _choice: ClassVar[tuple[str, ...]]
     """Attributes from which `places` follow."""
@@ -61,6 +98,17 @@ class Replacement(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def _outside_of(self, weight: Any) -> int:
+        """`outside`, of what `weight` is in a call."""
+        raise NotImplementedError
+
+    def _kept_weight(self) -> Tensor | None:
+        """`weight`, or, where code computes that in each access, what it may be computed from."""
+        if "weight" in self._parameters:
+            return self._parameters["weight"]
+        kept = (*self.parameters(), *self.buffers())
+        return kept[0] if kept else getattr(self, "weight", None)
+
     def hand_back(self) -> None:
         """Make the weight what the layer computes with, in place, before another layer gets it."""
 
@@ -83,7 +131,7 @@ class Replacement(torch.nn.Module):
         if guard.warned:
             return
         guard.warned = True
-        count = -1 if are_functorch_transforms_active() else self.outside()
+        count = -1 if are_functorch_transforms_active() else self._outside_of(weight)
         what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
         warnings.warn(
             f"{name}: {what} that it would leave out are not zero, so it computes with the whole weight, as the dense"
@@ -108,6 +156,7 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "outputs",
     "inputs",
     "path",
+    "origin",
     "_guard",
     "_kept",
     "instead",

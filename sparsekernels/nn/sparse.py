@@ -99,7 +99,8 @@ class _Sparse(Replacement):
         # torch.compile cannot keep what it works out while it traces, so that is done before.
         if pattern.device.type != "meta":
             _ = pattern.flat_indices
-            if self.weight.requires_grad:
+            weight = self._kept_weight()
+            if weight is not None and weight.requires_grad:
                 pattern.transposed(getattr(self, "groups", 1))
 
     def _parameters_of(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -128,7 +129,9 @@ class _Sparse(Replacement):
             The number; 0 with `dense_grad`, where nothing reads them until `set_pattern`; negative where the weight
             cannot be compared with the pattern: another shape or device, or not an ordinary tensor.
         """
-        weight = self.weight
+        return self._outside_of(self.weight)
+
+    def _outside_of(self, weight: Tensor) -> int:
         if self.dense_grad and weight.shape == self.pattern.shape:
             return 0
         return self._guard.outside(self.pattern, weight)
@@ -146,10 +149,13 @@ class _Sparse(Replacement):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        if self.pattern.device.type == "meta" and not self.weight.is_meta:
+        weight = self._kept_weight()
+        if weight is None:
+            return self
+        if self.pattern.device.type == "meta" and not weight.is_meta:
             self.pattern = self._full_pattern()  # nothing is known of a pattern that had no data
-        elif (self.pattern.device, self.pattern.dtype) != (self.weight.device, self.weight.dtype):
-            self._adopt(self.pattern.to(self.weight.device, self.weight.dtype))
+        elif (self.pattern.device, self.pattern.dtype) != (weight.device, weight.dtype):
+            self._adopt(self.pattern.to(weight.device, weight.dtype))
         return self
 
     def hand_back(self) -> None:

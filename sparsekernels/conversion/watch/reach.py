@@ -104,14 +104,14 @@ class Reach:
             elif event != "c_call":
                 return
             else:
-                if id(argument) in surroundings.STATES and not _is_library(frame.f_globals.get("__name__")):
+                if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
                 if silent is None:
                     return
                 if _speaks(frame, argument):
                     self.speaks = True
                 elif surroundings.tells_time(argument) and (
-                    argument is os.urandom or not _is_library(frame.f_globals.get("__name__"))
+                    argument is os.urandom or not is_library(frame.f_globals.get("__name__"))
                 ):
                     self.tells_time = True
                 else:
@@ -188,7 +188,7 @@ class Reach:
             return
         while caller is not None and caller.f_globals.get("__name__") in ("os", "_collections_abc", "collections.abc"):
             caller = caller.f_back
-        if caller is not None and not _is_library(caller.f_globals.get("__name__")):
+        if caller is not None and not is_library(caller.f_globals.get("__name__")):
             is_variable = code is surroundings.ENVIRON
             read = functools.partial(os.environ.get, frame.f_locals["key"]) if is_variable else None
             self._ask(read or surroundings.STATES[id(code)])
@@ -201,13 +201,13 @@ class Reach:
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
         space, names = frame.f_globals, frame.f_code.co_names
-        if _is_library(space.get("__name__")):
+        if is_library(space.get("__name__")):
             return
         self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
         for name in names:
             value = space.get(name, _MISSING)
             if isinstance(value, types.ModuleType):
-                if not _is_library(value.__name__):
+                if not is_library(value.__name__):
                     for inner in names:
                         self._bind_item(vars(value), inner)
             else:
@@ -272,7 +272,7 @@ class Reach:
         return inner
 
     def _within_function(self, function: types.FunctionType) -> list[Any]:
-        if _is_library(function.__module__):
+        if is_library(function.__module__):
             return []
         inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         for cell in function.__closure__ or ():
@@ -284,7 +284,7 @@ class Reach:
         return [*inner, *vars(function).values()]
 
     def _within_class(self, kind: type) -> list[Any]:
-        if _is_library(kind.__module__):
+        if is_library(kind.__module__):
             return []
         self._classes.append((kind, _names_of(kind)))
         return [*kind.__bases__, *(value for name, value in vars(kind).items() if not _is_special(name))]
@@ -311,7 +311,8 @@ def _is_special(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-def _is_library(name: Any) -> bool:
+def is_library(name: Any) -> bool:
+    """Whether the module of that name has code of such packages."""
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
 
 
@@ -332,4 +333,4 @@ def _speaks(frame: types.FrameType, function: Any) -> bool:
             return False
         if not isinstance(getattr(function, "__self__", None), io.IOBase):
             return False
-    return not _is_library(frame.f_globals.get("__name__"))
+    return not is_library(frame.f_globals.get("__name__"))

@@ -37,7 +37,7 @@ _LAYERS = (
     nn.Dropout,
 )
 """Classes of torch whose attributes are plain values."""
-_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path"})
+_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path", "origin"})
 """Attributes of replacements that are looked at elsewhere, or change nothing."""
 
 

@@ -11,7 +11,6 @@ at once, what writes to a few elements within n calls. csrc/sparse_conv2d/outsid
 from __future__ import annotations
 
 import math
-import weakref
 from typing import Any, Protocol
 
 import torch
@@ -77,7 +76,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._kept: tuple[Places | None, Tensor | None] = None, None
-        self._last: weakref.ref[Tensor] | None = None
+        self._last: dict[str, Any] | None = None
         self.found = self.warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
@@ -133,9 +132,12 @@ class Guard:
         return int(((weight.detach() != 0) & ~places.mask).sum())
 
     def _version_of(self, weight: Tensor) -> int:
-        """Negative for a tensor that is another than the last: it may be at the same address, in the same version."""
-        if self._last is None or self._last() is not weight:
-            self._last = weakref.ref(weight)
+        """Negative for a tensor that is another than the last: it may be at the same address, in the same version.
+
+        It is known by its dict: `torch.utils.swap_tensors` takes no tensor that has a weakref, and exchanges the dicts.
+        """
+        if self._last is not weight.__dict__:
+            self._last = weight.__dict__
             return -1
         return version_of(weight)
 
