@@ -103,7 +103,8 @@ class LayerReport:
         if self.obstacle is not None:
             return self._found()
         if self.ground is Ground.PREFERENCE:
-            return "not measured: sparsekernels.testing.prefer decides"
+            found = self._found() if self.decision == DENSE else ""
+            return "; ".join(["not measured: sparsekernels.testing.prefer decides", *filter(None, [found])])
         if self.ground is Ground.LIMIT:
             similar = f"; as {self.measured_on}, the measured layer most like it" if self.measured_on else ""
             return f"not measured within max_seconds{similar}"
