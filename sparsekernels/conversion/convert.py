@@ -22,7 +22,7 @@ from .candidates import decisions as all_decisions
 from .chance import record_by_chance
 from .measure import on_one_thread
 from .modes import without_gradients
-from .norms import check_norms, restore_norms
+from .norms import restore_norms
 from .progress import Progress, has_rich
 from .report import Report
 from .stand_ins import stand_ins
@@ -183,13 +183,12 @@ def revert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is no module.
-        RuntimeError: a converted layer or norm was given hooks, a parametrization, a pruning mask, or parameters,
+        RuntimeError: a converted layer was given hooks, a parametrization, a pruning mask, or parameters,
             buffers or modules of other names since; nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
     converted = [module for module in model.modules() if CONVERSION in vars(module)]
-    check_norms(model, "revert")
     for module in converted:
         vars(module)[CONVERSION].check("revert")
     for module in converted:
