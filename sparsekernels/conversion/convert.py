@@ -25,7 +25,7 @@ from .graph.attach import has_graph
 from .installation import Installed, check, put_back, replaced_in, take_out
 from .measure import on_one_thread
 from .modes import without_gradients
-from .norms import check_norms, restore_norms
+from .norms import restore_norms
 from .progress import Progress, has_rich
 from .report import Report
 from .stand_ins import stand_ins
@@ -184,14 +184,12 @@ def revert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is no module.
-        RuntimeError: a converted layer or norm was given hooks, a parametrization, a pruning mask, or parameters,
-            buffers or modules of other names since, or is `model` itself, which cannot be exchanged in place; nothing
-            has changed.
+        RuntimeError: a converted layer was given hooks, a parametrization, a pruning mask, or parameters, buffers or
+            modules of other names since, or is `model` itself, which cannot be exchanged in place; nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
     layers = replaced_in(model)
-    check_norms(model, "revert")
     check(layers, "revert")
     take_out(model, layers, [module for module in model.modules() if has_graph(module)])
     for module in model.modules():

@@ -98,7 +98,7 @@ class Installed:
         for placed in self.graphs:
             module = placed.module()
             graph = None if module is None else graph_of(module)
-            if module is not None and graph is not None:
+            if module is not None and isinstance(graph, Graph):
                 yield module, graph
 
     def has_graph(self, module: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
 """How a graph hangs on a module: by a class of its own, whose `forward` runs the graph where that gives the same.
+Norms that run as one operation hang there likewise.
 
     type(module)            a subclass of the module's class, under its name; made once for each class. `__class__` is
                             the module's own
@@ -23,16 +24,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ...ops.fingerprint.op import swaps_tensors
 from ..modules import GRAPH
-
-if TYPE_CHECKING:
-    from .base import Graph
 
 NO_ANSWER = object()
 """In the place of a result: the modules have to run."""
@@ -66,10 +64,23 @@ _OF_SOURCE = ("__firstlineno__", "__static_attributes__")
 """What a class has for those who look for its source."""
 
 
+class RunsAs(Protocol):
+    """What a module runs as: a graph, or one operation."""
+
+    recipe: Recipe
+
+    @classmethod
+    def of_recipe(cls, module: nn.Module, recipe: Recipe) -> Any:
+        """What a recipe of this class makes of a module."""
+
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the module's `forward` returns; `NO_ANSWER` where the module's own has to run."""
+
+
 class Recipe:
     """What a graph is made by: its class and its options. Belongs to one module; copies of it are for another."""
 
-    def __init__(self, kind: type[Graph], options: Mapping[str, Any]) -> None:
+    def __init__(self, kind: type[RunsAs], options: Mapping[str, Any]) -> None:
         self.kind, self.options = kind, dict(options)
         self.owner: weakref.ref[nn.Module] | None = None
 
@@ -80,7 +91,7 @@ class Recipe:
 class _Live:
     """The graph of a module that is alive; known by the module's id."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, graph: Graph) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, graph: RunsAs) -> None:
         self.recipe, self.graph = recipe, graph
         key = id(module)
         self._forget = weakref.finalize(module, _live.pop, key, None)
@@ -168,7 +179,7 @@ def may_derive(kind: type) -> bool:
     return type(kind) in _METACLASSES
 
 
-def attach(module: nn.Module, recipe: Recipe, graph: Graph | None = None) -> None:
+def attach(module: nn.Module, recipe: Recipe, graph: RunsAs | None = None) -> None:
     """Let calls of `module` run as the graph of `recipe`, where it serves them.
 
     graph: what was made of the recipe; else the first call makes it.
@@ -205,7 +216,7 @@ def has_graph(module: nn.Module) -> bool:
     return GRAPH in vars(module) or type(module) is not own_class(module)
 
 
-def graph_of(module: nn.Module) -> Graph | None:
+def graph_of(module: nn.Module) -> RunsAs | None:
     """The graph that calls of `module` run as, made of its recipe where it is not there yet."""
     recipe: Recipe | None = module.__dict__.get(GRAPH)
     if recipe is None:
