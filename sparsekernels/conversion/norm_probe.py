@@ -185,9 +185,11 @@ class _Probe:
             called.x.double(), called.x.shape[-1:], None if weight is None else weight.double(), one.eps, one.variant
         )
         dtypes = [theirs.dtype, called.x.dtype, *([] if called.weight is None else [called.weight.dtype])]
-        coarse = max((torch.finfo(dtype) for dtype in dtypes), key=lambda info: info.eps)
+        infos = [torch.finfo(dtype) for dtype in dtypes]
+        coarse = max(infos, key=lambda info: info.eps)
+        subnormal = max(info.smallest_normal * info.eps for info in infos)  # float16's, not that of the coarsest
         largest = 1 if called.weight is None else 1 + called.weight.double().abs()
-        roundings = (2 * coarse.eps + 8 * _EPS32) * exact.abs() + 2 * coarse.smallest_normal * coarse.eps * largest
+        roundings = (2 * coarse.eps + 8 * _EPS32) * exact.abs() + 2 * subnormal * largest
         off = (theirs.double() - exact).abs()
         if not bool((off <= roundings).all()):
             return f"it computes something else {called}"

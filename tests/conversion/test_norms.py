@@ -348,6 +348,11 @@ def test_left_alone_for_what_was_done_to_it() -> None:
         sk.replace_norms([])  # type: ignore[arg-type]
 
 
+def test_a_wide_one() -> None:
+    """Among many float16 results some are subnormal, and rounded as such."""
+    assert sk.replace_norms(nn.Sequential(LlamaRMSNorm(512))).replaced == 1
+
+
 def test_hooks_stay() -> None:
     norm, seen = LlamaRMSNorm(), []
     norm.register_forward_hook(lambda module, args, result: seen.append(module))
