@@ -28,7 +28,6 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_modules",
         "_parameters",
         "_buffers",
-        "_non_persistent_buffers_set",
         "_forward_hooks",
         "_forward_pre_hooks",
         "_backward_hooks",
