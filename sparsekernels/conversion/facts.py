@@ -246,4 +246,18 @@ class Note(_Sentence):
         "Scales of zero, whose channels are the same everywhere: {norms}. In evaluation mode, a graph leaves out such"
         " channels where convolutions and linear layers alone read them."
     )
+    NORMS = "RMSNorms run as sparsekernels.rms_norm, {gain:.2f}x as fast: {kinds}."
+    NORMS_PREFERRED = "RMSNorms run as sparsekernels.rms_norm, as sparsekernels.testing.prefer decides: {kinds}."
+    NORMS_NOT_FASTER = "RMSNorms stay as they are, as sparsekernels.rms_norm they would be {gain:.2f}x{where}: {kinds}."
+    NORMS_ALONE = (
+        "RMSNorms stay as they are with the whole model; alone, as sparsekernels.rms_norm they would be {gain:.2f}x:"
+        " {kinds}."
+    )
+    NORMS_STAY = "RMSNorms stay as they are ({kinds}): {reason}."
+    NORMS_OTHER_RESULTS = (
+        "RMSNorms stay as they are ({kinds}): as sparsekernels.rms_norm, the model's results differed from the original"
+        " model's{by}."
+    )
+    NORMS_RAISED = "RMSNorms stay as they are ({kinds}): as sparsekernels.rms_norm, the model raised {error}."
+    NORMS_BESIDE = "sparsekernels.replace_norms(model) lets RMSNorms run as sparsekernels.rms_norm: {kinds}."
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."

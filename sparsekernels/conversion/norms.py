@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ def replace_norms(model: nn.Module) -> NormsReport:
     by 1 + weight becomes one with `unit_offset`. The modules are the same objects, of their class, with their
     parameters, attributes and hooks. Where one has changed since, as by another epsilon, its own code runs until
     `replace_norms` is called again; so it does under autocast, torch.compile and torch.func. `revert` ends it.
+    `convert` does the same with the norms of a pruned model that are faster so.
 
     Args:
         model: Any module.
@@ -114,18 +116,23 @@ def replace_norms(model: nn.Module) -> NormsReport:
 class Norm:
     """A module that is an RMSNorm, or looks like one; its name in the model; and what was found.
 
-    verdict: the options of the `RMSNorm` that computes the same, else why there is none.
+    verdict: the options of the `RMSNorm` that computes the same, else why there is none; None where there was no time.
+    key: those that agree in it compute the same; None where nobody asked.
     """
 
     name: str
     module: nn.Module
-    verdict: dict[str, Any] | str
+    verdict: dict[str, Any] | str | None
+    key: object = None
 
 
-def norms_of(model: nn.Module) -> list[Norm]:
-    """All but those that run as `rms_norm` already, and still may."""
+def norms_of(model: nn.Module, stop: Callable[[], bool] = bool) -> list[Norm]:
+    """All but those that run as `rms_norm` already, and still may.
+
+    stop: whether there is no time to find out what another kind of them computes.
+    """
     found: list[Norm] = []
-    verdicts: dict[object, dict[str, Any] | str] = {}
+    verdicts: dict[object, dict[str, Any] | str | None] = {}
     for name, module in model.named_modules():
         if not _looks_like_one(module):
             continue
@@ -136,8 +143,8 @@ def norms_of(model: nn.Module) -> list[Norm]:
         if reason is None:
             key = _key(module)
             if key not in verdicts:
-                verdicts[key] = recognized(module)
-            found.append(Norm(name, module, verdicts[key]))
+                verdicts[key] = None if stop() else recognized(module)
+            found.append(Norm(name, module, verdicts[key], key))
         else:
             found.append(Norm(name, module, reason))
     return found
@@ -151,11 +158,16 @@ def restore_norms(model: nn.Module) -> None:
             detach(module)
 
 
+def is_named_one(module: nn.Module) -> bool:
+    """Whether its class is named an RMSNorm."""
+    return "rmsnorm" in type(module).__name__.lower().replace("_", "")
+
+
 def _looks_like_one(module: nn.Module) -> bool:
     """Whether it is named as one, or has what one needs; torch's other modules are known not to be one."""
     if isinstance(module, RMSNorm | torch.jit.ScriptModule):
         return False
-    if "rmsnorm" in type(module).__name__.lower().replace("_", ""):
+    if is_named_one(module):
         return True
     if type(module).__module__.startswith("torch.") or module._modules or not epsilons(module):
         return False
