@@ -348,7 +348,7 @@ class Attempt:
         for done, offer in enumerate(ways):
             self._pace.at("checking results", done, len(ways))
             if self._pace.stop(2 * self._pass_seconds if offers else 0.0):  # a check, and a pass that is timed
-                self._unmeasured += [f"running as {offer.way.words}" for offer in ways[done:]]
+                self._unmeasured += [f"the whole model running as {offer.way.words}" for offer in ways[done:]]
                 break
             expected = [one.expected for one in self._modes]
             agrees = self._agrees(offer, offers)
@@ -477,7 +477,7 @@ class Attempt:
         times = AllTimes(tuple(Times({**one.rounds, before: [mode.seconds]}) for one, mode in pairs))
         if not any(times.slowest(way, before)[1] >= _CERTAIN_BY_ONE for way in others):
             return None
-        self._unmeasured.append("the model as it was, whose time is that of one run")
+        self._unmeasured.append("the model as it was (its time is that of one run)")
         return times
 
     def _times_of_each(self, times: AllTimes, way: str, before: str) -> tuple[ExampleReport, ...]:

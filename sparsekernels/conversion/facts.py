@@ -145,7 +145,7 @@ class LayerObstacle(_Sentence):
     NO_ZEROS = "it has no zeros"
     FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
     CLASS_COMPARED = "{where} tells {kind} from its subclasses, and what replaces it is one"
-    NOT_CALLED = "the model did not call it with this input, or only from compiled code"
+    NOT_CALLED = "the model did not call it with this input (calls in compiled code are not seen)"
     LEFT_OUT = "chance left it out: the model draws random numbers, and did not call it in {passes} passes"
 
 
@@ -204,7 +204,7 @@ class Note(_Sentence):
         " disturbed."
     )
     LIMIT = (
-        "The limit max_seconds={seconds:g} was met: fewer rounds than otherwise were measured. Left unmeasured:"
+        "The limit max_seconds={seconds:g} was reached, so less was measured than otherwise. Not measured:"
         " {unmeasured}."
     )
     CHANNELS_LAST = (

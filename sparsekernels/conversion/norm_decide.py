@@ -133,7 +133,7 @@ def _obstacle(norm: Norm, examples: Sequence[Example], compared: ComparedClasses
         return f"{where} tells classes apart by identity, and what runs so has a class of its own"
     calls = [call for example in examples for call in example.recorded.calls.get(id(norm.module), ())]
     if not calls:
-        return "the model did not call them with this input, or only from compiled code"
+        return "the model did not call them with this input (calls in compiled code are not seen)"
     if any(_input_of(call) is None for call in calls):
         return "they are called with something else than a plain tensor"
     return None

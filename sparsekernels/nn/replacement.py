@@ -133,9 +133,10 @@ class Replacement(torch.nn.Module):
         guard.warned = True
         count = -1 if are_functorch_transforms_active() else self._outside_of(weight)
         what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
+        again = "" if self.path is None else "Convert the model again if they are meant (a merged adapter); "
         warnings.warn(
             f"{name}: {what} that it would leave out are not zero, so it computes with the whole weight, as the dense"
-            f" layer does. {self._remedy}",
+            f" layer does. {again}{self._remedy}",
             stacklevel=5,
         )
 

@@ -203,7 +203,7 @@ class InferenceGraph(Graph):
             few = ", ".join(map(repr, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise RuntimeError(
                 "sparsekernels: expected a model that was converted with frozen=True to keep its parameters and"
-                f" buffers, got others of {few}; convert it again, or revert it first and change it then"
+                f" buffers, got changes of {few}; convert it again, or revert it first and change it then"
             )
         return True
 
