@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sparsekernels.conversion.agreement import leaves_of
 from sparsekernels.testing import compare
 
-LARGEST = 1e3
-"""A model whose results are larger than that is not compared: half types overflow."""
+LARGEST = {torch.float16: 1e3, torch.bfloat16: 1e3, torch.float32: 1e6, torch.float64: 1e6}
+"""A model whose results are larger than that is not compared: they, or what they are sums of, may overflow."""
 CHAOS = 0.05
 """Where the twin's own output in float32 is off by that share, its gradients are noise."""
 LEAST = 2.0**-10
@@ -90,8 +90,9 @@ def agree(
     truth = results(wide, replace(one, autocast=False), call.mapped(Tensor.double))
     with buffers_kept(narrow):
         baseline = results(narrow, one, given)
+    largest = LARGEST[torch.bfloat16 if one.autocast else dtype]
     if any(
-        not result.isfinite().all() or result.abs().max() > LARGEST for result in baseline.values() if result.numel()
+        not result.isfinite().all() or result.abs().max() > largest for result in baseline.values() if result.numel()
     ):
         return False
     if dtype is torch.float32 and any(
@@ -126,13 +127,15 @@ def agree(
             )
         failed = [compare(row.name, actual[row.name], truth[row.name], baseline[row.name], exact) for row in failed]
         failed = [row for row in failed if not row.passed]
-    # where a sum is next to a kink, chance decides on which side a rounding puts it: others of the reference
+    # where a sum is next to a kink, chance decides on which side a rounding puts it: others of the reference, in the
+    # dtype that it multiplies in
+    eps = torch.finfo(torch.bfloat16 if one.autocast else torch.float32).eps
     for seed in range(ROUNDINGS):
         if not failed:
             break
         with torch.random.fork_rng(devices=[]):
-            other = given.mapped(functools.partial(jittered, seed=seed))
-            with buffers_kept(narrow), _rounded_otherwise(narrow, seed):
+            other = given.mapped(functools.partial(jittered, seed=seed, eps=eps))
+            with buffers_kept(narrow), _rounded_otherwise(narrow, seed, eps):
                 others = results(narrow, one, other)
         again = []
         for row in failed:
@@ -244,19 +247,19 @@ def copy_of(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone(memory_format=torch.preserve_format)
 
 
-def jittered(tensor: Tensor, seed: int) -> Tensor:
-    """Another rounding of nearly the same numbers; zeros stay."""
-    eps = torch.finfo(tensor.dtype).eps
+def jittered(tensor: Tensor, seed: int, eps: float) -> Tensor:
+    """Another rounding of nearly the same numbers, to that eps or the dtype's, if that is larger; zeros stay."""
+    eps = max(eps, torch.finfo(tensor.dtype).eps)
     draw = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
     return (tensor.double() * (1 + 2 * eps * draw.double())).to(tensor.dtype)
 
 
 @contextlib.contextmanager
-def _rounded_otherwise(model: nn.Module, seed: int) -> Iterator[None]:
+def _rounded_otherwise(model: nn.Module, seed: int, eps: float) -> Iterator[None]:
     """Inside, its parameters are others by a rounding."""
     kept = [(parameter, parameter.data) for parameter in model.parameters()]
     for parameter, values in kept:
-        parameter.data = jittered(values, seed)
+        parameter.data = jittered(values, seed, eps)
     try:
         yield
     finally:

@@ -24,8 +24,9 @@ from ...dispatch import is_special
 from ..facts import GraphObstacle
 from ..modules import is_plain
 from ..survey import PLAIN, Call
+from ..watch.entries import Entry
 from ..watch.state import TooMuch
-from ..watch.watch import Fixed, Watch
+from ..watch.watch import Watch
 from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
 from .trace import Arguments, Trace
 from .tracing import ITEM, Untraceable, first_line
@@ -170,6 +171,8 @@ class Graph:
         for value in args:
             if type(value) not in PLAIN or value.dtype is not self.dtype or value.device != self.device:
                 return False
+            if value.layout is not torch.strided:
+                return False
         return True
 
     def _current_plan(self) -> Plan | None:
@@ -212,20 +215,21 @@ class Graph:
 
 
 def assembled(
-    module: nn.Module,
+    trace: Trace,
     modules: Mapping[str, nn.Module],
     graph: torch.fx.Graph,
     made: Mapping[str, Any],
     followed: Iterable[nn.Module],
     free: Sequence[tuple[nn.Module, Sequence[str]]] = (),
 ) -> Assembled:
-    """`graph` made runnable, of the modules that it names and of those that were `made` for it.
+    """`graph`, made of that of `trace`, made runnable, of the modules that it names and of those `made` for it.
 
     made: by the names under which the graph calls them; `taken` of each are the modules that it stands for, if any.
     followed, free: see `Watch`.
     """
+    module = trace.module
     root: dict[str, Any] = {}
-    read: list[Fixed] = []
+    read: list[Entry] = []
     for node in graph.nodes:
         if node.op == "call_module":
             root[node.target] = made.get(node.target) or modules[node.target]
@@ -244,7 +248,7 @@ def assembled(
         if part is not module and (id(part) not in within or id(part) in taken or _is_norm(part))
     ]
     try:
-        watch = Watch(module, passed, modules.values(), modes, read, followed, free)
+        watch = Watch(module, passed, modules.values(), modes, read, followed, free, trace.beside)
     except TooMuch as error:
         raise Untraceable(GraphObstacle.TOO_MUCH) from error
     calls = tuple(f"{node.op}:{node.target}" for node in graph.nodes if node.op.startswith("call"))

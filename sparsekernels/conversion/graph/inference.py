@@ -8,6 +8,7 @@ since.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -15,19 +16,28 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..._torch import tree_map_only
-from ...nn.replacement import Replacement
+from ...nn.replacement import Replacement, choice_of
 from ..facts import GraphObstacle
 from ..modules import is_ordinary
+from ..watch.entries import Entry, Same
 from ..watch.tensors import Tensors
-from .attach import NO_ANSWER, ONE_AT_A_TIME
+from .attach import NO_ANSWER, ONE_AT_A_TIME, own_class
 from .base import Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
 from .fused import Fused
-from .fusion import drop_identities, fuse, pool, writes_to_input
+from .fusion import drop_identities, fuse, pool
+from .in_place import rests_on_layout
+from .results import Order, laid_out, layout_of, orders_of
 from .trace import Trace
 from .tracing import Untraceable
+
+_MOST_LAYOUTS = 32
+"""Of arguments, for which is known how results lie in memory."""
+
+_UNKNOWN: Any = object()
+
+_BATCHES = "num_batches_tracked"
 
 
 class _Pattern(NamedTuple):
@@ -44,11 +54,12 @@ class Source:
     """
 
     def __init__(self, fused: Sequence[Fused], content: bool) -> None:
-        self._tensors = Tensors(list(_tensors_of(fused)), content)
+        self._tensors = Tensors(list(_tensors_of(fused, content)), content)
         self._patterns = list(_patterns_of(fused))
+        self._chosen = Same(entry for layer, _ in self._patterns for entry in choice_of(layer))
 
     def changed(self) -> bool:
-        return self._tensors.changed() or any(layer.places is not places for layer, places in self._patterns)
+        return not self._chosen.holds() or self._tensors.changed()
 
     def changed_in(self, module: nn.Module) -> list[str]:
         """The names in `module` of tensors that are others or were written to, and of patterns that are others."""
@@ -67,7 +78,7 @@ class InferencePlan(Plan):
     fused    layers, with the constants that were made of their modules
     chained  fused layers that are one call, in the places of these
     links    between fused layers that may agree on channels
-    writes   whether an argument is changed in place
+    writes   whether what is changed in place depends on the layout of arguments, or is one
     content  whether what tensors hold is looked at in each call, or only what torch counts as a write
     source   what the constants were made of; None where they are half made
     latest   the same of the last call that found something else: two such calls in a row have it folded
@@ -80,6 +91,8 @@ class InferencePlan(Plan):
     content: bool
     source: Source | None = None
     latest: Source | None = None
+    orders: dict[tuple[object, ...], list[Order] | None] = field(default_factory=dict)
+    """In which order results are, by the layout of arguments that are not contiguous; None where the modules run."""
     _calls: list[None] = field(default_factory=list)
     """One for each thread that is computing with the constants."""
     _folds: bool = False
@@ -208,9 +221,36 @@ class InferenceGraph(Graph):
             return NO_ANSWER  # the caller is to see what is written
         if not any(value.dim() == 4 and not value.is_contiguous() for value in args):
             return plan.run(*args)
-        last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
-        result = plan.run(*(value.contiguous() if value.dim() == 4 else value for value in args))
-        return tree_map_only(Tensor, _to_channels_last, result) if last else result
+        layout = tuple(map(layout_of, args))
+        orders = plan.orders.get(layout, _UNKNOWN)
+        if orders is None:
+            return NO_ANSWER
+        if orders is not _UNKNOWN:
+            with contextlib.suppress(LookupError):
+                return laid_out(plan.run(*map(_contiguous, args)), orders)
+        return self._first_of_layout(plan, args, layout)
+
+    def _first_of_layout(self, plan: InferencePlan, args: tuple[Tensor, ...], layout: tuple[object, ...]) -> Any:
+        """What the modules show, see results.py; the graph's result where it is like theirs."""
+        own: Any = own_class(self.module)
+        state = torch.get_rng_state()
+        try:
+            shown = own.forward(self.module, **dict(zip(plan.arguments.read, args, strict=True)))
+            orders = orders_of(shown, args)
+        except Exception:  # they run once more, and raise that
+            torch.set_rng_state(state)
+            return NO_ANSWER
+        result = shown
+        if orders is not None:
+            torch.set_rng_state(state)
+            with contextlib.suppress(LookupError):
+                result = laid_out(plan.run(*map(_contiguous, args)), orders)
+            if result is shown or orders_of(result, args) != orders:
+                orders = None
+        if len(plan.orders) == _MOST_LAYOUTS:
+            plan.orders.clear()
+        plan.orders[layout] = orders
+        return result if orders is not None else shown
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
@@ -220,11 +260,11 @@ class InferenceGraph(Graph):
             pool(graph, modules)
         if not fused:
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
-        writes = any(writes_to_input(node, modules) for node in graph.nodes)
+        writes = rests_on_layout(graph, modules)
         links = links_of(graph, fused, modules) if self.drops else []
         chained = chain(graph, fused) if self.chains and self.contiguous else {}
         parts = [part for layer in fused.values() for part in layer.parts if part is not None]
-        made = assembled(self.module, modules, graph, {**fused, **chained}, parts)
+        made = assembled(trace, modules, graph, {**fused, **chained}, parts)
         plan = InferencePlan(
             made,
             trace.arguments,
@@ -238,8 +278,8 @@ class InferenceGraph(Graph):
         return plan
 
 
-def _to_channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+def _contiguous(value: Tensor) -> Tensor:
+    return value.contiguous() if value.dim() == 4 else value
 
 
 def _parts_of(fused: Sequence[Fused]) -> Iterator[nn.Module]:
@@ -249,14 +289,17 @@ def _parts_of(fused: Sequence[Fused]) -> Iterator[nn.Module]:
                 yield part
 
 
-def _tensors_of(fused: Sequence[Fused]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+def _tensors_of(fused: Sequence[Fused], content: bool) -> Iterator[Entry]:
+    """content: whether what they hold is compared, which shows running statistics that move. To torch's versions these
+    stand still, save that of the number of batches."""
     for part in _parts_of(fused):
         for place in (part._parameters, part._buffers):
             for name, tensor in place.items():
-                if is_ordinary(tensor):  # torch counts batches, but no changes of the running statistics
-                    if tensor.is_inference():
-                        raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
-                    yield place, name, tensor
+                if not is_ordinary(tensor) or (content and tensor.is_cpu and name == _BATCHES):
+                    continue
+                if tensor.is_inference():
+                    raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
+                yield place, name, tensor
 
 
 def _patterns_of(fused: Sequence[Fused]) -> Iterator[_Pattern]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..survey import Call, Given
 from ..watch.state import is_same
+from ..watch.surroundings import Beside
 from .attach import own_class
 from .tracing import remove_defaults, traced
 
@@ -69,7 +70,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a module, by the names of the modules that it calls, and how it is called.
+    """The graph of a module, by the names of the modules that it calls, how it is called, and what it read beside.
 
     Layers that are exchanged under their names leave it as it is.
     """
@@ -77,12 +78,13 @@ class Trace:
     module: nn.Module
     graph: torch.fx.Graph
     arguments: Arguments
+    beside: Beside
 
     @classmethod
     def of(cls, module: nn.Module) -> Trace:
         """Raises `Untraceable`; the module is as it was. Patches functions of the whole process meanwhile."""
-        graph = traced(module)
-        return cls(module, graph, Arguments.of(module, *remove_defaults(graph)))
+        graph, beside = traced(module)
+        return cls(module, graph, Arguments.of(module, *remove_defaults(graph)), beside)
 
     def fresh(self) -> tuple[torch.fx.Graph, Mapping[str, nn.Module]]:
         """A copy of the graph to make something of, and the modules that its names mean now."""

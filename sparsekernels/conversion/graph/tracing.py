@@ -27,8 +27,9 @@ from ..survey import KINDS
 from ..watch.generators import Generators
 from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State
+from ..watch.surroundings import Beside
 from .attach import OWN_FORWARD
-from .fusion import IN_PLACE
+from .in_place import IN_PLACE
 
 Node = torch.fx.Node
 
@@ -214,8 +215,8 @@ def _surroundings() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
 
 
-def traced(module: nn.Module) -> torch.fx.Graph:
-    """What `forward` of the module does with tensors. Raises `Untraceable`.
+def traced(module: nn.Module) -> tuple[torch.fx.Graph, Beside]:
+    """What `forward` of the module does with tensors, and what it read beside. Raises `Untraceable`.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
@@ -226,7 +227,7 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module)
     failed: Untraceable | None = None
     try:
-        with _proxies_are_tensors(), reach.watched(silent=_speaks):
+        with _proxies_are_tensors(), reach.watched(silent=_stops):
             graph: torch.fx.Graph = contextvars.copy_context().run(_trace, tracer, module)
     except Untraceable as error:
         failed = error.with_traceback(None)
@@ -238,19 +239,20 @@ def traced(module: nn.Module) -> torch.fx.Graph:
         proxies = tracer.proxies
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
-    if reach.speaks:
-        raise Untraceable(GraphObstacle.SPEAKS)
+    if reach.speaks or reach.tells_time:
+        raise Untraceable(GraphObstacle.SPEAKS if reach.speaks else GraphObstacle.TELLS_TIME)
     if any(changed):
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     if has_drawn:
         raise Untraceable(GraphObstacle.RANDOM)
     if failed is not None:
         raise failed
-    return graph
+    return graph, reach.beside()
 
 
-def _speaks() -> Untraceable:
-    return Untraceable(GraphObstacle.SPEAKS)
+def _stops() -> Untraceable:
+    """Where code is about to do what no graph can do in its place; the reason is told afterwards."""
+    return Untraceable(GraphObstacle.SIDE_EFFECTS)
 
 
 def _trace(tracer: _Tracer, module: nn.Module) -> torch.fx.Graph:

@@ -14,13 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from ...nn.replacement import Replacement
 from ..graph.attach import own_class
 from ..modules import GRAPH
-from .state import CONVERSION, KEPT_BY_TORCH, held_by, is_same
-
-Fixed = tuple[dict[str, Any], str, Any]
-"""Where something is kept, under which name, and what it is."""
+from .entries import Entry, Equal, Same
+from .state import CONVERSION, KEPT_BY_TORCH, held_by
+from .surroundings import Beside
 
 _NOT_LOOKED_AT = frozenset({"forward", GRAPH, CONVERSION})
 
+_HOOKS_IN_FRONT = ("_forward_hooks", "_forward_pre_hooks")
 _HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _PADDING = "_reversed_padding_repeated_twice"
@@ -37,7 +37,7 @@ _LAYERS = (
     nn.Dropout,
 )
 """Classes of torch whose attributes are plain values."""
-_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path"})
+_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path", "origin"})
 """Attributes of replacements that are looked at elsewhere, or change nothing."""
 
 
@@ -48,6 +48,7 @@ class Watch:
     - which children, parameters and buffers there are
     - what the code may have looked into, at any depth: lists, dicts, objects, tensors
     - the classes of modules, since a parametrization changes a class, and their `forward`
+    - plain values of globals and classes, and states of torch and the process, that the code asked for
     - modes and hooks of modules that are not called any more, or never were but gone through; and how many attributes
     """
 
@@ -57,15 +58,17 @@ class Watch:
         passed: Sequence[nn.Module],
         registered: Iterable[nn.Module],
         modes: Sequence[nn.Module],
-        read: Sequence[Fixed],
+        read: Sequence[Entry],
         followed: Iterable[nn.Module],
         free: Iterable[tuple[nn.Module, Sequence[str]]],
+        beside: Beside,
     ) -> None:
         """Over `passed`, the modules whose code a trace of `root` went through.
 
         registered: all modules of the model; what they hold is looked at where they are. modes: those whose mode and
         hooks count. read: tensors that the graph reads. followed: those whose parameters and statistics may be others,
-        as long as they are there. free: attributes of modules that are looked at in each call. Raises `TooMuch`.
+        as long as they are there. free: attributes of modules that are looked at in each call. beside: what is no part
+        of the model. Raises `TooMuch`.
         """
         registered = list(registered)
         read_by_others = [module for module in registered if type(module).__module__.startswith("torch.nn.")]
@@ -82,12 +85,16 @@ class Watch:
             if (entry[2] is None or id(entry[0]) not in owned) and (id(entry[0]), entry[1]) not in excused
         ]
         fixed += [*read, *((vars(module), "training", module.training) for module in modes)]
-        plain = {id(vars(module)) for module in registered if type(module) in _LAYERS}
-        equal = [entry for entry in fixed if id(entry[0]) in plain or _compares_by_identity(entry[2])]
-        self._equal = _Entries(equal)
-        known = {(id(place), name) for place, name, _ in equal}
-        fixed = [entry for entry in fixed if (id(entry[0]), entry[1]) not in known]
-        self._fixed = _Entries([*fixed, *(entry for module in registered for entry in _dicts_of(module))])
+        fixed += (entry for module in registered for entry in _dicts_of(module))
+        plain = {id(vars(module)) for module in registered if _is_plain_layer(module)}
+        registers = {id(place) for module in registered for place in places_of(module)}
+        equal: list[Entry] = []
+        same: list[Entry] = []
+        for entry in {(id(entry[0]), entry[1]): entry for entry in fixed}.values():
+            key = id(entry[0])
+            alike = _is_as_good(entry) or (key in registers if entry[2] is None else key in plain)
+            (equal if alike else same).append(entry)
+        self._equal, self._same = Equal(equal), Same(same)
         self._counted = [place for module in passed if not _is_layer(module) for place in places_of(module)]
         self._counted += map(vars, modes)  # one that got a `forward` of its own has one attribute more
         self._counts = list(map(len, self._counted))
@@ -100,19 +107,20 @@ class Watch:
         kinds = {own_class(root), *self._types}
         self._classes = [kind for kind in kinds if not _is_torchs(kind)]
         self._forwards = [kind.forward for kind in self._classes]  # type: ignore[attr-defined]
-        self._modes = modes
+        self._modes, self._beside = modes, None if beside.is_empty else beside
         self._look_at_hooks()
 
     def unchanged(self) -> bool:
         """Whether the modules are still those that were traced, in the same modes and without hooks."""
         return (
-            self._equal.are_equal()
-            and self._fixed.are_same()
+            self._equal.holds()
+            and self._same.holds()
             and list(map(len, self._counted)) == self._counts
             and list(map(tuple, self._ordered)) == self._orders
             and not any(held.changed() for held in self._held)
             and list(map(type, self._typed)) == self._types
             and [kind.forward for kind in self._classes] == self._forwards  # type: ignore[attr-defined]
+            and (self._beside is None or self._beside.holds())
             and self._no_hooks()
         )
 
@@ -126,46 +134,34 @@ class Watch:
         self._hooks = [hooks for module in self._modes for hooks in _HOOKS(module)]
 
 
-class _Entries:
-    """What is at some places."""
-
-    def __init__(self, entries: Sequence[Fixed]) -> None:
-        self._places = [place for place, _, _ in entries]
-        self._names = [name for _, name, _ in entries]
-        self._values = [value for _, _, value in entries]
-
-    def are_equal(self) -> bool:
-        try:
-            return list(map(operator.getitem, self._places, self._names)) == self._values
-        except (KeyError, RuntimeError):  # one is gone, or is a tensor
-            return False
-
-    def are_same(self) -> bool:
-        """As `is_same` has it."""
-        try:
-            now = list(map(operator.getitem, self._places, self._names))
-        except KeyError:  # one is gone
-            return False
-        return all(map(operator.is_, now, self._values)) or all(map(is_same, now, self._values))
-
-
 def _is_layer(module: nn.Module) -> bool:
     """Whether its `forward` reads no parameters, buffers and children but those that are followed."""
     return type(module) in _LAYERS or isinstance(module, Replacement)
 
 
-def _dicts_of(module: nn.Module) -> Iterator[Fixed]:
+def _is_plain_layer(module: nn.Module) -> bool:
+    """Whether its attributes are plain values, given to kernels."""
+    return type(module) in _LAYERS or type(module).__module__.startswith("sparsekernels.nn.")
+
+
+def _dicts_of(module: nn.Module) -> Iterator[Entry]:
     """The dicts that `module` has, which may be exchanged as a whole."""
     attributes = vars(module)
     for name in ("_parameters", "_buffers", "_modules"):
         if attributes[name] or not _is_layer(module):
             yield attributes, name, attributes[name]
-    for name in ("_forward_hooks", "_forward_pre_hooks"):
+    for name in _HOOKS_IN_FRONT:
         yield attributes, name, attributes[name]
 
 
-def _compares_by_identity(value: object) -> bool:
-    return isinstance(value, nn.Module) and type(value).__eq__ is object.__eq__
+def _is_as_good(entry: Entry) -> bool:
+    """Whether what is equal to a value does the same: a mode; a dict of hooks, since order counts only where there are
+    some; a module that equals no other. So do the settings of a layer, which kernels are given, and None where else
+    parameters and modules are."""
+    _, name, value = entry
+    if isinstance(value, nn.Module):
+        return type(value).__eq__ is object.__eq__
+    return name == "training" or name in _HOOKS_IN_FRONT
 
 
 def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -173,7 +169,7 @@ def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._modules, module._parameters, module._buffers
 
 
-def _attributes_of(module: nn.Module) -> Iterator[Fixed]:
+def _attributes_of(module: nn.Module) -> Iterator[Entry]:
     """The attributes of `module` that its code, that of its parent, or a kernel in its place, may have looked at."""
     attributes = vars(module)
     unread = _FOLLOWED if isinstance(module, Replacement) else frozenset()
