@@ -190,6 +190,8 @@ def _what_was_given(layer: Replacement) -> tuple[str, str] | None:
             return f"a {name} that is no parameter", f"layer.{name} = torch.nn.Parameter(...)"
     if has_hooks(layer):
         return "hooks", "handle.remove()"
+    if "forward" in vars(layer):
+        return "a forward of its own", "del layer.forward"
     assert layer.origin is not None
     kinds = ("_parameters", "_buffers", "_modules")
     if any(getattr(layer, kind).keys() - layer.origin.names(kind) for kind in kinds):

@@ -254,6 +254,8 @@ class InferenceGraph(Graph):
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
+        if self.contiguous and any("as_strided" in str(node.target) for node in graph.nodes):
+            raise Untraceable(GraphObstacle.PLANNING_FAILED, error="as_strided goes by where elements lie in memory")
         drop_identities(graph, modules)
         fused = fuse(graph, modules, self.contiguous)
         if self.contiguous:
