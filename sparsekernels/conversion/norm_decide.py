@@ -10,23 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from .decide import LEAST_GAIN
 from .facts import Count, Fact, Note
 from .graph.attach import has_graph, own_class
 from .graph.classes import ComparedClasses
-from .graph.tracing import first_line
 from .installation import Conversion
 from .measure import LAYER, NORMS, AllTimes, Times, on_one_thread, rules_out, stopped_by, times_of
 from .modes import Mode
 from .norm_call import RMSNormCall
-from .norms import Norm, is_named_one, norms_of
+from .norms import Norm, is_named_one, norms_of, obstacle_in_code
 from .progress import Progress
 from .report import DENSE
 from .survey import Call, Example, Given
-from .watch.reach import Reach
 
 _SHARE = 0.2
 """Of the time that is left, where it is limited."""
@@ -78,7 +75,8 @@ def decide_norms(
             continue
         first, call = alike[0]
         given = _given(first.module, examples)
-        reason = _obstacle_in_code(first.module, call, given)
+        inputs = (one.make() for one in itertools.chain.from_iterable(given))
+        reason = obstacle_in_code(first.module, call, inputs)
         if reason is not None:
             staying.setdefault(reason, []).extend(norm.module for norm, _ in alike)
             continue
@@ -155,24 +153,6 @@ def _kind_of(norm: Norm, examples: Sequence[Example]) -> object:
     tensors: Mapping[str, Tensor | None] = {**norm.module._parameters, **norm.module._buffers}
     storage = [(one.dtype, one.device, one.stride(), one.requires_grad) for one in tensors.values() if one is not None]
     return norm.key, repr(storage), tuple(map(tuple, _given(norm.module, examples)))
-
-
-def _obstacle_in_code(module: nn.Module, call: RMSNormCall, given: Sequence[Sequence[Given]]) -> str | None:
-    """Where the module's code gets at more than the module, `call` would neither follow that nor leave anything."""
-    reach = Reach([module])
-    try:
-        with torch.no_grad(), reach.watched():
-            for one in itertools.chain.from_iterable(given):
-                module.forward(one.make())
-        if not reach.beside().is_empty:
-            return "their code reads globals or states of the process"
-        if reach.changed() or not call.holds():
-            return "their code changes something beside its result"
-    except Exception as error:  # on random numbers, which may be none that it takes
-        return f"their code raised {first_line(error)}"
-    finally:
-        reach.put_back()
-    return None
 
 
 def _times(module: nn.Module, call: RMSNormCall, given: Sequence[Sequence[Given]], mode: Mode) -> AllTimes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,10 @@ from torch.nn.utils import parametrize
 from ..checks import DTYPES
 from ..nn.norm import RMSNorm
 from .graph.attach import attach, attached, detach, has_method, may_derive, own_class
+from .graph.tracing import first_line
 from .norm_call import RMSNormCall, is_plain_value, norm_call_of
 from .norm_probe import epsilons, is_torchs, recognized
+from .watch.reach import Reach
 from .watch.state import attributes_of
 
 
@@ -97,19 +99,31 @@ def replace_norms(model: nn.Module) -> NormsReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_norms: expected model to be a torch.nn.Module, got {type(model).__name__}")
+    reach = Reach(model.modules())
+    try:
+        return NormsReport(tuple(_replaced(model)))
+    finally:
+        reach.put_back()  # what their code did while it was looked at
+
+
+def _replaced(model: nn.Module) -> list[NormReport]:
     rows: list[NormReport] = []
-    found = norms_of(model)
-    for norm in found:
-        options = norm.verdict if isinstance(norm.verdict, dict) else {}
+    reasons: dict[object, str] = {}
+    for norm in norms_of(model):
+        options: dict[str, Any] = {}
         reason = norm.verdict if isinstance(norm.verdict, str) else ""
-        rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))
-    for norm in found:
         if norm_call_of(norm.module) is not None:
             detach(norm.module)
         if isinstance(norm.verdict, dict):
             call = RMSNormCall.of(norm.module, norm.verdict)
-            attach(norm.module, call.recipe, call)
-    return NormsReport(tuple(rows))
+            if norm.key not in reasons:
+                reasons[norm.key] = obstacle_in_code(norm.module, call, _inputs_of(norm.module)) or ""
+            reason = reasons[norm.key]
+            if not reason:
+                options = norm.verdict
+                attach(norm.module, call.recipe, call)
+        rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -156,6 +170,32 @@ def restore_norms(model: nn.Module) -> None:
         recipe = attached(module)
         if recipe is not None and recipe.kind is RMSNormCall and not recipe.options["by_convert"]:
             detach(module)
+
+
+def obstacle_in_code(module: nn.Module, call: RMSNormCall, inputs: Iterable[Tensor]) -> str | None:
+    """Where the module's code gets at more than the module, `call` would neither follow that nor leave anything."""
+    reach = Reach([module])
+    try:
+        with torch.no_grad(), reach.watched():
+            for input in inputs:
+                module.forward(input)
+        if not reach.beside().is_empty:
+            return "its code reads globals or states of the process"
+        if reach.changed() or not call.holds():
+            return "its code changes something beside its result"
+    except Exception as error:  # on random numbers, which may be none that it takes
+        return f"its code raised {first_line(error)}"
+    finally:
+        reach.put_back()
+    return None
+
+
+def _inputs_of(module: nn.Module) -> list[Tensor]:
+    """What a norm that was recognized can be called with."""
+    tensors = [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
+    shape = tensors[0].shape if tensors else getattr(module, "normalized_shape", (8,))
+    like: dict[str, Any] = {"dtype": tensors[0].dtype, "device": tensors[0].device} if tensors else {}
+    return [torch.ones((2, *shape), **like), torch.ones((2, 3, *shape), **like)]
 
 
 def is_named_one(module: nn.Module) -> bool:
