@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from .graph.tracing import first_line
 from .norm_call import RMSNormCall, is_plain_value, norm_call_of
 from .norm_probe import epsilons, is_torchs, recognized
 from .watch.reach import Reach
+from .watch.snapshot import unchanged
 from .watch.state import attributes_of
 
 
@@ -99,31 +100,37 @@ def replace_norms(model: nn.Module) -> NormsReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_norms: expected model to be a torch.nn.Module, got {type(model).__name__}")
+    rows: list[NormReport] = []
+    calls: list[tuple[Norm, RMSNormCall | None]] = []
     reach = Reach(model.modules())
     try:
-        return NormsReport(tuple(_replaced(model)))
+        with unchanged(model), reach.watched():  # whatever their code does while it is looked at
+            for norm, call, reason in _judged(model):
+                options = norm.verdict if call is not None and isinstance(norm.verdict, dict) else {}
+                rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))
+                calls.append((norm, call))
     finally:
-        reach.put_back()  # what their code did while it was looked at
-
-
-def _replaced(model: nn.Module) -> list[NormReport]:
-    rows: list[NormReport] = []
-    reasons: dict[object, str] = {}
-    for norm in norms_of(model):
-        options: dict[str, Any] = {}
-        reason = norm.verdict if isinstance(norm.verdict, str) else ""
+        reach.put_back()
+    for norm, call in calls:
         if norm_call_of(norm.module) is not None:
             detach(norm.module)
-        if isinstance(norm.verdict, dict):
-            call = RMSNormCall.of(norm.module, norm.verdict)
-            if norm.key not in reasons:
-                reasons[norm.key] = obstacle_in_code(norm.module, call, _inputs_of(norm.module)) or ""
-            reason = reasons[norm.key]
-            if not reason:
-                options = norm.verdict
-                attach(norm.module, call.recipe, call)
-        rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))
-    return rows
+        if call is not None:
+            attach(norm.module, call.recipe, call)
+    return NormsReport(tuple(rows))
+
+
+def _judged(model: nn.Module) -> Iterator[tuple[Norm, RMSNormCall | None, str]]:
+    """Each norm with what it can run as, or why there is none."""
+    reasons: dict[object, str] = {}
+    for norm in norms_of(model):
+        if not isinstance(norm.verdict, dict):
+            yield norm, None, norm.verdict or ""
+            continue
+        call = RMSNormCall.of(norm.module, norm.verdict)
+        if norm.key not in reasons:
+            reasons[norm.key] = obstacle_in_code(norm.module, call, _inputs_of(norm.module)) or ""
+        reason = reasons[norm.key]
+        yield norm, None if reason else call, reason
 
 
 @dataclass(frozen=True)
