@@ -8,10 +8,12 @@ author, with its parameters, attributes and hooks. Whatever has changed of what 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
+import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,13 +42,8 @@ class RMSNormCall:
         self._names, self._length = options["attributes"].keys(), 0
         kind = own_class(module)
         self._pairs = frozenset(itertools.product(DTYPES, repeat=2) if kind is nn.RMSNorm else PAIRS)
-        bases = [base for base in kind.__mro__ if base is not object and not base.__module__.startswith("torch.")]
-        self._classes = tuple(
-            (vars(base), name, value)
-            for base in bases
-            for name, value in vars(base).items()
-            if not name.startswith("__")
-        )
+        self._kind, self._code = kind, tuple(_code_of(kind))
+        self._is_same_code = _digest_of(self._code) == options["code"]
 
     @classmethod
     def of(cls, module: nn.Module, options: Mapping[str, Any], by_convert: bool = False) -> RMSNormCall:
@@ -67,6 +64,7 @@ class RMSNormCall:
                 "absent": tuple(name for name in names if parameters.get(name) is None and buffers.get(name) is None),
                 "count": len(names),
                 "attributes": attributes,
+                "code": _digest_of(_code_of(own)),
                 "by_convert": by_convert,
             },
         )
@@ -129,7 +127,39 @@ class RMSNormCall:
         for name in self._absent:
             if parameters.get(name) is not None or buffers.get(name) is not None:
                 return False
-        return all(place.get(name) is value for place, name, value in self._classes)
+        kind: Any = self._kind
+        return self._is_same_code and all(getattr(kind, name, None) is value for name, value in self._code)
+
+
+def _code_of(kind: Any) -> Iterator[tuple[str, Any]]:
+    """What a class has, torch's own aside, and its `forward`: by names, as a module finds it."""
+    names = [
+        name
+        for base in kind.__mro__
+        if base is not object and not base.__module__.startswith("torch.")
+        for name in vars(base)
+        if not name.startswith("__")
+    ]
+    for name in dict.fromkeys(["forward", *names]):
+        value = getattr(kind, name, None)
+        if value is getattr(kind, name, None):  # not what is made in each access
+            yield name, value
+
+
+def _digest_of(code: Iterable[tuple[str, Any]]) -> str:
+    """Of functions and plain values, for copies in other processes, whose class may be another version's."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in code:
+        function = getattr(value, "__code__", None)
+        what = _words_of(function) if isinstance(function, types.CodeType) else None
+        plain = value if what is None and is_plain_value(value) else type(value).__qualname__
+        digest.update(repr((name, what, plain if what is None else None)).encode())
+    return digest.hexdigest()
+
+
+def _words_of(code: types.CodeType) -> tuple[Any, ...]:
+    constants = [_words_of(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 def norm_call_of(module: nn.Module) -> RMSNormCall | None:

@@ -186,10 +186,10 @@ def obstacle_in_code(module: nn.Module, call: RMSNormCall, inputs: Iterable[Tens
         with torch.no_grad(), reach.watched():
             for input in inputs:
                 module.forward(input)
-        if not reach.beside().is_empty:
-            return "its code reads globals or states of the process"
         if reach.changed() or not call.holds():
             return "its code changes something beside its result"
+        if not reach.beside().is_empty:
+            return "its code reads globals or states of the process"
     except Exception as error:  # on random numbers, which may be none that it takes
         return f"its code raised {first_line(error)}"
     finally:

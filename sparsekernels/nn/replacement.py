@@ -183,8 +183,8 @@ def dense_or_none(module: Any, input: Tensor) -> Tensor | None:
     own = module._parameters
     try:
         weight, bias = own["weight"], own["bias"]
-    except KeyError:
-        weight, bias = module.weight, module.bias
+    except KeyError:  # a weight that is computed is computed once
+        return None
     if torch.is_grad_enabled() and _requires_grad(input, weight, bias):
         return None
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
@@ -554,3 +555,30 @@ def test_nothing_is_drawn_and_nothing_moves() -> None:
     assert report.replaced == 3
     assert "3 x LlamaRMSNorm (0, ...)" in str(report)
     assert all(torch.equal(norm.weight, torch.ones(WIDTH)) for norm in model)
+
+
+def test_a_forward_that_is_patched_in_the_class() -> None:
+    """Of a subclass that inherits it, of torch's own, and of a copy: the class's present code runs."""
+
+    class Inherits(LlamaRMSNorm):
+        pass
+
+    def patched(self: Any, x: Tensor) -> Tensor:
+        return 3 * x
+
+    x = torch.randn(2, 16)
+    for norm in (Inherits(16), nn.RMSNorm(16)):
+        model = nn.Sequential(norm)
+        assert sk.replace_norms(model).replaced == 1
+        kind: Any = type(norm).__mro__[2]
+        own = vars(kind).get("forward")
+        kind.forward = patched
+        try:
+            torch.testing.assert_close(model(x), 3 * x)
+            torch.testing.assert_close(copy.deepcopy(model)(x), 3 * x)
+        finally:
+            if own is None:
+                del kind.forward
+            else:
+                kind.forward = own
+        torch.testing.assert_close(model(x), F.rms_norm(x, (16,), eps=getattr(norm, "variance_epsilon", None)))

@@ -27,6 +27,9 @@ OPTIONS = {"scale": 1.0}
 ARGS = types.SimpleNamespace(scale=1.0)
 
 
+LARGE = list(range(1000))
+
+
 class Settings:
     scale = 1.0
     options: ClassVar[dict[str, float]] = {"scale": 1.0}
@@ -64,6 +67,16 @@ READS: dict[str, tuple[Callable[[Any], float], Callable[[], object]]] = {
     "a dict of a class": (lambda net: Settings.options["scale"], lambda: Settings.options.update(scale=3.0)),
     "an attribute of the model's class": (lambda net: net.scale, lambda: setattr(Net, "scale", 3.0)),
     "by its name": (lambda net: getattr(net, "scale"), lambda: setattr(Net, "scale", 3.0)),  # noqa: B009
+    "another global dict": (lambda net: OPTIONS["scale"], lambda: globals().update(OPTIONS={"scale": 3.0})),
+    "another global object": (lambda net: ARGS.scale, lambda: globals().update(ARGS=types.SimpleNamespace(scale=3.0))),
+    "another dict of a class": (
+        lambda net: Settings.options["scale"],
+        lambda: setattr(Settings, "options", {"scale": 3.0}),
+    ),
+    "a dict beside a large one": (
+        lambda net: OPTIONS["scale"] + 0 * len(LARGE),
+        lambda: OPTIONS.update(scale=3.0),
+    ),
     "a variable of the environment": (
         lambda net: float(os.environ.get("SCALE_OF_A_TEST", "1")),
         lambda: os.environ.update(SCALE_OF_A_TEST="3"),
@@ -78,9 +91,10 @@ READS: dict[str, tuple[Callable[[Any], float], Callable[[], object]]] = {
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    global SCALE
-    directory = os.getcwd()  # noqa: PTH109
+    global SCALE, OPTIONS, ARGS
+    directory, kept = os.getcwd(), (OPTIONS, ARGS, Settings.options)  # noqa: PTH109
     yield
+    OPTIONS, ARGS, Settings.options = kept
     SCALE = OPTIONS["scale"] = ARGS.scale = Settings.scale = Settings.options["scale"] = Net.scale = 1.0
     os.environ.pop("SCALE_OF_A_TEST", None)
     torch.set_default_dtype(torch.float32)

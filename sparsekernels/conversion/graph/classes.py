@@ -22,7 +22,7 @@ from torch import nn
 from ..watch.reach import is_library
 from .attach import own_class
 
-_MOST = 2000
+_MOST = 100_000
 """Functions that are looked at."""
 _OF_CLASSES = {"__base__", "__bases__", "__mro__", "__subclasses__", "__dict__", "mro"}
 """Attributes in which a subclass differs from its base."""

@@ -79,7 +79,6 @@ def tells_time(function: Any) -> bool:
     return isinstance(owner, type) and issubclass(owner, datetime.date) and function.__name__ in names
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _MOST_HELD, _MOST_ELEMENTS = 16, 256
 """Containers and objects that are looked into in each call, and what they hold: more are no settings."""
 
@@ -111,16 +110,8 @@ class Beside:
         entries = list(entries)
         classes = [entry for kind in kinds for entry in _read_of(kind, names)]
         values = [value for _, _, value in (*entries, *classes) if not isinstance(value, (type, nn.Module, Tensor))]
-        try:
-            held = held_by(values, registered)
-        except TooMuch:
-            held = []
-        elements = sum(len(one.items or ()) + len(one.attributes or ()) for one in held)
-        is_much = len(held) > _MOST_HELD or elements > _MOST_ELEMENTS
-        if is_much or any(isinstance(one.value, nn.Module | Tensor) for one in held):
-            held = []
-        plain = [entry for entry in classes if _is_plain(entry[2])]
-        return cls([entry for entry in entries if _is_plain(entry[2])], plain, asked, held)
+        held = [one for value in values for one in _held_by(value, registered)]
+        return cls(entries, classes, asked, list({id(one.value): one for one in held}.values()))
 
     @property
     def is_empty(self) -> bool:
@@ -136,8 +127,15 @@ class Beside:
         )
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+def _held_by(value: Any, registered: Collection[int]) -> list[Held]:
+    """What can change in a value, if that is little, and no tensor or module."""
+    try:
+        held = held_by([value], registered)
+    except TooMuch:
+        return []
+    elements = sum(len(one.items or ()) + len(one.attributes or ()) for one in held)
+    is_much = len(held) > _MOST_HELD or elements > _MOST_ELEMENTS
+    return [] if is_much or any(isinstance(one.value, nn.Module | Tensor) for one in held) else held
 
 
 def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str, Any]]:

@@ -54,7 +54,7 @@ class Tensors:
                 and swaps_tensors() is self._swaps
                 and list(map(Tensor.is_neg, self._perhaps_negative)) == self._negative
             )
-        except RuntimeError:  # one is dense no longer
+        except Exception:  # one is dense no longer, or has been given another class
             return True
 
     def changed_places(self) -> list[Place]:
