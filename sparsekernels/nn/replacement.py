@@ -18,7 +18,7 @@ from torch import Tensor
 from .._torch import are_functorch_transforms_active
 from ..dispatch import is_special
 from ..formats import SparseFormat
-from ..ops.sparse_conv2d.outside import Guard
+from ..ops.sparse_conv2d.outside import Guard, is_for_torch
 
 
 class Origin:
@@ -117,7 +117,8 @@ class Replacement(torch.nn.Module):
 
         Where it is for the input or the bias alone, what is left out has no gradient, as ever.
         """
-        if not are_functorch_transforms_active() and self._guard.outside(self.places, weight) == 0:
+        is_comparable = is_for_torch(input) or not are_functorch_transforms_active()
+        if is_comparable and self._guard.outside(self.places, weight) == 0:
             return torch.where(self.places.mask, weight, 0)
         self._begin_dense(input, weight)
         return weight

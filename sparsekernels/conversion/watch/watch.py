@@ -128,8 +128,8 @@ class Watch:
         )
 
     def _attributes_of_root(self) -> int:
-        """Without what a conversion leaves there."""
-        return len(self._root) - (GRAPH in self._root) - (CONVERSION in self._root)
+        """Without what a conversion leaves there, and without a wrapper of its `forward`, which calls that."""
+        return len(self._root) - sum(name in self._root for name in _NOT_LOOKED_AT)
 
     def _no_hooks(self) -> bool:
         if self._handles != RemovableHandle.next_id:  # one was registered somewhere, perhaps in another dict
