@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsekernels as sk
+from sparsekernels.pruning import prune_
 
-HIDDEN, INNER, HEADS, VOCABULARY = 2048, 5632, 16, 1000
+HIDDEN, INNER, HEADS, VOCABULARY, SPARSITY = 2048, 5632, 16, 1000, 0.9
 PROMPT, STEPS, ROUNDS = 512, 64, 4
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -86,17 +87,10 @@ def generate(model: nn.Module, prompt: Tensor) -> tuple[float, float]:
         return between - start, time.perf_counter() - between
 
 
-def prune_(module: nn.Module) -> None:
-    """Set 90% of the weights of all linear layers to zero, at random."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight.data.mul_(torch.rand(layer.weight.shape) < 0.1)
-
-
 def pruned(blocks: int, dtype: torch.dtype) -> Llama:
     """The model, whose head is dense."""
     model = Llama(blocks).to(dtype).eval()
-    prune_(model.blocks)
+    prune_(model.blocks, "random", SPARSITY)
     return model
 
 

@@ -23,6 +23,7 @@ import sparsekernels as sk
 from sparsekernels.conversion.rows import ROWS, emptied
 from sparsekernels.conversion.watch.state import CONVERSION
 from sparsekernels.nn.replacement import has_rows
+from sparsekernels.pruning import prune_
 from sparsekernels.timing import Effort, median_ratio, samples_of
 
 BETWEEN = (3, 5, 12, 17, 24, 33, 48, 100, 200, 300, 1024)
@@ -58,7 +59,7 @@ def llama(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
 def single(shape: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     outputs, inputs = map(int, shape.split("x"))
     dense = nn.Sequential(nn.Linear(inputs, outputs)).to(dtype).eval()
-    generate.prune_(dense)
+    prune_(dense, "random", generate.SPARSITY)
     model, examples = copy.deepcopy(dense), [((torch.randn(rows, inputs).to(dtype),), {}) for rows in (512, 1)]
     print(sk.convert(model, example_inputs=examples))
     return dense, model

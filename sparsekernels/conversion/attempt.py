@@ -19,18 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import is_any_autocast_enabled, tree_leaves
-from ..nn.replacement import Replacement
 from ..timing import Effort, Interruptions
 from .agreement import is_out_of_memory
-from .candidates import candidate_of, dropping
+from .candidates import dropping
 from .chance import with_likes
 from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, like, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, LayerObstacle, Note, Way
 from .graph.attach import has_method, may_derive, own_class
 from .graph.base import Graph
-from .graph.channels import dropped
 from .graph.classes import ComparedClasses
-from .graph.inference import InferenceGraph
 from .graph.trace import Trace
 from .graph.tracing import Untraceable, first_line
 from .installation import Conversion, Swap
@@ -40,8 +37,9 @@ from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_threa
 from .modes import Inference, Mode, Offer, Training
 from .modules import is_ordinary
 from .norm_decide import NormDecisions, decide_norms, kinds_of, norms_beside
+from .outcome import as_it_was, drops_of, in_chain, with_omissions, with_tables, without_graphs
 from .progress import Progress
-from .report import DENSE, ExampleReport, Ground, LayerReport, Report
+from .report import ExampleReport, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, admit_subclasses
 from .watch.state import CONVERSION
 
@@ -157,7 +155,7 @@ class Attempt:
         self._pace.at("tracing")
         with on_one_thread(), Conversion([], [], self._norms.norms).installed():  # which a graph then calls
             regions = self._regions(traced) if traced else []
-        if not wanted and not any(_drops(region.graph) for region in regions):
+        if not wanted and not any(drops_of(region.graph) for region in regions):
             self._facts += self._why_nothing()
             self._facts += norms_beside(self._model, self._pace)
             measured = Measured(0)
@@ -178,7 +176,7 @@ class Attempt:
                 swaps.append(swap(decision.replacement))
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
-        if not swaps and not any(_drops(region.graph) for region in regions):
+        if not swaps and not any(drops_of(region.graph) for region in regions):
             regions = []
         if not swaps and not regions and not self._norms.norms:
             if not any(row.ground is Ground.LIMIT for row in rows):
@@ -186,7 +184,7 @@ class Attempt:
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
         if not offers:  # the notes say why
-            return self._report([_unchanged(row) for row in rows])
+            return self._report([as_it_was(row) for row in rows])
         return self._install_fastest(rows, offers, in_chains)
 
     def _decide_norms(self) -> None:
@@ -270,7 +268,7 @@ class Attempt:
             self._note(Note.AUTOCAST)
             return found
         self._visit(self._model, "", wanted, found, refused)
-        self._facts += _without_graphs(refused)
+        self._facts += without_graphs(refused)
         return found
 
     def _visit(
@@ -427,7 +425,7 @@ class Attempt:
                 self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
             if self._norms.runs is not None and self._norms.runs.kind is Note.NORMS:
                 self._note(Note.NORMS_ALONE, **self._norms.runs.operands)
-            return self._report([_unchanged(row) for row in rows])
+            return self._report([as_it_was(row) for row in rows])
         graphs = best.conversion.graphs
         if times.measured and not graphs and any(offer.conversion.graphs for offer in offers):
             self._note(Note.GRAPH_NOT_FASTER)
@@ -442,8 +440,8 @@ class Attempt:
             before_ms = times.milliseconds(before) if times.measured else None
             if best.way is Way.CHAINS_OF_ALL:
                 chained = {swap.path: swap.replacement for swap in in_chains}
-                rows = [_in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
-            rows = _with_tables(self._model, _with_omissions(self._model, rows, graphs), graphs)
+                rows = [in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
+            rows = with_tables(self._model, with_omissions(self._model, rows, graphs), graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
             if times.measured and len(self._examples) > 1:
@@ -493,70 +491,3 @@ class Attempt:
             place, gain = times.slowest(way, Way.BEFORE.value)
             if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= 1 / SAME:
                 self._note(Note.SLOWER_IN_EXAMPLE, way=offer.way, gain=gain, example=self._examples[place].name)
-
-
-def _without_graphs(refused: list[tuple[str, nn.Module, Fact]]) -> list[Fact]:
-    """What is to be said of parts that are no graphs: one sentence for those of one class for one reason."""
-    alike: dict[tuple[type, str], list[tuple[str, Fact]]] = {}
-    for name, module, fact in refused:
-        alike.setdefault((type(module), str(fact) if name else ""), []).append((name, fact))
-    facts = []
-    for (kind, _), parts in alike.items():
-        part, reason = parts[0]
-        if not part:
-            facts.append(Note.NO_GRAPH.of(reason=reason))
-        elif len(parts) == 1:
-            facts.append(Note.NO_GRAPH_OF_PART.of(part=part, reason=reason))
-        else:
-            facts.append(Note.NO_GRAPH_OF_PARTS.of(count=len(parts), kind=kind.__name__, part=part, reason=reason))
-    return facts
-
-
-def _drops(graph: Graph) -> dict[int, tuple[int, int]]:
-    """How many outputs and inputs of each layer, by its id, a graph leaves out."""
-    return dropped(graph.prepare().links) if isinstance(graph, InferenceGraph) else {}
-
-
-def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Graph]) -> list[LayerReport]:
-    """`rows`, with what the graphs leave out."""
-    counts: dict[int, tuple[int, int]] = {}
-    for graph in graphs:
-        counts |= _drops(graph)
-    result = []
-    for row in rows:
-        omitted = counts.get(id(model.get_submodule(row.name)), (0, 0))
-        if any(omitted):
-            row = replace(row, omitted=omitted)
-            if row.decision == DENSE:
-                row = replace(row, decision=dropping()[0], ground=Ground.GRAPH, ms=None)
-        result.append(row)
-    return result
-
-
-def _with_tables(model: nn.Module, rows: list[LayerReport], graphs: list[Graph]) -> list[LayerReport]:
-    """`rows`, with the numbers of rows for which a graph or the layer itself multiplies by the dense weight."""
-    plans = [graph.prepare() for graph in graphs if isinstance(graph, InferenceGraph)]
-    tables = {id(one.parts[0]): one.dense_rows for plan in plans for one in plan.fused}
-    layers = [model.get_submodule(row.name) for row in rows]
-    found = [tables.get(id(layer), vars(layer).get("dense_rows", ())) for layer in layers]
-    return [
-        replace(row, dense_rows=table) if isinstance(layer, Replacement) else row
-        for row, layer, table in zip(rows, layers, found, strict=True)
-    ]
-
-
-def _in_chain(row: LayerReport, replacement: Replacement) -> LayerReport:
-    """The row of a layer that became `replacement` for the sake of its neighbors."""
-    candidate = candidate_of(replacement)
-    assert candidate is not None
-    return replace(row, decision=candidate.name, ground=Ground.CHAIN, ms=None)
-
-
-def _unchanged(row: LayerReport) -> LayerReport:
-    """The row of a layer that stays, since the whole model was not faster."""
-    if row.decision == DENSE:
-        return row
-    if row.ground is Ground.LIMIT:
-        return replace(row, decision=DENSE, measured_on=None)
-    ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
-    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)

@@ -281,7 +281,7 @@ def test_an_interruption_leaves_the_model_as_it_was(prefer: Prefer, monkeypatch:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attempt_module, "_with_omissions", interrupted)
+    monkeypatch.setattr(attempt_module, "with_omissions", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sk.convert(model, x)
     assert dict(model.named_modules()) == modules

@@ -87,8 +87,8 @@ _MOST_HELD, _MOST_ELEMENTS = 16, 256
 class Beside:
     """What code read that is no part of the model. Asked in each call.
 
-    globals, classes: plain values. asked: functions with what they gave. held: containers and objects of globals and
-    classes, which may change without being others.
+    globals, classes: values at their places and in their classes, by identity. asked: functions with what they gave.
+    held: containers and objects among these values, which may change without being others.
     """
 
     globals: Sequence[Entry]

@@ -48,7 +48,7 @@ class Watch:
     - which children, parameters and buffers there are
     - what the code may have looked into, at any depth: lists, dicts, objects, tensors
     - the classes of modules, since a parametrization changes a class, and their `forward`
-    - plain values of globals and classes, and states of torch and the process, that the code asked for
+    - values of globals and classes, and states of torch and the process, that the code asked for
     - modes and hooks of modules that are not called any more, or never were but gone through; and how many attributes
     """
 
