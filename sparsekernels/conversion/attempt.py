@@ -244,15 +244,15 @@ class Attempt:
         try:
             if not may_attach(module):
                 raise Untraceable(graph_obstacle_of_forward(module))
-            trace = Trace.of(module)
+            called = self._calls.get(id(module), [])
+            trace = Trace.of(module, called[0] if called else None)
             graph = self._graph(trace, contiguous=True)
             graph.prepare()
-            calls = self._calls.get(id(module), [])
-            if not any(map(graph.serves, calls)):
-                kinds = [kind.__name__ for call in calls for kind in call.subclasses()]
+            if not any(map(graph.serves, called)):
+                kinds = [kind.__name__ for call in called for kind in call.subclasses()]
                 if kinds:
                     raise Untraceable(GraphObstacle.TENSOR_SUBCLASS, kind=kinds[0])
-                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
+                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if called else GraphObstacle.NOT_CALLED)
         except Untraceable as error:
             if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                 refused.append((name, module, error.fact))

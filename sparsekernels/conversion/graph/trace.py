@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import nn
 from ..survey import Call, Given
 from ..watch.state import is_same
 from .attach import own_class
-from .tracing import remove_defaults, traced
+from .sizes import Decision, Guard, kind_of, upstream
+from .tracing import place_of, remove_defaults, traced
 
 
 @dataclass(frozen=True)
@@ -59,31 +61,63 @@ class Arguments:
     def _is_default(self, name: str, value: Any) -> bool:
         return name in self.defaults and is_same(value, self.defaults[name])
 
-    def serves(self, call: Call, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether a graph for tensors of that kind can run where the module is called like that."""
+    def serves(self, call: Call, dtype: torch.dtype, device: torch.device) -> tuple[Given, ...] | None:
+        """What a graph for tensors of that kind reads of such a call; None where it cannot run."""
         given = self.bound(call.args, call.kwargs)
-        return given is not None and all(
-            isinstance(one, Given) and (one.dtype, one.device) == (dtype, device) for one in given
-        )
+        if given is None or any(not isinstance(one, Given) for one in given):
+            return None
+        return given if all((one.dtype, one.device) == (dtype, device) for one in given) else None
 
 
 @dataclass(frozen=True)
 class Trace:
     """The graph of a module, by the names of the modules that it calls, and how it is called.
 
-    Layers that are exchanged under their names leave it as it is.
+    Layers that are exchanged under their names leave it as it is. decisions: by sizes; they are of those of `given`.
     """
 
     module: nn.Module
     graph: torch.fx.Graph
     arguments: Arguments
+    decisions: Sequence[Decision]
+    given: Mapping[str, Given]
 
     @classmethod
-    def of(cls, module: nn.Module) -> Trace:
-        """Raises `Untraceable`; the module is as it was. Patches functions of the whole process meanwhile."""
-        graph = traced(module)
-        return cls(module, graph, Arguments.of(module, *remove_defaults(graph)))
+    def of(cls, module: nn.Module, call: Call | None = None) -> Trace:
+        """Raises `Untraceable`; the module is as it was. Patches functions of the whole process meanwhile.
+
+        call: one that the graph is for: where sizes decide, they are taken from it.
+        """
+        given = {} if call is None else _given_in(module, call)
+        graph, decisions = traced(module, given)
+        return cls(module, graph, Arguments.of(module, *remove_defaults(graph)), decisions, given)
 
     def fresh(self) -> tuple[torch.fx.Graph, Mapping[str, nn.Module]]:
-        """A copy of the graph to make something of, and the modules that its names mean now."""
-        return copy.deepcopy(self.graph), dict(self.module.named_modules())
+        """A copy of the graph to make something of, and the modules that its names mean now.
+
+        What is there for decisions alone is left out.
+        """
+        graph = copy.deepcopy(self.graph)
+        copies = dict(zip(self.graph.nodes, graph.nodes, strict=True))
+        for node in reversed(upstream([decision.node for decision in self.decisions])):
+            if kind_of(node) is not None and not copies[node].users:
+                graph.erase_node(copies[node])
+        return graph, dict(self.module.named_modules())
+
+    def guard(self) -> Guard | None:
+        """Which calls it serves, of the modules as they are; None where sizes decide nothing."""
+        if not self.decisions:
+            return None
+        modules = dict(self.module.named_modules())
+        place = functools.partial(place_of, self.module)
+        return Guard(self.decisions, modules, self.given, self.arguments.read, place)
+
+
+def _given_in(module: nn.Module, call: Call) -> dict[str, Given]:
+    """The tensors that a module is called with, by the names of its arguments."""
+    own: Any = own_class(module)
+    try:
+        bound = inspect.signature(own.forward).bind(module, *call.args, **call.kwargs)
+    except TypeError:
+        return {}
+    return {name: value for name, value in bound.arguments.items() if isinstance(value, Given)}

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import contextvars
+import functools
 import gc
+import sys
 import threading
+import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +27,11 @@ from ..leftovers import obstacle_of_foreign
 from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
-from ..watch.reach import Reach
+from ..watch.reach import Reach, is_library
 from ..watch.state import KEPT_BY_TORCH, State
 from .attach import OWN_FORWARD
-from .fusion import IN_PLACE
+from .proxies import Attribute, Proxy, proxies_are_tensors
+from .sizes import Decision, Sized, Sizes, Unknown, are_known
 
 Node = torch.fx.Node
 
@@ -40,76 +43,19 @@ class Untraceable(Exception):
     """A module cannot be run as a graph; `fact` is why, and the message says it."""
 
     def __init__(self, obstacle: GraphObstacle, **operands: object) -> None:
+        self.obstacle = obstacle
+        if "{place}" in obstacle.value:
+            operands = {"place": "", **operands}
         self.fact: Fact = obstacle.of(**operands)
         super().__init__(self.fact)
 
-
-class _NotHashable(torch.fx.Proxy):
-    """No cache (lru_cache) finds something by a size that is not known yet, and keeps a proxy for that."""
-
-    def __hash__(self) -> int:
-        raise TypeError("what is found by a tensor or a size depends on it")
-
-
-class _Attribute(torch.fx.proxy.Attribute, _NotHashable):
-    pass
-
-
-class _Proxy(_NotHashable):
-    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
-
-    _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
-
-    def __getattr__(self, name: str) -> Any:
-        tracer: Any = self.tracer
-        device = tracer.device if name == "device" and isinstance(tracer, _Tracer) else None
-        if device is not None:
-            return device
-        made = _Attribute(self, name)
-        tracer.proxies.append(weakref.ref(made))
-        return made
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _function in IN_PLACE:
-    setattr(
-        _Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other)
-    )
-
-
-_GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}
-_GIVE_NO_TENSOR |= {"dtype", "device", "layout", "requires_grad", "is_contiguous", "element_size", "is_cuda"}
-
-
-@contextlib.contextmanager
-def _proxies_are_tensors() -> Iterator[None]:
-    """Inside, `isinstance(proxy, Tensor)` is True, so that code takes the branch for tensors, which is to be recorded.
-
-    Overriding `__class__` of the proxy instead would also convince torch's C++, which then reads it as a tensor.
-    """
-    plain = builtins.isinstance
-
-    def asked(value: Any, kinds: Any, /) -> bool:
-        return plain(value, kinds) or (type(value) is _Proxy and _is_tensor(value.node) and issubclass(Tensor, kinds))
-
-    builtins.isinstance = asked  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        builtins.isinstance = plain
-
-
-def _is_tensor(node: Node) -> bool:
-    """Whether `node` gives a tensor, and not a size or the like."""
-    if node.op == "call_method":
-        return node.target not in _GIVE_NO_TENSOR
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] not in _GIVE_NO_TENSOR
-    if node.op == "call_function" and getattr(node.target, "__module__", None) == "_operator":
-        return any(map(_is_tensor, node.all_input_nodes))
-    return True
+    @classmethod
+    def within(cls, error: Exception) -> Untraceable:
+        """The same of what code raised while it was traced, with the place."""
+        if isinstance(error, Untraceable):
+            places = {"place": _place_of(error)} if "place" in error.fact.operands else {}
+            return cls(error.obstacle, **{**error.fact.operands, **places})
+        return cls(GraphObstacle.TRACING_FAILED, error=first_line(error), place=_place_of(error))
 
 
 class _Tracer(torch.fx.Tracer):
@@ -121,8 +67,12 @@ class _Tracer(torch.fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, given: Mapping[str, Sized]) -> None:
         super().__init__()
+        self._modules = dict(module.named_modules())
+        self._sizes = Sizes(self._modules, given, functools.partial(_tensor_of, module))
+        self._are_known = True
+        self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
         self._surroundings = _surroundings()
@@ -141,27 +91,48 @@ class _Tracer(torch.fx.Tracer):
         for name in vars(self).keys() - {"_thread", "_autowrap_function_ids", "_autowrap_search", "proxies"}:
             del vars(self)[name]
 
+    def decided(self, proxy: torch.fx.Proxy, question: Callable[[Any], Any]) -> Any:
+        """The answer to what code asks of a size; raises where it follows from something else."""
+        value = None
+        if self._are_known:
+            with _unwatched(), contextlib.suppress(Unknown):
+                value = self._sizes.value_of(proxy.node)
+        if value is None:
+            raise Untraceable(GraphObstacle.DECIDES)
+        answer = question(value)
+        decision = Decision(proxy.node, question, answer)
+        if decision not in self.decisions:
+            self.decisions.append(decision)
+        return answer
+
+    def iter(self, obj: torch.fx.Proxy) -> Iterator[Any]:
+        return (obj[place] for place in range(len(obj)))  # type: ignore[index]
+
+    def _is_outside(self) -> bool:
+        """Whether what is called now is none of what is traced: another thread's, or for the sizes that it gives."""
+        return threading.get_ident() != self._thread or self._sizes.computes
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A module that another thread calls meanwhile is none of what is traced."""
-        if threading.get_ident() != self._thread:
+        if self._is_outside():
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, torch.fx.Proxy]) -> Any:
-        """The same goes for what it reads of one."""
-        if threading.get_ident() != self._thread:
+        if self._is_outside():
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _surroundings() != self._surroundings:
             raise Untraceable(GraphObstacle.SURROUNDINGS)
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        self._are_known = self._are_known and are_known([node], self._modules)
+        return node
 
     def create_arg(self, a: Any) -> Any:
-        if type(a) is _Proxy:
+        if type(a) in (Proxy, Attribute):
             return a.node
         if type(a) is Tensor and id(a) in self._in_dicts:
             return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
@@ -172,10 +143,10 @@ class _Tracer(torch.fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         """Arguments with a default are that, whatever it is, and not recorded."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [arg.node.args[0] if type(arg) is _Proxy and arg.node.args else arg for arg in args]
+        return function, [arg.node.args[0] if type(arg) is Proxy and arg.node.args else arg for arg in args]
 
     def proxy(self, node: Node) -> torch.fx.Proxy:
-        made = _Proxy(node, self)
+        made = Proxy(node, self)
         self.proxies.append(weakref.ref(made))
         return made
 
@@ -188,6 +159,17 @@ class _Tracer(torch.fx.Tracer):
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """Inside, where torch's own code runs, nothing is looked into: there is a lot of it."""
+    profile: Any = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        yield
+    finally:
+        sys.setprofile(profile)
 
 
 def _tensors_in_dicts(module: nn.Module) -> dict[int, str]:
@@ -214,8 +196,10 @@ def _surroundings() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
 
 
-def traced(module: nn.Module) -> torch.fx.Graph:
-    """What `forward` of the module does with tensors. Raises `Untraceable`.
+def traced(module: nn.Module, given: Mapping[str, Sized]) -> tuple[torch.fx.Graph, list[Decision]]:
+    """What `forward` of the module does with tensors, and what it decides by their sizes. Raises `Untraceable`.
+
+    given: tensors like those that it is called with, by the names of the arguments; without, no size is known.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
@@ -223,30 +207,37 @@ def traced(module: nn.Module) -> torch.fx.Graph:
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module)
+    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module, given)
     failed: Untraceable | None = None
     try:
-        with _proxies_are_tensors(), reach.watched(silent=_speaks):
+        with proxies_are_tensors(), reach.watched(silent=_speaks):
             graph: torch.fx.Graph = contextvars.copy_context().run(_trace, tracer, module)
-    except Untraceable as error:
-        failed = error.with_traceback(None)
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
-        failed = Untraceable(GraphObstacle.TRACING_FAILED, error=first_line(error))
+        failed = Untraceable.within(error)
     finally:
         changed = [before.put_back(), reach.put_back()]
         has_drawn = drawn.put_back()
-        proxies = tracer.proxies
+        proxies, decisions = tracer.proxies, tracer.decisions
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
     if reach.speaks:
-        raise Untraceable(GraphObstacle.SPEAKS)
+        if failed is None or failed.obstacle is not GraphObstacle.SPEAKS:
+            failed = Untraceable(GraphObstacle.SPEAKS)
+        raise failed
     if any(changed):
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     if has_drawn:
         raise Untraceable(GraphObstacle.RANDOM)
     if failed is not None:
         raise failed
-    return graph
+    return graph, decisions
+
+
+def _place_of(error: Exception) -> str:
+    """Where the code of a module was, as a sentence goes on."""
+    places = [(frame.f_globals.get("__name__"), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [place for place in places if not is_library(place[0])]
+    return f" (at line {own[-1][1]} of {own[-1][0]})" if own else ""
 
 
 def _speaks() -> Untraceable:
@@ -260,6 +251,12 @@ def _trace(tracer: _Tracer, module: nn.Module) -> torch.fx.Graph:
     if any(value is not before.get(variable) for variable, value in contextvars.copy_context().items()):
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     return graph
+
+
+def _tensor_of(module: nn.Module, target: str) -> Tensor:
+    place, name = place_of(module, target)
+    tensor: Tensor = place[name]
+    return tensor
 
 
 def _remove(proxies: Sequence[weakref.ref[torch.fx.Proxy]]) -> bool:
@@ -308,3 +305,21 @@ def remove_defaults(graph: torch.fx.Graph) -> tuple[tuple[str, ...], dict[str, A
 
 def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+
+
+def place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
+    """Where the tensor called `target` is kept."""
+    owner, _, name = target.rpartition(".")
+    try:
+        holder = module.get_submodule(owner)
+    except AttributeError:
+        owner, _, attribute = owner.rpartition(".")
+        holder = module.get_submodule(owner)
+        cache, key = vars(holder).get(attribute), name.removeprefix(ITEM)
+        if type(cache) is dict and cache.get(key) is not None:
+            return cache, key
+        raise Untraceable(GraphObstacle.NO_MODULE, target=target) from None
+    for place in (holder._parameters, holder._buffers, vars(holder)):
+        if place.get(name) is not None:
+            return place, name
+    raise Untraceable(GraphObstacle.MAKES_TENSORS)

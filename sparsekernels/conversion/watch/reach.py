@@ -156,12 +156,12 @@ class Reach:
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
         space, names = frame.f_globals, frame.f_code.co_names
-        if _is_library(space.get("__name__")):
+        if is_library(space.get("__name__")):
             return
         for name in names:
             value = space.get(name, _MISSING)
             if isinstance(value, types.ModuleType):
-                if not _is_library(value.__name__):
+                if not is_library(value.__name__):
                     for inner in names:
                         self._bind_item(vars(value), inner)
             else:
@@ -224,7 +224,7 @@ class Reach:
         return inner
 
     def _within_function(self, function: types.FunctionType) -> list[Any]:
-        if _is_library(function.__module__):
+        if is_library(function.__module__):
             return []
         inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         for cell in function.__closure__ or ():
@@ -236,7 +236,7 @@ class Reach:
         return [*inner, *vars(function).values()]
 
     def _within_class(self, kind: type) -> list[Any]:
-        if _is_library(kind.__module__):
+        if is_library(kind.__module__):
             return []
         self._classes.append((kind, _names_of(kind)))
         return [*kind.__bases__, *(value for name, value in vars(kind).items() if not _is_special(name))]
@@ -263,7 +263,7 @@ def _is_special(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-def _is_library(name: Any) -> bool:
+def is_library(name: Any) -> bool:
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
 
 
@@ -284,4 +284,4 @@ def _speaks(frame: types.FrameType, function: Any) -> bool:
             return False
         if not isinstance(getattr(function, "__self__", None), io.IOBase):
             return False
-    return not _is_library(frame.f_globals.get("__name__"))
+    return not is_library(frame.f_globals.get("__name__"))
