@@ -30,8 +30,9 @@ from .graph.attach import may_attach
 from .graph.base import Graph
 from .graph.channels import dropped
 from .graph.inference import InferenceGraph
+from .graph.signature import first_served
 from .graph.trace import Trace
-from .graph.tracing import Untraceable, first_line
+from .graph.untraceable import Untraceable, first_line
 from .installation import Conversion, Swap
 from .layouts import channels_last_gain
 from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
@@ -245,13 +246,10 @@ class Attempt:
             if not may_attach(module):
                 raise Untraceable(graph_obstacle_of_forward(module))
             called = self._calls.get(id(module), [])
-            trace = Trace.of(module, called[0] if called else None)
+            trace = Trace.of(module, first_served(module, called))
             graph = self._graph(trace, contiguous=True)
             graph.prepare()
             if not any(map(graph.serves, called)):
-                kinds = [kind.__name__ for call in called for kind in call.subclasses()]
-                if kinds:
-                    raise Untraceable(GraphObstacle.TENSOR_SUBCLASS, kind=kinds[0])
                 raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if called else GraphObstacle.NOT_CALLED)
         except Untraceable as error:
             if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
@@ -266,6 +264,8 @@ class Attempt:
         calls = self._calls.get(id(trace.module), [])
         given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
+        if calls:  # with integers alone
+            given += [(parameter.dtype, parameter.device) for parameter in trace.module.parameters()]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
             raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR if calls else GraphObstacle.NOT_CALLED)

@@ -186,7 +186,7 @@ def test_a_graph_that_could_not_serve_is_none(prefer: Prefer, how: str) -> None:
         return
     assert found == [nn.Sequential] * (1 if how == "a part is not called" else 2)
     expected = (
-        "body does not run as a graph: it is not called as a whole" if how == "a part is not called" else "by keywords"
+        "body does not run as a graph: it is not called as a whole" if how == "a part is not called" else "called with a number"
     )
     assert any(expected in note for note in report.notes), report.notes
     assert_agree(model, dense, x)

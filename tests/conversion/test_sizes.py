@@ -145,7 +145,7 @@ def test_decisions_by_something_else(decide: Decide, prefer: Prefer) -> None:
     assert not list(graphs_of(model))
     line = decide.__code__.co_firstlineno
     places = "|".join(str(line + below) for below in (1, 3))
-    assert any(re.search(rf"to decide \(at line ({places}) of test_sizes\)", note) for note in report.notes)
+    assert any(re.search(rf"decides by what .* \(at line ({places}) of test_sizes\)", note) for note in report.notes)
     assert_agree(model, dense, images(2, 16))
 
 

@@ -27,9 +27,11 @@ from ..survey import PLAIN, Call
 from ..watch.state import TooMuch
 from ..watch.watch import Fixed, Watch
 from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
+from .signature import Arguments
 from .sizes import Guard
-from .trace import Arguments, Trace
-from .tracing import Untraceable, first_line, place_of
+from .trace import Trace
+from .tracing import place_of
+from .untraceable import Untraceable, first_line
 
 _MOST_RETRACED = 4
 """How often a model that has changed is traced again: one that changes all the time runs as no graph."""
@@ -186,8 +188,10 @@ class Graph:
 
     def _takes(self, args: tuple[Any, ...]) -> bool:
         for value in args:
-            if type(value) not in PLAIN or value.dtype is not self.dtype or value.device != self.device:
+            if type(value) not in PLAIN or value.device != self.device:
                 return False
+            if value.dtype is not self.dtype and (value.dtype.is_floating_point or value.dtype.is_complex):
+                return False  # integers are indices or masks, which fused layers do not compute with
         return True
 
     def _current_plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan | None:

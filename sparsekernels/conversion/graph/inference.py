@@ -27,7 +27,7 @@ from .channels import Link, choose_channels, links_of
 from .fused import Fused
 from .fusion import drop_identities, fuse, pool, writes_to_input
 from .trace import Trace
-from .tracing import Untraceable
+from .untraceable import Untraceable
 
 
 class _Pattern(NamedTuple):

@@ -1,10 +1,10 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What code decides by the sizes of tensors, while it is traced and in later calls.
+"""What code decides by the sizes and dtypes of tensors, while it is traced and in later calls.
 
-A trace goes one way wherever code looks at a size to decide (`if height % 32`, `range(batch)`). Sizes follow from those
-of the arguments: they are computed on fake tensors, which have no elements, so nothing but sizes can decide. A graph
-serves the calls in which every such decision is the same.
+A trace goes one way wherever code looks at a size to decide (`if height % 32`, `range(batch)`). Sizes and dtypes follow
+from those of the arguments: they are computed on fake tensors, which have no elements, so nothing else can decide. A
+graph serves the calls in which every such decision is the same.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ as long as many passes, where decisions depend on sizes deep in the model."""
 _MOST_KEPT = 1024
 """For so many shapes otherwise."""
 
-SIZES: Mapping[str, type] = {"shape": torch.Size, "ndim": int}
-"""Attributes of tensors that are sizes."""
-_NUMBERS = {"dim", "ndimension", "numel", "nelement"}
+SIZES: Mapping[str, type] = {"shape": torch.Size, "ndim": int, "dtype": torch.dtype}
+"""Attributes of tensors that are sizes, or the dtype."""
+_METHODS = {"dim": int, "ndimension": int, "numel": int, "nelement": int, "is_floating_point": bool, "is_complex": bool}
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
 _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_"}
 _RESHAPES |= {"as_strided_", "sparse_resize_", "sparse_resize_and_clear_"}
@@ -68,7 +68,7 @@ def kind_of(node: Node) -> type | None:
     if node.op == "call_method":
         if node.target == "size":
             return torch.Size if len(node.args) == 1 and not node.kwargs else int
-        return int if node.target in _NUMBERS else None
+        return _METHODS.get(str(node.target))
     if node.op != "call_function":
         return None
     if node.target is getattr:
@@ -204,14 +204,16 @@ class Guard:
         self._shapes = self._shapes_now()
         self._nodes, self._is_quick = nodes, not self._modules
         self._seen: set[tuple[Any, ...]] = set()
-        self._known: dict[tuple[Any, ...], bool] = {tuple(tuple(given[name].shape) for name in names): True}
+        self._known: dict[tuple[Any, ...], bool] = {}
+        if given:
+            self._known[tuple((tuple(given[name].shape), given[name].dtype) for name in names)] = True
 
     def holds(self, args: Sequence[Sized], at_once: bool = False) -> bool:
         """Whether the graph decides right for `args`; False for shapes beyond those that are looked at.
 
         at_once: whether that is computed for new shapes however long it takes; else it waits until they come again.
         """
-        key = tuple([tuple(arg.shape) for arg in args])
+        key = tuple([(tuple(arg.shape), arg.dtype) for arg in args])
         known = self._known.get(key)
         if known is None:
             known = self._asked(key, args, at_once or self._is_quick)
@@ -228,9 +230,9 @@ class Guard:
         return known
 
     def _shapes_now(self) -> list[Any]:
-        """Of the tensors that the sizes depend on; None where one is gone."""
+        """And dtypes, of the tensors that the sizes depend on; None where one is gone."""
         held = [place.get(name) for place, name in self._held]
-        return [None if tensor is None else tensor.shape for tensor in held]
+        return [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in held]
 
     def _decides_alike(self, args: Sequence[Sized]) -> bool:
         def tensor_of(target: str) -> torch.Tensor:

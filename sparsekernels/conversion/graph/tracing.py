@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import gc
 import sys
 import threading
-import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,40 +22,23 @@ from torch import Tensor, nn
 from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..candidates import candidate_of
-from ..facts import Fact, GraphObstacle
+from ..facts import GraphObstacle
 from ..leftovers import obstacle_of_foreign
 from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
-from ..watch.reach import Reach, is_library
+from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State
 from .attach import OWN_FORWARD
 from .proxies import Attribute, Proxy, proxies_are_tensors
-from .sizes import Decision, Sized, Sizes, Unknown, are_known
+from .signature import Arguments, Lent
+from .sizes import Decision, Sizes, Unknown, are_known
+from .untraceable import Untraceable
 
 Node = torch.fx.Node
 
 ITEM = "item_"
 """Before the key of a tensor in a dict, where a node names that: a module has methods by the names of devices."""
-
-
-class Untraceable(Exception):
-    """A module cannot be run as a graph; `fact` is why, and the message says it."""
-
-    def __init__(self, obstacle: GraphObstacle, **operands: object) -> None:
-        self.obstacle = obstacle
-        if "{place}" in obstacle.value:
-            operands = {"place": "", **operands}
-        self.fact: Fact = obstacle.of(**operands)
-        super().__init__(self.fact)
-
-    @classmethod
-    def within(cls, error: Exception) -> Untraceable:
-        """The same of what code raised while it was traced, with the place."""
-        if isinstance(error, Untraceable):
-            places = {"place": _place_of(error)} if "place" in error.fact.operands else {}
-            return cls(error.obstacle, **{**error.fact.operands, **places})
-        return cls(GraphObstacle.TRACING_FAILED, error=first_line(error), place=_place_of(error))
 
 
 class _Tracer(torch.fx.Tracer):
@@ -67,10 +50,11 @@ class _Tracer(torch.fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, module: nn.Module, given: Mapping[str, Sized]) -> None:
+    def __init__(self, module: nn.Module, arguments: Arguments) -> None:
         super().__init__()
+        self._arguments, self.lent = arguments, Lent()
         self._modules = dict(module.named_modules())
-        self._sizes = Sizes(self._modules, given, functools.partial(_tensor_of, module))
+        self._sizes = Sizes(self._modules, arguments.given, functools.partial(_tensor_of, module))
         self._are_known = True
         self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
@@ -136,14 +120,22 @@ class _Tracer(torch.fx.Tracer):
             return a.node
         if type(a) is Tensor and id(a) in self._in_dicts:
             return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
+        if isinstance(a, dict) and dataclasses.is_dataclass(a):  # torch.fx would make a plain dict of it
+            named = {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
+            return self.create_node("call_function", type(a), (), named)
         return super().create_arg(a)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Arguments with a default are that, whatever it is, and not recorded."""
-        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [arg.node.args[0] if type(arg) is Proxy and arg.node.args else arg for arg in args]
+        """The function is called as a user does: torch.fx would patch its code, and a decorator's has no names."""
+        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self._arguments.read}
+        args, kwargs = self.lent.made_of(self._arguments, proxies)
+
+        def called(module: nn.Module) -> Any:
+            return root_fn(module, *args, **kwargs)
+
+        return called, [self.root]
 
     def proxy(self, node: Node) -> torch.fx.Proxy:
         made = Proxy(node, self)
@@ -196,10 +188,8 @@ def _surroundings() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
 
 
-def traced(module: nn.Module, given: Mapping[str, Sized]) -> tuple[torch.fx.Graph, list[Decision]]:
+def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, list[Decision]]:
     """What `forward` of the module does with tensors, and what it decides by their sizes. Raises `Untraceable`.
-
-    given: tensors like those that it is called with, by the names of the arguments; without, no size is known.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
@@ -207,7 +197,7 @@ def traced(module: nn.Module, given: Mapping[str, Sized]) -> tuple[torch.fx.Grap
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module, given)
+    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module, arguments)
     failed: Untraceable | None = None
     try:
         with proxies_are_tensors(), reach.watched(silent=_speaks):
@@ -215,7 +205,7 @@ def traced(module: nn.Module, given: Mapping[str, Sized]) -> tuple[torch.fx.Grap
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)
     finally:
-        changed = [before.put_back(), reach.put_back()]
+        changed = [before.put_back(), reach.put_back(), tracer.lent.changed()]
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
@@ -224,20 +214,13 @@ def traced(module: nn.Module, given: Mapping[str, Sized]) -> tuple[torch.fx.Grap
         if failed is None or failed.obstacle is not GraphObstacle.SPEAKS:
             failed = Untraceable(GraphObstacle.SPEAKS)
         raise failed
+    if failed is not None:
+        raise failed
     if any(changed):
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     if has_drawn:
         raise Untraceable(GraphObstacle.RANDOM)
-    if failed is not None:
-        raise failed
     return graph, decisions
-
-
-def _place_of(error: Exception) -> str:
-    """Where the code of a module was, as a sentence goes on."""
-    places = [(frame.f_globals.get("__name__"), line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    own = [place for place in places if not is_library(place[0])]
-    return f" (at line {own[-1][1]} of {own[-1][0]})" if own else ""
 
 
 def _speaks() -> Untraceable:
@@ -278,33 +261,6 @@ def _take_out(proxy: torch.fx.Proxy, holder: Any, left: list[torch.fx.Proxy]) ->
     elif isinstance(holder, dict):
         for key in [key for key, value in holder.items() if value is proxy]:
             del holder[key]
-
-
-def remove_defaults(graph: torch.fx.Graph) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Removes arguments with a default, which the graph does not read.
-
-    Returns the names of those that are left, and the defaults of the others by name.
-    """
-    left: list[str] = []
-    defaults: dict[str, Any] = {}
-    for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        name = str(node.target)
-        if name.startswith("*"):
-            if node.users:
-                raise Untraceable(GraphObstacle.VARIADIC, argument=name)
-        elif not node.args:
-            left.append(name)
-            continue
-        else:
-            defaults[name] = node.args[0]
-            if isinstance(node.args[0], Tensor):
-                raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=name)
-        graph.erase_node(node)
-    return tuple(left), defaults
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
 def place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
