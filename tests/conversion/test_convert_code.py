@@ -185,9 +185,8 @@ def test_a_graph_that_could_not_serve_is_none(prefer: Prefer, how: str) -> None:
         assert found == [Wrapper]
         return
     assert found == [nn.Sequential] * (1 if how == "a part is not called" else 2)
-    expected = (
-        "body does not run as a graph: it is not called as a whole" if how == "a part is not called" else "called with a number"
-    )
+    not_called = "body does not run as a graph: it is not called as a whole"
+    expected = not_called if how == "a part is not called" else "called with a number"
     assert any(expected in note for note in report.notes), report.notes
     assert_agree(model, dense, x)
 
