@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a graph looks at in each call: `python benchmarks/graph_checks.py [NETWORK BATCH [SPARSITY]]`, on two threads.
 
-Default resnet-50 16 and vgg16-d 64, 0.9. Microseconds without contents (`frozen=True`) and with them, and the latter as
-a share of the whole call, each the median of interleaved rounds.
+Default resnet-50 16 and vgg16-d 64, 0.9. Microseconds without contents, of a graph that looks at contents and of one
+that does not (`frozen=True`, which looks at torch's versions instead); with contents, and that as a share of the whole
+call. Each is the median of interleaved rounds between whole calls, which empty the caches, but for those "at once": the
+least of many without a call between.
 """
 
 from __future__ import annotations
@@ -49,15 +51,26 @@ def main() -> None:
                 model.get_submodule(owner)._modules[key] = kind.sharing(layer)
         kinds = images.dtype, images.device
         graphs = [InferenceGraph(model, *kinds, True, chains=True, frozen=frozen) for frozen in (True, False)]
-        plans = [graph.prepare() for graph in graphs]
-        checks = [functools.partial(check, plan) for plan in plans]
+        frozen, plan = (graph.prepare() for graph in graphs)
+        places = InferenceGraph(model, *kinds, True, chains=True).prepare()
+        tensors = places.source._tensors
+        tensors._content, tensors._value = False, tensors._fingerprint.value(False)
+        whole_call = functools.partial(graphs[1], images)
+        few = [functools.partial(check, one) for one in (places, frozen)]
         with torch.no_grad():
-            graphs[1](images)
-            calls = [(checks[0], 100), (checks[1], 1), (functools.partial(graphs[1], images), 1)]
-            rounds = [[seconds(call, count) for call, count in calls] for _ in range(11)]
-        without, within, whole = map(statistics.median, zip(*rounds, strict=True))
+            whole_call()
+            rounds = []
+            for _ in range(11):
+                of_few = []
+                for one in few:
+                    whole_call()
+                    of_few.append(seconds(one))
+                rounds.append([*of_few, seconds(functools.partial(check, plan)), seconds(whole_call)])
+            at_once = [min(seconds(one, 20) for _ in range(50)) * 1e6 for one in few]
+        *without, within, whole = map(statistics.median, zip(*rounds, strict=True))
         print(
-            f"{name}, batch {batch}: {without * 1e6:.0f} us without contents, {within * 1e3:.2f} ms with them,"
+            f"{name}, batch {batch}: without contents {without[0] * 1e6:.0f} us (frozen {without[1] * 1e6:.0f}),"
+            f" at once {at_once[0]:.0f} ({at_once[1]:.0f}); with them {within * 1e3:.2f} ms,"
             f" {within / whole:.1%} of a call of {whole * 1e3:.1f} ms"
         )
 

@@ -136,6 +136,11 @@ without_modes: Callable[[], Any] = _python_dispatch._disable_current_modes
 """Context in which no dispatch mode sees the operators of a call."""
 
 
+def is_exported_to_onnx(input: object) -> bool:
+    """Whether `input`, of a layer, is one of torch.onnx.export's. Of an ordinary tensor it says False at once."""
+    return type(input) is not Tensor and torch.onnx.is_in_onnx_export()
+
+
 def is_jit_tracing() -> bool:
     """Whether torch.jit.trace records."""
     return torch._C._get_tracing_state() is not None

@@ -13,6 +13,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import is_exported_to_onnx
 from ..ops.sparse_conv2d.outside import Guard, Outside, is_recorded
 from .replacement import Replacement, check_dense, copy_parameters, options_of, share_parameters
 
@@ -79,6 +80,7 @@ class ChannelDropped(Replacement):
 
     outputs: Tensor
     inputs: Tensor
+    _choice = ("outputs", "inputs")
     _remedy = (
         "set_channels() makes them part of it; where they are to stay zero, apply the masks after the optimizer's step"
     )
@@ -264,6 +266,8 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor):  # torch.fx's Proxy
             return linear_without_channels(input, self.weight, self.bias, self.outputs, self.inputs)
+        if is_exported_to_onnx(input):
+            return F.linear(input, self.weight, self.bias)
         try:
             return _linear(input, self.weight, self.bias, self.places, self._guard)
         except Outside:
@@ -354,6 +358,8 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
             options = self.stride, self.padding, self.dilation, self.padding_mode
             padded = tuple(self._reversed_padding_repeated_twice)
             return conv2d_without_channels(input, self.weight, self.bias, self.outputs, self.inputs, (*options, padded))
+        if is_exported_to_onnx(input):
+            return self._conv_forward(input, self.weight, self.bias)
         try:
             return _conv2d(input, self.weight, self.bias, self.places, self._guard, self._conv_forward)
         except Outside:

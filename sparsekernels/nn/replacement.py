@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Replacement(torch.nn.Module):
     pattern: SparseFormat | None = None
     path: str | None = None
     _guard: Guard
+    _choice: ClassVar[tuple[str, ...]]
+    """Attributes from which `places` follow."""
 
     @classmethod
     def sharing(cls, module: Any) -> Any:
@@ -168,3 +171,8 @@ def options_of(module: Any) -> dict[str, Any]:
         "bias": module.bias is not None,
         "device": "meta",
     }
+
+
+def choice_of(layer: Replacement) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """What its `places` follow from: where it is kept, under which name, and what it is."""
+    return ((vars(layer), name, vars(layer)[name]) for name in layer._choice)

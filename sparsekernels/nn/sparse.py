@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from .._torch import is_exported_to_onnx
 from ..dispatch import is_special, is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.sparse_conv2d.op import conv2d, linear
@@ -27,6 +28,7 @@ class _Sparse(Replacement):
     dense_grad: bool
     pattern: Any  # a SparseFormat of those that the operations take
 
+    _choice = ("pattern",)
     _remedy = (
         "set_pattern() makes them part of the pattern; where they are to stay zero, apply the masks after the"
         " optimizer's step"
@@ -133,7 +135,11 @@ class _Sparse(Replacement):
 
     def _used_weight(self) -> Tensor:
         """What the layer computes with, without autograd history."""
-        weight = self.weight.detach()
+        return self._shown_weight().detach()
+
+    def _shown_weight(self) -> Tensor:
+        """What the layer computes with, dense."""
+        weight = self.weight
         if not self.dense_grad or weight.shape != self.pattern.shape:
             return weight
         return torch.where(self.mask, weight, 0)
@@ -184,7 +190,8 @@ class _Sparse(Replacement):
         )
         if prefix + "weight" not in state_dict or self.weight.is_meta or len(error_msgs) > errors:
             return
-        if self.pattern.device != self.weight.device:  # load_state_dict(assign=True)
+        # by load_state_dict(assign=True), or where another weight was assigned before
+        if self.pattern.device != self.weight.device or self.pattern.shape != self.weight.shape:
             self.pattern = self._full_pattern()
         stored = self.weight.detach() != 0
         full = self.pattern.nnz == self.weight.numel()
@@ -355,6 +362,8 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_exported_to_onnx(input):
+            return F.linear(input, self._shown_weight(), self.bias)
         weight, bias = self._parameters_of(input)
         if self.dense_rows and self._is_faster_dense(input, weight, bias):
             return F.linear(input, weight, bias)
@@ -471,6 +480,8 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_exported_to_onnx(input):
+            return self._conv_forward(input, self._shown_weight(), self.bias)
         padding: Any = self.padding
         given = input
         if self.padding_mode != "zeros":

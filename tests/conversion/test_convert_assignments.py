@@ -70,9 +70,15 @@ def refill_in_place(net: Any) -> None:
     del between
 
 
-def negate_in_place(net: Any) -> None:
-    """As a view with the negative bit: all else stays what it is."""
-    net.conv.weight.data = torch._neg_view(net.conv.weight.data)
+def conjugate_in_place(net: Any) -> None:
+    """The imaginary part of the same numbers, as before, of their conjugates: all but one bit is as it was."""
+    weight = net.conv.weight
+    pairs = torch.complex(weight.detach(), weight.detach())
+    weight.data = pairs.imag
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(3, 8, 6, 6))
+    weight.data = pairs.conj().imag
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -108,7 +114,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a transposed weight in place": transpose_in_place,
     "another weight in place": replace_in_place,
     "a storage freed and filled again": refill_in_place,
-    "a negated weight in place": negate_in_place,
+    "a conjugate in place": conjugate_in_place,
     "integers in place": lambda net: setattr(net.bn.running_var, "data", net.bn.running_var.data.view(torch.int32)),
     "float64 statistics": lambda net: setattr(net.bn, "running_mean", net.bn.running_mean.double()),
     "a float64 norm": lambda net: net.bn.double(),

@@ -126,13 +126,15 @@ def agree(
             )
         failed = [compare(row.name, actual[row.name], truth[row.name], baseline[row.name], exact) for row in failed]
         failed = [row for row in failed if not row.passed]
-    # where a sum is next to a kink, chance decides on which side a rounding puts it: others of the reference
+    # where a sum is next to a kink, chance decides on which side a rounding puts it: others of the reference, in the
+    # dtype that it multiplies in
+    eps = torch.finfo(torch.bfloat16 if one.autocast else torch.float32).eps
     for seed in range(ROUNDINGS):
         if not failed:
             break
         with torch.random.fork_rng(devices=[]):
-            other = given.mapped(functools.partial(jittered, seed=seed))
-            with buffers_kept(narrow), _rounded_otherwise(narrow, seed):
+            other = given.mapped(functools.partial(jittered, seed=seed, eps=eps))
+            with buffers_kept(narrow), _rounded_otherwise(narrow, seed, eps):
                 others = results(narrow, one, other)
         again = []
         for row in failed:
@@ -244,19 +246,19 @@ def copy_of(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone(memory_format=torch.preserve_format)
 
 
-def jittered(tensor: Tensor, seed: int) -> Tensor:
-    """Another rounding of nearly the same numbers; zeros stay."""
-    eps = torch.finfo(tensor.dtype).eps
+def jittered(tensor: Tensor, seed: int, eps: float) -> Tensor:
+    """Another rounding of nearly the same numbers, to that eps or the dtype's, if that is larger; zeros stay."""
+    eps = max(eps, torch.finfo(tensor.dtype).eps)
     draw = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
     return (tensor.double() * (1 + 2 * eps * draw.double())).to(tensor.dtype)
 
 
 @contextlib.contextmanager
-def _rounded_otherwise(model: nn.Module, seed: int) -> Iterator[None]:
+def _rounded_otherwise(model: nn.Module, seed: int, eps: float) -> Iterator[None]:
     """Inside, its parameters are others by a rounding."""
     kept = [(parameter, parameter.data) for parameter in model.parameters()]
     for parameter, values in kept:
-        parameter.data = jittered(values, seed)
+        parameter.data = jittered(values, seed, eps)
     try:
         yield
     finally:

@@ -187,6 +187,22 @@ def round_trip(net: Dense) -> None:
     torch.testing.assert_close(dense(x), before)
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("dense_grad", [False, True])
+def test_load_state_dict_after_another_weight_was_assigned(dense_grad: bool, assign: bool) -> None:
+    """Of another shape, as a new head has it: the pattern is that of what is loaded."""
+    layer = sk.nn.SparseLinear.sharing(pruned(torch.nn.Linear(6, 5)))
+    layer.dense_grad = dense_grad
+    layer.weight, layer.bias = torch.nn.Parameter(torch.randn(3, 6)), torch.nn.Parameter(torch.randn(3))
+    dense = pruned(torch.nn.Linear(6, 3))
+    layer.load_state_dict(dense.state_dict(), assign=assign)
+    assert torch.equal(layer.mask, dense.weight != 0)
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(layer(x), dense(x))
+    layer.load_state_dict({name: torch.zeros_like(value) for name, value in dense.state_dict().items()}, assign=assign)
+    assert not layer(x).any()
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_a_checkpoint_of_dense_gradients_is_what_the_layer_computes(optimizer: Any) -> None:
     net, x = sparse(Dense(), dense_grad=True), images()

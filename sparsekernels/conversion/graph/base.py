@@ -24,8 +24,9 @@ from ...dispatch import is_special
 from ..facts import GraphObstacle
 from ..modules import is_plain
 from ..survey import PLAIN, Call
+from ..watch.entries import Entry
 from ..watch.state import TooMuch
-from ..watch.watch import Fixed, Watch
+from ..watch.watch import Watch
 from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
 from .signature import Arguments
 from .sizes import Guard
@@ -247,7 +248,7 @@ def assembled(
     followed, free: see `Watch`.
     """
     root: dict[str, Any] = {}
-    read: list[Fixed] = []
+    read: list[Entry] = []
     for node in graph.nodes:
         if node.op == "call_module":
             root[node.target] = made.get(node.target) or modules[node.target]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..._torch import tree_map_only
-from ...nn.replacement import Replacement
+from ...nn.replacement import Replacement, choice_of
 from ..facts import GraphObstacle
 from ..modules import is_ordinary
+from ..watch.entries import Entry, Same
 from ..watch.tensors import Tensors
 from .attach import NO_ANSWER, ONE_AT_A_TIME
 from .base import Graph, Plan, assembled
@@ -28,6 +29,8 @@ from .fused import Fused
 from .fusion import drop_identities, fuse, pool, writes_to_input
 from .trace import Trace
 from .untraceable import Untraceable
+
+_BATCHES = "num_batches_tracked"
 
 
 class _Pattern(NamedTuple):
@@ -44,11 +47,12 @@ class Source:
     """
 
     def __init__(self, fused: Sequence[Fused], content: bool) -> None:
-        self._tensors = Tensors(list(_tensors_of(fused)), content)
+        self._tensors = Tensors(list(_tensors_of(fused, content)), content)
         self._patterns = list(_patterns_of(fused))
+        self._chosen = Same(entry for layer, _ in self._patterns for entry in choice_of(layer))
 
     def changed(self) -> bool:
-        return self._tensors.changed() or any(layer.places is not places for layer, places in self._patterns)
+        return not self._chosen.holds() or self._tensors.changed()
 
     def changed_in(self, module: nn.Module) -> list[str]:
         """The names in `module` of tensors that are others or were written to, and of patterns that are others."""
@@ -249,14 +253,17 @@ def _parts_of(fused: Sequence[Fused]) -> Iterator[nn.Module]:
                 yield part
 
 
-def _tensors_of(fused: Sequence[Fused]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+def _tensors_of(fused: Sequence[Fused], content: bool) -> Iterator[Entry]:
+    """content: whether what they hold is compared, which shows running statistics that move. To torch's versions these
+    stand still, save that of the number of batches."""
     for part in _parts_of(fused):
         for place in (part._parameters, part._buffers):
             for name, tensor in place.items():
-                if is_ordinary(tensor):  # torch counts batches, but no changes of the running statistics
-                    if tensor.is_inference():
-                        raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
-                    yield place, name, tensor
+                if not is_ordinary(tensor) or (content and tensor.is_cpu and name == _BATCHES):
+                    continue
+                if tensor.is_inference():
+                    raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
+                yield place, name, tensor
 
 
 def _patterns_of(fused: Sequence[Fused]) -> Iterator[_Pattern]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...ops.fingerprint.op import fingerprint, swaps_tensors
+from .entries import Entry, Equal, Same
 
 Place = tuple[dict[str, Any], str]
 """Where a tensor is kept, and under which name."""
@@ -25,55 +26,47 @@ class Tensors:
     torch counts it.
     """
 
-    def __init__(self, found: Sequence[tuple[dict[str, Any], str, Tensor]], content: bool) -> None:
-        # compared in two ways, see `_are_there`
-        self._many = _Placed([entry for entry in found if entry[2].numel() != 1])
-        self._single = _Placed([entry for entry in found if entry[2].numel() == 1])
-        self._tensors = [*self._many.tensors, *self._single.tensors]
+    def __init__(self, found: Sequence[Entry], content: bool) -> None:
+        self._found = list(found)
+        self._tensors = [tensor for _, _, tensor in self._found]
+        # `==` of others raises, save of those with one element, of which it tells too little
+        self._many = Equal(entry for entry in self._found if entry[2].numel() != 1)
+        self._single = Same(entry for entry in self._found if entry[2].numel() == 1)
         self._versions = list(map(_version, self._tensors))
-        self._sum_of_versions = sum(self._versions)
+        self._counted = [tensor for tensor in self._tensors if not (content and tensor.is_cpu)]
+        self._sum_of_versions = sum(map(_version, self._counted))
         self._content = content
         self._swaps = swaps_tensors()
         self._fingerprint = fingerprint(self._tensors)
         self._value = self._fingerprint.value(content)
+        # its memory is a part of that of complex numbers, and the same memory can stand for their conjugates
+        self._perhaps_negative = [tensor for tensor in self._tensors if content and _is_part(tensor)]
+        self._negative = list(map(Tensor.is_neg, self._perhaps_negative))
 
     def changed(self) -> bool:
         """Asked in each call, so lists are compared and not tensor after tensor."""
         try:
             return not (
-                self._are_there()
-                and sum(map(_version, self._tensors)) == self._sum_of_versions  # none of them ever decreases
+                self._many.holds()
+                and self._single.holds()
+                and sum(map(_version, self._counted)) == self._sum_of_versions  # none of them ever decreases
                 and self._fingerprint.value(self._content) == self._value
                 and swaps_tensors() is self._swaps
-                and not (self._content and any(map(Tensor.is_neg, self._tensors)))
+                and list(map(Tensor.is_neg, self._perhaps_negative)) == self._negative
             )
-        except (KeyError, RuntimeError):  # one is gone, is another, or is dense no longer
+        except RuntimeError:  # one is dense no longer
             return True
-
-    def _are_there(self) -> bool:
-        """`==` of lists looks at `is` first. Other tensors raise a RuntimeError then, save those of one element."""
-        single = self._single
-        return self._many.now() == self._many.tensors and all(map(operator.is_, single.now(), single.tensors))
 
     def changed_places(self) -> list[Place]:
         """Where the tensors are that `changed` tells of; all of them where that cannot be told."""
-        places = [*self._many.entries(), *self._single.entries()]
         found = [
             (place, name)
-            for (place, name), tensor, version in zip(places, self._tensors, self._versions, strict=True)
-            if place.get(name) is not tensor or tensor._version != version
+            for (place, name, _), tensor, version in zip(self._found, self._tensors, self._versions, strict=True)
+            if tensor._version != version or place.get(name) is not tensor
         ]
-        return found or places
+        return found or [(place, name) for place, name, _ in self._found]
 
 
-class _Placed:
-    def __init__(self, found: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:
-        self._places = [place for place, _, _ in found]
-        self._names = [name for _, name, _ in found]
-        self.tensors = [tensor for _, _, tensor in found]
-
-    def now(self) -> list[Any]:
-        return list(map(operator.getitem, self._places, self._names))
-
-    def entries(self) -> list[Place]:
-        return list(zip(self._places, self._names, strict=True))
+def _is_part(tensor: Tensor) -> bool:
+    """Of the memory of something larger."""
+    return tensor.untyped_storage().nbytes() > tensor.nbytes

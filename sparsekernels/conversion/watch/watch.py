@@ -14,13 +14,12 @@ from torch.utils.hooks import RemovableHandle
 from ...nn.replacement import Replacement
 from ..graph.attach import own_class
 from ..modules import GRAPH
-from .state import CONVERSION, KEPT_BY_TORCH, held_by, is_same
-
-Fixed = tuple[dict[str, Any], str, Any]
-"""Where something is kept, under which name, and what it is."""
+from .entries import Entry, Equal, Same
+from .state import CONVERSION, KEPT_BY_TORCH, held_by
 
 _NOT_LOOKED_AT = frozenset({"forward", GRAPH, CONVERSION})
 
+_HOOKS_IN_FRONT = ("_forward_hooks", "_forward_pre_hooks")
 _HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _PADDING = "_reversed_padding_repeated_twice"
@@ -57,7 +56,7 @@ class Watch:
         passed: Sequence[nn.Module],
         registered: Iterable[nn.Module],
         modes: Sequence[nn.Module],
-        read: Sequence[Fixed],
+        read: Sequence[Entry],
         followed: Iterable[nn.Module],
         free: Iterable[tuple[nn.Module, Sequence[str]]],
     ) -> None:
@@ -82,12 +81,16 @@ class Watch:
             if (entry[2] is None or id(entry[0]) not in owned) and (id(entry[0]), entry[1]) not in excused
         ]
         fixed += [*read, *((vars(module), "training", module.training) for module in modes)]
-        plain = {id(vars(module)) for module in registered if type(module) in _LAYERS}
-        equal = [entry for entry in fixed if id(entry[0]) in plain or _compares_by_identity(entry[2])]
-        self._equal = _Entries(equal)
-        known = {(id(place), name) for place, name, _ in equal}
-        fixed = [entry for entry in fixed if (id(entry[0]), entry[1]) not in known]
-        self._fixed = _Entries([*fixed, *(entry for module in registered for entry in _dicts_of(module))])
+        fixed += (entry for module in registered for entry in _dicts_of(module))
+        plain = {id(vars(module)) for module in registered if _is_plain_layer(module)}
+        registers = {id(place) for module in registered for place in places_of(module)}
+        equal: list[Entry] = []
+        same: list[Entry] = []
+        for entry in {(id(entry[0]), entry[1]): entry for entry in fixed}.values():
+            key = id(entry[0])
+            alike = _is_as_good(entry) or (key in registers if entry[2] is None else key in plain)
+            (equal if alike else same).append(entry)
+        self._equal, self._same = Equal(equal), Same(same)
         self._counted = [place for module in passed if not _is_layer(module) for place in places_of(module)]
         self._counted += map(vars, modes)  # one that got a `forward` of its own has one attribute more
         self._counts = list(map(len, self._counted))
@@ -106,8 +109,8 @@ class Watch:
     def unchanged(self) -> bool:
         """Whether the modules are still those that were traced, in the same modes and without hooks."""
         return (
-            self._equal.are_equal()
-            and self._fixed.are_same()
+            self._equal.holds()
+            and self._same.holds()
             and list(map(len, self._counted)) == self._counts
             and list(map(tuple, self._ordered)) == self._orders
             and not any(held.changed() for held in self._held)
@@ -126,46 +129,34 @@ class Watch:
         self._hooks = [hooks for module in self._modes for hooks in _HOOKS(module)]
 
 
-class _Entries:
-    """What is at some places."""
-
-    def __init__(self, entries: Sequence[Fixed]) -> None:
-        self._places = [place for place, _, _ in entries]
-        self._names = [name for _, name, _ in entries]
-        self._values = [value for _, _, value in entries]
-
-    def are_equal(self) -> bool:
-        try:
-            return list(map(operator.getitem, self._places, self._names)) == self._values
-        except (KeyError, RuntimeError):  # one is gone, or is a tensor
-            return False
-
-    def are_same(self) -> bool:
-        """As `is_same` has it."""
-        try:
-            now = list(map(operator.getitem, self._places, self._names))
-        except KeyError:  # one is gone
-            return False
-        return all(map(operator.is_, now, self._values)) or all(map(is_same, now, self._values))
-
-
 def _is_layer(module: nn.Module) -> bool:
     """Whether its `forward` reads no parameters, buffers and children but those that are followed."""
     return type(module) in _LAYERS or isinstance(module, Replacement)
 
 
-def _dicts_of(module: nn.Module) -> Iterator[Fixed]:
+def _is_plain_layer(module: nn.Module) -> bool:
+    """Whether its attributes are plain values, given to kernels."""
+    return type(module) in _LAYERS or type(module).__module__.startswith("sparsekernels.nn.")
+
+
+def _dicts_of(module: nn.Module) -> Iterator[Entry]:
     """The dicts that `module` has, which may be exchanged as a whole."""
     attributes = vars(module)
     for name in ("_parameters", "_buffers", "_modules"):
         if attributes[name] or not _is_layer(module):
             yield attributes, name, attributes[name]
-    for name in ("_forward_hooks", "_forward_pre_hooks"):
+    for name in _HOOKS_IN_FRONT:
         yield attributes, name, attributes[name]
 
 
-def _compares_by_identity(value: object) -> bool:
-    return isinstance(value, nn.Module) and type(value).__eq__ is object.__eq__
+def _is_as_good(entry: Entry) -> bool:
+    """Whether what is equal to a value does the same: a mode; a dict of hooks, since order counts only where there are
+    some; a module that equals no other. So do the settings of a layer, which kernels are given, and None where else
+    parameters and modules are."""
+    _, name, value = entry
+    if isinstance(value, nn.Module):
+        return type(value).__eq__ is object.__eq__
+    return name == "training" or name in _HOOKS_IN_FRONT
 
 
 def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -173,7 +164,7 @@ def places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._modules, module._parameters, module._buffers
 
 
-def _attributes_of(module: nn.Module) -> Iterator[Fixed]:
+def _attributes_of(module: nn.Module) -> Iterator[Entry]:
     """The attributes of `module` that its code, that of its parent, or a kernel in its place, may have looked at."""
     attributes = vars(module)
     unread = _FOLLOWED if isinstance(module, Replacement) else frozenset()

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from ... import dispatch
-from ..._torch import are_functorch_transforms_active, forward_ad
+from ..._torch import are_functorch_transforms_active, forward_ad, is_exported_to_onnx
 from ...checks import DTYPES
 from ...dispatch import is_special
 from .._operation import explain, is_traced
@@ -75,6 +75,8 @@ def rms_norm(
     Source: Zhang & Sennrich, 2019, "Root Mean Square Layer Normalization", arXiv:1910.07467, section 3.
     """
     try:
+        if is_exported_to_onnx(input):
+            return reference.forward(input, normalized_shape, weight, eps, _number_of(cast, unit_offset))
         if cast != "after" or unit_offset:
             return _variant(input, normalized_shape, weight, eps, cast, unit_offset)
         if torch.is_grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad)):
@@ -132,6 +134,9 @@ def add_rms_norm(
         if input.dtype is not residual.dtype and input.dtype in DTYPES and residual.dtype in DTYPES:
             common = torch.promote_types(input.dtype, residual.dtype)
             input, residual = input.to(common), residual.to(common)
+        if is_exported_to_onnx(input):
+            variant = _number_of(cast, unit_offset)
+            return reference.add_forward(input, residual, normalized_shape, weight, eps, variant)
         if cast != "after" or unit_offset:
             return _add_variant(input, residual, normalized_shape, weight, eps, cast, unit_offset)
         if torch.is_grad_enabled() and (
