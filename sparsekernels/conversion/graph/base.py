@@ -135,7 +135,9 @@ class Graph:
         if plan is None:
             return NO_ANSWER
         given = plan.arguments.bound(args, kwargs)
-        if given is None or not self._takes(given) or not self._may_run(given):
+        if given is None or any(type(value) not in PLAIN for value in given) or not self._may_run(given):
+            return NO_ANSWER
+        if not plan.arguments.fit(given, self.dtype, self.device):
             return NO_ANSWER
         if plan.guard is not None and not plan.guard.holds(given):
             return NO_ANSWER
@@ -186,14 +188,6 @@ class Graph:
     def _may_run(self, args: tuple[Any, ...]) -> bool:
         """Whether gradients are wanted as they were when it was traced."""
         raise NotImplementedError
-
-    def _takes(self, args: tuple[Any, ...]) -> bool:
-        for value in args:
-            if type(value) not in PLAIN or value.device != self.device:
-                return False
-            if value.dtype is not self.dtype and (value.dtype.is_floating_point or value.dtype.is_complex):
-                return False  # integers are indices or masks, which fused layers do not compute with
-        return True
 
     def _current_plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan | None:
         """The plan of the modules as they are; None where they have to run."""

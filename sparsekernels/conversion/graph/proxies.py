@@ -16,8 +16,10 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from ..facts import GraphObstacle
 from .fusion import IN_PLACE
 from .sizes import SIZES, kind_of
+from .untraceable import Untraceable
 
 Node = torch.fx.Node
 
@@ -27,6 +29,13 @@ class _Asked(torch.fx.Proxy):
 
     tracer: Any
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An attribute of a tensor, its `data` for instance, is no node of a graph."""
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            self.tracer.refused = True
+            raise Untraceable(GraphObstacle.SIDE_EFFECTS)
+        super().__setattr__(name, value)
+
     def __hash__(self) -> int:
         """No cache (lru_cache) finds something by a size, and keeps a proxy for that."""
         raise TypeError("what is found by a tensor or a size depends on it")
@@ -35,7 +44,8 @@ class _Asked(torch.fx.Proxy):
         return bool(self.tracer.decided(self, bool))
 
     def __len__(self) -> int:
-        return int(self.tracer.decided(self, len))
+        size: Any = self if kind_of(self.node) is not None else self.size(0)
+        return int(self.tracer.decided(size, len) if size is self else size)
 
     def __int__(self) -> int:
         return int(self.tracer.decided(self, int))

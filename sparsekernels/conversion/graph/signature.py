@@ -41,6 +41,7 @@ class Arguments:
     defaults      what arguments are where they are left out
     given         the tensors that it was traced for, by the names of leaves; empty where none were known
     read          all names of leaves, in the order of the graph
+    whole         for each of these, whether that is no floating number: indices or a mask
     is_wrapped    whether a decorator stands before `forward`: then what is given by name is to be so again
     """
 
@@ -51,12 +52,15 @@ class Arguments:
     given: Mapping[str, Given]
     read: tuple[str, ...]
     is_wrapped: bool
+    whole: tuple[bool, ...] = field(init=False)
     _named: Mapping[str, Any] = field(init=False)
     _is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
         named = {**dict(zip(self.positions, self.args, strict=False)), **self.kwargs}
         plain = all(type(one) is Leaf for one in named.values()) and self.positions[: len(self.read)] == tuple(named)
+        whole = [name in self.given and not _is_number(self.given[name].dtype) for name in self.read]
+        object.__setattr__(self, "whole", tuple(whole))
         object.__setattr__(self, "_named", named)
         object.__setattr__(self, "_is_plain", plain and not (self.is_wrapped and self.kwargs))
 
@@ -113,7 +117,14 @@ class Arguments:
         given = self.bound(call.args, call.kwargs)
         if given is None or any(not isinstance(one, Given) for one in given):
             return None
-        return given if all(fits(one, dtype, device) for one in given) else None
+        return given if self.fit(given, dtype, device) else None
+
+    def fit(self, given: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether the graph is for tensors of these kinds: of the dtype, and whole numbers where there were such."""
+        for one, whole in zip(given, self.whole, strict=True):
+            if one.device != device or (_is_number(one.dtype) if whole else one.dtype is not dtype):
+                return False
+        return True
 
 
 def first_served(module: nn.Module, calls: Sequence[Call]) -> Call | None:
@@ -125,11 +136,8 @@ def first_served(module: nn.Module, calls: Sequence[Call]) -> Call | None:
     return calls[0] if calls else None
 
 
-def fits(tensor: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a graph for tensors of that kind takes one. What fused layers compute with is floating."""
-    own: torch.dtype = tensor.dtype
-    is_number = own.is_floating_point or own.is_complex
-    return (own is dtype or not is_number) and bool(tensor.device == device)
+def _is_number(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 class _Names:

@@ -162,6 +162,8 @@ def are_known(nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> bool:
     """Whether sizes follow from those of the arguments: all that is called is torch's or ours, and what it is called on
     keeps its sizes."""
     for node in nodes:
+        if node.kwargs.get("out") is not None:
+            return False
         if node.op == "call_module":
             module = modules.get(str(node.target))
             is_known = type(module).__module__.startswith(("torch.nn.", "sparsekernels."))

@@ -56,6 +56,8 @@ class _Tracer(torch.fx.Tracer):
         self._modules = dict(module.named_modules())
         self._sizes = Sizes(self._modules, arguments.given, functools.partial(_tensor_of, module))
         self._are_known = True
+        self.refused = False
+        """Whether it raised for a question, whatever the code that asked made of that."""
         self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
@@ -82,6 +84,7 @@ class _Tracer(torch.fx.Tracer):
             with _unwatched(), contextlib.suppress(Unknown):
                 value = self._sizes.value_of(proxy.node)
         if value is None:
+            self.refused = True
             raise Untraceable(GraphObstacle.DECIDES)
         answer = question(value)
         decision = Decision(proxy.node, question, answer)
@@ -208,6 +211,8 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, lis
         changed = [before.put_back(), reach.put_back(), tracer.lent.changed()]
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
+        if tracer.refused and failed is None:
+            failed = Untraceable(GraphObstacle.DECIDES)
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
     if reach.speaks:
