@@ -86,15 +86,25 @@ def generate(model: nn.Module, prompt: Tensor) -> tuple[float, float]:
         return between - start, time.perf_counter() - between
 
 
+def prune_(module: nn.Module) -> None:
+    """Set 90% of the weights of all linear layers to zero, at random."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data.mul_(torch.rand(layer.weight.shape) < 0.1)
+
+
+def pruned(blocks: int, dtype: torch.dtype) -> Llama:
+    """The model, whose head is dense."""
+    model = Llama(blocks).to(dtype).eval()
+    prune_(model.blocks)
+    return model
+
+
 def main() -> None:
     dtype = getattr(torch, sys.argv[1] if len(sys.argv) > 1 else "float32")
     torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else torch.get_num_threads())
     torch.manual_seed(0)
-    dense = Llama(int(sys.argv[3]) if len(sys.argv) > 3 else 4).to(dtype).eval()
-    for block in dense.blocks:
-        for layer in block.modules():
-            if isinstance(layer, nn.Linear):
-                layer.weight.data.mul_(torch.rand(layer.weight.shape) < 0.1)
+    dense = pruned(int(sys.argv[3]) if len(sys.argv) > 3 else 4, dtype)
     model, prompt = copy.deepcopy(dense), torch.randint(VOCABULARY, (1, PROMPT))
     with torch.inference_mode():
         scores, cache = dense(prompt)

@@ -29,7 +29,6 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_modules",
         "_parameters",
         "_buffers",
-        "_non_persistent_buffers_set",
         "_forward_hooks",
         "_forward_pre_hooks",
         "_backward_hooks",
@@ -75,6 +74,13 @@ is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether a call is inside of vmap, jvp, grad or another transform of torch.func."""
+
+
+def is_functionalized() -> bool:
+    """Whether a call is inside of torch.func.functionalize, which knows no autograd functions of other packages."""
+    levels = _functorch.get_interpreter_stack() or ()
+    return any(level.key() == _functorch.TransformType.Functionalize for level in levels)
+
 
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active: fake tensors, make_fx and the like see the operators of a call."""
@@ -131,6 +137,9 @@ def peeled(tensor: Tensor) -> Tensor:
         tensor = inner
     return tensor
 
+
+without_function_modes: Callable[[], Any] = torch._C.DisableTorchFunction
+"""Context in which no torch function mode sees the operators of a call."""
 
 without_modes: Callable[[], Any] = _python_dispatch._disable_current_modes
 """Context in which no dispatch mode sees the operators of a call."""

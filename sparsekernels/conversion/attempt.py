@@ -24,18 +24,19 @@ from ..timing import Effort, Interruptions
 from .agreement import is_out_of_memory
 from .candidates import candidate_of, dropping
 from .chance import with_likes
-from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, most_like, reason_to_stay
-from .facts import Count, Fact, GraphObstacle, Note, Way
-from .graph.attach import may_attach
+from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, like, most_like, reason_to_stay
+from .facts import Count, Fact, GraphObstacle, LayerObstacle, Note, Way
+from .graph.attach import has_method, may_derive, own_class
 from .graph.base import Graph
 from .graph.channels import dropped
+from .graph.classes import ComparedClasses
 from .graph.inference import InferenceGraph
 from .graph.signature import first_served
 from .graph.trace import Trace
 from .graph.untraceable import Untraceable, first_line
 from .installation import Conversion, Swap
 from .layouts import channels_last_gain
-from .leftovers import graph_obstacle_of_forward, zeros_elsewhere
+from .leftovers import is_forward_of_nncf, zeros_elsewhere
 from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
 from .modes import Inference, Mode, Offer, Training
 from .modules import is_ordinary
@@ -46,6 +47,8 @@ from .watch.state import CONVERSION
 
 _CERTAIN_GAIN = 1.25
 """The fastest of several is easily the luckiest: less is measured once more, by itself and for longer."""
+_NEARLY = 0.9
+"""What is faster on the whole, and reaches this in all examples, is measured once more as well: a little is chance."""
 _CERTAIN_BY_ONE = 1.6
 """Where a single run of the model as it was is that much slower, it is enough when time is short."""
 _MOST_ROUNDS = 0.7
@@ -91,6 +94,11 @@ class Attempt:
                 self._calls.setdefault(module, []).extend(calls)
         self._facts: list[Fact] = []
         self._traces: dict[int, Trace] = {}
+        self._compared = ComparedClasses(model.modules())
+        for layer in layers:
+            where = self._compared.at_all(type(layer.module))
+            if layer.obstacle is None and where:
+                layer.obstacle = LayerObstacle.CLASS_COMPARED.of(where=where, kind=type(layer.module).__name__)
         self._interruptions = Interruptions()
 
     def run(self) -> Report:
@@ -200,9 +208,8 @@ class Attempt:
         untimed = [name for name, decision in decided.items() if decision.untimed]
         for name in untimed:
             similar = most_like(decided[name].row, rows)
-            if similar is not None and similar.decision in decided[name].untimed:
-                row = replace(decided[name].row, decision=similar.decision, measured_on=similar.name)
-                decided[name] = Decision(row, decided[name].untimed[similar.decision])
+            if similar is not None:
+                decided[name] = like(decided[name], decided[similar.name])
         if untimed:
             self._unmeasured.append(f"{len(untimed)} of {len(order)} layers")
         return decided
@@ -243,8 +250,7 @@ class Attempt:
         if id(module) in wanted or not any(id(part) in wanted for part in module.modules()):
             return
         try:
-            if not may_attach(module):
-                raise Untraceable(graph_obstacle_of_forward(module))
+            self._require_attachable(module)
             called = self._calls.get(id(module), [])
             trace = Trace.of(module, first_served(module, called))
             graph = self._graph(trace, contiguous=True)
@@ -259,6 +265,20 @@ class Attempt:
         else:
             found.append(_Region(trace, graph))
             self._traces[id(module)] = trace
+
+    def _require_attachable(self, module: nn.Module) -> None:
+        """Raises `Untraceable` where no graph can hang on `module`."""
+        kind = own_class(module)
+        if "forward" in vars(module):
+            nncf = is_forward_of_nncf(module)
+            raise Untraceable(GraphObstacle.FORWARD_OF_NNCF if nncf else GraphObstacle.FORWARD_REPLACED)
+        if not has_method(module):
+            raise Untraceable(GraphObstacle.FORWARD_NO_METHOD)
+        if not may_derive(kind):
+            raise Untraceable(GraphObstacle.METACLASS, metaclass=type(kind).__name__)
+        where = self._compared.by_identity(kind)
+        if where:
+            raise Untraceable(GraphObstacle.COMPARES_CLASSES, where=where, kind=kind.__name__)
 
     def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
         calls = self._calls.get(id(trace.module), [])
@@ -344,11 +364,15 @@ class Attempt:
         times = self._without_before(contexts, before) or self._times(contexts, MODEL, contexts, earlier)
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
-        for way in times.faster(offered, before, LEAST_GAIN):
-            if times.measured and times.speedup(way, before) < _CERTAIN_GAIN:
+        faster = times.faster(offered, before, LEAST_GAIN)
+        nearly = times.faster(offered, before, LEAST_GAIN, _NEARLY)
+        for way in dict.fromkeys((*faster, *nearly)):
+            if times.measured and (way not in faster or times.speedup(way, before) < _CERTAIN_GAIN):
                 again = self._times((before, way), CLOSE, contexts)
-                faster = again.faster([way], before, LEAST_GAIN)
-                if not faster or max(one.share_faster(way, before) for one in again.each) < _MOST_ROUNDS:
+                if (
+                    not again.faster([way], before, LEAST_GAIN)
+                    or max(one.share_faster(way, before) for one in again.each) < _MOST_ROUNDS
+                ):
                     continue
                 times = again
             best = offered[way]
@@ -374,13 +398,13 @@ class Attempt:
             if best.way is Way.CHAINS_OF_ALL:
                 chained = {swap.path: swap.replacement for swap in in_chains}
                 rows = [_in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
-            rows = _with_omissions(self._model, rows, graphs)
+            rows = _with_tables(self._model, _with_omissions(self._model, rows, graphs), graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
             if times.measured and len(self._examples) > 1:
                 report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
-            installed.uninstall()
+            best.conversion.uninstall()
             raise
         vars(self._model)[CONVERSION] = installed
         return report
@@ -464,6 +488,18 @@ def _with_omissions(model: nn.Module, rows: list[LayerReport], graphs: list[Grap
     return result
 
 
+def _with_tables(model: nn.Module, rows: list[LayerReport], graphs: list[Graph]) -> list[LayerReport]:
+    """`rows`, with the numbers of rows for which a graph or the layer itself multiplies by the dense weight."""
+    plans = [graph.prepare() for graph in graphs if isinstance(graph, InferenceGraph)]
+    tables = {id(one.parts[0]): one.dense_rows for plan in plans for one in plan.fused}
+    layers = [model.get_submodule(row.name) for row in rows]
+    found = [tables.get(id(layer), vars(layer).get("dense_rows", ())) for layer in layers]
+    return [
+        replace(row, dense_rows=table) if isinstance(layer, Replacement) else row
+        for row, layer, table in zip(rows, layers, found, strict=True)
+    ]
+
+
 def _in_chain(row: LayerReport, replacement: Replacement) -> LayerReport:
     """The row of a layer that became `replacement` for the sake of its neighbors."""
     candidate = candidate_of(replacement)
@@ -478,4 +514,4 @@ def _unchanged(row: LayerReport) -> LayerReport:
     if row.ground is Ground.LIMIT:
         return replace(row, decision=DENSE, measured_on=None)
     ground = row.ground if row.ground is Ground.PREFERENCE else Ground.MODEL
-    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms, dense_rows=())
+    return replace(row, decision=DENSE, ground=ground, ms=row.dense_ms)

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import tree_leaves
+from ..nn.replacement import Replacement
 from .arguments import Arguments
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .chance import record_by_chance
+from .graph.attach import has_graph
+from .installation import Installed, check, put_back, replaced_in, take_out
 from .measure import on_one_thread
 from .modes import without_gradients
-from .norms import check_norms, restore_norms
+from .norms import restore_norms
 from .progress import Progress, has_rich
 from .report import Report
 from .stand_ins import stand_ins
@@ -66,7 +69,7 @@ def convert(
             measured and layers are fused; in training mode a forward and backward pass is measured.
         example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
             with. Other shapes are right as well, but may be slower than before.
-        example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
+        example_kwargs: what else it is called with, by name.
         example_inputs: in the place of both, calls as pairs (args, kwargs), of each of which the model may not become
             slower: a prompt and a decoding step, say. What is faster by the geometric mean over them is taken.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
@@ -147,7 +150,7 @@ def _converted(
             stack.callback(one.put_back)
         stack.callback(reach.put_back)
         previous = vars(model).get(CONVERSION)
-        _undo(model, "convert")
+        undone = {} if previous is None else _undo(model, previous)
         try:
             pace.at("the first run")
             layers, recorded = _first_runs(model, given, calls, reach)
@@ -161,9 +164,7 @@ def _converted(
             if training:
                 attempt.take_parameters()
         except BaseException:
-            if previous is not None and CONVERSION not in vars(model):
-                previous.install()
-                vars(model)[CONVERSION] = previous
+            put_back(undone)
             raise
     return report
 
@@ -171,40 +172,40 @@ def _converted(
 def revert(model: nn.Module) -> nn.Module:
     """Undo `convert` and `replace_norms`, in place: the model has its own modules again, with their present parameters.
 
-    That goes for the model and for all parts of it that were converted by themselves; not for a part of what was
-    converted as a whole, whose sparse layers stay (their `to_dense` gives dense ones). Where nothing was converted,
-    nothing happens.
+    That goes for all of it that was converted, with it, as a part of it or as a part of something else, wherever in the
+    model that is by now. A layer that was taken out of the model is reverted with what contains it now. Where nothing
+    was converted, nothing happens.
 
     Args:
-        model: what `convert` was given, or what contains it.
+        model: what `convert` was given, a part of that, or what contains any of it.
 
     Returns:
         The model.
 
     Raises:
         TypeError: `model` is no module.
-        RuntimeError: a converted layer or norm was given hooks, a parametrization, a pruning mask, or parameters,
-            buffers or modules of other names since; nothing has changed.
+        RuntimeError: a converted layer was given hooks, a parametrization, a pruning mask, or parameters, buffers or
+            modules of other names since, or is `model` itself, which cannot be exchanged in place; nothing has changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: expected model to be a torch.nn.Module, got {type(model).__name__}")
-    converted = [module for module in model.modules() if CONVERSION in vars(module)]
-    check_norms(model, "revert")
-    for module in converted:
-        vars(module)[CONVERSION].check("revert")
-    for module in converted:
-        _undo(module, "revert")
+    layers = replaced_in(model)
+    check(layers, "revert")
+    take_out(model, layers, [module for module in model.modules() if has_graph(module)])
+    for module in model.modules():
+        vars(module).pop(CONVERSION, None)
     restore_norms(model)
     return model
 
 
-def _undo(model: nn.Module, function: str) -> None:
-    conversion = vars(model).get(CONVERSION)
-    if conversion is not None:
-        conversion.check(function)
-        conversion.hand_back()
-        conversion.uninstall()
-        del vars(model)[CONVERSION]
+def _undo(model: nn.Module, conversion: Installed) -> dict[str, Replacement]:
+    """Take out what a conversion put into the model, as far as it is there; not that of parts. Returns the layers."""
+    own = {id(layer) for layer, _ in conversion.replacements()}
+    layers = {name: layer for name, layer in replaced_in(model).items() if id(layer) in own}
+    check(layers, "convert")
+    take_out(model, layers, [module for module in model.modules() if conversion.has_graph(module)])
+    del vars(model)[CONVERSION]
+    return layers
 
 
 _Given = tuple[str, tuple[Any, ...], dict[str, Any]]

@@ -13,15 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..nn import SparseLinear
 from ..nn.channel_dropped import used_pairs
-from ..nn.replacement import Replacement, options_of
+from ..nn.replacement import Replacement, has_rows, options_of
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
+from .graph.fused import Fused
 from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, times_of
-from .modes import Mode
+from .modes import Mode, without_gradients
 from .report import DENSE, Ground, LayerReport
-from .rows import tables_of
+from .rows import ROWS, gains_of, table_of
+from .subclasses import OfSubclass
 from .survey import LEAST_SPARSITY, Given, Layer
 
 LEAST_GAIN = SAME
@@ -30,6 +31,14 @@ LEAST_GAIN = SAME
 LEAST_IN_CHAIN = 0.5
 """What a layer that a chain can call has to reach alone, beside the dense one, to be tried between others: there it
 saves its neighbors a trip to memory."""
+
+
+GainsOfWays = Mapping[str, Mapping[int, float]]
+"""Of a candidate of a Linear over dense, by numbers of rows: what makes its `dense_rows`, and, of what a graph makes of
+it, its `packed_dense_rows`."""
+
+Gains = Mapping[str, GainsOfWays]
+"""Of each of them."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,13 @@ class Measured:
     """What was measured of layers so far, by all that it depends on.
 
     parameters  bytes of the model's
-    times       of layers, and which layer they were measured on
-    tables      for which numbers of rows a layer is faster dense, by itself and in a graph
+    times       of layers, which layer they were measured on, and what it gains by rows
+    gains       by rows, of layers
     """
 
     parameters: int
-    times: dict[tuple[Any, ...], tuple[str, AllTimes]] = field(default_factory=dict)
-    tables: dict[tuple[Any, ...], dict[str, tuple[bool, ...]]] = field(default_factory=dict)
+    times: dict[tuple[Any, ...], tuple[str, AllTimes, Gains]] = field(default_factory=dict)
+    gains: dict[tuple[Any, ...], Gains] = field(default_factory=dict)
 
 
 def decide(
@@ -99,13 +108,16 @@ def decide(
         kind = _kind_of(layer, candidates, fuses)
     called = [index for index, some in enumerate(given) if some]
     key = *kind, tuple(map(tuple, given))
-    _give_tables(layer, given[called[0]][0], candidates, fuses, measured, kind, may_begin)
     if key not in measured.times:
         if not may_begin:
             return Decision(replace(row, ground=Ground.LIMIT), untimed=candidates)
-        each = tuple(_measure(layer, given[index], candidates, mode, fuses) for index in called)
-        measured.times[key] = layer.name, AllTimes(each)
-    measured_on, times = measured.times[key]
+        examples = [given[index] for index in called]
+        gains_by_rows = _gains_by_rows(layer, examples, candidates, mode, fuses, measured, kind)
+        _give_tables(candidates, gains_by_rows)
+        each, gains_by_rows = _measure_each(layer, examples, candidates, mode, fuses, gains_by_rows)
+        measured.times[key] = layer.name, AllTimes(tuple(each)), gains_by_rows
+    measured_on, times, gains_by_rows = measured.times[key]
+    _give_tables(candidates, gains_by_rows)
     best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)
     if not times.measured:
         row = replace(row, ground=Ground.PREFERENCE)
@@ -122,8 +134,7 @@ def decide(
         row = replace(row, slowest={name: (called[place], gain) for name, (place, gain) in slowest.items()})
     if best is None:
         return Decision(row, None, in_chain)
-    table = vars(candidates[best]).get("dense_rows", ())
-    row = replace(row, decision=best, ms=dense_ms / gains[best], dense_rows=table)
+    row = replace(row, decision=best, ms=dense_ms / gains[best])
     return Decision(row, candidates[best], None if best in chained else in_chain)
 
 
@@ -187,30 +198,105 @@ def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[An
     return type(module), options, storage, trained, nonzeros, tuple(candidates), fuses
 
 
-def _give_tables(
+def _gains_by_rows(
     layer: Layer,
-    given: Given,
+    examples: Sequence[Sequence[Given]],
     candidates: Mapping[str, nn.Module],
+    mode: Mode,
     fuses: bool,
     measured: Measured,
     kind: tuple[Any, ...],
-    may_begin: bool,
-) -> None:
-    """Let the candidate that has only the nonzeros of a Linear know for which numbers of rows it is faster dense."""
-    sparse = next((one for one in candidates.values() if isinstance(one, SparseLinear)), None)
-    if sparse is None or prefers():
-        return
-    key = *kind, given.dtype, given.device
-    if key not in measured.tables:
-        if not may_begin:
-            return
-        ways: dict[str, Callable[[Tensor], Tensor]] = {"dense_rows": sparse}
-        fused = fused_of(sparse) if fuses else None
-        if fused is not None:
-            ways["packed_dense_rows"] = fused(sparse, contiguous=True)
-        dense: Any = layer.module
-        measured.tables[key] = tables_of(dense, ways, given, measured.parameters)
-    vars(sparse).update(measured.tables[key])
+) -> Gains:
+    """For what numbers of rows the candidates of a Linear gain how much over dense; nothing of other layers."""
+    dense: Any = layer.module
+    if prefers() or not isinstance(dense, nn.Linear):
+        return {}
+    first = examples[0][0]
+    called_with = {rows for example in examples for rows in _rows_of(example) if rows <= ROWS[-1]}
+    also = called_with if mode.falls_back else set()
+    key = *kind, first.dtype, first.device, frozenset(also)
+    if key not in measured.gains:
+        found: dict[str, GainsOfWays] = {}
+        for name, candidate in candidates.items():
+            ways: dict[str, Callable[[Tensor], Tensor]] = {"dense_rows": candidate}
+            if fuses:
+                ways["packed_dense_rows"] = _fused(candidate)
+            with without_gradients(dense):
+                found[name] = gains_of(dense, ways, first, measured.parameters, also)
+        measured.gains[key] = found
+    return measured.gains[key]
+
+
+def _rows_of(example: Sequence[Given]) -> set[int]:
+    """Of the inputs of a Linear."""
+    return {math.prod(one.shape[:-1]) for one in example} - {0}
+
+
+def _give_tables(candidates: Mapping[str, nn.Module], gains: Gains) -> None:
+    for name, ways in gains.items():
+        vars(candidates[name]).update({way: table_of(found) for way, found in ways.items()})
+
+
+def _measure_each(
+    layer: Layer,
+    examples: Sequence[Sequence[Given]],
+    candidates: Mapping[str, nn.Module],
+    mode: Mode,
+    fuses: bool,
+    gains: Gains,
+) -> tuple[list[Times], Gains]:
+    """Times in each example, and what to make of `gains` by them.
+
+    A candidate that was not faster in an example falls back to its dense weight for the numbers of rows there, so that
+    it is judged by the others.
+    """
+    each = [_measure(layer, example, candidates, mode, fuses) for example in examples]
+    if len(examples) == 1 or not mode.falls_back or not gains:
+        return each, gains
+    lower: dict[str, dict[int, float]] = {name: {} for name in gains}
+    for times, example in zip(each, examples, strict=True):
+        for name in gains:
+            gain = times.speedup(name, DENSE)
+            if gain < SAME:
+                lower[name].update(dict.fromkeys(_rows_of(example), gain))
+    lowered = {name: {way: {**found, **lower[name]} for way, found in ways.items()} for name, ways in gains.items()}
+    changed = {rows for name in gains for rows in lower[name] if _differ_for(rows, lowered[name], gains[name])}
+    _give_tables(candidates, lowered)
+    for place, example in enumerate(examples):
+        if not changed.isdisjoint(_rows_of(example)):
+            each[place] = _measure(layer, example, candidates, mode, fuses)
+        each[place] = _with_fallbacks(each[place], example, candidates, lowered)
+    return each, lowered
+
+
+def _differ_for(rows: int, one: GainsOfWays, other: GainsOfWays) -> bool:
+    """Whether the two have so many rows served otherwise."""
+    return any(has_rows(table_of(one[way]), rows) != has_rows(table_of(other[way]), rows) for way in one)
+
+
+def _with_fallbacks(times: Times, example: Sequence[Given], candidates: Mapping[str, nn.Module], gains: Gains) -> Times:
+    """Where all calls go to the dense weight, dense times are a candidate's, by whatever the two samples differ.
+
+    A subclass does something before, which counts.
+    """
+    same = {
+        name: times.rounds[DENSE]
+        for name, ways in gains.items()
+        if not isinstance(candidates[name], OfSubclass)
+        and all(has_rows(table_of(found), rows) for found in ways.values() for rows in _rows_of(example))
+    }
+    return replace(times, rounds={**times.rounds, **same})
+
+
+def like(decision: Decision, other: Decision) -> Decision:
+    """What there was no time to measure becomes what `other`, of the layer most like it, became."""
+    name = other.row.decision
+    if name not in decision.untimed:
+        return decision
+    replacement = decision.untimed[name]
+    tables = ("dense_rows", "packed_dense_rows")
+    vars(replacement).update({one: vars(other.replacement)[one] for one in tables if one in vars(other.replacement)})
+    return Decision(replace(decision.row, decision=name, measured_on=other.row.name), replacement)
 
 
 def _measure(
@@ -224,9 +310,14 @@ def _measure(
         for name, module in candidates.items():
             if fuses:
                 as_laid_out = [one.contiguous() for one in inputs]
-                fused = fused_of(module)
-                assert fused is not None
-                calls[name] = functools.partial(mode.run_layer, fused(module, contiguous=True), as_laid_out)
+                calls[name] = functools.partial(mode.run_layer, _fused(module), as_laid_out)
             else:
                 calls[name] = functools.partial(mode.run_layer, module, inputs)
         return times_of(calls, LAYER)
+
+
+def _fused(module: nn.Module) -> Fused:
+    """What serves it in a graph."""
+    kind = fused_of(module)
+    assert kind is not None
+    return kind(module, contiguous=True)

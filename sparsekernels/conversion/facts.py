@@ -144,6 +144,7 @@ class LayerObstacle(_Sentence):
     NOT_FINITE = "its weight has NaN or infinite elements"
     NO_ZEROS = "it has no zeros"
     FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
+    CLASS_COMPARED = "{where} tells {kind} from its subclasses, and what replaces it is one"
     NOT_CALLED = "the model did not call it with this input, or only from compiled code"
     LEFT_OUT = "chance left it out: the model draws random numbers, and did not call it in {passes} passes"
 
@@ -162,6 +163,12 @@ class GraphObstacle(_Sentence):
 
     FORWARD_REPLACED = "its forward was replaced"
     FORWARD_OF_NNCF = "NNCF replaced its forward; what its state_dict is loaded into, without NNCF, runs as one"
+    FORWARD_NO_METHOD = "its forward is no ordinary method"
+    METACLASS = "its class has the metaclass {metaclass}, which may do anything with the class that a graph would need"
+    COMPARES_CLASSES = (
+        "{where} tells classes apart by identity, as `type(self) is {kind}` does, and a module that runs as a graph has"
+        " a class of its own; with isinstance or == it would be one"
+    )
     OTHER_ARGUMENTS = "it is called with a number, an object or tensors of several kinds, for which no graph is made"
     TENSOR_SUBCLASS = "it is called with a {kind}, which may compute otherwise; as_subclass(torch.Tensor) is plain"
     NOT_CALLED = "it is not called as a whole"
@@ -173,6 +180,7 @@ class GraphObstacle(_Sentence):
     PLANNING_FAILED = "no graph can be made of it ({error})"
     SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
     SPEAKS = "its forward prints, logs or writes to a file{place}"
+    TELLS_TIME = "its forward reads a clock, or asks the system for random numbers{place}"
     RANDOM = "its forward draws random numbers, which would be the same in each call"
     TENSOR_BY_DEFAULT = "its argument {argument} is a tensor by default"
     MODE = "it is in {mode} mode"

@@ -1,22 +1,26 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversion puts into a model, layers and graphs, and how it is taken out again."""
+"""What a conversion puts into a model, layers and graphs, and how it is taken out again.
+
+A layer is put in at its place, and taken out wherever it is found: each replacement knows what it stands for.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..nn.replacement import Replacement, share_attributes, share_options, share_parameters
+from ..nn.replacement import Origin, Replacement, share_attributes, share_options, share_parameters
 from .graph.attach import Recipe, attach, attached, detach, graph_of
 from .graph.base import Graph
 from .modules import has_hooks
+from .structure import Structure
 
 
 class _Weakly:
@@ -35,34 +39,26 @@ class _Weakly:
         self.__init__(state["module"])  # type: ignore[misc]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Swap:
-    """A layer that was exchanged; `path` is its name in the model, `parent` gives what holds it, if that is alive."""
+    """A layer that is exchanged; `path` is its name in the model, `parent` holds it."""
 
     path: str
-    parent: _Weakly
+    parent: nn.Module
     original: nn.Module
     replacement: Replacement
 
     @classmethod
     def of(cls, path: str, parent: nn.Module, original: nn.Module, replacement: Replacement) -> Swap:
         replacement.path = path
-        return cls(path, _Weakly(parent), original, replacement)
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition(".")[2]
-
-    def is_in_place(self) -> bool:
-        """Whether the replacement is where it was put."""
-        parent = self.parent()
-        return parent is not None and parent._modules.get(self.name) is self.replacement
+        replacement.origin = Origin(original, replacement)
+        return cls(path, parent, original, replacement)
 
     def exchange(self, before: nn.Module, after: nn.Module) -> None:
         """Put `after` into the place of `before`, where that still is there."""
-        parent = self.parent()
-        if parent is not None and parent._modules.get(self.name) is before:
-            parent._modules[self.name] = after
+        name = self.path.rpartition(".")[2]
+        if self.parent._modules.get(name) is before:
+            self.parent._modules[name] = after
 
 
 @dataclass
@@ -75,87 +71,40 @@ class _Placed:
 
 @dataclass
 class Installed:
-    """What was done to a model, so that it can be undone. The model keeps it; it keeps no part of the model alive but
-    the layers."""
+    """What was put into a model, which keeps this; it keeps no part of the model alive."""
 
-    swaps: list[Swap]
+    layers: list[_Weakly]
     graphs: list[_Placed]
 
-    def install(self, made: Sequence[Graph] = ()) -> None:
-        """Do it, or do it again. made: the graphs, where they are there."""
-        by_recipe = {id(graph.recipe): graph for graph in made}
-        for swap in self.swaps:
-            share_attributes(swap.original, swap.replacement)
-            swap.exchange(swap.original, swap.replacement)
-        for graph in self.graphs:
-            module = graph.module()
-            if module is not None:
-                attach(module, graph.recipe, by_recipe.get(id(graph.recipe)))
+    def replacements(self) -> Iterator[tuple[Replacement, Origin]]:
+        """The layers that are alive, with what they stand for."""
+        for one in self.layers:
+            layer = one()
+            if isinstance(layer, Replacement) and layer.origin is not None:
+                yield layer, layer.origin
 
     def share_parameters(self) -> None:
         """Give the layers the parameters that the original ones have."""
-        for swap in self.swaps:
-            share_parameters(swap.original, swap.replacement)
+        for layer, origin in self.replacements():
+            share_parameters(origin.layer_of(layer), layer)
+
+    def share_attributes(self) -> None:
+        """Once the original layers are what they were: calls of the model may have left something in theirs."""
+        for layer, origin in self.replacements():
+            share_attributes(origin.layer_of(layer), layer)
 
     def live_graphs(self) -> Iterator[tuple[nn.Module, Graph]]:
         """The graphs of the modules that are alive."""
         for placed in self.graphs:
             module = placed.module()
             graph = None if module is None else graph_of(module)
-            if module is not None and graph is not None:
+            if module is not None and isinstance(graph, Graph):
                 yield module, graph
 
-    def share_attributes(self) -> None:
-        """Once the original layers are what they were: calls of the model may have left something in theirs."""
-        for swap in self.swaps:
-            share_attributes(swap.original, swap.replacement)
-
-    def uninstall(self) -> None:
-        """Puts everything back that is still where it was put."""
-        for graph in self.graphs:
-            module = graph.module()
-            if module is not None and attached(module) is graph.recipe:
-                detach(module)
-        for swap in self.swaps:
-            swap.exchange(swap.replacement, swap.original)
-
-    def check(self, function: str) -> None:
-        """Raise where something was done to a layer that its original would not have."""
-        for swap in self.swaps:
-            layer = swap.replacement
-            if not swap.is_in_place():
-                continue
-            if parametrize.is_parametrized(layer):
-                what, remedy = "a parametrization", "remove_parametrizations(layer, 'weight')"
-            elif "weight" not in layer._parameters:
-                what, remedy = "a mask", "torch.nn.utils.prune.remove(layer, 'weight')"
-            elif "bias" not in layer._parameters:
-                what, remedy = "a mask of its bias", "torch.nn.utils.prune.remove(layer, 'bias')"
-            elif has_hooks(layer):
-                what, remedy = "hooks", "handle.remove()"
-            elif _has_more(layer, swap.original):
-                what, remedy = "parameters, buffers or modules beside its own", "del layer.name"
-            else:
-                continue
-            raise RuntimeError(
-                f"{function}: the converted layer {swap.path!r} was given {what} since, which would be lost; remove"
-                f" that before, with {remedy}"
-            )
-
-    def hand_back(self) -> None:
-        """Gives the original layers what became of their parameters, sizes and modes since."""
-        for swap in self.swaps:
-            if swap.is_in_place():
-                swap.replacement.hand_back()
-                share_options(swap.replacement, swap.original)
-                share_parameters(swap.replacement, swap.original)
-                share_attributes(swap.replacement, swap.original)
-
-
-def _has_more(layer: nn.Module, original: nn.Module) -> bool:
-    """Whether `layer` has parameters, buffers or modules of other names."""
-    kinds = ("_parameters", "_buffers", "_modules")
-    return any(getattr(layer, kind).keys() - getattr(original, kind).keys() for kind in kinds)
+    def has_graph(self, module: nn.Module) -> bool:
+        """Whether the graph that hangs on `module` is one of these."""
+        recipe = attached(module)
+        return recipe is not None and any(placed.recipe is recipe for placed in self.graphs)
 
 
 @dataclass
@@ -168,14 +117,110 @@ class Conversion:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Inside, the model runs so."""
-        installed = self.install()
+        self.install()
         try:
             yield
         finally:
-            installed.uninstall()
+            self.uninstall()
 
     def install(self) -> Installed:
-        """Do it. Returns what undoes it."""
-        installed = Installed(self.swaps, [_Placed(_Weakly(graph.module), graph.recipe) for graph in self.graphs])
-        installed.install(self.graphs)
-        return installed
+        """Do it. Returns what is in the model then."""
+        for swap in self.swaps:
+            share_attributes(swap.original, swap.replacement)
+            swap.exchange(swap.original, swap.replacement)
+        for graph in self.graphs:
+            attach(graph.module, graph.recipe, graph)
+        placed = [_Placed(_Weakly(graph.module), graph.recipe) for graph in self.graphs]
+        return Installed([_Weakly(swap.replacement) for swap in self.swaps], placed)
+
+    def uninstall(self) -> None:
+        """Undo it."""
+        for graph in self.graphs:
+            if attached(graph.module) is graph.recipe:
+                detach(graph.module)
+        for swap in self.swaps:
+            swap.exchange(swap.replacement, swap.original)
+
+
+def replaced_in(model: nn.Module) -> dict[str, Replacement]:
+    """The layers in `model` that stand for others, by the names that they have there."""
+    named = model.named_modules()
+    return {name: one for name, one in named if isinstance(one, Replacement) and one.origin is not None}
+
+
+def check(layers: dict[str, Replacement], function: str) -> None:
+    """Raise where something was done to a layer that its original would not have.
+
+    layers: by their names.
+    """
+    for name, layer in layers.items():
+        found = _what_was_given(layer) if name else None
+        if found is not None:
+            what, remedy = found
+            raise RuntimeError(
+                f"{function}: the converted layer {name!r} was given {what} since, which would be lost; remove that"
+                f" before, with {remedy}"
+            )
+        if not name:
+            raise RuntimeError(
+                f"{function}: expected what contains the converted layer {layer.path!r}, got the layer itself, which"
+                " cannot be exchanged in place; its to_dense() gives a dense one"
+            )
+
+
+def _what_was_given(layer: Replacement) -> tuple[str, str] | None:
+    """What was done to a layer that its original would not have, and how that is undone."""
+    if parametrize.is_parametrized(layer):
+        parametrizations: Any = layer.parametrizations
+        return "a parametrization", f"remove_parametrizations(layer, {next(iter(parametrizations), 'weight')!r})"
+    for name, what in (("weight", "a mask"), ("bias", "a mask of its bias")):
+        if f"{name}_orig" in layer._parameters:
+            return what, f"torch.nn.utils.prune.remove(layer, {name!r})"
+    for name in ("weight", "bias"):
+        if name not in layer._parameters:
+            return f"a {name} that is no parameter", f"layer.{name} = torch.nn.Parameter(...)"
+    if has_hooks(layer):
+        return "hooks", "handle.remove()"
+    assert layer.origin is not None
+    kinds = ("_parameters", "_buffers", "_modules")
+    if any(getattr(layer, kind).keys() - layer.origin.names(kind) for kind in kinds):
+        return "parameters, buffers or modules beside its own", "del layer.name"
+    return None
+
+
+def take_out(model: nn.Module, layers: dict[str, Replacement], graphs: list[nn.Module]) -> None:
+    """Let the modules that run as graphs be what they were, and what `layers` stand for be in their places, wherever
+    that is in `model`, with what became of their parameters, sizes and modes since. All of it or, where anything
+    raises, nothing."""
+    structure = Structure(model)
+    originals: dict[int, nn.Module] = {}
+    try:
+        for layer in layers.values():
+            assert layer.origin is not None
+            original = layer.origin.layer_of(layer)
+            layer.hand_back()
+            share_options(layer, original)
+            share_parameters(layer, original)
+            share_attributes(layer, original)
+            originals[id(layer)] = original
+        for module in graphs:
+            detach(module)
+        for parent in list(model.modules()):
+            for name, child in parent._modules.items():
+                if id(child) in originals:
+                    parent._modules[name] = originals[id(child)]
+    except BaseException:
+        structure.put_back()
+        raise
+    _mark(layers, True)
+
+
+def put_back(layers: dict[str, Replacement]) -> None:
+    """Where a `Structure` is going to put back layers that were taken out."""
+    _mark(layers, False)
+
+
+def _mark(layers: dict[str, Replacement], are_back: bool) -> None:
+    for layer in layers.values():
+        if layer.origin is not None:
+            layer.origin.is_back(are_back)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .._torch import NormBase
-from .facts import Fact, GraphObstacle, LayerObstacle, Note
+from .facts import Fact, LayerObstacle, Note
 from .modules import is_ordinary
 
 _QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
@@ -59,10 +59,9 @@ def obstacle_of_foreign(module: nn.Module) -> Fact | None:
     return None
 
 
-def graph_obstacle_of_forward(module: nn.Module) -> GraphObstacle:
-    """Why a module whose instance has a `forward` of its own is no graph."""
-    own = type(vars(module).get("forward")).__module__
-    return GraphObstacle.FORWARD_OF_NNCF if own.partition(".")[0] == "nncf" else GraphObstacle.FORWARD_REPLACED
+def is_forward_of_nncf(module: nn.Module) -> bool:
+    """Whether NNCF gave it a `forward` of its own."""
+    return type(vars(module).get("forward")).__module__.partition(".")[0] == "nncf"
 
 
 def masked_by_nncf(model: nn.Module) -> set[str]:

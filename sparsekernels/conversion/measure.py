@@ -21,6 +21,9 @@ MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0)
 CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50, patience=8.0)
 """How long the ways to compute a layer, and the whole model, are measured; and the model where it is a close thing."""
 
+SAME = 1.03
+"""So much two measurements of the same differ."""
+
 Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
 
 
@@ -87,11 +90,14 @@ class AllTimes:
         """Of a preference, as `Times` has it."""
         return self.each[0].order
 
-    def faster(self, names: Collection[str], over: str, least: float) -> list[str]:
-        """As of `Times`, and in no example slower: by so little that two measurements of the same differ by it."""
+    def faster(self, names: Collection[str], over: str, least: float, slowest: float = 1 / SAME) -> list[str]:
+        """As of `Times`, and in no example slower: by so little that two measurements of the same differ by it.
+
+        slowest: what it has to exceed in each.
+        """
         if len(self.each) == 1 or not self.measured:
             return self.each[0].faster(names, over, least)
-        gains = {name: self.speedup(name, over) for name in names if self.slowest(name, over)[1] > 1 / SAME}
+        gains = {name: self.speedup(name, over) for name in names if self.slowest(name, over)[1] > slowest}
         return sorted((name for name in gains if gains[name] >= least), key=lambda name: gains[name], reverse=True)
 
     def milliseconds(self, name: str) -> float:
@@ -107,9 +113,6 @@ class AllTimes:
         gains = [times.speedup(name, over) for times in self.each]
         return gains.index(min(gains)), min(gains)
 
-
-SAME = 1.03
-"""So much two measurements of the same differ."""
 
 _preferred: tuple[str, ...] | None = None
 """What takes the place of the clock: the first of these that is there is the fastest."""
@@ -178,6 +181,11 @@ def stopped_by(stop: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _stop = previous
+
+
+def is_time_up() -> bool:
+    """Whether `stopped_by` says so; it may raise."""
+    return _stop is not None and _stop()
 
 
 def times_of(

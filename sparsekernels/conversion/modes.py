@@ -78,6 +78,7 @@ class Mode:
     """What `convert` asks of the mode that a model is in.
 
     name: as reports have it. fuses_layers: whether a graph runs layers with frozen weights, on contiguous images.
+    falls_back: whether calls of a linear layer may go to its dense weight, which those with gradients do not.
     names_obstacles: whether it is said which parts do not run as a graph, and why. first: the way without which no
     other agrees. seconds: what a pass of the model as it was took, the last time that somebody looked.
     passes_to_compare: what it takes to compare ways to run the model, as so many times the first run.
@@ -85,6 +86,7 @@ class Mode:
 
     name: ClassVar[str]
     fuses_layers: ClassVar[bool]
+    falls_back: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
     passes_to_compare: ClassVar[float]
@@ -176,6 +178,7 @@ class Inference(Mode):
 
     name = "eval"
     fuses_layers = True
+    falls_back = True
     names_obstacles = True
     passes_to_compare = 1.2
 
@@ -253,6 +256,7 @@ class Training(Mode):
 
     name = "train"
     fuses_layers = False
+    falls_back = False
     names_obstacles = False
     first = Way.LAYERS  # a graph has the same layers
     passes_to_compare = 6.0

@@ -33,9 +33,11 @@ from ..ops.rms_norm import reference
 from ..ops.rms_norm.arguments import CAST_BEFORE, UNIT_OFFSET
 from ..ops.rms_norm.op import rms_norm
 from ..testing import compare
+from .graph.attach import own_class
+from .modules import GRAPH
 
 _HALVES = (torch.bfloat16, torch.float16)
-_PAIRS = (*itertools.product((torch.float32, *_HALVES), repeat=2), (torch.float64, torch.float64))
+PAIRS = (*itertools.product((torch.float32, *_HALVES), repeat=2), (torch.float64, torch.float64))
 """Dtypes of input and weight."""
 
 _WIDTHS = (24, 40)
@@ -46,7 +48,7 @@ _EPS32 = torch.finfo(torch.float32).eps
 
 def is_torchs(module: nn.Module) -> bool:
     """Whether it is known what it computes."""
-    return type(module) is nn.RMSNorm
+    return own_class(module) is nn.RMSNorm
 
 
 def epsilons(module: nn.Module) -> list[float]:
@@ -126,7 +128,7 @@ class _Probe:
 
     def _calls(self) -> Iterator[_Called]:
         widths = [len(getattr(self.module, self.names[0]))] if self.names else _WIDTHS
-        for (dtype, weight_dtype), width in itertools.product(_PAIRS, widths):
+        for (dtype, weight_dtype), width in itertools.product(PAIRS, widths):
             if not self.names and weight_dtype != dtype:
                 continue
             for shape, scale, training in (
@@ -139,7 +141,7 @@ class _Probe:
                 copied, weight = self._copy(weight_dtype, training)
                 given = x.clone()
                 with torch.no_grad():
-                    result = copied(given)
+                    result = copied.forward(given)
                 if not isinstance(result, Tensor):
                     raise TypeError(f"it returns a {type(result).__name__}")
                 if not torch.equal(given, x):
@@ -147,8 +149,10 @@ class _Probe:
                 yield _Called(x, weight, result, training)
 
     def _copy(self, dtype: torch.dtype, training: bool) -> tuple[nn.Module, Tensor | None]:
-        """A copy on CPU with a random weight, and that weight."""
-        copied = copy.deepcopy(self.module).to("cpu", dtype).train(training)
+        """A copy on CPU with a random weight, and that weight. Its hooks stay where they are."""
+        hooks: dict[int, Any] = {id(value): {} for name, value in vars(self.module).items() if name.endswith("_hooks")}
+        copied = copy.deepcopy(self.module, hooks).to("cpu", dtype).train(training)
+        vars(copied).pop(GRAPH, None)  # what it runs as already
         weight = None
         for name in self.names:
             tensor = getattr(copied, name)
@@ -181,9 +185,11 @@ class _Probe:
             called.x.double(), called.x.shape[-1:], None if weight is None else weight.double(), one.eps, one.variant
         )
         dtypes = [theirs.dtype, called.x.dtype, *([] if called.weight is None else [called.weight.dtype])]
-        coarse = max((torch.finfo(dtype) for dtype in dtypes), key=lambda info: info.eps)
+        infos = [torch.finfo(dtype) for dtype in dtypes]
+        coarse = max(infos, key=lambda info: info.eps)
+        subnormal = max(info.smallest_normal * info.eps for info in infos)  # float16's, not that of the coarsest
         largest = 1 if called.weight is None else 1 + called.weight.double().abs()
-        roundings = (2 * coarse.eps + 8 * _EPS32) * exact.abs() + 2 * coarse.smallest_normal * coarse.eps * largest
+        roundings = (2 * coarse.eps + 8 * _EPS32) * exact.abs() + 2 * subnormal * largest
         off = (theirs.double() - exact).abs()
         if not bool((off <= roundings).all()):
             return f"it computes something else {called}"
@@ -200,7 +206,7 @@ class _Probe:
         seed = torch.randn(5, width, generator=self.generator)
         parameter = next(iter(copied.parameters()), None) if one.affine else None
         with torch.enable_grad():
-            theirs = copied(x)
+            theirs = copied.forward(x)
             if not theirs.requires_grad:
                 return "its result has no gradient"
             found = torch.autograd.grad(theirs, [x] if parameter is None else [x, parameter], seed, allow_unused=True)

@@ -1,9 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""replace_norms: the RMSNorm modules of other libraries become `sparsekernels.nn.RMSNorm`, by what they compute.
+"""replace_norms: the RMSNorm modules of other libraries run as `sparsekernels.rms_norm`, by what they compute.
 
 A module is a candidate if it has no modules inside, one input, at most one tensor, and an attribute for its epsilon.
-`norm_probe` says what it is exchanged for.
+`norm_probe` says which variant it is, `norm_call` is what it runs as from then on.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.nn.utils import parametrize
 
 from ..checks import DTYPES
 from ..nn.norm import RMSNorm
-from ..ops.rms_norm.op import rms_norm
-from .modules import has_hooks
+from .graph.attach import attach, attached, detach, has_method, may_derive, own_class
+from .norm_call import RMSNormCall, is_plain_value, norm_call_of
 from .norm_probe import epsilons, is_torchs, recognized
-from .watch.state import KEPT_BY_TORCH
+from .watch.state import attributes_of
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class NormReport:
     Attributes:
         name: In the model, as `named_modules` has it.
         kind: The name of its class.
-        replaced: Whether it was exchanged.
-        options: Of the `sparsekernels.nn.RMSNorm` in its place: "eps", "cast", "unit_offset", "elementwise_affine".
-        reason: Why it was not; empty where it was.
+        replaced: Whether it runs as `sparsekernels.rms_norm`.
+        options: Of the `sparsekernels.nn.RMSNorm` that computes the same: "eps", "cast", "unit_offset",
+            "elementwise_affine".
+        reason: Why it does not; empty where it does.
     """
 
     name: str
@@ -56,11 +57,11 @@ class NormsReport:
 
     @property
     def replaced(self) -> int:
-        """How many modules were exchanged."""
+        """How many modules run as `sparsekernels.rms_norm` now."""
         return sum(norm.replaced for norm in self.norms)
 
     def __str__(self) -> str:
-        lines = [f"{self.replaced} of {len(self.norms)} norms run as sparsekernels.nn.RMSNorm"]
+        lines = [f"{self.replaced} of {len(self.norms)} norms run as sparsekernels.rms_norm"]
         alike = Counter((norm.kind, tuple(norm.options.items()), norm.reason) for norm in self.norms)
         first = {(norm.kind, tuple(norm.options.items()), norm.reason): norm.name for norm in reversed(self.norms)}
         for key, count in alike.items():
@@ -70,88 +71,24 @@ class NormsReport:
         return "\n".join(lines)
 
 
-class ReplacedRMSNorm(RMSNorm):
-    """What stands in the place of another library's norm: with its tensors under their names, and its attributes."""
-
-    _weight: str | None
-    _input: str
-
-    def __init__(self, original: nn.Module, options: dict[str, Any]) -> None:
-        nn.Module.__init__(self)
-        theirs = vars(original)
-        own = frozenset(vars(nn.Module()))
-        vars(self).update({name: value for name, value in theirs.items() if name not in own})
-        self.eps = options["eps"]
-        self.cast, self.unit_offset = options["cast"], options["unit_offset"]
-        self.elementwise_affine = options["elementwise_affine"]
-        names = [*original._parameters, *original._buffers]
-        vars(self)["_weight"] = names[0] if names and self.elementwise_affine else None
-        vars(self)["_input"] = next(iter(inspect.signature(original.forward).parameters))
-        vars(self)["_original"] = original  # no part of the model
-        weight = getattr(original, names[0]) if self._weight is not None else None
-        given: tuple[int, ...] = theirs["normalized_shape"] if is_torchs(original) else ()
-        self.normalized_shape = given if weight is None else tuple(weight.shape)
-        self._share(original, self)
-
-    @staticmethod
-    def _share(source: nn.Module, target: nn.Module) -> None:
-        """Let `target` have the tensors of `source`, and its mode."""
-        target._parameters.clear()
-        target._parameters.update(source._parameters)
-        target._buffers.clear()
-        target._buffers.update(source._buffers)
-        target._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
-        target.training = source.training
-
-    def original(self) -> nn.Module:
-        """The module that was replaced, with the present values of its parameters."""
-        original: nn.Module = vars(self)["_original"]
-        self._share(self, original)
-        return original
-
-    def _scale(self) -> Tensor | None:
-        name = self._weight
-        return None if name is None else self._parameters[name] if name in self._parameters else self._buffers[name]
-
-    def reset_parameters(self) -> None:
-        scale = self._scale()
-        if scale is not None:
-            nn.init.constant_(scale, 0 if self.unit_offset else 1)
-
-    def extra_repr(self) -> str:
-        options = ("eps", "elementwise_affine", "cast", "unit_offset")
-        shape = self.normalized_shape or "any"
-        return ", ".join([f"{shape}", *(f"{name}={getattr(self, name)!r}" for name in options)])
-
-    def forward(self, input: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
-        if input is None:
-            if list(named) != [self._input]:
-                raise TypeError(f"RMSNorm: expected one input, {self._input}, got {list(named)}")
-            input = named[self._input]
-        shape = self.normalized_shape or input.shape[-1:]
-        return rms_norm(input, shape, self._scale(), self.eps, self.cast, self.unit_offset)
-
-    def add_forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        total = input + residual
-        return self(total), total
-
-
 def replace_norms(model: nn.Module) -> NormsReport:
-    r"""Exchange the RMSNorm modules of a model for `sparsekernels.nn.RMSNorm`, in place, by what they compute.
+    r"""Let the RMSNorm modules of a model run as `sparsekernels.rms_norm`, in place, by what they compute.
 
         y = x / sqrt(mean(x^2) + eps) * weight      (or * (1 + weight), rounded before or after; or without weight)
 
     Classes of transformers, timm and others: six to eight operations each become one. A copy of each is compared with
     `rms_norm` on random input of all dtypes, and exchanged only where shape, dtype and values of the results are the
     same up to a rounding, and ours no farther from the exact value. So it goes by no name, and a norm that multiplies
-    by 1 + weight becomes one with `unit_offset`. Parameters are shared and keep their names: optimizers, `state_dict`
-    and checkpoints do not notice. `revert` puts the modules back.
+    by 1 + weight becomes one with `unit_offset`. The modules are the same objects, of their class, with their
+    parameters, attributes and hooks. Where one has changed since, as by another epsilon, its own code runs until
+    `replace_norms` is called again; so it does under autocast, torch.compile and torch.func. `revert` ends it.
 
     Args:
         model: Any module.
 
     Returns:
-        The report: a row for each norm, with its options, or why it was left as it is.
+        The report: a row for each norm, with its options, or why it was left as it is; none for those that run so
+        already.
 
     Raises:
         TypeError: `model` is no module.
@@ -159,47 +96,59 @@ def replace_norms(model: nn.Module) -> NormsReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_norms: expected model to be a torch.nn.Module, got {type(model).__name__}")
     rows: list[NormReport] = []
-    done: dict[int, ReplacedRMSNorm] = {}
+    found = norms_of(model)
+    for norm in found:
+        options = norm.verdict if isinstance(norm.verdict, dict) else {}
+        reason = norm.verdict if isinstance(norm.verdict, str) else ""
+        rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))
+    for norm in found:
+        if norm_call_of(norm.module) is not None:
+            detach(norm.module)
+        if isinstance(norm.verdict, dict):
+            call = RMSNormCall.of(norm.module, norm.verdict)
+            attach(norm.module, call.recipe, call)
+    return NormsReport(tuple(rows))
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A module that is an RMSNorm, or looks like one; its name in the model; and what was found.
+
+    verdict: the options of the `RMSNorm` that computes the same, else why there is none.
+    """
+
+    name: str
+    module: nn.Module
+    verdict: dict[str, Any] | str
+
+
+def norms_of(model: nn.Module) -> list[Norm]:
+    """All but those that run as `rms_norm` already, and still may."""
+    found: list[Norm] = []
     verdicts: dict[object, dict[str, Any] | str] = {}
     for name, module in model.named_modules():
         if not _looks_like_one(module):
             continue
-        kind = type(module).__name__
-        reason = "it is the whole model, which is not replaced in place" if name == "" else _obstacle(module)
+        call = norm_call_of(module)
+        if call is not None and call.holds():
+            continue
+        reason = _obstacle(module)
         if reason is None:
             key = _key(module)
             if key not in verdicts:
                 verdicts[key] = recognized(module)
-            verdict = verdicts[key]
-            if isinstance(verdict, dict):
-                done[id(module)] = ReplacedRMSNorm(module, verdict)
-                rows.append(NormReport(name, kind, True, verdict))
-                continue
-            reason = verdict
-        rows.append(NormReport(name, kind, False, {}, reason))
-    for parent in list(model.modules()):
-        for name, module in parent._modules.items():
-            if id(module) in done:
-                parent._modules[name] = done[id(module)]
-    return NormsReport(tuple(rows))
-
-
-def check_norms(model: nn.Module, function: str) -> None:
-    """Raise where something was done to a norm that was replaced which its original would not have."""
-    for name, module in model.named_modules():
-        if isinstance(module, ReplacedRMSNorm) and (has_hooks(module) or parametrize.is_parametrized(module)):
-            raise RuntimeError(
-                f"{function}: the replaced norm {name!r} was given hooks or a parametrization since, which would be"
-                " lost; remove them before"
-            )
+            found.append(Norm(name, module, verdicts[key]))
+        else:
+            found.append(Norm(name, module, reason))
+    return found
 
 
 def restore_norms(model: nn.Module) -> None:
-    """Put the modules back that `replace_norms` exchanged."""
-    for parent in list(model.modules()):
-        for name, module in parent._modules.items():
-            if isinstance(module, ReplacedRMSNorm):
-                parent._modules[name] = module.original()
+    """Let the modules be what they were that `replace_norms` exchanged."""
+    for module in model.modules():
+        recipe = attached(module)
+        if recipe is not None and recipe.kind is RMSNormCall and not recipe.options["by_convert"]:
+            detach(module)
 
 
 def _looks_like_one(module: nn.Module) -> bool:
@@ -220,10 +169,13 @@ def _obstacle(module: nn.Module) -> str | None:
         return "its weight is parametrized"
     if module._modules:
         return f"it has modules inside: {', '.join(module._modules)}"
-    if has_hooks(module):
-        return "it has hooks"
     if "forward" in vars(module) or module._compiled_call_impl is not None:
         return "its forward was replaced"
+    if not has_method(module) or not may_derive(own_class(module)):
+        return "its class can have no subclass, or its forward is no method"
+    for name, value in attributes_of(module).items():
+        if not is_plain_value(value):
+            return f"its attribute {name}, a {type(value).__name__}, may change unseen"
     parameters = list(inspect.signature(module.forward).parameters.values())
     if len(parameters) != 1 or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
         names = ", ".join(str(one) for one in parameters[1:] or parameters)
@@ -251,17 +203,11 @@ def _obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def _told(value: object) -> str:
-    """What tells two attributes apart; of what has no value of its own, which object it is."""
-    plain = value is None or type(value) in (bool, int, float, str, torch.dtype, torch.Size)
-    if type(value) in (tuple, list):
-        return f"{type(value).__name__} of {', '.join(map(_told, value))}"  # type: ignore[call-overload]
-    return repr(value) if plain else f"{type(value).__name__} {id(value)}"
-
-
 def _key(module: nn.Module) -> object:
     """Modules that agree in this compute the same."""
-    plain = {name: _told(value) for name, value in vars(module).items() if name not in KEPT_BY_TORCH}
-    shapes = [(name, None if one is None else tuple(one.shape)) for name, one in module._parameters.items()]
-    buffers = [(name, None if one is None else tuple(one.shape)) for name, one in module._buffers.items()]
-    return type(module), repr(sorted(plain.items(), key=lambda item: item[0])), repr((shapes, buffers))
+    attributes = sorted(attributes_of(module).items(), key=lambda item: item[0])
+    shapes = [
+        [(name, None if one is None else tuple(one.shape)) for name, one in tensors.items()]
+        for tensors in (module._parameters, module._buffers)
+    ]
+    return own_class(module), repr(attributes), repr(shapes)

@@ -80,7 +80,7 @@ class LayerReport:
     omitted: tuple[int, int] = (0, 0)
     ruled_out: Mapping[str, Fact] = field(default_factory=dict)
     slowest: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    dense_rows: tuple[bool, ...] = ()
+    dense_rows: tuple[int, ...] = ()
     also: tuple[str, ...] = ()
 
     @property
@@ -90,7 +90,7 @@ class LayerReport:
         if any(self.omitted):
             outputs, inputs = self.omitted
             reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
-        if any(self.dense_rows):
+        if self.dense_rows:
             reason += f"; {DENSE} for {_ranges(self.dense_rows)} rows"
         if self.also:
             reason += f"; it is {' and '.join(self.also)} as well"
@@ -103,7 +103,8 @@ class LayerReport:
         if self.obstacle is not None:
             return self._found()
         if self.ground is Ground.PREFERENCE:
-            return "not measured: sparsekernels.testing.prefer decides"
+            found = self._found() if self.decision == DENSE else ""
+            return "; ".join(["not measured: sparsekernels.testing.prefer decides", *filter(None, [found])])
         if self.ground is Ground.LIMIT:
             similar = f"; as {self.measured_on}, the measured layer most like it" if self.measured_on else ""
             return f"not measured within max_seconds{similar}"
@@ -280,14 +281,14 @@ class Report:
         return table
 
 
-def _ranges(table: Sequence[bool]) -> str:
-    """The numbers of rows for which a table of powers of two says so."""
+def _ranges(table: Sequence[int]) -> str:
+    """The numbers of rows that a table such as `SparseLinear.dense_rows` has."""
     found = []
-    for dense, powers in itertools.groupby(range(len(table)), key=table.__getitem__):
-        first, *rest = powers
-        least, most = 1 << first, (2 << (rest[-1] if rest else first)) - 1
-        if dense:
-            found.append(f"{least} to {most}" if least < most else str(least))
+    for first, until in itertools.zip_longest(table[::2], table[1::2]):
+        if until is None:
+            found.append(f"{first} or more")
+        else:
+            found.append(f"{first} to {until - 1}" if first < until - 1 else str(first))
     return ", ".join(found)
 
 

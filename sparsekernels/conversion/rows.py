@@ -1,19 +1,20 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""For which numbers of rows a linear layer is faster dense: a table by powers of two, measured at a few of them."""
+"""For which numbers of rows a linear layer is faster dense, as measured at some of them."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..timing import Effort
-from .measure import SAME, times_of
+from .measure import SAME, is_time_up, times_of
 from .report import DENSE
 from .survey import Given
 
@@ -21,10 +22,14 @@ ROWS = (1, 2, 4, 8, 16, 64, 512)
 """Where it is measured: from a step of a language model to a prompt."""
 
 _ENOUGH = 1.25
-"""At that gain twice in a row, more rows gain as well: the work grows with the rows, reading the weight does not."""
+"""At that gain twice in a row, and with the most rows, those between gain as well."""
 
 _EFFORT = Effort(seconds=0.02, sample=1e-6, least=5, most=9, slow=0.0, hopeless=2.0)
 """A single call is a sample: the one before it would leave the weight in the cache."""
+
+_CLOSE = 1.06
+"""A gain of up to this beyond `SAME` is measured once more, and the lesser of the two counts: dense is never slower."""
+_LONGER = Effort(seconds=0.1, sample=1e-6, least=9, most=15, slow=0.0)
 
 _MOST_READ = 64 << 20
 """Bytes that are read between two calls, at most: more than a processor's last cache shares among its cores."""
@@ -32,51 +37,73 @@ _MOST_READ = 64 << 20
 Layers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
-def tables_of(dense: nn.Linear, others: Layers, given: Given, parameters: int) -> dict[str, tuple[bool, ...]]:
-    """For each of `others`, ways to compute the same as `dense`, for which numbers of rows that one is faster.
+def gains_of(
+    dense: nn.Linear, others: Layers, given: Given, parameters: int, also: Collection[int] = ()
+) -> dict[str, dict[int, float]]:
+    """For each of `others`, ways to compute the same as `dense`, its speedup over that one by numbers of rows.
 
-    Without gradients. Entry i of a table is for 2^i to 2^(i+1) - 1 rows; more rows than it has entries for are not
-    faster dense. Caches are as cold as they are in a model of so many bytes of `parameters`.
+    Caches are as cold as they are in a model of so many bytes of `parameters`. also: numbers of rows that the layer is
+    called with, which come first: where time is limited, the rest is not measured.
     """
     gains: dict[str, dict[int, float]] = {name: {} for name in others}
-    between = _reading(min(parameters, _MOST_READ))
-    with torch.inference_mode():
-        for rows in ROWS:
-            going = [name for name in others if not _is_certain(list(gains[name].values()))]
-            if not going:
-                break
-            input = Given((rows, dense.in_features), given.dtype, given.device, False, False).make()
-            calls = {name: functools.partial(others[name], input) for name in going}
-            calls[DENSE] = functools.partial(dense, input)
-            times = times_of(calls, _EFFORT, dict.fromkeys(calls, between))
-            if not times.measured:
-                return dict.fromkeys(others, ())
-            for name in going:
-                gains[name][rows] = times.speedup(name, DENSE)
-    return {name: _table_of(found) for name, found in gains.items()}
+    between = emptied(parameters)
+
+    def measure(rows: int, names: Collection[str]) -> None:
+        input = Given((rows, dense.in_features), given.dtype, given.device, False, False).make()
+        calls = {name: functools.partial(others[name], input) for name in names}
+        calls[DENSE] = functools.partial(dense, input)
+        times = times_of(calls, _EFFORT, dict.fromkeys(calls, between))
+        for name in names:
+            gains[name][rows] = times.speedup(name, DENSE)
+        close = [name for name in names if SAME <= gains[name][rows] < SAME * _CLOSE]
+        if close and not is_time_up():
+            calls = {name: calls[name] for name in (*close, DENSE)}
+            times = times_of(calls, _LONGER, dict.fromkeys(calls, between))
+            for name in close:
+                gains[name][rows] = min(gains[name][rows], times.speedup(name, DENSE))
+
+    for rows in dict.fromkeys((*sorted(also), ROWS[-1], *ROWS)):
+        left = [name for name in others if rows not in gains[name] and not _is_certain(gains[name], rows)]
+        if left and not (any(gains.values()) and is_time_up()):
+            measure(rows, left)
+    for name in others:
+        while (between_two := _undecided(gains[name])) is not None and not is_time_up():
+            measure(between_two, [name])
+    return gains
 
 
-def _is_certain(gains: list[float]) -> bool:
-    return len(gains) > 1 and min(gains[-2:]) >= _ENOUGH
+def _is_certain(gains: Mapping[int, float], rows: int) -> bool:
+    """Whether so many rows gain, as fewer and more do: dense work grows with the rows, reading the weight does not."""
+    fewer = sorted(number for number in gains if number < rows)[-2:]
+    return len(fewer) == 2 and max(gains) > rows and min(map(gains.__getitem__, (*fewer, max(gains)))) >= _ENOUGH
 
 
-def _table_of(gains: Mapping[int, float]) -> tuple[bool, ...]:
-    """From gains over dense by numbers of rows. Between two of these the gain is a power of the number."""
-    table: list[bool] = []
-    measured = sorted(gains)
-    for power in range(measured[-1].bit_length()):
-        above = next(rows for rows in measured if rows >= 1 << power)
-        below = max(rows for rows in measured if rows <= 1 << power)
-        share = math.log(2**power / below) / math.log(above / below) if above > below else 0.0
-        table.append(gains[below] ** (1 - share) * gains[above] ** share < SAME)
-    while table and not table[-1]:
-        table.pop()
-    return tuple(table)
+def _undecided(gains: Mapping[int, float]) -> int | None:
+    """Where to measure once more: between two that differ, and are far from each other."""
+    for few, many in itertools.pairwise(sorted(gains)):
+        if many > 2 * few and (gains[few] < SAME) != (gains[many] < SAME):
+            return round(math.sqrt(few * many))
+    return None
 
 
-def _reading(count: int) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """A context that is entered after so many bytes were read."""
-    buffer = torch.zeros(count // 4)
+def table_of(gains: Mapping[int, float]) -> tuple[int, ...]:
+    """For which numbers of rows a layer is faster dense, as `SparseLinear.dense_rows`, by its gains at some of them.
+
+    Between two of those it is dense where it is so at one of them, below the first it is dense, beyond the last as
+    there.
+    """
+    table, is_dense, last = [1], True, 0
+    for rows, gain in sorted(gains.items()):
+        if is_dense != (gain < SAME):
+            table.append(rows if is_dense else last + 1)
+            is_dense = not is_dense
+        last = rows
+    return tuple(table) if table[1:2] != [1] else tuple(table[2:])
+
+
+def emptied(parameters: int) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context that is entered with caches as a model leaves them that has read so many bytes of `parameters`."""
+    buffer = torch.zeros(min(parameters, _MOST_READ) // 4)
 
     @contextlib.contextmanager
     def read() -> Iterator[None]:

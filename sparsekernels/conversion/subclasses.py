@@ -199,7 +199,7 @@ class Instead:
     def run(self, layer: Any, input: Tensor) -> Tensor:
         """A call of the source with the present parameters and attributes of `layer`; what it does is recorded."""
         with self._lent(layer) as source:
-            if type(input) is not Tensor or is_special() or torch.compiler.is_compiling():
+            if not _is_recordable(layer, input):
                 result: Tensor = type(source).forward(source, input)
                 return result
             settings = self._settings_of(layer)
@@ -237,6 +237,13 @@ class Instead:
         weight, bias = layer.weight, layer.bias
         kinds = weight.dtype, None if bias is None else bias.dtype
         return names, attributes, kinds, layer.training, type(self.source).forward
+
+
+def _is_recordable(layer: nn.Module, input: object) -> bool:
+    """Whether what a call does may be recorded, or was. Not where its weight is computed: that is done once a call."""
+    if type(input) is not Tensor or is_special() or torch.compiler.is_compiling():
+        return False
+    return "weight" in layer._parameters and "bias" in layer._parameters
 
 
 class _Same:
@@ -298,8 +305,7 @@ class OfSubclass(Replacement):
             return value.__get__(self, type(self)) if hasattr(value, "__get__") else value
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = type(input) is Tensor and not torch.compiler.is_compiling() and not is_special()
-        steps = self.instead.steps_for(self, input) if plain else None
+        steps = self.instead.steps_for(self, input) if _is_recordable(self, input) else None
         if steps is None:
             return self.instead.run(self, input)
         product: Tensor = super().forward(steps.before(input))  # type: ignore[misc]

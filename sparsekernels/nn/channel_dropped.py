@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch import is_exported_to_onnx
-from ..ops.sparse_conv2d.outside import Guard, Outside, is_recorded
-from .replacement import Replacement, check_dense, copy_parameters, options_of, share_parameters
+from ..ops.sparse_conv2d.outside import Guard, Outside, is_for_torch, is_recorded
+from ..ops.sparse_conv2d.reference import is_channels_last
+from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
 
 
 def used_pairs(weight: Tensor) -> Tensor:
@@ -24,15 +25,27 @@ def used_pairs(weight: Tensor) -> Tensor:
     return used.flatten(2).any(2) if used.dim() > 2 else used
 
 
-def spread(result: Tensor, outputs: Tensor, size: int, bias: Tensor | None, channel: int) -> Tensor:
+def select(input: Tensor, channel: int, places: Tensor) -> Tensor:
+    """What `input` has at some places along a dimension, counted from the last; images in channels_last stay that."""
+    if channel == -3 and is_channels_last(input):
+        return input.movedim(-3, -1).index_select(-1, places).movedim(-1, -3)
+    return input.index_select(channel, places)
+
+
+def spread(
+    result: Tensor, outputs: Tensor, size: int, bias: Tensor | None, channel: int, channels_last: bool = False
+) -> Tensor:
     """`result` at the places `outputs` of `size` along a dimension; elsewhere the bias [size], or zeros without.
 
-    channel: the dimension, counted from the last, which is -1.
+    channel: the dimension, counted from the last, which is -1. channels_last: the layout of the images that it gives.
     """
     sizes = [*result.shape]
     sizes[channel] = size
     base = result.new_zeros(size) if bias is None else bias.to(result.dtype)
-    return base.view(-1, *[1] * (-channel - 1)).expand(sizes).index_copy(channel, outputs, result)
+    base = base.view(-1, *[1] * (-channel - 1)).expand(sizes)
+    if channels_last:  # the copy that index_copy makes is contiguous
+        return base.clone(memory_format=torch.channels_last).index_copy_(channel, outputs, result)
+    return base.index_copy(channel, outputs, result)
 
 
 def at(bias: Tensor | None, outputs: Tensor) -> Tensor | None:
@@ -124,13 +137,16 @@ class ChannelDropped(Replacement):
         Returns:
             The number; negative where the weight is of another shape or device, or not an ordinary tensor.
         """
-        return self._guard.outside(self.places, self.weight)
+        return self._outside_of(self.weight)
+
+    def _outside_of(self, weight: Tensor) -> int:
+        return self._guard.outside(self.places, weight)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        device = self.weight.device
-        if device.type != "meta" and self.outputs.device != device:
-            self.outputs, self.inputs = self.outputs.to(device), self.inputs.to(device)
+        weight = self._kept_weight()
+        if weight is not None and not weight.is_meta and self.outputs.device != weight.device:
+            self.outputs, self.inputs = self.outputs.to(weight.device), self.inputs.to(weight.device)
         return self
 
     @classmethod
@@ -200,6 +216,8 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None) -> Tensor:
+    if guard is not None and input.layout is not torch.strided and is_for_torch(input):
+        raise Outside
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
     check_size(input, -1, kept.shape[1])
     drops_outputs, drops_inputs = kept.part[0] < kept.shape[0], kept.part[1] < kept.shape[1]
@@ -238,10 +256,14 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     Attributes:
         outputs: int64, the outputs that are computed.
         inputs: int64, the inputs that are read.
+        dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`, as `SparseLinear` has
+            it.
 
     Raises:
         ValueError: In a call, for an input of another number of features.
     """
+
+    dense_rows: tuple[int, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -266,13 +288,16 @@ class ChannelDroppedLinear(ChannelDropped, torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor):  # torch.fx's Proxy
             return linear_without_channels(input, self.weight, self.bias, self.outputs, self.inputs)
+        product = dense_or_none(self, input) if self.dense_rows else None
+        if product is not None:
+            return product
         if is_exported_to_onnx(input):
             return F.linear(input, self.weight, self.bias)
+        weight, bias = self.weight, self.bias  # once, for where they are computed, perhaps from random numbers
         try:
-            return _linear(input, self.weight, self.bias, self.places, self._guard)
+            return _linear(input, weight, bias, self.places, self._guard)
         except Outside:
-            self._begin_dense(input, self.weight)
-        return F.linear(input, self.weight, self.bias)
+            return F.linear(input, self._dense_weight(input, weight), bias)
 
 
 Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -281,17 +306,19 @@ Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None, convolution: Convolution
 ) -> Tensor:
+    if guard is not None and input.layout is not torch.strided and is_for_torch(input):
+        raise Outside
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
     check_size(input, -3, kept.shape[1])
     drops_outputs, drops_inputs = kept.part[0] < kept.shape[0], kept.part[1] < kept.shape[1]
-    read = input.index_select(-3, kept.inputs) if drops_inputs else input
+    read = select(input, -3, kept.inputs) if drops_inputs else input
     if not drops_outputs:
         return convolution(read, part, bias)
     if kept.part[0] == 0:  # torch has no convolution without filters: one stands for its size
         result = convolution(input.narrow(-3, 0, 1), weight[:1, :1], None).narrow(-3, 0, 0)
     else:
         result = convolution(read, part, at(bias, kept.outputs))
-    return spread(result, kept.outputs, kept.shape[0], bias, -3)
+    return spread(result, kept.outputs, kept.shape[0], bias, -3, is_channels_last(input))
 
 
 def conv2d_without_channels(
@@ -360,8 +387,8 @@ class ChannelDroppedConv2d(ChannelDropped, torch.nn.Conv2d):
             return conv2d_without_channels(input, self.weight, self.bias, self.outputs, self.inputs, (*options, padded))
         if is_exported_to_onnx(input):
             return self._conv_forward(input, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
         try:
-            return _conv2d(input, self.weight, self.bias, self.places, self._guard, self._conv_forward)
+            return _conv2d(input, weight, bias, self.places, self._guard, self._conv_forward)
         except Outside:
-            self._begin_dense(input, self.weight)
-        return self._conv_forward(input, self.weight, self.bias)
+            return self._conv_forward(input, self._dense_weight(input, weight), bias)

@@ -4,16 +4,54 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+import weakref
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch import are_functorch_transforms_active
+from ..dispatch import is_special
 from ..formats import SparseFormat
-from ..ops.sparse_conv2d.outside import Guard
+from ..ops.sparse_conv2d.outside import Guard, is_for_torch
+
+
+class Origin:
+    """The layer that a replacement stands for, which belongs to it alone: shallow copies are given one of their own."""
+
+    def __init__(self, layer: torch.nn.Module, of: Replacement) -> None:
+        self._layer = layer
+        self._of: weakref.ref[Replacement] | None = weakref.ref(of)
+        self._is_back = False
+
+    def layer_of(self, replacement: Replacement) -> torch.nn.Module:
+        """The layer that `replacement` stands for; where that is another's by now, one like it."""
+        if self._of is None:  # a deep copy
+            self._of = weakref.ref(replacement)
+        if self._of() is replacement and not self._is_back:
+            return self._layer
+        if all(getattr(self._layer, name) is getattr(replacement, name) for name in ("weight", "bias")):
+            return self._layer
+        twin = copy.copy(self._layer)
+        for name in ("_parameters", "_buffers", "_modules"):
+            vars(twin)[name] = dict(vars(twin)[name])
+        return twin
+
+    def names(self, kind: str) -> frozenset[str]:
+        """Of the parameters, buffers or modules that the layer has; kind: where torch keeps them."""
+        return frozenset(getattr(self._layer, kind))
+
+    def is_back(self, whether: bool) -> None:
+        """Whether the layer is in its place, and has the parameters that it had there since."""
+        self._is_back = whether
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layer": self._layer, "_of": None, "_is_back": self._is_back}
 
 
 class Replacement(torch.nn.Module):
@@ -23,11 +61,13 @@ class Replacement(torch.nn.Module):
         weight: The parameter, in its dense shape.
         pattern: Which elements of `weight` are used, where the layer keeps that as a weight format; else None.
         path: Its name in the model, where `convert` made it.
+        origin: What it stands for, where `convert` made it.
     """
 
     weight: Tensor
     pattern: SparseFormat | None = None
     path: str | None = None
+    origin: Origin | None = None
     _guard: Guard
     _choice: ClassVar[tuple[str, ...]]
     """Attributes from which `places` follow."""
@@ -58,8 +98,29 @@ class Replacement(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def _outside_of(self, weight: Any) -> int:
+        """`outside`, of what `weight` is in a call."""
+        raise NotImplementedError
+
+    def _kept_weight(self) -> Tensor | None:
+        """`weight`, or, where code computes that in each access, what it may be computed from."""
+        if "weight" in self._parameters:
+            return self._parameters["weight"]
+        kept = (*self.parameters(), *self.buffers())
+        return kept[0] if kept else getattr(self, "weight", None)
+
     def hand_back(self) -> None:
         """Make the weight what the layer computes with, in place, before another layer gets it."""
+
+    def _dense_weight(self, input: Tensor, weight: Any) -> Any:
+        """What torch's product multiplies by where ours does not serve: nonzeros that are left out count, and are told.
+
+        Where it is for the input alone, what is left out has no gradient, as ever.
+        """
+        if is_for_torch(input) and self._guard.outside(self.places, weight) == 0:
+            return torch.where(self.places.mask, weight, 0)
+        self._begin_dense(input, weight)
+        return weight
 
     def _begin_dense(self, input: Tensor, weight: Any) -> None:
         """Before a call with the whole weight: say so, once. Raises ValueError where torch would compute garbage."""
@@ -70,7 +131,7 @@ class Replacement(torch.nn.Module):
         if guard.warned:
             return
         guard.warned = True
-        count = -1 if are_functorch_transforms_active() else self.outside()
+        count = -1 if are_functorch_transforms_active() else self._outside_of(weight)
         what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
         warnings.warn(
             f"{name}: {what} that it would leave out are not zero, so it computes with the whole weight, as the dense"
@@ -95,11 +156,44 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "outputs",
     "inputs",
     "path",
+    "origin",
     "_guard",
     "_kept",
     "instead",
 }
 """The attributes of dense layers, and of those here."""
+
+
+def has_rows(table: tuple[int, ...], rows: int) -> bool:
+    """Whether a table such as `SparseLinear.dense_rows` has this number of rows."""
+    return bisect_right(table, rows) % 2 == 1
+
+
+def dense_or_none(module: Any, input: Tensor) -> Tensor | None:
+    """The dense product of a linear layer, in a plain call without gradients for a number of rows that its table has.
+
+    None for all other calls, and where torch refuses the input: whoever goes on says why. It costs what looking up two
+    parameters costs a torch.nn.Linear: small layers are not to be slower for it.
+    """
+    if type(input) is not Tensor or is_special():
+        return None
+    if bisect_right(module.dense_rows, input.numel() // (module.in_features or 1)) % 2 == 0:
+        return None
+    own = module._parameters
+    try:
+        weight, bias = own["weight"], own["bias"]
+    except KeyError:
+        weight, bias = module.weight, module.bias
+    if torch.is_grad_enabled() and _requires_grad(input, weight, bias):
+        return None
+    try:
+        return F.linear(input, weight, bias)
+    except (RuntimeError, TypeError):
+        return None
+
+
+def _requires_grad(*tensors: Any) -> bool:
+    return any(isinstance(one, Tensor) and one.requires_grad for one in tensors)
 
 
 def own_attributes(module: torch.nn.Module) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .._torch import is_exported_to_onnx
-from ..dispatch import is_special, is_transformed
+from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.sparse_conv2d.op import conv2d, linear
 from ..ops.sparse_conv2d.outside import Guard, Outside
-from .replacement import Replacement, check_dense, copy_parameters, options_of, share_parameters
+from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
 
 
 class _Sparse(Replacement):
@@ -99,7 +99,8 @@ class _Sparse(Replacement):
         # torch.compile cannot keep what it works out while it traces, so that is done before.
         if pattern.device.type != "meta":
             _ = pattern.flat_indices
-            if self.weight.requires_grad:
+            weight = self._kept_weight()
+            if weight is not None and weight.requires_grad:
                 pattern.transposed(getattr(self, "groups", 1))
 
     def _parameters_of(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -128,7 +129,9 @@ class _Sparse(Replacement):
             The number; 0 with `dense_grad`, where nothing reads them until `set_pattern`; negative where the weight
             cannot be compared with the pattern: another shape or device, or not an ordinary tensor.
         """
-        weight = self.weight
+        return self._outside_of(self.weight)
+
+    def _outside_of(self, weight: Tensor) -> int:
         if self.dense_grad and weight.shape == self.pattern.shape:
             return 0
         return self._guard.outside(self.pattern, weight)
@@ -146,10 +149,13 @@ class _Sparse(Replacement):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        if self.pattern.device.type == "meta" and not self.weight.is_meta:
+        weight = self._kept_weight()
+        if weight is None:
+            return self
+        if self.pattern.device.type == "meta" and not weight.is_meta:
             self.pattern = self._full_pattern()  # nothing is known of a pattern that had no data
-        elif (self.pattern.device, self.pattern.dtype) != (self.weight.device, self.weight.dtype):
-            self._adopt(self.pattern.to(self.weight.device, self.weight.dtype))
+        elif (self.pattern.device, self.pattern.dtype) != (weight.device, weight.dtype):
+            self._adopt(self.pattern.to(weight.device, weight.dtype))
         return self
 
     def hand_back(self) -> None:
@@ -243,12 +249,6 @@ def _format_called(name: str, where: str) -> type[SparseFormat]:
     return FORMATS[name]
 
 
-def has_rows(table: tuple[bool, ...], rows: int) -> bool:
-    """What a table such as `dense_rows` says of a number of rows."""
-    power = rows.bit_length() - 1
-    return 0 <= power < len(table) and table[power]
-
-
 def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> None:
     _format_called(format, f"{name}.from_dense")
     if not isinstance(module, accepted):
@@ -296,15 +296,15 @@ class SparseLinear(_Sparse, torch.nn.Linear):
 
     Attributes:
         pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
-        dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`: entry i is for 2^i to
-            2^(i+1) - 1 rows, and more rows than it has entries for multiply by the nonzeros. Empty but where `convert`
+        dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`, in ascending order:
+            from the first number on, from the second one on by the nonzeros again, and so on. Empty but where `convert`
             measured that.
 
     Raises:
         ValueError: For an unknown format.
     """
 
-    dense_rows: tuple[bool, ...] = ()
+    dense_rows: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -362,28 +362,19 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         return dense
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.dense_rows and not self.dense_grad:
+            product = dense_or_none(self, input)
+            if product is not None:
+                return product
         if is_exported_to_onnx(input):
             return F.linear(input, self._shown_weight(), self.bias)
         weight, bias = self._parameters_of(input)
-        if self.dense_rows and self._is_faster_dense(input, weight, bias):
-            return F.linear(input, weight, bias)
         used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
         try:
             return linear(input, self.pattern, used, bias, guard)
         except Outside:
-            self._begin_dense(input, weight)
+            weight = self._dense_weight(input, weight)
         return F.linear(input, weight, bias)
-
-    def _is_faster_dense(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        """Whether it is a plain call without gradients, which the dense product serves in less time."""
-        if type(input) is not Tensor or not has_rows(self.dense_rows, input.numel() // (self.in_features or 1)):
-            return False
-        if self.dense_grad or is_special() or not isinstance(weight, Tensor):
-            return False
-        if input.dtype is not weight.dtype or input.shape[-1] != self.in_features:
-            return False
-        wants = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-        return not (wants and torch.is_grad_enabled())
 
 
 class SparseConv2d(_Sparse, torch.nn.Conv2d):
@@ -492,5 +483,5 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         try:
             return conv2d(given, self.pattern, used, bias, self.stride, padding, self.dilation, self.groups, guard)
         except Outside:
-            self._begin_dense(input, weight)
+            weight = self._dense_weight(input, weight)
         return self._conv_forward(input, weight, bias)

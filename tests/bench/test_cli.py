@@ -192,9 +192,11 @@ class TestBench:
         assert record.read(tmp_path / "r.jsonl") == records
 
 
-def slower(one: Record) -> Record:
-    times = {name: 10 * value for name in ("p20_ms", "p50_ms", "p80_ms") if (value := getattr(one, name)) is not None}
-    return Record(**{**vars(one), **times})
+def steady(one: Record, times: float = 1.0) -> Record:
+    """All of its samples the same, so many times its median: whatever else ran while it was measured."""
+    assert one.p50_ms is not None
+    same = times * one.p50_ms
+    return dataclasses.replace(one, p20_ms=same, p50_ms=same, p80_ms=same)
 
 
 class TestCompare:
@@ -205,9 +207,10 @@ class TestCompare:
         assert f"{len(record.read(file))} same" in result.output
 
     def test_what_got_slower(self, measured: tuple[Result, Path], tmp_path: Path) -> None:
-        file = measured[1] / "r.jsonl"
-        records = record.read(file)
-        record.write(tmp_path / "after.jsonl", [slower(records[0]), *records[1:]])
+        records = record.read(measured[1] / "r.jsonl")
+        file = tmp_path / "before.jsonl"
+        record.write(file, [steady(records[0]), *records[1:]])
+        record.write(tmp_path / "after.jsonl", [steady(records[0], times=10), *records[1:]])
         result = run("compare", file, tmp_path / "after.jsonl", "--changed")
         assert result.exit_code == 0
         assert "10.00" in result.output

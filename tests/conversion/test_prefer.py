@@ -217,3 +217,14 @@ def test_a_context_is_entered_once_for_each_sample() -> None:
     text = " ".join(events)
     assert "call call" in text
     assert events.count("enter") == events.count("leave") < events.count("call")
+
+
+def test_what_rules_out_a_preference_is_named() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)).eval()
+    prune_(model, "random", 0.8)
+    nn.init.zeros_(model[1].weight)
+    with prefer("fine-grained", "layers"):
+        rows = sk.convert(model, torch.randn(4, 16)).layers
+    assert [row.decision for row in rows] == ["fine-grained", "dense", "fine-grained"]
+    assert "not fine-grained: all of its weights are zero" in rows[1].reason
+    assert "not channel-dropped" not in rows[0].reason

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
 """How a graph hangs on a module: by a class of its own, whose `forward` runs the graph where that gives the same.
+Norms that run as one operation hang there likewise.
 
     type(module)            a subclass of the module's class, under its name; made once for each class. `__class__` is
                             the module's own
@@ -23,15 +24,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ...ops.fingerprint.op import swaps_tensors
 from ..modules import GRAPH
-
-if TYPE_CHECKING:
-    from .base import Graph
 
 NO_ANSWER = object()
 """In the place of a result: the modules have to run."""
@@ -61,11 +60,27 @@ if hasattr(os, "register_at_fork"):
 OWN_FORWARD = "_sparsekernels_own_forward"
 """The attribute of a class that is made here under which it has the `forward` of the module's class."""
 
+_OF_SOURCE = ("__firstlineno__", "__static_attributes__")
+"""What a class has for those who look for its source."""
+
+
+class RunsAs(Protocol):
+    """What a module runs as: a graph, or one operation."""
+
+    recipe: Recipe
+
+    @classmethod
+    def of_recipe(cls, module: nn.Module, recipe: Recipe) -> Any:
+        """What a recipe of this class makes of a module."""
+
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the module's `forward` returns; `NO_ANSWER` where the module's own has to run."""
+
 
 class Recipe:
     """What a graph is made by: its class and its options. Belongs to one module; copies of it are for another."""
 
-    def __init__(self, kind: type[Graph], options: Mapping[str, Any]) -> None:
+    def __init__(self, kind: type[RunsAs], options: Mapping[str, Any]) -> None:
         self.kind, self.options = kind, dict(options)
         self.owner: weakref.ref[nn.Module] | None = None
 
@@ -76,7 +91,7 @@ class Recipe:
 class _Live:
     """The graph of a module that is alive; known by the module's id."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, graph: Graph) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, graph: RunsAs) -> None:
         self.recipe, self.graph = recipe, graph
         key = id(module)
         self._forget = weakref.finalize(module, _live.pop, key, None)
@@ -119,6 +134,24 @@ class _RunsAsGraph:
         if recipe is not None and recipe.owner is None:  # a copy's
             recipe.owner = weakref.ref(self)  # type: ignore[arg-type]
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        _let_swap(self)
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        _let_swap(self)
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+
+
+def _let_swap(module: Any) -> None:
+    """Where torch is going to exchange what is behind parameters, to which nothing else may refer: the next call makes
+    the graph anew."""
+    if swaps_tensors():
+        with _LOCK:
+            live = _live.pop(id(module), None)
+            if live is not None:
+                live.close()
+
 
 def _made_anew(kind: type, *args: Any) -> Any:
     """What a copy or a pickle starts from: an object of `kind` that may have a graph."""
@@ -129,22 +162,24 @@ def _made_anew(kind: type, *args: Any) -> Any:
 
 def own_class(module: object) -> type:
     """The class of a module as its author knows it."""
-    kind = type(module)
+    return _made_of(type(module))
+
+
+def _made_of(kind: type) -> type:
     return kind.__bases__[1] if _RunsAsGraph in kind.__bases__ else kind
 
 
-def may_attach(module: nn.Module) -> bool:
-    """Whether a graph can hang on it: its `forward` is an ordinary method, and its class can have subclasses."""
-    if "forward" in vars(module) or not inspect.isfunction(inspect.getattr_static(own_class(module), "forward", None)):
-        return False
-    try:
-        _class_with_graph(own_class(module))
-    except TypeError:
-        return False
-    return True
+def has_method(module: nn.Module) -> bool:
+    """Whether its `forward` is an ordinary method of its class."""
+    return inspect.isfunction(inspect.getattr_static(own_class(module), "forward", None))
 
 
-def attach(module: nn.Module, recipe: Recipe, graph: Graph | None = None) -> None:
+def may_derive(kind: type) -> bool:
+    """Whether there can be a class with a graph of `kind`: another metaclass may do anything with one that is made."""
+    return type(kind) in _METACLASSES
+
+
+def attach(module: nn.Module, recipe: Recipe, graph: RunsAs | None = None) -> None:
     """Let calls of `module` run as the graph of `recipe`, where it serves them.
 
     graph: what was made of the recipe; else the first call makes it.
@@ -176,7 +211,12 @@ def attached(module: nn.Module) -> Recipe | None:
     return recipe if recipe is not None and (recipe.owner is None or recipe.owner() is module) else None
 
 
-def graph_of(module: nn.Module) -> Graph | None:
+def has_graph(module: nn.Module) -> bool:
+    """Whether a graph hangs on `module`, be it another's, of which it is a shallow copy."""
+    return GRAPH in vars(module) or type(module) is not own_class(module)
+
+
+def graph_of(module: nn.Module) -> RunsAs | None:
     """The graph that calls of `module` run as, made of its recipe where it is not there yet."""
     recipe: Recipe | None = module.__dict__.get(GRAPH)
     if recipe is None:
@@ -197,6 +237,28 @@ def graph_of(module: nn.Module) -> Graph | None:
         return live.graph
 
 
+class _AsItsBase(type):
+    """Of the classes made here: each equals the one that it is made of, and is found where that is."""
+
+    def __eq__(cls, other: object) -> bool:
+        if not isinstance(other, type):
+            return NotImplemented
+        return _made_of(cls) is _made_of(other)
+
+    def __hash__(cls) -> int:
+        return type.__hash__(_made_of(cls))
+
+
+class _AbstractAsItsBase(_AsItsBase, abc.ABCMeta):
+    pass
+
+
+_METACLASSES: dict[type, type] = {type: _AsItsBase, abc.ABCMeta: _AbstractAsItsBase}
+for _metaclass in list(_METACLASSES.values()):
+    _METACLASSES[_metaclass] = _metaclass  # of a class that somebody derived from one
+    copyreg.pickle(_metaclass, lambda kind: (_made_of, (_made_of(kind),)))  # type: ignore[arg-type, return-value]
+
+
 def _class_with_graph(kind: type) -> type:
     """The subclass of `kind` whose `forward` runs the graph. Raises TypeError where there can be none."""
     with _LOCK:
@@ -204,9 +266,8 @@ def _class_with_graph(kind: type) -> type:
         for other in type.__subclasses__(kind):
             if _RunsAsGraph in other.__bases__:
                 return other
-        metaclass = type(kind)
-        if metaclass not in (type, abc.ABCMeta):  # another may do anything with a class that is made
-            raise TypeError(f"{kind.__name__} has the metaclass {metaclass.__name__}")
+        if not may_derive(kind):
+            raise TypeError(f"{kind.__name__} has the metaclass {type(kind).__name__}")
         made: type
         body = {
             "__module__": kind.__module__,
@@ -216,7 +277,8 @@ def _class_with_graph(kind: type) -> type:
             OWN_FORWARD: _OwnForward(),
             "__class__": property(lambda self: kind if type(self) is made else type(self), _set_class),
         }
-        made = metaclass(kind.__name__, (_RunsAsGraph, kind), body)
+        body |= {name: vars(kind)[name] for name in _OF_SOURCE if name in vars(kind)}
+        made = _METACLASSES[type(kind)](kind.__name__, (_RunsAsGraph, kind), body)
         return made
 
 

@@ -135,7 +135,7 @@ class Graph:
         if plan is None:
             return NO_ANSWER
         given = plan.arguments.bound(args, kwargs)
-        if given is None or any(type(value) not in PLAIN for value in given) or not self._may_run(given):
+        if given is None or not all(map(_is_plain_tensor, given)) or not self._may_run(given):
             return NO_ANSWER
         if not plan.arguments.fit(given, self.dtype, self.device):
             return NO_ANSWER
@@ -229,18 +229,19 @@ class Graph:
 
 
 def assembled(
-    module: nn.Module,
+    trace: Trace,
     modules: Mapping[str, nn.Module],
     graph: torch.fx.Graph,
     made: Mapping[str, Any],
     followed: Iterable[nn.Module],
     free: Sequence[tuple[nn.Module, Sequence[str]]] = (),
 ) -> Assembled:
-    """`graph` made runnable, of the modules that it names and of those that were `made` for it.
+    """`graph`, made of that of `trace`, made runnable, of the modules that it names and of those `made` for it.
 
     made: by the names under which the graph calls them; `taken` of each are the modules that it stands for, if any.
     followed, free: see `Watch`.
     """
+    module = trace.module
     root: dict[str, Any] = {}
     read: list[Entry] = []
     for node in graph.nodes:
@@ -261,7 +262,7 @@ def assembled(
         if part is not module and (id(part) not in within or id(part) in taken or _is_norm(part))
     ]
     try:
-        watch = Watch(module, passed, modules.values(), modes, read, followed, free)
+        watch = Watch(module, passed, modules.values(), modes, read, followed, free, trace.beside)
     except TooMuch as error:
         raise Untraceable(GraphObstacle.TOO_MUCH) from error
     calls = tuple(f"{node.op}:{node.target}" for node in graph.nodes if node.op.startswith("call"))
@@ -290,6 +291,10 @@ def _runner(root: Mapping[str, Any], graph: torch.fx.Graph) -> Callable[..., Any
         if type(owner) is _Holder:  # else a module of the model, which has it
             setattr(owner, name, value)
     return functools.partial(space["forward"], holder)
+
+
+def _is_plain_tensor(value: object) -> bool:
+    return type(value) in PLAIN and value.layout is torch.strided  # type: ignore[attr-defined]
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn.utils import fuse_conv_bn_weights
 
 from ...formats import SparseFormat
-from ...nn.channel_dropped import ChannelDropped, at, check_size, spread, used_pairs
-from ...nn.replacement import Replacement
-from ...nn.sparse import has_rows
+from ...nn.channel_dropped import ChannelDropped, at, check_size, select, spread, used_pairs
+from ...nn.replacement import Replacement, has_rows
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
 from ...ops.sparse_conv2d import by_format
@@ -55,6 +54,9 @@ class Fused(torch.nn.Module):
     """All that it stands for, the ReLU too."""
     keeps_channels: ClassVar[bool] = False
     """Whether none of its channels may be left out."""
+    dense_rows: tuple[int, ...] = ()
+    """For which numbers of rows it multiplies by `_dense`."""
+    _dense: Tensor | None = None
 
     def __init__(
         self,
@@ -135,6 +137,10 @@ class Fused(torch.nn.Module):
 
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
+
+    def _begin_table(self, layer: Any, weight: Tensor) -> None:
+        self.dense_rows = getattr(layer, "packed_dense_rows", ())
+        self._dense = weight if self.dense_rows else None
 
     def constants(self) -> Tensor:
         """[out], float64: what an output is whose weights are all zero, if no residual is added."""
@@ -238,6 +244,8 @@ class FusedDense(Fused):
         if isinstance(layer, ChannelDropped):
             used = used_pairs(weight)
             outputs, inputs = (None if some.all() else some.nonzero()[:, 0] for some in (used.any(1), used.any(0)))
+            if isinstance(layer, torch.nn.Linear):
+                self._begin_table(layer, weight)
             if outputs is None or outputs.numel() > 0:  # nothing at all is computed as it is
                 self._kept = outputs, inputs
                 weight = weight if outputs is None else weight[outputs]
@@ -253,13 +261,18 @@ class FusedDense(Fused):
         product: Callable[..., Tensor] = F.linear if linear else layer._conv_forward
         outputs, inputs = self._kept
         channel = -1 if linear else -3
+        if self._dense is not None and has_rows(self.dense_rows, input.numel() // (self._inputs or 1)):
+            return F.linear(input, self._dense, self._bias)
         if inputs is not None:
             check_size(input, channel, self._inputs)
-            input = input.index_select(channel, inputs)
+            read = select(input, channel, inputs)
+        else:
+            read = input
         if outputs is None:
-            return product(input, self._weight, self._bias)
-        result = product(input, self._weight, at(self._bias, outputs))
-        return spread(result, outputs, self._size, self._bias, channel)
+            return product(read, self._weight, self._bias)
+        result = product(read, self._weight, at(self._bias, outputs))
+        last = not linear and is_channels_last(input)
+        return spread(result, outputs, self._size, self._bias, channel, last)
 
 
 class FusedSparse(Fused):
@@ -292,8 +305,7 @@ class FusedSparse(Fused):
             if layer.padding_mode != "zeros":
                 self._pad, padding = tuple(layer._reversed_padding_repeated_twice), 0
             self._geometry = geometry_of(pattern.shape, layer.stride, padding, layer.dilation, layer.groups)
-        self.dense_rows: tuple[bool, ...] = getattr(layer, "packed_dense_rows", ())
-        self._dense = weight if self.dense_rows else None
+        self._begin_table(layer, weight)
         super()._take(layer, pattern.values_of(weight), bias)
 
     def _used_weight(self) -> Tensor:
@@ -307,7 +319,7 @@ class FusedSparse(Fused):
         if self._linear:
             if input.shape[-1] != inputs or (norm is not None and input.dim() != 2):
                 return super().forward(input, residual)
-            if self._dense is not None and has_rows(self.dense_rows, input.numel() // inputs):
+            if self._dense is not None and has_rows(self.dense_rows, input.numel() // (inputs or 1)):
                 return self._end(F.linear(input, self._dense, self._bias), residual)
             rows, shape = input.reshape(-1, inputs, 1, 1), (*input.shape[:-1], outputs)
             if residual is None:

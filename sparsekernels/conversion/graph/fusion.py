@@ -21,6 +21,7 @@ from ..candidates import fused_of
 from ..modules import is_plain
 from .batch_norm import FusedNorm
 from .fused import Fused
+from .in_place import gives_its_own, writes_in_place
 
 Node = torch.fx.Node
 
@@ -28,16 +29,6 @@ _NORMS: Mapping[type, type] = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNor
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
-IN_PLACE = tuple(
-    getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
-)
-"""What Python calls for `x += y` and the like."""
-
-_WRITES = {operator.setitem, *IN_PLACE}
-
-
-_VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity)
 _POOLING_OPTIONS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
@@ -149,28 +140,6 @@ def _window(
     return window if all(type(number) is int for number in window) else None
 
 
-def _writes_in_place(node: Node) -> bool:
-    """Whether a function or method changes a tensor."""
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__")
-    return node.target in _WRITES or in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-
-
-def writes_to_input(node: Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether `node` changes an argument of the module, or a view of one."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if not _writes_in_place(node) and not getattr(module, "inplace", False):
-        return False
-    base = node.args[0] if node.args else None
-    while isinstance(base, Node) and base.op in ("call_method", "call_function", "call_module"):
-        if base.op == "call_module" and type(modules.get(str(base.target))) not in _VIEWS:
-            return False  # a tensor of its own
-        base = base.args[0] if base.args else None
-    return isinstance(base, Node) and base.op == "placeholder"
-
-
 def _named(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
     """The arguments of a call by their names."""
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -218,7 +187,7 @@ class _FusionGroup:
                 return False
             foreign = not type(module).__module__.startswith(("torch.nn.", "sparsekernels."))
             return foreign or bool(getattr(module, "inplace", False)) or not is_plain(module)
-        return _writes_in_place(node)
+        return writes_in_place(node)
 
     def take_norm(self, layer: nn.Module, fused: type[Fused]) -> None:
         """A BatchNorm in evaluation mode that `fused` can fold into the layer."""
@@ -244,7 +213,7 @@ class _FusionGroup:
         if not isinstance(addend, Node) or addend is last or addend in self.nodes:
             return
         in_place = user.target in (operator.iadd, "add_")
-        if in_place and left is not last and (len(addend.users) > 1 or addend.op != "call_module"):
+        if in_place and left is not last and (len(addend.users) > 1 or not gives_its_own(addend, self._modules)):
             return  # whoever else has the addend, or what it is a view of, would see the sum
         if not self._reaches(user):
             return

@@ -8,6 +8,7 @@ since.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -15,20 +16,27 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..._torch import tree_map_only
 from ...nn.replacement import Replacement, choice_of
 from ..facts import GraphObstacle
 from ..modules import is_ordinary
 from ..watch.entries import Entry, Same
 from ..watch.tensors import Tensors
-from .attach import NO_ANSWER, ONE_AT_A_TIME
+from .attach import NO_ANSWER, ONE_AT_A_TIME, own_class
 from .base import Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
 from .fused import Fused
-from .fusion import drop_identities, fuse, pool, writes_to_input
+from .fusion import drop_identities, fuse, pool
+from .in_place import rests_on_layout
+from .results import Order, laid_out, layout_of, orders_of
+from .signature import Lent
 from .trace import Trace
 from .untraceable import Untraceable
+
+_MOST_LAYOUTS = 32
+"""Of arguments, for which is known how results lie in memory."""
+
+_UNKNOWN: Any = object()
 
 _BATCHES = "num_batches_tracked"
 
@@ -71,7 +79,7 @@ class InferencePlan(Plan):
     fused    layers, with the constants that were made of their modules
     chained  fused layers that are one call, in the places of these
     links    between fused layers that may agree on channels
-    writes   whether an argument is changed in place
+    writes   whether what is changed in place depends on the layout of arguments, or is one
     content  whether what tensors hold is looked at in each call, or only what torch counts as a write
     source   what the constants were made of; None where they are half made
     latest   the same of the last call that found something else: two such calls in a row have it folded
@@ -84,6 +92,8 @@ class InferencePlan(Plan):
     content: bool
     source: Source | None = None
     latest: Source | None = None
+    orders: dict[tuple[object, ...], list[Order] | None] = field(default_factory=dict)
+    """In which order results are, by the layout of arguments that are not contiguous; None where the modules run."""
     _calls: list[None] = field(default_factory=list)
     """One for each thread that is computing with the constants."""
     _folds: bool = False
@@ -212,9 +222,37 @@ class InferenceGraph(Graph):
             return NO_ANSWER  # the caller is to see what is written
         if not any(value.dim() == 4 and not value.is_contiguous() for value in args):
             return plan.run(*args)
-        last = any(value.is_contiguous(memory_format=torch.channels_last) for value in args if value.dim() == 4)
-        result = plan.run(*(value.contiguous() if value.dim() == 4 else value for value in args))
-        return tree_map_only(Tensor, _to_channels_last, result) if last else result
+        layout = tuple(map(layout_of, args))
+        orders = plan.orders.get(layout, _UNKNOWN)
+        if orders is None:
+            return NO_ANSWER
+        if orders is not _UNKNOWN:
+            with contextlib.suppress(LookupError):
+                return laid_out(plan.run(*map(_contiguous, args)), orders)
+        return self._first_of_layout(plan, args, layout)
+
+    def _first_of_layout(self, plan: InferencePlan, args: tuple[Tensor, ...], layout: tuple[object, ...]) -> Any:
+        """What the modules show, see results.py; the graph's result where it is like theirs."""
+        own: Any = own_class(self.module)
+        state = torch.get_rng_state()
+        try:
+            given, named = Lent().made_of(plan.arguments, dict(zip(plan.arguments.read, args, strict=True)))
+            shown = own.forward(self.module, *given, **named)
+            orders = orders_of(shown, args)
+        except Exception:  # they run once more, and raise that
+            torch.set_rng_state(state)
+            return NO_ANSWER
+        result = shown
+        if orders is not None:
+            torch.set_rng_state(state)
+            with contextlib.suppress(LookupError):
+                result = laid_out(plan.run(*map(_contiguous, args)), orders)
+            if result is shown or orders_of(result, args) != orders:
+                orders = None
+        if len(plan.orders) == _MOST_LAYOUTS:
+            plan.orders.clear()
+        plan.orders[layout] = orders
+        return result if orders is not None else shown
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
@@ -224,11 +262,11 @@ class InferenceGraph(Graph):
             pool(graph, modules)
         if not fused:
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
-        writes = any(writes_to_input(node, modules) for node in graph.nodes)
+        writes = rests_on_layout(graph, modules)
         links = links_of(graph, fused, modules) if self.drops else []
         chained = chain(graph, fused) if self.chains and self.contiguous else {}
         parts = [part for layer in fused.values() for part in layer.parts if part is not None]
-        made = assembled(self.module, modules, graph, {**fused, **chained}, parts)
+        made = assembled(trace, modules, graph, {**fused, **chained}, parts)
         plan = InferencePlan(
             made,
             trace.arguments,
@@ -242,8 +280,8 @@ class InferenceGraph(Graph):
         return plan
 
 
-def _to_channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+def _contiguous(value: Tensor) -> Tensor:
+    return value.contiguous() if value.dim() == 4 else value
 
 
 def _parts_of(fused: Sequence[Fused]) -> Iterator[nn.Module]:

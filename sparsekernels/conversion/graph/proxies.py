@@ -17,7 +17,7 @@ import torch.fx
 from torch import Tensor
 
 from ..facts import GraphObstacle
-from .fusion import IN_PLACE
+from .in_place import IN_PLACE
 from .sizes import SIZES, kind_of
 from .untraceable import Untraceable
 

@@ -68,7 +68,9 @@ class Arguments:
     def of(cls, module: nn.Module, call: Call | None) -> Arguments:
         """Of a call that the graph is for; without one, of all arguments that have no default. Raises `Untraceable`."""
         own: Any = own_class(module)
-        parameters = list(inspect.signature(own.forward, follow_wrapped=False).parameters.values())[1:]
+        parameters = list(inspect.signature(own.forward, follow_wrapped=False).parameters.values())
+        if parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:  # `self`
+            del parameters[0]
         by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positions = [one.name for one in parameters if one.kind in by_position]
         variadic = [one.name for one in parameters if one.kind is inspect.Parameter.VAR_POSITIONAL]
@@ -200,7 +202,7 @@ class Lent:
         self._containers: list[tuple[Any, list[Any]]] = []
 
     def made_of(self, arguments: Arguments, proxies: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """By position and by name, with `proxies` in the places of leaves."""
+        """By position and by name, with `proxies` in the places of leaves, or whatever else is given by their names."""
 
         def made(template: Any) -> Any:
             if type(template) is Leaf:

@@ -14,6 +14,7 @@ import torch.fx
 from torch import nn
 
 from ..survey import Call
+from ..watch.surroundings import Beside
 from .signature import Arguments
 from .sizes import Decision, Guard, kind_of, upstream
 from .tracing import place_of, traced
@@ -21,7 +22,7 @@ from .tracing import place_of, traced
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a module, by the names of the modules that it calls, and how it is called.
+    """The graph of a module, by the names of the modules that it calls, how it is called, and what it read beside.
 
     Layers that are exchanged under their names leave it as it is. decisions: by sizes.
     """
@@ -29,6 +30,7 @@ class Trace:
     module: nn.Module
     graph: torch.fx.Graph
     arguments: Arguments
+    beside: Beside
     decisions: Sequence[Decision]
 
     @classmethod
@@ -39,8 +41,8 @@ class Trace:
         it.
         """
         arguments = Arguments.of(module, call)
-        graph, decisions = traced(module, arguments)
-        return cls(module, graph, arguments, decisions)
+        graph, beside, decisions = traced(module, arguments)
+        return cls(module, graph, arguments, beside, decisions)
 
     def fresh(self) -> tuple[torch.fx.Graph, Mapping[str, nn.Module]]:
         """A copy of the graph to make something of, and the modules that its names mean now.

@@ -29,6 +29,7 @@ from ..survey import KINDS
 from ..watch.generators import Generators
 from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State
+from ..watch.surroundings import Beside
 from .attach import OWN_FORWARD
 from .proxies import Attribute, Proxy, proxies_are_tensors
 from .signature import Arguments, Lent
@@ -191,8 +192,10 @@ def _surroundings() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
 
 
-def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, list[Decision]]:
-    """What `forward` of the module does with tensors, and what it decides by their sizes. Raises `Untraceable`.
+def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
+    """What `forward` of the module does with tensors, what it read beside, and what it decides by sizes.
+
+    Raises `Untraceable`.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
@@ -203,7 +206,7 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, lis
     drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module, arguments)
     failed: Untraceable | None = None
     try:
-        with proxies_are_tensors(), reach.watched(silent=_speaks):
+        with proxies_are_tensors(), reach.watched(silent=lambda: Untraceable(_heard(reach))):
             graph: torch.fx.Graph = contextvars.copy_context().run(_trace, tracer, module)
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)
@@ -215,9 +218,9 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, lis
             failed = Untraceable(GraphObstacle.DECIDES)
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
-    if reach.speaks:
-        if failed is None or failed.obstacle is not GraphObstacle.SPEAKS:
-            failed = Untraceable(GraphObstacle.SPEAKS)
+    if reach.speaks or reach.tells_time:
+        if failed is None or failed.obstacle is not _heard(reach):
+            failed = Untraceable(_heard(reach))
         raise failed
     if failed is not None:
         raise failed
@@ -225,11 +228,12 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, lis
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     if has_drawn:
         raise Untraceable(GraphObstacle.RANDOM)
-    return graph, decisions
+    return graph, reach.beside(), decisions
 
 
-def _speaks() -> Untraceable:
-    return Untraceable(GraphObstacle.SPEAKS)
+def _heard(reach: Reach) -> GraphObstacle:
+    """What code was about to do that no graph can do in its place."""
+    return GraphObstacle.SPEAKS if reach.speaks else GraphObstacle.TELLS_TIME
 
 
 def _trace(tracer: _Tracer, module: nn.Module) -> torch.fx.Graph:

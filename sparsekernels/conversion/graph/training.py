@@ -51,5 +51,5 @@ class TrainingGraph(Graph):
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
         parts = [part for norm in norms.values() for part in norm.parts if part is not None]
         free = [(part, ("eps", "momentum")) for part in parts]
-        made = assembled(self.module, modules, graph, norms, parts, free)
+        made = assembled(trace, modules, graph, norms, parts, free)
         return TrainingPlan(made, trace.arguments, list(norms.values()), pools)

@@ -14,6 +14,7 @@ import contextvars
 import functools
 import gc
 import io
+import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +22,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import surroundings
 from .copies import copy_of
+from .entries import Entry
 from .state import Held, attributes_or_none, is_same, items_of, put_back
+from .surroundings import Asked, Beside
 
 _MOST = 20_000
 """Elements that are looked into: what is beyond can be put back where it is held, but not what it holds."""
@@ -47,8 +51,13 @@ class Reach:
     """
 
     def __init__(self, modules: Iterable[nn.Module] = (), beside: object = None) -> None:
-        self.speaks = False
-        """Whether code that was watched has printed, logged or opened a file."""
+        self.speaks = self.tells_time = False
+        """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
+        the system's that are others each time."""
+        self.asked: list[Asked] = []
+        """What it has asked of its surroundings."""
+        self._read: list[Entry] = []  # globals
+        self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
         self._classes: list[tuple[type, dict[str, Any]]] = []
@@ -88,11 +97,25 @@ class Reach:
                 if id(code) not in entered:
                     entered[id(code)] = code
                     self._enter(frame)
+                self._ask_of(frame)
                 if silent is None or code.co_name != "_log" or frame.f_globals.get("__name__") != "logging":
                     return
-            elif silent is None or event != "c_call" or not _speaks(frame, argument):
+                self.speaks = True
+            elif event != "c_call":
                 return
-            self.speaks = True
+            else:
+                if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
+                    self._ask(argument)
+                if silent is None:
+                    return
+                if _speaks(frame, argument):
+                    self.speaks = True
+                elif surroundings.tells_time(argument) and (
+                    argument is os.urandom or not is_library(frame.f_globals.get("__name__"))
+                ):
+                    self.tells_time = True
+                else:
+                    return
             raise silent()
 
         collects = gc.isenabled()
@@ -118,6 +141,11 @@ class Reach:
             result._look(read())
         result._look(*(held.value for held in self._held), *(kind for kind, _ in self._classes))
         return result
+
+    def beside(self) -> Beside:
+        """What watched code read that is no part of the modules, as it is."""
+        kinds = [kind for kind, _ in self._classes]
+        return Beside.of(self._read, kinds, self._names, self.asked, {id(module) for module in self._modules})
 
     def changed(self) -> bool:
         """Whether something else is there."""
@@ -153,11 +181,29 @@ class Reach:
         finally:
             kept.put_back()
 
+    def _ask_of(self, frame: types.FrameType) -> None:
+        """Note a function of Python's that tells of the surroundings, called by code that is no library's."""
+        code, caller = frame.f_code, frame.f_back
+        if code is not surroundings.ENVIRON and id(code) not in surroundings.STATES:
+            return
+        while caller is not None and caller.f_globals.get("__name__") in ("os", "_collections_abc", "collections.abc"):
+            caller = caller.f_back
+        if caller is not None and not is_library(caller.f_globals.get("__name__")):
+            is_variable = code is surroundings.ENVIRON
+            read = functools.partial(os.environ.get, frame.f_locals["key"]) if is_variable else None
+            self._ask(read or surroundings.STATES[id(code)])
+
+    def _ask(self, function: Callable[[], Any]) -> None:
+        if all(function is not other for other, _ in self.asked):
+            with contextlib.suppress(Exception):
+                self.asked.append((function, function()))
+
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
         space, names = frame.f_globals, frame.f_code.co_names
         if is_library(space.get("__name__")):
             return
+        self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
         for name in names:
             value = space.get(name, _MISSING)
             if isinstance(value, types.ModuleType):
@@ -171,6 +217,8 @@ class Reach:
         value = space.get(name, _MISSING)
         if (id(space), name) not in self._bindings and not isinstance(value, _FUNCTIONS):
             self._bind((id(space), name), functools.partial(space.get, name, _MISSING), _writer(space, name))
+            if value is not _MISSING:
+                self._read.append((space, name, value))
         self._look(value)
 
     def _bind(self, key: tuple[int, Any], read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
@@ -264,6 +312,7 @@ def _is_special(name: str) -> bool:
 
 
 def is_library(name: Any) -> bool:
+    """Whether the module of that name has code of such packages."""
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
 
 

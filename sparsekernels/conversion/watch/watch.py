@@ -16,6 +16,7 @@ from ..graph.attach import own_class
 from ..modules import GRAPH
 from .entries import Entry, Equal, Same
 from .state import CONVERSION, KEPT_BY_TORCH, held_by
+from .surroundings import Beside
 
 _NOT_LOOKED_AT = frozenset({"forward", GRAPH, CONVERSION})
 
@@ -36,7 +37,7 @@ _LAYERS = (
     nn.Dropout,
 )
 """Classes of torch whose attributes are plain values."""
-_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path"})
+_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path", "origin"})
 """Attributes of replacements that are looked at elsewhere, or change nothing."""
 
 
@@ -47,6 +48,7 @@ class Watch:
     - which children, parameters and buffers there are
     - what the code may have looked into, at any depth: lists, dicts, objects, tensors
     - the classes of modules, since a parametrization changes a class, and their `forward`
+    - plain values of globals and classes, and states of torch and the process, that the code asked for
     - modes and hooks of modules that are not called any more, or never were but gone through; and how many attributes
     """
 
@@ -59,12 +61,14 @@ class Watch:
         read: Sequence[Entry],
         followed: Iterable[nn.Module],
         free: Iterable[tuple[nn.Module, Sequence[str]]],
+        beside: Beside,
     ) -> None:
         """Over `passed`, the modules whose code a trace of `root` went through.
 
         registered: all modules of the model; what they hold is looked at where they are. modes: those whose mode and
         hooks count. read: tensors that the graph reads. followed: those whose parameters and statistics may be others,
-        as long as they are there. free: attributes of modules that are looked at in each call. Raises `TooMuch`.
+        as long as they are there. free: attributes of modules that are looked at in each call. beside: what is no part
+        of the model. Raises `TooMuch`.
         """
         registered = list(registered)
         read_by_others = [module for module in registered if type(module).__module__.startswith("torch.nn.")]
@@ -103,7 +107,7 @@ class Watch:
         kinds = {own_class(root), *self._types}
         self._classes = [kind for kind in kinds if not _is_torchs(kind)]
         self._forwards = [kind.forward for kind in self._classes]  # type: ignore[attr-defined]
-        self._modes = modes
+        self._modes, self._beside = modes, None if beside.is_empty else beside
         self._look_at_hooks()
 
     def unchanged(self) -> bool:
@@ -116,6 +120,7 @@ class Watch:
             and not any(held.changed() for held in self._held)
             and list(map(type, self._typed)) == self._types
             and [kind.forward for kind in self._classes] == self._forwards  # type: ignore[attr-defined]
+            and (self._beside is None or self._beside.holds())
             and self._no_hooks()
         )
 

@@ -8,13 +8,13 @@ those that have left the CPU it takes the place alone.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from ...checks import DTYPES
 from .._operation import Operation
+from .._release import release_with
 from . import reference
 
 FINGERPRINT = Operation("fingerprint", reference, devices=("cpu",), dtypes=DTYPES)
@@ -29,7 +29,7 @@ class Fingerprint:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._number: int = _make(list(tensors))
-        self._free = weakref.finalize(self, _free, self._number)
+        release_with(self, _free, self._number)
 
     def value(self, content: bool) -> int:
         number: int = _value(self._number, content)

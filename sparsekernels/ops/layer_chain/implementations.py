@@ -10,12 +10,11 @@ between two layers. How many images, and where a chain is better cut in two, it 
 
 from __future__ import annotations
 
-import weakref
-
 from torch import Tensor
 
 from ...formats.unstructured import Unstructured
 from .._operation import Operation
+from .._release import release_with
 from ..convolution import Geometry
 from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
@@ -44,7 +43,7 @@ class LayerChain:
 
     def __init__(self, like: Tensor) -> None:
         self._number: int = _make(like)
-        self._free = weakref.finalize(self, _free, self._number)
+        release_with(self, _free, self._number)
 
     def add_sparse_conv2d(
         self,

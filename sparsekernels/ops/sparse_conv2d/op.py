@@ -28,7 +28,7 @@ from . import by_format, gradients, implementations
 from .arguments import validate, validate_together
 from .gradients import values_of
 from .implementations import compiled
-from .outside import Guard, Outside, recorded_values
+from .outside import Guard, Outside, is_for_torch, recorded_values
 from .plans import may_plan, plan_of, run_guarded
 from .plans import run as run_plan
 
@@ -144,7 +144,7 @@ def conv2d(
         if is_traced(input, bias):
             geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
             return _record(input, pattern, weight, bias, geometry, guard)
-        _check_again(pattern, weight, guard)
+        _check_again(input, pattern, weight, guard)
         given = input, pattern, bias, stride, padding, dilation, groups
         explain(error, _validate_all, "sparse_conv2d", weight, *given)
 
@@ -171,7 +171,7 @@ def linear(
         if is_traced(input, bias):
             output = _record(input.reshape(-1, pattern.shape[1], 1, 1), pattern, weight, bias, LINEAR, guard)
             return output.reshape(input.shape[:-1] + pattern.shape[:1])
-        _check_again(pattern, weight, guard)
+        _check_again(input, pattern, weight, guard)
         explain(error, _validate_all, "sparse_linear", weight, input, pattern, bias)
 
 
@@ -189,8 +189,10 @@ def _checked(op: str, weight: Tensor | None, pattern: SparseFormat, guard: Guard
     return weight
 
 
-def _check_again(pattern: SparseFormat, weight: Tensor | None, guard: Guard | None) -> None:
+def _check_again(input: Tensor, pattern: SparseFormat, weight: Tensor | None, guard: Guard | None) -> None:
     """Raise `Outside` where a call may have failed for that."""
+    if guard is not None and is_for_torch(input):
+        raise Outside
     if guard is None or not isinstance(weight, Tensor) or torch.compiler.is_compiling():
         return
     if weight.dim() != 1:  # else these are values, which were found inside

@@ -11,14 +11,20 @@ at once, what writes to a few elements within n calls. csrc/sparse_conv2d/outsid
 from __future__ import annotations
 
 import math
-import weakref
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ... import _library
-from ..._torch import are_functorch_transforms_active, dispatch_modes, is_jit_tracing, peeled, without_modes
+from ..._torch import (
+    are_functorch_transforms_active,
+    dispatch_modes,
+    is_functionalized,
+    is_jit_tracing,
+    peeled,
+    without_modes,
+)
 from ...checks import DTYPES
 from .._operation import Operator, without_gradients
 from .implementations import SPARSE_CONV2D
@@ -31,7 +37,19 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Outside(Exception):
-    """A weight has nonzeros outside of its pattern, or cannot be compared with it: the whole weight is to be used."""
+    """A weight has nonzeros outside of its pattern, or cannot be compared with it: the whole weight is to be used.
+
+    Also raised for an input that `is_for_torch`.
+    """
+
+
+def is_for_torch(input: Any) -> bool:
+    """Whether an input is of a kind that torch's products take, or refuse in its words, and no kernel of ours does:
+    with another layout (mkldnn's, sparse ones), or inside of torch.func.functionalize.
+    """
+    if not isinstance(input, Tensor) or input.is_nested or torch.compiler.is_compiling():
+        return False
+    return input.layout is not torch.strided or is_functionalized()
 
 
 class Places(Protocol):
@@ -58,7 +76,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._kept: tuple[Places | None, Tensor | None] = None, None
-        self._last: weakref.ref[Tensor] | None = None
+        self._last: dict[str, Any] | None = None
         self.found = self.warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
@@ -114,9 +132,12 @@ class Guard:
         return int(((weight.detach() != 0) & ~places.mask).sum())
 
     def _version_of(self, weight: Tensor) -> int:
-        """Negative for a tensor that is another than the last: it may be at the same address, in the same version."""
-        if self._last is None or self._last() is not weight:
-            self._last = weakref.ref(weight)
+        """Negative for a tensor that is another than the last: it may be at the same address, in the same version.
+
+        It is known by its dict: `torch.utils.swap_tensors` takes no tensor that has a weakref, and exchanges the dicts.
+        """
+        if self._last is not weight.__dict__:
+            self._last = weight.__dict__
             return -1
         return version_of(weight)
 

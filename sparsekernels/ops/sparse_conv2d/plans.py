@@ -9,14 +9,13 @@ indices and geometry. Numbers mean nothing in another process, so nothing that i
 
 from __future__ import annotations
 
-import weakref
-
 from torch import Tensor
 
 from ... import _library
 from ..._torch import dispatch_modes, is_jit_tracing
 from ...formats.unstructured import Unstructured
 from .._operation import register_fake
+from .._release import release_with
 from ..convolution import Geometry
 from .flops import teach_counters
 from .implementations import SPARSE_CONV2D, empty_input_gradient, empty_output
@@ -63,7 +62,7 @@ def plan_of(pattern: Unstructured, geometry: Geometry) -> int:
     if number is None:
         number = _plan(pattern.crow_indices, pattern.col_indices, geometry, pattern.shape[1] * geometry.taps)
         _of_number[number] = pattern.shape, pattern.nnz, geometry
-        weakref.finalize(plans, _forget, number)
+        release_with(plans, _forget, number)
         plans[geometry] = number
     return number
 

@@ -1,0 +1,153 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What code may ask of its surroundings: states of torch, of the process and of the thread; globals and attributes of
+classes; the time."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+import time
+import types
+from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .entries import Entry
+from .state import Held, TooMuch, held_by, is_same
+
+Asked = tuple[Callable[[], Any], Any]
+"""A function and what it gave: a graph serves calls in which it gives the same."""
+
+_FUNCTIONS: tuple[Any, ...] = (
+    torch.is_grad_enabled,
+    torch.is_inference_mode_enabled,
+    torch.get_default_dtype,
+    torch.get_default_device,
+    torch.get_num_interop_threads,
+    torch.get_float32_matmul_precision,
+    torch.are_deterministic_algorithms_enabled,
+    torch.is_deterministic_algorithms_warn_only_enabled,
+    torch.backends.mha.get_fastpath_enabled,
+    os.getpid,
+    os.getcwd,
+    threading.get_ident,
+    threading.get_native_id,
+    threading.current_thread,
+    threading.active_count,
+)
+
+STATES: dict[int, Callable[[], Any]] = {id(getattr(one, "__code__", one)): one for one in _FUNCTIONS}
+"""Functions without arguments, by the id of what a profiler sees: the function, or its code if it is Python's."""
+
+ENVIRON: types.CodeType = type(os.environ).__getitem__.__code__
+"""What reads an environment variable."""
+
+_CLOCKS = (
+    "time",
+    "time_ns",
+    "monotonic",
+    "monotonic_ns",
+    "perf_counter",
+    "perf_counter_ns",
+    "process_time",
+    "process_time_ns",
+    "thread_time",
+    "thread_time_ns",
+    "clock_gettime",
+    "clock_gettime_ns",
+    "ctime",
+    "localtime",
+    "gmtime",
+    "strftime",
+    "asctime",
+)
+_TELLING = frozenset(id(getattr(time, name)) for name in _CLOCKS if hasattr(time, name)) | {id(os.urandom)}
+
+
+def tells_time(function: Any) -> bool:
+    """Whether a builtin function gives something else each time: the time, or random numbers of the system's."""
+    if id(function) in _TELLING:
+        return True
+    owner = getattr(function, "__self__", None)
+    names = ("now", "utcnow", "today")
+    return isinstance(owner, type) and issubclass(owner, datetime.date) and function.__name__ in names
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_MOST_HELD, _MOST_ELEMENTS = 16, 256
+"""Containers and objects that are looked into in each call, and what they hold: more are no settings."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What code read that is no part of the model. Asked in each call.
+
+    globals, classes: plain values. asked: functions with what they gave. held: containers and objects of globals and
+    classes, which may change without being others.
+    """
+
+    globals: Sequence[Entry]
+    classes: Sequence[tuple[type, str, Any]]
+    asked: Sequence[Asked]
+    held: Sequence[Held]
+
+    @classmethod
+    def of(
+        cls,
+        entries: Iterable[Entry],
+        kinds: Iterable[type],
+        names: AbstractSet[str],
+        asked: Sequence[Asked],
+        registered: Collection[int],
+    ) -> Beside:
+        """entries: globals that code names, at their places. kinds: classes of what it got at. names: of attributes
+        that it reads. registered: ids of the modules of the model."""
+        entries = list(entries)
+        classes = [entry for kind in kinds for entry in _read_of(kind, names)]
+        values = [value for _, _, value in (*entries, *classes) if not isinstance(value, (type, nn.Module, Tensor))]
+        try:
+            held = held_by(values, registered)
+        except TooMuch:
+            held = []
+        elements = sum(len(one.items or ()) + len(one.attributes or ()) for one in held)
+        is_much = len(held) > _MOST_HELD or elements > _MOST_ELEMENTS
+        if is_much or any(isinstance(one.value, nn.Module | Tensor) for one in held):
+            held = []
+        plain = [entry for entry in classes if _is_plain(entry[2])]
+        return cls([entry for entry in entries if _is_plain(entry[2])], plain, asked, held)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to look at."""
+        return not (self.globals or self.classes or self.asked or self.held)
+
+    def holds(self) -> bool:
+        return (
+            all(is_same(place.get(name), value) for place, name, value in self.globals)
+            and all(is_same(getattr(kind, name, None), value) for kind, name, value in self.classes)
+            and all(is_same(read(), value) for read, value in self.asked)
+            and not any(held.changed() for held in self.held)
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str, Any]]:
+    """The attributes of a class with these names that are no methods, and none of torch's."""
+    if type(kind).__getattribute__ is not type.__getattribute__:
+        return
+    found: set[str] = set()
+    for base in kind.__mro__:
+        for name in (vars(base).keys() & names) - found:
+            found.add(name)
+            value = vars(base)[name]
+            if not base.__module__.startswith("torch.") and not callable(value) and not hasattr(value, "__get__"):
+                yield kind, name, value

@@ -1,0 +1,311 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Code that asks for the class of a converted model: that equals the model's class, and where code goes by identity,
+nothing is exchanged that it would see."""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import functools
+import inspect
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer, graphs_of
+from torch import Tensor, nn
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.pruning import prune_
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.relu(self.first(x)))
+
+
+def _is_named(module: nn.Module) -> bool:
+    return type(module) is ByFunction
+
+
+class ByFunction(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if _is_named(self) else 1)
+
+
+class ByMethod(Net):
+    @property
+    def factor(self) -> int:
+        kind = type(self)
+        return 1 if kind is not ByMethod else 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.factor
+
+
+class InTraining(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * 2 if self.training and type(self) is InTraining else y
+
+
+class ByCell(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if type(self) is __class__ else 1)  # type: ignore[name-defined]
+
+
+class Super(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super(type(self), self).forward(x)  # type: ignore[no-any-return]
+
+
+class OfBase(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return type(self).__base__.forward(self, x)  # type: ignore[union-attr,no-any-return]
+
+
+class Reversed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if issubclass(Reversed, type(self)) else 1)
+
+
+def _doubles(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def doubling(self: nn.Module, *args: Any) -> Tensor:
+        return forward(self, *args) * (2 if type(self) is ByDecorator else 1)
+
+    return doubling
+
+
+class ByDecorator(Net):
+    @_doubles
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def _passes(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def passing(*args: Any) -> Tensor:
+        return forward(*args)
+
+    return passing
+
+
+class Plain(Net):
+    @_passes
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Decorated(Net):
+    @_passes
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if type(self) is Decorated else 1)
+
+
+class WithPlain(nn.Module):
+    """Not traced itself. The decorator's code is seen for another class before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.decorated = Plain(), Decorated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decorated(self.plain(x)) if bool(x.sum() < 1e6) else x
+
+
+class OfParts(nn.Module):
+    """Not traced itself: a part would be the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x) * (2 if bool(x.sum() < 1e6) and type(self.part) is Net else 1)
+
+
+class ByValue(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        kind = type(self)
+        found = kind == ByValue and kind in (ByValue,) and kind in {ByValue} and not kind != ByValue  # noqa: SIM202
+        return super().forward(x) * (2 if found else 1)
+
+
+FACTORS: dict[type, int] = {}
+
+
+class Found(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * FACTORS[type(self)]
+
+
+FACTORS[Found] = 2
+
+
+class Named(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is list:
+            x = x[0]
+        same = self.__class__ is Named and type(self).__name__ == "Named"
+        return super().forward(x) * (2 if same else 1)
+
+
+@functools.singledispatch
+def _scaled(module: object, x: Tensor) -> Tensor:
+    return x
+
+
+class Dispatched(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return _scaled(self, super().forward(x))
+
+
+@_scaled.register
+def _(module: Dispatched, x: Tensor) -> Tensor:
+    return x * 2
+
+
+def _pair(prefer: Prefer, kind: Callable[[], nn.Module]) -> tuple[Any, Any, Tensor, sk.Report]:
+    model, x = kind().eval(), torch.randn(4, 16)
+    prune_(model, "random", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH, LAYERS)
+    return model, dense, x, sk.convert(model, x)
+
+
+def _assert_same(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
+    """In both modes, with and without gradients: the graph serves one of the four."""
+    for training in (False, True):
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients):
+                results = [one.train(training)(x) for one in (model, dense)]
+            torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        (ByFunction, "_is_named"),
+        (ByMethod, "ByMethod.factor"),
+        (InTraining, "InTraining.forward"),
+        (ByCell, "ByCell.forward"),
+        (Super, "Super.forward"),
+        (OfBase, "OfBase.forward"),
+        (Reversed, "Reversed.forward"),
+        (ByDecorator, "ByDecorator.forward"),
+        (Decorated, "Decorated.forward"),
+        (OfParts, "OfParts.forward"),
+    ],
+)
+def test_no_graph_where_code_goes_by_identity(prefer: Prefer, kind: type[nn.Module], where: str) -> None:
+    model, dense, x, report = _pair(prefer, kind)
+    assert len(report.converted) == 2
+    assert not list(graphs_of(model))
+    assert any(f"{where} tells classes apart by identity" in note for note in report.notes), report.notes
+    _assert_same(model, dense, x)
+
+
+@pytest.mark.parametrize("kind", [ByValue, Found, Named, Dispatched])
+def test_a_graph_where_code_goes_by_value(prefer: Prefer, kind: type[nn.Module]) -> None:
+    model, dense, x, report = _pair(prefer, kind)
+    assert len(list(graphs_of(model))) == 1, report.notes
+    _assert_same(model, dense, x)
+
+
+def test_one_of_two_behind_a_decorator_goes_by_identity(prefer: Prefer) -> None:
+    model, dense, x, report = _pair(prefer, WithPlain)
+    assert [type(graph.module).__name__ for graph in graphs_of(model)] == ["Plain"]
+    assert any("Decorated.forward tells classes apart by identity" in note for note in report.notes), report.notes
+    _assert_same(model, dense, x)
+
+
+def test_layers_whose_class_is_compared_stay(prefer: Prefer) -> None:
+    class Compares(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x * 2 if self.training and type(self.last) in (nn.Conv2d, nn.Linear) else x
+
+    model, dense, x, report = _pair(prefer, Compares)
+    assert not report.converted
+    assert all("Compares.forward tells Linear from its subclasses" in row.reason for row in report.layers)
+    _assert_same(model, dense, x)
+
+
+class Meta(type):
+    pass
+
+
+def test_a_reason_that_is_true(prefer: Prefer) -> None:
+    class OfMeta(Net, metaclass=Meta):
+        pass
+
+    class Static(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+            type(self).forward = functools.partial(Static._forward, self.layer)
+
+        @staticmethod
+        def _forward(layer: nn.Module, x: Tensor) -> Tensor:
+            return layer(x).relu()
+
+    for kind, words in ((OfMeta, "its class has the metaclass Meta"), (Static, "its forward is no ordinary method")):
+        *_, report = _pair(prefer, kind)
+        assert any(words in note for note in report.notes), report.notes
+
+
+class Saved(Net):
+    pass
+
+
+def test_the_class_as_an_object(prefer: Prefer) -> None:
+    """It can be compared, looked up, pickled by reference, and asked for its source."""
+    model, _, x, _ = _pair(prefer, Saved)
+    kind = type(model)
+    assert kind is not Saved
+    assert kind == Saved
+    assert Saved == kind
+    assert kind not in (Net, nn.Linear, None)
+    assert {kind: 1} == {Saved: 1}
+    assert (kind.__name__, kind.__qualname__, kind.__module__) == ("Saved", "Saved", __name__)
+    assert inspect.getsource(kind) == inspect.getsource(Saved)
+    assert pickle.loads(pickle.dumps(kind)) is Saved
+    file = io.BytesIO()
+    torch.save({"class": kind, "state": model.state_dict()}, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=False)["class"] is Saved
+    derived = type("Derived", (kind,), {})
+    assert derived not in (kind, Saved)
+    model.__class__ = derived
+    with torch.no_grad():
+        before = model(x)
+        assert sk.convert(model, x).converted
+        torch.testing.assert_close(model(x), before)
+    sk.revert(model)
+    assert type(model) is derived
+
+
+def test_a_reducer_that_is_registered_for_the_class(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dense, x, _ = _pair(prefer, Saved)
+    monkeypatch.setitem(copyreg.dispatch_table, Saved, lambda module: (_rebuilt, (module.state_dict(),)))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other) is Saved
+        assert type(other.first) is nn.Linear
+        torch.testing.assert_close(other(x), dense(x))
+
+
+def _rebuilt(state: dict[str, Tensor]) -> Saved:
+    model = Saved().eval()
+    model.load_state_dict(state)
+    return model
