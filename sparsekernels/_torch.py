@@ -3,8 +3,8 @@
 """The private APIs of torch that this package uses: check these first when torch is upgraded.
 
 Names are here, for all others to import; attributes of modules and tensors, which are read where they are needed, are
-listed in `ATTRIBUTES`. tests/test_torch.py finds what is used and not here. What the operations use was checked with
-torch 2.10.0, 2.13 and 2.14.1, the rest with 2.13; tests/legs.sh runs that test on the oldest torch and the newest.
+listed in `ATTRIBUTES`. tests/test_torch.py finds what is used and not here. Checked with torch 2.10.0, 2.13 and 2.14.1:
+tests/legs.sh runs that test, and those of what uses them, on the oldest torch and the newest.
 """
 
 from __future__ import annotations

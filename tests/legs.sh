@@ -65,10 +65,10 @@ smoke() { (cd / && "$python" "$root/tests/build/wheel_smoke.py"); }
 tests_of_what_is_installed() { # a copy of the tests, so that the checkout's package is not the one they import
   local copy=$work/tests-$1
   rm -rf "$copy" && mkdir -p "$copy" && cp -r tests pyproject.toml "$copy" && cd "$copy" || exit 1
-  "$python" -m pytest -q -p no:cacheprovider ${PYTEST_ARGS:-} "${kernels[@]}"
+  "$python" -m pytest -q -p no:cacheprovider ${PYTEST_ARGS:-} "${kernels[@]}" tests/conversion
 }
 
-test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safetensors>=0.4" "numpy<2.4")
+test_requirements=("pytest>=8" "pytest-benchmark>=4" "hypothesis>=6.100" "safetensors>=0.4" "numpy<2.4" "rich>=13")
 
 leg_avx2() { forced avx2; }
 leg_portable() { forced portable; }

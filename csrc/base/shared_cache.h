@@ -19,60 +19,72 @@
 
 namespace sparsekernels {
 
-// In bytes. Up to `kept` every value is kept; from there up to `used`, only values that are requested again.
+// In bytes. Up to `kept` every value is kept; from there up to `used`, only values that are requested again. `recent`,
+// beside those, is for the values that were requested once, the last ones: a second request finds them.
 struct CacheLimits {
-  size_t kept, used;
+  size_t kept, used, recent = 0;
 };
 
 class SharedCache {
  public:
   explicit SharedCache(CacheLimits limits) : limits_(limits) {}
 
-  std::shared_ptr<const void> find(const Hash128& hash) {
-    const std::lock_guard<ForkSafeMutex> lock(mutex_);
-    ++clock_;
-    const auto found = places_.find(hash);
-    if (found == places_.end()) return nullptr;
-    found->second->used = clock_;
-    entries_.splice(entries_.begin(), entries_, found->second);
-    return found->second->value;
-  }
-
   // Beyond the first limit, values are kept when they are asked for a second time, and what was not used between the
   // two makes room. Where more patterns are in rotation than there is room for, all are used in between: none evicts
-  // the one that is needed next.
-  void insert(const Hash128& hash, std::shared_ptr<const void> value, size_t bytes) {
+  // the one that is needed next. A large value may need the room of very many small ones, whose destruction would take
+  // longer than the call: each request drops some of them, and the value is a recent one meanwhile.
+  std::shared_ptr<const void> find(const Hash128& hash) {
     std::list<Entry> dropped;  // destroyed after the lock is released
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    ++clock_;
+    const auto place = places_.find(hash);
+    if (place == places_.end()) return nullptr;
+    const std::list<Entry>::iterator found = place->second;
+    std::list<Entry>& from = found->is_recent ? recent_ : entries_;
+    constexpr size_t kMostDropped = 128;
+    if (found->is_recent && make_room(found->bytes, found->used, kMostDropped, dropped)) {
+      found->is_recent = false;
+      recent_bytes_ -= found->bytes;
+      bytes_ += found->bytes;
+    }
+    std::list<Entry>& to = found->is_recent ? recent_ : entries_;
+    found->used = clock_;
+    to.splice(to.begin(), from, found);
+    return found->value;
+  }
+
+  // Drops all that make room at once: its caller has made the value, which takes longer.
+  void insert(const Hash128& hash, std::shared_ptr<const void> value, size_t bytes) {
+    std::list<Entry> dropped;
     Asked forgotten;
     std::list<Entry> added;
-    added.push_back({hash, std::move(value), bytes, 0});
+    added.push_back({hash, std::move(value), bytes, 0, false});
     const std::lock_guard<ForkSafeMutex> lock(mutex_);
-    if (bytes_ + bytes > limits_.kept) {
-      const auto asked = asked_.find(hash);
-      if (asked == asked_.end()) {
-        constexpr size_t kMostAsked = 1 << 14;
-        if (asked_.size() == kMostAsked) asked_.swap(forgotten);
-        asked_.emplace(hash, clock_);
-        return;
-      }
-      while (bytes_ + bytes > limits_.kept && !entries_.empty() && entries_.back().used <= asked->second) {
-        places_.erase(entries_.back().hash);
-        bytes_ -= entries_.back().bytes;
-        dropped.splice(dropped.begin(), entries_, std::prev(entries_.end()));
-      }
-      asked->second = clock_;
-      if (bytes_ + bytes > limits_.used) return;
-      asked_.erase(asked);
-    }
     if (!places_.emplace(hash, added.begin()).second) return;
-    added.front().used = clock_;
-    entries_.splice(entries_.begin(), added);
-    bytes_ += bytes;
+    Entry& entry = added.front();
+    entry.used = clock_;
+    const auto asked = asked_.find(hash);
+    const bool is_kept = bytes_ + bytes <= limits_.kept ||
+                         (asked != asked_.end() && make_room(bytes, asked->second, entries_.size(), dropped));
+    if (asked != asked_.end()) asked_.erase(asked);
+    entry.is_recent = !is_kept;
+    std::list<Entry>& to = is_kept ? entries_ : recent_;
+    (is_kept ? bytes_ : recent_bytes_) += bytes;
+    to.splice(to.begin(), added);
+    const bool is_too_large = !is_kept && bytes > limits_.recent;  // drives out nothing
+    while (recent_bytes_ > limits_.recent) {
+      const auto last = is_too_large ? recent_.begin() : std::prev(recent_.end());
+      constexpr size_t kMostAsked = 1 << 14;
+      if (asked_.size() == kMostAsked) asked_.swap(forgotten);
+      asked_[last->hash] = last->used;
+      recent_bytes_ -= last->bytes;
+      drop(recent_, last, dropped);
+    }
   }
 
   size_t bytes() {
     const std::lock_guard<ForkSafeMutex> lock(mutex_);
-    return bytes_;
+    return bytes_ + recent_bytes_;
   }
 
  private:
@@ -81,19 +93,37 @@ class SharedCache {
     std::shared_ptr<const void> value;
     size_t bytes;
     uint64_t used;
+    bool is_recent;  // which of the two lists has it
   };
   struct First {
     size_t operator()(const Hash128& hash) const { return static_cast<size_t>(hash.low); }
   };
   using Asked = std::unordered_map<Hash128, uint64_t, First>;
 
+  void drop(std::list<Entry>& from, std::list<Entry>::iterator entry, std::list<Entry>& dropped) {
+    places_.erase(entry->hash);
+    dropped.splice(dropped.begin(), from, entry);
+  }
+
+  // Whether there is room for these bytes among what is kept, without the first `most` that were not used after
+  // `since`.
+  bool make_room(size_t bytes, uint64_t since, size_t most, std::list<Entry>& dropped) {
+    if (bytes > limits_.used) return false;
+    for (; bytes_ + bytes > limits_.kept && !entries_.empty() && entries_.back().used <= since; --most) {
+      if (most == 0) return false;
+      bytes_ -= entries_.back().bytes;
+      drop(entries_, std::prev(entries_.end()), dropped);
+    }
+    return bytes_ + bytes <= limits_.used;
+  }
+
   const CacheLimits limits_;
   ForkSafeMutex mutex_;
-  std::list<Entry> entries_;  // the one used last comes first
+  std::list<Entry> entries_, recent_;  // the one used last comes first
   std::unordered_map<Hash128, std::list<Entry>::iterator, First> places_;
   Asked asked_;  // and not kept: when that was
   uint64_t clock_ = 0;
-  size_t bytes_ = 0;
+  size_t bytes_ = 0, recent_bytes_ = 0;
 };
 
 }  // namespace sparsekernels

@@ -40,6 +40,7 @@ from .leftovers import is_forward_of_nncf, zeros_elsewhere
 from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
 from .modes import Inference, Mode, Offer, Training
 from .modules import is_ordinary
+from .norm_decide import NormDecisions, decide_norms, kinds_of, norms_beside
 from .progress import Progress
 from .report import DENSE, ExampleReport, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, admit_subclasses
@@ -94,6 +95,7 @@ class Attempt:
                 self._calls.setdefault(module, []).extend(calls)
         self._facts: list[Fact] = []
         self._traces: dict[int, Trace] = {}
+        self._norms = NormDecisions()
         self._compared = ComparedClasses(model.modules())
         for layer in layers:
             where = self._compared.at_all(type(layer.module))
@@ -150,12 +152,15 @@ class Attempt:
         given = self._given
         with on_one_thread():
             wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
-        self._pace.at("tracing")
-        with on_one_thread():
             traced = wanted | self._before_zero_scales()
+        if wanted:
+            self._decide_norms()
+        self._pace.at("tracing")
+        with on_one_thread(), Conversion([], [], self._norms.norms).installed():  # which a graph then calls
             regions = self._regions(traced) if traced else []
         if not wanted and not any(_drops(region.graph) for region in regions):
             self._facts += self._why_nothing()
+            self._facts += norms_beside(self._model, self._pace)
             measured = Measured(0)
             rows = [decide(layer, given[layer.name], self._mode, False, (), measured).row for layer in self._layers]
             return self._report(rows)
@@ -175,6 +180,8 @@ class Attempt:
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
         if not swaps and not any(_drops(region.graph) for region in regions):
+            regions = []
+        if not swaps and not regions and not self._norms.norms:
             if not any(row.ground is Ground.LIMIT for row in rows):
                 self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
             return self._report(rows)
@@ -182,6 +189,35 @@ class Attempt:
         if not offers:  # the notes say why
             return self._report([_unchanged(row) for row in rows])
         return self._install_fastest(rows, offers, in_chains)
+
+    def _decide_norms(self) -> None:
+        self._norms = decide_norms(self._model, self._examples, self._mode, self._compared, self._pace)
+        self._facts += self._norms.facts
+        if self._norms.untimed:
+            self._unmeasured.append(f"{self._norms.untimed} norms")
+
+    def _check_norms(self) -> None:
+        """Where the model, with nothing but its norms exchanged, gives something else or raises, they stay."""
+        norms = self._norms.norms
+        if not norms:
+            return
+        self._pace.at("checking results with other norms")
+        kinds, found = kinds_of([norm for norm, _ in norms]), None
+        if self._pace.stop(2 * sum(mode.seconds for mode in self._modes)):
+            self._unmeasured.append(f"{len(norms)} norms")
+            self._norms = NormDecisions()
+            return
+        for mode in self._modes:
+            try:
+                actual = mode.passed(Conversion([], [], norms))
+                if not mode.agrees_entirely(actual):
+                    found = Note.NORMS_OTHER_RESULTS.of(kinds=kinds, by=mode.differs_by(actual))
+            except Exception as error:  # code that looks at what a norm is
+                found = Note.NORMS_RAISED.of(kinds=kinds, error=first_line(error))
+            if found is not None:
+                self._facts.append(found)
+                self._norms = NormDecisions()
+                return
 
     def _decide(self, fused: set[int]) -> Mapping[str, Decision]:
         """What each layer becomes. Where time is limited, what promises most is measured first, and longest."""
@@ -300,14 +336,19 @@ class Attempt:
         mode = self._mode
         for one in self._modes:
             one.start()
+        self._check_norms()
+        norms = self._norms.norms
         offers: list[Offer] = []
         ways = list(mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None))
+        if norms and all(offer.way is not Way.LAYERS for offer in ways):
+            ways.append(Offer(Way.LAYERS, Conversion([], [])))
+        ways = [replace(offer, conversion=replace(offer.conversion, norms=norms)) for offer in ways]
         if self._pace.limited and mode.first is None:  # the fastest as a rule is not to be left out
             ways.sort(key=lambda offer: offer.way is not Way.CHAINS)
         for done, offer in enumerate(ways):
             self._pace.at("checking results", done, len(ways))
             if self._pace.stop(2 * self._pass_seconds if offers else 0.0):  # a check, and a pass that is timed
-                self._unmeasured += [f"running as {offer.way.words}" for offer in ways[done:]]
+                self._unmeasured += [f"the whole model running as {offer.way.words}" for offer in ways[done:]]
                 break
             expected = [one.expected for one in self._modes]
             agrees = self._agrees(offer, offers)
@@ -384,6 +425,8 @@ class Attempt:
             else:
                 named = not {way.value for way in Way}.isdisjoint(times.order)
                 self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
+            if self._norms.runs is not None and self._norms.runs.kind is Note.NORMS:
+                self._note(Note.NORMS_ALONE, **self._norms.runs.operands)
             return self._report([_unchanged(row) for row in rows])
         graphs = best.conversion.graphs
         if times.measured and not graphs and any(offer.conversion.graphs for offer in offers):
@@ -392,6 +435,8 @@ class Attempt:
             if best.way in (Way.CHAINS, Way.CHAINS_OF_ALL):
                 self._note(Note.CHAINS)
             self._facts += self._mode.fused(graphs)
+        if self._norms.runs is not None:
+            self._facts.append(self._norms.runs)
         installed = best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
@@ -432,7 +477,7 @@ class Attempt:
         times = AllTimes(tuple(Times({**one.rounds, before: [mode.seconds]}) for one, mode in pairs))
         if not any(times.slowest(way, before)[1] >= _CERTAIN_BY_ONE for way in others):
             return None
-        self._unmeasured.append("the model as it was, whose time is that of one run")
+        self._unmeasured.append("the model as it was (its time is that of one run)")
         return times
 
     def _times_of_each(self, times: AllTimes, way: str, before: str) -> tuple[ExampleReport, ...]:

@@ -55,8 +55,9 @@ def convert(
     a graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
     serves calls without gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the
     layers run one by one. In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
-    dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. Where the
-    whole model is not faster in the end, it is left unchanged. Threads are torch's (`torch.set_num_threads`); measuring
+    dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. The
+    RMSNorms of such a model run as `rms_norm` where that gives the same, faster (see `replace_norms`). Where the whole
+    model is not faster in the end, it is left unchanged. Threads are torch's (`torch.set_num_threads`); measuring
     takes from a second to half a minute, in training mode up to a minute; Ctrl-C leaves the model as it was.
 
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.

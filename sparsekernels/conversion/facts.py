@@ -145,7 +145,7 @@ class LayerObstacle(_Sentence):
     NO_ZEROS = "it has no zeros"
     FEW_ZEROS = "too few zeros: with less than {least:.0%} a layer is not measured"
     CLASS_COMPARED = "{where} tells {kind} from its subclasses, and what replaces it is one"
-    NOT_CALLED = "the model did not call it with this input, or only from compiled code"
+    NOT_CALLED = "the model did not call it with this input (calls in compiled code are not seen)"
     LEFT_OUT = "chance left it out: the model draws random numbers, and did not call it in {passes} passes"
 
 
@@ -204,7 +204,7 @@ class Note(_Sentence):
         " disturbed."
     )
     LIMIT = (
-        "The limit max_seconds={seconds:g} was met: fewer rounds than otherwise were measured. Left unmeasured:"
+        "The limit max_seconds={seconds:g} was reached, so less was measured than otherwise. Not measured:"
         " {unmeasured}."
     )
     CHANNELS_LAST = (
@@ -246,4 +246,18 @@ class Note(_Sentence):
         "Scales of zero, whose channels are the same everywhere: {norms}. In evaluation mode, a graph leaves out such"
         " channels where convolutions and linear layers alone read them."
     )
+    NORMS = "RMSNorms run as sparsekernels.rms_norm, {gain:.2f}x as fast: {kinds}."
+    NORMS_PREFERRED = "RMSNorms run as sparsekernels.rms_norm, as sparsekernels.testing.prefer decides: {kinds}."
+    NORMS_NOT_FASTER = "RMSNorms stay as they are, as sparsekernels.rms_norm they would be {gain:.2f}x{where}: {kinds}."
+    NORMS_ALONE = (
+        "RMSNorms stay as they are with the whole model; alone, as sparsekernels.rms_norm they would be {gain:.2f}x:"
+        " {kinds}."
+    )
+    NORMS_STAY = "RMSNorms stay as they are ({kinds}): {reason}."
+    NORMS_OTHER_RESULTS = (
+        "RMSNorms stay as they are ({kinds}): as sparsekernels.rms_norm, the model's results differed from the original"
+        " model's{by}."
+    )
+    NORMS_RAISED = "RMSNorms stay as they are ({kinds}): as sparsekernels.rms_norm, the model raised {error}."
+    NORMS_BESIDE = "sparsekernels.replace_norms(model) lets RMSNorms run as sparsekernels.rms_norm: {kinds}."
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from ..nn.replacement import Origin, Replacement, share_attributes, share_option
 from .graph.attach import Recipe, attach, attached, detach, graph_of
 from .graph.base import Graph
 from .modules import has_hooks
+from .norm_call import RMSNormCall
 from .structure import Structure
 
 
@@ -63,7 +64,7 @@ class Swap:
 
 @dataclass
 class _Placed:
-    """A graph that hangs on a module, by its recipe."""
+    """A graph that hangs on a module, or what a norm runs as, by its recipe."""
 
     module: _Weakly
     recipe: Recipe
@@ -102,17 +103,19 @@ class Installed:
                 yield module, graph
 
     def has_graph(self, module: nn.Module) -> bool:
-        """Whether the graph that hangs on `module` is one of these."""
+        """Whether what hangs on `module`, a graph or what a norm runs as, is one of these."""
         recipe = attached(module)
         return recipe is not None and any(placed.recipe is recipe for placed in self.graphs)
 
 
 @dataclass
 class Conversion:
-    """What can be done to a model: layers that are exchanged, modules that run as a graph."""
+    """What can be done to a model: layers that are exchanged, modules that run as a graph, norms that run as
+    `rms_norm`."""
 
     swaps: list[Swap]
     graphs: list[Graph]
+    norms: list[tuple[nn.Module, RMSNormCall]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -128,9 +131,12 @@ class Conversion:
         for swap in self.swaps:
             share_attributes(swap.original, swap.replacement)
             swap.exchange(swap.original, swap.replacement)
+        for norm, call in self.norms:
+            attach(norm, call.recipe, call)
         for graph in self.graphs:
             attach(graph.module, graph.recipe, graph)
-        placed = [_Placed(_Weakly(graph.module), graph.recipe) for graph in self.graphs]
+        placed = [_Placed(_Weakly(norm), call.recipe) for norm, call in self.norms]
+        placed += [_Placed(_Weakly(graph.module), graph.recipe) for graph in self.graphs]
         return Installed([_Weakly(swap.replacement) for swap in self.swaps], placed)
 
     def uninstall(self) -> None:
@@ -138,6 +144,9 @@ class Conversion:
         for graph in self.graphs:
             if attached(graph.module) is graph.recipe:
                 detach(graph.module)
+        for norm, call in self.norms:
+            if attached(norm) is call.recipe:
+                detach(norm)
         for swap in self.swaps:
             swap.exchange(swap.replacement, swap.original)
 
@@ -181,6 +190,8 @@ def _what_was_given(layer: Replacement) -> tuple[str, str] | None:
             return f"a {name} that is no parameter", f"layer.{name} = torch.nn.Parameter(...)"
     if has_hooks(layer):
         return "hooks", "handle.remove()"
+    if "forward" in vars(layer):
+        return "a forward of its own", "del layer.forward"
     assert layer.origin is not None
     kinds = ("_parameters", "_buffers", "_modules")
     if any(getattr(layer, kind).keys() - layer.origin.names(kind) for kind in kinds):

@@ -117,6 +117,9 @@ class AllTimes:
 _preferred: tuple[str, ...] | None = None
 """What takes the place of the clock: the first of these that is there is the fastest."""
 
+NORMS = "norms"
+"""The name by which `preferred` knows that norms run as `rms_norm`."""
+
 _SAME = {Way.GRAPH.value: (Way.GRAPH.value, Way.GRAPH_IN_INPUT_LAYOUT.value)}
 """Names that stand for several."""
 
@@ -128,7 +131,7 @@ def preferable() -> tuple[str, ...]:
     """
     stood_for = [name for several in _SAME.values() for name in several if name not in _SAME]
     ways = [way.value for way in Way if way not in (Way.BEFORE, Way.CHAINS_OF_ALL)]
-    return (*decisions(), *(name for name in ways if name not in stood_for))
+    return (*decisions(), NORMS, *(name for name in ways if name not in stood_for))
 
 
 def is_preferable(name: str) -> bool:
@@ -139,6 +142,11 @@ def is_preferable(name: str) -> bool:
 def prefers() -> bool:
     """Whether a preference takes the place of the clock."""
     return _preferred is not None
+
+
+def rules_out(name: str) -> bool:
+    """Whether a preference takes the place of the clock, and does not name it."""
+    return _preferred is not None and name not in _preferred
 
 
 @contextlib.contextmanager

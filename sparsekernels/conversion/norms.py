@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,11 @@ from torch.nn.utils import parametrize
 from ..checks import DTYPES
 from ..nn.norm import RMSNorm
 from .graph.attach import attach, attached, detach, has_method, may_derive, own_class
+from .graph.untraceable import first_line
 from .norm_call import RMSNormCall, is_plain_value, norm_call_of
 from .norm_probe import epsilons, is_torchs, recognized
+from .watch.reach import Reach
+from .watch.snapshot import unchanged
 from .watch.state import attributes_of
 
 
@@ -82,6 +86,7 @@ def replace_norms(model: nn.Module) -> NormsReport:
     by 1 + weight becomes one with `unit_offset`. The modules are the same objects, of their class, with their
     parameters, attributes and hooks. Where one has changed since, as by another epsilon, its own code runs until
     `replace_norms` is called again; so it does under autocast, torch.compile and torch.func. `revert` ends it.
+    `convert` does the same with the norms of a pruned model that are faster so.
 
     Args:
         model: Any module.
@@ -96,36 +101,59 @@ def replace_norms(model: nn.Module) -> NormsReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_norms: expected model to be a torch.nn.Module, got {type(model).__name__}")
     rows: list[NormReport] = []
-    found = norms_of(model)
-    for norm in found:
-        options = norm.verdict if isinstance(norm.verdict, dict) else {}
-        reason = norm.verdict if isinstance(norm.verdict, str) else ""
-        rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))
-    for norm in found:
+    calls: list[tuple[Norm, RMSNormCall | None]] = []
+    reach = Reach(model.modules())
+    try:
+        with unchanged(model), reach.watched():  # whatever their code does while it is looked at
+            for norm, call, reason in _judged(model):
+                options = norm.verdict if call is not None and isinstance(norm.verdict, dict) else {}
+                rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))
+                calls.append((norm, call))
+    finally:
+        reach.put_back()
+    for norm, call in calls:
         if norm_call_of(norm.module) is not None:
             detach(norm.module)
-        if isinstance(norm.verdict, dict):
-            call = RMSNormCall.of(norm.module, norm.verdict)
+        if call is not None:
             attach(norm.module, call.recipe, call)
     return NormsReport(tuple(rows))
+
+
+def _judged(model: nn.Module) -> Iterator[tuple[Norm, RMSNormCall | None, str]]:
+    """Each norm with what it can run as, or why there is none."""
+    reasons: dict[object, str] = {}
+    for norm in norms_of(model):
+        if not isinstance(norm.verdict, dict):
+            yield norm, None, norm.verdict or ""
+            continue
+        call = RMSNormCall.of(norm.module, norm.verdict)
+        if norm.key not in reasons:
+            reasons[norm.key] = obstacle_in_code(norm.module, call, _inputs_of(norm.module)) or ""
+        reason = reasons[norm.key]
+        yield norm, None if reason else call, reason
 
 
 @dataclass(frozen=True)
 class Norm:
     """A module that is an RMSNorm, or looks like one; its name in the model; and what was found.
 
-    verdict: the options of the `RMSNorm` that computes the same, else why there is none.
+    verdict: the options of the `RMSNorm` that computes the same, else why there is none; None where there was no time.
+    key: those that agree in it compute the same; None where nobody asked.
     """
 
     name: str
     module: nn.Module
-    verdict: dict[str, Any] | str
+    verdict: dict[str, Any] | str | None
+    key: object = None
 
 
-def norms_of(model: nn.Module) -> list[Norm]:
-    """All but those that run as `rms_norm` already, and still may."""
+def norms_of(model: nn.Module, stop: Callable[[], bool] = bool) -> list[Norm]:
+    """All but those that run as `rms_norm` already, and still may.
+
+    stop: whether there is no time to find out what another kind of them computes.
+    """
     found: list[Norm] = []
-    verdicts: dict[object, dict[str, Any] | str] = {}
+    verdicts: dict[object, dict[str, Any] | str | None] = {}
     for name, module in model.named_modules():
         if not _looks_like_one(module):
             continue
@@ -136,8 +164,8 @@ def norms_of(model: nn.Module) -> list[Norm]:
         if reason is None:
             key = _key(module)
             if key not in verdicts:
-                verdicts[key] = recognized(module)
-            found.append(Norm(name, module, verdicts[key]))
+                verdicts[key] = None if stop() else recognized(module)
+            found.append(Norm(name, module, verdicts[key], key))
         else:
             found.append(Norm(name, module, reason))
     return found
@@ -151,11 +179,42 @@ def restore_norms(model: nn.Module) -> None:
             detach(module)
 
 
+def obstacle_in_code(module: nn.Module, call: RMSNormCall, inputs: Iterable[Tensor]) -> str | None:
+    """Where the module's code gets at more than the module, `call` would neither follow that nor leave anything."""
+    reach = Reach([module])
+    try:
+        with torch.no_grad(), reach.watched():
+            for input in inputs:
+                module.forward(input)
+        if not reach.beside().is_empty:
+            return "its code reads globals or states of the process"
+        if reach.changed() or not call.holds():
+            return "its code changes something beside its result"
+    except Exception as error:  # on random numbers, which may be none that it takes
+        return f"its code raised {first_line(error)}"
+    finally:
+        reach.put_back()
+    return None
+
+
+def _inputs_of(module: nn.Module) -> list[Tensor]:
+    """What a norm that was recognized can be called with."""
+    tensors = [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
+    shape = tensors[0].shape if tensors else getattr(module, "normalized_shape", (8,))
+    like: dict[str, Any] = {"dtype": tensors[0].dtype, "device": tensors[0].device} if tensors else {}
+    return [torch.ones((2, *shape), **like), torch.ones((2, 3, *shape), **like)]
+
+
+def is_named_one(module: nn.Module) -> bool:
+    """Whether its class is named an RMSNorm."""
+    return "rmsnorm" in type(module).__name__.lower().replace("_", "")
+
+
 def _looks_like_one(module: nn.Module) -> bool:
     """Whether it is named as one, or has what one needs; torch's other modules are known not to be one."""
     if isinstance(module, RMSNorm | torch.jit.ScriptModule):
         return False
-    if "rmsnorm" in type(module).__name__.lower().replace("_", ""):
+    if is_named_one(module):
         return True
     if type(module).__module__.startswith("torch.") or module._modules or not epsilons(module):
         return False

@@ -91,7 +91,8 @@ class LayerReport:
             outputs, inputs = self.omitted
             reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
         if self.dense_rows:
-            reason += f"; {DENSE} for {_ranges(self.dense_rows)} rows"
+            ranges = _ranges(self.dense_rows)
+            reason += f"; {DENSE} for {ranges} row{'' if ranges == '1' else 's'}"
         if self.also:
             reason += f"; it is {' and '.join(self.also)} as well"
         return reason

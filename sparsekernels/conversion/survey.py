@@ -26,6 +26,7 @@ from .subclasses import has_own_forward_only, recorded
 from .watch.generators import Generators
 from .watch.reach import Reach
 from .watch.snapshot import Snapshot
+from .watch.state import TooMuch, attributes_of, held_by
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses where they do no more than cast and pad before."""
@@ -122,6 +123,7 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
         if len(names[id(module)]) == 1:
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(name)
+    attributes = _in_attributes(model)
     masked = masked_by_nncf(model)
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     encoders = [name for name, module in model.named_modules() if _has_fast_path(module)]
@@ -129,6 +131,8 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
     for name, module in model.named_modules():
         if isinstance(module, KINDS):
             several = tuple(names[id(module)]) if len(places[id(module)]) > 1 else ()
+            if id(module) in attributes:
+                several = (*names[id(module)], *attributes[id(module)])
             of_kind = _obstacle_of_kind(module)
             obstacle = of_kind or _obstacle(name, module, several, owners)
             if obstacle is None and any(_is_within(name, other) for other in scripted):
@@ -143,6 +147,19 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
         elif (foreign := obstacle_of_foreign(module)) is not None:
             result.append(Layer(name, module, foreign, tuple(names[id(module)][1:])))
     return result
+
+
+def _in_attributes(model: torch.nn.Module) -> dict[int, list[str]]:
+    """The layers that the model can get at by an attribute as well, as by a list of them: nobody exchanges them there.
+    By id, with the names of the attributes."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for attribute, value in attributes_of(module).items():
+            with contextlib.suppress(TooMuch):  # then no graph serves the model either
+                for held in held_by([value], ()):
+                    if isinstance(held.value, KINDS):
+                        found.setdefault(id(held.value), []).append(f"{name}.{attribute}".lstrip("."))
+    return found
 
 
 def _name_of(kind: type) -> str:

@@ -216,6 +216,8 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None) -> Tensor:
+    if guard is not None and bias is not None and bias.shape != kept.shape[:1]:  # torch may broadcast it
+        raise Outside
     if guard is not None and input.layout is not torch.strided and is_for_torch(input):
         raise Outside
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
@@ -306,6 +308,8 @@ Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None, convolution: Convolution
 ) -> Tensor:
+    if guard is not None and bias is not None and bias.shape != kept.shape[:1]:  # torch may broadcast it
+        raise Outside
     if guard is not None and input.layout is not torch.strided and is_for_torch(input):
         raise Outside
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._torch import are_functorch_transforms_active
 from ..dispatch import is_special
 from ..formats import SparseFormat
-from ..ops.sparse_conv2d.outside import Guard, is_for_torch
+from ..ops.sparse_conv2d.outside import Guard
 
 
 class Origin:
@@ -115,9 +115,9 @@ class Replacement(torch.nn.Module):
     def _dense_weight(self, input: Tensor, weight: Any) -> Any:
         """What torch's product multiplies by where ours does not serve: nonzeros that are left out count, and are told.
 
-        Where it is for the input alone, what is left out has no gradient, as ever.
+        Where it is for the input or the bias alone, what is left out has no gradient, as ever.
         """
-        if is_for_torch(input) and self._guard.outside(self.places, weight) == 0:
+        if not are_functorch_transforms_active() and self._guard.outside(self.places, weight) == 0:
             return torch.where(self.places.mask, weight, 0)
         self._begin_dense(input, weight)
         return weight
@@ -133,9 +133,10 @@ class Replacement(torch.nn.Module):
         guard.warned = True
         count = -1 if are_functorch_transforms_active() else self._outside_of(weight)
         what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
+        again = "" if self.path is None else "Convert the model again if they are meant (a merged adapter); "
         warnings.warn(
             f"{name}: {what} that it would leave out are not zero, so it computes with the whole weight, as the dense"
-            f" layer does. {self._remedy}",
+            f" layer does. {again}{self._remedy}",
             stacklevel=5,
         )
 

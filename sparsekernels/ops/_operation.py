@@ -261,7 +261,7 @@ class Operator:
         weight = None if self._weight is None else arguments[self._weight]
         plain = dispatch.forced is None and by_torch is None
         if plain and compiling and differentiable and operation.automatic(arguments[0], weight) is operation.compiled:
-            return self.overload(*self._to_schema(*arguments))
+            return self.as_operator(*arguments)
         arguments = self.cast(*arguments)
         if self._validate is not None:
             self._validate(*arguments)
@@ -273,12 +273,16 @@ class Operator:
             return self.on(kernels, *arguments)
         return self.function.forward(*arguments, kernels)
 
+    def as_operator(self, *arguments: Any) -> Any:
+        """A call as one operator, which knows its gradients: for what records operators."""
+        return self.overload(*self._to_schema(*arguments))
+
     def on(self, kernels: Any, *arguments: Any) -> Any:
         """On the kernels of a call, differentiable where that is asked for (create_graph=True): for backward passes."""
         if not torch.is_grad_enabled():
             return self.function.forward(*arguments, kernels)
         if kernels is self.operation.compiled and torch.compiler.is_compiling():
-            return self.overload(*self._to_schema(*arguments))
+            return self.as_operator(*arguments)
         return self.function.apply(*arguments, kernels)
 
     def cast(self, *arguments: Any) -> Arguments:

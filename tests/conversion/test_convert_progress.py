@@ -219,7 +219,7 @@ def test_time_that_is_short_at_the_end(monkeypatch: pytest.MonkeyPatch, clock: P
     monkeypatch.setattr(Progress, "stop", lambda self, reserve=0.0: genuine(self, 0.0 if reserve == 0.0 else 1e9))
     report = sk.convert(model, x, max_seconds=600)
     assert report.converted
-    assert "Left unmeasured:" in " ".join(report.notes)
+    assert "Not measured:" in " ".join(report.notes)
 
 
 def _in_time(function: Callable[..., Any]) -> Callable[..., Any]:

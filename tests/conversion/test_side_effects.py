@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -317,3 +318,39 @@ def test_other_threads_run_models_while_one_is_traced(prefer: Prefer, profiler: 
     assert not errors
     if sys.version_info < (3, 12):  # later ones are not seen here
         assert active is profiler
+
+
+def test_a_package_that_is_imported_in_the_first_call(
+    prefer: Prefer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own code runs while it is being imported, and looks for names that come later."""
+    package = tmp_path / "imported_late"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import core\ncore.start()\nKind = core.Kind\nSTARTED = True\n")
+    (package / "core.py").write_text(
+        "import sys\nimport imported_late\nclass Kind: pass\n"
+        "def start():\n    imported_late.LOG = [getattr(imported_late, 'Kind', None), imported_late.STARTED]"
+        " if hasattr(imported_late, 'STARTED') else []\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            import imported_late  # type: ignore[import-not-found]
+
+            result: Tensor = self.layer(x) * len(imported_late.__name__)
+            return result
+
+    model, x = Lazy().eval(), torch.randn(2, 8)
+    pruned(model)
+    prefer(FINE, LAYERS)
+    sk.convert(model, x)
+    late = sys.modules.pop("imported_late")
+    sys.modules.pop("imported_late.core")
+    assert late.Kind is late.core.Kind
+    assert late.STARTED
+    assert late.LOG == []

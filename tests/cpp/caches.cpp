@@ -73,6 +73,43 @@ void check_eviction_time() {
   for (uint64_t i = 0; i <= kSmall; ++i) CHECK_EQUAL(use(cache, i, 1), i >= kSmall / 2);
 }
 
+// What was requested once is there for the second request, within a limit of its own, and then makes room for itself;
+// a bounded number of others is dropped at a time.
+void check_recent() {
+  {
+    SharedCache cache({100, 100, 30});
+    for (uint64_t i = 0; i < 10; ++i) CHECK(!use(cache, i));
+    for (uint64_t i = 10; i < 14; ++i) CHECK(!use(cache, i));  // the fourth drives out the first
+    CHECK_EQUAL(cache.bytes(), size_t{130});
+    CHECK(!use(cache, 14, 31));                               // too large: drives out nothing
+    for (uint64_t i = 11; i < 14; ++i) CHECK(use(cache, i));  // kept from here on, in place of 0, 1 and 2
+    CHECK_EQUAL(cache.bytes(), size_t{100});
+    CHECK(!use(cache, 10));  // its second request: in place of 3
+    CHECK(!use(cache, 0));
+    CHECK_EQUAL(cache.bytes(), size_t{110});
+    for (uint64_t i = 4; i < 14; ++i) CHECK(use(cache, i));
+    CHECK(use(cache, 0));  // all others were used between its requests
+    for (uint64_t i = 4; i < 14; ++i) CHECK(use(cache, i));
+    CHECK_EQUAL(cache.bytes(), size_t{110});
+    CHECK(!use(cache, 14, 31));
+    CHECK_EQUAL(cache.bytes(), size_t{110});
+  }
+  {
+    constexpr uint64_t kSmall = 60000;
+    SharedCache cache({kSmall, kSmall, kSmall / 10});
+    for (uint64_t i = 0; i < kSmall; ++i) CHECK(!use(cache, i, 1));
+    CHECK(!use(cache, kSmall, kSmall / 10));
+    size_t before = cache.bytes();
+    CHECK_EQUAL(before, size_t{kSmall + kSmall / 10});
+    for (int i = 0; i < 100; ++i) {
+      CHECK(use(cache, kSmall, 0));
+      CHECK(cache.bytes() <= before && before - cache.bytes() <= 200);
+      before = cache.bytes();
+    }
+    CHECK_EQUAL(before, size_t{kSmall});
+  }
+}
+
 // What is dropped may itself ask the cache, or be slow: it is destroyed without the lock.
 void check_destroyed_without_the_lock() {
   struct Asks {
@@ -127,7 +164,7 @@ void check_made_once() {
 #if __has_include(<sys/wait.h>)
 // A child of a process whose other threads use what is shared: it never waits for one of these.
 void check_forks() {
-  SharedCache cache({1000, 2000});
+  SharedCache cache({1000, 2000, 100});
   Numbered<int> numbers("expected one");
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
@@ -162,6 +199,7 @@ void check_forks() {
 void test_caches() {
   check_hash();
   check_eviction_time();
+  check_recent();
   check_destroyed_without_the_lock();
   check_made_once();
   check_memory_limit();
@@ -217,6 +255,8 @@ void test_caches() {
       CHECK(!use(cache, 2, 101));
       CHECK(use(cache, 1));
     }
+    for (int i = 0; i < 3; ++i) CHECK(!use(cache, 3, 101));  // nor where they are not in use
+    CHECK(use(cache, 1));
     CHECK_EQUAL(cache.bytes(), size_t{10});
     // It lives on with whoever has it.
     const std::shared_ptr<const void> held = cache.find(key(1));

@@ -43,6 +43,7 @@ void test_layouts();
 void test_caches();
 void test_plans();
 void test_engines();
+void test_executables();
 
 // Writes what the assembler makes of each row of the golden table: its bytes and its text, tab between.
 void print_encodings();

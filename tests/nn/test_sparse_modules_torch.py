@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sparse_conv2d_cases import runs
 from sparse_nets import Dense, assert_all_close, gradients, images, masked, sparse
 
 from sparsekernels.nn import SparseConv2d, SparseLinear
+from sparsekernels.pruning import prune_
 
 
 @pytest.mark.parametrize("dense_grad", [False, True])
@@ -233,3 +235,24 @@ def test_inference_mode() -> None:
         net(images())
     net(images()).sum().backward()
     assert net.conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(6, 5), lambda: torch.nn.Conv2d(3, 4, 3, padding=1)])
+def test_traced_by_torchscript(make: Any, grad: bool) -> None:
+    """Its own check of the trace included, which records without gradients."""
+    dense = make()
+    prune_(dense, "random", 0.5)
+    kind: Any = SparseLinear if isinstance(dense, torch.nn.Linear) else SparseConv2d
+    layer: Any = kind.sharing(dense)
+    first, second = (torch.randn((3, 6) if dense.weight.dim() == 2 else (2, 3, 5, 5)) for _ in range(2))
+    with torch.set_grad_enabled(grad), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(layer, first)
+        result = traced(second)
+    torch.testing.assert_close(result, dense(second))
+    if grad:
+        result.sum().backward()
+        gradient, layer.weight.grad = layer.weight.grad, None
+        layer(second).sum().backward()
+        torch.testing.assert_close(gradient, layer.weight.grad)

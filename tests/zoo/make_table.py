@@ -57,7 +57,8 @@ def graph_of(report: Report, model: torch.nn.Module) -> str:
 def dense_of(report: Report) -> str:
     """Why layers stay dense: each reason once."""
     found = [row.reason for row in report.layers if row.decision == "dense"]
-    reasons = collections.Counter(re.sub(r"(several places): .*", r"\1", reason) for reason in found)
+    several = re.compile(r"it is \S+ .*as well")
+    reasons = collections.Counter(several.sub("it occurs in several places", reason) for reason in found)
     return "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
 
 

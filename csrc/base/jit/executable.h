@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Memory that holds machine code: written first, then readable and executable, never both writable and executable.
+// Small code shares arenas, so that tens of thousands of them are few mappings, of which a process has only so many;
+// the memory of what is destroyed goes back at once, its addresses with the arena or to the next code. Larger code is
+// a mapping of its own.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +14,7 @@
 
 namespace sparsekernels {
 
+class Arena;
 class Assembler;
 
 class Executable {
@@ -27,6 +31,7 @@ class Executable {
  private:
   Executable() = default;
 
+  Arena* arena_ = nullptr;  // or null: a mapping of its own
   uint8_t* memory_ = nullptr;
   size_t size_ = 0;
   std::vector<size_t> starts_;

@@ -24,6 +24,13 @@
 namespace sparsekernels::jit {
 namespace {
 
+// Of `used` bytes in all, a part is for patterns that were requested once.
+CacheLimits limits_of(size_t kept, size_t used) {
+  constexpr size_t kRecentPart = 16;
+  const size_t recent = kept / kRecentPart;
+  return {kept - recent, used - recent, recent};
+}
+
 CacheLimits read_limits() {
   constexpr size_t kMegabyte = size_t{1} << 20, kKept = 256 * kMegabyte;
   const char* const set = std::getenv("SPARSEKERNELS_CPU_JIT");
@@ -40,7 +47,7 @@ CacheLimits read_limits() {
           set + "'");
     }
     const size_t most = static_cast<size_t>(megabytes) * kMegabyte;
-    return {std::min(most, kKept), most};
+    return limits_of(std::min(most, kKept), most);
   }
   size_t memory = 0;
 #if defined(_SC_PHYS_PAGES) && defined(_SC_PAGESIZE)
@@ -49,7 +56,7 @@ CacheLimits read_limits() {
 #endif
   memory = memory_limit(memory);
   constexpr size_t kMost = 4096 * kMegabyte;
-  return {kKept, std::min(kMost, std::max(kKept, memory / 8))};
+  return limits_of(kKept, std::min(kMost, std::max(kKept, memory / 8)));
 }
 
 const CacheLimits& limits() {
@@ -156,7 +163,7 @@ bool jit_available() {
 }
 
 int64_t most_kernel_bytes() {
-  return static_cast<int64_t>(limits().used);
+  return static_cast<int64_t>(limits().used + limits().recent);
 }
 
 int64_t kept_kernel_bytes() {

@@ -204,7 +204,7 @@ class InferenceGraph(Graph):
             few = ", ".join(map(repr, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise RuntimeError(
                 "sparsekernels: expected a model that was converted with frozen=True to keep its parameters and"
-                f" buffers, got others of {few}; convert it again, or revert it first and change it then"
+                f" buffers, got changes of {few}; convert it again, or revert it first and change it then"
             )
         return True
 
@@ -256,6 +256,8 @@ class InferenceGraph(Graph):
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
+        if self.contiguous and any("as_strided" in str(node.target) for node in graph.nodes):
+            raise Untraceable(GraphObstacle.PLANNING_FAILED, error="as_strided goes by where elements lie in memory")
         drop_identities(graph, modules)
         fused = fuse(graph, modules, self.contiguous)
         if self.contiguous:

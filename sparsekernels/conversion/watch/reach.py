@@ -201,13 +201,13 @@ class Reach:
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
         space, names = frame.f_globals, frame.f_code.co_names
-        if is_library(space.get("__name__")):
+        if is_library(space.get("__name__")) or _is_imported_now(space.get("__name__")):
             return
         self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
         for name in names:
             value = space.get(name, _MISSING)
             if isinstance(value, types.ModuleType):
-                if not is_library(value.__name__):
+                if not is_library(value.__name__) and not _is_imported_now(value.__name__):
                     for inner in names:
                         self._bind_item(vars(value), inner)
             else:
@@ -314,6 +314,13 @@ def _is_special(name: str) -> bool:
 def is_library(name: Any) -> bool:
     """Whether the module of that name has code of such packages."""
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+
+
+def _is_imported_now(name: Any) -> bool:
+    """Whether the module of that name, or the package that it belongs to, is still being imported: what that leaves is
+    no effect of a model's code."""
+    modules = (sys.modules.get(one) for one in (name, name.partition(".")[0])) if isinstance(name, str) else ()
+    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
 
 
 def _writer(space: dict[str, Any], name: str) -> Callable[[Any], None]:

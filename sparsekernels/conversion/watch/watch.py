@@ -98,6 +98,8 @@ class Watch:
         self._counted = [place for module in passed if not _is_layer(module) for place in places_of(module)]
         self._counted += map(vars, modes)  # one that got a `forward` of its own has one attribute more
         self._counts = list(map(len, self._counted))
+        self._root = vars(root)
+        self._count_of_root = self._attributes_of_root()
         self._ordered = [module._modules for module in passed if len(module._modules) > 1]
         self._orders = list(map(tuple, self._ordered))
         self._held = held_by((value for _, _, value in attributes), {id(module) for module in registered})
@@ -116,6 +118,7 @@ class Watch:
             self._equal.holds()
             and self._same.holds()
             and list(map(len, self._counted)) == self._counts
+            and self._attributes_of_root() == self._count_of_root
             and list(map(tuple, self._ordered)) == self._orders
             and not any(held.changed() for held in self._held)
             and list(map(type, self._typed)) == self._types
@@ -123,6 +126,10 @@ class Watch:
             and (self._beside is None or self._beside.holds())
             and self._no_hooks()
         )
+
+    def _attributes_of_root(self) -> int:
+        """Without what a conversion leaves there."""
+        return len(self._root) - (GRAPH in self._root) - (CONVERSION in self._root)
 
     def _no_hooks(self) -> bool:
         if self._handles != RemovableHandle.next_id:  # one was registered somewhere, perhaps in another dict

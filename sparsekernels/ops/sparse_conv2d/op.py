@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._torch import is_any_autocast_enabled
+from ..._torch import is_any_autocast_enabled, is_jit_tracing
 from ...dispatch import is_special
 from ...formats import SparseFormat, Unstructured
 from .._operation import explain, is_traced
@@ -28,7 +28,7 @@ from . import by_format, gradients, implementations
 from .arguments import validate, validate_together
 from .gradients import values_of
 from .implementations import compiled
-from .outside import Guard, Outside, is_for_torch, recorded_values
+from .outside import Guard, Outside, is_for_torch, is_recorded, recorded_values
 from .plans import may_plan, plan_of, run_guarded
 from .plans import run as run_plan
 
@@ -144,7 +144,7 @@ def conv2d(
         if is_traced(input, bias):
             geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
             return _record(input, pattern, weight, bias, geometry, guard)
-        _check_again(input, pattern, weight, guard)
+        _check_again(input, pattern, weight, bias, guard)
         given = input, pattern, bias, stride, padding, dilation, groups
         explain(error, _validate_all, "sparse_conv2d", weight, *given)
 
@@ -171,7 +171,7 @@ def linear(
         if is_traced(input, bias):
             output = _record(input.reshape(-1, pattern.shape[1], 1, 1), pattern, weight, bias, LINEAR, guard)
             return output.reshape(input.shape[:-1] + pattern.shape[:1])
-        _check_again(input, pattern, weight, guard)
+        _check_again(input, pattern, weight, bias, guard)
         explain(error, _validate_all, "sparse_linear", weight, input, pattern, bias)
 
 
@@ -189,12 +189,16 @@ def _checked(op: str, weight: Tensor | None, pattern: SparseFormat, guard: Guard
     return weight
 
 
-def _check_again(input: Tensor, pattern: SparseFormat, weight: Tensor | None, guard: Guard | None) -> None:
+def _check_again(
+    input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None, guard: Guard | None
+) -> None:
     """Raise `Outside` where a call may have failed for that."""
     if guard is not None and is_for_torch(input):
         raise Outside
-    if guard is None or not isinstance(weight, Tensor) or torch.compiler.is_compiling():
+    if guard is None or weight is None or is_recorded(weight):
         return
+    if isinstance(bias, Tensor) and bias.shape != pattern.shape[:1]:  # torch may broadcast it
+        raise Outside
     if weight.dim() != 1:  # else these are values, which were found inside
         guard.check(pattern, weight)
 
@@ -211,7 +215,10 @@ def _eager(
             weight = _values(input, pattern, weight, geometry, guard)
         elif weight.dim() == 2:
             weight = weight[:, :, None, None]
-        result = _apply(input, weight, bias, pattern, geometry, compiled)
+        if is_jit_tracing():  # which records no autograd functions
+            result = gradients.sparse_conv2d.as_operator(input, weight, bias, pattern, geometry)
+        else:
+            result = _apply(input, weight, bias, pattern, geometry, compiled)
     elif may_plan(pattern):
         plan = plan_of(pattern, geometry)
         if guard is None:
@@ -221,6 +228,8 @@ def _eager(
             result = run_guarded(input, weight, bias, plan, words, version)
     else:
         weight = weight if guard is None else guard.values(pattern, weight)
+        if is_jit_tracing():  # as with gradients: torch compares
+            return gradients.sparse_conv2d.as_operator(input, weight, bias, pattern, geometry)  # type: ignore[no-any-return]
         result = _kernel(input, values_of(weight, pattern), bias, pattern.crow_indices, pattern.col_indices, geometry)
     return result
 

@@ -1,0 +1,91 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The cache of JIT kernels where it is full, in processes of their own: the limit is read once."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from test_jit import kept
+
+from sparsekernels import _library
+
+pytestmark = pytest.mark.skipif(kept() < 0 or not _library.has_jit(), reason="no JIT kernels")
+
+
+STRESS = """
+import os, random, signal, sys, threading
+sys.path[:0] = [{tests!r}]
+import torch
+from test_jit import check, kept, layer
+import sparsekernels as sk
+
+torch.set_num_threads(1)
+problems = []
+
+def call(seed):
+    chance, known = random.Random(seed), []
+    try:
+        for _ in range(30):
+            if not known or chance.random() < 0.5:
+                known.append(layer(chance.randrange(10**9), nonzeros=chance.choice([40, 40, 300, 900, 9000])))
+            x, weight = chance.choice(known[-8:])
+            check(x[:1], weight, gradients=chance.random() < 0.3)
+            if kept() > 1 << 20:
+                problems.append(kept())
+    except BaseException as error:
+        problems.append(error)
+
+threads = [threading.Thread(target=call, args=(seed,)) for seed in range(8)]
+for thread in threads:
+    thread.start()
+for seed in range(100, 110):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        for nonzeros in (40, 900):
+            x, weight = layer(seed, nonzeros=nonzeros)
+            sk.sparse_conv2d(x[:1], weight, padding=1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        problems.append(seed)
+for thread in threads:
+    thread.join()
+assert not problems, problems
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_threads_and_forks_in_a_cache_that_is_full() -> None:
+    """Results are right, the limit holds, and no child waits."""
+    script = STRESS.format(tests=str(pathlib.Path(__file__).parent))
+    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pattern_larger_than_the_limit() -> None:
+    """It is compiled in every call, and what is kept stays."""
+    script = f"""
+import sys
+sys.path[:0] = [{str(pathlib.Path(__file__).parent)!r}]
+import torch
+from test_jit import check, kept, layer
+import sparsekernels as sk
+check(*layer(0))
+before = kept()
+mask = torch.rand(256, 64, 3, 3) < 0.8
+large = sk.Unstructured.from_dense(torch.randn(mask.shape), mask)
+assert large.nnz * 10 > 1 << 20
+x = torch.randn(1, 64, 8, 8)
+for _ in range(3):
+    check(x, large)
+    assert kept() == before > 0
+"""
+    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
