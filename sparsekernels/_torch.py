@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.autograd import forward_ad as forward_ad
 from torch.nn.modules import batchnorm as _batchnorm
 from torch.nn.modules import conv as _conv

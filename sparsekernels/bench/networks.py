@@ -41,8 +41,8 @@ from ..conversion.candidates import decisions, dropping
 from ..conversion.graph.attach import attach
 from ..conversion.graph.base import Graph
 from ..conversion.graph.inference import InferenceGraph
-from ..conversion.graph.tracing import Untraceable
 from ..conversion.graph.training import TrainingGraph
+from ..conversion.graph.untraceable import Untraceable
 from ..pruning import PRUNINGS
 from ..timing import Effort, fastest
 from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES

@@ -28,8 +28,9 @@ from .facts import Count, Fact, GraphObstacle, LayerObstacle, Note, Way
 from .graph.attach import has_method, may_derive, own_class
 from .graph.base import Graph
 from .graph.classes import ComparedClasses
+from .graph.signature import first_served
 from .graph.trace import Trace
-from .graph.tracing import Untraceable, first_line
+from .graph.untraceable import Untraceable, first_line
 from .installation import Conversion, Swap
 from .layouts import channels_last_gain
 from .leftovers import is_forward_of_nncf, zeros_elsewhere
@@ -284,15 +285,12 @@ class Attempt:
             return
         try:
             self._require_attachable(module)
-            trace = Trace.of(module)
+            called = self._calls.get(id(module), [])
+            trace = Trace.of(module, first_served(module, called))
             graph = self._graph(trace, contiguous=True)
             graph.prepare()
-            calls = self._calls.get(id(module), [])
-            if not any(map(graph.serves, calls)):
-                kinds = [kind.__name__ for call in calls for kind in call.subclasses()]
-                if kinds:
-                    raise Untraceable(GraphObstacle.TENSOR_SUBCLASS, kind=kinds[0])
-                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if calls else GraphObstacle.NOT_CALLED)
+            if not any(map(graph.serves, called)):
+                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if called else GraphObstacle.NOT_CALLED)
         except Untraceable as error:
             if self._mode.names_obstacles and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                 refused.append((name, module, error.fact))
@@ -320,6 +318,8 @@ class Attempt:
         calls = self._calls.get(id(trace.module), [])
         given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
+        if calls:  # with integers alone
+            given += [(parameter.dtype, parameter.device) for parameter in trace.module.parameters()]
         kinds = [(dtype, device) for dtype, device in given if dtype.is_floating_point]
         if not kinds:
             raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR if calls else GraphObstacle.NOT_CALLED)

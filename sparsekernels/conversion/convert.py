@@ -70,7 +70,7 @@ def convert(
             measured and layers are fused; in training mode a forward and backward pass is measured.
         example_input: what `model` is called with, a tensor or a tuple of arguments, in the shapes that it will be used
             with. Other shapes are right as well, but may be slower than before.
-        example_kwargs: what else it is called with, by name. A graph serves calls without keyword arguments only.
+        example_kwargs: what else it is called with, by name.
         example_inputs: in the place of both, calls as pairs (args, kwargs), of each of which the model may not become
             slower: a prompt and a decoding step, say. What is faster by the geometric mean over them is taken.
         decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.

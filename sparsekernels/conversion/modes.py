@@ -30,8 +30,8 @@ from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch, norm_inputs
 from .graph.inference import InferenceGraph
 from .graph.trace import Trace
-from .graph.tracing import Untraceable
 from .graph.training import TrainingGraph, TrainingPlan
+from .graph.untraceable import Untraceable
 from .installation import Conversion, Swap
 from .measure import on_one_thread
 from .survey import Recorded

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from ..checks import DTYPES
 from ..nn.norm import RMSNorm
 from .graph.attach import attach, attached, detach, has_method, may_derive, own_class
-from .graph.tracing import first_line
+from .graph.untraceable import first_line
 from .norm_call import RMSNormCall, is_plain_value, norm_call_of
 from .norm_probe import epsilons, is_torchs, recognized
 from .watch.reach import Reach

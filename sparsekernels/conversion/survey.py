@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .._torch import ConvTransposeNd
+from .._torch import ConvTransposeNd, tree_leaves
 from ..checks import DTYPES
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
@@ -256,7 +256,7 @@ def _obstacle(
 
 @dataclass(frozen=True)
 class Call:
-    """What a module was called with; a `Given` in the place of each plain tensor."""
+    """What a module was called with; a `Given` in the place of each plain tensor, also in tuples, lists and dicts."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -267,15 +267,15 @@ class Call:
 
     def tensors(self) -> list[Given]:
         """The plain tensors among the arguments."""
-        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Given)]
-
-    def subclasses(self) -> list[type]:
-        """The classes of tensors among the arguments that are not plain."""
-        return [type(value) for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+        return [value for value in tree_leaves((self.args, dict(self.kwargs))) if isinstance(value, Given)]
 
 
 def _given(value: Any) -> Any:
-    return Given.of(value) if type(value) in PLAIN else value
+    if type(value) in PLAIN:
+        return Given.of(value)
+    if type(value) in (tuple, list):
+        return type(value)(map(_given, value))
+    return {key: _given(one) for key, one in value.items()} if type(value) is dict else value
 
 
 @dataclass(frozen=True)

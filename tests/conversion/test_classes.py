@@ -80,6 +80,50 @@ class Reversed(Net):
         return super().forward(x) * (2 if issubclass(Reversed, type(self)) else 1)
 
 
+def _doubles(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def doubling(self: nn.Module, *args: Any) -> Tensor:
+        return forward(self, *args) * (2 if type(self) is ByDecorator else 1)
+
+    return doubling
+
+
+class ByDecorator(Net):
+    @_doubles
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def _passes(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def passing(*args: Any) -> Tensor:
+        return forward(*args)
+
+    return passing
+
+
+class Plain(Net):
+    @_passes
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Decorated(Net):
+    @_passes
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if type(self) is Decorated else 1)
+
+
+class WithPlain(nn.Module):
+    """Not traced itself. The decorator's code is seen for another class before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.decorated = Plain(), Decorated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decorated(self.plain(x)) if bool(x.sum() < 1e6) else x
+
+
 class OfParts(nn.Module):
     """Not traced itself: a part would be the graph."""
 
@@ -159,6 +203,8 @@ def _assert_same(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
         (Super, "Super.forward"),
         (OfBase, "OfBase.forward"),
         (Reversed, "Reversed.forward"),
+        (ByDecorator, "ByDecorator.forward"),
+        (Decorated, "Decorated.forward"),
         (OfParts, "OfParts.forward"),
     ],
 )
@@ -174,6 +220,13 @@ def test_no_graph_where_code_goes_by_identity(prefer: Prefer, kind: type[nn.Modu
 def test_a_graph_where_code_goes_by_value(prefer: Prefer, kind: type[nn.Module]) -> None:
     model, dense, x, report = _pair(prefer, kind)
     assert len(list(graphs_of(model))) == 1, report.notes
+    _assert_same(model, dense, x)
+
+
+def test_one_of_two_behind_a_decorator_goes_by_identity(prefer: Prefer) -> None:
+    model, dense, x, report = _pair(prefer, WithPlain)
+    assert [type(graph.module).__name__ for graph in graphs_of(model)] == ["Plain"]
+    assert any("Decorated.forward tells classes apart by identity" in note for note in report.notes), report.notes
     _assert_same(model, dense, x)
 
 

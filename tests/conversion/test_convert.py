@@ -262,4 +262,4 @@ def test_parts_of_what_cannot_be_traced(prefer: Prefer) -> None:
     prefer(FINE, GRAPH)
     report = sk.convert(model, x)
     assert [name for name, module in model.named_modules() if GRAPH_OF in vars(module)] == ["body"]
-    assert any("does not run as a graph" in note and "torch.fx cannot trace it" in note for note in report.notes)
+    assert any("does not run as a graph" in note and "decides by what tensors hold" in note for note in report.notes)

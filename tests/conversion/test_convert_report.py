@@ -26,9 +26,10 @@ def test_facts_become_sentences() -> None:
     assert str(LayerObstacle.NO_ZEROS.of()) == "it has no zeros"
     shared = LayerObstacle.SHARED.of(layers=("first", "second"))
     assert str(shared) == "its weight is shared with first, second"
-    reason = GraphObstacle.VARIADIC.of(argument="*args")
-    assert str(Note.NO_GRAPH_OF_PART.of(part="body", reason=reason)) == "body does not run as a graph: it takes *args."
-    assert str(Note.NO_GRAPH.of(reason=reason)) == "The model as a whole does not run as a graph: it takes *args."
+    reason = GraphObstacle.TENSOR_BY_DEFAULT.of(argument="scale")
+    because = "does not run as a graph: its argument scale is a tensor by default."
+    assert str(Note.NO_GRAPH_OF_PART.of(part="body", reason=reason)) == f"body {because}"
+    assert str(Note.NO_GRAPH.of(reason=reason)) == f"The model as a whole {because}"
     raised = Note.RAISED.of(way=Way.GRAPH, error="OSError: no")
     assert str(raised) == "Running as a graph was rejected: it raised OSError: no."
 
@@ -63,10 +64,13 @@ def test_the_report_holds_facts() -> None:
         ),
         (Note.DISTURBED.of(per_second=12.5), {"kind": "DISTURBED", "operands": {"per_second": 12.5}}),
         (
-            Note.NO_GRAPH_OF_PART.of(part="body", reason=GraphObstacle.VARIADIC.of(argument="*args")),
+            Note.NO_GRAPH_OF_PART.of(part="body", reason=GraphObstacle.TENSOR_BY_DEFAULT.of(argument="scale")),
             {
                 "kind": "NO_GRAPH_OF_PART",
-                "operands": {"part": "body", "reason": {"kind": "VARIADIC", "operands": {"argument": "*args"}}},
+                "operands": {
+                    "part": "body",
+                    "reason": {"kind": "TENSOR_BY_DEFAULT", "operands": {"argument": "scale"}},
+                },
             },
         ),
     ],

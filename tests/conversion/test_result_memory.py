@@ -162,3 +162,32 @@ def test_images_in_channels_last_run_as_a_graph(prefer: Prefer) -> None:
             model(torch.randn(2, 4, size, size).contiguous(memory_format=torch.channels_last))
     plan: Any = graph.prepare()
     assert list(plan.orders.values()) == [[(0, 2, 3, 1)]]
+
+
+def test_arguments_in_a_dict_and_by_name(prefer: Prefer) -> None:
+    """Whether a conversion of indices gives these or a copy depends on what they are."""
+
+    class Keyed(Net):
+        def forward(self, images: dict[str, Tensor], *, mask: Tensor) -> Any:  # type: ignore[override]
+            return self.h(images["x"]), mask.long()
+
+    model = Keyed(lambda net, x: x).eval()
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    mask = torch.ones(2, 4, 6, 6, dtype=torch.int32)
+    sk.convert(model, ({"x": torch.randn(2, 4, 6, 6)},), example_kwargs={"mask": mask})
+    assert [graph.module for graph in graphs_of(model)] == [model]
+    lay = LAYOUTS["channels_last"]
+    for dtype in (torch.int32, torch.int64, torch.int32):
+        for _ in range(2):
+            x, mask = lay(torch.randn(2, 4, 6, 6)), lay(torch.ones(2, 4, 6, 6)).to(dtype)
+            with torch.no_grad():
+                h, indices = model({"x": x}, mask=mask)
+                expected, _ = dense({"x": x}, mask=mask)
+            assert (indices is mask) == (dtype is torch.int64)
+            assert h.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
+    (graph,) = graphs_of(model)
+    plan: Any = graph.prepare()
+    assert [orders is None for orders in plan.orders.values()] == [False, True]

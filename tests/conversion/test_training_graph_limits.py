@@ -25,8 +25,8 @@ from sparsekernels import _library
 from sparsekernels.conversion.agreement import point_alike
 from sparsekernels.conversion.graph import batch_norm as norm_module
 from sparsekernels.conversion.graph.batch_norm import FusedNorm
-from sparsekernels.conversion.graph.tracing import Untraceable
 from sparsekernels.conversion.graph.training import TrainingGraph
+from sparsekernels.conversion.graph.untraceable import Untraceable
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -28,8 +28,11 @@ from ..watch.entries import Entry
 from ..watch.state import TooMuch
 from ..watch.watch import Watch
 from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
-from .trace import Arguments, Trace
-from .tracing import ITEM, Untraceable, first_line
+from .signature import Arguments
+from .sizes import Guard
+from .trace import Trace
+from .tracing import place_of
+from .untraceable import Untraceable, first_line
 
 _MOST_RETRACED = 4
 """How often a model that has changed is traced again: one that changes all the time runs as no graph."""
@@ -46,10 +49,14 @@ class Assembled:
 
 @dataclass
 class Plan:
-    """What was made of a module: how to run it, how it is called, and what that rests on."""
+    """What was made of a module: how to run it, how it is called, and what that rests on.
+
+    guard: which calls it serves, where code decides by sizes.
+    """
 
     made: Assembled
     arguments: Arguments
+    guard: Guard | None = field(default=None, kw_only=True)
 
     @property
     def run(self) -> Callable[..., Any]:
@@ -58,6 +65,11 @@ class Plan:
     @property
     def watch(self) -> Watch:
         return self.made.watch
+
+    def serves(self, call: Call, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether it can run where the module is called like that."""
+        given = self.arguments.serves(call, dtype, device)
+        return given is not None and (self.guard is None or self.guard.holds(given, at_once=True))
 
     def refresh(self) -> bool:
         """Follow what parameters have become; False where the modules have to run meanwhile.
@@ -119,16 +131,23 @@ class Graph:
             return NO_ANSWER
         if is_jit_tracing() or has_any_global_hook() or dispatch_modes() or has_function_mode():
             return NO_ANSWER
-        plan = self._current_plan()
+        plan = self._current_plan(args, kwargs)
         if plan is None:
             return NO_ANSWER
         given = plan.arguments.bound(args, kwargs)
-        if given is None or not self._takes(given) or not self._may_run(given):
+        if given is None or not all(map(_is_plain_tensor, given)) or not self._may_run(given):
+            return NO_ANSWER
+        if not plan.arguments.fit(given, self.dtype, self.device):
+            return NO_ANSWER
+        if plan.guard is not None and not plan.guard.holds(given):
             return NO_ANSWER
         return self._answered(plan, given)
 
-    def prepare(self) -> Any:
-        """Trace and fuse now, unless that was done. Returns the plan. Raises `Untraceable`."""
+    def prepare(self, call: Call | None = None) -> Any:
+        """Trace and fuse now, unless that was done. Returns the plan. Raises `Untraceable`.
+
+        call: see `Trace.of`.
+        """
         with ONE_AT_A_TIME:
             if self._plan is None:
                 if self.module.training is not self.training:
@@ -136,7 +155,10 @@ class Graph:
                     raise Untraceable(GraphObstacle.MODE, mode=mode)
                 trace, self._trace = self._trace, None
                 try:
-                    self._plan = self._plan_of(trace or Trace.of(self.module))
+                    trace = trace or Trace.of(self.module, call)
+                    plan = self._plan_of(trace)
+                    plan.guard = trace.guard()
+                    self._plan = plan
                 except Untraceable:
                     raise
                 except Exception as error:  # whatever is wrong with what the modules hold: they can still be called
@@ -151,8 +173,8 @@ class Graph:
 
     def serves(self, call: Call) -> bool:
         """Whether it runs as a graph where it is called like this. Raises `Untraceable`."""
-        arguments: Arguments = self.prepare().arguments
-        return call is not None and arguments.serves(call, self.dtype, self.device)
+        plan: Plan = self.prepare(call)
+        return call is not None and plan.serves(call, self.dtype, self.device)
 
     def _plan_of(self, trace: Trace) -> Plan:
         raise NotImplementedError
@@ -167,24 +189,16 @@ class Graph:
         """Whether gradients are wanted as they were when it was traced."""
         raise NotImplementedError
 
-    def _takes(self, args: tuple[Any, ...]) -> bool:
-        for value in args:
-            if type(value) not in PLAIN or value.dtype is not self.dtype or value.device != self.device:
-                return False
-            if value.layout is not torch.strided:
-                return False
-        return True
-
-    def _current_plan(self) -> Plan | None:
+    def _current_plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan | None:
         """The plan of the modules as they are; None where they have to run."""
         try:
             plan = self._plan
             if plan is None:
-                plan = self.prepare()
+                plan = self.prepare(Call.of(args, kwargs))
             if plan.watch.unchanged():
                 self._missed = False
                 return plan
-            return self._traced_anew()
+            return self._traced_anew(args, kwargs)
         except Untraceable:
             self._failed = True
             return None
@@ -195,7 +209,7 @@ class Graph:
         except Exception:  # whatever is wrong with what the modules hold; it can perhaps be folded later
             return False
 
-    def _traced_anew(self) -> Plan | None:
+    def _traced_anew(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan | None:
         """A plan of the modules as they are now, if that is worth it.
 
         At first they run by themselves: code may keep something for later calls, which it finds there the next time.
@@ -207,7 +221,7 @@ class Graph:
             previous, self._plan = self._plan, None
             self._missed, self._retraced = False, self._retraced + 1
             try:
-                plan: Plan = self.prepare()
+                plan: Plan = self.prepare(Call.of(args, kwargs))
             except Untraceable:
                 self._plan = previous
                 return None
@@ -234,7 +248,7 @@ def assembled(
         if node.op == "call_module":
             root[node.target] = made.get(node.target) or modules[node.target]
         elif node.op == "get_attr":
-            place, name = _place_of(module, node.target)
+            place, name = place_of(module, node.target)
             root[node.target] = place[name]
             read.append((place, name, place[name]))
     run = _runner(root, graph)
@@ -279,24 +293,10 @@ def _runner(root: Mapping[str, Any], graph: torch.fx.Graph) -> Callable[..., Any
     return functools.partial(space["forward"], holder)
 
 
+def _is_plain_tensor(value: object) -> bool:
+    return type(value) in PLAIN and value.layout is torch.strided  # type: ignore[attr-defined]
+
+
 def _is_norm(module: nn.Module) -> bool:
     """Whether it does something else in training, where a graph may call it."""
     return isinstance(module, NormBase) and is_plain(module)
-
-
-def _place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
-    """Where the tensor called `target` is kept."""
-    owner, _, name = target.rpartition(".")
-    try:
-        holder = module.get_submodule(owner)
-    except AttributeError:
-        owner, _, attribute = owner.rpartition(".")
-        holder = module.get_submodule(owner)
-        cache, key = vars(holder).get(attribute), name.removeprefix(ITEM)
-        if type(cache) is dict and cache.get(key) is not None:
-            return cache, key
-        raise Untraceable(GraphObstacle.NO_MODULE, target=target) from None
-    for place in (holder._parameters, holder._buffers, vars(holder)):
-        if place.get(name) is not None:
-            return place, name
-    raise Untraceable(GraphObstacle.MAKES_TENSORS)

@@ -37,10 +37,10 @@ class ComparedClasses:
         self._anything = ""
         functions = _Functions()
         for kind in dict.fromkeys(map(own_class, modules)):
-            for function in functions.of_class(kind):
+            for function, is_method in functions.of_class(kind):
                 for found, by_identity in _compared_in(function):
                     if found is None:
-                        if _is_method(function, kind):  # other functions compare values of all kinds
+                        if is_method:  # other functions compare values of all kinds
                             self._anything = self._anything or function.__qualname__
                     else:
                         (self._where if by_identity else self._by_value).setdefault(found, function.__qualname__)
@@ -54,48 +54,49 @@ class ComparedClasses:
         return self._where.get(kind, "") or self._by_value.get(kind, "")
 
 
+_Reached = tuple[types.FunctionType, bool]
+"""A function, and whether it is a method, or one that a decorator of a method calls."""
+
+
 class _Functions:
     """Functions that can be reached from the `forward` of classes, each once."""
 
     def __init__(self) -> None:
-        self._seen: set[types.CodeType] = set()
+        self._seen: set[_Reached] = set()
 
-    def of_class(self, kind: type) -> Iterator[types.FunctionType]:
-        left = [*_methods(kind, ("forward",))]
+    def of_class(self, kind: type) -> Iterator[_Reached]:
+        left: list[_Reached] = [(one, True) for one in _methods(kind, ("forward",))]
         while left and len(self._seen) < _MOST:
-            function = left.pop()
-            if function.__code__ in self._seen or is_library(function.__module__):
+            reached = function, is_method = left.pop()
+            if reached in self._seen or is_library(function.__globals__.get("__name__")):
                 continue
-            self._seen.add(function.__code__)
-            yield function
+            self._seen.add(reached)
+            yield reached
             names = [name for code in _codes_of(function.__code__) for name in code.co_names]
-            left += _methods(kind, names)
-            spaces = [function.__globals__, _nonlocals_of(function)]
+            left += [(one, True) for one in _methods(kind, names)]
+            spaces = [function.__globals__]
             modules = [value for name in names if isinstance(value := spaces[0].get(name), types.ModuleType)]
             spaces += [vars(module) for module in modules if not is_library(module.__name__)]
             values = [space[name] for space in spaces for name in names if name in space]
-            left += [one for value in values if (one := _function_of(value)) is not None]
+            left += [(one, False) for value in values for one in _functions_of(value)]
+            left += [(one, is_method) for value in _nonlocals_of(function).values() for one in _functions_of(value)]
 
 
 def _methods(kind: type, names: Iterable[str]) -> Iterator[types.FunctionType]:
     for name in dict.fromkeys(names):
         for base in kind.__mro__:
-            function = _function_of(vars(base).get(name))
-            if function is not None:
-                yield function
+            yield from _functions_of(vars(base).get(name))
 
 
-def _function_of(value: Any) -> types.FunctionType | None:
-    """The function behind a property, a decorator, a class method."""
+def _functions_of(value: Any) -> list[types.FunctionType]:
+    """The functions behind a property, a class method, decorators; and those of the decorators."""
     for name in ("fget", "func", "__func__"):
         value = getattr(value, name, value) if not isinstance(value, types.FunctionType | type) else value
-    if isinstance(value, types.FunctionType):
-        value = inspect.unwrap(value)
-    return value if isinstance(value, types.FunctionType) else None
-
-
-def _is_method(function: types.FunctionType, kind: type) -> bool:
-    return any(one is function for one in _methods(kind, (function.__name__,)))
+    passed: list[Any] = []
+    while not isinstance(value, type | None) and all(value is not one for one in passed):
+        passed.append(value)
+        value = vars(value).get("__wrapped__") if hasattr(value, "__dict__") else None
+    return [one for one in passed if isinstance(one, types.FunctionType)]
 
 
 def _nonlocals_of(function: types.FunctionType) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _compared_in(function: types.FunctionType) -> Iterator[_Compared]:
     if not any("type" in code.co_names for code in _codes_of(function.__code__)):
         return
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
     except (OSError, TypeError, SyntaxError):  # made without a file
         yield None, True
         return

@@ -29,8 +29,9 @@ from .fused import Fused
 from .fusion import drop_identities, fuse, pool
 from .in_place import rests_on_layout
 from .results import Order, laid_out, layout_of, orders_of
+from .signature import Lent
 from .trace import Trace
-from .tracing import Untraceable
+from .untraceable import Untraceable
 
 _MOST_LAYOUTS = 32
 """Of arguments, for which is known how results lie in memory."""
@@ -235,7 +236,8 @@ class InferenceGraph(Graph):
         own: Any = own_class(self.module)
         state = torch.get_rng_state()
         try:
-            shown = own.forward(self.module, **dict(zip(plan.arguments.read, args, strict=True)))
+            given, named = Lent().made_of(plan.arguments, dict(zip(plan.arguments.read, args, strict=True)))
+            shown = own.forward(self.module, *given, **named)
             orders = orders_of(shown, args)
         except Exception:  # they run once more, and raise that
             torch.set_rng_state(state)

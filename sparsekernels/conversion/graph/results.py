@@ -30,7 +30,7 @@ def layout_of(tensor: Tensor) -> tuple[object, ...]:
     order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
     pairs = itertools.pairwise(order)
     gaps = tuple(strides[outer] == strides[inner] * shape[inner] for outer, inner in pairs)
-    return tuple(order), gaps, tuple(size == 1 for size in shape), strides[order[-1]] if order else 0
+    return tensor.dtype, tuple(order), gaps, tuple(size == 1 for size in shape), strides[order[-1]] if order else 0
 
 
 def orders_of(result: Any, args: Sequence[Tensor]) -> list[Order] | None:

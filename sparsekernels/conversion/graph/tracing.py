@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import contextvars
+import dataclasses
+import functools
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..candidates import candidate_of
-from ..facts import Fact, GraphObstacle
+from ..facts import GraphObstacle
 from ..leftovers import obstacle_of_foreign
 from ..modules import is_plain
 from ..survey import KINDS
@@ -29,88 +31,15 @@ from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State
 from ..watch.surroundings import Beside
 from .attach import OWN_FORWARD
-from .in_place import IN_PLACE
+from .proxies import Attribute, Proxy, proxies_are_tensors
+from .signature import Arguments, Lent
+from .sizes import Decision, Sizes, Unknown, are_known
+from .untraceable import Untraceable
 
 Node = torch.fx.Node
 
 ITEM = "item_"
 """Before the key of a tensor in a dict, where a node names that: a module has methods by the names of devices."""
-
-
-class Untraceable(Exception):
-    """A module cannot be run as a graph; `fact` is why, and the message says it."""
-
-    def __init__(self, obstacle: GraphObstacle, **operands: object) -> None:
-        self.fact: Fact = obstacle.of(**operands)
-        super().__init__(self.fact)
-
-
-class _NotHashable(torch.fx.Proxy):
-    """No cache (lru_cache) finds something by a size that is not known yet, and keeps a proxy for that."""
-
-    def __hash__(self) -> int:
-        raise TypeError("what is found by a tensor or a size depends on it")
-
-
-class _Attribute(torch.fx.proxy.Attribute, _NotHashable):
-    pass
-
-
-class _Proxy(_NotHashable):
-    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
-
-    _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
-
-    def __getattr__(self, name: str) -> Any:
-        tracer: Any = self.tracer
-        device = tracer.device if name == "device" and isinstance(tracer, _Tracer) else None
-        if device is not None:
-            return device
-        made = _Attribute(self, name)
-        tracer.proxies.append(weakref.ref(made))
-        return made
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _function in IN_PLACE:
-    setattr(
-        _Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other)
-    )
-
-
-_GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}
-_GIVE_NO_TENSOR |= {"dtype", "device", "layout", "requires_grad", "is_contiguous", "element_size", "is_cuda"}
-
-
-@contextlib.contextmanager
-def _proxies_are_tensors() -> Iterator[None]:
-    """Inside, `isinstance(proxy, Tensor)` is True, so that code takes the branch for tensors, which is to be recorded.
-
-    Overriding `__class__` of the proxy instead would also convince torch's C++, which then reads it as a tensor.
-    """
-    plain = builtins.isinstance
-
-    def asked(value: Any, kinds: Any, /) -> bool:
-        return plain(value, kinds) or (type(value) is _Proxy and _is_tensor(value.node) and issubclass(Tensor, kinds))
-
-    builtins.isinstance = asked  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        builtins.isinstance = plain
-
-
-def _is_tensor(node: Node) -> bool:
-    """Whether `node` gives a tensor, and not a size or the like."""
-    if node.op == "call_method":
-        return node.target not in _GIVE_NO_TENSOR
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] not in _GIVE_NO_TENSOR
-    if node.op == "call_function" and getattr(node.target, "__module__", None) == "_operator":
-        return any(map(_is_tensor, node.all_input_nodes))
-    return True
 
 
 class _Tracer(torch.fx.Tracer):
@@ -122,8 +51,15 @@ class _Tracer(torch.fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, arguments: Arguments) -> None:
         super().__init__()
+        self._arguments, self.lent = arguments, Lent()
+        self._modules = dict(module.named_modules())
+        self._sizes = Sizes(self._modules, arguments.given, functools.partial(_tensor_of, module))
+        self._are_known = True
+        self.refused = False
+        """Whether it raised for a question, whatever the code that asked made of that."""
+        self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
         self._surroundings = _surroundings()
@@ -142,41 +78,71 @@ class _Tracer(torch.fx.Tracer):
         for name in vars(self).keys() - {"_thread", "_autowrap_function_ids", "_autowrap_search", "proxies"}:
             del vars(self)[name]
 
+    def decided(self, proxy: torch.fx.Proxy, question: Callable[[Any], Any]) -> Any:
+        """The answer to what code asks of a size; raises where it follows from something else."""
+        value = None
+        if self._are_known:
+            with _unwatched(), contextlib.suppress(Unknown):
+                value = self._sizes.value_of(proxy.node)
+        if value is None:
+            self.refused = True
+            raise Untraceable(GraphObstacle.DECIDES)
+        answer = question(value)
+        decision = Decision(proxy.node, question, answer)
+        if decision not in self.decisions:
+            self.decisions.append(decision)
+        return answer
+
+    def iter(self, obj: torch.fx.Proxy) -> Iterator[Any]:
+        return (obj[place] for place in range(len(obj)))  # type: ignore[index]
+
+    def _is_outside(self) -> bool:
+        """Whether what is called now is none of what is traced: another thread's, or for the sizes that it gives."""
+        return threading.get_ident() != self._thread or self._sizes.computes
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A module that another thread calls meanwhile is none of what is traced."""
-        if threading.get_ident() != self._thread:
+        if self._is_outside():
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, torch.fx.Proxy]) -> Any:
-        """The same goes for what it reads of one."""
-        if threading.get_ident() != self._thread:
+        if self._is_outside():
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _surroundings() != self._surroundings:
             raise Untraceable(GraphObstacle.SURROUNDINGS)
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        self._are_known = self._are_known and are_known([node], self._modules)
+        return node
 
     def create_arg(self, a: Any) -> Any:
-        if type(a) is _Proxy:
+        if type(a) in (Proxy, Attribute):
             return a.node
         if type(a) is Tensor and id(a) in self._in_dicts:
             return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
+        if isinstance(a, dict) and dataclasses.is_dataclass(a):  # torch.fx would make a plain dict of it
+            named = {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
+            return self.create_node("call_function", type(a), (), named)
         return super().create_arg(a)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Arguments with a default are that, whatever it is, and not recorded."""
-        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [arg.node.args[0] if type(arg) is _Proxy and arg.node.args else arg for arg in args]
+        """The function is called as a user does: torch.fx would patch its code, and a decorator's has no names."""
+        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self._arguments.read}
+        args, kwargs = self.lent.made_of(self._arguments, proxies)
+
+        def called(module: nn.Module) -> Any:
+            return root_fn(module, *args, **kwargs)
+
+        return called, [self.root]
 
     def proxy(self, node: Node) -> torch.fx.Proxy:
-        made = _Proxy(node, self)
+        made = Proxy(node, self)
         self.proxies.append(weakref.ref(made))
         return made
 
@@ -189,6 +155,17 @@ class _Tracer(torch.fx.Tracer):
             or not is_plain(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """Inside, where torch's own code runs, nothing is looked into: there is a lot of it."""
+    profile: Any = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        yield
+    finally:
+        sys.setprofile(profile)
 
 
 def _tensors_in_dicts(module: nn.Module) -> dict[int, str]:
@@ -215,8 +192,10 @@ def _surroundings() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
 
 
-def traced(module: nn.Module) -> tuple[torch.fx.Graph, Beside]:
-    """What `forward` of the module does with tensors, and what it read beside. Raises `Untraceable`.
+def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
+    """What `forward` of the module does with tensors, what it read beside, and what it decides by sizes.
+
+    Raises `Untraceable`.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
@@ -224,35 +203,37 @@ def traced(module: nn.Module) -> tuple[torch.fx.Graph, Beside]:
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module)
+    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module, arguments)
     failed: Untraceable | None = None
     try:
-        with _proxies_are_tensors(), reach.watched(silent=_stops):
+        with proxies_are_tensors(), reach.watched(silent=lambda: Untraceable(_heard(reach))):
             graph: torch.fx.Graph = contextvars.copy_context().run(_trace, tracer, module)
-    except Untraceable as error:
-        failed = error.with_traceback(None)
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
-        failed = Untraceable(GraphObstacle.TRACING_FAILED, error=first_line(error))
+        failed = Untraceable.within(error)
     finally:
-        changed = [before.put_back(), reach.put_back()]
+        changed = [before.put_back(), reach.put_back(), tracer.lent.changed()]
         has_drawn = drawn.put_back()
-        proxies = tracer.proxies
+        proxies, decisions = tracer.proxies, tracer.decisions
+        if tracer.refused and failed is None:
+            failed = Untraceable(GraphObstacle.DECIDES)
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
     if reach.speaks or reach.tells_time:
-        raise Untraceable(GraphObstacle.SPEAKS if reach.speaks else GraphObstacle.TELLS_TIME)
-    if any(changed):
+        if failed is None or failed.obstacle is not _heard(reach):
+            failed = Untraceable(_heard(reach))
+        raise failed
+    if any(changed) and (failed is None or failed.obstacle is GraphObstacle.TRACING_FAILED):
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
-    if has_drawn:
-        raise Untraceable(GraphObstacle.RANDOM)
     if failed is not None:
         raise failed
-    return graph, reach.beside()
+    if has_drawn:
+        raise Untraceable(GraphObstacle.RANDOM)
+    return graph, reach.beside(), decisions
 
 
-def _stops() -> Untraceable:
-    """Where code is about to do what no graph can do in its place; the reason is told afterwards."""
-    return Untraceable(GraphObstacle.SIDE_EFFECTS)
+def _heard(reach: Reach) -> GraphObstacle:
+    """What code was about to do that no graph can do in its place."""
+    return GraphObstacle.SPEAKS if reach.speaks else GraphObstacle.TELLS_TIME
 
 
 def _trace(tracer: _Tracer, module: nn.Module) -> torch.fx.Graph:
@@ -262,6 +243,12 @@ def _trace(tracer: _Tracer, module: nn.Module) -> torch.fx.Graph:
     if any(value is not before.get(variable) for variable, value in contextvars.copy_context().items()):
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     return graph
+
+
+def _tensor_of(module: nn.Module, target: str) -> Tensor:
+    place, name = place_of(module, target)
+    tensor: Tensor = place[name]
+    return tensor
 
 
 def _remove(proxies: Sequence[weakref.ref[torch.fx.Proxy]]) -> bool:
@@ -285,28 +272,19 @@ def _take_out(proxy: torch.fx.Proxy, holder: Any, left: list[torch.fx.Proxy]) ->
             del holder[key]
 
 
-def remove_defaults(graph: torch.fx.Graph) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Removes arguments with a default, which the graph does not read.
-
-    Returns the names of those that are left, and the defaults of the others by name.
-    """
-    left: list[str] = []
-    defaults: dict[str, Any] = {}
-    for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        name = str(node.target)
-        if name.startswith("*"):
-            if node.users:
-                raise Untraceable(GraphObstacle.VARIADIC, argument=name)
-        elif not node.args:
-            left.append(name)
-            continue
-        else:
-            defaults[name] = node.args[0]
-            if isinstance(node.args[0], Tensor):
-                raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=name)
-        graph.erase_node(node)
-    return tuple(left), defaults
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+def place_of(module: nn.Module, target: str) -> tuple[dict[str, Any], str]:
+    """Where the tensor called `target` is kept."""
+    owner, _, name = target.rpartition(".")
+    try:
+        holder = module.get_submodule(owner)
+    except AttributeError:
+        owner, _, attribute = owner.rpartition(".")
+        holder = module.get_submodule(owner)
+        cache, key = vars(holder).get(attribute), name.removeprefix(ITEM)
+        if type(cache) is dict and cache.get(key) is not None:
+            return cache, key
+        raise Untraceable(GraphObstacle.NO_MODULE, target=target) from None
+    for place in (holder._parameters, holder._buffers, vars(holder)):
+        if place.get(name) is not None:
+            return place, name
+    raise Untraceable(GraphObstacle.MAKES_TENSORS)

@@ -19,7 +19,7 @@ from .base import Graph, Plan, assembled
 from .batch_norm import FusedNorm
 from .fusion import drop_identities, fuse_norms, pool
 from .trace import Trace
-from .tracing import Untraceable
+from .untraceable import Untraceable
 
 
 @dataclass

@@ -1,0 +1,126 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What stands for tensors and sizes while code is traced."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import operator
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from ..facts import GraphObstacle
+from .in_place import IN_PLACE
+from .sizes import SIZES, kind_of
+from .untraceable import Untraceable
+
+Node = torch.fx.Node
+
+
+class _Asked(torch.fx.Proxy):
+    """Answers what follows from sizes, and keeps that it did."""
+
+    tracer: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An attribute of a tensor, its `data` for instance, is no node of a graph."""
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            self.tracer.refused = True
+            raise Untraceable(GraphObstacle.SIDE_EFFECTS)
+        super().__setattr__(name, value)
+
+    def __hash__(self) -> int:
+        """No cache (lru_cache) finds something by a size, and keeps a proxy for that."""
+        raise TypeError("what is found by a tensor or a size depends on it")
+
+    def __bool__(self) -> bool:
+        return bool(self.tracer.decided(self, bool))
+
+    def __len__(self) -> int:
+        size: Any = self if kind_of(self.node) is not None else self.size(0)
+        return int(self.tracer.decided(size, len) if size is self else size)
+
+    def __int__(self) -> int:
+        return int(self.tracer.decided(self, int))
+
+    def __index__(self) -> int:
+        return int(self.tracer.decided(self, operator.index))
+
+    def __float__(self) -> float:
+        return float(self.tracer.decided(self, float))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.decided(self, functools.partial(round, ndigits=digits))
+
+
+class Attribute(torch.fx.proxy.Attribute, _Asked):
+    pass
+
+
+class Proxy(_Asked):
+    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
+
+    _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
+
+    def __getattr__(self, name: str) -> Any:
+        device = self.tracer.device if name == "device" else None
+        if device is not None:
+            return device
+        made = Attribute(self, name)
+        self.tracer.proxies.append(weakref.ref(made))
+        return made
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in IN_PLACE:
+    setattr(Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other))
+
+
+_GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}
+_GIVE_NO_TENSOR |= {"dtype", "device", "layout", "requires_grad", "is_contiguous", "element_size", "is_cuda"}
+
+
+@contextlib.contextmanager
+def proxies_are_tensors() -> Iterator[None]:
+    """Inside, `isinstance(proxy, Tensor)` is True, so that code takes the branch for tensors, which is to be recorded.
+
+    Overriding `__class__` of the proxy instead would also convince torch's C++, which then reads it as a tensor.
+    A size is an int or a torch.Size.
+    """
+    plain = builtins.isinstance
+
+    def asked(value: Any, kinds: Any, /) -> bool:
+        if type(value) not in (Proxy, Attribute):
+            return plain(value, kinds)
+        kind = SIZES.get(value.attr) if type(value) is Attribute else kind_of(value.node)
+        if kind is not None and getattr(kinds, "__module__", None) == "collections.abc":
+            return issubclass(kind, kinds)
+        if kind is None and type(value) is Proxy and _is_tensor(value.node):
+            kind = Tensor
+        return plain(value, kinds) or (kind is not None and issubclass(kind, kinds))
+
+    builtins.isinstance = asked  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain
+
+
+def _is_tensor(node: Node) -> bool:
+    """Whether `node` gives a tensor, and not a size or the like."""
+    if node.op == "call_method":
+        return node.target not in _GIVE_NO_TENSOR
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] not in _GIVE_NO_TENSOR
+    if node.op == "call_function" and getattr(node.target, "__module__", None) == "_operator":
+        return any(map(_is_tensor, node.all_input_nodes))
+    return True

@@ -1,0 +1,230 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a graph is called: with the tensors that it reads, and with what else was given when it was traced."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..facts import GraphObstacle
+from ..survey import Call, Given
+from ..watch.state import is_same
+from .attach import own_class
+from .untraceable import Untraceable
+
+_MODES = (type(None), bool, str, torch.dtype, torch.device, torch.memory_format)
+"""Classes of arguments for one of which a graph can be made: numbers may be others in each call."""
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """In the place of a tensor: the name of what a graph reads there."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How a graph is called.
+
+    args, kwargs  what it was traced with: a `Leaf` in the place of each tensor, also in tuples, lists and dicts
+    positions     names of the arguments of `forward` that may be given by position, in order
+    defaults      what arguments are where they are left out
+    given         the tensors that it was traced for, by the names of leaves; empty where none were known
+    read          all names of leaves, in the order of the graph
+    whole         for each of these, whether that is no floating number: indices or a mask
+    is_wrapped    whether a decorator stands before `forward`: then what is given by name is to be so again
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    positions: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    given: Mapping[str, Given]
+    read: tuple[str, ...]
+    is_wrapped: bool
+    whole: tuple[bool, ...] = field(init=False)
+    _named: Mapping[str, Any] = field(init=False)
+    _is_plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        named = {**dict(zip(self.positions, self.args, strict=False)), **self.kwargs}
+        plain = all(type(one) is Leaf for one in named.values()) and self.positions[: len(self.read)] == tuple(named)
+        whole = [name in self.given and not _is_number(self.given[name].dtype) for name in self.read]
+        object.__setattr__(self, "whole", tuple(whole))
+        object.__setattr__(self, "_named", named)
+        object.__setattr__(self, "_is_plain", plain and not (self.is_wrapped and self.kwargs))
+
+    @classmethod
+    def of(cls, module: nn.Module, call: Call | None) -> Arguments:
+        """Of a call that the graph is for; without one, of all arguments that have no default. Raises `Untraceable`."""
+        own: Any = own_class(module)
+        parameters = list(inspect.signature(own.forward, follow_wrapped=False).parameters.values())
+        if parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:  # `self`
+            del parameters[0]
+        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        positions = [one.name for one in parameters if one.kind in by_position]
+        variadic = [one.name for one in parameters if one.kind is inspect.Parameter.VAR_POSITIONAL]
+        defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+        for name, default in defaults.items():
+            if isinstance(default, Tensor):
+                raise Untraceable(GraphObstacle.TENSOR_BY_DEFAULT, argument=name)
+        names = _Names(positions, defaults)
+        if call is None:
+            needed = [one for one in parameters if one.default is inspect.Parameter.empty]
+            args = tuple(names.leaf(one.name, None) for one in needed if one.kind in by_position)
+            named = [one.name for one in needed if one.kind is inspect.Parameter.KEYWORD_ONLY]
+            kwargs = {name: names.leaf(name, None) for name in named}
+        else:
+            if len(call.args) > len(positions):
+                if not variadic:
+                    raise Untraceable(GraphObstacle.OTHER_ARGUMENTS)
+                positions += [f"*{variadic[0]}{place}" for place in range(len(positions), len(call.args))]
+            args = tuple(names.argument(name, one) for name, one in zip(positions, call.args, strict=False))
+            kwargs = {name: names.argument(name, one) for name, one in call.kwargs.items()}
+        is_wrapped = hasattr(own.forward, "__wrapped__") or bool(variadic)
+        return cls(args, kwargs, tuple(positions), defaults, names.given, tuple(names.leaves), is_wrapped)
+
+    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """What the graph reads of a call; None for a call with something else than it was traced with."""
+        if not kwargs and self._is_plain and len(args) == len(self.read):
+            return args
+        if len(args) > len(self.positions):
+            return None
+        if self.is_wrapped and (len(args) != len(self.args) or kwargs.keys() != self.kwargs.keys()):
+            return None
+        values = dict(zip(self.positions, args, strict=False))
+        if not values.keys().isdisjoint(kwargs):
+            return None
+        values.update(kwargs)
+        found: dict[str, Any] = {}
+        for name, template in self._named.items():
+            if not _matches(values.pop(name, self.defaults.get(name, _MISSING)), template, found):
+                return None
+        if not all(is_same(value, self.defaults.get(name, _MISSING)) for name, value in values.items()):
+            return None
+        return tuple([found[name] for name in self.read])
+
+    def serves(self, call: Call, dtype: torch.dtype, device: torch.device) -> tuple[Given, ...] | None:
+        """What a graph for tensors of that kind reads of such a call; None where it cannot run."""
+        given = self.bound(call.args, call.kwargs)
+        if given is None or any(not isinstance(one, Given) for one in given):
+            return None
+        return given if self.fit(given, dtype, device) else None
+
+    def fit(self, given: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether the graph is for tensors of these kinds: of the dtype, and whole numbers where there were such."""
+        for one, whole in zip(given, self.whole, strict=True):
+            if one.device != device or (_is_number(one.dtype) if whole else one.dtype is not dtype):
+                return False
+        return True
+
+
+def first_served(module: nn.Module, calls: Sequence[Call]) -> Call | None:
+    """The first of `calls` that a graph can be made for; where there is none, the first; None without any."""
+    for call in calls:
+        with contextlib.suppress(Untraceable):
+            Arguments.of(module, call)
+            return call
+    return calls[0] if calls else None
+
+
+def _is_number(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+class _Names:
+    """Gives leaves their names. taken: those of arguments, which leaves within a container do not have."""
+
+    def __init__(self, taken: list[str], defaults: Mapping[str, Any]) -> None:
+        self._taken, self._defaults = set(taken), defaults
+        self.leaves: list[str] = []
+        self.given: dict[str, Given] = {}
+
+    def leaf(self, name: str, given: Given | None) -> Leaf:
+        while not name.isidentifier() or name in self.leaves:
+            name = f"argument_{len(self.leaves)}" if not name.isidentifier() else f"{name}_"
+        self.leaves.append(name)
+        if given is not None:
+            self.given[name] = given
+        return Leaf(name)
+
+    def argument(self, name: str, value: Any) -> Any:
+        return value if is_same(value, self._defaults.get(name, _MISSING)) else self.template(name, value)
+
+    def template(self, name: str, value: Any) -> Any:
+        if isinstance(value, Given):
+            return self.leaf(name, value)
+        if type(value) in (tuple, list):
+            return type(value)([self.template(self._within(name, place), one) for place, one in enumerate(value)])
+        if type(value) is dict and all(type(key) in (str, int) for key in value):
+            return {key: self.template(self._within(name, key), one) for key, one in value.items()}
+        if type(value) in _MODES:
+            return value
+        if isinstance(value, Tensor):
+            raise Untraceable(GraphObstacle.TENSOR_SUBCLASS, kind=type(value).__name__)
+        raise Untraceable(GraphObstacle.OTHER_ARGUMENTS)
+
+    def _within(self, name: str, key: object) -> str:
+        inner = f"{name}_{key}"
+        return f"{inner}_" if inner in self._taken else inner
+
+
+def _matches(value: Any, template: Any, found: dict[str, Any]) -> bool:
+    """Whether an argument is as it was; tensors go to `found`."""
+    if type(template) is Leaf:
+        found[template.name] = value
+        return value is not _MISSING
+    if type(template) in (tuple, list):
+        if type(value) is not type(template) or len(value) != len(template):
+            return False
+        return all(_matches(one, other, found) for one, other in zip(value, template, strict=True))
+    if type(template) is dict:
+        if type(value) is not dict or list(value) != list(template):
+            return False
+        return all(_matches(value[key], other, found) for key, other in template.items())
+    return is_same(value, template) or (type(template) is torch.device and bool(value == template))
+
+
+class Lent:
+    """The arguments that code is traced with. Code that writes to a list or dict among them is no graph."""
+
+    def __init__(self) -> None:
+        self._containers: list[tuple[Any, list[Any]]] = []
+
+    def made_of(self, arguments: Arguments, proxies: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """By position and by name, with `proxies` in the places of leaves, or whatever else is given by their names."""
+
+        def made(template: Any) -> Any:
+            if type(template) is Leaf:
+                return proxies[template.name]
+            if type(template) is tuple:
+                return tuple([made(one) for one in template])
+            if type(template) is list:
+                return self._kept([made(one) for one in template])
+            if type(template) is dict:
+                return self._kept({key: made(one) for key, one in template.items()})
+            return template
+
+        return made(arguments.args), {name: made(one) for name, one in arguments.kwargs.items()}
+
+    def _kept(self, container: Any) -> Any:
+        self._containers.append((container, _contents(container)))
+        return container
+
+    def changed(self) -> bool:
+        """Whether one of the containers holds other things than it did."""
+        return any(list(map(id, _contents(value))) != list(map(id, held)) for value, held in self._containers)
+
+
+def _contents(value: Any) -> list[Any]:
+    return [*value, *value.values()] if isinstance(value, dict) else list(value)

@@ -1,0 +1,255 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What code decides by the sizes and dtypes of tensors, while it is traced and in later calls.
+
+A trace goes one way wherever code looks at a size to decide (`if height % 32`, `range(batch)`). Sizes and dtypes follow
+from those of the arguments: they are computed on fake tensors, which have no elements, so nothing else can decide. A
+graph serves the calls in which every such decision is the same.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.fx
+from torch import nn
+
+from ..._torch import FakeTensorMode, NormBase
+from ..modules import is_plain
+
+Node = torch.fx.Node
+
+_MOST_COMPUTED = 16
+"""For so many shapes of the arguments it is computed what a graph decides, where that takes some tenths of a second:
+as long as many passes, where decisions depend on sizes deep in the model."""
+_MOST_KEPT = 1024
+"""For so many shapes otherwise."""
+
+SIZES: Mapping[str, type] = {"shape": torch.Size, "ndim": int, "dtype": torch.dtype}
+"""Attributes of tensors that are sizes, or the dtype."""
+_METHODS = {"dim": int, "ndimension": int, "numel": int, "nelement": int, "is_floating_point": bool, "is_complex": bool}
+_COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
+_RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_"}
+_RESHAPES |= {"as_strided_", "sparse_resize_", "sparse_resize_and_clear_"}
+_OWNERS = ("torch", "_operator", "math")
+
+
+class Sized(Protocol):
+    """A tensor, or what is recorded of one."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+class Unknown(Exception):
+    """A value does not follow from the sizes of the arguments alone, or nobody knows these."""
+
+
+class Decision(NamedTuple):
+    """What code asked of a size, and how it was answered."""
+
+    node: Node
+    question: Callable[[Any], Any]
+    answer: Any
+
+
+def kind_of(node: Node) -> type | None:
+    """The class of what `node` gives, where that follows from sizes; `object` where it may be several; else None."""
+    if node.op == "call_method":
+        if node.target == "size":
+            return torch.Size if len(node.args) == 1 and not node.kwargs else int
+        return _METHODS.get(str(node.target))
+    if node.op != "call_function":
+        return None
+    if node.target is getattr:
+        return SIZES.get(str(node.args[1]))
+    if getattr(node.target, "__module__", None) not in ("_operator", "math"):
+        return None
+    kinds = [kind_of(one) for one in node.all_input_nodes]
+    if not kinds or None in kinds:
+        return None
+    if node.target is operator.getitem and kinds[0] is torch.Size:
+        return torch.Size if isinstance(node.args[1], slice) else int
+    if node.target in _COMPARISONS:
+        return bool
+    if node.target in (math.ceil, math.floor):
+        return int
+    given = [one for one in node.args if not isinstance(one, Node)]
+    whole = all(kind is int for kind in kinds) and all(type(one) is int for one in given)
+    whole = whole and node.target not in (operator.truediv, operator.pow)
+    return int if whole and getattr(node.target, "__module__", None) == "_operator" else object
+
+
+class Sizes:
+    """What follows from the sizes of the arguments, while a module is traced.
+
+    modules: by the names under which the graph calls them. given: what is known of the arguments, by their names.
+    tensor_of: the tensor that a node reads.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        given: Mapping[str, Sized],
+        tensor_of: Callable[[str], torch.Tensor],
+    ) -> None:
+        self._modules, self._given, self._tensor_of = modules, given, tensor_of
+        self._values: dict[Node, Any] = {}
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True) if given else None
+        self.computes = False
+        """Whether it is at that: what modules do then is not to be traced."""
+
+    def value_of(self, node: Node) -> Any:
+        """What `node` gives. Raises `Unknown`."""
+        if self._mode is None or kind_of(node) is None:
+            raise Unknown
+        self.computes = True
+        try:
+            with torch.no_grad(), self._mode:
+                for one in upstream([node]):
+                    if one not in self._values:
+                        self._values[one] = self._computed(one)
+        except Exception as error:  # what fake tensors, or the modules on them, raise
+            raise Unknown from error
+        finally:
+            self.computes = False
+        return self._values[node]
+
+    def _computed(self, node: Node) -> Any:
+        if node.op == "placeholder":
+            given = self._given[str(node.target)]
+            return torch.empty(tuple(given.shape), dtype=given.dtype, device=given.device)
+        if node.op == "get_attr":
+            assert self._mode is not None
+            return self._mode.from_tensor(self._tensor_of(str(node.target)))
+        arguments: Any = torch.fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
+        args, kwargs = arguments
+        if node.op == "call_function":
+            function: Any = node.target
+            return function(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        module = self._modules[str(node.target)]
+        # in training mode it would count this batch
+        return args[0] if isinstance(module, NormBase) else module(*args, **kwargs)
+
+
+def upstream(nodes: Iterable[Node]) -> list[Node]:
+    """`nodes`, and all that they are computed from, each behind what it needs."""
+    result: dict[Node, None] = {}
+    left = [(node, False) for node in nodes]
+    while left:
+        node, is_ready = left.pop()
+        if is_ready:
+            result[node] = None
+        elif node not in result:
+            left.append((node, True))
+            left.extend((one, False) for one in node.all_input_nodes if one not in result)
+    return list(result)
+
+
+def are_known(nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> bool:
+    """Whether sizes follow from those of the arguments: all that is called is torch's or ours, and what it is called on
+    keeps its sizes."""
+    for node in nodes:
+        if node.kwargs.get("out") is not None:
+            return False
+        if node.op == "call_module":
+            module = modules.get(str(node.target))
+            is_known = type(module).__module__.startswith(("torch.nn.", "sparsekernels."))
+            if module is None or not is_known or not is_plain(module):
+                return False
+        elif node.op == "call_function" and node.target is not getattr:
+            owner = getattr(node.target, "__module__", None) or type(node.target).__module__
+            if owner.partition(".")[0] not in _OWNERS or getattr(node.target, "__name__", "") in _RESHAPES:
+                return False
+        elif node.op == "call_method" and node.target in _RESHAPES:
+            return False
+    return True
+
+
+class Guard:
+    """Whether code would decide for other arguments as it did when it was traced.
+
+    given: the arguments that it was traced for, by their names. names: of those of a call, in its order. places: where
+    the tensors that the graph reads are.
+    """
+
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        modules: Mapping[str, nn.Module],
+        given: Mapping[str, Sized],
+        names: Sequence[str],
+        place_of: Callable[[str], tuple[dict[str, Any], str]],
+    ) -> None:
+        self._decisions, self._names = list(decisions), list(names)
+        nodes = upstream([decision.node for decision in decisions])
+        targets = [str(node.target) for node in nodes if node.op == "call_module"]
+        self._modules = {target: modules[target] for target in targets}
+        self._places = {str(node.target): place_of(str(node.target)) for node in nodes if node.op == "get_attr"}
+        parts = {id(part): part for module in self._modules.values() for part in module.modules()}.values()
+        self._held: list[tuple[dict[str, Any], str]] = [
+            (place, name) for part in parts for place in (part._parameters, part._buffers) for name in place
+        ]
+        self._held += self._places.values()
+        self._shapes = self._shapes_now()
+        self._nodes, self._is_quick = nodes, not self._modules
+        self._seen: set[tuple[Any, ...]] = set()
+        self._known: dict[tuple[Any, ...], bool] = {}
+        if given:
+            self._known[tuple((tuple(given[name].shape), given[name].dtype) for name in names)] = True
+
+    def holds(self, args: Sequence[Sized], at_once: bool = False) -> bool:
+        """Whether the graph decides right for `args`; False for shapes beyond those that are looked at.
+
+        at_once: whether that is computed for new shapes however long it takes; else it waits until they come again.
+        """
+        key = tuple([(tuple(arg.shape), arg.dtype) for arg in args])
+        known = self._known.get(key)
+        if known is None:
+            known = self._asked(key, args, at_once or self._is_quick)
+        return known and self._shapes_now() == self._shapes
+
+    def _asked(self, key: tuple[Any, ...], args: Sequence[Sized], at_once: bool) -> bool:
+        if len(self._known) >= (_MOST_KEPT if self._is_quick else _MOST_COMPUTED):
+            return False
+        if not at_once and key not in self._seen:
+            if len(self._seen) < _MOST_KEPT:
+                self._seen.add(key)
+            return False
+        known = self._known[key] = self._decides_alike(args)
+        return known
+
+    def _shapes_now(self) -> list[Any]:
+        """And dtypes, of the tensors that the sizes depend on; None where one is gone."""
+        held = [place.get(name) for place, name in self._held]
+        return [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in held]
+
+    def _decides_alike(self, args: Sequence[Sized]) -> bool:
+        def tensor_of(target: str) -> torch.Tensor:
+            place, name = self._places[target]
+            tensor: torch.Tensor = place[name]
+            return tensor
+
+        if not are_known(self._nodes, self._modules):  # one has got a hook
+            return False
+        sizes = Sizes(self._modules, dict(zip(self._names, args, strict=True)), tensor_of)
+        try:
+            return all(_is_alike(question(sizes.value_of(node)), answer) for node, question, answer in self._decisions)
+        except Exception:  # what the modules raise for these arguments they raise themselves
+            return False
+
+
+def _is_alike(value: Any, answer: Any) -> bool:
+    return type(value) is type(answer) and bool(value == answer)

@@ -1,0 +1,40 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Why a module is no graph, and where that was found."""
+
+from __future__ import annotations
+
+import traceback
+
+from ..facts import Fact, GraphObstacle
+from ..watch.reach import is_library
+
+
+class Untraceable(Exception):
+    """A module cannot be run as a graph; `fact` is why, and the message says it."""
+
+    def __init__(self, obstacle: GraphObstacle, **operands: object) -> None:
+        self.obstacle = obstacle
+        if "{place}" in obstacle.value:
+            operands = {"place": "", **operands}
+        self.fact: Fact = obstacle.of(**operands)
+        super().__init__(self.fact)
+
+    @classmethod
+    def within(cls, error: Exception) -> Untraceable:
+        """The same of what code raised while it was traced, with the place."""
+        if isinstance(error, Untraceable):
+            places = {"place": _place_of(error)} if "place" in error.fact.operands else {}
+            return cls(error.obstacle, **{**error.fact.operands, **places})
+        return cls(GraphObstacle.TRACING_FAILED, error=first_line(error), place=_place_of(error))
+
+
+def _place_of(error: Exception) -> str:
+    """Where the code of a module was, as a sentence goes on."""
+    places = [(frame.f_globals.get("__name__"), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [place for place in places if not is_library(place[0])]
+    return f" (at line {own[-1][1]} of {own[-1][0]})" if own else ""
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

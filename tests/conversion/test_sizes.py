@@ -1,0 +1,193 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Code that looks at sizes to decide: a graph serves the calls in which it decides as it did when it was traced."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conversion_checks import FINE, GRAPH, Prefer, assert_agree, graphs_of
+from torch import Tensor, nn
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.conversion.graph.attach import NO_ANSWER
+from sparsekernels.pruning import prune_
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+Decide = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Deciding(nn.Module):
+    """Two convolutions; `decide` is the code between, which gives 8 channels."""
+
+    def __init__(self, decide: Decide) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.window = 4
+        self.decide = decide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(self.decide(self, torch.relu(self.norm(self.first(x))))))
+
+
+def odd_sizes(self: nn.Module, x: Tensor) -> Tensor:
+    _, _, height, width = x.shape
+    if height % self.window or width % self.window:
+        return F.pad(x, (0, -width % self.window, 0, -height % self.window)) * 2
+    return x
+
+
+def loops(self: nn.Module, x: Tensor) -> Tensor:
+    parts = [x[:, :, row] * (row + 1) for row in range(x.shape[2])]
+    return torch.stack(parts, 2)
+
+
+def dimensions(self: nn.Module, x: Tensor) -> Tensor:
+    assert len(x.shape) == x.dim() == x.ndim == 4
+    assert x.size(1) == self.scale.shape[1], "channels"
+    return x * self.scale
+
+
+def numbers(self: nn.Module, x: Tensor) -> Tensor:
+    height = x.size(2)
+    if not isinstance(height, int) or not isinstance(x.shape, tuple | list):
+        return x * 100
+    rows = max(2, math.ceil(height / 3), int(height**0.5), round(height / 3))
+    return F.adaptive_avg_pool2d(x, (rows, rows)) * float(height)
+
+
+def stars(self: nn.Module, x: Tensor) -> Tensor:
+    return x.flatten(1).view(*x.shape[:2], -1).view(*x.shape)
+
+
+def of_a_pooled_one(self: nn.Module, x: Tensor) -> Tensor:
+    pooled = F.max_pool2d(x, 2)
+    return pooled if pooled.shape[-1] > 2 else F.interpolate(pooled, size=x.shape[-2:])
+
+
+def images(batch: int, height: int, width: int | None = None) -> Tensor:
+    return torch.randn(batch, 8, height, width or height, generator=torch.Generator().manual_seed(height))
+
+
+def converted(decide: Decide, prefer: Prefer, x: Tensor) -> tuple[nn.Module, nn.Module, sk.Report]:
+    torch.manual_seed(3)
+    model = Deciding(decide).eval()
+    prune_(model, "random", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    return model, dense, sk.convert(model, x)
+
+
+def serves(model: nn.Module, x: Tensor) -> bool:
+    """Whether its graph answers, when a shape is there for the second time."""
+    (graph,) = graphs_of(model)
+    with torch.no_grad():
+        return [graph.answer((x,), {}) is not NO_ANSWER for _ in range(2)][1]
+
+
+@pytest.mark.parametrize(
+    ("decide", "others", "elsewhere"),
+    [
+        (odd_sizes, [images(1, 16), images(5, 8), images(2, 8, 24)], [images(3, 10), images(3, 16, 18)]),
+        (loops, [images(1, 16), images(2, 16, 10)], [images(3, 18)]),
+        (dimensions, [images(1, 12), images(2, 9, 21)], []),
+        (numbers, [images(1, 16), images(2, 16, 10)], [images(3, 18), images(3, 24)]),
+        (stars, [images(1, 12), images(2, 9, 21)], []),
+        (of_a_pooled_one, [images(1, 12), images(2, 14)], [images(3, 8), images(3, 9)]),
+    ],
+)
+def test_decisions_by_sizes(decide: Decide, others: list[Tensor], elsewhere: list[Tensor], prefer: Prefer) -> None:
+    model, dense, report = converted(decide, prefer, images(2, 16))
+    assert [graph.module for graph in graphs_of(model)] == [model], report.notes
+    for x in [images(2, 16), *others]:
+        assert serves(model, x)
+        assert_agree(model, dense, x)
+    for x in elsewhere:
+        assert not serves(model, x)
+        assert_agree(model, dense, x)
+    again = copy.deepcopy(model)
+    for x in [*elsewhere, *others]:  # the copy is traced for the first of these
+        assert_agree(again, dense, x)
+        assert serves(again, (elsewhere or others)[0])
+
+
+def by_content(self: nn.Module, x: Tensor) -> Tensor:
+    return x if x.sum() > 1e9 else x + 1
+
+
+def by_what_depends_on_content(self: nn.Module, x: Tensor) -> Tensor:
+    return x if x.nonzero().shape[0] > 1 else x + 1
+
+
+def by_strides(self: nn.Module, x: Tensor) -> Tensor:
+    return x if x.stride()[1] > 1 else x + 1
+
+
+def by_what_was_reshaped(self: nn.Module, x: Tensor) -> Tensor:
+    other = x + 0
+    other.unsqueeze_(0)
+    return x if other.dim() == 5 else x + 1
+
+
+@pytest.mark.parametrize("decide", [by_content, by_what_depends_on_content, by_strides, by_what_was_reshaped])
+def test_decisions_by_something_else(decide: Decide, prefer: Prefer) -> None:
+    model, dense, report = converted(decide, prefer, images(2, 16))
+    assert not list(graphs_of(model))
+    line = decide.__code__.co_firstlineno
+    places = "|".join(str(line + below) for below in (1, 3))
+    assert any(re.search(rf"decides by what .* \(at line ({places}) of test_sizes\)", note) for note in report.notes)
+    assert_agree(model, dense, images(2, 16))
+
+
+def test_decisions_by_the_size_of_a_parameter(prefer: Prefer) -> None:
+    """It may become another in place."""
+
+    def decide(self: nn.Module, x: Tensor) -> Tensor:
+        return x + self.scale if self.scale.shape[1] == x.shape[1] else x * 3
+
+    model, dense, _ = converted(decide, prefer, images(2, 16))
+    assert serves(model, images(1, 12))
+    for one in (model, dense):
+        one.scale.data = torch.ones(1, 1, 1, 1)
+    assert_agree(model, dense, images(2, 16))
+    assert_agree(model, dense, images(1, 12))
+
+
+def test_a_layer_that_gets_a_hook(prefer: Prefer) -> None:
+    """It is not called for the sizes alone."""
+    model, dense, _ = converted(of_a_pooled_one, prefer, images(2, 16))
+    called: list[int] = []
+    model.last.register_forward_hook(lambda module, args, result: called.append(len(result)))
+    for x in (images(3, 20), images(3, 20)):
+        assert_agree(model, dense, x)
+    assert called == [3, 3]
+
+
+def test_training_counts_each_batch_once(prefer: Prefer) -> None:
+    torch.manual_seed(3)
+    model = Deciding(of_a_pooled_one).train()
+    prune_(model, "random", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, images(2, 16))
+    assert [graph.module for graph in graphs_of(model)] == [model]
+    for x in (images(2, 16), images(3, 18), images(3, 18), images(3, 8)):
+        torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.norm.running_mean, dense.norm.running_mean)
+    assert int(model.norm.num_batches_tracked) == 4
+    assert serves_in_training(model, images(4, 20))
+
+
+def serves_in_training(model: nn.Module, x: Tensor) -> bool:
+    (graph,) = graphs_of(model)
+    return [graph.answer((x,), {}) is not NO_ANSWER for _ in range(2)][1]
