@@ -61,6 +61,8 @@ class Reach:
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
         self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._functions: list[types.FunctionType] = []
+        self._entered: dict[int, types.CodeType] = {}
         self._seen: dict[int, Any] = {}  # with what has the id
         self._left = _MOST
         self._modules = list(modules)
@@ -78,24 +80,30 @@ class Reach:
             self._look(value)
 
     @contextlib.contextmanager
-    def watched(self, silent: Callable[[], Exception] | None = None) -> Iterator[None]:
+    def watched(
+        self, silent: Callable[[], Exception] | None = None, passed: Callable[[types.FrameType], None] | None = None
+    ) -> Iterator[None]:
         """Inside, functions are looked into when they are first entered; where a profiler runs that cannot be stopped,
         they are not.
 
-        silent: makes what is raised where code is about to print, to log or to open a file.
+        silent: makes what is raised where code is about to print, to log or to open a file. passed: is given the frame
+        of each function of Python's that begins or ends.
         """
         previous: Any = sys.getprofile()
         stop = getattr(previous, "disable", None)
+        entered: set[int] = set()
         if previous is not None and not callable(previous) and stop is None:
             yield
             return
-        entered: dict[int, types.CodeType] = {}
 
         def profile(frame: types.FrameType, event: str, argument: Any) -> None:
+            if passed is not None and event in ("call", "return"):
+                passed(frame)
             if event == "call":
                 code = frame.f_code
                 if id(code) not in entered:
-                    entered[id(code)] = code
+                    entered.add(id(code))
+                    self._entered[id(code)] = code
                     self._enter(frame)
                 self._ask_of(frame)
                 if silent is None or code.co_name != "_log" or frame.f_globals.get("__name__") != "logging":
@@ -145,7 +153,13 @@ class Reach:
     def beside(self) -> Beside:
         """What watched code read that is no part of the modules, as it is."""
         kinds = [kind for kind, _ in self._classes]
-        return Beside.of(self._read, kinds, self._names, self.asked, {id(module) for module in self._modules})
+        functions = [one for one in self._functions if id(one.__code__) in self._entered]
+        registered = {id(module) for module in self._modules}
+        return Beside.of(self._read, kinds, self._names, self.asked, functions, registered)
+
+    def holds(self, value: object) -> bool:
+        """Whether it is one of the things that code got at."""
+        return self._seen.get(id(value), _MISSING) is value
 
     def changed(self) -> bool:
         """Whether something else is there."""
@@ -275,6 +289,8 @@ class Reach:
         if is_library(function.__module__):
             return []
         inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        if inner:
+            self._functions.append(function)
         for cell in function.__closure__ or ():
             read = functools.partial(getattr, cell, "cell_contents", _MISSING)
             self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))

@@ -276,6 +276,10 @@ class State:
         except TooMuch:
             self.is_whole = False
 
+    def holds(self, value: object) -> bool:
+        """Whether it is a list, a dict or the like that the modules hold."""
+        return any(held.value is value for held in self._held)
+
     def parameters(self) -> Iterator[Tensor]:
         """Leaves of autograd among what the modules hold, those of unregistered modules included."""
         for held in self._held:

@@ -24,6 +24,9 @@ from .state import Held, TooMuch, held_by, is_same
 Asked = tuple[Callable[[], Any], Any]
 """A function and what it gave: a graph serves calls in which it gives the same."""
 
+Defaults = tuple[types.FunctionType, tuple[Any, ...] | None, dict[str, Any] | None]
+"""A function and what its arguments are where they are left out: `__defaults__` and `__kwdefaults__`."""
+
 _FUNCTIONS: tuple[Any, ...] = (
     torch.is_grad_enabled,
     torch.is_inference_mode_enabled,
@@ -88,12 +91,14 @@ class Beside:
     """What code read that is no part of the model. Asked in each call.
 
     globals, classes: values at their places and in their classes, by identity. asked: functions with what they gave.
-    held: containers and objects among these values, which may change without being others.
+    defaults: of arguments of functions. held: containers and objects among these values, which may change without being
+    others.
     """
 
     globals: Sequence[Entry]
     classes: Sequence[tuple[type, str, Any]]
     asked: Sequence[Asked]
+    defaults: Sequence[Defaults]
     held: Sequence[Held]
 
     @classmethod
@@ -103,26 +108,32 @@ class Beside:
         kinds: Iterable[type],
         names: AbstractSet[str],
         asked: Sequence[Asked],
+        functions: Iterable[types.FunctionType],
         registered: Collection[int],
     ) -> Beside:
         """entries: globals that code names, at their places. kinds: classes of what it got at. names: of attributes
-        that it reads. registered: ids of the modules of the model."""
-        entries = list(entries)
+        that it reads. functions: those that it called. registered: ids of the modules of the model."""
+        defaults = [(one, one.__defaults__, one.__kwdefaults__) for one in functions]
+        named = [(place, name, value) for _, _, place in defaults if place for name, value in place.items()]
+        entries = [*entries, *named]
         classes = [entry for kind in kinds for entry in _read_of(kind, names)]
-        values = [value for _, _, value in (*entries, *classes) if not isinstance(value, (type, nn.Module, Tensor))]
+        values = [value for _, _, value in (*entries, *classes)]
+        values += [value for _, given, _ in defaults for value in given or ()]
+        values = [value for value in values if not isinstance(value, (type, nn.Module, Tensor))]
         held = [one for value in values for one in _held_by(value, registered)]
-        return cls(entries, classes, asked, list({id(one.value): one for one in held}.values()))
+        return cls(entries, classes, asked, defaults, list({id(one.value): one for one in held}.values()))
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to look at."""
-        return not (self.globals or self.classes or self.asked or self.held)
+        return not (self.globals or self.classes or self.asked or self.defaults or self.held)
 
     def holds(self) -> bool:
         return (
             all(is_same(place.get(name), value) for place, name, value in self.globals)
             and all(is_same(getattr(kind, name, None), value) for kind, name, value in self.classes)
             and all(is_same(read(), value) for read, value in self.asked)
+            and all(one.__defaults__ is given and one.__kwdefaults__ is named for one, given, named in self.defaults)
             and not any(held.changed() for held in self.held)
         )
 
