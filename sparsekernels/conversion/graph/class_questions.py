@@ -34,10 +34,12 @@ _DISPATCH: types.CodeType = functools.singledispatch(lambda value: value).dispat
 class _Questions(NamedTuple):
     """Of what a function asks the class.
 
-    names: of its variables. attributes: of modules, each with the name of the variable. of_any: of anything else.
+    names: of its variables. texts: of variables, as a text: `str(type(x))`. attributes: of modules, each with the name
+    of the variable. of_any: of anything else.
     """
 
     names: frozenset[str]
+    texts: frozenset[str]
     attributes: frozenset[tuple[str, str]]
     of_any: bool
 
@@ -45,11 +47,14 @@ class _Questions(NamedTuple):
 class ClassQuestions:
     """Looks at frames; `asked` is where the class of a proxy was asked for, as a sentence goes on, or None.
 
-    is_proxy: whether a value stands for a tensor or a size. proxies: their classes.
+    is_proxy: whether a value stands for a tensor or a size. is_tensor: whether for a tensor, whose class has the name
+    that its proxy's has. proxies: their classes.
     """
 
-    def __init__(self, is_proxy: Callable[[Any], bool], proxies: tuple[type, ...]) -> None:
-        self._is_proxy, self._proxies = is_proxy, proxies
+    def __init__(
+        self, is_proxy: Callable[[Any], bool], is_tensor: Callable[[Any], bool], proxies: tuple[type, ...]
+    ) -> None:
+        self._is_proxy, self._is_tensor, self._proxies = is_proxy, is_tensor, proxies
         self._found: dict[int, tuple[types.CodeType, _Questions | None]] = {}
         self.asked: str | None = None
 
@@ -73,6 +78,9 @@ class ClassQuestions:
     def _concerns(self, questions: _Questions, variables: Mapping[str, Any]) -> bool:
         if any(self._is_proxy(variables.get(name)) for name in questions.names):
             return True
+        texts = [variables.get(name) for name in questions.texts]
+        if any(self._is_proxy(value) and not self._is_tensor(value) for value in texts):
+            return True
         for name, attribute in questions.attributes:
             owner = variables.get(name)
             if isinstance(owner, nn.Module) and (attribute in owner._parameters or attribute in owner._buffers):
@@ -91,6 +99,7 @@ def _questions_of(code: types.CodeType) -> _Questions | None:
     """None where it asks for none."""
     steps = [step for step in dis.get_instructions(code) if step.opname not in _FILLERS]
     names: set[str] = set()
+    texts: set[str] = set()
     attributes: set[tuple[str, str]] = set()
     of_any = any(step.opname in _MATCHES for step in steps)
     for place, step in enumerate(steps):
@@ -102,23 +111,22 @@ def _questions_of(code: types.CodeType) -> _Questions | None:
             if call is None or call == begin:  # given as the last argument: `isinstance(x, type)`
                 continue
             end = call + 1
-            if steps[call].arg != 1 or call - begin > 2:
-                of_any = True
-                continue
         else:
             continue
         if _is_harmless(steps, end):
             continue
         variable = _variables(steps[begin])
-        if variable is None:
+        if variable is None or end - begin > 3 or (step.argval == "type" and steps[end - 1].arg != 1):
             of_any = True
         elif end - begin == 3 and steps[begin + 1].opname.startswith("LOAD_ATTR"):
             attributes.add((variable, str(steps[begin + 1].argval)))
+        elif step.argval == "type" and steps[place - 1].argval == "str" and steps[end].opname in _CALLS:
+            texts.add(variable)
         else:
             names.add(variable)
-    if not (names or attributes or of_any):
+    if not (names or texts or attributes or of_any):
         return None
-    return _Questions(frozenset(names), frozenset(attributes), of_any)
+    return _Questions(frozenset(names), frozenset(texts), frozenset(attributes), of_any)
 
 
 def _variables(step: dis.Instruction) -> str | None:

@@ -109,11 +109,18 @@ class _Asked(torch.fx.Proxy):
             return "a tensor"
 
 
-class Attribute(torch.fx.proxy.Attribute, _Asked):
+class _NamedTensor(type):
+    """Of classes that are Tensor in a text: transformers looks for torch's name in `str(type(x))`."""
+
+    def __repr__(cls) -> str:
+        return repr(Tensor)
+
+
+class Attribute(torch.fx.proxy.Attribute, _Asked, metaclass=_NamedTensor):
     pass
 
 
-class Proxy(_Asked):
+class Proxy(_Asked, metaclass=_NamedTensor):
     """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
 
     _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
@@ -124,6 +131,13 @@ class Proxy(_Asked):
 
 def is_proxy(value: object) -> bool:
     return type(value) in (Proxy, Attribute)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a proxy stands for what has the class Tensor."""
+    if type(value) is not Proxy or kind_of(value.node) is not None:
+        return False
+    return bool(value.node.op != "get_attr") and gives_tensor(value.node)
 
 
 for _function in IN_PLACE:

@@ -32,6 +32,7 @@ _MOST_KEPT = 1024
 SIZES: Mapping[str, type] = {"shape": torch.Size, "ndim": int, "dtype": torch.dtype}
 """Attributes of tensors that are sizes, or the dtype."""
 _METHODS = {"dim": int, "ndimension": int, "numel": int, "nelement": int, "is_floating_point": bool, "is_complex": bool}
+_FUNCTIONS: Mapping[Any, type] = {torch.numel: int, torch.is_floating_point: bool, torch.is_complex: bool}
 _OF_KIND = {"dtype", "ndim", "dim", "ndimension", "is_floating_point", "is_complex"}
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
 _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_"}
@@ -86,6 +87,8 @@ def kind_of(node: Node) -> type | None:
         return None
     if node.target is getattr:
         return SIZES.get(str(node.args[1]))
+    if node.target in _FUNCTIONS:
+        return _FUNCTIONS[node.target]
     if getattr(node.target, "__module__", None) not in ("_operator", "math"):
         return None
     kinds = [kind_of(one) for one in node.all_input_nodes]
@@ -269,9 +272,10 @@ class Guard:
         return known and self._shapes_now() == self._shapes
 
     def _key_of(self, args: Sequence[Sized]) -> tuple[Any, ...]:
+        default = torch.get_default_dtype()  # of what is computed of whole numbers
         if self._is_by_kind:
-            return tuple([(len(arg.shape), arg.dtype) for arg in args])
-        return tuple([(tuple(arg.shape), arg.dtype) for arg in args])
+            return default, *[(len(arg.shape), arg.dtype) for arg in args]
+        return default, *[(tuple(arg.shape), arg.dtype) for arg in args]
 
     def _asked(self, key: tuple[Any, ...], args: Sequence[Sized], at_once: bool) -> bool:
         if len(self._known) >= (_MOST_KEPT if self._is_quick else _MOST_COMPUTED):
