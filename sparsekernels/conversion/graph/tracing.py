@@ -38,6 +38,7 @@ from .proxies import (
     compares_identity,
     gives_tensor,
     is_proxy,
+    is_tensor,
     known_attribute,
     proxies_are_tensors,
 )
@@ -70,6 +71,8 @@ class _Tracer(torch.fx.Tracer):
         self._are_known = True
         self.refused = False
         """Whether it raised for a question, whatever the code that asked made of that."""
+        self.calls_others = False
+        """Whether it calls modules that do something beside, by a hook or a `forward` of their own."""
         self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
@@ -80,7 +83,7 @@ class _Tracer(torch.fx.Tracer):
         """Where everything is; a graph serves no tensor that is elsewhere."""
         self._thread = threading.get_ident()
         self.proxies: list[weakref.ref[torch.fx.Proxy]] = []
-        self.questions = ClassQuestions(is_proxy, (Proxy, Attribute))
+        self.questions = ClassQuestions(is_proxy, is_tensor, (Proxy, Attribute))
 
     def forget(self) -> None:
         """Let go of the module: functions inside of torch.fx refer to the tracer and to themselves.
@@ -227,6 +230,7 @@ class _Tracer(torch.fx.Tracer):
         return made
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        self.calls_others = self.calls_others or not is_plain(m)
         return (
             candidate_of(m) is not None
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
@@ -299,6 +303,8 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Bes
             failed = Untraceable(GraphObstacle.ASKS_THE_CLASS, place=tracer.questions.asked)
         elif tracer.refused and failed is None:
             failed = Untraceable(GraphObstacle.DECIDES)
+        elif tracer.calls_others and reach.sets_context and failed is None:
+            failed = Untraceable(GraphObstacle.SURROUNDINGS)  # in which hooks may leave something for this code
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
     if reach.speaks or reach.tells_time:

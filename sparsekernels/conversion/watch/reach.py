@@ -54,6 +54,8 @@ class Reach:
         self.speaks = self.tells_time = False
         """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
         the system's that are others each time."""
+        self.sets_context = False
+        """Whether code that was watched has set a context variable, be it for a while."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._read: list[Entry] = []  # globals
@@ -112,6 +114,8 @@ class Reach:
             elif event != "c_call":
                 return
             else:
+                if isinstance(getattr(argument, "__self__", None), contextvars.ContextVar):
+                    self.sets_context |= argument.__name__ == "set" and not is_library(frame.f_globals.get("__name__"))
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
                 if silent is None:
