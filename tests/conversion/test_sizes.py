@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels._torch import FakeTensorMode
 from sparsekernels.conversion.graph.attach import NO_ANSWER
 from sparsekernels.pruning import prune_
 
@@ -191,3 +193,22 @@ def test_training_counts_each_batch_once(prefer: Prefer) -> None:
 def serves_in_training(model: nn.Module, x: Tensor) -> bool:
     (graph,) = graphs_of(model)
     return [graph.answer((x,), {}) is not NO_ANSWER for _ in range(2)][1]
+
+
+def of_a_product(self: nn.Module, x: Tensor) -> Tensor:
+    rows = x.mean((1, 2)) @ self.scale.view(8, 1)
+    return x + rows.mean() if rows.shape[0] > 1 else x
+
+
+def test_nothing_is_logged_where_sizes_do_not_fit(prefer: Prefer, caplog: pytest.LogCaptureFixture) -> None:
+    model, _, _ = converted(of_a_product, prefer, images(2, 16))
+    assert serves(model, images(3, 16))
+    log = logging.getLogger(FakeTensorMode.__module__)
+    log.addHandler(caplog.handler)
+    try:
+        for _ in range(2):
+            with torch.no_grad(), pytest.raises(RuntimeError):
+                model(images(2, 20))
+    finally:
+        log.removeHandler(caplog.handler)
+    assert not caplog.records

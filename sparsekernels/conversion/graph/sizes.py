@@ -9,9 +9,12 @@ graph serves the calls in which every such decision is the same.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -137,7 +140,7 @@ class Sizes:
             raise Unknown
         self.computes = True
         try:
-            with torch.no_grad(), self._mode:
+            with _unlogged(), torch.no_grad(), self._mode:
                 for one in upstream([node]):
                     if one not in self._values:
                         self._values[one] = self._computed(one)
@@ -164,6 +167,21 @@ class Sizes:
         module = self._modules[str(node.target)]
         # in training mode it would count this batch
         return args[0] if isinstance(module, NormBase) else module(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside, torch does not log for this thread that an operation has failed on fake tensors: nobody asked for it."""
+    log, thread = logging.getLogger(FakeTensorMode.__module__), threading.get_ident()
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_others)
 
 
 def upstream(nodes: Iterable[Node]) -> list[Node]:
@@ -275,7 +293,7 @@ class Guard:
         default = torch.get_default_dtype()  # of what is computed of whole numbers
         if self._is_by_kind:
             return default, *[(len(arg.shape), arg.dtype) for arg in args]
-        return default, *[(tuple(arg.shape), arg.dtype) for arg in args]
+        return default, *[(arg.shape, arg.dtype) for arg in args]
 
     def _asked(self, key: tuple[Any, ...], args: Sequence[Sized], at_once: bool) -> bool:
         if len(self._known) >= (_MOST_KEPT if self._is_quick else _MOST_COMPUTED):
