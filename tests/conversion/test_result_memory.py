@@ -62,6 +62,18 @@ def writes(view: Act) -> Act:
     return act
 
 
+def writes_by_name(net: Any, x: Tensor) -> Tensor:
+    y, _ = torch.broadcast_tensors(torch.transpose(input=x, dim0=2, dim1=3), net.scale[:, :, :, :1])
+    torch.relu_(input=y)
+    return net.h(x)  # type: ignore[no-any-return]
+
+
+def adds_to_an_attribute(net: Any, x: Tensor) -> Tensor:
+    h, y = net.h(x), x.mT
+    y += 1
+    return h + x  # type: ignore[no-any-return]
+
+
 def writes_part(net: Any, x: Tensor) -> Any:
     h = net.h(x)
     x[:, 0] = h[:, 0]
@@ -97,10 +109,14 @@ ACTS: dict[str, Act] = {
     "adds to what ReLU gave": adds(lambda net, x: net.relu(x)),
     "adds to what identity gave": adds(lambda net, x: net.identity(x)),
     "writes a part": writes_part,
+    "writes by name": writes_by_name,
+    "adds to an attribute": adds_to_an_attribute,
     "writes out": writes_out,
     "writes under flatten": writes(lambda net, h: h.flatten(1)),
     "writes under Flatten": writes(lambda net, h: net.flatten(h)),
     "writes under contiguous": writes(lambda net, h: h.contiguous()),
+    "writes under reshape by name": writes(lambda net, h: torch.reshape(input=h, shape=(h.shape[0], -1))),
+    "writes under what may be a view": writes(lambda net, h: torch.einsum("nchw->nhwc", h).reshape(h.shape[0], -1)),
 }
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
