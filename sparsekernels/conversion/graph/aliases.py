@@ -109,12 +109,18 @@ def is_of_torch(module: nn.Module) -> bool:
     return all(type(part).__module__.startswith(kinds) and is_plain(part) for part in module.modules())
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is a layer of torch's or ours that makes its result, unless in place."""
+    return type(module) in _LAYERS or type(module).__module__.startswith("sparsekernels.nn.")
+
+
 def gives_of(module: nn.Module | None) -> Gives:
     """What a call of `module` gives; None is a fused layer."""
     if module is None:
         return Gives.OWN
-    is_layer = type(module) in _LAYERS or type(module).__module__.startswith("sparsekernels.nn.")
-    return Gives.OWN if is_layer and is_plain(module) and not getattr(module, "inplace", False) else Gives.EITHER
+    return (
+        Gives.OWN if is_layer(module) and is_plain(module) and not getattr(module, "inplace", False) else Gives.EITHER
+    )
 
 
 def gives(node: Node, modules: Mapping[str, nn.Module]) -> Gives:

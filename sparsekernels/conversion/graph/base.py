@@ -141,7 +141,7 @@ class Graph:
             return NO_ANSWER
         if plan.guard is not None and not plan.guard.holds(given):
             return NO_ANSWER
-        return self._answered(plan, given)
+        return self._answered(plan, given, (args, kwargs))
 
     def prepare(self, call: Call | None = None) -> Any:
         """Trace and fuse now, unless that was done. Returns the plan. Raises `Untraceable`.
@@ -179,11 +179,9 @@ class Graph:
     def _plan_of(self, trace: Trace) -> Plan:
         raise NotImplementedError
 
-    def _run(self, plan: Any, args: tuple[Any, ...]) -> Any:
-        return plan.run(*args)
-
-    def _answered(self, plan: Any, args: tuple[Any, ...]) -> Any:
-        return self._run(plan, args) if self._refreshed(plan) else NO_ANSWER
+    def _answered(self, plan: Any, args: tuple[Any, ...], given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
+        """args: what the graph reads. given: what the module was called with."""
+        return plan.run(*args) if self._refreshed(plan) else NO_ANSWER
 
     def _may_run(self, args: tuple[Any, ...]) -> bool:
         """Whether gradients are wanted as they were when it was traced."""
