@@ -179,9 +179,12 @@ class Graph:
     def _plan_of(self, trace: Trace) -> Plan:
         raise NotImplementedError
 
+    def _run(self, plan: Any, args: tuple[Any, ...]) -> Any:
+        return plan.run(*args)
+
     def _answered(self, plan: Any, args: tuple[Any, ...], given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
         """args: what the graph reads. given: what the module was called with."""
-        return plan.run(*args) if self._refreshed(plan) else NO_ANSWER
+        return self._run(plan, args) if self._refreshed(plan) else NO_ANSWER
 
     def _may_run(self, args: tuple[Any, ...]) -> bool:
         """Whether gradients are wanted as they were when it was traced."""

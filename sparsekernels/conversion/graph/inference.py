@@ -210,7 +210,7 @@ class InferenceGraph(Graph):
                 if not plan.is_stale():
                     plan.latest = None  # it keeps alive what it is of
                     layout = self._layout_of(plan, args)
-                    answer = plan.run(*args) if layout is None else self._laid_out(plan, args, layout)
+                    answer = self._run(plan, args) if layout is None else self._laid_out(plan, args, layout)
                     break
             finally:
                 plan.leave()
@@ -259,7 +259,8 @@ class InferenceGraph(Graph):
         if orders is _UNKNOWN:
             return _UNKNOWN
         try:
-            return laid_out(plan.run(*(map(_contiguous, args) if self.contiguous else args)), orders, args)
+            given = tuple(map(_contiguous, args)) if self.contiguous else args
+            return laid_out(self._run(plan, given), orders, args)
         except LookupError:
             return _UNKNOWN
         except Exception:  # what is wrong with the arguments the modules say: nothing was written or drawn
