@@ -46,7 +46,7 @@ _VIEWS |= {
 _VIEWS |= {"bfloat16", "type", "type_as", "cpu", "real", "imag", "view_as_real", "view_as_complex", "as_strided"}
 _VIEWS |= {"unfold", "alias", "positive", "conj", "resolve_conj", "resolve_neg", "atleast_1d", "atleast_2d"}
 _VIEWS |= {"atleast_3d", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
-_VIEWS |= {"Identity"}
+_VIEWS |= {"Identity", "as_tensor"}
 """Those that may give their argument, or a view of it."""
 
 
