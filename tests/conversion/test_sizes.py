@@ -8,6 +8,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -164,6 +165,22 @@ def test_decisions_by_something_else(decide: Decide, prefer: Prefer) -> None:
     line = decide.__code__.co_firstlineno
     places = "|".join(str(line + below) for below in (1, 3))
     assert any(re.search(rf"decides by what .* \(at line ({places}) of test_sizes\)", note) for note in report.notes)
+    assert_agree(model, dense, images(2, 16))
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 2
+
+
+def test_the_report_names_a_function_of_autograd(prefer: Prefer) -> None:
+    model, dense, report = converted(lambda self, x: Twice.apply(x), prefer, images(2, 16))
+    assert any("its forward calls Twice, a torch.autograd.Function, " in note for note in report.notes), report.notes
     assert_agree(model, dense, images(2, 16))
 
 
