@@ -51,9 +51,9 @@ class Reach:
     """
 
     def __init__(self, modules: Iterable[nn.Module] = (), beside: object = None) -> None:
-        self.speaks = self.tells_time = False
+        self.speaks = self.tells_time = self.makes_tensors = False
         """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
-        the system's that are others each time."""
+        the system's that are others each time; has made tensors of numbers."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._read: list[Entry] = []  # globals
@@ -106,6 +106,8 @@ class Reach:
             else:
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
+                elif surroundings.makes_tensors(argument):
+                    self.makes_tensors = True
                 if silent is None:
                     return
                 if _speaks(frame, argument):

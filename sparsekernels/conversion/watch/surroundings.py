@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
 """What code may ask of its surroundings: states of torch, of the process and of the thread; globals and attributes of
-classes; the time."""
+classes; the time. And which functions of torch's make tensors of numbers."""
 
 from __future__ import annotations
 
@@ -77,6 +77,21 @@ def tells_time(function: Any) -> bool:
     owner = getattr(function, "__self__", None)
     names = ("now", "utcnow", "today")
     return isinstance(owner, type) and issubclass(owner, datetime.date) and function.__name__ in names
+
+
+FACTORIES = (
+    *("zeros", "ones", "full", "empty", "tensor", "as_tensor", "scalar_tensor", "arange", "linspace", "logspace"),
+    *("eye", "tril_indices", "triu_indices"),
+    *("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"),
+)
+"""Functions of torch that make the same tensor of the same numbers each time."""
+
+_FACTORIES = frozenset(id(getattr(torch, name)) for name in FACTORIES)
+
+
+def makes_tensors(function: Any) -> bool:
+    """Whether a builtin function is one of `FACTORIES`."""
+    return id(function) in _FACTORIES
 
 
 _MOST_HELD, _MOST_ELEMENTS = 16, 256
