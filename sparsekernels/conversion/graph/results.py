@@ -58,10 +58,10 @@ def is_default(tensor: Tensor) -> bool:
     if not tensor.is_contiguous():
         return False
     shape = tensor.shape
-    if 1 not in shape:
+    if 1 not in shape[1:]:  # the first dimension tells nothing
         return True
     expected = itertools.accumulate(reversed(shape[1:]), lambda stride, size: stride * max(size, 1), initial=1)
-    return tensor.stride() == tuple(expected)[::-1]
+    return tensor.stride()[1:] == tuple(expected)[-2::-1]
 
 
 def orders_of(result: Any, args: Sequence[Tensor]) -> list[Order | int] | None:
