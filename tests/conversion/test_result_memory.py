@@ -117,6 +117,11 @@ ACTS: dict[str, Act] = {
     "writes under Flatten": writes(lambda net, h: net.flatten(h)),
     "writes under contiguous": writes(lambda net, h: h.contiguous()),
     "writes under reshape by name": writes(lambda net, h: torch.reshape(input=h, shape=(h.shape[0], -1))),
+    "its strides": lambda net, x: net.h(x) * net.conv(x).stride(1),
+    "its strides as a tuple": lambda net, x: net.h(x) * max(net.conv(x).stride()[1:]),
+    "whether it is contiguous": lambda net, x: net.h(x) * net.conv(x).is_contiguous(),
+    "by place": lambda net, x: torch.as_strided_copy(net.h(x), (4,), (2,)),
+    "resized": lambda net, x: net.h(x).resize_(2, 2, 6, 6) + 1,
     "writes under what may be a view": writes(lambda net, h: torch.einsum("nchw->nhwc", h).reshape(h.shape[0], -1)),
 }
 

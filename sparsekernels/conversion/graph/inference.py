@@ -28,7 +28,7 @@ from .channels import Link, choose_channels, links_of
 from .fused import Fused
 from .fusion import drop_identities, fuse, pool
 from .in_place import rests_on_layout
-from .results import Order, is_default, laid_out, layout_of, may_reorder, orders_of
+from .results import Order, asks_for_memory, is_default, laid_out, layout_of, may_reorder, orders_of
 from .trace import Trace
 from .tracing import place_of
 from .untraceable import Untraceable
@@ -289,8 +289,8 @@ class InferenceGraph(Graph):
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
-        if self.contiguous and any("as_strided" in str(node.target) for node in graph.nodes):
-            raise Untraceable(GraphObstacle.PLANNING_FAILED, error="as_strided goes by where elements lie in memory")
+        if self.contiguous and (name := asks_for_memory(graph)):
+            raise Untraceable(GraphObstacle.PLANNING_FAILED, error=f"{name} goes by where elements lie in memory")
         drop_identities(graph, modules)
         fused = fuse(graph, modules, self.contiguous)
         if self.contiguous:
