@@ -187,9 +187,10 @@ def _is_layer_of_subclass(module: nn.Module) -> bool:
 
 
 def _surroundings() -> tuple[Any, ...]:
-    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
-    hooks = saved_tensors_hooks()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
+    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do); the dtype and the
+    device of tensors that are made of numbers."""
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled()
+    return *modes, saved_tensors_hooks(), torch.get_default_dtype(), torch.get_default_device()
 
 
 def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
