@@ -20,6 +20,19 @@ import torch
 SLOW = 0.05
 """A call of more seconds than this fills its own caches, whatever it is."""
 
+_SHORT = 5e-3
+"""A shorter sample was disturbed if a thread of the process lost its processor in it: a turn of another program takes
+some milliseconds. In a longer one that is common, and what counts is how long it was."""
+
+_LEAST_SHARE = 0.95
+"""Of a sample that was not disturbed, in which the calling thread ran."""
+
+_AGAIN = 3
+"""So often a short sample that was disturbed is taken once more, at most."""
+
+ENOUGH = 3
+"""So many samples that were not disturbed tell what a variant takes."""
+
 _ALIKE = 1.5
 """Two calls of one variant whose times differ by less than this factor: neither was stalled, or both alike."""
 
@@ -38,6 +51,7 @@ class Effort:
             or an earlier call that took about as long: a stall does not decide. Infinite: all have all rounds.
         patience: Seconds after which half of `least` rounds are enough, at least one: calls so long have less of what
             disturbs short ones.
+        disturbed: Seconds for which samples are taken where fewer than `ENOUGH` of a variant were not disturbed.
 
     Raises:
         ValueError: A number under which nothing, or not what it says, would be measured.
@@ -50,6 +64,7 @@ class Effort:
     slow: float = SLOW
     hopeless: float = math.inf
     patience: float = math.inf
+    disturbed: float = 0.0
 
     def __post_init__(self) -> None:
         for name, expected, holds in (
@@ -59,6 +74,7 @@ class Effort:
             ("slow", "at least 0", self.slow >= 0),
             ("hopeless", "at least 1", self.hopeless >= 1),
             ("patience", "at least 0", self.patience >= 0),
+            ("disturbed", "at least 0", self.disturbed >= 0),
         ):
             if not holds:
                 raise ValueError(f"Effort: expected {name} to be {expected}, got {getattr(self, name)}")
@@ -97,6 +113,54 @@ class CpuClock:
         for _ in turns:
             call()
         return time.perf_counter() - start
+
+
+class Disturbed(float):
+    """Seconds of a call, by a sample in which other programs kept this one from running."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What this process has had of the processors so far.
+
+    Attributes:
+        seconds: In which the calling thread ran.
+        preemptions: How often a thread lost its processor to something else.
+        waits: How often a thread gave its processor up.
+    """
+
+    seconds: float
+    preemptions: int
+    waits: int
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Until now, of all threads.
+
+        Returns:
+            The usage.
+        """
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(time.thread_time(), usage.ru_nivcsw, usage.ru_nvcsw)
+
+    def disturbs(self, seconds: float, before: Usage) -> bool:
+        """Whether the sample that ended was disturbed.
+
+        Threads that work in step all wait for the one that lost its processor, without a switch of their own where they
+        spin. Where nothing of this process switched and it did not run, the machine itself was taken away.
+
+        Args:
+            seconds: What the sample took.
+            before: The usage when it began.
+
+        Returns:
+            Whether it does not count.
+        """
+        preempted = self.preemptions > before.preemptions
+        if preempted and seconds < _SHORT:
+            return True
+        unexplained = preempted or self.waits == before.waits
+        return unexplained and self.seconds - before.seconds < _LEAST_SHARE * seconds
 
 
 class CudaClock:
@@ -175,8 +239,21 @@ class _Variant:
         self._repeats = 1
         self.samples: list[float] = []
 
+    @property
+    def clear(self) -> bool:
+        """Whether its samples tell what it takes."""
+        return len(undisturbed(self.samples)) >= min(ENOUGH, len(self.samples))
+
     def sample(self) -> float:
         """Seconds of a call, by one sample more."""
+        seconds = self._sample()
+        for _ in range(_AGAIN):
+            if not isinstance(seconds, Disturbed) or seconds * self._repeats >= _SHORT:
+                break
+            seconds = self._sample()
+        return seconds
+
+    def _sample(self) -> float:
         slow, least = self._effort.slow, self._effort.sample
         if not self.samples:
             seconds = self._sampler(1)
@@ -204,7 +281,7 @@ def interleave(
     of them, and none always runs in the caches that the same neighbor left. One untimed call precedes each sample,
     unless it would take longer than `effort.slow` seconds. How many calls fill a sample is found in the first round,
     where a call that fills one, and takes longer than `effort.slow`, is its own sample; and once more where they fill
-    less than half of one, since a stall made them seem longer.
+    less than half of one, since a stall made them seem longer. A short sample that is `Disturbed` is taken again.
 
     Args:
         samplers: How to sample each variant.
@@ -224,9 +301,10 @@ def interleave(
             order = _hopeful(variants, effort, earlier or {})
         alone = len(order) == 1 < len(variants)
         seconds = time.perf_counter() - start
-        if done >= effort.least and (alone or seconds >= effort.seconds):
+        clear = seconds >= effort.disturbed or all(variants[name].clear for name in order)
+        if clear and done >= effort.least and (alone or seconds >= effort.seconds):
             break
-        if done >= max(1, effort.least // 2) and seconds >= effort.patience:
+        if clear and done >= max(1, effort.least // 2) and seconds >= effort.patience:
             break
         shuffle(order)
         for name in order:
@@ -244,7 +322,11 @@ def _hopeful(variants: Mapping[str, _Variant], effort: Effort, earlier: Mapping[
     certain = {name for name, one in variants.items() if name in earlier and _are_alike(earlier[name], one.samples[0])}
     while True:
         limit = max(effort.hopeless * min(one.samples[0] for one in variants.values()), effort.seconds / effort.least)
-        above = [name for name, one in variants.items() if one.samples[0] > limit]
+        above = [
+            name
+            for name, one in variants.items()
+            if one.samples[0] > limit and not (effort.disturbed and isinstance(one.samples[0], Disturbed))
+        ]
         suspects = [name for name in above if name not in certain]
         if not suspects:
             return [name for name in variants if name not in above]
@@ -255,6 +337,18 @@ def _hopeful(variants: Mapping[str, _Variant], effort: Effort, earlier: Mapping[
 
 def _are_alike(seconds: float, other: float) -> bool:
     return max(seconds, other) <= _ALIKE * min(seconds, other)
+
+
+def undisturbed(samples: Sequence[float]) -> list[float]:
+    """Those that were not disturbed.
+
+    Args:
+        samples: Of `samples_of`.
+
+    Returns:
+        Some of them, in their order.
+    """
+    return [seconds for seconds in samples if not isinstance(seconds, Disturbed)]
 
 
 def samples_of(
@@ -276,7 +370,7 @@ def samples_of(
         stop: See `interleave`.
 
     Returns:
-        Seconds of one call, a number for each round.
+        Seconds of one call, a number for each round; `Disturbed` where other programs interfered.
     """
     clock = CpuClock()
 
@@ -285,7 +379,10 @@ def samples_of(
 
         def sample(repeats: int) -> float:
             with context():
-                return clock.seconds(call, repeats) / repeats
+                before = Usage.now()
+                seconds = clock.seconds(call, repeats)
+                disturbed = Usage.now().disturbs(seconds, before)
+            return Disturbed(seconds / repeats) if disturbed else seconds / repeats
 
         return sample
 

@@ -214,6 +214,7 @@ class TestTimer:
             ({"slow": math.nan}, "expected slow"),
             ({"hopeless": 0.5}, "expected hopeless to be at least 1, got 0.5"),
             ({"hopeless": math.nan}, "expected hopeless"),
+            ({"disturbed": -1.0}, "expected disturbed to be at least 0, got -1.0"),
         ],
     )
     def test_an_effort_under_which_nothing_is_measured_is_refused(self, changes: dict[str, Any], words: str) -> None:
@@ -242,3 +243,68 @@ class TestTimer:
         seconds = CpuClock().seconds(lambda: calls.append(time.sleep(2e-3)), 3)
         assert len(calls) == 3
         assert 6e-3 <= seconds < 1
+
+
+class FakeProcess:
+    """A clock and a usage. Other programs take the processor for 2 ms after each `turn` seconds that this one ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, turn: float) -> None:
+        self.now, self.ran, self.preemptions, self._turn = 0.0, 0.0, 0, turn
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(timing.Usage, "now", lambda: timing.Usage(self.ran, self.preemptions, 0))
+
+    def call(self, seconds: float) -> None:
+        self.ran += seconds
+        stalls = int(self.ran / self._turn) - self.preemptions
+        self.preemptions += stalls
+        self.now += seconds + 2e-3 * stalls
+
+    def samples(self, effort: Effort, **seconds: float) -> dict[str, list[float]]:
+        return samples_of({name: functools.partial(self.call, one) for name, one in seconds.items()}, effort)
+
+
+class TestDisturbances:
+    @pytest.mark.parametrize(
+        ("wall", "ran", "preemptions", "waits", "expected"),
+        [
+            (5e-4, 5e-4, 0, 0, False),
+            (5e-4, 5e-4, 1, 0, True),  # a worker, for which the calling thread spins
+            (0.1, 0.099, 5, 0, False),  # a long sample, in which that is common and short
+            (0.1, 0.06, 5, 0, True),
+            (0.1, 0.06, 0, 0, True),  # the machine itself was taken away
+            (0.1, 0.06, 0, 1, False),  # it waited for something of its own
+            (0.1, 0.06, 1, 1, True),
+        ],
+    )
+    def test_what_disturbs(self, wall: float, ran: float, preemptions: int, waits: int, expected: bool) -> None:
+        before = timing.Usage(1.0, 10, 20)
+        after = timing.Usage(1.0 + ran, 10 + preemptions, 20 + waits)
+        assert after.disturbs(wall, before) is expected
+
+    def test_the_usage_is_that_of_this_process(self) -> None:
+        before = timing.Usage.now()
+        for _ in range(3):
+            time.sleep(1e-3)
+        after = timing.Usage.now()
+        assert after.waits >= before.waits + 3
+        assert not after.disturbs(3e-3, timing.Usage(before.seconds, after.preemptions, before.waits))
+
+    def test_a_short_sample_is_taken_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever stretches are disturbed, none is among the samples as long as others remain."""
+        process = FakeProcess(monkeypatch, 2e-3)
+        samples = process.samples(Effort(seconds=0.2, sample=5e-4, least=3, disturbed=1.0), a=2e-5, b=3e-5)
+        for name, seconds in (("a", 2e-5), ("b", 3e-5)):
+            assert timing.undisturbed(samples[name]) == samples[name] == [pytest.approx(seconds)] * len(samples[name])
+
+    def test_what_is_always_disturbed_has_a_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        process = FakeProcess(monkeypatch, 1e-5)
+        samples = process.samples(Effort(seconds=0.02, sample=5e-4, least=3, most=1000, disturbed=0.5), a=2e-5)
+        assert timing.undisturbed(samples["a"]) == []
+        assert all(isinstance(one, timing.Disturbed) for one in samples["a"])
+        assert 0.5 < process.now < 1.0
+
+    def test_a_quiet_machine_takes_no_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        short = Effort(seconds=0.02, sample=5e-4, least=3, most=1000)
+        long = Effort(seconds=0.02, sample=5e-4, least=3, most=1000, disturbed=0.5)
+        counts = [len(FakeProcess(monkeypatch, math.inf).samples(one, a=2e-5)["a"]) for one in (short, long)]
+        assert counts[0] == counts[1]

@@ -122,6 +122,8 @@ def decide(
     if not times.measured:
         row = replace(row, ground=Ground.PREFERENCE)
         return Decision(row) if best is None else Decision(replace(row, decision=best), candidates[best])
+    if best is None and not all(times.is_certain(name, DENSE) for name in candidates):
+        return Decision(replace(row, ground=Ground.UNDECIDED))
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     nearly = times.faster(candidates, DENSE, LEAST_IN_CHAIN) if fuses else []
     chained = [name for name in nearly if may_chain(name, layer.module)]

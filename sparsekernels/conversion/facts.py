@@ -204,6 +204,14 @@ class Note(_Sentence):
         "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
         " disturbed."
     )
+    UNDECIDED = (
+        "{count} of {total} layers are undecided and stay as they are: other programs disturbed their measurement."
+        " Convert again when the machine is quiet."
+    )
+    MODEL_UNDECIDED = (
+        "Whether the whole model is faster with the faster layers is undecided, so it was left unchanged: other"
+        " programs disturbed the measurement. Convert again when the machine is quiet."
+    )
     LIMIT = (
         "The limit max_seconds={seconds:g} was reached, so less was measured than otherwise. Not measured:"
         " {unmeasured}."
@@ -250,6 +258,10 @@ class Note(_Sentence):
     NORMS = "RMSNorms run as sparsekernels.rms_norm, {gain:.2f}x as fast: {kinds}."
     NORMS_PREFERRED = "RMSNorms run as sparsekernels.rms_norm, as sparsekernels.testing.prefer decides: {kinds}."
     NORMS_NOT_FASTER = "RMSNorms stay as they are, as sparsekernels.rms_norm they would be {gain:.2f}x{where}: {kinds}."
+    NORMS_UNDECIDED = (
+        "RMSNorms are undecided and stay as they are, since other programs disturbed their measurement: {kinds}."
+        " Convert again when the machine is quiet."
+    )
     NORMS_ALONE = (
         "RMSNorms stay as they are with the whole model; alone, as sparsekernels.rms_norm they would be {gain:.2f}x:"
         " {kinds}."

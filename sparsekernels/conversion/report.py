@@ -31,6 +31,7 @@ class Ground(enum.Enum):
     PREFERENCE = "a preference"
     GRAPH = "the graph"
     LIMIT = "the time limit"
+    UNDECIDED = "undecided"
 
 
 _WIDTH = 120
@@ -109,6 +110,8 @@ class LayerReport:
         if self.ground is Ground.LIMIT:
             similar = f"; as {self.measured_on}, the measured layer most like it" if self.measured_on else ""
             return f"not measured within max_seconds{similar}"
+        if self.ground is Ground.UNDECIDED:
+            return "other programs disturbed the measurement, so it stays dense"
         if not self.gains:
             return "; ".join(["there is nothing that it may become", *filter(None, [self._found()])])
         if self.ground is Ground.CHAIN:
@@ -299,7 +302,7 @@ def _texts(row: LayerReport) -> tuple[str, ...]:
         _shape(row.weight_shape),
         "" if row.input_shape is None else _shape(row.input_shape),
         "" if row.sparsity is None else f"{row.sparsity:.1%}",
-        row.decision,
+        Ground.UNDECIDED.value if row.ground is Ground.UNDECIDED else row.decision,
         "" if row.speedup is None else f"{row.speedup:.2f}x",
         row.reason,
     )

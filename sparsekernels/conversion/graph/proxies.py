@@ -60,13 +60,17 @@ class _Asked(torch.fx.Proxy):
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.decided(self, functools.partial(round, ndigits=digits))
 
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        """What is done in place: torch's own proxies take `x += y` for `x = x + y`."""
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
 
 class Attribute(torch.fx.proxy.Attribute, _Asked):
     pass
 
 
 class Proxy(_Asked):
-    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
+    """What stands for a tensor, or for what is computed of sizes."""
 
     _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
 
@@ -78,12 +82,11 @@ class Proxy(_Asked):
         self.tracer.proxies.append(weakref.ref(made))
         return made
 
-    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
 
 for _function in IN_PLACE:
-    setattr(Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other))
+    setattr(
+        _Asked, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other)
+    )
 
 
 _GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}

@@ -105,16 +105,18 @@ class Sizes:
     ) -> None:
         self._modules, self._given, self._tensor_of = modules, given, tensor_of
         self._values: dict[Node, Any] = {}
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True) if given else None
+        self._mode: FakeTensorMode | None = None  # the first one imports half of torch, which takes more than a second
         self.computes = False
         """Whether it is at that: what modules do then is not to be traced."""
 
     def value_of(self, node: Node) -> Any:
         """What `node` gives. Raises `Unknown`."""
-        if self._mode is None or kind_of(node) is None:
+        if not self._given or kind_of(node) is None:
             raise Unknown
         self.computes = True
         try:
+            if self._mode is None:
+                self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             with torch.no_grad(), self._mode:
                 for one in upstream([node]):
                     if one not in self._values:

@@ -39,6 +39,7 @@ _LIBRARIES = (sys.stdlib_module_names | {"torch", "sparsekernels", "numpy"}) - {
 
 _MISSING = object()
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # torch.fx exchanges some while it traces
+_CODE = (*_FUNCTIONS, type, types.ModuleType, nn.Module)
 
 Binding = tuple[Callable[[], Any], Callable[[Any], None], Any]
 """How a name is read and written, and what it meant."""
@@ -57,6 +58,8 @@ class Reach:
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._read: list[Entry] = []  # globals
+        self._called: dict[tuple[int, str], dict[str, Any]] = {}  # those that are functions, and where they are
+        self._shared: list[Callable[[], Any]] = []  # what reads variables of closures and contexts
         self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
@@ -147,7 +150,12 @@ class Reach:
     def beside(self) -> Beside:
         """What watched code read that is no part of the modules, as it is."""
         kinds = [kind for kind, _ in self._classes]
-        return Beside.of(self._read, kinds, self._names, self.asked, {id(module) for module in self._modules})
+        called = [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
+        shared = [(read, read()) for read in self._shared]
+        shared = [(read, value) for read, value in shared if not isinstance(value, _CODE)]
+        return Beside.of(
+            [*self._read, *called], kinds, self._names, [*self.asked, *shared], {id(module) for module in self._modules}
+        )
 
     def changed(self) -> bool:
         """Whether something else is there."""
@@ -206,18 +214,22 @@ class Reach:
         if is_library(space.get("__name__")) or _is_imported_now(space.get("__name__")):
             return
         self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
-        for name in names:
-            value = space.get(name, _MISSING)
-            if isinstance(value, types.ModuleType):
-                if not is_library(value.__name__) and not _is_imported_now(value.__name__):
-                    for inner in names:
-                        self._bind_item(vars(value), inner)
-            else:
-                self._bind_item(space, name)
+        left, seen = [space], {id(space)}
+        while left:  # a module within a module as well
+            space = left.pop()
+            for name in names:
+                value = space.get(name, _MISSING)
+                if not isinstance(value, types.ModuleType):
+                    self._bind_item(space, name)
+                elif not (id(vars(value)) in seen or is_library(value.__name__) or _is_imported_now(value.__name__)):
+                    seen.add(id(vars(value)))
+                    left.append(vars(value))
 
     def _bind_item(self, space: dict[str, Any], name: str) -> None:
         value = space.get(name, _MISSING)
-        if (id(space), name) not in self._bindings and not isinstance(value, _FUNCTIONS):
+        if isinstance(value, _FUNCTIONS):
+            self._called[id(space), name] = space
+        elif (id(space), name) not in self._bindings:
             self._bind((id(space), name), functools.partial(space.get, name, _MISSING), _writer(space, name))
             if value is not _MISSING:
                 self._read.append((space, name, value))
@@ -259,7 +271,9 @@ class Reach:
         if isinstance(value, property):
             return [one for one in (value.fget, value.fset) if one is not None]
         if isinstance(value, contextvars.ContextVar):
-            self._bind((0, value), functools.partial(value.get, _MISSING), value.set)
+            read = functools.partial(value.get, _MISSING)
+            self._bind((0, value), read, value.set)
+            self._shared.append(read)
             return [value.get(None)]
         items, attributes = items_of(value), attributes_or_none(value)
         if items is None and attributes is None:
@@ -280,6 +294,7 @@ class Reach:
         for cell in function.__closure__ or ():
             read = functools.partial(getattr, cell, "cell_contents", _MISSING)
             self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))
+            self._shared.append(read)
             self._seen[id(cell)] = cell
             inner.append(read())
         self._held.append(Held(vars(function), dict(vars(function)), None))
