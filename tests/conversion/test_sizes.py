@@ -7,6 +7,8 @@ from __future__ import annotations
 import copy
 import math
 import re
+import subprocess
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -238,6 +240,34 @@ def test_what_code_keeps_that_is_imported_while_it_is_traced() -> None:
     assert nodes == [("call_function", torch.zeros, (2,), {"dtype": torch.int64})]
     assert torch.equal(kept(3), torch.zeros(3))
     assert len(nodes) == 1
+
+
+def test_what_is_imported_for_sizes_keeps_nothing_that_is_patched() -> None:
+    """In a new process, where the first question imports half of torch."""
+    program = """
+import sys, types, torch, sparsekernels as sk
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+    def forward(self, x):
+        return torch.relu(self.layer(x) if x.dtype == self.layer.weight.dtype else x)
+net = Net().eval()
+with torch.no_grad(): net.layer.weight[:, 2:] = 0
+with sk.testing.prefer("fine-grained", "graph"):
+    report = sk.convert(net, torch.randn(4, 16))
+assert "the model runs as a graph" in str(report), report
+assert "torch._dynamo.utils" in sys.modules
+patched = [name for name, module in list(sys.modules.items()) for value in list(vars(module).values())
+           if isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__")
+           and value.__wrapped__ in (nn.Module.__getattr__, nn.Module.__call__)]
+assert not patched, patched
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_decisions_by_the_size_of_a_parameter(prefer: Prefer) -> None:
