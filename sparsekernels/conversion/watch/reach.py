@@ -57,9 +57,11 @@ class Reach:
         the system's that are others each time; has made tensors of numbers."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
+        self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._read: list[Entry] = []  # globals
         self._called: dict[tuple[int, str], dict[str, Any]] = {}  # those that are functions, and where they are
-        self._shared: list[Callable[[], Any]] = []  # what reads variables of closures and contexts
+        self._entered: set[int] = set()
+        self._cells: list[tuple[types.CodeType, Callable[[], Any]]] = []  # of functions, by their code
         self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
@@ -107,6 +109,9 @@ class Reach:
             elif event != "c_call":
                 return
             else:
+                variable = getattr(argument, "__self__", None)
+                if type(variable) is contextvars.ContextVar and not is_library(frame.f_globals.get("__name__")):
+                    self._ask(variable.get, None)
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
                 elif surroundings.makes_tensors(argument):
@@ -147,15 +152,18 @@ class Reach:
         result._look(*(held.value for held in self._held), *(kind for kind, _ in self._classes))
         return result
 
-    def beside(self) -> Beside:
-        """What watched code read that is no part of the modules, as it is."""
+    def beside(self, code: bool = True) -> Beside:
+        """What watched code read that is no part of the modules, as it is.
+
+        code: whether functions and methods count, which may be put in the place of others.
+        """
         kinds = [kind for kind, _ in self._classes]
-        called = [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
-        shared = [(read, read()) for read in self._shared]
-        shared = [(read, value) for read, value in shared if not isinstance(value, _CODE)]
-        return Beside.of(
-            [*self._read, *called], kinds, self._names, [*self.asked, *shared], {id(module) for module in self._modules}
-        )
+        read = list(self._read)
+        if code:
+            read += [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
+        shared = [(one, one()) for function, one in self._cells if id(function) in self._entered]
+        asked = [*self.asked, *((one, value) for one, value in shared if not isinstance(value, _CODE))]
+        return Beside.of(read, kinds, self._names, asked, {id(module) for module in self._modules}, code)
 
     def changed(self) -> bool:
         """Whether something else is there."""
@@ -200,19 +208,23 @@ class Reach:
             caller = caller.f_back
         if caller is not None and not is_library(caller.f_globals.get("__name__")):
             is_variable = code is surroundings.ENVIRON
-            read = functools.partial(os.environ.get, frame.f_locals["key"]) if is_variable else None
-            self._ask(read or surroundings.STATES[id(code)])
+            if is_variable:
+                self._ask(os.environ.get, frame.f_locals["key"])
+            else:
+                self._ask(surroundings.STATES[id(code)])
 
-    def _ask(self, function: Callable[[], Any]) -> None:
-        if all(function is not other for other, _ in self.asked):
+    def _ask(self, function: Callable[..., Any], *args: Any) -> None:
+        if (function, args) not in self._questions:
+            self._questions.append((function, args))
             with contextlib.suppress(Exception):
-                self.asked.append((function, function()))
+                self.asked.append((functools.partial(function, *args), function(*args)))
 
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
         space, names = frame.f_globals, frame.f_code.co_names
         if is_library(space.get("__name__")) or _is_imported_now(space.get("__name__")):
             return
+        self._entered.add(id(frame.f_code))
         self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
         left, seen = [space], {id(space)}
         while left:  # a module within a module as well
@@ -271,9 +283,7 @@ class Reach:
         if isinstance(value, property):
             return [one for one in (value.fget, value.fset) if one is not None]
         if isinstance(value, contextvars.ContextVar):
-            read = functools.partial(value.get, _MISSING)
-            self._bind((0, value), read, value.set)
-            self._shared.append(read)
+            self._bind((0, value), functools.partial(value.get, _MISSING), value.set)
             return [value.get(None)]
         items, attributes = items_of(value), attributes_or_none(value)
         if items is None and attributes is None:
@@ -294,7 +304,7 @@ class Reach:
         for cell in function.__closure__ or ():
             read = functools.partial(getattr, cell, "cell_contents", _MISSING)
             self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))
-            self._shared.append(read)
+            self._cells.append((function.__code__, read))
             self._seen[id(cell)] = cell
             inner.append(read())
         self._held.append(Held(vars(function), dict(vars(function)), None))

@@ -122,13 +122,16 @@ class Beside:
         names: AbstractSet[str],
         asked: Sequence[Asked],
         registered: Collection[int],
+        code: bool,
     ) -> Beside:
         """entries: globals that code names, at their places. kinds: classes of what it got at. names: of attributes
-        that it reads. registered: ids of the modules of the model."""
+        that it reads. registered: ids of the modules of the model. code: whether methods and properties count."""
         entries = list(entries)
         classes, fresh = list[tuple[type, str, Any]](), list[Entry]()
         for kind in kinds:
             for base, name, value in _read_of(kind, names):
+                if not code and (callable(value) or hasattr(value, "__get__")):
+                    continue
                 if getattr(kind, name, None) is value:
                     classes.append((kind, name, value))
                 else:  # a class method, which is bound anew each time
