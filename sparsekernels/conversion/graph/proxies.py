@@ -141,14 +141,16 @@ def _recording(info: Any) -> Any:
 def factories_are_recorded(tracer: Any) -> Iterator[None]:
     """Inside, tensors that code makes of numbers and sizes are nodes of the graph, which makes them in each call.
 
-    Functions in the place of torch's: those look at sizes before a function mode is asked.
+    Functions in the place of torch's: those look at sizes before a function mode is asked. Code that is imported inside
+    may keep them.
     """
     plain = {name: getattr(torch, name) for name in FACTORIES}
+    is_over = False
 
     def recording(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            if tracer.is_outside() or kwargs.keys() & {"out", "requires_grad"}:
+            if is_over or tracer.is_outside() or kwargs.keys() & {"out", "requires_grad"}:
                 return function(*args, **kwargs)
             return tracer.create_proxy("call_function", function, args, kwargs)
 
@@ -159,6 +161,7 @@ def factories_are_recorded(tracer: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        is_over = True
         for name, function in plain.items():
             setattr(torch, name, function)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.fx
@@ -97,6 +97,9 @@ class Sizes:
     tensor_of: the tensor that a node reads.
     """
 
+    are_imported: ClassVar[bool] = False
+    """Whether what computes them is imported: half of torch, which takes more than a second."""
+
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
@@ -105,13 +108,22 @@ class Sizes:
     ) -> None:
         self._modules, self._given, self._tensor_of = modules, given, tensor_of
         self._values: dict[Node, Any] = {}
-        self._mode: FakeTensorMode | None = None  # the first one imports half of torch, which takes more than a second
+        self._mode: FakeTensorMode | None = None
         self.computes = False
         """Whether it is at that: what modules do then is not to be traced."""
 
+    @classmethod
+    def import_them(cls) -> None:
+        FakeTensorMode()
+        cls.are_imported = True
+
+    def may_know(self, node: Node) -> bool:
+        """Whether what `node` gives is a size, and something is known of the arguments."""
+        return bool(self._given) and kind_of(node) is not None
+
     def value_of(self, node: Node) -> Any:
         """What `node` gives. Raises `Unknown`."""
-        if not self._given or kind_of(node) is None:
+        if not self.may_know(node):
             raise Unknown
         self.computes = True
         try:

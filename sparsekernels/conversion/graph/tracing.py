@@ -59,6 +59,8 @@ class _Tracer(torch.fx.Tracer):
         self._are_known = True
         self.refused = False
         """Whether it raised for a question, whatever the code that asked made of that."""
+        self.lacks_sizes = False
+        """Whether it did so since what computes sizes is not imported: that would keep functions that are patched."""
         self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
@@ -81,7 +83,8 @@ class _Tracer(torch.fx.Tracer):
     def decided(self, proxy: torch.fx.Proxy, question: Callable[[Any], Any]) -> Any:
         """The answer to what code asks of a size; raises where it follows from something else."""
         value = None
-        if self._are_known:
+        self.lacks_sizes = self.lacks_sizes or (self._sizes.may_know(proxy.node) and not Sizes.are_imported)
+        if self._are_known and not self.lacks_sizes:
             with _unwatched(), contextlib.suppress(Unknown):
                 value = self._sizes.value_of(proxy.node)
         if value is None:
@@ -187,9 +190,10 @@ def _is_layer_of_subclass(module: nn.Module) -> bool:
 
 
 def _surroundings() -> tuple[Any, ...]:
-    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
-    hooks = saved_tensors_hooks()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
+    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do); the dtype and the
+    device of tensors that are made of numbers."""
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled()
+    return *modes, saved_tensors_hooks(), torch.get_default_dtype(), torch.get_default_device()
 
 
 def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
@@ -201,13 +205,21 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Bes
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
     """
-    reach = Reach(module.modules())
-    try:
-        return _traced(module, arguments, reach)
-    except Untraceable as error:
-        if not reach.makes_tensors or error.obstacle not in _OF_TENSORS:
-            raise
-    return _traced(module, arguments, Reach(module.modules()), makes_tensors=True)
+    makes_tensors = False
+    while True:
+        reach = Reach(module.modules())
+        try:
+            return _traced(module, arguments, reach, makes_tensors)
+        except _SizesNotImported:
+            Sizes.import_them()
+        except Untraceable as error:
+            if makes_tensors or not reach.makes_tensors or error.obstacle not in _OF_TENSORS:
+                raise
+            makes_tensors = True
+
+
+class _SizesNotImported(Untraceable):
+    """Code asks for a size, and what computes those is to be imported."""
 
 
 _OF_TENSORS = (GraphObstacle.SIDE_EFFECTS, GraphObstacle.TRACING_FAILED, GraphObstacle.DECIDES)
@@ -215,7 +227,7 @@ _OF_TENSORS = (GraphObstacle.SIDE_EFFECTS, GraphObstacle.TRACING_FAILED, GraphOb
 
 
 def _traced(
-    module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool = False
+    module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool
 ) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
     """makes_tensors: whether the graph does, in the place of the code."""
     before = State(module.modules())
@@ -237,8 +249,11 @@ def _traced(
         proxies, decisions = tracer.proxies, tracer.decisions
         if tracer.refused and failed is None:
             failed = Untraceable(GraphObstacle.DECIDES)
+        lacks_sizes = tracer.lacks_sizes
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
+    if lacks_sizes:
+        raise _SizesNotImported(GraphObstacle.DECIDES)
     if reach.speaks or reach.tells_time:
         if failed is None or failed.obstacle is not _heard(reach):
             failed = Untraceable(_heard(reach))
