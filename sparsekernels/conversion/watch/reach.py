@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..._torch import GLOBAL_HOOKS
 from . import surroundings
 from .copies import copy_of
 from .entries import Entry
@@ -57,21 +58,26 @@ class Reach:
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._read: list[Entry] = []  # globals
+        self._read_keys: set[tuple[int, Any]] = set()
         self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
         self._classes: list[tuple[type, dict[str, Any]]] = []
         self._seen: dict[int, Any] = {}  # with what has the id
         self._left = _MOST
+        self._looks_at_hooks = False
+        """Whether functions may run that nobody watches, in a backward pass: these have globals as well."""
         self._modules = list(modules)
         self._seen.update((id(module), module) for module in self._modules)
         for module in self._modules:
             self._look(type(module))
             for name, value in vars(module).items():
                 if name.endswith("_hooks") and isinstance(value, dict):
-                    self._look(*value.values())
+                    self._look_at_hooks(value)
                 elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
                     self._look(value)
+        for hooks in GLOBAL_HOOKS if self._modules else ():
+            self._look_at_hooks(hooks)
         self._look(beside)
         for variable, value in contextvars.copy_context().items():
             self._bind((0, variable), functools.partial(variable.get, _MISSING), variable.set)
@@ -200,31 +206,41 @@ class Reach:
 
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
-        space, names = frame.f_globals, frame.f_code.co_names
-        if is_library(space.get("__name__")) or _is_imported_now(space.get("__name__")):
-            return
-        self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
+        space, code = frame.f_globals, frame.f_code
+        if not is_library(space.get("__name__")) and not _is_imported_now(space.get("__name__")):
+            self._names.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
+            self._look_at_globals(space, code.co_names)
+
+    def _look_at_globals(self, space: dict[str, Any], names: Iterable[str], reads: bool = True) -> None:
+        """reads: whether code has read them; else they are only put back."""
         for name in names:
             value = space.get(name, _MISSING)
             if isinstance(value, types.ModuleType):
                 if not is_library(value.__name__) and not _is_imported_now(value.__name__):
                     for inner in names:
-                        self._bind_item(vars(value), inner)
+                        self._bind_item(vars(value), inner, reads)
             else:
-                self._bind_item(space, name)
+                self._bind_item(space, name, reads)
 
-    def _bind_item(self, space: dict[str, Any], name: str) -> None:
-        value = space.get(name, _MISSING)
-        if (id(space), name) not in self._bindings and not isinstance(value, _FUNCTIONS):
-            self._bind((id(space), name), functools.partial(space.get, name, _MISSING), _writer(space, name))
-            if value is not _MISSING:
-                self._read.append((space, name, value))
+    def _bind_item(self, space: dict[str, Any], name: str, reads: bool) -> None:
+        value, key = space.get(name, _MISSING), (id(space), name)
+        if not isinstance(value, _FUNCTIONS):
+            self._bind(key, functools.partial(space.get, name, _MISSING), _writer(space, name))
+            if reads and key not in self._read_keys:
+                self._read_keys.add(key)
+                if value is not _MISSING:
+                    self._read.append((space, name, value))
         self._look(value)
 
     def _bind(self, key: tuple[int, Any], read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         if key not in self._bindings:
             with contextlib.suppress(Exception):
                 self._bindings[key] = read, write, read()
+
+    def _look_at_hooks(self, hooks: dict[int, Any]) -> None:
+        self._looks_at_hooks = True
+        self._look(*hooks.values())
+        self._looks_at_hooks = False
 
     def _look(self, *values: Any) -> None:
         left = list(values)
@@ -281,6 +297,8 @@ class Reach:
             self._seen[id(cell)] = cell
             inner.append(read())
         self._held.append(Held(vars(function), dict(vars(function)), None))
+        if self._looks_at_hooks:
+            self._look_at_globals(function.__globals__, function.__code__.co_names, reads=False)
         return [*inner, *vars(function).values()]
 
     def _within_class(self, kind: type) -> list[Any]:
