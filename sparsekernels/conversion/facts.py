@@ -177,6 +177,7 @@ class GraphObstacle(_Sentence):
     TOO_MUCH = "its attributes hold more than can be looked at in each call"
     DECIDES = "its forward decides by what tensors hold, or by more of them than sizes and dtype{place}"
     TRACING_FAILED = "torch.fx cannot trace it ({error}){place}"
+    AUTOGRAD_FUNCTION = "its forward calls {function}, a torch.autograd.Function, which is given tensors alone{place}"
     PLANNING_FAILED = "no graph can be made of it ({error})"
     SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
     SPEAKS = "its forward prints, logs or writes to a file{place}"

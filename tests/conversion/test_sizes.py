@@ -8,6 +8,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,22 @@ def of_a_pooled_one(self: nn.Module, x: Tensor) -> Tensor:
     return pooled if pooled.shape[-1] > 2 else F.interpolate(pooled, size=x.shape[-2:])
 
 
+def tensors_of_sizes(self: nn.Module, x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    rows = (~torch.zeros((batch, height, width)).bool()).cumsum(1, dtype=torch.float32)
+    rows = rows / (torch.arange(1, height + 1)[:, None] + torch.tensor([1.0, 1.0]).sum())
+    columns = torch.ones(height, width, device=x.device).cumsum(1) + torch.full((1, width), 2.0, dtype=x.dtype)
+    frequencies = 10 ** (torch.arange(channels) / channels)
+    return x + torch.sin((rows + columns)[:, None] / frequencies[:, None, None])
+
+
+def limits_of_dtypes(self: nn.Module, x: Tensor) -> Tensor:
+    seen = torch.ones(x.shape[2], x.shape[3], dtype=torch.bool).tril()
+    scores = x.masked_fill(~seen, torch.finfo(x.dtype).min)
+    assert isinstance(torch.finfo(torch.float32), torch.finfo)
+    return scores.softmax(-1) * torch.iinfo(torch.uint8).max
+
+
 def images(batch: int, height: int, width: int | None = None) -> Tensor:
     return torch.randn(batch, 8, height, width or height, generator=torch.Generator().manual_seed(height))
 
@@ -104,6 +121,8 @@ def serves(model: nn.Module, x: Tensor) -> bool:
         (numbers, [images(1, 16), images(2, 16, 10)], [images(3, 18), images(3, 24)]),
         (stars, [images(1, 12), images(2, 9, 21)], []),
         (of_a_pooled_one, [images(1, 12), images(2, 14)], [images(3, 8), images(3, 9)]),
+        (tensors_of_sizes, [images(1, 12), images(2, 9, 21)], []),
+        (limits_of_dtypes, [images(1, 12), images(2, 9, 21)], []),
     ],
 )
 def test_decisions_by_sizes(decide: Decide, others: list[Tensor], elsewhere: list[Tensor], prefer: Prefer) -> None:
@@ -147,6 +166,50 @@ def test_decisions_by_something_else(decide: Decide, prefer: Prefer) -> None:
     places = "|".join(str(line + below) for below in (1, 3))
     assert any(re.search(rf"decides by what .* \(at line ({places}) of test_sizes\)", note) for note in report.notes)
     assert_agree(model, dense, images(2, 16))
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 2
+
+
+def test_the_report_names_a_function_of_autograd(prefer: Prefer) -> None:
+    model, dense, report = converted(lambda self, x: Twice.apply(x), prefer, images(2, 16))
+    assert any("its forward calls Twice, a torch.autograd.Function, " in note for note in report.notes), report.notes
+    assert_agree(model, dense, images(2, 16))
+
+
+def test_tensors_that_code_makes_are_others_in_each_call(prefer: Prefer) -> None:
+    """It writes to one, and makes another of what has changed."""
+    torch.manual_seed(3)
+    shifts = [0.5]
+
+    def decide(self: nn.Module, x: Tensor) -> Tensor:
+        total = torch.zeros(x.shape[0], 1, 1, 1)
+        total += 1
+        total[:1].fill_(torch.tensor(self.shifts[0]))
+        return x * total
+
+    model = Deciding(decide).eval()
+    model.shifts = shifts
+    prune_(model, "random", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, images(2, 16))
+    assert serves(model, images(3, 12))
+    for x in (images(3, 12), images(3, 12)):
+        assert_agree(model, dense, x)
+    for one in (model, dense):
+        one.shifts[0] = 3.0
+    assert_agree(model, dense, images(3, 12))
+    functions = (torch.zeros, torch.ones, torch.tensor, torch.finfo)
+    assert [function.__module__ for function in functions] == ["torch"] * 4
+    assert torch.finfo is type(torch.finfo(torch.float32))
 
 
 def test_decisions_by_the_size_of_a_parameter(prefer: Prefer) -> None:

@@ -157,6 +157,31 @@ def test_one_element_is_seen_within_as_many_calls_as_parts() -> None:
         weight[row, column] = 0
 
 
+def test_a_call_that_raised_has_looked_at_nothing() -> None:
+    """Another parameter at the same address, in the same version: it is read as a whole in its first call."""
+    dense = pruned(nn.Linear(256, 256, bias=False))
+    layer, x = sk.nn.SparseLinear.from_dense(dense), torch.randn(1, 256)
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+        layer.weight = nn.Parameter(layer.weight.data)
+        place = (layer.weight == 0).nonzero()[1000].tolist()
+        layer.weight.data[tuple(place)] = 1
+        with pytest.raises((TypeError, RuntimeError)):
+            layer(x.bfloat16())
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
+
+
+def test_where_warnings_are_errors_each_call_raises() -> None:
+    layer = sk.nn.SparseLinear.from_dense(pruned(nn.Linear(8, 8)))
+    layer.weight.data += 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="computes with the whole weight"):
+                layer(torch.randn(2, 8))
+
+
 @every_layer
 def test_what_a_layer_keeps_is_its_own(name: str) -> None:
     layer, _, x = LAYERS[name]()

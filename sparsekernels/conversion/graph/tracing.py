@@ -31,7 +31,7 @@ from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State
 from ..watch.surroundings import Beside
 from .attach import OWN_FORWARD
-from .proxies import Attribute, Proxy, proxies_are_tensors
+from .proxies import Attribute, Proxy, factories_are_recorded, proxies_are_tensors
 from .signature import Arguments, Lent
 from .sizes import Decision, Sizes, Unknown, are_known
 from .untraceable import Untraceable
@@ -96,19 +96,19 @@ class _Tracer(torch.fx.Tracer):
     def iter(self, obj: torch.fx.Proxy) -> Iterator[Any]:
         return (obj[place] for place in range(len(obj)))  # type: ignore[index]
 
-    def _is_outside(self) -> bool:
+    def is_outside(self) -> bool:
         """Whether what is called now is none of what is traced: another thread's, or for the sizes that it gives."""
         return threading.get_ident() != self._thread or self._sizes.computes
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._is_outside():
+        if self.is_outside():
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, torch.fx.Proxy]) -> Any:
-        if self._is_outside():
+        if self.is_outside():
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -195,18 +195,39 @@ def _surroundings() -> tuple[Any, ...]:
 def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
     """What `forward` of the module does with tensors, what it read beside, and what it decides by sizes.
 
-    Raises `Untraceable`.
+    Tensors that the code makes of numbers are the code's own business, unless it fails with them: then they become
+    nodes of the graph. Raises `Untraceable`.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
     """
+    reach = Reach(module.modules())
+    try:
+        return _traced(module, arguments, reach)
+    except Untraceable as error:
+        if not reach.makes_tensors or error.obstacle not in _OF_TENSORS:
+            raise
+    return _traced(module, arguments, Reach(module.modules()), makes_tensors=True)
+
+
+_OF_TENSORS = (GraphObstacle.SIDE_EFFECTS, GraphObstacle.TRACING_FAILED, GraphObstacle.DECIDES)
+"""What tensors that code makes may cause: they become attributes, or are made of sizes that nobody knows yet."""
+
+
+def _traced(
+    module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool = False
+) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
+    """makes_tensors: whether the graph does, in the place of the code."""
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, reach, tracer = Generators(before.generators), Reach(module.modules()), _Tracer(module, arguments)
+    drawn, tracer = Generators(before.generators), _Tracer(module, arguments)
+    recorded = factories_are_recorded(tracer) if makes_tensors else contextlib.nullcontext()
+    if makes_tensors:
+        reach.asked.append((torch.get_default_dtype, torch.get_default_dtype()))
     failed: Untraceable | None = None
     try:
-        with proxies_are_tensors(), reach.watched(silent=lambda: Untraceable(_heard(reach))):
+        with proxies_are_tensors(), recorded, reach.watched(silent=lambda: Untraceable(_heard(reach))):
             graph: torch.fx.Graph = contextvars.copy_context().run(_trace, tracer, module)
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)

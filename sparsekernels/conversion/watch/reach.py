@@ -40,6 +40,7 @@ _LIBRARIES = (sys.stdlib_module_names | {"torch", "sparsekernels", "numpy"}) - {
 
 _MISSING = object()
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # torch.fx exchanges some while it traces
+_CODE = (*_FUNCTIONS, type, types.ModuleType, nn.Module)
 
 Binding = tuple[Callable[[], Any], Callable[[Any], None], Any]
 """How a name is read and written, and what it meant."""
@@ -52,13 +53,17 @@ class Reach:
     """
 
     def __init__(self, modules: Iterable[nn.Module] = (), beside: object = None) -> None:
-        self.speaks = self.tells_time = False
+        self.speaks = self.tells_time = self.makes_tensors = False
         """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
-        the system's that are others each time."""
+        the system's that are others each time; has made tensors of numbers."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
+        self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._read: list[Entry] = []  # globals
         self._read_keys: set[tuple[int, Any]] = set()
+        self._called: dict[tuple[int, str], dict[str, Any]] = {}  # those that are functions, and where they are
+        self._entered: set[int] = set()
+        self._cells: list[tuple[types.CodeType, Callable[[], Any]]] = []  # of functions, by their code
         self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
@@ -110,8 +115,13 @@ class Reach:
             elif event != "c_call":
                 return
             else:
+                variable = getattr(argument, "__self__", None)
+                if type(variable) is contextvars.ContextVar and not is_library(frame.f_globals.get("__name__")):
+                    self._ask(variable.get, None)
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
+                elif surroundings.makes_tensors(argument):
+                    self.makes_tensors = True
                 if silent is None:
                     return
                 if _speaks(frame, argument):
@@ -148,10 +158,18 @@ class Reach:
         result._look(*(held.value for held in self._held), *(kind for kind, _ in self._classes))
         return result
 
-    def beside(self) -> Beside:
-        """What watched code read that is no part of the modules, as it is."""
+    def beside(self, code: bool = True) -> Beside:
+        """What watched code read that is no part of the modules, as it is.
+
+        code: whether functions and methods count, which may be put in the place of others.
+        """
         kinds = [kind for kind, _ in self._classes]
-        return Beside.of(self._read, kinds, self._names, self.asked, {id(module) for module in self._modules})
+        read = list(self._read)
+        if code:
+            read += [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
+        shared = [(one, one()) for function, one in self._cells if id(function) in self._entered]
+        asked = [*self.asked, *((one, value) for one, value in shared if not isinstance(value, _CODE))]
+        return Beside.of(read, kinds, self._names, asked, {id(module) for module in self._modules}, code)
 
     def changed(self) -> bool:
         """Whether something else is there."""
@@ -196,31 +214,37 @@ class Reach:
             caller = caller.f_back
         if caller is not None and not is_library(caller.f_globals.get("__name__")):
             is_variable = code is surroundings.ENVIRON
-            read = functools.partial(os.environ.get, frame.f_locals["key"]) if is_variable else None
-            self._ask(read or surroundings.STATES[id(code)])
+            if is_variable:
+                self._ask(os.environ.get, frame.f_locals["key"])
+            else:
+                self._ask(surroundings.STATES[id(code)])
 
-    def _ask(self, function: Callable[[], Any]) -> None:
-        if all(function is not other for other, _ in self.asked):
+    def _ask(self, function: Callable[..., Any], *args: Any) -> None:
+        if (function, args) not in self._questions:
+            self._questions.append((function, args))
             with contextlib.suppress(Exception):
-                self.asked.append((function, function()))
+                self.asked.append((functools.partial(function, *args), function(*args)))
 
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
         space, code = frame.f_globals, frame.f_code
         if not is_library(space.get("__name__")) and not _is_imported_now(space.get("__name__")):
+            self._entered.add(id(code))
             self._names.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
             self._look_at_globals(space, code.co_names)
 
     def _look_at_globals(self, space: dict[str, Any], names: Iterable[str], reads: bool = True) -> None:
         """reads: whether code has read them; else they are only put back."""
-        for name in names:
-            value = space.get(name, _MISSING)
-            if isinstance(value, types.ModuleType):
-                if not is_library(value.__name__) and not _is_imported_now(value.__name__):
-                    for inner in names:
-                        self._bind_item(vars(value), inner, reads)
-            else:
-                self._bind_item(space, name, reads)
+        left, seen = [space], {id(space)}
+        while left:  # a module within a module as well
+            space = left.pop()
+            for name in names:
+                value = space.get(name, _MISSING)
+                if not isinstance(value, types.ModuleType):
+                    self._bind_item(space, name, reads)
+                elif not (id(vars(value)) in seen or is_library(value.__name__) or _is_imported_now(value.__name__)):
+                    seen.add(id(vars(value)))
+                    left.append(vars(value))
 
     def _bind_item(self, space: dict[str, Any], name: str, reads: bool) -> None:
         value, key = space.get(name, _MISSING), (id(space), name)
@@ -230,6 +254,8 @@ class Reach:
                 self._read_keys.add(key)
                 if value is not _MISSING:
                     self._read.append((space, name, value))
+        elif reads:
+            self._called[key] = space
         self._look(value)
 
     def _bind(self, key: tuple[int, Any], read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
@@ -294,6 +320,7 @@ class Reach:
         for cell in function.__closure__ or ():
             read = functools.partial(getattr, cell, "cell_contents", _MISSING)
             self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))
+            self._cells.append((function.__code__, read))
             self._seen[id(cell)] = cell
             inner.append(read())
         self._held.append(Held(vars(function), dict(vars(function)), None))
