@@ -21,9 +21,6 @@ from .usage import SHORT, Disturbed, Usage, undisturbed
 SLOW = 0.05
 """A call of more seconds than this fills its own caches, whatever it is."""
 
-_AGAIN = 3
-"""So often a short sample that was disturbed is taken once more, at most."""
-
 ENOUGH = 3
 """So many samples that were not disturbed tell what a variant takes."""
 
@@ -193,10 +190,8 @@ class _Variant:
     def sample(self) -> float:
         """Seconds of a call, by one sample more."""
         seconds = self._sample()
-        for _ in range(_AGAIN):
-            if not isinstance(seconds, Disturbed) or seconds * self._repeats >= SHORT:
-                break
-            seconds = self._sample()
+        if isinstance(seconds, Disturbed) and seconds * self._repeats < SHORT:
+            return self._sample()
         return seconds
 
     def _sample(self) -> float:
@@ -227,7 +222,7 @@ def interleave(
     of them, and none always runs in the caches that the same neighbor left. One untimed call precedes each sample,
     unless it would take longer than `effort.slow` seconds. How many calls fill a sample is found in the first round,
     where a call that fills one, and takes longer than `effort.slow`, is its own sample; and once more where they fill
-    less than half of one, since a stall made them seem longer. A short sample that is `Disturbed` is taken again.
+    less than half of one, since a stall made them seem longer. A short sample that is `Disturbed` is taken once more.
 
     Args:
         samplers: How to sample each variant.

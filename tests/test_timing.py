@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sparsekernels import usage
+from sparsekernels import timing, usage
 from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, samples_of, spread
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
@@ -289,12 +289,21 @@ class TestDisturbances:
         assert after.waits >= before.waits + 3
         assert not after.disturbs(3e-3, usage.Usage(before.seconds, after.preemptions, before.waits))
 
-    def test_a_short_sample_is_taken_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whatever stretches are disturbed, none is among the samples as long as others remain."""
+    def test_a_short_sample_is_taken_once_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where every fourth is disturbed, no two follow each other, and none remains."""
         process = FakeProcess(monkeypatch, 2e-3)
         samples = process.samples(Effort(seconds=0.2, sample=5e-4, least=3, disturbed=1.0), a=2e-5, b=3e-5)
         for name, seconds in (("a", 2e-5), ("b", 3e-5)):
             assert usage.undisturbed(samples[name]) == samples[name] == [pytest.approx(seconds)] * len(samples[name])
+
+    def test_rounds_go_on_until_there_are_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where nearly all are disturbed."""
+        process = FakeProcess(monkeypatch, 5.7e-4)
+        effort = Effort(seconds=0.0, sample=5e-4, least=3, most=1000, disturbed=10.0)
+        found = process.samples(effort, a=2e-5)["a"]
+        assert usage.undisturbed(found) == [pytest.approx(2e-5)] * timing.ENOUGH
+        assert len(found) > timing.ENOUGH
+        assert process.now < 10.0
 
     def test_what_is_always_disturbed_has_a_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         process = FakeProcess(monkeypatch, 1e-5)
