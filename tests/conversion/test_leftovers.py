@@ -20,7 +20,7 @@ from sparsekernels.conversion import decide, layouts
 from sparsekernels.conversion.facts import Note, Way
 from sparsekernels.conversion.measure import Times
 from sparsekernels.pruning import prune_
-from sparsekernels.timing import Interruptions
+from sparsekernels.usage import Interruptions
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 

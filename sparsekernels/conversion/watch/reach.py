@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..._torch import GLOBAL_HOOKS
 from . import surroundings
 from .copies import copy_of
 from .entries import Entry
@@ -61,6 +62,7 @@ class Reach:
         """What it has asked of its surroundings."""
         self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._read: list[Entry] = []  # globals
+        self._read_keys: set[tuple[int, Any]] = set()
         self._called: dict[tuple[int, str], dict[str, Any]] = {}  # those that are functions, and where they are
         self._cells: list[tuple[types.CodeType, Callable[[], Any]]] = []  # of functions, by their code
         self._names: set[str] = set()
@@ -71,15 +73,19 @@ class Reach:
         self._entered: dict[int, types.CodeType] = {}
         self._seen: dict[int, Any] = {}  # with what has the id
         self._left = _MOST
+        self._looks_at_hooks = False
+        """Whether functions may run that nobody watches, in a backward pass: these have globals as well."""
         self._modules = list(modules)
         self._seen.update((id(module), module) for module in self._modules)
         for module in self._modules:
             self._look(type(module))
             for name, value in vars(module).items():
                 if name.endswith("_hooks") and isinstance(value, dict):
-                    self._look(*value.values())
+                    self._look_at_hooks(value)
                 elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
                     self._look(value)
+        for hooks in GLOBAL_HOOKS if self._modules else ():
+            self._look_at_hooks(hooks)
         self._look(beside)
         for variable, value in contextvars.copy_context().items():
             self._bind((0, variable), functools.partial(variable.get, _MISSING), variable.set)
@@ -237,35 +243,45 @@ class Reach:
 
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
-        space, names = frame.f_globals, frame.f_code.co_names
-        if is_library(space.get("__name__")) or _is_imported_now(space.get("__name__")):
-            return
-        self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
+        space, code = frame.f_globals, frame.f_code
+        if not is_library(space.get("__name__")) and not _is_imported_now(space.get("__name__")):
+            self._names.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
+            self._look_at_globals(space, code.co_names)
+
+    def _look_at_globals(self, space: dict[str, Any], names: Iterable[str], reads: bool = True) -> None:
+        """reads: whether code has read them; else they are only put back."""
         left, seen = [space], {id(space)}
         while left:  # a module within a module as well
             space = left.pop()
             for name in names:
                 value = space.get(name, _MISSING)
                 if not isinstance(value, types.ModuleType):
-                    self._bind_item(space, name)
+                    self._bind_item(space, name, reads)
                 elif not (id(vars(value)) in seen or is_library(value.__name__) or _is_imported_now(value.__name__)):
                     seen.add(id(vars(value)))
                     left.append(vars(value))
 
-    def _bind_item(self, space: dict[str, Any], name: str) -> None:
-        value = space.get(name, _MISSING)
-        if isinstance(value, _FUNCTIONS):
-            self._called[id(space), name] = space
-        elif (id(space), name) not in self._bindings:
-            self._bind((id(space), name), functools.partial(space.get, name, _MISSING), _writer(space, name))
-            if value is not _MISSING:
-                self._read.append((space, name, value))
+    def _bind_item(self, space: dict[str, Any], name: str, reads: bool) -> None:
+        value, key = space.get(name, _MISSING), (id(space), name)
+        if not isinstance(value, _FUNCTIONS):
+            self._bind(key, functools.partial(space.get, name, _MISSING), _writer(space, name))
+            if reads and key not in self._read_keys:
+                self._read_keys.add(key)
+                if value is not _MISSING:
+                    self._read.append((space, name, value))
+        elif reads:
+            self._called[key] = space
         self._look(value)
 
     def _bind(self, key: tuple[int, Any], read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         if key not in self._bindings:
             with contextlib.suppress(Exception):
                 self._bindings[key] = read, write, read()
+
+    def _look_at_hooks(self, hooks: dict[int, Any]) -> None:
+        self._looks_at_hooks = True
+        self._look(*hooks.values())
+        self._looks_at_hooks = False
 
     def _look(self, *values: Any) -> None:
         left = list(values)
@@ -325,6 +341,8 @@ class Reach:
             self._seen[id(cell)] = cell
             inner.append(read())
         self._held.append(Held(vars(function), dict(vars(function)), None))
+        if self._looks_at_hooks:
+            self._look_at_globals(function.__globals__, function.__code__.co_names, reads=False)
         return [*inner, *vars(function).values()]
 
     def _within_class(self, kind: type) -> list[Any]:
