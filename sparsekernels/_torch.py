@@ -82,6 +82,28 @@ def is_functionalized() -> bool:
     return any(level.key() == _functorch.TransformType.Functionalize for level in levels)
 
 
+def functional_schemas(name: str) -> list[tuple[str, Any]]:
+    """Names and schemas of the overloads that write to none of their arguments, of torch's operator of that name."""
+    operator: Any = getattr(torch.ops.aten, name, None)
+    if not isinstance(operator, torch._ops.OpOverloadPacket):
+        return []
+    overloads = [getattr(operator, name) for name in operator.overloads()]
+    found = [(one.name(), one._schema) for one in overloads]
+    return [(name, schema) for name, schema in found if not any(map(_is_written, schema.arguments))]
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
+
+
+def is_composite(name: str) -> bool:
+    """Whether an operator is code on other operators: then its schema need not tell whether it gives an argument."""
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
+    except RuntimeError:  # TorchScript's alone
+        return False
+
+
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active: fake tensors, make_fx and the like see the operators of a call."""
 
@@ -107,6 +129,11 @@ def flop_counters() -> list[Any]:
     counters = [getattr(mode, "counter", None) for mode in modes()]
     return [one for one in counters if isinstance(getattr(one, "flop_registry", None), dict)]
 
+
+GLOBAL_HOOKS: tuple[dict[int, Any], ...] = tuple(
+    value for name, value in vars(_module).items() if name.startswith("_global_") and isinstance(value, dict)
+)
+"""Those that all modules call, of each kind."""
 
 has_any_global_hook: Callable[[], bool] = _module._has_any_global_hook
 """Whether a hook is registered for every module."""

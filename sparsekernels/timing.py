@@ -8,17 +8,21 @@ import contextlib
 import itertools
 import math
 import random
-import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from .usage import SHORT, Disturbed, Usage, undisturbed
+
 SLOW = 0.05
 """A call of more seconds than this fills its own caches, whatever it is."""
+
+ENOUGH = 3
+"""So many samples that were not disturbed tell what a variant takes."""
 
 _ALIKE = 1.5
 """Two calls of one variant whose times differ by less than this factor: neither was stalled, or both alike."""
@@ -38,6 +42,7 @@ class Effort:
             or an earlier call that took about as long: a stall does not decide. Infinite: all have all rounds.
         patience: Seconds after which half of `least` rounds are enough, at least one: calls so long have less of what
             disturbs short ones.
+        disturbed: Seconds for which samples are taken where fewer than `ENOUGH` of a variant were not disturbed.
 
     Raises:
         ValueError: A number under which nothing, or not what it says, would be measured.
@@ -50,6 +55,7 @@ class Effort:
     slow: float = SLOW
     hopeless: float = math.inf
     patience: float = math.inf
+    disturbed: float = 0.0
 
     def __post_init__(self) -> None:
         for name, expected, holds in (
@@ -59,6 +65,7 @@ class Effort:
             ("slow", "at least 0", self.slow >= 0),
             ("hopeless", "at least 1", self.hopeless >= 1),
             ("patience", "at least 0", self.patience >= 0),
+            ("disturbed", "at least 0", self.disturbed >= 0),
         ):
             if not holds:
                 raise ValueError(f"Effort: expected {name} to be {expected}, got {getattr(self, name)}")
@@ -175,8 +182,19 @@ class _Variant:
         self._repeats = 1
         self.samples: list[float] = []
 
+    @property
+    def clear(self) -> bool:
+        """Whether its samples tell what it takes."""
+        return len(undisturbed(self.samples)) >= min(ENOUGH, len(self.samples))
+
     def sample(self) -> float:
         """Seconds of a call, by one sample more."""
+        seconds = self._sample()
+        if isinstance(seconds, Disturbed) and seconds * self._repeats < SHORT:
+            return self._sample()
+        return seconds
+
+    def _sample(self) -> float:
         slow, least = self._effort.slow, self._effort.sample
         if not self.samples:
             seconds = self._sampler(1)
@@ -204,7 +222,7 @@ def interleave(
     of them, and none always runs in the caches that the same neighbor left. One untimed call precedes each sample,
     unless it would take longer than `effort.slow` seconds. How many calls fill a sample is found in the first round,
     where a call that fills one, and takes longer than `effort.slow`, is its own sample; and once more where they fill
-    less than half of one, since a stall made them seem longer.
+    less than half of one, since a stall made them seem longer. A short sample that is `Disturbed` is taken once more.
 
     Args:
         samplers: How to sample each variant.
@@ -224,9 +242,10 @@ def interleave(
             order = _hopeful(variants, effort, earlier or {})
         alone = len(order) == 1 < len(variants)
         seconds = time.perf_counter() - start
-        if done >= effort.least and (alone or seconds >= effort.seconds):
+        clear = seconds >= effort.disturbed or all(variants[name].clear for name in order)
+        if clear and done >= effort.least and (alone or seconds >= effort.seconds):
             break
-        if done >= max(1, effort.least // 2) and seconds >= effort.patience:
+        if clear and done >= max(1, effort.least // 2) and seconds >= effort.patience:
             break
         shuffle(order)
         for name in order:
@@ -244,7 +263,11 @@ def _hopeful(variants: Mapping[str, _Variant], effort: Effort, earlier: Mapping[
     certain = {name for name, one in variants.items() if name in earlier and _are_alike(earlier[name], one.samples[0])}
     while True:
         limit = max(effort.hopeless * min(one.samples[0] for one in variants.values()), effort.seconds / effort.least)
-        above = [name for name, one in variants.items() if one.samples[0] > limit]
+        above = [
+            name
+            for name, one in variants.items()
+            if one.samples[0] > limit and not (effort.disturbed and isinstance(one.samples[0], Disturbed))
+        ]
         suspects = [name for name in above if name not in certain]
         if not suspects:
             return [name for name in variants if name not in above]
@@ -276,7 +299,7 @@ def samples_of(
         stop: See `interleave`.
 
     Returns:
-        Seconds of one call, a number for each round.
+        Seconds of one call, a number for each round; `Disturbed` where other programs interfered.
     """
     clock = CpuClock()
 
@@ -285,7 +308,10 @@ def samples_of(
 
         def sample(repeats: int) -> float:
             with context():
-                return clock.seconds(call, repeats) / repeats
+                before = Usage.now()
+                seconds = clock.seconds(call, repeats)
+                disturbed = Usage.now().disturbs(seconds, before)
+            return Disturbed(seconds / repeats) if disturbed else seconds / repeats
 
         return sample
 
@@ -309,55 +335,6 @@ def fastest(calls: Mapping[str, Callable[[], object]], effort: Effort) -> str:
         return next(iter(calls))
     samples = samples_of(calls, effort)
     return min(samples, key=lambda name: min(samples[name]))
-
-
-class Interruptions:
-    """How often other programs preempted this process, while that was counted.
-
-    One such interruption lasts some milliseconds. Threads that work in step all wait for the one that was interrupted,
-    so that a few programs beside a benchmark make its figures useless.
-    """
-
-    DISTURBING = 75.0
-    """This many per second disturb the times: an idle virtual machine has up to 50, one with a busy neighbor 100."""
-
-    def __init__(self) -> None:
-        self._count, self._seconds = 0, 0.0
-
-    @contextlib.contextmanager
-    def counted(self, elsewhere: Callable[[], int] = lambda: 0) -> Iterator[None]:
-        """Count the interruptions inside the `with` block.
-
-        Args:
-            elsewhere: How many there were until now in the processes that work for this one.
-
-        Returns:
-            A context manager.
-        """
-        count, start = self._now() + elsewhere(), time.perf_counter()
-        try:
-            yield
-        finally:
-            self._count += self._now() + elsewhere() - count
-            self._seconds += time.perf_counter() - start
-
-    def add(self, other: Interruptions) -> None:
-        """Add what another one counted.
-
-        Args:
-            other: It has ended counting.
-        """
-        self._count += other._count
-        self._seconds += other._seconds
-
-    @staticmethod
-    def _now() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-    @property
-    def per_second(self) -> float:
-        """Interruptions per second counted."""
-        return self._count / self._seconds if self._seconds else 0.0
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sparsekernels import timing
+from sparsekernels import timing, usage
 from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, samples_of, spread
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
@@ -214,6 +214,7 @@ class TestTimer:
             ({"slow": math.nan}, "expected slow"),
             ({"hopeless": 0.5}, "expected hopeless to be at least 1, got 0.5"),
             ({"hopeless": math.nan}, "expected hopeless"),
+            ({"disturbed": -1.0}, "expected disturbed to be at least 0, got -1.0"),
         ],
     )
     def test_an_effort_under_which_nothing_is_measured_is_refused(self, changes: dict[str, Any], words: str) -> None:
@@ -222,9 +223,9 @@ class TestTimer:
 
     def test_interruptions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         counts, times = iter([100, 130, 500, 520]), iter([0.0, 2.0, 100.0, 100.5])
-        monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
+        monkeypatch.setattr(usage.Interruptions, "_now", staticmethod(lambda: next(counts)))
         monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-        found = timing.Interruptions()
+        found = usage.Interruptions()
         assert found.per_second == 0
         for _ in range(2):
             with found.counted():
@@ -232,7 +233,7 @@ class TestTimer:
         assert found.per_second == 20.0
 
     def test_interruptions_are_those_of_this_process(self) -> None:
-        found = timing.Interruptions()
+        found = usage.Interruptions()
         with found.counted():
             time.sleep(0.01)
         assert 0 <= found.per_second < 1e5
@@ -242,3 +243,77 @@ class TestTimer:
         seconds = CpuClock().seconds(lambda: calls.append(time.sleep(2e-3)), 3)
         assert len(calls) == 3
         assert 6e-3 <= seconds < 1
+
+
+class FakeProcess:
+    """A clock and a usage. Other programs take the processor for 2 ms after each `turn` seconds that this one ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, turn: float) -> None:
+        self.now, self.ran, self.preemptions, self._turn = 0.0, 0.0, 0, turn
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(usage.Usage, "now", lambda: usage.Usage(self.ran, self.preemptions, 0))
+
+    def call(self, seconds: float) -> None:
+        self.ran += seconds
+        stalls = int(self.ran / self._turn) - self.preemptions
+        self.preemptions += stalls
+        self.now += seconds + 2e-3 * stalls
+
+    def samples(self, effort: Effort, **seconds: float) -> dict[str, list[float]]:
+        return samples_of({name: functools.partial(self.call, one) for name, one in seconds.items()}, effort)
+
+
+class TestDisturbances:
+    @pytest.mark.parametrize(
+        ("wall", "ran", "preemptions", "waits", "expected"),
+        [
+            (5e-4, 5e-4, 0, 0, False),
+            (5e-4, 5e-4, 1, 0, True),  # a worker, for which the calling thread spins
+            (0.1, 0.099, 5, 0, False),  # a long sample, in which that is common and short
+            (0.1, 0.06, 5, 0, True),
+            (0.1, 0.06, 0, 0, True),  # the machine itself was taken away
+            (0.1, 0.06, 0, 1, False),  # it waited for something of its own
+            (0.1, 0.06, 1, 1, True),
+        ],
+    )
+    def test_what_disturbs(self, wall: float, ran: float, preemptions: int, waits: int, expected: bool) -> None:
+        before = usage.Usage(1.0, 10, 20)
+        after = usage.Usage(1.0 + ran, 10 + preemptions, 20 + waits)
+        assert after.disturbs(wall, before) is expected
+
+    def test_the_usage_is_that_of_this_process(self) -> None:
+        before = usage.Usage.now()
+        for _ in range(3):
+            time.sleep(1e-3)
+        after = usage.Usage.now()
+        assert after.waits >= before.waits + 3
+        assert not after.disturbs(3e-3, usage.Usage(before.seconds, after.preemptions, before.waits))
+
+    def test_a_short_sample_is_taken_once_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where every fourth is disturbed, no two follow each other, and none remains."""
+        process = FakeProcess(monkeypatch, 2e-3)
+        samples = process.samples(Effort(seconds=0.2, sample=5e-4, least=3, disturbed=1.0), a=2e-5, b=3e-5)
+        for name, seconds in (("a", 2e-5), ("b", 3e-5)):
+            assert usage.undisturbed(samples[name]) == samples[name] == [pytest.approx(seconds)] * len(samples[name])
+
+    def test_rounds_go_on_until_there_are_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where nearly all are disturbed."""
+        process = FakeProcess(monkeypatch, 5.7e-4)
+        effort = Effort(seconds=0.0, sample=5e-4, least=3, most=1000, disturbed=10.0)
+        found = process.samples(effort, a=2e-5)["a"]
+        assert usage.undisturbed(found) == [pytest.approx(2e-5)] * timing.ENOUGH
+        assert len(found) > timing.ENOUGH
+        assert process.now < 10.0
+
+    def test_what_is_always_disturbed_has_a_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        process = FakeProcess(monkeypatch, 1e-5)
+        samples = process.samples(Effort(seconds=0.02, sample=5e-4, least=3, most=1000, disturbed=0.5), a=2e-5)
+        assert usage.undisturbed(samples["a"]) == []
+        assert all(isinstance(one, usage.Disturbed) for one in samples["a"])
+        assert 0.5 < process.now < 1.0
+
+    def test_a_quiet_machine_takes_no_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        short = Effort(seconds=0.02, sample=5e-4, least=3, most=1000)
+        long = Effort(seconds=0.02, sample=5e-4, least=3, most=1000, disturbed=0.5)
+        counts = [len(FakeProcess(monkeypatch, math.inf).samples(one, a=2e-5)["a"]) for one in (short, long)]
+        assert counts[0] == counts[1]

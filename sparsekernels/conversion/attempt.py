@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import is_any_autocast_enabled, tree_leaves
-from ..timing import Effort, Interruptions
+from ..timing import Effort
+from ..usage import Interruptions
 from .agreement import is_out_of_memory
 from .candidates import dropping
 from .chance import with_likes
@@ -180,7 +181,7 @@ class Attempt:
         if not swaps and not any(drops_of(region.graph) for region in regions):
             regions = []
         if not swaps and not regions and not self._norms.norms:
-            if not any(row.ground is Ground.LIMIT for row in rows):
+            if not any(row.ground in (Ground.LIMIT, Ground.UNDECIDED) for row in rows):
                 self._note(Note.NOTHING_PREFERRED if prefers() else Note.NOTHING_FASTER)
             return self._report(rows)
         offers = self._offers(swaps, in_chains, regions)
@@ -258,6 +259,9 @@ class Attempt:
         if self._pace.met:
             unmeasured = tuple(self._unmeasured) or ("nothing",)
             self._note(Note.LIMIT, seconds=self._pace.max_seconds, unmeasured=unmeasured)
+        undecided = sum(row.ground is Ground.UNDECIDED for row in rows)
+        if undecided:
+            self._note(Note.UNDECIDED, count=undecided, total=len(rows))
         facts = tuple(self._facts)
         return Report(tuple(rows), before_ms, after_ms, self._mode.name, torch.get_num_threads(), facts, way)
 
@@ -403,11 +407,14 @@ class Attempt:
         times = self._without_before(contexts, before) or self._times(contexts, MODEL, contexts, earlier)
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
+        doubtful = False
         faster = times.faster(offered, before, LEAST_GAIN)
         nearly = times.faster(offered, before, LEAST_GAIN, _NEARLY)
-        for way in dict.fromkeys((*faster, *nearly)):
+        open_ones = [way for way in offered if not times.is_certain(way, before)]
+        for way in dict.fromkeys((*faster, *nearly, *open_ones)):
             if times.measured and (way not in faster or times.speedup(way, before) < _CERTAIN_GAIN):
                 again = self._times((before, way), CLOSE, contexts)
+                doubtful = doubtful or not again.is_certain(way, before)
                 if (
                     not again.faster([way], before, LEAST_GAIN)
                     or max(one.share_faster(way, before) for one in again.each) < _MOST_ROUNDS
@@ -418,7 +425,8 @@ class Attempt:
             break
         if best is None:
             if times.order is None:
-                self._note(Note.MODEL_NOT_FASTER)
+                is_certain = all(times.is_certain(way, before) for way in offered) and not doubtful
+                self._note(Note.MODEL_NOT_FASTER if is_certain else Note.MODEL_UNDECIDED)
                 self._note_slower(times, offered)
             else:
                 named = not {way.value for way in Way}.isdisjoint(times.order)

@@ -122,12 +122,17 @@ def decide(
     if not times.measured:
         row = replace(row, ground=Ground.PREFERENCE)
         return Decision(row) if best is None else Decision(replace(row, decision=best), candidates[best])
+    if best is None and not all(times.is_certain(name, DENSE) for name in candidates):
+        return Decision(replace(row, ground=Ground.UNDECIDED))
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     nearly = times.faster(candidates, DENSE, LEAST_IN_CHAIN) if fuses else []
     chained = [name for name in nearly if may_chain(name, layer.module)]
     in_chain = candidates[chained[0]] if chained else None
     dense_ms = times.milliseconds(DENSE)
     alike = None if measured_on == layer.name else measured_on
+    if not times.is_clear([DENSE, *candidates]):
+        row = replace(row, ground=Ground.PLAIN, measured_on=alike, decision=best or DENSE)
+        return Decision(row, candidates[best] if best else None, None if best in chained else in_chain)
     row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
     if len(called) > 1:
         slowest = {name: times.slowest(name, DENSE) for name in candidates}

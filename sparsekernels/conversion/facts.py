@@ -183,6 +183,7 @@ class GraphObstacle(_Sentence):
     RETURNS_ITS_OWN = "it returns a list or dict that it was given or keeps, to which its caller may write"
     RETURNS_MORE = "it returns a {kind} that holds something else than it would be made of"
     TRACING_FAILED = "torch.fx cannot trace it ({error}){place}"
+    AUTOGRAD_FUNCTION = "its forward calls {function}, a torch.autograd.Function, which is given tensors alone{place}"
     PLANNING_FAILED = "no graph can be made of it ({error})"
     SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
     SPEAKS = "its forward prints, logs or writes to a file{place}"
@@ -208,6 +209,14 @@ class Note(_Sentence):
     DISTURBED = (
         "Timing was noisy: other programs preempted the process {per_second:.0f} times a second, so these times are"
         " disturbed."
+    )
+    UNDECIDED = (
+        "{count} of {total} layers are undecided and stay as they are: other programs disturbed their measurement."
+        " Convert again when the machine is quiet."
+    )
+    MODEL_UNDECIDED = (
+        "Whether the whole model is faster with the faster layers is undecided, so it was left unchanged: other"
+        " programs disturbed the measurement. Convert again when the machine is quiet."
     )
     LIMIT = (
         "The limit max_seconds={seconds:g} was reached, so less was measured than otherwise. Not measured:"
@@ -255,6 +264,10 @@ class Note(_Sentence):
     NORMS = "RMSNorms run as sparsekernels.rms_norm, {gain:.2f}x as fast: {kinds}."
     NORMS_PREFERRED = "RMSNorms run as sparsekernels.rms_norm, as sparsekernels.testing.prefer decides: {kinds}."
     NORMS_NOT_FASTER = "RMSNorms stay as they are, as sparsekernels.rms_norm they would be {gain:.2f}x{where}: {kinds}."
+    NORMS_UNDECIDED = (
+        "RMSNorms are undecided and stay as they are, since other programs disturbed their measurement: {kinds}."
+        " Convert again when the machine is quiet."
+    )
     NORMS_ALONE = (
         "RMSNorms stay as they are with the whole model; alone, as sparsekernels.rms_norm they would be {gain:.2f}x:"
         " {kinds}."

@@ -38,8 +38,9 @@ def channels_last_gain(layers: Sequence[Layer], given: Mapping[str, Sequence[Giv
             now: functools.partial(mode.run_layer, layer.module, inputs),
             then: functools.partial(mode.run_layer, there, last),
         }
-        gain = times_of(calls, LAYER).speedup(then, now)
-    return Note.CHANNELS_LAST.of(layer=layer.name, gain=gain) if gain >= _LEAST_GAIN else None
+        times = times_of(calls, LAYER)
+    is_faster = bool(times.faster([then], now, _LEAST_GAIN))
+    return Note.CHANNELS_LAST.of(layer=layer.name, gain=times.speedup(then, now)) if is_faster else None
 
 
 def _multiplications(layer: Layer, given: Sequence[Given]) -> int:

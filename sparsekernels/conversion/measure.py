@@ -12,17 +12,23 @@ from dataclasses import dataclass
 
 import torch
 
-from ..timing import Effort, median_ratio, samples_of
+from ..timing import ENOUGH, Effort, median_ratio, samples_of
+from ..usage import Disturbed, undisturbed
 from .candidates import decisions
 from .facts import Way
 
-LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0, patience=0.3)
-MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0)
-CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50, patience=8.0)
+LAYER = Effort(seconds=0.06, sample=5e-4, least=3, most=30, slow=5e-3, hopeless=3.0, patience=0.3, disturbed=0.5)
+MODEL = Effort(seconds=0.8, sample=1e-3, least=3, most=50, hopeless=4.0, disturbed=3.0)
+CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50, patience=8.0, disturbed=5.0)
 """How long the ways to compute a layer, and the whole model, are measured; and the model where it is a close thing."""
 
 SAME = 1.03
 """So much two measurements of the same differ."""
+
+_PLAIN, _PLAIN_OF_FEW = 1.5, 2.0
+"""By so much, and in `_MOST_ROUNDS` of the rounds, one has to be faster where the samples were disturbed; and where
+there are fewer rounds than `_FEW`."""
+_MOST_ROUNDS, _FEW = 0.75, 5
 
 Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
 
@@ -44,32 +50,63 @@ class Times:
         return self.order is None
 
     def faster(self, names: Collection[str], over: str, least: float) -> list[str]:
-        """Those of `names` that are at least `least` times as fast as `over`, the fastest first.
+        """Those of `names` that are for certain at least `least` times as fast as `over`, the fastest first.
 
         Of a preference: those of `names` that it has before `over`.
         """
         if self.order is not None:
             preferred = itertools.takewhile(lambda name: name != over, self.order)
             return [name for name in preferred if name in names]
-        gains = {name: self.speedup(name, over) for name in names}
-        return sorted((name for name in names if gains[name] >= least), key=lambda name: gains[name], reverse=True)
+        gains = {name: self.speedup(name, over) for name in names if self.is_certain(name, over)}
+        return sorted((name for name in gains if gains[name] >= least), key=lambda name: gains[name], reverse=True)
+
+    def is_certain(self, name: str, over: str) -> bool:
+        """Whether it is known which of the two is faster: there are enough samples that were not disturbed, or one is
+        so much faster that it does not matter."""
+        if self.is_clear([name, over]):
+            return True
+        rounds = min(len(self.rounds[name]), len(self.rounds[over]))
+        plain = _PLAIN if rounds >= _FEW else _PLAIN_OF_FEW
+        gain, share = self.speedup(name, over), self.share_faster(name, over)
+        return (gain >= plain and share >= _MOST_ROUNDS) or (gain <= 1 / plain and share <= 1 - _MOST_ROUNDS)
+
+    def is_clear(self, names: Collection[str]) -> bool:
+        """Whether enough samples of these were not disturbed, so that it is known what they take."""
+        return self.order is not None or all(map(self._is_clear, names))
 
     def milliseconds(self, name: str) -> float:
-        """The median."""
-        return 1e3 * statistics.median(self.rounds[name])
+        """The median; where nearly all samples were disturbed, the least, which was so the least."""
+        return 1e3 * self._typical(name)
 
     def speedup(self, name: str, over: str) -> float:
-        """Median over the rounds of the time of `over` over that of `name`; where one has fewer, the medians' ratio."""
-        mine, theirs = self.rounds[name], self.rounds[over]
-        if len(mine) == len(theirs):
-            return median_ratio(theirs, mine)
-        return statistics.median(theirs) / statistics.median(mine)
+        """Median over the rounds of the time of `over` over that of `name`; where one has fewer, the medians' ratio.
+
+        Without samples that were disturbed; where there are too few others, of the least of all.
+        """
+        pairs = self._pairs(name, over)
+        return self._typical(over) / self._typical(name) if pairs is None else median_ratio(pairs[1], pairs[0])
 
     def share_faster(self, name: str, over: str) -> float:
         """In what share of the rounds `name` took less time than `over`: half of them where both take the same."""
-        return statistics.mean(
-            seconds < other for seconds, other in zip(self.rounds[name], self.rounds[over], strict=False)
-        )
+        mine, theirs = self._pairs(name, over) or (self.rounds[name], self.rounds[over])
+        return statistics.mean(seconds < other for seconds, other in zip(mine, theirs, strict=False))
+
+    def _is_clear(self, name: str) -> bool:
+        samples = self.rounds[name]
+        return len(undisturbed(samples)) >= min(ENOUGH, len(samples))
+
+    def _typical(self, name: str) -> float:
+        samples = self.rounds[name]
+        return statistics.median(undisturbed(samples)) if self._is_clear(name) else min(samples)
+
+    def _pairs(self, name: str, over: str) -> tuple[list[float], list[float]] | None:
+        """The samples of the rounds in which neither was disturbed; None where these are too few."""
+        both = zip(self.rounds[name], self.rounds[over], strict=False)
+        pairs = [pair for pair in both if not any(isinstance(one, Disturbed) for one in pair)]
+        same = len(self.rounds[name]) == len(self.rounds[over])
+        if not same or len(pairs) < min(ENOUGH, len(self.rounds[name])):
+            return None
+        return [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
 
 
 @dataclass(frozen=True)
@@ -97,8 +134,18 @@ class AllTimes:
         """
         if len(self.each) == 1 or not self.measured:
             return self.each[0].faster(names, over, least)
-        gains = {name: self.speedup(name, over) for name in names if self.slowest(name, over)[1] > slowest}
+        certain = [name for name in names if self.is_certain(name, over)]
+        gains = {name: self.speedup(name, over) for name in certain if self.slowest(name, over)[1] > slowest}
         return sorted((name for name in gains if gains[name] >= least), key=lambda name: gains[name], reverse=True)
+
+    def is_certain(self, name: str, over: str) -> bool:
+        """As of `Times`, in all examples; or it is for certain slower in one of them."""
+        certain = [times for times in self.each if times.is_certain(name, over)]
+        return len(certain) == len(self.each) or any(times.speedup(name, over) <= 1 / SAME for times in certain)
+
+    def is_clear(self, names: Collection[str]) -> bool:
+        """As of `Times`, in all examples."""
+        return all(times.is_clear(names) for times in self.each)
 
     def milliseconds(self, name: str) -> float:
         """The sum of the medians."""

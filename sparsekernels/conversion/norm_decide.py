@@ -87,6 +87,8 @@ def decide_norms(
             if times.measured:
                 before += len(alike) * times.milliseconds(DENSE)
                 after += len(alike) * times.milliseconds(DENSE) / times.speedup(NORMS, DENSE)
+        elif not times.is_certain(NORMS, DENSE):
+            facts.append(Note.NORMS_UNDECIDED.of(kinds=kinds_of([norm.module for norm, _ in alike])))
         elif times.measured:
             modules = [norm.module for norm, _ in alike]
             gain, where = times.speedup(NORMS, DENSE), ""

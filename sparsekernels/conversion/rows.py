@@ -24,12 +24,12 @@ ROWS = (1, 2, 4, 8, 16, 64, 512)
 _ENOUGH = 1.25
 """At that gain twice in a row, and with the most rows, those between gain as well."""
 
-_EFFORT = Effort(seconds=0.02, sample=1e-6, least=5, most=9, slow=0.0, hopeless=2.0)
+_EFFORT = Effort(seconds=0.02, sample=1e-6, least=5, most=9, slow=0.0, hopeless=2.0, disturbed=0.04)
 """A single call is a sample: the one before it would leave the weight in the cache."""
 
 _CLOSE = 1.06
 """A gain of up to this beyond `SAME` is measured once more, and the lesser of the two counts: dense is never slower."""
-_LONGER = Effort(seconds=0.1, sample=1e-6, least=9, most=15, slow=0.0)
+_LONGER = Effort(seconds=0.1, sample=1e-6, least=9, most=15, slow=0.0, disturbed=0.1)
 
 _MOST_READ = 64 << 20
 """Bytes that are read between two calls, at most: more than a processor's last cache shares among its cores."""
@@ -54,7 +54,7 @@ def gains_of(
         calls[DENSE] = functools.partial(dense, input)
         times = times_of(calls, _EFFORT, dict.fromkeys(calls, between))
         for name in names:
-            gains[name][rows] = times.speedup(name, DENSE)
+            gains[name][rows] = times.speedup(name, DENSE) if times.is_certain(name, DENSE) else 1.0
         close = [name for name in names if SAME <= gains[name][rows] < SAME * _CLOSE]
         if close and not is_time_up():
             calls = {name: calls[name] for name in (*close, DENSE)}

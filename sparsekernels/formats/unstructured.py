@@ -115,7 +115,7 @@ class Unstructured(SparseFormat):
 
     @classmethod
     def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
-        """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`.
+        """The pattern that stores every element, also on meta (where arange imports sympy). Values as of `of_mask`.
 
         Args:
             shape: Of the weight: [out, in] or [out, in/groups, kh, kw].
@@ -132,8 +132,8 @@ class Unstructured(SparseFormat):
         check_dtype("full", dtype)
         shape = cls._checked_shape(shape)
         columns = math.prod(shape[1:])
-        crow = torch.arange(0, math.prod(shape) + 1, columns, dtype=torch.int32, device=device)
-        col = torch.arange(columns, dtype=torch.int32, device=device).repeat(shape[0])
+        crow = torch.arange(0, math.prod(shape) + 1, columns, dtype=torch.int32, device="cpu").to(device)
+        col = torch.arange(columns, dtype=torch.int32, device="cpu").to(device).expand(shape[0], columns).flatten()
         values = torch.zeros((), dtype=dtype, device=device).expand(col.numel())
         return cls._of(shape, crow, col, values, _Shared())
 

@@ -131,7 +131,6 @@ class Replacement(torch.nn.Module):
         guard = self._guard
         if guard.warned:
             return
-        guard.warned = True
         count = -1 if are_functorch_transforms_active() else self._outside_of(weight)
         what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
         again = "" if self.path is None else "Convert the model again if they are meant (a merged adapter); "
@@ -140,6 +139,7 @@ class Replacement(torch.nn.Module):
             f" layer does. {again}{self._remedy}",
             stacklevel=5,
         )
+        guard.warned = True  # where warnings are errors, each call raises
 
     _remedy = ""
 

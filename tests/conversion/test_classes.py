@@ -60,6 +60,20 @@ class InTraining(Net):
         return y * 2 if self.training and type(self) is InTraining else y
 
 
+def _is_exactly(module: nn.Module, kind: type) -> bool:
+    return type(module) is kind
+
+
+class ByHelper(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if _is_exactly(self, ByHelper) else 1)
+
+
+class ByNamedExpression(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if (kind := type(self)) is ByNamedExpression or kind is Net else 1)
+
+
 class ByCell(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (2 if type(self) is __class__ else 1)  # type: ignore[name-defined]
@@ -199,6 +213,8 @@ def _assert_same(model: nn.Module, dense: nn.Module, x: Tensor) -> None:
         (ByFunction, "_is_named"),
         (ByMethod, "ByMethod.factor"),
         (InTraining, "InTraining.forward"),
+        (ByHelper, "_is_exactly"),
+        (ByNamedExpression, "ByNamedExpression.forward"),
         (ByCell, "ByCell.forward"),
         (Super, "Super.forward"),
         (OfBase, "OfBase.forward"),
@@ -239,6 +255,56 @@ def test_layers_whose_class_is_compared_stay(prefer: Prefer) -> None:
     model, dense, x, report = _pair(prefer, Compares)
     assert not report.converted
     assert all("Compares.forward tells Linear from its subclasses" in row.reason for row in report.layers)
+    _assert_same(model, dense, x)
+
+
+BY_CLASS = {nn.Linear: 2.0}
+
+
+def by_helper(net: Any) -> object:
+    return _is_exactly(net.last, nn.Linear)
+
+
+def by_attribute(net: Any) -> object:
+    return net.last.__class__ is nn.Linear
+
+
+def by_name(net: Any) -> object:
+    return type(net.last).__name__ == "Linear"
+
+
+def by_dict(net: Any) -> object:
+    return BY_CLASS.get(type(net.last))
+
+
+def by_key(net: Any) -> object:
+    kind = type(net.last)
+    return kind in BY_CLASS and BY_CLASS[kind]
+
+
+def by_list(net: Any) -> object:
+    return [type(one) for one in (net.first, net.last)] == [nn.Linear] * 2
+
+
+def by_attribute_of_its_own(net: Any) -> object:
+    return net.factors.get(type(net.last))
+
+
+@pytest.mark.parametrize("ask", [by_helper, by_attribute, by_name, by_dict, by_key, by_list, by_attribute_of_its_own])
+def test_layers_whose_class_is_looked_for_stay(prefer: Prefer, ask: Any) -> None:
+    class Asks(Net):
+        asked = property(ask)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.factors = {nn.Linear: 2.0}
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x * 2 if self.training and self.asked else x
+
+    model, dense, x, report = _pair(prefer, Asks)
+    assert not report.converted
     _assert_same(model, dense, x)
 
 

@@ -4,9 +4,23 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable, Mapping
 
-from sparsekernels.conversion.measure import Times, times_of
+import pytest
+import torch
+from conversion_checks import DENSE, FINE
+from torch import nn
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.conversion import measure
+from sparsekernels.conversion.facts import Note, Way
+from sparsekernels.conversion.measure import AllTimes, Times, times_of
+from sparsekernels.conversion.report import Ground
+from sparsekernels.pruning import prune_
+from sparsekernels.usage import Disturbed
+
+needs_kernels = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
 
 def test_a_slow_round_cancels() -> None:
@@ -39,3 +53,117 @@ def test_the_faster_ones_in_order() -> None:
     assert times.faster("abc", "dense", 1.03) == ["b", "a"]
     assert times.faster("abc", "dense", 0.5) == ["b", "a", "c"]
     assert times.faster("", "dense", 0.5) == []
+
+
+def _disturbed(*seconds: float) -> list[float]:
+    return list(map(Disturbed, seconds))
+
+
+def test_disturbed_samples_do_not_count_where_there_are_others() -> None:
+    times = Times({"dense": [6.0, 6.0, 6.0, *_disturbed(50.0)], "a": [*_disturbed(1.0), 3.0, 3.0, 3.0]})
+    assert times.speedup("a", "dense") == 2.0  # the medians' ratio: two rounds alone have both
+    assert times.milliseconds("dense") == 6e3
+    times = Times({"dense": [6.0, 6.0, 6.0, *_disturbed(50.0)], "a": [3.0, 2.0, 3.0, *_disturbed(1.0)]})
+    assert times.speedup("a", "dense") == times.milliseconds("dense") / times.milliseconds("a") == 2.0
+    assert times.share_faster("a", "dense") == 1.0
+    assert times.is_certain("a", "dense")
+
+
+@pytest.mark.parametrize(
+    ("dense", "a", "certain"),
+    [
+        ([6.0, 6.1, 6.2], [5.0, 5.1, 5.2], True),
+        ([6.0], [5.0], True),  # long calls have few rounds
+        (_disturbed(6.0, 8.0, 7.0), _disturbed(5.0, 5.1, 4.0), False),
+        (_disturbed(6.0, 8.0, 7.0), _disturbed(3.0, 3.5, 3.0), True),
+        (_disturbed(6.0, 8.0, 7.0), _disturbed(13.0, 19.0, 15.0), True),
+        (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 5.0, 4.0, 7.0), True),
+        (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 9.0, 4.0, 7.0), False),
+        (_disturbed(20.0), [1.0, 2.0, 3.0, 1.0], True),
+        ([6.0, 6.0, 6.0, *_disturbed(9.0)], [*_disturbed(7.0), 5.0, 5.0, *_disturbed(9.0)], False),
+    ],
+)
+def test_what_is_certain(dense: list[float], a: list[float], certain: bool) -> None:
+    times = Times({"dense": dense, "a": a})
+    assert times.is_certain("a", "dense") is certain
+    faster = times.speedup("a", "dense") >= 1.03
+    assert times.faster(["a"], "dense", 1.03) == (["a"] if certain and faster else [])
+    assert AllTimes((times, times)).is_certain("a", "dense") is certain
+    slower = Times({"dense": [1.0] * 3, "a": [2.0] * 3})
+    assert AllTimes((times, slower)).is_certain("a", "dense")
+    assert AllTimes((times, slower)).faster(["a"], "dense", 0.1) == []
+
+
+def _pruned() -> nn.Sequential:
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))).eval()
+    prune_(model, "random", 0.9)
+    return model
+
+
+def _clock(monkeypatch: pytest.MonkeyPatch, speeds: Mapping[str, list[float]]) -> None:
+    """The samples of ways are these, 1.0 of what is not named."""
+
+    def samples(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, list[float]]:
+        return {name: speeds.get(name, [1.0, 1.0, 1.0]) for name in calls}
+
+    monkeypatch.setattr(measure, "samples_of", samples)
+
+
+@needs_kernels
+def test_undecided_layers_stay_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    _clock(monkeypatch, {FINE: _disturbed(0.3, 2.0, 0.3)})
+    report = sk.convert(_pruned(), torch.randn(4, 64), decisions=[FINE])
+    assert [fact.kind for fact in report.facts if fact.kind is not Note.DISTURBED] == [Note.UNDECIDED]
+    assert report.notes[0].startswith("3 of 3 layers are undecided and stay as they are: other programs disturbed")
+    assert "Convert again when the machine is quiet." in report.notes[0]
+    assert report.converted == ()
+    for row, line in zip(report.layers, str(report).splitlines()[1:], strict=False):
+        assert (row.decision, row.ground, row.speedup, row.gains) == (DENSE, Ground.UNDECIDED, None, {})
+        assert "90.0%     undecided" in line
+        assert row.reason == "it stays dense, since other programs disturbed the measurement"
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("fine", "whole", "decision", "words"),
+    [
+        (_disturbed(0.1, 0.2, 0.3), 0.5, FINE, "plainly faster; by how much, other programs kept from being measured"),
+        (_disturbed(9.0, 4.0, 9.0), 0.5, DENSE, "plainly slower otherwise; by how much, other programs kept"),
+        (
+            _disturbed(0.1, 0.2, 0.3),
+            2.0,
+            DENSE,
+            "alone, it would be faster otherwise; see the notes on the whole model",
+        ),
+    ],
+)
+def test_what_is_plain_has_no_speedup(
+    fine: list[float], whole: float, decision: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {one.value: [whole] * 3 for one in Way if one is not Way.BEFORE}
+    _clock(monkeypatch, {FINE: fine, **ways})
+    report = sk.convert(_pruned(), torch.randn(4, 64), decisions=[FINE])
+    for row in report.layers:
+        assert (row.decision, row.speedup, row.gains) == (decision, None, {})
+        assert row.reason.startswith(words)
+        assert words.split(";")[0] in str(report)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("after", "way", "note"),
+    [
+        (_disturbed(0.3, 0.3, 2.0), Way.BEFORE, Note.MODEL_UNDECIDED),
+        (_disturbed(0.3, 0.3, 0.4), Way.LAYERS, None),
+        ([2.0, 2.0, 2.0], Way.BEFORE, Note.MODEL_NOT_FASTER),
+    ],
+)
+def test_an_undecided_model_stays(
+    after: list[float], way: Way, note: Note | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = {one.value: [3.0, 3.0, 3.0] for one in Way if one not in (Way.BEFORE, Way.LAYERS)}
+    _clock(monkeypatch, {FINE: [0.5, 0.5, 0.5], Way.LAYERS.value: after, **slow})
+    report = sk.convert(_pruned(), torch.randn(4, 64), decisions=[FINE])
+    assert report.way is way
+    kinds = {fact.kind for fact in report.facts}
+    assert kinds & {Note.MODEL_UNDECIDED, Note.MODEL_NOT_FASTER} == ({note} if note else set())

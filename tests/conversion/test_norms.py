@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize, prune
 import sparsekernels as sk
 from sparsekernels.conversion.graph.attach import NO_ANSWER
 from sparsekernels.conversion.norm_call import norm_call_of
+from sparsekernels.conversion.norm_probe import recognized
 from sparsekernels.testing import prefer
 
 WIDTH = 32
@@ -178,6 +179,57 @@ class TrainingRMSNorm(Norm):
         return (self.norm(x) * (2 if self.training else 1) * self.weight).to(x.dtype)
 
 
+class ClampedRMSNorm(Olmo2RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-6e4, 6e4))
+
+
+class ClampedBelowRMSNorm(Olmo2RMSNorm):
+    """Tiny numbers are zero to it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.where(x.abs() < 1e-15, 0, x))
+
+
+class ClampedResultRMSNorm(Olmo2RMSNorm):
+    """As the feed-forward layers of T5 do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        limit = torch.finfo(x.dtype).max
+        return super().forward(x).clamp(-limit, limit)
+
+
+class ClampedHalfRMSNorm(Olmo2RMSNorm):
+    """In float16 alone, with the numbers nearest to its limit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-58000, 58000) if x.dtype == torch.float16 else x)
+
+
+class ScaledRMSNorm(Olmo2RMSNorm):
+    """Squares never overflow; where they would, sk.rms_norm gives zeros, as torch does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        largest = wide.abs().amax(-1, keepdim=True).clamp(min=1.0)
+        wide = wide / largest
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon / largest**2)
+        return (wide * self.weight).to(x.dtype)
+
+
+class ChannelsRMSNorm(Olmo2RMSNorm):
+    """Images are normalized over their channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_image = x.dim() == 4
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1) if is_image else super().forward(x)
+
+
+class ChannelsIfTheyFitRMSNorm(ChannelsRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[1:2] == self.weight.shape else Olmo2RMSNorm.forward(self, x)
+
+
 class BiasRMSNorm(Olmo2RMSNorm):
     def __init__(self) -> None:
         super().__init__()
@@ -196,6 +248,13 @@ LEFT: dict[type[nn.Module], str] = {
     GroupedRMSNorm: "it computes something else",
     DetachedRMSNorm: "its gradients are others",
     TrainingRMSNorm: "it computes something else",
+    ClampedRMSNorm: "it computes something else",
+    ClampedBelowRMSNorm: "it computes something else",
+    ClampedResultRMSNorm: "it does not overflow for float32 inputs and float32 weights",
+    ClampedHalfRMSNorm: "it computes something else for float16 inputs",
+    ScaledRMSNorm: "it computes something else",
+    ChannelsRMSNorm: "it computes something else",
+    ChannelsIfTheyFitRMSNorm: "it computes something else",
     BiasRMSNorm: "it has more tensors than a weight: weight, bias",
 }
 
@@ -250,6 +309,39 @@ def test_left_with_a_reason(kind: type[nn.Module]) -> None:
     assert str(report.norms[0].reason)
     with pytest.raises(AssertionError, match=LEFT[kind]):
         raise AssertionError(report.norms[0].reason)
+
+
+OF_ANY_WIDTH = [kind for kind in (*REPLACED, *LEFT) if kind.__init__ is Norm.__init__ and kind is not GatedRMSNorm]
+
+
+@pytest.mark.parametrize("kind", OF_ANY_WIDTH)
+def test_what_a_wide_one_computes(kind: type[Norm]) -> None:
+    """As a narrow one does, though its inputs are others."""
+    narrow, wide = recognized(kind()), recognized(kind(256))
+    if isinstance(narrow, dict):
+        assert wide == narrow
+    elif issubclass(kind, ChannelsRMSNorm):
+        words = "it cannot be called with inputs of shape", "it computes something else where the last dimension is not"
+        assert str(wide).startswith(words)
+    else:
+        assert str(wide).partition(" for ")[0] == narrow.partition(" for ")[0]
+
+
+class CountedRMSNorm(Olmo2RMSNorm):
+    counted: ClassVar[list[int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counted.append(x.numel())
+        return super().forward(x)
+
+
+def test_inputs_of_a_wide_one_are_few() -> None:
+    counts = []
+    for width in (256, 1024):
+        CountedRMSNorm.counted.clear()
+        assert isinstance(recognized(CountedRMSNorm(width)), dict)
+        counts.append(sum(CountedRMSNorm.counted))
+    assert counts[1] == 4 * counts[0]
 
 
 def test_torchs_own_and_ours() -> None:

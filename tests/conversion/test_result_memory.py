@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,6 +63,18 @@ def writes(view: Act) -> Act:
     return act
 
 
+def writes_by_name(net: Any, x: Tensor) -> Tensor:
+    y, _ = torch.broadcast_tensors(torch.transpose(input=x, dim0=2, dim1=3), net.scale[:, :, :, :1])
+    torch.relu_(input=y)
+    return net.h(x)  # type: ignore[no-any-return]
+
+
+def adds_to_an_attribute(net: Any, x: Tensor) -> Tensor:
+    h, y = net.h(x), x.mT
+    y += 1
+    return h + x  # type: ignore[no-any-return]
+
+
 def writes_part(net: Any, x: Tensor) -> Any:
     h = net.h(x)
     x[:, 0] = h[:, 0]
@@ -97,10 +110,19 @@ ACTS: dict[str, Act] = {
     "adds to what ReLU gave": adds(lambda net, x: net.relu(x)),
     "adds to what identity gave": adds(lambda net, x: net.identity(x)),
     "writes a part": writes_part,
+    "writes by name": writes_by_name,
+    "adds to an attribute": adds_to_an_attribute,
     "writes out": writes_out,
     "writes under flatten": writes(lambda net, h: h.flatten(1)),
     "writes under Flatten": writes(lambda net, h: net.flatten(h)),
     "writes under contiguous": writes(lambda net, h: h.contiguous()),
+    "writes under reshape by name": writes(lambda net, h: torch.reshape(input=h, shape=(h.shape[0], -1))),
+    "its strides": lambda net, x: net.h(x) * net.conv(x).stride(1),
+    "its strides as a tuple": lambda net, x: net.h(x) * max(net.conv(x).stride()[1:]),
+    "whether it is contiguous": lambda net, x: net.h(x) * net.conv(x).is_contiguous(),
+    "by place": lambda net, x: torch.as_strided_copy(net.h(x), (4,), (2,)),
+    "resized": lambda net, x: net.h(x).resize_(2, 2, 6, 6) + 1,
+    "writes under what may be a view": writes(lambda net, h: torch.einsum("nchw->nhwc", h).reshape(h.shape[0], -1)),
 }
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -191,3 +213,81 @@ def test_arguments_in_a_dict_and_by_name(prefer: Prefer) -> None:
     (graph,) = graphs_of(model)
     plan: Any = graph.prepare()
     assert [orders is None for orders in plan.orders.values()] == [False, True]
+
+
+@pytest.mark.parametrize("lay", ["contiguous", "channels_last"])
+def test_weights_that_are_moved_to_channels_last(prefer: Prefer, lay: str) -> None:
+    """torch's convolutions follow them; ones that are not folded as well."""
+
+    class Two(Net):
+        def __init__(self, act: Act) -> None:
+            super().__init__(act)
+            self.dense, self.transposed = nn.Conv2d(4, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 1)
+
+    for act in (lambda net, x: net.dense(net.h(x)), lambda net, x: net.transposed(net.h(x))):
+        model = Two(act).eval()
+        prune_(model.conv, "random", 0.7)
+        layers = copy.deepcopy(model)
+        for way, one in ((GRAPH, model), (LAYERS, layers)):
+            prefer(FINE, way)
+            sk.convert(one, torch.randn(2, 4, 6, 6))
+        for memory_format in (torch.contiguous_format, torch.channels_last, torch.contiguous_format):
+            for one in (model, layers):
+                one.to(memory_format=memory_format)  # type: ignore[call-overload]
+            for _ in range(4):
+                x = LAYOUTS[lay](torch.randn(2, 4, 6, 6))
+                with torch.no_grad():
+                    actual, expected = model(x), layers(x)
+                assert actual.stride() == expected.stride(), memory_format
+                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_strides_after_a_permutation(prefer: Prefer) -> None:
+    """A sum lies as its first addend does."""
+    model = Net(lambda net, x: x.mT + net.norm(net.conv(x))).eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(2, 4, 6, 6)
+    prefer(FINE, GRAPH)
+    sk.convert(model, x)
+    with torch.no_grad():
+        assert [model(x).stride() for _ in range(3)] == [dense(x).stride()] * 3
+
+
+class ByName(Net):
+    def forward(self, *, factor: Any = None, images: Tensor) -> Any:  # type: ignore[override]
+        return self.h(images) if factor is None else factor(self.h(images))
+
+
+def test_a_call_by_name_that_raises(prefer: Prefer) -> None:
+    model = ByName(lambda net, x: x).eval()
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, example_kwargs={"images": torch.randn(2, 4, 6, 6)})
+    (graph,) = graphs_of(model)
+    lay = LAYOUTS["channels_last"]
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="expected input of 4 channels"):
+            model(images=lay(torch.randn(2, 5, 6, 6)))
+        x = lay(torch.randn(2, 4, 6, 6))
+        torch.testing.assert_close(model(images=x), dense(images=x), rtol=1e-4, atol=1e-5)
+        plan: Any = graph.prepare()
+        assert len(plan.orders) == 1
+        plan.made = replace(plan.made, run=lambda *args: 1 / 0)  # what goes wrong on our side is no error of theirs
+        torch.testing.assert_close(model(images=x), dense(images=x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lay", ["contiguous", "channels_last"])
+def test_random_numbers_are_drawn_once(prefer: Prefer, lay: str) -> None:
+    model = Net(lambda net, x: F.dropout(net.h(x), 0.5, True)).eval()
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, torch.randn(2, 4, 6, 6))
+    x, states = LAYOUTS[lay](torch.randn(2, 4, 6, 6)), []
+    for one in (model, dense):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            results = [one(x) for _ in range(3)]
+        states.append((results, torch.get_rng_state()))
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,11 @@ import copy
 import logging
 import math
 import re
+import subprocess
+import sys
+import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels._torch import FakeTensorMode
 from sparsekernels.conversion.graph.attach import NO_ANSWER
+from sparsekernels.conversion.graph.proxies import factories_are_recorded
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -77,6 +82,22 @@ def of_a_pooled_one(self: nn.Module, x: Tensor) -> Tensor:
     return pooled if pooled.shape[-1] > 2 else F.interpolate(pooled, size=x.shape[-2:])
 
 
+def tensors_of_sizes(self: nn.Module, x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    rows = (~torch.zeros((batch, height, width)).bool()).cumsum(1, dtype=torch.float32)
+    rows = rows / (torch.arange(1, height + 1)[:, None] + torch.tensor([1.0, 1.0]).sum())
+    columns = torch.ones(height, width, device=x.device).cumsum(1) + torch.full((1, width), 2.0, dtype=x.dtype)
+    frequencies = 10 ** (torch.arange(channels) / channels)
+    return x + torch.sin((rows + columns)[:, None] / frequencies[:, None, None])
+
+
+def limits_of_dtypes(self: nn.Module, x: Tensor) -> Tensor:
+    seen = torch.ones(x.shape[2], x.shape[3], dtype=torch.bool).tril()
+    scores = x.masked_fill(~seen, torch.finfo(x.dtype).min)
+    assert isinstance(torch.finfo(torch.float32), torch.finfo)
+    return scores.softmax(-1) * torch.iinfo(torch.uint8).max
+
+
 def images(batch: int, height: int, width: int | None = None) -> Tensor:
     return torch.randn(batch, 8, height, width or height, generator=torch.Generator().manual_seed(height))
 
@@ -106,6 +127,8 @@ def serves(model: nn.Module, x: Tensor) -> bool:
         (numbers, [images(1, 16), images(2, 16, 10)], [images(3, 18), images(3, 24)]),
         (stars, [images(1, 12), images(2, 9, 21)], []),
         (of_a_pooled_one, [images(1, 12), images(2, 14)], [images(3, 8), images(3, 9)]),
+        (tensors_of_sizes, [images(1, 12), images(2, 9, 21)], []),
+        (limits_of_dtypes, [images(1, 12), images(2, 9, 21)], []),
     ],
 )
 def test_decisions_by_sizes(decide: Decide, others: list[Tensor], elsewhere: list[Tensor], prefer: Prefer) -> None:
@@ -149,6 +172,104 @@ def test_decisions_by_something_else(decide: Decide, prefer: Prefer) -> None:
     places = "|".join(str(line + below) for below in (1, 3))
     assert any(re.search(rf"decides by what .* \(at line ({places}) of test_sizes\)", note) for note in report.notes)
     assert_agree(model, dense, images(2, 16))
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 2
+
+
+def test_the_report_names_a_function_of_autograd(prefer: Prefer) -> None:
+    model, dense, report = converted(lambda self, x: Twice.apply(x), prefer, images(2, 16))
+    assert any("its forward calls Twice, a torch.autograd.Function, " in note for note in report.notes), report.notes
+    assert_agree(model, dense, images(2, 16))
+
+
+def test_tensors_that_code_makes_are_others_in_each_call(prefer: Prefer) -> None:
+    """It writes to one, and makes another of what has changed."""
+    torch.manual_seed(3)
+    shifts = [0.5]
+
+    def decide(self: nn.Module, x: Tensor) -> Tensor:
+        total = torch.zeros(x.shape[0], 1, 1, 1)
+        total += 1
+        total[:1].fill_(torch.tensor(self.shifts[0]))
+        return x * total
+
+    model = Deciding(decide).eval()
+    model.shifts = shifts
+    prune_(model, "random", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    sk.convert(model, images(2, 16))
+    assert serves(model, images(3, 12))
+    for x in (images(3, 12), images(3, 12)):
+        assert_agree(model, dense, x)
+    for one in (model, dense):
+        one.shifts[0] = 3.0
+    assert_agree(model, dense, images(3, 12))
+    functions = (torch.zeros, torch.ones, torch.tensor, torch.finfo)
+    assert [function.__module__ for function in functions] == ["torch"] * 4
+    assert torch.finfo is type(torch.finfo(torch.float32))
+
+
+def in_another_dtype(self: nn.Module, x: Tensor) -> Tensor:
+    torch.set_default_dtype(torch.float64)
+    try:
+        steps = torch.linspace(0, 1, x.shape[-1])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return x + steps.cos().sub(0.5).to(x.dtype) if steps.dtype == torch.float64 else x
+
+
+def test_tensors_that_depend_on_what_the_code_has_set(prefer: Prefer) -> None:
+    model, dense, report = converted(in_another_dtype, prefer, images(2, 16))
+    assert any("under torch.no_grad, autocast, a checkpoint or the like" in note for note in report.notes), report.notes
+    assert_agree(model, dense, images(3, 12))
+
+
+def test_what_code_keeps_that_is_imported_while_it_is_traced() -> None:
+    nodes: list[Any] = []
+    tracer = types.SimpleNamespace(is_outside=lambda: False, create_proxy=lambda *node: nodes.append(node))
+    with factories_are_recorded(tracer):
+        kept = torch.zeros
+        kept(2, dtype=torch.int64)
+    assert nodes == [("call_function", torch.zeros, (2,), {"dtype": torch.int64})]
+    assert torch.equal(kept(3), torch.zeros(3))
+    assert len(nodes) == 1
+
+
+def test_what_is_imported_for_sizes_keeps_nothing_that_is_patched() -> None:
+    """In a new process, where the first question imports half of torch."""
+    program = """
+import sys, types, torch, sparsekernels as sk
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+    def forward(self, x):
+        return torch.relu(self.layer(x) if x.dtype == self.layer.weight.dtype else x)
+net = Net().eval()
+with torch.no_grad(): net.layer.weight[:, 2:] = 0
+with sk.testing.prefer("fine-grained", "graph"):
+    report = sk.convert(net, torch.randn(4, 16))
+assert "the model runs as a graph" in str(report), report
+assert "torch._dynamo.utils" in sys.modules
+patched = [name for name, module in list(sys.modules.items()) for value in list(vars(module).values())
+           if isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__")
+           and value.__wrapped__ in (nn.Module.__getattr__, nn.Module.__call__)]
+assert not patched, patched
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_decisions_by_the_size_of_a_parameter(prefer: Prefer) -> None:

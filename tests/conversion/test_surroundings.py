@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import os
 import time
@@ -28,6 +29,16 @@ ARGS = types.SimpleNamespace(scale=1.0)
 
 
 LARGE = list(range(1000))
+OUTER, INNER = types.ModuleType("outer_of_a_test"), types.ModuleType("outer_of_a_test.inner")
+OUTER.inner, INNER.scale = INNER, 1.0  # type: ignore[attr-defined]
+VARIABLE = contextvars.ContextVar("VARIABLE", default=1.0)
+
+
+def helper(net: nn.Module) -> float:
+    return 1.0
+
+
+HELPER = helper
 
 
 class Settings:
@@ -35,12 +46,32 @@ class Settings:
     options: ClassVar[dict[str, float]] = {"scale": 1.0}
 
 
-class Net(nn.Module):
+class Base(nn.Module):
+    def inherited(self) -> float:
+        return 1.0
+
+
+class Net(Base):
     scale = 1.0
 
     def __init__(self, read: Callable[[Any], float]) -> None:
         super().__init__()
         self.one, self.two, self.read = nn.Linear(16, 16), nn.Linear(16, 8), read
+
+    def method(self) -> float:
+        return 1.0
+
+    @property
+    def property(self) -> float:
+        return 1.0
+
+    @staticmethod
+    def static() -> float:
+        return 1.0
+
+    @classmethod
+    def of_class(cls) -> float:
+        return 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         return self.two(self.one(x).relu()) * self.read(self)
@@ -52,6 +83,16 @@ def closure() -> Callable[[Any], float]:
 
     scale = 3.0
     return read
+
+
+def variable_of_a_closure() -> tuple[Callable[[Any], float], Callable[[], None]]:
+    scale = 1.0
+
+    def change() -> None:
+        nonlocal scale
+        scale = 3.0
+
+    return lambda net: scale, change
 
 
 def set_global() -> None:
@@ -85,15 +126,31 @@ READS: dict[str, tuple[Callable[[Any], float], Callable[[], object]]] = {
         lambda net: 1.0 if torch.get_default_dtype() is torch.float32 else 3.0,
         lambda: torch.set_default_dtype(torch.float64),
     ),
+    "a global function": (lambda net: HELPER(net), lambda: globals().update(HELPER=lambda net: 3.0)),
+    "a method": (lambda net: net.method(), lambda: setattr(Net, "method", lambda self: 3.0)),
+    "a method that a subclass gets": (lambda net: net.inherited(), lambda: setattr(Net, "inherited", lambda self: 3.0)),
+    "a property": (lambda net: net.property, lambda: setattr(Net, "property", 3.0)),
+    "a static method": (lambda net: net.static(), lambda: setattr(Net, "static", staticmethod(lambda: 3.0))),
+    "a class method": (lambda net: net.of_class(), lambda: setattr(Net, "of_class", classmethod(lambda cls: 3.0))),
+    "a variable of a closure": variable_of_a_closure(),
+    "a context variable": (lambda net: VARIABLE.get(), lambda: VARIABLE.set(3.0)),
+    "a module within a module": (lambda net: OUTER.inner.scale, lambda: setattr(INNER, "scale", 3.0)),
     "the directory": (lambda net: float(len(os.getcwd())), lambda: os.chdir("/")),  # noqa: PTH109
 }
 
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    global SCALE, OPTIONS, ARGS
+    global SCALE, OPTIONS, ARGS, HELPER
     directory, kept = os.getcwd(), (OPTIONS, ARGS, Settings.options)  # noqa: PTH109
+    methods = dict(vars(Net))
     yield
+    for name in ("method", "property", "static", "of_class"):
+        setattr(Net, name, methods[name])
+    if "inherited" in vars(Net):
+        del Net.inherited
+    HELPER, INNER.scale = helper, 1.0  # type: ignore[attr-defined]
+    VARIABLE.set(1.0)
     OPTIONS, ARGS, Settings.options = kept
     SCALE = OPTIONS["scale"] = ARGS.scale = Settings.scale = Settings.options["scale"] = Net.scale = 1.0
     os.environ.pop("SCALE_OF_A_TEST", None)

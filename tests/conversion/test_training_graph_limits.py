@@ -174,11 +174,13 @@ def test_statistics_count_in_the_check(prefer: Prefer, monkeypatch: pytest.Monke
 
 
 def test_the_package_does_without_numpy() -> None:
-    """As torch does: it is no requirement."""
+    """As torch does: it is no requirement. In evaluation mode `convert` imports no sympy either: a second or two."""
     program = "import sys; sys.modules['numpy'] = None; import sparsekernels as sk, torch; from torch import nn\n"
-    program += "net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).train()\n"
+    program += "net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()\n"
     program += "with torch.no_grad(): net[0].weight[:, :6] = 0\n"
-    program += "print(sk.convert(net, torch.randn(2, 8, 9, 9)))"
+    program += "print(sk.convert(net, torch.randn(2, 8, 9, 9)))\n"
+    program += "assert {'sympy', 'torch._dynamo', 'torch._inductor'}.isdisjoint(sys.modules)\n"
+    program += "print(sk.convert(net.train(), torch.randn(2, 8, 9, 9)))"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
     )

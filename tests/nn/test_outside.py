@@ -1,6 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Nonzeros that a layer would leave out: it computes what the dense layer with its parameters does, or raises."""
+"""Nonzeros that a layer would leave out: it computes what the dense layer with its parameters does, or raises.
+
+More than 400 lines: each way in which users write such nonzeros, and each way in which a layer then runs.
+"""
 
 from __future__ import annotations
 
@@ -155,6 +158,31 @@ def test_one_element_is_seen_within_as_many_calls_as_parts() -> None:
         weight[row, column] = 1
         assert guard.outside(pattern, weight, 0.0) == 1
         weight[row, column] = 0
+
+
+def test_a_call_that_raised_has_looked_at_nothing() -> None:
+    """Another parameter at the same address, in the same version: it is read as a whole in its first call."""
+    dense = pruned(nn.Linear(256, 256, bias=False))
+    layer, x = sk.nn.SparseLinear.from_dense(dense), torch.randn(1, 256)
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+        layer.weight = nn.Parameter(layer.weight.data)
+        place = (layer.weight == 0).nonzero()[1000].tolist()
+        layer.weight.data[tuple(place)] = 1
+        with pytest.raises((TypeError, RuntimeError)):
+            layer(x.bfloat16())
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
+
+
+def test_where_warnings_are_errors_each_call_raises() -> None:
+    layer = sk.nn.SparseLinear.from_dense(pruned(nn.Linear(8, 8)))
+    layer.weight.data += 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="computes with the whole weight"):
+                layer(torch.randn(2, 8))
 
 
 @every_layer

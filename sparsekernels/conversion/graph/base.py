@@ -141,7 +141,7 @@ class Graph:
             return NO_ANSWER
         if plan.guard is not None and not plan.guard.holds(given):
             return NO_ANSWER
-        return self._answered(plan, given)
+        return self._answered(plan, given, (args, kwargs))
 
     def prepare(self, call: Call | None = None) -> Any:
         """Trace and fuse now, unless that was done. Returns the plan. Raises `Untraceable`.
@@ -182,7 +182,8 @@ class Graph:
     def _run(self, plan: Any, args: tuple[Any, ...]) -> Any:
         return plan.run(*args)
 
-    def _answered(self, plan: Any, args: tuple[Any, ...]) -> Any:
+    def _answered(self, plan: Any, args: tuple[Any, ...], given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
+        """args: what the graph reads. given: what the module was called with."""
         return self._run(plan, args) if self._refreshed(plan) else NO_ANSWER
 
     def _may_run(self, args: tuple[Any, ...]) -> bool:

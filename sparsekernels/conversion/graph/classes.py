@@ -3,16 +3,13 @@
 """Which classes of modules code tells from their subclasses (`type(self) is Net`), of which a conversion makes one.
 
 By the source of `forward`, and of the methods and functions that it names, at any depth. Where a graph hangs on a
-module, `==`, sets and dicts are no concern: its class equals the one that it is made of.
+module, `==`, sets and dicts are no concern: its class equals the one that it is made of. Where code does something else
+with a class than to compare it with one that is written there (a helper gets both, a dict has functions by classes),
+all classes count that the code names as values.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
-import contextlib
-import inspect
-import textwrap
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,29 +18,40 @@ from torch import nn
 
 from ..watch.reach import is_library
 from .attach import own_class
+from .class_uses import Uses, classes_among, codes_of, nonlocals_of
 
 _MOST = 100_000
 """Functions that are looked at."""
-_OF_CLASSES = {"__base__", "__bases__", "__mro__", "__subclasses__", "__dict__", "mro"}
-"""Attributes in which a subclass differs from its base."""
 
 
 class ComparedClasses:
     """The classes that the code of some modules tells from their subclasses, and where."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
+        modules = list(modules)
         self._where: dict[type, str] = {}
         self._by_value: dict[type, str] = {}
+        self._by_name: dict[str, str] = {}
         self._anything = ""
         functions = _Functions()
+        asks, asks_identity, found = "", "", []
         for kind in dict.fromkeys(map(own_class, modules)):
             for function, is_method in functions.of_class(kind):
-                for found, by_identity in _compared_in(function):
-                    if found is None:
-                        if is_method:  # other functions compare values of all kinds
-                            self._anything = self._anything or function.__qualname__
-                    else:
-                        (self._where if by_identity else self._by_value).setdefault(found, function.__qualname__)
+                uses, name = Uses(function), function.__qualname__
+                found.append((kind, uses))
+                for one, by_identity in uses.compared:
+                    (self._where if by_identity else self._by_value).setdefault(one, name)
+                for text in uses.names:
+                    self._by_name.setdefault(text, name)
+                if uses.takes_apart or (uses.compares_unknown and is_method):  # others compare values of all kinds
+                    self._anything = self._anything or name
+                asks = asks or (name if uses.asks else "")
+                asks_identity = asks_identity or (name if uses.asks_identity else "")
+        if asks:
+            named = [one for kind, uses in found for one in uses.named(kind)]
+            held = [one for module in modules for value in vars(module).values() for one in classes_among(value)]
+            for one in (*named, *held):
+                (self._where if asks_identity else self._by_value).setdefault(one, asks_identity or asks)
 
     def by_identity(self, kind: type) -> str:
         """The name of a function that may compare `kind` by identity; empty where none does."""
@@ -51,7 +59,7 @@ class ComparedClasses:
 
     def at_all(self, kind: type) -> str:
         """The name of a function that names `kind` and compares it in whatever way; empty where none does."""
-        return self._where.get(kind, "") or self._by_value.get(kind, "")
+        return self._where.get(kind, "") or self._by_value.get(kind, "") or self._by_name.get(kind.__name__, "")
 
 
 _Reached = tuple[types.FunctionType, bool]
@@ -72,14 +80,14 @@ class _Functions:
                 continue
             self._seen.add(reached)
             yield reached
-            names = [name for code in _codes_of(function.__code__) for name in code.co_names]
+            names = [name for code in codes_of(function.__code__) for name in code.co_names]
             left += [(one, True) for one in _methods(kind, names)]
             spaces = [function.__globals__]
             modules = [value for name in names if isinstance(value := spaces[0].get(name), types.ModuleType)]
             spaces += [vars(module) for module in modules if not is_library(module.__name__)]
             values = [space[name] for space in spaces for name in names if name in space]
             left += [(one, False) for value in values for one in _functions_of(value)]
-            left += [(one, is_method) for value in _nonlocals_of(function).values() for one in _functions_of(value)]
+            left += [(one, is_method) for value in nonlocals_of(function).values() for one in _functions_of(value)]
 
 
 def _methods(kind: type, names: Iterable[str]) -> Iterator[types.FunctionType]:
@@ -97,87 +105,3 @@ def _functions_of(value: Any) -> list[types.FunctionType]:
         passed.append(value)
         value = vars(value).get("__wrapped__") if hasattr(value, "__dict__") else None
     return [one for one in passed if isinstance(one, types.FunctionType)]
-
-
-def _nonlocals_of(function: types.FunctionType) -> dict[str, Any]:
-    found = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # it is empty yet
-            found[name] = cell.cell_contents
-    return found
-
-
-def _codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _codes_of(constant)
-
-
-_Compared = tuple[type | None, bool]
-"""A class, None where it may be any; and whether it is compared by identity."""
-
-
-def _compared_in(function: types.FunctionType) -> Iterator[_Compared]:
-    """What a function compares with the class of an object."""
-    if not any("type" in code.co_names for code in _codes_of(function.__code__)):
-        return
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
-    except (OSError, TypeError, SyntaxError):  # made without a file
-        yield None, True
-        return
-    kinds = {
-        target.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and _is_type(node.value)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-
-    def is_kind(node: ast.AST) -> bool:
-        return _is_type(node) or (isinstance(node, ast.Name) and node.id in kinds)
-
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Compare):
-            operands = [node.left, *node.comparators]
-            for operator, one, other in zip(node.ops, operands, operands[1:], strict=False):
-                by_identity = isinstance(operator, ast.Is | ast.IsNot)
-                if is_kind(one) or is_kind(other):
-                    classes = _classes_of(other if is_kind(one) else one, function)
-                    yield from ((kind, by_identity) for kind in classes if kind is not None or by_identity)
-        elif isinstance(node, ast.Attribute) and is_kind(node.value) and node.attr in _OF_CLASSES:
-            yield None, True
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
-            name, args = node.func.id, node.args
-            if (name in ("super", "vars", "id") and is_kind(args[0])) or (name == "issubclass" and is_kind(args[-1])):
-                yield None, True
-
-
-def _is_type(node: ast.AST) -> bool:
-    """Whether it is `type(something)`."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type"
-
-
-def _classes_of(node: ast.AST, function: types.FunctionType) -> Iterator[type | None]:
-    """The classes of modules that are written there; None for what cannot be told."""
-    if isinstance(node, ast.Constant):
-        return
-    if isinstance(node, ast.Tuple | ast.List | ast.Set):
-        for one in node.elts:
-            yield from _classes_of(one, function)
-        return
-    value = _value_of(node, function)
-    if not isinstance(value, type):
-        yield None
-    elif issubclass(value, nn.Module):
-        yield value
-
-
-def _value_of(node: ast.AST, function: types.FunctionType) -> Any:
-    """What a name, with or without dots, means in a function."""
-    if isinstance(node, ast.Attribute):
-        return getattr(_value_of(node.value, function), node.attr, None)
-    if not isinstance(node, ast.Name):
-        return None
-    return _nonlocals_of(function).get(node.id, function.__globals__.get(node.id, getattr(builtins, node.id, None)))

@@ -21,7 +21,7 @@ from ..candidates import fused_of
 from ..modules import is_plain
 from .batch_norm import FusedNorm
 from .fused import Fused
-from .in_place import gives_its_own, writes_in_place
+from .in_place import gives_its_own, written_by
 
 Node = torch.fx.Node
 
@@ -175,19 +175,10 @@ class _FusionGroup:
         """Whether the group can be computed at `node` instead: nothing between writes to a tensor."""
         between = self.nodes[-1].next
         while between is not node:
-            if self._writes(between):
+            if written_by(between, self._modules):
                 return False
             between = between.next
         return True
-
-    def _writes(self, node: Node) -> bool:
-        if node.op == "call_module":
-            module = self._modules.get(str(node.target))
-            if module is None:  # a fused layer: it took over whatever writes
-                return False
-            foreign = not type(module).__module__.startswith(("torch.nn.", "sparsekernels."))
-            return foreign or bool(getattr(module, "inplace", False)) or not is_plain(module)
-        return writes_in_place(node)
 
     def take_norm(self, layer: nn.Module, fused: type[Fused]) -> None:
         """A BatchNorm in evaluation mode that `fused` can fold into the layer."""

@@ -1,75 +1,93 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a graph changes in place, and which of its nodes may be the same memory."""
+"""What a graph changes in place."""
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.fx
 from torch import nn
 
-from ..._torch import DropoutNd
-from ..modules import is_plain
+from .aliases import Gives, gives, gives_of, is_of_torch, name_of, nodes_in, owner_of, sources_of
+from .sizes import kind_of
 
 Node = torch.fx.Node
 
 IN_PLACE = tuple(
     getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+    for name in (
+        *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"),
+        *("iand", "ior", "ixor", "ilshift", "irshift"),
+    )
 )
 """What Python calls for `x += y` and the like."""
 
 _WRITES = {operator.setitem, *IN_PLACE}
-
-_BY_LAYOUT = {"reshape", "reshape_as", "flatten", "ravel", "unflatten", "contiguous", "to", "pixel_shuffle"}
-_BY_LAYOUT |= {"pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "Flatten", "Unflatten"}
-"""Functions, methods and classes that give a view or a copy, by how their argument lies in memory."""
-
-_VIEWS = {"view", "view_as", "transpose", "permute", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze"}
-_VIEWS |= {"unsqueeze", "expand", "expand_as", "broadcast_to", "narrow", "select", "split", "chunk", "tensor_split"}
-_VIEWS |= {
-    "hsplit",
-    "vsplit",
-    "dsplit",
-    "unbind",
-    "diagonal",
-    "detach",
-    "getattr",
-    "getitem",
-    "float",
-    "half",
-    "double",
-}
-_VIEWS |= {"bfloat16", "type", "type_as", "cpu", "real", "imag", "view_as_real", "view_as_complex", "as_strided"}
-_VIEWS |= {"unfold", "alias", "positive", "conj", "resolve_conj", "resolve_neg", "atleast_1d", "atleast_2d"}
-_VIEWS |= {"atleast_3d", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
-_VIEWS |= {"Identity"}
-"""Those that may give their argument, or a view of it."""
+_FIRST = ("input", "self", "tensor")
+"""What torch calls the first argument."""
+_STATISTICS = ("batch_norm", "instance_norm", "native_batch_norm")
+"""Functions that change others of their arguments."""
+_READ = ("torch", "_operator", "builtins", "math", "sparsekernels")
+"""Packages whose functions tell by their names what they change."""
 
 
-def writes_in_place(node: Node) -> bool:
-    """Whether a function or method changes a tensor."""
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = _name_of(node)
-    in_place = name.endswith("_") and not name.endswith("__")
-    return node.target in _WRITES or in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+def written_by(node: Node, modules: Mapping[str, nn.Module]) -> list[Node]:
+    """What a node may change: what is not known to leave its arguments alone may change all of them."""
+    if not node.op.startswith("call") or kind_of(node) is not None:
+        return []
+    if _is_foreign(node, modules):
+        return node.all_input_nodes
+    first = list(node.args[:1]) or [node.kwargs[one] for one in _FIRST if one in node.kwargs] or node.all_input_nodes
+    if node.op == "call_module":
+        module = modules.get(str(node.target))  # a fused layer took over whatever writes
+        parts = [] if module is None else module.modules()
+        return nodes_in(first) if any(getattr(part, "inplace", False) for part in parts) else []
+    name = name_of(node)
+    if name in _STATISTICS:
+        training = _argument(node, "use_input_stats" if name == "instance_norm" else "training")
+        return [] if training is False else node.all_input_nodes
+    if _argument(node, "max_norm") not in (None, False):  # an embedding's
+        return node.all_input_nodes
+    written = nodes_in(node.kwargs.get("out"))
+    ends = name.endswith("_") and not name.endswith("__")
+    if node.target in _WRITES or ends or _argument(node, "inplace") not in (None, False):
+        written += nodes_in(first)
+    return written
+
+
+def _is_foreign(node: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a call runs code that nothing is known of."""
+    if node.op == "call_module":
+        module = modules.get(str(node.target))
+        return module is not None and not is_of_torch(module)
+    if node.op == "call_method":
+        return not hasattr(torch.Tensor, str(node.target))
+    return owner_of(node) not in _READ and not isinstance(node.target, type)
+
+
+def _argument(node: Node, name: str) -> Any:
+    """What a function is given under a name, by position or not; None where it has no such argument."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    if node.op != "call_function" or not inspect.isfunction(node.target):
+        return None
+    signature = inspect.signature(node.target)
+    if name not in signature.parameters:
+        return None
+    given = signature.bind_partial(*node.args, **node.kwargs).arguments
+    return given.get(name, signature.parameters[name].default)
 
 
 def gives_its_own(node: Any, modules: Mapping[str, nn.Module]) -> bool:
     """Whether `node` calls a module whose result nothing else can refer to."""
     if not isinstance(node, Node) or node.op != "call_module":
         return False
-    module = modules.get(str(node.target))
-    if module is None:  # a fused layer
-        return True
-    if not type(module).__module__.startswith(("torch.nn.", "sparsekernels.")) or not is_plain(module):
-        return False
-    names = _VIEWS | _BY_LAYOUT
-    return not (getattr(module, "inplace", False) or isinstance(module, DropoutNd) or type(module).__name__ in names)
+    return gives_of(modules.get(str(node.target))) is Gives.OWN
 
 
 def rests_on_layout(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
@@ -77,11 +95,9 @@ def rests_on_layout(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> 
     something by how arguments lie in memory.
     """
     nodes = list(graph.nodes)
-    written = [target for node in nodes for target in _targets(node, modules)]
-    if not written:
+    changes = {node: found for node in nodes if (found := written_by(node, modules))}
+    if not changes:
         return False
-    if any(_root(target, modules).op == "placeholder" for target in written):
-        return True
     groups = {node: node for node in nodes}
 
     def group(node: Node) -> Node:
@@ -89,47 +105,16 @@ def rests_on_layout(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> 
             node = groups[node]
         return node
 
+    unsure = []
     for node in nodes:
-        if node.args and isinstance(node.args[0], Node) and not _makes_a_tensor(node, modules):
-            groups[group(node)] = group(node.args[0])
-    by_layout = {group(node) for node in nodes if _kind_of(node, modules) in _BY_LAYOUT}
-    return any(group(target) in by_layout for target in written)
+        for source in changes.get(node) or sources_of(node, modules):
+            groups[group(node)] = group(source)
+        if node.op == "placeholder" or _is_either(node, modules, node in changes):
+            unsure.append(node)
+    written = {group(target) for targets in changes.values() for target in targets}
+    return any(group(node) in written for node in unsure)
 
 
-def _targets(node: Node, modules: Mapping[str, nn.Module]) -> Iterator[Node]:
-    """What a node changes in place."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if writes_in_place(node) or getattr(module, "inplace", False):
-        for target in (*node.args[:1], node.kwargs.get("out"), node.kwargs.get("input")):
-            if isinstance(target, Node):
-                yield target
-
-
-def _root(node: Node, modules: Mapping[str, nn.Module]) -> Node:
-    """What a tensor may be a view of, whatever functions it came from."""
-    while node.op.startswith("call") and not gives_its_own(node, modules):
-        source = node.args[0] if node.args else None
-        if not isinstance(source, Node):
-            break
-        node = source
-    return node
-
-
-def _makes_a_tensor(node: Node, modules: Mapping[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return gives_its_own(node, modules)
-    if not node.op.startswith("call"):
-        return True
-    if writes_in_place(node) or _name_of(node) in _VIEWS | _BY_LAYOUT:
-        return False
-    return node.op == "call_method" or str(getattr(node.target, "__module__", None)).startswith(("torch", "_operator"))
-
-
-def _kind_of(node: Node, modules: Mapping[str, nn.Module]) -> str:
-    if node.op == "call_module":
-        return type(modules.get(str(node.target))).__name__
-    return _name_of(node) if node.op.startswith("call") else ""
-
-
-def _name_of(node: Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+def _is_either(node: Node, modules: Mapping[str, nn.Module], changes: bool) -> bool:
+    """Whether it may give a view or a copy. changes: whether it is known for something that it does in place."""
+    return gives(node, modules) is Gives.EITHER and (not changes or _is_foreign(node, modules))

@@ -8,19 +8,19 @@ since.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from ...nn.replacement import Replacement, choice_of
 from ..facts import GraphObstacle
 from ..modules import is_ordinary
 from ..watch.entries import Entry, Same
-from ..watch.tensors import Tensors
+from ..watch.tensors import Place, Tensors
 from .attach import NO_ANSWER, ONE_AT_A_TIME, own_class
 from .base import Graph, Plan, assembled
 from .chain import FusedChain, chain
@@ -28,9 +28,9 @@ from .channels import Link, choose_channels, links_of
 from .fused import Fused
 from .fusion import drop_identities, fuse, pool
 from .in_place import rests_on_layout
-from .results import Order, laid_out, layout_of, orders_of
-from .signature import Lent
+from .results import Order, asks_for_memory, is_default, laid_out, layout_of, may_reorder, orders_of
 from .trace import Trace
+from .tracing import place_of
 from .untraceable import Untraceable
 
 _MOST_LAYOUTS = 32
@@ -80,6 +80,8 @@ class InferencePlan(Plan):
     chained  fused layers that are one call, in the places of these
     links    between fused layers that may agree on channels
     writes   whether what is changed in place depends on the layout of arguments, or is one
+    reorders whether what is fused may be given something that lies otherwise than new tensors do
+    unfused  where weights and tensors are that are not folded, and by whose layout results may lie
     content  whether what tensors hold is looked at in each call, or only what torch counts as a write
     source   what the constants were made of; None where they are half made
     latest   the same of the last call that found something else: two such calls in a row have it folded
@@ -89,11 +91,15 @@ class InferencePlan(Plan):
     chained: Sequence[FusedChain]
     links: Sequence[Link]
     writes: bool
+    reorders: bool
+    unfused: Sequence[Place]
     content: bool
     source: Source | None = None
     latest: Source | None = None
-    orders: dict[tuple[object, ...], list[Order] | None] = field(default_factory=dict)
-    """In which order results are, by the layout of arguments that are not contiguous; None where the modules run."""
+    orders: dict[tuple[object, ...], list[Order | int] | None] = field(default_factory=dict)
+    """In which order results are, by the layout of arguments and weights; None where the modules run."""
+    _laid_out: frozenset[int] = frozenset()
+    """Which of the weights that were folded lie otherwise than torch lays out new ones."""
     _calls: list[None] = field(default_factory=list)
     """One for each thread that is computing with the constants."""
     _folds: bool = False
@@ -108,6 +114,14 @@ class InferencePlan(Plan):
 
     def leave(self) -> None:
         self._calls.pop()
+
+    def weights_laid_out(self) -> frozenset[int]:
+        """Which weights lie otherwise than torch lays out new ones: convolutions give results in channels_last then."""
+        if not self.unfused:
+            return self._laid_out
+        tensors = [place.get(name) for place, name in self.unfused]
+        others = [-1 - number for number, one in enumerate(tensors) if not is_ordinary(one) or not is_default(one)]
+        return self._laid_out.union(others)
 
     def is_stale(self) -> bool:
         """Whether the constants are of something else than there is now."""
@@ -146,6 +160,10 @@ class InferencePlan(Plan):
                 raise Untraceable(obstacle)
         source = Source(self.fused, content=self.content)
         self.source = None  # for what raises halfway
+        weights = [layer.parts[0].weight for layer in self.fused]
+        self._laid_out = frozenset(
+            number for number, one in enumerate(weights) if one.dim() == 4 and not is_default(one)
+        )
         for layer in self.fused if fold else ():
             layer.fold()
         choose_channels(list(self.links))
@@ -182,19 +200,25 @@ class InferenceGraph(Graph):
         super().__init__(module, dtype, device, trace, **options)
         self.contiguous, self.drops, self.chains, self.frozen = contiguous, drops, chains, frozen
 
-    def _answered(self, plan: InferencePlan, args: tuple[Any, ...]) -> Any:
+    def _answered(
+        self, plan: InferencePlan, args: tuple[Any, ...], given: tuple[tuple[Any, ...], Mapping[str, Any]]
+    ) -> Any:
         for _ in range(2):  # once more where constants were made anew
             if not plan.enter():
                 return NO_ANSWER
             try:
                 if not plan.is_stale():
                     plan.latest = None  # it keeps alive what it is of
-                    return self._run(plan, args)
+                    layout = self._layout_of(plan, args)
+                    answer = self._run(plan, args) if layout is None else self._laid_out(plan, args, layout)
+                    break
             finally:
                 plan.leave()
             if not self._refreshed(plan):
-                break
-        return NO_ANSWER
+                return NO_ANSWER
+        else:
+            return NO_ANSWER
+        return self._shown(plan, args, layout, given) if answer is _UNKNOWN else answer
 
     def _refreshed(self, plan: InferencePlan) -> bool:
         if not self.frozen:
@@ -215,56 +239,66 @@ class InferenceGraph(Graph):
             parameter.requires_grad for parameter in self.module.parameters()
         )
 
-    def _run(self, plan: InferencePlan, args: tuple[Any, ...]) -> Any:
-        if not self.contiguous:
-            return plan.run(*args)
-        if plan.writes and any(not value.is_contiguous() for value in args):
+    def _layout_of(self, plan: InferencePlan, args: tuple[Tensor, ...]) -> tuple[object, ...] | None:
+        """What decides how the results of the modules lie in memory; None where those of the graph do likewise."""
+        weights = plan.weights_laid_out()
+        if not weights and not plan.reorders:
+            if all(map(is_default, args)):
+                return None
+            if not self.contiguous and all(map(_is_in_channels_last, args)):
+                return None
+        return weights, *map(layout_of, args)
+
+    def _laid_out(self, plan: InferencePlan, args: tuple[Tensor, ...], layout: tuple[object, ...]) -> Any:
+        """The result in the layout that the modules showed; `_UNKNOWN` where they did not yet."""
+        if plan.writes:
             return NO_ANSWER  # the caller is to see what is written
-        if not any(value.dim() == 4 and not value.is_contiguous() for value in args):
-            return plan.run(*args)
-        layout = tuple(map(layout_of, args))
         orders = plan.orders.get(layout, _UNKNOWN)
         if orders is None:
             return NO_ANSWER
-        if orders is not _UNKNOWN:
-            with contextlib.suppress(LookupError):
-                return laid_out(plan.run(*map(_contiguous, args)), orders)
-        return self._first_of_layout(plan, args, layout)
-
-    def _first_of_layout(self, plan: InferencePlan, args: tuple[Tensor, ...], layout: tuple[object, ...]) -> Any:
-        """What the modules show, see results.py; the graph's result where it is like theirs."""
-        own: Any = own_class(self.module)
-        state = torch.get_rng_state()
+        if orders is _UNKNOWN:
+            return _UNKNOWN
         try:
-            given, named = Lent().made_of(plan.arguments, dict(zip(plan.arguments.read, args, strict=True)))
-            shown = own.forward(self.module, *given, **named)
-            orders = orders_of(shown, args)
-        except Exception:  # they run once more, and raise that
-            torch.set_rng_state(state)
+            given = tuple(map(_contiguous, args)) if self.contiguous else args
+            return laid_out(self._run(plan, given), orders, args)
+        except LookupError:
+            return _UNKNOWN
+        except Exception:  # what is wrong with the arguments the modules say: nothing was written or drawn
             return NO_ANSWER
-        result = shown
-        if orders is not None:
-            torch.set_rng_state(state)
-            with contextlib.suppress(LookupError):
-                result = laid_out(plan.run(*map(_contiguous, args)), orders)
-            if result is shown or orders_of(result, args) != orders:
-                orders = None
-        if len(plan.orders) == _MOST_LAYOUTS:
-            plan.orders.clear()
-        plan.orders[layout] = orders
-        return result if orders is not None else shown
+
+    def _shown(
+        self,
+        plan: InferencePlan,
+        args: tuple[Tensor, ...],
+        layout: tuple[object, ...] | None,
+        given: tuple[tuple[Any, ...], Mapping[str, Any]],
+    ) -> Any:
+        """What the modules give, which shows how it lies in memory.
+
+        Nothing is kept where random numbers were drawn, by another thread perhaps: the modules run in such calls.
+        """
+        own: Any = own_class(self.module)
+        positional, named = given
+        before = torch.get_rng_state()
+        result = own.forward(self.module, *positional, **named)
+        if layout is not None and torch.equal(before, torch.get_rng_state()):
+            if len(plan.orders) >= _MOST_LAYOUTS:
+                plan.orders.clear()
+            plan.orders[layout] = orders_of(result, args)
+        return result
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
-        if self.contiguous and any("as_strided" in str(node.target) for node in graph.nodes):
-            raise Untraceable(GraphObstacle.PLANNING_FAILED, error="as_strided goes by where elements lie in memory")
+        if self.contiguous and (name := asks_for_memory(graph)):
+            raise Untraceable(GraphObstacle.PLANNING_FAILED, error=f"{name} goes by where elements lie in memory")
         drop_identities(graph, modules)
         fused = fuse(graph, modules, self.contiguous)
         if self.contiguous:
             pool(graph, modules)
         if not fused:
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
-        writes = rests_on_layout(graph, modules)
+        writes, reorders = rests_on_layout(graph, modules), may_reorder(graph, modules, fused)
+        unfused = list(_unfused(trace.module, graph, modules))
         links = links_of(graph, fused, modules) if self.drops else []
         chained = chain(graph, fused) if self.chains and self.contiguous else {}
         parts = [part for layer in fused.values() for part in layer.parts if part is not None]
@@ -276,6 +310,8 @@ class InferenceGraph(Graph):
             list(chained.values()),
             links,
             writes,
+            reorders,
+            unfused,
             not self.frozen,
         )
         plan.freeze(fold=False)
@@ -284,6 +320,22 @@ class InferenceGraph(Graph):
 
 def _contiguous(value: Tensor) -> Tensor:
     return value.contiguous() if value.dim() == 4 else value
+
+
+def _is_in_channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _unfused(module: nn.Module, graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> Iterator[Place]:
+    """Where the weights of convolutions are that are called as they are, and the tensors that the graph reads."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            yield place_of(module, str(node.target))
+        elif node.op == "call_module" and node.target in modules:
+            for part in modules[node.target].modules():
+                for name, tensor in part._parameters.items():
+                    if tensor is not None and tensor.dim() > 3:
+                        yield part._parameters, name
 
 
 def _parts_of(fused: Sequence[Fused]) -> Iterator[nn.Module]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What stands for tensors and sizes while code is traced."""
+"""What stands for tensors and sizes while code is traced, and for functions of torch that make or describe tensors."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import torch.fx
 from torch import Tensor
 
 from ..facts import GraphObstacle
+from ..watch.surroundings import FACTORIES
 from .in_place import IN_PLACE
 from .sizes import SIZES, expect_length, kind_of
 from .untraceable import Untraceable
@@ -86,6 +87,10 @@ class _Asked(torch.fx.Proxy):
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.decided(self, functools.partial(round, ndigits=digits))
 
+    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
+        """What is done in place: torch's own proxies take `x += y` for `x = x + y`."""
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
@@ -121,12 +126,9 @@ class Attribute(torch.fx.proxy.Attribute, _Asked, metaclass=_NamedTensor):
 
 
 class Proxy(_Asked, metaclass=_NamedTensor):
-    """Also knows what is done in place: torch's own takes `x += y` for `x = x + y`."""
+    """What stands for a tensor, or for what is computed of sizes."""
 
     _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
 def is_proxy(value: object) -> bool:
@@ -141,7 +143,9 @@ def is_tensor(value: Any) -> bool:
 
 
 for _function in IN_PLACE:
-    setattr(Proxy, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other))
+    setattr(
+        _Asked, f"__{_function.__name__}__", lambda self, other, function=_function: self._in_place(function, other)
+    )
 
 
 _GIVE_NO_TENSOR = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "item", "tolist"}
@@ -172,9 +176,9 @@ def proxies_are_tensors() -> Iterator[None]:
     """Inside, `isinstance(proxy, Tensor)` is True, so that code takes the branch for tensors, which is to be recorded.
 
     Overriding `__class__` of the proxy instead would also convince torch's C++, which then reads it as a tensor.
-    A size is an int or a torch.Size.
+    A size is an int or a torch.Size. What torch.finfo and torch.iinfo tell of the dtype of a proxy is recorded.
     """
-    plain = builtins.isinstance
+    plain, infos = builtins.isinstance, (torch.finfo, torch.iinfo)
 
     def asked(value: Any, kinds: Any, /) -> bool:
         if type(value) not in (Proxy, Attribute):
@@ -188,10 +192,57 @@ def proxies_are_tensors() -> Iterator[None]:
         return plain(value, kinds) or (kind is not None and issubclass(kind, kinds))
 
     builtins.isinstance = asked  # type: ignore[assignment]
+    torch.finfo, torch.iinfo = map(_recording, infos)  # type: ignore[misc]
     try:
         yield
     finally:
+        torch.finfo, torch.iinfo = infos  # type: ignore[misc]
         builtins.isinstance = plain
+
+
+def _recording(info: Any) -> Any:
+    """A class in the place of `info`, called by all threads: of a proxy it makes a node, of all else what that does."""
+
+    class Recording(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            for one in (*args, *kwargs.values()):
+                if is_proxy(one):
+                    return one.tracer.create_proxy("call_function", info, args, kwargs)
+            return info(*args, **kwargs)
+
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, info)
+
+    return Recording(info.__name__, (), {})
+
+
+@contextlib.contextmanager
+def factories_are_recorded(tracer: Any) -> Iterator[None]:
+    """Inside, tensors that code makes of numbers and sizes are nodes of the graph, which makes them in each call.
+
+    Functions in the place of torch's: those look at sizes before a function mode is asked. Code that is imported inside
+    may keep them.
+    """
+    plain = {name: getattr(torch, name) for name in FACTORIES}
+    is_over = False
+
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            if is_over or tracer.is_outside() or kwargs.keys() & {"out", "requires_grad"}:
+                return function(*args, **kwargs)
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return recorded
+
+    for name, function in plain.items():
+        setattr(torch, name, recording(function))
+    try:
+        yield
+    finally:
+        is_over = True
+        for name, function in plain.items():
+            setattr(torch, name, function)
 
 
 def _is_tensor_of(value: Any, kinds: Any, plain: Callable[[Any, Any], bool]) -> bool:

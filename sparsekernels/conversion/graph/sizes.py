@@ -15,7 +15,7 @@ import math
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.fx
@@ -116,6 +116,9 @@ class Sizes:
     tensor_of: the tensor that a node reads.
     """
 
+    are_imported: ClassVar[bool] = False
+    """Whether what computes them is imported: half of torch, which takes more than a second."""
+
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
@@ -124,9 +127,19 @@ class Sizes:
     ) -> None:
         self._modules, self._given, self._tensor_of = modules, given, tensor_of
         self._values: dict[Node, Any] = {}
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True) if given else None
+        self._mode: FakeTensorMode | None = None
         self.computes = False
         """Whether it is at that: what modules do then is not to be traced."""
+
+    @classmethod
+    def import_them(cls) -> None:
+        FakeTensorMode()
+        cls.are_imported = True
+
+    @property
+    def are_any(self) -> bool:
+        """Whether something is known of the arguments."""
+        return bool(self._given)
 
     def value_of(self, node: Node) -> Any:
         """What `node` gives, where that is a size. Raises `Unknown`."""
@@ -136,10 +149,12 @@ class Sizes:
 
     def likeness_of(self, node: Node) -> Any:
         """What `node` gives, fake tensors in the places of tensors. Raises `Unknown`."""
-        if self._mode is None:
+        if not self.are_any:
             raise Unknown
         self.computes = True
         try:
+            if self._mode is None:
+                self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             with _unlogged(), torch.no_grad(), self._mode:
                 for one in upstream([node]):
                     if one not in self._values:

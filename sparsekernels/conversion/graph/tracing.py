@@ -36,6 +36,7 @@ from .proxies import (
     Attribute,
     Proxy,
     compares_identity,
+    factories_are_recorded,
     gives_tensor,
     is_proxy,
     is_tensor,
@@ -71,6 +72,8 @@ class _Tracer(torch.fx.Tracer):
         self._are_known = True
         self.refused = False
         """Whether it raised for a question, whatever the code that asked made of that."""
+        self.lacks_sizes = False
+        """Whether it did so since what computes sizes is not imported: that would keep functions that are patched."""
         self.calls_others = False
         """Whether it calls modules that do something beside, by a hook or a `forward` of their own."""
         self.decisions: list[Decision] = []
@@ -103,7 +106,7 @@ class _Tracer(torch.fx.Tracer):
 
     def _answer_to(self, proxy: torch.fx.Proxy, question: Callable[[Any], Any]) -> Any:
         """Raises `Unknown`."""
-        if not self._are_known:
+        if kind_of(proxy.node) is None or not self._may_compute():
             raise Unknown
         with _unwatched():
             value = self._sizes.value_of(proxy.node)
@@ -113,11 +116,16 @@ class _Tracer(torch.fx.Tracer):
             self.decisions.append(decision)
         return answer
 
+    def _may_compute(self) -> bool:
+        """Whether sizes follow from those of the arguments, and what computes them is imported."""
+        self.lacks_sizes = self.lacks_sizes or (self._sizes.are_any and not Sizes.are_imported)
+        return self._are_known and not self.lacks_sizes
+
     def likeness_of(self, node: Node) -> Any:
         """What `node` gives: the model's own tensor where it reads that, else fake ones; None where that is unknown."""
         if node.op == "get_attr":
             return _tensor_of(self._module, str(node.target))
-        if self._are_known and node.op != "placeholder":
+        if node.op != "placeholder" and self._may_compute():
             with _unwatched(), contextlib.suppress(Unknown):
                 return self._sizes.likeness_of(node)
         return None
@@ -161,19 +169,19 @@ class _Tracer(torch.fx.Tracer):
     def iter(self, obj: torch.fx.Proxy) -> Iterator[Any]:
         return (obj[place] for place in range(len(obj)))  # type: ignore[index]
 
-    def _is_outside(self) -> bool:
+    def is_outside(self) -> bool:
         """Whether what is called now is none of what is traced: another thread's, or for the sizes that it gives."""
         return threading.get_ident() != self._thread or self._sizes.computes
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._is_outside():
+        if self.is_outside():
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, torch.fx.Proxy]) -> Any:
-        if self._is_outside():
+        if self.is_outside():
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -271,27 +279,61 @@ def _is_layer_of_subclass(module: nn.Module) -> bool:
 
 
 def _surroundings() -> tuple[Any, ...]:
-    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
-    hooks = saved_tensors_hooks()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
+    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do); the dtype and the
+    device of tensors that are made of numbers."""
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled()
+    return *modes, saved_tensors_hooks(), torch.get_default_dtype(), torch.get_default_device()
 
 
 def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
     """What `forward` of the module does with tensors, what it read beside, and what it decides by sizes.
 
-    Raises `Untraceable`.
+    Tensors that the code makes of numbers are the code's own business, unless it fails with them: then they become
+    nodes of the graph. Raises `Untraceable`.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
     """
+    makes_tensors = False
+    while True:
+        reach = Reach(module.modules())
+        try:
+            return _traced(module, arguments, reach, makes_tensors)
+        except _SizesNotImported:
+            Sizes.import_them()
+        except Untraceable as error:
+            if makes_tensors or not reach.makes_tensors or error.obstacle not in _OF_TENSORS:
+                raise
+            makes_tensors = True
+
+
+class _SizesNotImported(Untraceable):
+    """Code asks for a size, and what computes those is to be imported."""
+
+
+_OF_TENSORS = (GraphObstacle.SIDE_EFFECTS, GraphObstacle.TRACING_FAILED, GraphObstacle.DECIDES)
+"""What tensors that code makes may cause: they become attributes, or are made of sizes that nobody knows yet."""
+
+
+def _traced(
+    module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool
+) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
+    """makes_tensors: whether the graph does, in the place of the code."""
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, reach = Generators(before.generators), Reach(module.modules())
+    drawn = Generators(before.generators)
     tracer = _Tracer(module, arguments, lambda value: before.holds(value) or reach.holds(value))
+    recorded = factories_are_recorded(tracer) if makes_tensors else contextlib.nullcontext()
+    if makes_tensors:
+        reach.asked.append((torch.get_default_dtype, torch.get_default_dtype()))
     failed: Untraceable | None = None
     try:
-        with proxies_are_tensors(), reach.watched(lambda: Untraceable(_heard(reach)), tracer.questions.look):
+        with (
+            proxies_are_tensors(),
+            recorded,
+            reach.watched(lambda: Untraceable(_heard(reach)), tracer.questions.look),
+        ):
             graph: torch.fx.Graph = contextvars.copy_context().run(_trace, tracer, module)
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)
@@ -305,8 +347,11 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Bes
             failed = Untraceable(GraphObstacle.DECIDES)
         elif tracer.calls_others and reach.sets_context and failed is None:
             failed = Untraceable(GraphObstacle.SURROUNDINGS)  # in which hooks may leave something for this code
+        lacks_sizes = tracer.lacks_sizes
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
+    if lacks_sizes:
+        raise _SizesNotImported(GraphObstacle.DECIDES)
     if reach.speaks or reach.tells_time:
         if failed is None or failed.obstacle is not _heard(reach):
             failed = Untraceable(_heard(reach))

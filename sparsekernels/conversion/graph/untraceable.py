@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import traceback
 
+import torch
+
 from ..facts import Fact, GraphObstacle
 from ..watch.reach import is_library
 
@@ -26,7 +28,14 @@ class Untraceable(Exception):
         if isinstance(error, Untraceable):
             places = {"place": _place_of(error)} if "place" in error.fact.operands else {}
             return cls(error.obstacle, **{**error.fact.operands, **places})
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        called = [frame.f_locals["cls"].__name__ for frame in frames if frame.f_code is _APPLY]
+        if called:
+            return cls(GraphObstacle.AUTOGRAD_FUNCTION, function=called[0], place=_place_of(error))
         return cls(GraphObstacle.TRACING_FAILED, error=first_line(error), place=_place_of(error))
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
 def _place_of(error: Exception) -> str:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .state import is_same
@@ -51,18 +51,29 @@ class Equal:
 
 
 class Same:
-    """Whether what is at places is what it was: the same object, or a plain value from which no code can tell it."""
+    """Whether what is at places is what it was: the same object, or a plain value from which no code can tell it.
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    read: takes a place and a name.
+    """
+
+    def __init__(
+        self, entries: Iterable[tuple[Any, str, Any]], read: Callable[[Any, str], Any] = operator.getitem
+    ) -> None:
         entries = list(entries)
+        self._read = read
         self._places = [place for place, _, _ in entries]
         self._names = [name for _, name, _ in entries]
         self._values = [value for _, _, value in entries]
 
+    @property
+    def is_any(self) -> bool:
+        """Whether there is something to look at."""
+        return bool(self._values)
+
     def holds(self) -> bool:
         """False also where a place is empty."""
         try:
-            now = list(map(operator.getitem, self._places, self._names))
-        except KeyError:
+            now = list(map(self._read, self._places, self._names))
+        except (KeyError, AttributeError):
             return False
         return all(map(operator.is_, now, self._values)) or all(map(is_same, now, self._values))

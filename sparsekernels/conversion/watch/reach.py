@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..._torch import GLOBAL_HOOKS
 from . import surroundings
 from .copies import copy_of
 from .entries import Entry
@@ -39,6 +40,7 @@ _LIBRARIES = (sys.stdlib_module_names | {"torch", "sparsekernels", "numpy"}) - {
 
 _MISSING = object()
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # torch.fx exchanges some while it traces
+_CODE = (*_FUNCTIONS, type, types.ModuleType, nn.Module)
 
 Binding = tuple[Callable[[], Any], Callable[[Any], None], Any]
 """How a name is read and written, and what it meant."""
@@ -51,14 +53,18 @@ class Reach:
     """
 
     def __init__(self, modules: Iterable[nn.Module] = (), beside: object = None) -> None:
-        self.speaks = self.tells_time = False
+        self.speaks = self.tells_time = self.makes_tensors = False
         """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
-        the system's that are others each time."""
+        the system's that are others each time; has made tensors of numbers."""
         self.sets_context = False
         """Whether code that was watched has set a context variable, be it for a while."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
+        self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._read: list[Entry] = []  # globals
+        self._read_keys: set[tuple[int, Any]] = set()
+        self._called: dict[tuple[int, str], dict[str, Any]] = {}  # those that are functions, and where they are
+        self._cells: list[tuple[types.CodeType, Callable[[], Any]]] = []  # of functions, by their code
         self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
@@ -67,15 +73,19 @@ class Reach:
         self._entered: dict[int, types.CodeType] = {}
         self._seen: dict[int, Any] = {}  # with what has the id
         self._left = _MOST
+        self._looks_at_hooks = False
+        """Whether functions may run that nobody watches, in a backward pass: these have globals as well."""
         self._modules = list(modules)
         self._seen.update((id(module), module) for module in self._modules)
         for module in self._modules:
             self._look(type(module))
             for name, value in vars(module).items():
                 if name.endswith("_hooks") and isinstance(value, dict):
-                    self._look(*value.values())
+                    self._look_at_hooks(value)
                 elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
                     self._look(value)
+        for hooks in GLOBAL_HOOKS if self._modules else ():
+            self._look_at_hooks(hooks)
         self._look(beside)
         for variable, value in contextvars.copy_context().items():
             self._bind((0, variable), functools.partial(variable.get, _MISSING), variable.set)
@@ -114,10 +124,14 @@ class Reach:
             elif event != "c_call":
                 return
             else:
-                if isinstance(getattr(argument, "__self__", None), contextvars.ContextVar):
-                    self.sets_context |= argument.__name__ == "set" and not is_library(frame.f_globals.get("__name__"))
+                variable, is_own = getattr(argument, "__self__", None), not is_library(frame.f_globals.get("__name__"))
+                if is_own and type(variable) is contextvars.ContextVar:
+                    self.sets_context |= argument.__name__ == "set"
+                    self._ask(variable.get, None)
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
+                elif surroundings.makes_tensors(argument):
+                    self.makes_tensors = True
                 if silent is None:
                     return
                 if _speaks(frame, argument):
@@ -154,12 +168,20 @@ class Reach:
         result._look(*(held.value for held in self._held), *(kind for kind, _ in self._classes))
         return result
 
-    def beside(self) -> Beside:
-        """What watched code read that is no part of the modules, as it is."""
+    def beside(self, code: bool = True) -> Beside:
+        """What watched code read that is no part of the modules, as it is.
+
+        code: whether functions and methods count, which may be put in the place of others.
+        """
         kinds = [kind for kind, _ in self._classes]
-        functions = [one for one in self._functions if id(one.__code__) in self._entered]
+        read, functions = list(self._read), list[types.FunctionType]()
+        if code:
+            read += [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
+            functions = [one for one in self._functions if id(one.__code__) in self._entered]
+        shared = [(one, one()) for function, one in self._cells if id(function) in self._entered]
+        asked = [*self.asked, *((one, value) for one, value in shared if not isinstance(value, _CODE))]
         registered = {id(module) for module in self._modules}
-        return Beside.of(self._read, kinds, self._names, self.asked, functions, registered)
+        return Beside.of(read, kinds, self._names, asked, functions, registered, code)
 
     def holds(self, value: object) -> bool:
         """Whether it is one of the things that code got at."""
@@ -208,41 +230,58 @@ class Reach:
             caller = caller.f_back
         if caller is not None and not is_library(caller.f_globals.get("__name__")):
             is_variable = code is surroundings.ENVIRON
-            read = functools.partial(os.environ.get, frame.f_locals["key"]) if is_variable else None
-            self._ask(read or surroundings.STATES[id(code)])
+            if is_variable:
+                self._ask(os.environ.get, frame.f_locals["key"])
+            else:
+                self._ask(surroundings.STATES[id(code)])
 
-    def _ask(self, function: Callable[[], Any]) -> None:
-        if all(function is not other for other, _ in self.asked):
+    def _ask(self, function: Callable[..., Any], *args: Any) -> None:
+        if (function, args) not in self._questions:
+            self._questions.append((function, args))
             with contextlib.suppress(Exception):
-                self.asked.append((function, function()))
+                self.asked.append((functools.partial(function, *args), function(*args)))
 
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
-        space, names = frame.f_globals, frame.f_code.co_names
-        if is_library(space.get("__name__")) or _is_imported_now(space.get("__name__")):
-            return
-        self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
-        for name in names:
-            value = space.get(name, _MISSING)
-            if isinstance(value, types.ModuleType):
-                if not is_library(value.__name__) and not _is_imported_now(value.__name__):
-                    for inner in names:
-                        self._bind_item(vars(value), inner)
-            else:
-                self._bind_item(space, name)
+        space, code = frame.f_globals, frame.f_code
+        if not is_library(space.get("__name__")) and not _is_imported_now(space.get("__name__")):
+            self._names.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
+            self._look_at_globals(space, code.co_names)
 
-    def _bind_item(self, space: dict[str, Any], name: str) -> None:
-        value = space.get(name, _MISSING)
-        if (id(space), name) not in self._bindings and not isinstance(value, _FUNCTIONS):
-            self._bind((id(space), name), functools.partial(space.get, name, _MISSING), _writer(space, name))
-            if value is not _MISSING:
-                self._read.append((space, name, value))
+    def _look_at_globals(self, space: dict[str, Any], names: Iterable[str], reads: bool = True) -> None:
+        """reads: whether code has read them; else they are only put back."""
+        left, seen = [space], {id(space)}
+        while left:  # a module within a module as well
+            space = left.pop()
+            for name in names:
+                value = space.get(name, _MISSING)
+                if not isinstance(value, types.ModuleType):
+                    self._bind_item(space, name, reads)
+                elif not (id(vars(value)) in seen or is_library(value.__name__) or _is_imported_now(value.__name__)):
+                    seen.add(id(vars(value)))
+                    left.append(vars(value))
+
+    def _bind_item(self, space: dict[str, Any], name: str, reads: bool) -> None:
+        value, key = space.get(name, _MISSING), (id(space), name)
+        if not isinstance(value, _FUNCTIONS):
+            self._bind(key, functools.partial(space.get, name, _MISSING), _writer(space, name))
+            if reads and key not in self._read_keys:
+                self._read_keys.add(key)
+                if value is not _MISSING:
+                    self._read.append((space, name, value))
+        elif reads:
+            self._called[key] = space
         self._look(value)
 
     def _bind(self, key: tuple[int, Any], read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         if key not in self._bindings:
             with contextlib.suppress(Exception):
                 self._bindings[key] = read, write, read()
+
+    def _look_at_hooks(self, hooks: dict[int, Any]) -> None:
+        self._looks_at_hooks = True
+        self._look(*hooks.values())
+        self._looks_at_hooks = False
 
     def _look(self, *values: Any) -> None:
         left = list(values)
@@ -298,9 +337,12 @@ class Reach:
         for cell in function.__closure__ or ():
             read = functools.partial(getattr, cell, "cell_contents", _MISSING)
             self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))
+            self._cells.append((function.__code__, read))
             self._seen[id(cell)] = cell
             inner.append(read())
         self._held.append(Held(vars(function), dict(vars(function)), None))
+        if self._looks_at_hooks:
+            self._look_at_globals(function.__globals__, function.__code__.co_names, reads=False)
         return [*inner, *vars(function).values()]
 
     def _within_class(self, kind: type) -> list[Any]:

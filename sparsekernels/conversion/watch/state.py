@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import operator
 import sys
@@ -108,6 +109,9 @@ class Held:
         elif isinstance(items, set):
             set.clear(value)
             set.update(value, items)
+        elif isinstance(items, bytes) and isinstance(value, bytearray | array.array):
+            del value[:]
+            value.extend(items) if isinstance(value, bytearray) else value.frombytes(items)
         elif isinstance(items, bytes) and items:
             value[...] = sys.modules["numpy"].frombuffer(items, value.dtype).reshape(value.shape)
         elif self.copy is not None:
@@ -195,7 +199,7 @@ def held_by(
 
 
 def items_of(value: Any) -> Any:
-    """What a container holds, or a tensor's version and address, or an array's bytes; None for anything else.
+    """What a container holds, or a tensor's version and address, or the bytes of an array; None for anything else.
 
     By the means of Python's own classes: `__getitem__` of a user's may make something new each time.
     """
@@ -208,6 +212,8 @@ def items_of(value: Any) -> Any:
         return list(_elements(value))
     if isinstance(value, set):
         return set(value)
+    if isinstance(value, bytearray | array.array):
+        return bytes(value) if memoryview(value).nbytes <= _LARGEST_ARRAY else None
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return value.tobytes() if value.nbytes <= _LARGEST_ARRAY and not value.dtype.hasobject else None

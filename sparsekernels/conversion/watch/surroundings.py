@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
 """What code may ask of its surroundings: states of torch, of the process and of the thread; globals and attributes of
-classes; the time."""
+classes; the time. And which functions of torch's make tensors of numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .entries import Entry
+from .entries import Entry, Same
 from .state import Held, TooMuch, held_by, is_same
 
 Asked = tuple[Callable[[], Any], Any]
@@ -82,6 +82,23 @@ def tells_time(function: Any) -> bool:
     return isinstance(owner, type) and issubclass(owner, datetime.date) and function.__name__ in names
 
 
+FACTORIES = (
+    *("zeros", "ones", "full", "empty", "tensor", "as_tensor", "scalar_tensor", "arange", "linspace", "logspace"),
+    *("eye", "tril_indices", "triu_indices"),
+    *("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"),
+)
+"""Functions of torch that make the same tensor of the same numbers each time."""
+
+_FACTORIES = frozenset(id(getattr(torch, name)) for name in FACTORIES)
+
+
+def makes_tensors(function: Any) -> bool:
+    """Whether a builtin function is one of `FACTORIES`."""
+    return id(function) in _FACTORIES
+
+
+_CODE = (type, property, types.FunctionType, types.BuiltinFunctionType)
+
 _MOST_HELD, _MOST_ELEMENTS = 16, 256
 """Containers and objects that are looked into in each call, and what they hold: more are no settings."""
 
@@ -90,13 +107,13 @@ _MOST_HELD, _MOST_ELEMENTS = 16, 256
 class Beside:
     """What code read that is no part of the model. Asked in each call.
 
-    globals, classes: values at their places and in their classes, by identity. asked: functions with what they gave.
-    defaults: of arguments of functions. held: containers and objects among these values, which may change without being
-    others.
+    globals, classes: values, functions and methods at their places and in their classes, by identity. asked: functions
+    with what they gave, closures' variables among them. defaults: of arguments of functions. held: containers and
+    objects among these values, which may change without being others.
     """
 
-    globals: Sequence[Entry]
-    classes: Sequence[tuple[type, str, Any]]
+    globals: Same
+    classes: Same
     asked: Sequence[Asked]
     defaults: Sequence[Defaults]
     held: Sequence[Held]
@@ -110,28 +127,39 @@ class Beside:
         asked: Sequence[Asked],
         functions: Iterable[types.FunctionType],
         registered: Collection[int],
+        code: bool,
     ) -> Beside:
         """entries: globals that code names, at their places. kinds: classes of what it got at. names: of attributes
-        that it reads. functions: those that it called. registered: ids of the modules of the model."""
+        that it reads. functions: those that it called. registered: ids of the modules of the model. code: whether
+        methods and properties count."""
         defaults = [(one, one.__defaults__, one.__kwdefaults__) for one in functions]
         named = [(place, name, value) for _, _, place in defaults if place for name, value in place.items()]
         entries = [*entries, *named]
-        classes = [entry for kind in kinds for entry in _read_of(kind, names)]
-        values = [value for _, _, value in (*entries, *classes)]
+        classes, fresh = list[tuple[type, str, Any]](), list[Entry]()
+        for kind in kinds:
+            for base, name, value in _read_of(kind, names):
+                if not code and (callable(value) or hasattr(value, "__get__")):
+                    continue
+                if getattr(kind, name, None) is value:
+                    classes.append((kind, name, value))
+                else:  # a class method, which is bound anew each time
+                    fresh.append((vars(base), name, vars(base)[name]))  # type: ignore[arg-type]
+        values = [value for _, _, value in (*entries, *classes)] + [value for _, value in asked]
         values += [value for _, given, _ in defaults for value in given or ()]
-        values = [value for value in values if not isinstance(value, (type, nn.Module, Tensor))]
+        values = [value for value in values if not isinstance(value, (*_CODE, nn.Module, Tensor))]
         held = [one for value in values for one in _held_by(value, registered)]
-        return cls(entries, classes, asked, defaults, list({id(one.value): one for one in held}.values()))
+        held = list({id(one.value): one for one in held}.values())
+        return cls(Same([*entries, *fresh]), Same(classes, getattr), asked, defaults, held)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to look at."""
-        return not (self.globals or self.classes or self.asked or self.defaults or self.held)
+        return not (self.globals.is_any or self.classes.is_any or self.asked or self.defaults or self.held)
 
     def holds(self) -> bool:
         return (
-            all(is_same(place.get(name), value) for place, name, value in self.globals)
-            and all(is_same(getattr(kind, name, None), value) for kind, name, value in self.classes)
+            self.globals.holds()
+            and self.classes.holds()
             and all(is_same(read(), value) for read, value in self.asked)
             and all(one.__defaults__ is given and one.__kwdefaults__ is named for one, given, named in self.defaults)
             and not any(held.changed() for held in self.held)
@@ -150,13 +178,13 @@ def _held_by(value: Any, registered: Collection[int]) -> list[Held]:
 
 
 def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str, Any]]:
-    """The attributes of a class with these names that are no methods, and none of torch's."""
+    """The attributes of a class with these names, methods and properties as well, and none of torch's: in which class
+    they are, and what they are of this one."""
     if type(kind).__getattribute__ is not type.__getattribute__:
         return
     found: set[str] = set()
     for base in kind.__mro__:
         for name in (vars(base).keys() & names) - found:
             found.add(name)
-            value = vars(base)[name]
-            if not base.__module__.startswith("torch.") and not callable(value) and not hasattr(value, "__get__"):
-                yield kind, name, value
+            if not base.__module__.startswith("torch.") and name != "forward":
+                yield base, name, getattr(kind, name, None)

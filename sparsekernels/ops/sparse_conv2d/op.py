@@ -193,6 +193,8 @@ def _check_again(
     input: Tensor, pattern: SparseFormat, weight: Tensor | None, bias: Tensor | None, guard: Guard | None
 ) -> None:
     """Raise `Outside` where a call may have failed for that."""
+    if guard is not None:
+        guard.failed()
     if guard is not None and is_for_torch(input):
         raise Outside
     if guard is None or weight is None or is_recorded(weight):

@@ -105,7 +105,14 @@ class Guard:
         if self.found or type(weight) not in _PLAIN:
             self.check(places, weight)
         kept, words = self._kept
-        return (words if kept is places and words is not None else self.words(places)), self._version_of(weight)
+        words = words if kept is places and words is not None else self.words(places)
+        version = self._version_of(weight)
+        self._last = weight.__dict__
+        return words, version
+
+    def failed(self) -> None:
+        """The call that was `ready` raised, perhaps before it looked."""
+        self._last = None
 
     def outside(self, places: Places, weight: Tensor, multiply_adds: float = math.inf) -> int:
         """How many nonzeros were found outside; negative where the weight cannot be compared with its places.
@@ -136,14 +143,11 @@ class Guard:
 
         It is known by its dict: `torch.utils.swap_tensors` takes no tensor that has a weakref, and exchanges the dicts.
         """
-        if self._last is not weight.__dict__:
-            self._last = weight.__dict__
-            return -1
-        return version_of(weight)
+        return version_of(weight) if self._last is weight.__dict__ else -1
 
     def _counted(self, words: Tensor, weight: Tensor, multiply_adds: float) -> int:
         count: int = _count(weight, words, self._version_of(weight), multiply_adds)
-        self.found = count != 0
+        self._last, self.found = weight.__dict__, count != 0
         return count
 
     def check(self, places: Places, weight: Tensor, multiply_adds: float = math.inf) -> None:
