@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conversion_checks import FINE, GRAPH, Prefer, graphs_of
@@ -375,3 +376,23 @@ class Taking(nn.Module):
     def forward(self, parts: dict[Any, Tensor]) -> Tensor:
         first, second = parts.values()
         return torch.relu(self.layer(first)) - second
+
+
+class OnDevice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, device: Any) -> Tensor:
+        return torch.relu(self.layer(x)).to(device)
+
+
+def test_a_device_is_no_array(prefer: Prefer) -> None:
+    x, device = torch.randn(4, 16), torch.device("cpu")
+    model, dense = converted(OnDevice(), prefer, x, device)
+    assert is_graph(model)
+    expect_alike(model, dense, x, torch.device("cpu"), served=True)
+    expect_alike(model, dense, x, torch.ones(2), served=False)
+    for one in (model, dense):
+        with pytest.raises(TypeError, match="to\\(\\)"):
+            one(x, np.ones(2))

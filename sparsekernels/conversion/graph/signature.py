@@ -225,7 +225,7 @@ def _matches(value: Any, template: Any, found: dict[str, Any]) -> bool:
         if type(value) is not dict or not _are_alike(value, template):
             return False
         return all(_matches(value[key], other, found) for key, other in template.items())
-    return is_same(value, template) or (type(template) is torch.device and bool(value == template))
+    return is_same(value, template) or (type(template) is type(value) is torch.device and bool(value == template))
 
 
 def _are_alike(keys: Collection[Any], others: Collection[Any]) -> bool:
