@@ -130,6 +130,11 @@ def flop_counters() -> list[Any]:
     return [one for one in counters if isinstance(getattr(one, "flop_registry", None), dict)]
 
 
+GLOBAL_HOOKS: tuple[dict[int, Any], ...] = tuple(
+    value for name, value in vars(_module).items() if name.startswith("_global_") and isinstance(value, dict)
+)
+"""Those that all modules call, of each kind."""
+
 has_any_global_hook: Callable[[], bool] = _module._has_any_global_hook
 """Whether a hook is registered for every module."""
 

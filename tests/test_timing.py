@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sparsekernels import timing
+from sparsekernels import timing, usage
 from sparsekernels.timing import CpuClock, Effort, interleave, median_ratio, repeats_of, samples_of, spread
 
 BRIEF = Effort(seconds=0, sample=1e-5, least=3, most=3)
@@ -223,9 +223,9 @@ class TestTimer:
 
     def test_interruptions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         counts, times = iter([100, 130, 500, 520]), iter([0.0, 2.0, 100.0, 100.5])
-        monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
+        monkeypatch.setattr(usage.Interruptions, "_now", staticmethod(lambda: next(counts)))
         monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-        found = timing.Interruptions()
+        found = usage.Interruptions()
         assert found.per_second == 0
         for _ in range(2):
             with found.counted():
@@ -233,7 +233,7 @@ class TestTimer:
         assert found.per_second == 20.0
 
     def test_interruptions_are_those_of_this_process(self) -> None:
-        found = timing.Interruptions()
+        found = usage.Interruptions()
         with found.counted():
             time.sleep(0.01)
         assert 0 <= found.per_second < 1e5
@@ -251,7 +251,7 @@ class FakeProcess:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, turn: float) -> None:
         self.now, self.ran, self.preemptions, self._turn = 0.0, 0.0, 0, turn
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(timing.Usage, "now", lambda: timing.Usage(self.ran, self.preemptions, 0))
+        monkeypatch.setattr(usage.Usage, "now", lambda: usage.Usage(self.ran, self.preemptions, 0))
 
     def call(self, seconds: float) -> None:
         self.ran += seconds
@@ -277,30 +277,39 @@ class TestDisturbances:
         ],
     )
     def test_what_disturbs(self, wall: float, ran: float, preemptions: int, waits: int, expected: bool) -> None:
-        before = timing.Usage(1.0, 10, 20)
-        after = timing.Usage(1.0 + ran, 10 + preemptions, 20 + waits)
+        before = usage.Usage(1.0, 10, 20)
+        after = usage.Usage(1.0 + ran, 10 + preemptions, 20 + waits)
         assert after.disturbs(wall, before) is expected
 
     def test_the_usage_is_that_of_this_process(self) -> None:
-        before = timing.Usage.now()
+        before = usage.Usage.now()
         for _ in range(3):
             time.sleep(1e-3)
-        after = timing.Usage.now()
+        after = usage.Usage.now()
         assert after.waits >= before.waits + 3
-        assert not after.disturbs(3e-3, timing.Usage(before.seconds, after.preemptions, before.waits))
+        assert not after.disturbs(3e-3, usage.Usage(before.seconds, after.preemptions, before.waits))
 
-    def test_a_short_sample_is_taken_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whatever stretches are disturbed, none is among the samples as long as others remain."""
+    def test_a_short_sample_is_taken_once_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where every fourth is disturbed, no two follow each other, and none remains."""
         process = FakeProcess(monkeypatch, 2e-3)
         samples = process.samples(Effort(seconds=0.2, sample=5e-4, least=3, disturbed=1.0), a=2e-5, b=3e-5)
         for name, seconds in (("a", 2e-5), ("b", 3e-5)):
-            assert timing.undisturbed(samples[name]) == samples[name] == [pytest.approx(seconds)] * len(samples[name])
+            assert usage.undisturbed(samples[name]) == samples[name] == [pytest.approx(seconds)] * len(samples[name])
+
+    def test_rounds_go_on_until_there_are_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where nearly all are disturbed."""
+        process = FakeProcess(monkeypatch, 5.7e-4)
+        effort = Effort(seconds=0.0, sample=5e-4, least=3, most=1000, disturbed=10.0)
+        found = process.samples(effort, a=2e-5)["a"]
+        assert usage.undisturbed(found) == [pytest.approx(2e-5)] * timing.ENOUGH
+        assert len(found) > timing.ENOUGH
+        assert process.now < 10.0
 
     def test_what_is_always_disturbed_has_a_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         process = FakeProcess(monkeypatch, 1e-5)
         samples = process.samples(Effort(seconds=0.02, sample=5e-4, least=3, most=1000, disturbed=0.5), a=2e-5)
-        assert timing.undisturbed(samples["a"]) == []
-        assert all(isinstance(one, timing.Disturbed) for one in samples["a"])
+        assert usage.undisturbed(samples["a"]) == []
+        assert all(isinstance(one, usage.Disturbed) for one in samples["a"])
         assert 0.5 < process.now < 1.0
 
     def test_a_quiet_machine_takes_no_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..timing import Interruptions, spread
+from ..timing import spread
+from ..usage import Interruptions
 from .record import Key, Record
 from .report import SHORT_DTYPES, milliseconds
 

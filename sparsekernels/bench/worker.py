@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from ..timing import Clock, Effort, Interruptions, Sampler, clock_of, interleave, median_ratio, spread
+from ..timing import Clock, Effort, Sampler, clock_of, interleave, median_ratio, spread
+from ..usage import Interruptions
 from .machine import commit, machine, versions
 from .record import Record, parts
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load, named

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import is_any_autocast_enabled, tree_leaves
-from ..timing import Effort, Interruptions
+from ..timing import Effort
+from ..usage import Interruptions
 from .agreement import is_out_of_memory
 from .candidates import dropping
 from .chance import with_likes

@@ -130,6 +130,9 @@ def decide(
     in_chain = candidates[chained[0]] if chained else None
     dense_ms = times.milliseconds(DENSE)
     alike = None if measured_on == layer.name else measured_on
+    if not times.is_clear([DENSE, *candidates]):
+        row = replace(row, ground=Ground.PLAIN, measured_on=alike, decision=best or DENSE)
+        return Decision(row, candidates[best] if best else None, None if best in chained else in_chain)
     row = replace(row, gains=gains, measured_on=alike, dense_ms=dense_ms, ms=dense_ms)
     if len(called) > 1:
         slowest = {name: times.slowest(name, DENSE) for name in candidates}

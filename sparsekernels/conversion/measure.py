@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..timing import ENOUGH, Disturbed, Effort, median_ratio, samples_of, undisturbed
+from ..timing import ENOUGH, Effort, median_ratio, samples_of
+from ..usage import Disturbed, undisturbed
 from .candidates import decisions
 from .facts import Way
 
@@ -24,10 +25,10 @@ CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50, patience=8.0, disturb
 SAME = 1.03
 """So much two measurements of the same differ."""
 
-_PLAIN, _PLAIN_OF_FEW = 1.25, 2.0
+_PLAIN, _PLAIN_OF_FEW = 1.5, 2.0
 """By so much, and in `_MOST_ROUNDS` of the rounds, one has to be faster where the samples were disturbed; and where
 there are fewer rounds than `_FEW`."""
-_MOST_ROUNDS, _FEW = 0.9, 5
+_MOST_ROUNDS, _FEW = 0.75, 5
 
 Contexts = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
 
@@ -62,12 +63,16 @@ class Times:
     def is_certain(self, name: str, over: str) -> bool:
         """Whether it is known which of the two is faster: there are enough samples that were not disturbed, or one is
         so much faster that it does not matter."""
-        if self.order is not None or (self._is_clear(name) and self._is_clear(over)):
+        if self.is_clear([name, over]):
             return True
         rounds = min(len(self.rounds[name]), len(self.rounds[over]))
         plain = _PLAIN if rounds >= _FEW else _PLAIN_OF_FEW
         gain, share = self.speedup(name, over), self.share_faster(name, over)
         return (gain >= plain and share >= _MOST_ROUNDS) or (gain <= 1 / plain and share <= 1 - _MOST_ROUNDS)
+
+    def is_clear(self, names: Collection[str]) -> bool:
+        """Whether enough samples of these were not disturbed, so that it is known what they take."""
+        return self.order is not None or all(map(self._is_clear, names))
 
     def milliseconds(self, name: str) -> float:
         """The median; where nearly all samples were disturbed, the least, which was so the least."""
@@ -137,6 +142,10 @@ class AllTimes:
         """As of `Times`, in all examples; or it is for certain slower in one of them."""
         certain = [times for times in self.each if times.is_certain(name, over)]
         return len(certain) == len(self.each) or any(times.speedup(name, over) <= 1 / SAME for times in certain)
+
+    def is_clear(self, names: Collection[str]) -> bool:
+        """As of `Times`, in all examples."""
+        return all(times.is_clear(names) for times in self.each)
 
     def milliseconds(self, name: str) -> float:
         """The sum of the medians."""

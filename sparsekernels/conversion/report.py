@@ -8,15 +8,15 @@ import enum
 import itertools
 import json
 import statistics
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .facts import Fact, Note, Way, plain
+from .table import as_rich, as_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 DENSE = "dense"
 """The decision that leaves a layer as it is; candidates.py has what it may become."""
@@ -32,13 +32,7 @@ class Ground(enum.Enum):
     GRAPH = "the graph"
     LIMIT = "the time limit"
     UNDECIDED = "undecided"
-
-
-_WIDTH = 120
-_LEAST_FOR_REASONS = 40
-"""Characters of a line of a printed report; where fewer remain for the reasons, they stand beneath their rows."""
-
-_HEADER = ("layer", "weight", "input", "sparsity", "decision", "speedup", "why")
+    PLAIN = "times that were disturbed"
 
 
 @dataclass(frozen=True)
@@ -85,6 +79,11 @@ class LayerReport:
     also: tuple[str, ...] = ()
 
     @property
+    def verdict(self) -> str:
+        """The decision, or "undecided" where it could not be measured."""
+        return Ground.UNDECIDED.value if self.ground is Ground.UNDECIDED else self.decision
+
+    @property
     def reason(self) -> str:
         """For the decision, in words."""
         reason = self._reason_of_decision()
@@ -111,7 +110,12 @@ class LayerReport:
             similar = f"; as {self.measured_on}, the measured layer most like it" if self.measured_on else ""
             return f"not measured within max_seconds{similar}"
         if self.ground is Ground.UNDECIDED:
-            return "other programs disturbed the measurement, so it stays dense"
+            return "it stays dense, since other programs disturbed the measurement"
+        if self.ground is Ground.PLAIN:
+            what = "slower otherwise" if self.decision == DENSE else "faster"
+            return f"plainly {what}; by how much, other programs kept from being measured"
+        if self.ground is Ground.MODEL and not self.gains:
+            return "alone, it would be faster otherwise; see the notes on the whole model"
         if not self.gains:
             return "; ".join(["there is nothing that it may become", *filter(None, [self._found()])])
         if self.ground is Ground.CHAIN:
@@ -168,7 +172,7 @@ class ExampleReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a model. `print` shows it as a table.
+    """What became of a model. `print` shows it as a table, in which more than three layers that are alike share a row.
 
     Attributes:
         layers: A `LayerReport` for each convolution and linear layer.
@@ -261,28 +265,11 @@ class Report:
         )
 
     def __str__(self) -> str:
-        rows = [_HEADER, *map(_texts, self.layers)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
-        beneath = sum(widths) + 2 * len(widths) > _WIDTH - _LEAST_FOR_REASONS
-        lines = []
-        for row in rows:
-            head = "".join(f"{text.ljust(width)}  " for text, width in zip(row, widths, strict=False))
-            lines += [head.rstrip(), _wrapped(row[-1], " " * 4)] if beneath else [_wrapped(row[-1], head)]
-        return "\n".join([*lines, *(_wrapped(text, hang=2) for text in (*self.notes, self.summary()))])
+        return as_text(self)
 
-    def __rich__(self) -> Table:
-        """A table for rich's `print`."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption_justify="left")
-        table.caption = Text("\n".join([*self.notes, self.summary()]))
-        for name in _HEADER:
-            table.add_column(name, justify="right" if name in ("sparsity", "speedup") else "left", overflow="fold")
-        for row in map(_texts, self.layers):
-            table.add_row(*map(Text, row))
-        return table
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """A table, and the notes beneath, for rich's `print`."""
+        yield from as_rich(self, options.max_width)
 
 
 def _ranges(table: Sequence[int]) -> str:
@@ -294,30 +281,6 @@ def _ranges(table: Sequence[int]) -> str:
         else:
             found.append(f"{first} to {until - 1}" if first < until - 1 else str(first))
     return ", ".join(found)
-
-
-def _texts(row: LayerReport) -> tuple[str, ...]:
-    return (
-        row.name,
-        _shape(row.weight_shape),
-        "" if row.input_shape is None else _shape(row.input_shape),
-        "" if row.sparsity is None else f"{row.sparsity:.1%}",
-        Ground.UNDECIDED.value if row.ground is Ground.UNDECIDED else row.decision,
-        "" if row.speedup is None else f"{row.speedup:.2f}x",
-        row.reason,
-    )
-
-
-def _wrapped(text: str, head: str = "", hang: int | None = None) -> str:
-    """`head` and `text`, on lines of `_WIDTH`; those after the first begin with `hang` spaces, or below `text`."""
-    indent = " " * (len(head) if hang is None else hang)
-    return textwrap.fill(
-        text, _WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _shape(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def _time(ms: float) -> str:

@@ -24,12 +24,12 @@ ROWS = (1, 2, 4, 8, 16, 64, 512)
 _ENOUGH = 1.25
 """At that gain twice in a row, and with the most rows, those between gain as well."""
 
-_EFFORT = Effort(seconds=0.02, sample=1e-6, least=5, most=9, slow=0.0, hopeless=2.0, disturbed=0.1)
+_EFFORT = Effort(seconds=0.02, sample=1e-6, least=5, most=9, slow=0.0, hopeless=2.0, disturbed=0.04)
 """A single call is a sample: the one before it would leave the weight in the cache."""
 
 _CLOSE = 1.06
 """A gain of up to this beyond `SAME` is measured once more, and the lesser of the two counts: dense is never slower."""
-_LONGER = Effort(seconds=0.1, sample=1e-6, least=9, most=15, slow=0.0, disturbed=0.2)
+_LONGER = Effort(seconds=0.1, sample=1e-6, least=9, most=15, slow=0.0, disturbed=0.1)
 
 _MOST_READ = 64 << 20
 """Bytes that are read between two calls, at most: more than a processor's last cache shares among its cores."""

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import sparsekernels
-from sparsekernels import timing
+from sparsekernels import usage
 from sparsekernels.bench import machine, rmsnorm, runner, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
@@ -88,7 +88,7 @@ class TestMeasuring:
 
     def test_records_say_what_interrupted_their_case(self, monkeypatch: pytest.MonkeyPatch) -> None:
         counts = itertools.count(0, 1000)
-        monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
+        monkeypatch.setattr(usage.Interruptions, "_now", staticmethod(lambda: next(counts)))
         records, _ = measure([Variant("base", taking(1e-3)), Variant("ours", taking(1e-3))])
         assert records["ours"].interruptions == records["base"].interruptions
         assert records["ours"].interruptions > 1000

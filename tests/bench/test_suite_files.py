@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from sparsekernels.bench import rmsnorm, runner, suite, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Prepared, Selection, Unavailable, Variant, Verdict
-from sparsekernels.timing import CpuClock, Effort, Interruptions
+from sparsekernels.timing import CpuClock, Effort
+from sparsekernels.usage import Interruptions
 
 MODULE = """
 import dataclasses

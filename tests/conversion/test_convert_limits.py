@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import sparsekernels as sk
-from sparsekernels import _library, timing
+from sparsekernels import _library, usage
 from sparsekernels.conversion.modules import GRAPH as GRAPH_OF
 from sparsekernels.pruning import prune_
 
@@ -275,13 +275,13 @@ def test_notes(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
     prune_(model, "random", 0.8)
     x = torch.randn(2, 8, 9, 9)
     clock(FINE, LAYERS, GRAPH)
-    monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: 0))
+    monkeypatch.setattr(usage.Interruptions, "_now", staticmethod(lambda: 0))
     notes = sk.convert(model, x).notes
     assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
     assert "As a graph, the model was no faster: its layers run one by one." in notes
     assert not any("training" in note or "noisy" in note for note in notes)
     counts = itertools.count(step=10**6)
-    monkeypatch.setattr(timing.Interruptions, "_now", staticmethod(lambda: next(counts)))
+    monkeypatch.setattr(usage.Interruptions, "_now", staticmethod(lambda: next(counts)))
     notes = sk.convert(model.train(), x).notes
     assert "Converted in training mode: for inference, call model.eval() and convert again." in notes
     assert any("other programs preempted the process" in note for note in notes)

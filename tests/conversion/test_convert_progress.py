@@ -19,7 +19,7 @@ from conversion_checks import FINE, GRAPH, LAYERS, Prefer, attempt_module, conve
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels import _library
+from sparsekernels import _library, usage
 from sparsekernels.conversion import progress as progress_module
 from sparsekernels.conversion.facts import Note
 from sparsekernels.conversion.progress import Progress
@@ -123,6 +123,22 @@ def test_a_signal_at_any_time(prefer: Prefer) -> None:
             interrupted += not list(graphs_of(model))
             assert list(graphs_of(model)) or state_of(model) == before
     assert interrupted
+
+
+def test_rounds_that_are_disturbed_end_at_a_signal_and_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock: where nothing is measured undisturbed, they go on for half a second and more."""
+    monkeypatch.setattr(usage.Usage, "disturbs", lambda *_: True)
+    model, x = pruned(False)
+    before = state_of(model)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        sk.convert(model, x)
+    assert state_of(model) == before
+    report = sk.convert(model, x, max_seconds=0.3)
+    assert Note.LIMIT in {fact.kind for fact in report.facts}
+    sk.revert(model)
+    assert state_of(model) == before
 
 
 def test_the_second_interrupt_does_not_wait(prefer: Prefer) -> None:

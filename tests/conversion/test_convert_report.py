@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from conversion_checks import DENSE, DROPPED, FINE, convert_module
 from torch import nn
 
 import sparsekernels as sk
-from sparsekernels import _library
+from sparsekernels import _library, usage
 from sparsekernels.conversion.facts import CandidateObstacle, Fact, GraphObstacle, LayerObstacle, Note, Way
 from sparsekernels.conversion.report import Ground, LayerReport, Report
 from sparsekernels.pruning import prune_
@@ -105,6 +108,11 @@ In training mode, BatchNorm and what stands behind it are one step: the residual
 1 of 2 layers are converted: a forward and backward pass takes 1 ms, before 2 ms (2.00x, on 1 thread)"""
 
 
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback: os.terminal_size(fallback))
+
+
 @pytest.mark.parametrize(("name", "rows"), [("body", WRAPPED), ("n" * 40, BENEATH), ("n" * 60, BENEATH)])
 def test_lines_are_120_wide(name: str, rows: str) -> None:
     """Reasons go on below where they begin; beside long names they stand beneath their rows."""
@@ -118,6 +126,78 @@ def test_lines_are_120_wide(name: str, rows: str) -> None:
     pad = " " * (len(name) - len("layer"))
     assert str(report) == rows.replace("NAME ", f"{name} ").replace(" PAD", pad) + AFTER
     assert max(map(len, str(report).splitlines())) <= 120
+
+
+def _of_blocks() -> Report:
+    """Twelve blocks of two layers, a head, and four layers of no order."""
+    rows = []
+    for block in range(12):
+        for part, shape in (("attn.qkv", (1152, 384)), ("mlp.fc1", (1536, 384))):
+            first = None if block == 0 else f"blocks.0.{part}"
+            gains = {FINE: 2.0, DROPPED: 0.9}
+            sparsity = 0.9 + block / 1000
+            name = f"blocks.{block}.{part}"
+            rows.append(LayerReport(name, "Linear", shape, (16, 197, 384), sparsity, FINE, 2.0, 1.0, gains, first))
+    rows.append(LayerReport("head", "Linear", (9, 384), (16, 384), 0.5, DENSE, 1.0, 1.0, {FINE: 0.8}))
+    obstacle = LayerObstacle.NO_ZEROS.of()
+    rows += [LayerReport(f"aux{n}", "Linear", (9, 9), (1, 9), 0.0, DENSE, obstacle=obstacle) for n in (1, 4, 9, 16)]
+    return Report(tuple(rows), 2.0, 1.0, "eval", 1, (Note.FUSED.of(),), Way.GRAPH)
+
+
+ALIKE = """\
+layer                 weight    input       sparsity    decision      speedup  why
+blocks.0-11.attn.qkv  1152x384  16x197x384  90.0-91.1%  fine-grained  2.00x    measured to be faster, channel-dropped
+                                                                               would be 0.90x
+blocks.0-11.mlp.fc1   1536x384  16x197x384  90.0-91.1%  fine-grained  2.00x    measured to be faster, channel-dropped
+                                                                               would be 0.90x
+head                  9x384     16x384      50.0%       dense         1.00x    fine-grained would be 0.80x
+aux1 and 3 alike      9x9       1x9         0.0%        dense                  it has no zeros
+Fused for calls"""
+
+
+def test_many_layers_that_are_alike_share_a_row() -> None:
+    report = _of_blocks()
+    assert str(report).startswith(ALIKE)
+    assert len(report.layers) == 29
+    few = Report(report.layers[-3:], None, None, "eval", 1)
+    assert [line.split()[0] for line in str(few).splitlines()[1:4]] == ["aux4", "aux9", "aux16"]
+
+
+def test_what_many_layers_were_measured_on() -> None:
+    """Is named where it is none of them."""
+    gains = {FINE: 0.5}
+    rows = [
+        LayerReport(f"{n}", "Linear", (9, 9), (1, 9), 0.9, DENSE, 1.0, 1.0, gains, "stem" if n < 4 else None)
+        for n in range(8)
+    ]
+    lines = str(Report(tuple(rows[:4]), None, None, "eval", 1)).splitlines()
+    assert "fine-grained would be 0.50x, measured on stem, which is alike" in lines[1]
+    assert lines[1].startswith("0-3 ")
+    lines = str(Report(tuple(rows), None, None, "eval", 1)).splitlines()
+    assert lines[1].startswith("0-7 ")
+    assert "measured on" not in lines[1]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+@pytest.mark.parametrize("name", ["head", "decoder." * 9 + "out"])
+def test_terminals_of_any_width(width: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is longer, and no word is folded, in plain text and by rich."""
+    from rich.console import Console
+
+    report = _of_blocks()
+    report = replace(
+        report, layers=tuple(replace(row, name=name) if row.name == "head" else row for row in report.layers)
+    )
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda _: os.terminal_size((width, 24)))
+    console = Console(width=width, file=io.StringIO())
+    console.print(report)
+    for text in (str(report), console.file.getvalue()):
+        assert max(map(len, text.splitlines())) <= min(width, 200)
+        words = text.split()
+        for word in ("blocks.0-11.attn.qkv", "fine-grained", "decision", "2.00x", "channel-dropped", "evaluation"):
+            assert word in words, word
+        assert ("1152x384" in words) == ("weight" in words)
+        assert "head" in words or any("…" in word and word.endswith(".out") for word in words) or name in words
 
 
 @pytest.mark.parametrize(
@@ -158,8 +238,9 @@ def test_the_pass_that_was_timed(mode: str, facts: tuple[Fact, ...], what: str) 
         assert f"{what} {verb}" in Report((), times, times, mode, 1, facts, Way.LAYERS).summary()
 
 
-def test_report() -> None:
-    """By the clock, for once."""
+def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock, for once, whatever else the machine does."""
+    monkeypatch.setattr(usage.Usage, "disturbs", lambda *_: False)
     model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3)).eval()
     prune_(model, "random", 0.95)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from sparsekernels.conversion.facts import Note, Way
 from sparsekernels.conversion.measure import AllTimes, Times, times_of
 from sparsekernels.conversion.report import Ground
 from sparsekernels.pruning import prune_
-from sparsekernels.timing import Disturbed
+from sparsekernels.usage import Disturbed
 
 needs_kernels = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -77,8 +77,8 @@ def test_disturbed_samples_do_not_count_where_there_are_others() -> None:
         (_disturbed(6.0, 8.0, 7.0), _disturbed(5.0, 5.1, 4.0), False),
         (_disturbed(6.0, 8.0, 7.0), _disturbed(3.0, 3.5, 3.0), True),
         (_disturbed(6.0, 8.0, 7.0), _disturbed(13.0, 19.0, 15.0), True),
-        (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 5.0, 4.0, 4.0), True),
-        (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 5.0, 4.0, 7.0), False),
+        (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 5.0, 4.0, 7.0), True),
+        (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 9.0, 4.0, 7.0), False),
         (_disturbed(20.0), [1.0, 2.0, 3.0, 1.0], True),
         ([6.0, 6.0, 6.0, *_disturbed(9.0)], [*_disturbed(7.0), 5.0, 5.0, *_disturbed(9.0)], False),
     ],
@@ -120,7 +120,33 @@ def test_undecided_layers_stay_and_are_counted(monkeypatch: pytest.MonkeyPatch) 
     for row, line in zip(report.layers, str(report).splitlines()[1:], strict=False):
         assert (row.decision, row.ground, row.speedup, row.gains) == (DENSE, Ground.UNDECIDED, None, {})
         assert "90.0%     undecided" in line
-        assert row.reason == "other programs disturbed the measurement, so it stays dense"
+        assert row.reason == "it stays dense, since other programs disturbed the measurement"
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("fine", "whole", "decision", "words"),
+    [
+        (_disturbed(0.1, 0.2, 0.3), 0.5, FINE, "plainly faster; by how much, other programs kept from being measured"),
+        (_disturbed(9.0, 4.0, 9.0), 0.5, DENSE, "plainly slower otherwise; by how much, other programs kept"),
+        (
+            _disturbed(0.1, 0.2, 0.3),
+            2.0,
+            DENSE,
+            "alone, it would be faster otherwise; see the notes on the whole model",
+        ),
+    ],
+)
+def test_what_is_plain_has_no_speedup(
+    fine: list[float], whole: float, decision: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {one.value: [whole] * 3 for one in Way if one is not Way.BEFORE}
+    _clock(monkeypatch, {FINE: fine, **ways})
+    report = sk.convert(_pruned(), torch.randn(4, 64), decisions=[FINE])
+    for row in report.layers:
+        assert (row.decision, row.speedup, row.gains) == (decision, None, {})
+        assert row.reason.startswith(words)
+        assert words.split(";")[0] in str(report)
 
 
 @needs_kernels

@@ -119,7 +119,8 @@ class InferencePlan(Plan):
         """Which weights lie otherwise than torch lays out new ones: convolutions give results in channels_last then."""
         if not self.unfused:
             return self._laid_out
-        tensors = [place.get(name) for place, name in self.unfused]
+        # of a scripted module, places are no dicts
+        tensors = [place[name] if name in place else None for place, name in self.unfused]
         others = [-1 - number for number, one in enumerate(tensors) if not is_ordinary(one) or not is_default(one)]
         return self._laid_out.union(others)
 

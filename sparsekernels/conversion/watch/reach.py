@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..._torch import GLOBAL_HOOKS
 from . import surroundings
 from .copies import copy_of
 from .entries import Entry
@@ -55,52 +56,66 @@ class Reach:
         self.speaks = self.tells_time = self.makes_tensors = False
         """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
         the system's that are others each time; has made tensors of numbers."""
+        self.sets_context = False
+        """Whether code that was watched has set a context variable, be it for a while."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._read: list[Entry] = []  # globals
+        self._read_keys: set[tuple[int, Any]] = set()
         self._called: dict[tuple[int, str], dict[str, Any]] = {}  # those that are functions, and where they are
-        self._entered: set[int] = set()
         self._cells: list[tuple[types.CodeType, Callable[[], Any]]] = []  # of functions, by their code
         self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
         self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._functions: list[types.FunctionType] = []
+        self._entered: dict[int, types.CodeType] = {}
         self._seen: dict[int, Any] = {}  # with what has the id
         self._left = _MOST
+        self._looks_at_hooks = False
+        """Whether functions may run that nobody watches, in a backward pass: these have globals as well."""
         self._modules = list(modules)
         self._seen.update((id(module), module) for module in self._modules)
         for module in self._modules:
             self._look(type(module))
             for name, value in vars(module).items():
                 if name.endswith("_hooks") and isinstance(value, dict):
-                    self._look(*value.values())
+                    self._look_at_hooks(value)
                 elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
                     self._look(value)
+        for hooks in GLOBAL_HOOKS if self._modules else ():
+            self._look_at_hooks(hooks)
         self._look(beside)
         for variable, value in contextvars.copy_context().items():
             self._bind((0, variable), functools.partial(variable.get, _MISSING), variable.set)
             self._look(value)
 
     @contextlib.contextmanager
-    def watched(self, silent: Callable[[], Exception] | None = None) -> Iterator[None]:
+    def watched(
+        self, silent: Callable[[], Exception] | None = None, passed: Callable[[types.FrameType], None] | None = None
+    ) -> Iterator[None]:
         """Inside, functions are looked into when they are first entered; where a profiler runs that cannot be stopped,
         they are not.
 
-        silent: makes what is raised where code is about to print, to log or to open a file.
+        silent: makes what is raised where code is about to print, to log or to open a file. passed: is given the frame
+        of each function of Python's that begins or ends.
         """
         previous: Any = sys.getprofile()
         stop = getattr(previous, "disable", None)
+        entered: set[int] = set()
         if previous is not None and not callable(previous) and stop is None:
             yield
             return
-        entered: dict[int, types.CodeType] = {}
 
         def profile(frame: types.FrameType, event: str, argument: Any) -> None:
+            if passed is not None and event in ("call", "return"):
+                passed(frame)
             if event == "call":
                 code = frame.f_code
                 if id(code) not in entered:
-                    entered[id(code)] = code
+                    entered.add(id(code))
+                    self._entered[id(code)] = code
                     self._enter(frame)
                 self._ask_of(frame)
                 if silent is None or code.co_name != "_log" or frame.f_globals.get("__name__") != "logging":
@@ -109,8 +124,9 @@ class Reach:
             elif event != "c_call":
                 return
             else:
-                variable = getattr(argument, "__self__", None)
-                if type(variable) is contextvars.ContextVar and not is_library(frame.f_globals.get("__name__")):
+                variable, is_own = getattr(argument, "__self__", None), not is_library(frame.f_globals.get("__name__"))
+                if is_own and type(variable) is contextvars.ContextVar:
+                    self.sets_context |= argument.__name__ == "set"
                     self._ask(variable.get, None)
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
@@ -158,12 +174,18 @@ class Reach:
         code: whether functions and methods count, which may be put in the place of others.
         """
         kinds = [kind for kind, _ in self._classes]
-        read = list(self._read)
+        read, functions = list(self._read), list[types.FunctionType]()
         if code:
             read += [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
+            functions = [one for one in self._functions if id(one.__code__) in self._entered]
         shared = [(one, one()) for function, one in self._cells if id(function) in self._entered]
         asked = [*self.asked, *((one, value) for one, value in shared if not isinstance(value, _CODE))]
-        return Beside.of(read, kinds, self._names, asked, {id(module) for module in self._modules}, code)
+        registered = {id(module) for module in self._modules}
+        return Beside.of(read, kinds, self._names, asked, functions, registered, code)
+
+    def holds(self, value: object) -> bool:
+        """Whether it is one of the things that code got at."""
+        return self._seen.get(id(value), _MISSING) is value
 
     def changed(self) -> bool:
         """Whether something else is there."""
@@ -221,36 +243,45 @@ class Reach:
 
     def _enter(self, frame: types.FrameType) -> None:
         """Look at the globals that a function names, and at those of modules that it names."""
-        space, names = frame.f_globals, frame.f_code.co_names
-        if is_library(space.get("__name__")) or _is_imported_now(space.get("__name__")):
-            return
-        self._entered.add(id(frame.f_code))
-        self._names.update(names, (one for one in frame.f_code.co_consts if isinstance(one, str)))
+        space, code = frame.f_globals, frame.f_code
+        if not is_library(space.get("__name__")) and not _is_imported_now(space.get("__name__")):
+            self._names.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
+            self._look_at_globals(space, code.co_names)
+
+    def _look_at_globals(self, space: dict[str, Any], names: Iterable[str], reads: bool = True) -> None:
+        """reads: whether code has read them; else they are only put back."""
         left, seen = [space], {id(space)}
         while left:  # a module within a module as well
             space = left.pop()
             for name in names:
                 value = space.get(name, _MISSING)
                 if not isinstance(value, types.ModuleType):
-                    self._bind_item(space, name)
+                    self._bind_item(space, name, reads)
                 elif not (id(vars(value)) in seen or is_library(value.__name__) or _is_imported_now(value.__name__)):
                     seen.add(id(vars(value)))
                     left.append(vars(value))
 
-    def _bind_item(self, space: dict[str, Any], name: str) -> None:
-        value = space.get(name, _MISSING)
-        if isinstance(value, _FUNCTIONS):
-            self._called[id(space), name] = space
-        elif (id(space), name) not in self._bindings:
-            self._bind((id(space), name), functools.partial(space.get, name, _MISSING), _writer(space, name))
-            if value is not _MISSING:
-                self._read.append((space, name, value))
+    def _bind_item(self, space: dict[str, Any], name: str, reads: bool) -> None:
+        value, key = space.get(name, _MISSING), (id(space), name)
+        if not isinstance(value, _FUNCTIONS):
+            self._bind(key, functools.partial(space.get, name, _MISSING), _writer(space, name))
+            if reads and key not in self._read_keys:
+                self._read_keys.add(key)
+                if value is not _MISSING:
+                    self._read.append((space, name, value))
+        elif reads:
+            self._called[key] = space
         self._look(value)
 
     def _bind(self, key: tuple[int, Any], read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         if key not in self._bindings:
             with contextlib.suppress(Exception):
                 self._bindings[key] = read, write, read()
+
+    def _look_at_hooks(self, hooks: dict[int, Any]) -> None:
+        self._looks_at_hooks = True
+        self._look(*hooks.values())
+        self._looks_at_hooks = False
 
     def _look(self, *values: Any) -> None:
         left = list(values)
@@ -301,6 +332,8 @@ class Reach:
         if is_library(function.__module__):
             return []
         inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        if inner:
+            self._functions.append(function)
         for cell in function.__closure__ or ():
             read = functools.partial(getattr, cell, "cell_contents", _MISSING)
             self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))
@@ -308,6 +341,8 @@ class Reach:
             self._seen[id(cell)] = cell
             inner.append(read())
         self._held.append(Held(vars(function), dict(vars(function)), None))
+        if self._looks_at_hooks:
+            self._look_at_globals(function.__globals__, function.__code__.co_names, reads=False)
         return [*inner, *vars(function).values()]
 
     def _within_class(self, kind: type) -> list[Any]:
