@@ -253,6 +253,18 @@ def test_strides_after_a_permutation(prefer: Prefer) -> None:
         assert [model(x).stride() for _ in range(3)] == [dense(x).stride()] * 3
 
 
+def test_a_graph_in_the_layout_of_its_input(prefer: Prefer) -> None:
+    """What torch gives in another layout, softmax say, decides on how a sum with it lies."""
+    model = Net(lambda net, x: x.softmax(1) + net.norm(net.conv(x))).eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    prefer(FINE, "graph in the input's layout")
+    sk.convert(model, x)
+    assert not next(iter(graphs_of(model))).contiguous  # type: ignore[attr-defined]
+    with torch.no_grad():
+        assert [model(x).stride() for _ in range(3)] == [dense(x).stride()] * 3
+
+
 class ByName(Net):
     def forward(self, *, factor: Any = None, images: Tensor) -> Any:  # type: ignore[override]
         return self.h(images) if factor is None else factor(self.h(images))

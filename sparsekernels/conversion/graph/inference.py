@@ -243,11 +243,8 @@ class InferenceGraph(Graph):
     def _layout_of(self, plan: InferencePlan, args: tuple[Tensor, ...]) -> tuple[object, ...] | None:
         """What decides how the results of the modules lie in memory; None where those of the graph do likewise."""
         weights = plan.weights_laid_out()
-        if not weights and not plan.reorders:
-            if all(map(is_default, args)):
-                return None
-            if not self.contiguous and all(map(_is_in_channels_last, args)):
-                return None
+        if not weights and not plan.reorders and all(map(is_default, args)):
+            return None
         return weights, *map(layout_of, args)
 
     def _laid_out(self, plan: InferencePlan, args: tuple[Tensor, ...], layout: tuple[object, ...]) -> Any:
@@ -321,10 +318,6 @@ class InferenceGraph(Graph):
 
 def _contiguous(value: Tensor) -> Tensor:
     return value.contiguous() if value.dim() == 4 else value
-
-
-def _is_in_channels_last(value: Tensor) -> bool:
-    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _unfused(module: nn.Module, graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> Iterator[Place]:
