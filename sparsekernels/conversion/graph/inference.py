@@ -120,7 +120,7 @@ class InferencePlan(Plan):
         if not self.unfused:
             return self._laid_out
         # of a scripted module, places are no dicts
-        tensors = [place[name] if name in place else None for place, name in self.unfused]
+        tensors = [place[name] if name in place else None for place, name in self.unfused]  # noqa: SIM401
         others = [-1 - number for number, one in enumerate(tensors) if not is_ordinary(one) or not is_default(one)]
         return self._laid_out.union(others)
 

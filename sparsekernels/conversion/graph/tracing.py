@@ -1,6 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""torch.fx, made to see what it does not: what is done in place, buffers, surroundings, and who asks for a tensor."""
+"""torch.fx, made to see what it does not: what is done in place, buffers, surroundings, and who asks for a tensor.
+
+More than 400 lines: the tracer, and what is done around a trace so that nothing is left of it.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@
 
 A forward may leave something there, an auxiliary loss in a list of its Python module for instance. A graph would leave
 none, and convert's own calls are to leave none.
+
+More than 400 lines: one walk over all kinds of places where code keeps something.
 """
 
 from __future__ import annotations
