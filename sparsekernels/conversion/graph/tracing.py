@@ -226,6 +226,8 @@ class _Tracer(torch.fx.Tracer):
         left = [result]
         while left:
             value = left.pop()
+            if is_proxy(value):
+                continue
             if isinstance(value, list | dict | set):
                 if id(value) in seen or self.lent.holds(value) or self.holds(value):
                     raise Untraceable(GraphObstacle.RETURNS_ITS_OWN)
