@@ -176,6 +176,12 @@ class GraphObstacle(_Sentence):
     SURROUNDINGS = "a part of it runs under torch.no_grad, autocast, a checkpoint or the like{place}"
     TOO_MUCH = "its attributes hold more than can be looked at in each call"
     DECIDES = "its forward decides by what tensors hold, or by more of them than sizes and dtype{place}"
+    ASKS_THE_CLASS = (
+        "its forward asks for the class of a tensor or a size, as `type(x) is Tensor` and `match` do{place}; with"
+        " isinstance it would be one"
+    )
+    RETURNS_ITS_OWN = "it returns a list or dict that it was given or keeps, to which its caller may write"
+    RETURNS_MORE = "it returns a {kind} that holds something else than it would be made of"
     TRACING_FAILED = "torch.fx cannot trace it ({error}){place}"
     AUTOGRAD_FUNCTION = "its forward calls {function}, a torch.autograd.Function, which is given tensors alone{place}"
     PLANNING_FAILED = "no graph can be made of it ({error})"

@@ -263,19 +263,27 @@ class Call:
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        return cls(tuple(map(_given, args)), {name: _given(value) for name, value in kwargs.items()})
+        """What is one tensor in several places is one `Given` there."""
+        known: dict[int, Given] = {}
+        return cls(
+            tuple([_given(value, known) for value in args]),
+            {name: _given(value, known) for name, value in kwargs.items()},
+        )
 
     def tensors(self) -> list[Given]:
         """The plain tensors among the arguments."""
         return [value for value in tree_leaves((self.args, dict(self.kwargs))) if isinstance(value, Given)]
 
 
-def _given(value: Any) -> Any:
+def _given(value: Any, known: dict[int, Given]) -> Any:
     if type(value) in PLAIN:
-        return Given.of(value)
+        given = known.get(id(value))
+        if given is None:
+            given = known[id(value)] = Given.of(value)
+        return given
     if type(value) in (tuple, list):
-        return type(value)(map(_given, value))
-    return {key: _given(one) for key, one in value.items()} if type(value) is dict else value
+        return type(value)([_given(one, known) for one in value])
+    return {key: _given(one, known) for key, one in value.items()} if type(value) is dict else value
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def tensors() -> list[Tensor]:
     """Small tensors, also such as need no change: of no dimension, one, two, three, four; contiguous and not."""
     base = torch.ones(1, 4, 1, 2)
     kinds = [base, base.to(memory_format=torch.channels_last), base[:, :1, :, :1], base[0].mT, base[0, :, 0]]
-    kinds += [base[0, 0, 0], base.new_ones(()), base.long(), base.bool(), base.to(torch.complex64)]
+    kinds += [base.new_ones(()), base.long()]
     return kinds
 
 
@@ -65,7 +65,7 @@ def results_of(name: str, firsts: Sequence[Any]) -> Iterator[list[bool]]:
 def test_what_makes_its_result_gives_no_argument() -> None:
     own = [name for name in names() if makes_its_result(name)]
     firsts: list[Any] = tensors()
-    found = {name: list(results_of(name, [*firsts, firsts[:1] * 2])) for name in own}
+    found = {name: list(results_of(name, [*firsts, firsts[:1], firsts[:1] * 2])) for name in own}
     assert not [name for name, results in found.items() if any(map(any, results))]
     assert sum(map(bool, found.values())) > 250
 

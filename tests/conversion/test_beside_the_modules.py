@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextvars
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -143,3 +145,82 @@ def test_elements_by_where_they_lie(prefer: Prefer) -> None:
     assert any("as_strided" in note for note in report.notes)
     with torch.no_grad():
         torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+class Instantiates(collections.OrderedDict[str, type]):
+    """As transformers has its activations: what it gives is made of what it holds."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+class InstantiatesAll(list[type]):
+    def __iter__(self) -> Any:
+        return (kind() for kind in super().__iter__())
+
+
+ACTIVATIONS, MORE_ACTIVATIONS = Instantiates(relu=nn.ReLU), InstantiatesAll([nn.ReLU])
+
+
+def test_containers_that_make_what_they_give(prefer: Prefer) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            (last,) = MORE_ACTIVATIONS
+            return last(ACTIVATIONS["relu"](self.layer(x)))
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    x = torch.randn(3, 16)
+    sk.convert(model, x)
+    assert dict.__getitem__(ACTIVATIONS, "relu") is nn.ReLU
+    assert list.__getitem__(MORE_ACTIVATIONS, 0) is nn.ReLU
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+COLLECTED: contextvars.ContextVar[list[Tensor] | None] = contextvars.ContextVar("collected", default=None)
+
+
+def collect(module: nn.Module, args: Any, result: Tensor) -> None:
+    collected = COLLECTED.get()
+    if collected is not None:
+        collected.append(result)
+
+
+class Collecting(nn.Module):
+    """As transformers collects hidden states: by hooks, which it registers when they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, collects: bool = False) -> Any:
+        if collects and not self.a._forward_hooks:
+            self.a.register_forward_hook(collect)
+        token = COLLECTED.set([] if collects else None)
+        try:
+            result = self.b(torch.relu(self.a(x)))
+            return result, tuple(COLLECTED.get() or ())
+        finally:
+            COLLECTED.reset(token)
+
+
+def test_what_hooks_leave_for_forward(prefer: Prefer) -> None:
+    torch.manual_seed(0)
+    model = Collecting().eval()
+    prune_(model, "random", 0.7)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    x = torch.randn(3, 16)
+    sk.convert(model, x)
+    assert len(list(graphs_of(model))) == 1
+    with torch.no_grad():
+        for collects in (False, True, True, True, False, False):
+            torch.testing.assert_close(model(x, collects=collects), dense(x, collects=collects), rtol=1e-4, atol=1e-5)

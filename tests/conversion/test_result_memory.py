@@ -117,6 +117,11 @@ ACTS: dict[str, Act] = {
     "writes under Flatten": writes(lambda net, h: net.flatten(h)),
     "writes under contiguous": writes(lambda net, h: h.contiguous()),
     "writes under reshape by name": writes(lambda net, h: torch.reshape(input=h, shape=(h.shape[0], -1))),
+    "its strides": lambda net, x: net.h(x) * net.conv(x).stride(1),
+    "its strides as a tuple": lambda net, x: net.h(x) * max(net.conv(x).stride()[1:]),
+    "whether it is contiguous": lambda net, x: net.h(x) * net.conv(x).is_contiguous(),
+    "by place": lambda net, x: torch.as_strided_copy(net.h(x), (4,), (2,)),
+    "resized": lambda net, x: net.h(x).resize_(2, 2, 6, 6) + 1,
     "writes under what may be a view": writes(lambda net, h: torch.einsum("nchw->nhwc", h).reshape(h.shape[0], -1)),
 }
 
@@ -244,6 +249,18 @@ def test_strides_after_a_permutation(prefer: Prefer) -> None:
     dense, x = copy.deepcopy(model), torch.randn(2, 4, 6, 6)
     prefer(FINE, GRAPH)
     sk.convert(model, x)
+    with torch.no_grad():
+        assert [model(x).stride() for _ in range(3)] == [dense(x).stride()] * 3
+
+
+def test_a_graph_in_the_layout_of_its_input(prefer: Prefer) -> None:
+    """What torch gives in another layout, softmax say, decides on how a sum with it lies."""
+    model = Net(lambda net, x: x.softmax(1) + net.norm(net.conv(x))).eval()
+    prune_(model, "random", 0.7)
+    dense, x = copy.deepcopy(model), torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    prefer(FINE, "graph in the input's layout")
+    sk.convert(model, x)
+    assert not next(iter(graphs_of(model))).contiguous  # type: ignore[attr-defined]
     with torch.no_grad():
         assert [model(x).stride() for _ in range(3)] == [dense(x).stride()] * 3
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conversion_checks import FINE, GRAPH, Prefer, graphs_of
@@ -172,12 +173,12 @@ class Variadic(nn.Module):
 
 
 def test_a_variadic_forward(prefer: Prefer) -> None:
-    x = [torch.randn(4, 16) for _ in range(3)]
-    model, dense = converted(Variadic(), prefer, *x, more=x[0])
+    *x, more = [torch.randn(4, 16) for _ in range(4)]
+    model, dense = converted(Variadic(), prefer, *x, more=more)
     assert is_graph(model)
-    expect_alike(model, dense, *x, more=x[1], served=True)
-    expect_alike(model, dense, *x[1:], more=x[1], served=False)
-    expect_alike(model, dense, *x, other=x[1], served=False)
+    expect_alike(model, dense, *x, more=more + 1, served=True)
+    expect_alike(model, dense, *x[1:], more=more, served=False)
+    expect_alike(model, dense, *x, other=more, served=False)
     expect_alike(model, dense, *x, served=False)
 
 
@@ -274,3 +275,124 @@ def test_a_result_that_is_a_dataclass_and_a_dict(prefer: Prefer) -> None:
     for one in (model, dense):
         one.bfloat16()
     torch.testing.assert_close(model(x).last, dense(x).last)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, query: Tensor, key: Tensor, /, *, scale: Tensor | None = None) -> Tensor:
+        result = torch.relu(self.layer(query))
+        return result * 2 if key is query else result + (key if scale is None else key * scale)
+
+
+def test_one_tensor_in_two_places(prefer: Prefer) -> None:
+    x, y = torch.randn(4, 16), torch.randn(4, 16)
+    for example, other in ((x, y), (x, x)), ((x, x), (x, y)):
+        model, dense = converted(Pair(), prefer, *example)
+        assert is_graph(model)
+        expect_alike(model, dense, *example, served=True)
+        expect_alike(model, dense, *other, served=False)
+    with pytest.raises(TypeError, match="positional-only"):
+        model(query=x, key=y)
+    model, dense = converted(Pair(), prefer, x, y, scale=torch.randn(16))
+    expect_alike(model, dense, x, y, scale=y, served=False)
+    expect_alike(model, dense, x, y, scale=x + 1, served=True)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, **parts: Tensor) -> Tensor:
+        first, second = parts.values()
+        return torch.relu(self.layer(x)) + first - second
+
+
+def test_the_order_of_names(prefer: Prefer) -> None:
+    x, first, second = torch.randn(3, 4, 16).unbind()
+    model, dense = converted(Named(), prefer, x, first=first, second=second)
+    assert is_graph(model)
+    expect_alike(model, dense, first=first, x=x, second=second, served=True)
+    expect_alike(model, dense, x, second=second, first=first, served=False)
+
+
+def scaled(x: Tensor, *, by: float = 2.0, shifts: list[float] = []) -> Tensor:  # noqa: B006
+    return x * by + sum(shifts)
+
+
+class WithDefaults(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, negates: bool = False) -> Tensor:
+        result = torch.relu(self.layer(x))
+        return scaled(-result if negates else result)
+
+
+def test_defaults_that_change(prefer: Prefer) -> None:
+    x = torch.randn(4, 16)
+    model, dense = converted(WithDefaults(), prefer, x)
+    assert is_graph(model)
+    by_name: Any = scaled.__kwdefaults__
+    before = dict(by_name)
+
+    def negates() -> None:
+        WithDefaults.forward.__defaults__ = (True,)
+
+    def multiplies() -> None:
+        by_name["by"] = 3.0
+
+    def shifts() -> None:
+        by_name["shifts"].append(1.0)
+
+    try:
+        for change in (negates, multiplies, shifts):
+            change()
+            for _ in range(3):
+                expect_alike(model, dense, x)
+    finally:
+        WithDefaults.forward.__defaults__ = (False,)
+        by_name.update(before)
+        by_name["shifts"].clear()
+
+
+def test_keys_that_are_tensors(prefer: Prefer) -> None:
+    """Which compare elementwise."""
+    x, y = torch.randn(2, 4, 16).unbind()
+    model, dense = converted(Taking(), prefer, {"a": x, "b": y})
+    expect_alike(model, dense, {"a": x, "b": y}, served=True)
+    expect_alike(model, dense, {x: x, y: y}, served=False)
+
+
+class Taking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, parts: dict[Any, Tensor]) -> Tensor:
+        first, second = parts.values()
+        return torch.relu(self.layer(first)) - second
+
+
+class OnDevice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, device: Any) -> Tensor:
+        return torch.relu(self.layer(x)).to(device)
+
+
+def test_a_device_is_no_array(prefer: Prefer) -> None:
+    x, device = torch.randn(4, 16), torch.device("cpu")
+    model, dense = converted(OnDevice(), prefer, x, device)
+    assert is_graph(model)
+    expect_alike(model, dense, x, torch.device("cpu"), served=True)
+    expect_alike(model, dense, x, torch.ones(2), served=False)
+    for one in (model, dense):
+        with pytest.raises(TypeError, match="to\\(\\)"):
+            one(x, np.ones(2))

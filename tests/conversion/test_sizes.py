@@ -5,8 +5,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import re
+import subprocess
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +22,9 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels._torch import FakeTensorMode
 from sparsekernels.conversion.graph.attach import NO_ANSWER
+from sparsekernels.conversion.graph.proxies import factories_are_recorded
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -212,6 +218,60 @@ def test_tensors_that_code_makes_are_others_in_each_call(prefer: Prefer) -> None
     assert torch.finfo is type(torch.finfo(torch.float32))
 
 
+def in_another_dtype(self: nn.Module, x: Tensor) -> Tensor:
+    torch.set_default_dtype(torch.float64)
+    try:
+        steps = torch.linspace(0, 1, x.shape[-1])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return x + steps.cos().sub(0.5).to(x.dtype) if steps.dtype == torch.float64 else x
+
+
+def test_tensors_that_depend_on_what_the_code_has_set(prefer: Prefer) -> None:
+    model, dense, report = converted(in_another_dtype, prefer, images(2, 16))
+    assert any("under torch.no_grad, autocast, a checkpoint or the like" in note for note in report.notes), report.notes
+    assert_agree(model, dense, images(3, 12))
+
+
+def test_what_code_keeps_that_is_imported_while_it_is_traced() -> None:
+    nodes: list[Any] = []
+    tracer = types.SimpleNamespace(is_outside=lambda: False, create_proxy=lambda *node: nodes.append(node))
+    with factories_are_recorded(tracer):
+        kept = torch.zeros
+        kept(2, dtype=torch.int64)
+    assert nodes == [("call_function", torch.zeros, (2,), {"dtype": torch.int64})]
+    assert torch.equal(kept(3), torch.zeros(3))
+    assert len(nodes) == 1
+
+
+def test_what_is_imported_for_sizes_keeps_nothing_that_is_patched() -> None:
+    """In a new process, where the first question imports half of torch."""
+    program = """
+import sys, types, torch, sparsekernels as sk
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+    def forward(self, x):
+        return torch.relu(self.layer(x) if x.dtype == self.layer.weight.dtype else x)
+net = Net().eval()
+with torch.no_grad(): net.layer.weight[:, 2:] = 0
+with sk.testing.prefer("fine-grained", "graph"):
+    report = sk.convert(net, torch.randn(4, 16))
+assert "the model runs as a graph" in str(report), report
+assert "torch._dynamo.utils" in sys.modules
+patched = [name for name, module in list(sys.modules.items()) for value in list(vars(module).values())
+           if isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__")
+           and value.__wrapped__ in (nn.Module.__getattr__, nn.Module.__call__)]
+assert not patched, patched
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_decisions_by_the_size_of_a_parameter(prefer: Prefer) -> None:
     """It may become another in place."""
 
@@ -254,3 +314,22 @@ def test_training_counts_each_batch_once(prefer: Prefer) -> None:
 def serves_in_training(model: nn.Module, x: Tensor) -> bool:
     (graph,) = graphs_of(model)
     return [graph.answer((x,), {}) is not NO_ANSWER for _ in range(2)][1]
+
+
+def of_a_product(self: nn.Module, x: Tensor) -> Tensor:
+    rows = x.mean((1, 2)) @ self.scale.view(8, 1)
+    return x + rows.mean() if rows.shape[0] > 1 else x
+
+
+def test_nothing_is_logged_where_sizes_do_not_fit(prefer: Prefer, caplog: pytest.LogCaptureFixture) -> None:
+    model, _, _ = converted(of_a_product, prefer, images(2, 16))
+    assert serves(model, images(3, 16))
+    log = logging.getLogger(FakeTensorMode.__module__)
+    log.addHandler(caplog.handler)
+    try:
+        for _ in range(2):
+            with torch.no_grad(), pytest.raises(RuntimeError):
+                model(images(2, 20))
+    finally:
+        log.removeHandler(caplog.handler)
+    assert not caplog.records

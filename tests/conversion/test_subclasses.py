@@ -243,3 +243,25 @@ def test_sizes_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
             assert steps is not None
             torch.testing.assert_close(F.conv2d(steps.before(x), layer.weight, layer.bias, 2), layer(x))
     assert len(instead._steps) <= 3
+
+
+class Skips(nn.Linear):
+    """Gives its argument where there is one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] == 1 else super().forward(x)
+
+
+def test_what_the_code_of_a_subclass_gives_is_not_written_to(prefer: Prefer) -> None:
+    model = nn.Sequential(Skips(16, 16), nn.ReLU(), nn.Linear(16, 16)).eval()
+    prune_(model, "random", 0.8)
+    dense = copy.deepcopy(model)
+    prefer(FINE, GRAPH)
+    assert len(sk.convert(model, torch.randn(4, 16)).converted) == 2
+    assert list(graphs_of(model))
+    for rows in (1, 1, 4):
+        x = torch.randn(rows, 16)
+        kept = x.clone()
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), dense(kept), rtol=1e-4, atol=1e-5)
+        assert torch.equal(x, kept)

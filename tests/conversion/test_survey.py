@@ -142,7 +142,7 @@ def test_a_result_that_the_next_call_overwrites_is_kept(prefer: Prefer, where: s
 
         def forward(self, x: Tensor) -> tuple[Tensor, object]:
             y = self.layer(x)
-            result = y.detach() if type(self.layer).__name__ == "Linear" else -y.detach()
+            result = y.detach() if not hasattr(self.layer, "pattern") else -y.detach()
             if where == "dict":
                 held["result"] = result
                 return y, held

@@ -105,7 +105,7 @@ def owner_of(node: Node) -> str:
 
 def is_of_torch(module: nn.Module) -> bool:
     """Whether all that a call of `module` does is torch's or ours."""
-    kinds = ("torch.nn.", "sparsekernels.nn.")
+    kinds = ("torch.nn.", "sparsekernels.")
     return all(type(part).__module__.startswith(kinds) and is_plain(part) for part in module.modules())
 
 

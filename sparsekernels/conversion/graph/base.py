@@ -29,7 +29,7 @@ from ..watch.state import TooMuch
 from ..watch.watch import Watch
 from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
 from .signature import Arguments
-from .sizes import Guard
+from .sizes import Guards
 from .trace import Trace
 from .tracing import place_of
 from .untraceable import Untraceable, first_line
@@ -56,7 +56,7 @@ class Plan:
 
     made: Assembled
     arguments: Arguments
-    guard: Guard | None = field(default=None, kw_only=True)
+    guard: Guards | None = field(default=None, kw_only=True)
 
     @property
     def run(self) -> Callable[..., Any]:

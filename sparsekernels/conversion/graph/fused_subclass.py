@@ -22,7 +22,11 @@ class _FusedOfSubclass(Fused):
         steps = layer.instead.steps_for(layer, input)
         if steps is None or steps.casts:
             result = layer(input)
-            return self._end(result if norm is None else norm(result), residual)
+            if norm is not None:
+                result = norm(result)
+            elif steps is None and (residual is not None or self.low is not None or self.high is not None):
+                result = result.clone()  # which is changed in place: its own code may have given anything
+            return self._end(result, residual)
         return super().forward(steps.before(input), residual)
 
     @staticmethod

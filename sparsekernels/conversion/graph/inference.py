@@ -28,7 +28,7 @@ from .channels import Link, choose_channels, links_of
 from .fused import Fused
 from .fusion import drop_identities, fuse, pool
 from .in_place import rests_on_layout
-from .results import Order, is_default, laid_out, layout_of, may_reorder, orders_of
+from .results import Order, asks_for_memory, is_default, laid_out, layout_of, may_reorder, orders_of
 from .trace import Trace
 from .tracing import place_of
 from .untraceable import Untraceable
@@ -119,7 +119,8 @@ class InferencePlan(Plan):
         """Which weights lie otherwise than torch lays out new ones: convolutions give results in channels_last then."""
         if not self.unfused:
             return self._laid_out
-        tensors = [place.get(name) for place, name in self.unfused]
+        # of a scripted module, places are no dicts
+        tensors = [place[name] if name in place else None for place, name in self.unfused]  # noqa: SIM401
         others = [-1 - number for number, one in enumerate(tensors) if not is_ordinary(one) or not is_default(one)]
         return self._laid_out.union(others)
 
@@ -242,11 +243,8 @@ class InferenceGraph(Graph):
     def _layout_of(self, plan: InferencePlan, args: tuple[Tensor, ...]) -> tuple[object, ...] | None:
         """What decides how the results of the modules lie in memory; None where those of the graph do likewise."""
         weights = plan.weights_laid_out()
-        if not weights and not plan.reorders:
-            if all(map(is_default, args)):
-                return None
-            if not self.contiguous and all(map(_is_in_channels_last, args)):
-                return None
+        if not weights and not plan.reorders and all(map(is_default, args)):
+            return None
         return weights, *map(layout_of, args)
 
     def _laid_out(self, plan: InferencePlan, args: tuple[Tensor, ...], layout: tuple[object, ...]) -> Any:
@@ -289,8 +287,8 @@ class InferenceGraph(Graph):
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
-        if self.contiguous and any("as_strided" in str(node.target) for node in graph.nodes):
-            raise Untraceable(GraphObstacle.PLANNING_FAILED, error="as_strided goes by where elements lie in memory")
+        if self.contiguous and (name := asks_for_memory(graph)):
+            raise Untraceable(GraphObstacle.PLANNING_FAILED, error=f"{name} goes by where elements lie in memory")
         drop_identities(graph, modules)
         fused = fuse(graph, modules, self.contiguous)
         if self.contiguous:
@@ -320,10 +318,6 @@ class InferenceGraph(Graph):
 
 def _contiguous(value: Tensor) -> Tensor:
     return value.contiguous() if value.dim() == 4 else value
-
-
-def _is_in_channels_last(value: Tensor) -> bool:
-    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _unfused(module: nn.Module, graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> Iterator[Place]:

@@ -30,6 +30,20 @@ Order = tuple[int, ...]
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 
 
+_BY_MEMORY = """
+as_strided as_strided_ as_strided_copy as_strided_scatter stride storage_offset is_contiguous dim_order data_ptr storage
+untyped_storage resize resize_ resize_as resize_as_ set_
+"""
+BY_MEMORY = frozenset(_BY_MEMORY.split())
+"""Functions, methods and attributes that go by where elements lie, so that a contiguous copy gives something else."""
+
+
+def asks_for_memory(graph: torch.fx.Graph) -> str:
+    """The name of the first of these that a graph calls; empty where it calls none."""
+    names = (name_of(node) for node in graph.nodes if node.op.startswith("call") and node.op != "call_module")
+    return next((name for name in names if name in BY_MEMORY), "")
+
+
 def layout_of(tensor: Tensor) -> tuple[object, ...]:
     """All that decides what is a view of a tensor and what a copy, but for its size."""
     shape, strides = tensor.shape, tensor.stride()
@@ -44,10 +58,10 @@ def is_default(tensor: Tensor) -> bool:
     if not tensor.is_contiguous():
         return False
     shape = tensor.shape
-    if 1 not in shape:
+    if 1 not in shape[1:]:  # the first dimension tells nothing
         return True
     expected = itertools.accumulate(reversed(shape[1:]), lambda stride, size: stride * max(size, 1), initial=1)
-    return tensor.stride() == tuple(expected)[::-1]
+    return tensor.stride()[1:] == tuple(expected)[-2::-1]
 
 
 def orders_of(result: Any, args: Sequence[Tensor]) -> list[Order | int] | None:

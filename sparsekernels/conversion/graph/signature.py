@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,24 +36,31 @@ class Leaf:
 class Arguments:
     """How a graph is called.
 
-    args, kwargs  what it was traced with: a `Leaf` in the place of each tensor, also in tuples, lists and dicts
+    args, kwargs  what it was traced with: a `Leaf` in the place of each tensor, also in tuples, lists and dicts; what
+                  is one tensor in several places is one leaf
     positions     names of the arguments of `forward` that may be given by position, in order
+    unnamed       those of these that may not be given by name
+    declared      names of the others that it has; what else is given by name is in its `**kwargs`, in that order
     defaults      what arguments are where they are left out
     given         the tensors that it was traced for, by the names of leaves; empty where none were known
     read          all names of leaves, in the order of the graph
     whole         for each of these, whether that is no floating number: indices or a mask
-    is_wrapped    whether a decorator stands before `forward`: then what is given by name is to be so again
+    is_wrapped    whether a decorator stands before `forward`: then what is given by name is to be so again, in that
+                  order
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     positions: tuple[str, ...]
+    unnamed: frozenset[str]
+    declared: frozenset[str]
     defaults: Mapping[str, Any]
     given: Mapping[str, Given]
     read: tuple[str, ...]
     is_wrapped: bool
     whole: tuple[bool, ...] = field(init=False)
     _named: Mapping[str, Any] = field(init=False)
+    _others: list[str] = field(init=False)
     _is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +69,7 @@ class Arguments:
         whole = [name in self.given and not _is_number(self.given[name].dtype) for name in self.read]
         object.__setattr__(self, "whole", tuple(whole))
         object.__setattr__(self, "_named", named)
+        object.__setattr__(self, "_others", [name for name in self.kwargs if name not in self.declared])
         object.__setattr__(self, "_is_plain", plain and not (self.is_wrapped and self.kwargs))
 
     @classmethod
@@ -73,6 +81,9 @@ class Arguments:
             del parameters[0]
         by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positions = [one.name for one in parameters if one.kind in by_position]
+        unnamed = {one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_ONLY}
+        may_be_named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        declared = {one.name for one in parameters if one.kind in may_be_named}
         variadic = [one.name for one in parameters if one.kind is inspect.Parameter.VAR_POSITIONAL]
         defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
         for name, default in defaults.items():
@@ -85,6 +96,8 @@ class Arguments:
             named = [one.name for one in needed if one.kind is inspect.Parameter.KEYWORD_ONLY]
             kwargs = {name: names.leaf(name, None) for name in named}
         else:
+            if not unnamed.isdisjoint(call.kwargs):  # two arguments of one name
+                raise Untraceable(GraphObstacle.OTHER_ARGUMENTS)
             if len(call.args) > len(positions):
                 if not variadic:
                     raise Untraceable(GraphObstacle.OTHER_ARGUMENTS)
@@ -92,18 +105,30 @@ class Arguments:
             args = tuple(names.argument(name, one) for name, one in zip(positions, call.args, strict=False))
             kwargs = {name: names.argument(name, one) for name, one in call.kwargs.items()}
         is_wrapped = hasattr(own.forward, "__wrapped__") or bool(variadic)
-        return cls(args, kwargs, tuple(positions), defaults, names.given, tuple(names.leaves), is_wrapped)
+        return cls(
+            args,
+            kwargs,
+            tuple(positions),
+            frozenset(unnamed),
+            frozenset(declared),
+            defaults,
+            names.given,
+            tuple(names.leaves),
+            is_wrapped,
+        )
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """What the graph reads of a call; None for a call with something else than it was traced with."""
         if not kwargs and self._is_plain and len(args) == len(self.read):
-            return args
+            return args if _are_distinct(args) else None
         if len(args) > len(self.positions):
             return None
-        if self.is_wrapped and (len(args) != len(self.args) or kwargs.keys() != self.kwargs.keys()):
+        if self.is_wrapped and (len(args) != len(self.args) or list(kwargs) != list(self.kwargs)):
             return None
         values = dict(zip(self.positions, args, strict=False))
-        if not values.keys().isdisjoint(kwargs):
+        if not values.keys().isdisjoint(kwargs) or not self.unnamed.isdisjoint(kwargs):
+            return None
+        if [name for name in kwargs if name not in self.declared] != self._others:
             return None
         values.update(kwargs)
         found: dict[str, Any] = {}
@@ -112,7 +137,8 @@ class Arguments:
                 return None
         if not all(is_same(value, self.defaults.get(name, _MISSING)) for name, value in values.items()):
             return None
-        return tuple([found[name] for name in self.read])
+        given = tuple([found[name] for name in self.read])
+        return given if _are_distinct(given) else None
 
     def serves(self, call: Call, dtype: torch.dtype, device: torch.device) -> tuple[Given, ...] | None:
         """What a graph for tensors of that kind reads of such a call; None where it cannot run."""
@@ -138,6 +164,11 @@ def first_served(module: nn.Module, calls: Sequence[Call]) -> Call | None:
     return calls[0] if calls else None
 
 
+def _are_distinct(given: tuple[Any, ...]) -> bool:
+    """Whether no two are one tensor: code may look at that (`key is query`)."""
+    return len(given) < 2 or len(set(map(id, given))) == len(given)
+
+
 def _is_number(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
@@ -148,6 +179,7 @@ class _Names:
     def __init__(self, taken: list[str], defaults: Mapping[str, Any]) -> None:
         self._taken, self._defaults = set(taken), defaults
         self.leaves: list[str] = []
+        self._known: dict[int, Leaf] = {}
         self.given: dict[str, Given] = {}
 
     def leaf(self, name: str, given: Given | None) -> Leaf:
@@ -163,7 +195,9 @@ class _Names:
 
     def template(self, name: str, value: Any) -> Any:
         if isinstance(value, Given):
-            return self.leaf(name, value)
+            if id(value) not in self._known:
+                self._known[id(value)] = self.leaf(name, value)
+            return self._known[id(value)]
         if type(value) in (tuple, list):
             return type(value)([self.template(self._within(name, place), one) for place, one in enumerate(value)])
         if type(value) is dict and all(type(key) in (str, int) for key in value):
@@ -182,17 +216,21 @@ class _Names:
 def _matches(value: Any, template: Any, found: dict[str, Any]) -> bool:
     """Whether an argument is as it was; tensors go to `found`."""
     if type(template) is Leaf:
-        found[template.name] = value
-        return value is not _MISSING
+        return value is not _MISSING and found.setdefault(template.name, value) is value
     if type(template) in (tuple, list):
         if type(value) is not type(template) or len(value) != len(template):
             return False
         return all(_matches(one, other, found) for one, other in zip(value, template, strict=True))
     if type(template) is dict:
-        if type(value) is not dict or list(value) != list(template):
+        if type(value) is not dict or not _are_alike(value, template):
             return False
         return all(_matches(value[key], other, found) for key, other in template.items())
-    return is_same(value, template) or (type(template) is torch.device and bool(value == template))
+    return is_same(value, template) or (type(template) is type(value) is torch.device and bool(value == template))
+
+
+def _are_alike(keys: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether they are the same, in the same order; those of `others` are strings and numbers."""
+    return len(keys) == len(others) and all(map(is_same, keys, others))
 
 
 class Lent:
@@ -220,6 +258,10 @@ class Lent:
     def _kept(self, container: Any) -> Any:
         self._containers.append((container, _contents(container)))
         return container
+
+    def holds(self, value: Any) -> bool:
+        """Whether it is one of the containers."""
+        return any(value is container for container, _ in self._containers)
 
     def changed(self) -> bool:
         """Whether one of the containers holds other things than it did."""

@@ -9,10 +9,13 @@ graph serves the calls in which every such decision is the same.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.fx
@@ -32,10 +35,12 @@ _MOST_KEPT = 1024
 SIZES: Mapping[str, type] = {"shape": torch.Size, "ndim": int, "dtype": torch.dtype}
 """Attributes of tensors that are sizes, or the dtype."""
 _METHODS = {"dim": int, "ndimension": int, "numel": int, "nelement": int, "is_floating_point": bool, "is_complex": bool}
+_FUNCTIONS: Mapping[Any, type] = {torch.numel: int, torch.is_floating_point: bool, torch.is_complex: bool}
+_OF_KIND = {"dtype", "ndim", "dim", "ndimension", "is_floating_point", "is_complex"}
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
 _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_"}
 _RESHAPES |= {"as_strided_", "sparse_resize_", "sparse_resize_and_clear_"}
-_OWNERS = ("torch", "_operator", "math")
+_OWNERS = ("torch", "_operator", "math", "sparsekernels")
 
 
 class Sized(Protocol):
@@ -63,6 +68,18 @@ class Decision(NamedTuple):
     answer: Any
 
 
+def expect_length(value: Any, count: int) -> None:
+    """What Python asks where a value is unpacked to so many names."""
+    if len(value) != count:
+        given = f"not enough values to unpack (expected {count}, got {len(value)})"
+        raise ValueError(given if len(value) < count else f"too many values to unpack (expected {count})")
+
+
+def itself(value: Any) -> Any:
+    """A question: what it is."""
+    return value
+
+
 def kind_of(node: Node) -> type | None:
     """The class of what `node` gives, where that follows from sizes; `object` where it may be several; else None."""
     if node.op == "call_method":
@@ -73,6 +90,8 @@ def kind_of(node: Node) -> type | None:
         return None
     if node.target is getattr:
         return SIZES.get(str(node.args[1]))
+    if node.target in _FUNCTIONS:
+        return _FUNCTIONS[node.target]
     if getattr(node.target, "__module__", None) not in ("_operator", "math"):
         return None
     kinds = [kind_of(one) for one in node.all_input_nodes]
@@ -97,6 +116,9 @@ class Sizes:
     tensor_of: the tensor that a node reads.
     """
 
+    are_imported: ClassVar[bool] = False
+    """Whether what computes them is imported: half of torch, which takes more than a second."""
+
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
@@ -105,19 +127,35 @@ class Sizes:
     ) -> None:
         self._modules, self._given, self._tensor_of = modules, given, tensor_of
         self._values: dict[Node, Any] = {}
-        self._mode: FakeTensorMode | None = None  # the first one imports half of torch, which takes more than a second
+        self._mode: FakeTensorMode | None = None
         self.computes = False
         """Whether it is at that: what modules do then is not to be traced."""
 
+    @classmethod
+    def import_them(cls) -> None:
+        FakeTensorMode()
+        cls.are_imported = True
+
+    @property
+    def are_any(self) -> bool:
+        """Whether something is known of the arguments."""
+        return bool(self._given)
+
     def value_of(self, node: Node) -> Any:
-        """What `node` gives. Raises `Unknown`."""
-        if not self._given or kind_of(node) is None:
+        """What `node` gives, where that is a size. Raises `Unknown`."""
+        if kind_of(node) is None:
+            raise Unknown
+        return self.likeness_of(node)
+
+    def likeness_of(self, node: Node) -> Any:
+        """What `node` gives, fake tensors in the places of tensors. Raises `Unknown`."""
+        if not self.are_any:
             raise Unknown
         self.computes = True
         try:
             if self._mode is None:
                 self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-            with torch.no_grad(), self._mode:
+            with _unlogged(), torch.no_grad(), self._mode:
                 for one in upstream([node]):
                     if one not in self._values:
                         self._values[one] = self._computed(one)
@@ -144,6 +182,21 @@ class Sizes:
         module = self._modules[str(node.target)]
         # in training mode it would count this batch
         return args[0] if isinstance(module, NormBase) else module(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside, torch does not log for this thread that an operation has failed on fake tensors: nobody asked for it."""
+    log, thread = logging.getLogger(FakeTensorMode.__module__), threading.get_ident()
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_others)
 
 
 def upstream(nodes: Iterable[Node]) -> list[Node]:
@@ -180,11 +233,10 @@ def are_known(nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> bool:
     return True
 
 
-class Guard:
+class Guards:
     """Whether code would decide for other arguments as it did when it was traced.
 
-    given: the arguments that it was traced for, by their names. names: of those of a call, in its order. places: where
-    the tensors that the graph reads are.
+    See `Guard`. What dtypes and numbers of dimensions decide is asked apart, since most calls have the same.
     """
 
     def __init__(
@@ -194,6 +246,38 @@ class Guard:
         given: Mapping[str, Sized],
         names: Sequence[str],
         place_of: Callable[[str], tuple[dict[str, Any], str]],
+    ) -> None:
+        by_kind = [decision for decision in decisions if _is_of_kind(decision.node)]
+        by_size = [decision for decision in decisions if decision not in by_kind]
+        self._guards = [
+            Guard(some, modules, given, names, place_of, is_by_kind)
+            for some, is_by_kind in ((by_kind, True), (by_size, False))
+            if some
+        ]
+
+    def holds(self, args: Sequence[Sized], at_once: bool = False) -> bool:
+        """Whether the graph decides right for `args`; False for shapes beyond those that are looked at.
+
+        at_once: whether that is computed for new shapes however long it takes; else it waits until they come again.
+        """
+        return all(guard.holds(args, at_once) for guard in self._guards)
+
+
+class Guard:
+    """Of some decisions.
+
+    given: the arguments that it was traced for, by their names. names: of those of a call, in its order. place_of:
+    where the tensors that the graph reads are. is_by_kind: whether all follow from dtypes and numbers of dimensions.
+    """
+
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        modules: Mapping[str, nn.Module],
+        given: Mapping[str, Sized],
+        names: Sequence[str],
+        place_of: Callable[[str], tuple[dict[str, Any], str]],
+        is_by_kind: bool,
     ) -> None:
         self._decisions, self._names = list(decisions), list(names)
         nodes = upstream([decision.node for decision in decisions])
@@ -206,22 +290,25 @@ class Guard:
         ]
         self._held += self._places.values()
         self._shapes = self._shapes_now()
-        self._nodes, self._is_quick = nodes, not self._modules
+        self._nodes, self._is_by_kind = nodes, is_by_kind
+        self._is_quick = not self._modules
         self._seen: set[tuple[Any, ...]] = set()
         self._known: dict[tuple[Any, ...], bool] = {}
         if given:
-            self._known[tuple((tuple(given[name].shape), given[name].dtype) for name in names)] = True
+            self._known[self._key_of([given[name] for name in names])] = True
 
-    def holds(self, args: Sequence[Sized], at_once: bool = False) -> bool:
-        """Whether the graph decides right for `args`; False for shapes beyond those that are looked at.
-
-        at_once: whether that is computed for new shapes however long it takes; else it waits until they come again.
-        """
-        key = tuple([(tuple(arg.shape), arg.dtype) for arg in args])
+    def holds(self, args: Sequence[Sized], at_once: bool) -> bool:
+        key = self._key_of(args)
         known = self._known.get(key)
         if known is None:
-            known = self._asked(key, args, at_once or self._is_quick)
+            known = self._asked(key, args, at_once or self._is_quick or self._is_by_kind)
         return known and self._shapes_now() == self._shapes
+
+    def _key_of(self, args: Sequence[Sized]) -> tuple[Any, ...]:
+        default = torch.get_default_dtype()  # of what is computed of whole numbers
+        if self._is_by_kind:
+            return default, *[(len(arg.shape), arg.dtype) for arg in args]
+        return default, *[(arg.shape, arg.dtype) for arg in args]
 
     def _asked(self, key: tuple[Any, ...], args: Sequence[Sized], at_once: bool) -> bool:
         if len(self._known) >= (_MOST_KEPT if self._is_quick else _MOST_COMPUTED):
@@ -230,7 +317,13 @@ class Guard:
             if len(self._seen) < _MOST_KEPT:
                 self._seen.add(key)
             return False
-        known = self._known[key] = self._decides_alike(args)
+        try:
+            known = self._decides_alike(args)
+        except Exception:  # what the modules raise for these arguments they raise themselves
+            if self._is_by_kind:  # for other sizes they may not
+                return False
+            known = False
+        self._known[key] = known
         return known
 
     def _shapes_now(self) -> list[Any]:
@@ -239,6 +332,8 @@ class Guard:
         return [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in held]
 
     def _decides_alike(self, args: Sequence[Sized]) -> bool:
+        """Raises what modules raise for such arguments."""
+
         def tensor_of(target: str) -> torch.Tensor:
             place, name = self._places[target]
             tensor: torch.Tensor = place[name]
@@ -247,10 +342,24 @@ class Guard:
         if not are_known(self._nodes, self._modules):  # one has got a hook
             return False
         sizes = Sizes(self._modules, dict(zip(self._names, args, strict=True)), tensor_of)
-        try:
-            return all(_is_alike(question(sizes.value_of(node)), answer) for node, question, answer in self._decisions)
-        except Exception:  # what the modules raise for these arguments they raise themselves
+        return all(_is_alike(question(sizes.value_of(node)), answer) for node, question, answer in self._decisions)
+
+
+def _is_of_kind(node: Node) -> bool:
+    """Whether it follows from the dtypes and the numbers of dimensions of the arguments."""
+    if any("squeeze" in str(one.target) for one in upstream([node])):
+        return False
+    left = [node]
+    while left:
+        one = left.pop()
+        if one.op == "call_method" and one.target in _OF_KIND:
+            continue
+        if one.op == "call_function" and one.target is getattr and one.args[1] in _OF_KIND:
+            continue
+        if getattr(one.target, "__module__", None) != "_operator":
             return False
+        left += one.all_input_nodes
+    return True
 
 
 def _is_alike(value: Any, answer: Any) -> bool:

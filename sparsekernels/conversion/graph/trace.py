@@ -16,7 +16,7 @@ from torch import nn
 from ..survey import Call
 from ..watch.surroundings import Beside
 from .signature import Arguments
-from .sizes import Decision, Guard, kind_of, upstream
+from .sizes import Decision, Guards, kind_of, upstream
 from .tracing import place_of, traced
 
 
@@ -56,10 +56,10 @@ class Trace:
                 graph.erase_node(copies[node])
         return graph, dict(self.module.named_modules())
 
-    def guard(self) -> Guard | None:
+    def guard(self) -> Guards | None:
         """Which calls it serves, of the modules as they are; None where sizes decide nothing."""
         if not self.decisions:
             return None
         modules = dict(self.module.named_modules())
         place = functools.partial(place_of, self.module)
-        return Guard(self.decisions, modules, self.arguments.given, self.arguments.read, place)
+        return Guards(self.decisions, modules, self.arguments.given, self.arguments.read, place)

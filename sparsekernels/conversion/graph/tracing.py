@@ -1,6 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""torch.fx, made to see what it does not: what is done in place, buffers, surroundings, and who asks for a tensor."""
+"""torch.fx, made to see what it does not: what is done in place, buffers, surroundings, and who asks for a tensor.
+
+More than 400 lines: the tracer, and what is done around a trace so that nothing is left of it.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,23 @@ from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
 from ..watch.reach import Reach
-from ..watch.state import KEPT_BY_TORCH, State
+from ..watch.state import KEPT_BY_TORCH, State, is_same
 from ..watch.surroundings import Beside
 from .attach import OWN_FORWARD
-from .proxies import Attribute, Proxy, factories_are_recorded, proxies_are_tensors
+from .class_questions import ClassQuestions
+from .proxies import (
+    Attribute,
+    Proxy,
+    compares_identity,
+    factories_are_recorded,
+    gives_tensor,
+    is_proxy,
+    is_tensor,
+    known_attribute,
+    proxies_are_tensors,
+)
 from .signature import Arguments, Lent
-from .sizes import Decision, Sizes, Unknown, are_known
+from .sizes import Decision, Sizes, Unknown, are_known, itself, kind_of
 from .untraceable import Untraceable
 
 Node = torch.fx.Node
@@ -51,14 +65,20 @@ class _Tracer(torch.fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, module: nn.Module, arguments: Arguments) -> None:
+    def __init__(self, module: nn.Module, arguments: Arguments, holds: Callable[[Any], bool]) -> None:
+        """holds: whether the module, or what its code gets at, has a value."""
         super().__init__()
-        self._arguments, self.lent = arguments, Lent()
+        self.holds = holds
+        self._module, self._arguments, self.lent = module, arguments, Lent()
         self._modules = dict(module.named_modules())
         self._sizes = Sizes(self._modules, arguments.given, functools.partial(_tensor_of, module))
         self._are_known = True
         self.refused = False
         """Whether it raised for a question, whatever the code that asked made of that."""
+        self.lacks_sizes = False
+        """Whether it did so since what computes sizes is not imported: that would keep functions that are patched."""
+        self.calls_others = False
+        """Whether it calls modules that do something beside, by a hook or a `forward` of their own."""
         self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
@@ -69,6 +89,7 @@ class _Tracer(torch.fx.Tracer):
         """Where everything is; a graph serves no tensor that is elsewhere."""
         self._thread = threading.get_ident()
         self.proxies: list[weakref.ref[torch.fx.Proxy]] = []
+        self.questions = ClassQuestions(is_proxy, is_tensor, (Proxy, Attribute))
 
     def forget(self) -> None:
         """Let go of the module: functions inside of torch.fx refer to the tracer and to themselves.
@@ -80,18 +101,73 @@ class _Tracer(torch.fx.Tracer):
 
     def decided(self, proxy: torch.fx.Proxy, question: Callable[[Any], Any]) -> Any:
         """The answer to what code asks of a size; raises where it follows from something else."""
-        value = None
-        if self._are_known:
-            with _unwatched(), contextlib.suppress(Unknown):
-                value = self._sizes.value_of(proxy.node)
-        if value is None:
+        try:
+            return self._answer_to(proxy, question)
+        except Unknown:
             self.refused = True
-            raise Untraceable(GraphObstacle.DECIDES)
+            raise Untraceable(GraphObstacle.DECIDES) from None
+
+    def _answer_to(self, proxy: torch.fx.Proxy, question: Callable[[Any], Any]) -> Any:
+        """Raises `Unknown`."""
+        if kind_of(proxy.node) is None or not self._may_compute():
+            raise Unknown
+        with _unwatched():
+            value = self._sizes.value_of(proxy.node)
         answer = question(value)
         decision = Decision(proxy.node, question, answer)
         if decision not in self.decisions:
             self.decisions.append(decision)
         return answer
+
+    def _may_compute(self) -> bool:
+        """Whether sizes follow from those of the arguments, and what computes them is imported."""
+        self.lacks_sizes = self.lacks_sizes or (self._sizes.are_any and not Sizes.are_imported)
+        return self._are_known and not self.lacks_sizes
+
+    def likeness_of(self, node: Node) -> Any:
+        """What `node` gives: the model's own tensor where it reads that, else fake ones; None where that is unknown."""
+        if node.op == "get_attr":
+            return _tensor_of(self._module, str(node.target))
+        if node.op != "placeholder" and self._may_compute():
+            with _unwatched(), contextlib.suppress(Unknown):
+                return self._sizes.likeness_of(node)
+        return None
+
+    def attribute_of(self, proxy: Any, name: str) -> Any:
+        """What code gets as an attribute of a tensor, or of a size."""
+        made = Attribute(proxy, name)
+        self.proxies.append(weakref.ref(made))
+        node = proxy.node
+        kind = kind_of(node)
+        if kind is not None:
+            if kind is not object and not hasattr(kind, name):
+                raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
+            return made
+        try:
+            known = known_attribute(node, name, self.device)
+        except Untraceable:
+            self.refused = True
+            raise
+        if known is not None:
+            return known
+        if name == "dtype" and gives_tensor(node):
+            with contextlib.suppress(Unknown):
+                return self._answer_to(made, itself)
+            if compares_identity(sys._getframe(2)):
+                self.refused = True
+                raise Untraceable(GraphObstacle.DECIDES)
+        elif not hasattr(Tensor, name) and gives_tensor(node):
+            self._require_attribute(node, name)
+        return made
+
+    def _require_attribute(self, node: Node, name: str) -> None:
+        """Code asks whether there is an attribute that not all tensors have."""
+        if node.op in ("placeholder", "get_attr"):
+            self.refused = True
+            raise Untraceable(GraphObstacle.DECIDES)
+        known = self.likeness_of(node)
+        if known is not None and not hasattr(known, name):
+            raise AttributeError(f"{type(known).__name__!r} object has no attribute {name!r}")
 
     def iter(self, obj: torch.fx.Proxy) -> Iterator[Any]:
         return (obj[place] for place in range(len(obj)))  # type: ignore[index]
@@ -120,12 +196,12 @@ class _Tracer(torch.fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        if type(a) in (Proxy, Attribute):
+        if is_proxy(a):
             return a.node
         if type(a) is Tensor and id(a) in self._in_dicts:
             return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
-        if isinstance(a, dict) and dataclasses.is_dataclass(a):  # torch.fx would make a plain dict of it
-            named = {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
+        if dataclasses.is_dataclass(a) and not isinstance(a, type):
+            named = {name: self.create_arg(value) for name, value in _fields_of(a).items()}
             return self.create_node("call_function", type(a), (), named)
         return super().create_arg(a)
 
@@ -137,9 +213,29 @@ class _Tracer(torch.fx.Tracer):
         args, kwargs = self.lent.made_of(self._arguments, proxies)
 
         def called(module: nn.Module) -> Any:
-            return root_fn(module, *args, **kwargs)
+            result = root_fn(module, *args, **kwargs)
+            self._require_fresh(result)
+            return result
 
         return called, [self.root]
+
+    def _require_fresh(self, result: Any) -> None:
+        """A list or dict that the caller of a graph gets is made for it. Where it is one that somebody else has, too,
+        what is written to it would be seen there. Raises `Untraceable`."""
+        seen: set[int] = set()
+        left = [result]
+        while left:
+            value = left.pop()
+            if is_proxy(value):
+                continue
+            if isinstance(value, list | dict | set):
+                if id(value) in seen or self.lent.holds(value) or self.holds(value):
+                    raise Untraceable(GraphObstacle.RETURNS_ITS_OWN)
+                seen.add(id(value))
+            if isinstance(value, list | tuple):
+                left.extend(value)
+            elif isinstance(value, dict):
+                left.extend(value.values())
 
     def proxy(self, node: Node) -> torch.fx.Proxy:
         made = Proxy(node, self)
@@ -147,6 +243,7 @@ class _Tracer(torch.fx.Tracer):
         return made
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        self.calls_others = self.calls_others or not is_plain(m)
         return (
             candidate_of(m) is not None
             or isinstance(m, RMSNorm | torch.jit.ScriptModule)
@@ -187,9 +284,10 @@ def _is_layer_of_subclass(module: nn.Module) -> bool:
 
 
 def _surroundings() -> tuple[Any, ...]:
-    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do)."""
-    hooks = saved_tensors_hooks()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled(), hooks
+    """Whether gradients are wanted, dtypes changed, and saved tensors packed (as checkpoints do); the dtype and the
+    device of tensors that are made of numbers."""
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), is_any_autocast_enabled()
+    return *modes, saved_tensors_hooks(), torch.get_default_dtype(), torch.get_default_device()
 
 
 def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
@@ -201,13 +299,21 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Bes
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time may run; in other threads they do what they did.
     """
-    reach = Reach(module.modules())
-    try:
-        return _traced(module, arguments, reach)
-    except Untraceable as error:
-        if not reach.makes_tensors or error.obstacle not in _OF_TENSORS:
-            raise
-    return _traced(module, arguments, Reach(module.modules()), makes_tensors=True)
+    makes_tensors = False
+    while True:
+        reach = Reach(module.modules())
+        try:
+            return _traced(module, arguments, reach, makes_tensors)
+        except _SizesNotImported:
+            Sizes.import_them()
+        except Untraceable as error:
+            if makes_tensors or not reach.makes_tensors or error.obstacle not in _OF_TENSORS:
+                raise
+            makes_tensors = True
+
+
+class _SizesNotImported(Untraceable):
+    """Code asks for a size, and what computes those is to be imported."""
 
 
 _OF_TENSORS = (GraphObstacle.SIDE_EFFECTS, GraphObstacle.TRACING_FAILED, GraphObstacle.DECIDES)
@@ -215,19 +321,24 @@ _OF_TENSORS = (GraphObstacle.SIDE_EFFECTS, GraphObstacle.TRACING_FAILED, GraphOb
 
 
 def _traced(
-    module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool = False
+    module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool
 ) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
     """makes_tensors: whether the graph does, in the place of the code."""
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, tracer = Generators(before.generators), _Tracer(module, arguments)
+    drawn = Generators(before.generators)
+    tracer = _Tracer(module, arguments, lambda value: before.holds(value) or reach.holds(value))
     recorded = factories_are_recorded(tracer) if makes_tensors else contextlib.nullcontext()
     if makes_tensors:
         reach.asked.append((torch.get_default_dtype, torch.get_default_dtype()))
     failed: Untraceable | None = None
     try:
-        with proxies_are_tensors(), recorded, reach.watched(silent=lambda: Untraceable(_heard(reach))):
+        with (
+            proxies_are_tensors(),
+            recorded,
+            reach.watched(lambda: Untraceable(_heard(reach)), tracer.questions.look),
+        ):
             graph: torch.fx.Graph = contextvars.copy_context().run(_trace, tracer, module)
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)
@@ -235,10 +346,17 @@ def _traced(
         changed = [before.put_back(), reach.put_back(), tracer.lent.changed()]
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
-        if tracer.refused and failed is None:
+        if tracer.questions.asked is not None:
+            failed = Untraceable(GraphObstacle.ASKS_THE_CLASS, place=tracer.questions.asked)
+        elif tracer.refused and failed is None:
             failed = Untraceable(GraphObstacle.DECIDES)
+        elif tracer.calls_others and reach.sets_context and failed is None:
+            failed = Untraceable(GraphObstacle.SURROUNDINGS)  # in which hooks may leave something for this code
+        lacks_sizes = tracer.lacks_sizes
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
+    if lacks_sizes:
+        raise _SizesNotImported(GraphObstacle.DECIDES)
     if reach.speaks or reach.tells_time:
         if failed is None or failed.obstacle is not _heard(reach):
             failed = Untraceable(_heard(reach))
@@ -264,6 +382,24 @@ def _trace(tracer: _Tracer, module: nn.Module) -> torch.fx.Graph:
     if any(value is not before.get(variable) for variable, value in contextvars.copy_context().items()):
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     return graph
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """What a dataclass is made of. Raises `Untraceable` where one that is made of that would be another."""
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    made = type(value)(**fields)
+    same = all(getattr(made, field.name) is getattr(value, field.name) for field in dataclasses.fields(value))
+    if isinstance(value, dict):
+        same = same and list(map(id, _contents(made))) == list(map(id, _contents(value)))
+    attributes, others = getattr(value, "__dict__", {}), getattr(made, "__dict__", {})
+    same = same and attributes.keys() == others.keys()
+    if not same or not all(is_same(attributes[name], others[name]) for name in attributes):
+        raise Untraceable(GraphObstacle.RETURNS_MORE, kind=type(value).__name__)
+    return fields
+
+
+def _contents(value: dict[Any, Any]) -> list[Any]:
+    return [*value, *value.values()]
 
 
 def _tensor_of(module: nn.Module, target: str) -> Tensor:

@@ -4,6 +4,8 @@
 
 A forward may leave something there, an auxiliary loss in a list of its Python module for instance. A graph would leave
 none, and convert's own calls are to leave none.
+
+More than 400 lines: one walk over all kinds of places where code keeps something.
 """
 
 from __future__ import annotations
@@ -56,18 +58,21 @@ class Reach:
         self.speaks = self.tells_time = self.makes_tensors = False
         """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
         the system's that are others each time; has made tensors of numbers."""
+        self.sets_context = False
+        """Whether code that was watched has set a context variable, be it for a while."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._read: list[Entry] = []  # globals
         self._read_keys: set[tuple[int, Any]] = set()
         self._called: dict[tuple[int, str], dict[str, Any]] = {}  # those that are functions, and where they are
-        self._entered: set[int] = set()
         self._cells: list[tuple[types.CodeType, Callable[[], Any]]] = []  # of functions, by their code
         self._names: set[str] = set()
         self._bindings: dict[tuple[int, Any], Binding] = {}
         self._held: list[Held] = []
         self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._functions: list[types.FunctionType] = []
+        self._entered: dict[int, types.CodeType] = {}
         self._seen: dict[int, Any] = {}  # with what has the id
         self._left = _MOST
         self._looks_at_hooks = False
@@ -89,24 +94,30 @@ class Reach:
             self._look(value)
 
     @contextlib.contextmanager
-    def watched(self, silent: Callable[[], Exception] | None = None) -> Iterator[None]:
+    def watched(
+        self, silent: Callable[[], Exception] | None = None, passed: Callable[[types.FrameType], None] | None = None
+    ) -> Iterator[None]:
         """Inside, functions are looked into when they are first entered; where a profiler runs that cannot be stopped,
         they are not.
 
-        silent: makes what is raised where code is about to print, to log or to open a file.
+        silent: makes what is raised where code is about to print, to log or to open a file. passed: is given the frame
+        of each function of Python's that begins or ends.
         """
         previous: Any = sys.getprofile()
         stop = getattr(previous, "disable", None)
+        entered: set[int] = set()
         if previous is not None and not callable(previous) and stop is None:
             yield
             return
-        entered: dict[int, types.CodeType] = {}
 
         def profile(frame: types.FrameType, event: str, argument: Any) -> None:
+            if passed is not None and event in ("call", "return"):
+                passed(frame)
             if event == "call":
                 code = frame.f_code
                 if id(code) not in entered:
-                    entered[id(code)] = code
+                    entered.add(id(code))
+                    self._entered[id(code)] = code
                     self._enter(frame)
                 self._ask_of(frame)
                 if silent is None or code.co_name != "_log" or frame.f_globals.get("__name__") != "logging":
@@ -115,8 +126,9 @@ class Reach:
             elif event != "c_call":
                 return
             else:
-                variable = getattr(argument, "__self__", None)
-                if type(variable) is contextvars.ContextVar and not is_library(frame.f_globals.get("__name__")):
+                variable, is_own = getattr(argument, "__self__", None), not is_library(frame.f_globals.get("__name__"))
+                if is_own and type(variable) is contextvars.ContextVar:
+                    self.sets_context |= argument.__name__ == "set"
                     self._ask(variable.get, None)
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
@@ -164,12 +176,18 @@ class Reach:
         code: whether functions and methods count, which may be put in the place of others.
         """
         kinds = [kind for kind, _ in self._classes]
-        read = list(self._read)
+        read, functions = list(self._read), list[types.FunctionType]()
         if code:
             read += [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
+            functions = [one for one in self._functions if id(one.__code__) in self._entered]
         shared = [(one, one()) for function, one in self._cells if id(function) in self._entered]
         asked = [*self.asked, *((one, value) for one, value in shared if not isinstance(value, _CODE))]
-        return Beside.of(read, kinds, self._names, asked, {id(module) for module in self._modules}, code)
+        registered = {id(module) for module in self._modules}
+        return Beside.of(read, kinds, self._names, asked, functions, registered, code)
+
+    def holds(self, value: object) -> bool:
+        """Whether it is one of the things that code got at."""
+        return self._seen.get(id(value), _MISSING) is value
 
     def changed(self) -> bool:
         """Whether something else is there."""
@@ -229,7 +247,6 @@ class Reach:
         """Look at the globals that a function names, and at those of modules that it names."""
         space, code = frame.f_globals, frame.f_code
         if not is_library(space.get("__name__")) and not _is_imported_now(space.get("__name__")):
-            self._entered.add(id(code))
             self._names.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
             self._look_at_globals(space, code.co_names)
 
@@ -317,6 +334,8 @@ class Reach:
         if is_library(function.__module__):
             return []
         inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        if inner:
+            self._functions.append(function)
         for cell in function.__closure__ or ():
             read = functools.partial(getattr, cell, "cell_contents", _MISSING)
             self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))

@@ -85,7 +85,7 @@ class Held:
             if isinstance(items, dict):
                 return not same_dicts(value, items) or any(map(operator.ne, value, items))
             if isinstance(items, list):
-                return len(value) != len(items) or not all(map(is_same, value, items))
+                return len(value) != len(items) or not all(map(is_same, _elements(value), items))
             if items is None:
                 return self.copy is not None and not are_equal(value, self.copy)
             return bool(items_of(value) != items)
@@ -147,7 +147,16 @@ def put_back(held: Iterable[Held]) -> bool:
 
 def same_dicts(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
     """Whether two dicts with the same keys in the same order hold the same."""
-    return len(now) == len(then) and now.keys() == then.keys() and all(is_same(now[key], then[key]) for key in then)
+    if len(now) != len(then) or now.keys() != then.keys():
+        return False
+    if type(now).__getitem__ is dict.__getitem__:
+        return all(is_same(now[key], then[key]) for key in then)
+    return all(is_same(dict.__getitem__(now, key), then[key]) for key in then)
+
+
+def _elements(value: Any) -> Iterator[Any]:
+    """Of a list or deque, whatever a class of the user's gives in their place."""
+    return list.__iter__(value) if isinstance(value, list) else deque.__iter__(value)
 
 
 def held_by(
@@ -190,13 +199,17 @@ def held_by(
 
 
 def items_of(value: Any) -> Any:
-    """What a container holds, or a tensor's version and address, or the bytes of an array; None for anything else."""
+    """What a container holds, or a tensor's version and address, or the bytes of an array; None for anything else.
+
+    By the means of Python's own classes: `__getitem__` of a user's may make something new each time.
+    """
     if isinstance(value, Tensor):
         return stamp_of(value)
     if isinstance(value, dict):
-        return dict(value)
+        ordered: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+        return {key: dict.__getitem__(value, key) for key in ordered.__iter__(value)}
     if isinstance(value, list | deque):
-        return list(value)
+        return list(_elements(value))
     if isinstance(value, set):
         return set(value)
     if isinstance(value, bytearray | array.array):
@@ -281,6 +294,10 @@ class State:
             self._held += held_by(values, {id(module) for module in own}, copies=True, generators=self.generators)
         except TooMuch:
             self.is_whole = False
+
+    def holds(self, value: object) -> bool:
+        """Whether it is a list, a dict or the like that the modules hold."""
+        return any(held.value is value for held in self._held)
 
     def parameters(self) -> Iterator[Tensor]:
         """Leaves of autograd among what the modules hold, those of unregistered modules included."""

@@ -24,6 +24,9 @@ from .state import Held, TooMuch, held_by, is_same
 Asked = tuple[Callable[[], Any], Any]
 """A function and what it gave: a graph serves calls in which it gives the same."""
 
+Defaults = tuple[types.FunctionType, tuple[Any, ...] | None, dict[str, Any] | None]
+"""A function and what its arguments are where they are left out: `__defaults__` and `__kwdefaults__`."""
+
 _FUNCTIONS: tuple[Any, ...] = (
     torch.is_grad_enabled,
     torch.is_inference_mode_enabled,
@@ -105,13 +108,14 @@ class Beside:
     """What code read that is no part of the model. Asked in each call.
 
     globals, classes: values, functions and methods at their places and in their classes, by identity. asked: functions
-    with what they gave, closures' variables among them. held: containers and objects among these values, which may
-    change without being others.
+    with what they gave, closures' variables among them. defaults: of arguments of functions. held: containers and
+    objects among these values, which may change without being others.
     """
 
     globals: Same
     classes: Same
     asked: Sequence[Asked]
+    defaults: Sequence[Defaults]
     held: Sequence[Held]
 
     @classmethod
@@ -121,12 +125,16 @@ class Beside:
         kinds: Iterable[type],
         names: AbstractSet[str],
         asked: Sequence[Asked],
+        functions: Iterable[types.FunctionType],
         registered: Collection[int],
         code: bool,
     ) -> Beside:
         """entries: globals that code names, at their places. kinds: classes of what it got at. names: of attributes
-        that it reads. registered: ids of the modules of the model. code: whether methods and properties count."""
-        entries = list(entries)
+        that it reads. functions: those that it called. registered: ids of the modules of the model. code: whether
+        methods and properties count."""
+        defaults = [(one, one.__defaults__, one.__kwdefaults__) for one in functions]
+        named = [(place, name, value) for _, _, place in defaults if place for name, value in place.items()]
+        entries = [*entries, *named]
         classes, fresh = list[tuple[type, str, Any]](), list[Entry]()
         for kind in kinds:
             for base, name, value in _read_of(kind, names):
@@ -137,22 +145,23 @@ class Beside:
                 else:  # a class method, which is bound anew each time
                     fresh.append((vars(base), name, vars(base)[name]))  # type: ignore[arg-type]
         values = [value for _, _, value in (*entries, *classes)] + [value for _, value in asked]
+        values += [value for _, given, _ in defaults for value in given or ()]
         values = [value for value in values if not isinstance(value, (*_CODE, nn.Module, Tensor))]
         held = [one for value in values for one in _held_by(value, registered)]
-        return cls(
-            Same([*entries, *fresh]), Same(classes, getattr), asked, list({id(one.value): one for one in held}.values())
-        )
+        held = list({id(one.value): one for one in held}.values())
+        return cls(Same([*entries, *fresh]), Same(classes, getattr), asked, defaults, held)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to look at."""
-        return not (self.globals.is_any or self.classes.is_any or self.asked or self.held)
+        return not (self.globals.is_any or self.classes.is_any or self.asked or self.defaults or self.held)
 
     def holds(self) -> bool:
         return (
             self.globals.holds()
             and self.classes.holds()
             and all(is_same(read(), value) for read, value in self.asked)
+            and all(one.__defaults__ is given and one.__kwdefaults__ is named for one, given, named in self.defaults)
             and not any(held.changed() for held in self.held)
         )
 
