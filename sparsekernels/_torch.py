@@ -43,7 +43,7 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_save_to_state_dict",
     ),
     nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
-    Tensor: ("_version",),
+    Tensor: ("_version", "_base", "_grad"),
 }
 """Attributes that are read, called or overridden, by the class that has them. A proxy of torch.fx that becomes an
 attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answers."""

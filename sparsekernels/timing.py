@@ -174,6 +174,18 @@ def _more(repeats: int, seconds: float, sample: float) -> int:
     return max(2 * repeats, min(100 * repeats, math.ceil(sample / seconds) if seconds > 0 else 100 * repeats))
 
 
+def are_enough(samples: Sequence[float]) -> bool:
+    """Whether those of them that were not disturbed tell what a call takes: `ENOUGH`, or half of few.
+
+    Args:
+        samples: Of one variant.
+
+    Returns:
+        Whether they do.
+    """
+    return len(undisturbed(samples)) >= min(ENOUGH, (len(samples) + 1) // 2)
+
+
 class _Variant:
     """One that is measured: its samples, seconds of a call, and how many calls fill one."""
 
@@ -185,7 +197,7 @@ class _Variant:
     @property
     def clear(self) -> bool:
         """Whether its samples tell what it takes."""
-        return len(undisturbed(self.samples)) >= min(ENOUGH, len(self.samples))
+        return are_enough(self.samples)
 
     def sample(self) -> float:
         """Seconds of a call, by one sample more."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..timing import ENOUGH, Effort, median_ratio, samples_of
+from ..timing import ENOUGH, Effort, are_enough, median_ratio, samples_of
 from ..usage import Disturbed, undisturbed
 from .candidates import decisions
 from .facts import Way
@@ -92,8 +92,7 @@ class Times:
         return statistics.mean(seconds < other for seconds, other in zip(mine, theirs, strict=False))
 
     def _is_clear(self, name: str) -> bool:
-        samples = self.rounds[name]
-        return len(undisturbed(samples)) >= min(ENOUGH, len(samples))
+        return are_enough(self.rounds[name])
 
     def _typical(self, name: str) -> float:
         samples = self.rounds[name]

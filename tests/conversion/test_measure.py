@@ -80,7 +80,8 @@ def test_disturbed_samples_do_not_count_where_there_are_others() -> None:
         (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 5.0, 4.0, 7.0), True),
         (_disturbed(6.0, 8.0, 7.0, 6.0, 6.0), _disturbed(4.0, 4.5, 9.0, 4.0, 7.0), False),
         (_disturbed(20.0), [1.0, 2.0, 3.0, 1.0], True),
-        ([6.0, 6.0, 6.0, *_disturbed(9.0)], [*_disturbed(7.0), 5.0, 5.0, *_disturbed(9.0)], False),
+        ([6.0, 6.0, 6.0, *_disturbed(9.0)], [*_disturbed(7.0), 5.0, *_disturbed(8.0, 9.0)], False),
+        ([6.0, 6.0, 6.0, *_disturbed(9.0)], [*_disturbed(7.0), 5.0, 5.0, *_disturbed(9.0)], True),
     ],
 )
 def test_what_is_certain(dense: list[float], a: list[float], certain: bool) -> None:
