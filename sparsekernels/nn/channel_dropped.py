@@ -215,15 +215,15 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
         raise ValueError(f"a channel-dropped layer: expected input of {size} {what}, got {list(input.shape)}")
 
 
-def _leave_to_torch(input: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None) -> None:
-    """Raise `Outside` where torch's own product is to be asked, which may broadcast a bias."""
-    other_layout = input.layout is not torch.strided and is_for_torch(input)
-    if guard is not None and (other_layout or (bias is not None and bias.shape != kept.shape[:1])):
+def _leave_to_torch(input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None) -> None:
+    """Raise `Outside` where torch's own product is to be asked, which may broadcast a bias and refuses devices."""
+    others = (input.layout is not torch.strided and is_for_torch(input)) or input.device != weight.device
+    if guard is not None and (others or (bias is not None and bias.shape != kept.shape[:1])):
         raise Outside
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None) -> Tensor:
-    _leave_to_torch(input, bias, kept, guard)
+    _leave_to_torch(input, weight, bias, kept, guard)
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
     check_size(input, -1, kept.shape[1])
     drops_outputs, drops_inputs = kept.part[0] < kept.shape[0], kept.part[1] < kept.shape[1]
@@ -312,7 +312,7 @@ Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None, convolution: Convolution
 ) -> Tensor:
-    _leave_to_torch(input, bias, kept, guard)
+    _leave_to_torch(input, weight, bias, kept, guard)
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
     check_size(input, -3, kept.shape[1])
     drops_outputs, drops_inputs = kept.part[0] < kept.shape[0], kept.part[1] < kept.shape[1]
