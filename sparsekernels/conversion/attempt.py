@@ -137,6 +137,10 @@ class Attempt:
 
     def _why_nothing(self) -> list[Fact]:
         """Where there are zeros, if not in layers that may be exchanged."""
+        if any(fact.kind is Note.CONVERTED_BEFORE for fact in self._facts):
+            return []
+        if any(layer.module.weight.is_meta for layer in self._layers if isinstance(layer.module.weight, Tensor)):
+            return [Note.NO_DATA.of()]
         layers = [layer for layer in self._layers if layer.sparsity is not None]
         if max((layer.sparsity or 0 for layer in layers), default=0) >= LEAST_SPARSITY:
             return [Note.NO_LAYER_FITS.of()]
@@ -154,6 +158,10 @@ class Attempt:
             traced = wanted | self._before_zero_scales()
         if wanted:
             self._decide_norms()
+        obstacles = [layer.obstacle.kind for layer in self._layers if layer.obstacle is not None]
+        if LayerObstacle.CONVERTED in obstacles:
+            converted = obstacles.count(LayerObstacle.CONVERTED)
+            self._note(Note.CONVERTED_BEFORE, count=converted, total=len(self._layers))
         self._pace.at("tracing")
         with on_one_thread(), Conversion([], [], self._norms.norms).installed():  # which a graph then calls
             regions = self._regions(traced) if traced else []
@@ -257,7 +265,7 @@ class Attempt:
         way: Way = Way.BEFORE,
     ) -> Report:
         if self._pace.met:
-            unmeasured = tuple(self._unmeasured) or ("nothing",)
+            unmeasured = tuple(self._unmeasured) or ("some repetitions, and some numbers of rows",)
             self._note(Note.LIMIT, seconds=self._pace.max_seconds, unmeasured=unmeasured)
         undecided = sum(row.ground is Ground.UNDECIDED for row in rows)
         if undecided:

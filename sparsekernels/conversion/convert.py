@@ -261,8 +261,7 @@ def _first_runs(
                 try:
                     recorded.append(record_inputs(model, layers, call, reach))
                 except Exception as error:
-                    is_list = name == "example_input" and len(args) == 1 and isinstance(args[0], list)
-                    hint = "; a list is one argument, a tuple is several" if is_list else ""
+                    hint = _hint(args) if name == "example_input" else ""
                     raise ValueError(
                         f"convert: expected {name} that model can be called with, got ({_words(args, kwargs)}){hint}:"
                         f" {type(error).__name__}: {error}"
@@ -326,9 +325,23 @@ def _limit_of(max_seconds: object) -> float:
     return seconds
 
 
+def _hint(args: tuple[Any, ...]) -> str:
+    """What a user may have meant that gave these arguments."""
+    if len(args) == 1 and isinstance(args[0], list):
+        return "; a list is one argument, a tuple is several"
+    if len(args) == 1 and isinstance(args[0], Mapping):
+        return "; what is given by keyword goes into example_kwargs"
+    if args and all(isinstance(one, int) for one in args):
+        return "; a shape is no input: give a tensor of it"
+    return ""
+
+
 def _words(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     return ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
 
 
 def _describe(value: object) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    name = type(value).__name__
+    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"

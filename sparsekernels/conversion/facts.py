@@ -279,4 +279,9 @@ class Note(_Sentence):
     )
     NORMS_RAISED = "RMSNorms stay as they are ({kinds}): as sparsekernels.rms_norm, the model raised {error}."
     NORMS_BESIDE = "sparsekernels.replace_norms(model) lets RMSNorms run as sparsekernels.rms_norm: {kinds}."
+    CONVERTED_BEFORE = (
+        "{count} of {total} layers were converted before, with a part of the model, and stay as they are:"
+        " sparsekernels.revert(model) first lets them be measured with the rest."
+    )
+    NO_DATA = "The model's weights have no data (they are on device meta): load them first, then convert."
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."

@@ -65,6 +65,8 @@ class NormsReport:
         return sum(norm.replaced for norm in self.norms)
 
     def __str__(self) -> str:
+        if not self.norms:
+            return "no RMSNorm was found that does not run as sparsekernels.rms_norm already"
         lines = [f"{self.replaced} of {len(self.norms)} norms run as sparsekernels.rms_norm"]
         alike = Counter((norm.kind, tuple(norm.options.items()), norm.reason) for norm in self.norms)
         first = {(norm.kind, tuple(norm.options.items()), norm.reason): norm.name for norm in reversed(self.norms)}

@@ -4,17 +4,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+
+_excused = 0.0
+"""Seconds of this process that count against no limit."""
 
 
 class Progress:
@@ -29,7 +34,7 @@ class Progress:
 
     def __init__(self, show: bool | None, max_seconds: float) -> None:
         self._show, self.max_seconds = show, max_seconds
-        self._start = time.perf_counter()
+        self._start, self._excused = time.perf_counter(), _excused
         self.met = False
         self._bar: Bar | None = None
         self._previous: Any = None
@@ -66,7 +71,7 @@ class Progress:
     @property
     def left(self) -> float:
         """Seconds until the limit; negative behind it."""
-        return self.max_seconds - (time.perf_counter() - self._start)
+        return self.max_seconds - (time.perf_counter() - self._start) + (_excused - self._excused)
 
     def stop(self, reserve: float = 0.0) -> bool:
         """Whether no more than `reserve` seconds are left. Raises what Ctrl-C raises."""
@@ -93,6 +98,17 @@ class Progress:
         self._answered = True
         self._previous(number, frame)
         self._held_back, self._answered = None, False  # a handler that does not raise
+
+
+@contextlib.contextmanager
+def excused() -> Iterator[None]:
+    """What is done inside, once in a process, does not count against a limit."""
+    global _excused
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        _excused += time.perf_counter() - start
 
 
 def has_rich() -> bool:

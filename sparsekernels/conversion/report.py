@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .facts import Fact, Note, Way, plain
+from .facts import Fact, LayerObstacle, Note, Way, plain
 from .table import as_rich, as_text
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class LayerReport:
 
     @property
     def verdict(self) -> str:
-        """The decision, or "undecided" where it could not be measured."""
+        """The decision; "undecided" where it could not be measured, "as before" where it was converted already."""
+        if self.obstacle is not None and self.obstacle.kind is LayerObstacle.CONVERTED:
+            return "as before"
         return Ground.UNDECIDED.value if self.ground is Ground.UNDECIDED else self.decision
 
     @property

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 HEADER = ("layer", "weight", "input", "sparsity", "decision", "speedup", "why")
 
-_WIDEST, _NARROWEST = 120, 60
-"""Characters of a line; where there is no terminal, the former."""
+_WIDEST, _WIDTH, _NARROWEST = 160, 120, 60
+"""Characters of a line at most, where there is no terminal, and at least."""
 
 _LEAST_FOR_REASONS = 40
 """Where fewer characters of a line remain for the reasons, they stand beneath their rows."""
@@ -36,7 +36,7 @@ _GAP = 2
 def as_text(report: Report, width: int | None = None) -> str:
     """Lines as wide as the terminal, or of a given width."""
     if width is None:
-        width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
+        width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDTH, 24)).columns))
     rows = [HEADER, *_rows_of(report.layers)]
     columns, widths = _fitting(rows, width)
     beneath = sum(widths) + _GAP * len(widths) > width - _LEAST_FOR_REASONS

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, DROPPED, FINE, convert_module
+from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, convert_module
 from torch import nn
 
 import sparsekernels as sk
@@ -278,3 +278,25 @@ def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_the_public_surface() -> None:
     assert sk.convert is convert_module.convert
     assert isinstance(sk.convert(nn.Sequential(nn.ReLU()).eval(), torch.ones(2)), sk.Report)
+
+
+def test_layers_that_a_part_has_converted_are_counted(prefer: Prefer) -> None:
+    part = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)).eval()
+    prune_(part, "random", 0.9)
+    prefer(FINE, GRAPH, LAYERS)
+    sk.convert(part, torch.randn(4, 16))
+    model = nn.Sequential(part, nn.Linear(16, 4)).eval()
+    report = sk.convert(model, torch.randn(4, 16))
+    assert not report.converted
+    assert report.notes[0].startswith("2 of 3 layers were converted before, with a part of the model, and stay")
+    assert not any("can be exchanged" in note for note in report.notes)
+    assert [row.verdict for row in report.layers] == ["as before", "as before", "dense"]
+    sk.revert(model)
+    prune_(model, "random", 0.9)
+    assert len(sk.convert(model, torch.randn(4, 16)).converted) == 3
+
+
+def test_weights_without_data() -> None:
+    model = nn.Sequential(nn.Linear(16, 16, device="meta")).eval()
+    report = sk.convert(model, torch.randn(4, 16, device="meta"))
+    assert report.notes[0].startswith("The model's weights have no data")

@@ -23,6 +23,7 @@ from torch import nn
 
 from ..._torch import FakeTensorMode, NormBase
 from ..modules import is_plain
+from ..progress import excused
 
 Node = torch.fx.Node
 
@@ -133,7 +134,8 @@ class Sizes:
 
     @classmethod
     def import_them(cls) -> None:
-        FakeTensorMode()
+        with excused():
+            FakeTensorMode()
         cls.are_imported = True
 
     @property
