@@ -17,6 +17,7 @@ from sparsekernels.conversion import measure
 from sparsekernels.conversion.facts import Note, Way
 from sparsekernels.conversion.measure import AllTimes, Times, times_of
 from sparsekernels.conversion.report import Ground
+from sparsekernels.conversion.table import as_text
 from sparsekernels.pruning import prune_
 from sparsekernels.usage import Disturbed
 
@@ -118,7 +119,7 @@ def test_undecided_layers_stay_and_are_counted(monkeypatch: pytest.MonkeyPatch) 
     assert report.notes[0].startswith("3 of 3 layers are undecided and stay as they are: other programs disturbed")
     assert "Convert again when the machine is quiet." in report.notes[0]
     assert report.converted == ()
-    for row, line in zip(report.layers, str(report).splitlines()[1:], strict=False):
+    for row, line in zip(report.layers, as_text(report, 120).splitlines()[1:], strict=False):
         assert (row.decision, row.ground, row.speedup, row.gains) == (DENSE, Ground.UNDECIDED, None, {})
         assert "90.0%     undecided" in line
         assert row.reason == "it stays dense, since other programs disturbed the measurement"

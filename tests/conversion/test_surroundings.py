@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import datetime
 import os
+import sys
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -293,3 +295,83 @@ def test_a_variable_without_a_value_stays_so(prefer: Prefer) -> None:
 
     sk.replace_norms(nn.Sequential(Sets(16)))
     assert variable.get(None) is None
+
+
+class Parent(nn.Module):
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.layer, self.read = nn.Linear(16, 8), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * float(self.read(self))
+
+
+class Child(Parent):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+TENSOR = torch.ones(())
+MIXED: dict[str, Any] = {"scale": 1.0, "mean": torch.zeros(3), "layer": nn.Linear(2, 2)}
+
+
+def imported(_: Any) -> float:
+    import settings_of_a_test
+
+    return float(settings_of_a_test.scale)
+
+
+LATE: dict[str, tuple[Callable[[Any], Any], Callable[[pytest.MonkeyPatch], object]]] = {
+    "a base's forward": (
+        lambda net: 1.0,
+        lambda patch: patch.setattr(Parent, "forward", lambda self, x: self.layer(x)),
+    ),
+    "a tensor": (lambda net: TENSOR, lambda patch: TENSOR.fill_(3.0)),
+    "a dict with tensors and modules": (lambda net: MIXED["scale"], lambda patch: patch.setitem(MIXED, "scale", 3.0)),
+    "what forward imports": (imported, lambda patch: patch.setattr(sys.modules["settings_of_a_test"], "scale", 3.0)),
+}
+
+
+@pytest.mark.parametrize("how", LATE)
+def test_what_else_may_change(prefer: Prefer, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    settings = types.ModuleType("settings_of_a_test")
+    settings.scale = 1.0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "settings_of_a_test", settings)
+    read, change = LATE[how]
+    model = Child(read).eval()
+    prune_(model, "random", 0.7)
+    twin, x = copy.deepcopy(model), torch.randn(4, 16)
+    prefer(FINE, GRAPH, LAYERS)
+    sk.convert(model, x)
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), twin(x))
+            change(monkeypatch)
+            for _ in range(3):
+                torch.testing.assert_close(model(x), twin(x))
+    finally:
+        TENSOR.fill_(1.0)
+
+
+def test_code_that_has_a_way_for_errors(prefer: Prefer) -> None:
+    class Tries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.position = nn.Linear(16, 16), nn.Parameter(torch.randn(4, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            try:
+                return y + self.position
+            except RuntimeError:
+                return y
+
+    model = Tries().eval()
+    prune_(model, "random", 0.7)
+    twin = copy.deepcopy(model)
+    prefer(FINE, GRAPH, LAYERS)
+    sk.convert(model, torch.randn(4, 16))
+    with torch.no_grad():
+        for rows in (4, 7, 7, 4):
+            x = torch.randn(rows, 16)
+            torch.testing.assert_close(model(x), twin(x))

@@ -213,6 +213,10 @@ class InferenceGraph(Graph):
                     layout = self._layout_of(plan, args)
                     answer = self._run(plan, args) if layout is None else self._laid_out(plan, args, layout)
                     break
+            except Exception:  # the modules raise it as well, or their code has another way then
+                if plan.writes:  # perhaps it has, to an argument
+                    raise
+                return NO_ANSWER
             finally:
                 plan.leave()
             if not self._refreshed(plan):

@@ -199,6 +199,8 @@ class _Tracer(torch.fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if is_proxy(a):
             return a.node
+        if isinstance(a, int | float) and type(a).__module__ == "numpy":  # whose text is no number
+            return super().create_arg(a.item())  # type: ignore[union-attr]
         if type(a) is Tensor and id(a) in self._in_dicts:
             return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
@@ -367,7 +369,7 @@ def _traced(
         raise Untraceable(GraphObstacle.SIDE_EFFECTS)
     if failed is not None:
         raise failed
-    if has_drawn:
+    if has_drawn or reach.sets_seed:
         raise Untraceable(GraphObstacle.RANDOM)
     return graph, reach.beside(), decisions
 

@@ -19,6 +19,7 @@ import io
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -56,6 +57,8 @@ class Reach:
         self.speaks = self.tells_time = self.makes_tensors = False
         """Whether code that was watched has printed, logged or opened a file; has asked for the time, or for numbers of
         the system's that are others each time; has made tensors of numbers."""
+        self.sets_seed = False
+        """Whether code that was watched has set the state of a random number generator, be it for a while."""
         self.sets_context = False
         """Whether code that was watched has set a context variable, be it for a while."""
         self.asked: list[Asked] = []
@@ -120,6 +123,7 @@ class Reach:
                     self._entered[id(code)] = code
                     self._enter(frame)
                 self._ask_of(frame)
+                self.sets_seed = self.sets_seed or surroundings.sets_seed(code)
                 if silent is None or code.co_name != "_log" or frame.f_globals.get("__name__") != "logging":
                     return
                 self.speaks = True
@@ -130,6 +134,7 @@ class Reach:
                 if is_own and type(variable) is contextvars.ContextVar:
                     self.sets_context |= argument.__name__ == "set"
                     self._ask(variable.get, None)
+                self.sets_seed = self.sets_seed or surroundings.sets_seed(argument)
                 if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
                     self._ask(argument)
                 elif surroundings.makes_tensors(argument):
@@ -180,7 +185,10 @@ class Reach:
         if code:
             read += [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
             functions = [one for one in self._functions if id(one.__code__) in self._entered]
-        asked = [*self.asked, *((one, one()) for function, one in self._cells if id(function) in self._entered)]
+        cells = [(one, one()) for function, one in self._cells if id(function) in self._entered]
+        if not code:
+            cells = [(one, value) for one, value in cells if not isinstance(value, (*_FUNCTIONS, type))]
+        asked = [*self.asked, *cells]
         registered = {id(module) for module in self._modules}
         return Beside.of(read, kinds, self._names, asked, functions, registered, code)
 
@@ -251,7 +259,8 @@ class Reach:
 
     def _look_at_globals(self, space: dict[str, Any], names: Iterable[str], reads: bool = True) -> None:
         """reads: whether code has read them; else they are only put back."""
-        left, seen = [space], {id(space)}
+        imported = [vars(module) for name in names if isinstance(module := _imported(name), types.ModuleType)]
+        left, seen = [space, *imported], {id(one) for one in (space, *imported)}
         while left:  # a module within a module as well
             space = left.pop()
             for name in names:
@@ -386,6 +395,11 @@ def _is_imported_now(name: Any) -> bool:
     return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
 
 
+def _imported(name: str) -> types.ModuleType | None:
+    """The module of that name, which code may import where it runs, if it is no library's."""
+    return None if is_library(name) or _is_imported_now(name) else sys.modules.get(name)
+
+
 def _content_of(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
@@ -418,7 +432,7 @@ def _writer(space: dict[str, Any], name: str) -> Callable[[Any], None]:
 
 def _speaks(frame: types.FrameType, function: Any) -> bool:
     """Whether a call of a builtin function, by code that is no library's, is to be seen outside of the process."""
-    if function is not builtins.print and function is not builtins.open:
+    if function not in (builtins.print, builtins.open, warnings.warn):
         if getattr(function, "__name__", "") not in ("write", "writelines"):
             return False
         if not isinstance(getattr(function, "__self__", None), io.IOBase):

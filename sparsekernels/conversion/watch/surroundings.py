@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import random
 import threading
 import time
 import types
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..graph.attach import OWN_FORWARD
 from .entries import Entry, Same
 from .state import Held, TooMuch, held_by, is_same
 
@@ -71,6 +73,25 @@ _CLOCKS = (
     "asctime",
 )
 _TELLING = frozenset(id(getattr(time, name)) for name in _CLOCKS if hasattr(time, name)) | {id(os.urandom)}
+
+
+_SEEDS = frozenset(
+    id(one.__code__)
+    for one in (torch.random.manual_seed, torch.random.set_rng_state, torch.random.seed, random.Random.seed)
+)
+_OF_GENERATORS = ("manual_seed", "seed", "set_state", "setstate")
+
+
+def sets_seed(function: Any) -> bool:
+    """Whether a call sets the state of a random number generator. function: a builtin function, or the code of one of
+    Python's.
+    """
+    if isinstance(function, types.CodeType):
+        return id(function) in _SEEDS
+    owner = getattr(function, "__self__", None)
+    return function.__name__ in _OF_GENERATORS and (
+        isinstance(owner, torch.Generator | random.Random) or type(owner).__module__.startswith("numpy.random")
+    )
 
 
 def tells_time(function: Any) -> bool:
@@ -149,7 +170,7 @@ class Beside:
                     fresh.append((vars(base), name, value))  # type: ignore[arg-type]
         values = [value for _, _, value in (*entries, *classes)] + [value for _, value in asked]
         values += [value for _, given, _ in defaults for value in given or ()]
-        values = [value for value in values if not isinstance(value, (*_CODE, nn.Module, Tensor))]
+        values = [value for value in values if not isinstance(value, (*_CODE, nn.Module))]
         held = [one for value in values for one in _held_by(value, registered)]
         held = list({id(one.value): one for one in held}.values())
         return cls(Same([*entries, *fresh]), Same(classes, getattr), asked, defaults, held)
@@ -170,14 +191,14 @@ class Beside:
 
 
 def _held_by(value: Any, registered: Collection[int]) -> list[Held]:
-    """What can change in a value, if that is little, and no tensor or module."""
+    """What can change in a value, if that is little; not what modules have."""
     try:
         held = held_by([value], registered)
     except TooMuch:
         return []
     elements = sum(len(one.items or ()) + len(one.attributes or ()) for one in held)
     is_much = len(held) > _MOST_HELD or elements > _MOST_ELEMENTS
-    return [] if is_much or any(isinstance(one.value, nn.Module | Tensor) for one in held) else held
+    return [] if is_much else [one for one in held if not isinstance(one.value, nn.Module)]
 
 
 def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str]]:
@@ -189,5 +210,6 @@ def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str]]:
     for base in kind.__mro__:
         for name in (vars(base).keys() & names) - found:
             found.add(name)
-            if not base.__module__.startswith("torch.") and name != "forward":
+            # a class that is made for a graph has a `forward` that runs it
+            if not base.__module__.startswith("torch.") and not (name == "forward" and OWN_FORWARD in vars(base)):
                 yield base, name
