@@ -81,21 +81,48 @@ def itself(value: Any) -> Any:
     return value
 
 
+_KIND = "sparsekernels_kind"
+"""Under which a node keeps it: with those of the nodes above it, a question for each would take exponential time."""
+
+
 def kind_of(node: Node) -> type | None:
     """The class of what `node` gives, where that follows from sizes; `object` where it may be several; else None."""
+    if not _is_of_others(node):
+        return _own_kind(node)
+    left = [node]
+    while _KIND not in node.meta:
+        one = left[-1]
+        above = [other for other in one.all_input_nodes if _is_of_others(other) and _KIND not in other.meta]
+        if above:
+            left += above
+        else:
+            one.meta[_KIND] = _kind_by_others(one)
+            left.pop()
+    kind: type | None = node.meta[_KIND]
+    return kind
+
+
+def _is_of_others(node: Node) -> bool:
+    """Whether the class of what it gives follows from those of what it is given."""
+    if node.op != "call_function" or node.target is getattr or node.target in _FUNCTIONS:
+        return False
+    return getattr(node.target, "__module__", None) in ("_operator", "math")
+
+
+def _own_kind(node: Node) -> type | None:
+    """Of one that is none of these."""
     if node.op == "call_method":
         if node.target == "size":
             return torch.Size if len(node.args) == 1 and not node.kwargs else int
         return _METHODS.get(str(node.target))
     if node.op != "call_function":
         return None
-    if node.target is getattr:
-        return SIZES.get(str(node.args[1]))
-    if node.target in _FUNCTIONS:
-        return _FUNCTIONS[node.target]
-    if getattr(node.target, "__module__", None) not in ("_operator", "math"):
-        return None
-    kinds = [kind_of(one) for one in node.all_input_nodes]
+    return SIZES.get(str(node.args[1])) if node.target is getattr else _FUNCTIONS.get(node.target)
+
+
+def _kind_by_others(node: Node) -> type | None:
+    """Of one whose inputs know theirs."""
+    kinds = [one.meta[_KIND] if _is_of_others(one) else _own_kind(one) for one in node.all_input_nodes]
     if not kinds or None in kinds:
         return None
     if node.target is operator.getitem and kinds[0] is torch.Size:
