@@ -179,6 +179,20 @@ class Aliases:
         return node.target is not getattr and not _gives_one(name)
 
 
+def may_copy_arguments(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether something may be a view of an argument or a copy, by how that lies in memory: also by its sizes then."""
+    aliases = Aliases(graph, modules)
+    of_arguments: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            of_arguments.add(node)
+        elif not of_arguments.isdisjoint(aliases.sources_of(node)):
+            if aliases.gives(node) is Gives.EITHER:
+                return True
+            of_arguments.add(node)
+    return False
+
+
 def nodes_in(value: Any) -> list[Node]:
     """The nodes among an argument's parts."""
     found: list[Node] = []
