@@ -25,6 +25,7 @@ from sparsekernels import _library
 from sparsekernels._torch import FakeTensorMode
 from sparsekernels.conversion.graph.attach import NO_ANSWER
 from sparsekernels.conversion.graph.proxies import factories_are_recorded
+from sparsekernels.conversion.graph.sizes import Sizes, upstream
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -98,6 +99,14 @@ def limits_of_dtypes(self: nn.Module, x: Tensor) -> Tensor:
     return scores.softmax(-1) * torch.iinfo(torch.uint8).max
 
 
+def sums_of_sizes(self: nn.Module, x: Tensor) -> Tensor:
+    """Each of what the one before gives twice: there are as many paths as two to the power of their number."""
+    dimensions, rows = x.dim(), x.shape[2]
+    for _ in range(60):
+        dimensions, rows = dimensions + dimensions // 2, rows + rows % 2
+    return x * 2 if dimensions > 4 and rows % 4 == 0 else x
+
+
 def images(batch: int, height: int, width: int | None = None) -> Tensor:
     return torch.randn(batch, 8, height, width or height, generator=torch.Generator().manual_seed(height))
 
@@ -129,6 +138,7 @@ def serves(model: nn.Module, x: Tensor) -> bool:
         (of_a_pooled_one, [images(1, 12), images(2, 14)], [images(3, 8), images(3, 9)]),
         (tensors_of_sizes, [images(1, 12), images(2, 9, 21)], []),
         (limits_of_dtypes, [images(1, 12), images(2, 9, 21)], []),
+        (sums_of_sizes, [images(1, 24), images(2, 16, 9)], [images(2, 20)]),
     ],
 )
 def test_decisions_by_sizes(decide: Decide, others: list[Tensor], elsewhere: list[Tensor], prefer: Prefer) -> None:
@@ -144,6 +154,22 @@ def test_decisions_by_sizes(decide: Decide, others: list[Tensor], elsewhere: lis
     for x in [*elsewhere, *others]:  # the copy is traced for the first of these
         assert_agree(again, dense, x)
         assert serves(again, (elsewhere or others)[0])
+
+
+def test_nodes_are_computed_once_for_many_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = torch.fx.Graph()
+    nodes = [graph.placeholder("x")]
+    for _ in range(300):
+        nodes.append(graph.call_function(torch.relu, (nodes[-1],)))
+    asked = [graph.call_method("size", (node, 0)) for node in nodes]
+    sizes = Sizes({}, {"x": torch.randn(4, 2)}, lambda name: torch.empty(0))
+    looked: list[int] = []
+    monkeypatch.setattr(
+        "sparsekernels.conversion.graph.sizes.upstream",
+        lambda *args: looked.append(len(found := upstream(*args))) or found,
+    )
+    assert [sizes.value_of(node) for node in asked] == [4] * 301
+    assert looked == [2] * 301
 
 
 def by_content(self: nn.Module, x: Tensor) -> Tensor:

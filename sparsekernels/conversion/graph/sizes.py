@@ -5,6 +5,8 @@
 A trace goes one way wherever code looks at a size to decide (`if height % 32`, `range(batch)`). Sizes and dtypes follow
 from those of the arguments: they are computed on fake tensors, which have no elements, so nothing else can decide. A
 graph serves the calls in which every such decision is the same.
+
+More than 400 lines: how sizes are computed while a module is traced, and again in later calls.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import math
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -185,9 +187,8 @@ class Sizes:
             if self._mode is None:
                 self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             with _unlogged(), torch.no_grad(), self._mode:
-                for one in upstream([node]):
-                    if one not in self._values:
-                        self._values[one] = self._computed(one)
+                for one in upstream([node], self._values):
+                    self._values[one] = self._computed(one)
         except Exception as error:  # what fake tensors, or the modules on them, raise
             raise Unknown from error
         finally:
@@ -228,15 +229,15 @@ def _unlogged() -> Iterator[None]:
         log.removeFilter(is_of_others)
 
 
-def upstream(nodes: Iterable[Node]) -> list[Node]:
-    """`nodes`, and all that they are computed from, each behind what it needs."""
+def upstream(nodes: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
+    """`nodes`, and all that they are computed from, each behind what it needs; not `known`, and what those need."""
     result: dict[Node, None] = {}
     left = [(node, False) for node in nodes]
     while left:
         node, is_ready = left.pop()
         if is_ready:
             result[node] = None
-        elif node not in result:
+        elif node not in result and node not in known:
             left.append((node, True))
             left.extend((one, False) for one in node.all_input_nodes if one not in result)
     return list(result)
@@ -276,8 +277,9 @@ class Guards:
         names: Sequence[str],
         place_of: Callable[[str], tuple[dict[str, Any], str]],
     ) -> None:
-        by_kind = [decision for decision in decisions if _is_of_kind(decision.node)]
-        by_size = [decision for decision in decisions if decision not in by_kind]
+        of_kind = _of_kind(upstream(decision.node for decision in decisions))
+        by_kind = [decision for decision in decisions if decision.node in of_kind]
+        by_size = [decision for decision in decisions if decision.node not in of_kind]
         self._guards = [
             Guard(some, modules, given, names, place_of, is_by_kind)
             for some, is_by_kind in ((by_kind, True), (by_size, False))
@@ -374,21 +376,30 @@ class Guard:
         return all(_is_alike(question(sizes.value_of(node)), answer) for node, question, answer in self._decisions)
 
 
-def _is_of_kind(node: Node) -> bool:
-    """Whether it follows from the dtypes and the numbers of dimensions of the arguments."""
-    if any("squeeze" in str(one.target) for one in upstream([node])):
-        return False
-    left = [node]
-    while left:
-        one = left.pop()
-        if one.op == "call_method" and one.target in _OF_KIND:
-            continue
-        if one.op == "call_function" and one.target is getattr and one.args[1] in _OF_KIND:
-            continue
-        if getattr(one.target, "__module__", None) != "_operator":
-            return False
-        left += one.all_input_nodes
-    return True
+def _of_kind(nodes: Sequence[Node]) -> set[Node]:
+    """Those that follow from the dtypes and the numbers of dimensions of the arguments.
+
+    nodes: each behind what it needs.
+    """
+    squeezed: set[Node] = set()
+    """What is computed of something that may have lost dimensions, by sizes."""
+    found: set[Node] = set()
+    for node in nodes:
+        if "squeeze" in str(node.target) or not squeezed.isdisjoint(node.all_input_nodes):
+            squeezed.add(node)
+        elif _asks_for_kind(node) or (_is_operator(node) and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _is_operator(node: Node) -> bool:
+    return getattr(node.target, "__module__", None) == "_operator"
+
+
+def _asks_for_kind(node: Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _OF_KIND
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _OF_KIND
 
 
 def _is_alike(value: Any, answer: Any) -> bool:
