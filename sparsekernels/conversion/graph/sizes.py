@@ -26,6 +26,7 @@ from torch import nn
 from ..._torch import FakeTensorMode, NormBase
 from ..modules import is_plain
 from ..progress import excused
+from ..watch.entries import Same
 
 Node = torch.fx.Node
 
@@ -44,6 +45,9 @@ _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
 _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_"}
 _RESHAPES |= {"as_strided_", "sparse_resize_", "sparse_resize_and_clear_"}
 _OWNERS = ("torch", "_operator", "math", "sparsekernels")
+
+
+_shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 
 
 class Sized(Protocol):
@@ -210,8 +214,12 @@ class Sizes:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         module = self._modules[str(node.target)]
-        # in training mode it would count this batch
-        return args[0] if isinstance(module, NormBase) else module(*args, **kwargs)
+        return args[0] if _keeps_size(module) else module(*args, **kwargs)
+
+
+def _keeps_size(module: nn.Module) -> bool:
+    """Whether it is not called for what sizes it gives: in training mode it would count this batch."""
+    return isinstance(module, NormBase)
 
 
 @contextlib.contextmanager
@@ -315,11 +323,13 @@ class Guard:
         targets = [str(node.target) for node in nodes if node.op == "call_module"]
         self._modules = {target: modules[target] for target in targets}
         self._places = {str(node.target): place_of(str(node.target)) for node in nodes if node.op == "get_attr"}
-        parts = {id(part): part for module in self._modules.values() for part in module.modules()}.values()
-        self._held: list[tuple[dict[str, Any], str]] = [
-            (place, name) for part in parts for place in (part._parameters, part._buffers) for name in place
-        ]
-        self._held += self._places.values()
+        called = [module for module in self._modules.values() if not _keeps_size(module)]
+        parts = {id(part): part for module in called for part in module.modules()}.values()
+        held = [(place, name) for part in parts for place in (part._parameters, part._buffers) for name in place]
+        held += self._places.values()
+        self._absent = Same((place, name, None) for place, name in held if place[name] is None)
+        held = [(place, name) for place, name in held if place[name] is not None]
+        self._held_in, self._held_as = [place for place, _ in held], [name for _, name in held]
         self._shapes = self._shapes_now()
         self._nodes, self._is_by_kind = nodes, is_by_kind
         self._is_quick = not self._modules
@@ -333,7 +343,7 @@ class Guard:
         known = self._known.get(key)
         if known is None:
             known = self._asked(key, args, at_once or self._is_quick or self._is_by_kind)
-        return known and self._shapes_now() == self._shapes
+        return known and self._absent.holds() and self._shapes_now() == self._shapes
 
     def _key_of(self, args: Sequence[Sized]) -> tuple[Any, ...]:
         default = torch.get_default_dtype()  # of what is computed of whole numbers
@@ -357,10 +367,13 @@ class Guard:
         self._known[key] = known
         return known
 
-    def _shapes_now(self) -> list[Any]:
-        """And dtypes, of the tensors that the sizes depend on; None where one is gone."""
-        held = [place.get(name) for place, name in self._held]
-        return [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in held]
+    def _shapes_now(self) -> tuple[list[Any], list[Any]]:
+        """And dtypes, of the tensors that the sizes depend on: they change in place, too. Empty where one is gone."""
+        try:
+            held = list(map(operator.getitem, self._held_in, self._held_as))
+            return list(map(_shape, held)), list(map(_dtype, held))
+        except (KeyError, AttributeError):
+            return [], []
 
     def _decides_alike(self, args: Sequence[Sized]) -> bool:
         """Raises what modules raise for such arguments."""
