@@ -248,11 +248,14 @@ def _given(example_input: Any, example_kwargs: Any, example_inputs: Any) -> list
     return given
 
 
+_MOST_FIRST_RUNS = 3
+
+
 def _first_runs(
     model: nn.Module, given: list[_Given], calls: Sequence[Callable[[], object]], reach: Reach
 ) -> tuple[list[Layer], list[Recorded]]:
     """The layers, and what runs gave and were given; once more where a run made modules or parameters."""
-    while True:
+    for _ in range(_MOST_FIRST_RUNS):
         with on_one_thread():
             layers, before = layers_of(model), _parts(model)
         with contextlib.nullcontext() if model.training else without_gradients(model):
@@ -269,6 +272,7 @@ def _first_runs(
             if _parts(model) == before:
                 record_by_chance(model, layers, recorded, calls)
                 return layers, recorded
+    return layers, recorded  # it makes some in each call
 
 
 @contextlib.contextmanager

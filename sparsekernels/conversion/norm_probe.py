@@ -42,6 +42,7 @@ from ..ops.rms_norm.arguments import CAST_BEFORE, UNIT_OFFSET
 from ..ops.rms_norm.op import rms_norm
 from ..testing import compare
 from .graph.attach import own_class
+from .graph.untraceable import first_line
 from .modules import GRAPH
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -89,7 +90,7 @@ def recognized(module: nn.Module) -> dict[str, Any] | str:
                 return reason
             found = list(filter(None, map(probe.outcome, probe.variants())))
     except Exception as error:
-        return f"a copy of it cannot be called as a norm: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
+        return f"a copy of it cannot be called as a norm: {first_line(error)[:120]}"
     finally:
         torch.random.set_rng_state(cpu)
     fitting = [one for one in found if one.reason is None]
@@ -217,7 +218,7 @@ class _Probe:
             try:
                 self.calls.append(self._call(x, dtype, weight_dtype, False))
             except Exception as error:
-                return f"it cannot be called with inputs of shape {list(x.shape)}: {type(error).__name__}: {error}"
+                return f"it cannot be called with inputs of shape {list(x.shape)}: {first_line(error)[:120]}"
             few, many = (self._operations(dtype, weight_dtype, channels) for channels in (_CHANNELS, self._width))
             if few != many:
                 return "it computes something else where the last dimension is not the only one of its width"

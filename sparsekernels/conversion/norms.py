@@ -8,6 +8,7 @@ A module is a candidate if it has no modules inside, one input, at most one tens
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -102,6 +103,11 @@ def replace_norms(model: nn.Module) -> NormsReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_norms: expected model to be a torch.nn.Module, got {type(model).__name__}")
+    # in a context of its own: variables that the model sets are the caller's business again afterwards
+    return contextvars.copy_context().run(_replaced, model)
+
+
+def _replaced(model: nn.Module) -> NormsReport:
     rows: list[NormReport] = []
     calls: list[tuple[Norm, RMSNormCall | None]] = []
     reach = Reach(model.modules())

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import abc
+import builtins
 import copy
 import gc
 import inspect
 import io
 import pickle
+import threading
 import types
 import typing
 import weakref
@@ -17,7 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conversion_checks import FINE, GRAPH, Prefer, assert_agree, graphs_of
+from conversion_checks import FINE, GRAPH, LAYERS, Prefer, assert_agree, graphs_of
 from torch import Tensor, nn
 
 import sparsekernels as sk
@@ -269,3 +271,36 @@ def test_torch_fx_traces_through(prefer: Prefer) -> None:
     traced = torch.fx.symbolic_trace(model)
     with torch.no_grad():
         torch.testing.assert_close(traced(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+def test_traces_in_two_threads_leave_nothing_patched(prefer: Prefer) -> None:
+    def made() -> nn.Module:
+        blocks = [nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(12)]
+        model = nn.Sequential(*blocks).eval()
+        prune_(model, "random", 0.7)
+        return model
+
+    before = builtins.isinstance, torch.finfo, torch.zeros, nn.Module.__call__
+    prefer(FINE, GRAPH, LAYERS)
+    model, x, stop = made(), torch.randn(2, 16), threading.Event()
+    sk.convert(model, x)
+    failed: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            while not stop.is_set():
+                with torch.no_grad():
+                    copy.deepcopy(model)(x)  # which traces
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        for _ in range(6):
+            assert sk.convert(made(), x).converted
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
+    assert (builtins.isinstance, torch.finfo, torch.zeros, nn.Module.__call__) == before

@@ -95,6 +95,17 @@ def variable_of_a_closure() -> tuple[Callable[[Any], float], Callable[[], None]]
     return lambda net: scale, change
 
 
+def function_of_a_closure() -> tuple[Callable[[Any], float], Callable[[], None]]:
+    def scale() -> float:
+        return 1.0
+
+    def change() -> None:
+        nonlocal scale
+        scale = lambda: 3.0  # noqa: E731
+
+    return lambda net: scale(), change
+
+
 def set_global() -> None:
     global SCALE
     SCALE = 3.0
@@ -133,6 +144,7 @@ READS: dict[str, tuple[Callable[[Any], float], Callable[[], object]]] = {
     "a static method": (lambda net: net.static(), lambda: setattr(Net, "static", staticmethod(lambda: 3.0))),
     "a class method": (lambda net: net.of_class(), lambda: setattr(Net, "of_class", classmethod(lambda cls: 3.0))),
     "a variable of a closure": variable_of_a_closure(),
+    "a function of a closure": function_of_a_closure(),
     "a context variable": (lambda net: VARIABLE.get(), lambda: VARIABLE.set(3.0)),
     "a module within a module": (lambda net: OUTER.inner.scale, lambda: setattr(INNER, "scale", 3.0)),
     "the directory": (lambda net: float(len(os.getcwd())), lambda: os.chdir("/")),  # noqa: PTH109
@@ -219,3 +231,65 @@ def test_clocks(prefer: Prefer, read: Callable[[Any], float]) -> None:
     model, report = converted(prefer, read)
     assert not list(graphs_of(model))
     assert any("reads a clock" in note for note in report.notes)
+
+
+class Held:
+    scale = 1.0
+
+
+def test_classes_of_what_a_module_holds(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Net(lambda net: net.held.scale).eval()
+    model.held = Held()  # type: ignore[assignment]
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH, LAYERS)
+    x = torch.randn(4, 16)
+    sk.convert(model, x)
+    monkeypatch.setattr(Held, "scale", 3.0)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(model(x), dense(model, x))
+
+
+class Raising:
+    def __get__(self, owner: object, kind: type) -> float:
+        if owner is None:
+            raise TypeError("of an object alone")
+        return 1.0
+
+
+class WithDescriptor(Net):
+    described = Raising()
+
+
+def test_code_that_cannot_be_asked_for(prefer: Prefer) -> None:
+    def empty_cell() -> Callable[[Any], float]:
+        try:
+            raise ImportError
+        except ImportError:
+
+            def read(net: Any) -> float:
+                if net is None:
+                    raise RuntimeError from error  # noqa: F821
+                return float(net.described)
+
+            return read
+
+    model = WithDescriptor(empty_cell()).eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH, LAYERS)
+    x = torch.randn(4, 16)
+    assert sk.convert(model, x).converted
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), dense(model, x))
+
+
+def test_a_variable_without_a_value_stays_so(prefer: Prefer) -> None:
+    variable: contextvars.ContextVar[float] = contextvars.ContextVar("variable")
+
+    class Sets(nn.RMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            variable.set(1.0)
+            return super().forward(x)
+
+    sk.replace_norms(nn.Sequential(Sets(16)))
+    assert variable.get(None) is None

@@ -78,30 +78,37 @@ class RunsAs(Protocol):
 
 
 class Recipe:
-    """What a graph is made by: its class and its options. Belongs to one module; copies of it are for another."""
+    """What a graph is made by: its class and its options. Belongs to one module; copies of it are for another.
+
+    live: the graph that was made of it for its owner, which copies and pickles do not have. The module has it, so that
+    both go together, also where what the graph looks at refers to the module. Else it goes when the module does, not
+    when garbage is collected: the graph looks at the dict of the module, which has the recipe.
+    """
 
     def __init__(self, kind: type[RunsAs], options: Mapping[str, Any]) -> None:
         self.kind, self.options = kind, dict(options)
         self.owner: weakref.ref[nn.Module] | None = None
+        self.live: RunsAs | None = None
+        self._end: weakref.finalize[..., nn.Module] | None = None
+
+    def let_live(self, module: nn.Module, graph: RunsAs | None) -> None:
+        """What `module` runs as from now on."""
+        self.live = graph
+        if self._end is not None:
+            self._end.detach()
+        self._end = None if graph is None else weakref.finalize(module, _end, weakref.ref(self))
+        if self._end is not None:
+            self._end.atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"kind": self.kind, "options": self.options, "owner": None}
+        return {"kind": self.kind, "options": self.options, "owner": None, "live": None, "_end": None}
 
 
-class _Live:
-    """The graph of a module that is alive; known by the module's id."""
-
-    def __init__(self, module: nn.Module, recipe: Recipe, graph: RunsAs) -> None:
-        self.recipe, self.graph = recipe, graph
-        key = id(module)
-        self._forget = weakref.finalize(module, _live.pop, key, None)
-        self._forget.atexit = False
-
-    def close(self) -> None:
-        self._forget.detach()
-
-
-_live: dict[int, _Live] = {}
+def _end(recipe: weakref.ref[Recipe]) -> None:
+    """Its owner is no more."""
+    of = recipe()
+    if of is not None:
+        of.live = None
 
 
 class _OwnForward:
@@ -148,9 +155,9 @@ def _let_swap(module: Any) -> None:
     the graph anew."""
     if swaps_tensors():
         with _LOCK:
-            live = _live.pop(id(module), None)
-            if live is not None:
-                live.close()
+            recipe = attached(module)
+            if recipe is not None:
+                recipe.let_live(module, None)
 
 
 def _made_anew(kind: type, *args: Any) -> Any:
@@ -187,9 +194,8 @@ def attach(module: nn.Module, recipe: Recipe, graph: RunsAs | None = None) -> No
     with _LOCK:
         detach(module)
         recipe.owner = weakref.ref(module)
+        recipe.let_live(module, graph)
         vars(module)[GRAPH] = recipe
-        if graph is not None:
-            _live[id(module)] = _Live(module, recipe, graph)
         if _RunsAsGraph not in type(module).__mro__:
             module.__class__ = _class_with_graph(type(module))
 
@@ -197,10 +203,10 @@ def attach(module: nn.Module, recipe: Recipe, graph: RunsAs | None = None) -> No
 def detach(module: nn.Module) -> None:
     """Let the module be what it was. Nothing happens where it has no graph."""
     with _LOCK:
+        recipe = attached(module)
+        if recipe is not None:
+            recipe.let_live(module, None)
         vars(module).pop(GRAPH, None)
-        live = _live.pop(id(module), None)
-        if live is not None:
-            live.close()
         if type(module) is not own_class(module):  # a subclass that somebody made since stays
             module.__class__ = own_class(module)
 
@@ -221,20 +227,19 @@ def graph_of(module: nn.Module) -> RunsAs | None:
     recipe: Recipe | None = module.__dict__.get(GRAPH)
     if recipe is None:
         return None
-    live = _live.get(id(module))
-    if live is not None and live.recipe is recipe:
-        return live.graph
+    live, owner = recipe.live, recipe.owner
+    if live is not None and owner is not None and owner() is module:
+        return live
     with _LOCK:
         if recipe.owner is None:  # a copy
             recipe.owner = weakref.ref(module)
         if recipe.owner() is not module:
             return None
-        live = _live.get(id(module))
-        if live is None or live.recipe is not recipe:
-            if live is not None:
-                live.close()
-            live = _live[id(module)] = _Live(module, recipe, recipe.kind.of_recipe(module, recipe))
-        return live.graph
+        live = recipe.live
+        if live is None:
+            live = recipe.kind.of_recipe(module, recipe)
+            recipe.let_live(module, live)
+        return live
 
 
 class _AsItsBase(type):

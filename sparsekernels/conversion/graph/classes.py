@@ -10,6 +10,7 @@ all classes count that the code names as values.
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -98,10 +99,11 @@ def _methods(kind: type, names: Iterable[str]) -> Iterator[types.FunctionType]:
 
 def _functions_of(value: Any) -> list[types.FunctionType]:
     """The functions behind a property, a class method, decorators; and those of the decorators."""
-    for name in ("fget", "func", "__func__"):
-        value = getattr(value, name, value) if not isinstance(value, types.FunctionType | type) else value
     passed: list[Any] = []
-    while not isinstance(value, type | None) and all(value is not one for one in passed):
-        passed.append(value)
-        value = vars(value).get("__wrapped__") if hasattr(value, "__dict__") else None
+    with contextlib.suppress(Exception):  # of an object that answers for itself
+        for name in ("fget", "func", "__func__"):
+            value = getattr(value, name, value) if not isinstance(value, types.FunctionType | type) else value
+        while not isinstance(value, type | None) and all(value is not one for one in passed):
+            passed.append(value)
+            value = vars(value).get("__wrapped__") if hasattr(value, "__dict__") else None
     return [one for one in passed if isinstance(one, types.FunctionType)]

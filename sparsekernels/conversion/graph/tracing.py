@@ -33,7 +33,7 @@ from ..watch.generators import Generators
 from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State, is_same
 from ..watch.surroundings import Beside
-from .attach import OWN_FORWARD
+from .attach import ONE_AT_A_TIME, OWN_FORWARD
 from .class_questions import ClassQuestions
 from .proxies import (
     Attribute,
@@ -98,6 +98,7 @@ class _Tracer(torch.fx.Tracer):
         """
         for name in vars(self).keys() - {"_thread", "_autowrap_function_ids", "_autowrap_search", "proxies"}:
             del vars(self)[name]
+        self._thread = -1  # nobody's
 
     def decided(self, proxy: torch.fx.Proxy, question: Callable[[Any], Any]) -> Any:
         """The answer to what code asks of a size; raises where it follows from something else."""
@@ -297,13 +298,14 @@ def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Bes
     nodes of the graph. Raises `Untraceable`.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
-    so that one call at a time may run; in other threads they do what they did.
+    so that one call at a time runs; in other threads they do what they did.
     """
     makes_tensors = False
     while True:
         reach = Reach(module.modules())
         try:
-            return _traced(module, arguments, reach, makes_tensors)
+            with ONE_AT_A_TIME:
+                return _traced(module, arguments, reach, makes_tensors)
         except _SizesNotImported:
             Sizes.import_them()
         except Untraceable as error:

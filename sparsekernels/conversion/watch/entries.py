@@ -74,6 +74,6 @@ class Same:
         """False also where a place is empty."""
         try:
             now = list(map(self._read, self._places, self._names))
-        except (KeyError, AttributeError):
+        except Exception:  # of what a user has put there, too
             return False
         return all(map(operator.is_, now, self._values)) or all(map(is_same, now, self._values))

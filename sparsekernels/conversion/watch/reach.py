@@ -42,8 +42,6 @@ _LIBRARIES = (sys.stdlib_module_names | {"torch", "sparsekernels", "numpy"}) - {
 
 _MISSING = object()
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # torch.fx exchanges some while it traces
-_CODE = (*_FUNCTIONS, type, types.ModuleType, nn.Module)
-
 Binding = tuple[Callable[[], Any], Callable[[Any], None], Any]
 """How a name is read and written, and what it meant."""
 
@@ -86,11 +84,13 @@ class Reach:
                     self._look_at_hooks(value)
                 elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
                     self._look(value)
+                elif not isinstance(value, nn.Module):
+                    self._look(type(value))
         for hooks in GLOBAL_HOOKS if self._modules else ():
             self._look_at_hooks(hooks)
         self._look(beside)
         for variable, value in contextvars.copy_context().items():
-            self._bind((0, variable), functools.partial(variable.get, _MISSING), variable.set)
+            self._bind((0, variable), functools.partial(variable.get, _MISSING), functools.partial(_set, variable))
             self._look(value)
 
     @contextlib.contextmanager
@@ -180,8 +180,7 @@ class Reach:
         if code:
             read += [(space, name, space[name]) for (_, name), space in self._called.items() if name in space]
             functions = [one for one in self._functions if id(one.__code__) in self._entered]
-        shared = [(one, one()) for function, one in self._cells if id(function) in self._entered]
-        asked = [*self.asked, *((one, value) for one, value in shared if not isinstance(value, _CODE))]
+        asked = [*self.asked, *((one, one()) for function, one in self._cells if id(function) in self._entered)]
         registered = {id(module) for module in self._modules}
         return Beside.of(read, kinds, self._names, asked, functions, registered, code)
 
@@ -316,7 +315,7 @@ class Reach:
         if isinstance(value, property):
             return [one for one in (value.fget, value.fset) if one is not None]
         if isinstance(value, contextvars.ContextVar):
-            self._bind((0, value), functools.partial(value.get, _MISSING), value.set)
+            self._bind((0, value), functools.partial(value.get, _MISSING), functools.partial(_set, value))
             return [value.get(None)]
         items, attributes = items_of(value), attributes_or_none(value)
         if items is None and attributes is None:
@@ -337,8 +336,8 @@ class Reach:
         if inner:
             self._functions.append(function)
         for cell in function.__closure__ or ():
-            read = functools.partial(getattr, cell, "cell_contents", _MISSING)
-            self._bind((id(cell), ""), read, functools.partial(setattr, cell, "cell_contents"))
+            read = functools.partial(_content_of, cell)
+            self._bind((id(cell), ""), read, functools.partial(_fill, cell))
             self._cells.append((function.__code__, read))
             self._seen[id(cell)] = cell
             inner.append(read())
@@ -385,6 +384,26 @@ def _is_imported_now(name: Any) -> bool:
     no effect of a model's code."""
     modules = (sys.modules.get(one) for one in (name, name.partition(".")[0])) if isinstance(name, str) else ()
     return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+
+
+def _content_of(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return _MISSING
+
+
+def _fill(cell: types.CellType, value: Any) -> None:
+    if value is _MISSING:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = value
+
+
+def _set(variable: contextvars.ContextVar[Any], value: Any) -> None:
+    """One that had no value keeps what it has: Python takes it away with the token of who set it alone."""
+    if value is not _MISSING:
+        variable.set(value)
 
 
 def _writer(space: dict[str, Any], name: str) -> Callable[[Any], None]:

@@ -97,7 +97,9 @@ def makes_tensors(function: Any) -> bool:
     return id(function) in _FACTORIES
 
 
-_CODE = (type, property, types.FunctionType, types.BuiltinFunctionType)
+_CODE = (type, property, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
+_STAY = (property, staticmethod, types.FunctionType)
+"""Of which a class gives the same each time."""
 
 _MOST_HELD, _MOST_ELEMENTS = 16, 256
 """Containers and objects that are looked into in each call, and what they hold: more are no settings."""
@@ -137,13 +139,14 @@ class Beside:
         entries = [*entries, *named]
         classes, fresh = list[tuple[type, str, Any]](), list[Entry]()
         for kind in kinds:
-            for base, name, value in _read_of(kind, names):
+            for base, name in _read_of(kind, names):
+                value = vars(base)[name]
                 if not code and (callable(value) or hasattr(value, "__get__")):
                     continue
-                if getattr(kind, name, None) is value:
-                    classes.append((kind, name, value))
-                else:  # a class method, which is bound anew each time
-                    fresh.append((vars(base), name, vars(base)[name]))  # type: ignore[arg-type]
+                if isinstance(value, _STAY) or not hasattr(type(value), "__get__"):
+                    classes.append((kind, name, getattr(kind, name)))
+                else:  # a class method, which is bound anew each time, or code of a user's
+                    fresh.append((vars(base), name, value))  # type: ignore[arg-type]
         values = [value for _, _, value in (*entries, *classes)] + [value for _, value in asked]
         values += [value for _, given, _ in defaults for value in given or ()]
         values = [value for value in values if not isinstance(value, (*_CODE, nn.Module, Tensor))]
@@ -177,9 +180,9 @@ def _held_by(value: Any, registered: Collection[int]) -> list[Held]:
     return [] if is_much or any(isinstance(one.value, nn.Module | Tensor) for one in held) else held
 
 
-def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str, Any]]:
+def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str]]:
     """The attributes of a class with these names, methods and properties as well, and none of torch's: in which class
-    they are, and what they are of this one."""
+    they are."""
     if type(kind).__getattribute__ is not type.__getattribute__:
         return
     found: set[str] = set()
@@ -187,4 +190,4 @@ def _read_of(kind: type, names: AbstractSet[str]) -> Iterable[tuple[type, str, A
         for name in (vars(base).keys() & names) - found:
             found.add(name)
             if not base.__module__.startswith("torch.") and name != "forward":
-                yield base, name, getattr(kind, name, None)
+                yield base, name
