@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import itertools
 import operator
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparsekernels.conversion.graph.aliases import VIEWS_BY_NAME, Gives, gives_of, makes_its_result
 from sparsekernels.conversion.graph.in_place import rests_on_layout, written_by
+from sparsekernels.conversion.graph.sizes import kind_of
 
 SPACES: tuple[Any, ...] = (torch, F, Tensor)
 
@@ -179,3 +181,19 @@ def test_what_rests_on_layout(name: str) -> None:
     assert rests_on_layout(graph, {}) == expected
     a.replace_all_uses_with(x, lambda user: user is node)
     assert rests_on_layout(graph, {}) == (function is not torch.mul)
+
+
+@pytest.mark.parametrize("of_sizes", [False, True])
+def test_long_chains_of_sums(of_sizes: bool) -> None:
+    """Where each sum reads the one before twice, there are as many paths as two to the power of their number."""
+    graph = torch.fx.Graph()
+    start = y = graph.placeholder("x")
+    if of_sizes:
+        y = graph.call_method("size", (y, 0))
+    for _ in range(2000):
+        y = graph.call_function(operator.add, (y, graph.call_function(operator.mul, (y, 2))))
+    graph.call_method("add_", (graph.call_method("abs", (start,)), y))
+    before = time.perf_counter()
+    assert not rests_on_layout(graph, {})
+    assert kind_of(y) is (int if of_sizes else None)
+    assert time.perf_counter() - before < 1

@@ -215,6 +215,40 @@ def test_arguments_in_a_dict_and_by_name(prefer: Prefer) -> None:
     assert [orders is None for orders in plan.orders.values()] == [False, True]
 
 
+@pytest.mark.parametrize("lay", ["gaps", "permuted"])
+def test_views_by_the_sizes_of_the_argument(prefer: Prefer, lay: str) -> None:
+    """Where rows of 8 are asked for, those of an argument may be them; other rows are copied to make some."""
+
+    def of(width: int) -> Tensor:
+        return torch.randn(2, 4, 6, 16)[..., :width] if lay == "gaps" else torch.randn(6, 4, 2, width).transpose(0, 2)
+
+    model = Net(lambda net, x: (x.reshape(*(() if lay == "gaps" else (2, 4)), -1, 8), net.h(x))).eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH)
+    sk.convert(model, torch.randn(2, 4, 6, 8))
+    for width in (4, 8, 4, 8):
+        for _ in range(2):
+            x = of(width)
+            with torch.no_grad():
+                part, h = model(x)
+            assert (part.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()) == (width == 8)
+            assert h.shape == x.shape
+    plan: Any = next(iter(graphs_of(model))).prepare()
+    assert [orders is None for orders in plan.orders.values()] == [False, True]
+
+
+def test_other_sizes_lie_alike_where_no_argument_is_copied(prefer: Prefer) -> None:
+    model = Net(lambda net, x: (net.h(x).flatten(1), x.permute(0, 2, 3, 1) + 1)).eval()
+    prune_(model, "random", 0.7)
+    prefer(FINE, GRAPH)
+    sk.convert(model, torch.randn(2, 4, 6, 6))
+    with torch.no_grad():
+        for size in (6, 7, 8):
+            model(torch.randn(2, 4, size, size).contiguous(memory_format=torch.channels_last))
+    plan: Any = next(iter(graphs_of(model))).prepare()
+    assert len(plan.orders) == 1
+
+
 @pytest.mark.parametrize("lay", ["contiguous", "channels_last"])
 def test_weights_that_are_moved_to_channels_last(prefer: Prefer, lay: str) -> None:
     """torch's convolutions follow them; ones that are not folded as well."""

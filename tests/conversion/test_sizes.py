@@ -98,6 +98,14 @@ def limits_of_dtypes(self: nn.Module, x: Tensor) -> Tensor:
     return scores.softmax(-1) * torch.iinfo(torch.uint8).max
 
 
+def sums_of_sizes(self: nn.Module, x: Tensor) -> Tensor:
+    """Each of what the one before gives twice: there are as many paths as two to the power of their number."""
+    dimensions, rows = x.dim(), x.shape[2]
+    for _ in range(60):
+        dimensions, rows = dimensions + dimensions // 2, rows + rows % 2
+    return x * 2 if dimensions > 4 and rows % 4 == 0 else x
+
+
 def images(batch: int, height: int, width: int | None = None) -> Tensor:
     return torch.randn(batch, 8, height, width or height, generator=torch.Generator().manual_seed(height))
 
@@ -129,6 +137,7 @@ def serves(model: nn.Module, x: Tensor) -> bool:
         (of_a_pooled_one, [images(1, 12), images(2, 14)], [images(3, 8), images(3, 9)]),
         (tensors_of_sizes, [images(1, 12), images(2, 9, 21)], []),
         (limits_of_dtypes, [images(1, 12), images(2, 9, 21)], []),
+        (sums_of_sizes, [images(1, 24), images(2, 16, 9)], [images(2, 20)]),
     ],
 )
 def test_decisions_by_sizes(decide: Decide, others: list[Tensor], elsewhere: list[Tensor], prefer: Prefer) -> None:

@@ -123,35 +123,74 @@ def gives_of(module: nn.Module | None) -> Gives:
     )
 
 
-def gives(node: Node, modules: Mapping[str, nn.Module]) -> Gives:
-    """What the call that `node` is gives, unless that is done in place."""
-    if not node.op.startswith("call") or kind_of(node) is not None:
-        return Gives.OWN
-    if node.op == "call_module":
-        return gives_of(modules.get(str(node.target)))
-    name, owner = name_of(node), owner_of(node)
-    if owner in ("sparsekernels", "math"):
-        return Gives.OWN
-    if owner == "_operator" and name not in ("pos", "getitem"):
-        joins = name in _JOINING and any(_may_be_several(one, modules) for one in node.all_input_nodes)
-        return Gives.EITHER if joins else Gives.OWN
-    if isinstance(node.target, type):  # an object with its arguments
-        return Gives.VIEW
-    if owner not in ("torch", "_operator", "builtins"):
-        return Gives.EITHER
-    if name in VIEWS_BY_NAME or name == "pos":
-        return Gives.VIEW
-    return Gives.OWN if owner == "torch" and makes_its_result(name) else Gives.EITHER
+class Aliases:
+    """What the calls of a graph give, unless that is done in place."""
+
+    def __init__(self, graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._several: set[Node] = set()
+        """Nodes that may give a tuple or a list."""
+        for node in graph.nodes:
+            if self._may_be_several(node):
+                self._several.add(node)
+
+    def gives(self, node: Node) -> Gives:
+        if not node.op.startswith("call") or kind_of(node) is not None:
+            return Gives.OWN
+        if node.op == "call_module":
+            return gives_of(self._modules.get(str(node.target)))
+        name, owner = name_of(node), owner_of(node)
+        if owner in ("sparsekernels", "math"):
+            return Gives.OWN
+        if owner == "_operator" and name not in ("pos", "getitem"):
+            joins = name in _JOINING and not self._several.isdisjoint(node.all_input_nodes)
+            return Gives.EITHER if joins else Gives.OWN
+        if isinstance(node.target, type):  # an object with its arguments
+            return Gives.VIEW
+        if owner not in ("torch", "_operator", "builtins"):
+            return Gives.EITHER
+        if name in VIEWS_BY_NAME or name == "pos":
+            return Gives.VIEW
+        return Gives.OWN if owner == "torch" and makes_its_result(name) else Gives.EITHER
+
+    def sources_of(self, node: Node) -> list[Node]:
+        """The nodes whose memory may be what `node` gives."""
+        kind = self.gives(node)
+        if kind is Gives.OWN:
+            return []
+        if kind is Gives.VIEW and node.args and not isinstance(node.target, type) and name_of(node) not in _OF_ALL:
+            return nodes_in(node.args[0])
+        return node.all_input_nodes
+
+    def _may_be_several(self, node: Node) -> bool:
+        """Whether what a node gives may be a tuple or a list, where that is known of its inputs."""
+        if node.op == "call_module":
+            module = self._modules.get(str(node.target))
+            return gives_of(module) is not Gives.OWN or bool(getattr(module, "return_indices", False))
+        if not node.op.startswith("call"):
+            return False
+        kind = kind_of(node)
+        if kind is not None:
+            return kind not in (int, bool)
+        name = name_of(node)
+        if node.target is not getattr and owner_of(node) == "_operator":
+            of_parts = isinstance(node.args[1], slice) if name == "getitem" else name in _JOINING
+            return of_parts and not self._several.isdisjoint(node.all_input_nodes)
+        return node.target is not getattr and not _gives_one(name)
 
 
-def sources_of(node: Node, modules: Mapping[str, nn.Module]) -> list[Node]:
-    """The nodes whose memory may be what `node` gives, unless something is done in place."""
-    kind = gives(node, modules)
-    if kind is Gives.OWN:
-        return []
-    if kind is Gives.VIEW and node.args and not isinstance(node.target, type) and name_of(node) not in _OF_ALL:
-        return nodes_in(node.args[0])
-    return node.all_input_nodes
+def may_copy_arguments(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether something may be a view of an argument or a copy, by how that lies in memory: also by its sizes then."""
+    aliases = Aliases(graph, modules)
+    of_arguments: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            of_arguments.add(node)
+        elif not of_arguments.isdisjoint(aliases.sources_of(node)):
+            if aliases.gives(node) is Gives.EITHER:
+                return True
+            of_arguments.add(node)
+    return False
 
 
 def nodes_in(value: Any) -> list[Node]:
@@ -181,19 +220,3 @@ def _gives_one(name: str) -> bool:
     if not found:
         return name in OWN_BY_NAME
     return all([str(one.type) for one in schema.returns] == ["Tensor"] for _, schema in found)
-
-
-def _may_be_several(node: Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether what a node gives may be a tuple or a list."""
-    if node.op == "call_module":
-        module = modules.get(str(node.target))
-        return gives_of(module) is not Gives.OWN or bool(getattr(module, "return_indices", False))
-    if not node.op.startswith("call"):
-        return False
-    if kind_of(node) is not None:
-        return kind_of(node) not in (int, bool)
-    name = name_of(node)
-    if node.target is not getattr and owner_of(node) == "_operator":
-        of_parts = isinstance(node.args[1], slice) if name == "getitem" else name in _JOINING
-        return of_parts and any(_may_be_several(one, modules) for one in node.all_input_nodes)
-    return node.target is not getattr and not _gives_one(name)

@@ -13,7 +13,7 @@ import torch
 import torch.fx
 from torch import nn
 
-from .aliases import Gives, gives, gives_of, is_of_torch, name_of, nodes_in, owner_of, sources_of
+from .aliases import Aliases, Gives, gives_of, is_of_torch, name_of, nodes_in, owner_of
 from .sizes import kind_of
 
 Node = torch.fx.Node
@@ -98,23 +98,21 @@ def rests_on_layout(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> 
     changes = {node: found for node in nodes if (found := written_by(node, modules))}
     if not changes:
         return False
+    aliases = Aliases(graph, modules)
     groups = {node: node for node in nodes}
 
     def group(node: Node) -> Node:
         while groups[node] is not node:
+            groups[node] = groups[groups[node]]
             node = groups[node]
         return node
 
     unsure = []
     for node in nodes:
-        for source in changes.get(node) or sources_of(node, modules):
+        for source in changes.get(node) or aliases.sources_of(node):
             groups[group(node)] = group(source)
-        if node.op == "placeholder" or _is_either(node, modules, node in changes):
+        is_either = aliases.gives(node) is Gives.EITHER and (node not in changes or _is_foreign(node, modules))
+        if node.op == "placeholder" or is_either:
             unsure.append(node)
     written = {group(target) for targets in changes.values() for target in targets}
     return any(group(node) in written for node in unsure)
-
-
-def _is_either(node: Node, modules: Mapping[str, nn.Module], changes: bool) -> bool:
-    """Whether it may give a view or a copy. changes: whether it is known for something that it does in place."""
-    return gives(node, modules) is Gives.EITHER and (not changes or _is_foreign(node, modules))

@@ -21,6 +21,7 @@ from ..facts import GraphObstacle
 from ..modules import is_ordinary
 from ..watch.entries import Entry, Same
 from ..watch.tensors import Place, Tensors
+from .aliases import may_copy_arguments
 from .attach import NO_ANSWER, ONE_AT_A_TIME, own_class
 from .base import Graph, Plan, assembled
 from .chain import FusedChain, chain
@@ -81,6 +82,7 @@ class InferencePlan(Plan):
     links    between fused layers that may agree on channels
     writes   whether what is changed in place depends on the layout of arguments, or is one
     reorders whether what is fused may be given something that lies otherwise than new tensors do
+    by_sizes whether something is a view of an argument or a copy by the argument's layout and sizes
     unfused  where weights and tensors are that are not folded, and by whose layout results may lie
     content  whether what tensors hold is looked at in each call, or only what torch counts as a write
     source   what the constants were made of; None where they are half made
@@ -92,6 +94,7 @@ class InferencePlan(Plan):
     links: Sequence[Link]
     writes: bool
     reorders: bool
+    by_sizes: bool
     unfused: Sequence[Place]
     content: bool
     source: Source | None = None
@@ -249,7 +252,8 @@ class InferenceGraph(Graph):
         weights = plan.weights_laid_out()
         if not weights and not plan.reorders and all(map(is_default, args)):
             return None
-        return weights, *map(layout_of, args)
+        sizes = [arg.shape for arg in args if plan.by_sizes and not is_default(arg)]
+        return weights, *map(layout_of, args), *sizes
 
     def _laid_out(self, plan: InferencePlan, args: tuple[Tensor, ...], layout: tuple[object, ...]) -> Any:
         """The result in the layout that the modules showed; `_UNKNOWN` where they did not yet."""
@@ -313,6 +317,7 @@ class InferenceGraph(Graph):
             links,
             writes,
             reorders,
+            may_copy_arguments(graph, modules),
             unfused,
             not self.frozen,
         )

@@ -5,6 +5,8 @@
 A trace goes one way wherever code looks at a size to decide (`if height % 32`, `range(batch)`). Sizes and dtypes follow
 from those of the arguments: they are computed on fake tensors, which have no elements, so nothing else can decide. A
 graph serves the calls in which every such decision is the same.
+
+More than 400 lines: how sizes are computed while a module is traced, and again in later calls.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import math
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -24,6 +26,7 @@ from torch import nn
 from ..._torch import FakeTensorMode, NormBase
 from ..modules import is_plain
 from ..progress import excused
+from ..watch.entries import Same
 
 Node = torch.fx.Node
 
@@ -42,6 +45,9 @@ _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
 _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_"}
 _RESHAPES |= {"as_strided_", "sparse_resize_", "sparse_resize_and_clear_"}
 _OWNERS = ("torch", "_operator", "math", "sparsekernels")
+
+
+_shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 
 
 class Sized(Protocol):
@@ -81,21 +87,48 @@ def itself(value: Any) -> Any:
     return value
 
 
+_KIND = "sparsekernels_kind"
+"""Under which a node keeps it: with those of the nodes above it, a question for each would take exponential time."""
+
+
 def kind_of(node: Node) -> type | None:
     """The class of what `node` gives, where that follows from sizes; `object` where it may be several; else None."""
+    if not _is_of_others(node):
+        return _own_kind(node)
+    left = [node]
+    while _KIND not in node.meta:
+        one = left[-1]
+        above = [other for other in one.all_input_nodes if _is_of_others(other) and _KIND not in other.meta]
+        if above:
+            left += above
+        else:
+            one.meta[_KIND] = _kind_by_others(one)
+            left.pop()
+    kind: type | None = node.meta[_KIND]
+    return kind
+
+
+def _is_of_others(node: Node) -> bool:
+    """Whether the class of what it gives follows from those of what it is given."""
+    if node.op != "call_function" or node.target is getattr or node.target in _FUNCTIONS:
+        return False
+    return getattr(node.target, "__module__", None) in ("_operator", "math")
+
+
+def _own_kind(node: Node) -> type | None:
+    """Of one that is none of these."""
     if node.op == "call_method":
         if node.target == "size":
             return torch.Size if len(node.args) == 1 and not node.kwargs else int
         return _METHODS.get(str(node.target))
     if node.op != "call_function":
         return None
-    if node.target is getattr:
-        return SIZES.get(str(node.args[1]))
-    if node.target in _FUNCTIONS:
-        return _FUNCTIONS[node.target]
-    if getattr(node.target, "__module__", None) not in ("_operator", "math"):
-        return None
-    kinds = [kind_of(one) for one in node.all_input_nodes]
+    return SIZES.get(str(node.args[1])) if node.target is getattr else _FUNCTIONS.get(node.target)
+
+
+def _kind_by_others(node: Node) -> type | None:
+    """Of one whose inputs know theirs."""
+    kinds = [one.meta[_KIND] if _is_of_others(one) else _own_kind(one) for one in node.all_input_nodes]
     if not kinds or None in kinds:
         return None
     if node.target is operator.getitem and kinds[0] is torch.Size:
@@ -158,9 +191,8 @@ class Sizes:
             if self._mode is None:
                 self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             with _unlogged(), torch.no_grad(), self._mode:
-                for one in upstream([node]):
-                    if one not in self._values:
-                        self._values[one] = self._computed(one)
+                for one in upstream([node], self._values):
+                    self._values[one] = self._computed(one)
         except Exception as error:  # what fake tensors, or the modules on them, raise
             raise Unknown from error
         finally:
@@ -182,8 +214,12 @@ class Sizes:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         module = self._modules[str(node.target)]
-        # in training mode it would count this batch
-        return args[0] if isinstance(module, NormBase) else module(*args, **kwargs)
+        return args[0] if _keeps_size(module) else module(*args, **kwargs)
+
+
+def _keeps_size(module: nn.Module) -> bool:
+    """Whether it is not called for what sizes it gives: in training mode it would count this batch."""
+    return isinstance(module, NormBase)
 
 
 @contextlib.contextmanager
@@ -201,15 +237,15 @@ def _unlogged() -> Iterator[None]:
         log.removeFilter(is_of_others)
 
 
-def upstream(nodes: Iterable[Node]) -> list[Node]:
-    """`nodes`, and all that they are computed from, each behind what it needs."""
+def upstream(nodes: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
+    """`nodes`, and all that they are computed from, each behind what it needs; not `known`, and what those need."""
     result: dict[Node, None] = {}
     left = [(node, False) for node in nodes]
     while left:
         node, is_ready = left.pop()
         if is_ready:
             result[node] = None
-        elif node not in result:
+        elif node not in result and node not in known:
             left.append((node, True))
             left.extend((one, False) for one in node.all_input_nodes if one not in result)
     return list(result)
@@ -249,8 +285,9 @@ class Guards:
         names: Sequence[str],
         place_of: Callable[[str], tuple[dict[str, Any], str]],
     ) -> None:
-        by_kind = [decision for decision in decisions if _is_of_kind(decision.node)]
-        by_size = [decision for decision in decisions if decision not in by_kind]
+        of_kind = _of_kind(upstream(decision.node for decision in decisions))
+        by_kind = [decision for decision in decisions if decision.node in of_kind]
+        by_size = [decision for decision in decisions if decision.node not in of_kind]
         self._guards = [
             Guard(some, modules, given, names, place_of, is_by_kind)
             for some, is_by_kind in ((by_kind, True), (by_size, False))
@@ -286,11 +323,13 @@ class Guard:
         targets = [str(node.target) for node in nodes if node.op == "call_module"]
         self._modules = {target: modules[target] for target in targets}
         self._places = {str(node.target): place_of(str(node.target)) for node in nodes if node.op == "get_attr"}
-        parts = {id(part): part for module in self._modules.values() for part in module.modules()}.values()
-        self._held: list[tuple[dict[str, Any], str]] = [
-            (place, name) for part in parts for place in (part._parameters, part._buffers) for name in place
-        ]
-        self._held += self._places.values()
+        called = [module for module in self._modules.values() if not _keeps_size(module)]
+        parts = {id(part): part for module in called for part in module.modules()}.values()
+        held = [(place, name) for part in parts for place in (part._parameters, part._buffers) for name in place]
+        held += self._places.values()
+        self._absent = Same((place, name, None) for place, name in held if place[name] is None)
+        held = [(place, name) for place, name in held if place[name] is not None]
+        self._held_in, self._held_as = [place for place, _ in held], [name for _, name in held]
         self._shapes = self._shapes_now()
         self._nodes, self._is_by_kind = nodes, is_by_kind
         self._is_quick = not self._modules
@@ -304,7 +343,7 @@ class Guard:
         known = self._known.get(key)
         if known is None:
             known = self._asked(key, args, at_once or self._is_quick or self._is_by_kind)
-        return known and self._shapes_now() == self._shapes
+        return known and self._absent.holds() and self._shapes_now() == self._shapes
 
     def _key_of(self, args: Sequence[Sized]) -> tuple[Any, ...]:
         default = torch.get_default_dtype()  # of what is computed of whole numbers
@@ -328,10 +367,13 @@ class Guard:
         self._known[key] = known
         return known
 
-    def _shapes_now(self) -> list[Any]:
-        """And dtypes, of the tensors that the sizes depend on; None where one is gone."""
-        held = [place.get(name) for place, name in self._held]
-        return [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in held]
+    def _shapes_now(self) -> tuple[list[Any], list[Any]]:
+        """And dtypes, of the tensors that the sizes depend on: they change in place, too. Empty where one is gone."""
+        try:
+            held = list(map(operator.getitem, self._held_in, self._held_as))
+            return list(map(_shape, held)), list(map(_dtype, held))
+        except (KeyError, AttributeError):
+            return [], []
 
     def _decides_alike(self, args: Sequence[Sized]) -> bool:
         """Raises what modules raise for such arguments."""
@@ -347,21 +389,30 @@ class Guard:
         return all(_is_alike(question(sizes.value_of(node)), answer) for node, question, answer in self._decisions)
 
 
-def _is_of_kind(node: Node) -> bool:
-    """Whether it follows from the dtypes and the numbers of dimensions of the arguments."""
-    if any("squeeze" in str(one.target) for one in upstream([node])):
-        return False
-    left = [node]
-    while left:
-        one = left.pop()
-        if one.op == "call_method" and one.target in _OF_KIND:
-            continue
-        if one.op == "call_function" and one.target is getattr and one.args[1] in _OF_KIND:
-            continue
-        if getattr(one.target, "__module__", None) != "_operator":
-            return False
-        left += one.all_input_nodes
-    return True
+def _of_kind(nodes: Sequence[Node]) -> set[Node]:
+    """Those that follow from the dtypes and the numbers of dimensions of the arguments.
+
+    nodes: each behind what it needs.
+    """
+    squeezed: set[Node] = set()
+    """What is computed of something that may have lost dimensions, by sizes."""
+    found: set[Node] = set()
+    for node in nodes:
+        if "squeeze" in str(node.target) or not squeezed.isdisjoint(node.all_input_nodes):
+            squeezed.add(node)
+        elif _asks_for_kind(node) or (_is_operator(node) and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _is_operator(node: Node) -> bool:
+    return getattr(node.target, "__module__", None) == "_operator"
+
+
+def _asks_for_kind(node: Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _OF_KIND
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _OF_KIND
 
 
 def _is_alike(value: Any, answer: Any) -> bool:
