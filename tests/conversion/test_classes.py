@@ -16,6 +16,8 @@ import inspect
 import io
 import logging
 import pickle
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -336,6 +338,25 @@ def by_other_name(net: Any) -> bool:
     return kind_of(net) is Stored
 
 
+KINDS: dict[str, dict[str, list[type]]] = {"of": {"net": []}}
+
+
+def by_containers(net: Any) -> bool:
+    return _is(type(net), KINDS["of"]["net"][0])
+
+
+def by_import(net: Any) -> bool:
+    from stored_class import is_stored
+
+    return is_stored(net)
+
+
+def by_import_of_class(net: Any) -> bool:
+    from stored_class import Stored
+
+    return _is(type(net), Stored)
+
+
 def by_default_to_compare(net: Any, kind: type | None = None) -> bool:
     other: type = Stored if kind is None else kind
     return _is(type(net), other)
@@ -346,12 +367,18 @@ def by_default_to_compare(net: Any, kind: type | None = None) -> bool:
     [
         *(by_annotated, by_tuple, by_star, by_loop, by_with, by_stored_attribute, by_item, by_list_of),
         *(by_comprehension, by_default, by_match, by_lambda, by_partial, by_result, by_generator, by_map),
-        *(by_other_name, by_default_to_compare),
+        *(by_other_name, by_default_to_compare, by_containers, by_import, by_import_of_class),
     ],
 )
 def test_no_graph_where_a_class_is_stored_or_passed_on(
     prefer: Prefer, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Any], bool]
 ) -> None:
+    def is_stored(net: object) -> bool:
+        return type(net) is Stored
+
+    module = types.ModuleType("stored_class")
+    vars(module).update(is_stored=is_stored, Stored=Stored)
+    monkeypatch.setitem(sys.modules, "stored_class", module)
     monkeypatch.setattr(Stored, "asked", property(ask))
     model, dense, x, report = _pair(prefer, Stored)
     assert dense.asked
@@ -366,6 +393,9 @@ class Stored(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (2 if self.asked else 1)
+
+
+KINDS["of"]["net"].append(Stored)
 
 
 class Ordinary(Net):

@@ -11,9 +11,10 @@ import enum
 import functools
 import inspect
 import operator
+import sys
 import textwrap
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -98,6 +99,8 @@ class Uses:
             return
         for value in _defaults_of(self._function):
             yield from classes_among(value)
+        if any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(self._tree)):
+            yield from found
         for node in ast.walk(self._tree):
             if not isinstance(node, ast.Name | ast.Attribute) or _is_passed_by(node, self._parents):
                 continue
@@ -222,15 +225,22 @@ class Uses:
         self.asks, self.asks_identity = True, self.asks_identity or by_identity
 
 
-def classes_among(value: Any) -> Iterator[type]:
-    """The classes of modules that a value is, or holds as a container."""
+def classes_among(value: Any, depth: int = 3) -> Iterator[type]:
+    """The classes of modules that a value is, or holds as a container of containers."""
     if isinstance(value, type):
-        held: Iterable[Any] = (value,)
-    elif isinstance(value, dict):
-        held = (*value, *value.values())
-    else:
-        held = value if isinstance(value, list | tuple | set | frozenset) else ()
-    return (one for one in held if isinstance(one, type) and issubclass(one, nn.Module))
+        if issubclass(value, nn.Module):
+            yield value
+    elif depth and isinstance(value, dict | list | tuple | set | frozenset):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from classes_among(one, depth - 1)
+
+
+def imported_by(function: types.FunctionType) -> list[types.ModuleType]:
+    """Modules that a function may import when it is called."""
+    package = function.__globals__.get("__package__") or ""
+    names = [name for code in codes_of(function.__code__) for name in code.co_names]
+    found = [sys.modules.get(one) for name in names for one in (name, f"{package}.{name}".rstrip("."))]
+    return [one for one in found if isinstance(one, types.ModuleType)]
 
 
 def codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -265,7 +275,7 @@ def _defaults_of(function: types.FunctionType) -> list[Any]:
 def _classes_in_reach(function: types.FunctionType, kind: type) -> list[type]:
     """The classes of modules that the names in a function, a method of `kind` perhaps, can mean, in whatever order."""
     names = {name for code in codes_of(function.__code__) for name in (*code.co_names, *code.co_freevars)}
-    spaces = [nonlocals_of(function), function.__globals__, *map(vars, kind.__mro__)]
+    spaces = [nonlocals_of(function), function.__globals__, *map(vars, (*kind.__mro__, *imported_by(function)))]
     left = _defaults_of(function) + [space[name] for space in spaces for name in names if name in space]
     seen: dict[int, Any] = {}
     found: list[type] = []
