@@ -1,17 +1,24 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
 """Code that asks for the class of a converted model: that equals the model's class, and where code goes by identity,
-nothing is exchanged that it would see."""
+nothing is exchanged that it would see.
+
+More than 400 lines: one case for each way to ask.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import copyreg
 import functools
 import inspect
 import io
+import logging
 import pickle
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -232,7 +239,182 @@ def test_no_graph_where_code_goes_by_identity(prefer: Prefer, kind: type[nn.Modu
     _assert_same(model, dense, x)
 
 
-@pytest.mark.parametrize("kind", [ByValue, Found, Named, Dispatched])
+def by_annotated(net: Any) -> bool:
+    kind: type = type(net)
+    return kind is Stored
+
+
+def by_tuple(net: Any) -> bool:
+    mine, other = type(net), Stored
+    return mine is other
+
+
+def by_star(net: Any) -> bool:
+    _, *kinds = 1, type(net)
+    return kinds[0] is Stored
+
+
+def by_loop(net: Any) -> bool:
+    for kind in (type(net),):
+        found = kind is Stored
+    return found
+
+
+def by_with(net: Any) -> bool:
+    with contextlib.nullcontext(type(net)) as kind:
+        return kind is Stored
+
+
+def by_stored_attribute(net: Any) -> bool:
+    net.kind = type(net)
+    found = net.kind is Stored
+    del net.kind
+    return found
+
+
+def by_item(net: Any) -> bool:
+    kinds: dict[str, type] = {}
+    kinds["net"] = type(net)
+    return kinds["net"] is Stored
+
+
+def by_list_of(net: Any) -> bool:
+    kinds: list[type] = []
+    kinds += [type(net)]
+    return kinds.pop() is Stored
+
+
+def by_comprehension(net: Any) -> bool:
+    return any(kind is Stored for kind in [type(one) for one in (net,)])
+
+
+def by_default(net: Any) -> bool:
+    def ask(kind: type = type(net)) -> bool:  # noqa: B008
+        return kind is Stored
+
+    return ask()
+
+
+def by_match(net: Any) -> bool:
+    match type(net), net:
+        case (kind, nn.Module()):
+            return kind is Stored
+    return False
+
+
+def by_lambda(net: Any) -> bool:
+    return (lambda kind: kind is Stored)(type(net))
+
+
+def _is(kind: type, other: type) -> bool:
+    return kind is other
+
+
+def by_partial(net: Any) -> bool:
+    return functools.partial(_is, type(net))(Stored)
+
+
+def _kinds_of(net: object) -> tuple[type, int]:
+    return type(net), 1
+
+
+def by_result(net: Any) -> bool:
+    return _kinds_of(net)[0] is Stored
+
+
+def by_generator(net: Any) -> bool:
+    def kinds() -> Iterator[type]:
+        yield type(net)
+
+    return next(kinds()) is Stored
+
+
+def by_map(net: Any) -> bool:
+    return next(map(type, [net])) is Stored
+
+
+def by_other_name(net: Any) -> bool:
+    kind_of = type
+    return kind_of(net) is Stored
+
+
+KINDS: dict[str, dict[str, list[type]]] = {"of": {"net": []}}
+
+
+def by_containers(net: Any) -> bool:
+    return _is(type(net), KINDS["of"]["net"][0])
+
+
+def by_import(net: Any) -> bool:
+    from stored_class import is_stored
+
+    return is_stored(net)
+
+
+def by_import_of_class(net: Any) -> bool:
+    from stored_class import Stored
+
+    return _is(type(net), Stored)
+
+
+def by_default_to_compare(net: Any, kind: type | None = None) -> bool:
+    other: type = Stored if kind is None else kind
+    return _is(type(net), other)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *(by_annotated, by_tuple, by_star, by_loop, by_with, by_stored_attribute, by_item, by_list_of),
+        *(by_comprehension, by_default, by_match, by_lambda, by_partial, by_result, by_generator, by_map),
+        *(by_other_name, by_default_to_compare, by_containers, by_import, by_import_of_class),
+    ],
+)
+def test_no_graph_where_a_class_is_stored_or_passed_on(
+    prefer: Prefer, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Any], bool]
+) -> None:
+    def is_stored(net: object) -> bool:
+        return type(net) is Stored
+
+    module = types.ModuleType("stored_class")
+    vars(module).update(is_stored=is_stored, Stored=Stored)
+    monkeypatch.setitem(sys.modules, "stored_class", module)
+    monkeypatch.setattr(Stored, "asked", property(ask))
+    model, dense, x, report = _pair(prefer, Stored)
+    assert dense.asked
+    assert len(report.converted) == 2
+    assert not list(graphs_of(model))
+    assert any("tells classes apart by identity" in note for note in report.notes), report.notes
+    _assert_same(model, dense, x)
+
+
+class Stored(Net):
+    asked: Any = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if self.asked else 1)
+
+
+KINDS["of"]["net"].append(Stored)
+
+
+class Ordinary(Net):
+    """Asks for classes, but tells none from its subclasses."""
+
+    factor = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind: type = type(self)
+        name, cls = self.__class__.__name__, type(self)
+        logging.getLogger(__name__).debug("%s of %s", name, type(self))
+        if not isinstance(x, Tensor) or not issubclass(cls, Net):
+            raise TypeError(f"{type(self).__name__} of {type(x)}", type(self), "%s" % type(self))  # noqa: UP031
+        for layer in (self.first, self.last):
+            assert isinstance(layer, nn.Module), "{} of {}".format(type(layer), cls.__qualname__)  # noqa: UP032
+        return super().forward(x) * cls.factor * kind.factor  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [ByValue, Found, Named, Dispatched, Ordinary])
 def test_a_graph_where_code_goes_by_value(prefer: Prefer, kind: type[nn.Module]) -> None:
     model, dense, x, report = _pair(prefer, kind)
     assert len(list(graphs_of(model))) == 1, report.notes
@@ -273,6 +455,16 @@ def by_name(net: Any) -> object:
     return type(net.last).__name__ == "Linear"
 
 
+def by_stored_class(net: Any) -> object:
+    kind, _ = net.last.__class__, 1
+    return kind is nn.Linear
+
+
+def by_stored_name(net: Any) -> object:
+    name: str = type(net.last).__name__
+    return name == "Linear"
+
+
 def by_dict(net: Any) -> object:
     return BY_CLASS.get(type(net.last))
 
@@ -290,7 +482,13 @@ def by_attribute_of_its_own(net: Any) -> object:
     return net.factors.get(type(net.last))
 
 
-@pytest.mark.parametrize("ask", [by_helper, by_attribute, by_name, by_dict, by_key, by_list, by_attribute_of_its_own])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *(by_helper, by_attribute, by_name, by_stored_class, by_stored_name, by_dict, by_key, by_list),
+        by_attribute_of_its_own,
+    ],
+)
 def test_layers_whose_class_is_looked_for_stay(prefer: Prefer, ask: Any) -> None:
     class Asks(Net):
         asked = property(ask)

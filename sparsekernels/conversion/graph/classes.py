@@ -19,7 +19,7 @@ from torch import nn
 
 from ..watch.reach import is_library
 from .attach import own_class
-from .class_uses import Uses, classes_among, codes_of, nonlocals_of
+from .class_uses import Uses, classes_among, codes_of, imported_by, nonlocals_of
 
 _MOST = 100_000
 """Functions that are looked at."""
@@ -85,6 +85,7 @@ class _Functions:
             left += [(one, True) for one in _methods(kind, names)]
             spaces = [function.__globals__]
             modules = [value for name in names if isinstance(value := spaces[0].get(name), types.ModuleType)]
+            modules += imported_by(function)
             spaces += [vars(module) for module in modules if not is_library(module.__name__)]
             values = [space[name] for space in spaces for name in names if name in space]
             left += [(one, False) for value in values for one in _functions_of(value)]
