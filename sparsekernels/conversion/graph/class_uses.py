@@ -285,11 +285,11 @@ def _classes_in_reach(function: types.FunctionType, kind: type) -> list[type]:
             continue
         seen[id(value)] = value
         found += classes_among(value)
-        held = vars(value) if hasattr(value, "__dict__") else {}
-        left += [held[name] for name in names if name in held]
-        if not isinstance(value, types.ModuleType):
-            kinds = value if isinstance(value, type) else type(value)
-            left += [getattr(value, name, None) for name in names if name not in held and hasattr(kinds, name)]
+        kinds = value.__mro__ if isinstance(value, type) else (type(value),)
+        for space in (getattr(value, "__dict__", {}), *map(vars, kinds)):
+            left += [space[name] for name in names if name in space]
+        if isinstance(value, tuple):
+            left += [getattr(value, name) for name in getattr(value, "_fields", ()) if name in names]
     return found
 
 
