@@ -215,9 +215,10 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
         raise ValueError(f"a channel-dropped layer: expected input of {size} {what}, got {list(input.shape)}")
 
 
-def _leave_to_torch(input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None) -> None:
+def _leave_to_torch(input: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Kept, guard: Guard | None) -> None:
     """Raise `Outside` where torch's own product is to be asked, which may broadcast a bias and refuses devices."""
-    others = (input.layout is not torch.strided and is_for_torch(input)) or input.device != weight.device
+    others = input.layout is not torch.strided and is_for_torch(input)
+    others = others or (weight is not None and input.device != weight.device)
     if guard is not None and (others or (bias is not None and bias.shape != kept.shape[:1])):
         raise Outside
 
