@@ -181,7 +181,7 @@ def proxies_are_tensors() -> Iterator[None]:
     plain, infos = builtins.isinstance, (torch.finfo, torch.iinfo)
 
     def asked(value: Any, kinds: Any, /) -> bool:
-        if type(value) not in (Proxy, Attribute):
+        if not is_proxy(value):
             return plain(value, kinds)
         attribute = value.attr if type(value) is Attribute else ""
         kind = SIZES.get(attribute) if attribute else kind_of(value.node)

@@ -256,7 +256,7 @@ class Lent:
         return made(arguments.args), {name: made(one) for name, one in arguments.kwargs.items()}
 
     def _kept(self, container: Any) -> Any:
-        self._containers.append((container, _contents(container)))
+        self._containers.append((container, contents_of(container)))
         return container
 
     def holds(self, value: Any) -> bool:
@@ -265,8 +265,9 @@ class Lent:
 
     def changed(self) -> bool:
         """Whether one of the containers holds other things than it did."""
-        return any(list(map(id, _contents(value))) != list(map(id, held)) for value, held in self._containers)
+        return any(list(map(id, contents_of(value))) != list(map(id, held)) for value, held in self._containers)
 
 
-def _contents(value: Any) -> list[Any]:
+def contents_of(value: Any) -> list[Any]:
+    """Of a list, a tuple or a set; the keys and values of a dict."""
     return [*value, *value.values()] if isinstance(value, dict) else list(value)

@@ -46,7 +46,7 @@ from .proxies import (
     known_attribute,
     proxies_are_tensors,
 )
-from .signature import Arguments, Lent
+from .signature import Arguments, Lent, contents_of
 from .sizes import Decision, Sizes, Unknown, are_known, itself, kind_of
 from .untraceable import Untraceable
 
@@ -394,16 +394,12 @@ def _fields_of(value: Any) -> dict[str, Any]:
     made = type(value)(**fields)
     same = all(getattr(made, field.name) is getattr(value, field.name) for field in dataclasses.fields(value))
     if isinstance(value, dict):
-        same = same and list(map(id, _contents(made))) == list(map(id, _contents(value)))
+        same = same and list(map(id, contents_of(made))) == list(map(id, contents_of(value)))
     attributes, others = getattr(value, "__dict__", {}), getattr(made, "__dict__", {})
     same = same and attributes.keys() == others.keys()
     if not same or not all(is_same(attributes[name], others[name]) for name in attributes):
         raise Untraceable(GraphObstacle.RETURNS_MORE, kind=type(value).__name__)
     return fields
-
-
-def _contents(value: dict[Any, Any]) -> list[Any]:
-    return [*value, *value.values()]
 
 
 def _tensor_of(module: nn.Module, target: str) -> Tensor:

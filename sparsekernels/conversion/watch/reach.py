@@ -43,6 +43,7 @@ _LIBRARIES = (sys.stdlib_module_names | {"torch", "sparsekernels", "numpy"}) - {
 
 _MISSING = object()
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # torch.fx exchanges some while it traces
+
 Binding = tuple[Callable[[], Any], Callable[[Any], None], Any]
 """How a name is read and written, and what it meant."""
 
@@ -135,7 +136,7 @@ class Reach:
                     self.sets_context |= argument.__name__ == "set"
                     self._ask(variable.get, None)
                 self.sets_seed = self.sets_seed or surroundings.sets_seed(argument)
-                if id(argument) in surroundings.STATES and not is_library(frame.f_globals.get("__name__")):
+                if is_own and id(argument) in surroundings.STATES:
                     self._ask(argument)
                 elif surroundings.makes_tensors(argument):
                     self.makes_tensors = True
@@ -143,9 +144,7 @@ class Reach:
                     return
                 if _speaks(frame, argument):
                     self.speaks = True
-                elif surroundings.tells_time(argument) and (
-                    argument is os.urandom or not is_library(frame.f_globals.get("__name__"))
-                ):
+                elif surroundings.tells_time(argument) and (is_own or argument is os.urandom):
                     self.tells_time = True
                 else:
                     return
@@ -238,8 +237,7 @@ class Reach:
         while caller is not None and caller.f_globals.get("__name__") in ("os", "_collections_abc", "collections.abc"):
             caller = caller.f_back
         if caller is not None and not is_library(caller.f_globals.get("__name__")):
-            is_variable = code is surroundings.ENVIRON
-            if is_variable:
+            if code is surroundings.ENVIRON:
                 self._ask(os.environ.get, frame.f_locals["key"])
             else:
                 self._ask(surroundings.STATES[id(code)])
