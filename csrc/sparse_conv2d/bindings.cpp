@@ -64,17 +64,16 @@ Handle empty_activation(const int64_t (&sizes)[4], bool channels_last, const Han
   return poisoned(Handle(result));
 }
 
-// As torch decides for its convolutions: contiguous first, which a tensor with one channel or one pixel is as well.
+// As torch decides for its convolutions (`suggest_memory_format`), from sizes and strides alone: gaps do not count, and
+// what could be either, one channel of one pixel with equal strides, is contiguous. So is what becomes that when it is
+// copied: several images of one pixel and one channel.
 bool is_channels_last(const Handle& tensor) {
-  if (tensor.is_contiguous()) return false;
   const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
-  const int order[4] = {1, 3, 2, 0};
-  int64_t expected = 1;
-  for (const int d : order) {
-    if (sizes[d] != 1 && strides[d] != expected) return false;
-    expected *= sizes[d];
-  }
-  return true;
+  if (sizes[0] == 0 || sizes[1] == 0 || sizes[2] == 0 || sizes[3] == 0) return false;
+  if (sizes[0] > 1 && sizes[1] == 1 && sizes[2] == 1 && sizes[3] == 1) return false;
+  const int64_t row = strides[3] * sizes[3], image = strides[2] * sizes[2];
+  return strides[1] > 0 && strides[3] >= strides[1] * sizes[1] && strides[2] >= row && strides[0] >= image &&
+         image != strides[1];
 }
 
 // Whether the tensor has the sizes of `other`, and its strides where these matter.

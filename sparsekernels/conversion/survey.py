@@ -18,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .._torch import ConvTransposeNd, tree_leaves
 from ..checks import DTYPES
+from ..ops.sparse_conv2d.reference import is_channels_last
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
 from .leftovers import masked_by_nncf, obstacle_left_in, obstacle_of_foreign
@@ -60,10 +61,8 @@ class Given:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Given:
-        channels_last = (
-            tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-        )
-        return cls(tuple(tensor.shape), tensor.dtype, tensor.device, channels_last, tensor.requires_grad)
+        last = tensor.layout == torch.strided and is_channels_last(tensor)
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device, last, tensor.requires_grad)
 
     def make(self) -> Tensor:
         """A tensor like it, of normal random numbers, the same every time."""

@@ -313,6 +313,8 @@ Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None, convolution: Convolution
 ) -> Tensor:
+    if input.dim() == 3:  # as torch does: the layout of one image is that of a batch of one
+        return _conv2d(input.unsqueeze(0), weight, bias, kept, guard, convolution).squeeze(0)
     _leave_to_torch(input, weight, bias, kept, guard)
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
     check_size(input, -3, kept.shape[1])

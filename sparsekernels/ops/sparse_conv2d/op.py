@@ -69,7 +69,8 @@ def sparse_conv2d(
         groups: Divides both numbers of channels.
 
     Returns:
-        y: [N, out, H', W'] or [out, H', W'], contiguous, or channels_last where `input` is that and not contiguous.
+        y: [N, out, H', W'] or [out, H', W'], contiguous, or channels_last where torch takes the strides of `input`
+            for that.
 
     Raises:
         TypeError: For a dtype or a type that is not accepted.

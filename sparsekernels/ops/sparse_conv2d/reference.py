@@ -23,13 +23,23 @@ from ..precision import wide
 
 
 def is_channels_last(input: Tensor) -> bool:
-    """Whether results follow `input` into channels_last. What is laid out both ways, 1x1 images say, is contiguous.
+    """Whether results follow `input` into channels_last: as torch decides for its convolutions.
 
-    Inside of the transforms of torch.func nothing does: vmap cannot tell the layout of its tensors.
+    By sizes and strides alone (torch's `suggest_memory_format`): gaps do not count, and what could be either, one
+    channel of one pixel with equal strides, is contiguous. So is what becomes that when torch copies it: several images
+    of one pixel and one channel. Inside of the transforms of torch.func nothing is channels_last: vmap cannot tell the
+    layout of its tensors.
     """
-    if input.is_contiguous() or are_functorch_transforms_active():
+    if input.dim() != 4 or are_functorch_transforms_active():
         return False
-    return input.is_contiguous(memory_format=torch.channels_last)
+    images, channels, height, width = input.shape
+    of_image, of_channel, of_row, of_pixel = input.stride()
+    if not (of_channel > 0 and of_channel * channels <= of_pixel and of_pixel * width <= of_row):  # most end here
+        return False
+    if not (of_row * height <= of_image and of_row * height != of_channel):
+        return False
+    pixels = channels * height * width
+    return bool(images * pixels > 0 and (images == 1 or pixels > 1))
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
