@@ -9,12 +9,13 @@ tests/legs.sh runs that test, and those of what uses them, on the oldest torch a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.autograd import forward_ad as forward_ad
 from torch.nn.modules import batchnorm as _batchnorm
@@ -23,6 +24,7 @@ from torch.nn.modules import dropout as _dropout
 from torch.nn.modules import module as _module
 from torch.utils import _python_dispatch, _pytree
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
     nn.Module: (
@@ -94,6 +96,17 @@ def functional_schemas(name: str) -> list[tuple[str, Any]]:
 
 def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
+
+
+def written_arguments(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors that a call of an operator writes to, by its schema; none of what has no schema."""
+    schema = getattr(function, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for place, argument in enumerate(schema.arguments):
+        if _is_written(argument):
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            yield from (one for one in tree_leaves(value) if isinstance(one, Tensor))
 
 
 def is_composite(name: str) -> bool:

@@ -93,6 +93,7 @@ class Attempt:
             for module, calls in example.recorded.calls.items():
                 self._calls.setdefault(module, []).extend(calls)
         self._facts: list[Fact] = []
+        self._writes = examples[0].recorded.writes
         self._traces: dict[int, Trace] = {}
         self._norms = NormDecisions()
         self._compared = ComparedClasses(model.modules())
@@ -114,6 +115,8 @@ class Attempt:
             layout = channels_last_gain(self._layers, given, self._mode)
             self._facts += [] if layout is None else [layout]
             report = self._run()
+        if self._writes.unseen:
+            report = replace(report, facts=(*report.facts, Note.WRITTEN.of(names=tuple(self._writes.unseen))))
         timed = report.before_ms is not None or any(row.gains for row in report.layers)
         if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
@@ -479,6 +482,7 @@ class Attempt:
             with stopped_by(functools.partial(pace.stop, reserve)):
                 calls = dict.fromkeys(ways, mode.step)
                 each.append(times_of(calls, effort, contexts, warm=True, earlier=earlier[index] if earlier else None))
+                self._writes.put_back()
         return AllTimes(tuple(each))
 
     def _without_before(self, contexts: Contexts, before: str) -> AllTimes | None:

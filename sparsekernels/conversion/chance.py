@@ -40,7 +40,7 @@ def record_by_chance(
                 break
             for first, call in pairs:
                 with first.reach.unchanged():
-                    first.given.update(record_inputs(model, left, call, first.reach).given)
+                    first.given.update(record_inputs(model, left, call, first.reach, first.writes).given)
             left = missing()
     for layer in left:
         if layer.sparsity is not None and layer.sparsity >= LEAST_SPARSITY:

@@ -35,6 +35,7 @@ from .watch.copies import is_lazy
 from .watch.reach import Reach
 from .watch.snapshot import unchanged
 from .watch.state import CONVERSION
+from .watch.writes import Writes
 
 
 def convert(
@@ -150,11 +151,13 @@ def _converted(
         for one in arguments:
             stack.callback(one.put_back)
         stack.callback(reach.put_back)
+        writes = Writes(model)
+        stack.callback(writes.put_back)
         previous = vars(model).get(CONVERSION)
         undone = {} if previous is None else _undo(model, previous)
         try:
             pace.at("the first run")
-            layers, recorded = _first_runs(model, given, calls, reach)
+            layers, recorded = _first_runs(model, given, calls, reach, writes)
             examples = [
                 Example(f"{name} ({_words(args, kwargs)})", (*args, *kwargs.values()), call, first)
                 for (name, args, kwargs), call, first in zip(given, calls, recorded, strict=True)
@@ -252,7 +255,7 @@ _MOST_FIRST_RUNS = 3
 
 
 def _first_runs(
-    model: nn.Module, given: list[_Given], calls: Sequence[Callable[[], object]], reach: Reach
+    model: nn.Module, given: list[_Given], calls: Sequence[Callable[[], object]], reach: Reach, writes: Writes
 ) -> tuple[list[Layer], list[Recorded]]:
     """The layers, and what runs gave and were given; once more where a run made modules or parameters."""
     for _ in range(_MOST_FIRST_RUNS):
@@ -262,7 +265,7 @@ def _first_runs(
             recorded = []
             for (name, args, kwargs), call in zip(given, calls, strict=True):
                 try:
-                    recorded.append(record_inputs(model, layers, call, reach))
+                    recorded.append(record_inputs(model, layers, call, reach, writes))
                 except Exception as error:
                     hint = _hint(args) if name == "example_input" else ""
                     raise ValueError(
@@ -280,7 +283,7 @@ def _initialized(model: nn.Module, calls: Sequence[Callable[[], object]]) -> Ite
     """Inside, and from then on, lazy modules have parameters, by calls that change no statistics."""
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         modes = [(module, module.training) for module in model.modules()]
-        with torch.no_grad(), unchanged(model):
+        with torch.no_grad(), unchanged(model), Writes(model).watched():
             try:
                 for module, _ in modes:
                     module.training = False

@@ -186,6 +186,7 @@ class GraphObstacle(_Sentence):
     AUTOGRAD_FUNCTION = "its forward calls {function}, a torch.autograd.Function, which is given tensors alone{place}"
     PLANNING_FAILED = "no graph can be made of it ({error})"
     SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
+    WRITES_TO_LAYERS = "its forward writes to parameters or buffers of layers that it calls"
     SPEAKS = "its forward prints, logs or writes to a file{place}"
     TELLS_TIME = "its forward reads a clock, or asks the system for random numbers{place}"
     RANDOM = "its forward draws random numbers, which would be the same in each call"
@@ -284,4 +285,8 @@ class Note(_Sentence):
         " sparsekernels.revert(model) first lets them be measured with the rest."
     )
     NO_DATA = "The model's weights have no data (they are on device meta): load them first, then convert."
+    WRITTEN = (
+        "The model's code writes to parameters by other means than torch's operators, and what its first call wrote"
+        " stays: {names}."
+    )
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."

@@ -169,7 +169,10 @@ class Mode:
     def _without_trace(self) -> Iterator[Callable[[], frozenset[object]]]:
         """Calls of the model leave nothing behind. Inside, the function gives the places where they have so far."""
         with unchanged(self._model) as kept, self._recorded.reach.unchanged() as reach:
-            yield lambda: frozenset((*kept.effects(), *reach.effects()))
+            try:
+                yield lambda: frozenset((*kept.effects(), *reach.effects()))
+            finally:
+                self._recorded.writes.put_back()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         """Inside, gradients are recorded as in a pass."""

@@ -28,6 +28,7 @@ from .norm_probe import epsilons, is_torchs, recognized
 from .watch.reach import Reach
 from .watch.snapshot import unchanged
 from .watch.state import attributes_of
+from .watch.writes import Writes
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _replaced(model: nn.Module) -> NormsReport:
     calls: list[tuple[Norm, RMSNormCall | None]] = []
     reach = Reach(model.modules())
     try:
-        with unchanged(model), reach.watched():  # whatever their code does while it is looked at
+        # whatever their code does while it is looked at
+        with unchanged(model), Writes(model).watched(), reach.watched():
             for norm, call, reason in _judged(model):
                 options = norm.verdict if call is not None and isinstance(norm.verdict, dict) else {}
                 rows.append(NormReport(norm.name, own_class(norm.module).__name__, not reason, options, reason))

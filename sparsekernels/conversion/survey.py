@@ -28,6 +28,7 @@ from .watch.generators import Generators
 from .watch.reach import Reach
 from .watch.snapshot import Snapshot
 from .watch.state import TooMuch, attributes_of, held_by
+from .watch.writes import Writes
 
 KINDS = (torch.nn.Conv2d, torch.nn.Linear)
 """The layers that may become something else; their subclasses where they do no more than cast and pad before."""
@@ -298,6 +299,7 @@ class Recorded:
     leaves: whether it left something in attributes, in globals or the like.
     seconds: what it took.
     reach: what its code gets at beside the model.
+    writes: what runs have written to parameters so far.
     """
 
     given: dict[str, list[Given]]
@@ -309,13 +311,18 @@ class Recorded:
     leaves: bool
     seconds: float
     reach: Reach
+    writes: Writes
 
 
 def record_inputs(
-    model: torch.nn.Module, layers: list[Layer], call: Callable[[], object], reach: Reach | None = None
+    model: torch.nn.Module,
+    layers: list[Layer],
+    call: Callable[[], object],
+    reach: Reach | None = None,
+    writes: Writes | None = None,
 ) -> Recorded:
-    """Run `call`, and watch what it gets at. Raises what it raises."""
-    reach = reach or Reach(model.modules())
+    """Run `call`, and watch what it gets at; parameters are afterwards what they were. Raises what it raises."""
+    reach, writes = reach or Reach(model.modules()), writes or Writes(model)
     before, generators = Snapshot(model), Generators(())
     handles = []
     given: dict[str, list[Given]] = {}
@@ -341,15 +348,17 @@ def record_inputs(
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
     start = time.perf_counter()
     try:
-        with reach.watched():
-            result = call()
+        with writes.watched():
+            with reach.watched():
+                called = call()
+            result, has_gradient = kept(called), bool(differentiable(called))
     finally:
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
     leaves, random = before.has_left() or reach.changed(), generators.drawn()
-    repeatable, differs = not before.changed() and not leaves, bool(differentiable(result))
-    return Recorded(given, calls, kept(result), differs, repeatable, random, leaves, seconds, reach)
+    repeatable = not (before.changed() or leaves or writes.are_any)
+    return Recorded(given, calls, result, has_gradient, repeatable, random, leaves, seconds, reach, writes)
 
 
 @dataclass(frozen=True)

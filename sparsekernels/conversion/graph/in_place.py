@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.fx
 from torch import nn
 
+from ..watch.writes import memory_of
 from .aliases import Aliases, Gives, gives_of, is_of_torch, name_of, nodes_in, owner_of
 from .sizes import kind_of
 
@@ -88,6 +89,30 @@ def gives_its_own(node: Any, modules: Mapping[str, nn.Module]) -> bool:
     if not isinstance(node, Node) or node.op != "call_module":
         return False
     return gives_of(modules.get(str(node.target))) is Gives.OWN
+
+
+def writes_to_layers(
+    graph: torch.fx.Graph, modules: Mapping[str, nn.Module], place_of: Callable[[str], tuple[dict[str, Any], str]]
+) -> bool:
+    """Whether something may change a parameter or buffer of a module that the graph calls: what a layer was folded and
+    packed from is looked at before a call, not within one.
+
+    place_of: where the tensor is that a `get_attr` node names.
+    """
+    read = [node for node in graph.nodes if node.op == "get_attr"]
+    if not read:
+        return False
+    called = [modules[str(node.target)] for node in graph.nodes if node.op == "call_module"]
+    own = {memory_of(one) for module in called for one in (*module.parameters(), *module.buffers())}
+    of_layers = {node for node in read if memory_of(operator.getitem(*place_of(str(node.target)))) in own}
+    aliases = Aliases(graph, modules)
+    for node in graph.nodes if of_layers else ():
+        changed = written_by(node, modules)
+        if not of_layers.isdisjoint(changed):
+            return True
+        if not of_layers.isdisjoint(changed or aliases.sources_of(node)):
+            of_layers.add(node)
+    return False
 
 
 def rests_on_layout(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:

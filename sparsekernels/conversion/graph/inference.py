@@ -8,6 +8,7 @@ since.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -28,7 +29,7 @@ from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
 from .fused import Fused
 from .fusion import drop_identities, fuse, pool
-from .in_place import rests_on_layout
+from .in_place import rests_on_layout, writes_to_layers
 from .results import Order, asks_for_memory, is_default, laid_out, layout_of, may_reorder, orders_of
 from .trace import Trace
 from .tracing import place_of
@@ -297,6 +298,8 @@ class InferenceGraph(Graph):
         graph, modules = trace.fresh()
         if self.contiguous and (name := asks_for_memory(graph)):
             raise Untraceable(GraphObstacle.PLANNING_FAILED, error=f"{name} goes by where elements lie in memory")
+        if writes_to_layers(graph, modules, functools.partial(place_of, trace.module)):
+            raise Untraceable(GraphObstacle.WRITES_TO_LAYERS)
         drop_identities(graph, modules)
         fused = fuse(graph, modules, self.contiguous)
         if self.contiguous:

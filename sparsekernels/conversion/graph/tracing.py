@@ -33,6 +33,7 @@ from ..watch.generators import Generators
 from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State, is_same
 from ..watch.surroundings import Beside
+from ..watch.writes import Writes
 from .attach import ONE_AT_A_TIME, OWN_FORWARD
 from .class_questions import ClassQuestions
 from .proxies import (
@@ -331,7 +332,7 @@ def _traced(
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn = Generators(before.generators)
+    drawn, writes = Generators(before.generators), Writes(module, buffers=True)
     tracer = _Tracer(module, arguments, lambda value: before.holds(value) or reach.holds(value))
     recorded = factories_are_recorded(tracer) if makes_tensors else contextlib.nullcontext()
     if makes_tensors:
@@ -339,6 +340,7 @@ def _traced(
     failed: Untraceable | None = None
     try:
         with (
+            writes.watched(),
             proxies_are_tensors(),
             recorded,
             reach.watched(lambda: Untraceable(_heard(reach)), tracer.questions.look),
@@ -347,7 +349,7 @@ def _traced(
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)
     finally:
-        changed = [before.put_back(), reach.put_back(), tracer.lent.changed()]
+        changed = [before.put_back(), reach.put_back(), tracer.lent.changed(), writes.are_any]
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
         if tracer.questions.asked is not None:

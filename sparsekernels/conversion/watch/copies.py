@@ -61,7 +61,7 @@ def write_back(tensor: Tensor, kept: Tensor | None) -> None:
     """Make a tensor hold what was copied of it, if it holds something else."""
     if kept is None or are_equal(tensor, kept):
         return
-    with contextlib.suppress(Exception), torch.no_grad(), torch.inference_mode(tensor.is_inference()):
+    with contextlib.suppress(Exception), torch.inference_mode(tensor.is_inference()), torch.no_grad():
         if tensor.layout == torch.strided and not tensor.is_nested and tensor.shape != kept.shape:
             tensor.resize_(kept.shape)
         tensor.copy_(kept)

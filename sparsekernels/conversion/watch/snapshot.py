@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .copies import are_equal, copy_of, write_back
 from .generators import Generators
 from .state import STAYS, State, is_looked_into, same_dicts, stamp_of
+from .writes import Memory
 
 _REPLACED = frozenset({"_modules", "_parameters", "_buffers"})
 """Where a conversion exchanges layers, and where the first call of a model may put parameters of its own making."""
@@ -36,14 +37,16 @@ class Snapshot:
         self._places = [(module, dict(module._buffers)) for module in modules if is_looked_into(module)]
         self._buffers = [(buffer, copy_of(buffer)) for buffer in model.buffers()]
         parameters = dict.fromkeys((*model.parameters(), *self._state.parameters()))
-        self._parameters = [(one, one.grad, one.requires_grad, stamp_of(one)) for one in parameters]
+        self._memory = Memory([*parameters, *model.buffers()])
+        leaves = [*parameters, *(buffer for buffer in model.buffers() if buffer.is_leaf)]
+        self._gradients = [(one, one.grad, one.requires_grad) for one in leaves]
+        self._stamps = [(one, stamp_of(one)) for one in parameters]
         self._generators = Generators(self._state.generators)
 
     def changed(self) -> bool:
         """Whether anything has changed, parameters included, or there was too much to compare."""
-        for parameter, gradient, wanted, stamp in self._parameters:
-            if parameter.grad is not gradient or parameter.requires_grad is not wanted or stamp_of(parameter) != stamp:
-                return True
+        if any(stamp_of(parameter) != stamp for parameter, stamp in self._stamps) or self._has_gradients():
+            return True
         if not all(same_dicts(module._buffers, place) for module, place in self._places):
             return True
         if not all(kept is None or are_equal(buffer, kept) for buffer, kept in self._buffers):
@@ -51,20 +54,26 @@ class Snapshot:
         return self._generators.drawn() or self._state.changed()
 
     def has_left(self) -> bool:
-        """Whether attributes have changed, or what they hold."""
-        return self._state.changed()
+        """Whether attributes have changed, or what they hold; or gradients."""
+        return self._state.changed() or self._has_gradients()
 
     def effects(self) -> Iterator[object]:
         """The places of attributes, and of what they hold, that have changed."""
         return self._state.effects()
 
+    def _has_gradients(self) -> bool:
+        """Whether gradients are others than they were, or others are wanted."""
+        return any(
+            one.grad is not gradient or one.requires_grad is not wanted for one, gradient, wanted in self._gradients
+        )
+
     def clear_gradients(self) -> None:
         """There are none, until they are put back."""
-        for parameter, _, _, _ in self._parameters:
-            parameter.grad = None
+        for tensor, _, _ in self._gradients:
+            tensor.grad = None
 
     def put_back(self) -> None:
-        """Restore everything except the elements of parameters: each part, whatever becomes of the others."""
+        """Restore everything, except the elements of parameters (see `Writes`), whatever becomes of other parts."""
         with contextlib.ExitStack() as parts:
             parts.callback(self._state.put_back)
             parts.callback(self._generators.put_back)
@@ -72,15 +81,16 @@ class Snapshot:
                 parts.callback(write_back, buffer, kept)
             for module, place in self._places:
                 parts.callback(module._buffers.update, place)
-            for parameter, gradient, wanted, _ in self._parameters:
-                parts.callback(_give_back, parameter, gradient, wanted)
+            for tensor, gradient, wanted in self._gradients:
+                parts.callback(_give_back, tensor, gradient, wanted)
+            parts.callback(self._memory.put_back)  # first: buffers are written where they were
 
 
-def _give_back(parameter: Tensor, gradient: Tensor | None, wanted: bool) -> None:
+def _give_back(tensor: Tensor, gradient: Tensor | None, wanted: bool) -> None:
     with contextlib.suppress(Exception):
-        parameter.grad = gradient
-        if parameter.requires_grad is not wanted:
-            parameter.requires_grad_(wanted)
+        tensor.grad = gradient
+        if tensor.requires_grad is not wanted:
+            tensor.requires_grad_(wanted)
 
 
 @contextlib.contextmanager

@@ -265,7 +265,7 @@ def stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
 
 
 class State:
-    """The attributes of modules, and whatever these hold at any depth.
+    """The attributes of modules and of their parameters and buffers, and whatever these hold at any depth.
 
     without: names of attributes that are not looked at. Scripted modules are skipped, and lazy ones, of which their
     first call makes something else. Where they hold too much, `is_whole` is False, and only the attributes themselves
@@ -288,6 +288,12 @@ class State:
             for name, value in attributes.items()
             if name not in KEPT_BY_TORCH
         ]
+        tensors = [
+            tensor for module in own for place in (module._parameters, module._buffers) for tensor in place.values()
+        ]
+        for attributes in (vars(tensor) for tensor in tensors if tensor is not None):
+            self._held.append(Held(attributes, dict(attributes), None))
+            values += attributes.values()
         self.generators = [value for value in values if is_generator(value)]
         self.is_whole = True
         try:

@@ -1,0 +1,150 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a model's code writes to its parameters, and how it is put back without copies of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._torch import FakeTensor, TorchDispatchMode, written_arguments
+from ...ops.fingerprint.op import fingerprint
+from ..modules import is_ordinary
+from .copies import copy_of, is_lazy, write_back
+from .state import holders_of
+
+
+class Memory:
+    """Where the elements of tensors are: `tensor.data = other` is undone."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        for tensor in tensors:
+            with contextlib.suppress(Exception):  # a class of a user's
+                if not is_lazy(tensor):
+                    self._kept.append((tensor, tensor.data))
+
+    def put_back(self) -> None:
+        for tensor, own in self._kept:
+            with contextlib.suppress(Exception):
+                if _place_of(tensor) != _place_of(own):
+                    tensor.data = own
+
+
+def _place_of(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+class _Mode(TorchDispatchMode):
+    """Tells of each tensor that an operator is about to write to."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, writes: Writes) -> None:
+        super().__init__()
+        self._writes = writes
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Compiled code runs as without it: torch.compile refuses to under other modes."""
+        return True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in written_arguments(func, args, kwargs):
+            self._writes.note(value)
+        return func(*args, **kwargs)
+
+
+class Writes:
+    """The parameters of a model that its code writes to where it is watched; and buffers, where these are asked for.
+
+    Each is copied just before an operator first writes to its memory, under whatever name: only those that are written
+    to take memory twice. What is written by other means (numpy, code that is compiled) is seen afterwards by the
+    content, on other devices by the version: that one call's writes stay, and `unseen` has the names.
+    """
+
+    def __init__(self, model: nn.Module, buffers: bool = False) -> None:
+        self.unseen: list[str] = []
+        self._names = _parameters_of(model)
+        tensors = [*self._names, *(model.buffers() if buffers else ())]
+        self._memory = Memory(tensors)
+        self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._sharing: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            self._sharing.setdefault(memory_of(tensor), []).append(tensor)
+        self._contents = {id(one): _content_of(one) for one in self._names}
+
+    @property
+    def are_any(self) -> bool:
+        """Whether something was written to one of them."""
+        return bool(self._kept)
+
+    def note(self, written: Tensor) -> None:
+        """Called before an operator writes to a tensor."""
+        for tensor in self._sharing.get(memory_of(written), ()):
+            if id(tensor) not in self._kept:
+                self._keep(tensor)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, writes are seen; afterwards, tensors hold what they held."""
+        try:
+            with _Mode(self):
+                yield
+        finally:
+            self.put_back()
+            for parameter, name in self._names.items():
+                if id(parameter) not in self._kept and _content_of(parameter) != self._contents[id(parameter)]:
+                    self.unseen.append(name)
+                    self._keep(parameter)
+
+    def put_back(self) -> None:
+        """All hold what they held, where they held it. Versions may be higher."""
+        self._memory.put_back()
+        for tensor, kept in self._kept.values():
+            write_back(tensor, kept)
+
+    def _keep(self, tensor: Tensor) -> None:
+        with torch.inference_mode(False):
+            self._kept[id(tensor)] = tensor, copy_of(tensor)
+
+
+def _parameters_of(model: nn.Module) -> dict[Tensor, str]:
+    """With their names; those of modules and lists in attributes included."""
+    named: dict[Tensor, str] = {}
+    modules, held = holders_of(model)
+    for module in modules:
+        held += module._parameters.values()
+    for name, parameter in model.named_parameters():
+        named[parameter] = name
+    for value in held:
+        if isinstance(value, nn.Parameter):
+            named.setdefault(value, "a parameter in an attribute")
+    return {parameter: name for parameter, name in named.items() if not is_lazy(parameter)}
+
+
+def memory_of(tensor: Tensor) -> int:
+    """What tensors that share memory have in common: the address of that. A wrapper has none, and is itself."""
+    address = 0
+    if not isinstance(tensor, FakeTensor):
+        with contextlib.suppress(Exception):
+            address = tensor.untyped_storage().data_ptr()
+    return address or id(tensor)
+
+
+def _content_of(tensor: Tensor) -> object:
+    """What is another after a write; None where nothing tells."""
+    with contextlib.suppress(Exception):
+        if is_ordinary(tensor) and tensor.is_cpu:
+            return fingerprint([tensor.detach()]).value(True)
+        return tensor._version
+    return None
