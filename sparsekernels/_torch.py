@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import backends as _backends
 from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -52,6 +53,9 @@ attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answ
 
 NormBase = _batchnorm._NormBase
 """The base of all BatchNorms and InstanceNorms."""
+
+BackendFlag: Any = _backends.ContextProp
+"""What is behind flags of torch.backends: its `__set__` is called where code sets one."""
 
 ConvTransposeNd = _conv._ConvTransposeNd
 DropoutNd = _dropout._DropoutNd

@@ -482,7 +482,7 @@ class Attempt:
             with stopped_by(functools.partial(pace.stop, reserve)):
                 calls = dict.fromkeys(ways, mode.step)
                 each.append(times_of(calls, effort, contexts, warm=True, earlier=earlier[index] if earlier else None))
-                self._writes.put_back()
+                self._examples[index].recorded.put_back()
         return AllTimes(tuple(each))
 
     def _without_before(self, contexts: Contexts, before: str) -> AllTimes | None:

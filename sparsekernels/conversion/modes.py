@@ -172,7 +172,7 @@ class Mode:
             try:
                 yield lambda: frozenset((*kept.effects(), *reach.effects()))
             finally:
-                self._recorded.writes.put_back()
+                self._recorded.put_back()
 
     def gradients(self) -> contextlib.AbstractContextManager[object]:
         """Inside, gradients are recorded as in a pass."""

@@ -26,6 +26,7 @@ from .modules import has_hooks, is_ordinary
 from .subclasses import has_own_forward_only, recorded
 from .watch.generators import Generators
 from .watch.reach import Reach
+from .watch.settings import Settings
 from .watch.snapshot import Snapshot
 from .watch.state import TooMuch, attributes_of, held_by
 from .watch.writes import Writes
@@ -300,6 +301,7 @@ class Recorded:
     seconds: what it took.
     reach: what its code gets at beside the model.
     writes: what runs have written to parameters so far.
+    settings: of torch and Python, as they are in all runs.
     """
 
     given: dict[str, list[Given]]
@@ -312,6 +314,12 @@ class Recorded:
     seconds: float
     reach: Reach
     writes: Writes
+    settings: Settings
+
+    def put_back(self) -> None:
+        """Undo what runs that nobody else looks after have written to parameters, and have set."""
+        self.settings.put_back()
+        self.writes.put_back()
 
 
 def record_inputs(
@@ -323,7 +331,7 @@ def record_inputs(
 ) -> Recorded:
     """Run `call`, and watch what it gets at; parameters are afterwards what they were. Raises what it raises."""
     reach, writes = reach or Reach(model.modules()), writes or Writes(model)
-    before, generators = Snapshot(model), Generators(())
+    before, generators, settings = Snapshot(model), Generators(()), Settings()
     handles = []
     given: dict[str, list[Given]] = {}
     calls: dict[int, list[Call]] = {}
@@ -357,8 +365,9 @@ def record_inputs(
         for handle in handles:
             handle.remove()
     leaves, random = before.has_left() or reach.changed(), generators.drawn()
+    settings.put_back()
     repeatable = not (before.changed() or leaves or writes.are_any)
-    return Recorded(given, calls, result, has_gradient, repeatable, random, leaves, seconds, reach, writes)
+    return Recorded(given, calls, result, has_gradient, repeatable, random, leaves, seconds, reach, writes, settings)
 
 
 @dataclass(frozen=True)

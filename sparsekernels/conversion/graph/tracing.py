@@ -31,6 +31,7 @@ from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
 from ..watch.reach import Reach
+from ..watch.settings import Settings
 from ..watch.state import KEPT_BY_TORCH, State, is_same
 from ..watch.surroundings import Beside
 from ..watch.writes import Writes
@@ -332,7 +333,7 @@ def _traced(
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, writes = Generators(before.generators), Writes(module, buffers=True)
+    drawn, writes, settings = Generators(before.generators), Writes(module, buffers=True), Settings()
     tracer = _Tracer(module, arguments, lambda value: before.holds(value) or reach.holds(value))
     recorded = factories_are_recorded(tracer) if makes_tensors else contextlib.nullcontext()
     if makes_tensors:
@@ -350,6 +351,7 @@ def _traced(
         failed = Untraceable.within(error)
     finally:
         changed = [before.put_back(), reach.put_back(), tracer.lent.changed(), writes.are_any]
+        changed += [settings.put_back(), reach.sets]
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
         if tracer.questions.asked is not None:

@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..._torch import GLOBAL_HOOKS
-from . import surroundings
+from . import settings, surroundings
 from .copies import copy_of
 from .entries import Entry
 from .state import Held, attributes_or_none, is_same, items_of, put_back
@@ -62,6 +62,8 @@ class Reach:
         """Whether code that was watched has set the state of a random number generator, be it for a while."""
         self.sets_context = False
         """Whether code that was watched has set a context variable, be it for a while."""
+        self.sets = False
+        """Whether code that was watched has set something of torch, Python or the process."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
@@ -136,6 +138,7 @@ class Reach:
                     self.sets_context |= argument.__name__ == "set"
                     self._ask(variable.get, None)
                 self.sets_seed = self.sets_seed or surroundings.sets_seed(argument)
+                self.sets = self.sets or (is_own and settings.sets(argument))
                 if is_own and id(argument) in surroundings.STATES:
                     self._ask(argument)
                 elif surroundings.makes_tensors(argument):
@@ -230,14 +233,17 @@ class Reach:
             kept.put_back()
 
     def _ask_of(self, frame: types.FrameType) -> None:
-        """Note a function of Python's that tells of the surroundings, called by code that is no library's."""
+        """Note a function of Python's that tells of the surroundings, or sets them, called by no library's code."""
         code, caller = frame.f_code, frame.f_back
-        if code is not surroundings.ENVIRON and id(code) not in surroundings.STATES:
+        sets = settings.sets(code)
+        if code is not surroundings.ENVIRON and id(code) not in surroundings.STATES and not sets:
             return
         while caller is not None and caller.f_globals.get("__name__") in ("os", "_collections_abc", "collections.abc"):
             caller = caller.f_back
         if caller is not None and not is_library(caller.f_globals.get("__name__")):
-            if code is surroundings.ENVIRON:
+            if sets:
+                self.sets = True
+            elif code is surroundings.ENVIRON:
                 self._ask(os.environ.get, frame.f_locals["key"])
             else:
                 self._ask(surroundings.STATES[id(code)])

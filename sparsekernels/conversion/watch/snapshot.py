@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .copies import are_equal, copy_of, write_back
 from .generators import Generators
+from .settings import Settings
 from .state import STAYS, State, is_looked_into, same_dicts, stamp_of
 from .writes import Memory
 
@@ -25,7 +26,8 @@ def leftovers(model: nn.Module) -> State:
 
 
 class Snapshot:
-    """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps of modules.
+    """What runs of a model may change: gradients, buffers, attributes, random numbers, settings, and what torch keeps
+    of modules.
 
     Except for the attributes that `convert` adds. without: names of further attributes that do not count. Whatever
     tensors a model holds, nothing here raises on their account: what cannot be copied is not put back.
@@ -41,7 +43,7 @@ class Snapshot:
         leaves = [*parameters, *(buffer for buffer in model.buffers() if buffer.is_leaf)]
         self._gradients = [(one, one.grad, one.requires_grad) for one in leaves]
         self._stamps = [(one, stamp_of(one)) for one in parameters]
-        self._generators = Generators(self._state.generators)
+        self._generators, self._settings = Generators(self._state.generators), Settings()
 
     def changed(self) -> bool:
         """Whether anything has changed, parameters included, or there was too much to compare."""
@@ -54,12 +56,13 @@ class Snapshot:
         return self._generators.drawn() or self._state.changed()
 
     def has_left(self) -> bool:
-        """Whether attributes have changed, or what they hold; or gradients."""
-        return self._state.changed() or self._has_gradients()
+        """Whether attributes have changed, or what they hold; or gradients; or settings of torch or Python."""
+        return self._state.changed() or self._has_gradients() or any(self._settings.changed())
 
     def effects(self) -> Iterator[object]:
-        """The places of attributes, and of what they hold, that have changed."""
-        return self._state.effects()
+        """The places of attributes, and of what they hold, and the settings, that have changed."""
+        yield from self._state.effects()
+        yield from self._settings.changed()
 
     def _has_gradients(self) -> bool:
         """Whether gradients are others than they were, or others are wanted."""
@@ -83,6 +86,7 @@ class Snapshot:
                 parts.callback(module._buffers.update, place)
             for tensor, gradient, wanted in self._gradients:
                 parts.callback(_give_back, tensor, gradient, wanted)
+            parts.callback(self._settings.put_back)
             parts.callback(self._memory.put_back)  # first: buffers are written where they were
 
 
