@@ -346,7 +346,7 @@ class Reach:
         if is_library(function.__module__):
             return []
         inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        if inner:
+        if inner or vars(function):
             self._functions.append(function)
         for cell in function.__closure__ or ():
             read = functools.partial(_content_of, cell)
