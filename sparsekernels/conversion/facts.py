@@ -286,7 +286,7 @@ class Note(_Sentence):
     )
     NO_DATA = "The model's weights have no data (they are on device meta): load them first, then convert."
     WRITTEN = (
-        "The model's code writes to parameters by other means than torch's operators, and what its first call wrote"
-        " stays: {names}."
+        "The model's code writes to parameters by other means than torch's operators, or in its backward pass, and what"
+        " one call wrote stays: {names}."
     )
     NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."

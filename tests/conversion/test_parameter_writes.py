@@ -118,6 +118,15 @@ def test_other_writes_stay_once(prefer: Prefer, training: bool) -> None:
     assert model.scale.eq(1.5).all()
 
 
+def test_what_hooks_write_in_a_backward_pass_stays_once(prefer: Prefer) -> None:
+    model = pruned(Writing(lambda _: None), True)
+    model.norm.register_full_backward_hook(lambda module, *_: module.weight.data.mul_(0.5))
+    prefer(FINE, GRAPH, LAYERS)
+    report = sk.convert(model, torch.randn(4, 16))
+    assert any("in its backward pass" in note and "norm.weight" in note for note in report.notes)
+    assert model.norm.weight.eq(0.5).all()
+
+
 def test_what_calls_write_while_they_are_timed() -> None:
     model = pruned(Writing(lambda model: model.counter.add_(1)))
     sk.convert(model, torch.randn(4, 16))

@@ -68,8 +68,9 @@ class Writes:
     """The parameters of a model that its code writes to where it is watched; and buffers, where these are asked for.
 
     Each is copied just before an operator first writes to its memory, under whatever name: only those that are written
-    to take memory twice. What is written by other means (numpy, code that is compiled) is seen afterwards by the
-    content, on other devices by the version: that one call's writes stay, and `unseen` has the names.
+    to take memory twice. What is written by other means (numpy, code that is compiled) or where nobody watches (in a
+    backward pass) is seen when all is put back, by the content, on other devices by the version: these writes stay,
+    those of one pass as a rule, and `unseen` has the names.
     """
 
     def __init__(self, model: nn.Module, buffers: bool = False) -> None:
@@ -102,16 +103,16 @@ class Writes:
                 yield
         finally:
             self.put_back()
-            for parameter, name in self._names.items():
-                if id(parameter) not in self._kept and _content_of(parameter) != self._contents[id(parameter)]:
-                    self.unseen.append(name)
-                    self._keep(parameter)
 
     def put_back(self) -> None:
-        """All hold what they held, where they held it. Versions may be higher."""
+        """All hold what they held, where they held it, or what was first seen of them. Versions may be higher."""
         self._memory.put_back()
         for tensor, kept in self._kept.values():
             write_back(tensor, kept)
+        for parameter, name in self._names.items():
+            if id(parameter) not in self._kept and _content_of(parameter) != self._contents[id(parameter)]:
+                self.unseen.append(name)
+                self._keep(parameter)
 
     def _keep(self, tensor: Tensor) -> None:
         with torch.inference_mode(False):
