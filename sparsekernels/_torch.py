@@ -47,6 +47,7 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
     ),
     nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
     Tensor: ("_version", "_base", "_grad"),
+    TorchDispatchMode: ("_should_skip_dynamo",),
 }
 """Attributes that are read, called or overridden, by the class that has them. A proxy of torch.fx that becomes an
 attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answers."""

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels._torch import ATTRIBUTES, apply_of
+from sparsekernels._torch import ATTRIBUTES, TorchDispatchMode, apply_of
 
 PACKAGE = Path(sk.__file__).parent
 EXAMPLES: dict[type, object] = {
     nn.Module: nn.Module(),
     nn.Conv2d: nn.Conv2d(1, 1, 1),
     Tensor: torch.zeros(1, requires_grad=True),
+    TorchDispatchMode: TorchDispatchMode(),
 }
 
 
