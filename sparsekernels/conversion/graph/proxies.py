@@ -61,11 +61,22 @@ class _Asked(torch.fx.Proxy):
         return self.__reduce_ex__(4)
 
     def __bool__(self) -> bool:
-        return bool(self.tracer.decided(self, bool))
+        count = self.tracer.count_of(self)
+        return bool(self.tracer.decided(self, bool) if count is None else count)
 
     def __len__(self) -> int:
-        size: Any = self if kind_of(self.node) is not None else self.size(0)
-        return int(self.tracer.decided(size, len) if size is self else size)
+        if kind_of(self.node) is not None:
+            return int(self.tracer.decided(self, len))
+        count = self.tracer.count_of(self)
+        size: Any = self.size(0) if count is None else count
+        return int(size)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """What is written is a node, like what other methods write."""
+        kind = kind_of(self.node)
+        if kind is not None:
+            raise TypeError(f"{kind.__name__!r} object does not support item assignment")
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __iter__(self) -> Iterator[Any]:
         count = _names_to_fill(sys._getframe(1))
@@ -90,6 +101,13 @@ class _Asked(torch.fx.Proxy):
     def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
         """What is done in place: torch's own proxies take `x += y` for `x = x + y`."""
         return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __radd__(self, other: Any) -> Any:
+        """A list that a tuple is added to in place: Python asks the tuple first, as it has no such method."""
+        if type(other) is list and self.tracer.count_of(self) is not None:
+            other.extend(self)
+            return other
+        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -131,8 +149,11 @@ class Proxy(_Asked, metaclass=_NamedTensor):
     _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
 
 
+_PROXIES = (Proxy, Attribute)
+
+
 def is_proxy(value: object) -> bool:
-    return type(value) in (Proxy, Attribute)
+    return type(value) in _PROXIES
 
 
 def is_tensor(value: Any) -> bool:
@@ -181,7 +202,7 @@ def proxies_are_tensors() -> Iterator[None]:
     plain, infos = builtins.isinstance, (torch.finfo, torch.iinfo)
 
     def asked(value: Any, kinds: Any, /) -> bool:
-        if not is_proxy(value):
+        if not is_proxy(value) or kinds is torch.fx.Proxy or kinds in _PROXIES:  # which torch.fx asks
             return plain(value, kinds)
         attribute = value.attr if type(value) is Attribute else ""
         kind = SIZES.get(attribute) if attribute else kind_of(value.node)
@@ -247,7 +268,7 @@ def factories_are_recorded(tracer: Any) -> Iterator[None]:
 
 def _is_tensor_of(value: Any, kinds: Any, plain: Callable[[Any, Any], bool]) -> bool:
     """Whether what is no size is of one of some classes."""
-    if any(one is Tensor for one in _each(kinds, plain)) and value.node.op != "call_module":
+    if any(one is Tensor for one in _each(kinds, plain)) and not value.tracer.may_be_several(value.node):
         return True
     known = value.tracer.likeness_of(value.node)
     if known is not None and not plain(known, Tensor):  # several tensors

@@ -12,6 +12,7 @@ import contextvars
 import dataclasses
 import functools
 import gc
+import operator
 import sys
 import threading
 import weakref
@@ -33,6 +34,7 @@ from ..watch.generators import Generators
 from ..watch.reach import Reach
 from ..watch.state import KEPT_BY_TORCH, State, is_same
 from ..watch.surroundings import Beside
+from .aliases import may_be_several
 from .attach import ONE_AT_A_TIME, OWN_FORWARD
 from .class_questions import ClassQuestions
 from .proxies import (
@@ -73,6 +75,8 @@ class _Tracer(torch.fx.Tracer):
         self._modules = dict(module.named_modules())
         self._sizes = Sizes(self._modules, arguments.given, functools.partial(_tensor_of, module))
         self._are_known = True
+        self._several: set[Node] = set()
+        """Nodes that may give a tuple or a list."""
         self.refused = False
         """Whether it raised for a question, whatever the code that asked made of that."""
         self.lacks_sizes = False
@@ -134,6 +138,20 @@ class _Tracer(torch.fx.Tracer):
                 return self._sizes.likeness_of(node)
         return None
 
+    def may_be_several(self, node: Node) -> bool:
+        """Whether what `node` gives may be a tuple or a list."""
+        return node in self._several
+
+    def count_of(self, proxy: torch.fx.Proxy) -> Any:
+        """How many values a tuple or a list has for which `proxy` stands, or a proxy of that number; None where it is
+        no such."""
+        known = self.likeness_of(proxy.node) if proxy.node in self._several else None
+        if kind_of(proxy.node) is not None or not isinstance(known, tuple | list):
+            return None
+        if type(known).__module__ == torch.return_types.__name__:  # as many for all sizes
+            return len(known)
+        return self.create_proxy("call_function", len, (proxy,), {})
+
     def attribute_of(self, proxy: Any, name: str) -> Any:
         """What code gets as an attribute of a tensor, or of a size."""
         made = Attribute(proxy, name)
@@ -194,6 +212,9 @@ class _Tracer(torch.fx.Tracer):
             raise Untraceable(GraphObstacle.SURROUNDINGS)
         node = super().create_node(*args, **kwargs)
         self._are_known = self._are_known and are_known([node], self._modules)
+        of_several = node.target is operator.getitem and not self._several.isdisjoint(node.all_input_nodes)
+        if of_several or may_be_several(node, self._modules, self._several):
+            self._several.add(node)
         return node
 
     def create_arg(self, a: Any) -> Any:
