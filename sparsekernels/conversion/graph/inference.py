@@ -333,7 +333,9 @@ def _unfused(module: nn.Module, graph: torch.fx.Graph, modules: Mapping[str, nn.
     """Where the weights of convolutions are that are called as they are, and the tensors that the graph reads."""
     for node in graph.nodes:
         if node.op == "get_attr":
-            yield place_of(module, str(node.target))
+            place, name = place_of(module, str(node.target))
+            if isinstance(place[name], Tensor):
+                yield place, name
         elif node.op == "call_module" and node.target in modules:
             for part in modules[node.target].modules():
                 for name, tensor in part._parameters.items():

@@ -205,7 +205,8 @@ class Sizes:
             return torch.empty(tuple(given.shape), dtype=given.dtype, device=given.device)
         if node.op == "get_attr":
             assert self._mode is not None
-            return self._mode.from_tensor(self._tensor_of(str(node.target)))
+            held = self._tensor_of(str(node.target))
+            return self._mode.from_tensor(held) if isinstance(held, torch.Tensor) else held  # an array, a generator
         arguments: Any = torch.fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
         args, kwargs = arguments
         if node.op == "call_function":

@@ -62,6 +62,8 @@ class Reach:
         """Whether code that was watched has set the state of a random number generator, be it for a while."""
         self.sets_context = False
         """Whether code that was watched has set a context variable, be it for a while."""
+        self.drawn_at = ""
+        """Where code that is no library's first drew random numbers, as a sentence goes on, if that was seen."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
@@ -140,6 +142,8 @@ class Reach:
                     self._ask(argument)
                 elif surroundings.makes_tensors(argument):
                     self.makes_tensors = True
+                if not self.drawn_at and surroundings.draws(argument):
+                    self.drawn_at = place_of(frame)
                 if silent is None:
                     return
                 if _speaks(frame, argument):
@@ -384,6 +388,13 @@ def _is_special(name: str) -> bool:
 def is_library(name: Any) -> bool:
     """Whether the module of that name has code of such packages."""
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+
+
+def place_of(frame: types.FrameType | None) -> str:
+    """Where the code that is no library's is that led to `frame`, as a sentence goes on."""
+    while frame is not None and is_library(frame.f_globals.get("__name__")):
+        frame = frame.f_back
+    return "" if frame is None else f" (at line {frame.f_lineno} of {frame.f_globals.get('__name__')})"
 
 
 def _is_imported_now(name: Any) -> bool:
