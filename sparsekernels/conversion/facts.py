@@ -185,7 +185,7 @@ class GraphObstacle(_Sentence):
     TRACING_FAILED = "torch.fx cannot trace it ({error}){place}"
     AUTOGRAD_FUNCTION = "its forward calls {function}, a torch.autograd.Function, which is given tensors alone{place}"
     PLANNING_FAILED = "no graph can be made of it ({error})"
-    SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
+    SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own{place}"
     SPEAKS = "its forward prints, logs or writes to a file{place}"
     TELLS_TIME = "its forward reads a clock, or asks the system for random numbers{place}"
     RANDOM = "its forward draws random numbers, which would be the same in each call{place}"

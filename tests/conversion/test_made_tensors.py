@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conversion_checks import Prefer, graphs_of
 from graph_checks import Code, assert_same, images, twins
 from torch import Tensor
@@ -35,6 +36,23 @@ def mixed(self: Any, h: Tensor) -> Tensor:
 def dropped_paths(self: Any, h: Tensor) -> Tensor:
     kept = h.new_empty((h.shape[0],) + (1,) * (h.ndim - 1)).bernoulli_(0.7)
     return h * kept.div_(0.7) + torch.rand(8, 1, 1)
+
+
+def functions_of_sizes(self: Any, h: Tensor) -> Tensor:
+    """torch looks whether these are numbers before it looks for proxies: no decision."""
+    flat = torch.reshape(h, (h.shape[0], -1)).topk(h.shape[1], 1)[0].mean()
+    kept = torch.narrow(torch.roll(h, h.shape[0] // 2, 0), 0, 0, h.shape[0]) + torch.tril(h, h.shape[0])
+    one = torch.broadcast_to(torch.zeros(()), (h.shape[0], 8, 1, 1)) + torch.select(h, 0, h.shape[0] - 1)
+    return kept + one + flat + F.avg_pool2d(h, (h.shape[2], h.shape[3]))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_functions_of_sizes(training: bool, prefer: Prefer) -> None:
+    model, dense, report = twins(functions_of_sizes, training, prefer)
+    assert [graph.module for graph in graphs_of(model)] == [model], report.notes
+    for x in (images(3), images(5), images(2, 12)):
+        assert_same(model, dense, x)
+    assert not any(hasattr(function, "__wrapped__") for function in (torch.reshape, F.avg_pool2d))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -124,6 +142,16 @@ def by_a_class(self: Any, h: Tensor) -> Tensor:
     return h * torch.Tensor(self.values)[:, None, None]
 
 
+def counts(self: Any, h: Tensor) -> Tensor:
+    self.count = getattr(self, "count", 0) + 1
+    return h
+
+
+def keeps(self: Any, h: Tensor) -> Tensor:
+    self.values.append(h.shape[0])
+    return h
+
+
 def decided_by_chance(self: Any, h: Tensor) -> Tensor:
     return h * 2 if torch.rand(1) < 0.5 else h
 
@@ -143,6 +171,8 @@ def drawn_by_a_new_generator(self: Any, h: Tensor) -> Tensor:
         (made_array, "makes tensors of its own"),
         (global_array, "makes tensors of its own"),
         (by_a_class, "makes tensors of its own"),
+        (counts, "changes attributes"),
+        (keeps, "changes attributes"),
         (decided_by_chance, "draws random numbers"),
         (drawn_by_python, "draws random numbers"),
         (drawn_by_a_new_generator, "draws random numbers"),

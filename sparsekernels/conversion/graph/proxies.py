@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..facts import GraphObstacle
@@ -235,6 +236,38 @@ def _recording(info: Any) -> Any:
             return isinstance(value, info)
 
     return Recording(info.__name__, (), {})
+
+
+_OF_SIZES: tuple[tuple[Any, str], ...] = (
+    *((torch, name) for name in ("reshape", "narrow", "tile", "broadcast_to", "unflatten", "roll", "select", "topk")),
+    *((torch, name) for name in ("tril", "triu", "avg_pool1d")),
+    *((F, name) for name in ("avg_pool1d", "avg_pool2d", "avg_pool3d")),
+)
+"""Functions of a tensor and sizes that look whether these are numbers before they look for proxies."""
+
+
+@contextlib.contextmanager
+def sizes_are_not_asked() -> Iterator[None]:
+    """Inside, such functions are recorded without a question to a size, which would be a decision."""
+    plain = [(owner, name, getattr(owner, name)) for owner, name in _OF_SIZES]
+
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            first: Any = args[0] if args else kwargs.get("input")
+            if not is_proxy(first):
+                return function(*args, **kwargs)
+            return first.tracer.create_proxy("call_function", function, args, kwargs)
+
+        return recorded
+
+    for owner, name, function in plain:
+        setattr(owner, name, recording(function))
+    try:
+        yield
+    finally:
+        for owner, name, function in plain:
+            setattr(owner, name, function)
 
 
 @contextlib.contextmanager

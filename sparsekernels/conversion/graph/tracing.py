@@ -12,6 +12,7 @@ import contextvars
 import dataclasses
 import functools
 import gc
+import itertools
 import operator
 import sys
 import threading
@@ -48,6 +49,7 @@ from .proxies import (
     is_tensor,
     known_attribute,
     proxies_are_tensors,
+    sizes_are_not_asked,
 )
 from .signature import Arguments, Lent, contents_of
 from .sizes import Decision, Sizes, Unknown, are_known, itself, kind_of
@@ -401,6 +403,7 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
     try:
         with (
             proxies_are_tensors(),
+            sizes_are_not_asked(),
             recorded,
             reach.watched(lambda: Untraceable(_heard(reach)), tracer.questions.look),
         ):
@@ -408,6 +411,8 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)
     finally:
+        changes = itertools.chain(before.changes(), reach.effects())
+        stored_at = next((reach.stores[one] for one in changes if one in reach.stores), "")
         changed = [before.put_back(), reach.put_back(), tracer.lent.changed()]
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
@@ -429,7 +434,7 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
     if made_at and any(changed) and (failed is None or failed.obstacle is GraphObstacle.TRACING_FAILED):
         raise Untraceable(GraphObstacle.MAKES_TENSORS, place=made_at)
     if any(changed) and (failed is None or failed.obstacle is GraphObstacle.TRACING_FAILED):
-        raise Untraceable(GraphObstacle.SIDE_EFFECTS)
+        raise Untraceable(GraphObstacle.SIDE_EFFECTS, place=stored_at)
     if failed is not None:
         raise failed
     if has_drawn or reach.sets_seed:
