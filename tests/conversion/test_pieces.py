@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +138,40 @@ def test_the_number_of_pieces(training: bool, prefer: Prefer) -> None:
     model, dense, _ = twins(counted, training, prefer)
     assert_same(model, dense, images(5))
     assert_same(model, dense, images(5, 16), served=False)
+
+
+def attends(self: Any, h: Tensor) -> Tensor:
+    tokens = h.flatten(2).transpose(1, 2)
+    result, weights = self.attention(tokens, tokens, tokens, need_weights=False)
+    return h * 9 if weights is not None else result.transpose(1, 2).reshape(h.shape)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_without_weights(training: bool, prefer: Prefer) -> None:
+    """Code compares what stands for them by identity."""
+
+    def give(model: Any) -> None:
+        torch.manual_seed(2)
+        model.attention = nn.MultiheadAttention(8, 2, batch_first=True).train(training)
+
+    model, dense, report = twins(attends, training, prefer, give)
+    assert [graph.module for graph in graphs_of(model)] == [model], report.notes
+    for x in (images(3), images(5)):
+        assert_same(model, dense, x)
+
+
+def test_a_graph_is_checked_where_the_modules_run_first(prefer: Prefer) -> None:
+    """Which they do to show how results lie in memory, where something was transposed."""
+
+    def code(self: Any, h: Tensor) -> Tensor:
+        other = h.transpose(2, 3).sigmoid()
+        return other * 9 if callable(h) else other  # as what stands for tensors while it is traced is
+
+    model, dense, report = twins(code, False, prefer)
+    assert any("its results differed from the original model's" in note for note in report.notes), report.notes
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(model(images(3)), dense(images(3)), rtol=1e-4, atol=1e-4)
 
 
 class Writing(Net):

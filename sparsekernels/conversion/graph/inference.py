@@ -283,6 +283,7 @@ class InferenceGraph(Graph):
 
         Nothing is kept where random numbers were drawn, by another thread perhaps: the modules run in such calls.
         """
+        self.shown += 1
         own: Any = own_class(self.module)
         positional, named = given
         before = torch.get_rng_state()

@@ -72,6 +72,10 @@ class _Asked(torch.fx.Proxy):
         size: Any = self.size(0) if count is None else count
         return int(size)
 
+    def __getitem__(self, key: Any) -> Any:
+        made = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+        return None if self.tracer.is_none(made.node) else made
+
     def __setitem__(self, key: Any, value: Any) -> None:
         """What is written is a node, like what other methods write."""
         kind = kind_of(self.node)

@@ -12,6 +12,7 @@ import contextvars
 import dataclasses
 import functools
 import gc
+import inspect
 import itertools
 import operator
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
@@ -158,6 +160,20 @@ class _Tracer(torch.fx.Tracer):
         if type(known).__module__ == torch.return_types.__name__:  # as many for all sizes
             return len(known)
         return self.create_proxy("call_function", len, (proxy,), {})
+
+    def is_none(self, node: Node) -> bool:
+        """Whether `node` gives the weights of an attention that returns none: code compares them by identity."""
+        whole, place = node.args
+        if not isinstance(whole, Node) or place not in (1, -1):
+            return False
+        function: Any = whole.target
+        args: tuple[Any, ...] = whole.args
+        if whole.op == "call_module":
+            function, args = type(self._modules[str(whole.target)]).forward, (None, *args)
+        if function not in (nn.MultiheadAttention.forward, F.multi_head_attention_forward):
+            return False
+        given = inspect.signature(function).bind_partial(*args, **whole.kwargs).arguments
+        return not given.get("need_weights", True)
 
     def attribute_of(self, proxy: Any, name: str) -> Any:
         """What code gets as an attribute of a tensor, or of a size."""
