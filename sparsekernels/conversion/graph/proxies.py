@@ -154,11 +154,8 @@ class Proxy(_Asked, metaclass=_NamedTensor):
     _is_param = _is_buffer = False  # what torch asks of a tensor that becomes an attribute
 
 
-_PROXIES = (Proxy, Attribute)
-
-
 def is_proxy(value: object) -> bool:
-    return type(value) in _PROXIES
+    return type(value) in (Proxy, Attribute)
 
 
 def is_tensor(value: Any) -> bool:
@@ -207,7 +204,7 @@ def proxies_are_tensors() -> Iterator[None]:
     plain, infos = builtins.isinstance, (torch.finfo, torch.iinfo)
 
     def asked(value: Any, kinds: Any, /) -> bool:
-        if not is_proxy(value) or kinds is torch.fx.Proxy or kinds in _PROXIES:  # which torch.fx asks
+        if not is_proxy(value) or (plain(kinds, type) and issubclass(kinds, torch.fx.Proxy)):  # which torch.fx asks
             return plain(value, kinds)
         attribute = value.attr if type(value) is Attribute else ""
         kind = SIZES.get(attribute) if attribute else kind_of(value.node)
@@ -307,8 +304,6 @@ def _is_tensor_of(value: Any, kinds: Any, plain: Callable[[Any, Any], bool]) -> 
     """Whether what is no size is of one of some classes."""
     if any(one is Tensor for one in _each(kinds, plain)) and not value.tracer.may_be_several(value.node):
         return True
-    if plain(kinds, type) and issubclass(kinds, torch.fx.Proxy):  # torch.fx asks
-        return plain(value, kinds)
     known = value.tracer.likeness_of(value.node)
     if known is not None and not plain(known, Tensor):  # several tensors
         return plain(known, kinds)
