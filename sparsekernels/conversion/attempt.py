@@ -457,7 +457,9 @@ class Attempt:
             if best.way is Way.CHAINS_OF_ALL:
                 chained = {swap.path: swap.replacement for swap in in_chains}
                 rows = [in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
-            rows = with_tables(self._model, with_omissions(self._model, rows, graphs), graphs)
+            rows = with_omissions(self._model, rows, graphs)
+            if self._mode.falls_back:
+                rows = with_tables(self._model, rows, graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
             if times.measured and len(self._examples) > 1:

@@ -8,7 +8,7 @@ import enum
 import itertools
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,8 @@ class LayerReport:
         ruled_out: Why it cannot become each of the candidates that were not measured.
         slowest: Where it was measured in several examples, for each candidate the place of the one in which it gained
             the least, and its speedup there; `gains` are geometric means then.
-        dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it.
+        dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it; empty in
+            training, where it does so in calls without gradients alone.
         also: Its other names, where what contains it has several.
     """
 
@@ -93,8 +94,7 @@ class LayerReport:
             outputs, inputs = self.omitted
             reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
         if self.dense_rows:
-            ranges = _ranges(self.dense_rows)
-            reason += f"; {DENSE} for {ranges} row{'' if ranges == '1' else 's'}"
+            reason += f"; {DENSE} for {_ranges(self.dense_rows)}"
         if self.also:
             reason += f"; it is {' and '.join(self.also)} as well"
         return reason
@@ -274,15 +274,17 @@ class Report:
         yield from as_rich(self, options.max_width)
 
 
-def _ranges(table: Sequence[int]) -> str:
+def _ranges(table: tuple[int, ...]) -> str:
     """The numbers of rows that a table such as `SparseLinear.dense_rows` has."""
+    if table == (1,):
+        return "any number of rows"
     found = []
     for first, until in itertools.zip_longest(table[::2], table[1::2]):
         if until is None:
             found.append(f"{first} or more")
         else:
             found.append(f"{first} to {until - 1}" if first < until - 1 else str(first))
-    return ", ".join(found)
+    return ", ".join(found) + ("" if not found else " row" if found == ["1"] else " rows")
 
 
 def _time(ms: float) -> str:
