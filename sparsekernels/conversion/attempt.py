@@ -41,7 +41,7 @@ from .modules import is_ordinary
 from .norm_decide import NormDecisions, decide_norms, kinds_of, norms_beside
 from .outcome import as_it_was, drops_of, in_chain, with_omissions, with_tables, without_graphs
 from .progress import Progress
-from .report import ExampleReport, Ground, LayerReport, Report
+from .report import DENSE, ExampleReport, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, admit_subclasses
 from .watch.state import CONVERSION
 
@@ -117,7 +117,7 @@ class Attempt:
         timed = report.before_ms is not None or any(row.gains for row in report.layers)
         if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
-            report = replace(report, facts=(*report.facts, disturbed))
+            report = replace(report, facts=(*report.facts, disturbed), disturbed=report.before_ms is not None)
         return report
 
     def take_parameters(self) -> None:
@@ -434,7 +434,10 @@ class Attempt:
         if best is None:
             if times.order is None:
                 is_certain = all(times.is_certain(way, before) for way in offered) and not doubtful
-                self._note(Note.MODEL_NOT_FASTER if is_certain else Note.MODEL_UNDECIDED)
+                layers = any(row.decision != DENSE for row in rows)
+                as_graph = any(offer.conversion.graphs for offer in offers)
+                how = "with the faster layers" if layers else "as a graph" if as_graph else "with other norms"
+                self._note(Note.MODEL_NOT_FASTER if is_certain else Note.MODEL_UNDECIDED, how=how)
                 self._note_slower(times, offered)
             else:
                 named = not {way.value for way in Way}.isdisjoint(times.order)
@@ -462,6 +465,9 @@ class Attempt:
                 rows = with_tables(self._model, rows, graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
+            if times.measured:
+                pair = before, best.way.value
+                report = replace(report, runs=times.samples(pair), disturbed=not times.is_clear(pair))
             if times.measured and len(self._examples) > 1:
                 report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
