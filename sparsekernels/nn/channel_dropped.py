@@ -238,6 +238,8 @@ def linear_without_channels(
     input: Tensor, weight: Tensor, bias: Tensor | None, outputs: Tensor, inputs: Tensor
 ) -> Tensor:
     """A call of `ChannelDroppedLinear` as a graph of torch.fx has it."""
+    if not isinstance(input, Tensor):
+        return F.linear(input, weight, bias)  # which says what it expects
     try:
         return _linear(input, weight, bias, Kept(tuple(weight.shape), outputs, inputs), None)
     except Outside:
@@ -338,6 +340,8 @@ def conv2d_without_channels(
             return F.conv2d(F.pad(input, padded, mode=padding_mode), weight, bias, stride, 0, dilation)
         return F.conv2d(input, weight, bias, stride, padding, dilation)
 
+    if not isinstance(input, Tensor):
+        return convolution(input, weight, bias)  # which says what it expects
     try:
         return _conv2d(input, weight, bias, Kept(tuple(weight.shape), outputs, inputs), None, convolution)
     except Outside:

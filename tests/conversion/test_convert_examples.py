@@ -169,7 +169,7 @@ def test_the_time_limit_is_for_all_of_them(training: bool) -> None:
         (
             {"example_inputs": [STEP, ((), {})]},
             ValueError,
-            r"example_inputs\[1\] that model can be called with, got \(\)",
+            r"example_inputs\[1\] that model .of torch.float32 on cpu. can be called with, got \(\)",
         ),
     ],
 )
