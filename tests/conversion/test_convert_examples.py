@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from conversion_checks import DENSE, FINE, LAYERS, Prefer, assert_agree, attempt
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels import _library
+from sparsekernels import _library, usage
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.measure import Times
 from sparsekernels.nn.replacement import has_rows
@@ -47,6 +48,7 @@ PROMPT, STEP = ((torch.randn(6, 16),), {"last": True}), ((torch.randn(1, 16),), 
 
 def _speeds(monkeypatch: pytest.MonkeyPatch, alone: list[float], whole: list[float]) -> None:
     """In the place of the clock: the speedups of everything in one example after the other, time after time."""
+    monkeypatch.setattr(usage.Interruptions, "DISTURBING", math.inf)
     for module, speedups, base in ((decide_module, alone, DENSE), (attempt_module, whole, "as before")):
         asked = [0]
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import queue
 import signal
@@ -229,6 +230,7 @@ def test_what_promises_most_is_measured_first(monkeypatch: pytest.MonkeyPatch, c
 
 def test_one_run_of_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch, clock: Prefer) -> None:
     """Is enough where it took so much longer and there is no time for more; the report says so."""
+    monkeypatch.setattr(usage.Interruptions, "DISTURBING", math.inf)
     clock(FINE, GRAPH)
     model, x = pruned(False)
     monkeypatch.setattr(attempt_module.Attempt, "_decide", _in_time(attempt_module.Attempt._decide))
