@@ -24,7 +24,7 @@ from ..usage import Interruptions
 from .agreement import is_out_of_memory
 from .candidates import dropping
 from .chance import with_likes
-from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, like, most_like, reason_to_stay
+from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, is_dense_for, like, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, LayerObstacle, Note, Way
 from .graph.attach import has_method, may_derive, own_class
 from .graph.base import Graph
@@ -350,6 +350,13 @@ class Attempt:
         norms = self._norms.norms
         offers: list[Offer] = []
         ways = list(mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None))
+        for place, offer in enumerate(ways):
+            if offer.way is Way.LAYERS and mode.falls_back:
+                served = [
+                    one for one in offer.conversion.swaps if not is_dense_for(one.replacement, self._given[one.path])
+                ]
+                ways[place] = replace(offer, conversion=replace(offer.conversion, swaps=served))
+        ways = [one for one in ways if one.conversion.swaps or one.conversion.graphs]
         if norms and all(offer.way is not Way.LAYERS for offer in ways):
             ways.append(Offer(Way.LAYERS, Conversion([], [])))
         ways = [replace(offer, conversion=replace(offer.conversion, norms=norms)) for offer in ways]
@@ -460,6 +467,8 @@ class Attempt:
             if best.way is Way.CHAINS_OF_ALL:
                 chained = {swap.path: swap.replacement for swap in in_chains}
                 rows = [in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
+            exchanged = {swap.path for swap in best.conversion.swaps}
+            rows = [row if row.name in exchanged else as_it_was(row) for row in rows]
             rows = with_omissions(self._model, rows, graphs)
             if self._mode.falls_back:
                 rows = with_tables(self._model, rows, graphs)

@@ -238,6 +238,13 @@ def _rows_of(example: Sequence[Given]) -> set[int]:
     return {math.prod(one.shape[:-1]) for one in example} - {0}
 
 
+def is_dense_for(replacement: nn.Module, examples: Sequence[Sequence[Given]]) -> bool:
+    """Whether, where no graph serves it, it goes to its dense weight in all calls of these examples."""
+    table = vars(replacement).get("dense_rows", ())
+    called_with = set().union(*map(_rows_of, examples)) if table else set()
+    return bool(called_with) and all(has_rows(table, rows) for rows in called_with)
+
+
 def _give_tables(candidates: Mapping[str, nn.Module], gains: Gains) -> None:
     for name, ways in gains.items():
         vars(candidates[name]).update({way: table_of(found) for way, found in ways.items()})

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, FINE, GRAPH, LAYERS, Prefer, assert_agree
+from conversion_checks import DENSE, FINE, GRAPH, LAYERS, Prefer, assert_agree, attempt_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +21,7 @@ from sparsekernels import _library
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion import rows as rows_module
 from sparsekernels.conversion.decide import Decision, like
-from sparsekernels.conversion.facts import Note
+from sparsekernels.conversion.facts import Note, Way
 from sparsekernels.conversion.graph.fused import FusedDense
 from sparsekernels.conversion.measure import Times, stopped_by
 from sparsekernels.conversion.report import Ground, LayerReport, _ranges
@@ -263,6 +263,33 @@ def test_a_layer_that_would_be_dense_for_its_rows_is_dense(monkeypatch: pytest.M
     (row,) = report.layers
     assert (row.decision, row.reason, row.speedup) == (DENSE, "fine-grained would be 0.80x", 1.0)
     assert [fact.kind for fact in report.facts if fact.kind is not Note.DISTURBED] == [Note.NOTHING_FASTER]
+
+
+def test_what_gains_in_a_graph_alone_is_dense_without(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(FINE, LAYERS)
+    gains = {"dense_rows": 0.5, "packed_dense_rows": 2.0}
+    first = [True]
+
+    def times_of(calls: Mapping[str, Any], *_: object) -> Times:
+        other = dict.fromkeys(gains, 2.0) if first[0] else gains
+        return Times({name: [1.0 if name == DENSE else 1.0 / other[name]] for name in calls})
+
+    monkeypatch.setattr(rows_module, "times_of", times_of)
+    genuine = decide_module.decide
+
+    def decide(layer: Any, *rest: Any, **more: Any) -> Decision:
+        first[0] = layer.name == "0"
+        return genuine(layer, *rest, **more)
+
+    monkeypatch.setattr(attempt_module, "decide", decide)
+    model = _pruned(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()).eval()
+    dense = model[2]
+    report = sk.convert(model, torch.randn(6, 32), decisions=[FINE])
+    assert report.way is Way.LAYERS
+    assert [row.decision for row in report.layers] == [FINE, DENSE]
+    assert model[2] is dense
+    assert "see the notes on the whole model" in report.layers[1].reason
+    assert Note.GRAPH_NOT_FASTER in {fact.kind for fact in report.facts}
 
 
 def test_where_its_rows_could_not_be_measured_it_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
