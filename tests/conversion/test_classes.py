@@ -357,6 +357,35 @@ def by_import_of_class(net: Any) -> bool:
     return _is(type(net), Stored)
 
 
+class Asking:
+    def __call__(self, net: object) -> bool:
+        return type(net) is Stored
+
+    @staticmethod
+    def of(net: object) -> bool:
+        return type(net) is Stored
+
+
+ASKING = Asking()
+IN_DICT = {"ask": by_annotated}
+
+
+def by_static_method(net: Any) -> bool:
+    return Asking.of(net)
+
+
+def by_callable(net: Any) -> bool:
+    return ASKING(net)
+
+
+def by_function_in_a_dict(net: Any) -> bool:
+    return IN_DICT["ask"](net)
+
+
+def by_function_as_an_attribute(net: Any) -> bool:
+    return bool(net.ask(net))
+
+
 def by_default_to_compare(net: Any, kind: type | None = None) -> bool:
     other: type = Stored if kind is None else kind
     return _is(type(net), other)
@@ -368,6 +397,7 @@ def by_default_to_compare(net: Any, kind: type | None = None) -> bool:
         *(by_annotated, by_tuple, by_star, by_loop, by_with, by_stored_attribute, by_item, by_list_of),
         *(by_comprehension, by_default, by_match, by_lambda, by_partial, by_result, by_generator, by_map),
         *(by_other_name, by_default_to_compare, by_containers, by_import, by_import_of_class),
+        *(by_static_method, by_callable, by_function_in_a_dict, by_function_as_an_attribute),
     ],
 )
 def test_no_graph_where_a_class_is_stored_or_passed_on(
@@ -390,6 +420,10 @@ def test_no_graph_where_a_class_is_stored_or_passed_on(
 
 class Stored(Net):
     asked: Any = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = by_annotated
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (2 if self.asked else 1)

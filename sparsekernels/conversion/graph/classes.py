@@ -34,7 +34,7 @@ class ComparedClasses:
         self._by_value: dict[type, str] = {}
         self._by_name: dict[str, str] = {}
         self._anything = ""
-        functions = _Functions()
+        functions = _Functions(modules)
         asks, asks_identity, found = "", "", []
         for kind in dict.fromkeys(map(own_class, modules)):
             for function, is_method in functions.of_class(kind):
@@ -70,8 +70,11 @@ _Reached = tuple[types.FunctionType, bool]
 class _Functions:
     """Functions that can be reached from the `forward` of classes, each once."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._seen: set[_Reached] = set()
+        self._attributes: dict[type, list[dict[str, Any]]] = {}
+        for module in modules:
+            self._attributes.setdefault(own_class(module), []).append(vars(module))
 
     def of_class(self, kind: type) -> Iterator[_Reached]:
         left: list[_Reached] = [(one, True) for one in _methods(kind, ("forward",))]
@@ -83,19 +86,42 @@ class _Functions:
             yield reached
             names = [name for code in codes_of(function.__code__) for name in code.co_names]
             left += [(one, True) for one in _methods(kind, names)]
-            spaces = [function.__globals__]
+            spaces: list[dict[str, Any]] = [function.__globals__]
             modules = [value for name in names if isinstance(value := spaces[0].get(name), types.ModuleType)]
             modules += imported_by(function)
             spaces += [vars(module) for module in modules if not is_library(module.__name__)]
+            spaces += self._attributes.get(kind, [])
             values = [space[name] for space in spaces for name in names if name in space]
             left += [(one, False) for value in values for one in _functions_of(value)]
-            left += [(one, is_method) for value in nonlocals_of(function).values() for one in _functions_of(value)]
+            around = list(nonlocals_of(function).values())
+            left += [(one, is_method) for value in around for one in _functions_of(value)]
+            on_class = [vars(base)[name] for base in kind.__mro__ for name in names if name in vars(base)]
+            for value in (*values, *around, *on_class):
+                left += [(one, False) for one in _functions_within(value, names)]
 
 
 def _methods(kind: type, names: Iterable[str]) -> Iterator[types.FunctionType]:
     for name in dict.fromkeys(names):
         for base in kind.__mro__:
             yield from _functions_of(vars(base).get(name))
+
+
+def _functions_within(value: Any, names: list[str], depth: int = 2) -> Iterator[types.FunctionType]:
+    """The functions that a container has, and those that an object or a class has under some names."""
+    if isinstance(value, types.FunctionType | types.ModuleType | nn.Module):
+        return
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        for one in list(value.values() if isinstance(value, dict) else value):
+            yield from _functions_of(one)
+            if depth:
+                yield from _functions_within(one, names, depth - 1)
+    kind = value if isinstance(value, type) else type(value)
+    spaces = [vars(base) for base in kind.__mro__]
+    with contextlib.suppress(Exception):  # of an object that answers for itself
+        spaces += [] if kind is value else [vars(value)]
+    for space in spaces:
+        for name in ("__call__", *names):
+            yield from _functions_of(space.get(name))
 
 
 def _functions_of(value: Any) -> list[types.FunctionType]:

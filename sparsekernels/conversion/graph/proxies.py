@@ -249,6 +249,8 @@ def _is_tensor_of(value: Any, kinds: Any, plain: Callable[[Any, Any], bool]) -> 
     """Whether what is no size is of one of some classes."""
     if any(one is Tensor for one in _each(kinds, plain)) and value.node.op != "call_module":
         return True
+    if plain(kinds, type) and issubclass(kinds, torch.fx.Proxy):  # torch.fx asks
+        return plain(value, kinds)
     known = value.tracer.likeness_of(value.node)
     if known is not None and not plain(known, Tensor):  # several tensors
         return plain(known, kinds)
