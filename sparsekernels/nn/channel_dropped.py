@@ -179,10 +179,8 @@ class ChannelDropped(Replacement):
         return self
 
     def extra_repr(self) -> str:
-        kept = (
-            f"{self.outputs.numel()} of {self.weight.size(0)} outputs, {self.inputs.numel()} of {self.weight.size(1)}"
-        )
-        return f"{super().extra_repr()}, computes {kept} inputs"
+        outputs = f"{self.outputs.numel()} of {self.weight.size(0)} outputs"
+        return f"{super().extra_repr()}, computes {outputs}, {self.inputs.numel()} of {self.weight.size(1)} inputs"
 
 
 def _check(name: str, module: Any, accepted: type) -> None:
@@ -216,7 +214,9 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
 
 
 def _leave_to_torch(input: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Kept, guard: Guard | None) -> None:
-    """Raise `Outside` where torch's own product is to be asked, which may broadcast a bias and refuses devices."""
+    """Raise `Outside` where torch's own product is to be asked, which broadcasts a bias, refuses devices and lists."""
+    if not isinstance(input, Tensor):
+        raise Outside
     others = input.layout is not torch.strided and is_for_torch(input)
     others = others or (weight is not None and input.device != weight.device)
     if guard is not None and (others or (bias is not None and bias.shape != kept.shape[:1])):
@@ -238,8 +238,6 @@ def linear_without_channels(
     input: Tensor, weight: Tensor, bias: Tensor | None, outputs: Tensor, inputs: Tensor
 ) -> Tensor:
     """A call of `ChannelDroppedLinear` as a graph of torch.fx has it."""
-    if not isinstance(input, Tensor):
-        return F.linear(input, weight, bias)  # which says what it expects
     try:
         return _linear(input, weight, bias, Kept(tuple(weight.shape), outputs, inputs), None)
     except Outside:
@@ -340,8 +338,6 @@ def conv2d_without_channels(
             return F.conv2d(F.pad(input, padded, mode=padding_mode), weight, bias, stride, 0, dilation)
         return F.conv2d(input, weight, bias, stride, padding, dilation)
 
-    if not isinstance(input, Tensor):
-        return convolution(input, weight, bias)  # which says what it expects
     try:
         return _conv2d(input, weight, bias, Kept(tuple(weight.shape), outputs, inputs), None, convolution)
     except Outside:
