@@ -141,8 +141,7 @@ class Attempt:
             return []
         if any(layer.module.weight.is_meta for layer in self._layers if isinstance(layer.module.weight, Tensor)):
             return [Note.NO_DATA.of()]
-        layers = [layer for layer in self._layers if layer.sparsity is not None]
-        if max((layer.sparsity or 0 for layer in layers), default=0) >= LEAST_SPARSITY:
+        if any(layer.is_pruned for layer in self._layers):
             return [Note.NO_LAYER_FITS.of()]
         if self._elsewhere:
             return []
@@ -423,12 +422,14 @@ class Attempt:
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
         doubtful = False
+        judged = dict.fromkeys(offered, times)
         faster = times.faster(offered, before, LEAST_GAIN)
         nearly = times.faster(offered, before, LEAST_GAIN, _NEARLY)
         open_ones = [way for way in offered if not times.is_certain(way, before)]
         for way in dict.fromkeys((*faster, *nearly, *open_ones)):
             if times.measured and (way not in faster or times.speedup(way, before) < _CERTAIN_GAIN):
                 again = self._times((before, way), CLOSE, contexts)
+                judged[way] = again
                 doubtful = doubtful or not again.is_certain(way, before)
                 if (
                     not again.faster([way], before, LEAST_GAIN)
@@ -445,7 +446,7 @@ class Attempt:
                 as_graph = any(offer.conversion.graphs for offer in offers)
                 how = "with the faster layers" if layers else "as a graph" if as_graph else "with other norms"
                 self._note(Note.MODEL_NOT_FASTER if is_certain else Note.MODEL_UNDECIDED, how=how)
-                self._note_slower(times, offered)
+                self._note_slower(judged, offered)
             else:
                 named = not {way.value for way in Way}.isdisjoint(times.order)
                 self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
@@ -518,9 +519,10 @@ class Attempt:
             found.append(ExampleReport(example.name, before_ms, before_ms / one.speedup(way, before)))
         return tuple(found)
 
-    def _note_slower(self, times: AllTimes, offered: Mapping[str, Offer]) -> None:
-        """Which example decided against what would be faster by the mean."""
+    def _note_slower(self, judged: Mapping[str, AllTimes], offered: Mapping[str, Offer]) -> None:
+        """Which example decided against what would be faster by the mean. judged: by which times, for each way."""
         for way, offer in offered.items():
+            times = judged[way]
             place, gain = times.slowest(way, Way.BEFORE.value)
             if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= 1 / SAME:
                 self._note(Note.SLOWER_IN_EXAMPLE, way=offer.way, gain=gain, example=self._examples[place].name)

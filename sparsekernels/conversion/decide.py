@@ -180,10 +180,9 @@ def reason_to_stay(layer: Layer, given: Sequence[Sequence[Given]]) -> Fact | Non
     """Why `layer` is not even measured."""
     if layer.obstacle is not None:
         return layer.obstacle
-    assert layer.sparsity is not None
-    if layer.sparsity < LEAST_SPARSITY and layer.masked:
+    if not layer.is_pruned and layer.masked:
         return LayerObstacle.MASKED_BY_NNCF.of()
-    if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
+    if not layer.is_pruned and not has_candidates(layer):
         return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
     if not any(given):
         return LayerObstacle.NOT_CALLED.of()

@@ -223,7 +223,7 @@ class Note(_Sentence):
         " {unmeasured}."
     )
     CHANNELS_LAST = (
-        "Whatever its zeros, torch computes {layer} {gain:.2f} times as fast in channels_last: try"
+        "Whatever the zeros, torch is {gain:.2f} times as fast at layer {layer} in channels_last: try"
         " model.to(memory_format=torch.channels_last), the images likewise, and convert then."
     )
     NOTHING_FASTER = "No faster configuration was found."

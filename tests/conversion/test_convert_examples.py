@@ -124,6 +124,7 @@ def test_a_model_slower_by_little_is_measured_once_more(
     _speeds(monkeypatch, [2.0], [4.0, 0.95, 4.0, again])
     report = sk.convert(model, example_inputs=[PROMPT, STEP])
     assert bool(report.converted) == (again == 1.0)
+    assert any("but 0.96x with example_inputs[1]" in note for note in report.notes) == (again == 0.96)
 
 
 def test_results_are_compared_in_each(prefer: Prefer) -> None:
