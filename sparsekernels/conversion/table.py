@@ -123,7 +123,7 @@ def _texts(group: Sequence[LayerReport], reason: str) -> tuple[str, ...]:
 def _name_of(names: Sequence[str]) -> str:
     """Of one layer, or of many: "blocks.0-11.fc" where one number alone differs, by 1 each."""
     if len(names) == 1:
-        return names[0]
+        return names[0] or "(model)"
     parts = [re.split(r"(\d+)", name) for name in names]
     if len({len(one) for one in parts}) == 1:
         differing = [place for place, texts in enumerate(zip(*parts, strict=True)) if len(set(texts)) > 1]

@@ -310,6 +310,12 @@ def test_an_obstacle_of_several_layers_is_written_out_once() -> None:
     assert rows[-1].reason == str(obstacle)
 
 
+def test_a_layer_that_is_the_whole_model_has_a_name() -> None:
+    layer = nn.Linear(8, 8)
+    prune_(layer, "random", 0.5)
+    assert str(sk.convert(layer, torch.randn(2, 8))).splitlines()[1].startswith("(model)  8x8  ")
+
+
 def test_names_of_the_public_surface() -> None:
     assert sk.convert is convert_module.convert
     assert isinstance(sk.convert(nn.Sequential(nn.ReLU()).eval(), torch.ones(2)), sk.Report)
