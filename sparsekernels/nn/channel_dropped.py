@@ -179,10 +179,8 @@ class ChannelDropped(Replacement):
         return self
 
     def extra_repr(self) -> str:
-        kept = (
-            f"{self.outputs.numel()} of {self.weight.size(0)} outputs, {self.inputs.numel()} of {self.weight.size(1)}"
-        )
-        return f"{super().extra_repr()}, computes {kept} inputs"
+        outputs = f"{self.outputs.numel()} of {self.weight.size(0)} outputs"
+        return f"{super().extra_repr()}, computes {outputs}, {self.inputs.numel()} of {self.weight.size(1)} inputs"
 
 
 def _check(name: str, module: Any, accepted: type) -> None:
@@ -216,7 +214,9 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
 
 
 def _leave_to_torch(input: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Kept, guard: Guard | None) -> None:
-    """Raise `Outside` where torch's own product is to be asked, which may broadcast a bias and refuses devices."""
+    """Raise `Outside` where torch's own product is to be asked, which broadcasts a bias, refuses devices and lists."""
+    if not isinstance(input, Tensor):
+        raise Outside
     others = input.layout is not torch.strided and is_for_torch(input)
     others = others or (weight is not None and input.device != weight.device)
     if guard is not None and (others or (bias is not None and bias.shape != kept.shape[:1])):
