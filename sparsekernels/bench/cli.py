@@ -85,7 +85,13 @@ def bench(
     weights: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Also the pruned AlexNet's layers in this .npz.")
     ] = None,
-    case: Annotated[list[str] | None, typer.Option(help="Only cases that match, such as 'decode' or '*x64'.")] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only such cases, 'vgg16-d/conv1_2', 'decode' or '*x64', as --list has them; repeat for several.",
+        ),
+    ] = None,
     variant: Annotated[
         list[str] | None, typer.Option(help="Only these, such as 'ours' or 'dense*'; repeat for several.")
     ] = None,
@@ -93,7 +99,7 @@ def bench(
         int | None, typer.Option(min=1, help="Threads on CPU; without it what the suite says, or torch takes.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="For the samples of each case; without it what the suite says.")
+        float | None, typer.Option(help="Above 0, for the samples of each case; without it what the suite says.")
     ] = None,
     quick: Annotated[
         bool | None, typer.Option("--quick/--full", help="Fewer cases in less time; without a SUITE the default.")
@@ -141,6 +147,8 @@ def bench(
             threads=threads,
             seconds=seconds,
         )
+        if device == "cuda" and not torch.cuda.is_available():
+            raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
         if network:
             names = names or ["networks"]
             _check_networks(network, names)
@@ -152,8 +160,6 @@ def bench(
     if listed:
         _list(suites, selection)
         return
-    if device == "cuda" and not torch.cuda.is_available():
-        raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
     if plot_file is not None:
         _check_plot_format(plot_file)
     try:

@@ -31,6 +31,7 @@ import contextlib
 import fnmatch
 import importlib
 import importlib.resources
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -78,7 +79,7 @@ class Selection:
     threads     threads of torch on CPU; None is the suite's default
     seconds     for the samples of each case; None is the suite's own
 
-    Raises ValueError for a device, dtype, pass, mask or sparsity that no suite has, and for seconds below 0.
+    Raises ValueError for a device, dtype, pass, mask or sparsity that no suite has, and for seconds of 0 or less.
     """
 
     device: str = "cpu"
@@ -105,8 +106,8 @@ class Selection:
                 if value not in accepted:
                     raise ValueError(f"expected {name} to be {', '.join(map(repr, accepted))}, got {value!r}")
         check_sparsities(self.sparsities)
-        if self.seconds is not None and not 0 <= self.seconds < float("inf"):
-            raise ValueError(f"expected seconds of at least 0, got {self.seconds:g}")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise ValueError(f"expected seconds above 0 and finite, got {self.seconds:g}")
 
     def takes_case(self, case: Case) -> bool:
         """Whether `case` is to run."""

@@ -60,4 +60,5 @@ class Arguments:
 
 
 def _copy_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad)
+    preserved = {"memory_format": torch.preserve_format} if tensor.layout is torch.strided else {}
+    return tensor.detach().clone(**preserved).requires_grad_(tensor.requires_grad)

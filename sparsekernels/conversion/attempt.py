@@ -24,7 +24,7 @@ from ..usage import Interruptions
 from .agreement import is_out_of_memory
 from .candidates import dropping
 from .chance import with_likes
-from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, like, most_like, reason_to_stay
+from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, is_dense_for, like, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, LayerObstacle, Note, Way
 from .graph.attach import has_method, may_derive, own_class
 from .graph.base import Graph
@@ -41,7 +41,7 @@ from .modules import is_ordinary
 from .norm_decide import NormDecisions, decide_norms, kinds_of, norms_beside
 from .outcome import as_it_was, drops_of, in_chain, with_omissions, with_tables, without_graphs
 from .progress import Progress
-from .report import ExampleReport, Ground, LayerReport, Report
+from .report import DENSE, ExampleReport, Ground, LayerReport, Report
 from .survey import LEAST_SPARSITY, OTHERS, Call, Example, Layer, admit_subclasses
 from .watch.state import CONVERSION
 
@@ -120,7 +120,7 @@ class Attempt:
         timed = report.before_ms is not None or any(row.gains for row in report.layers)
         if self._interruptions.per_second > Interruptions.DISTURBING and timed:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
-            report = replace(report, facts=(*report.facts, disturbed))
+            report = replace(report, facts=(*report.facts, disturbed), disturbed=report.before_ms is not None)
         return report
 
     def take_parameters(self) -> None:
@@ -144,8 +144,7 @@ class Attempt:
             return []
         if any(layer.module.weight.is_meta for layer in self._layers if isinstance(layer.module.weight, Tensor)):
             return [Note.NO_DATA.of()]
-        layers = [layer for layer in self._layers if layer.sparsity is not None]
-        if max((layer.sparsity or 0 for layer in layers), default=0) >= LEAST_SPARSITY:
+        if any(layer.is_pruned for layer in self._layers):
             return [Note.NO_LAYER_FITS.of()]
         if self._elsewhere:
             return []
@@ -353,6 +352,13 @@ class Attempt:
         norms = self._norms.norms
         offers: list[Offer] = []
         ways = list(mode.ways(swaps, in_chains, functools.partial(self._as_graphs, regions) if regions else None))
+        for place, offer in enumerate(ways):
+            if offer.way is Way.LAYERS and mode.falls_back:
+                served = [
+                    one for one in offer.conversion.swaps if not is_dense_for(one.replacement, self._given[one.path])
+                ]
+                ways[place] = replace(offer, conversion=replace(offer.conversion, swaps=served))
+        ways = [one for one in ways if one.conversion.swaps or one.conversion.graphs]
         if norms and all(offer.way is not Way.LAYERS for offer in ways):
             ways.append(Offer(Way.LAYERS, Conversion([], [])))
         ways = [replace(offer, conversion=replace(offer.conversion, norms=norms)) for offer in ways]
@@ -419,12 +425,14 @@ class Attempt:
         offered = {offer.way.value: offer for offer in offers}
         best: Offer | None = None
         doubtful = False
+        judged = dict.fromkeys(offered, times)
         faster = times.faster(offered, before, LEAST_GAIN)
         nearly = times.faster(offered, before, LEAST_GAIN, _NEARLY)
         open_ones = [way for way in offered if not times.is_certain(way, before)]
         for way in dict.fromkeys((*faster, *nearly, *open_ones)):
             if times.measured and (way not in faster or times.speedup(way, before) < _CERTAIN_GAIN):
                 again = self._times((before, way), CLOSE, contexts)
+                judged[way] = again
                 doubtful = doubtful or not again.is_certain(way, before)
                 if (
                     not again.faster([way], before, LEAST_GAIN)
@@ -437,8 +445,11 @@ class Attempt:
         if best is None:
             if times.order is None:
                 is_certain = all(times.is_certain(way, before) for way in offered) and not doubtful
-                self._note(Note.MODEL_NOT_FASTER if is_certain else Note.MODEL_UNDECIDED)
-                self._note_slower(times, offered)
+                layers = any(row.decision != DENSE for row in rows)
+                as_graph = any(offer.conversion.graphs for offer in offers)
+                how = "with the faster layers" if layers else "as a graph" if as_graph else "with other norms"
+                self._note(Note.MODEL_NOT_FASTER if is_certain else Note.MODEL_UNDECIDED, how=how)
+                self._note_slower(judged, offered)
             else:
                 named = not {way.value for way in Way}.isdisjoint(times.order)
                 self._note(Note.NO_PREFERRED_WAY if named else Note.NO_WAY_NAMED)
@@ -460,9 +471,16 @@ class Attempt:
             if best.way is Way.CHAINS_OF_ALL:
                 chained = {swap.path: swap.replacement for swap in in_chains}
                 rows = [in_chain(row, chained[row.name]) if row.name in chained else row for row in rows]
-            rows = with_tables(self._model, with_omissions(self._model, rows, graphs), graphs)
+            exchanged = {swap.path for swap in best.conversion.swaps}
+            rows = [row if row.name in exchanged else as_it_was(row) for row in rows]
+            rows = with_omissions(self._model, rows, graphs)
+            if self._mode.falls_back:
+                rows = with_tables(self._model, rows, graphs)
             after_ms = None if before_ms is None else before_ms / times.speedup(best.way.value, before)
             report = self._report(rows, before_ms, after_ms, best.way)
+            if times.measured:
+                pair = before, best.way.value
+                report = replace(report, runs=times.samples(pair), disturbed=not times.is_clear(pair))
             if times.measured and len(self._examples) > 1:
                 report = replace(report, examples=self._times_of_each(times, best.way.value, before))
         except BaseException:
@@ -505,9 +523,10 @@ class Attempt:
             found.append(ExampleReport(example.name, before_ms, before_ms / one.speedup(way, before)))
         return tuple(found)
 
-    def _note_slower(self, times: AllTimes, offered: Mapping[str, Offer]) -> None:
-        """Which example decided against what would be faster by the mean."""
+    def _note_slower(self, judged: Mapping[str, AllTimes], offered: Mapping[str, Offer]) -> None:
+        """Which example decided against what would be faster by the mean. judged: by which times, for each way."""
         for way, offer in offered.items():
+            times = judged[way]
             place, gain = times.slowest(way, Way.BEFORE.value)
             if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= 1 / SAME:
                 self._note(Note.SLOWER_IN_EXAMPLE, way=offer.way, gain=gain, example=self._examples[place].name)

@@ -71,7 +71,7 @@ def _channel_dropped(module: Any) -> Replacement:
 def fine_grained_obstacle(layer: Layer) -> Fact | None:
     """Why its nonzeros alone are nothing to compute with."""
     module: Any = layer.module
-    if layer.sparsity is None or layer.sparsity < LEAST_SPARSITY:
+    if not layer.is_pruned:
         return CandidateObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY)
     return None if used_pairs(module.weight).any() else CandidateObstacle.ALL_ZERO.of()
 

@@ -13,7 +13,7 @@ import torch
 
 from ..nn.replacement import options_of
 from .facts import LayerObstacle
-from .survey import LEAST_SPARSITY, Given, Layer, Recorded, record_inputs
+from .survey import Given, Layer, Recorded, record_inputs
 from .watch.snapshot import unchanged
 
 MOST_PASSES = 8
@@ -43,7 +43,7 @@ def record_by_chance(
                     first.given.update(record_inputs(model, left, call, first.reach, first.writes).given)
             left = missing()
     for layer in left:
-        if layer.sparsity is not None and layer.sparsity >= LEAST_SPARSITY:
+        if layer.is_pruned:
             layer.obstacle = LayerObstacle.LEFT_OUT.of(passes=MOST_PASSES)
 
 

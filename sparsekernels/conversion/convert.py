@@ -89,7 +89,7 @@ def convert(
     Raises:
         TypeError: `model` is no ordinary module (a scripted or compiled one, or wrapped for distributed training),
             `decisions` no collection, `example_kwargs` no mapping, `example_inputs` no list of pairs, or given beside
-            the other two, a tensor of an example nested, `max_seconds` no number, or `progress` no bool.
+            the other two, a tensor of an example nested, `max_seconds` no number, or `progress` or `frozen` no bool.
         ValueError: it cannot be called with an example, an example has a tensor without elements, there is none,
             `decisions` has another name, or `max_seconds` is not above 0. Then nothing has changed.
         ImportError: `progress` is True, and rich is not installed.
@@ -118,6 +118,8 @@ def convert(
         raise TypeError(f"convert: expected progress to be True, False or None, got {type(progress).__name__}")
     if progress and not has_rich():
         raise ImportError("convert: progress=True needs rich: pip install rich")
+    if not isinstance(frozen, bool):
+        raise TypeError(f"convert: expected frozen to be True or False, got {type(frozen).__name__}")
     given = _given(example_input, example_kwargs, example_inputs)
     with Progress(progress, limit) as pace:
         structure = Structure(model)
@@ -269,8 +271,8 @@ def _first_runs(
                 except Exception as error:
                     hint = _hint(args) if name == "example_input" else ""
                     raise ValueError(
-                        f"convert: expected {name} that model can be called with, got ({_words(args, kwargs)}){hint}:"
-                        f" {type(error).__name__}: {error}"
+                        f"convert: expected {name} that {_kind_of(model)} can be called with, got"
+                        f" ({_words(args, kwargs, _describe_wholly)}){hint}: {type(error).__name__}: {error}"
                     ) from error
             if _parts(model) == before:
                 record_by_chance(model, layers, recorded, calls)
@@ -343,11 +345,24 @@ def _hint(args: tuple[Any, ...]) -> str:
     return ""
 
 
-def _words(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    return ", ".join([*map(_describe, args), *(f"{name}={_describe(kwargs[name])}" for name in kwargs)])
+def _kind_of(model: nn.Module) -> str:
+    """The model, with the floating dtypes and the devices of its parameters."""
+    kinds = dict.fromkeys(f"{one.dtype} on {one.device}" for one in model.parameters() if one.is_floating_point())
+    return f"model (of {' and '.join(kinds)})" if kinds else "model"
+
+
+def _describe_wholly(value: object) -> str:
+    return f"{_describe(value)}, {value.dtype} on {value.device}" if isinstance(value, Tensor) else _describe(value)
+
+
+def _words(args: tuple[Any, ...], kwargs: Mapping[str, Any], words: Callable[[object], str] | None = None) -> str:
+    words = words or _describe
+    return ", ".join([*map(words, args), *(f"{name}={words(kwargs[name])}" for name in kwargs)])
 
 
 def _describe(value: object) -> str:
+    if value is None:
+        return "None"
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     name = type(value).__name__

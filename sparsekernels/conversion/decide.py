@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement, has_rows, options_of
+from ..usage import Disturbed
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
 from .graph.fused import Fused
 from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, times_of
 from .modes import Mode, without_gradients
 from .report import DENSE, Ground, LayerReport
-from .rows import ROWS, gains_of, table_of
+from .rows import ROWS, UNKNOWN, gain_at, gains_of, table_of
 from .subclasses import OfSubclass
 from .survey import LEAST_SPARSITY, Given, Layer
 
@@ -179,10 +180,9 @@ def reason_to_stay(layer: Layer, given: Sequence[Sequence[Given]]) -> Fact | Non
     """Why `layer` is not even measured."""
     if layer.obstacle is not None:
         return layer.obstacle
-    assert layer.sparsity is not None
-    if layer.sparsity < LEAST_SPARSITY and layer.masked:
+    if not layer.is_pruned and layer.masked:
         return LayerObstacle.MASKED_BY_NNCF.of()
-    if layer.sparsity < LEAST_SPARSITY and not has_candidates(layer):
+    if not layer.is_pruned and not has_candidates(layer):
         return LayerObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY) if layer.sparsity else LayerObstacle.NO_ZEROS.of()
     if not any(given):
         return LayerObstacle.NOT_CALLED.of()
@@ -237,6 +237,13 @@ def _rows_of(example: Sequence[Given]) -> set[int]:
     return {math.prod(one.shape[:-1]) for one in example} - {0}
 
 
+def is_dense_for(replacement: nn.Module, examples: Sequence[Sequence[Given]]) -> bool:
+    """Whether, where no graph serves it, it goes to its dense weight in all calls of these examples."""
+    table = vars(replacement).get("dense_rows", ())
+    called_with = set().union(*map(_rows_of, examples)) if table else set()
+    return bool(called_with) and all(has_rows(table, rows) for rows in called_with)
+
+
 def _give_tables(candidates: Mapping[str, nn.Module], gains: Gains) -> None:
     for name, ways in gains.items():
         vars(candidates[name]).update({way: table_of(found) for way, found in ways.items()})
@@ -253,11 +260,13 @@ def _measure_each(
     """Times in each example, and what to make of `gains` by them.
 
     A candidate that was not faster in an example falls back to its dense weight for the numbers of rows there, so that
-    it is judged by the others.
+    it is judged by the others. In a single example, it is judged by what it takes without that.
     """
     each = [_measure(layer, example, candidates, mode, fuses) for example in examples]
-    if len(examples) == 1 or not mode.falls_back or not gains:
+    if not mode.falls_back or not gains:
         return each, gains
+    if len(examples) == 1:
+        return [_without_fallbacks(each[0], _rows_of(examples[0]), gains)], gains
     lower: dict[str, dict[int, float]] = {name: {} for name in gains}
     for times, example in zip(each, examples, strict=True):
         for name in gains:
@@ -291,6 +300,21 @@ def _with_fallbacks(times: Times, example: Sequence[Given], candidates: Mapping[
         and all(has_rows(table_of(found), rows) for found in ways.values() for rows in _rows_of(example))
     }
     return replace(times, rounds={**times.rounds, **same})
+
+
+def _without_fallbacks(times: Times, called_with: Collection[int], gains: Gains) -> Times:
+    """Where all calls go to the dense weight, a candidate takes what its gains at these numbers of rows say.
+
+    Otherwise it would be compared with itself, and by chance be faster.
+    """
+    rounds, dense = dict(times.rounds), times.rounds[DENSE]
+    for name, ways in gains.items():
+        found = list(ways.values())[-1]  # of what serves it in a graph, where one does
+        if called_with and all(has_rows(table_of(found), rows) for rows in called_with):
+            gain = min(1.0, *(gain_at(found, rows) for rows in called_with))
+            kind = float if gain != UNKNOWN and times.is_clear([name, DENSE]) else Disturbed
+            rounds[name] = [kind(seconds / (gain or 1.0)) for seconds in dense]
+    return replace(times, rounds=rounds)
 
 
 def like(decision: Decision, other: Decision) -> Decision:

@@ -185,15 +185,15 @@ class GraphObstacle(_Sentence):
     TRACING_FAILED = "torch.fx cannot trace it ({error}){place}"
     AUTOGRAD_FUNCTION = "its forward calls {function}, a torch.autograd.Function, which is given tensors alone{place}"
     PLANNING_FAILED = "no graph can be made of it ({error})"
-    SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own"
+    SIDE_EFFECTS = "its forward changes attributes or globals, or makes tensors of its own{place}"
     WRITES_TO_LAYERS = "its forward writes to parameters or buffers of layers that it calls"
     SPEAKS = "its forward prints, logs or writes to a file{place}"
     TELLS_TIME = "its forward reads a clock, or asks the system for random numbers{place}"
-    RANDOM = "its forward draws random numbers, which would be the same in each call"
+    RANDOM = "its forward draws random numbers, which would be the same in each call{place}"
     TENSOR_BY_DEFAULT = "its argument {argument} is a tensor by default"
     MODE = "it is in {mode} mode"
     NO_MODULE = "it reads {target}, which is no module's"
-    MAKES_TENSORS = "it makes tensors of its own, which might be others in each call"
+    MAKES_TENSORS = "its forward makes tensors of its own, which might be others in each call{place}"
     NOTHING_TO_FUSE = "there is nothing to fuse"
     RANGE = "a weight or bias with a BatchNorm folded into it would leave the range of float16"
     NO_STATISTICS = "a BatchNorm of it has no running statistics, or does not count its batches"
@@ -216,31 +216,29 @@ class Note(_Sentence):
         " Convert again when the machine is quiet."
     )
     MODEL_UNDECIDED = (
-        "Whether the whole model is faster with the faster layers is undecided, so it was left unchanged: other"
-        " programs disturbed the measurement. Convert again when the machine is quiet."
+        "Whether the whole model is faster {how} is undecided: other programs disturbed the measurement. Convert again"
+        " when the machine is quiet."
     )
     LIMIT = (
         "The limit max_seconds={seconds:g} was reached, so less was measured than otherwise. Not measured:"
         " {unmeasured}."
     )
     CHANNELS_LAST = (
-        "Whatever its zeros, torch computes {layer} {gain:.2f} times as fast in channels_last: try"
+        "Whatever the zeros, torch is {gain:.2f} times as fast at layer {layer} in channels_last: try"
         " model.to(memory_format=torch.channels_last), the images likewise, and convert then."
     )
-    NOTHING_FASTER = "No faster configuration was found: the model is unchanged."
-    NOTHING_PREFERRED = "Every layer stays dense under sparsekernels.testing.prefer: the model is unchanged."
+    NOTHING_FASTER = "No faster configuration was found."
+    NOTHING_PREFERRED = "Every layer stays dense under sparsekernels.testing.prefer."
     AUTOCAST = "Under autocast no graph serves: layers run one by one."
     NO_GRAPH = "The model as a whole does not run as a graph: {reason}."
     NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
     NO_GRAPH_OF_PARTS = "{count} parts of class {kind} ({part} for one) do not run as graphs: {reason}."
     OTHER_RESULTS = "Running as {way.words} was rejected: its results differed from the original model's{by}."
     RAISED = "Running as {way.words} was rejected: it raised {error}."
-    MODEL_NOT_FASTER = "The whole model was not reliably faster with the faster layers: it was left unchanged."
+    MODEL_NOT_FASTER = "The whole model was not reliably faster {how}."
     SLOWER_IN_EXAMPLE = "Running as {way.words} would be faster on the whole, but {gain:.2f}x with {example}."
-    NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged."
-    NO_WAY_NAMED = (
-        "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph': it is unchanged."
-    )
+    NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible."
+    NO_WAY_NAMED = "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph'."
     GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
     CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
     FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
@@ -289,4 +287,4 @@ class Note(_Sentence):
         "The model's code writes to parameters by other means than torch's operators, or in its backward pass, and what"
         " one call wrote stays: {names}."
     )
-    NO_LAYER_FITS = "No layer that has zeros can be exchanged: the model is unchanged."
+    NO_LAYER_FITS = "No layer that has zeros can be exchanged."

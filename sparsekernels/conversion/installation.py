@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..nn.replacement import Origin, Replacement, share_attributes, share_options, share_parameters
+from ..nn.replacement import Origin, Replacement, Siblings, share_attributes, share_options, share_parameters
 from .graph.attach import Recipe, attach, attached, detach, graph_of
 from .graph.base import Graph
 from .modules import has_hooks
@@ -128,8 +128,12 @@ class Conversion:
 
     def install(self) -> Installed:
         """Do it. Returns what is in the model then."""
+        siblings = Siblings()
         for swap in self.swaps:
             share_attributes(swap.original, swap.replacement)
+            assert swap.replacement.origin is not None
+            swap.replacement.origin.siblings = siblings
+            siblings.add(swap.replacement)
             swap.exchange(swap.original, swap.replacement)
         for norm, call in self.norms:
             attach(norm, call.recipe, call)

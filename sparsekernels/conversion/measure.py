@@ -146,6 +146,10 @@ class AllTimes:
         """As of `Times`, in all examples."""
         return all(times.is_clear(names) for times in self.each)
 
+    def samples(self, names: Collection[str]) -> int:
+        """How many there are of each of these in each example, at least."""
+        return min(len(times.rounds[name]) for times in self.each for name in names)
+
     def milliseconds(self, name: str) -> float:
         """The sum of the medians."""
         return sum(times.milliseconds(name) for times in self.each)

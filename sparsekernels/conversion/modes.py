@@ -223,7 +223,11 @@ class Inference(Mode):
 
     def passed(self, conversion: Conversion) -> object:
         with _installed(conversion):
-            return self._result()
+            before = sum(graph.shown for graph in conversion.graphs)
+            result = self._result()
+            if sum(graph.shown for graph in conversion.graphs) > before:  # it was that of modules
+                result = self._result()
+            return result
 
     def agrees(self, actual: object, before: Sequence[Conversion]) -> bool:
         """By its results.

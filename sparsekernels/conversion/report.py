@@ -8,10 +8,11 @@ import enum
 import itertools
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..timing import ENOUGH
 from .facts import Fact, LayerObstacle, Note, Way, plain
 from .table import as_rich, as_text
 
@@ -56,7 +57,8 @@ class LayerReport:
         ruled_out: Why it cannot become each of the candidates that were not measured.
         slowest: Where it was measured in several examples, for each candidate the place of the one in which it gained
             the least, and its speedup there; `gains` are geometric means then.
-        dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it.
+        dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it; empty in
+            training, where it does so in calls without gradients alone.
         also: Its other names, where what contains it has several.
     """
 
@@ -90,11 +92,11 @@ class LayerReport:
         """For the decision, in words."""
         reason = self._reason_of_decision()
         if any(self.omitted):
-            outputs, inputs = self.omitted
-            reason += f"; the graph leaves out {outputs} of its outputs and {inputs} of its inputs"
+            both = zip(self.omitted, ("outputs", "inputs"), strict=True)
+            parts = " and ".join(f"{count} of its {what}" for count, what in both if count)
+            reason += f"; the graph leaves out {parts}"
         if self.dense_rows:
-            ranges = _ranges(self.dense_rows)
-            reason += f"; {DENSE} for {ranges} row{'' if ranges == '1' else 's'}"
+            reason += f"; {DENSE} for {_ranges(self.dense_rows)}"
         if self.also:
             reason += f"; it is {' and '.join(self.also)} as well"
         return reason
@@ -136,7 +138,7 @@ class LayerReport:
         best_first = sorted(self.gains, key=lambda name: self.gains[name], reverse=True)
         each = [f"{name} would be {self.gains[name]:.2f}x{self._of_slowest(name)}" for name in best_first]
         if chosen in self.gains:
-            each[0] = "measured to be faster"
+            each[0] = "faster" if self.measured_on else "measured to be faster"
         alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""
         return ", ".join(each) + alike
 
@@ -169,7 +171,19 @@ class ExampleReport:
         return self.before_ms / self.after_ms
 
     def __str__(self) -> str:
-        return f"{self.name}: {_time(self.after_ms)}, before {_time(self.before_ms)} ({self.speedup:.2f}x)"
+        return self.words()
+
+    def words(self, rough: bool = False) -> str:
+        """Its times in words.
+
+        Args:
+            rough: Whether no more than two digits of them are known.
+
+        Returns:
+            A sentence.
+        """
+        after, before = (_time(ms, rough) for ms in (self.after_ms, self.before_ms))
+        return f"{self.name}: {after}, before {before} ({_gain(self.speedup, rough)})"
 
 
 @dataclass(frozen=True)
@@ -186,6 +200,8 @@ class Report:
         facts: What else there is to know.
         way: How the model runs now; `Way.BEFORE` where nothing was changed.
         examples: An `ExampleReport` for each of several examples; empty where there was one, or no time.
+        runs: How many samples there are of these times, the least of before and after; None where nothing was measured.
+        disturbed: Whether other programs disturbed these times.
     """
 
     layers: tuple[LayerReport, ...]
@@ -196,11 +212,13 @@ class Report:
     facts: tuple[Fact, ...] = ()
     way: Way = Way.BEFORE
     examples: tuple[ExampleReport, ...] = ()
+    runs: int | None = None
+    disturbed: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
         """The facts, a sentence each, and the times of several examples."""
-        return (*map(str, self.facts), *map(str, self.examples))
+        return (*map(str, self.facts), *(one.words(self._is_rough) for one in self.examples))
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
@@ -252,19 +270,26 @@ class Report:
         count = f"{len(self.converted)} of {len(self.layers)} layers are converted"
         if self.way is Way.BEFORE:
             return f"{count}: the model is unchanged"
+        how = [f"on {self.threads} thread{'s' if self.threads != 1 else ''}"]
+        if self.runs is not None and self.runs < ENOUGH:
+            how.insert(0, f"by {'one run' if self.runs == 1 else f'{self.runs} runs'}")
+        if self.disturbed:
+            how.insert(0, "disturbed")
         if self.examples and self.speedup is not None:
-            return (
-                f"{count}: {self.speedup:.2f}x by the geometric mean over {len(self.examples)} examples, on"
-                f" {self.threads} thread{'s' if self.threads != 1 else ''}"
-            )
+            gain = f"{_gain(self.speedup, self._is_rough)} by the geometric mean over {len(self.examples)} examples"
+            return f"{count}: {', '.join([gain, *how])}"
         forward_only = self.mode == "eval" or any(fact.kind is Note.NO_GRADIENT for fact in self.facts)
         what = "a forward pass" if forward_only else "a forward and backward pass"
         if self.before_ms is None or self.after_ms is None or self.speedup is None:
             return f"{count}: the model runs as {self.way.words}, and {what} was not measured"
-        return (
-            f"{count}: {what} takes {_time(self.after_ms)}, before {_time(self.before_ms)} ({self.speedup:.2f}x, on"
-            f" {self.threads} thread{'s' if self.threads != 1 else ''})"
-        )
+        after, before = (_time(ms, self._is_rough) for ms in (self.after_ms, self.before_ms))
+        gain = ", ".join([_gain(self.speedup, self._is_rough), *how])
+        return f"{count}: {what} takes {after}, before {before} ({gain})"
+
+    @property
+    def _is_rough(self) -> bool:
+        """Whether no more than two digits of the times are known."""
+        return self.disturbed or (self.runs is not None and self.runs < ENOUGH)
 
     def __str__(self) -> str:
         return as_text(self)
@@ -274,16 +299,27 @@ class Report:
         yield from as_rich(self, options.max_width)
 
 
-def _ranges(table: Sequence[int]) -> str:
+def _ranges(table: tuple[int, ...]) -> str:
     """The numbers of rows that a table such as `SparseLinear.dense_rows` has."""
+    if table == (1,):
+        return "any number of rows"
     found = []
     for first, until in itertools.zip_longest(table[::2], table[1::2]):
         if until is None:
             found.append(f"{first} or more")
         else:
             found.append(f"{first} to {until - 1}" if first < until - 1 else str(first))
-    return ", ".join(found)
+    return ", ".join(found) + ("" if not found else " row" if found == ["1"] else " rows")
 
 
-def _time(ms: float) -> str:
-    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1e3:.3g} s"
+def _time(ms: float, rough: bool) -> str:
+    value, unit = (ms, "ms") if ms < 999.5 else (ms / 1e3, "s")
+    return f"about {_two_digits(value)} {unit}" if rough else f"{value:.3g} {unit}"
+
+
+def _gain(speedup: float, rough: bool) -> str:
+    return f"about {_two_digits(speedup)}x" if rough else f"{speedup:.2f}x"
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"

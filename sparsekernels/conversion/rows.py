@@ -31,6 +31,9 @@ _CLOSE = 1.06
 """A gain of up to this beyond `SAME` is measured once more, and the lesser of the two counts: dense is never slower."""
 _LONGER = Effort(seconds=0.1, sample=1e-6, least=9, most=15, slow=0.0, disturbed=0.1)
 
+UNKNOWN = 0.0
+"""The gain where other programs kept it from being measured: dense then."""
+
 _MOST_READ = 64 << 20
 """Bytes that are read between two calls, at most: more than a processor's last cache shares among its cores."""
 
@@ -54,7 +57,7 @@ def gains_of(
         calls[DENSE] = functools.partial(dense, input)
         times = times_of(calls, _EFFORT, dict.fromkeys(calls, between))
         for name in names:
-            gains[name][rows] = times.speedup(name, DENSE) if times.is_certain(name, DENSE) else 1.0
+            gains[name][rows] = times.speedup(name, DENSE) if times.is_certain(name, DENSE) else UNKNOWN
         close = [name for name in names if SAME <= gains[name][rows] < SAME * _CLOSE]
         if close and not is_time_up():
             calls = {name: calls[name] for name in (*close, DENSE)}
@@ -84,6 +87,12 @@ def _undecided(gains: Mapping[int, float]) -> int | None:
         if many > 2 * few and (gains[few] < SAME) != (gains[many] < SAME):
             return round(math.sqrt(few * many))
     return None
+
+
+def gain_at(gains: Mapping[int, float], rows: int) -> float:
+    """What is known of so many rows: the gain there, or the lesser one of the nearest that were measured."""
+    fewer, more = ([n for n in gains if n <= rows], [n for n in gains if n >= rows])
+    return min(gains[n] for n in (*sorted(fewer)[-1:], *sorted(more)[:1]))
 
 
 def table_of(gains: Mapping[int, float]) -> tuple[int, ...]:

@@ -109,6 +109,11 @@ class Layer:
             return None
         return 1 - int(weight.detach().count_nonzero()) / weight.numel()
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether it has `LEAST_SPARSITY` of zeros, to the digit that reports have: tools round to elements."""
+        return self.sparsity is not None and round(self.sparsity, 3) >= LEAST_SPARSITY
+
 
 def layers_of(model: torch.nn.Module) -> list[Layer]:
     """Every convolution and linear layer of `model`, and whatever is a subclass of one."""

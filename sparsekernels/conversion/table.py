@@ -24,6 +24,9 @@ _WIDEST, _WIDTH, _NARROWEST = 160, 120, 60
 _LEAST_FOR_REASONS = 40
 """Where fewer characters of a line remain for the reasons, they stand beneath their rows."""
 
+_ONCE = 40
+"""A longer obstacle is written out at the first of the layers that have it."""
+
 _GO_FIRST = ("input", "sparsity", "weight")
 """The columns for which there may be no room."""
 
@@ -78,15 +81,23 @@ def _rows_of(layers: Sequence[LayerReport]) -> list[tuple[str, ...]]:
     for row in layers:
         alike.setdefault(_key_of(row), []).append(row)
     found = []
+    first: dict[str, str] = {}
     for row in layers:
         group = alike[_key_of(row)]
-        if len(group) <= _MANY:
-            found.append(_texts([row], row.reason))
-        elif row is group[0]:
+        if len(group) > _MANY and row is not group[0]:
+            continue
+        reason = row.reason
+        if len(group) > _MANY:
             names = {one.name for one in group}
             measured = {one.measured_on for one in group}
-            is_own = measured <= {None, *names} or len(measured) > 1
-            found.append(_texts(group, replace(row, measured_on=None).reason if is_own else row.reason))
+            if measured <= {None, *names} or len(measured) > 1:
+                reason = replace(row, measured_on=None).reason
+        else:
+            group = [row]
+        texts = _texts(group, reason)
+        if reason == str(row.obstacle) and len(reason) > _ONCE and first.setdefault(reason, texts[0]) != texts[0]:
+            texts = (*texts[:-1], f"as for {first[reason]}")
+        found.append(texts)
     return found
 
 
@@ -112,7 +123,7 @@ def _texts(group: Sequence[LayerReport], reason: str) -> tuple[str, ...]:
 def _name_of(names: Sequence[str]) -> str:
     """Of one layer, or of many: "blocks.0-11.fc" where one number alone differs, by 1 each."""
     if len(names) == 1:
-        return names[0]
+        return names[0] or "(model)"
     parts = [re.split(r"(\d+)", name) for name in names]
     if len({len(one) for one in parts}) == 1:
         differing = [place for place, texts in enumerate(zip(*parts, strict=True)) if len(set(texts)) > 1]

@@ -182,10 +182,8 @@ class ChannelDropped(Replacement):
         return self
 
     def extra_repr(self) -> str:
-        kept = (
-            f"{self.outputs.numel()} of {self.weight.size(0)} outputs, {self.inputs.numel()} of {self.weight.size(1)}"
-        )
-        return f"{super().extra_repr()}, computes {kept} inputs"
+        outputs = f"{self.outputs.numel()} of {self.weight.size(0)} outputs"
+        return f"{super().extra_repr()}, computes {outputs}, {self.inputs.numel()} of {self.weight.size(1)} inputs"
 
 
 def _check(name: str, module: Any, accepted: type) -> None:
@@ -219,7 +217,9 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
 
 
 def _leave_to_torch(input: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Kept, guard: Guard | None) -> None:
-    """Raise `Outside` where torch's own product is to be asked, which may broadcast a bias and refuses devices."""
+    """Raise `Outside` where torch's own product is to be asked, which broadcasts a bias, refuses devices and lists."""
+    if not isinstance(input, Tensor):
+        raise Outside
     others = input.layout is not torch.strided and is_for_torch(input)
     others = others or (weight is not None and input.device != weight.device)
     if guard is not None and (others or (bias is not None and bias.shape != kept.shape[:1])):
@@ -316,9 +316,9 @@ Convolution = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, guard: Guard | None, convolution: Convolution
 ) -> Tensor:
+    _leave_to_torch(input, weight, bias, kept, guard)
     if input.dim() == 3:  # which lies as a batch of one
         return _conv2d(input.unsqueeze(0), weight, bias, kept, guard, convolution).squeeze(0)
-    _leave_to_torch(input, weight, bias, kept, guard)
     part = part_of(weight, kept, guard, input.numel() / max(kept.shape[1], 1) * kept.nnz)
     check_size(input, -3, kept.shape[1])
     read = select(input, -3, kept.inputs) if kept.part[1] < kept.shape[1] else input

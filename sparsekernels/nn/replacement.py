@@ -21,11 +21,32 @@ from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Guard, is_for_torch
 
 
+class Siblings:
+    """The layers of one conversion: what goes for several of them is said once. Copies and pickles begin without any;
+    layers join again as they are restored."""
+
+    def __init__(self) -> None:
+        self._layers: list[weakref.ref[Replacement]] = []
+
+    def add(self, layer: Replacement) -> None:
+        """`layer` is one of them."""
+        self._layers.append(weakref.ref(layer))
+
+    def others(self, layer: Replacement) -> list[Replacement]:
+        """Those that are alive, but for `layer`."""
+        alive = [one() for one in self._layers]
+        return [one for one in alive if one is not None and one is not layer]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Siblings, ()
+
+
 class Origin:
     """The layer that a replacement stands for, which belongs to it alone: shallow copies are given one of their own."""
 
     def __init__(self, layer: torch.nn.Module, of: Replacement) -> None:
         self._layer = layer
+        self.siblings = Siblings()
         self._of: weakref.ref[Replacement] | None = weakref.ref(of)
         self._is_back = False
 
@@ -42,6 +63,11 @@ class Origin:
             vars(twin)[name] = dict(vars(twin)[name])
         return twin
 
+    def restored(self, replacement: Replacement) -> None:
+        """`replacement` has this from a deep copy or a pickle, or shares it with what it is a shallow copy of."""
+        if self._of is None:
+            self.siblings.add(replacement)
+
     def names(self, kind: str) -> frozenset[str]:
         """Of the parameters, buffers or modules that the layer has; kind: where torch keeps them."""
         return frozenset(getattr(self._layer, kind))
@@ -51,7 +77,7 @@ class Origin:
         self._is_back = whether
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_layer": self._layer, "_of": None, "_is_back": self._is_back}
+        return {"_layer": self._layer, "_of": None, "_is_back": self._is_back, "siblings": self.siblings}
 
 
 class Replacement(torch.nn.Module):
@@ -132,20 +158,32 @@ class Replacement(torch.nn.Module):
         if guard.warned:
             return
         count = -1 if are_functorch_transforms_active() else self._outside_of(weight)
+        others = self._alike() if count > 0 else {}
+        count += sum(others.values())
         what = f"{count} elements of its weight" if count >= 0 else "some elements of its weight, or all,"
+        it = "it would leave out are not zero, so it computes with the whole weight, as the dense layer does"
+        if others:
+            name += f" and {len(others)} more layer{'s' if len(others) > 1 else ''}"
+            what = f"{count} elements of their weights"
+            it = "they would leave out are not zero, so they compute with the whole weights, as dense layers do"
         again = "" if self.path is None else "Convert the model again if they are meant (a merged adapter); "
-        warnings.warn(
-            f"{name}: {what} that it would leave out are not zero, so it computes with the whole weight, as the dense"
-            f" layer does. {again}{self._remedy}",
-            stacklevel=5,
-        )
-        guard.warned = True  # where warnings are errors, each call raises
+        warnings.warn(f"{name}: {what} that {it}. {again}{self._remedy}", stacklevel=5)
+        for one in (self, *others):
+            one._guard.warned = True  # where warnings are errors, each call raises
+
+    def _alike(self) -> dict[Replacement, int]:
+        """The other layers of its conversion that have not said it yet, with how many elements of theirs are meant."""
+        others = [] if self.origin is None else self.origin.siblings.others(self)
+        counts = {one: one.outside() for one in others if not one._guard.warned and "weight" in one._parameters}
+        return {one: count for one, count in counts.items() if count > 0}
 
     _remedy = ""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         vars(self).setdefault("_guard", Guard())
+        if self.origin is not None:
+            self.origin.restored(self)
 
 
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {

@@ -159,9 +159,11 @@ class TestBench:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_cuda_without_a_device(self) -> None:
-        result = run("bench", "rmsnorm", "--device", "cuda")
-        assert result.exit_code == 2
-        assert "torch finds no CUDA device" in one_line(result.output)
+        for arguments in (("rmsnorm",), ("networks",), ("rmsnorm", "--list"), ("--list",)):
+            result = run("bench", "--device", "cuda", *arguments)
+            assert result.exit_code == 2
+            words = "error: expected device to be 'cpu', got 'cuda': torch finds no CUDA device here"
+            assert one_line(result.output).strip() == words
 
     @pytest.mark.parametrize(
         ("error", "note"),

@@ -138,12 +138,22 @@ cli.app({[*TINY, "--json", str(tmp_path / "r.jsonl")]!r})
         assert "--plot" not in result.output
 
     @pytest.mark.parametrize(
-        ("option", "value"), [("--batch", "0"), ("--batch", "-1"), ("--threads", "0"), ("--seconds", "-1")]
+        ("option", "values", "words"),
+        [
+            ("--batch", ("0", "-1", "nan", "1.5"), "Invalid value for '--batch'"),
+            ("--threads", ("0", "-1", "inf"), "Invalid value for '--threads'"),
+            ("--seconds", ("0", "-1", "nan", "inf"), "expected seconds above 0 and finite, got "),
+            ("--sparsity", ("-1", "100", "nan", "inf"), "expected sparsity from 0 to below 100 percent, got "),
+        ],
     )
-    def test_numbers_that_cannot_be(self, monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:
+    def test_numbers_that_cannot_be(
+        self, monkeypatch: pytest.MonkeyPatch, option: str, values: tuple[str, ...], words: str
+    ) -> None:
         monkeypatch.setattr(runner, "run", unexpected)
-        result = run("bench", "networks", option, value)
-        assert result.exit_code == 2
+        for value in values:
+            result = run("bench", "networks", option, value)
+            assert result.exit_code == 2
+            assert words in one_line(result.output)
 
 
 class TestRecords:

@@ -138,6 +138,8 @@ WRITES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
     "a method": ("add_", ("a", "b"), {}, "a"),
     "no tensor's method": ("update", ("a", "b"), {}, "ab"),
     "an operator": (operator.irshift, ("a", 1), {}, "a"),
+    "an item": (operator.setitem, ("a", 0, "b"), {}, "a"),
+    "an item by method": ("__setitem__", ("a", 0, "b"), {}, "a"),
     "an overload": (torch.ops.aten.add_.Tensor, ("a", "b"), {}, "a"),
     "init": (nn.init.constant_, (), {"tensor": "a", "val": 1.0}, "a"),
     "foreign": (foreign, ("b", "a"), {}, "ab"),

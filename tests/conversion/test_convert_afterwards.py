@@ -10,6 +10,8 @@ import concurrent.futures
 import copy
 import functools
 import io
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -344,3 +346,31 @@ def test_two_threads_convert_at_once(prefer: Prefer) -> None:
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         list(pool.map(work, models))
     assert (builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__) == before
+
+
+@pytest.mark.parametrize(
+    "change", [lambda model: model, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+def test_one_warning_for_all_layers_that_something_was_merged_into(
+    prefer: Prefer, change: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).eval()
+    prune_(model, "random", 0.8)
+    dense, x = copy.deepcopy(model), torch.randn(2, 8)
+    prefer(FINE, LAYERS)
+    assert len(sk.convert(model, x).converted) == 4
+    model = change(model)
+    zeros = [int((layer.weight == 0).sum()) for layer in dense]
+    with torch.no_grad():
+        for layer, other in zip(list(model)[1:], list(dense)[1:], strict=True):
+            layer.weight += 1.0
+            other.weight += 1.0
+        count = sum(zeros[1:])
+        with pytest.warns(UserWarning, match="and 2 more layers") as told:
+            results = [model(x), model(x)]
+        (message,) = [str(one.message) for one in told]
+        assert message.startswith(f"SparseLinear '1' and 2 more layers: {count} elements of their weights that they")
+        torch.testing.assert_close(results, [dense(x), dense(x)])
+        model[0].weight += 1.0
+        with pytest.warns(UserWarning, match=f"SparseLinear '0': {zeros[0]} elements of its weight that it would"):
+            model(x)

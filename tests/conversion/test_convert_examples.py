@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from conversion_checks import DENSE, FINE, LAYERS, Prefer, assert_agree, attempt
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels import _library
+from sparsekernels import _library, usage
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.measure import Times
 from sparsekernels.nn.replacement import has_rows
@@ -47,6 +48,7 @@ PROMPT, STEP = ((torch.randn(6, 16),), {"last": True}), ((torch.randn(1, 16),), 
 
 def _speeds(monkeypatch: pytest.MonkeyPatch, alone: list[float], whole: list[float]) -> None:
     """In the place of the clock: the speedups of everything in one example after the other, time after time."""
+    monkeypatch.setattr(usage.Interruptions, "DISTURBING", math.inf)
     for module, speedups, base in ((decide_module, alone, DENSE), (attempt_module, whole, "as before")):
         asked = [0]
 
@@ -60,7 +62,7 @@ def _speeds(monkeypatch: pytest.MonkeyPatch, alone: list[float], whole: list[flo
         ) -> Times:
             gain = speedups[asked[0] % len(speedups)]
             asked[0] += 1
-            return Times({name: [1e-3 if name == base else 1e-3 / gain] for name in calls})
+            return Times({name: [1e-3 if name == base else 1e-3 / gain] * 3 for name in calls})
 
         monkeypatch.setattr(module, "times_of", times_of)
 
@@ -122,6 +124,7 @@ def test_a_model_slower_by_little_is_measured_once_more(
     _speeds(monkeypatch, [2.0], [4.0, 0.95, 4.0, again])
     report = sk.convert(model, example_inputs=[PROMPT, STEP])
     assert bool(report.converted) == (again == 1.0)
+    assert any("but 0.96x with example_inputs[1]" in note for note in report.notes) == (again == 0.96)
 
 
 def test_results_are_compared_in_each(prefer: Prefer) -> None:
@@ -169,7 +172,7 @@ def test_the_time_limit_is_for_all_of_them(training: bool) -> None:
         (
             {"example_inputs": [STEP, ((), {})]},
             ValueError,
-            r"example_inputs\[1\] that model can be called with, got \(\)",
+            r"example_inputs\[1\] that model .of torch.float32 on cpu. can be called with, got \(\)",
         ),
     ],
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -159,7 +160,7 @@ def test_results_that_differ_are_not_used(prefer: Prefer, monkeypatch: pytest.Mo
             nn.Linear(3, 2),
             torch.ones(2, 4),
             ValueError,
-            r"got \(a tensor of shape \[2, 4\]\)",
+            r"got \(a tensor of shape \[2, 4\], torch.float32 on cpu\)",
         ),
         (nn.Linear(3, 2), "text", ValueError, "a str"),
         (nn.Linear(3, 2), (), ValueError, r"got \(\)"),
@@ -171,12 +172,67 @@ def test_bad_input(model: Any, input: Any, error: type[Exception], words: str) -
         sk.convert(model, input)
 
 
+@pytest.mark.parametrize(
+    ("input", "got"),
+    [
+        (torch.ones(2, 8, dtype=torch.int64), "(a tensor of shape [2, 8], torch.int64 on cpu): RuntimeError: "),
+        (torch.ones(2, 8, device="meta"), "(a tensor of shape [2, 8], torch.float32 on meta): RuntimeError: "),
+        ((torch.ones(2, 8), None), "(a tensor of shape [2, 8], torch.float32 on cpu, None): TypeError: "),
+    ],
+)
+def test_dtypes_and_devices_of_what_does_not_fit(input: Any, got: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    expected = f"convert: expected example_input that model (of torch.float32 on cpu) can be called with, got {got}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        sk.convert(model, input)
+    with pytest.raises(ValueError, match=re.escape("that model can be called with, got (a tensor of shape [2, 8]")):
+        sk.convert(nn.Sequential(nn.Flatten(5)), torch.ones(2, 8))
+
+
+@pytest.mark.parametrize(("amount", "decision"), [(0.3, FINE), (0.29, DENSE)])
+def test_the_least_share_of_zeros_may_be_an_element_less(prefer: Prefer, amount: float, decision: str) -> None:
+    """torch prunes 518 of 1728 weights for 0.3, which reports call 30.0%."""
+    model = nn.Sequential(nn.Linear(48, 36)).eval()
+    prune.l1_unstructured(model[0], "weight", amount)
+    prune.remove(model[0], "weight")
+    prefer(FINE, LAYERS)
+    (row,) = sk.convert(model, torch.randn(4, 48)).layers
+    assert row.sparsity is not None
+    assert row.sparsity < 0.3
+    assert row.decision == decision
+
+
+def test_frozen_is_a_bool() -> None:
+    with pytest.raises(TypeError, match="expected frozen to be True or False, got str"):
+        sk.convert(nn.Sequential(nn.Linear(8, 4)), torch.ones(2, 8), frozen="no")  # type: ignore[arg-type]
+
+
+def test_an_argument_of_another_layout(prefer: Prefer) -> None:
+    """Such as the adjacency of a graph network."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+            return torch.sparse.mm(adjacency, self.layer(x))
+
+    model, x = Net().eval(), torch.randn(4, 8)
+    prune_(model, "random", 0.7)
+    adjacency = torch.eye(4).to_sparse()
+    expected = model(x, adjacency)
+    prefer(FINE, LAYERS)
+    assert sk.convert(model, (x, adjacency)).converted
+    torch.testing.assert_close(model(x, adjacency), expected)
+
+
 def test_an_error_leaves_the_model_as_it_was(prefer: Prefer) -> None:
     model, x = make("residual")
     prefer(FINE, GRAPH)
     sk.convert(model, x)
     modules = dict(model.named_modules())
-    with pytest.raises(ValueError, match="expected example_input that model can be called with, got "):
+    with pytest.raises(ValueError, match=r"expected example_input that model \(of torch.float32 on cpu\) can"):
         sk.convert(model, x[:, :3])
     assert dict(model.named_modules()) == modules
     assert len(list(graphs_of(model))) == 1
@@ -259,7 +315,7 @@ def test_keyword_arguments(prefer: Prefer) -> None:
     assert report.layers[0].input_shape == (2, 8, 9, 9)
     with torch.inference_mode():
         torch.testing.assert_close(model(images=x), dense(images=x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"got \(images=a tensor of shape \[3\]\): "):
+    with pytest.raises(ValueError, match=r"got \(images=a tensor of shape \[3\], torch.float32 on cpu\): "):
         sk.convert(model, example_kwargs={"images": torch.ones(3)})
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import queue
 import signal
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels import _library, usage
+from sparsekernels.conversion import modes
 from sparsekernels.conversion import progress as progress_module
 from sparsekernels.conversion.facts import Note
 from sparsekernels.conversion.progress import Progress
@@ -224,6 +226,22 @@ def test_what_promises_most_is_measured_first(monkeypatch: pytest.MonkeyPatch, c
     assert rows["0"].measured_on == rows["3"].measured_on == "1"
     assert "as 1, the measured layer most like it" in rows["3"].reason
     assert {row.decision for row in report.layers} == {FINE}
+
+
+def test_one_run_of_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch, clock: Prefer) -> None:
+    """Is enough where it took so much longer and there is no time for more; the report says so."""
+    monkeypatch.setattr(usage.Interruptions, "DISTURBING", math.inf)
+    clock(FINE, GRAPH)
+    model, x = pruned(False)
+    monkeypatch.setattr(attempt_module.Attempt, "_decide", _in_time(attempt_module.Attempt._decide))
+    monkeypatch.setattr(attempt_module.Attempt, "_offers", _in_time(attempt_module.Attempt._offers))
+    monkeypatch.setattr(modes.Inference, "seconds", property(lambda self: 0.5, lambda self, value: None), raising=False)
+    genuine = Progress.stop
+    monkeypatch.setattr(Progress, "stop", lambda self, reserve=0.0: genuine(self, 0.0 if reserve == 0.0 else 1e9))
+    report = sk.convert(model, x, max_seconds=600)
+    assert report.runs == 1
+    assert "before about 500 ms (about 250x, by one run, on " in report.summary()
+    assert any("the model as it was (its time is that of one run)" in note for note in report.notes)
 
 
 def test_time_that_is_short_at_the_end(monkeypatch: pytest.MonkeyPatch, clock: Prefer) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 import sparsekernels as sk
 from sparsekernels import _library, usage
 from sparsekernels.conversion.facts import CandidateObstacle, Fact, GraphObstacle, LayerObstacle, Note, Way
-from sparsekernels.conversion.report import Ground, LayerReport, Report
+from sparsekernels.conversion.report import ExampleReport, Ground, LayerReport, Report
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -89,17 +89,17 @@ def test_facts_as_json(fact: Fact, expected: object) -> None:
 
 WRAPPED = """\
 layer  weight     input        sparsity  decision      speedup  why
-NAME   64x64x3x3  16x64x16x16  90.0%     fine-grained  2.00x    measured to be faster, channel-dropped would be 0.50x,
-                                                                measured on first, which is alike; the graph leaves out
-                                                                4 of its outputs and 8 of its inputs
+NAME   64x64x3x3  16x64x16x16  90.0%     fine-grained  2.00x    faster, channel-dropped would be 0.50x, measured on
+                                                                first, which is alike; the graph leaves out 4 of its
+                                                                outputs and 8 of its inputs
 b      8x8        2x8          0.0%      dense                  it has no zeros
 """
 BENEATH = """\
 layer PAD  weight     input        sparsity  decision      speedup
     why
 NAME  64x64x3x3  16x64x16x16  90.0%     fine-grained  2.00x
-    measured to be faster, channel-dropped would be 0.50x, measured on first, which is alike; the graph leaves out 4 of
-    its outputs and 8 of its inputs
+    faster, channel-dropped would be 0.50x, measured on first, which is alike; the graph leaves out 4 of its outputs and
+    8 of its inputs
 b     PAD  8x8        2x8          0.0%      dense
     it has no zeros
 """
@@ -221,7 +221,7 @@ def test_reasons_of_what_only_the_graph_leaves_out(found: dict[str, Any], expect
     row = LayerReport(
         "0", "Linear", (8, 8), (2, 8), 0.2, DROPPED, dense_ms=1.0, ground=Ground.GRAPH, omitted=(2, 0), **found
     )
-    assert row.reason == f"dense by itself{expected}; the graph leaves out 2 of its outputs and 0 of its inputs"
+    assert row.reason == f"dense by itself{expected}; the graph leaves out 2 of its outputs"
     assert row.speedup is None
 
 
@@ -273,6 +273,47 @@ def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=160, file=io.StringIO())
     console.print(report)
     assert "fine-grained" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("runs", "disturbed", "words"),
+    [
+        (7, False, "takes 2.29 ms, before 104 ms (45.59x, on 1 thread)"),
+        (7, True, "takes about 2.3 ms, before about 100 ms (about 46x, disturbed, on 1 thread)"),
+        (1, False, "takes about 2.3 ms, before about 100 ms (about 46x, by one run, on 1 thread)"),
+        (2, True, "takes about 2.3 ms, before about 100 ms (about 46x, disturbed, by 2 runs, on 1 thread)"),
+    ],
+)
+def test_figures_have_the_digits_that_are_known(runs: int, disturbed: bool, words: str) -> None:
+    report = Report((), 104.4, 2.29, "eval", 1, (), Way.LAYERS, runs=runs, disturbed=disturbed)
+    assert report.summary() == f"0 of 0 layers are converted: a forward pass {words}"
+    examples = tuple(ExampleReport(name, 104.4, 2.29) for name in "ab")
+    report = replace(report, examples=examples)
+    gain = words.partition("(")[2].partition(",")[0]
+    assert f"layers are converted: {gain} by the geometric mean over 2 examples, " in report.summary()
+    assert report.notes[0] == f"a: {words.partition(' ')[2].partition(' (')[0]} ({gain})"
+
+
+def test_an_obstacle_of_several_layers_is_written_out_once() -> None:
+    obstacle = LayerObstacle.MASKED.of(name="weight")
+    short = LayerObstacle.NO_ZEROS.of()
+    rows = tuple(
+        LayerReport(name, "Conv2d", (place + 1, 1, 1, 1), None, 0.0, DENSE, obstacle=fact)
+        for place, (name, fact) in enumerate(
+            (("stem", obstacle), ("first", short), ("second", short), ("body", obstacle), ("head", obstacle))
+        )
+    )
+    lines = str(Report(rows, None, None, "eval", 1)).splitlines()
+    assert "its mask is applied in each call;" in lines[1]
+    found = [line.split("dense")[-1].strip() for line in lines[2:] if "dense" in line]
+    assert found == ["it has no zeros", "it has no zeros", "as for stem", "as for stem"]
+    assert rows[-1].reason == str(obstacle)
+
+
+def test_a_layer_that_is_the_whole_model_has_a_name() -> None:
+    layer = nn.Linear(8, 8)
+    prune_(layer, "random", 0.5)
+    assert str(sk.convert(layer, torch.randn(2, 8))).splitlines()[1].startswith("(model)  8x8  ")
 
 
 def test_names_of_the_public_surface() -> None:

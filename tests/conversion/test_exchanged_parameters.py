@@ -21,7 +21,7 @@ from sparsekernels.pruning import prune_
 
 pytestmark = [
     pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built"),
-    pytest.mark.filterwarnings("ignore:.*computes with the whole weight"),
+    pytest.mark.filterwarnings("ignore:.*computes? with the whole weight"),
     pytest.mark.filterwarnings("ignore:.*deprecated"),
 ]
 set_swaps = torch.__future__.set_swap_module_params_on_conversion

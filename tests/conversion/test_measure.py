@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from conversion_checks import DENSE, FINE
+from conversion_checks import DENSE, DROPPED, FINE
 from torch import nn
 
 import sparsekernels as sk
@@ -94,6 +94,7 @@ def test_what_is_certain(dense: list[float], a: list[float], certain: bool) -> N
     slower = Times({"dense": [1.0] * 3, "a": [2.0] * 3})
     assert AllTimes((times, slower)).is_certain("a", "dense")
     assert AllTimes((times, slower)).faster(["a"], "dense", 0.1) == []
+    assert AllTimes((slower, times)).samples(["a", "dense"]) == min(3, len(dense), len(a))
 
 
 def _pruned() -> nn.Sequential:
@@ -103,10 +104,11 @@ def _pruned() -> nn.Sequential:
 
 
 def _clock(monkeypatch: pytest.MonkeyPatch, speeds: Mapping[str, list[float]]) -> None:
-    """The samples of ways are these, 1.0 of what is not named."""
+    """The samples of ways are these, for any number of rows; 1.0 of what is not named."""
+    known = {way: speeds[FINE] for way in ("dense_rows", "packed_dense_rows") if FINE in speeds} | speeds
 
     def samples(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, list[float]]:
-        return {name: speeds.get(name, [1.0, 1.0, 1.0]) for name in calls}
+        return {name: known.get(name, [1.0, 1.0, 1.0]) for name in calls}
 
     monkeypatch.setattr(measure, "samples_of", samples)
 
@@ -169,3 +171,17 @@ def test_an_undecided_model_stays(
     assert report.way is way
     kinds = {fact.kind for fact in report.facts}
     assert kinds & {Note.MODEL_UNDECIDED, Note.MODEL_NOT_FASTER} == ({note} if note else set())
+    assert ("is faster with the faster layers" in str(report)) == (note is Note.MODEL_UNDECIDED)
+    assert report.disturbed == (way is Way.LAYERS)
+    assert ("about 3.3x, disturbed, on" in report.summary()) == (way is Way.LAYERS)
+
+
+@needs_kernels
+def test_a_graph_that_is_not_faster_has_no_faster_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _pruned()
+    with torch.no_grad():
+        model[0].weight[:8] = 0  # empty filters, which a graph leaves out
+    _clock(monkeypatch, {name: [2.0, 2.0, 2.0] for name in (FINE, DROPPED, *(one.value for one in Way))})
+    report = sk.convert(model, torch.randn(4, 64))
+    assert report.converted == ()
+    assert "The whole model was not reliably faster as a graph." in report.notes

@@ -77,9 +77,7 @@ def test_no_way_to_run_the_model_is_named() -> None:
     model, x = make("sequential")
     with prefer(FINE):
         notes = sk.convert(model, x).notes
-    assert notes == (
-        "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph': it is unchanged.",
-    )
+    assert notes == ("sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph'.",)
 
 
 def test_the_way_that_is_named_is_not_possible() -> None:
@@ -87,7 +85,7 @@ def test_the_way_that_is_named_is_not_possible() -> None:
     prune_(model, "random", 0.8)
     with prefer(FINE, CHAINS):
         notes = sk.convert(model, torch.randn(2, 16)).notes
-    assert notes == ("No way to run the model that sparsekernels.testing.prefer names is possible: it is unchanged.",)
+    assert notes == ("No way to run the model that sparsekernels.testing.prefer names is possible.",)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -100,7 +98,7 @@ def test_every_layer_stays_dense(names: tuple[str, ...], decisions: tuple[str, .
         model[0].weight[:, 0] = model[0].weight[0] = 0.1  # none is empty
     with prefer(*names):
         report = sk.convert(model, torch.randn(2, 16), decisions=decisions)
-    assert "Every layer stays dense under sparsekernels.testing.prefer: the model is unchanged." in report.notes
+    assert "Every layer stays dense under sparsekernels.testing.prefer." in report.notes
     assert not any("easured" in note or "aster" in note for note in report.notes)
 
 

@@ -125,7 +125,7 @@ def test_revert_goes_into_parts(prefer: Prefer) -> None:
     assert not list(graphs_of(outer))
 
 
-@pytest.mark.filterwarnings("ignore:.*computes with the whole weight")
+@pytest.mark.filterwarnings("ignore:.*computes? with the whole weight")
 @pytest.mark.parametrize("how", [GRAPH, LAYERS])
 def test_a_new_head_stays(prefer: Prefer, how: str) -> None:
     """A weight of another size in a converted layer: what the dense model gives, and revert keeps it."""
@@ -178,7 +178,7 @@ def test_a_layer_that_was_exchanged_since_is_left_alone(prefer: Prefer) -> None:
     assert not any(isinstance(module, sk.nn.SparseConv2d) for module in model.modules())
 
 
-@pytest.mark.filterwarnings("ignore:.*computes with the whole weight")
+@pytest.mark.filterwarnings("ignore:.*computes? with the whole weight")
 @pytest.mark.parametrize("how", [GRAPH, LAYERS])
 def test_an_adapter_merged_into_a_converted_model(prefer: Prefer, how: str) -> None:
     """Through `data`, as PEFT does: computed with, saved and handed back."""

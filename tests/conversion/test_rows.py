@@ -12,21 +12,24 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, FINE, GRAPH, LAYERS, Prefer, assert_agree
+from conversion_checks import DENSE, FINE, GRAPH, LAYERS, Prefer, assert_agree, attempt_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion import rows as rows_module
 from sparsekernels.conversion.decide import Decision, like
+from sparsekernels.conversion.facts import Note, Way
 from sparsekernels.conversion.graph.fused import FusedDense
 from sparsekernels.conversion.measure import Times, stopped_by
-from sparsekernels.conversion.report import LayerReport, _ranges
+from sparsekernels.conversion.report import Ground, LayerReport, _ranges
 from sparsekernels.conversion.rows import ROWS, gains_of, table_of
 from sparsekernels.conversion.survey import Given
 from sparsekernels.nn.replacement import has_rows
 from sparsekernels.pruning import prune_
+from sparsekernels.usage import Disturbed
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -125,7 +128,7 @@ def test_the_clock() -> None:
     assert {name: table_of(found) for name, found in gains.items()} == {"slow": (1,), "fast": ()}
 
 
-@pytest.mark.parametrize("table", [(), (1,), (3,), (1, 2, 5, 9), (2, 3)])
+@pytest.mark.parametrize("table", [(), (1,), (3,), (1, 2, 5, 9), (2, 3), (1, 2)])
 def test_tables_and_their_words(table: tuple[int, ...]) -> None:
     rows = [number for number in range(20) if has_rows(table, number)]
     starts = {
@@ -134,7 +137,14 @@ def test_tables_and_their_words(table: tuple[int, ...]) -> None:
         for number in range(first, until)
     }
     assert rows == sorted(starts)
-    words = {(): "", (1,): "1 or more", (3,): "3 or more", (1, 2, 5, 9): "1, 5 to 8", (2, 3): "2"}
+    words = {
+        (): "",
+        (1,): "any number of rows",
+        (3,): "3 or more rows",
+        (1, 2, 5, 9): "1, 5 to 8 rows",
+        (2, 3): "2 rows",
+        (1, 2): "1 row",
+    }
     assert _ranges(table) == words[table]
 
 
@@ -242,6 +252,55 @@ def test_convert_gives_tables(clock: Prefer, monkeypatch: pytest.MonkeyPatch) ->
             assert products == [2, 2, 5, 5]
         sk.revert(model)
     assert "dense_rows" not in vars(model[0])
+
+
+@pytest.mark.parametrize("rows", [2, 9, 4 * MANY])
+def test_a_layer_that_would_be_dense_for_its_rows_is_dense(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """By the clock it would be compared with itself, and be faster by chance."""
+    monkeypatch.setattr(decide_module, "_measure", lambda *_: Times({DENSE: [1.0] * 3, FINE: [0.9] * 3}))
+    _gains(monkeypatch, lambda rows: 2.0 if rows == 16 else 0.8)
+    report = sk.convert(_pruned(nn.Linear(32, 32)).eval(), torch.randn(rows, 32), decisions=[FINE])
+    (row,) = report.layers
+    assert (row.decision, row.reason, row.speedup) == (DENSE, "fine-grained would be 0.80x", 1.0)
+    assert [fact.kind for fact in report.facts if fact.kind is not Note.DISTURBED] == [Note.NOTHING_FASTER]
+
+
+def test_what_gains_in_a_graph_alone_is_dense_without(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(FINE, LAYERS)
+    gains = {"dense_rows": 0.5, "packed_dense_rows": 2.0}
+    first = [True]
+
+    def times_of(calls: Mapping[str, Any], *_: object) -> Times:
+        other = dict.fromkeys(gains, 2.0) if first[0] else gains
+        return Times({name: [1.0 if name == DENSE else 1.0 / other[name]] for name in calls})
+
+    monkeypatch.setattr(rows_module, "times_of", times_of)
+    genuine = decide_module.decide
+
+    def decide(layer: Any, *rest: Any, **more: Any) -> Decision:
+        first[0] = layer.name == "0"
+        return genuine(layer, *rest, **more)
+
+    monkeypatch.setattr(attempt_module, "decide", decide)
+    model = _pruned(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()).eval()
+    dense = model[2]
+    report = sk.convert(model, torch.randn(6, 32), decisions=[FINE])
+    assert report.way is Way.LAYERS
+    assert [row.decision for row in report.layers] == [FINE, DENSE]
+    assert model[2] is dense
+    assert "see the notes on the whole model" in report.layers[1].reason
+    assert Note.GRAPH_NOT_FASTER in {fact.kind for fact in report.facts}
+
+
+def test_where_its_rows_could_not_be_measured_it_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {DENSE: [1.0] * 3, FINE: [0.9] * 3}
+    monkeypatch.setattr(decide_module, "_measure", lambda *_: Times(times))
+    disturbed = Times(
+        {DENSE: [1.0] * 3} | {way: list(map(Disturbed, (0.9, 0.9, 0.9))) for way in ("dense_rows", "packed_dense_rows")}
+    )
+    monkeypatch.setattr(rows_module, "times_of", lambda *_: disturbed)
+    (row,) = sk.convert(_pruned(nn.Linear(32, 32)).eval(), torch.randn(2, 32), decisions=[FINE]).layers
+    assert (row.decision, row.ground) == (DENSE, Ground.UNDECIDED)
 
 
 def test_nonzeros_outside_of_the_pattern_count_for_all_rows() -> None:

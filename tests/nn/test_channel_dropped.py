@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -160,3 +161,14 @@ def test_a_format_is_a_name() -> None:
     bad: Any = ["a"]
     with pytest.raises(ValueError, match="SparseLinear.from_dense: expected format to be 'unstructured', got"):
         sk.nn.SparseLinear.from_dense(nn.Linear(2, 2), format=bad)
+
+
+@pytest.mark.parametrize("input", [[1.0], None])
+def test_what_is_no_tensor_is_refused_as_by_torch(input: Any) -> None:
+    dense = (nn.Linear(8, 4), nn.Conv2d(8, 4, 3))
+    layers = sk.nn.ChannelDroppedLinear.from_dense(dense[0]), sk.nn.ChannelDroppedConv2d.from_dense(dense[1])
+    for expected, layer in zip(dense, layers, strict=True):
+        with pytest.raises(TypeError) as reason:
+            expected(input)
+        with pytest.raises(TypeError, match=re.escape(str(reason.value).partition(",")[0])):
+            layer(input)

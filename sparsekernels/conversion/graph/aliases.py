@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ class Aliases:
         self._several: set[Node] = set()
         """Nodes that may give a tuple or a list."""
         for node in graph.nodes:
-            if self._may_be_several(node):
+            if may_be_several(node, modules, self._several):
                 self._several.add(node)
 
     def gives(self, node: Node) -> Gives:
@@ -162,21 +163,22 @@ class Aliases:
             return nodes_in(node.args[0])
         return node.all_input_nodes
 
-    def _may_be_several(self, node: Node) -> bool:
-        """Whether what a node gives may be a tuple or a list, where that is known of its inputs."""
-        if node.op == "call_module":
-            module = self._modules.get(str(node.target))
-            return gives_of(module) is not Gives.OWN or bool(getattr(module, "return_indices", False))
-        if not node.op.startswith("call"):
-            return False
-        kind = kind_of(node)
-        if kind is not None:
-            return kind not in (int, bool)
-        name = name_of(node)
-        if node.target is not getattr and owner_of(node) == "_operator":
-            of_parts = isinstance(node.args[1], slice) if name == "getitem" else name in _JOINING
-            return of_parts and not self._several.isdisjoint(node.all_input_nodes)
-        return node.target is not getattr and not _gives_one(name)
+
+def may_be_several(node: Node, modules: Mapping[str, nn.Module], several: AbstractSet[Node]) -> bool:
+    """Whether what a node gives may be a tuple or a list. several: those of its inputs that may."""
+    if node.op == "call_module":
+        module = modules.get(str(node.target))
+        return gives_of(module) is not Gives.OWN or bool(getattr(module, "return_indices", False))
+    if not node.op.startswith("call"):
+        return False
+    kind = kind_of(node)
+    if kind is not None:
+        return kind not in (int, bool)
+    name = name_of(node)
+    if node.target is not getattr and owner_of(node) == "_operator":
+        of_parts = isinstance(node.args[1], slice) if name == "getitem" else name in _JOINING
+        return of_parts and not several.isdisjoint(node.all_input_nodes)
+    return node.target is not getattr and not _gives_one(name)
 
 
 def may_copy_arguments(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
@@ -218,5 +220,5 @@ def _gives_one(name: str) -> bool:
     """Whether torch's function of that name gives one tensor."""
     found = functional_schemas(name)
     if not found:
-        return name in OWN_BY_NAME
+        return name in OWN_BY_NAME or (name.endswith("_") and hasattr(torch.Tensor, name))
     return all([str(one.type) for one in schema.returns] == ["Tensor"] for _, schema in found)

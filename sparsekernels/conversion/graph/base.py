@@ -102,6 +102,8 @@ class Graph:
         self._plan: Plan | None = None
         self._failed = False
         self._missed, self._retraced = False, 0
+        self.shown = 0
+        """In how many calls the modules ran, to show how their results lie in memory."""
 
     @classmethod
     def of_recipe(cls, module: nn.Module, recipe: Recipe) -> Graph:

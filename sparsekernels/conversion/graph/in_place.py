@@ -29,6 +29,8 @@ IN_PLACE = tuple(
 """What Python calls for `x += y` and the like."""
 
 _WRITES = {operator.setitem, *IN_PLACE}
+_METHODS = {f"__{function.__name__}__" for function in _WRITES}
+"""The same of tensors that are no nodes, by their names."""
 _FIRST = ("input", "self", "tensor")
 """What torch calls the first argument."""
 _STATISTICS = ("batch_norm", "instance_norm", "native_batch_norm")
@@ -56,7 +58,7 @@ def written_by(node: Node, modules: Mapping[str, nn.Module]) -> list[Node]:
         return node.all_input_nodes
     written = nodes_in(node.kwargs.get("out"))
     ends = name.endswith("_") and not name.endswith("__")
-    if node.target in _WRITES or ends or _argument(node, "inplace") not in (None, False):
+    if node.target in _WRITES or name in _METHODS or ends or _argument(node, "inplace") not in (None, False):
         written += nodes_in(first)
     return written
 

@@ -284,6 +284,7 @@ class InferenceGraph(Graph):
 
         Nothing is kept where random numbers were drawn, by another thread perhaps: the modules run in such calls.
         """
+        self.shown += 1
         own: Any = own_class(self.module)
         positional, named = given
         before = torch.get_rng_state()
@@ -336,7 +337,9 @@ def _unfused(module: nn.Module, graph: torch.fx.Graph, modules: Mapping[str, nn.
     """Where the weights of convolutions are that are called as they are, and the tensors that the graph reads."""
     for node in graph.nodes:
         if node.op == "get_attr":
-            yield place_of(module, str(node.target))
+            place, name = place_of(module, str(node.target))
+            if isinstance(place[name], Tensor):
+                yield place, name
         elif node.op == "call_module" and node.target in modules:
             for part in modules[node.target].modules():
                 for name, tensor in part._parameters.items():

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..facts import GraphObstacle
@@ -61,11 +62,26 @@ class _Asked(torch.fx.Proxy):
         return self.__reduce_ex__(4)
 
     def __bool__(self) -> bool:
-        return bool(self.tracer.decided(self, bool))
+        count = self.tracer.count_of(self)
+        return bool(self.tracer.decided(self, bool) if count is None else count)
 
     def __len__(self) -> int:
-        size: Any = self if kind_of(self.node) is not None else self.size(0)
-        return int(self.tracer.decided(size, len) if size is self else size)
+        if kind_of(self.node) is not None:
+            return int(self.tracer.decided(self, len))
+        count = self.tracer.count_of(self)
+        size: Any = self.size(0) if count is None else count
+        return int(size)
+
+    def __getitem__(self, key: Any) -> Any:
+        made = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+        return None if self.tracer.is_none(made.node) else made
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """What is written is a node, like what other methods write."""
+        kind = kind_of(self.node)
+        if kind is not None:
+            raise TypeError(f"{kind.__name__!r} object does not support item assignment")
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __iter__(self) -> Iterator[Any]:
         count = _names_to_fill(sys._getframe(1))
@@ -90,6 +106,13 @@ class _Asked(torch.fx.Proxy):
     def _in_place(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
         """What is done in place: torch's own proxies take `x += y` for `x = x + y`."""
         return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __radd__(self, other: Any) -> Any:
+        """A list that a tuple is added to in place: Python asks the tuple first, as it has no such method."""
+        if type(other) is list and self.tracer.count_of(self) is not None:
+            other.extend(self)
+            return other
+        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -181,7 +204,7 @@ def proxies_are_tensors() -> Iterator[None]:
     plain, infos = builtins.isinstance, (torch.finfo, torch.iinfo)
 
     def asked(value: Any, kinds: Any, /) -> bool:
-        if not is_proxy(value):
+        if not is_proxy(value) or (plain(kinds, type) and issubclass(kinds, torch.fx.Proxy)):  # which torch.fx asks
             return plain(value, kinds)
         attribute = value.attr if type(value) is Attribute else ""
         kind = SIZES.get(attribute) if attribute else kind_of(value.node)
@@ -216,6 +239,38 @@ def _recording(info: Any) -> Any:
     return Recording(info.__name__, (), {})
 
 
+_OF_SIZES: tuple[tuple[Any, str], ...] = (
+    *((torch, name) for name in ("reshape", "narrow", "tile", "broadcast_to", "unflatten", "roll", "select", "topk")),
+    *((torch, name) for name in ("tril", "triu", "avg_pool1d")),
+    *((F, name) for name in ("avg_pool1d", "avg_pool2d", "avg_pool3d")),
+)
+"""Functions of a tensor and sizes that look whether these are numbers before they look for proxies."""
+
+
+@contextlib.contextmanager
+def sizes_are_not_asked() -> Iterator[None]:
+    """Inside, such functions are recorded without a question to a size, which would be a decision."""
+    plain = [(owner, name, getattr(owner, name)) for owner, name in _OF_SIZES]
+
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            first: Any = args[0] if args else kwargs.get("input")
+            if not is_proxy(first):
+                return function(*args, **kwargs)
+            return first.tracer.create_proxy("call_function", function, args, kwargs)
+
+        return recorded
+
+    for owner, name, function in plain:
+        setattr(owner, name, recording(function))
+    try:
+        yield
+    finally:
+        for owner, name, function in plain:
+            setattr(owner, name, function)
+
+
 @contextlib.contextmanager
 def factories_are_recorded(tracer: Any) -> Iterator[None]:
     """Inside, tensors that code makes of numbers and sizes are nodes of the graph, which makes them in each call.
@@ -247,10 +302,8 @@ def factories_are_recorded(tracer: Any) -> Iterator[None]:
 
 def _is_tensor_of(value: Any, kinds: Any, plain: Callable[[Any, Any], bool]) -> bool:
     """Whether what is no size is of one of some classes."""
-    if any(one is Tensor for one in _each(kinds, plain)) and value.node.op != "call_module":
+    if any(one is Tensor for one in _each(kinds, plain)) and not value.tracer.may_be_several(value.node):
         return True
-    if plain(kinds, type) and issubclass(kinds, torch.fx.Proxy):  # torch.fx asks
-        return plain(value, kinds)
     known = value.tracer.likeness_of(value.node)
     if known is not None and not plain(known, Tensor):  # several tensors
         return plain(known, kinds)

@@ -39,7 +39,7 @@ _MOST_KEPT = 1024
 SIZES: Mapping[str, type] = {"shape": torch.Size, "ndim": int, "dtype": torch.dtype}
 """Attributes of tensors that are sizes, or the dtype."""
 _METHODS = {"dim": int, "ndimension": int, "numel": int, "nelement": int, "is_floating_point": bool, "is_complex": bool}
-_FUNCTIONS: Mapping[Any, type] = {torch.numel: int, torch.is_floating_point: bool, torch.is_complex: bool}
+_FUNCTIONS: Mapping[Any, type] = {torch.numel: int, torch.is_floating_point: bool, torch.is_complex: bool, len: int}
 _OF_KIND = {"dtype", "ndim", "dim", "ndimension", "is_floating_point", "is_complex"}
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
 _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_"}
@@ -205,7 +205,8 @@ class Sizes:
             return torch.empty(tuple(given.shape), dtype=given.dtype, device=given.device)
         if node.op == "get_attr":
             assert self._mode is not None
-            return self._mode.from_tensor(self._tensor_of(str(node.target)))
+            held = self._tensor_of(str(node.target))
+            return self._mode.from_tensor(held) if isinstance(held, torch.Tensor) else held  # an array, a generator
         arguments: Any = torch.fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
         args, kwargs = arguments
         if node.op == "call_function":
@@ -262,7 +263,7 @@ def are_known(nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> bool:
             is_known = type(module).__module__.startswith(("torch.nn.", "sparsekernels."))
             if module is None or not is_known or not is_plain(module):
                 return False
-        elif node.op == "call_function" and node.target is not getattr:
+        elif node.op == "call_function" and node.target not in (getattr, len):
             owner = getattr(node.target, "__module__", None) or type(node.target).__module__
             if owner.partition(".")[0] not in _OWNERS or getattr(node.target, "__name__", "") in _RESHAPES:
                 return False

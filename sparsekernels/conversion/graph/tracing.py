@@ -12,6 +12,9 @@ import contextvars
 import dataclasses
 import functools
 import gc
+import inspect
+import itertools
+import operator
 import sys
 import threading
 import weakref
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
@@ -31,10 +35,12 @@ from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
 from ..watch.reach import Reach
+from ..watch.reach import place_of as place_of_frame
 from ..watch.settings import Settings
 from ..watch.state import KEPT_BY_TORCH, State, is_same
 from ..watch.surroundings import Beside
 from ..watch.writes import Writes
+from .aliases import may_be_several
 from .attach import ONE_AT_A_TIME, OWN_FORWARD
 from .class_questions import ClassQuestions
 from .proxies import (
@@ -47,12 +53,15 @@ from .proxies import (
     is_tensor,
     known_attribute,
     proxies_are_tensors,
+    sizes_are_not_asked,
 )
 from .signature import Arguments, Lent, contents_of
 from .sizes import Decision, Sizes, Unknown, are_known, itself, kind_of
 from .untraceable import Untraceable
 
 Node = torch.fx.Node
+
+Traced = tuple[torch.fx.Graph, Beside, list[Decision]]
 
 ITEM = "item_"
 """Before the key of a tensor in a dict, where a node names that: a module has methods by the names of devices."""
@@ -75,17 +84,21 @@ class _Tracer(torch.fx.Tracer):
         self._modules = dict(module.named_modules())
         self._sizes = Sizes(self._modules, arguments.given, functools.partial(_tensor_of, module))
         self._are_known = True
+        self._several: set[Node] = set()
+        """Nodes that may give a tuple or a list."""
         self.refused = False
         """Whether it raised for a question, whatever the code that asked made of that."""
         self.lacks_sizes = False
         """Whether it did so since what computes sizes is not imported: that would keep functions that are patched."""
         self.calls_others = False
         """Whether it calls modules that do something beside, by a hook or a `forward` of their own."""
+        self.made_at = ""
+        """Where it was given the first tensor that code had made, as a sentence goes on."""
         self.decisions: list[Decision] = []
         if hasattr(type(module), OWN_FORWARD):
             self.traced_func_name = OWN_FORWARD
         self._surroundings = _surroundings()
-        self._in_dicts = _tensors_in_dicts(module)
+        self._held = _held_elsewhere(module)
         devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
         self.device = devices.pop() if len(devices) == 1 else None
         """Where everything is; a graph serves no tensor that is elsewhere."""
@@ -135,6 +148,34 @@ class _Tracer(torch.fx.Tracer):
             with _unwatched(), contextlib.suppress(Unknown):
                 return self._sizes.likeness_of(node)
         return None
+
+    def may_be_several(self, node: Node) -> bool:
+        """Whether what `node` gives may be a tuple or a list."""
+        return node in self._several
+
+    def count_of(self, proxy: torch.fx.Proxy) -> Any:
+        """How many values a tuple or a list has for which `proxy` stands, or a proxy of that number; None where it is
+        no such."""
+        known = self.likeness_of(proxy.node) if proxy.node in self._several else None
+        if kind_of(proxy.node) is not None or not isinstance(known, tuple | list):
+            return None
+        if type(known).__module__ == torch.return_types.__name__:  # as many for all sizes
+            return len(known)
+        return self.create_proxy("call_function", len, (proxy,), {})
+
+    def is_none(self, node: Node) -> bool:
+        """Whether `node` gives the weights of an attention that returns none: code compares them by identity."""
+        whole, place = node.args
+        if not isinstance(whole, Node) or place not in (1, -1):
+            return False
+        function: Any = whole.target
+        args: tuple[Any, ...] = whole.args
+        if whole.op == "call_module":
+            function, args = type(self._modules[str(whole.target)]).forward, (None, *args)
+        if function not in (nn.MultiheadAttention.forward, F.multi_head_attention_forward):
+            return False
+        given = inspect.signature(function).bind_partial(*args, **whole.kwargs).arguments
+        return not given.get("need_weights", True)
 
     def attribute_of(self, proxy: Any, name: str) -> Any:
         """What code gets as an attribute of a tensor, or of a size."""
@@ -196,6 +237,9 @@ class _Tracer(torch.fx.Tracer):
             raise Untraceable(GraphObstacle.SURROUNDINGS)
         node = super().create_node(*args, **kwargs)
         self._are_known = self._are_known and are_known([node], self._modules)
+        of_several = node.target is operator.getitem and not self._several.isdisjoint(node.all_input_nodes)
+        if of_several or may_be_several(node, self._modules, self._several):
+            self._several.add(node)
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -203,8 +247,17 @@ class _Tracer(torch.fx.Tracer):
             return a.node
         if isinstance(a, int | float) and type(a).__module__ == "numpy":  # whose text is no number
             return super().create_arg(a.item())  # type: ignore[union-attr]
-        if type(a) is Tensor and id(a) in self._in_dicts:
-            return self.create_node("get_attr", self._in_dicts[id(a)], (), {})
+        if id(a) in self._held and self._held[id(a)][1] is a:
+            return self.create_node("get_attr", self._held[id(a)][0], (), {})
+        if isinstance(a, Tensor) and not self.made_at:
+            node = super().create_arg(a)
+            is_made = str(node.target).startswith("_tensor_constant")  # type: ignore[union-attr]
+            self.made_at = place_of_frame(sys._getframe(1)) if is_made else ""
+            return node
+        is_array = type(a).__module__ == "numpy" and type(a).__name__ == "ndarray"
+        if is_array or isinstance(a, torch.Generator):  # which the code has made, or a global
+            self.refused = True
+            raise Untraceable(GraphObstacle.MAKES_TENSORS if is_array else GraphObstacle.RANDOM)
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             named = {name: self.create_arg(value) for name, value in _fields_of(a).items()}
             return self.create_node("call_function", type(a), (), named)
@@ -270,16 +323,23 @@ def _unwatched() -> Iterator[None]:
         sys.setprofile(profile)
 
 
-def _tensors_in_dicts(module: nn.Module) -> dict[int, str]:
-    """Where modules keep tensors in a dict that is an attribute, by the tensors' ids: code caches them by device."""
-    return {
-        id(tensor): f"{name}.{attribute}.{ITEM}{key}" if name else f"{attribute}.{ITEM}{key}"
-        for name, part in module.named_modules()
-        for attribute, value in vars(part).items()
-        if type(value) is dict and attribute not in KEPT_BY_TORCH
-        for key, tensor in value.items()
-        if type(tensor) is Tensor and isinstance(key, str) and key.isidentifier()
-    }
+def _held_elsewhere(module: nn.Module) -> dict[int, tuple[str, Any]]:
+    """What a graph reads where modules keep it: attributes that are arrays of numpy or generators; such and tensors in
+    a dict that is one, as code caches tensors by device. By their ids, with the names of nodes."""
+    found: dict[int, tuple[str, Any]] = {}
+    numpy = sys.modules.get("numpy")
+    kinds = (torch.Generator,) if numpy is None else (torch.Generator, numpy.ndarray)
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if attribute in KEPT_BY_TORCH:
+                continue
+            target = f"{name}.{attribute}" if name else attribute
+            if type(value) in kinds:
+                found[id(value)] = target, value
+            for key, item in value.items() if type(value) is dict else ():
+                if type(item) in (Tensor, *kinds) and isinstance(key, str) and key.isidentifier():
+                    found[id(item)] = f"{target}.{ITEM}{key}", item
+    return found
 
 
 def _is_layer_of_subclass(module: nn.Module) -> bool:
@@ -295,40 +355,59 @@ def _surroundings() -> tuple[Any, ...]:
     return *modes, saved_tensors_hooks(), torch.get_default_dtype(), torch.get_default_device()
 
 
-def traced(module: nn.Module, arguments: Arguments) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
+def traced(module: nn.Module, arguments: Arguments) -> Traced:
     """What `forward` of the module does with tensors, what it read beside, and what it decides by sizes.
 
     Tensors that the code makes of numbers are the code's own business, unless it fails with them: then they become
-    nodes of the graph. Raises `Untraceable`.
+    nodes of the graph; likewise where torch asked for sizes to make them, so that fewer calls would be served. Raises
+    `Untraceable`.
 
     The module is as it was, and so is all else that its code gets at. Patches functions of the whole process meanwhile,
     so that one call at a time runs; in other threads they do what they did.
     """
     makes_tensors = False
+    found: Traced | None = None
+    failed: Untraceable | None = None
     while True:
         reach = Reach(module.modules())
         try:
             with ONE_AT_A_TIME:
-                return _traced(module, arguments, reach, makes_tensors)
+                latest = _traced(module, arguments, reach, makes_tensors)
         except _SizesNotImported:
             Sizes.import_them()
+            continue
         except Untraceable as error:
+            if found is not None:
+                return found
+            if failed is not None and failed.obstacle is GraphObstacle.RANDOM:
+                raise failed from None
             if makes_tensors or not reach.makes_tensors or error.obstacle not in _OF_TENSORS:
                 raise
-            makes_tensors = True
+            failed = error
+        else:
+            is_asked = any(decision.question is operator.index for decision in latest[2])
+            if found is not None:
+                return min(found, latest, key=lambda one: len(one[2]))
+            if makes_tensors or not reach.makes_tensors or not is_asked:
+                return latest
+            found = latest
+        makes_tensors = True
 
 
 class _SizesNotImported(Untraceable):
     """Code asks for a size, and what computes those is to be imported."""
 
 
-_OF_TENSORS = (GraphObstacle.SIDE_EFFECTS, GraphObstacle.TRACING_FAILED, GraphObstacle.DECIDES)
+_OF_TENSORS = (
+    GraphObstacle.MAKES_TENSORS,
+    GraphObstacle.TRACING_FAILED,
+    GraphObstacle.DECIDES,
+    GraphObstacle.RANDOM,
+)
 """What tensors that code makes may cause: they become attributes, or are made of sizes that nobody knows yet."""
 
 
-def _traced(
-    module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool
-) -> tuple[torch.fx.Graph, Beside, list[Decision]]:
+def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors: bool) -> Traced:
     """makes_tensors: whether the graph does, in the place of the code."""
     before = State(module.modules())
     if not before.is_whole:
@@ -343,6 +422,7 @@ def _traced(
         with (
             writes.watched(),
             proxies_are_tensors(),
+            sizes_are_not_asked(),
             recorded,
             reach.watched(lambda: Untraceable(_heard(reach)), tracer.questions.look),
         ):
@@ -350,6 +430,8 @@ def _traced(
     except Exception as error:  # whatever the module's own code raises when it is given no tensors
         failed = Untraceable.within(error)
     finally:
+        changes = itertools.chain(before.changes(), reach.effects())
+        stored_at = next((reach.stores[one] for one in changes if one in reach.stores), "")
         changed = [before.put_back(), reach.put_back(), tracer.lent.changed(), writes.are_any]
         changed += [settings.put_back(), reach.sets]
         has_drawn = drawn.put_back()
@@ -360,7 +442,7 @@ def _traced(
             failed = Untraceable(GraphObstacle.DECIDES)
         elif tracer.calls_others and reach.sets_context and failed is None:
             failed = Untraceable(GraphObstacle.SURROUNDINGS)  # in which hooks may leave something for this code
-        lacks_sizes = tracer.lacks_sizes
+        lacks_sizes, made_at = tracer.lacks_sizes, tracer.made_at
         tracer.forget()  # functions inside of torch.fx refer to it and to themselves
     changed.append(_remove(proxies))
     if lacks_sizes:
@@ -369,12 +451,14 @@ def _traced(
         if failed is None or failed.obstacle is not _heard(reach):
             failed = Untraceable(_heard(reach))
         raise failed
+    if made_at and any(changed) and (failed is None or failed.obstacle is GraphObstacle.TRACING_FAILED):
+        raise Untraceable(GraphObstacle.MAKES_TENSORS, place=made_at)
     if any(changed) and (failed is None or failed.obstacle is GraphObstacle.TRACING_FAILED):
-        raise Untraceable(GraphObstacle.SIDE_EFFECTS)
+        raise Untraceable(GraphObstacle.SIDE_EFFECTS, place=stored_at)
     if failed is not None:
         raise failed
     if has_drawn or reach.sets_seed:
-        raise Untraceable(GraphObstacle.RANDOM)
+        raise Untraceable(GraphObstacle.RANDOM, place=reach.drawn_at)
     return graph, reach.beside(), decisions
 
 

@@ -11,6 +11,7 @@ More than 400 lines: one walk over all kinds of places where code keeps somethin
 from __future__ import annotations
 
 import builtins
+import collections
 import contextlib
 import contextvars
 import functools
@@ -41,6 +42,11 @@ _LARGEST_COPY = 1 << 24
 _LIBRARIES = (sys.stdlib_module_names | {"torch", "sparsekernels", "numpy"}) - {"__main__"}
 """Packages whose code leaves nothing of its own behind that a model would miss."""
 
+_SET_ATTRIBUTE: types.CodeType = nn.Module.__setattr__.__code__
+_CONTAINERS = (list, dict, set, collections.deque, collections.defaultdict)
+_STORING = frozenset(("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "clear"))
+"""Methods of these that change them."""
+
 _MISSING = object()
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # torch.fx exchanges some while it traces
 
@@ -64,6 +70,11 @@ class Reach:
         """Whether code that was watched has set a context variable, be it for a while."""
         self.sets = False
         """Whether code that was watched has set something of torch, Python or the process."""
+        self.drawn_at = ""
+        """Where code that is no library's first drew random numbers, as a sentence goes on, if that was seen."""
+        self.stores: dict[object, str] = {}
+        """Where attributes of modules were first set, by the ids of the modules and the names, and where something was
+        put into lists, dicts and sets, by their ids, as a sentence goes on."""
         self.asked: list[Asked] = []
         """What it has asked of its surroundings."""
         self._questions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
@@ -121,6 +132,8 @@ class Reach:
                 passed(frame)
             if event == "call":
                 code = frame.f_code
+                if code is _SET_ATTRIBUTE:
+                    self._note_store(frame)
                 if id(code) not in entered:
                     entered.add(id(code))
                     self._entered[id(code)] = code
@@ -137,12 +150,16 @@ class Reach:
                 if is_own and type(variable) is contextvars.ContextVar:
                     self.sets_context |= argument.__name__ == "set"
                     self._ask(variable.get, None)
+                if is_own and type(variable) in _CONTAINERS and argument.__name__ in _STORING:
+                    self.stores.setdefault(id(variable), place_of(frame))
                 self.sets_seed = self.sets_seed or surroundings.sets_seed(argument)
                 self.sets = self.sets or (is_own and settings.sets(argument))
                 if is_own and id(argument) in surroundings.STATES:
                     self._ask(argument)
                 elif surroundings.makes_tensors(argument):
                     self.makes_tensors = True
+                if not self.drawn_at and surroundings.draws(argument):
+                    self.drawn_at = place_of(frame)
                 if silent is None:
                     return
                 if _speaks(frame, argument):
@@ -231,6 +248,13 @@ class Reach:
             yield kept
         finally:
             kept.put_back()
+
+    def _note_store(self, frame: types.FrameType) -> None:
+        """That an attribute of a module is set."""
+        module, name = frame.f_locals["self"], frame.f_locals["name"]
+        spaces = [vars(module).get(one, {}) for one in ("_parameters", "_buffers", "_modules")]
+        for key in ((id(module), name), *(id(space) for space in spaces if name in space)):
+            self.stores.setdefault(key, place_of(frame.f_back))
 
     def _ask_of(self, frame: types.FrameType) -> None:
         """Note a function of Python's that tells of the surroundings, or sets them, called by no library's code."""
@@ -390,6 +414,13 @@ def _is_special(name: str) -> bool:
 def is_library(name: Any) -> bool:
     """Whether the module of that name has code of such packages."""
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+
+
+def place_of(frame: types.FrameType | None) -> str:
+    """Where the code that is no library's is that led to `frame`, as a sentence goes on."""
+    while frame is not None and is_library(frame.f_globals.get("__name__")):
+        frame = frame.f_back
+    return "" if frame is None else f" (at line {frame.f_lineno} of {frame.f_globals.get('__name__')})"
 
 
 def _is_imported_now(name: Any) -> bool:

@@ -328,11 +328,20 @@ class State:
     def effects(self) -> Iterator[object]:
         """The places that have changed: the same for a module and for what was put into its place."""
         for index, (module, attributes) in enumerate(self._attributes):
-            now = self._attributes_of(module)
-            for name in now.keys() | attributes.keys():
-                if name not in now or name not in attributes or not is_same(now[name], attributes[name]):
-                    yield index, name
+            yield from ((index, name) for name in self._changed_in(module, attributes))
         yield from (id(held.value) for held in self._held if held.changed())
+
+    def changes(self) -> Iterator[object]:
+        """The ids of modules with the names of attributes of theirs that have changed, and of changed containers."""
+        for module, attributes in self._attributes:
+            yield from ((id(module), name) for name in self._changed_in(module, attributes))
+        yield from (id(held.value) for held in self._held if held.changed())
+
+    def _changed_in(self, module: nn.Module, attributes: dict[str, Any]) -> Iterator[str]:
+        now = self._attributes_of(module)
+        for name in now.keys() | attributes.keys():
+            if name not in now or name not in attributes or not is_same(now[name], attributes[name]):
+                yield name
 
     def put_back(self) -> bool:
         """Restore everything that can be written (not a read-only array). Returns whether anything had changed."""

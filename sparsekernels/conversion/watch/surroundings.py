@@ -103,19 +103,29 @@ def tells_time(function: Any) -> bool:
     return isinstance(owner, type) and issubclass(owner, datetime.date) and function.__name__ in names
 
 
+_RANDOM_FACTORIES = ("rand", "randn", "randint", "randperm", "normal")
 FACTORIES = (
+    *_RANDOM_FACTORIES,
     *("zeros", "ones", "full", "empty", "tensor", "as_tensor", "scalar_tensor", "arange", "linspace", "logspace"),
-    *("eye", "tril_indices", "triu_indices"),
+    *("eye", "tril_indices", "triu_indices", "from_numpy"),
     *("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"),
 )
-"""Functions of torch that make the same tensor of the same numbers each time."""
+"""Functions of torch that make tensors of numbers and sizes, by nothing else than these and random numbers."""
 
 _FACTORIES = frozenset(id(getattr(torch, name)) for name in FACTORIES)
+
+
+_DRAWING = frozenset(id(getattr(torch, name)) for name in _RANDOM_FACTORIES)
 
 
 def makes_tensors(function: Any) -> bool:
     """Whether a builtin function is one of `FACTORIES`."""
     return id(function) in _FACTORIES
+
+
+def draws(function: Any) -> bool:
+    """Whether a builtin function draws random numbers, of those that are called so: numpy's are not."""
+    return id(function) in _DRAWING or isinstance(getattr(function, "__self__", None), random.Random)
 
 
 _CODE = (type, property, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)

@@ -36,10 +36,11 @@ def check_forward(input: Tensor, window: Sequence[int]) -> None:
 
 def check_backward(gradient: Tensor, places: Tensor, size: Sequence[int]) -> None:
     """Raise ValueError for what does not fit; reads `places`."""
-    alike = gradient.shape == places.shape and gradient.dim() == 4 and gradient.device == places.device
-    if not alike:
+    if gradient.shape != places.shape or gradient.dim() != 4:
         shapes = f"{list(gradient.shape)} and {list(places.shape)}"
         raise ValueError(f"max_pool2d: expected gradient and places of one shape [N, C, H, W], got {shapes}")
+    if gradient.device != places.device:
+        raise ValueError(f"max_pool2d: expected places on {gradient.device} like gradient, got {places.device}")
     if places.dtype != torch.int32:
         raise ValueError(f"max_pool2d: expected places of torch.int32, got {places.dtype}")
     if len(size) != 2 or min(size) < 1:
