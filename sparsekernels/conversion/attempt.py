@@ -413,6 +413,9 @@ class Attempt:
                 where = f" with {example.name}" if len(self._examples) > 1 else ""
                 self._note(Note.OTHER_RESULTS, way=offer.way, by=where + mode.differs_by(actual))
                 return False
+        if any(graph.may_be_unchecked() for graph in offer.conversion.graphs):  # what agrees is the modules
+            self._note(Note.NOT_RUN, way=offer.way)
+            return False
         return True
 
     def _install_fastest(self, rows: list[LayerReport], offers: list[Offer], in_chains: list[Swap]) -> Report:

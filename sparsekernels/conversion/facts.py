@@ -235,6 +235,7 @@ class Note(_Sentence):
     NO_GRAPH_OF_PARTS = "{count} parts of class {kind} ({part} for one) do not run as graphs: {reason}."
     OTHER_RESULTS = "Running as {way.words} was rejected: its results differed from the original model's{by}."
     RAISED = "Running as {way.words} was rejected: it raised {error}."
+    NOT_RUN = "Running as {way.words} was rejected: the modules run when it is called with the example."
     MODEL_NOT_FASTER = "The whole model was not reliably faster {how}."
     SLOWER_IN_EXAMPLE = "Running as {way.words} would be faster on the whole, but {gain:.2f}x with {example}."
     NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible."

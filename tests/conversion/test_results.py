@@ -19,6 +19,7 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion import agreement
 from sparsekernels.conversion.agreement import are_close, differentiable, kept, leaves_of
+from sparsekernels.conversion.facts import Way
 from sparsekernels.pruning import prune_
 from sparsekernels.testing import prefer
 
@@ -230,3 +231,25 @@ def test_no_memory_to_compare_is_no_other_result(error: Exception, monkeypatch: 
         report = str(sk.convert(net, torch.randn(1, 16, 8, 8)))
     assert f"was rejected: it raised {type(error).__name__}" in " ".join(report.split())
     assert "results differed" not in " ".join(report.split())
+
+
+class WritesToItsArgument(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.add_(1.0)
+        return torch.relu(self.layer(x))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_graph_that_did_not_run_in_the_check_does_not_run(memory_format: torch.memory_format) -> None:
+    """In channels_last the modules run where something is written to an argument: nothing is known of the graph."""
+    model = WritesToItsArgument().eval()
+    prune_(model, "random", 0.8)
+    with prefer(FINE, "graph", "layers"):
+        report = sk.convert(model, torch.randn(2, 8, 8, 8).to(memory_format=memory_format))
+    is_last = memory_format is torch.channels_last
+    assert report.way is (Way.LAYERS if is_last else Way.GRAPH)
+    assert any("the modules run" in note for note in report.notes) is is_last

@@ -102,6 +102,7 @@ class Graph:
         self._plan: Plan | None = None
         self._failed = False
         self._missed, self._retraced = False, 0
+        self._has_run = False
         self.shown = 0
         """In how many calls the modules ran, to show how their results lie in memory."""
 
@@ -182,7 +183,13 @@ class Graph:
         raise NotImplementedError
 
     def _run(self, plan: Any, args: tuple[Any, ...]) -> Any:
-        return plan.run(*args)
+        result = plan.run(*args)
+        self._has_run = True
+        return result
+
+    def may_be_unchecked(self) -> bool:
+        """Whether the modules ran in all calls so far, and it may answer others."""
+        return not self._has_run
 
     def _answered(self, plan: Any, args: tuple[Any, ...], given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
         """args: what the graph reads. given: what the module was called with."""

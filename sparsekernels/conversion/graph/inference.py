@@ -248,6 +248,10 @@ class InferenceGraph(Graph):
             parameter.requires_grad for parameter in self.module.parameters()
         )
 
+    def may_be_unchecked(self) -> bool:
+        plan: Any = self._plan
+        return super().may_be_unchecked() and not (plan is not None and plan.reorders)  # these answer in no layout
+
     def _layout_of(self, plan: InferencePlan, args: tuple[Tensor, ...]) -> tuple[object, ...] | None:
         """What decides how the results of the modules lie in memory; None where those of the graph do likewise."""
         weights = plan.weights_laid_out()
