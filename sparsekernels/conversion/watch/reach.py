@@ -370,7 +370,7 @@ class Reach:
         if is_library(function.__module__):
             return []
         inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        if inner or vars(function):
+        if inner:
             self._functions.append(function)
         for cell in function.__closure__ or ():
             read = functools.partial(_content_of, cell)

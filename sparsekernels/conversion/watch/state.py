@@ -179,9 +179,6 @@ def held_by(
         if isinstance(value, tuple | frozenset):
             left.extend(value)
             count += len(value)
-        elif isinstance(value, types.MethodType):
-            left.append(value.__self__)
-            count += 1
         else:
             items, attributes = items_of(value), attributes_or_none(value)
             keep = copies and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)

@@ -180,7 +180,6 @@ class Beside:
                     fresh.append((vars(base), name, value))  # type: ignore[arg-type]
         values = [value for _, _, value in (*entries, *classes)] + [value for _, value in asked]
         values += [value for _, given, _ in defaults for value in given or ()]
-        values += [vars(one) for one, _, _ in defaults if vars(one)]
         values = [value for value in values if not isinstance(value, (*_CODE, nn.Module))]
         held = [one for value in values for one in _held_by(value, registered)]
         held = list({id(one.value): one for one in held}.values())
