@@ -55,6 +55,9 @@ attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answ
 NormBase = _batchnorm._NormBase
 """The base of all BatchNorms and InstanceNorms."""
 
+TENSOR_CONSTANT = "_tensor_constant"
+"""What torch.fx calls attributes that it makes of tensors which code has made."""
+
 BackendFlag: Any = _backends.ContextProp
 """What is behind flags of torch.backends: its `__set__` is called where code sets one."""
 

@@ -26,7 +26,6 @@ from .modules import has_hooks, is_ordinary
 from .subclasses import has_own_forward_only, recorded
 from .watch.generators import Generators
 from .watch.reach import Reach
-from .watch.settings import Settings
 from .watch.snapshot import Snapshot
 from .watch.state import TooMuch, attributes_of, held_by
 from .watch.writes import Writes
@@ -306,7 +305,6 @@ class Recorded:
     seconds: what it took.
     reach: what its code gets at beside the model.
     writes: what runs have written to parameters so far.
-    settings: of torch and Python, as they are in all runs.
     """
 
     given: dict[str, list[Given]]
@@ -319,11 +317,10 @@ class Recorded:
     seconds: float
     reach: Reach
     writes: Writes
-    settings: Settings
 
     def put_back(self) -> None:
         """Undo what runs that nobody else looks after have written to parameters, and have set."""
-        self.settings.put_back()
+        self.reach.settings.put_back()
         self.writes.put_back()
 
 
@@ -336,7 +333,7 @@ def record_inputs(
 ) -> Recorded:
     """Run `call`, and watch what it gets at; parameters are afterwards what they were. Raises what it raises."""
     reach, writes = reach or Reach(model.modules()), writes or Writes(model)
-    before, generators, settings = Snapshot(model), Generators(()), Settings()
+    before, generators = Snapshot(model), Generators(())
     handles = []
     given: dict[str, list[Given]] = {}
     calls: dict[int, list[Call]] = {}
@@ -369,10 +366,10 @@ def record_inputs(
         seconds = time.perf_counter() - start
         for handle in handles:
             handle.remove()
-    leaves, random = before.has_left() or reach.changed(), generators.drawn()
-    settings.put_back()
+    leaves, random = before.has_left() or reach.changed() or reach.settings.are_any, generators.drawn()
+    reach.settings.put_back()
     repeatable = not (before.changed() or leaves or writes.are_any)
-    return Recorded(given, calls, result, has_gradient, repeatable, random, leaves, seconds, reach, writes, settings)
+    return Recorded(given, calls, result, has_gradient, repeatable, random, leaves, seconds, reach, writes)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Siblings:
 
     def add(self, layer: Replacement) -> None:
         """`layer` is one of them."""
-        self._layers.append(weakref.ref(layer))
+        self._layers = [one for one in self._layers if one() is not None] + [weakref.ref(layer)]
 
     def others(self, layer: Replacement) -> list[Replacement]:
         """Those that are alive, but for `layer`."""
@@ -174,7 +174,9 @@ class Replacement(torch.nn.Module):
     def _alike(self) -> dict[Replacement, int]:
         """The other layers of its conversion that have not said it yet, with how many elements of theirs are meant."""
         others = [] if self.origin is None else self.origin.siblings.others(self)
-        counts = {one: one.outside() for one in others if not one._guard.warned and "weight" in one._parameters}
+        others = [one for one in others if not one._guard.warned and "weight" in one._parameters]
+        weights = {id(one.weight): one for one in reversed(others) if one.weight is not self.weight}  # of copies once
+        counts = {one: one.outside() for one in reversed(weights.values())}
         return {one: count for one, count in counts.items() if count > 0}
 
     _remedy = ""

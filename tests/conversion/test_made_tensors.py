@@ -111,11 +111,14 @@ def written_in_the_dict(model: Any) -> None:
     model.values[0] = 7.0
 
 
-@pytest.mark.parametrize("size", [8, 1 << 15])  # the content of large ones is not compared
+def of_an_array_and_its_largest(self: Any, h: Tensor) -> Tensor:
+    return h * torch.from_numpy(self.array)[:8, None, None] / float(self.array.max() + 1)
+
+
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("code", [of_an_array, of_a_list])
-def test_what_tensors_are_made_of(code: Code, training: bool, size: int, prefer: Prefer) -> None:
-    model, dense, report = twins(code, training, prefer, lambda one: has_arrays(one, size))
+@pytest.mark.parametrize("code", [of_an_array, of_an_array_and_its_largest, of_a_list])
+def test_what_tensors_are_made_of(code: Code, training: bool, prefer: Prefer) -> None:
+    model, dense, report = twins(code, training, prefer, has_arrays)
     assert [graph.module for graph in graphs_of(model)] == [model], report.notes
     for x in (images(3), images(5)):
         assert_same(model, dense, x)
@@ -124,6 +127,18 @@ def test_what_tensors_are_made_of(code: Code, training: bool, size: int, prefer:
             change(one)
         for x in (images(3), images(5)):
             assert_same(model, dense, x)
+
+
+@pytest.mark.parametrize("code", [of_an_array, of_an_array_and_its_largest])
+def test_large_arrays(code: Code, prefer: Prefer) -> None:
+    """Their content is not compared in each call."""
+    model, dense, report = twins(code, False, prefer, lambda one: has_arrays(one, 1 << 15))
+    assert not list(graphs_of(model))
+    assert any("makes tensors of its own" in note for note in report.notes)
+    for one in (model, dense):
+        written(one)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(3)), dense(images(3)))
 
 
 def part_of_an_array(self: Any, h: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..watch.reach import is_library
+from ..watch.reach import is_library, line_of
 
 _HARMLESS = {"list", "tuple", "dict", "set", "str", "bytes", "NoneType"}
 """Classes that neither tensors nor sizes have."""
@@ -73,7 +73,7 @@ class ClassQuestions:
             self._found[id(code)] = code, _questions_of(code)
         questions = self._found[id(code)][1]
         if questions is not None and self._concerns(questions, frame.f_locals):
-            self.asked = f" (at line {frame.f_lineno} of {frame.f_globals.get('__name__')})"
+            self.asked = line_of(frame)
 
     def _concerns(self, questions: _Questions, variables: Mapping[str, Any]) -> bool:
         if any(self._is_proxy(variables.get(name)) for name in questions.names):

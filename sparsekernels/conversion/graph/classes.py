@@ -15,14 +15,18 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..watch.reach import is_library
+from ..watch.state import items_of
 from .attach import own_class
 from .class_uses import Uses, classes_among, codes_of, imported_by, nonlocals_of
 
 _MOST = 100_000
-"""Functions that are looked at."""
+"""Functions that are looked at, and objects."""
+
+_PLAIN = (Tensor, str, bytes, int, float, complex, types.NoneType)
+"""Have no functions of a user's."""
 
 
 class ComparedClasses:
@@ -72,6 +76,7 @@ class _Functions:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._seen: set[_Reached] = set()
+        self._looked = 0
         self._attributes: dict[type, list[dict[str, Any]]] = {}
         for module in modules:
             self._attributes.setdefault(own_class(module), []).append(vars(module))
@@ -97,31 +102,33 @@ class _Functions:
             left += [(one, is_method) for value in around for one in _functions_of(value)]
             on_class = [vars(base)[name] for base in kind.__mro__ for name in names if name in vars(base)]
             for value in (*values, *around, *on_class):
-                left += [(one, False) for one in _functions_within(value, names)]
+                left += [(one, False) for one in self._within(value, names)]
+
+    def _within(self, value: Any, names: list[str], depth: int = 2) -> Iterator[types.FunctionType]:
+        """The functions that a container has, and those that an object or a class has under some names."""
+        if self._looked > _MOST or isinstance(value, (*_PLAIN, types.FunctionType, types.ModuleType, nn.Module)):
+            return
+        self._looked += 1
+        elements = value if type(value) in (tuple, frozenset) else items_of(value)
+        if not isinstance(elements, list | tuple | set | frozenset | dict):
+            elements = ()
+        for one in elements.values() if isinstance(elements, dict) else elements:
+            yield from _functions_of(one) if not isinstance(one, _PLAIN) else ()
+            if depth:
+                yield from self._within(one, names, depth - 1)
+        kind = value if isinstance(value, type) else type(value)
+        spaces = [vars(base) for base in kind.__mro__]
+        with contextlib.suppress(Exception):  # of an object that answers for itself
+            spaces += [] if kind is value else [vars(value)]
+        for space in spaces:
+            for name in ("__call__", *names):
+                yield from _functions_of(space.get(name))
 
 
 def _methods(kind: type, names: Iterable[str]) -> Iterator[types.FunctionType]:
     for name in dict.fromkeys(names):
         for base in kind.__mro__:
             yield from _functions_of(vars(base).get(name))
-
-
-def _functions_within(value: Any, names: list[str], depth: int = 2) -> Iterator[types.FunctionType]:
-    """The functions that a container has, and those that an object or a class has under some names."""
-    if isinstance(value, types.FunctionType | types.ModuleType | nn.Module):
-        return
-    if isinstance(value, dict | list | tuple | set | frozenset):
-        for one in list(value.values() if isinstance(value, dict) else value):
-            yield from _functions_of(one)
-            if depth:
-                yield from _functions_within(one, names, depth - 1)
-    kind = value if isinstance(value, type) else type(value)
-    spaces = [vars(base) for base in kind.__mro__]
-    with contextlib.suppress(Exception):  # of an object that answers for itself
-        spaces += [] if kind is value else [vars(value)]
-    for space in spaces:
-        for name in ("__call__", *names):
-            yield from _functions_of(space.get(name))
 
 
 def _functions_of(value: Any) -> list[types.FunctionType]:

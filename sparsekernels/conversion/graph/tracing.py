@@ -26,7 +26,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..._torch import is_any_autocast_enabled, saved_tensors_hooks
+from ..._torch import TENSOR_CONSTANT, is_any_autocast_enabled, saved_tensors_hooks
 from ...nn import RMSNorm
 from ..candidates import candidate_of
 from ..facts import GraphObstacle
@@ -34,10 +34,8 @@ from ..leftovers import obstacle_of_foreign
 from ..modules import is_plain
 from ..survey import KINDS
 from ..watch.generators import Generators
-from ..watch.reach import Reach
-from ..watch.reach import place_of as place_of_frame
-from ..watch.settings import Settings
-from ..watch.state import KEPT_BY_TORCH, State, is_same
+from ..watch.reach import Reach, line_of
+from ..watch.state import KEPT_BY_TORCH, LARGEST_ARRAY, State, is_same
 from ..watch.surroundings import Beside
 from ..watch.writes import Writes
 from .aliases import may_be_several
@@ -251,8 +249,8 @@ class _Tracer(torch.fx.Tracer):
             return self.create_node("get_attr", self._held[id(a)][0], (), {})
         if isinstance(a, Tensor) and not self.made_at:
             node = super().create_arg(a)
-            is_made = str(node.target).startswith("_tensor_constant")  # type: ignore[union-attr]
-            self.made_at = place_of_frame(sys._getframe(1)) if is_made else ""
+            is_made = str(node.target).startswith(TENSOR_CONSTANT)  # type: ignore[union-attr]
+            self.made_at = line_of(sys._getframe(1)) if is_made else ""
             return node
         is_array = type(a).__module__ == "numpy" and type(a).__name__ == "ndarray"
         if is_array or isinstance(a, torch.Generator):  # which the code has made, or a global
@@ -334,12 +332,18 @@ def _held_elsewhere(module: nn.Module) -> dict[int, tuple[str, Any]]:
             if attribute in KEPT_BY_TORCH:
                 continue
             target = f"{name}.{attribute}" if name else attribute
-            if type(value) in kinds:
+            if type(value) in kinds and not _is_large_array(value):
                 found[id(value)] = target, value
             for key, item in value.items() if type(value) is dict else ():
-                if type(item) in (Tensor, *kinds) and isinstance(key, str) and key.isidentifier():
+                is_kept = type(item) in (Tensor, *kinds) and not _is_large_array(item)
+                if is_kept and isinstance(key, str) and key.isidentifier():
                     found[id(item)] = f"{target}.{ITEM}{key}", item
     return found
+
+
+def _is_large_array(value: Any) -> bool:
+    """What code computes of an array by itself is noticed by the content, which is looked at in smaller ones."""
+    return not isinstance(value, Tensor | torch.Generator) and value.nbytes > LARGEST_ARRAY
 
 
 def _is_layer_of_subclass(module: nn.Module) -> bool:
@@ -412,7 +416,7 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, writes, settings = Generators(before.generators), Writes(module, buffers=True), Settings()
+    drawn, writes = Generators(before.generators), Writes(module, buffers=True, alone=False)
     tracer = _Tracer(module, arguments, lambda value: before.holds(value) or reach.holds(value))
     recorded = factories_are_recorded(tracer) if makes_tensors else contextlib.nullcontext()
     if makes_tensors:
@@ -433,7 +437,7 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
         changes = itertools.chain(before.changes(), reach.effects())
         stored_at = next((reach.stores[one] for one in changes if one in reach.stores), "")
         changed = [before.put_back(), reach.put_back(), tracer.lent.changed(), writes.are_any]
-        changed += [settings.put_back(), reach.sets]
+        changed.append(reach.settings.are_any)
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
         if tracer.questions.asked is not None:

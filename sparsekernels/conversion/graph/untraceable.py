@@ -9,7 +9,7 @@ import traceback
 import torch
 
 from ..facts import Fact, GraphObstacle
-from ..watch.reach import is_library
+from ..watch.reach import at_line, is_library
 
 
 class Untraceable(Exception):
@@ -42,7 +42,7 @@ def _place_of(error: Exception) -> str:
     """Where the code of a module was, as a sentence goes on."""
     places = [(frame.f_globals.get("__name__"), line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [place for place in places if not is_library(place[0])]
-    return f" (at line {own[-1][1]} of {own[-1][0]})" if own else ""
+    return at_line(own[-1][1], own[-1][0]) if own else ""
 
 
 def first_line(error: Exception) -> str:

@@ -68,8 +68,8 @@ class Reach:
         """Whether code that was watched has set the state of a random number generator, be it for a while."""
         self.sets_context = False
         """Whether code that was watched has set a context variable, be it for a while."""
-        self.sets = False
-        """Whether code that was watched has set something of torch, Python or the process."""
+        self.settings = settings.Settings()
+        """What code that was watched has set of torch, Python or the process."""
         self.drawn_at = ""
         """Where code that is no library's first drew random numbers, as a sentence goes on, if that was seen."""
         self.stores: dict[object, str] = {}
@@ -151,15 +151,16 @@ class Reach:
                     self.sets_context |= argument.__name__ == "set"
                     self._ask(variable.get, None)
                 if is_own and type(variable) in _CONTAINERS and argument.__name__ in _STORING:
-                    self.stores.setdefault(id(variable), place_of(frame))
+                    self.stores.setdefault(id(variable), line_of(frame))
                 self.sets_seed = self.sets_seed or surroundings.sets_seed(argument)
-                self.sets = self.sets or (is_own and settings.sets(argument))
+                if is_own and settings.sets(argument):
+                    self.settings.note(argument, {})
                 if is_own and id(argument) in surroundings.STATES:
                     self._ask(argument)
                 elif surroundings.makes_tensors(argument):
                     self.makes_tensors = True
                 if not self.drawn_at and surroundings.draws(argument):
-                    self.drawn_at = place_of(frame)
+                    self.drawn_at = line_of(frame)
                 if silent is None:
                     return
                 if _speaks(frame, argument):
@@ -228,6 +229,7 @@ class Reach:
     def put_back(self) -> bool:
         """Restore what can be written. Returns whether anything had changed."""
         changed = False
+        self.settings.put_back()
         for read, write, value in self._bindings.values():
             with contextlib.suppress(Exception):
                 if not is_same(read(), value):
@@ -254,7 +256,7 @@ class Reach:
         module, name = frame.f_locals["self"], frame.f_locals["name"]
         spaces = [vars(module).get(one, {}) for one in ("_parameters", "_buffers", "_modules")]
         for key in ((id(module), name), *(id(space) for space in spaces if name in space)):
-            self.stores.setdefault(key, place_of(frame.f_back))
+            self.stores.setdefault(key, line_of(frame.f_back))
 
     def _ask_of(self, frame: types.FrameType) -> None:
         """Note a function of Python's that tells of the surroundings, or sets them, called by no library's code."""
@@ -266,7 +268,7 @@ class Reach:
             caller = caller.f_back
         if caller is not None and not is_library(caller.f_globals.get("__name__")):
             if sets:
-                self.sets = True
+                self.settings.note(code, frame.f_locals)
             elif code is surroundings.ENVIRON:
                 self._ask(os.environ.get, frame.f_locals["key"])
             else:
@@ -416,11 +418,16 @@ def is_library(name: Any) -> bool:
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
 
 
-def place_of(frame: types.FrameType | None) -> str:
+def line_of(frame: types.FrameType | None) -> str:
     """Where the code that is no library's is that led to `frame`, as a sentence goes on."""
     while frame is not None and is_library(frame.f_globals.get("__name__")):
         frame = frame.f_back
-    return "" if frame is None else f" (at line {frame.f_lineno} of {frame.f_globals.get('__name__')})"
+    return "" if frame is None else at_line(frame.f_lineno, frame.f_globals.get("__name__"))
+
+
+def at_line(line: int, module: Any) -> str:
+    """A place in code, as a sentence goes on."""
+    return f" (at line {line} of {module})"
 
 
 def _is_imported_now(name: Any) -> bool:

@@ -1,6 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of torch, of Python and of the process, which code may change for all that runs after it."""
+"""Settings of torch, of Python and of the process, which code may change for all that runs after it.
+
+What is put back is what watched code was seen to set, as it was just before: other threads may set the rest meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,27 @@ import gc
 import os
 import sys
 import types
-import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..._torch import BackendFlag
 
 _cuda: Any = torch.backends.cuda
+_backends: Any = torch.backends
 
-Setting = tuple[Callable[[], Any], Callable[[Any], object]]
-"""How it is read and how it is set."""
+
+class Setting(NamedTuple):
+    """How it is read, how it is put back, and what user code calls to set it."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    setters: tuple[Any, ...]
+
+
+def _of(read: Callable[[], Any], *setters: Callable[[Any], object]) -> Setting:
+    return Setting(read, setters[0], setters)
 
 
 def _set_default_device(device: torch.device) -> None:
@@ -39,139 +51,153 @@ def _set_deterministic_modes(modes: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])
 
 
-def _set_environment(values: dict[str, str]) -> None:
-    for name in os.environ.keys() - values.keys():
-        del os.environ[name]
-    os.environ.update(values)
+def _anomaly_modes() -> tuple[bool, bool]:
+    return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
 
-def _set_filters(filters: list[Any]) -> None:
-    with warnings.catch_warnings():  # which makes Python look at the filters again at its end
-        pass
-    warnings.filters[:] = filters  # type: ignore[index]
-
-
-def _set_anomaly_mode(modes: tuple[bool, bool]) -> None:
+def _set_anomaly_modes(modes: tuple[bool, bool]) -> None:
     torch.autograd.set_detect_anomaly(*modes)
-
-
-def _switch_gc(enabled: bool) -> None:
-    (gc.enable if enabled else gc.disable)()
-
-
-def _attribute(owner: Any, name: str) -> Setting:
-    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
 def _autocast(device: str) -> Iterator[tuple[str, Setting]]:
     yield (
         f"autocast on {device}",
-        (lambda: torch.is_autocast_enabled(device), lambda enabled: torch.set_autocast_enabled(device, enabled)),
+        Setting(
+            lambda: torch.is_autocast_enabled(device),
+            lambda enabled: torch.set_autocast_enabled(device, enabled),
+            (torch.set_autocast_enabled,),
+        ),
     )
     yield (
         f"autocast dtype on {device}",
-        (lambda: torch.get_autocast_dtype(device), lambda dtype: torch.set_autocast_dtype(device, dtype)),
+        Setting(
+            lambda: torch.get_autocast_dtype(device),
+            lambda dtype: torch.set_autocast_dtype(device, dtype),
+            (torch.set_autocast_dtype,),
+        ),
     )
 
 
-_FLAGS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("cudnn", torch.backends.cudnn, ("enabled", "benchmark", "benchmark_limit", "deterministic", "allow_tf32")),
-    ("mkldnn", torch.backends.mkldnn, ("enabled", "deterministic", "allow_tf32")),
-    ("cuda.matmul", _cuda.matmul, ("allow_tf32", "allow_fp16_reduced_precision_reduction")),
-    ("cuda.matmul", _cuda.matmul, ("allow_bf16_reduced_precision_reduction",)),
-    ("quantized", torch.backends.quantized, ("engine",)),
-    ("opt_einsum", torch.backends.opt_einsum, ("enabled", "strategy")),
-    ("deterministic", torch.utils.deterministic, ("fill_uninitialized_memory",)),
-)
+def _flags() -> Iterator[tuple[str, Setting]]:
+    reduced = "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"
+    for of, names in {
+        "": ("fp32_precision",),
+        "cudnn": ("enabled", "benchmark", "benchmark_limit", "deterministic", "allow_tf32", "fp32_precision"),
+        "cudnn.conv": ("fp32_precision",),
+        "cudnn.rnn": ("fp32_precision",),
+        "mkldnn": ("enabled", "deterministic", "allow_tf32", "fp32_precision"),
+        "mkldnn.conv": ("fp32_precision",),
+        "mkldnn.matmul": ("fp32_precision",),
+        "mkldnn.rnn": ("fp32_precision",),
+        "cuda.matmul": ("allow_tf32", "fp32_precision", *reduced),
+        "quantized": ("engine",),
+        "opt_einsum": ("enabled", "strategy"),
+    }.items():
+        owner = _backends
+        for part in filter(None, of.split(".")):
+            owner = getattr(owner, part, None)
+        if owner is not None:
+            sets = vars(type(owner)).get("__setattr__", BackendFlag.__set__)
+            for name in names:
+                flag = Setting(_getter(owner, name), _setter(owner, name), (sets, BackendFlag.__set__))
+                yield ".".join(filter(None, (of, name))), flag
 
-_SETTINGS: dict[str, Setting] = {
-    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (torch.get_default_device, _set_default_device),
-    "threads": (torch.get_num_threads, torch.set_num_threads),
-    "deterministic algorithms": (_deterministic_modes, _set_deterministic_modes),
-    "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "flushed denormals": (_flushes_denormals, torch.set_flush_denormal),
-    "anomaly mode": (lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()), _set_anomaly_mode),
-    "fast path": (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
-    "flash attention": (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp),
-    "efficient attention": (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),
-    "plain attention": (_cuda.math_sdp_enabled, _cuda.enable_math_sdp),
-    "attention of cuDNN": (_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp),
-    "swapped parameters": (
-        torch.__future__.get_swap_module_params_on_conversion,
-        torch.__future__.set_swap_module_params_on_conversion,
+
+def _getter(owner: Any, name: str) -> Callable[[], Any]:
+    return lambda: getattr(owner, name)
+
+
+def _setter(owner: Any, name: str) -> Callable[[Any], object]:
+    return lambda value: setattr(owner, name, value)
+
+
+_deterministic: Any = torch.utils.deterministic
+
+SETTINGS: dict[str, Setting] = {
+    "default dtype": _of(torch.get_default_dtype, torch.set_default_dtype),
+    "default device": Setting(torch.get_default_device, _set_default_device, (torch.set_default_device,)),
+    "threads": _of(torch.get_num_threads, torch.set_num_threads),
+    "deterministic algorithms": Setting(
+        _deterministic_modes,
+        _set_deterministic_modes,
+        (torch.use_deterministic_algorithms, torch.set_deterministic_debug_mode),
+    ),
+    "fill_uninitialized_memory": Setting(
+        _getter(_deterministic, "fill_uninitialized_memory"),
+        _setter(_deterministic, "fill_uninitialized_memory"),
+        (type(_deterministic).fill_uninitialized_memory.fset,),
+    ),
+    "matmul precision": _of(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "flushed denormals": _of(_flushes_denormals, torch.set_flush_denormal),
+    "anomaly mode": Setting(_anomaly_modes, _set_anomaly_modes, (torch.autograd.set_detect_anomaly.__init__,)),
+    "fast path": _of(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    "flash attention": _of(_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp),
+    "efficient attention": _of(_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),
+    "plain attention": _of(_cuda.math_sdp_enabled, _cuda.enable_math_sdp),
+    "attention of cuDNN": _of(_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp),
+    "swapped parameters": _of(
+        torch.__future__.get_swap_module_params_on_conversion, torch.__future__.set_swap_module_params_on_conversion
     ),
     **dict(_autocast("cpu")),
     **dict(_autocast("cuda")),
-    **{f"{of}.{name}": _attribute(owner, name) for of, owner, names in _FLAGS for name in names},
-    "environment": (lambda: dict(os.environ), _set_environment),
-    "working directory": (os.getcwd, os.chdir),
-    "path": (lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path)),
-    "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
-    "switch interval": (sys.getswitchinterval, sys.setswitchinterval),
-    "thresholds of gc": (gc.get_threshold, lambda thresholds: gc.set_threshold(*thresholds)),
-    "gc": (gc.isenabled, _switch_gc),
-    "filters of warnings": (lambda: list(warnings.filters), _set_filters),
+    **dict(_flags()),
+    "working directory": _of(os.getcwd, os.chdir),
+    "recursion limit": _of(sys.getrecursionlimit, sys.setrecursionlimit),
+    "switch interval": _of(sys.getswitchinterval, sys.setswitchinterval),
+    "thresholds of gc": Setting(gc.get_threshold, lambda values: gc.set_threshold(*values), (gc.set_threshold,)),
 }
 
-
-class Settings:
-    """The settings as they are when this is made."""
-
-    def __init__(self) -> None:
-        self._kept = dict(_read())
-
-    def changed(self) -> Iterator[str]:
-        """The names of those that are others."""
-        yield from (name for name, value in _read() if name in self._kept and value != self._kept[name])
-
-    def put_back(self) -> bool:
-        """Whether any had changed."""
-        names = list(self.changed())
-        for name in names:
-            with contextlib.suppress(Exception):
-                _SETTINGS[name][1](self._kept[name])
-        return bool(names)
+_ENVIRONMENT = (type(os.environ).__setitem__, type(os.environ).__delitem__)
+_OTHERS = (torch.set_num_interop_threads, os.umask, gc.enable, gc.disable)
+"""Set what cannot be put back, or what is another thing while code is watched."""
 
 
-def _read() -> Iterator[tuple[str, Any]]:
-    for name, (read, _) in _SETTINGS.items():
-        with contextlib.suppress(Exception):  # what this torch does not have, or was set in two ways
-            yield name, read()
+def _seen(setter: Any) -> int:
+    """What a profiler sees of a function: itself, or its code if it is Python's; by its id."""
+    return id(getattr(setter, "__code__", setter))
 
 
-_SETTERS: tuple[Any, ...] = (
-    torch.set_default_dtype,
-    torch.set_default_device,
-    torch.set_num_threads,
-    torch.set_num_interop_threads,
-    torch.use_deterministic_algorithms,
-    torch.set_deterministic_debug_mode,
-    torch.set_float32_matmul_precision,
-    torch.set_flush_denormal,
-    torch.backends.mha.set_fastpath_enabled,
-    _cuda.enable_flash_sdp,
-    _cuda.enable_mem_efficient_sdp,
-    _cuda.enable_math_sdp,
-    _cuda.enable_cudnn_sdp,
-    torch.set_autocast_enabled,
-    torch.set_autocast_dtype,
-    BackendFlag.__set__,
-    type(os.environ).__setitem__,
-    type(os.environ).__delitem__,
-    os.chdir,
-    os.umask,
-    sys.setrecursionlimit,
-    sys.setswitchinterval,
-    gc.enable,
-    gc.disable,
-    gc.set_threshold,
-)
+_NAMES: dict[int, list[str]] = {_seen(setter): [] for setter in (*_ENVIRONMENT, *_OTHERS)}
+for _name, _setting in SETTINGS.items():
+    for _one in dict.fromkeys(_setting.setters):
+        _NAMES.setdefault(_seen(_one), []).append(_name)
 
-SETTERS = frozenset(id(getattr(one, "__code__", one)) for one in _SETTERS)
-"""Functions that change one, by the id of what a profiler sees: the function, or its code if it is Python's."""
+_EDITS_ENVIRONMENT = frozenset(map(_seen, _ENVIRONMENT))
 
 
 def sets(function: types.CodeType | Any) -> bool:
     """Whether a call changes a setting. function: a builtin function, or the code of one of Python's."""
-    return id(function) in SETTERS
+    return id(function) in _NAMES
+
+
+class Settings:
+    """What watched code has set, as it was before."""
+
+    def __init__(self) -> None:
+        self.are_any = False
+        """Whether it has set something, be it to what it was."""
+        self._kept: dict[str, Any] = {}
+        self._environment: dict[str, str | None] = {}
+
+    def note(self, function: types.CodeType | Any, arguments: dict[str, Any]) -> None:
+        """Called before a function that `sets` runs. arguments: of one of Python's, by their names."""
+        self.are_any = True
+        for name in _NAMES[id(function)]:
+            if name not in self._kept:
+                with contextlib.suppress(Exception):  # what this torch does not have, or was set in two ways
+                    self._kept[name] = SETTINGS[name].read()
+        if id(function) in _EDITS_ENVIRONMENT:
+            key = arguments["key"]
+            self._environment.setdefault(key, os.environ.get(key))
+
+    def put_back(self) -> None:
+        """All are what they were before."""
+        for name, value in self._kept.items():
+            with contextlib.suppress(Exception):
+                if SETTINGS[name].read() != value:
+                    SETTINGS[name].write(value)
+        for key, text in self._environment.items():
+            if text is None:
+                os.environ.pop(key, None)
+            elif os.environ.get(key) != text:
+                os.environ[key] = text

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from .copies import are_equal, copy_of, write_back
 from .generators import Generators
-from .settings import Settings
 from .state import STAYS, State, is_looked_into, same_dicts, stamp_of
 from .writes import Memory
 
@@ -26,7 +25,7 @@ def leftovers(model: nn.Module) -> State:
 
 
 class Snapshot:
-    """What runs of a model may change: gradients, buffers, attributes, random numbers, settings, and what torch keeps
+    """What runs of a model may change: gradients, buffers, attributes, random numbers, and what torch keeps
     of modules.
 
     Except for the attributes that `convert` adds. without: names of further attributes that do not count. Whatever
@@ -43,7 +42,7 @@ class Snapshot:
         leaves = [*parameters, *(buffer for buffer in model.buffers() if buffer.is_leaf)]
         self._gradients = [(one, one.grad, one.requires_grad) for one in leaves]
         self._stamps = [(one, stamp_of(one)) for one in parameters]
-        self._generators, self._settings = Generators(self._state.generators), Settings()
+        self._generators = Generators(self._state.generators)
 
     def changed(self) -> bool:
         """Whether anything has changed, parameters included, or there was too much to compare."""
@@ -56,19 +55,17 @@ class Snapshot:
         return self._generators.drawn() or self._state.changed()
 
     def has_left(self) -> bool:
-        """Whether attributes have changed, or what they hold; or gradients; or settings of torch or Python."""
-        return self._state.changed() or self._has_gradients() or any(self._settings.changed())
+        """Whether attributes have changed, or what they hold; or gradients."""
+        return self._state.changed() or self._has_gradients()
 
     def effects(self) -> Iterator[object]:
-        """The places of attributes, and of what they hold, and the settings, that have changed."""
-        yield from self._state.effects()
-        yield from self._settings.changed()
+        """The places of attributes, and of what they hold, that have changed."""
+        return self._state.effects()
 
     def _has_gradients(self) -> bool:
         """Whether gradients are others than they were, or others are wanted."""
-        return any(
-            one.grad is not gradient or one.requires_grad is not wanted for one, gradient, wanted in self._gradients
-        )
+        leaves = [(one, gradient, wanted) for one, gradient, wanted in self._gradients if one.is_leaf]
+        return any(one.grad is not gradient or one.requires_grad is not wanted for one, gradient, wanted in leaves)
 
     def clear_gradients(self) -> None:
         """There are none, until they are put back."""
@@ -86,12 +83,13 @@ class Snapshot:
                 parts.callback(module._buffers.update, place)
             for tensor, gradient, wanted in self._gradients:
                 parts.callback(_give_back, tensor, gradient, wanted)
-            parts.callback(self._settings.put_back)
             parts.callback(self._memory.put_back)  # first: buffers are written where they were
 
 
 def _give_back(tensor: Tensor, gradient: Tensor | None, wanted: bool) -> None:
     with contextlib.suppress(Exception):
+        if not tensor.is_leaf:  # a buffer that was written to with gradients
+            tensor.detach_()
         tensor.grad = gradient
         if tensor.requires_grad is not wanted:
             tensor.requires_grad_(wanted)

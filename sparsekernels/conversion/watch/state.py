@@ -39,7 +39,7 @@ _MOST = 20_000
 _LARGEST_TENSOR = 1 << 20
 """Bytes of a tensor among attributes whose content is looked at."""
 
-_LARGEST_ARRAY = 1 << 16
+LARGEST_ARRAY = 1 << 16
 """Bytes of a numpy array whose content is looked at."""
 
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
@@ -213,10 +213,10 @@ def items_of(value: Any) -> Any:
     if isinstance(value, set):
         return set(value)
     if isinstance(value, bytearray | array.array):
-        return bytes(value) if memoryview(value).nbytes <= _LARGEST_ARRAY else None
+        return bytes(value) if memoryview(value).nbytes <= LARGEST_ARRAY else None
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
-        return value.tobytes() if value.nbytes <= _LARGEST_ARRAY and not value.dtype.hasobject else None
+        return value.tobytes() if value.nbytes <= LARGEST_ARRAY and not value.dtype.hasobject else None
     return None
 
 
@@ -293,7 +293,7 @@ class State:
         ]
         for attributes in (vars(tensor) for tensor in tensors if tensor is not None):
             self._held.append(Held(attributes, dict(attributes), None))
-            values += attributes.values()
+            values += [value for value in attributes.values() if not isinstance(value, Tensor)]  # as large as these
         self.generators = [value for value in values if is_generator(value)]
         self.is_whole = True
         try:

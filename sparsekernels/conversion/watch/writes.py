@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..._torch import FakeTensor, TorchDispatchMode, written_arguments
+from ..._torch import FakeTensor, TorchDispatchMode, tree_leaves, written_arguments
 from ...ops.fingerprint.op import fingerprint
 from ..modules import is_ordinary
 from .copies import copy_of, is_lazy, write_back
@@ -28,11 +29,16 @@ class Memory:
                 if not is_lazy(tensor):
                     self._kept.append((tensor, tensor.data))
 
-    def put_back(self) -> None:
+    def put_back(self, among: AbstractSet[int] | None = None) -> bool:
+        """Whether any were elsewhere. among: only those that are in such memory now, see `memory_of`."""
+        changed = False
         for tensor, own in self._kept:
             with contextlib.suppress(Exception):
-                if _place_of(tensor) != _place_of(own):
+                is_elsewhere = _place_of(tensor) != _place_of(own)
+                if is_elsewhere and (among is None or memory_of(tensor) in among):
                     tensor.data = own
+                    changed = True
+        return changed
 
 
 def _place_of(tensor: Tensor) -> tuple[Any, ...]:
@@ -66,7 +72,9 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         for value in written_arguments(func, args, kwargs):
             self._writes.note(value)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._writes.made.update(memory_of(one) for one in tree_leaves(result) if isinstance(one, Tensor))
+        return result
 
 
 class Writes:
@@ -76,10 +84,16 @@ class Writes:
     to take memory twice. What is written by other means (numpy, code that is compiled) or where nobody watches (in a
     backward pass) is seen when all is put back, by the content, on other devices by the version: these writes stay,
     those of one pass as a rule, and `unseen` has the names.
+
+    buffers: whether these are watched too. alone: whether nobody else exchanges the memory of tensors meanwhile, as
+    another thread may in a call: else only what is in memory that watched operators gave is put back where it was.
     """
 
-    def __init__(self, model: nn.Module, buffers: bool = False) -> None:
+    def __init__(self, model: nn.Module, buffers: bool = False, alone: bool = True) -> None:
         self.unseen: list[str] = []
+        self.made: set[int] = set()
+        """The memory of what watched operators gave."""
+        self._has_moved, self._alone = False, alone
         self._names = _parameters_of(model)
         tensors = [*self._names, *(model.buffers() if buffers else ())]
         self._memory = Memory(tensors)
@@ -92,7 +106,7 @@ class Writes:
     @property
     def are_any(self) -> bool:
         """Whether something was written to one of them."""
-        return bool(self._kept)
+        return bool(self._kept) or self._has_moved
 
     def note(self, written: Tensor) -> None:
         """Called before an operator writes to a tensor."""
@@ -111,7 +125,7 @@ class Writes:
 
     def put_back(self) -> None:
         """All hold what they held, where they held it, or what was first seen of them. Versions may be higher."""
-        self._memory.put_back()
+        self._has_moved |= self._memory.put_back(None if self._alone else self.made)
         for tensor, kept in self._kept.values():
             write_back(tensor, kept)
         for parameter, name in self._names.items():
