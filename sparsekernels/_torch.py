@@ -67,7 +67,7 @@ DropoutNd = _dropout._DropoutNd
 tree_leaves: Callable[[Any], list[Any]] = _pytree.tree_leaves
 """What containers hold, at any depth."""
 
-tree_map_only: Callable[[type, Callable[[Any], Any], Any], Any] = _pytree.tree_map_only
+tree_map_only: Callable[..., Any] = _pytree.tree_map_only
 """The same containers, with a function applied to what is of a type."""
 
 # `forward_ad._current_level` is at least 0 inside of forward-mode differentiation. The hot paths read the attribute:

@@ -369,6 +369,7 @@ def record_inputs(
     leaves, random = before.has_left() or reach.changed() or reach.settings.are_any, generators.drawn()
     reach.settings.put_back()
     repeatable = not (before.changed() or leaves or writes.are_any)
+    before.put_back_gradients()
     return Recorded(given, calls, result, has_gradient, repeatable, random, leaves, seconds, reach, writes)
 
 

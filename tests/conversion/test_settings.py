@@ -53,6 +53,9 @@ SETS: dict[str, Callable[[], object]] = {
     "attention of cuDNN": lambda: torch.backends.cuda.enable_cudnn_sdp(False),
     "flushed denormals": lambda: torch.set_flush_denormal(True),
     "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True),
+    "repeated warnings": lambda: torch.set_warn_always(True),
+    "autocast cache": lambda: torch.set_autocast_cache_enabled(False),
+    "overwritten parameters": lambda: torch.__future__.set_overwrite_module_params_on_conversion(True),
     "swapped parameters": lambda: torch.__future__.set_swap_module_params_on_conversion(True),
     **{f"autocast on {one}": lambda one=one: torch.set_autocast_enabled(one, True) for one in ("cpu", "cuda")},
     **{

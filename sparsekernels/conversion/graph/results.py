@@ -101,7 +101,7 @@ def laid_out(result: Any, orders: Sequence[Order | int], args: Sequence[Tensor])
         done.append(laid)
         return laid
 
-    laid = tree_map_only(Tensor, lay, result)
+    laid = tree_map_only(Tensor, lay, result, is_leaf=lambda value: type(value) is torch.Size)
     if len(done) < len(orders):
         raise LookupError
     return laid

@@ -233,6 +233,8 @@ class _Tracer(torch.fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _surroundings() != self._surroundings:
             raise Untraceable(GraphObstacle.SURROUNDINGS)
+        if args[:2] == ("call_method", "backward"):  # which writes gradients
+            raise Untraceable(GraphObstacle.SIDE_EFFECTS, place=line_of(sys._getframe(1)))
         node = super().create_node(*args, **kwargs)
         self._are_known = self._are_known and are_known([node], self._modules)
         of_several = node.target is operator.getitem and not self._several.isdisjoint(node.all_input_nodes)
@@ -416,11 +418,12 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
     before = State(module.modules())
     if not before.is_whole:
         raise Untraceable(GraphObstacle.TOO_MUCH)
-    drawn, writes = Generators(before.generators), Writes(module, buffers=True, alone=False)
+    drawn, writes = Generators(before.generators, stirs=True), Writes(module, buffers=True, alone=False)
     tracer = _Tracer(module, arguments, lambda value: before.holds(value) or reach.holds(value))
     recorded = factories_are_recorded(tracer) if makes_tensors else contextlib.nullcontext()
     if makes_tensors:
         reach.asked.append((torch.get_default_dtype, torch.get_default_dtype()))
+    trained = [(one, one.requires_grad) for one in module.parameters()]
     failed: Untraceable | None = None
     try:
         with (
@@ -437,7 +440,7 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
         changes = itertools.chain(before.changes(), reach.effects())
         stored_at = next((reach.stores[one] for one in changes if one in reach.stores), "")
         changed = [before.put_back(), reach.put_back(), tracer.lent.changed(), writes.are_any]
-        changed.append(reach.settings.are_any)
+        changed += [reach.settings.are_any, *(_wants(one, wanted) for one, wanted in trained)]
         has_drawn = drawn.put_back()
         proxies, decisions = tracer.proxies, tracer.decisions
         if tracer.questions.asked is not None:
@@ -464,6 +467,14 @@ def _traced(module: nn.Module, arguments: Arguments, reach: Reach, makes_tensors
     if has_drawn or reach.sets_seed:
         raise Untraceable(GraphObstacle.RANDOM, place=reach.drawn_at)
     return graph, reach.beside(), decisions
+
+
+def _wants(parameter: Tensor, gradient: bool) -> bool:
+    """Whether it had changed that a parameter wants a gradient, or none."""
+    changed = parameter.requires_grad is not gradient
+    if changed:
+        parameter.requires_grad_(gradient)
+    return changed
 
 
 def _heard(reach: Reach) -> GraphObstacle:

@@ -25,10 +25,11 @@ def is_generator(value: object) -> bool:
 class Generators:
     """The states of the random number generators that the code of a model may draw from.
 
-    torch's on the CPU, Python's, numpy's where that is in use, and the model's own.
+    torch's on the CPU, Python's, numpy's where that is in use, and the model's own. stirs: whether something is drawn
+    of numpy's, so that a seed that was set before is another state; until that is put back.
     """
 
-    def __init__(self, own: Iterable[Any]) -> None:
+    def __init__(self, own: Iterable[Any], stirs: bool = False) -> None:
         generators: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
             (torch.get_rng_state, torch.set_rng_state),
             (random.getstate, random.setstate),
@@ -46,22 +47,25 @@ class Generators:
                 generators.append(
                     (functools.partial(getattr, bits, "state"), functools.partial(setattr, bits, "state"))
                 )
-        self._kept = []
+        kept = []
         for get, put in generators:
             with contextlib.suppress(Exception):  # one of somebody else's kind that does not give its state
-                self._kept.append((get, put, get()))
+                kept.append((get, put, get()))
+        if stirs and numpy is not None:
+            numpy.random.random_sample()
+        self._kept = [(get, put, state, get()) for get, put, state in kept]
 
     def drawn(self) -> bool:
         """Whether anything was drawn."""
-        return any(_differ(get(), state) for get, _, state in self._kept)
+        return any(_differ(get(), now) for get, _, _, now in self._kept)
 
     def put_back(self) -> bool:
         """Whether anything had been drawn."""
         drawn = False
-        for get, put, state in self._kept:
+        for get, put, state, now in self._kept:
+            drawn = drawn or _differ(get(), now)
             if _differ(get(), state):
                 put(state)
-                drawn = True
         return drawn
 
 

@@ -138,6 +138,12 @@ SETTINGS: dict[str, Setting] = {
     "swapped parameters": _of(
         torch.__future__.get_swap_module_params_on_conversion, torch.__future__.set_swap_module_params_on_conversion
     ),
+    "repeated warnings": _of(torch.is_warn_always_enabled, torch.set_warn_always),
+    "autocast cache": _of(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    "overwritten parameters": _of(
+        torch.__future__.get_overwrite_module_params_on_conversion,
+        torch.__future__.set_overwrite_module_params_on_conversion,
+    ),
     **dict(_autocast("cpu")),
     **dict(_autocast("cuda")),
     **dict(_flags()),

@@ -72,6 +72,11 @@ class Snapshot:
         for tensor, _, _ in self._gradients:
             tensor.grad = None
 
+    def put_back_gradients(self) -> None:
+        """Gradients are what they were, and the same are wanted."""
+        for tensor, gradient, wanted in self._gradients:
+            _give_back(tensor, gradient, wanted)
+
     def put_back(self) -> None:
         """Restore everything, except the elements of parameters (see `Writes`), whatever becomes of other parts."""
         with contextlib.ExitStack() as parts:
@@ -81,8 +86,7 @@ class Snapshot:
                 parts.callback(write_back, buffer, kept)
             for module, place in self._places:
                 parts.callback(module._buffers.update, place)
-            for tensor, gradient, wanted in self._gradients:
-                parts.callback(_give_back, tensor, gradient, wanted)
+            parts.callback(self.put_back_gradients)
             parts.callback(self._memory.put_back)  # first: buffers are written where they were
 
 

@@ -142,7 +142,7 @@ class Beside:
 
     globals, classes: values, functions and methods at their places and in their classes, by identity. asked: functions
     with what they gave, closures' variables among them. defaults: of arguments of functions. held: containers and
-    objects among these values, which may change without being others.
+    objects among these values, which may change without being others. names: of attributes that code may have read.
     """
 
     globals: Same
@@ -150,6 +150,7 @@ class Beside:
     asked: Sequence[Asked]
     defaults: Sequence[Defaults]
     held: Sequence[Held]
+    names: AbstractSet[str]
 
     @classmethod
     def of(
@@ -183,7 +184,7 @@ class Beside:
         values = [value for value in values if not isinstance(value, (*_CODE, nn.Module))]
         held = [one for value in values for one in _held_by(value, registered)]
         held = list({id(one.value): one for one in held}.values())
-        return cls(Same([*entries, *fresh]), Same(classes, getattr), asked, defaults, held)
+        return cls(Same([*entries, *fresh]), Same(classes, getattr), asked, defaults, held, names)
 
     @property
     def is_empty(self) -> bool:

@@ -37,6 +37,11 @@ _LAYERS = (
     nn.Dropout,
 )
 """Classes of torch whose attributes are plain values."""
+_GO_OVER = {"parameters", "named_parameters", "_parameters", "buffers", "named_buffers", "_buffers", "state_dict"}
+_GO_OVER |= {"children", "named_children", "modules", "named_modules", "_modules"}
+"""Names in code that may count what modules have."""
+_ASK_FOR = {"hasattr", "getattr", "vars", "__dict__", "dir"}
+"""Names in code that may find an attribute which was not there."""
 _FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path", "origin"})
 """Attributes of replacements that are looked at elsewhere, or change nothing."""
 
@@ -50,6 +55,7 @@ class Watch:
     - the classes of modules, since a parametrization changes a class, and their `forward`
     - values of globals and classes, and states of torch and the process, that the code asked for
     - modes and hooks of modules that are not called any more, or never were but gone through; and how many attributes
+      these have, and torch's and our layers
     """
 
     def __init__(
@@ -74,17 +80,21 @@ class Watch:
         read_by_others = [module for module in registered if type(module).__module__.startswith("torch.nn.")]
         looked_at = {id(module): module for module in (*passed, *read_by_others)}.values()
         attributes = [attribute for module in looked_at for attribute in _attributes_of(module)]
+        # of layers that are called as they are, and of others' modules, what the code names
+        called = [module for module in registered if id(module) not in {id(one) for one in looked_at}]
+        attributes += [one for module in called for one in _attributes_of(module) if one[1] in beside.names]
         fixed = [
             (place, name, value) for module in passed for place in places_of(module) for name, value in place.items()
         ]
         owned = {id(place) for module in followed for place in places_of(module)}
-        excused = {(id(vars(module)), name) for module, names in free for name in names}
+        excused = {(id(vars(module)), name) for module, names in free for name in names if name not in beside.names}
         fixed = [
             entry
             for entry in (*fixed, *attributes)
             if (entry[2] is None or id(entry[0]) not in owned) and (id(entry[0]), entry[1]) not in excused
         ]
-        fixed += [*read, *((vars(module), "training", module.training) for module in modes)]
+        of_mode = (*modes, *(registered if "training" in beside.names else ()))
+        fixed += [*read, *((vars(module), "training", module.training) for module in of_mode)]
         fixed += (entry for module in registered for entry in _dicts_of(module))
         plain = {id(vars(module)) for module in registered if _is_plain_layer(module)}
         registers = {id(place) for module in registered for place in places_of(module)}
@@ -95,8 +105,12 @@ class Watch:
             alike = _is_as_good(entry) or (key in registers if entry[2] is None else key in plain)
             (equal if alike else same).append(entry)
         self._equal, self._same = Equal(equal), Same(same)
-        self._counted = [place for module in passed if not _is_layer(module) for place in places_of(module)]
-        self._counted += map(vars, modes)  # one that got a `forward` of its own has one attribute more
+        counts_places, counts_attributes = (not names.isdisjoint(beside.names) for names in (_GO_OVER, _ASK_FOR))
+        of_places = registered if counts_places else [module for module in passed if not _is_layer(module)]
+        self._counted = [place for module in of_places for place in places_of(module)]
+        # one that got a `forward` of its own has one attribute more, or one for which code may ask
+        asked = [one for one in registered if one is not root and (counts_attributes or _is_torchs(type(one)))]
+        self._counted += map(vars, {id(module): module for module in (*modes, *asked)}.values())
         self._counts = list(map(len, self._counted))
         self._root = vars(root)
         self._count_of_root = self._attributes_of_root()
