@@ -175,8 +175,8 @@ class Replacement(torch.nn.Module):
         """The other layers of its conversion that have not said it yet, with how many elements of theirs are meant."""
         others = [] if self.origin is None else self.origin.siblings.others(self)
         others = [one for one in others if not one._guard.warned and "weight" in one._parameters]
-        weights = {id(one.weight): one for one in reversed(others) if one.weight is not self.weight}  # of copies once
-        counts = {one: one.outside() for one in reversed(weights.values())}
+        by_weight = {id(one.weight): one for one in others if one.weight is not self.weight}  # of shallow copies once
+        counts = {one: one.outside() for one in by_weight.values()}
         return {one: count for one, count in counts.items() if count > 0}
 
     _remedy = ""

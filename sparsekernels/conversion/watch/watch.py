@@ -78,10 +78,10 @@ class Watch:
         """
         registered = list(registered)
         read_by_others = [module for module in registered if type(module).__module__.startswith("torch.nn.")]
-        looked_at = {id(module): module for module in (*passed, *read_by_others)}.values()
-        attributes = [attribute for module in looked_at for attribute in _attributes_of(module)]
+        looked_at = {id(module): module for module in (*passed, *read_by_others)}
+        attributes = [attribute for module in looked_at.values() for attribute in _attributes_of(module)]
         # of layers that are called as they are, and of others' modules, what the code names
-        called = [module for module in registered if id(module) not in {id(one) for one in looked_at}]
+        called = [module for module in registered if id(module) not in looked_at]
         attributes += [one for module in called for one in _attributes_of(module) if one[1] in beside.names]
         fixed = [
             (place, name, value) for module in passed for place in places_of(module) for name, value in place.items()

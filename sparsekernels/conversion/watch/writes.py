@@ -73,7 +73,7 @@ class _Mode(TorchDispatchMode):
         for value in written_arguments(func, args, kwargs):
             self._writes.note(value)
         result = func(*args, **kwargs)
-        self._writes.made.update(memory_of(one) for one in tree_leaves(result) if isinstance(one, Tensor))
+        self._writes.note_made(result)
         return result
 
 
@@ -91,9 +91,9 @@ class Writes:
 
     def __init__(self, model: nn.Module, buffers: bool = False, alone: bool = True) -> None:
         self.unseen: list[str] = []
-        self.made: set[int] = set()
-        """The memory of what watched operators gave."""
-        self._has_moved, self._alone = False, alone
+        self._made: set[int] | None = None if alone else set()
+        """The memory of what watched operators gave, where it counts."""
+        self._has_moved = False
         self._names = _parameters_of(model)
         tensors = [*self._names, *(model.buffers() if buffers else ())]
         self._memory = Memory(tensors)
@@ -114,6 +114,11 @@ class Writes:
             if id(tensor) not in self._kept:
                 self._keep(tensor)
 
+    def note_made(self, result: Any) -> None:
+        """Called with what an operator gave."""
+        if self._made is not None:
+            self._made.update(memory_of(one) for one in tree_leaves(result) if isinstance(one, Tensor))
+
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, writes are seen; afterwards, tensors hold what they held."""
@@ -125,7 +130,7 @@ class Writes:
 
     def put_back(self) -> None:
         """All hold what they held, where they held it, or what was first seen of them. Versions may be higher."""
-        self._has_moved |= self._memory.put_back(None if self._alone else self.made)
+        self._has_moved |= self._memory.put_back(self._made)
         for tensor, kept in self._kept.values():
             write_back(tensor, kept)
         for parameter, name in self._names.items():
