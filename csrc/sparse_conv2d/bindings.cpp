@@ -18,109 +18,6 @@
 namespace sparsekernels {
 namespace {
 
-Activation activation_of(const Handle& tensor) {
-  Activation result;
-  result.data = tensor.data();
-  result.dtype = dtype_of(tensor, "sparse_conv2d");
-  const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
-  for (int d = 0; d < 4; ++d) {
-    result.size[d] = sizes[d];
-    result.stride[d] = strides[d];
-    require(sizes[d] < int64_t{1} << 30, "sparse_conv2d: expected input and grad_output of sizes below 2^30", sizes[d]);
-  }
-  return result;
-}
-
-void check_activation(const Handle& tensor, const Geometry& geometry) {
-  require(tensor.dim() == 4, "sparse_conv2d: expected input and grad_output of 4 dimensions", tensor);
-  require(
-      dtype_of(tensor, "sparse_conv2d") != DType::kFloat64,
-      "sparse_conv2d: expected input and grad_output of float32, bfloat16 or float16", tensor);
-  require(
-      tensor.device_type() == aoti_torch_device_type_cpu(), "sparse_conv2d: expected input and grad_output on the CPU",
-      tensor);
-  const int64_t channels = tensor.sizes()[1], groups = geometry.conv.groups;
-  require(
-      channels > 0 && channels % groups == 0,
-      "sparse_conv2d: expected input and grad_output with channels that groups divide", channels);
-  require(
-      channels / groups <= std::numeric_limits<int32_t>::max() / geometry.taps(),
-      "sparse_conv2d: expected channels such that an output channel has less than 2^31 weights", channels);
-}
-
-// Uninitialized; contiguous or channels last.
-Handle empty_activation(const int64_t (&sizes)[4], bool channels_last, const Handle& like) {
-  if (!channels_last) return empty(sizes, 4, like.dtype(), like);
-  int64_t strides[4];
-  const int order[4] = {1, 3, 2, 0};
-  int64_t stride = 1;
-  for (const int d : order) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
-  }
-  AtenTensorHandle result;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, sizes, strides, like.dtype(), like.device_type(), like.device_index(), &result));
-  return poisoned(Handle(result));
-}
-
-// As torch decides for its convolutions (`suggest_memory_format`), from sizes and strides alone: gaps do not count, and
-// what could be either, one channel of one pixel with equal strides, is contiguous. So is what becomes that when it is
-// copied: several images of one pixel and one channel.
-bool is_channels_last(const Handle& tensor) {
-  const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
-  if (sizes[0] == 0 || sizes[1] == 0 || sizes[2] == 0 || sizes[3] == 0) return false;
-  if (sizes[0] > 1 && sizes[1] == 1 && sizes[2] == 1 && sizes[3] == 1) return false;
-  const int64_t row = strides[3] * sizes[3], image = strides[2] * sizes[2];
-  return strides[1] > 0 && strides[3] >= strides[1] * sizes[1] && strides[2] >= row && strides[0] >= image &&
-         image != strides[1];
-}
-
-// Whether the tensor has the sizes of `other`, and its strides where these matter.
-bool lies_as(const Handle& tensor, const Activation& other) {
-  const int64_t *sizes = tensor.sizes(), *strides = tensor.strides();
-  bool same = true;
-  for (int d = 0; d < 4; ++d) same = same && sizes[d] == other.size[d];
-  for (int d = 0; d < 4; ++d) same = same && (sizes[d] < 2 || strides[d] == other.stride[d]);
-  return same;
-}
-
-// The tensor that a forward fills.
-Handle empty_output(const Handle& input, const Activation& source, const Geometry& geometry, int64_t rows) {
-  int64_t sizes[4] = {source.size[0], rows, 0, 0};
-  for (int d = 0; d < 2; ++d) {
-    sizes[2 + d] = geometry.output_size(d, source.size[2 + d]);
-    require(sizes[2 + d] > 0, "sparse_conv2d: expected input that the kernel fits into", input);
-  }
-  return empty_activation(sizes, is_channels_last(input), input);
-}
-
-Epilogue epilogue_of(
-    const Handle& input, const Handle& bias, const Handle& residual, std::optional<double> low,
-    std::optional<double> high, const Activation& dest) {
-  Epilogue epilogue;
-  if (bias) epilogue.bias = bias.data();
-  if (residual) {
-    require(
-        residual.dim() == 4 && residual.dtype() == input.dtype() && residual.device_type() == input.device_type() &&
-            lies_as(residual, dest),
-        "sparse_conv2d: expected residual of the shape, strides, dtype and device of the output", residual);
-    epilogue.residual = residual.data();
-  }
-  if (low) epilogue.low = static_cast<float>(*low);
-  if (high) epilogue.high = static_cast<float>(*high);
-  require(epilogue.low <= epilogue.high, "sparse_conv2d: expected low of at most high", epilogue.low);
-  return epilogue;
-}
-
-Handle checked_bias(Handle bias, const Handle& input, int64_t rows) {
-  if (!bias) return bias;
-  bias = contiguous_vector(std::move(bias));
-  check_like(
-      bias, input, rows, "sparse_conv2d: expected bias of one element per output channel in dtype and device of input");
-  return bias;
-}
-
 void boxed_sparse_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {9, 1});
   const Handle input = arguments.tensor();
@@ -207,17 +104,6 @@ PlannedWeight planned_weight(Handle& weight, const Handle& other, const char* ex
       elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
       "sparse_conv2d: expected weight of the nonzeros of the plan, in 1 dimension, or of all elements", weight);
   return values;
-}
-
-void check_grad_output(const Handle& grad_output, const Geometry& geometry, int64_t rows, const int64_t (&input)[2]) {
-  check_activation(grad_output, geometry);
-  const Activation grads = activation_of(grad_output);
-  require(grads.size[1] == rows, "sparse_conv2d: expected grad_output of the channels of the output", grad_output);
-  for (int d = 0; d < 2; ++d) {
-    require(
-        geometry.output_size(d, input[d]) == grads.size[2 + d],
-        "sparse_conv2d: expected grad_output of the size of the output", grad_output);
-  }
 }
 
 void boxed_planned_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {

@@ -171,4 +171,17 @@ constexpr int64_t kThreads = 4;
 
 }  // namespace chain
 
+// Blocks in bfloat16 (block/planes.cpp), on AMX.
+namespace block {
+
+// Of L2, for the planes of a work item.
+constexpr int64_t kPlanesPercentOfL2 = 50;
+// A tile of positions whose rows are cache lines, one whose rows lie across two, and one that is packed: ratios.
+constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
+constexpr int64_t kItemsPerThread = 4;    // with this number for each thread, work is even enough
+constexpr int64_t kFewestItemTiles = 8;   // micro-batches of an item that are worth the weights' way from L2
+constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share laying out
+
+}  // namespace block
+
 }  // namespace sparsekernels::cost

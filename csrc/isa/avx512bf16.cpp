@@ -1,0 +1,97 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Products of blocks in bfloat16 by VDPBF16PS, for processors that have no tiles; compiled with the flags that
+// CMakeLists.txt gives to this file.
+#define SPARSEKERNELS_AVX512
+#include "sparse_conv2d/block/gather.h"
+#include "sparse_conv2d/block/pack.h"
+
+namespace sparsekernels::block {
+namespace {
+
+// kRows rows of weights at kTiles tiles of positions, whose sums are in registers. A pair of weights is broadcast once
+// for all tiles.
+template <Columns kColumns, int kRows, int kTiles>
+void rows_product(const ProductCall& t, int first_row, int first_tile) {
+  alignas(64) uint32_t gathered[kTiles][kMostPairs * kLanes];
+  const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
+  const char* weights = t.weights + first_row * stride;
+  const int32_t* offsets = t.offsets;
+  __m512 sums[kTiles][kRows];
+  for (auto& tile : sums)
+    for (__m512& sum : tile) sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk, offsets += offsets_of(kColumns)) {
+    const uint32_t* from[kTiles];
+    int64_t pitch = kLanes;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (kColumns == Columns::kPlanes) {
+        from[tile] = t.planes + offsets[0] + t.at[first_tile + tile];
+        pitch = t.pitch;
+      } else {
+        gather<kColumns>(t.planes, offsets, t.pairs, t.at[first_tile + tile], gathered[tile]);
+        from[tile] = gathered[tile];
+      }
+    }
+    for (int pair = 0; pair < t.pairs; ++pair) {
+      __m512bh positions[kTiles];
+#pragma GCC unroll 4
+      for (int tile = 0; tile < kTiles; ++tile)
+        positions[tile] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(from[tile] + pair * pitch));
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) {
+        int32_t both;
+        __builtin_memcpy(&both, weights + row * stride + pair * 4, sizeof both);
+        const __m512bh weight = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+#pragma GCC unroll 4
+        for (int tile = 0; tile < kTiles; ++tile)
+          sums[tile][row] = _mm512_dpbf16_ps(sums[tile][row], weight, positions[tile]);
+      }
+    }
+  }
+  for (int tile = 0; tile < kTiles; ++tile)
+    for (int row = 0; row < kRows; ++row)
+      _mm512_storeu_ps(
+          t.results + ((first_tile + tile) * kMostRows + first_row + row) * kLanes, sums[tile][row]);
+}
+
+template <Columns kColumns, int kTiles>
+void tiles_product(const ProductCall& t, int first_tile) {
+  int row = 0;
+  for (; row + 8 <= t.rows; row += 8) rows_product<kColumns, 8, kTiles>(t, row, first_tile);
+  for (; row + 4 <= t.rows; row += 4) rows_product<kColumns, 4, kTiles>(t, row, first_tile);
+  for (; row < t.rows; ++row) rows_product<kColumns, 1, kTiles>(t, row, first_tile);
+}
+
+template <Columns kColumns>
+void product_of(const ProductCall& t) {
+  int tile = 0;
+  for (; tile + 2 <= t.tiles; tile += 2) tiles_product<kColumns, 2>(t, tile);
+  if (tile < t.tiles) tiles_product<kColumns, 1>(t, tile);
+}
+
+void product(const ProductCall& t) {
+  switch (t.columns) {
+    case Columns::kPlanes:
+      return product_of<Columns::kPlanes>(t);
+    case Columns::kPairs:
+      return product_of<Columns::kPairs>(t);
+    case Columns::kChannels:
+      return product_of<Columns::kChannels>(t);
+  }
+}
+
+void begin(int, int) {}
+void end() {}
+
+}  // namespace
+
+const Kernels kDotKernels = {
+    .name = "avx512_bf16",
+    .begin = begin,
+    .product = product,
+    .end = end,
+    .pack = pack_positions,
+    .unpack = unpack_results};
+
+}  // namespace sparsekernels::block

@@ -1,0 +1,178 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The entry from torch: convolution by a weight in blocks, in bfloat16 on the CPU, as torch operators. The schemas are
+// defined in Python (sparsekernels/ops/sparse_conv2d/blocks.py).
+#include "sparse_conv2d/block/call.h"
+
+#include "base/interface.h"
+#include "sparse_conv2d/glue.h"
+
+namespace sparsekernels {
+namespace {
+
+constexpr int64_t kLargestBlock = 128;
+
+// Kernels read and write neighboring channels.
+bool has_neighboring_channels(const Handle& tensor) {
+  return tensor.strides()[1] == 1 || tensor.sizes()[1] == 1;
+}
+
+Handle empty_channels_last(const Handle& like) {
+  int64_t sizes[4];
+  std::copy_n(like.sizes(), 4, sizes);
+  return empty_activation(sizes, true, like);
+}
+
+// As it is, or a copy whose channels are neighbors.
+Handle with_neighboring_channels(Handle tensor) {
+  if (!tensor || has_neighboring_channels(tensor)) return tensor;
+  Handle copy = empty_channels_last(tensor);
+  torch::stable::Tensor to = copy.shared();
+  torch::stable::copy_(to, tensor.shared());
+  return copy;
+}
+
+Activation neighboring_channels_of(const Handle& tensor) {
+  Activation activation = activation_of(tensor);
+  activation.stride[1] = 1;
+  return activation;
+}
+
+// A result that kernels write: it is the tensor, or is copied to it.
+class Result {
+ public:
+  explicit Result(Handle tensor) : tensor_(std::move(tensor)) {
+    if (!has_neighboring_channels(tensor_)) written_ = empty_channels_last(tensor_);
+  }
+  Activation activation() const { return neighboring_channels_of(written_ ? written_ : tensor_); }
+  const Handle& written() const { return written_ ? written_ : tensor_; }
+  StableIValue finish() {
+    if (written_) {
+      torch::stable::Tensor to = tensor_.shared();
+      torch::stable::copy_(to, written_.shared());
+    }
+    return to_stack(std::move(tensor_));
+  }
+
+ private:
+  Handle tensor_, written_;
+};
+
+struct WeightSize {
+  int64_t rows, channels;  // channels of a group
+};
+
+block::BlockPattern blocks_of(
+    const Handle& values, const Handle& crow, const Handle& col, const std::vector<int64_t>& block,
+    const Geometry& geometry, const WeightSize& size) {
+  block::BlockPattern pattern;
+  require(
+      block.size() == 2 && block[0] >= 1 && block[1] >= 1 && block[0] <= kLargestBlock && block[1] <= kLargestBlock,
+      "sparse_conv2d: expected block of rows and columns from 1 to 128", block);
+  pattern.block[0] = block[0];
+  pattern.block[1] = block[1];
+  pattern.rows = size.rows;
+  pattern.channels = size.channels;
+  pattern.taps = geometry.taps();
+  pattern.blocks = length(col);
+  require(
+      size.rows > 0 && size.channels > 0 && size.rows % geometry.conv.groups == 0 &&
+          size.channels <= std::numeric_limits<int32_t>::max() / size.rows / pattern.taps,
+      "sparse_conv2d: expected a weight whose rows groups divide, of less than 2^31 elements; rows", size.rows);
+  pattern.crow_indices = indices(crow, pattern.block_rows() + 1);
+  pattern.col_indices = indices(col, pattern.blocks);
+  require(
+      block::is_supported(pattern, geometry.conv.groups),
+      "sparse_conv2d: expected a processor with kernels for blocks in bfloat16, and block rows in one group each; block",
+      block);
+  block::check_blocks(pattern);
+  if (values) {
+    require(
+        values.dtype() == aoti_torch_dtype_bfloat16() && values.dim() == 1 && values.is_contiguous() &&
+            values.device_type() == aoti_torch_device_type_cpu() && values.sizes()[0] == block::elements_of(pattern),
+        "sparse_conv2d: expected values of bfloat16 on the CPU, one for each element of the blocks", values);
+    pattern.values = static_cast<const uint16_t*>(values.data());
+  }
+  return pattern;
+}
+
+void check_bfloat16(const Handle& tensor, const Geometry& geometry) {
+  check_activation(tensor, geometry);
+  require(tensor.dtype() == aoti_torch_dtype_bfloat16(), "sparse_conv2d: expected tensors of bfloat16", tensor);
+}
+
+void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {11, 1});
+  const Handle given = arguments.tensor();
+  const Handle values = contiguous_vector(arguments.tensor());
+  Handle given_bias = arguments.optional_tensor();
+  const Handle crow = arguments.tensor(), col = arguments.tensor();
+  const std::vector<int64_t> block = arguments.integers();
+  const int64_t rows = arguments.integer();
+  const Geometry geometry(arguments.integers());
+  Handle given_residual = arguments.optional_tensor();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
+
+  check_bfloat16(given, geometry);
+  const int64_t channels = given.sizes()[1] / geometry.conv.groups;
+  block::BlockPattern pattern = blocks_of(values, crow, col, block, geometry, {rows, channels});
+  const Handle bias = checked_bias(std::move(given_bias), given, rows);
+  Result result(empty_output(given, activation_of(given), geometry, rows));
+  const Handle input = with_neighboring_channels(Handle::from(given.shared()));
+  Handle residual;
+  if (given_residual) {
+    require(
+        same_sizes(given_residual, result.written()),
+        "sparse_conv2d: expected residual of the shape of the output", given_residual);
+    residual = with_neighboring_channels(std::move(given_residual));
+  }
+  const Activation dest = result.activation();
+  block::conv2d(
+      geometry.conv, pattern, neighboring_channels_of(input),
+      epilogue_of(given, bias, residual, low, high, dest), dest, torch_threads());
+  stack[0] = result.finish();
+}
+
+void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {10, 1});
+  const Handle given = arguments.tensor();
+  const Handle values = contiguous_vector(arguments.tensor());
+  const Handle crow = arguments.tensor(), col = arguments.tensor();
+  const std::vector<int64_t> block = arguments.integers();
+  const Geometry geometry(arguments.integers());
+  const int64_t channels = arguments.integer(), height = arguments.integer(), width = arguments.integer();
+  const bool channels_last = arguments.boolean();
+
+  check_bfloat16(given, geometry);
+  const int64_t rows = given.sizes()[1];
+  require(
+      channels > 0 && channels % geometry.conv.groups == 0,
+      "sparse_conv2d: expected channels that groups divide", channels);
+  const block::BlockPattern pattern =
+      blocks_of(values, crow, col, block, geometry, {rows, channels / geometry.conv.groups});
+  const int64_t input_size[2] = {height, width};
+  check_grad_output(given, geometry, rows, input_size);
+  const int64_t sizes[4] = {given.sizes()[0], channels, height, width};
+  Result result(empty_activation(sizes, channels_last, given));
+  const Handle grad_output = with_neighboring_channels(Handle::from(given.shared()));
+  block::input_gradient(
+      geometry.conv, pattern, neighboring_channels_of(grad_output), result.activation(), torch_threads());
+  stack[0] = result.finish();
+}
+
+}  // namespace
+}  // namespace sparsekernels
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
+  m.impl("_block_conv2d", &sparsekernels::boxed_block_conv2d);
+  m.impl("_block_conv2d_input_gradient", &sparsekernels::boxed_block_input_gradient);
+}
+
+extern "C" {
+
+// The kernels for blocks in bfloat16: "amx" or "avx512_bf16"; null where this machine has none.
+SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_block_kernels() {
+  return sparsekernels::block::kernels_name();
+}
+}

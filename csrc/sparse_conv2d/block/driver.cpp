@@ -1,0 +1,273 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Runs the products of a block-sparse convolution: weights laid out for all threads, then work items, each with planes
+// of its own, or with planes that threads share where there are few.
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "base/workspace.h"
+#include "isa/kernels.h"
+#include "sparse_conv2d/block/call.h"
+#include "sparse_conv2d/block/planes.h"
+#include "sparse_conv2d/block/program.h"
+#include "sparse_conv2d/cost_model.h"
+
+namespace sparsekernels::block {
+namespace {
+
+thread_local Workspace call_workspace, worker_workspace;
+
+struct Call {
+  const Lattice& lattice;
+  const Program& program;
+  const PlaneLayout& layout;
+  const Kernels& kernels;
+  int64_t pairs, pitch;
+  const char* weights;
+  const int32_t* offsets;
+  const Epilogue& epilogue;
+  const float* bias;  // of every row
+};
+
+uint16_t* at_channel(const Activation& tensor, int64_t channel) {
+  return static_cast<uint16_t*>(tensor.data) + channel * tensor.stride[1];
+}
+
+// Elements [begin, end) of a work item's planes, multiples of kLanes.
+void pack_item(
+    const Call& call, int64_t group, const std::vector<int64_t>& from, int64_t begin, int64_t end, uint32_t* planes) {
+  PackCall pack = {};
+  pack.source = at_channel(call.lattice.source, group * call.lattice.source_channels);
+  pack.channels = call.lattice.source_channels;
+  pack.pairs = call.pairs;
+  pack.pitch = call.pitch;
+  for (int64_t at = begin; at < end; at += kLanes) {
+    pack.from = from.data() + at;
+    pack.planes = planes + at;
+    call.kernels.pack(pack);
+  }
+}
+
+// Products [begin, end) of a group at all positions of an item.
+void run_products(
+    const Call& call, const PlaneItem& item, int64_t begin, int64_t end, const uint32_t* planes, float* results) {
+  const Program& program = call.program;
+  std::vector<int64_t> at, to;
+  tile_places(call.lattice, call.layout, item, at);
+  const int64_t tiles = static_cast<int64_t>(at.size()), at_once = tiles_of(static_cast<int>(program.rows));
+  ProductCall product = {};
+  product.rows = static_cast<int>(program.rows);
+  product.pairs = static_cast<int>(program.pairs);
+  product.columns = program.columns;
+  product.planes = planes;
+  product.pitch = call.pitch;
+  product.results = results;
+  UnpackCall unpack = {};
+  unpack.results = results;
+  unpack.low = call.epilogue.low;
+  unpack.high = call.epilogue.high;
+  unpack.has_low = unpack.low > -std::numeric_limits<float>::infinity();
+  unpack.has_high = unpack.high < std::numeric_limits<float>::infinity();
+  int64_t residue = -1;
+  call.kernels.begin(product.rows, product.pairs);
+  for (int64_t p = begin; p < end; ++p) {
+    const ProductRows& rows = program.products[static_cast<size_t>(p)];
+    if (rows.residue != residue) {
+      residue = rows.residue;
+      dest_places(call.lattice, call.layout, item, residue, to);
+    }
+    const int64_t channel = rows.group * call.lattice.dest_channels + rows.first_row;
+    product.chunks = rows.chunks;
+    product.weights = call.weights + rows.first_chunk * program.chunk_bytes();
+    product.offsets = call.offsets + rows.first_chunk * offsets_of(program.columns);
+    unpack.rows = static_cast<int>(rows.rows);
+    unpack.dest = at_channel(call.lattice.dest, channel);
+    if (call.epilogue.residual != nullptr)
+      unpack.residual =
+          static_cast<const uint16_t*>(call.epilogue.residual) + channel * call.lattice.dest.stride[1];
+    unpack.bias = call.bias + channel;
+    for (int64_t tile = 0; tile < tiles; tile += at_once) {
+      product.tiles = static_cast<int>(std::min(at_once, tiles - tile));
+      for (int i = 0; i < product.tiles; ++i) product.at[i] = at[static_cast<size_t>(tile + i)];
+      call.kernels.product(product);
+      unpack.tiles = product.tiles;
+      unpack.to = to.data() + tile * kLanes;
+      call.kernels.unpack(unpack);
+    }
+  }
+  call.kernels.end();
+}
+
+// The products of a group, or a share of them that has about as many chunks as the others.
+int64_t first_product_of(const Program& program, int64_t group, int64_t groups, int64_t share, int64_t shares) {
+  const int64_t count = static_cast<int64_t>(program.products.size()) / groups;
+  const int64_t first = group * count;
+  if (share == shares) return first + count;
+  const auto weight_before = [&](int64_t p) {  // a product without chunks has results to store as well
+    const int64_t chunk =
+        p < static_cast<int64_t>(program.products.size()) ? program.products[static_cast<size_t>(p)].first_chunk
+                                                          : program.chunks;
+    return chunk + p;
+  };
+  const int64_t begin = weight_before(first), end = weight_before(first + count);
+  const int64_t wanted = begin + (end - begin) * share / shares;
+  int64_t low = first, high = first + count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (weight_before(middle) < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+void run(const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
+         const Threads& threads) {
+  const Kernels& kernels = *block::kernels();
+  const int64_t pairs = pairs_of(program, lattice);
+  const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count);
+  const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
+  if (plane_elements > std::numeric_limits<int32_t>::max())
+    throw std::invalid_argument("sparse_conv2d: expected rows of an image whose channels take less than 8 GB in blocks");
+  const int64_t items = layout.items(), groups = lattice.groups;
+  const int64_t products = static_cast<int64_t>(program.products.size()) / groups;
+  // Few items: threads share the planes of each, and its products.
+  int64_t shares = 1;
+  if (groups * items < cost::block::kItemsPerThread * threads.count && groups * items % threads.count != 0)
+    shares = std::min(products, divide_up(cost::block::kItemsPerThread * threads.count, groups * items));
+  const bool is_shared = shares > 1;
+
+  char* weights;
+  int32_t* offsets;
+  float* bias;
+  uint32_t* shared_planes;
+  WorkspaceLayout own;
+  float *weight_floats;
+  own.add(&weight_floats, program.chunks * program.chunk_bytes() / 4 + kLanes);
+  own.add(&offsets, program.chunks * offsets_of(program.columns) + kLanes);
+  own.add(&bias, groups * lattice.dest_channels + kMostRows);
+  own.add(&shared_planes, is_shared ? groups * items * plane_elements : 0);
+  own.allocate(call_workspace);
+  const TrimWorkspace trim{call_workspace};
+  weights = reinterpret_cast<char*>(weight_floats);
+  const int64_t rows = groups * lattice.dest_channels;
+  if (epilogue.bias != nullptr) {
+    cpu_kernels().widen(epilogue.bias, rows, DType::kBFloat16, bias);
+  } else {
+    std::fill_n(bias, rows, 0.0f);
+  }
+  const auto fill = [&](int64_t begin, int64_t end) {
+    fill_program(
+        program, lattice, pattern, layout.tap_offsets, pitch, (pairs - 1) * pitch, begin, end, weights, offsets);
+  };
+  const int64_t all_products = groups * products;
+  if (program.chunks * program.chunk_bytes() < cost::block::kFewestFilledBytes) {
+    fill(0, all_products);
+  } else {
+    const int64_t parts = std::min(all_products, 8 * threads.count);
+    threads.run(parts, [&](int64_t begin, int64_t end) {
+      fill(all_products * begin / parts, all_products * end / parts);
+    });
+  }
+  const Call call = {lattice, program, layout, kernels, pairs, pitch, weights, offsets, epilogue, bias};
+
+  if (is_shared) {
+    const int64_t lines = layout.item_microbatches * layout.positions / kLanes;
+    const int64_t parts = std::min<int64_t>(lines, cost::block::kItemsPerThread * threads.count);
+    threads.run(groups * items * parts, [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> from;
+      int64_t last = -1;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t index = i / parts, part = i % parts;
+        const PlaneItem item = plane_item(lattice, layout, index % items);
+        if (index != last) source_places(lattice, layout, item, from);
+        last = index;
+        const int64_t used = item.microbatches * layout.positions / kLanes;
+        pack_item(
+            call, index / items, from, used * part / parts * kLanes, used * (part + 1) / parts * kLanes,
+            shared_planes + index * plane_elements);
+      }
+    });
+  }
+  threads.run(groups * items * shares, [&](int64_t begin, int64_t end) {
+    uint32_t* own_planes;
+    float* results;
+    WorkspaceLayout buffers;
+    buffers.add(&own_planes, is_shared ? 0 : plane_elements);
+    buffers.add(&results, kMostTiles * kMostRows * kLanes);
+    buffers.allocate(worker_workspace);
+    const TrimWorkspace trim_worker{worker_workspace};
+    std::vector<int64_t> from;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t index = i / shares, share = i % shares, group = index / items;
+      const PlaneItem item = plane_item(lattice, layout, index % items);
+      const uint32_t* planes = own_planes;
+      if (is_shared) {
+        planes = shared_planes + index * plane_elements;
+      } else {
+        source_places(lattice, layout, item, from);
+        pack_item(call, group, from, 0, item.microbatches * layout.positions, own_planes);
+      }
+      run_products(
+          call, item, first_product_of(program, group, groups, share, shares),
+          first_product_of(program, group, groups, share + 1, shares), planes, results);
+    }
+  });
+}
+
+}  // namespace
+
+void conv2d(
+    const ConvGeometry& geometry, const BlockPattern& pattern, const Activation& input, const Epilogue& epilogue,
+    const Activation& output, const Threads& threads) {
+  check_blocks(pattern);
+  if (is_empty(output)) return;
+  Lattice lattice = forward_lattice(geometry, input, output);
+  merge_positions(lattice);
+  run(lattice, make_program(pattern, lattice, false), pattern, epilogue, threads);
+}
+
+void input_gradient(
+    const ConvGeometry& geometry, const BlockPattern& pattern, const Activation& grad_output,
+    const Activation& grad_input, const Threads& threads) {
+  check_blocks(pattern);
+  if (is_empty(grad_input)) return;
+  Lattice lattice = input_gradient_lattice(geometry, grad_output, grad_input);
+  merge_positions(lattice);
+  run(lattice, make_program(pattern, lattice, true), pattern, Epilogue(), threads);
+}
+
+bool is_supported(const BlockPattern& pattern, int64_t groups) {
+  return kernels() != nullptr && (groups == 1 || pattern.rows / groups % pattern.block[0] == 0);
+}
+
+int64_t elements_of(const BlockPattern& pattern) {
+  const int64_t last = pattern.block_columns() - 1, rest = pattern.channels - last * pattern.block[1];
+  int64_t elements = 0;
+  for (int64_t row = 0; row < pattern.block_rows(); ++row) {
+    const int64_t rows = std::min(pattern.block[0], pattern.rows - row * pattern.block[0]);
+    for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b)
+      elements += rows * (pattern.col_indices[b] / pattern.taps == last ? rest : pattern.block[1]);
+  }
+  return elements;
+}
+
+void check_blocks(const BlockPattern& pattern) {
+  SparsePattern rows;
+  rows.crow_indices = pattern.crow_indices;
+  rows.col_indices = pattern.col_indices;
+  rows.rows = pattern.block_rows();
+  rows.nonzeros = pattern.blocks;
+  check_rows(rows);
+  check_indices(rows, pattern.block_columns() * pattern.taps);
+}
+
+const char* kernels_name() {
+  const Kernels* found = kernels();
+  return found == nullptr ? nullptr : found->name;
+}
+
+}  // namespace sparsekernels::block

@@ -1,0 +1,99 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The kernels of block-sparse weights in bfloat16: what they read and write. Known to each instruction set that has
+// them, and to the driver.
+//
+// Activations lie in *pair planes*: element p of the plane of channels 2k and 2k + 1 holds both at position p, 4 bytes.
+// A *product* adds chunks to the sums of up to 32 rows at 16 positions (a tile of positions) each:
+//
+//     results[tile][row][lane] = sum over chunks, pairs k:  weights[chunk][row][k] . plane(chunk, k)[at[tile] + lane]
+//
+// with . the product of two pairs, summed up in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "base/lanes.h"
+
+namespace sparsekernels::block {
+
+constexpr int kMostRows = 32;       // of a product
+constexpr int kTileRows = 16;       // of a tile register
+constexpr int kMostPairs = 16;      // of a chunk
+constexpr int kMostTiles = 4;       // of positions in one product
+
+// Where a chunk finds its planes.
+enum class Columns {
+  kPlanes,   // offsets[1]: the first of neighboring planes, `pitch` apart
+  kPairs,    // offsets[16]: each plane
+  kChannels  // offsets[48]: for each pair the plane that holds its low channel, its high one, and which halves these are
+};
+
+constexpr int offsets_of(Columns columns) {
+  return columns == Columns::kPlanes ? 1 : columns == Columns::kPairs ? kMostPairs : 3 * kMostPairs;
+}
+
+// The most tiles of positions in a product of so many rows.
+constexpr int tiles_of(int rows) {
+  return rows > kTileRows ? 2 : kMostTiles;
+}
+
+// Bytes from one row of a chunk's weights to the next.
+constexpr int weight_stride(int pairs) {
+  return pairs <= kMostPairs / 2 ? 32 : 64;
+}
+
+struct ProductCall {
+  int rows;   // 1 to kMostRows
+  int pairs;  // of every chunk
+  Columns columns;
+  int tiles;  // 1 to tiles_of(rows)
+  int64_t at[kMostTiles];
+  const uint32_t* planes;
+  int64_t pitch;  // from one plane to the next, in elements
+  int64_t chunks;
+  const char* weights;     // [chunk][row], weight_stride(pairs) bytes each
+  const int32_t* offsets;  // [chunk][offsets_of(columns)], in elements from `planes`
+  float* results;          // [tile][kMostRows][kLanes]
+};
+
+// 16 positions of some channels, into planes.
+struct PackCall {
+  const uint16_t* source;        // its first channel
+  const int64_t* from;           // [kLanes], in elements; negative: zeros
+  int64_t channels;              // neighboring elements
+  int64_t pairs;                 // to fill, at least those of the channels; zeros behind them
+  uint32_t* planes;              // at the first position
+  int64_t pitch;
+};
+
+// Results of a product, with the epilogue, to neighboring channels.
+struct UnpackCall {
+  const float* results;  // [tile][kMostRows][kLanes]
+  int tiles, rows;
+  uint16_t* dest;            // the channel of the first row
+  const uint16_t* residual;  // the same of the residual, or null
+  const int64_t* to;         // [tile][kLanes], in elements; negative: nowhere
+  const float* bias;         // of the first row
+  float low, high;
+  bool has_low, has_high;
+};
+
+struct Kernels {
+  const char* name;
+  // A thread calls products between `begin` and `end`, all of so many rows and pairs.
+  void (*begin)(int rows, int pairs);
+  void (*product)(const ProductCall&);
+  void (*end)();
+  void (*pack)(const PackCall&);
+  void (*unpack)(const UnpackCall&);
+};
+
+extern const Kernels kAmxKernels;  // tiles of AMX
+extern const Kernels kDotKernels;  // AVX512-BF16
+
+// The best that this machine has, found once; null where it has none.
+const Kernels* kernels();
+
+}  // namespace sparsekernels::block

@@ -1,0 +1,58 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A block-sparse weight as products read it: which chunks the rows of each product have, and their weights.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sparse_conv2d/block/call.h"
+#include "sparse_conv2d/block/kernels.h"
+#include "sparse_conv2d/block/planes.h"
+#include "sparse_conv2d/lattice.h"
+
+namespace sparsekernels::block {
+
+// A block of the weight as the lattice has it: of destination channels x source channels.
+struct Entry {
+  int32_t column;     // of blocks of source channels
+  int32_t tap;        // of the lattice
+  int64_t value;      // its first in `values`
+  int64_t row_stride, channel_stride;
+};
+
+// Up to kMostRows rows of one block row, at the taps of one residue.
+struct ProductRows {
+  int64_t group, first_row, rows;  // rows within the group
+  int64_t residue;
+  int64_t first_entry, entries;  // of the residue alone
+  int64_t value_offset;          // rows of the block before these
+  int64_t first_chunk, chunks;
+};
+
+struct Program {
+  int64_t rows, pairs;  // of a product at most; of a chunk
+  Columns columns;
+  int64_t channels_of_block;
+  std::vector<Entry> entries;
+  std::vector<ProductRows> products;
+  int64_t chunks;
+
+  int64_t chunk_bytes() const { return rows * weight_stride(static_cast<int>(pairs)); }
+};
+
+// `transposed`: the lattice's destination channels are the weight's channels, not its rows.
+Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool transposed);
+
+// Pairs of channels that planes need, zeros among them.
+int64_t pairs_of(const Program& program, const Lattice& lattice);
+
+// Fills weights [chunks][rows] and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in elements of
+// a plane; `zeros`: a plane of zeros.
+void fill_program(
+    const Program& program, const Lattice& lattice, const BlockPattern& pattern,
+    const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t zeros, int64_t begin, int64_t end, char* weights,
+    int32_t* offsets);
+
+}  // namespace sparsekernels::block
