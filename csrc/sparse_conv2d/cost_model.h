@@ -175,7 +175,7 @@ constexpr int64_t kThreads = 4;
 namespace block {
 
 // Of L2, for the planes of a work item.
-constexpr int64_t kPlanesPercentOfL2 = 50;
+constexpr int64_t kPlanesPercentOfL2 = 25;
 // A tile of positions whose rows are cache lines, one whose rows lie across two, and one that is packed: ratios.
 constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
 constexpr int64_t kItemsPerThread = 4;    // with this number for each thread, work is even enough

@@ -19,6 +19,8 @@
 namespace sparsekernels::block {
 namespace {
 
+constexpr int64_t kResultFloats = kMostTiles * kMostRows * kLanes;
+
 thread_local Workspace call_workspace, worker_workspace;
 
 struct Call {
@@ -65,18 +67,19 @@ void run_products(
   product.columns = program.columns;
   product.planes = planes;
   product.pitch = call.pitch;
-  product.results = results;
   UnpackCall unpack = {};
-  unpack.results = results;
   unpack.low = call.epilogue.low;
   unpack.high = call.epilogue.high;
   unpack.has_low = unpack.low > -std::numeric_limits<float>::infinity();
   unpack.has_high = unpack.high < std::numeric_limits<float>::infinity();
   int64_t residue = -1;
+  bool waits = false;
   call.kernels.begin(product.rows, product.pairs);
   for (int64_t p = begin; p < end; ++p) {
     const ProductRows& rows = program.products[static_cast<size_t>(p)];
     if (rows.residue != residue) {
+      if (waits) call.kernels.unpack(unpack);
+      waits = false;
       residue = rows.residue;
       dest_places(call.lattice, call.layout, item, residue, to);
     }
@@ -84,21 +87,27 @@ void run_products(
     product.chunks = rows.chunks;
     product.weights = call.weights + rows.first_chunk * program.chunk_bytes();
     product.offsets = call.offsets + rows.first_chunk * offsets_of(program.columns);
-    unpack.rows = static_cast<int>(rows.rows);
-    unpack.dest = at_channel(call.lattice.dest, channel);
-    if (call.epilogue.residual != nullptr)
-      unpack.residual =
-          static_cast<const uint16_t*>(call.epilogue.residual) + channel * call.lattice.dest.stride[1];
-    unpack.bias = call.bias + channel;
+    uint16_t* const dest = at_channel(call.lattice.dest, channel);
+    const uint16_t* const residual =
+        call.epilogue.residual == nullptr ? nullptr : static_cast<const uint16_t*>(call.epilogue.residual) + channel;
     for (int64_t tile = 0; tile < tiles; tile += at_once) {
       product.tiles = static_cast<int>(std::min(at_once, tiles - tile));
       for (int i = 0; i < product.tiles; ++i) product.at[i] = at[static_cast<size_t>(tile + i)];
+      // Results are stored one product later, while tiles are multiplied: neither waits for the other.
+      product.results = waits && unpack.results == results ? results + kResultFloats : results;
       call.kernels.product(product);
+      if (waits) call.kernels.unpack(unpack);
+      waits = true;
+      unpack.results = product.results;
+      unpack.rows = static_cast<int>(rows.rows);
+      unpack.dest = dest;
+      unpack.residual = residual;
+      unpack.bias = call.bias + channel;
       unpack.tiles = product.tiles;
       unpack.to = to.data() + tile * kLanes;
-      call.kernels.unpack(unpack);
     }
   }
+  if (waits) call.kernels.unpack(unpack);
   call.kernels.end();
 }
 
@@ -197,7 +206,7 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
     float* results;
     WorkspaceLayout buffers;
     buffers.add(&own_planes, is_shared ? 0 : plane_elements);
-    buffers.add(&results, kMostTiles * kMostRows * kLanes);
+    buffers.add(&results, 2 * kResultFloats);
     buffers.allocate(worker_workspace);
     const TrimWorkspace trim_worker{worker_workspace};
     std::vector<int64_t> from;

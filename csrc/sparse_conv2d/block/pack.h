@@ -15,6 +15,9 @@ inline uint32_t first_elements(int64_t count) {
   return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1;
 }
 
+// From a load to what is brought up to L1 meanwhile.
+constexpr int kPrefetchedChannels = 96;
+
 inline void pack_positions(const PackCall& t) {
   for (int64_t pair = 0; pair < t.pairs; pair += kMostPairs) {
     const __mmask32 some = first_elements(t.channels - 2 * pair);
@@ -22,7 +25,11 @@ inline void pack_positions(const PackCall& t) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
       __m512i both = _mm512_setzero_si512();
-      if (t.from[i] >= 0) both = _mm512_maskz_loadu_epi16(some, t.source + t.from[i] + 2 * pair);
+      if (t.from[i] >= 0) {
+        const uint16_t* const from = t.source + t.from[i] + 2 * pair;
+        __builtin_prefetch(from + kPrefetchedChannels, 0, 3);
+        both = _mm512_maskz_loadu_epi16(some, from);
+      }
       square[i].v = _mm512_castsi512_ps(both);
     }
     transpose(square);

@@ -35,9 +35,10 @@ void cut(const Lattice& lattice, int64_t strip, PlaneLayout& layout) {
     layout.tap_offsets.push_back(offset);
     if (tap.reaches) farthest = std::max(farthest, offset);
   }
-  const int64_t last = rounded_up(reach(lattice, layout, strip)) + kLanes;
-  layout.positions =
-      rounded_up(std::max(layout.phases * layout.rows * layout.columns * layout.images, farthest + last));
+  const int64_t row = layout.columns * layout.images;  // where tiles of one row may end behind it
+  const int64_t last = layout.by_rows ? (strip - 1) * row + rounded_up(lattice.size[1] * layout.images)
+                                      : rounded_up(reach(lattice, layout, strip));
+  layout.positions = rounded_up(std::max(layout.phases * layout.rows * row, farthest + last));
 }
 
 // Tiles at all positions, with what it costs to read and write them in units of a tile.
