@@ -135,7 +135,7 @@ int64_t first_product_of(const Program& program, int64_t group, int64_t groups, 
 
 void run(const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
          const Threads& threads) {
-  const Kernels& kernels = *block::kernels();
+  const Kernels& kernels = block::kernels();
   const int64_t pairs = pairs_of(program, lattice);
   const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count);
   const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
@@ -250,7 +250,7 @@ void input_gradient(
 }
 
 bool is_supported(const BlockPattern& pattern, int64_t groups) {
-  return kernels() != nullptr && (groups == 1 || pattern.rows / groups % pattern.block[0] == 0);
+  return groups == 1 || pattern.rows / groups % pattern.block[0] == 0;
 }
 
 int64_t elements_of(const BlockPattern& pattern) {
@@ -275,8 +275,7 @@ void check_blocks(const BlockPattern& pattern) {
 }
 
 const char* kernels_name() {
-  const Kernels* found = kernels();
-  return found == nullptr ? nullptr : found->name;
+  return kernels().name;
 }
 
 }  // namespace sparsekernels::block

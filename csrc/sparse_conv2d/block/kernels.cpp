@@ -12,23 +12,26 @@
 #include "isa/kernels.h"
 
 namespace sparsekernels::block {
+namespace {
 
-// Best first. SPARSEKERNELS_CPU_AMX=0 takes the next path, for tests.
-const Kernels* kernels() {
-  static MadeOnce<const Kernels*> made;
-  return made.get([]() -> const Kernels* {
-    if (std::strcmp(cpu_kernels().isa, "avx512") != 0) return nullptr;
-    const char* const asked = std::getenv("SPARSEKERNELS_CPU_AMX");
-    const bool allowed = asked == nullptr || std::strcmp(asked, "0") != 0;
+// SPARSEKERNELS_CPU_AMX=0 leaves AMX out.
+const Kernels* pick() {
+  if (std::strcmp(cpu_kernels().isa, "avx512") != 0) return &kPortableKernels;
 #if defined(SPARSEKERNELS_AMX)
-    if (allowed && may_use_amx()) return &kAmxKernels;
+  const char* const asked = std::getenv("SPARSEKERNELS_CPU_AMX");
+  if ((asked == nullptr || std::strcmp(asked, "0") != 0) && may_use_amx()) return &kAmxKernels;
 #endif
 #if defined(SPARSEKERNELS_AVX512BF16)
-    if (__builtin_cpu_supports("avx512bf16")) return &kDotKernels;
+  if (__builtin_cpu_supports("avx512bf16")) return &kDotKernels;
 #endif
-    (void)allowed;
-    return nullptr;
-  });
+  return &kPortableKernels;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static MadeOnce<const Kernels*> made;
+  return *made.get(pick);
 }
 
 }  // namespace sparsekernels::block

@@ -92,8 +92,9 @@ struct Kernels {
 
 extern const Kernels kAmxKernels;  // tiles of AMX
 extern const Kernels kDotKernels;  // AVX512-BF16
+extern const Kernels kPortableKernels;
 
-// The best that this machine has, found once; null where it has none.
-const Kernels* kernels();
+// The best that this machine has, found once.
+const Kernels& kernels();
 
 }  // namespace sparsekernels::block

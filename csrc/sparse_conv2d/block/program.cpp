@@ -19,9 +19,17 @@ int64_t neighbors_of(int64_t channels) {
   return most;
 }
 
-// Where each block begins in `values`.
+// Where each block begins in `values`, or in the dense weight.
 std::vector<int64_t> first_values(const BlockPattern& pattern) {
   std::vector<int64_t> first(static_cast<size_t>(pattern.blocks));
+  if (pattern.dense != nullptr) {
+    for (int64_t row = 0; row < pattern.block_rows(); ++row)
+      for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b)
+        first[static_cast<size_t>(b)] = row * pattern.block[0] * pattern.dense_strides[0] +
+                                        pattern.col_indices[b] / pattern.taps * pattern.block[1] * pattern.dense_strides[1] +
+                                        pattern.col_indices[b] % pattern.taps * pattern.dense_strides[2];
+    return first;
+  }
   const int64_t last = pattern.block_columns() - 1, rest = pattern.channels - last * pattern.block[1];
   int64_t at = 0;
   for (int64_t row = 0; row < pattern.block_rows(); ++row) {
@@ -47,6 +55,10 @@ std::vector<BlockRow> block_rows_of(
   const int64_t rows_of_group = pattern.rows / lattice.groups;
   const int64_t columns = pattern.block_columns();
   const auto width = [&](int64_t column) { return std::min(pattern.block[1], pattern.channels - column * pattern.block[1]); };
+  // Elements from one row of a block to the next, and from one channel to the next.
+  const bool dense = pattern.dense != nullptr;
+  const auto row_stride = [&](int64_t column) { return dense ? pattern.dense_strides[0] : width(column); };
+  const int64_t channel_stride = dense ? pattern.dense_strides[1] : 1;
   std::vector<BlockRow> result;
   entries.resize(static_cast<size_t>(pattern.blocks));
   if (!transposed) {
@@ -56,7 +68,7 @@ std::vector<BlockRow> block_rows_of(
         const int64_t column = pattern.col_indices[b] / pattern.taps;
         entries[static_cast<size_t>(b)] = {
             static_cast<int32_t>(column), static_cast<int32_t>(pattern.col_indices[b] % pattern.taps),
-            first[static_cast<size_t>(b)], width(column), 1};
+            first[static_cast<size_t>(b)], row_stride(column), channel_stride};
       }
       const int64_t group = row / std::max<int64_t>(1, blocks_of_group);
       const int64_t at = (lattice.groups == 1 ? row : row % blocks_of_group) * pattern.block[0];
@@ -83,7 +95,7 @@ std::vector<BlockRow> block_rows_of(
       const int64_t in_group = lattice.groups == 1 ? row : row % blocks_of_group;
       entries[static_cast<size_t>(next[row_of(row, b)]++)] = {
           static_cast<int32_t>(in_group), static_cast<int32_t>(pattern.col_indices[b] % pattern.taps),
-          first[static_cast<size_t>(b)], 1, width(pattern.col_indices[b] / pattern.taps)};
+          first[static_cast<size_t>(b)], channel_stride, row_stride(pattern.col_indices[b] / pattern.taps)};
     }
   return result;
 }
@@ -162,6 +174,7 @@ void fill_program(
     int32_t* offsets) {
   const int64_t stride = weight_stride(static_cast<int>(program.pairs)), chunk_bytes = program.chunk_bytes();
   const int64_t of_chunk = offsets_of(program.columns);
+  const uint16_t* const values = pattern.dense != nullptr ? pattern.dense : pattern.values;
   for (int64_t p = begin; p < end; ++p) {
     const ProductRows& rows = program.products[static_cast<size_t>(p)];
     char* const chunks = weights + rows.first_chunk * chunk_bytes;
@@ -169,7 +182,7 @@ void fill_program(
     std::memset(chunks, 0, static_cast<size_t>(rows.chunks * chunk_bytes));
     // Elements [from, from + count) of an entry's channels to those of a chunk, from `to` on.
     const auto copy = [&](const Entry& entry, int64_t from, int64_t count, int64_t chunk, int64_t to) {
-      const uint16_t* value = pattern.values + entry.value + rows.value_offset * entry.row_stride;
+      const uint16_t* value = values + entry.value + rows.value_offset * entry.row_stride;
       char* row = chunks + chunk * chunk_bytes + to * 2;
       for (int64_t r = 0; r < rows.rows; ++r, row += stride, value += entry.row_stride) {
         if (entry.channel_stride == 1) {
