@@ -125,6 +125,48 @@ class BlockSparse(CompressedRows):
         return cls._of_blocks(stored, shape, block, dtype).to(device)
 
     @classmethod
+    def of_indices(
+        cls,
+        shape: tuple[int, ...],
+        block: tuple[int, int],
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        dtype: torch.dtype,
+    ) -> Self:
+        """The pattern of indices, which are validated. Its values are those of `of_mask`.
+
+        Args:
+            shape: Of the weight.
+            block: Rows and columns of a block, each from 1 to 128.
+            crow_indices: int32 [ceil(out / r) + 1].
+            col_indices: int32 [blocks].
+            dtype: Of the values.
+
+        Returns:
+            The weight, on the device of the indices.
+
+        Raises:
+            TypeError: For a type or dtype that is not accepted.
+            ValueError: For shapes, block sizes and contents that are not.
+        """
+        block, shape = check_block("of_indices", block), cls._checked_shape(shape)
+        rows, columns, taps = grid_of(shape, block)
+        check_indices("of_indices", crow_indices, col_indices, crow_indices.device, rows)
+        check_contents("of_indices", crow_indices, col_indices, columns * taps)
+        heights, widths = _sizes_of(shape, block, crow_indices.device)
+        height = torch.repeat_interleave(heights, crow_indices.diff(), output_size=col_indices.numel())
+        width = widths[torch.div(col_indices, taps, rounding_mode="floor").long()]
+        values = torch.zeros((), dtype=dtype, device=crow_indices.device).expand(int((height * width).sum()))
+        return cls._made(
+            shape=shape,
+            block_size=block,
+            crow_indices=crow_indices,
+            col_indices=col_indices,
+            values=values,
+            _shared=_Shared(),
+        )
+
+    @classmethod
     def _of_blocks(cls, stored: Tensor, shape: tuple[int, ...], block: tuple[int, int], dtype: torch.dtype) -> Self:
         """The pattern of the blocks that are stored, bool [block rows, block columns, taps]."""
         rows = stored.flatten(1)

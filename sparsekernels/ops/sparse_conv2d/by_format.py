@@ -19,7 +19,7 @@ from ... import dispatch
 from ...dispatch import BackendError
 from ...formats import BlockSparse, SparseFormat, Unstructured
 from ..convolution import Geometry
-from . import reference
+from . import blocks, reference
 
 Convolution = Callable[[Tensor, SparseFormat, Tensor, "Tensor | None", Geometry], Tensor]
 
@@ -29,14 +29,18 @@ dense weight, of which only the pattern's elements are read and which gets the w
 the 1x1 case on [rows, in, 1, 1]; its dense weight has two dimensions."""
 
 
-def resolved(pattern: SparseFormat, weight: Any, is_dense: bool) -> tuple[SparseFormat, Any]:
+def resolved(
+    pattern: SparseFormat, weight: Any, is_dense: bool, input: Any, groups: Any = 1
+) -> tuple[SparseFormat, Any]:
     """The pattern whose type says which kernels run it, and its weight in the order of that.
 
-    `Unstructured` for a format without kernels of its own that knows its elements as such, else the pattern as it is.
+    `BlockSparse` for a call that kernels for blocks serve (blocks.py), else `Unstructured` for a format without kernels
+    of its own that knows its elements as such, else the pattern as it is.
     weight: the values, the dense weight, or None for the values of the pattern; is_dense: whether it is known that it
     is not the values, nor None.
     """
-    elements = None if pattern.format in CONVOLUTIONS else pattern.by_elements()
+    has_kernels = pattern.format in CONVOLUTIONS or blocks.serves(pattern, input, groups)
+    elements = None if has_kernels else pattern.by_elements()
     if elements is None:
         return pattern, weight
     found, order = elements
@@ -59,6 +63,8 @@ def prepare(pattern: SparseFormat, groups: int, gradients: bool) -> None:
 
 def conv2d(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """y, by the kernels of the format, or dense."""
+    if type(pattern) is BlockSparse:
+        return blocks.conv2d(input, pattern, weight, bias, geometry)
     return CONVOLUTIONS.get(pattern.format, dense)(input, pattern, weight, bias, geometry)
 
 
