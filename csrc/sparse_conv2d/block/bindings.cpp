@@ -6,6 +6,7 @@
 #include "sparse_conv2d/block/call.h"
 
 #include "base/interface.h"
+#include "sparse_conv2d/block/kernels.h"
 #include "sparse_conv2d/glue.h"
 
 namespace sparsekernels {
@@ -200,5 +201,10 @@ extern "C" {
 // The kernels for blocks in bfloat16: "amx", "avx512_bf16" or "portable".
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_block_kernels() {
   return sparsekernels::block::kernels_name();
+}
+
+// Why these are not "amx"; null where they are.
+SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_amx_reason() {
+  return sparsekernels::block::amx_reason();
 }
 }

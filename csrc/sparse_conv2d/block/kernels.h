@@ -97,4 +97,7 @@ extern const Kernels kPortableKernels;
 // The best that this machine has, found once.
 const Kernels& kernels();
 
+// Why these are not those for AMX, in words; null where they are.
+const char* amx_reason();
+
 }  // namespace sparsekernels::block
