@@ -10,6 +10,7 @@
 #define SPARSEKERNELS_AVX512
 #include "sparse_conv2d/block/gather.h"
 #include "sparse_conv2d/block/pack.h"
+#include "sparse_conv2d/block/weights.h"
 
 #include <cstring>
 
@@ -46,24 +47,6 @@ void end() {
   _tile_release();
 }
 
-// The tile of positions of a chunk: in its planes, or gathered.
-template <Columns kColumns>
-struct Operand {
-  const void* data;
-  int64_t stride;  // in bytes
-
-  Operand(const ProductCall& t, const int32_t* offsets, int64_t at, uint32_t* rows) {
-    if (kColumns == Columns::kPlanes) {
-      data = t.planes + offsets[0] + at;
-      stride = t.pitch * 4;
-    } else {
-      gather<kColumns>(t.planes, offsets, t.pairs, at, rows);
-      data = rows;
-      stride = kVectorBytes;
-    }
-  }
-};
-
 constexpr int kTileWords = kMostPairs * kLanes;
 
 // Instead of GCC 12's own, which do not say that they read memory.
@@ -78,108 +61,145 @@ inline void store_tile(float* to) {
       "tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(int64_t{kVectorBytes}), "i"(kTile) : "memory");
 }
 
+// What products do with a chunk, given its weights and where its tiles of positions are.
+
 // Two tiles of rows.
-template <Columns kColumns, int kTiles>
-void wide_product(const ProductCall& t) {
-  alignas(64) uint32_t gathered[2][kTiles][kTileWords];
-  const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
-  const char* weights = t.weights;
-  const int32_t* offsets = t.offsets;
-  _tile_zero(0);
-  _tile_zero(2);
-  if (kTiles > 1) {
-    _tile_zero(1);
-    _tile_zero(3);
+template <int kTiles>
+struct Wide {
+  static void zero() {
+    _tile_zero(0);
+    _tile_zero(2);
+    if (kTiles > 1) {
+      _tile_zero(1);
+      _tile_zero(3);
+    }
   }
-  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk, offsets += offsets_of(kColumns)) {
-    const Operand<kColumns> left(t, offsets, t.at[0], gathered[k & 1][0]);
-    load_tile<4>(weights, stride);
-    load_tile<6>(left.data, left.stride);
+  static void add(const char* weights, int64_t weights_stride, const uint32_t* const* from, int64_t stride) {
+    load_tile<4>(weights, weights_stride);
+    load_tile<6>(from[0], stride);
     _tile_dpbf16ps(0, 4, 6);
-    load_tile<5>(weights + kTileRows * stride, stride);
+    load_tile<5>(weights + kTileRows * weights_stride, weights_stride);
     _tile_dpbf16ps(2, 5, 6);
     if (kTiles > 1) {
-      const Operand<kColumns> right(t, offsets, t.at[kTiles - 1], gathered[k & 1][kTiles - 1]);
-      load_tile<7>(right.data, right.stride);
+      load_tile<7>(from[kTiles - 1], stride);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  store_tile<0>(t.results);
-  store_tile<2>(t.results + kTileRows * kLanes);
-  if (kTiles > 1) {
-    store_tile<1>(t.results + kMostRows * kLanes);
-    store_tile<3>(t.results + (kMostRows + kTileRows) * kLanes);
+  static void store(float* results) {
+    store_tile<0>(results);
+    store_tile<2>(results + kTileRows * kLanes);
+    if (kTiles > 1) {
+      store_tile<1>(results + kMostRows * kLanes);
+      store_tile<3>(results + (kMostRows + kTileRows) * kLanes);
+    }
   }
-}
+};
 
 // One tile of rows.
-template <Columns kColumns, int kTiles>
-void narrow_product(const ProductCall& t) {
-  alignas(64) uint32_t gathered[2][kTiles][kTileWords];
-  const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
-  const char* weights = t.weights;
-  const int32_t* offsets = t.offsets;
-  _tile_zero(0);
-  if (kTiles > 1) _tile_zero(1);
-  if (kTiles > 2) _tile_zero(2);
-  if (kTiles > 3) _tile_zero(3);
-  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk, offsets += offsets_of(kColumns)) {
-    load_tile<4>(weights, stride);
-    const Operand<kColumns> zeroth(t, offsets, t.at[0], gathered[k & 1][0]);
-    load_tile<5>(zeroth.data, zeroth.stride);
+template <int kTiles>
+struct Narrow {
+  static void zero() {
+    _tile_zero(0);
+    if (kTiles > 1) _tile_zero(1);
+    if (kTiles > 2) _tile_zero(2);
+    if (kTiles > 3) _tile_zero(3);
+  }
+  static void add(const char* weights, int64_t weights_stride, const uint32_t* const* from, int64_t stride) {
+    load_tile<4>(weights, weights_stride);
+    load_tile<5>(from[0], stride);
     _tile_dpbf16ps(0, 4, 5);
     if (kTiles > 1) {
-      const Operand<kColumns> first(t, offsets, t.at[1], gathered[k & 1][kTiles > 1 ? 1 : 0]);
-      load_tile<6>(first.data, first.stride);
+      load_tile<6>(from[1 % kTiles], stride);
       _tile_dpbf16ps(1, 4, 6);
     }
     if (kTiles > 2) {
-      const Operand<kColumns> second(t, offsets, t.at[2], gathered[k & 1][kTiles > 2 ? 2 : 0]);
-      load_tile<7>(second.data, second.stride);
+      load_tile<7>(from[2 % kTiles], stride);
       _tile_dpbf16ps(2, 4, 7);
     }
     if (kTiles > 3) {
-      const Operand<kColumns> third(t, offsets, t.at[3], gathered[k & 1][kTiles > 3 ? 3 : 0]);
-      load_tile<5>(third.data, third.stride);
+      load_tile<5>(from[3 % kTiles], stride);
       _tile_dpbf16ps(3, 4, 5);
     }
   }
-  store_tile<0>(t.results);
-  if (kTiles > 1) store_tile<1>(t.results + kMostRows * kLanes);
-  if (kTiles > 2) store_tile<2>(t.results + 2 * kMostRows * kLanes);
-  if (kTiles > 3) store_tile<3>(t.results + 3 * kMostRows * kLanes);
+  static void store(float* results) {
+    store_tile<0>(results);
+    if (kTiles > 1) store_tile<1>(results + kMostRows * kLanes);
+    if (kTiles > 2) store_tile<2>(results + 2 * kMostRows * kLanes);
+    if (kTiles > 3) store_tile<3>(results + 3 * kMostRows * kLanes);
+  }
+};
+
+// Chunks whose planes are neighbors.
+template <class Shape, int kTiles>
+void direct_product(const ProductCall& t) {
+  const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
+  const char* weights = t.weights;
+  Shape::zero();
+  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk) {
+    const uint32_t* from[kTiles];
+    for (int tile = 0; tile < kTiles; ++tile) from[tile] = t.planes + t.offsets[k] + t.at[tile];
+    Shape::add(weights, stride, from, t.pitch * 4);
+  }
+  Shape::store(t.results);
 }
 
-template <Columns kColumns>
+// A tile load waits until what it reads has left the store buffer: a chunk is gathered before the products of the last.
+template <class Shape, int kTiles, Columns kColumns>
+void gathered_product(const ProductCall& t) {
+  alignas(64) uint32_t gathered[2][kTiles * kTileWords];
+  const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
+  const char* weights = t.weights;
+  const int32_t* offsets = t.offsets;
+  const uint32_t* planes[kTiles];
+  for (int tile = 0; tile < kTiles; ++tile) planes[tile] = t.planes + t.at[tile];
+  Shape::zero();
+  if (t.chunks > 0) gather<kColumns, kTiles>(planes, offsets, gathered[0]);
+  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk) {
+    offsets += offsets_of(kColumns);
+    if (k + 1 < t.chunks) gather<kColumns, kTiles>(planes, offsets, gathered[(k + 1) & 1]);
+    const uint32_t* from[kTiles];
+    for (int tile = 0; tile < kTiles; ++tile) from[tile] = gathered[k & 1] + tile * kTileWords;
+    Shape::add(weights, stride, from, kVectorBytes);
+  }
+  Shape::store(t.results);
+}
+
+template <class Shape, int kTiles>
 void product_of(const ProductCall& t) {
-  if (t.rows > kTileRows) return t.tiles == 1 ? wide_product<kColumns, 1>(t) : wide_product<kColumns, 2>(t);
-  switch (t.tiles) {
-    case 1:
-      return narrow_product<kColumns, 1>(t);
-    case 2:
-      return narrow_product<kColumns, 2>(t);
-    case 3:
-      return narrow_product<kColumns, 3>(t);
-    default:
-      return narrow_product<kColumns, 4>(t);
+  switch (t.columns) {
+    case Columns::kPlanes:
+      return direct_product<Shape, kTiles>(t);
+    case Columns::kPairs:
+      return gathered_product<Shape, kTiles, Columns::kPairs>(t);
+    case Columns::kChannels:
+      return gathered_product<Shape, kTiles, Columns::kChannels>(t);
   }
 }
 
 void product(const ProductCall& t) {
-  switch (t.columns) {
-    case Columns::kPlanes:
-      return product_of<Columns::kPlanes>(t);
-    case Columns::kPairs:
-      return product_of<Columns::kPairs>(t);
-    case Columns::kChannels:
-      return product_of<Columns::kChannels>(t);
+  if (t.rows > kTileRows) return t.tiles == 1 ? product_of<Wide<1>, 1>(t) : product_of<Wide<2>, 2>(t);
+  switch (t.tiles) {
+    case 1:
+      return product_of<Narrow<1>, 1>(t);
+    case 2:
+      return product_of<Narrow<2>, 2>(t);
+    case 3:
+      return product_of<Narrow<3>, 3>(t);
+    default:
+      return product_of<Narrow<4>, 4>(t);
   }
 }
 
 }  // namespace
 
 const Kernels kAmxKernels = {
-    .name = "amx", .begin = begin, .product = product, .end = end, .pack = pack_positions, .unpack = unpack_results};
+    .name = "amx",
+    .begin = begin,
+    .product = product,
+    .end = end,
+    .lay_weights = lay_weights,
+    .pack = pack_positions,
+    .unpack = unpack_results};
 
 }  // namespace sparsekernels::block

@@ -170,7 +170,7 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
   }
   const auto fill = [&](int64_t begin, int64_t end) {
     fill_program(
-        program, lattice, pattern, layout.tap_offsets, pitch, (pairs - 1) * pitch, begin, end, weights, offsets);
+        program, lattice, pattern, kernels, layout.tap_offsets, pitch, (pairs - 1) * pitch, begin, end, weights, offsets);
   };
   const int64_t all_products = groups * products;
   if (program.chunks * program.chunk_bytes() < cost::block::kFewestFilledBytes) {
