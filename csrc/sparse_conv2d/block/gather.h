@@ -22,13 +22,13 @@ inline __m512i pair_of(const uint32_t* planes, const int32_t* offsets, int k) {
   return _mm512_mask_loadu_epi16(low, kHighHalves, planes + offsets[kMostPairs + k]);
 }
 
-// rows [kTiles][kMostPairs][kLanes] of pairs.
-template <Columns kColumns, int kTiles>
+// A chunk at tiles [kFirst, kEnd) of positions: rows [tile][kMostPairs][kLanes] of pairs.
+template <Columns kColumns, int kFirst, int kEnd>
 inline void gather(const uint32_t* const* planes, const int32_t* offsets, uint32_t* rows) {
-#pragma GCC unroll 2
+#pragma GCC unroll 16
   for (int k = 0; k < kMostPairs; ++k)
 #pragma GCC unroll 4
-    for (int tile = 0; tile < kTiles; ++tile)
+    for (int tile = kFirst; tile < kEnd; ++tile)
       _mm512_store_si512(rows + (tile * kMostPairs + k) * kLanes, pair_of<kColumns>(planes[tile], offsets, k));
 }
 
