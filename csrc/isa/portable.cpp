@@ -44,6 +44,7 @@ const Kernels kPortableKernels = {
     .begin = [](int, int) {},
     .product = portable_product,
     .end = [] {},
+    .lay_weights = portable_lay_weights,
     .pack = portable_pack,
     .unpack = portable_unpack};
 

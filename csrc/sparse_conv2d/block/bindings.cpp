@@ -119,7 +119,10 @@ void set_weight(const Handle& weight, const Geometry& geometry, block::BlockPatt
 Handle with_joined_taps(Handle weight) {
   if (weight.dim() == 1) return contiguous_vector(std::move(weight));
   const int64_t *sizes = weight.sizes(), *strides = weight.strides();
-  const bool joined = weight.dim() != 4 || sizes[2] == 1 || sizes[3] == 1 || strides[2] == sizes[3] * strides[3];
+  bool joined = weight.dim() != 4 || sizes[2] == 1 || sizes[3] == 1 || strides[2] == sizes[3] * strides[3];
+  int64_t farthest = 0;  // places are of 32 bits
+  for (int64_t d = 0; d < weight.dim(); ++d) farthest += (sizes[d] - 1) * strides[d];
+  joined = joined && farthest < std::numeric_limits<int32_t>::max();
   return joined ? std::move(weight) : contiguous(weight);
 }
 
