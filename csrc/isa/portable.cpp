@@ -45,7 +45,8 @@ const Kernels kPortableKernels = {
     .product = portable_product,
     .end = [] {},
     .pack = portable_pack,
-    .unpack = portable_unpack};
+    .unpack = portable_unpack,
+    .gradient = {portable_gradient_product, portable_pack_lines, portable_pack_pairs, portable_finish}};
 
 }  // namespace block
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "base/lanes.h"
+#include "sparse_conv2d/block/gradient_calls.h"
 
 namespace sparsekernels::block {
 
@@ -88,6 +89,7 @@ struct Kernels {
   void (*end)();
   void (*pack)(const PackCall&);
   void (*unpack)(const UnpackCall&);
+  GradientKernels gradient;
 };
 
 extern const Kernels kAmxKernels;  // tiles of AMX

@@ -19,7 +19,8 @@ int64_t neighbors_of(int64_t channels) {
   return most;
 }
 
-// Where each block begins in `values`, or in the dense weight.
+}  // namespace
+
 std::vector<int64_t> first_values(const BlockPattern& pattern) {
   std::vector<int64_t> first(static_cast<size_t>(pattern.blocks));
   if (pattern.dense != nullptr) {
@@ -41,6 +42,8 @@ std::vector<int64_t> first_values(const BlockPattern& pattern) {
   }
   return first;
 }
+
+namespace {
 
 struct BlockRow {
   int64_t group, first_row, rows;
