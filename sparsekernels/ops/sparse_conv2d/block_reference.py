@@ -36,7 +36,7 @@ def pattern_of(
     """
     g = Geometry(*geometry)
     shape = rows, channels, g.kernel_h, g.kernel_w
-    return BlockSparse.of_blocks(shape, (block[0], block[1]), crow_indices, col_indices, dtype)
+    return BlockSparse.of_indices(shape, (block[0], block[1]), crow_indices, col_indices, dtype)
 
 
 def dense_of(weight: Tensor, pattern: BlockSparse) -> Tensor:
@@ -101,8 +101,9 @@ def weight_gradient(
     col_indices: Tensor,
     block: Sequence[int],
     geometry: Sequence[int],
+    count: int,
 ) -> Tensor:
-    """Gradient to the values: that of the dense weight at the blocks."""
+    """Gradient to the values, of which there are `count`: that of the dense weight at the blocks."""
     g = Geometry(*geometry)
     rows, channels = grad_output.size(1), input.size(1) // g.groups
     pattern = pattern_of(crow_indices, col_indices, block, rows, channels, g, input.dtype)

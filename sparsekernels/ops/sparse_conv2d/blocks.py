@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ... import _library, dispatch
-from ..._torch import dispatch_modes, is_jit_tracing
+from ..._torch import are_functorch_transforms_active, dispatch_modes, is_jit_tracing
 from ...formats import BlockSparse, SparseFormat
 from .._operation import Operation, Operator
 from ..convolution import Geometry
@@ -42,7 +42,7 @@ _PATTERN = "Tensor crow_indices, Tensor col_indices, int[] block"
 _IMAGE = "SymInt channels, SymInt height, SymInt width, bool channels_last"
 _FORWARD = f"Tensor input, Tensor weight, Tensor? bias, {_PATTERN}, int rows, int[] geometry"
 _INPUT_GRADIENT = f"Tensor grad_output, Tensor weight, {_PATTERN}, int[] geometry, {_IMAGE}"
-_WEIGHT_GRADIENT = f"Tensor grad_output, Tensor input, {_PATTERN}, int[] geometry"
+_WEIGHT_GRADIENT = f"Tensor grad_output, Tensor input, {_PATTERN}, int[] geometry, SymInt count"
 
 _FEWEST_ROWS = 8
 """Of a block. Tiles of fewer rows are nearly empty: single elements are faster."""
@@ -50,24 +50,34 @@ _FEWEST_ROWS = 8
 _FAST = ("amx", "avx512_bf16")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_fast_kernels() -> bool:
+    return _library.block_kernels() in _FAST
+
+
 def has_block_kernel(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> bool:
     """Whether blocks of this size run on kernels of their own, which are faster than those of single elements."""
-    is_fast = device.type == "cpu" and dtype is torch.bfloat16 and _library.block_kernels() in _FAST
-    return is_fast and block[0] >= _FEWEST_ROWS
+    may = device.type == "cpu" and dtype is torch.bfloat16 and block[0] >= _FEWEST_ROWS
+    return may and _has_fast_kernels()
 
 
-def serves(pattern: SparseFormat, input: Tensor, groups: int) -> bool:
+def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
     """Whether a call runs here."""
     if type(pattern) is not BlockSparse or not isinstance(input, Tensor) or not input.is_cpu:
         return False
-    if dispatch.forced not in (None, "cpu") or dispatch.is_transformed():
+    if dispatch.forced not in (None, "cpu"):
         return False
-    if is_jit_tracing() or (dispatch_modes() and not torch.compiler.is_compiling()):
+    if torch.compiler.is_compiling():
+        if are_functorch_transforms_active():
+            return False
+    elif dispatch.is_transformed() or is_jit_tracing() or dispatch_modes() > 0:
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
     if not has_block_kernel(input.device, dtype, pattern.block_size):
         return False
-    return groups == 1 or pattern.shape[0] // groups % pattern.block_size[0] == 0
+    if groups == 1:
+        return True
+    return isinstance(groups, int) and groups > 1 and pattern.shape[0] // groups % pattern.block_size[0] == 0
 
 
 def conv2d(
@@ -76,7 +86,7 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
-    guard: Guard | None,
+    guard: Guard | None = None,
 ) -> Tensor:
     """y of input [N, C, H, W], whose channels fit. The weight is as in op.py; raises `Outside` as the guard does."""
     tracked = torch.is_grad_enabled() and weight.requires_grad
@@ -117,7 +127,7 @@ class BlockConv2d(torch.autograd.Function):
         need_input, need_weight, *_ = ctx.needs_input_grad
         saved = input if need_weight else None, weight if need_input else None
         ctx.save_for_backward(*saved, crow_indices, col_indices)
-        ctx.dense = weight.dim() != 1
+        ctx.count = weight.numel() if weight.dim() == 1 else None
         ctx.image = _image_of(input)
 
     @staticmethod
@@ -148,7 +158,7 @@ class BlockInputGradient(torch.autograd.Function):
         need_output, need_weight, *_ = ctx.needs_input_grad
         saved = grad_output if need_weight else None, weight if need_output else None
         ctx.save_for_backward(*saved, crow_indices, col_indices)
-        ctx.dense, ctx.rows = weight.dim() != 1, grad_output.size(1)
+        ctx.count, ctx.rows = weight.numel() if weight.dim() == 1 else None, grad_output.size(1)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,7 +181,7 @@ class BlockWeightGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad_output, input, crow_indices, col_indices, ctx.block, ctx.geometry, ctx.kernels = inputs
+        grad_output, input, crow_indices, col_indices, ctx.block, ctx.geometry, _, ctx.kernels = inputs
         need_output, need_input, *_ = ctx.needs_input_grad
         saved = grad_output if need_input else None, input if need_output else None
         ctx.save_for_backward(*saved, crow_indices, col_indices)
@@ -187,7 +197,7 @@ class BlockWeightGradient(torch.autograd.Function):
             block_input_gradient.on(kernels, grad_output, w, *pattern, ctx.geometry, *ctx.image)
             if need_input
             else None,
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
@@ -196,9 +206,9 @@ def _image_of(input: Tensor) -> tuple[int, int, int, bool]:
 
 
 def _weight_gradient(ctx: Any, grad_output: Tensor, input: Tensor, pattern: tuple[Any, ...]) -> Tensor:
-    if ctx.dense:
+    if ctx.count is None:
         return dense_weight_gradient(grad_output, input, Geometry(*ctx.geometry))
-    gradient: Tensor = block_weight_gradient.on(ctx.kernels, grad_output, input, *pattern, ctx.geometry)
+    gradient: Tensor = block_weight_gradient.on(ctx.kernels, grad_output, input, *pattern, ctx.geometry, ctx.count)
     return gradient
 
 
@@ -214,20 +224,8 @@ def _fake_input_gradient(grad_output: Tensor, *arguments: Any) -> Tensor:
     return empty_input_gradient(grad_output, *arguments[-4:])
 
 
-def _fake_weight_gradient(
-    grad_output: Tensor,
-    input: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    block: Sequence[int],
-    geometry: Sequence[int],
-) -> Tensor:
-    g, (r, c) = Geometry(*geometry), block
-    rows, channels = grad_output.size(1), input.size(1) // g.groups
-    if rows % r == 0 and channels % c == 0:
-        return input.new_empty(col_indices.numel() * r * c)
-    pattern = block_reference.pattern_of(crow_indices, col_indices, block, rows, channels, g, input.dtype)
-    return input.new_empty(pattern.nnz)
+def _fake_weight_gradient(grad_output: Tensor, input: Tensor, *arguments: Any) -> Tensor:
+    return input.new_empty(arguments[-1])
 
 
 BLOCKS.kernel(
