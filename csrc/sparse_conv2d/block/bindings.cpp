@@ -188,11 +188,12 @@ void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t re
 }
 
 void boxed_block_weight_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {6, 1});
+  Arguments arguments(stack, {count, returned}, {7, 1});
   const Handle given = arguments.tensor(), given_input = arguments.tensor();
   const Handle crow = arguments.tensor(), col = arguments.tensor();
   const std::vector<int64_t> block = arguments.integers();
   const Geometry geometry(arguments.integers());
+  const int64_t elements = arguments.integer();
 
   check_bfloat16(given_input, geometry);
   check_bfloat16(given, geometry);
@@ -204,7 +205,9 @@ void boxed_block_weight_gradient(StableIValue* stack, uint64_t count, uint64_t r
       given.sizes()[0] == given_input.sizes()[0], "sparse_conv2d: expected grad_output of the batch of input", given);
   const Handle grad_output = with_neighboring_channels(Handle::from(given.shared()));
   const Handle input = with_neighboring_channels(Handle::from(given_input.shared()));
-  const int64_t elements = block::elements_of(pattern);
+  require(
+      elements == block::elements_of(pattern), "sparse_conv2d: expected as many values as the blocks have elements",
+      elements);
   Handle grad_values = empty(&elements, 1, given.dtype(), given);
   block::weight_gradient(
       geometry.conv, pattern, neighboring_channels_of(grad_output), neighboring_channels_of(input),
