@@ -46,7 +46,8 @@ const Kernels kPortableKernels = {
     .end = [] {},
     .lay_weights = portable_lay_weights,
     .pack = portable_pack,
-    .unpack = portable_unpack};
+    .unpack = portable_unpack,
+    .gradient = {portable_gradient_product, portable_pack_lines, portable_pack_pairs, portable_finish}};
 
 }  // namespace block
 

@@ -191,12 +191,41 @@ void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t re
   stack[0] = result.finish();
 }
 
+void boxed_block_weight_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {7, 1});
+  const Handle given = arguments.tensor(), given_input = arguments.tensor();
+  const Handle crow = arguments.tensor(), col = arguments.tensor();
+  const std::vector<int64_t> block = arguments.integers();
+  const Geometry geometry(arguments.integers());
+  const int64_t elements = arguments.integer();
+
+  check_bfloat16(given_input, geometry);
+  check_bfloat16(given, geometry);
+  const int64_t rows = given.sizes()[1], channels = given_input.sizes()[1] / geometry.conv.groups;
+  const block::BlockPattern pattern = blocks_of(crow, col, block, geometry, {rows, channels});
+  const int64_t input_size[2] = {given_input.sizes()[2], given_input.sizes()[3]};
+  check_grad_output(given, geometry, rows, input_size);
+  require(
+      given.sizes()[0] == given_input.sizes()[0], "sparse_conv2d: expected grad_output of the batch of input", given);
+  const Handle grad_output = with_neighboring_channels(Handle::from(given.shared()));
+  const Handle input = with_neighboring_channels(Handle::from(given_input.shared()));
+  require(
+      elements == block::elements_of(pattern), "sparse_conv2d: expected as many values as the blocks have elements",
+      elements);
+  Handle grad_values = empty(&elements, 1, given.dtype(), given);
+  block::weight_gradient(
+      geometry.conv, pattern, neighboring_channels_of(grad_output), neighboring_channels_of(input),
+      static_cast<uint16_t*>(grad_values.data()), torch_threads());
+  stack[0] = to_stack(std::move(grad_values));
+}
+
 }  // namespace
 }  // namespace sparsekernels
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_block_conv2d", &sparsekernels::boxed_block_conv2d);
   m.impl("_block_conv2d_input_gradient", &sparsekernels::boxed_block_input_gradient);
+  m.impl("_block_conv2d_weight_gradient", &sparsekernels::boxed_block_weight_gradient);
 }
 
 extern "C" {

@@ -49,4 +49,9 @@ void input_gradient(
     const ConvGeometry& geometry, const BlockPattern& pattern, const Activation& grad_output,
     const Activation& grad_input, const Threads& threads);
 
+// grad_values: of the elements of all blocks, as they follow each other in values.
+void weight_gradient(
+    const ConvGeometry& geometry, const BlockPattern& pattern, const Activation& grad_output, const Activation& input,
+    uint16_t* grad_values, const Threads& threads);
+
 }  // namespace sparsekernels::block

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "base/lanes.h"
+#include "sparse_conv2d/block/gradient_calls.h"
 
 namespace sparsekernels::block {
 
@@ -97,6 +98,7 @@ struct Kernels {
   void (*lay_weights)(const WeightsCall&);
   void (*pack)(const PackCall&);
   void (*unpack)(const UnpackCall&);
+  GradientKernels gradient;
 };
 
 extern const Kernels kAmxKernels;  // tiles of AMX

@@ -91,5 +91,59 @@ inline void portable_unpack(const UnpackCall& t) {
     }
 }
 
+inline void portable_gradient_product(const GradientProductCall& t) {
+  for (int tile = 0; tile < t.tiles; ++tile)
+    for (int unit = 0; unit < t.units; ++unit) {
+      float* const sums = t.sums + (tile * t.units + unit) * kTileSums;
+      for (int i = 0; i < kTileSums && t.begins; ++i) sums[i] = 0;
+      for (int64_t k = 0; k < t.chunks; ++k)
+        for (int channel = 0; channel < kUnit; ++channel) {
+          const int64_t row = t.gathered ? t.rows[tile * kUnit + channel] : t.rows[tile] + channel;
+          const uint16_t* const line = t.lines + (t.places[k] + row) * kLineElements;
+          for (int p = 0; p < kPositions; ++p) {
+            const uint16_t* const outputs = t.pairs[unit] + k * kTileElements + p / 2 * kLineElements + p % 2;
+            const float value = widen(BFloat16{line[p]});
+            for (int output = 0; output < kUnit; ++output)
+              sums[channel * kUnit + output] += value * widen(BFloat16{outputs[2 * output]});
+          }
+        }
+    }
+}
+
+inline void portable_pack_lines(const PackLinesCall& t) {
+  for (int64_t channel = 0; channel < (t.channels + kUnit - 1) / kUnit * kUnit; ++channel) {
+    uint16_t* const line = t.lines + channel / kUnit * t.pitch + channel % kUnit * kLineElements;
+    for (int p = 0; p < kPositions; ++p)
+      line[p] = t.from[p] >= 0 && channel < t.channels ? t.source[t.from[p] + channel] : uint16_t{0};
+  }
+}
+
+inline void portable_pack_pairs(const PackPairsCall& t) {
+  for (int64_t output = 0; output < (t.outputs + kUnit - 1) / kUnit * kUnit; ++output) {
+    uint16_t* const to = t.pairs + output / kUnit * t.pitch + output % kUnit * 2;
+    for (int p = 0; p < kPositions; ++p)
+      to[p / 2 * kLineElements + p % 2] =
+          t.from[p] >= 0 && output < t.outputs ? t.source[t.from[p] + output] : uint16_t{0};
+  }
+}
+
+inline void portable_finish(const FinishCall& t) {
+  for (int i = 0; i < t.count; ++i) {
+    const Piece& piece = t.pieces[i];
+    for (int output = 0; output < t.outputs; ++output)
+      for (int channel = 0; channel < piece.channels; ++channel) {
+        const float sum = t.sums[(piece.row + channel) * kUnit + t.first + output];
+        const int64_t at = piece.at + output * piece.stride + channel;
+        if (t.values == nullptr) {
+          t.partial[at] = sum;
+          continue;
+        }
+        BFloat16 rounded;
+        narrow(sum, rounded);
+        t.values[at] = rounded.bits;
+      }
+  }
+}
+
 }  // namespace
 }  // namespace sparsekernels::block

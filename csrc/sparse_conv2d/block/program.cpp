@@ -19,6 +19,32 @@ int64_t neighbors_of(int64_t channels) {
   return most;
 }
 
+}  // namespace
+
+std::vector<int64_t> first_values(const BlockPattern& pattern) {
+  std::vector<int64_t> first(static_cast<size_t>(pattern.blocks));
+  if (pattern.dense != nullptr) {
+    for (int64_t row = 0; row < pattern.block_rows(); ++row)
+      for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b)
+        first[static_cast<size_t>(b)] = row * pattern.block[0] * pattern.dense_strides[0] +
+                                        pattern.col_indices[b] / pattern.taps * pattern.block[1] * pattern.dense_strides[1] +
+                                        pattern.col_indices[b] % pattern.taps * pattern.dense_strides[2];
+    return first;
+  }
+  const int64_t last = pattern.block_columns() - 1, rest = pattern.channels - last * pattern.block[1];
+  int64_t at = 0;
+  for (int64_t row = 0; row < pattern.block_rows(); ++row) {
+    const int64_t rows = std::min(pattern.block[0], pattern.rows - row * pattern.block[0]);
+    for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b) {
+      first[static_cast<size_t>(b)] = at;
+      at += rows * (pattern.col_indices[b] / pattern.taps == last ? rest : pattern.block[1]);
+    }
+  }
+  return first;
+}
+
+namespace {
+
 struct BlockRow {
   int64_t group, first_row, rows;
   int64_t first_entry, last_entry;

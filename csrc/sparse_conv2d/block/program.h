@@ -46,6 +46,9 @@ struct Program {
 // `transposed`: the lattice's destination channels are the weight's channels, not its rows.
 Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool transposed);
 
+// Where each block begins in `values`, or in the dense weight.
+std::vector<int64_t> first_values(const BlockPattern& pattern);
+
 // Pairs of channels that planes need, zeros among them.
 int64_t pairs_of(const Program& program, const Lattice& lattice);
 
