@@ -51,6 +51,23 @@ def touched(mask: Tensor, block: tuple[int, int]) -> Tensor:
     return by_block(mask, block).any(3).any(1)
 
 
+def sizes_of(shape: Sequence[int], block: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """int64: how many rows each block row has, and how many columns each block column."""
+    found = []
+    for size, step in zip(shape, block, strict=False):
+        count = -(-size // step)
+        sizes = torch.full((count,), step, dtype=torch.int64, device=device)
+        sizes[count - 1] = size - (count - 1) * step
+        found.append(sizes)
+    return found[0], found[1]
+
+
+def stored(blocks: Tensor, shape: Sequence[int], block: tuple[int, int]) -> int:
+    """How many elements the blocks have that are True in `blocks` [block rows, block columns, taps]."""
+    heights, widths = sizes_of(shape, block, blocks.device)
+    return int((blocks.sum(2) * (heights[:, None] * widths)).sum())
+
+
 def spread(blocks: Tensor, shape: Sequence[int], block: tuple[int, int]) -> Tensor:
     """What is given for each block [block rows, block columns, taps], for each element of a weight of `shape`."""
     whole = blocks.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]

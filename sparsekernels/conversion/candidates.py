@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..formats import BlockSparse
 from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement
+from .blocks import block_obstacle, block_of
 from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
-from .graph.fused_subclass import FusedDenseOfSubclass, FusedSparseOfSubclass
-from .report import DENSE
+from .graph.fused_by_format import FusedBlocks
+from .graph.fused_subclass import FusedBlocksOfSubclass, FusedDenseOfSubclass, FusedSparseOfSubclass
+from .report import BLOCK, DENSE
 from .subclasses import (
     OfSubclass,
     SubclassChannelDroppedConv2d,
@@ -76,11 +80,11 @@ def fine_grained_obstacle(layer: Layer) -> Fact | None:
     return None if used_pairs(module.weight).any() else CandidateObstacle.ALL_ZERO.of()
 
 
-def sparse_layer(module: Any, format: str = "unstructured") -> Replacement:
+def sparse_layer(module: Any, format: str = "unstructured", block: tuple[int, int] | None = None) -> Replacement:
     """The sparse layer that takes the place of `module`, its weight in a format."""
     kinds = (SparseLinear, SparseConv2d) if type(module) in KINDS else (SubclassSparseLinear, SubclassSparseConv2d)
     kind = kinds[0] if isinstance(module, nn.Linear) else kinds[1]
-    result: Replacement = kind.sharing(module, format)
+    result: Replacement = kind.sharing(module, format, block)
     return result
 
 
@@ -88,6 +92,14 @@ def is_sparse(module: nn.Module, format: str = "unstructured") -> bool:
     """Whether `module` is one of `sparse_layer`."""
     kinds = (SparseLinear, SparseConv2d, SubclassSparseLinear, SubclassSparseConv2d)
     return type(module) in kinds and getattr(module, "format", None) == format
+
+
+def _block_obstacle(layer: Layer) -> Fact | None:
+    return fine_grained_obstacle(layer) or block_obstacle(layer)
+
+
+def _block_layer(module: Any) -> Replacement:
+    return sparse_layer(module, BlockSparse.format, block_of(module))
 
 
 _CHANNEL_DROPPED = (
@@ -108,8 +120,23 @@ CANDIDATES: list[Candidate] = [
         serves=lambda module: type(module) in _CHANNEL_DROPPED,
         drops=True,
     ),
+    Candidate(
+        BLOCK,
+        obstacle=_block_obstacle,
+        build=_block_layer,
+        fused=FusedBlocks,
+        serves=functools.partial(is_sparse, format=BlockSparse.format),
+    ),
 ]
 """All of them, beside staying dense."""
+
+
+_OF_SUBCLASSES: tuple[tuple[type[Fused], type[Fused]], ...] = (
+    (FusedBlocks, FusedBlocksOfSubclass),
+    (FusedSparse, FusedSparseOfSubclass),
+    (Fused, FusedDenseOfSubclass),
+)
+"""What serves a subclass's replacement, by what serves one of a layer of torch's."""
 
 
 def decisions() -> tuple[str, ...]:
@@ -156,5 +183,5 @@ def fused_of(module: nn.Module) -> type[Fused] | None:
     if row is None:
         return None
     if isinstance(module, OfSubclass):
-        return FusedSparseOfSubclass if issubclass(row.fused, FusedSparse) else FusedDenseOfSubclass
+        return next(of_subclass for kind, of_subclass in _OF_SUBCLASSES if issubclass(row.fused, kind))
     return row.fused

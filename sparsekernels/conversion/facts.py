@@ -156,6 +156,8 @@ class CandidateObstacle(_Sentence):
     ALL_ZERO = "all of its weights are zero"
     NO_EMPTY_CHANNELS = "none of its filters and input channels is all zero"
     GROUPS = "it has {groups} groups"
+    NO_BLOCK_KERNEL = "for {dtype} weights in blocks there are no kernels on {device}"
+    NO_BLOCKS = "its nonzeros lie in no blocks of {blocks}"
 
 
 class GraphObstacle(_Sentence):

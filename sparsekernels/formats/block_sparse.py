@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..blocks import check_block, grid_of, touched
+from ..blocks import check_block, grid_of, sizes_of, stored, touched
 from ..checks import check_dtype, check_mask, check_tensor
 from ..pruning import largest_blocks
 from .compressed_rows import CompressedRows, Shared, check_contents, check_indices
@@ -121,8 +121,8 @@ class BlockSparse(CompressedRows):
         """
         check_dtype("full", dtype)
         block, shape = check_block("full", block), cls._checked_shape(shape)
-        stored = torch.ones(grid_of(shape, block), dtype=torch.bool, device="cpu")
-        return cls._of_blocks(stored, shape, block, dtype).to(device)
+        blocks = torch.ones(grid_of(shape, block), dtype=torch.bool, device="cpu")
+        return cls._of_blocks(blocks, shape, block, dtype).to(device)
 
     @classmethod
     def of_indices(
@@ -153,7 +153,7 @@ class BlockSparse(CompressedRows):
         rows, columns, taps = grid_of(shape, block)
         check_indices("of_indices", crow_indices, col_indices, crow_indices.device, rows)
         check_contents("of_indices", crow_indices, col_indices, columns * taps)
-        heights, widths = _sizes_of(shape, block, crow_indices.device)
+        heights, widths = sizes_of(shape, block, crow_indices.device)
         height = torch.repeat_interleave(heights, crow_indices.diff(), output_size=col_indices.numel())
         width = widths[torch.div(col_indices, taps, rounding_mode="floor").long()]
         values = torch.zeros((), dtype=dtype, device=crow_indices.device).expand(int((height * width).sum()))
@@ -167,15 +167,14 @@ class BlockSparse(CompressedRows):
         )
 
     @classmethod
-    def _of_blocks(cls, stored: Tensor, shape: tuple[int, ...], block: tuple[int, int], dtype: torch.dtype) -> Self:
+    def _of_blocks(cls, blocks: Tensor, shape: tuple[int, ...], block: tuple[int, int], dtype: torch.dtype) -> Self:
         """The pattern of the blocks that are stored, bool [block rows, block columns, taps]."""
-        rows = stored.flatten(1)
-        crow = torch.zeros(rows.size(0) + 1, dtype=torch.int32, device=stored.device)
+        rows = blocks.flatten(1)
+        crow = torch.zeros(rows.size(0) + 1, dtype=torch.int32, device=blocks.device)
         crow[1:] = rows.sum(1).cumsum(0)
         col = (rows.flatten().nonzero()[:, 0] % rows.size(1)).int()
-        heights, widths = _sizes_of(shape, block, stored.device)
-        count = int((heights[:, None] * widths)[:, :, None].expand_as(stored)[stored].sum())
-        values = torch.zeros((), dtype=dtype, device=stored.device).expand(count)
+        count = stored(blocks, shape, block)
+        values = torch.zeros((), dtype=dtype, device=blocks.device).expand(count)
         return cls._made(
             shape=shape, block_size=block, crow_indices=crow, col_indices=col, values=values, _shared=_Shared()
         )
@@ -305,7 +304,7 @@ class BlockSparse(CompressedRows):
             within = torch.arange(r, device=self.device)[:, None] * row_step
             within = within + torch.arange(c, device=self.device) * column_step
             return (start[:, None] + within.flatten()).flatten()
-        heights, widths = _sizes_of(self.shape, self.block_size, self.device)
+        heights, widths = sizes_of(self.shape, self.block_size, self.device)
         width = widths[column]
         sizes = heights[row] * width
         block = torch.repeat_interleave(torch.arange(self.blocks, device=self.device), sizes, output_size=self.nnz)
@@ -421,19 +420,8 @@ class BlockSparse(CompressedRows):
             self._check_values("BlockSparse", self.values, self.values.numel() if self.is_ragged else whole)
             return
         check_contents("BlockSparse", self.crow_indices, self.col_indices, columns * taps)
-        heights, widths = _sizes_of(self.shape, self.block_size, self.device)
+        heights, widths = sizes_of(self.shape, self.block_size, self.device)
         row, column, _ = self._places()
         self._check_values("BlockSparse", self.values, int((heights[row] * widths[column]).sum()))
         if not torch.isfinite(self.values.detach()).all():
             raise ValueError("BlockSparse: expected values of finite elements, got NaN or infinite ones")
-
-
-def _sizes_of(shape: tuple[int, ...], block: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """int64: how many rows each block row has, and how many columns each block column."""
-    found = []
-    for size, step in zip(shape, block, strict=False):
-        count = -(-size // step)
-        sizes = torch.full((count,), step, dtype=torch.int64, device=device)
-        sizes[count - 1] = size - (count - 1) * step
-        found.append(sizes)
-    return found[0], found[1]

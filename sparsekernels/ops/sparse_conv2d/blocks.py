@@ -57,8 +57,11 @@ def _has_fast_kernels() -> bool:
 
 def has_block_kernel(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> bool:
     """Whether blocks of this size run on kernels of their own, which are faster than those of single elements."""
-    may = device.type == "cpu" and dtype is torch.bfloat16 and block[0] >= _FEWEST_ROWS
-    return may and _has_fast_kernels()
+    return device.type == "cpu" and _has_kernel(dtype, block)
+
+
+def _has_kernel(dtype: torch.dtype, block: tuple[int, int]) -> bool:
+    return dtype is torch.bfloat16 and block[0] >= _FEWEST_ROWS and _has_fast_kernels()
 
 
 def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
@@ -73,7 +76,7 @@ def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
     elif dispatch.is_transformed() or is_jit_tracing() or dispatch_modes() > 0:
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    if not has_block_kernel(input.device, dtype, pattern.block_size):
+    if not _has_kernel(dtype, pattern.block_size):
         return False
     if groups == 1:
         return True
@@ -102,6 +105,27 @@ def conv2d(
         weight = weight[:, :, None, None]
     pattern_of_call = pattern.crow_indices, pattern.col_indices, list(pattern.block_size), pattern.shape[0]
     result: Tensor = block_conv2d(input, weight, bias, *pattern_of_call, geometry)
+    return result
+
+
+def fused_forward(
+    input: Tensor,
+    pattern: BlockSparse,
+    values: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    residual: Tensor | None,
+    low: float | None,
+    high: float | None,
+) -> Tensor | None:
+    """y of input [N, C, H, W] plus residual, no less than low nor more than high; None where no kernel serves that.
+
+    values: [nnz], in the order of blocks. Without gradients.
+    """
+    if not serves(pattern, input, geometry.groups) or input.dtype is not torch.bfloat16:
+        return None
+    pattern_of_call = pattern.crow_indices, pattern.col_indices, list(pattern.block_size), pattern.shape[0]
+    result: Tensor = compiled.forward(input, values, bias, *pattern_of_call, geometry, residual, low, high)
     return result
 
 
