@@ -7,7 +7,8 @@ More than 400 lines: a third of them are the docstrings of two public classes.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from .._torch import is_exported_to_onnx
 from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
+from ..ops.convolution import shape_of_images
 from ..ops.sparse_conv2d.op import conv2d, linear
 from ..ops.sparse_conv2d.outside import Guard, Outside
 from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
 
 
-class _Sparse(Replacement):
+class SparseLayer(Replacement):
     """A dense weight of which only the elements of a pattern are used. What the modules below have in common."""
 
     dense_grad: bool
@@ -115,7 +117,7 @@ class _Sparse(Replacement):
         if weight is None:
             return weight, self._guard
         if not isinstance(weight, Tensor):  # torch.fx's Proxy
-            return weight.reshape((*self.pattern.shape, 1, 1)[:4]), None
+            return weight.reshape(shape_of_images(self.pattern.shape)), None
         if weight.shape != self.pattern.shape:
             return weight, self._guard
         if not torch.is_grad_enabled() or weight.requires_grad or is_transformed():
@@ -216,7 +218,7 @@ class _Sparse(Replacement):
         """A sparse layer of the nonzeros of `module`, whose parameters it shares.
 
         Args:
-            module: A torch.nn.Conv2d or Linear.
+            module: A layer of the dense class that this one derives from, torch.nn.Linear say.
             format: Name of the format of the pattern.
 
         Returns:
@@ -249,12 +251,9 @@ def _format_called(name: str, where: str) -> type[SparseFormat]:
     return FORMATS[name]
 
 
-def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> None:
+def check_from_dense(name: str, module: Any, accepted: type, format: str) -> None:
     _format_called(format, f"{name}.from_dense")
-    if not isinstance(module, accepted):
-        raise TypeError(
-            f"{name}.from_dense: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}"
-        )
+    check_dense(f"{name}.from_dense", module, accepted)
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
             f"{name}.from_dense: expected module to be a layer that is called, got the out_proj of a"
@@ -262,7 +261,7 @@ def _check_from_dense(name: str, module: Any, accepted: type, format: str) -> No
         )
 
 
-class SparseLinear(_Sparse, torch.nn.Linear):
+class SparseLinear(SparseLayer, torch.nn.Linear):
     r"""Drop-in for `torch.nn.Linear` of which only a pattern of weights is used: the others cost nothing.
 
         y = x W^T + b   with W zero outside of the pattern
@@ -346,7 +345,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
             TypeError: For a module that is not a torch.nn.Linear, or that is the out_proj of a
                 torch.nn.MultiheadAttention, which would never call it.
         """
-        _check_from_dense("SparseLinear", module, torch.nn.Linear, format)
+        check_from_dense("SparseLinear", module, torch.nn.Linear, format)
         pattern = FORMATS[format].from_dense(module.weight, mask)
         result = cls(**options_of(module), dense_grad=dense_grad, format=format)
         return result._fill_from(module, pattern)
@@ -377,7 +376,30 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         return F.linear(input, weight, bias)
 
 
-class SparseConv2d(_Sparse, torch.nn.Conv2d):
+class SparseConvolution(SparseLayer):
+    """A convolution of any number of dimensions; `_product` is that of the class."""
+
+    _product: ClassVar[Callable[..., Tensor]]
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if is_exported_to_onnx(input):
+            return self._conv_forward(input, self._shown_weight(), self.bias)  # type: ignore[no-any-return]
+        padding: Any = self.padding
+        given = input
+        if self.padding_mode != "zeros":
+            given = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        weight, bias = self._parameters_of(input)
+        used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
+        options = self.stride, padding, self.dilation, self.groups
+        try:
+            return self._product(given, self.pattern, used, bias, *options, guard)  # type: ignore[no-any-return]
+        except Outside:
+            weight = self._dense_weight(input, weight)
+        return self._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
+
+
+class SparseConv2d(SparseConvolution, torch.nn.Conv2d):
     r"""Drop-in for `torch.nn.Conv2d` of which only a pattern of weights is used: the others cost nothing.
 
         y = conv2d(x, W) + b   with W zero outside of the pattern
@@ -398,6 +420,8 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
     Raises:
         ValueError: For an unknown format.
     """
+
+    _product = staticmethod(conv2d)
 
     def __init__(
         self,
@@ -456,7 +480,7 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
                 and for an unknown format.
             TypeError: For a module that is not a torch.nn.Conv2d.
         """
-        _check_from_dense("SparseConv2d", module, torch.nn.Conv2d, format)
+        check_from_dense("SparseConv2d", module, torch.nn.Conv2d, format)
         pattern = FORMATS[format].from_dense(module.weight, mask)
         return cls(**options_of(module), dense_grad=dense_grad, format=format)._fill_from(module, pattern)
 
@@ -469,19 +493,3 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         dense = torch.nn.Conv2d(**options_of(self))
         copy_parameters(self, dense, self._used_weight())
         return dense
-
-    def forward(self, input: Tensor) -> Tensor:
-        if is_exported_to_onnx(input):
-            return self._conv_forward(input, self._shown_weight(), self.bias)
-        padding: Any = self.padding
-        given = input
-        if self.padding_mode != "zeros":
-            given = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        weight, bias = self._parameters_of(input)
-        used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
-        try:
-            return conv2d(given, self.pattern, used, bias, self.stride, padding, self.dilation, self.groups, guard)
-        except Outside:
-            weight = self._dense_weight(input, weight)
-        return self._conv_forward(input, weight, bias)

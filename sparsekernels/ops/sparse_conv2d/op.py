@@ -327,7 +327,7 @@ def _eager(
     else:
         weight = weight if guard is None else guard.values(pattern, weight)
         if is_jit_tracing():  # as with gradients: torch compares
-            return gradients.sparse_conv2d.as_operator(input, weight, bias, pattern, geometry)  # type: ignore[no-any-return]
+            return gradients.sparse_conv2d.as_operator(input, _of_images(weight), bias, pattern, geometry)  # type: ignore[no-any-return]
         result = _kernel(input, values_of(weight, pattern), bias, pattern.crow_indices, pattern.col_indices, geometry)
     return result
 
