@@ -8,7 +8,7 @@ from .conversion import NormsReport, Report, convert, replace_norms, revert
 from .dispatch import BackendError, use_backend
 from .formats import BlockSparse, Unstructured
 from .ops.rms_norm.op import add_rms_norm, rms_norm
-from .ops.sparse_conv2d.op import sparse_conv2d, sparse_linear
+from .ops.sparse_conv2d.op import sparse_conv1d, sparse_conv2d, sparse_linear
 
 __all__ = [
     "BackendError",
@@ -23,6 +23,7 @@ __all__ = [
     "replace_norms",
     "revert",
     "rms_norm",
+    "sparse_conv1d",
     "sparse_conv2d",
     "sparse_linear",
     "use_backend",

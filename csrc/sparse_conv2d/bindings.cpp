@@ -99,12 +99,15 @@ PlannedWeight planned_weight(Handle& weight, const Handle& other, const char* ex
 }
 
 void boxed_planned_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {6, 1});
+  Arguments arguments(stack, {count, returned}, {10, 1});
   const Handle grad_output = arguments.tensor();
   Handle weight = arguments.tensor();
   const std::shared_ptr<OwnedPlan> owner = plans().find(arguments.integer());
   const int64_t height = arguments.integer(), width = arguments.integer();
   const bool channels_last = arguments.boolean();
+  Handle given_bias = arguments.optional_tensor();
+  const Handle residual = arguments.optional_tensor();
+  const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
 
   const Geometry& geometry = owner->geometry();
   const std::shared_ptr<PlannedConv2d> plan = owner->current();
@@ -114,9 +117,17 @@ void boxed_planned_input_gradient(StableIValue* stack, uint64_t count, uint64_t 
       weight, grad_output, "sparse_conv2d: expected weight of the dtype and device of grad_output", *plan);
   const Activation grads = activation_of(grad_output);
   const int64_t channels = plan->columns() / geometry.taps() * geometry.conv.groups;
+  const Handle bias = checked_bias(std::move(given_bias), grad_output, channels);
+  // what is stored phase by phase has no epilogue
+  require(
+      (geometry.conv.stride[0] == 1 && geometry.conv.stride[1] == 1) || (!bias && !residual && !low && !high),
+      "sparse_conv2d: expected stride 1 of an input gradient with a bias, a residual or limits",
+      geometry.conv.stride[0] == 1 ? geometry.conv.stride[1] : geometry.conv.stride[0]);
   const int64_t sizes[4] = {grads.size[0], channels, height, width};
   Handle grad_input = empty_activation(sizes, channels_last, grad_output);
-  plan->input_gradient(values, grads, activation_of(grad_input), torch_threads());
+  const Activation dest = activation_of(grad_input);
+  const Epilogue epilogue = epilogue_of(grad_output, bias, residual, low, high, dest);
+  plan->input_gradient(values, grads, epilogue, dest, torch_threads());
   stack[0] = to_stack(std::move(grad_input));
 }
 

@@ -290,9 +290,10 @@ void PlannedConv2d::forward(
 }
 
 void PlannedConv2d::input_gradient(
-    const PlannedWeight& weight, const Activation& grad_output, const Activation& grad_input, const Threads& threads) {
+    const PlannedWeight& weight, const Activation& grad_output, const Epilogue& epilogue, const Activation& grad_input,
+    const Threads& threads) {
   if (is_empty(grad_input)) return;
-  state_->run_forward(state_->input_gradients, state_->transpose(), weight, grad_output, {}, grad_input, threads);
+  state_->run_forward(state_->input_gradients, state_->transpose(), weight, grad_output, epilogue, grad_input, threads);
 }
 
 void PlannedConv2d::weight_gradient(

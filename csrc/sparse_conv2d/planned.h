@@ -32,12 +32,14 @@ class PlannedConv2d {
   int64_t columns() const;
   int64_t nonzeros() const;
 
-  // As sparse_conv2d and its gradients, with the same bits. May be called by several threads at a time.
+  // As sparse_conv2d and its gradients, with the same bits. May be called by several threads at a time. The epilogue of
+  // an input gradient is for layers that multiply by the transposed weight.
   void forward(
       const PlannedWeight& weight, const Activation& input, const Epilogue& epilogue, const Activation& output,
       const Threads& threads);
   void input_gradient(
-      const PlannedWeight& weight, const Activation& grad_output, const Activation& grad_input, const Threads& threads);
+      const PlannedWeight& weight, const Activation& grad_output, const Epilogue& epilogue,
+      const Activation& grad_input, const Threads& threads);
   void weight_gradient(
       const Activation& grad_output, const Activation& input, void* grad_values, const Threads& threads);
 

@@ -32,7 +32,8 @@ class SparseFormat:
         format: The name under which `FORMATS` has it.
         option_names: What `of_mask`, `full` and `from_dense` have to be told beside what they are given.
         block_size: Rows and columns of the blocks that are stored as a whole; None where single elements are.
-        shape: Of the dense weight: [out, in] of a linear layer or [out, in/groups, kh, kw] of a convolution.
+        shape: Of the dense weight: [out, in] of a linear layer, [out, in/groups, k] or [out, in/groups, kh, kw] of a
+            convolution.
         values: What is stored, in the format's own order.
     """
 
@@ -81,7 +82,7 @@ class SparseFormat:
         `pattern.with_values(pattern.values_of(weight))`, or `sparsekernels.nn`.
 
         Args:
-            weight: [out, in] or [out, in/groups, kh, kw]; float32, bfloat16, float16 or float64.
+            weight: [out, in], [out, in/groups, k] or [out, in/groups, kh, kw]; float32, bfloat16, float16 or float64.
             mask: bool, shape and device of `weight`; may be all True or all False. Zeros under it are stored.
             **options: Of the format, as `of_mask` takes them.
 
@@ -133,10 +134,10 @@ class SparseFormat:
     def _checked_shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Raise ValueError unless this is the shape of a weight that 32 bits can index."""
         name, shape = cls.__name__, tuple(int(size) for size in shape)
-        if len(shape) not in (2, 4):
+        if len(shape) not in (2, 3, 4):
             raise ValueError(
-                f"{name}: expected weight of shape [out, in] of a linear layer or [out, in/groups, kh, kw] of a"
-                f" convolution, got {list(shape)}"
+                f"{name}: expected weight of shape [out, in] of a linear layer, [out, in/groups, k] or"
+                f" [out, in/groups, kh, kw] of a convolution, got {list(shape)}"
             )
         if min(shape) < 1:
             raise ValueError(f"{name}: expected weight of a shape with sizes of at least 1, got {list(shape)}")
@@ -179,8 +180,8 @@ class SparseFormat:
 
     @property
     def is_conv(self) -> bool:
-        """Whether this is a convolution's weight, of four dimensions, and not a linear layer's."""
-        return len(self.shape) == 4
+        """Whether this is a convolution's weight, of three or four dimensions, and not a linear layer's."""
+        return len(self.shape) > 2
 
     @property
     def flat_indices(self) -> Tensor:

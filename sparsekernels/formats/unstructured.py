@@ -34,7 +34,7 @@ class Unstructured(CompressedRows):
         weight.flatten(1)[o, col_indices[k]] = values[k]   for k in crow_indices[o] .. crow_indices[o + 1] - 1
 
     and zero elsewhere. The weight is [out, in] of a linear layer or [out, in/groups, kh, kw] of a convolution, whose
-    columns are (i * kh + ky) * kw + kx. A stored element may be zero.
+    columns are (i * kh + ky) * kw + kx; [out, in/groups, k] is the case kh = 1. A stored element may be zero.
 
     Immutable: `with_values` makes another weight with the same pattern. Make one with `from_dense`; the constructor is
     for indices from elsewhere and validates them.
@@ -98,7 +98,7 @@ class Unstructured(CompressedRows):
         """The pattern of a mask. Its values are placeholders: one zero, expanded.
 
         Args:
-            mask: bool, [out, in] or [out, in/groups, kh, kw]: which elements are stored.
+            mask: bool, [out, in], [out, in/groups, k] or [out, in/groups, kh, kw]: which elements are stored.
             dtype: Of the values.
 
         Returns:
@@ -125,7 +125,7 @@ class Unstructured(CompressedRows):
         """The pattern that stores every element, also on meta (where arange imports sympy). Values as of `of_mask`.
 
         Args:
-            shape: Of the weight: [out, in] or [out, in/groups, kh, kw].
+            shape: Of the weight: [out, in], [out, in/groups, k] or [out, in/groups, kh, kw].
             dtype: Of the values.
             device: Of all tensors.
 

@@ -5,5 +5,15 @@
 from .channel_dropped import ChannelDroppedConv2d, ChannelDroppedLinear
 from .norm import RMSNorm
 from .sparse import SparseConv2d, SparseLinear
+from .sparse_conv1d import SparseConv1d
+from .transposed_linear import SparseTransposedLinear
 
-__all__ = ["ChannelDroppedConv2d", "ChannelDroppedLinear", "RMSNorm", "SparseConv2d", "SparseLinear"]
+__all__ = [
+    "ChannelDroppedConv2d",
+    "ChannelDroppedLinear",
+    "RMSNorm",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseTransposedLinear",
+]

@@ -8,7 +8,7 @@ import copy
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -81,7 +81,7 @@ class Origin:
 
 
 class Replacement(torch.nn.Module):
-    """A layer that computes what a torch.nn.Conv2d or Linear does, faster where some elements of its weight are zero.
+    """A layer that computes what a dense one does, faster where some elements of its weight are zero.
 
     Attributes:
         weight: The parameter, in its dense shape.
@@ -94,6 +94,8 @@ class Replacement(torch.nn.Module):
     pattern: SparseFormat | None = None
     path: str | None = None
     origin: Origin | None = None
+    _dense_product: ClassVar[Callable[..., Tensor]] = staticmethod(F.linear)
+    """Of a linear layer: input, weight, bias -> what the dense layer gives."""
     _guard: Guard
     _choice: ClassVar[tuple[str, ...]]
     """Attributes from which `places` follow."""
@@ -103,7 +105,7 @@ class Replacement(torch.nn.Module):
         """A replacement of `module` that shares its parameters.
 
         Args:
-            module: A torch.nn.Conv2d or Linear.
+            module: A layer of the dense class that this one derives from.
 
         Returns:
             The layer, which uses what is not zero in the weight now.
@@ -188,9 +190,24 @@ class Replacement(torch.nn.Module):
             self.origin.restored(self)
 
 
+DENSE_KINDS = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d)
+"""The classes of torch that there are replacements of, which derive from them."""
+
+CONV1D_OF_TRANSFORMERS = ("transformers.pytorch_utils", "Conv1D")
+"""Module and name of the other class that there is a replacement of: a linear layer whose weight is [in, out]. It is
+known by these, so that nobody has to import transformers."""
+
+
+def is_conv1d_of_transformers(module: object) -> bool:
+    """Whether it is an instance of that class."""
+    return any((kind.__module__, kind.__name__) == CONV1D_OF_TRANSFORMERS for kind in type(module).__mro__)
+
+
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {
     "forward",
     "_compiled_call_impl",
+    "nf",
+    "nx",
     "dense_grad",
     "dense_rows",
     "packed_dense_rows",
@@ -201,6 +218,7 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "origin",
     "_guard",
     "_kept",
+    "_flipped",
     "instead",
 }
 """The attributes of dense layers, and of those here."""
@@ -229,7 +247,8 @@ def dense_or_none(module: Any, input: Tensor) -> Tensor | None:
     if torch.is_grad_enabled() and _requires_grad(input, weight, bias):
         return None
     try:
-        return F.linear(input, weight, bias)
+        product: Tensor = module._dense_product(input, weight, bias)
+        return product
     except (RuntimeError, TypeError):
         return None
 
@@ -253,6 +272,7 @@ def share_parameters(source: Any, target: torch.nn.Module) -> None:
 
 
 _OF_LINEAR = ("in_features", "out_features")
+_OF_TRANSPOSED = ("nf", "nx")
 _OF_CONVOLUTION = (
     "in_channels",
     "out_channels",
@@ -267,7 +287,9 @@ _OF_CONVOLUTION = (
 
 
 def _options_of(module: torch.nn.Module) -> tuple[str, ...]:
-    return _OF_LINEAR if isinstance(module, torch.nn.Linear) else _OF_CONVOLUTION
+    if isinstance(module, torch.nn.Linear):
+        return _OF_LINEAR
+    return _OF_CONVOLUTION if isinstance(module, DENSE_KINDS) else _OF_TRANSPOSED
 
 
 def share_options(source: torch.nn.Module, target: torch.nn.Module) -> None:
@@ -295,14 +317,15 @@ def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> Non
 
 
 def check_dense(name: str, module: object, replacement: type) -> None:
-    """Raise TypeError unless `module` is of the dense class that `replacement` derives from."""
-    accepted = torch.nn.Linear if issubclass(replacement, torch.nn.Linear) else torch.nn.Conv2d
-    if not isinstance(module, accepted):
-        raise TypeError(f"{name}: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}")
+    """Raise TypeError unless `module` is of the dense class that `replacement` takes the place of."""
+    kind = next((kind for kind in DENSE_KINDS if issubclass(replacement, kind)), None)
+    if not (is_conv1d_of_transformers(module) if kind is None else isinstance(module, kind)):
+        accepted = ".".join(CONV1D_OF_TRANSFORMERS) if kind is None else f"torch.nn.{kind.__name__}"
+        raise TypeError(f"{name}: expected module to be a {accepted}, got {type(module).__name__}")
 
 
 def options_of(module: Any) -> dict[str, Any]:
-    """What the constructor of a convolution or a Linear was called with; on meta, where nothing is initialized."""
+    """What the constructor of a dense layer was called with; on meta, where nothing is initialized."""
     return {name: getattr(module, name) for name in _options_of(module)} | {
         "bias": module.bias is not None,
         "device": "meta",

@@ -7,7 +7,8 @@ More than 400 lines: a third of them are the docstrings of two public classes.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,14 @@ from .._torch import is_exported_to_onnx
 from ..blocks import check_block
 from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
+from ..ops.convolution import shape_of_images
 from ..ops.sparse_conv2d.by_format import prepare
 from ..ops.sparse_conv2d.op import conv2d, linear
 from ..ops.sparse_conv2d.outside import Guard, Outside
 from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
 
 
-class _Sparse(Replacement):
+class SparseLayer(Replacement):
     """A dense weight of which only the elements of a pattern are used. What the modules below have in common."""
 
     dense_grad: bool
@@ -119,7 +121,7 @@ class _Sparse(Replacement):
         if weight is None:
             return weight, self._guard
         if not isinstance(weight, Tensor):  # torch.fx's Proxy
-            return weight.reshape((*self.pattern.shape, 1, 1)[:4]), None
+            return weight.reshape(shape_of_images(self.pattern.shape)), None
         if weight.shape != self.pattern.shape:
             return weight, self._guard
         if not torch.is_grad_enabled() or weight.requires_grad or is_transformed():
@@ -220,7 +222,7 @@ class _Sparse(Replacement):
         """A sparse layer of the nonzeros of `module`, whose parameters it shares.
 
         Args:
-            module: A torch.nn.Conv2d or Linear.
+            module: A layer of the dense class that this one derives from, torch.nn.Linear say.
             format: Name of the format of the pattern.
             block: Rows and columns of a block, for the format "block".
 
@@ -262,15 +264,12 @@ def _format_called(name: str, block: tuple[int, int] | None, where: str) -> tupl
     return FORMATS[name], {"block": check_block(where, block)}
 
 
-def _pattern_of_dense(
+def pattern_of_dense(
     name: str, module: Any, accepted: type, mask: Tensor | None, format: str, block: tuple[int, int] | None
 ) -> SparseFormat:
     """What `from_dense` of a class makes the pattern of a layer."""
     kind, options = _format_called(format, block, f"{name}.from_dense")
-    if not isinstance(module, accepted):
-        raise TypeError(
-            f"{name}.from_dense: expected module to be a torch.nn.{accepted.__name__}, got {type(module).__name__}"
-        )
+    check_dense(f"{name}.from_dense", module, accepted)
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
             f"{name}.from_dense: expected module to be a layer that is called, got the out_proj of a"
@@ -279,7 +278,7 @@ def _pattern_of_dense(
     return kind.from_dense(cast(Any, module).weight, mask, **options)
 
 
-class SparseLinear(_Sparse, torch.nn.Linear):
+class SparseLinear(SparseLayer, torch.nn.Linear):
     r"""Drop-in for `torch.nn.Linear` of which only a pattern of weights is used: the others cost nothing.
 
         y = x W^T + b   with W zero outside of the pattern
@@ -369,7 +368,7 @@ class SparseLinear(_Sparse, torch.nn.Linear):
             TypeError: For a module that is not a torch.nn.Linear, or that is the out_proj of a
                 torch.nn.MultiheadAttention, which would never call it; and for a block that is not two int.
         """
-        pattern = _pattern_of_dense("SparseLinear", module, torch.nn.Linear, mask, format, block)
+        pattern = pattern_of_dense("SparseLinear", module, torch.nn.Linear, mask, format, block)
         result = cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)
         return result._fill_from(module, pattern)
 
@@ -399,7 +398,30 @@ class SparseLinear(_Sparse, torch.nn.Linear):
         return F.linear(input, weight, bias)
 
 
-class SparseConv2d(_Sparse, torch.nn.Conv2d):
+class SparseConvolution(SparseLayer):
+    """A convolution of any number of dimensions; `_product` is that of the class."""
+
+    _product: ClassVar[Callable[..., Tensor]]
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if is_exported_to_onnx(input):
+            return self._conv_forward(input, self._shown_weight(), self.bias)  # type: ignore[no-any-return]
+        padding: Any = self.padding
+        given = input
+        if self.padding_mode != "zeros":
+            given = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        weight, bias = self._parameters_of(input)
+        used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
+        options = self.stride, padding, self.dilation, self.groups
+        try:
+            return self._product(given, self.pattern, used, bias, *options, guard)  # type: ignore[no-any-return]
+        except Outside:
+            weight = self._dense_weight(input, weight)
+        return self._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
+
+
+class SparseConv2d(SparseConvolution, torch.nn.Conv2d):
     r"""Drop-in for `torch.nn.Conv2d` of which only a pattern of weights is used: the others cost nothing.
 
         y = conv2d(x, W) + b   with W zero outside of the pattern
@@ -422,6 +444,8 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         TypeError: For a block that is not two int.
         ValueError: For an unknown format, and a block that is missing, not accepted or for another format.
     """
+
+    _product = staticmethod(conv2d)
 
     def __init__(
         self,
@@ -484,7 +508,7 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
                 (blocks of them); and for formats and blocks as the constructor.
             TypeError: For a module that is not a torch.nn.Conv2d, and a block that is not two int.
         """
-        pattern = _pattern_of_dense("SparseConv2d", module, torch.nn.Conv2d, mask, format, block)
+        pattern = pattern_of_dense("SparseConv2d", module, torch.nn.Conv2d, mask, format, block)
         return cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv2d:
@@ -496,19 +520,3 @@ class SparseConv2d(_Sparse, torch.nn.Conv2d):
         dense = torch.nn.Conv2d(**options_of(self))
         copy_parameters(self, dense, self._used_weight())
         return dense
-
-    def forward(self, input: Tensor) -> Tensor:
-        if is_exported_to_onnx(input):
-            return self._conv_forward(input, self._shown_weight(), self.bias)
-        padding: Any = self.padding
-        given = input
-        if self.padding_mode != "zeros":
-            given = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        weight, bias = self._parameters_of(input)
-        used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
-        try:
-            return conv2d(given, self.pattern, used, bias, self.stride, padding, self.dilation, self.groups, guard)
-        except Outside:
-            weight = self._dense_weight(input, weight)
-        return self._conv_forward(input, weight, bias)

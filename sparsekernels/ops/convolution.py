@@ -69,17 +69,20 @@ def pad(input: Tensor, geometry: Geometry) -> Tensor:
     return F.pad(input, sides) if any(sides) else input
 
 
-def pair(op: str, name: str, value: OneOrTwo, least: int) -> tuple[int, int]:
-    """`value` for height and width. Raises TypeError or ValueError, in words that name `op`, for all else."""
-    expected = f"expected {name} to be an integer of at least {least} or two of them"
+def pair(op: str, name: str, value: OneOrTwo, least: int, dims: int = 2) -> tuple[int, int]:
+    """`value` for height and width. Raises TypeError or ValueError, in words that name `op`, for all else.
+
+    dims: 1 where there is a width alone; the number for the height is then `least`, which does nothing.
+    """
+    expected = f"expected {name} to be an integer of at least {least}" + (" or two of them" if dims == 2 else "")
     try:
         # torch's own modules and functions also take a sequence of one
         numbers = [operator.index(value)] if not isinstance(value, Sequence) else [operator.index(v) for v in value]
     except TypeError:
         raise TypeError(f"{op}: {expected}, got {value!r}") from None
-    if len(numbers) not in (1, 2) or min(numbers) < least:
+    if len(numbers) not in range(1, dims + 1) or min(numbers) < least:
         raise ValueError(f"{op}: {expected}, got {value!r}")
-    return numbers[0], numbers[-1]
+    return (numbers[0] if dims == 2 else least), numbers[-1]
 
 
 def geometry_of(
@@ -88,18 +91,23 @@ def geometry_of(
     padding: OneOrTwo | str,
     dilation: OneOrTwo,
     groups: int,
-    op: str = "sparse_conv2d",
 ) -> Geometry:
-    """The geometry of a call of conv2d. Raises TypeError or ValueError, in words that name `op`, for what conv2d does
-    not accept.
+    """The geometry of a call of conv2d; with a weight of three dimensions, of conv1d, whose images are one pixel high.
+
+    Raises TypeError or ValueError, in words that name the operation, for what that does not accept.
     """
-    _, _, kernel_h, kernel_w = weight_shape
-    stride_h, stride_w = pair(op, "stride", stride, 1)
-    dilation_h, dilation_w = pair(op, "dilation", dilation, 1)
+    _, _, kernel_h, kernel_w = shape_of_images(weight_shape)
+    dims = len(weight_shape) - 2
+    op = f"sparse_conv{dims}d"
+    stride_h, stride_w = pair(op, "stride", stride, 1, dims)
+    dilation_h, dilation_w = pair(op, "dilation", dilation, 1, dims)
     if isinstance(padding, str):
-        top, bottom, left, right = _named_padding(op, padding, stride, weight_shape, dilation_h, dilation_w)
+        if padding == "same" and (stride_h, stride_w) != (1, 1):
+            raise ValueError(f'{op}: expected stride to be 1 with padding "same", got {stride!r}')
+        extents = dilation_h * (kernel_h - 1), dilation_w * (kernel_w - 1)
+        top, bottom, left, right = _named_padding(op, padding, *extents, dims)
     else:
-        top, left = bottom, right = pair(op, "padding", padding, 0)
+        top, left = bottom, right = pair(op, "padding", padding, 0, dims)
     try:
         groups = operator.index(groups)
     except TypeError:
@@ -109,16 +117,19 @@ def geometry_of(
     return Geometry(kernel_h, kernel_w, stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups)
 
 
-def _named_padding(
-    op: str, padding: str, stride: OneOrTwo, weight_shape: tuple[int, ...], dilation_h: int, dilation_w: int
-) -> tuple[int, int, int, int]:
+def shape_of_images(weight_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a weight as one of a convolution of images: a linear layer's are one pixel, conv1d's one high."""
+    out, inputs, *kernel = weight_shape
+    return out, inputs, *(1, 1)[len(kernel) :], *kernel
+
+
+def _named_padding(op: str, padding: str, height: int, width: int, dims: int) -> tuple[int, int, int, int]:
+    """height, width: what a kernel spans beside one pixel."""
     if padding == "valid":
         return 0, 0, 0, 0
     if padding != "same":
-        raise ValueError(f'{op}: expected padding to be "same", "valid", an integer or two of them, got {padding!r}')
-    if pair(op, "stride", stride, 1) != (1, 1):
-        raise ValueError(f'{op}: expected stride to be 1 with padding "same", got {stride!r}')
-    height, width = dilation_h * (weight_shape[2] - 1), dilation_w * (weight_shape[3] - 1)
+        numbers = "an integer or two of them" if dims == 2 else "an integer"
+        raise ValueError(f'{op}: expected padding to be "same", "valid", {numbers}, got {padding!r}')
     return height // 2, height - height // 2, width // 2, width - width // 2  # as torch: the odd one below and right
 
 

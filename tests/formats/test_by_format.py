@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_a_new_format import Coordinates
 from torch import Tensor
 
@@ -53,3 +54,13 @@ def test_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         sk.sparse_linear(x, weight)
     with pytest.raises(ValueError, match=r"expected input of shape \[\*, 6\]"):
         sk.sparse_linear(x[..., 1:].float(), weight)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv1d_without_kernels(groups: int) -> None:
+    dense = torch.randn(6, 4 // groups, 3) * (torch.rand(6, 4 // groups, 3) < 0.4)
+    weight = Coordinates.from_dense(dense)
+    for x in (torch.randn(2, 4, 9), torch.randn(4, 9), torch.randn(2, 9, 4).mT):
+        torch.testing.assert_close(
+            sk.sparse_conv1d(x, weight, padding=1, groups=groups), F.conv1d(x, dense, padding=1, groups=groups)
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conv1d_of_transformers import Conv1D
 from torch import nn
 
 import sparsekernels as sk
@@ -19,6 +20,13 @@ def _pruned(layer: Any) -> Any:
     prune_(layer, "random", 0.5)
     with torch.no_grad():
         layer.weight[0] = 0
+    return layer
+
+
+def _transposed() -> Any:
+    layer = Conv1D(5, 6)
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand_like(layer.weight) < 0.5)
     return layer
 
 
@@ -39,6 +47,11 @@ LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         lambda: sk.nn.SparseConv2d.sharing(_pruned(nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate"))),
         (2, 4, 5, 5),
     ),
+    "sequence": (
+        lambda: sk.nn.SparseConv1d.sharing(_pruned(nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect"))),
+        (2, 4, 9),
+    ),
+    "transposed": (lambda: sk.nn.SparseTransposedLinear.sharing(_transposed()), (3, 6)),
     "linear without channels": (lambda: sk.nn.ChannelDroppedLinear.sharing(_pruned(nn.Linear(6, 5))), (3, 6)),
     "convolution without channels": (
         lambda: sk.nn.ChannelDroppedConv2d.sharing(_pruned(nn.Conv2d(4, 4, 3, padding=1))),

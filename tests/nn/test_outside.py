@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conv1d_of_transformers import Conv1D
 from sparse_nets import pruned
 from torch import Tensor, nn
 
@@ -40,6 +41,10 @@ LAYERS: dict[str, Callable[[], tuple[Any, Any, Tensor]]] = {
         pruned(nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular")),
         torch.randn(2, 4, 5, 5),
     ),
+    "SparseConv1d": lambda: made(
+        sk.nn.SparseConv1d, pruned(nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular")), torch.randn(2, 4, 9)
+    ),
+    "SparseTransposedLinear": lambda: made(sk.nn.SparseTransposedLinear, pruned(Conv1D(33, 65)), torch.randn(3, 65)),
     "ChannelDroppedLinear": lambda: made(sk.nn.ChannelDroppedLinear, zero_rows(nn.Linear(8, 5)), torch.randn(2, 3, 8)),
     "ChannelDroppedConv2d": lambda: made(
         sk.nn.ChannelDroppedConv2d, zero_rows(nn.Conv2d(4, 6, 3, stride=2)), torch.randn(2, 4, 7, 7)
@@ -230,7 +235,9 @@ def test_an_ensemble_of_other_patterns(name: str) -> None:
     def call(parameters: Any, buffers: Any, x: Tensor) -> Tensor:
         return torch.func.functional_call(layer, (parameters, buffers), (x,))
 
-    expected = torch.stack([type(layer).__bases__[1].forward(one, x) for one in layers])
+    expected = torch.stack(
+        [torch.func.functional_call(nn_twin(layer), dict(one.named_parameters()), x) for one in layers]
+    )
     together = torch.func.vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
 
@@ -267,7 +274,9 @@ def nn_twin(layer: Any) -> Any:
     """The dense layer."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, layer.out_features)
-    return nn.Conv2d(
+    if isinstance(layer, sk.nn.SparseTransposedLinear):
+        return Conv1D(layer.nf, layer.nx)
+    return (nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Conv1d)(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
@@ -353,10 +362,9 @@ def test_other_ways_to_call(name: str, how: str) -> None:
     with context:
         for delta in (0.0, 1.0, 0.0):
             layer.weight.data.copy_(dense.weight.data + delta)
-            y, expected = layer(x), F.linear(x, layer.weight, layer.bias) if x.dim() < 4 else None
-            if expected is None:
-                expected = dense._conv_forward(x, layer.weight, layer.bias)
-            torch.testing.assert_close(y, expected, rtol=3e-2, atol=3e-2)
+            parameters = {"weight": layer.weight, "bias": layer.bias}
+            expected = torch.func.functional_call(nn_twin(layer), parameters, x)
+            torch.testing.assert_close(layer(x), expected, rtol=3e-2, atol=3e-2)
 
 
 @every_layer
@@ -391,9 +399,13 @@ def test_an_average_has_its_own_weights(name: str, use_buffers: bool) -> None:
 def test_another_weight_in_its_place(name: str) -> None:
     """Another size, none, a subclass: what the dense layer does."""
     layer, dense, x = LAYERS[name]()
-    bigger = torch.randn(2 * layer.weight.size(0), *layer.weight.shape[1:])
+    outputs = 1 if isinstance(dense, Conv1D) else 0
+    sizes = [2 * size if dim == outputs else size for dim, size in enumerate(layer.weight.shape)]
+    bigger = torch.randn(sizes)
     for one in (layer, dense):
-        one.weight, one.bias = nn.Parameter(bigger), nn.Parameter(torch.zeros(len(bigger)))
+        one.weight, one.bias = nn.Parameter(bigger), nn.Parameter(torch.zeros(sizes[outputs]))
+        if isinstance(dense, Conv1D):
+            one.nf = sizes[outputs]
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             torch.testing.assert_close(layer(x), dense(x))
@@ -410,7 +422,7 @@ class Scaled(Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         plain = [one.as_subclass(Tensor) * one.scale if isinstance(one, cls) else one for one in args]
-        if function in (F.linear, torch.conv2d, F.conv2d):
+        if function in (F.linear, torch.conv2d, F.conv2d, torch.conv1d, F.conv1d, torch.addmm):
             return function(*plain, **(kwargs or {}))
         return super().__torch_function__(function, types, args, kwargs or {})
 

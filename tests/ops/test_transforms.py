@@ -47,7 +47,7 @@ def _cases() -> dict[str, Case]:
         return sk.Unstructured.from_dense(randn(*shape) * (torch.rand(shape, generator=g) < 0.4))
 
     scale, rows, images = randn(16), randn(2, 3, 16), randn(2, 3, 4, 6, 6)
-    matrix, filters = sparse(8, 16), sparse(6, 4, 3, 3)
+    matrix, filters, taps = sparse(8, 16), sparse(6, 4, 3, 3), sparse(6, 3, 3)
     last = images.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d).transpose(1, 2)
     norm = randn(4), randn(4)
 
@@ -65,6 +65,11 @@ def _cases() -> dict[str, Case]:
             rows,
         ),
         "sparse_linear": Case(lambda x: sk.sparse_linear(x, matrix), lambda x: F.linear(x, matrix.to_dense()), rows),
+        "sparse_conv1d": Case(
+            lambda x: sk.sparse_conv1d(x, taps, padding=1, stride=2),
+            lambda x: F.conv1d(x, taps.to_dense(), padding=1, stride=2),
+            randn(2, 3, 3, 9),
+        ),
         "sparse_conv2d": Case(conv, dense_conv, images),
         "sparse_conv2d channels_last": Case(conv, dense_conv, last),
         "max_pool2d": Case(lambda x: max_pool2d(x, (3, 3, 2, 2, 1, 1)), lambda x: F.max_pool2d(x, 3, 2, 1), images),

@@ -42,7 +42,7 @@ _GO_OVER |= {"children", "named_children", "modules", "named_modules", "_modules
 """Names in code that may count what modules have."""
 _ASK_FOR = {"hasattr", "getattr", "vars", "__dict__", "dir"}
 """Names in code that may find an attribute which was not there."""
-_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "path", "origin"})
+_FOLLOWED = frozenset({"pattern", "outputs", "inputs", "_guard", "_kept", "_flipped", "path", "origin"})
 """Attributes of replacements that are looked at elsewhere, or change nothing."""
 
 

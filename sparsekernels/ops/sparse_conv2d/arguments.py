@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What sparse_conv2d and sparse_linear accept, and the words in which they refuse."""
+"""What sparse_conv2d, sparse_conv1d and sparse_linear accept, and the words in which they refuse."""
 
 from __future__ import annotations
 
@@ -30,11 +30,7 @@ def validate(
 
     What values, input and bias have to have in common is left to `validate_together`, after autocast.
     """
-    if not isinstance(weight, SparseFormat):
-        raise TypeError(
-            f"{op}: expected weight to be a sparsekernels.Unstructured or BlockSparse (made by their from_dense), got"
-            f" {type(weight).__name__}"
-        )
+    validate_pattern(op, weight)
     for name, tensor in (("input", input), ("bias", bias)):
         if tensor is None and name == "bias":
             continue
@@ -46,15 +42,31 @@ def validate(
     if op == "sparse_linear":
         _validate_linear(input, weight)
     else:
-        _validate_conv2d(input, weight, stride, padding, dilation, groups)
+        _validate_convolution(op, input, weight, stride, padding, dilation, groups)
+
+
+_OPERATIONS = {
+    2: ("sparse_linear", "[out, in]", "a linear layer's weight"),
+    3: ("sparse_conv1d", "[out, in/groups, k]", "a convolution's weight of one tap dimension"),
+    4: ("sparse_conv2d", "[out, in/groups, kh, kw]", "a convolution's weight of two tap dimensions"),
+}
+"""By the dimensions of a weight: the operation that takes it, its shape in words, and what it is."""
+
+
+def validate_pattern(op: str, weight: SparseFormat) -> None:
+    """Raise TypeError or ValueError for what is no sparse weight, or one of another operation."""
+    if not isinstance(weight, SparseFormat):
+        raise TypeError(
+            f"{op}: expected weight to be a sparsekernels.Unstructured or BlockSparse (made by their from_dense), got"
+            f" {type(weight).__name__}"
+        )
+    other, _, what = _OPERATIONS[len(weight.shape)]
+    if other != op:
+        expected = next(shape for name, shape, _ in _OPERATIONS.values() if name == op)
+        raise ValueError(f"{op}: expected weight of shape {expected}, got {list(weight.shape)}; {what} goes to {other}")
 
 
 def _validate_linear(input: Tensor, weight: SparseFormat) -> None:
-    if weight.is_conv:
-        raise ValueError(
-            f"sparse_linear: expected weight of shape [out, in], got {list(weight.shape)}; a convolution's weight goes"
-            " to sparse_conv2d"
-        )
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"sparse_linear: expected input of shape [*, {weight.shape[1]}] with weight of shape"
@@ -62,7 +74,8 @@ def _validate_linear(input: Tensor, weight: SparseFormat) -> None:
         )
 
 
-def _validate_conv2d(
+def _validate_convolution(
+    op: str,
     input: Tensor,
     weight: SparseFormat,
     stride: OneOrTwo,
@@ -70,43 +83,43 @@ def _validate_conv2d(
     dilation: OneOrTwo,
     groups: int,
 ) -> None:
-    if not weight.is_conv:
-        raise ValueError(
-            f"sparse_conv2d: expected weight of shape [out, in/groups, kh, kw], got {list(weight.shape)}; a linear"
-            " layer's weight goes to sparse_linear"
-        )
     geometry = geometry_of(weight.shape, stride, padding, dilation, groups)
-    _validate_sizes(geometry)
-    if input.dim() not in (3, 4):
-        raise ValueError(f"sparse_conv2d: expected input of shape [N, C, H, W] or [C, H, W], got {list(input.shape)}")
+    _validate_sizes(geometry, op)
+    dims = len(weight.shape) - 2
+    if input.dim() not in (dims + 1, dims + 2):
+        images = "[N, C, H, W] or [C, H, W]" if dims == 2 else "[N, C, L] or [C, L]"
+        raise ValueError(f"{op}: expected input of shape {images}, got {list(input.shape)}")
     if weight.shape[0] % geometry.groups:
-        raise ValueError(f"sparse_conv2d: expected groups to divide the {weight.shape[0]} outputs, got {groups}")
-    channels, height, width = input.shape[-3:]
+        raise ValueError(f"{op}: expected groups to divide the {weight.shape[0]} outputs, got {groups}")
+    channels = input.shape[-dims - 1]
+    height, width = input.shape[-2:] if dims == 2 else (1, input.shape[-1])
     if channels != weight.shape[1] * geometry.groups:
         raise ValueError(
-            f"sparse_conv2d: expected input of {weight.shape[1] * geometry.groups} channels with weight of shape"
+            f"{op}: expected input of {weight.shape[1] * geometry.groups} channels with weight of shape"
             f" {list(weight.shape)} and {geometry.groups} groups, got {channels}"
         )
     if min(geometry.output_size(height, width)) < 1:
         extent_h = geometry.dilation_h * (geometry.kernel_h - 1) + 1
         extent_w = geometry.dilation_w * (geometry.kernel_w - 1) + 1
+        extent, given = f"{extent_h}x{extent_w} pixels", f"{height}x{width}"
+        if dims == 1:
+            extent, given = f"{extent_w} positions", str(width)
         raise ValueError(
-            f"sparse_conv2d: expected input of at least the {extent_h}x{extent_w} pixels that the kernel spans, with"
-            f" padding, got {height}x{width} without"
+            f"{op}: expected input of at least the {extent} that the kernel spans, with padding, got {given} without"
         )
 
 
-def _validate_sizes(geometry: Geometry) -> None:
+def _validate_sizes(geometry: Geometry, op: str = "sparse_conv2d") -> None:
     """Raise ValueError for numbers that the kernels cannot compute with."""
     numbers = geometry._asdict()
     for name in ("kernel", "stride", "dilation", "pad"):
         largest = max(value for key, value in numbers.items() if key.startswith(name))
         if largest >= LIMIT:
             name = {"kernel": "kernel size", "pad": "padding"}.get(name, name)
-            raise ValueError(f"sparse_conv2d: expected {name} below {LIMIT}, got {largest}")
+            raise ValueError(f"{op}: expected {name} below {LIMIT}, got {largest}")
     largest = max(geometry.kernel_h * geometry.dilation_h, geometry.kernel_w * geometry.dilation_w)
     if largest >= LIMIT:
-        raise ValueError(f"sparse_conv2d: expected kernel size times dilation below {LIMIT}, got {largest}")
+        raise ValueError(f"{op}: expected kernel size times dilation below {LIMIT}, got {largest}")
 
 
 def validate_together(op: str, input: Tensor, values: Tensor, bias: Tensor | None) -> None:

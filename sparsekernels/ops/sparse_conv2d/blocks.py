@@ -101,8 +101,8 @@ def conv2d(
             guard.check(pattern, weight, float(positions * pattern.nnz))
             if tracked or weight.dtype is not input.dtype:
                 weight = pattern.values_of(weight)
-    if weight.dim() == 2:
-        weight = weight[:, :, None, None]
+    if weight.dim() in (2, 3):
+        weight = weight[:, :, None, None] if weight.dim() == 2 else weight.unsqueeze(2)
     pattern_of_call = pattern.crow_indices, pattern.col_indices, list(pattern.block_size), pattern.shape[0]
     result: Tensor = block_conv2d(input, weight, bias, *pattern_of_call, geometry)
     return result

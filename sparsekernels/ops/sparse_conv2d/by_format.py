@@ -26,7 +26,8 @@ Convolution = Callable[[Tensor, SparseFormat, Tensor, "Tensor | None", Geometry]
 CONVOLUTIONS: dict[str, Convolution] = {}
 """By the name of a format: y of input [N, C, H, W], pattern, weight, bias, geometry. The weight is the values, or the
 dense weight, of which only the pattern's elements are read and which gets the whole dense gradient. A linear layer is
-the 1x1 case on [rows, in, 1, 1]; its dense weight has two dimensions."""
+the 1x1 case on [rows, in, 1, 1], conv1d the case on [N, C, 1, L]; their dense weights have two and three
+dimensions."""
 
 
 def resolved(

@@ -25,7 +25,7 @@ from . import reference
 from .arguments import check_forward, check_indices, check_input_gradient, check_weight_gradient
 
 SPARSE_CONV2D = Operation(
-    "sparse_conv2d, sparse_linear",
+    "sparse_conv2d, sparse_conv1d, sparse_linear",
     reference,
     devices=("cpu",),
     dtypes=COMPUTED_IN_FLOAT32,

@@ -1,12 +1,12 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-r"""sparse_conv2d and sparse_linear: the public functions.
+r"""sparse_conv2d, sparse_conv1d and sparse_linear: the public functions.
 
 The route of a call. `sparse_conv2d` calls one *kernel operator*, `sparsekernels::_planned_sparse_conv2d` with the plan
 that is kept beside the pattern (plans.py), which torch's own dispatcher hands to the kernel of the input's device. A
-linear layer is the 1x1 convolution of images of one pixel. Kernel operators know no gradients and no float64: where a
-gradient is wanted an autograd function wraps them (gradients.py), and float64 goes to the reference. What is more than
-a plain eager call takes the general route, that of `Operator`.
+linear layer is the 1x1 convolution of images of one pixel, conv1d that of images one pixel high. Kernel operators know
+no gradients and no float64: where a gradient is wanted an autograd function wraps them (gradients.py), and float64 goes
+to the reference. What is more than a plain eager call takes the general route, that of `Operator`.
 
 Arguments are checked where that is cheapest, inside the kernel operator; when it refuses them, the checks in words of
 arguments.py say why.
@@ -25,14 +25,14 @@ from ...formats import BlockSparse, SparseFormat, Unstructured
 from .._operation import explain, is_traced
 from ..convolution import LINEAR, Geometry, OneOrTwo, cached_geometry_of, geometry_of
 from . import blocks, by_format, gradients, implementations
-from .arguments import validate, validate_together
+from .arguments import validate, validate_pattern, validate_together
 from .gradients import values_of
 from .implementations import compiled
 from .outside import Guard, Outside, is_for_torch, is_recorded, recorded_values
 from .plans import may_plan, plan_of, run_guarded
 from .plans import run as run_plan
 
-__all__ = ["sparse_conv2d", "sparse_linear"]
+__all__ = ["sparse_conv1d", "sparse_conv2d", "sparse_linear"]
 
 # Bound once: on the hot path nothing is looked up by string.
 _kernel = implementations.forward
@@ -84,6 +84,44 @@ def sparse_conv2d(
     return conv2d(input, weight, None, bias, stride, padding, dilation, groups)
 
 
+def sparse_conv1d(
+    input: Tensor,
+    weight: SparseFormat,
+    bias: Tensor | None = None,
+    stride: OneOrTwo = 1,
+    padding: OneOrTwo | str = 0,
+    dilation: OneOrTwo = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""Convolution of sequences by a weight of which only the nonzeros are stored, as `torch.nn.functional.conv1d`.
+
+        y[n, o, q] = bias[o] + sum over the nonzeros (i, t) of row o of
+                         w[o, i, t] * x[n, g * C/groups + i, q * stride + t * dilation - padding]
+
+    with x zero outside of its bounds and g = o / (out/groups). It is `sparse_conv2d` on images one pixel high, by the
+    same kernels and with the same promises.
+
+    Args:
+        input: [N, C, L] or [C, L]; dtypes as in `sparse_conv2d`, any strides: what is not contiguous is copied.
+        weight: `Unstructured`, or another `SparseFormat`, of [out, C/groups, k]; dtype and device of `input`.
+        bias: [out] or None; dtype and device of `input`.
+        stride: A number, or a sequence of one, at least 1.
+        padding: A number, or a sequence of one, at least 0, or "valid", or "same", which adds an odd one at the end and
+            requires stride 1.
+        dilation: A number, or a sequence of one, at least 1.
+        groups: Divides both numbers of channels.
+
+    Returns:
+        y: [N, out, L'] or [out, L'], contiguous.
+
+    Raises:
+        TypeError: For a dtype or a type that is not accepted.
+        ValueError: For a shape, device or number that is not.
+        BackendError: Where a backend was asked for that cannot run the call.
+    """
+    return conv1d(input, weight, None, bias, stride, padding, dilation, groups)
+
+
 def sparse_linear(input: Tensor, weight: SparseFormat, bias: Tensor | None = None) -> Tensor:
     r"""Product with a matrix of which only the nonzeros are stored, as `torch.nn.functional.linear`.
 
@@ -107,7 +145,7 @@ def sparse_linear(input: Tensor, weight: SparseFormat, bias: Tensor | None = Non
     return linear(input, weight, None, bias)
 
 
-# What the two functions and the modules share. `weight` is None for the pattern's own values, or values [nnz], or the
+# What the three functions and the modules share. `weight` is None for the pattern's own values, or values [nnz], or the
 # dense weight, of which only the pattern's elements are read and which gets the whole dense gradient. With a guard it
 # is the dense weight, too, whose gradient is zero outside of the pattern: `Outside` is raised where the weight is not.
 
@@ -126,17 +164,13 @@ def conv2d(
     try:
         if type(pattern) is not Unstructured:
             pattern, weight = by_format.resolved(pattern, weight, guard is not None, input, groups)
-        plain = not is_special() and input.dim() == 4 and type(pattern) is Unstructured
-        try:
-            geometry = (cached_geometry_of if plain else geometry_of)(pattern.shape, stride, padding, dilation, groups)
-        except TypeError:  # a list cannot be looked up; what is wrong otherwise is wrong again
-            geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
+        plain = not is_special() and input.dim() == len(pattern.shape) == 4 and type(pattern) is Unstructured
+        geometry = _geometry(plain, pattern.shape, stride, padding, dilation, groups)
         weight = _checked("sparse_conv2d", weight, pattern, guard)
         # the kernels know the channels only from the input: they cannot tell that there are too many or too few
         if plain and input.dtype is not torch.float64 and input.size(1) == pattern.shape[1] * geometry.groups:
             return _eager(input, pattern, weight, bias, geometry, guard)
-        in_blocks = type(pattern) is BlockSparse and input.dim() == 4
-        if in_blocks and input.size(1) == pattern.shape[1] * geometry.groups:
+        if _is_in_blocks(input, pattern, 4, geometry):
             return blocks.conv2d(input, pattern, weight, bias, geometry, guard)
         weight = weight if guard is None else guard.values(pattern, weight)
         validate("sparse_conv2d", input, pattern, bias, stride, padding, dilation, groups)
@@ -147,11 +181,79 @@ def conv2d(
         raise
     except Exception as error:
         if is_traced(input, bias):
+            validate_pattern("sparse_conv2d", pattern)
             geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
             return _record(input, pattern, weight, bias, geometry, guard)
         _check_again(input, pattern, weight, bias, guard)
         given = input, pattern, bias, stride, padding, dilation, groups
         explain(error, _validate_all, "sparse_conv2d", weight, *given)
+
+
+def conv1d(
+    input: Tensor,
+    pattern: SparseFormat,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stride: OneOrTwo,
+    padding: OneOrTwo | str,
+    dilation: OneOrTwo,
+    groups: int,
+    guard: Guard | None = None,
+) -> Tensor:
+    try:
+        if type(pattern) is not Unstructured:
+            pattern, weight = by_format.resolved(pattern, weight, guard is not None, input, groups)
+        plain = not is_special() and input.dim() == len(pattern.shape) == 3 and type(pattern) is Unstructured
+        geometry = _geometry(plain, pattern.shape, stride, padding, dilation, groups)
+        weight = _checked("sparse_conv1d", weight, pattern, guard)
+        if plain and input.dtype is not torch.float64 and input.size(1) == pattern.shape[1] * geometry.groups:
+            return _eager(_one_high(input), pattern, weight, bias, geometry, guard).squeeze(2)
+        if _is_in_blocks(input, pattern, 3, geometry):
+            return blocks.conv2d(_one_high(input), pattern, weight, bias, geometry, guard).squeeze(2)
+        weight = weight if guard is None else guard.values(pattern, weight)
+        validate("sparse_conv1d", input, pattern, bias, stride, padding, dilation, groups)
+        if input.dim() == 2:
+            output = _general("sparse_conv1d", _one_high(input.unsqueeze(0)), pattern, weight, bias, geometry)
+            return output.squeeze(2).squeeze(0)
+        return _general("sparse_conv1d", _one_high(input), pattern, weight, bias, geometry).squeeze(2)
+    except Outside:
+        raise
+    except Exception as error:
+        if is_traced(input, bias):
+            validate_pattern("sparse_conv1d", pattern)
+            geometry = geometry_of(pattern.shape, stride, padding, dilation, groups)
+            return _record(_one_high(input), pattern, weight, bias, geometry, guard).squeeze(2)
+        _check_again(input, pattern, weight, bias, guard)
+        given = input, pattern, bias, stride, padding, dilation, groups
+        explain(error, _validate_all, "sparse_conv1d", weight, *given)
+
+
+def _is_in_blocks(input: Tensor, pattern: SparseFormat, dim: int, geometry: Geometry) -> bool:
+    """Whether a call is one of the kernels for blocks, whose other arguments these check."""
+    fits = type(pattern) is BlockSparse and input.dim() == len(pattern.shape) == dim
+    return fits and input.size(1) == pattern.shape[1] * geometry.groups
+
+
+def _one_high(input: Tensor) -> Tensor:
+    """Sequences [N, C, L] as images; contiguous, as torch has them: they are not to pass for channels_last."""
+    return input.contiguous().unsqueeze(2)
+
+
+def _geometry(
+    plain: bool,
+    shape: tuple[int, ...],
+    stride: OneOrTwo,
+    padding: OneOrTwo | str,
+    dilation: OneOrTwo,
+    groups: int,
+) -> Geometry:
+    """`geometry_of`, looked up in a plain call."""
+    if plain:
+        try:
+            return cached_geometry_of(shape, stride, padding, dilation, groups)
+        except TypeError:  # a list cannot be looked up; what is wrong otherwise is wrong again
+            pass
+    return geometry_of(shape, stride, padding, dilation, groups)
 
 
 def linear(
@@ -222,8 +324,8 @@ def _eager(
     ):
         if guard is not None:
             weight = _values(input, pattern, weight, geometry, guard)
-        elif weight.dim() == 2:
-            weight = weight[:, :, None, None]
+        else:
+            weight = _of_images(weight)
         if is_jit_tracing():  # which records no autograd functions
             result = gradients.sparse_conv2d.as_operator(input, weight, bias, pattern, geometry)
         else:
@@ -238,7 +340,7 @@ def _eager(
     else:
         weight = weight if guard is None else guard.values(pattern, weight)
         if is_jit_tracing():  # as with gradients: torch compares
-            return gradients.sparse_conv2d.as_operator(input, weight, bias, pattern, geometry)  # type: ignore[no-any-return]
+            return gradients.sparse_conv2d.as_operator(input, _of_images(weight), bias, pattern, geometry)  # type: ignore[no-any-return]
         result = _kernel(input, values_of(weight, pattern), bias, pattern.crow_indices, pattern.col_indices, geometry)
     return result
 
@@ -260,9 +362,15 @@ def _general(
     validate_together(op, input, weight, bias)
     if type(pattern) is not Unstructured:
         return by_format.conv2d(input, pattern, weight, bias, geometry)
-    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
-    result: Tensor = gradients.sparse_conv2d(input, weight, bias, pattern, geometry)
+    result: Tensor = gradients.sparse_conv2d(input, _of_images(weight), bias, pattern, geometry)
     return result
+
+
+def _of_images(weight: Tensor) -> Tensor:
+    """A dense weight in the four dimensions that its gradient has; values as they are."""
+    if weight.dim() == 2:
+        return weight[:, :, None, None]
+    return weight[:, :, None] if weight.dim() == 3 else weight
 
 
 def _record(

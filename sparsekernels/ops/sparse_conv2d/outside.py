@@ -180,6 +180,7 @@ def _are_one_pattern(kept: Any, places: Any) -> bool:
 
 def _columns_of(places: Any) -> Any:
     """The column indices of the elements of a format that has such; else the places themselves."""
+    places = getattr(places, "own", places)  # transposed_linear.py's
     elements = places.by_elements() if isinstance(places, SparseFormat) else None
     return places if elements is None else elements[0].col_indices
 

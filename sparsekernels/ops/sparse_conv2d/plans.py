@@ -41,10 +41,11 @@ be zero outside of the pattern."""
 
 _INPUT_GRADIENT = (
     "_planned_sparse_conv2d_input_gradient(Tensor grad_output, Tensor weight, int plan, SymInt height, SymInt width,"
-    " bool channels_last) -> Tensor"
+    " bool channels_last, Tensor? bias=None, Tensor? residual=None, float? low=None, float? high=None) -> Tensor"
 )
 input_gradient = SPARSE_CONV2D.define(_INPUT_GRADIENT)
-"""Input gradient by a plan's number, the weight as that of `run`."""
+"""Input gradient by a plan's number, the weight as that of `run`. With a bias of the input's channels, a residual and
+limits, which it takes with stride 1, it is the forward of a layer that multiplies by the transposed weight."""
 
 _WEIGHT_GRADIENT = "_planned_sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, int plan) -> Tensor"
 weight_gradient = SPARSE_CONV2D.define(_WEIGHT_GRADIENT)
@@ -90,19 +91,33 @@ def _fake(
     high: float | None = None,
 ) -> Tensor:
     shape, _, geometry = _of_number[plan]
-    for tensor in (weight, bias, residual):
+    _check_alike(input, weight, bias, residual)
+    return empty_output(input, shape[0], geometry)
+
+
+def _check_alike(input: Tensor, *others: Tensor | None) -> None:
+    for tensor in others:
         if tensor is not None and (tensor.device, tensor.dtype) != (input.device, input.dtype):
             raise ValueError(
                 f"sparse_conv2d: expected tensors of {input.dtype} on {input.device}, as input, got {tensor.dtype} on"
                 f" {tensor.device}"
             )
-    return empty_output(input, shape[0], geometry)
 
 
 def _fake_input_gradient(
-    grad_output: Tensor, weight: Tensor, plan: int, height: int, width: int, channels_last: bool
+    grad_output: Tensor,
+    weight: Tensor,
+    plan: int,
+    height: int,
+    width: int,
+    channels_last: bool,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Tensor:
     shape, _, geometry = _of_number[plan]
+    _check_alike(grad_output, weight, bias, residual)
     return empty_input_gradient(grad_output, shape[1] * geometry.groups, height, width, channels_last)
 
 

@@ -89,6 +89,20 @@ class Case:
     def is_linear(self) -> bool:
         return len(self.weight) == 2
 
+    def images(self, x: Tensor) -> Tensor:
+        """The input as the kernels take it, [N, C, H, W]."""
+        if self.is_linear:
+            return x.reshape(-1, self.weight[1], 1, 1)
+        x = x if x.dim() == len(self.weight) else x[None]
+        return x if x.dim() == 4 else x.contiguous().unsqueeze(2)
+
+    def result(self, y: Tensor, x: Tensor) -> Tensor:
+        """What the kernels give, of an input `x`, as the operation gives it."""
+        if self.is_linear:
+            return y.view(*x.shape[:-1], self.weight[0])
+        y = y if len(self.weight) == 4 else y.squeeze(2)
+        return y if x.dim() == len(self.weight) else y[0]
+
     @property
     def geometry(self) -> Geometry:
         if self.is_linear:
@@ -206,7 +220,51 @@ LINEARS = (
     Case("linear, unaligned", (6, 33), (17, 33), view=offset),
 )
 
-CASES = CONVOLUTIONS + LINEARS
+SEQUENCES = (
+    Case("1d, one position", (1, 1, 1), (1, 1, 1), mask=full),
+    Case("1d, one sequence", (1, 16, 33), (17, 16, 3), padding=1),
+    Case("1d, batch 5", (5, 16, 20), (33, 16, 5), padding=2),
+    Case("1d, batch 16", (16, 17, 30), (16, 17, 3), padding=1),
+    Case("1d, batch 17", (17, 16, 9), (16, 16, 3)),
+    Case("1d, no sequences", (0, 5, 7), (6, 5, 3), padding=1),
+    Case("1d, long", (2, 3, 5000), (9, 3, 7), padding=3),
+    Case("1d, many channels", (2, 130, 40), (65, 130, 3), padding=1),
+    Case("1d, many outputs", (2, 3, 40), (130, 3, 3), padding=1),
+    Case("1d, 1 tap", (4, 65, 50), (130, 65, 1)),
+    Case("1d, 1 tap, stride 2", (3, 17, 51), (16, 17, 1), stride=2),
+    Case("1d, 1 tap, padding", (2, 5, 4), (6, 5, 1), padding=2),
+    Case("1d, 2 taps", (2, 6, 19), (7, 6, 2), padding=1),
+    Case("1d, 31 taps", (2, 3, 100), (5, 3, 31), padding=15),
+    Case("1d, stride 2", (3, 6, 40), (7, 6, 3), stride=2, padding=1),
+    Case("1d, stride 5", (1, 1, 400), (33, 1, 10), stride=5, mask=random(0.5)),
+    Case("1d, stride larger than the kernel", (2, 4, 31), (5, 4, 2), stride=3),
+    Case("1d, dilation 8", (2, 16, 64), (32, 16, 2), dilation=8),
+    Case("1d, dilation 3, stride 2", (16, 6, 30), (7, 6, 3), dilation=3, stride=2, padding=2),
+    Case("1d, lists", (3, 6, 30), (7, 6, 3), stride=[2], padding=[1], dilation=(2,)),
+    Case("1d, padding larger than the kernel", (2, 4, 3), (5, 4, 3), padding=4),
+    Case("1d, the kernel covers the sequence", (2, 4, 5), (5, 4, 5)),
+    Case("1d, same", (2, 6, 17), (7, 6, 3), padding="same"),
+    Case("1d, same, even kernel, dilated", (16, 6, 17), (7, 6, 4), padding="same", dilation=3),
+    Case("1d, valid", (2, 6, 17), (7, 6, 3), padding="valid"),
+    Case("1d, 2 groups", (3, 8, 17), (6, 4, 3), padding=1, groups=2, mask=random(0.3)),
+    Case("1d, depthwise", (3, 17, 20), (17, 1, 4), padding=3, groups=17, mask=random(0.5)),
+    Case("1d, full", (4, 6, 17), (7, 6, 3), padding=1, mask=full),
+    Case("1d, empty", (4, 6, 17), (7, 6, 3), padding=1, mask=empty),
+    Case("1d, ragged", (4, 6, 17), (17, 6, 3), padding=1, mask=ragged),
+    Case("1d, clustered", (4, 16, 17), (17, 16, 3), padding=1, mask=clustered),
+    Case("1d, one nonzero", (4, 16, 17), (17, 16, 3), padding=1, mask=last_only),
+    Case("1d, no bias", (4, 6, 17), (7, 6, 3), padding=1, bias=False),
+    Case("1d, every other sequence", (8, 6, 17), (7, 6, 3), padding=1, view=lambda x: x[::2]),
+    Case("1d, every other position", (4, 6, 40), (7, 6, 3), padding=1, view=lambda x: x[..., ::2]),
+    Case("1d, channels last", (4, 17, 6), (7, 6, 3), padding=1, view=lambda x: x.transpose(1, 2)),
+    Case("1d, expanded batch", (1, 6, 17), (7, 6, 3), padding=1, view=lambda x: x.expand(5, -1, -1)),
+    Case("1d, expanded channels", (4, 1, 17), (7, 6, 3), padding=1, view=lambda x: x.expand(-1, 6, -1)),
+    Case("1d, unaligned", (4, 6, 17), (7, 6, 3), padding=1, view=offset),
+    Case("1d, unbatched", (6, 17), (7, 6, 3), padding=1),
+)
+"""Of conv1d."""
+
+CASES = CONVOLUTIONS + LINEARS + SEQUENCES
 
 
 def inputs(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Unstructured, list[Tensor]]:
@@ -244,22 +302,17 @@ def ours(case: Case, weight: Unstructured) -> Callable[..., Tensor]:
     if case.is_linear:
         return lambda x, v, *b: sk.sparse_linear(x, weight.with_values(v), *b)
     options = (case.stride, case.padding, case.dilation, case.groups)
-    return lambda x, v, *b: sk.sparse_conv2d(x, weight.with_values(v), b[0] if b else None, *options)
+    function = sk.sparse_conv2d if len(case.weight) == 4 else sk.sparse_conv1d
+    return lambda x, v, *b: function(x, weight.with_values(v), b[0] if b else None, *options)
 
 
 def definition(case: Case, weight: Unstructured) -> Callable[..., Tensor]:
     """The same by the reference, which torch differentiates."""
 
     def run(x: Tensor, v: Tensor, *b: Tensor) -> Tensor:
-        if case.is_linear:
-            images = x.reshape(-1, case.weight[1], 1, 1)
-        else:
-            images = x if x.dim() == 4 else x[None]
         bias = b[0] if b else None
-        y = reference.forward(images, v, bias, weight.crow_indices, weight.col_indices, case.geometry)
-        if case.is_linear:
-            return y.view(*x.shape[:-1], case.weight[0])
-        return y if x.dim() == 4 else y[0]
+        y = reference.forward(case.images(x), v, bias, weight.crow_indices, weight.col_indices, case.geometry)
+        return case.result(y, x)
 
     return run
 
@@ -267,6 +320,11 @@ def definition(case: Case, weight: Unstructured) -> Callable[..., Tensor]:
 def conv_weight(dtype: torch.dtype = torch.float32, groups: int = 1) -> Unstructured:
     shape = (6, 4 // groups, 3, 3)
     return Unstructured.from_dense(torch.randn(shape, dtype=dtype), torch.rand(shape) < 0.3)
+
+
+def sequence_weight(dtype: torch.dtype = torch.float32, groups: int = 1) -> Unstructured:
+    shape = (6, 4 // groups, 3)
+    return Unstructured.from_dense(torch.randn(shape, dtype=dtype), torch.rand(shape) < 0.4)
 
 
 def linear_weight(dtype: torch.dtype = torch.float32) -> Unstructured:

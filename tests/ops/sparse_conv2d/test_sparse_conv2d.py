@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""sparse_conv2d and sparse_linear: every implementation on every case and dtype against the oracle, and what all
-promise.
+"""sparse_conv2d, sparse_conv1d and sparse_linear: every implementation on every case and dtype against the oracle, and
+what all promise.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sparse_conv2d_cases import (
     CONVOLUTIONS,
     DTYPES,
     LINEARS,
+    SEQUENCES,
     Case,
     as_it_is,
     by_case,
@@ -64,9 +65,7 @@ def kernel_operator(backend: str, input: Tensor) -> Callable[..., Tensor]:
 def test_epilogue(backend: str, device: str, dtype: torch.dtype, case: Case) -> None:
     """A residual and two limits, each with and without the others, against the reference in float64."""
     weight, (input, values, *bias) = inputs(case, dtype, device)
-    images = input.detach()
-    images = images.reshape(-1, case.weight[1], 1, 1) if case.is_linear else images
-    images = images if images.dim() == 4 else images[None]
+    images = case.images(input.detach())
     bias = bias[0].detach() if bias else None
     pattern = (weight.crow_indices, weight.col_indices, list(case.geometry))
     forward = kernel_operator(backend, images)
@@ -133,7 +132,8 @@ def test_same_as_torch(case: Case, dtype: torch.dtype) -> None:
         dense = v.new_zeros(math.prod(weight.shape)).scatter(0, weight.flat_indices, v).view(weight.shape)
         if case.is_linear:
             return F.linear(x, dense, *b)
-        return F.conv2d(x, dense, b[0] if b else None, case.stride, case.padding, case.dilation, case.groups)
+        function = F.conv2d if len(case.weight) == 4 else F.conv1d
+        return function(x, dense, b[0] if b else None, case.stride, case.padding, case.dilation, case.groups)
 
     for backend in (None, "reference"):
         with sk.use_backend(backend) if backend else contextlib.nullcontext():
@@ -160,6 +160,19 @@ def test_layout_of_results(backend: str, device: str, dtype: torch.dtype, traini
                 x.register_hook(lambda g, seen=layouts, as_=expected: seen.append(g.is_contiguous(memory_format=as_)))
                 y.sum().backward()
                 assert layouts == [True]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv1d_lays_results_out_as_torch_does(dtype: torch.dtype, training: bool) -> None:
+    dense = torch.randn(6, 5, 3) * (torch.rand(6, 5, 3) < 0.4)
+    weight = sk.Unstructured.from_dense(dense.to(dtype))
+    shapes = torch.randn(2, 5, 8), torch.randn(2, 8, 5).transpose(1, 2), torch.randn(2, 1, 8).expand(-1, 5, -1)
+    for x in (*shapes, torch.randn(5, 8), torch.randn(1, 5, 1), torch.randn(8, 5).t(), torch.randn(2, 1, 5).mT):
+        x = x.to(dtype).requires_grad_(training)
+        y, expected = sk.sparse_conv1d(x, weight, padding=1), F.conv1d(x, weight.to_dense(), padding=1)
+        assert (y.shape, y.stride()) == (expected.shape, expected.stride())
+        assert y.is_contiguous()
 
 
 # Random shapes
@@ -197,8 +210,28 @@ def linears(draw: st.DrawFn) -> Case:
     return Case("random", (*leading, width), (draw(st.integers(1, 70)), width), mask=mask, bias=draw(st.booleans()))
 
 
-@settings(max_examples=200)
-@given(st.one_of(convolutions(), linears()), st.sampled_from(DTYPES))
+@st.composite
+def sequences(draw: st.DrawFn) -> Case:
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    kernel, dilation, padding = draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 5))
+    length = max(1, dilation * (kernel - 1) + 1 - 2 * padding) + draw(st.integers(0, 40))
+    shape = (draw(st.integers(0, 20)), groups * draw(st.integers(1, 9)), length)
+    return Case(
+        "random",
+        shape,
+        (groups * draw(st.sampled_from([*range(1, 10), 14, 33])), shape[1] // groups, kernel),
+        stride=draw(st.integers(1, 4)),
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        mask=draw(st.sampled_from([random(0.1), random(0.5), full, empty, ragged])),
+        bias=draw(st.booleans()),
+        view=draw(st.sampled_from((as_it_is, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)))),
+    )
+
+
+@settings(max_examples=250)
+@given(st.one_of(convolutions(), linears(), sequences()), st.sampled_from(DTYPES))
 def test_any_shape(case: Case, dtype: torch.dtype) -> None:
     weight, tensors = inputs(case, dtype, "cpu")
     for backend, device in runs(dtype):
@@ -208,7 +241,7 @@ def test_any_shape(case: Case, dtype: torch.dtype) -> None:
 
 
 def test_automatic_choice_is_the_first_row_that_supports_the_call() -> None:
-    for case in (CONVOLUTIONS[1], LINEARS[3]):
+    for case in (CONVOLUTIONS[1], LINEARS[3], SEQUENCES[1]):
         weight, tensors = inputs(case, torch.float32, "cpu")
         automatic = ours(case, weight)(*tensors)
         with sk.use_backend(runs()[0][0]):

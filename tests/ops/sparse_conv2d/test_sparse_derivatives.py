@@ -32,6 +32,8 @@ CHECKED = (
     Case("groups and dilation", (1, 4, 5, 5), (4, 2, 2, 2), dilation=2, groups=2, mask=random(0.5)),
     Case("same, no bias", (2, 2, 3, 3), (2, 2, 2, 2), padding="same", mask=ragged, bias=False),
     Case("linear", (3, 4), (5, 4), mask=random(0.4)),
+    Case("1d, groups", (2, 4, 7), (6, 2, 3), stride=2, padding=2, dilation=2, groups=2, mask=random(0.5)),
+    Case("1d, channels last", (2, 7, 4), (3, 4, 2), padding="same", mask=ragged, view=lambda x: x.transpose(1, 2)),
 )
 by_checked_case = pytest.mark.parametrize("case", CHECKED, ids=lambda case: case.name)
 
@@ -117,13 +119,13 @@ def test_dense_gradients(backend: str, device: str, dtype: torch.dtype, case: Ca
     def ours(x: Tensor, w: Tensor, *b: Tensor) -> Tensor:
         if case.is_linear:
             return op.linear(x, pattern, w, b[0] if b else None)
-        return op.conv2d(x, pattern, w, b[0] if b else None, case.stride, case.padding, case.dilation, case.groups)
+        function = op.conv2d if len(case.weight) == 4 else op.conv1d
+        return function(x, pattern, w, b[0] if b else None, case.stride, case.padding, case.dilation, case.groups)
 
     def definition(x: Tensor, w: Tensor, *b: Tensor) -> Tensor:
-        images = x.reshape(-1, case.weight[1], 1, 1) if case.is_linear else x if x.dim() == 4 else x[None]
         used = reference.used_weight(w, pattern.flat_indices).view(*w.shape[:2], *case.geometry[:2])
-        y = reference.dense_forward(images, used, b[0] if b else None, case.geometry)
-        return y.view(*x.shape[:-1], case.weight[0]) if case.is_linear else y.view(*x.shape[:-3], *y.shape[-3:])
+        y = reference.dense_forward(case.images(x), used, b[0] if b else None, case.geometry)
+        return case.result(y, x)
 
     with sk.use_backend(backend):
         assert_verified(ours, definition, [input, dense, *bias])

@@ -1,0 +1,163 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The linear layer of transformers whose weight is [in, out], `Conv1D`, with a sparse weight, fine-grained or in blocks."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._torch import is_exported_to_onnx
+from ..formats import SparseFormat
+from ..ops.sparse_conv2d.outside import Outside
+from ..ops.sparse_conv2d.transposed_linear import Flipped, dense_product, transposed_linear
+from .replacement import CONV1D_OF_TRANSFORMERS, copy_parameters, dense_or_none, options_of
+from .sparse import SparseLayer, pattern_of_dense
+
+
+class SparseTransposedLinear(SparseLayer):
+    r"""In the place of transformers' `Conv1D` (of GPT-2 and its kin), of which only a pattern of weights is used.
+
+        y = x W + b   with W [in, out] zero outside of the pattern
+
+    `from_dense` takes a pruned layer over; the constructor uses every weight. `weight` and `state_dict` are those of
+    transformers' layer; the kernels walk the transposed pattern. Pattern, nonzeros outside of it, `state_dict`,
+    `dense_grad` and `dense_rows` are as in `SparseLinear`. See `sparsekernels.sparse_linear` for dtypes, errors and
+    promises. It is no instance of transformers' class, which is never imported but by `to_dense`.
+
+    Args:
+        nf: Outputs, as transformers calls them.
+        nx: Inputs.
+        bias: Whether there is one, as in transformers' layers always.
+        device, dtype: Of the parameters.
+        dense_grad: Whether `weight.grad` is the gradient of the dense layer, or zero outside of the pattern.
+        format: Name of the format of the pattern, "unstructured" or "block".
+        block: Rows and columns of a block of the weight, which is [in, out], for the format "block".
+
+    Attributes:
+        pattern: Which weights are used, of shape [in, out]. Its values are placeholders: those that count are in
+            `weight`.
+        dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`, as `SparseLinear` has
+            it.
+
+    Raises:
+        TypeError: For a block that is not two int.
+        ValueError: For an unknown format, and a block that is missing, not accepted or for another format.
+    """
+
+    dense_rows: tuple[int, ...] = ()
+    _dense_product = staticmethod(dense_product)
+    _flipped: tuple[SparseFormat, Flipped] | None = None
+    """The pattern, and what follows from it."""
+
+    def __init__(
+        self,
+        nf: int,
+        nx: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dense_grad: bool = False,
+        format: str = "unstructured",
+        block: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = torch.nn.Parameter(torch.empty(nx, nf, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias", torch.nn.Parameter(torch.zeros(nf, device=device, dtype=dtype)) if bias else None
+        )
+        torch.nn.init.normal_(self.weight, std=0.02)
+        self._start(dense_grad, format, block)
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: torch.nn.Module,
+        mask: Tensor | None = None,
+        format: str = "unstructured",
+        block: tuple[int, int] | None = None,
+        *,
+        dense_grad: bool = False,
+    ) -> SparseTransposedLinear:
+        """A sparse layer with copies of the parameters of `module`.
+
+        Args:
+            module: The layer to take over, a transformers.pytorch_utils.Conv1D.
+            mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
+            format: Name of the format of the pattern, "unstructured" or "block".
+            block: Rows and columns of a block of the weight, which is [in, out], for the format "block".
+            dense_grad: As the constructor's.
+
+        Returns:
+            The layer; `module` is left as it is.
+
+        Raises:
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros
+                (blocks of them); and for formats and blocks as the constructor.
+            TypeError: For a module that is not a transformers.pytorch_utils.Conv1D.
+        """
+        pattern = pattern_of_dense("SparseTransposedLinear", module, cls, mask, format, block)
+        result = cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)
+        return result._fill_from(module, pattern)  # type: ignore[no-any-return]
+
+    def to_dense(self) -> torch.nn.Module:
+        """The dense layer.
+
+        Returns:
+            A transformers.pytorch_utils.Conv1D with copies of the parameters; with `dense_grad`, zero outside of the
+            pattern.
+
+        Raises:
+            ImportError: Where transformers is not installed.
+        """
+        module, name = CONV1D_OF_TRANSFORMERS
+        dense: torch.nn.Module = getattr(importlib.import_module(module), name)(self.nf, self.nx)
+        copy_parameters(self, dense, self._used_weight())
+        return dense
+
+    @property
+    def in_features(self) -> int:
+        """`nx`, as torch.nn.Linear calls it."""
+        return self.nx
+
+    def _adopt(self, pattern: SparseFormat) -> None:
+        super()._adopt(pattern)
+        if pattern.device.type != "meta":
+            flipped, weight = self._places(), self._kept_weight()
+            if weight is not None and weight.requires_grad:
+                flipped.pattern.transposed()
+
+    def _places(self) -> Flipped:
+        kept = self._flipped
+        if kept is not None and kept[0] is self.pattern:
+            return kept[1]
+        flipped = Flipped(self.pattern)
+        if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
+            self._flipped = self.pattern, flipped
+        return flipped
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.dense_rows and not self.dense_grad:
+            product = dense_or_none(self, input)
+            if product is not None:
+                return product
+        if is_exported_to_onnx(input):
+            return dense_product(input, self._shown_weight(), self.bias)  # type: ignore[arg-type]
+        weight, bias = self._parameters_of(input)
+        moves_all = self.dense_grad and (not isinstance(weight, Tensor) or weight.shape == self.pattern.shape)
+        try:
+            return transposed_linear(input, self._places(), weight, bias, None if moves_all else self._guard)
+        except Outside:
+            weight = self._dense_weight(input, weight)
+        return dense_product(input, weight, bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_flipped": None}
+
+    def extra_repr(self) -> str:
+        return f"nf={self.nf}, nx={self.nx}, bias={self.bias is not None}{super().extra_repr()}"

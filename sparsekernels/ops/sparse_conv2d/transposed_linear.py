@@ -1,0 +1,111 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+r"""The linear layer whose weight is [in, out], as transformers' `Conv1D` has it, by a weight with zeros.
+
+    y = x W + b     with W zero outside of a pattern
+
+y is the gradient to the input of the linear layer with the weight W, whose output gradient is x: the kernel that
+computes that walks the transposed pattern, and keeps it in its plan. So a call without gradients is one of that kernel.
+All others are calls of `linear` by the transposed pattern, which is made once, and values that are gathered in its
+order: with all its derivatives, casts and transforms.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...dispatch import is_special
+from ...formats import SparseFormat, Unstructured
+from ..convolution import LINEAR
+from .op import linear
+from .outside import Guard, Outside, is_for_torch
+from .plans import input_gradient, may_plan, plan_of
+
+
+class Flipped:
+    """Which elements of a weight [in, out] are used, in the order in which the kernels take them.
+
+    own      the weight's own pattern, of shape [in, out]
+    pattern  the same of the transposed weight, [out, in]
+    """
+
+    def __init__(self, own: SparseFormat) -> None:
+        inputs, outputs = own.shape
+        self.own = own
+        options = {} if own.block_size is None else {"block": own.block_size[::-1]}
+        if own.device.type == "meta":  # whose elements are not known
+            self.pattern = type(own).full((outputs, inputs), own.dtype, own.device, **options)
+        else:
+            self.pattern = type(own).of_mask(own.mask.t(), own.dtype, **options)
+        flat = self.pattern.flat_indices
+        self.flat_indices = flat % inputs * outputs + torch.div(flat, inputs, rounding_mode="floor")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.own.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.own.device
+
+    @property
+    def nnz(self) -> int:
+        return self.own.nnz
+
+    @property
+    def mask(self) -> Tensor:
+        return self.own.mask
+
+    def values_of(self, weight: Tensor) -> Tensor:
+        """The elements of a weight [in, out] in the order of `pattern`. Differentiable."""
+        return weight.flatten().index_select(0, self.flat_indices)
+
+
+def transposed_linear(
+    input: Tensor, places: Flipped, weight: Tensor, bias: Tensor | None, guard: Guard | None
+) -> Tensor:
+    """y [*, out] of an input [*, in] and a dense weight [in, out], by its elements at `places`.
+
+    guard: raises `Outside` where the weight is not zero elsewhere; without one the gradient is that of all of it.
+    """
+    own, pattern = places.own, places.pattern
+    inputs, outputs = own.shape
+    if guard is None:
+        if not isinstance(weight, Tensor):  # torch.fx's Proxy
+            return linear(input, pattern, weight.t().reshape(outputs, inputs, 1, 1), bias)
+        return linear(input, pattern, weight.t(), bias)
+    try:
+        if isinstance(input, Tensor) and _is_plain(input, own, weight, bias):
+            rows = input.reshape(-1, inputs, 1, 1)
+            guard.check(own, weight, float(rows.size(0) * own.nnz))
+            result: Tensor = input_gradient(rows, weight, plan_of(own, LINEAR), 1, 1, False, bias)  # type: ignore[arg-type]
+            return result.view(*input.shape[:-1], outputs)
+        return linear(input, pattern, guard.values(places, weight), bias)
+    except Outside:
+        raise
+    except Exception:
+        if is_for_torch(input) or (isinstance(bias, Tensor) and bias.shape != (outputs,)):  # torch may broadcast it
+            raise Outside from None
+        if not isinstance(input, Tensor):
+            raise
+        # in words, if it is the arguments
+        return linear(input, pattern, guard.values(places, weight), bias)
+
+
+def _is_plain(input: Tensor, own: SparseFormat, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call is one of the kernel: no gradient is wanted, and nothing follows what it does."""
+    if is_special() or type(own) is not Unstructured or not may_plan(own):
+        return False
+    if torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return input.dtype is not torch.float64 and input.shape[-1] == own.shape[0]
+
+
+def dense_product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W + b by all of the weight, as transformers' `Conv1D` computes it."""
+    rows = input.reshape(-1, input.size(-1))
+    result = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
+    return result.view(*input.size()[:-1], weight.size(1))
