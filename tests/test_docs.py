@@ -89,6 +89,12 @@ def test_sparse_layers_in_use() -> None:
     assert not momentum[~left["layer"].mask].any()
 
 
+def test_masked_products_in_use() -> None:
+    left = run(blocks_of(DOCS / "masked_products.md"), "masked_products.md")
+    assert left["values"].shape == (int(left["mask"].sum()),)
+    assert not left["y"][~left["mask"]].any()
+
+
 @NEEDS_KERNELS
 @pytest.mark.skipif(not _library.has_jit(), reason="code is generated for AVX-512 only")
 def test_a_generated_kernel_can_be_read(tmp_path: Path) -> None:
@@ -102,7 +108,7 @@ def test_a_generated_kernel_can_be_read(tmp_path: Path) -> None:
 
 
 def test_every_page_with_programs_is_run() -> None:
-    run_here = {"README.md", "HACKING.md", "convert.md", "rms_norm.md", "sparse_layers.md"}
+    run_here = {"README.md", "HACKING.md", "convert.md", "masked_products.md", "rms_norm.md", "sparse_layers.md"}
     with_blocks = {path.name for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md")) if blocks_of(path)}
     assert with_blocks - {"api.md"} == run_here
 

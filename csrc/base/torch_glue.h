@@ -249,7 +249,9 @@ inline Handle poisoned(Handle tensor) {
   });
   if (poisons) {
     torch::stable::Tensor shared = tensor.shared();
-    const bool bits = tensor.dtype() == aoti_torch_dtype_int16() || tensor.dtype() == aoti_torch_dtype_int32();
+    const int32_t dtype = tensor.dtype();
+    const bool bits =
+        dtype == aoti_torch_dtype_int16() || dtype == aoti_torch_dtype_int32() || dtype == aoti_torch_dtype_int64();
     torch::stable::fill_(shared, bits ? 0x5a5a : std::numeric_limits<double>::quiet_NaN());
   }
   return tensor;

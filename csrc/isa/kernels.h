@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "batch_norm/call.h"
+#include "masked_matmul/call.h"
 #include "max_pool2d/call.h"
 #include "rms_norm/call.h"
 #include "sparse_conv2d/jit/pack_calls.h"
@@ -54,6 +55,7 @@ struct CpuKernels {
   // Channels [begin, end).
   void (*batch_norm_forward)(const BatchNormForward& call, int64_t begin, int64_t end);
   void (*batch_norm_backward)(const BatchNormBackward& call, int64_t begin, int64_t end);
+  MaskedKernels masked;
 };
 
 extern const CpuKernels kAvx512Kernels;

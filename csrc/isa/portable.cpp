@@ -4,6 +4,7 @@
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
 #include "batch_norm/cpu/kernel.h"
 #include "fingerprint/cpu/hash.h"
+#include "masked_matmul/cpu/kernel.h"
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
@@ -35,7 +36,8 @@ const CpuKernels kPortableKernels = {
     .max_pool2d_places = max_pool2d_places,
     .hash64 = hash64,
     .batch_norm_forward = batch_norm_forward,
-    .batch_norm_backward = batch_norm_backward};
+    .batch_norm_backward = batch_norm_backward,
+    .masked = masked_kernels()};
 
 namespace block {
 

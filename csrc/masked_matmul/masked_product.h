@@ -1,0 +1,32 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A batch of masked products: which way it is computed, and the threads that do. Knows no torch.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "base/threads.h"
+#include "masked_matmul/call.h"
+
+namespace sparsekernels {
+
+// Where the parts of each product of a batch are, beside those of the first one: in elements, of masks in words.
+struct BatchOffsets {
+  std::vector<int64_t> a, b, dest, a_mask, b_mask, dest_mask;
+};
+
+struct MaskedProducts {
+  MaskedProduct first;
+  int64_t count = 1;
+  BatchOffsets offsets;  // each of `count`; of masks that are not there: none
+};
+
+// None: by a dense product, whose operands and result are masked.
+std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads);
+
+void run_masked(const MaskedProducts& products, Way way, const Threads& threads);
+
+}  // namespace sparsekernels

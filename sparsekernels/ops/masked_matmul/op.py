@@ -1,0 +1,95 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""masked_matmul: the public function."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import gradients
+from .arguments import check_operands
+from .mask import BlockMask, Mask, PreparedMask, bits_of, check_mask, indices_of, prepare_mask
+
+__all__ = ["BlockMask", "PreparedMask", "masked_matmul", "prepare_mask"]
+
+OUTPUTS = ("dense", "values")
+
+
+def masked_matmul(
+    a: Tensor,
+    b: Tensor,
+    mask: Mask,
+    *,
+    a_mask: Mask | None = None,
+    b_mask: Mask | None = None,
+    output: str = "dense",
+) -> Tensor:
+    r"""A matrix product of which only the elements under a mask are computed.
+
+        y[..., i, j] = sum over k of a[..., i, k] * b[..., k, j]   where mask[..., i, j], else 0
+
+    A bool mask selects: what would stand outside of it is never computed, so that infinity or NaN there is 0. A
+    floating mask multiplies, y = (a @ b) * mask, costs what the dense product does, and has a gradient, dy * (a @ b).
+    With `a_mask`, a counts as zero outside of it, and so does its gradient; `b_mask` likewise. What stands outside is
+    not read. Where an operand is zero by its mask and the other is infinite or NaN, their product may be 0 or NaN.
+
+    float32, bfloat16 and float16 are summed in float32 and rounded once. Differentiable any number of times; every
+    gradient is a masked product itself. The same bits for any number of threads.
+
+    Args:
+        a: [..., M, K]; float32, bfloat16, float16 or float64; any strides.
+        b: [..., K, N], of the dtype of `a`; batch dimensions broadcast.
+        mask: bool, or of the dtype of `a`, in a shape that broadcasts to [..., M, N]; a BlockMask; or what
+            `prepare_mask` made of one of these.
+        a_mask: bool in a shape that broadcasts to that of `a`, a BlockMask or a PreparedMask; None keeps all.
+        b_mask: The same for `b`.
+        output: "dense", or "values" with a mask [M, N]: the elements under the mask alone. Those of a BlockMask are in
+            the order of the values of `BlockSparse`, block after block, each row-major without what stands out at the
+            ends; else, and of a floating mask at its nonzeros, they are row-major, in the order of `Unstructured`.
+
+    Returns:
+        y: [..., M, N], or with output="values" [..., nnz].
+
+    Raises:
+        TypeError: For a type or dtype that is not accepted.
+        ValueError: For shapes that do not fit or do not broadcast, devices that differ, and more than 2^31 elements.
+        BackendError: Where a backend was asked for that cannot run the call.
+
+    Source: the product is the "sampled dense-dense matrix multiplication" of Nisa et al., 2018, "Sampled dense matrix
+    multiplication for high-performance machine learning", section 1.
+    """
+    _validate("masked_matmul", a, b, mask, a_mask, b_mask, output)
+    shape = (a.size(-2), b.size(-1))
+    factor = mask if isinstance(mask, Tensor) and mask.is_floating_point() else None
+    y: Tensor = gradients.masked_product(
+        a,
+        b,
+        None if a_mask is None else bits_of(a_mask, tuple(a.shape)),
+        None if b_mask is None else bits_of(b_mask, tuple(b.shape)),
+        None if factor is not None else bits_of(mask, shape),
+    )
+    if factor is not None:
+        y = y * factor.to(y.dtype)
+    if output == "values":
+        y = y.flatten(-2).index_select(-1, indices_of(mask if factor is None else factor != 0))
+    return y
+
+
+def _validate(
+    where: str, a: Tensor, b: Tensor, mask: Mask, a_mask: Mask | None, b_mask: Mask | None, output: str
+) -> None:
+    """Raise TypeError or ValueError, in words, for arguments of the public function that do not fit."""
+    if output not in OUTPUTS:
+        raise ValueError(f"{where}: expected output to be {' or '.join(map(repr, OUTPUTS))}, got {output!r}")
+    shape = check_operands(where, a, b)
+    check_mask(where, "mask", mask, shape, a, floats=True)
+    if a_mask is not None:
+        check_mask(where, "a_mask", a_mask, a.shape, a)
+    if b_mask is not None:
+        check_mask(where, "b_mask", b_mask, b.shape, a)
+    if output == "values" and len(mask.shape) != 2:
+        raise ValueError(f"{where}: expected mask of 2 dimensions for output='values', got {list(mask.shape)}")
+    if output == "values" and isinstance(mask, Tensor) and tuple(mask.shape) != tuple(shape[-2:]):
+        raise ValueError(
+            f"{where}: expected mask of shape {list(shape[-2:])} for output='values', got {list(mask.shape)}"
+        )
