@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import warnings
@@ -18,7 +19,7 @@ import torch
 from . import _environment
 
 _FOLDER = Path(__file__).parent / "lib"
-_INTERFACE = b"sparsekernels interface 6;"
+_INTERFACE = b"sparsekernels interface 7;"
 """In csrc/base/interface.h as well: a library of another version knows other operators by the same names."""
 
 
@@ -93,6 +94,29 @@ def has_jit() -> bool:
     function = ctypes.CDLL(cpu).sparsekernels_cpu_has_jit
     function.restype = ctypes.c_bool
     return bool(function())
+
+
+@functools.cache
+def block_kernels() -> str | None:
+    """The kernels for weights in blocks, in bfloat16: "amx", "avx512_bf16" or "portable"; None where none were built.
+
+    The environment variable SPARSEKERNELS_CPU_AMX, read by the first call, leaves AMX out where it is 0.
+    """
+    if cpu is None or isa() is None:
+        return None
+    function = ctypes.CDLL(cpu).sparsekernels_cpu_block_kernels
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
+
+
+def amx_reason() -> str | None:
+    """Why `block_kernels` are not "amx", in words; None where they are, and where none were built."""
+    if cpu is None or isa() is None:
+        return None
+    function = ctypes.CDLL(cpu).sparsekernels_cpu_amx_reason
+    function.restype = ctypes.c_char_p
+    reason = function()
+    return None if reason is None else reason.decode()
 
 
 def supported_isas() -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of an exact number of nonzeros, the same every time, and pruning a model by them."""
+"""Masks of an exact number of nonzeros or blocks, the same every time, and pruning a model by them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .blocks import check_block, spread, squared_norms
 
 SPREAD = 0.75
 """Standard deviation of the logarithms of a clustered mask's odds, of rows and of input channels each."""
@@ -154,6 +156,39 @@ def largest(weight: Tensor, sparsity: float) -> Tensor:
     return _least(-weight.detach().abs().contiguous(), _kept(weight.numel(), sparsity))
 
 
+def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float) -> Tensor:
+    """The mask of the blocks whose L2 norms are largest; of equal ones, the first.
+
+        kept = max(1, round(blocks * (1 - sparsity)))   or 0 where sparsity = 1
+
+    The blocks are those of `sparsekernels.BlockSparse`: of output and input channels, at each tap of a convolution's
+    weight. One that the weight's end makes smaller counts as one, by the norm of what it has.
+
+    Args:
+        weight: [out, in] or [out, in/groups, ...].
+        block: Rows and columns of a block, each from 1 to 128. They need not divide the weight's sizes.
+        sparsity: The share of the blocks that is left out, 0 to 1.
+
+    Returns:
+        bool, shape of `weight`, True in the blocks that are kept.
+
+    Raises:
+        TypeError: For a weight that is not a tensor, a block that is not two int, or a sparsity that is not a number.
+        ValueError: For a sparsity outside of [0, 1], block sizes that are not accepted, a weight of less than two
+            dimensions, or one with NaN.
+    """
+    _check_sparsity("largest_blocks", sparsity)
+    _check_weight("largest_blocks", weight)
+    block = check_block("largest_blocks", block)
+    if weight.dim() < 2:
+        raise ValueError(f"largest_blocks: expected weight of at least 2 dimensions, got shape {list(weight.shape)}")
+    if weight.isnan().any():
+        raise ValueError("largest_blocks: expected weight of numbers, got NaN among them")
+    norms = squared_norms(weight, block)
+    kept = max(_kept(norms.numel(), sparsity), int(sparsity < 1 and norms.numel() > 0))
+    return spread(_least(-norms, kept), weight.shape, block)
+
+
 def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     """The layers of a model that are pruned: every Linear and Conv2d, except depthwise convolutions.
 
@@ -200,8 +235,44 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
             computed from others, as a pruning mask or a parametrization does. Then nothing has changed.
     """
     _check("prune_", sparsity, kind, PRUNINGS)
+    return _prune_(
+        "prune_",
+        model,
+        lambda name, weight: kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode())),
+    )
+
+
+@torch.no_grad()
+def prune_blocks_(model: nn.Module, block: tuple[int, int], sparsity: float) -> dict[str, Tensor]:
+    """Set the blocks of the least L2 norms to zero in each weight of the `prunable` modules, in place.
+
+        kept = max(1, round(blocks * (1 - sparsity)))   of each layer, or 0 where sparsity = 1
+
+    See `largest_blocks` for what a block is. A weight that several modules share is pruned once, and has the same mask
+    under all names.
+
+    Args:
+        model: Any module.
+        block: Rows and columns of a block, output and input channels, each from 1 to 128.
+        sparsity: The share of each layer's blocks that becomes zero, 0 to 1.
+
+    Returns:
+        The masks by module name: bool, True where a weight is kept.
+
+    Raises:
+        TypeError: For a model that is not a module, a block that is not two int, or a sparsity that is not a number.
+        ValueError: For block sizes that are not accepted, a sparsity outside of [0, 1], NaN in a weight, or a weight
+            that is computed from others, as a pruning mask or a parametrization does. Then nothing has changed.
+    """
+    _check_sparsity("prune_blocks_", sparsity)
+    block = check_block("prune_blocks_", block)
+    return _prune_("prune_blocks_", model, lambda name, weight: largest_blocks(weight, block, sparsity))
+
+
+def _prune_(op: str, model: nn.Module, mask_of: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Set to zero what the mask of each weight, which the layer's first name may decide, does not keep."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"prune_: expected model to be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"{op}: expected model to be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(prunable(model))
     masks: dict[str, Tensor] = {}
     first_names: dict[nn.Parameter, str] = {}
@@ -209,12 +280,12 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
         weight = module._parameters.get("weight")
         if weight is None:
             raise ValueError(
-                f"prune_: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
+                f"{op}: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
                 " first, with torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
             )
         first = first_names.setdefault(weight, name)
         if first == name:
-            masks[name] = kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
+            masks[name] = mask_of(name, weight)
         else:
             masks[name] = masks[first]
     for name, kept in masks.items():

@@ -9,6 +9,7 @@
 // of positions share the weights.
 #define SPARSEKERNELS_AVX512
 #include "sparse_conv2d/block/gather.h"
+#include "sparse_conv2d/block/gradient_pack.h"
 #include "sparse_conv2d/block/pack.h"
 #include "sparse_conv2d/block/weights.h"
 
@@ -272,6 +273,101 @@ void scatter(const ScatterCall& t) {
   return t.tiles == 1 ? scatter_of<1>(t) : scatter_of<2>(t);
 }
 
+template <int kTile>
+inline void load_sums(const float* from, bool begins) {
+  if (begins) __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
+  else load_tile<kTile>(from, kVectorBytes);
+}
+
+// A tile of channels of the weight gradient: 16 lines that follow each other, or gathered.
+template <bool kGathered>
+inline const uint16_t* channels_at(const GradientProductCall& t, int64_t k, int tile, uint16_t* gathered) {
+  if (!kGathered) return t.lines + (int64_t{t.places[k]} + t.rows[tile]) * kLineElements;
+  gather_lines(t.lines, t.rows + tile * kUnit, t.places[k], gathered);
+  return gathered;
+}
+
+// Up to two tiles of channels x two units.
+template <bool kGathered, int kTiles>
+void wide_gradient(const GradientProductCall& t) {
+  alignas(64) uint16_t gathered[2][kTiles][kTileElements];
+  load_sums<0>(t.sums, t.begins);
+  load_sums<1>(t.sums + kTileSums, t.begins);
+  if (kTiles > 1) {
+    load_sums<2>(t.sums + 2 * kTileSums, t.begins);
+    load_sums<3>(t.sums + 3 * kTileSums, t.begins);
+  }
+  for (int64_t k = 0; k < t.chunks; ++k) {
+    load_tile<4>(channels_at<kGathered>(t, k, 0, gathered[k & 1][0]), kVectorBytes);
+    load_tile<6>(t.pairs[0] + k * kTileElements, kVectorBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    load_tile<7>(t.pairs[1] + k * kTileElements, kVectorBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    if (kTiles > 1) {
+      load_tile<5>(channels_at<kGathered>(t, k, kTiles - 1, gathered[k & 1][kTiles - 1]), kVectorBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  store_tile<0>(t.sums);
+  store_tile<1>(t.sums + kTileSums);
+  if (kTiles > 1) {
+    store_tile<2>(t.sums + 2 * kTileSums);
+    store_tile<3>(t.sums + 3 * kTileSums);
+  }
+}
+
+// Up to four tiles of channels x one unit.
+template <bool kGathered, int kTiles>
+void narrow_gradient(const GradientProductCall& t) {
+  alignas(64) uint16_t gathered[2][kTiles][kTileElements];
+  load_sums<0>(t.sums, t.begins);
+  if (kTiles > 1) load_sums<1>(t.sums + kTileSums, t.begins);
+  if (kTiles > 2) load_sums<2>(t.sums + 2 * kTileSums, t.begins);
+  if (kTiles > 3) load_sums<3>(t.sums + 3 * kTileSums, t.begins);
+  for (int64_t k = 0; k < t.chunks; ++k) {
+    const auto channels = [&](int tile) { return channels_at<kGathered>(t, k, tile, gathered[k & 1][tile]); };
+    load_tile<6>(t.pairs[0] + k * kTileElements, kVectorBytes);
+    load_tile<4>(channels(0), kVectorBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kTiles > 1) {
+      load_tile<5>(channels(kTiles > 1 ? 1 : 0), kVectorBytes);
+      _tile_dpbf16ps(1, 5, 6);
+    }
+    if (kTiles > 2) {
+      load_tile<7>(channels(kTiles > 2 ? 2 : 0), kVectorBytes);
+      _tile_dpbf16ps(2, 7, 6);
+    }
+    if (kTiles > 3) {
+      load_tile<4>(channels(kTiles > 3 ? 3 : 0), kVectorBytes);
+      _tile_dpbf16ps(3, 4, 6);
+    }
+  }
+  store_tile<0>(t.sums);
+  if (kTiles > 1) store_tile<1>(t.sums + kTileSums);
+  if (kTiles > 2) store_tile<2>(t.sums + 2 * kTileSums);
+  if (kTiles > 3) store_tile<3>(t.sums + 3 * kTileSums);
+}
+
+template <bool kGathered>
+void gradient_of(const GradientProductCall& t) {
+  if (t.units == 2) return t.tiles == 1 ? wide_gradient<kGathered, 1>(t) : wide_gradient<kGathered, 2>(t);
+  switch (t.tiles) {
+    case 1:
+      return narrow_gradient<kGathered, 1>(t);
+    case 2:
+      return narrow_gradient<kGathered, 2>(t);
+    case 3:
+      return narrow_gradient<kGathered, 3>(t);
+    default:
+      return narrow_gradient<kGathered, 4>(t);
+  }
+}
+
+void gradient_product(const GradientProductCall& t) {
+  t.gathered ? gradient_of<true>(t) : gradient_of<false>(t);
+}
+
 }  // namespace
 
 const Kernels kAmxKernels = {
@@ -282,6 +378,7 @@ const Kernels kAmxKernels = {
     .end = end,
     .lay_weights = lay_weights,
     .pack = pack_positions,
-    .unpack = unpack_results};
+    .unpack = unpack_results,
+    .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums}};
 
 }  // namespace sparsekernels::block

@@ -5,6 +5,7 @@
 // CMakeLists.txt gives to this file.
 #define SPARSEKERNELS_AVX512
 #include "sparse_conv2d/block/gather.h"
+#include "sparse_conv2d/block/gradient_pack.h"
 #include "sparse_conv2d/block/pack.h"
 #include "sparse_conv2d/block/weights.h"
 
@@ -75,6 +76,37 @@ void product(const ProductCall& t) {
   }
 }
 
+// 16 channels x 16 outputs, whose sums are in registers. 16 pairs of positions are broadcast for one load of outputs.
+void gradient_tile(const GradientProductCall& t, int tile, int unit) {
+  float* const to = t.sums + (tile * t.units + unit) * kTileSums;
+  __m512 sums[kUnit];
+#pragma GCC unroll 16
+  for (int i = 0; i < kUnit; ++i) sums[i] = t.begins ? _mm512_setzero_ps() : _mm512_loadu_ps(to + i * kLanes);
+  alignas(64) uint16_t gathered[kTileElements];
+  for (int64_t k = 0; k < t.chunks; ++k) {
+    const uint16_t* lines = gathered;
+    if (t.gathered) gather_lines(t.lines, t.rows + tile * kUnit, t.places[k], gathered);
+    else lines = t.lines + (int64_t{t.places[k]} + t.rows[tile]) * kLineElements;
+    const uint16_t* const pairs = t.pairs[unit] + k * kTileElements;
+    for (int pair = 0; pair < kPositions / 2; ++pair) {
+      const __m512bh outputs = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pairs + pair * kLineElements));
+#pragma GCC unroll 16
+      for (int i = 0; i < kUnit; ++i) {
+        int32_t both;
+        __builtin_memcpy(&both, lines + i * kLineElements + pair * 2, sizeof both);
+        sums[i] = _mm512_dpbf16_ps(sums[i], reinterpret_cast<__m512bh>(_mm512_set1_epi32(both)), outputs);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kUnit; ++i) _mm512_storeu_ps(to + i * kLanes, sums[i]);
+}
+
+void gradient_product(const GradientProductCall& t) {
+  for (int tile = 0; tile < t.tiles; ++tile)
+    for (int unit = 0; unit < t.units; ++unit) gradient_tile(t, tile, unit);
+}
+
 void begin(int, int) {}
 void end() {}
 
@@ -88,6 +120,7 @@ const Kernels kDotKernels = {
     .end = end,
     .lay_weights = lay_weights,
     .pack = pack_positions,
-    .unpack = unpack_results};
+    .unpack = unpack_results,
+    .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums}};
 
 }  // namespace sparsekernels::block

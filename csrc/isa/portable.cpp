@@ -7,6 +7,7 @@
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
+#include "sparse_conv2d/block/portable.h"
 #include "sparse_conv2d/jit/pack.h"
 #include "sparse_conv2d/nonzero_words.h"
 #include "sparse_conv2d/tiled/microkernels.h"
@@ -35,5 +36,19 @@ const CpuKernels kPortableKernels = {
     .hash64 = hash64,
     .batch_norm_forward = batch_norm_forward,
     .batch_norm_backward = batch_norm_backward};
+
+namespace block {
+
+const Kernels kPortableKernels = {
+    .name = "portable",
+    .begin = [](int, int) {},
+    .product = portable_product,
+    .end = [] {},
+    .lay_weights = portable_lay_weights,
+    .pack = portable_pack,
+    .unpack = portable_unpack,
+    .gradient = {portable_gradient_product, portable_pack_lines, portable_pack_pairs, portable_finish}};
+
+}  // namespace block
 
 }  // namespace sparsekernels

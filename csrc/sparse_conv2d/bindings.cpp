@@ -71,14 +71,6 @@ void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
   plans().free(arguments.integer());
 }
 
-// A weight whose storage was resized beneath it has no memory.
-void require_memory(const Handle& weight) {
-  if (weight.data() != nullptr) return;
-  for (int64_t d = 0; d < weight.dim(); ++d)
-    if (weight.sizes()[d] == 0) return;
-  require(false, "sparse_conv2d: expected weight whose memory is there", weight);
-}
-
 // Whether it became a copy.
 bool make_contiguous(Handle& weight) {
   require_memory(weight);

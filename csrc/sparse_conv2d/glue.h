@@ -204,5 +204,13 @@ inline void check_grad_output(const Handle& grad_output, const Geometry& geometr
   }
 }
 
+// A weight whose storage was resized beneath it has no memory.
+inline void require_memory(const Handle& weight) {
+  if (weight.data() != nullptr) return;
+  for (int64_t d = 0; d < weight.dim(); ++d)
+    if (weight.sizes()[d] == 0) return;
+  require(false, "sparse_conv2d: expected weight whose memory is there", weight);
+}
+
 }  // namespace
 }  // namespace sparsekernels

@@ -6,6 +6,7 @@
 #include "sparse_conv2d/block/call.h"
 
 #include "base/interface.h"
+#include "sparse_conv2d/block/kernels.h"
 #include "sparse_conv2d/glue.h"
 
 namespace sparsekernels {
@@ -64,8 +65,8 @@ struct WeightSize {
 };
 
 block::BlockPattern blocks_of(
-    const Handle& values, const Handle& crow, const Handle& col, const std::vector<int64_t>& block,
-    const Geometry& geometry, const WeightSize& size) {
+    const Handle& crow, const Handle& col, const std::vector<int64_t>& block, const Geometry& geometry,
+    const WeightSize& size) {
   block::BlockPattern pattern;
   require(
       block.size() == 2 && block[0] >= 1 && block[1] >= 1 && block[0] <= kLargestBlock && block[1] <= kLargestBlock,
@@ -84,17 +85,45 @@ block::BlockPattern blocks_of(
   pattern.col_indices = indices(col, pattern.blocks);
   require(
       block::is_supported(pattern, geometry.conv.groups),
-      "sparse_conv2d: expected a processor with kernels for blocks in bfloat16, and block rows in one group each; block",
+      "sparse_conv2d: expected block of rows that divide the outputs of a group",
       block);
   block::check_blocks(pattern);
-  if (values) {
-    require(
-        values.dtype() == aoti_torch_dtype_bfloat16() && values.dim() == 1 && values.is_contiguous() &&
-            values.device_type() == aoti_torch_device_type_cpu() && values.sizes()[0] == block::elements_of(pattern),
-        "sparse_conv2d: expected values of bfloat16 on the CPU, one for each element of the blocks", values);
-    pattern.values = static_cast<const uint16_t*>(values.data());
-  }
   return pattern;
+}
+
+// Reads the weight: the values of the blocks, in one dimension, or the dense weight [out, in/groups, kh, kw].
+void set_weight(const Handle& weight, const Geometry& geometry, block::BlockPattern& pattern) {
+  require(
+      weight.dtype() == aoti_torch_dtype_bfloat16() && weight.device_type() == aoti_torch_device_type_cpu(),
+      "sparse_conv2d: expected weight of bfloat16 on the CPU", weight);
+  if (weight.dim() == 1) {
+    require(
+        weight.is_contiguous() && weight.sizes()[0] == block::elements_of(pattern),
+        "sparse_conv2d: expected values of one element for each of the blocks'", weight);
+    pattern.values = static_cast<const uint16_t*>(weight.data());
+    return;
+  }
+  const int64_t expected[4] = {pattern.rows, pattern.channels, geometry.conv.kernel[0], geometry.conv.kernel[1]};
+  require(
+      weight.dim() == 4 && std::equal(expected, expected + 4, weight.sizes()),
+      "sparse_conv2d: expected weight of the values of the blocks, in 1 dimension, or of all elements", weight);
+  require_memory(weight);
+  const int64_t* const strides = weight.strides();
+  pattern.dense = static_cast<const uint16_t*>(weight.data());
+  pattern.dense_strides[0] = strides[0];
+  pattern.dense_strides[1] = strides[1];
+  pattern.dense_strides[2] = expected[3] == 1 ? strides[2] : strides[3];
+}
+
+// Taps are one dimension of a dense weight.
+Handle with_joined_taps(Handle weight) {
+  if (weight.dim() == 1) return contiguous_vector(std::move(weight));
+  const int64_t *sizes = weight.sizes(), *strides = weight.strides();
+  bool joined = weight.dim() != 4 || sizes[2] == 1 || sizes[3] == 1 || strides[2] == sizes[3] * strides[3];
+  int64_t farthest = 0;  // places are of 32 bits
+  for (int64_t d = 0; d < weight.dim(); ++d) farthest += (sizes[d] - 1) * strides[d];
+  joined = joined && farthest < std::numeric_limits<int32_t>::max();
+  return joined ? std::move(weight) : contiguous(weight);
 }
 
 void check_bfloat16(const Handle& tensor, const Geometry& geometry) {
@@ -105,7 +134,7 @@ void check_bfloat16(const Handle& tensor, const Geometry& geometry) {
 void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {11, 1});
   const Handle given = arguments.tensor();
-  const Handle values = contiguous_vector(arguments.tensor());
+  const Handle weight = with_joined_taps(arguments.tensor());
   Handle given_bias = arguments.optional_tensor();
   const Handle crow = arguments.tensor(), col = arguments.tensor();
   const std::vector<int64_t> block = arguments.integers();
@@ -116,7 +145,8 @@ void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) 
 
   check_bfloat16(given, geometry);
   const int64_t channels = given.sizes()[1] / geometry.conv.groups;
-  block::BlockPattern pattern = blocks_of(values, crow, col, block, geometry, {rows, channels});
+  block::BlockPattern pattern = blocks_of(crow, col, block, geometry, {rows, channels});
+  set_weight(weight, geometry, pattern);
   const Handle bias = checked_bias(std::move(given_bias), given, rows);
   Result result(empty_output(given, activation_of(given), geometry, rows));
   const Handle input = with_neighboring_channels(Handle::from(given.shared()));
@@ -137,7 +167,7 @@ void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) 
 void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {10, 1});
   const Handle given = arguments.tensor();
-  const Handle values = contiguous_vector(arguments.tensor());
+  const Handle weight = with_joined_taps(arguments.tensor());
   const Handle crow = arguments.tensor(), col = arguments.tensor();
   const std::vector<int64_t> block = arguments.integers();
   const Geometry geometry(arguments.integers());
@@ -149,8 +179,8 @@ void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t re
   require(
       channels > 0 && channels % geometry.conv.groups == 0,
       "sparse_conv2d: expected channels that groups divide", channels);
-  const block::BlockPattern pattern =
-      blocks_of(values, crow, col, block, geometry, {rows, channels / geometry.conv.groups});
+  block::BlockPattern pattern = blocks_of(crow, col, block, geometry, {rows, channels / geometry.conv.groups});
+  set_weight(weight, geometry, pattern);
   const int64_t input_size[2] = {height, width};
   check_grad_output(given, geometry, rows, input_size);
   const int64_t sizes[4] = {given.sizes()[0], channels, height, width};
@@ -161,18 +191,52 @@ void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t re
   stack[0] = result.finish();
 }
 
+void boxed_block_weight_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
+  Arguments arguments(stack, {count, returned}, {7, 1});
+  const Handle given = arguments.tensor(), given_input = arguments.tensor();
+  const Handle crow = arguments.tensor(), col = arguments.tensor();
+  const std::vector<int64_t> block = arguments.integers();
+  const Geometry geometry(arguments.integers());
+  const int64_t elements = arguments.integer();
+
+  check_bfloat16(given_input, geometry);
+  check_bfloat16(given, geometry);
+  const int64_t rows = given.sizes()[1], channels = given_input.sizes()[1] / geometry.conv.groups;
+  const block::BlockPattern pattern = blocks_of(crow, col, block, geometry, {rows, channels});
+  const int64_t input_size[2] = {given_input.sizes()[2], given_input.sizes()[3]};
+  check_grad_output(given, geometry, rows, input_size);
+  require(
+      given.sizes()[0] == given_input.sizes()[0], "sparse_conv2d: expected grad_output of the batch of input", given);
+  const Handle grad_output = with_neighboring_channels(Handle::from(given.shared()));
+  const Handle input = with_neighboring_channels(Handle::from(given_input.shared()));
+  require(
+      elements == block::elements_of(pattern), "sparse_conv2d: expected as many values as the blocks have elements",
+      elements);
+  Handle grad_values = empty(&elements, 1, given.dtype(), given);
+  block::weight_gradient(
+      geometry.conv, pattern, neighboring_channels_of(grad_output), neighboring_channels_of(input),
+      static_cast<uint16_t*>(grad_values.data()), torch_threads());
+  stack[0] = to_stack(std::move(grad_values));
+}
+
 }  // namespace
 }  // namespace sparsekernels
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_block_conv2d", &sparsekernels::boxed_block_conv2d);
   m.impl("_block_conv2d_input_gradient", &sparsekernels::boxed_block_input_gradient);
+  m.impl("_block_conv2d_weight_gradient", &sparsekernels::boxed_block_weight_gradient);
 }
 
 extern "C" {
 
-// The kernels for blocks in bfloat16: "amx" or "avx512_bf16"; null where this machine has none.
+// The kernels for blocks in bfloat16: "amx", "avx512_bf16" or "portable".
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_block_kernels() {
   return sparsekernels::block::kernels_name();
+}
+
+// Why these are not "amx"; null where they are.
+SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_amx_reason() {
+  return sparsekernels::block::amx_reason();
 }
 }

@@ -16,7 +16,9 @@ namespace sparsekernels::block {
 struct BlockPattern {
   const int32_t* crow_indices = nullptr;  // [block rows + 1]
   const int32_t* col_indices = nullptr;   // ascending in each block row
-  const uint16_t* values = nullptr;       // block after block, [rows][channels] each
+  const uint16_t* values = nullptr;       // block after block, [rows][channels] each; or null, and then
+  const uint16_t* dense = nullptr;        // the weight with its zeros, of which blocks are read
+  int64_t dense_strides[3] = {};          // of rows, channels and taps, in elements
   int64_t block[2] = {1, 1};
   int64_t rows = 0, channels = 0, taps = 1;
   int64_t blocks = 0;
@@ -31,10 +33,10 @@ void check_blocks(const BlockPattern& pattern);
 // Elements of all blocks.
 int64_t elements_of(const BlockPattern& pattern);
 
-// The kernels that this machine runs such a weight on: "amx", "avx512_bf16"; null where it has none.
+// The kernels that this machine runs such a weight on: "amx", "avx512_bf16" or "portable".
 const char* kernels_name();
 
-// Whether there are kernels for the pattern: block rows lie in one group each.
+// Whether the kernels take the pattern: block rows have to lie in one group each.
 bool is_supported(const BlockPattern& pattern, int64_t groups);
 
 // Tensors are bfloat16 with neighboring channels. Results have the same bits for any number of threads.
@@ -46,5 +48,10 @@ void conv2d(
 void input_gradient(
     const ConvGeometry& geometry, const BlockPattern& pattern, const Activation& grad_output,
     const Activation& grad_input, const Threads& threads);
+
+// grad_values: of the elements of all blocks, as they follow each other in values.
+void weight_gradient(
+    const ConvGeometry& geometry, const BlockPattern& pattern, const Activation& grad_output, const Activation& input,
+    uint16_t* grad_values, const Threads& threads);
 
 }  // namespace sparsekernels::block

@@ -211,7 +211,7 @@ int64_t percent_for_planes(const Program& program) {
 
 void run(const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
          const Threads& threads) {
-  const Kernels& kernels = *block::kernels();
+  const Kernels& kernels = block::kernels();
   const int64_t pairs = pairs_of(program, lattice);
   const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count, percent_for_planes(program));
   const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
@@ -312,7 +312,7 @@ void conv2d(
   if (is_empty(output)) return;
   Lattice lattice = forward_lattice(geometry, input, output);
   merge_positions(lattice);
-  run(lattice, make_program(pattern, lattice, false, *kernels()), pattern, epilogue, threads);
+  run(lattice, make_program(pattern, lattice, false, kernels()), pattern, epilogue, threads);
 }
 
 void input_gradient(
@@ -322,11 +322,11 @@ void input_gradient(
   if (is_empty(grad_input)) return;
   Lattice lattice = input_gradient_lattice(geometry, grad_output, grad_input);
   merge_positions(lattice);
-  run(lattice, make_program(pattern, lattice, true, *kernels()), pattern, Epilogue(), threads);
+  run(lattice, make_program(pattern, lattice, true, kernels()), pattern, Epilogue(), threads);
 }
 
 bool is_supported(const BlockPattern& pattern, int64_t groups) {
-  return kernels() != nullptr && (groups == 1 || pattern.rows / groups % pattern.block[0] == 0);
+  return groups == 1 || pattern.rows / groups % pattern.block[0] == 0;
 }
 
 int64_t elements_of(const BlockPattern& pattern) {
@@ -351,8 +351,7 @@ void check_blocks(const BlockPattern& pattern) {
 }
 
 const char* kernels_name() {
-  const Kernels* found = kernels();
-  return found == nullptr ? nullptr : found->name;
+  return kernels().name;
 }
 
 }  // namespace sparsekernels::block

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "base/lanes.h"
+#include "sparse_conv2d/block/gradient_calls.h"
 
 namespace sparsekernels::block {
 
@@ -114,12 +115,17 @@ struct Kernels {
   void (*lay_weights)(const WeightsCall&);
   void (*pack)(const PackCall&);
   void (*unpack)(const UnpackCall&);
+  GradientKernels gradient;
 };
 
 extern const Kernels kAmxKernels;  // tiles of AMX
 extern const Kernels kDotKernels;  // AVX512-BF16
+extern const Kernels kPortableKernels;
 
-// The best that this machine has, found once; null where it has none.
-const Kernels* kernels();
+// The best that this machine has, found once.
+const Kernels& kernels();
+
+// Why these are not those for AMX, in words; null where they are.
+const char* amx_reason();
 
 }  // namespace sparsekernels::block

@@ -21,7 +21,34 @@ int64_t neighbors_of(int64_t channels) {
   return most;
 }
 
-// Calls visit(row, block, column, tap, its first value, width of its rows) for all blocks.
+}  // namespace
+
+std::vector<int64_t> first_values(const BlockPattern& pattern) {
+  std::vector<int64_t> first(static_cast<size_t>(pattern.blocks));
+  if (pattern.dense != nullptr) {
+    for (int64_t row = 0; row < pattern.block_rows(); ++row)
+      for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b)
+        first[static_cast<size_t>(b)] = row * pattern.block[0] * pattern.dense_strides[0] +
+                                        pattern.col_indices[b] / pattern.taps * pattern.block[1] * pattern.dense_strides[1] +
+                                        pattern.col_indices[b] % pattern.taps * pattern.dense_strides[2];
+    return first;
+  }
+  const int64_t last = pattern.block_columns() - 1, rest = pattern.channels - last * pattern.block[1];
+  int64_t at = 0;
+  for (int64_t row = 0; row < pattern.block_rows(); ++row) {
+    const int64_t rows = std::min(pattern.block[0], pattern.rows - row * pattern.block[0]);
+    for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b) {
+      first[static_cast<size_t>(b)] = at;
+      at += rows * (pattern.col_indices[b] / pattern.taps == last ? rest : pattern.block[1]);
+    }
+  }
+  return first;
+}
+
+namespace {
+
+// Calls visit(row, block, column, tap, its first value, width of its rows) for all blocks. Its first value is that of
+// `values`, or of the dense weight.
 template <class Visit>
 void each_block(const BlockPattern& pattern, const Visit& visit) {
   const int64_t last = pattern.block_columns() - 1;
@@ -38,6 +65,10 @@ void each_block(const BlockPattern& pattern, const Visit& visit) {
         column /= taps;
       }
       const int32_t width = column == last ? rest : whole;
+      if (pattern.dense != nullptr)
+        value = static_cast<int32_t>(
+            row * pattern.block[0] * pattern.dense_strides[0] + column * pattern.block[1] * pattern.dense_strides[1] +
+            tap * pattern.dense_strides[2]);
       visit(row, b, static_cast<int32_t>(column), static_cast<int32_t>(tap), value, width);
       value += rows * width;
     }
@@ -134,7 +165,7 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
                          block[0] <= cost::block::kMostScatteredRows;
   if (program.is_scattered) {
     program.rows = kTileRows;
-    scatter_rows(lattice, block_rows, entries, program);
+    scatter_rows(pattern, lattice, block_rows, entries, program);
     return program;
   }
   program.entries.reserve(entries.size());
@@ -181,6 +212,10 @@ void fill_program(
   const int64_t chunk_bytes = program.chunk_bytes(), of_chunk = offsets_of(program.columns);
   const int64_t of_block = program.channels_of_block, pairs = program.pairs;
   const bool planes = program.columns == Columns::kPlanes, channels_apart = program.columns == Columns::kChannels;
+  const bool dense = pattern.dense != nullptr;
+  const uint16_t* const all_values = dense ? pattern.dense : pattern.values;
+  // Whether a chunk's rows are copies of neighboring elements.
+  const bool are_rows = planes && !program.transposed && (!dense || pattern.dense_strides[1] == 1);
   std::vector<const uint16_t*> halves[2];  // of each pair of a product
   std::vector<int32_t> row_strides[2];
   for (int64_t p = begin; p < end; ++p) {
@@ -199,22 +234,24 @@ void fill_program(
     };
     for (int64_t e = 0; e < rows.entries; ++e) {
       const Entry& entry = program.entries[static_cast<size_t>(rows.first_entry + e)];
-      const int32_t row_stride = program.transposed ? 1 : entry.width;
-      const int64_t channel_stride = program.transposed ? entry.width : 1;
-      const uint16_t* const values = pattern.values + entry.value + rows.value_offset * row_stride;
+      const int64_t strides[2] = {
+          dense ? pattern.dense_strides[0] : entry.width, dense ? pattern.dense_strides[1] : int64_t{1}};
+      const int32_t row_stride = static_cast<int32_t>(strides[program.transposed ? 1 : 0]);
+      const int64_t channel_stride = strides[program.transposed ? 0 : 1];
+      const uint16_t* const values = all_values + entry.value + rows.value_offset * row_stride;
       const int64_t channels = channels_of(program, lattice, entry.column);
       const int64_t tap = tap_offsets[static_cast<size_t>(entry.tap)], first = entry.column * of_block;
       if (planes) {
         for (int64_t from = 0; from < of_block; from += 2 * pairs, ++next[0]) {
           places[next[0]] = static_cast<int32_t>((first + from) / 2 * pitch + tap);
           const int64_t count = std::min(2 * pairs, std::max<int64_t>(0, channels - from));
-          if (!program.transposed) {
+          if (are_rows) {
             copy_rows(
                 values + from, row_stride, rows.rows, 2 * count, program.rows, chunk_bytes / program.rows,
                 chunks + next[0] * chunk_bytes);
           } else {
             for (int64_t i = 0; i < count; ++i)
-              put(values + (from + i) * channel_stride, 1, i % 2, next[0] * pairs + i / 2);
+              put(values + (from + i) * channel_stride, row_stride, i % 2, next[0] * pairs + i / 2);
           }
         }
         continue;
@@ -230,7 +267,7 @@ void fill_program(
     if (!planes)  // what is left of the last chunk
       for (int64_t half = 0; half < (channels_apart ? 2 : 1); ++half)
         for (; next[half] < rows.chunks * pairs; ++next[half]) place(half, next[half]) = static_cast<int32_t>(zeros);
-    if (planes && !program.transposed) continue;
+    if (are_rows) continue;
     for (int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
       WeightsCall call = {};
       for (int half = 0; half < 2; ++half) {

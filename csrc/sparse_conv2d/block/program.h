@@ -70,7 +70,7 @@ struct BlockRow {
 };
 
 void scatter_rows(
-    const Lattice& lattice, const std::vector<BlockRow>& block_rows, const std::vector<Entry>& entries,
+    const BlockPattern& pattern, const Lattice& lattice, const std::vector<BlockRow>& block_rows, const std::vector<Entry>& entries,
     Program& program);
 void fill_scatters(
     const Program& program, const Lattice& lattice, const BlockPattern& pattern,
@@ -79,6 +79,9 @@ void fill_scatters(
 
 // Of a block of source channels, those that there are.
 int64_t channels_of(const Program& program, const Lattice& lattice, int64_t column);
+
+// Where each block begins in `values`, or in the dense weight.
+std::vector<int64_t> first_values(const BlockPattern& pattern);
 
 // Pairs of channels that planes need, zeros among them.
 int64_t pairs_of(const Program& program, const Lattice& lattice);

@@ -13,7 +13,7 @@
 namespace sparsekernels::block {
 
 void scatter_rows(
-    const Lattice& lattice, const std::vector<BlockRow>& block_rows, const std::vector<Entry>& entries,
+    const BlockPattern& pattern, const Lattice& lattice, const std::vector<BlockRow>& block_rows, const std::vector<Entry>& entries,
     Program& program) {
   const int64_t taps = static_cast<int64_t>(lattice.taps.size());
   const int64_t keys = divide_up(lattice.source_channels, program.channels_of_block) * taps;
@@ -61,11 +61,14 @@ void scatter_rows(
         }
         program.scattered_rows.resize(static_cast<size_t>(base + next.back()));
         each_entry(first, last, residue, [&](const BlockRow& row, const Entry& entry, size_t key) {
+          const int64_t strides[2] = {  // of the weight's rows and channels
+              pattern.dense != nullptr ? pattern.dense_strides[0] : entry.width,
+              pattern.dense != nullptr ? pattern.dense_strides[1] : 1};
           for (int64_t i = 0; i < row.rows; ++i)
             program.scattered_rows[static_cast<size_t>(base + next[key]++)] = {
                 static_cast<int32_t>(row.first_row - rows.first_row + i),
-                static_cast<int32_t>(entry.value + (program.transposed ? i : i * entry.width)),
-                program.transposed ? entry.width : 1};
+                static_cast<int32_t>(entry.value + i * strides[program.transposed ? 1 : 0]),
+                static_cast<int32_t>(strides[program.transposed ? 0 : 1])};
         });
         rows.entries = static_cast<int64_t>(program.scatters.size()) - rows.first_entry;
         rows.chunks = program.chunks - rows.first_chunk;
@@ -78,6 +81,7 @@ void fill_scatters(
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t begin, int64_t end, char* weights,
     int32_t* offsets) {
   const int64_t stride = weight_stride(static_cast<int>(program.pairs)), width = 2 * program.pairs;
+  const uint16_t* const all_values = pattern.dense != nullptr ? pattern.dense : pattern.values;
   for (int64_t p = begin; p < end; ++p) {
     const ProductRows& rows = program.products[static_cast<size_t>(p)];
     char* to = weights + rows.first_chunk * program.chunk_bytes();
@@ -94,7 +98,7 @@ void fill_scatters(
         if (many < kTileRows || 2 * count < stride) std::memset(to, 0, static_cast<size_t>(program.chunk_bytes()));
         for (int64_t i = 0; i < many; ++i, to += stride) {
           const ScatteredRow& one = program.scattered_rows[static_cast<size_t>(scatter.first_row + row + i)];
-          const uint16_t* const value = pattern.values + one.value + from * one.stride;
+          const uint16_t* const value = all_values + one.value + from * one.stride;
           uint16_t* const weight = reinterpret_cast<uint16_t*>(to);
           for (int64_t c = 0; c < count; ++c) weight[c] = value[c * one.stride];
           places[i] = one.row / kMostRows * kScatterTiles * kMostRows * kLanes + one.row % kMostRows * kLanes;

@@ -124,7 +124,7 @@ class SparseConv2d(torch.autograd.Function):
         return (
             _input_gradient(kernels, grad_output, weight, ctx.image, pattern, geometry) if need_input else None,
             _weight_gradient(kernels, grad_output, input, ctx.dense, pattern, geometry) if need_weight else None,
-            _bias_gradient(grad_output) if need_bias else None,
+            bias_gradient(grad_output) if need_bias else None,
             None,
             None,
             None,
@@ -239,7 +239,7 @@ def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry
     return gradient.to(input.dtype)
 
 
-def _bias_gradient(grad_output: Tensor) -> Tensor:
+def bias_gradient(grad_output: Tensor) -> Tensor:
     return grad_output.sum((0, 2, 3), dtype=wide_dtype(grad_output)).to(grad_output.dtype)
 
 

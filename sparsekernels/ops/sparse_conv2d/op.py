@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ..._torch import is_any_autocast_enabled, is_jit_tracing
 from ...dispatch import is_special
-from ...formats import SparseFormat, Unstructured
+from ...formats import BlockSparse, SparseFormat, Unstructured
 from .._operation import explain, is_traced
 from ..convolution import LINEAR, Geometry, OneOrTwo, cached_geometry_of, geometry_of
-from . import by_format, gradients, implementations
+from . import blocks, by_format, gradients, implementations
 from .arguments import validate, validate_together
 from .gradients import values_of
 from .implementations import compiled
@@ -60,7 +60,8 @@ def sparse_conv2d(
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float32, bfloat16, float16 or float64 (plain torch, for tests); any strides.
-        weight: `Unstructured`, or another `SparseFormat`, of [out, C/groups, kh, kw]; dtype and device of `input`.
+        weight: `Unstructured`, `BlockSparse`, or another `SparseFormat`, of [out, C/groups, kh, kw]; dtype and device
+            of `input`.
         bias: [out] or None; dtype and device of `input`.
         stride: A number or two, at least 1.
         padding: A number or two, at least 0, or "valid", or "same", which adds an odd one below and to the right and
@@ -92,7 +93,7 @@ def sparse_linear(input: Tensor, weight: SparseFormat, bias: Tensor | None = Non
 
     Args:
         input: [*, in]; dtypes as in `sparse_conv2d`, any strides.
-        weight: `Unstructured`, or another `SparseFormat`, of [out, in]; dtype and device of `input`.
+        weight: `Unstructured`, `BlockSparse`, or another `SparseFormat`, of [out, in]; dtype and device of `input`.
         bias: [out] or None; dtype and device of `input`.
 
     Returns:
@@ -124,7 +125,7 @@ def conv2d(
 ) -> Tensor:
     try:
         if type(pattern) is not Unstructured:
-            pattern = by_format.resolved(pattern)
+            pattern, weight = by_format.resolved(pattern, weight, guard is not None, input, groups)
         plain = not is_special() and input.dim() == 4 and type(pattern) is Unstructured
         try:
             geometry = (cached_geometry_of if plain else geometry_of)(pattern.shape, stride, padding, dilation, groups)
@@ -134,6 +135,9 @@ def conv2d(
         # the kernels know the channels only from the input: they cannot tell that there are too many or too few
         if plain and input.dtype is not torch.float64 and input.size(1) == pattern.shape[1] * geometry.groups:
             return _eager(input, pattern, weight, bias, geometry, guard)
+        in_blocks = type(pattern) is BlockSparse and input.dim() == 4
+        if in_blocks and input.size(1) == pattern.shape[1] * geometry.groups:
+            return blocks.conv2d(input, pattern, weight, bias, geometry, guard)
         weight = weight if guard is None else guard.values(pattern, weight)
         validate("sparse_conv2d", input, pattern, bias, stride, padding, dilation, groups)
         if input.dim() == 3:
@@ -155,12 +159,14 @@ def linear(
 ) -> Tensor:
     try:
         if type(pattern) is not Unstructured:
-            pattern = by_format.resolved(pattern)
+            pattern, weight = by_format.resolved(pattern, weight, guard is not None, input)
         outputs, inputs = pattern.shape
         weight = _checked("sparse_linear", weight, pattern, guard)
         plain = not is_special() and type(pattern) is Unstructured
         if plain and input.dtype is not torch.float64 and input.shape[-1] == inputs:
             output = _eager(input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR, guard)
+        elif type(pattern) is BlockSparse and input.shape[-1] == inputs:
+            output = blocks.conv2d(input.reshape(-1, inputs, 1, 1), pattern, weight, bias, LINEAR, guard)
         else:
             weight = weight if guard is None else guard.values(pattern, weight)
             validate("sparse_linear", input, pattern, bias)
