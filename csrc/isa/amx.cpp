@@ -14,6 +14,7 @@
 #include "sparse_conv2d/block/weights.h"
 
 #include <cstring>
+#include <type_traits>
 
 namespace sparsekernels::block {
 namespace {
@@ -211,6 +212,67 @@ void product(const ProductCall& t) {
   }
 }
 
+// Adds results [tile][kTileRows][kLanes] of a chunk to its rows.
+template <int kTiles>
+inline void add_rows(const float* results, const int32_t* offsets, float* sums) {
+  const int rows = offsets[kTileRows + 1];
+  for (int row = 0; row < rows; ++row) {
+    float* const to = sums + offsets[row];
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float* const line = to + tile * kMostRows * kLanes;
+      const __m512 result = _mm512_load_ps(results + tile * kTileWords + row * kLanes);
+      _mm512_store_ps(line, _mm512_add_ps(_mm512_load_ps(line), result));
+    }
+  }
+}
+
+// Rows of one chunk are added while the next one is multiplied.
+template <int kTiles>
+void scatter_of(const ScatterCall& t) {
+  alignas(4096) float results[2][2 * kTileWords];
+  const int64_t stride = weight_stride(t.pairs), chunk = kTileRows * stride;
+  const int32_t* last = nullptr;
+  const auto step = [&](int64_t k, auto odd) {
+    constexpr bool kOdd = decltype(odd)::value;
+    const int32_t* const offsets = t.offsets + k * kScatterOffsets;
+    if (last == nullptr || last[kTileRows] != offsets[kTileRows]) {
+      const uint32_t* const planes = t.planes + offsets[kTileRows];
+      load_tile<5>(planes + t.at[0], t.pitch * 4);
+      if (kTiles > 1) load_tile<6>(planes + t.at[kTiles - 1], t.pitch * 4);
+    }
+    load_tile<4>(t.weights + k * chunk, stride);
+    if constexpr (kOdd) {
+      _tile_zero(2);
+      _tile_dpbf16ps(2, 4, 5);
+      if (kTiles > 1) {
+        _tile_zero(3);
+        _tile_dpbf16ps(3, 4, 6);
+      }
+    } else {
+      _tile_zero(0);
+      _tile_dpbf16ps(0, 4, 5);
+      if (kTiles > 1) {
+        _tile_zero(1);
+        _tile_dpbf16ps(1, 4, 6);
+      }
+    }
+    if (last != nullptr) add_rows<kTiles>(results[kOdd ? 0 : 1], last, t.sums);
+    store_tile<kOdd ? 2 : 0>(results[kOdd]);
+    if (kTiles > 1) store_tile<kOdd ? 3 : 1>(results[kOdd] + kTileWords);
+    last = offsets;
+  };
+  for (int64_t k = 0; k < t.chunks; ++k) {
+    if (k % 2 == 0) step(k, std::false_type());
+    else step(k, std::true_type());
+  }
+  if (last != nullptr) add_rows<kTiles>(results[(t.chunks - 1) % 2], last, t.sums);
+}
+
+void scatter(const ScatterCall& t) {
+  return t.tiles == 1 ? scatter_of<1>(t) : scatter_of<2>(t);
+}
+
 template <int kTile>
 inline void load_sums(const float* from, bool begins) {
   if (begins) __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
@@ -312,6 +374,7 @@ const Kernels kAmxKernels = {
     .name = "amx",
     .begin = begin,
     .product = product,
+    .scatter = scatter,
     .end = end,
     .lay_weights = lay_weights,
     .pack = pack_positions,

@@ -116,6 +116,7 @@ const Kernels kDotKernels = {
     .name = "avx512_bf16",
     .begin = begin,
     .product = product,
+    .scatter = nullptr,
     .end = end,
     .lay_weights = lay_weights,
     .pack = pack_positions,

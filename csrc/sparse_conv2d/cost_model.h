@@ -183,6 +183,8 @@ constexpr int64_t kItemsPerThread = 4;    // with this number for each thread, w
 constexpr int64_t kFewestItemTiles = 8;   // micro-batches of an item that are worth the weights' way from L2
 constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share laying out
 
+// Blocks of at most so many rows are scattered; rows of one product of them, whose sums at two tiles fit into L1.
+constexpr int64_t kMostScatteredRows = 3, kScatterRows = 256;
 // Of the weight gradient (block/gradient_plan.cpp): cycles.
 namespace gradient {
 

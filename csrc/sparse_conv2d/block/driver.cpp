@@ -22,6 +22,8 @@ namespace {
 
 constexpr int64_t kResultFloats = kMostTiles * kMostRows * kLanes;
 
+constexpr int64_t kSumFloats = (cost::block::kScatterRows + kMostRows) * kScatterTiles * kLanes;
+
 thread_local Workspace call_workspace, worker_workspace;
 
 struct Call {
@@ -55,6 +57,15 @@ void pack_item(
   }
 }
 
+UnpackCall unpack_call(const Epilogue& epilogue) {
+  UnpackCall unpack = {};
+  unpack.low = epilogue.low;
+  unpack.high = epilogue.high;
+  unpack.has_low = unpack.low > -std::numeric_limits<float>::infinity();
+  unpack.has_high = unpack.high < std::numeric_limits<float>::infinity();
+  return unpack;
+}
+
 // Products [begin, end) of a group at all positions of an item.
 void run_products(
     const Call& call, const PlaneItem& item, int64_t begin, int64_t end, const uint32_t* planes, float* results) {
@@ -68,11 +79,7 @@ void run_products(
   product.columns = program.columns;
   product.planes = planes;
   product.pitch = call.pitch;
-  UnpackCall unpack = {};
-  unpack.low = call.epilogue.low;
-  unpack.high = call.epilogue.high;
-  unpack.has_low = unpack.low > -std::numeric_limits<float>::infinity();
-  unpack.has_high = unpack.high < std::numeric_limits<float>::infinity();
+  UnpackCall unpack = unpack_call(call.epilogue);
   int64_t residue = -1;
   bool waits = false;
   call.kernels.begin(product.rows, product.pairs);
@@ -110,7 +117,7 @@ void run_products(
         const ProductRows& of = program.products[static_cast<size_t>(i)];
         product.chunks = of.chunks;
         product.weights = call.weights + of.first_chunk * program.chunk_bytes();
-        product.offsets = call.offsets + of.first_chunk * offsets_of(program.columns);
+        product.offsets = call.offsets + of.first_chunk * program.offsets_of_chunk();
         call.kernels.product(product);
         product.results += of.rows * kLanes;
         if (i == p && waits) call.kernels.unpack(unpack);
@@ -127,6 +134,50 @@ void run_products(
     p = last;
   }
   if (waits) call.kernels.unpack(unpack);
+  call.kernels.end();
+}
+
+// The same of products whose rows are scattered.
+void run_scatters(
+    const Call& call, const PlaneItem& item, int64_t begin, int64_t end, const uint32_t* planes, float* sums) {
+  const Program& program = call.program;
+  std::vector<int64_t> at, to;
+  tile_places(call.lattice, call.layout, item, at);
+  const int64_t tiles = static_cast<int64_t>(at.size());
+  ScatterCall scatter = {};
+  scatter.pairs = static_cast<int>(program.pairs);
+  scatter.planes = planes;
+  scatter.pitch = call.pitch;
+  scatter.sums = sums;
+  UnpackCall unpack = unpack_call(call.epilogue);
+  int64_t residue = -1;
+  call.kernels.begin(kTileRows, scatter.pairs);
+  for (int64_t p = begin; p < end; ++p) {
+    const ProductRows& rows = program.products[static_cast<size_t>(p)];
+    if (rows.residue != residue) dest_places(call.lattice, call.layout, item, rows.residue, to);
+    residue = rows.residue;
+    scatter.chunks = rows.chunks;
+    scatter.weights = call.weights + rows.first_chunk * program.chunk_bytes();
+    scatter.offsets = call.offsets + rows.first_chunk * kScatterOffsets;
+    for (int64_t tile = 0; tile < tiles; tile += kScatterTiles) {
+      scatter.tiles = static_cast<int>(std::min<int64_t>(kScatterTiles, tiles - tile));
+      for (int i = 0; i < scatter.tiles; ++i) scatter.at[i] = at[static_cast<size_t>(tile + i)];
+      std::fill_n(sums, divide_up(rows.rows, kMostRows) * kScatterTiles * kMostRows * kLanes, 0.0f);
+      call.kernels.scatter(scatter);
+      unpack.tiles = scatter.tiles;
+      unpack.to = to.data() + tile * kLanes;
+      for (int64_t row = 0; row < rows.rows; row += kMostRows) {
+        const int64_t channel = rows.group * call.lattice.dest_channels + rows.first_row + row;
+        unpack.results = sums + row * kScatterTiles * kLanes;
+        unpack.rows = static_cast<int>(std::min<int64_t>(kMostRows, rows.rows - row));
+        unpack.dest = at_channel(call.lattice.dest, channel);
+        if (call.epilogue.residual != nullptr)
+          unpack.residual = static_cast<const uint16_t*>(call.epilogue.residual) + channel;
+        unpack.bias = call.bias + channel;
+        call.kernels.unpack(unpack);
+      }
+    }
+  }
   call.kernels.end();
 }
 
@@ -153,7 +204,7 @@ int64_t first_product_of(const Program& program, int64_t group, int64_t groups, 
 }
 
 int64_t percent_for_planes(const Program& program) {
-  if (program.columns == Columns::kPlanes) return cost::block::kPlanesPercentOfL2;
+  if (program.columns == Columns::kPlanes && !program.is_scattered) return cost::block::kPlanesPercentOfL2;
   const bool few = program.chunks * program.chunk_bytes() < caches().l2_lines * kVectorBytes / 2;
   return few ? cost::block::kFewGatheredPercentOfL2 : cost::block::kGatheredPercentOfL2;
 }
@@ -181,7 +232,7 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
   WorkspaceLayout own;
   float *weight_floats;
   own.add(&weight_floats, program.chunks * program.chunk_bytes() / 4 + kLanes);
-  own.add(&offsets, program.chunks * offsets_of(program.columns) + kLanes);
+  own.add(&offsets, program.chunks * program.offsets_of_chunk() + kLanes);
   own.add(&bias, groups * lattice.dest_channels + kMostRows);
   own.add(&shared_planes, is_shared ? groups * items * plane_elements : 0);
   own.allocate(call_workspace);
@@ -231,7 +282,7 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
     float* results;
     WorkspaceLayout buffers;
     buffers.add(&own_planes, is_shared ? 0 : plane_elements);
-    buffers.add(&results, 2 * kResultFloats);
+    buffers.add(&results, program.is_scattered ? kSumFloats : 2 * kResultFloats);
     buffers.allocate(worker_workspace);
     const TrimWorkspace trim_worker{worker_workspace};
     std::vector<int64_t> from;
@@ -245,7 +296,7 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
         source_places(lattice, layout, item, from);
         pack_item(call, group, from, 0, item.microbatches * layout.positions, own_planes);
       }
-      run_products(
+      (program.is_scattered ? run_scatters : run_products)(
           call, item, first_product_of(program, group, groups, share, shares),
           first_product_of(program, group, groups, share + 1, shares), planes, results);
     }
@@ -261,7 +312,7 @@ void conv2d(
   if (is_empty(output)) return;
   Lattice lattice = forward_lattice(geometry, input, output);
   merge_positions(lattice);
-  run(lattice, make_program(pattern, lattice, false), pattern, epilogue, threads);
+  run(lattice, make_program(pattern, lattice, false, kernels()), pattern, epilogue, threads);
 }
 
 void input_gradient(
@@ -271,7 +322,7 @@ void input_gradient(
   if (is_empty(grad_input)) return;
   Lattice lattice = input_gradient_lattice(geometry, grad_output, grad_input);
   merge_positions(lattice);
-  run(lattice, make_program(pattern, lattice, true), pattern, Epilogue(), threads);
+  run(lattice, make_program(pattern, lattice, true, kernels()), pattern, Epilogue(), threads);
 }
 
 bool is_supported(const BlockPattern& pattern, int64_t groups) {

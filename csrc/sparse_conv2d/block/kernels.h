@@ -59,6 +59,22 @@ struct ProductCall {
   float* results;          // [tile][kMostRows][kLanes]
 };
 
+// Rows that are apart: those of each chunk are multiplied by the planes of its own, and added to sums wherever they are.
+//
+//     sums[offsets[chunk][row] + tile * kMostRows * kLanes + lane] += weights[chunk][row] . planes of the chunk
+constexpr int kScatterTiles = 2;                 // of positions
+constexpr int kScatterOffsets = kTileRows + 2;   // of a chunk: of each row, then the first of its planes, then its rows
+
+struct ScatterCall {
+  int pairs, tiles;
+  int64_t at[kScatterTiles];
+  const uint32_t* planes;
+  int64_t pitch, chunks;
+  const char* weights;     // [chunk][kTileRows], weight_stride(pairs) bytes each
+  const int32_t* offsets;  // [chunk][kScatterOffsets]
+  float* sums;
+};
+
 // A chunk's weights [rows][pairs] from columns of them. Rows up to `all_rows` are zeros.
 struct WeightsCall {
   const uint16_t* const* halves[2];  // [pairs]: of the first row, in the pair's low and high half; null: zeros
@@ -94,6 +110,7 @@ struct Kernels {
   // A thread calls products between `begin` and `end`, all of so many rows and pairs.
   void (*begin)(int rows, int pairs);
   void (*product)(const ProductCall&);
+  void (*scatter)(const ScatterCall&);  // after begin(kTileRows, pairs); null where products of few rows are as fast
   void (*end)();
   void (*lay_weights)(const WeightsCall&);
   void (*pack)(const PackCall&);

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "sparse_conv2d/cost_model.h"
+
 namespace sparsekernels::block {
 namespace {
 
@@ -44,11 +46,6 @@ std::vector<int64_t> first_values(const BlockPattern& pattern) {
 }
 
 namespace {
-
-struct BlockRow {
-  int64_t group, first_row, rows;
-  int64_t first_entry, last_entry;
-};
 
 // Calls visit(row, block, column, tap, its first value, width of its rows) for all blocks. Its first value is that of
 // `values`, or of the dense weight.
@@ -118,12 +115,6 @@ std::vector<BlockRow> block_rows_of(
   return result;
 }
 
-// Of a block of source channels, those that there are.
-int64_t channels_of(const Program& program, const Lattice& lattice, const Entry& entry) {
-  return std::min(
-      program.channels_of_block, lattice.source_channels - entry.column * program.channels_of_block);
-}
-
 // Pairs that a product's chunks hold, its last one in part. Of channels that may be anywhere, those in low halves of
 // planes and those in high halves make pairs, so that a pair is a blend of two planes.
 int64_t pairs_of_product(const Program& program, const Lattice& lattice, const ProductRows& rows) {
@@ -131,7 +122,7 @@ int64_t pairs_of_product(const Program& program, const Lattice& lattice, const P
   int64_t pairs[2] = {0, 0};
   for (int64_t e = rows.first_entry; e < rows.first_entry + rows.entries; ++e) {
     const Entry& entry = program.entries[static_cast<size_t>(e)];
-    const int64_t channels = channels_of(program, lattice, entry);
+    const int64_t channels = channels_of(program, lattice, entry.column);
     const int64_t odd = program.columns == Columns::kChannels ? entry.column * program.channels_of_block % 2 : 0;
     pairs[odd] += divide_up(channels, 2);
     pairs[1 - odd] += channels / 2;
@@ -153,7 +144,11 @@ void copy_rows(const uint16_t* from, int64_t row_stride, int64_t rows, int64_t b
 
 }  // namespace
 
-Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool transposed) {
+int64_t channels_of(const Program& program, const Lattice& lattice, int64_t column) {
+  return std::min(program.channels_of_block, lattice.source_channels - column * program.channels_of_block);
+}
+
+Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool transposed, const Kernels& kernels) {
   Program program = {};
   const int64_t block[2] = {pattern.block[transposed ? 1 : 0], pattern.block[transposed ? 0 : 1]};
   program.channels_of_block = block[1];
@@ -166,6 +161,13 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   program.rows = evened(std::min(block[0], lattice.dest_channels), kMostRows);
   std::vector<Entry> entries;
   const std::vector<BlockRow> block_rows = block_rows_of(pattern, lattice, transposed, entries);
+  program.is_scattered = kernels.scatter != nullptr && program.columns == Columns::kPlanes &&
+                         block[0] <= cost::block::kMostScatteredRows;
+  if (program.is_scattered) {
+    program.rows = kTileRows;
+    scatter_rows(pattern, lattice, block_rows, entries, program);
+    return program;
+  }
   program.entries.reserve(entries.size());
   program.products.reserve(block_rows.size() * static_cast<size_t>(lattice.residues()));
   for (const BlockRow& one : block_rows)
@@ -205,6 +207,8 @@ void fill_program(
     const Program& program, const Lattice& lattice, const BlockPattern& pattern, const Kernels& kernels,
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t zeros, int64_t begin, int64_t end, char* weights,
     int32_t* offsets) {
+  if (program.is_scattered)
+    return fill_scatters(program, lattice, pattern, tap_offsets, pitch, begin, end, weights, offsets);
   const int64_t chunk_bytes = program.chunk_bytes(), of_chunk = offsets_of(program.columns);
   const int64_t of_block = program.channels_of_block, pairs = program.pairs;
   const bool planes = program.columns == Columns::kPlanes, channels_apart = program.columns == Columns::kChannels;
@@ -235,7 +239,7 @@ void fill_program(
       const int32_t row_stride = static_cast<int32_t>(strides[program.transposed ? 1 : 0]);
       const int64_t channel_stride = strides[program.transposed ? 0 : 1];
       const uint16_t* const values = all_values + entry.value + rows.value_offset * row_stride;
-      const int64_t channels = channels_of(program, lattice, entry);
+      const int64_t channels = channels_of(program, lattice, entry.column);
       const int64_t tap = tap_offsets[static_cast<size_t>(entry.tap)], first = entry.column * of_block;
       if (planes) {
         for (int64_t from = 0; from < of_block; from += 2 * pairs, ++next[0]) {

@@ -31,6 +31,18 @@ struct ProductRows {
   int64_t first_chunk, chunks;
 };
 
+// A row of a chunk whose rows are scattered: of the product, and where its weights are.
+struct ScatteredRow {
+  int32_t row;
+  int32_t value, stride;  // its first in `values`, and from source channel to source channel
+};
+
+// Chunks of one part of a block of source channels at one tap.
+struct Scatter {
+  int32_t column, tap, part;
+  int64_t first_row, rows;  // among the program's scattered rows
+};
+
 struct Program {
   int64_t rows, pairs;  // of a product at most; of a chunk
   Columns columns;
@@ -39,12 +51,34 @@ struct Program {
   std::vector<Entry> entries;
   std::vector<ProductRows> products;
   int64_t chunks;
+  // Blocks of few rows: products of up to cost::block::kScatterRows rows, whose entries are `scatters`.
+  bool is_scattered;
+  std::vector<Scatter> scatters;
+  std::vector<ScatteredRow> scattered_rows;
 
   int64_t chunk_bytes() const { return rows * weight_stride(static_cast<int>(pairs)); }
+  int64_t offsets_of_chunk() const { return is_scattered ? kScatterOffsets : offsets_of(columns); }
 };
 
 // `transposed`: the lattice's destination channels are the weight's channels, not its rows.
-Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool transposed);
+Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool transposed, const Kernels& kernels);
+
+// The same of blocks of few rows, given the blocks by rows (scatter.cpp).
+struct BlockRow {
+  int64_t group, first_row, rows;
+  int64_t first_entry, last_entry;
+};
+
+void scatter_rows(
+    const BlockPattern& pattern, const Lattice& lattice, const std::vector<BlockRow>& block_rows, const std::vector<Entry>& entries,
+    Program& program);
+void fill_scatters(
+    const Program& program, const Lattice& lattice, const BlockPattern& pattern,
+    const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t begin, int64_t end, char* weights,
+    int32_t* offsets);
+
+// Of a block of source channels, those that there are.
+int64_t channels_of(const Program& program, const Lattice& lattice, int64_t column);
 
 // Where each block begins in `values`, or in the dense weight.
 std::vector<int64_t> first_values(const BlockPattern& pattern);
