@@ -45,6 +45,7 @@ const Kernels kPortableKernels = {
     .name = "portable",
     .begin = [](int, int) {},
     .product = portable_product,
+    .scatter = nullptr,
     .end = [] {},
     .lay_weights = portable_lay_weights,
     .pack = portable_pack,

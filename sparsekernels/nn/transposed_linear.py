@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The linear layer of transformers whose weight is [in, out], `Conv1D`, with a sparse weight, fine-grained or in blocks."""
+"""The linear layer of transformers whose weight is [in, out], `Conv1D`, with a sparse weight."""
 
 from __future__ import annotations
 

@@ -85,13 +85,14 @@ def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
 
 def conv2d(
     input: Tensor,
-    pattern: BlockSparse,
+    pattern: SparseFormat,
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
     guard: Guard | None = None,
 ) -> Tensor:
     """y of input [N, C, H, W], whose channels fit. The weight is as in op.py; raises `Outside` as the guard does."""
+    assert isinstance(pattern, BlockSparse)
     tracked = torch.is_grad_enabled() and weight.requires_grad
     if guard is not None:
         if is_recorded(weight):
@@ -171,8 +172,8 @@ class BlockConv2d(torch.autograd.Function):
 
 class BlockInputGradient(torch.autograd.Function):
     @staticmethod
-    def forward(grad_output: Tensor, *arguments: Any) -> Tensor:
-        *arguments, kernels = arguments
+    def forward(grad_output: Tensor, *given: Any) -> Tensor:
+        *arguments, kernels = given
         result: Tensor = kernels.input_gradient(grad_output, *arguments)
         return result
 
@@ -198,8 +199,8 @@ class BlockInputGradient(torch.autograd.Function):
 
 class BlockWeightGradient(torch.autograd.Function):
     @staticmethod
-    def forward(grad_output: Tensor, input: Tensor, *arguments: Any) -> Tensor:
-        *arguments, kernels = arguments
+    def forward(grad_output: Tensor, input: Tensor, *given: Any) -> Tensor:
+        *arguments, kernels = given
         result: Tensor = kernels.weight_gradient(grad_output, input, *arguments)
         return result
 
