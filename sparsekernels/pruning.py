@@ -8,9 +8,12 @@ import math
 import numbers
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .nn.replacement import is_conv1d_of_transformers
 
 SPREAD = 0.75
 """Standard deviation of the logarithms of a clustered mask's odds, of rows and of input channels each."""
@@ -154,8 +157,10 @@ def largest(weight: Tensor, sparsity: float) -> Tensor:
     return _least(-weight.detach().abs().contiguous(), _kept(weight.numel(), sparsity))
 
 
-def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
-    """The layers of a model that are pruned: every Linear and Conv2d, except depthwise convolutions.
+def prunable(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers of a model that are pruned: every Linear, Conv2d and Conv1d, except depthwise convolutions.
+
+    transformers' `Conv1D`, a linear layer whose weight is [in, out], is one of them.
 
     Args:
         model: Any module.
@@ -169,9 +174,8 @@ def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"prunable: expected model to be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
-        ):
+        is_linear = isinstance(module, nn.Linear) or is_conv1d_of_transformers(module)
+        if is_linear or (isinstance(module, nn.Conv2d | nn.Conv1d) and not 1 < module.groups == module.in_channels):
             yield name, module
 
 

@@ -8,24 +8,32 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
+from ..nn import (
+    ChannelDroppedConv2d,
+    ChannelDroppedLinear,
+    SparseConv1d,
+    SparseConv2d,
+    SparseLinear,
+    SparseTransposedLinear,
+)
 from ..nn.channel_dropped import used_pairs
-from ..nn.replacement import Replacement
+from ..nn.replacement import Conv1D, Replacement
 from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
 from .graph.fused_subclass import FusedDenseOfSubclass, FusedSparseOfSubclass
+from .graph.fused_transposed import FusedDenseTransposed, FusedTransposed
 from .report import DENSE
 from .subclasses import (
     OfSubclass,
     SubclassChannelDroppedConv2d,
     SubclassChannelDroppedLinear,
+    SubclassSparseConv1d,
     SubclassSparseConv2d,
     SubclassSparseLinear,
 )
-from .survey import KINDS, LEAST_SPARSITY, Layer
+from .survey import LEAST_SPARSITY, Layer, is_kind
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Candidate:
 def channel_dropped_obstacle(layer: Layer) -> Fact | None:
     """Why there are no filters or input channels to leave out."""
     module: Any = layer.module
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return CandidateObstacle.CHANNELS_OF_KIND.of(kind=type(module).__name__)
     groups = getattr(module, "groups", 1)
     if groups != 1:
         return CandidateObstacle.GROUPS.of(groups=groups)
@@ -61,7 +71,7 @@ def channel_dropped_obstacle(layer: Layer) -> Fact | None:
 
 def _channel_dropped(module: Any) -> Replacement:
     kinds = (ChannelDroppedLinear, ChannelDroppedConv2d)
-    if type(module) not in KINDS:
+    if not is_kind(type(module)):
         kinds = (SubclassChannelDroppedLinear, SubclassChannelDroppedConv2d)
     kind = kinds[0] if isinstance(module, nn.Linear) else kinds[1]
     result: Replacement = kind.sharing(module)
@@ -76,18 +86,26 @@ def fine_grained_obstacle(layer: Layer) -> Fact | None:
     return None if used_pairs(module.weight).any() else CandidateObstacle.ALL_ZERO.of()
 
 
+_SPARSE: list[tuple[type, tuple[type[Replacement], ...]]] = [
+    (nn.Linear, (SparseLinear, SubclassSparseLinear)),
+    (nn.Conv2d, (SparseConv2d, SubclassSparseConv2d)),
+    (nn.Conv1d, (SparseConv1d, SubclassSparseConv1d)),
+    (Conv1D, (SparseTransposedLinear,)),
+]
+"""What a layer of a class becomes, and one of its subclasses."""
+
+
 def sparse_layer(module: Any, format: str = "unstructured") -> Replacement:
     """The sparse layer that takes the place of `module`, its weight in a format."""
-    kinds = (SparseLinear, SparseConv2d) if type(module) in KINDS else (SubclassSparseLinear, SubclassSparseConv2d)
-    kind = kinds[0] if isinstance(module, nn.Linear) else kinds[1]
-    result: Replacement = kind.sharing(module, format)
+    classes: Any = next(classes for kind, classes in _SPARSE if isinstance(module, kind))
+    result: Replacement = classes[0 if is_kind(type(module)) else 1].sharing(module, format)
     return result
 
 
 def is_sparse(module: nn.Module, format: str = "unstructured") -> bool:
     """Whether `module` is one of `sparse_layer`."""
-    kinds = (SparseLinear, SparseConv2d, SubclassSparseLinear, SubclassSparseConv2d)
-    return type(module) in kinds and getattr(module, "format", None) == format
+    is_one = any(type(module) in classes for _, classes in _SPARSE)
+    return is_one and getattr(module, "format", None) == format
 
 
 _CHANNEL_DROPPED = (
@@ -140,7 +158,7 @@ def has_candidates(layer: Layer) -> bool:
 
 def may_chain(name: str, module: nn.Module) -> bool:
     """Whether a chain can call what `module` becomes by the decision `name`."""
-    return type(module) in KINDS and any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
+    return is_kind(type(module)) and any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
 
 
 def candidate_of(module: nn.Module) -> Candidate | None:
@@ -150,11 +168,15 @@ def candidate_of(module: nn.Module) -> Candidate | None:
 
 def fused_of(module: nn.Module) -> type[Fused] | None:
     """What serves a layer in a graph for inference; None for what no graph fuses."""
-    if type(module) in (torch.nn.Conv2d, torch.nn.Linear):
+    if type(module) in (nn.Conv2d, nn.Conv1d, nn.Linear):
         return FusedDense
+    if isinstance(module, Conv1D):
+        return FusedDenseTransposed if is_kind(type(module)) else None
     row = candidate_of(module)
     if row is None:
         return None
     if isinstance(module, OfSubclass):
         return FusedSparseOfSubclass if issubclass(row.fused, FusedSparse) else FusedDenseOfSubclass
+    if isinstance(module, SparseTransposedLinear):
+        return FusedTransposed
     return row.fused

@@ -8,7 +8,7 @@ import copy
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -94,8 +94,6 @@ class Replacement(torch.nn.Module):
     pattern: SparseFormat | None = None
     path: str | None = None
     origin: Origin | None = None
-    _dense_product: ClassVar[Callable[..., Tensor]] = staticmethod(F.linear)
-    """Of a linear layer: input, weight, bias -> what the dense layer gives."""
     _guard: Guard
     _choice: ClassVar[tuple[str, ...]]
     """Attributes from which `places` follow."""
@@ -136,6 +134,10 @@ class Replacement(torch.nn.Module):
             return self._parameters["weight"]
         kept = (*self.parameters(), *self.buffers())
         return kept[0] if kept else getattr(self, "weight", None)
+
+    def _dense_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the dense layer gives, of a linear layer."""
+        return F.linear(input, weight, bias)
 
     def hand_back(self) -> None:
         """Make the weight what the layer computes with, in place, before another layer gets it."""
@@ -201,6 +203,21 @@ known by these, so that nobody has to import transformers."""
 def is_conv1d_of_transformers(module: object) -> bool:
     """Whether it is an instance of that class."""
     return any((kind.__module__, kind.__name__) == CONV1D_OF_TRANSFORMERS for kind in type(module).__mro__)
+
+
+class _KnownByName(type):
+    """Whose `isinstance` asks for the name."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return is_conv1d_of_transformers(instance)
+
+
+class Conv1D(metaclass=_KnownByName):
+    """Stands for transformers' class among classes of torch, for `isinstance`."""
+
+
+LINEAR_KINDS: tuple[Any, ...] = (torch.nn.Linear, Conv1D)
+"""Layers that multiply rows, of which `dense_rows` are measured."""
 
 
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {

@@ -47,7 +47,6 @@ class SparseTransposedLinear(SparseLayer):
     """
 
     dense_rows: tuple[int, ...] = ()
-    _dense_product = staticmethod(dense_product)
     _flipped: tuple[SparseFormat, Flipped] | None = None
     """The pattern, and what follows from it."""
 
@@ -124,11 +123,16 @@ class SparseTransposedLinear(SparseLayer):
     def _adopt(self, pattern: SparseFormat) -> None:
         super()._adopt(pattern)
         if pattern.device.type != "meta":
-            flipped, weight = self._places(), self._kept_weight()
+            flipped, weight = self.flipped(), self._kept_weight()
             if weight is not None and weight.requires_grad:
                 flipped.pattern.transposed()
 
-    def _places(self) -> Flipped:
+    def flipped(self) -> Flipped:
+        """The pattern as the kernels take it.
+
+        Returns:
+            The same object until the pattern changes.
+        """
         kept = self._flipped
         if kept is not None and kept[0] is self.pattern:
             return kept[1]
@@ -136,6 +140,9 @@ class SparseTransposedLinear(SparseLayer):
         if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
             self._flipped = self.pattern, flipped
         return flipped
+
+    def _dense_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return dense_product(input, weight, bias)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.dense_rows and not self.dense_grad:
@@ -147,7 +154,7 @@ class SparseTransposedLinear(SparseLayer):
         weight, bias = self._parameters_of(input)
         moves_all = self.dense_grad and (not isinstance(weight, Tensor) or weight.shape == self.pattern.shape)
         try:
-            return transposed_linear(input, self._places(), weight, bias, None if moves_all else self._guard)
+            return transposed_linear(input, self.flipped(), weight, bias, None if moves_all else self._guard)
         except Outside:
             weight = self._dense_weight(input, weight)
         return dense_product(input, weight, bias)

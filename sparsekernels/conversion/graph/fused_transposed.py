@@ -1,0 +1,50 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""In a graph for inference: a linear layer whose weight is [in, out], by the transposed pattern and packed values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...ops.convolution import LINEAR
+from ...ops.sparse_conv2d.transposed_linear import dense_product
+from ..facts import GraphObstacle
+from .fused import Fused, FusedSparse, Norm
+
+
+class FusedDenseTransposed(Fused):
+    """transformers' Conv1D as it is."""
+
+    keeps_channels = True
+    output_dim = 1
+
+    @classmethod
+    def obstacle_of(cls, layer: Any, norm: Norm | None = None) -> GraphObstacle | None:
+        return super().obstacle_of(layer) if norm is None else GraphObstacle.PARAMETERS
+
+    def _product(self, input: Tensor) -> Tensor:
+        return dense_product(input, self._weight, self._bias)
+
+
+class FusedTransposed(FusedSparse):
+    """sparsekernels.nn's SparseTransposedLinear, as the linear layer with the transposed weight."""
+
+    keeps_channels = True
+    output_dim = 1
+
+    @classmethod
+    def obstacle_of(cls, layer: Any, norm: Norm | None = None) -> GraphObstacle | None:
+        return super().obstacle_of(layer) if norm is None else GraphObstacle.PARAMETERS
+
+    def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
+        flipped = layer.flipped()
+        self.pattern = flipped.pattern
+        self._linear, self._geometry, self._pad = True, LINEAR, None
+        self._begin_table(layer, weight.t())
+        Fused._take(self, layer, flipped.values_of(weight), bias)
+
+    @staticmethod
+    def may_chain(layer: Any) -> bool:
+        return False
