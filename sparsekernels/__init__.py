@@ -6,12 +6,13 @@ from . import _environment, _library, nn
 from ._version import __version__
 from .conversion import NormsReport, Report, convert, replace_norms, revert
 from .dispatch import BackendError, use_backend
-from .formats import Unstructured
+from .formats import BlockSparse, Unstructured
 from .ops.rms_norm.op import add_rms_norm, rms_norm
 from .ops.sparse_conv2d.op import sparse_conv1d, sparse_conv2d, sparse_linear
 
 __all__ = [
     "BackendError",
+    "BlockSparse",
     "NormsReport",
     "Report",
     "Unstructured",

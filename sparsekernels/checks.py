@@ -33,3 +33,11 @@ def check_tensor(where: str, name: str, tensor: object) -> Tensor:
     if tensor.layout != torch.strided:
         raise TypeError(f"{where}: expected {name} of layout torch.strided, got {tensor.layout}")
     return tensor
+
+
+def check_mask(where: str, mask: object) -> Tensor:
+    """Return it; raise TypeError unless it is a tensor of bool."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{where}: expected mask to be a tensor of dtype torch.bool, got {given}")
+    return mask

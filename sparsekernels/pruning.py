@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of an exact number of nonzeros, the same every time, and pruning a model by them."""
+"""Masks of an exact number of nonzeros or blocks, the same every time, and pruning a model by them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .nn.replacement import is_conv1d_of_transformers
+from ._transformers import is_conv1d
+from .blocks import check_block, spread, squared_norms
 
 SPREAD = 0.75
 """Standard deviation of the logarithms of a clustered mask's odds, of rows and of input channels each."""
@@ -157,6 +158,39 @@ def largest(weight: Tensor, sparsity: float) -> Tensor:
     return _least(-weight.detach().abs().contiguous(), _kept(weight.numel(), sparsity))
 
 
+def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float) -> Tensor:
+    """The mask of the blocks whose L2 norms are largest; of equal ones, the first.
+
+        kept = max(1, round(blocks * (1 - sparsity)))   or 0 where sparsity = 1
+
+    The blocks are those of `sparsekernels.BlockSparse`: of output and input channels, at each tap of a convolution's
+    weight. One that the weight's end makes smaller counts as one, by the norm of what it has.
+
+    Args:
+        weight: [out, in] or [out, in/groups, ...].
+        block: Rows and columns of a block, each from 1 to 128. They need not divide the weight's sizes.
+        sparsity: The share of the blocks that is left out, 0 to 1.
+
+    Returns:
+        bool, shape of `weight`, True in the blocks that are kept.
+
+    Raises:
+        TypeError: For a weight that is not a tensor, a block that is not two int, or a sparsity that is not a number.
+        ValueError: For a sparsity outside of [0, 1], block sizes that are not accepted, a weight of less than two
+            dimensions, or one with NaN.
+    """
+    _check_sparsity("largest_blocks", sparsity)
+    _check_weight("largest_blocks", weight)
+    block = check_block("largest_blocks", block)
+    if weight.dim() < 2:
+        raise ValueError(f"largest_blocks: expected weight of at least 2 dimensions, got shape {list(weight.shape)}")
+    if weight.isnan().any():
+        raise ValueError("largest_blocks: expected weight of numbers, got NaN among them")
+    norms = squared_norms(weight, block)
+    kept = max(_kept(norms.numel(), sparsity), int(sparsity < 1 and norms.numel() > 0))
+    return spread(_least(-norms, kept), weight.shape, block)
+
+
 def prunable(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers of a model that are pruned: every Linear, Conv2d and Conv1d, except depthwise convolutions.
 
@@ -174,7 +208,7 @@ def prunable(model: nn.Module) -> Iterator[tuple[str, Any]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"prunable: expected model to be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        is_linear = isinstance(module, nn.Linear) or is_conv1d_of_transformers(module)
+        is_linear = isinstance(module, nn.Linear) or is_conv1d(module)
         if is_linear or (isinstance(module, nn.Conv2d | nn.Conv1d) and not 1 < module.groups == module.in_channels):
             yield name, module
 
@@ -204,8 +238,50 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
             computed from others, as a pruning mask or a parametrization does. Then nothing has changed.
     """
     _check("prune_", sparsity, kind, PRUNINGS)
+    return _prune_(
+        "prune_",
+        model,
+        lambda name, _, weight: kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode())),
+    )
+
+
+@torch.no_grad()
+def prune_blocks_(model: nn.Module, block: tuple[int, int], sparsity: float) -> dict[str, Tensor]:
+    """Set the blocks of the least L2 norms to zero in each weight of the `prunable` modules, in place.
+
+        kept = max(1, round(blocks * (1 - sparsity)))   of each layer, or 0 where sparsity = 1
+
+    See `largest_blocks` for what a block is. A weight that several modules share is pruned once, and has the same mask
+    under all names.
+
+    Args:
+        model: Any module.
+        block: Rows and columns of a block, output and input channels, each from 1 to 128.
+        sparsity: The share of each layer's blocks that becomes zero, 0 to 1.
+
+    Returns:
+        The masks by module name: bool, True where a weight is kept.
+
+    Raises:
+        TypeError: For a model that is not a module, a block that is not two int, or a sparsity that is not a number.
+        ValueError: For block sizes that are not accepted, a sparsity outside of [0, 1], NaN in a weight, or a weight
+            that is computed from others, as a pruning mask or a parametrization does. Then nothing has changed.
+    """
+    _check_sparsity("prune_blocks_", sparsity)
+    block = check_block("prune_blocks_", block)
+
+    def mask_of(name: str, module: nn.Module, weight: Tensor) -> Tensor:
+        if is_conv1d(module):  # whose rows are inputs
+            return largest_blocks(weight.t(), block, sparsity).t()
+        return largest_blocks(weight, block, sparsity)
+
+    return _prune_("prune_blocks_", model, mask_of)
+
+
+def _prune_(op: str, model: nn.Module, mask_of: Callable[[str, nn.Module, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Set to zero what the mask of each weight, of a layer by its first name, does not keep."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"prune_: expected model to be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"{op}: expected model to be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(prunable(model))
     masks: dict[str, Tensor] = {}
     first_names: dict[nn.Parameter, str] = {}
@@ -213,12 +289,12 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
         weight = module._parameters.get("weight")
         if weight is None:
             raise ValueError(
-                f"prune_: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
+                f"{op}: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
                 " first, with torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
             )
         first = first_names.setdefault(weight, name)
         if first == name:
-            masks[name] = kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode()))
+            masks[name] = mask_of(name, module, weight)
         else:
             masks[name] = masks[first]
     for name, kept in masks.items():

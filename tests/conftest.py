@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion import rows as rows_module
 from sparsekernels.conversion.measure import Times, preferred
+from sparsekernels.ops.sparse_conv2d import blocks as blocks_module
 
 settings.register_profile(
     "sparsekernels", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -39,6 +40,12 @@ def prefer() -> Iterator[Prefer]:
     """`sparsekernels.testing.prefer`, for the rest of a test; "as before" is a name here, too."""
     with contextlib.ExitStack() as stack:
         yield lambda *names: stack.enter_context(preferred(names))
+
+
+@pytest.fixture
+def block_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were kernels for blocks of all kinds."""
+    monkeypatch.setattr(blocks_module, "has_block_kernel", lambda device, dtype, block: True)
 
 
 @pytest.fixture

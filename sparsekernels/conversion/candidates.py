@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from .._transformers import Conv1D
+from ..formats import BlockSparse
 from ..nn import (
     ChannelDroppedConv2d,
     ChannelDroppedLinear,
@@ -19,12 +22,19 @@ from ..nn import (
     SparseTransposedLinear,
 )
 from ..nn.channel_dropped import used_pairs
-from ..nn.replacement import Conv1D, Replacement
+from ..nn.replacement import Replacement
+from .blocks import block_obstacle, block_of
 from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
-from .graph.fused_subclass import FusedDenseOfSubclass, FusedSparseOfSubclass
-from .graph.fused_transposed import FusedDenseTransposed, FusedTransposed
-from .report import DENSE
+from .graph.fused_by_format import FusedBlocks, FusedByFormat
+from .graph.fused_subclass import FusedBlocksOfSubclass, FusedDenseOfSubclass, FusedSparseOfSubclass
+from .graph.fused_transposed import (
+    FusedDenseTransposed,
+    FusedTransposed,
+    FusedTransposedBlocks,
+    FusedTransposedByFormat,
+)
+from .report import BLOCK, DENSE
 from .subclasses import (
     OfSubclass,
     SubclassChannelDroppedConv2d,
@@ -95,10 +105,10 @@ _SPARSE: list[tuple[type, tuple[type[Replacement], ...]]] = [
 """What a layer of a class becomes, and one of its subclasses."""
 
 
-def sparse_layer(module: Any, format: str = "unstructured") -> Replacement:
+def sparse_layer(module: Any, format: str = "unstructured", block: tuple[int, int] | None = None) -> Replacement:
     """The sparse layer that takes the place of `module`, its weight in a format."""
     classes: Any = next(classes for kind, classes in _SPARSE if isinstance(module, kind))
-    result: Replacement = classes[0 if is_kind(type(module)) else 1].sharing(module, format)
+    result: Replacement = classes[0 if is_kind(type(module)) else 1].sharing(module, format, block)
     return result
 
 
@@ -106,6 +116,14 @@ def is_sparse(module: nn.Module, format: str = "unstructured") -> bool:
     """Whether `module` is one of `sparse_layer`."""
     is_one = any(type(module) in classes for _, classes in _SPARSE)
     return is_one and getattr(module, "format", None) == format
+
+
+def _block_obstacle(layer: Layer) -> Fact | None:
+    return fine_grained_obstacle(layer) or block_obstacle(layer)
+
+
+def _block_layer(module: Any) -> Replacement:
+    return sparse_layer(module, BlockSparse.format, block_of(module))
 
 
 _CHANNEL_DROPPED = (
@@ -126,8 +144,30 @@ CANDIDATES: list[Candidate] = [
         serves=lambda module: type(module) in _CHANNEL_DROPPED,
         drops=True,
     ),
+    Candidate(
+        BLOCK,
+        obstacle=_block_obstacle,
+        build=_block_layer,
+        fused=FusedBlocks,
+        serves=functools.partial(is_sparse, format=BlockSparse.format),
+    ),
 ]
 """All of them, beside staying dense."""
+
+
+_OF_SUBCLASSES: tuple[tuple[type[Fused], type[Fused]], ...] = (
+    (FusedBlocks, FusedBlocksOfSubclass),
+    (FusedSparse, FusedSparseOfSubclass),
+    (Fused, FusedDenseOfSubclass),
+)
+"""What serves a subclass's replacement, by what serves one of a layer of torch's."""
+
+_OF_TRANSPOSED: tuple[tuple[type[Fused], type[Fused]], ...] = (
+    (FusedBlocks, FusedTransposedBlocks),
+    (FusedByFormat, FusedTransposedByFormat),
+    (FusedSparse, FusedTransposed),
+)
+"""The same for replacements of transformers' Conv1D."""
 
 
 def decisions() -> tuple[str, ...]:
@@ -176,7 +216,7 @@ def fused_of(module: nn.Module) -> type[Fused] | None:
     if row is None:
         return None
     if isinstance(module, OfSubclass):
-        return FusedSparseOfSubclass if issubclass(row.fused, FusedSparse) else FusedDenseOfSubclass
+        return next(of_subclass for kind, of_subclass in _OF_SUBCLASSES if issubclass(row.fused, kind))
     if isinstance(module, SparseTransposedLinear):
-        return FusedTransposed
+        return next(of_transposed for kind, of_transposed in _OF_TRANSPOSED if issubclass(row.fused, kind))
     return row.fused

@@ -51,11 +51,12 @@ def convert(
 ) -> Report:
     r"""Replace each Conv2d, Conv1d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
-    Each layer is timed as it is ("dense"), without the filters and channels that are all zero ("channel-dropped"), and
-    with its nonzeros only ("fine-grained"). The fastest wins. In evaluation mode, what torch.fx can trace then runs as
-    a graph: BatchNorm is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph
-    serves calls without gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the
-    layers run one by one. In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
+    Each layer is timed as it is ("dense"), without the filters and channels that are all zero ("channel-dropped"),
+    with its nonzeros only ("fine-grained"), and, where these lie in blocks for which there are kernels, with those
+    blocks only ("block"). The fastest wins. In evaluation mode, what torch.fx can trace then runs as a graph: BatchNorm
+    is folded into the layer before it, and bias, residual sum and ReLU are part of it. That graph serves calls without
+    gradients (`torch.inference_mode` or `torch.no_grad`) in evaluation mode; in other calls, the layers run one by one.
+    In training mode, a graph has each BatchNorm2d with the residual sum, the ReLU and the
     dropout behind it as one step, which draws other random numbers from torch's generator than dropout does. The
     RMSNorms of such a model run as `rms_norm` where that gives the same, faster (see `replace_norms`). Where the whole
     model is not faster in the end, it is left unchanged. Threads are torch's (`torch.set_num_threads`); measuring
@@ -74,7 +75,8 @@ def convert(
         example_kwargs: what else it is called with, by name.
         example_inputs: in the place of both, calls as pairs (args, kwargs), of each of which the model may not become
             slower: a prompt and a decoding step, say. What is faster by the geometric mean over them is taken.
-        decisions: what a layer may become beside "dense", of "channel-dropped" and "fine-grained"; None for all.
+        decisions: what a layer may become beside "dense", of "channel-dropped", "fine-grained" and "block"; None for
+            all.
         max_seconds: how long this may take, about; None for no limit. The layers that promise most are measured first;
             one that was not measured in time becomes what the measured one most like it became. A run of the model is
             not interrupted, and where there is no time for a few of them, nothing changes.

@@ -21,7 +21,7 @@ from .facts import Fact, LayerObstacle
 from .graph.fused import Fused
 from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, times_of
 from .modes import Mode, without_gradients
-from .report import DENSE, Ground, LayerReport
+from .report import BLOCK, DENSE, Ground, LayerReport
 from .rows import ROWS, UNKNOWN, gain_at, gains_of, table_of
 from .subclasses import OfSubclass
 from .survey import LEAST_SPARSITY, Given, Layer
@@ -102,7 +102,7 @@ def decide(
         return Decision(row)
     with on_one_thread():
         candidates, ruled_out = candidates_of(layer, decisions)
-    row = replace(row, ruled_out=ruled_out)
+    row = replace(row, ruled_out=ruled_out, block=_block_of(candidates))
     if not candidates:
         return Decision(row)
     with on_one_thread():
@@ -189,7 +189,13 @@ def reason_to_stay(layer: Layer, given: Sequence[Sequence[Given]]) -> Fact | Non
     return None
 
 
-def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[Any, ...]:
+def _block_of(candidates: Mapping[str, Replacement]) -> tuple[int, int] | None:
+    """The size of the blocks of the candidate that is in such."""
+    patterns = [candidates[name].pattern for name in candidates if name == BLOCK]
+    return None if not patterns or patterns[0] is None else patterns[0].block_size
+
+
+def _kind_of(layer: Layer, candidates: Mapping[str, Replacement], fuses: bool) -> tuple[Any, ...]:
     """What the times of `layer` depend on, except its inputs and the positions of its nonzeros: its options, and,
     rounded to two digits, the numbers of nonzeros, of nonempty filters and of nonempty channels."""
     module: Any = layer.module
@@ -200,7 +206,7 @@ def _kind_of(layer: Layer, candidates: Collection[str], fuses: bool) -> tuple[An
     nonzeros = tuple(f"{count:.2g}" for count in counts)
     trained = weight.requires_grad, module.bias is not None and module.bias.requires_grad
     storage = weight.dtype, weight.stride()
-    return type(module), options, storage, trained, nonzeros, tuple(candidates), fuses
+    return type(module), options, storage, trained, nonzeros, tuple(candidates), _block_of(candidates), fuses
 
 
 def _gains_by_rows(

@@ -157,6 +157,8 @@ class CandidateObstacle(_Sentence):
     NO_EMPTY_CHANNELS = "none of its filters and input channels is all zero"
     GROUPS = "it has {groups} groups"
     CHANNELS_OF_KIND = "there is no {kind} without its empty channels"
+    NO_BLOCK_KERNEL = "for {dtype} weights in blocks there are no kernels on {device}"
+    NO_BLOCKS = "its nonzeros lie in no blocks of {blocks}"
 
 
 class GraphObstacle(_Sentence):

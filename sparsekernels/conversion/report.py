@@ -23,6 +23,10 @@ DENSE = "dense"
 """The decision that leaves a layer as it is; candidates.py has what it may become."""
 
 
+BLOCK = "block"
+"""The decision that stores whole blocks, of whose sizes a row has one."""
+
+
 class Ground(enum.Enum):
     """What a layer's decision rests on."""
 
@@ -46,7 +50,7 @@ class LayerReport:
         weight_shape: Of its weight.
         input_shape: Of its input; None where it was not called.
         sparsity: Share of the weights that are zero, 0 to 1; None where the weight could not be read.
-        decision: "dense", "fine-grained" or "channel-dropped".
+        decision: "dense", "fine-grained", "block" or "channel-dropped".
         dense_ms, ms: Time of one call before and as decided, milliseconds; None where it was not measured.
         gains: The measured speedup over dense of each candidate by itself.
         measured_on: The identical layer that was measured in its place, or the similar one where there was no time for
@@ -60,6 +64,7 @@ class LayerReport:
         dense_rows: For which numbers of rows it computes with its dense weight, as `SparseLinear` has it; empty in
             training, where it does so in calls without gradients alone.
         also: Its other names, where what contains it has several.
+        block: Rows and columns of the blocks that hold its nonzeros, where it may be kept in blocks; else None.
     """
 
     name: str
@@ -79,13 +84,21 @@ class LayerReport:
     slowest: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     dense_rows: tuple[int, ...] = ()
     also: tuple[str, ...] = ()
+    block: tuple[int, int] | None = None
 
     @property
     def verdict(self) -> str:
-        """The decision; "undecided" where it could not be measured, "as before" where it was converted already."""
+        """The decision, of blocks with their size; "undecided" where it could not be measured, "as before" where it was
+        converted already.
+        """
         if self.obstacle is not None and self.obstacle.kind is LayerObstacle.CONVERTED:
             return "as before"
-        return Ground.UNDECIDED.value if self.ground is Ground.UNDECIDED else self.decision
+        if self.ground is Ground.UNDECIDED:
+            return Ground.UNDECIDED.value
+        return self._in_words(self.decision)
+
+    def _in_words(self, decision: str) -> str:
+        return "{} {}x{}".format(decision, *self.block) if decision == BLOCK and self.block else decision
 
     @property
     def reason(self) -> str:
@@ -126,7 +139,7 @@ class LayerReport:
             return f"for the sake of its chain; alone, {self._found()}"
         if self.ground is Ground.MODEL:
             best = max(self.gains, key=lambda name: self.gains[name])
-            return f"alone, {best} would be {self.gains[best]:.2f}x; see the notes on the whole model"
+            return f"alone, {self._in_words(best)} would be {self.gains[best]:.2f}x; see the notes on the whole model"
         return self._found(chosen=self.decision)
 
     def _found(self, chosen: str | None = None) -> str:
@@ -134,9 +147,14 @@ class LayerReport:
         if self.obstacle is not None:
             return str(self.obstacle)
         if not self.gains:
-            return "; ".join(f"not {name}: {fact}" for name, fact in self.ruled_out.items())
+            same: dict[str, list[str]] = {}
+            for name, fact in self.ruled_out.items():
+                same.setdefault(str(fact), []).append(name)
+            return "; ".join(f"not {' or '.join(names)}: {fact}" for fact, names in same.items())
         best_first = sorted(self.gains, key=lambda name: self.gains[name], reverse=True)
-        each = [f"{name} would be {self.gains[name]:.2f}x{self._of_slowest(name)}" for name in best_first]
+        each = [
+            f"{self._in_words(name)} would be {self.gains[name]:.2f}x{self._of_slowest(name)}" for name in best_first
+        ]
         if chosen in self.gains:
             each[0] = "faster" if self.measured_on else "measured to be faster"
         alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""

@@ -290,7 +290,7 @@ class OfSubclass(Replacement):
     instead: Instead
 
     @classmethod
-    def sharing(cls, module: Any, *format: str) -> Any:
+    def sharing(cls, module: Any, *format: Any) -> Any:
         result = super().sharing(module, *format)  # type: ignore[safe-super]
         result.instead = Instead(module)
         share_attributes(module, result)

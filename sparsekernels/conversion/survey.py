@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .._torch import ConvTransposeNd, tree_leaves
+from .._transformers import CONV1D, Conv1D
 from ..checks import DTYPES
-from ..nn.replacement import CONV1D_OF_TRANSFORMERS, Conv1D
 from ..ops.sparse_conv2d.reference import is_channels_last
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
@@ -37,7 +37,7 @@ KINDS: tuple[Any, ...] = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.Conv1d, Con
 
 def is_kind(kind: type) -> bool:
     """Whether a class is one of `KINDS` itself, and no subclass."""
-    return kind in KINDS or (kind.__module__, kind.__name__) == CONV1D_OF_TRANSFORMERS
+    return kind in KINDS or (kind.__module__, kind.__name__) == CONV1D
 
 
 OTHERS = (

@@ -104,7 +104,7 @@ def _rows_of(layers: Sequence[LayerReport]) -> list[tuple[str, ...]]:
 def _key_of(row: LayerReport) -> object:
     """Rows that agree in it say the same, but for names and numbers."""
     reason = replace(row, measured_on=None).reason
-    return row.kind, row.weight_shape, row.input_shape, row.decision, row.speedup is None, reason
+    return row.kind, row.weight_shape, row.input_shape, row.verdict, row.speedup is None, reason
 
 
 def _texts(group: Sequence[LayerReport], reason: str) -> tuple[str, ...]:

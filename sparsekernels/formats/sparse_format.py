@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor
+from ..checks import check_mask, check_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,6 +30,7 @@ class SparseFormat:
 
     Attributes:
         format: The name under which `FORMATS` has it.
+        option_names: What `of_mask`, `full` and `from_dense` have to be told beside what they are given.
         block_size: Rows and columns of the blocks that are stored as a whole; None where single elements are.
         shape: Of the dense weight: [out, in] of a linear layer, [out, in/groups, k] or [out, in/groups, kh, kw] of a
             convolution.
@@ -37,6 +38,7 @@ class SparseFormat:
     """
 
     format: ClassVar[str]
+    option_names: ClassVar[tuple[str, ...]] = ()
     block_size: tuple[int, int] | None = None
     shape: tuple[int, ...]
     values: Tensor
@@ -44,12 +46,13 @@ class SparseFormat:
     # Made of dense tensors
 
     @classmethod
-    def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32) -> Self:
+    def of_mask(cls, mask: Tensor, dtype: torch.dtype = torch.float32, **options: Any) -> Self:
         """The pattern of a mask. Its values are placeholders: one zero, expanded.
 
         Args:
             mask: bool, shape of the weight: which elements are stored.
             dtype: Of the values.
+            **options: What else the format has to be told, by the names of `option_names`.
 
         Returns:
             The weight, on the device of `mask`.
@@ -57,13 +60,14 @@ class SparseFormat:
         raise NotImplementedError
 
     @classmethod
-    def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
+    def full(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, **options: Any) -> Self:
         """The pattern that stores every element, also on the meta device. Its values are those of `of_mask`.
 
         Args:
             shape: Of the weight.
             dtype: Of the values.
             device: Of all tensors.
+            **options: As those of `of_mask`.
 
         Returns:
             The weight.
@@ -71,7 +75,7 @@ class SparseFormat:
         raise NotImplementedError
 
     @classmethod
-    def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> Self:
+    def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
         """The elements of a dense weight that are not zero, or, with a mask, those where it is True.
 
         The values are a copy without autograd history. To train a dense weight through its pattern, use
@@ -80,6 +84,7 @@ class SparseFormat:
         Args:
             weight: [out, in], [out, in/groups, k] or [out, in/groups, kh, kw]; float32, bfloat16, float16 or float64.
             mask: bool, shape and device of `weight`; may be all True or all False. Zeros under it are stored.
+            **options: Of the format, as `of_mask` takes them.
 
         Returns:
             The weight in this format.
@@ -97,28 +102,33 @@ class SparseFormat:
             dense = weight.detach()
             if not torch.isfinite(dense).all():
                 raise ValueError("from_dense: expected weight of finite elements, got NaN or infinite ones")
-            pattern = cls.of_mask(dense != 0, weight.dtype)
+            pattern = cls.of_mask(dense != 0, weight.dtype, **options)
             if pattern.nnz == 0:
                 raise ValueError(
                     "from_dense: expected weight with nonzeros, got none; pass a mask to say what is stored"
                 )
             if pattern.nnz == weight.numel():
-                raise ValueError("from_dense: expected weight with zeros, got none; prune it first, or pass a mask")
+                raise ValueError(
+                    f"from_dense: expected weight with {pattern._zeros}, got none; prune it first, or pass a mask"
+                )
         else:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise TypeError(f"from_dense: expected mask to be a tensor of dtype torch.bool, got {given}")
+            check_mask("from_dense", mask)
             if mask.shape != weight.shape:
                 raise ValueError(
                     f"from_dense: expected mask of shape {list(weight.shape)} like weight, got {list(mask.shape)}"
                 )
             if mask.device != weight.device:
                 raise ValueError(f"from_dense: expected mask on {weight.device} like weight, got {mask.device}")
-            pattern = cls.of_mask(mask, weight.dtype)
+            pattern = cls.of_mask(mask, weight.dtype, **options)
         result = pattern.with_values(pattern.values_of(weight.detach()))
         if not torch.isfinite(result.values).all():
             raise ValueError("from_dense: expected weight of finite elements under mask, got NaN or infinite ones")
         return result
+
+    @property
+    def _zeros(self) -> str:
+        """What a weight without any is stored whole."""
+        return "zeros" if self.block_size is None else "blocks of {}x{} without nonzeros".format(*self.block_size)
 
     @classmethod
     def _checked_shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,6 +149,11 @@ class SparseFormat:
         return shape
 
     # What it is
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """By the names of `option_names`, what `of_mask` and the like make a weight of this kind with."""
+        return {}
 
     @property
     def nnz(self) -> int:
@@ -204,6 +219,15 @@ class SparseFormat:
             The tensors of `transposed(groups)`, or none where it was not called before.
         """
         return ()
+
+    def by_elements(self) -> tuple[Any, Tensor | None] | None:
+        """The same elements as an `Unstructured`, on whose kernels a format runs that has none of its own.
+
+        Returns:
+            The pattern, and int64 [nnz]: where in `values` each of its values is, None where they are in its order.
+            None for a format that is not to be run in this way, which is the default.
+        """
+        return None
 
     # Into and out of dense tensors
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch import are_functorch_transforms_active
+from .._transformers import CONV1D, Conv1D, is_conv1d
 from ..dispatch import is_special
 from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Guard, is_for_torch
@@ -195,27 +196,6 @@ class Replacement(torch.nn.Module):
 DENSE_KINDS = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d)
 """The classes of torch that there are replacements of, which derive from them."""
 
-CONV1D_OF_TRANSFORMERS = ("transformers.pytorch_utils", "Conv1D")
-"""Module and name of the other class that there is a replacement of: a linear layer whose weight is [in, out]. It is
-known by these, so that nobody has to import transformers."""
-
-
-def is_conv1d_of_transformers(module: object) -> bool:
-    """Whether it is an instance of that class."""
-    return any((kind.__module__, kind.__name__) == CONV1D_OF_TRANSFORMERS for kind in type(module).__mro__)
-
-
-class _KnownByName(type):
-    """Whose `isinstance` asks for the name."""
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return is_conv1d_of_transformers(instance)
-
-
-class Conv1D(metaclass=_KnownByName):
-    """Stands for transformers' class among classes of torch, for `isinstance`."""
-
-
 LINEAR_KINDS: tuple[Any, ...] = (torch.nn.Linear, Conv1D)
 """Layers that multiply rows, of which `dense_rows` are measured."""
 
@@ -336,8 +316,8 @@ def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> Non
 def check_dense(name: str, module: object, replacement: type) -> None:
     """Raise TypeError unless `module` is of the dense class that `replacement` takes the place of."""
     kind = next((kind for kind in DENSE_KINDS if issubclass(replacement, kind)), None)
-    if not (is_conv1d_of_transformers(module) if kind is None else isinstance(module, kind)):
-        accepted = ".".join(CONV1D_OF_TRANSFORMERS) if kind is None else f"torch.nn.{kind.__name__}"
+    if not (is_conv1d(module) if kind is None else isinstance(module, kind)):
+        accepted = ".".join(CONV1D) if kind is None else f"torch.nn.{kind.__name__}"
         raise TypeError(f"{name}: expected module to be a {accepted}, got {type(module).__name__}")
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers and convolutions with a fine-grained sparse weight.
+"""Linear layers and convolutions with a sparse weight, fine-grained or in blocks.
 
 More than 400 lines: a third of them are the docstrings of two public classes.
 """
@@ -8,7 +8,7 @@ More than 400 lines: a third of them are the docstrings of two public classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .._torch import is_exported_to_onnx
+from ..blocks import check_block
 from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.convolution import shape_of_images
+from ..ops.sparse_conv2d.by_format import prepare
 from ..ops.sparse_conv2d.op import conv2d, linear
 from ..ops.sparse_conv2d.outside import Guard, Outside
 from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
@@ -36,15 +38,22 @@ class SparseLayer(Replacement):
         " optimizer's step"
     )
 
-    def _start(self, dense_grad: bool, format: str) -> None:
+    def _start(self, dense_grad: bool, format: str, block: tuple[int, int] | None) -> None:
         self.dense_grad = dense_grad
         self._guard = Guard()
-        self.pattern = self._full_pattern(_format_called(format, type(self).__name__))
+        kind, options = _format_called(format, block, type(self).__name__)
+        options = self._over_weight(options)
+        self.pattern = kind.full(tuple(self.weight.shape), self.weight.dtype, self.weight.device, **options)
 
-    def _full_pattern(self, format: type[SparseFormat] | None = None) -> SparseFormat:
-        """Every weight, in another format or as it is."""
-        format = format or type(self.pattern)
-        return format.full(tuple(self.weight.shape), self.weight.dtype, self.weight.device)
+    @classmethod
+    def _over_weight(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a format, of outputs and inputs, for the dimensions of `weight`."""
+        return options
+
+    def _full_pattern(self) -> SparseFormat:
+        """Every weight, in the format that it is in."""
+        weight, pattern = self.weight, self.pattern
+        return type(pattern).full(tuple(weight.shape), weight.dtype, weight.device, **pattern.options)  # type: ignore[no-any-return]
 
     @property
     def format(self) -> str:
@@ -69,6 +78,8 @@ class SparseLayer(Replacement):
     def set_pattern(self, mask: Tensor | None = None) -> None:
         """Use the weights where `mask` is True, and no others; without a mask those that are not zero.
 
+        A format of blocks uses each block in which there is such a weight as a whole.
+
         The other weights become zero, so one that is taken up again starts from zero. An optimizer's momentum is not
         known here: until it is reset it moves a weight that was dropped, which the layer then computes with.
 
@@ -90,9 +101,10 @@ class SparseLayer(Replacement):
                 f"set_pattern: expected mask of shape {list(weight.shape)} on {weight.device} like weight, got"
                 f" {list(mask.shape)} on {mask.device}"
             )
+        pattern = type(self.pattern).of_mask(mask, weight.dtype, **self.pattern.options)
         with torch.no_grad():
-            self.weight.masked_fill_(~mask, 0)
-        self._adopt(type(self.pattern).of_mask(mask, weight.dtype))
+            self.weight.masked_fill_(~(mask if pattern.block_size is None else pattern.mask), 0)
+        self._adopt(pattern)
 
     def _adopt(self, pattern: SparseFormat) -> None:
         placeholders = pattern.values.new_zeros(()).expand(pattern.nnz)  # the values that count are in `weight`
@@ -100,10 +112,8 @@ class SparseLayer(Replacement):
         self._guard.forget()
         # torch.compile cannot keep what it works out while it traces, so that is done before.
         if pattern.device.type != "meta":
-            _ = pattern.flat_indices
             weight = self._kept_weight()
-            if weight is not None and weight.requires_grad:
-                pattern.transposed(getattr(self, "groups", 1))
+            prepare(pattern, getattr(self, "groups", 1), weight is not None and weight.requires_grad)
 
     def _parameters_of(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """`weight` and `bias`. Where they are parameters it looks there, which spares a microsecond of a call."""
@@ -214,25 +224,26 @@ class SparseLayer(Replacement):
         self._adopt(self.pattern)  # what follows from a pattern is not pickled
 
     @classmethod
-    def sharing(cls, module: Any, format: str = "unstructured") -> Any:
+    def sharing(cls, module: Any, format: str = "unstructured", block: tuple[int, int] | None = None) -> Any:
         """A sparse layer of the nonzeros of `module`, whose parameters it shares.
 
         Args:
             module: A layer of the dense class that this one derives from, torch.nn.Linear say.
             format: Name of the format of the pattern.
+            block: Rows and columns of a block, for the format "block".
 
         Returns:
             The layer.
 
         Raises:
-            TypeError: For a module of another class.
-            ValueError: For an unknown format.
+            TypeError: For a module of another class, and a block that is not two int.
+            ValueError: For an unknown format, and a block that is missing, not accepted or for another format.
         """
         check_dense(f"{cls.__name__}.sharing", module, cls)
-        known = _format_called(format, f"{cls.__name__}.sharing")
-        result = cls(**options_of(module), format=format)
+        kind, options = _format_called(format, block, f"{cls.__name__}.sharing")
+        result = cls(**options_of(module), format=format, block=block)
         share_parameters(module, result)
-        result._adopt(known.from_dense(module.weight))
+        result._adopt(kind.from_dense(module.weight, **cls._over_weight(options)))
         return result
 
     def _fill_from(self, module: Any, pattern: SparseFormat) -> Any:
@@ -242,23 +253,36 @@ class SparseLayer(Replacement):
         return self
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, sparsity={self.pattern.sparsity:.4g}"
+        blocks = "" if self.pattern.block_size is None else ", block={}x{}".format(*self.pattern.block_size)
+        return f"{super().extra_repr()}, sparsity={self.pattern.sparsity:.4g}{blocks}"
 
 
-def _format_called(name: str, where: str) -> type[SparseFormat]:
+def _format_called(name: str, block: tuple[int, int] | None, where: str) -> tuple[type[SparseFormat], dict[str, Any]]:
+    """The class of a format, and the options that it takes."""
     if not isinstance(name, str) or name not in FORMATS:
         raise ValueError(f"{where}: expected format to be {', '.join(map(repr, FORMATS))}, got {name!r}")
-    return FORMATS[name]
+    if "block" not in FORMATS[name].option_names:
+        if block is not None:
+            raise ValueError(f"{where}: expected no block with format {name!r}, got {block!r}")
+        return FORMATS[name], {}
+    if block is None:
+        raise ValueError(f"{where}: expected block, (rows, columns), with format {name!r}, got None")
+    return FORMATS[name], {"block": check_block(where, block)}
 
 
-def check_from_dense(name: str, module: Any, accepted: type, format: str) -> None:
-    _format_called(format, f"{name}.from_dense")
-    check_dense(f"{name}.from_dense", module, accepted)
+def pattern_of_dense(
+    cls: Any, module: Any, mask: Tensor | None, format: str, block: tuple[int, int] | None
+) -> SparseFormat:
+    """What `from_dense` of a class makes the pattern of a layer."""
+    name = cls.__name__
+    kind, options = _format_called(format, block, f"{name}.from_dense")
+    check_dense(f"{name}.from_dense", module, cls)
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
             f"{name}.from_dense: expected module to be a layer that is called, got the out_proj of a"
             " torch.nn.MultiheadAttention, which multiplies by its weight itself"
         )
+    return kind.from_dense(cast(Any, module).weight, mask, **cls._over_weight(options))
 
 
 class SparseLinear(SparseLayer, torch.nn.Linear):
@@ -291,7 +315,8 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
             needs, or zero outside of the pattern, which is faster. It can be set at any time. An optimizer then also
             moves weights outside of the pattern. As long as it is set nothing reads them: `set_pattern` makes them
             zero, and `state_dict` has a copy of the weight without them.
-        format: Name of the format of the pattern, "unstructured".
+        format: Name of the format of the pattern, "unstructured" or "block".
+        block: Rows and columns of a block, for the format "block"; see `sparsekernels.BlockSparse`.
 
     Attributes:
         pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
@@ -300,7 +325,8 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
             measured that.
 
     Raises:
-        ValueError: For an unknown format.
+        TypeError: For a block that is not two int.
+        ValueError: For an unknown format, and a block that is missing, not accepted or for another format.
     """
 
     dense_rows: tuple[int, ...] = ()
@@ -315,9 +341,10 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
         *,
         dense_grad: bool = False,
         format: str = "unstructured",
+        block: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._start(dense_grad, format)
+        self._start(dense_grad, format, block)
 
     @classmethod
     def from_dense(
@@ -327,27 +354,29 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
         format: str = "unstructured",
         *,
         dense_grad: bool = False,
+        block: tuple[int, int] | None = None,
     ) -> SparseLinear:
         """A sparse layer with copies of the parameters of `module`.
 
         Args:
             module: The layer to take over.
-            mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
-            format: Name of the format of the pattern, "unstructured".
+            mask: bool, shape of the weight: the weights that are used. None: those that are not zero. A block in which
+                there is one is used as a whole.
+            format: Name of the format of the pattern, "unstructured" or "block".
             dense_grad: As the constructor's.
+            block: Rows and columns of a block, for the format "block".
 
         Returns:
             The layer; `module` is left as it is.
 
         Raises:
-            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
-                and for an unknown format.
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros
+                (blocks of them); and for formats and blocks as the constructor.
             TypeError: For a module that is not a torch.nn.Linear, or that is the out_proj of a
-                torch.nn.MultiheadAttention, which would never call it.
+                torch.nn.MultiheadAttention, which would never call it; and for a block that is not two int.
         """
-        check_from_dense("SparseLinear", module, torch.nn.Linear, format)
-        pattern = FORMATS[format].from_dense(module.weight, mask)
-        result = cls(**options_of(module), dense_grad=dense_grad, format=format)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
+        result = cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)
         return result._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Linear:
@@ -412,13 +441,15 @@ class SparseConv2d(SparseConvolution, torch.nn.Conv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As
             torch.nn.Conv2d's.
         dense_grad: Whether `weight.grad` is the gradient of the dense layer, or zero outside of the pattern.
-        format: Name of the format of the pattern, "unstructured".
+        format: Name of the format of the pattern, "unstructured" or "block".
+        block: Rows and columns of a block, for the format "block"; see `sparsekernels.BlockSparse`.
 
     Attributes:
         pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
 
     Raises:
-        ValueError: For an unknown format.
+        TypeError: For a block that is not two int.
+        ValueError: For an unknown format, and a block that is missing, not accepted or for another format.
     """
 
     _product = staticmethod(conv2d)
@@ -439,6 +470,7 @@ class SparseConv2d(SparseConvolution, torch.nn.Conv2d):
         *,
         dense_grad: bool = False,
         format: str = "unstructured",
+        block: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -453,7 +485,7 @@ class SparseConv2d(SparseConvolution, torch.nn.Conv2d):
             device,
             dtype,
         )
-        self._start(dense_grad, format)
+        self._start(dense_grad, format, block)
 
     @classmethod
     def from_dense(
@@ -463,26 +495,28 @@ class SparseConv2d(SparseConvolution, torch.nn.Conv2d):
         format: str = "unstructured",
         *,
         dense_grad: bool = False,
+        block: tuple[int, int] | None = None,
     ) -> SparseConv2d:
         """A sparse convolution with copies of the parameters of `module`.
 
         Args:
             module: The layer to take over.
-            mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
-            format: Name of the format of the pattern, "unstructured".
+            mask: bool, shape of the weight: the weights that are used. None: those that are not zero. A block in which
+                there is one is used as a whole.
+            format: Name of the format of the pattern, "unstructured" or "block".
             dense_grad: As the constructor's.
+            block: Rows and columns of a block, for the format "block".
 
         Returns:
             The layer; `module` is left as it is.
 
         Raises:
-            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
-                and for an unknown format.
-            TypeError: For a module that is not a torch.nn.Conv2d.
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros
+                (blocks of them); and for formats and blocks as the constructor.
+            TypeError: For a module that is not a torch.nn.Conv2d, and a block that is not two int.
         """
-        check_from_dense("SparseConv2d", module, torch.nn.Conv2d, format)
-        pattern = FORMATS[format].from_dense(module.weight, mask)
-        return cls(**options_of(module), dense_grad=dense_grad, format=format)._fill_from(module, pattern)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
+        return cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv2d:
         """The dense layer.

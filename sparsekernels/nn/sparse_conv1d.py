@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions of sequences with a fine-grained sparse weight."""
+"""Convolutions of sequences with a sparse weight, fine-grained or in blocks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import FORMATS
 from ..ops.sparse_conv2d.op import conv1d
 from .replacement import copy_parameters, options_of
-from .sparse import SparseConvolution, check_from_dense
+from .sparse import SparseConvolution, pattern_of_dense
 
 
 class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
@@ -28,13 +27,15 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As
             torch.nn.Conv1d's.
         dense_grad: Whether `weight.grad` is the gradient of the dense layer, or zero outside of the pattern.
-        format: Name of the format of the pattern, "unstructured".
+        format: Name of the format of the pattern, "unstructured" or "block".
+        block: Rows and columns of a block, outputs and inputs, for the format "block"; see `sparsekernels.BlockSparse`.
 
     Attributes:
         pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
 
     Raises:
-        ValueError: For an unknown format.
+        TypeError: For a block that is not two int.
+        ValueError: For an unknown format, and a block that is missing, not accepted or for another format.
     """
 
     _product = staticmethod(conv1d)
@@ -55,6 +56,7 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
         *,
         dense_grad: bool = False,
         format: str = "unstructured",
+        block: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -69,7 +71,7 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
             device,
             dtype,
         )
-        self._start(dense_grad, format)
+        self._start(dense_grad, format, block)
 
     @classmethod
     def from_dense(
@@ -79,26 +81,27 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
         format: str = "unstructured",
         *,
         dense_grad: bool = False,
+        block: tuple[int, int] | None = None,
     ) -> SparseConv1d:
         """A sparse convolution with copies of the parameters of `module`.
 
         Args:
             module: The layer to take over.
             mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
-            format: Name of the format of the pattern, "unstructured".
+            format: Name of the format of the pattern, "unstructured" or "block".
             dense_grad: As the constructor's.
+            block: As the constructor's.
 
         Returns:
             The layer; `module` is left as it is.
 
         Raises:
-            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
-                and for an unknown format.
-            TypeError: For a module that is not a torch.nn.Conv1d.
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros
+                (blocks of them); and for formats and blocks as the constructor.
+            TypeError: For a module that is not a torch.nn.Conv1d, and a block that is not two int.
         """
-        check_from_dense("SparseConv1d", module, torch.nn.Conv1d, format)
-        pattern = FORMATS[format].from_dense(module.weight, mask)
-        return cls(**options_of(module), dense_grad=dense_grad, format=format)._fill_from(module, pattern)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
+        return cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv1d:
         """The dense layer.

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The linear layer of transformers whose weight is [in, out], `Conv1D`, with a fine-grained sparse weight."""
+"""`Conv1D` of transformers, whose weight is [in, out], with a sparse weight, fine-grained or in blocks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .._torch import is_exported_to_onnx
-from ..formats import FORMATS, SparseFormat
+from .._transformers import CONV1D
+from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Outside
-from ..ops.sparse_conv2d.transposed_linear import Flipped, dense_product, transposed_linear
-from .replacement import CONV1D_OF_TRANSFORMERS, copy_parameters, dense_or_none, options_of
-from .sparse import SparseLayer, check_from_dense
+from ..ops.sparse_conv2d.transposed_linear import Flipped, dense_product, flipped_options, transposed_linear
+from .replacement import copy_parameters, dense_or_none, options_of
+from .sparse import SparseLayer, pattern_of_dense
 
 
 class SparseTransposedLinear(SparseLayer):
@@ -34,16 +35,18 @@ class SparseTransposedLinear(SparseLayer):
         bias: Whether there is one, as in transformers' layers always.
         device, dtype: Of the parameters.
         dense_grad: Whether `weight.grad` is the gradient of the dense layer, or zero outside of the pattern.
-        format: Name of the format of the pattern, "unstructured".
+        format: Name of the format of the pattern, "unstructured" or "block".
+        block: Rows and columns of a block, outputs and inputs, for the format "block"; see `sparsekernels.BlockSparse`.
 
     Attributes:
-        pattern: Which weights are used, of shape [in, out]. Its values are placeholders: those that count are in
-            `weight`.
+        pattern: Which weights are used, of shape [in, out], with blocks of inputs and outputs. Its values are
+            placeholders: those that count are in `weight`.
         dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`, as `SparseLinear` has
             it.
 
     Raises:
-        ValueError: For an unknown format.
+        TypeError: For a block that is not two int.
+        ValueError: For an unknown format, and a block that is missing, not accepted or for another format.
     """
 
     dense_rows: tuple[int, ...] = ()
@@ -60,6 +63,7 @@ class SparseTransposedLinear(SparseLayer):
         *,
         dense_grad: bool = False,
         format: str = "unstructured",
+        block: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.nf, self.nx = nf, nx
@@ -68,7 +72,7 @@ class SparseTransposedLinear(SparseLayer):
             "bias", torch.nn.Parameter(torch.zeros(nf, device=device, dtype=dtype)) if bias else None
         )
         torch.nn.init.normal_(self.weight, std=0.02)
-        self._start(dense_grad, format)
+        self._start(dense_grad, format, block)
 
     @classmethod
     def from_dense(
@@ -78,26 +82,27 @@ class SparseTransposedLinear(SparseLayer):
         format: str = "unstructured",
         *,
         dense_grad: bool = False,
+        block: tuple[int, int] | None = None,
     ) -> SparseTransposedLinear:
         """A sparse layer with copies of the parameters of `module`.
 
         Args:
             module: The layer to take over, a transformers.pytorch_utils.Conv1D.
             mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
-            format: Name of the format of the pattern, "unstructured".
+            format: Name of the format of the pattern, "unstructured" or "block".
             dense_grad: As the constructor's.
+            block: As the constructor's.
 
         Returns:
             The layer; `module` is left as it is.
 
         Raises:
-            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros;
-                and for an unknown format.
-            TypeError: For a module that is not a transformers.pytorch_utils.Conv1D.
+            ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros
+                (blocks of them); and for formats and blocks as the constructor.
+            TypeError: For a module that is not a transformers.pytorch_utils.Conv1D, and a block that is not two int.
         """
-        check_from_dense("SparseTransposedLinear", module, cls, format)
-        pattern = FORMATS[format].from_dense(module.weight, mask)  # type: ignore[arg-type]
-        result = cls(**options_of(module), dense_grad=dense_grad, format=format)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
+        result = cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)
         return result._fill_from(module, pattern)  # type: ignore[no-any-return]
 
     def to_dense(self) -> torch.nn.Module:
@@ -110,7 +115,7 @@ class SparseTransposedLinear(SparseLayer):
         Raises:
             ImportError: Where transformers is not installed.
         """
-        module, name = CONV1D_OF_TRANSFORMERS
+        module, name = CONV1D
         dense: torch.nn.Module = getattr(importlib.import_module(module), name)(self.nf, self.nx)
         copy_parameters(self, dense, self._used_weight())
         return dense
@@ -119,6 +124,10 @@ class SparseTransposedLinear(SparseLayer):
     def in_features(self) -> int:
         """`nx`, as torch.nn.Linear calls it."""
         return self.nx
+
+    @classmethod
+    def _over_weight(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return flipped_options(options)
 
     def _adopt(self, pattern: SparseFormat) -> None:
         super()._adopt(pattern)

@@ -19,7 +19,7 @@ from sparsekernels.testing import compare
 convert_module = importlib.import_module("sparsekernels.conversion.convert")  # the package has the function
 attempt_module = importlib.import_module("sparsekernels.conversion.attempt")
 
-FINE, DROPPED, DENSE = "fine-grained", "channel-dropped", "dense"
+FINE, DROPPED, BLOCK, DENSE = "fine-grained", "channel-dropped", "block", "dense"
 GRAPH, CHAINS, LAYERS, ALL_CHAINS = "graph", "chains", "layers", "chains of all layers"
 CHAINED = {"sequential", "residual", "residual, shortcut first", "limits"}
 Prefer = Callable[..., None]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, attempt_module
+from conversion_checks import BLOCK, DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, attempt_module
 from conversion_nets import make
 from torch import nn
 
@@ -23,6 +23,7 @@ from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.facts import CandidateObstacle
 from sparsekernels.conversion.measure import Times
 from sparsekernels.conversion.modules import GRAPH as GRAPH_OF
+from sparsekernels.ops.sparse_conv2d import blocks
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -95,7 +96,8 @@ def test_rows_that_are_added_are_asked(prefer: Prefer, monkeypatch: pytest.Monke
     assert set(asked) == {"0", "1"}
 
 
-def test_a_layer_has_reasons_for_what_it_cannot_become(clock: Prefer) -> None:
+def test_a_layer_has_reasons_for_what_it_cannot_become(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "has_block_kernel", lambda device, dtype, block: False)
     layers = nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
     with torch.no_grad():
         layers[0].weight.zero_()
@@ -106,14 +108,14 @@ def test_a_layer_has_reasons_for_what_it_cannot_become(clock: Prefer) -> None:
     rows = sk.convert(model, x).layers
     kinds = [{name: fact.kind for name, fact in row.ruled_out.items()} for row in rows]
     assert kinds == [
-        {FINE: CandidateObstacle.ALL_ZERO, DROPPED: CandidateObstacle.GROUPS},
-        {DROPPED: CandidateObstacle.NO_EMPTY_CHANNELS},
-        {FINE: CandidateObstacle.FEW_ZEROS},
+        {FINE: CandidateObstacle.ALL_ZERO, DROPPED: CandidateObstacle.GROUPS, BLOCK: CandidateObstacle.ALL_ZERO},
+        {DROPPED: CandidateObstacle.NO_EMPTY_CHANNELS, BLOCK: CandidateObstacle.NO_BLOCK_KERNEL},
+        {FINE: CandidateObstacle.FEW_ZEROS, BLOCK: CandidateObstacle.FEW_ZEROS},
     ]
     assert [set(row.gains) for row in rows] == [set(), {FINE}, {DROPPED}]
     assert rows[0].reason == (
-        "there is nothing that it may become; not fine-grained: all of its weights are zero; not channel-dropped: it"
-        " has 2 groups"
+        "there is nothing that it may become; not fine-grained or block: all of its weights are zero; not"
+        " channel-dropped: it has 2 groups"
     )
     report = sk.convert(model, x, decisions=[DROPPED])
     assert report.layers[1].reason == (

@@ -196,7 +196,7 @@ def test_unknown_names(name: str) -> None:
 
 def test_the_error_offers_what_is_documented() -> None:
     """ "graph" stands for that in the input's layout, too."""
-    offered = "'dense', 'fine-grained', 'channel-dropped', 'norms', 'layers', 'graph', 'chains'"
+    offered = "'dense', 'fine-grained', 'channel-dropped', 'block', 'norms', 'layers', 'graph', 'chains'"
     with pytest.raises(ValueError, match=f"^prefer: expected names of {offered}, got 'sparse'$"), prefer("sparse"):
         pass
 
@@ -224,5 +224,5 @@ def test_what_rules_out_a_preference_is_named() -> None:
     with prefer("fine-grained", "layers"):
         rows = sk.convert(model, torch.randn(4, 16)).layers
     assert [row.decision for row in rows] == ["fine-grained", "dense", "fine-grained"]
-    assert "not fine-grained: all of its weights are zero" in rows[1].reason
+    assert "not fine-grained or block: all of its weights are zero" in rows[1].reason
     assert "not channel-dropped" not in rows[0].reason

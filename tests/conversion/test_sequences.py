@@ -13,14 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conv1d_of_transformers import IS_STAND_IN, Conv1D
-from conversion_checks import DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, graph_of, graphs_of
+from conversion_checks import BLOCK, DENSE, DROPPED, FINE, GRAPH, LAYERS, Prefer, assert_agree, graph_of, graphs_of
 from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion import decide
 from sparsekernels.nn import SparseConv1d, SparseTransposedLinear
-from sparsekernels.pruning import prune_
+from sparsekernels.pruning import prune_, prune_blocks_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
@@ -207,6 +207,29 @@ def test_short_dtypes(prefer: Prefer, name: str, dtype: torch.dtype) -> None:
     sk.convert(model, x)
     with torch.no_grad():
         torch.testing.assert_close(model(x), dense(x), rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.usefixtures("block_kernels")
+@by_way
+@by_net
+def test_blocks(prefer: Prefer, name: str, way: str) -> None:
+    """Of outputs and inputs, also where the weight is [in, out]."""
+    model, _, x = made(name)
+    prune_(model, "random", 0)  # nothing
+    for module in model.modules():
+        if hasattr(module, "weight") and module.weight.dim() > 1:
+            nn.init.normal_(module.weight)
+    prune_blocks_(model, (4, 4), 0.6)
+    dense = copy.deepcopy(model)
+    prefer(BLOCK, way)
+    report = sk.convert(model, x)
+    rows = [row for row in report.layers if row.decision == BLOCK]
+    assert (4, 4) in {row.block for row in rows}  # of the smallest layers all is one block of another size
+    assert {row.kind for row in rows} & {"Conv1d", "Conv1D", "Causal"}
+    for _ in range(2):
+        assert_agree(model, dense, x)
+    sk.revert(model)
+    assert_bit_identical(model, dense)
 
 
 def test_channels_are_dropped_of_no_sequences(prefer: Prefer) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels.conversion import candidates
-from sparsekernels.conversion.graph.fused import FusedByFormat
+from sparsekernels.conversion.graph.fused_by_format import FusedByFormat
 from sparsekernels.formats import FORMATS, SparseFormat
 from sparsekernels.pruning import prune_
 

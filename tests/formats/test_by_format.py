@@ -33,7 +33,7 @@ def test_layers_without_kernels(monkeypatch: pytest.MonkeyPatch, dense_grad: boo
         torch.testing.assert_close(sparse.weight.grad, expected, rtol=1e-4, atol=1e-5)
         with (
             sk.use_backend("cpu"),
-            pytest.raises(sk.BackendError, match="format with kernels, 'unstructured', got 'coord"),
+            pytest.raises(sk.BackendError, match="format with kernels, 'unstructured', 'block', got 'coord"),
         ):
             sparse(x)
 

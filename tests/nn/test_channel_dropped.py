@@ -159,7 +159,7 @@ def test_what_is_shared_is_of_the_dense_class(name: str, bad: nn.Module) -> None
 
 def test_a_format_is_a_name() -> None:
     bad: Any = ["a"]
-    with pytest.raises(ValueError, match="SparseLinear.from_dense: expected format to be 'unstructured', got"):
+    with pytest.raises(ValueError, match="SparseLinear.from_dense: expected format to be 'unstructured', 'block', got"):
         sk.nn.SparseLinear.from_dense(nn.Linear(2, 2), format=bad)
 
 

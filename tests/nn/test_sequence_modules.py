@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels.nn import SparseConv1d, SparseTransposedLinear
+from sparsekernels.pruning import largest_blocks, prune_blocks_
 from sparsekernels.testing import assert_verified
 
 
@@ -212,6 +213,55 @@ def test_bad_input_is_refused_in_words(grad: bool) -> None:
         ):
             with pytest.raises(error, match=words):
                 net.linear(bad)
+
+
+@pytest.mark.parametrize("block", [(4, 2), (1, 3), (16, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@by_dense_grad
+def test_blocks(block: tuple[int, int], dtype: torch.dtype, dense_grad: bool) -> None:
+    """Of outputs and inputs; the pattern of a weight [in, out] has them the other way about."""
+    dense: Any = nn.Module()
+    dense.conv, dense.linear = nn.Conv1d(20, 34, 3, groups=2), Conv1D(18, 34)
+    kept = largest_blocks(dense.to(dtype).linear.weight.t(), block, 0.5).t()
+    masks = prune_blocks_(dense, block, 0.5)
+    assert torch.equal(masks["linear"], kept)
+    for layer, kind, x in (
+        (dense.conv, SparseConv1d, torch.randn(2, 20, 9, dtype=dtype)),
+        (dense.linear, SparseTransposedLinear, torch.randn(3, 34, dtype=dtype)),
+    ):
+        options: Any = {"format": "block", "block": block}
+        for ours in (kind.from_dense(layer, dense_grad=dense_grad, **options), kind.sharing(layer, **options)):
+            assert ours.pattern.block_size == (block if kind is SparseConv1d else block[::-1])
+            assert torch.equal(ours.mask, layer.weight != 0)
+            torch.testing.assert_close(ours(x), layer(x), rtol=2e-2, atol=2e-2)
+            with torch.no_grad():
+                torch.testing.assert_close(ours(x), layer(x), rtol=2e-2, atol=2e-2)
+            gradients = [torch.autograd.grad(one(x).square().sum(), one.weight)[0] for one in (ours, layer)]
+            used = ours.mask | ours.dense_grad
+            torch.testing.assert_close(gradients[0], gradients[1] * used, rtol=5e-2, atol=1e-1)
+            for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+                assert torch.equal(other(x), ours(x))
+                assert other.pattern.block_size == ours.pattern.block_size
+            ours.set_pattern(torch.rand(ours.weight.shape) < 0.02)
+            expected = copy.deepcopy(layer)
+            expected.load_state_dict(ours.state_dict())
+            torch.testing.assert_close(ours(x), expected(x), rtol=2e-2, atol=2e-2)
+            torch.nn.init.normal_(layer.weight).data.mul_(masks["conv" if kind is SparseConv1d else "linear"])
+
+
+def test_block_sizes_are_checked() -> None:
+    for kind, layer in ((SparseConv1d, nn.Conv1d(4, 6, 3)), (SparseTransposedLinear, Conv1D(6, 4))):
+        mask: Any = torch.rand(layer.weight.shape) < 0.5
+        with pytest.raises(
+            ValueError, match=r"from_dense: expected block, \(rows, columns\), with format 'block', got"
+        ):
+            kind.from_dense(layer, mask, format="block")
+        with pytest.raises(ValueError, match="expected no block with format 'unstructured', got"):
+            kind.from_dense(layer, mask, block=(2, 2))
+        with pytest.raises(ValueError, match="expected block of sizes from 1 to 128, got 0x3"):
+            kind.from_dense(layer, mask, format="block", block=(0, 3))
+        with pytest.raises(TypeError, match="expected block to be two int"):
+            kind.sharing(pruned(layer), format="block", block=4)
 
 
 def test_backends() -> None:

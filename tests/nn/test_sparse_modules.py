@@ -118,8 +118,8 @@ def test_bad_patterns_are_refused(mask: Any, error: type[Exception], message: st
 
 
 def test_bad_modules_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected format to be 'unstructured', got 'block'"):
-        sk.nn.SparseLinear.from_dense(pruned(torch.nn.Linear(6, 5)), format="block")
+    with pytest.raises(ValueError, match="expected format to be 'unstructured', 'block', got 'blocks'"):
+        sk.nn.SparseLinear.from_dense(pruned(torch.nn.Linear(6, 5)), format="blocks")
     with pytest.raises(TypeError, match=r"expected module to be a torch.nn.Conv2d, got Linear"):
         sk.nn.SparseConv2d.from_dense(torch.nn.Linear(6, 5))
     with pytest.raises(ValueError, match="expected weight with zeros, got none"):

@@ -25,7 +25,6 @@ from ...nn.channel_dropped import ChannelDropped, at, check_size, select, spread
 from ...nn.replacement import Replacement, has_rows
 from ...ops.convolution import LINEAR, Geometry, geometry_of
 from ...ops.layer_chain.implementations import LayerChain
-from ...ops.sparse_conv2d import by_format
 from ...ops.sparse_conv2d.implementations import forward as sparse_conv2d_kernel
 from ...ops.sparse_conv2d.plans import may_plan, plan_of
 from ...ops.sparse_conv2d.plans import run as run_plan
@@ -305,7 +304,8 @@ class FusedSparse(Fused):
         pattern = layer.pattern
         if self.outputs is not None or self.inputs is not None:
             mask = pattern.mask if self.outputs is None else pattern.mask[self.outputs]
-            pattern = type(pattern).of_mask(mask if self.inputs is None else mask[:, self.inputs], weight.dtype)
+            mask = mask if self.inputs is None else mask[:, self.inputs]
+            pattern = type(pattern).of_mask(mask, weight.dtype, **pattern.options)
         self.pattern = pattern
         self._linear = isinstance(layer, torch.nn.Linear)
         self._geometry: Geometry = LINEAR
@@ -392,29 +392,24 @@ class FusedSparse(Fused):
         return product
 
     def _run(self, input: Tensor, residual: Tensor | None, limits: bool = True) -> Tensor:
-        pattern = self.pattern
         low, high = (self.low, self.high) if limits else (None, None)
+        return self._run_on(self.pattern, self._weight, input, residual, low, high)
+
+    def _run_on(
+        self,
+        pattern: Any,
+        values: Tensor,
+        input: Tensor,
+        residual: Tensor | None,
+        low: float | None,
+        high: float | None,
+    ) -> Tensor:
+        """By the kernels of `Unstructured`. values: of `pattern`."""
         result: Tensor
         if input.dtype is not torch.float64 and may_plan(pattern):
             plan = plan_of(pattern, self._geometry)
-            result = run_plan(input, self._weight, self._bias, plan, residual, low, high)
+            result = run_plan(input, values, self._bias, plan, residual, low, high)
         else:
             indices = pattern.crow_indices, pattern.col_indices
-            result = sparse_conv2d_kernel(
-                input, self._weight, self._bias, *indices, self._geometry, residual, low, high
-            )
+            result = sparse_conv2d_kernel(input, values, self._bias, *indices, self._geometry, residual, low, high)
         return result
-
-
-class FusedByFormat(FusedSparse):
-    """The same of layers whose format does not run on `Unstructured`'s kernels: its convolution and what is behind."""
-
-    @staticmethod
-    def may_chain(layer: Any) -> bool:
-        return False
-
-    def _run(self, input: Tensor, residual: Tensor | None, limits: bool = True) -> Tensor:
-        result = by_format.conv2d(input, self.pattern, self._weight, self._bias, self._geometry)
-        if limits:
-            return self._end(result, residual)
-        return result if residual is None else result + residual

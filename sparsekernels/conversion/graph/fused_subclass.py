@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .fused import Fused, FusedDense, FusedSparse
+from .fused_by_format import FusedBlocks
 
 
 class _FusedOfSubclass(Fused):
@@ -36,6 +37,10 @@ class _FusedOfSubclass(Fused):
 
 class FusedSparseOfSubclass(_FusedOfSubclass, FusedSparse):
     """Of a layer with its nonzeros only."""
+
+
+class FusedBlocksOfSubclass(_FusedOfSubclass, FusedBlocks):
+    """Of a layer with its blocks only."""
 
 
 class FusedDenseOfSubclass(_FusedOfSubclass, FusedDense):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...checks import DTYPES, check_tensor
 from ...formats import SparseFormat
-from ...formats.unstructured import check_contents
+from ...formats.compressed_rows import check_contents
 from ..convolution import LIMIT, Geometry, OneOrTwo, geometry_of
 
 
@@ -57,7 +57,7 @@ def validate_pattern(op: str, weight: SparseFormat) -> None:
     """Raise TypeError or ValueError for what is no sparse weight, or one of another operation."""
     if not isinstance(weight, SparseFormat):
         raise TypeError(
-            f"{op}: expected weight to be a sparsekernels.Unstructured (made by Unstructured.from_dense), got"
+            f"{op}: expected weight to be a sparsekernels.Unstructured or BlockSparse (made by their from_dense), got"
             f" {type(weight).__name__}"
         )
     other, _, what = _OPERATIONS[len(weight.shape)]

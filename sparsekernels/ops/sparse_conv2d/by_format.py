@@ -2,21 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution by a weight in a format other than `Unstructured`, whose indices the kernel operators take.
 
-A format with kernels of its own has a row in `CONVOLUTIONS`. One without that derives from `Unstructured` runs on the
-kernels of that. Any other is computed as the dense convolution by its weight with the zeros, in plain torch, which is
-differentiable any number of times and inside of every transform.
+A format with kernels of its own has a row in `CONVOLUTIONS`. One without that knows its elements as an `Unstructured`
+(`SparseFormat.by_elements`: those that derive from it, and blocks) runs on the kernels of that. Any other is computed
+as the dense convolution by its weight with the zeros, in plain torch, which is differentiable any number of times and
+inside of every transform.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from ... import dispatch
 from ...dispatch import BackendError
-from ...formats import SparseFormat, Unstructured
-from ...formats.unstructured import as_unstructured
+from ...formats import BlockSparse, SparseFormat, Unstructured
 from ..convolution import Geometry
 from . import reference
 
@@ -29,13 +30,32 @@ the 1x1 case on [rows, in, 1, 1], conv1d the case on [N, C, 1, L]; their dense w
 dimensions."""
 
 
-def resolved(pattern: SparseFormat) -> SparseFormat:
-    """The pattern whose type says which kernels run it: `Unstructured` for a format that derives from it and has no
-    kernels of its own, else the pattern as it is.
+def resolved(pattern: SparseFormat, weight: Any, is_dense: bool) -> tuple[SparseFormat, Any]:
+    """The pattern whose type says which kernels run it, and its weight in the order of that.
+
+    `Unstructured` for a format without kernels of its own that knows its elements as such, else the pattern as it is.
+    weight: the values, the dense weight, or None for the values of the pattern; is_dense: whether it is known that it
+    is not the values, nor None.
     """
-    if isinstance(pattern, Unstructured) and pattern.format not in CONVOLUTIONS:
-        return as_unstructured(pattern)
-    return pattern
+    elements = None if pattern.format in CONVOLUTIONS else pattern.by_elements()
+    if elements is None:
+        return pattern, weight
+    found, order = elements
+    if is_dense:
+        return found, weight
+    weight = pattern.values if weight is None else weight
+    if order is not None and isinstance(weight, Tensor) and weight.dim() == 1:
+        weight = weight.index_select(0, order)
+    return found, weight
+
+
+def prepare(pattern: SparseFormat, groups: int, gradients: bool) -> None:
+    """Work out what calls need and keep beside the pattern, which torch.compile cannot while it traces."""
+    _ = pattern.flat_indices
+    if pattern.format not in CONVOLUTIONS:
+        pattern.by_elements()
+    if gradients:
+        pattern.transposed(groups)
 
 
 def conv2d(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -46,7 +66,7 @@ def conv2d(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | 
 def dense(input: Tensor, pattern: SparseFormat, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """y in plain torch."""
     if dispatch.forced not in (None, "reference"):
-        formats = ", ".join(map(repr, (Unstructured.format, *CONVOLUTIONS)))
+        formats = ", ".join(map(repr, dict.fromkeys((Unstructured.format, BlockSparse.format, *CONVOLUTIONS))))
         raise BackendError(
             f"use_backend({dispatch.forced!r}): expected weight in a format with kernels, {formats}, got"
             f" {pattern.format!r}"

@@ -60,7 +60,8 @@ def sparse_conv2d(
 
     Args:
         input: [N, C, H, W] or [C, H, W]; float32, bfloat16, float16 or float64 (plain torch, for tests); any strides.
-        weight: `Unstructured`, or another `SparseFormat`, of [out, C/groups, kh, kw]; dtype and device of `input`.
+        weight: `Unstructured`, `BlockSparse`, or another `SparseFormat`, of [out, C/groups, kh, kw]; dtype and device
+            of `input`.
         bias: [out] or None; dtype and device of `input`.
         stride: A number or two, at least 1.
         padding: A number or two, at least 0, or "valid", or "same", which adds an odd one below and to the right and
@@ -130,7 +131,7 @@ def sparse_linear(input: Tensor, weight: SparseFormat, bias: Tensor | None = Non
 
     Args:
         input: [*, in]; dtypes as in `sparse_conv2d`, any strides.
-        weight: `Unstructured`, or another `SparseFormat`, of [out, in]; dtype and device of `input`.
+        weight: `Unstructured`, `BlockSparse`, or another `SparseFormat`, of [out, in]; dtype and device of `input`.
         bias: [out] or None; dtype and device of `input`.
 
     Returns:
@@ -162,7 +163,7 @@ def conv2d(
 ) -> Tensor:
     try:
         if type(pattern) is not Unstructured:
-            pattern = by_format.resolved(pattern)
+            pattern, weight = by_format.resolved(pattern, weight, guard is not None)
         plain = not is_special() and input.dim() == len(pattern.shape) == 4 and type(pattern) is Unstructured
         geometry = _geometry(plain, pattern.shape, stride, padding, dilation, groups)
         weight = _checked("sparse_conv2d", weight, pattern, guard)
@@ -199,7 +200,7 @@ def conv1d(
 ) -> Tensor:
     try:
         if type(pattern) is not Unstructured:
-            pattern = by_format.resolved(pattern)
+            pattern, weight = by_format.resolved(pattern, weight, guard is not None)
         plain = not is_special() and input.dim() == len(pattern.shape) == 3 and type(pattern) is Unstructured
         geometry = _geometry(plain, pattern.shape, stride, padding, dilation, groups)
         weight = _checked("sparse_conv1d", weight, pattern, guard)
@@ -250,7 +251,7 @@ def linear(
 ) -> Tensor:
     try:
         if type(pattern) is not Unstructured:
-            pattern = by_format.resolved(pattern)
+            pattern, weight = by_format.resolved(pattern, weight, guard is not None)
         outputs, inputs = pattern.shape
         weight = _checked("sparse_linear", weight, pattern, guard)
         plain = not is_special() and type(pattern) is Unstructured

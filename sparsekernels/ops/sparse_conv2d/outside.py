@@ -26,6 +26,7 @@ from ..._torch import (
     without_modes,
 )
 from ...checks import DTYPES
+from ...formats import SparseFormat
 from .._operation import Operator, without_gradients
 from .implementations import SPARSE_CONV2D
 
@@ -173,8 +174,14 @@ class Guard:
 
 
 def _are_one_pattern(kept: Any, places: Any) -> bool:
-    """Whether two formats share their indices: one is the other as another class."""
-    return getattr(kept, "col_indices", None) is getattr(places, "col_indices", places)
+    """Whether two formats share their indices: one is the other as another class, or its elements."""
+    return _columns_of(kept) is _columns_of(places)
+
+
+def _columns_of(places: Any) -> Any:
+    """The column indices of the elements of a format that has such; else the places themselves."""
+    elements = places.by_elements() if isinstance(places, SparseFormat) else None
+    return places if elements is None else elements[0].col_indices
 
 
 def version_of(weight: Tensor) -> int:

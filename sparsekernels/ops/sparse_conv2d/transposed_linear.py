@@ -12,15 +12,23 @@ order: with all its derivatives, casts and transforms.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...dispatch import is_special
 from ...formats import SparseFormat, Unstructured
 from ..convolution import LINEAR
+from . import by_format
 from .op import linear
 from .outside import Guard, Outside, is_for_torch
 from .plans import input_gradient, may_plan, plan_of
+
+
+def flipped_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a format, of outputs and inputs, for a weight [in, out], or the other way about."""
+    return {name: value[::-1] if name == "block" else value for name, value in options.items()}
 
 
 class Flipped:
@@ -31,12 +39,12 @@ class Flipped:
     """
 
     def __init__(self, own: SparseFormat) -> None:
-        inputs, outputs = own.shape
+        (inputs, outputs), options = own.shape, flipped_options(own.options)
         self.own = own
         if own.device.type == "meta":  # whose elements are not known
-            self.pattern = type(own).full((outputs, inputs), own.dtype, own.device)
+            self.pattern = type(own).full((outputs, inputs), own.dtype, own.device, **options)
         else:
-            self.pattern = type(own).of_mask(own.mask.t(), own.dtype)
+            self.pattern = type(own).of_mask(own.mask.t(), own.dtype, **options)
         flat = self.pattern.flat_indices
         self.flat_indices = flat % inputs * outputs + torch.div(flat, inputs, rounding_mode="floor")
 
@@ -80,10 +88,11 @@ def transposed_linear(
             return linear(input, pattern, weight.t().reshape(outputs, inputs, 1, 1), bias)
         return linear(input, pattern, weight.t(), bias)
     try:
-        if isinstance(input, Tensor) and _is_plain(input, own, weight, bias):
+        elements, _ = (own, None) if type(own) is Unstructured else by_format.resolved(own, weight, True)
+        if isinstance(input, Tensor) and _is_plain(input, elements, weight, bias):
             rows = input.reshape(-1, inputs, 1, 1)
             guard.check(own, weight, float(rows.size(0) * own.nnz))
-            result: Tensor = input_gradient(rows, weight, plan_of(own, LINEAR), 1, 1, False, bias)  # type: ignore[arg-type]
+            result: Tensor = input_gradient(rows, weight, plan_of(elements, LINEAR), 1, 1, False, bias)  # type: ignore[arg-type]
             return result.view(*input.shape[:-1], outputs)
         return linear(input, pattern, guard.values(places, weight), bias)
     except Outside:

@@ -136,7 +136,7 @@ REFUSED = [
     pytest.param(X.tolist(), W, {}, TypeError, "expected input to be .*, got list", id="input list"),
     pytest.param(None, W, {}, TypeError, "expected input to be .*, got NoneType", id="no input"),
     pytest.param(
-        X, W.to_dense(), {}, TypeError, "expected weight to be .*Unstructured.from_dense.*, got Tensor", id="dense"
+        X, W.to_dense(), {}, TypeError, "expected weight to be .*Unstructured or BlockSparse.*, got Tensor", id="dense"
     ),
     pytest.param(
         X, L, {}, ValueError, r"expected weight of shape .*, got \[6, 8\].*goes to sparse_linear", id="linear weight"

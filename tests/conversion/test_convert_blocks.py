@@ -1,0 +1,216 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""convert offers blocks where the zeros of a layer lie in such and there are kernels for them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from conversion_checks import (
+    BLOCK,
+    DENSE,
+    FINE,
+    GRAPH,
+    LAYERS,
+    Prefer,
+    assert_agree,
+    graphs_of,
+)
+from conversion_nets import NETS, make
+from torch import Tensor, nn
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.conversion import blocks
+from sparsekernels.conversion import decide as decide_module
+from sparsekernels.conversion.facts import CandidateObstacle
+from sparsekernels.conversion.graph.fused_by_format import FusedBlocks
+from sparsekernels.conversion.measure import Times
+from sparsekernels.ops.sparse_conv2d import blocks as block_kernels
+from sparsekernels.pruning import prune_, prune_blocks_
+
+pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+SMALL = 4, 4
+
+
+with_kernels = pytest.mark.usefixtures("block_kernels")
+
+
+def made(name: str, sparsity: float = 0.7) -> tuple[nn.Module, Tensor]:
+    model, x = make(name, 0.0)
+    prune_blocks_(model, SMALL, sparsity)
+    return model, x
+
+
+def fused_blocks(model: nn.Module) -> list[FusedBlocks]:
+    found = [one for graph in graphs_of(model) for one in graph.prepare().fused]
+    return [one for one in found if isinstance(one, FusedBlocks)]
+
+
+@with_kernels
+@pytest.mark.parametrize("way", [GRAPH, LAYERS])
+@pytest.mark.parametrize("name", [name for name in NETS if name != "choosing"])
+def test_whole_models(prefer: Prefer, name: str, way: str) -> None:
+    model, x = made(name)
+    dense, modules = copy.deepcopy(model), dict(model.named_modules())
+    prefer(BLOCK, way)
+    report = sk.convert(model, x)
+    split = [row.name for row in report.layers if row.decision == DENSE]
+    assert split == (["layers.2"] if name == "limits" else [])  # 12 outputs in 2 groups
+    assert {row.block for row in report.layers if row.decision == BLOCK} == {SMALL}
+    assert_agree(model, dense, x)
+    layers = [module for module in model.modules() if isinstance(module, sk.nn.SparseConv2d | sk.nn.SparseLinear)]
+    assert len(layers) == len(report.layers) - len(split)
+    assert all((layer.format, layer.pattern.block_size) == (BLOCK, SMALL) for layer in layers)
+    assert {id(one.parts[0]) for one in fused_blocks(model)} == ({id(one) for one in layers} if way == GRAPH else set())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_agree(other, dense, x)
+    sk.revert(model)
+    assert dict(model.named_modules()) == modules
+    assert_agree(model, dense, x)
+
+
+@with_kernels
+def test_the_report_has_the_size(prefer: Prefer) -> None:
+    model, x = made("sequential")
+    prefer(BLOCK, GRAPH)
+    report = sk.convert(model, x)
+    assert "  block 4x4  " in str(report)
+    row = json.loads(report.to_json())["layers"][0]
+    assert (row["decision"], row["block"]) == (BLOCK, [4, 4])
+
+
+@with_kernels
+def test_measured(clock: Prefer) -> None:
+    model, x = made("sequential")
+    clock(BLOCK, GRAPH, FINE, DENSE, LAYERS)
+    report = sk.convert(model, x)
+    assert {row.verdict for row in report.layers} == {"block 4x4"}
+    assert report.layers[0].reason.startswith("measured to be faster, fine-grained would be")
+    model, x = made("sequential")
+    clock(FINE, GRAPH, BLOCK, DENSE, LAYERS)
+    report = sk.convert(model, x)
+    assert {row.decision for row in report.layers} == {FINE}
+    assert "block 4x4 would be" in report.layers[0].reason
+
+
+def test_without_kernels_nothing_is_measured(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_kernels, "has_block_kernel", lambda device, dtype, block: False)
+    monkeypatch.setattr(blocks, "touched", None)  # nor are zeros looked at
+    model, x = made("sequential")
+    clock(BLOCK, GRAPH, FINE, DENSE, LAYERS)
+    for row in sk.convert(model, x).layers:
+        assert row.ruled_out[BLOCK].kind is CandidateObstacle.NO_BLOCK_KERNEL
+        assert str(row.ruled_out[BLOCK]) == "for float32 weights in blocks there are no kernels on cpu"
+        assert BLOCK not in row.gains
+        assert row.block is None
+        assert row.decision == FINE
+
+
+def test_what_kernels_are_asked_for(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the dtype that is computed in, and of the block sizes that are looked for."""
+    asked: set[Any] = set()
+
+    def has_block_kernel(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> bool:
+        asked.add((device.type, dtype, block))
+        return block == SMALL
+
+    monkeypatch.setattr(block_kernels, "has_block_kernel", has_block_kernel)
+    prefer(BLOCK, LAYERS)
+    for dtype, autocast, expected in (
+        (torch.float32, False, torch.float32),
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.float32, True, torch.bfloat16),
+    ):
+        asked.clear()
+        model = nn.Sequential(nn.Linear(32, 32), nn.ReLU()).eval()
+        prune_blocks_(model, SMALL, 0.8)
+        model.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            report = sk.convert(model, torch.randn(5, 32, dtype=dtype))
+            assert report.layers[0].verdict == "block 4x4"
+        assert asked == {("cpu", expected, block) for block in blocks.BLOCKS}
+
+
+SIZES = [((32, 32), (32, 32)), ((64, 64), (32, 32)), ((16, 16), (16, 16)), ((48, 16), (16, 16)), ((16, 2), (16, 2))]
+SIZES += [((16, 1), (16, 1)), ((32, 1), (16, 1)), ((32, 6), (16, 2)), ((4, 4), (4, 4)), ((8, 8), (4, 4))]
+
+
+@with_kernels
+@pytest.mark.parametrize(("pruned", "found"), SIZES, ids=str)
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+def test_the_most_promising_block(pruned: tuple[int, int], found: tuple[int, int], sparsity: float) -> None:
+    for module in (nn.Linear(384, 768), nn.Conv2d(192, 192, 3)):
+        prune_blocks_(nn.Sequential(module), pruned, sparsity)
+        assert blocks.block_of(module) == found
+        with torch.no_grad():
+            module.weight[torch.rand_like(module.weight) < 0.05] = 0
+        assert blocks.block_of(module) == found
+
+
+@with_kernels
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+def test_zeros_in_no_blocks(prefer: Prefer, sparsity: float) -> None:
+    for pruned in ((1, 1), (2, 2), (8, 1), (1, 16)):
+        module = nn.Linear(192, 192)
+        prune_blocks_(nn.Sequential(module), pruned, sparsity)
+        assert blocks.block_of(module) is None, pruned
+    prune_(module, "random", 0.9)
+    prefer(BLOCK, FINE, LAYERS)
+    (row,) = sk.convert(nn.Sequential(module).eval(), torch.randn(3, 192)).layers
+    assert row.decision == FINE
+    assert str(row.ruled_out[BLOCK]) == "its nonzeros lie in no blocks of 32x32, 16x16, 16x2, 16x1, 4x4"
+
+
+@with_kernels
+def test_groups_and_ends() -> None:
+    """A block row keeps to a group; blocks at the ends are smaller, and count for what they have."""
+    for outputs, found in ((64, (32, 32)), (48, (16, 16)), (8, (4, 4)), (6, None)):
+        module = nn.Conv2d(128, 2 * outputs, 3, groups=2)
+        with torch.no_grad():
+            module.weight[:outputs, :, :, 0] = 0
+            module.weight[outputs:, :, :, 2] = 0
+        assert blocks.block_of(module) == found, outputs
+    module = nn.Linear(45, 70)
+    prune_blocks_(nn.Sequential(module), (32, 32), 0.5)
+    assert blocks.block_of(module) == (32, 32)
+
+
+@with_kernels
+def test_few_zeros_and_none_left() -> None:
+    """The same is said once of all that it cannot become."""
+    whole, empty = nn.Linear(8, 8), nn.Linear(8, 8)
+    nn.init.zeros_(empty.weight)
+    with torch.no_grad():
+        whole.weight[0, 0] = 0
+    report = sk.convert(nn.Sequential(whole, empty).eval(), torch.randn(3, 8), decisions=[FINE, BLOCK])
+    assert "not fine-grained or block: all of its weights are zero" in report.layers[1].reason
+
+
+@with_kernels
+def test_alike_are_those_of_the_same_block(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though they have as many nonzeros, and no empty channels."""
+    clock(BLOCK, GRAPH)
+    fake, measured = decide_module.times_of, []
+
+    def counted(calls: Mapping[str, Callable[[], object]], effort: Any) -> Times:
+        measured.append(calls)
+        return fake(calls, effort)
+
+    monkeypatch.setattr(decide_module, "times_of", counted)
+    model = nn.Sequential(*(nn.Conv2d(32, 32, 1) for _ in range(3))).eval()
+    for layer, size in zip(model, (16, 4, 4), strict=True):
+        place = torch.arange(32) // size % 2
+        with torch.no_grad():
+            layer.weight.mul_((place[:, None] == place)[:, :, None, None])
+    report = sk.convert(model, torch.randn(2, 32, 6, 6))
+    assert [row.verdict for row in report.layers] == ["block 16x16", "block 4x4", "block 4x4"]
+    assert [row.measured_on for row in report.layers] == [None, None, "1"]
+    assert len(measured) == 2
