@@ -203,8 +203,6 @@ LINEAR_KINDS: tuple[Any, ...] = (torch.nn.Linear, Conv1D)
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {
     "forward",
     "_compiled_call_impl",
-    "nf",
-    "nx",
     "dense_grad",
     "dense_rows",
     "packed_dense_rows",
@@ -256,7 +254,13 @@ def _requires_grad(*tensors: Any) -> bool:
 
 def own_attributes(module: torch.nn.Module) -> dict[str, Any]:
     """What was set on a layer beside the attributes that its kind has."""
-    return {name: value for name, value in vars(module).items() if name not in _OWN}
+    own = _own_names_of(module)
+    return {name: value for name, value in vars(module).items() if name not in own}
+
+
+def _own_names_of(module: torch.nn.Module) -> frozenset[str]:
+    """The attributes that its kind has."""
+    return _OWN if isinstance(module, DENSE_KINDS) else _OWN.union(_OF_TRANSPOSED)
 
 
 def share_parameters(source: Any, target: torch.nn.Module) -> None:
@@ -299,10 +303,10 @@ def share_options(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:
     """Give `target` the attributes that were set on `source`, and remove those that were not."""
-    mine, theirs = vars(target), vars(source)
-    for name in [name for name in mine if name not in _OWN and name not in theirs]:
+    mine, theirs, own = vars(target), vars(source), _own_names_of(source)
+    for name in [name for name in mine if name not in own and name not in theirs]:
         del mine[name]
-    mine.update({name: value for name, value in theirs.items() if name not in _OWN})
+    mine.update({name: value for name, value in theirs.items() if name not in own})
 
 
 def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> None:

@@ -312,6 +312,23 @@ def test_rows_decide_for_transposed_weights(clock: Prefer, monkeypatch: pytest.M
             torch.testing.assert_close(model(x[:1, :rows]), dense(x[:1, :rows]))
 
 
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 6), lambda: nn.Conv1d(6, 6, 1), lambda: Conv1D(6, 6)])
+def test_attributes_that_were_set_go_along(prefer: Prefer, make: Any) -> None:
+    """Also under the names that the sizes of transformers' layer have."""
+    model = nn.Sequential(make(), nn.ReLU())
+    prune_(model, "random", 0.5)
+    for name in ("tag", "nf"):
+        if name not in vars(model[0]):
+            setattr(model[0], name, f"my {name}")
+    before = {name: getattr(model[0], name, None) for name in ("tag", "nf", "nx")}
+    prefer(FINE, LAYERS)
+    sk.convert(model, torch.randn(2, 6, 6))
+    assert isinstance(model[0], sk.nn.SparseLinear | SparseConv1d | SparseTransposedLinear)
+    assert before == {name: getattr(model[0], name, None) for name in before}
+    sk.revert(model)
+    assert before == {name: getattr(model[0], name, None) for name in before}
+
+
 class Scaled(Conv1D):  # type: ignore[misc, valid-type]
     """Does more than transformers' class."""
 
