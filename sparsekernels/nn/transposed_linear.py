@@ -169,7 +169,8 @@ class SparseTransposedLinear(SparseLayer):
         return dense_product(input, weight, bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_flipped": None}
+        state: dict[str, Any] = super().__getstate__()  # a copy, without what torch compiled
+        return {**state, "_flipped": None}
 
     def extra_repr(self) -> str:
         return f"nf={self.nf}, nx={self.nx}, bias={self.bias is not None}{super().extra_repr()}"

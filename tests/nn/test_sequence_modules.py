@@ -314,6 +314,10 @@ def test_copies_pickles_and_moves() -> None:
             other.linear.weight.zero_()
             other.linear.bias.zero_()
             assert not other(x).any()
+    for layer, y in ((net.conv, torch.randn(2, 4, 9)), (net.linear, torch.randn(2, 6))):
+        layer.compile(backend="eager")
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(y), layer.forward(y))
+        layer._compiled_call_impl = None
     half = copy.deepcopy(net).bfloat16()
     with torch.no_grad():
         assert half(x.bfloat16()).dtype == torch.bfloat16
