@@ -377,6 +377,37 @@ def test_second_derivatives(dense_grad: bool) -> None:
         assert torch.autograd.gradgradcheck(at_nonzeros, tensors)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_second_derivatives_of_plain_calls(bias: bool) -> None:
+    """float32, in which a transposed product is one call of a kernel that is differentiated as an input gradient."""
+    layer = SparseTransposedLinear(33, 20, bias)
+    layer.set_pattern(torch.rand(20, 33) < 0.3)
+    mask = layer.mask
+
+    def derivatives(dense: bool) -> Callable[..., Tensor]:
+        def run(x: Tensor, weight: Tensor, *more: Tensor) -> Tensor:
+            if dense:
+                y = x @ (weight * mask)
+                y = y + more[0] if more else y
+            else:
+                layer._parameters.update(zip(("weight", "bias"), (weight, *more), strict=False))
+                y = layer(x)
+            first = torch.autograd.grad(y.pow(3).sum(), (x, weight, *more), create_graph=True)
+            return torch.cat([(one * mask if one.shape == mask.shape else one).flatten() for one in first])
+
+        return run
+
+    tensors = [torch.randn(7, 20), layer.weight.detach().clone(), *([torch.randn(33)] if bias else [])]
+    tensors = [one.requires_grad_() for one in tensors]
+    found = []
+    for dense in (False, True):
+        first = derivatives(dense)(*tensors)
+        second = torch.autograd.grad(first.square().sum(), tensors)
+        found.append([first, second[0], second[1] * mask, *second[2:]])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
 # torch's tools
 
 
