@@ -8,10 +8,12 @@ import math
 import numbers
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ._transformers import is_conv1d
 from .blocks import check_block, spread, squared_norms
 
 SPREAD = 0.75
@@ -189,8 +191,10 @@ def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float) -> T
     return spread(_least(-norms, kept), weight.shape, block)
 
 
-def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
-    """The layers of a model that are pruned: every Linear and Conv2d, except depthwise convolutions.
+def prunable(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers of a model that are pruned: every Linear, Conv2d and Conv1d, except depthwise convolutions.
+
+    transformers' `Conv1D`, a linear layer whose weight is [in, out], is one of them.
 
     Args:
         model: Any module.
@@ -204,9 +208,8 @@ def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"prunable: expected model to be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
-        ):
+        is_linear = isinstance(module, nn.Linear) or is_conv1d(module)
+        if is_linear or (isinstance(module, nn.Conv2d | nn.Conv1d) and not 1 < module.groups == module.in_channels):
             yield name, module
 
 
@@ -238,7 +241,7 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
     return _prune_(
         "prune_",
         model,
-        lambda name, weight: kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode())),
+        lambda name, _, weight: kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode())),
     )
 
 
@@ -266,11 +269,17 @@ def prune_blocks_(model: nn.Module, block: tuple[int, int], sparsity: float) -> 
     """
     _check_sparsity("prune_blocks_", sparsity)
     block = check_block("prune_blocks_", block)
-    return _prune_("prune_blocks_", model, lambda name, weight: largest_blocks(weight, block, sparsity))
+
+    def mask_of(name: str, module: nn.Module, weight: Tensor) -> Tensor:
+        if is_conv1d(module):  # whose rows are inputs
+            return largest_blocks(weight.t(), block, sparsity).t()
+        return largest_blocks(weight, block, sparsity)
+
+    return _prune_("prune_blocks_", model, mask_of)
 
 
-def _prune_(op: str, model: nn.Module, mask_of: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-    """Set to zero what the mask of each weight, which the layer's first name may decide, does not keep."""
+def _prune_(op: str, model: nn.Module, mask_of: Callable[[str, nn.Module, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Set to zero what the mask of each weight, of a layer by its first name, does not keep."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: expected model to be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(prunable(model))
@@ -285,7 +294,7 @@ def _prune_(op: str, model: nn.Module, mask_of: Callable[[str, Tensor], Tensor])
             )
         first = first_names.setdefault(weight, name)
         if first == name:
-            masks[name] = mask_of(name, weight)
+            masks[name] = mask_of(name, module, weight)
         else:
             masks[name] = masks[first]
     for name, kept in masks.items():

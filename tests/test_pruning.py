@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from conv1d_of_transformers import Conv1D
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -101,7 +102,8 @@ class TestModels:
             nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8)
         )
         net.add_module("inner", nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Conv1d(2, 2, 1)))
-        assert [name for name, _ in prunable(net)] == ["0", "1", "inner.0"]
+        net.add_module("more", nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), Conv1D(3, 2), nn.Conv3d(1, 2, 3)))
+        assert [name for name, _ in prunable(net)] == ["0", "1", "inner.0", "inner.2", "more.1"]
         assert dict(prunable(net))["inner.0"] is net.inner[0]
 
     @pytest.mark.parametrize("kind", PRUNINGS)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._transformers import is_conv1d
 from ..blocks import stored, touched
 from ..ops.sparse_conv2d import blocks
 from .facts import CandidateObstacle, Fact
@@ -28,7 +29,7 @@ of 1 / (2 - d), below 0.77 at the least sparsity that is measured.
 def block_obstacle(layer: Layer) -> Fact | None:
     """Why there are no blocks to compute with, of a layer whose nonzeros alone are something to compute with."""
     module: Any = layer.module
-    weight: Tensor = module.weight
+    weight = _weight_of(module)
     dtype = _computed_in(weight)
     candidates = _with_kernels(module, dtype)
     if not candidates:
@@ -40,7 +41,7 @@ def block_obstacle(layer: Layer) -> Fact | None:
 
 def block_of(module: Any) -> tuple[int, int] | None:
     """The first of `BLOCKS` with kernels that hold the nonzeros of a layer with few zeros beside; None without any."""
-    mask = module.weight.detach() != 0
+    mask = _weight_of(module).detach() != 0
     nonzeros = int(mask.sum())
     for block in _with_kernels(module, _computed_in(module.weight)):
         if nonzeros >= LEAST_FILL * stored(touched(mask, block), mask.shape, block):
@@ -50,13 +51,19 @@ def block_of(module: Any) -> tuple[int, int] | None:
 
 def _with_kernels(module: Any, dtype: torch.dtype) -> list[tuple[int, int]]:
     """Those of `BLOCKS` that run on kernels of their own, in block rows within one group each."""
-    weight, groups = module.weight, getattr(module, "groups", 1)
+    weight, groups = _weight_of(module), getattr(module, "groups", 1)
     outputs = weight.size(0) // groups
     return [
         block
         for block in BLOCKS
         if (groups == 1 or outputs % block[0] == 0) and blocks.has_block_kernel(weight.device, dtype, block)
     ]
+
+
+def _weight_of(module: Any) -> Tensor:
+    """By outputs and inputs."""
+    weight: Tensor = module.weight
+    return weight.t() if is_conv1d(module) else weight
 
 
 def _computed_in(weight: Tensor) -> torch.dtype:

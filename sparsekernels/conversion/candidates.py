@@ -9,27 +9,41 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
+from .._transformers import Conv1D
 from ..formats import BlockSparse
-from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
+from ..nn import (
+    ChannelDroppedConv2d,
+    ChannelDroppedLinear,
+    SparseConv1d,
+    SparseConv2d,
+    SparseLinear,
+    SparseTransposedLinear,
+)
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement
 from .blocks import block_obstacle, block_of
 from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
-from .graph.fused_by_format import FusedBlocks
+from .graph.fused_by_format import FusedBlocks, FusedByFormat
 from .graph.fused_subclass import FusedBlocksOfSubclass, FusedDenseOfSubclass, FusedSparseOfSubclass
+from .graph.fused_transposed import (
+    FusedDenseTransposed,
+    FusedTransposed,
+    FusedTransposedBlocks,
+    FusedTransposedByFormat,
+)
 from .report import BLOCK, DENSE
 from .subclasses import (
     OfSubclass,
     SubclassChannelDroppedConv2d,
     SubclassChannelDroppedLinear,
+    SubclassSparseConv1d,
     SubclassSparseConv2d,
     SubclassSparseLinear,
 )
-from .survey import KINDS, LEAST_SPARSITY, Layer
+from .survey import LEAST_SPARSITY, Layer, is_kind
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,8 @@ class Candidate:
 def channel_dropped_obstacle(layer: Layer) -> Fact | None:
     """Why there are no filters or input channels to leave out."""
     module: Any = layer.module
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return CandidateObstacle.CHANNELS_OF_KIND.of(kind=type(module).__name__)
     groups = getattr(module, "groups", 1)
     if groups != 1:
         return CandidateObstacle.GROUPS.of(groups=groups)
@@ -65,7 +81,7 @@ def channel_dropped_obstacle(layer: Layer) -> Fact | None:
 
 def _channel_dropped(module: Any) -> Replacement:
     kinds = (ChannelDroppedLinear, ChannelDroppedConv2d)
-    if type(module) not in KINDS:
+    if not is_kind(type(module)):
         kinds = (SubclassChannelDroppedLinear, SubclassChannelDroppedConv2d)
     kind = kinds[0] if isinstance(module, nn.Linear) else kinds[1]
     result: Replacement = kind.sharing(module)
@@ -80,18 +96,26 @@ def fine_grained_obstacle(layer: Layer) -> Fact | None:
     return None if used_pairs(module.weight).any() else CandidateObstacle.ALL_ZERO.of()
 
 
+_SPARSE: list[tuple[type, tuple[type[Replacement], ...]]] = [
+    (nn.Linear, (SparseLinear, SubclassSparseLinear)),
+    (nn.Conv2d, (SparseConv2d, SubclassSparseConv2d)),
+    (nn.Conv1d, (SparseConv1d, SubclassSparseConv1d)),
+    (Conv1D, (SparseTransposedLinear,)),
+]
+"""What a layer of a class becomes, and one of its subclasses."""
+
+
 def sparse_layer(module: Any, format: str = "unstructured", block: tuple[int, int] | None = None) -> Replacement:
     """The sparse layer that takes the place of `module`, its weight in a format."""
-    kinds = (SparseLinear, SparseConv2d) if type(module) in KINDS else (SubclassSparseLinear, SubclassSparseConv2d)
-    kind = kinds[0] if isinstance(module, nn.Linear) else kinds[1]
-    result: Replacement = kind.sharing(module, format, block)
+    classes: Any = next(classes for kind, classes in _SPARSE if isinstance(module, kind))
+    result: Replacement = classes[0 if is_kind(type(module)) else 1].sharing(module, format, block)
     return result
 
 
 def is_sparse(module: nn.Module, format: str = "unstructured") -> bool:
     """Whether `module` is one of `sparse_layer`."""
-    kinds = (SparseLinear, SparseConv2d, SubclassSparseLinear, SubclassSparseConv2d)
-    return type(module) in kinds and getattr(module, "format", None) == format
+    is_one = any(type(module) in classes for _, classes in _SPARSE)
+    return is_one and getattr(module, "format", None) == format
 
 
 def _block_obstacle(layer: Layer) -> Fact | None:
@@ -138,6 +162,13 @@ _OF_SUBCLASSES: tuple[tuple[type[Fused], type[Fused]], ...] = (
 )
 """What serves a subclass's replacement, by what serves one of a layer of torch's."""
 
+_OF_TRANSPOSED: tuple[tuple[type[Fused], type[Fused]], ...] = (
+    (FusedBlocks, FusedTransposedBlocks),
+    (FusedByFormat, FusedTransposedByFormat),
+    (FusedSparse, FusedTransposed),
+)
+"""The same for replacements of transformers' Conv1D."""
+
 
 def decisions() -> tuple[str, ...]:
     """The names of what a layer may become; the first is what it was."""
@@ -167,7 +198,7 @@ def has_candidates(layer: Layer) -> bool:
 
 def may_chain(name: str, module: nn.Module) -> bool:
     """Whether a chain can call what `module` becomes by the decision `name`."""
-    return type(module) in KINDS and any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
+    return is_kind(type(module)) and any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
 
 
 def candidate_of(module: nn.Module) -> Candidate | None:
@@ -177,11 +208,15 @@ def candidate_of(module: nn.Module) -> Candidate | None:
 
 def fused_of(module: nn.Module) -> type[Fused] | None:
     """What serves a layer in a graph for inference; None for what no graph fuses."""
-    if type(module) in (torch.nn.Conv2d, torch.nn.Linear):
+    if type(module) in (nn.Conv2d, nn.Conv1d, nn.Linear):
         return FusedDense
+    if isinstance(module, Conv1D):
+        return FusedDenseTransposed if is_kind(type(module)) else None
     row = candidate_of(module)
     if row is None:
         return None
     if isinstance(module, OfSubclass):
         return next(of_subclass for kind, of_subclass in _OF_SUBCLASSES if issubclass(row.fused, kind))
+    if isinstance(module, SparseTransposedLinear):
+        return next(of_transposed for kind, of_transposed in _OF_TRANSPOSED if issubclass(row.fused, kind))
     return row.fused

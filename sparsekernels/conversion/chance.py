@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..nn.replacement import options_of
+from ..nn.replacement import LINEAR_KINDS, options_of
 from .facts import LayerObstacle
 from .survey import Given, Layer, Recorded, record_inputs
 from .watch.snapshot import unchanged
@@ -68,7 +68,7 @@ def with_likes(layers: list[Layer], given: Mapping[str, list[Given]]) -> dict[st
             siblings = by_place.get((_kind(layer), _place(layer)), [])
             if not own:
                 own = max(siblings or by_kind.get(_kind(layer), []), key=_elements, default=own)
-            elif isinstance(layer.module, torch.nn.Linear):
+            elif isinstance(layer.module, LINEAR_KINDS):
                 own = max([own, *siblings], key=_elements)  # the first of those with as many: its own
         result[layer.name] = own
     return result

@@ -49,7 +49,7 @@ def convert(
     progress: bool | None = None,
     frozen: bool = False,
 ) -> Report:
-    r"""Replace each Conv2d and Linear of a pruned model with the fastest equivalent implementation, in place.
+    r"""Replace each Conv2d, Conv1d and Linear of a pruned model with the fastest equivalent implementation, in place.
 
     Each layer is timed as it is ("dense"), without the filters and channels that are all zero ("channel-dropped"),
     with its nonzeros only ("fine-grained"), and, where these lie in blocks for which there are kernels, with those

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..nn.channel_dropped import used_pairs
-from ..nn.replacement import Replacement, has_rows, options_of
+from ..nn.replacement import LINEAR_KINDS, Replacement, has_rows, options_of
 from ..usage import Disturbed
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
@@ -218,9 +218,9 @@ def _gains_by_rows(
     measured: Measured,
     kind: tuple[Any, ...],
 ) -> Gains:
-    """For what numbers of rows the candidates of a Linear gain how much over dense; nothing of other layers."""
+    """For what numbers of rows the candidates of a linear layer gain how much over dense; nothing of other layers."""
     dense: Any = layer.module
-    if prefers() or not isinstance(dense, nn.Linear):
+    if prefers() or not isinstance(dense, LINEAR_KINDS):
         return {}
     first = examples[0][0]
     called_with = {rows for example in examples for rows in _rows_of(example) if rows <= ROWS[-1]}

@@ -156,6 +156,7 @@ class CandidateObstacle(_Sentence):
     ALL_ZERO = "all of its weights are zero"
     NO_EMPTY_CHANNELS = "none of its filters and input channels is all zero"
     GROUPS = "it has {groups} groups"
+    CHANNELS_OF_KIND = "there is no {kind} without its empty channels"
     NO_BLOCK_KERNEL = "for {dtype} weights in blocks there are no kernels on {device}"
     NO_BLOCKS = "its nonzeros lie in no blocks of {blocks}"
 
@@ -249,7 +250,7 @@ class Note(_Sentence):
     NORM_IN_TRAINING = "In training mode, BatchNorm has kernels of its own."
     DROPOUT_IN_TRAINING = "Fused dropout draws other random numbers than torch's from the same seed."
     POOLING_IN_TRAINING = "In training mode, max pooling has a kernel of its own."
-    NO_LAYERS = "The model has no Conv2d and no Linear."
+    NO_LAYERS = "The model has no Conv2d, no Conv1d and no Linear."
     NOT_PRUNED = (
         "The model is not pruned, or its channels are gone already: no layer has as much as {least:.0%} zeros among its"
         " weights. Prune it first, with torch.nn.utils.prune for instance."

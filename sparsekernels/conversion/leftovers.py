@@ -24,7 +24,7 @@ _QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
 
 def obstacle_left_in(module: nn.Module) -> Fact | None:
-    """Why a Conv2d or Linear stays, where another tool's work on it has to be ended first; and how that is done."""
+    """Why a layer stays, where another tool's work on it has to be ended first; and how that is done."""
     if parametrize.is_parametrized(module):
         parametrizations: Any = module.parametrizations
         if "weight" not in parametrizations:
@@ -47,7 +47,7 @@ def obstacle_left_in(module: nn.Module) -> Fact | None:
 
 
 def obstacle_of_foreign(module: nn.Module) -> Fact | None:
-    """Why a layer that is no Conv2d or Linear to torch, but is one by its name, stays; None for what is none."""
+    """Why a layer that is of no class to convert, but is one by its name, stays; None for what is none."""
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return None

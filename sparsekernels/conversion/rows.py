@@ -41,7 +41,7 @@ Layers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def gains_of(
-    dense: nn.Linear, others: Layers, given: Given, parameters: int, also: Collection[int] = ()
+    dense: nn.Module, others: Layers, given: Given, parameters: int, also: Collection[int] = ()
 ) -> dict[str, dict[int, float]]:
     """For each of `others`, ways to compute the same as `dense`, its speedup over that one by numbers of rows.
 
@@ -52,7 +52,7 @@ def gains_of(
     between = emptied(parameters)
 
     def measure(rows: int, names: Collection[str]) -> None:
-        input = Given((rows, dense.in_features), given.dtype, given.device, False, False).make()
+        input = Given((rows, given.shape[-1]), given.dtype, given.device, False, False).make()
         calls = {name: functools.partial(others[name], input) for name in names}
         calls[DENSE] = functools.partial(dense, input)
         times = times_of(calls, _EFFORT, dict.fromkeys(calls, between))

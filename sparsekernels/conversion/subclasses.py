@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Subclasses of Conv2d and Linear that only cast and pad before they multiply, and what takes their place.
+"""Subclasses of Conv2d, Conv1d and Linear that only cast and pad before they multiply, and what takes their place.
 
 What such a class does is not known by its name: a call of it is recorded, function by function. Where it asked a tensor
 for nothing but sizes and kinds, its next call on the same sizes and kinds, with the same attributes, does the same.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..dispatch import is_special
-from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv2d, SparseLinear
+from ..nn import ChannelDroppedConv2d, ChannelDroppedLinear, SparseConv1d, SparseConv2d, SparseLinear
 from ..nn.replacement import Replacement, own_attributes, share_attributes
 from ..ops.convolution import pair
 from .modules import has_hooks
@@ -105,7 +105,7 @@ class _Recorder(TorchFunctionMode):
             fits = args[0] is self._now and result.device == args[0].device
         elif func is F.pad:
             fits = not self._product and self._is_padding(*args, **kwargs)
-        elif func is torch.conv2d or func is F.linear:
+        elif func in (torch.conv2d, torch.conv1d, F.linear):
             fits = not self._product and self._is_product(func, *args, **kwargs)
             self._product, self._made = True, result.dtype
         else:
@@ -114,13 +114,16 @@ class _Recorder(TorchFunctionMode):
         return fits
 
     def _is_padding(self, input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> bool:
-        sides = (*pad, 0, 0)[:4]
-        if input is not self._now or input.dim() != 4 or mode != "constant" or value not in (None, 0):
+        sides, module = (*pad, 0, 0)[:4], self._module
+        dims = 4 if isinstance(module, nn.Conv2d) else 3
+        if input is not self._now or input.dim() != dims or mode != "constant" or value not in (None, 0):
+            return False
+        if dims == 3 and any(sides[2:]):  # channels
             return False
         if len(pad) not in (2, 4) or any(type(side) is not int or side < 0 for side in sides):
             return False
         self._pads = tuple(map(operator.add, self._pads, sides))
-        return isinstance(self._module, nn.Conv2d)
+        return isinstance(module, nn.Conv2d | nn.Conv1d)
 
     def _is_product(
         self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any
@@ -131,24 +134,25 @@ class _Recorder(TorchFunctionMode):
             return False
         if isinstance(module, nn.Linear):
             return func is F.linear
+        product, dims = (torch.conv2d, 2) if isinstance(module, nn.Conv2d) else (torch.conv1d, 1)
         given = dict(zip(("stride", "padding", "dilation", "groups"), rest, strict=False)) | more
         padding = given.get("padding", 0)
         strides = [(given.get(name, 1), getattr(module, name)) for name in ("stride", "dilation")]
         if isinstance(padding, str) or isinstance(module.padding, str):
             pads_alike = padding == module.padding
         else:
-            pads_alike = pair("conv2d", "padding", padding, 0) == pair("conv2d", "padding", module.padding, 0)
+            pads_alike = pair("conv", "padding", padding, 0, dims) == pair("conv", "padding", module.padding, 0, dims)
         return (
-            func is torch.conv2d
+            func is product
             and module.padding_mode == "zeros"
             and given.get("groups", 1) == module.groups
-            and all(pair("conv2d", "stride", one, 1) == pair("conv2d", "stride", other, 1) for one, other in strides)
+            and all(pair("conv", "", one, 1, dims) == pair("conv", "", other, 1, dims) for one, other in strides)
             and pads_alike
         )
 
 
 def recorded(module: nn.Module, input: Tensor) -> tuple[object, Steps | None]:
-    """What the code of a Conv2d's or Linear's subclass gives, and what it did; None where that was something else."""
+    """What the code of a subclass of a layer gives, and what it did; None where that was something else."""
     recorder = _Recorder(module, input)
     before = own_attributes(module)
     with recorder:
@@ -314,6 +318,10 @@ class OfSubclass(Replacement):
 
 class SubclassSparseConv2d(OfSubclass, SparseConv2d):
     """In the place of a Conv2d's subclass."""
+
+
+class SubclassSparseConv1d(OfSubclass, SparseConv1d):
+    """In the place of a Conv1d's subclass."""
 
 
 class SubclassSparseLinear(OfSubclass, SparseLinear):

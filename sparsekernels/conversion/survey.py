@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .._torch import ConvTransposeNd, tree_leaves
+from .._transformers import CONV1D, Conv1D
 from ..checks import DTYPES
 from ..ops.sparse_conv2d.reference import is_channels_last
 from .agreement import differentiable, kept
@@ -30,11 +31,16 @@ from .watch.snapshot import Snapshot
 from .watch.state import TooMuch, attributes_of, held_by
 from .watch.writes import Writes
 
-KINDS = (torch.nn.Conv2d, torch.nn.Linear)
+KINDS: tuple[Any, ...] = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.Conv1d, Conv1D)
 """The layers that may become something else; their subclasses where they do no more than cast and pad before."""
 
+
+def is_kind(kind: type) -> bool:
+    """Whether a class is one of `KINDS` itself, and no subclass."""
+    return kind in KINDS or (kind.__module__, kind.__name__) == CONV1D
+
+
 OTHERS = (
-    torch.nn.Conv1d,
     torch.nn.Conv3d,
     ConvTransposeNd,
     torch.nn.Bilinear,
@@ -145,7 +151,7 @@ def layers_of(model: torch.nn.Module) -> list[Layer]:
             if obstacle is None and any(_is_within(name, other) for other in encoders):
                 obstacle = LayerObstacle.FAST_PATH.of()
             recordable = False
-            if of_kind is None and type(module) not in KINDS:
+            if of_kind is None and not is_kind(type(module)):
                 recordable, obstacle = obstacle is None, _obstacle_of_subclass(module)
             also = tuple(names[id(module)][1:])
             result.append(Layer(name, module, obstacle, also, name in masked, recordable))
@@ -228,9 +234,9 @@ def _obstacle(
         return LayerObstacle.FORWARD_REPLACED.of()
     if module._compiled_call_impl is not None:
         return LayerObstacle.COMPILED.of()
-    if type(module) not in KINDS and not has_own_forward_only(module):
+    if not is_kind(type(module)) and not has_own_forward_only(module):
         return _obstacle_of_subclass(module)
-    children = set(module._modules) if type(module) in KINDS else set()
+    children = set(module._modules) if is_kind(type(module)) else set()
     if set(module._parameters) | set(module._buffers) | children != {"weight", "bias"}:
         return LayerObstacle.GIVEN_MORE.of()
     if name == "":

@@ -8,7 +8,7 @@ import copy
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch import are_functorch_transforms_active
+from .._transformers import CONV1D, Conv1D, is_conv1d
 from ..dispatch import is_special
 from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Guard, is_for_torch
@@ -94,8 +95,6 @@ class Replacement(torch.nn.Module):
     pattern: SparseFormat | None = None
     path: str | None = None
     origin: Origin | None = None
-    _dense_product: ClassVar[Callable[..., Tensor]] = staticmethod(F.linear)
-    """Of a linear layer: input, weight, bias -> what the dense layer gives."""
     _guard: Guard
     _choice: ClassVar[tuple[str, ...]]
     """Attributes from which `places` follow."""
@@ -136,6 +135,10 @@ class Replacement(torch.nn.Module):
             return self._parameters["weight"]
         kept = (*self.parameters(), *self.buffers())
         return kept[0] if kept else getattr(self, "weight", None)
+
+    def _dense_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the dense layer gives, of a linear layer."""
+        return F.linear(input, weight, bias)
 
     def hand_back(self) -> None:
         """Make the weight what the layer computes with, in place, before another layer gets it."""
@@ -193,21 +196,13 @@ class Replacement(torch.nn.Module):
 DENSE_KINDS = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d)
 """The classes of torch that there are replacements of, which derive from them."""
 
-CONV1D_OF_TRANSFORMERS = ("transformers.pytorch_utils", "Conv1D")
-"""Module and name of the other class that there is a replacement of: a linear layer whose weight is [in, out]. It is
-known by these, so that nobody has to import transformers."""
-
-
-def is_conv1d_of_transformers(module: object) -> bool:
-    """Whether it is an instance of that class."""
-    return any((kind.__module__, kind.__name__) == CONV1D_OF_TRANSFORMERS for kind in type(module).__mro__)
+LINEAR_KINDS: tuple[Any, ...] = (torch.nn.Linear, Conv1D)
+"""Layers that multiply rows, of which `dense_rows` are measured."""
 
 
 _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn.Linear(1, 1, device="meta")))) | {
     "forward",
     "_compiled_call_impl",
-    "nf",
-    "nx",
     "dense_grad",
     "dense_rows",
     "packed_dense_rows",
@@ -259,7 +254,13 @@ def _requires_grad(*tensors: Any) -> bool:
 
 def own_attributes(module: torch.nn.Module) -> dict[str, Any]:
     """What was set on a layer beside the attributes that its kind has."""
-    return {name: value for name, value in vars(module).items() if name not in _OWN}
+    own = _own_names_of(module)
+    return {name: value for name, value in vars(module).items() if name not in own}
+
+
+def _own_names_of(module: torch.nn.Module) -> frozenset[str]:
+    """The attributes that its kind has."""
+    return _OWN if isinstance(module, DENSE_KINDS) else _OWN.union(_OF_TRANSPOSED)
 
 
 def share_parameters(source: Any, target: torch.nn.Module) -> None:
@@ -302,10 +303,10 @@ def share_options(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 def share_attributes(source: torch.nn.Module, target: torch.nn.Module) -> None:
     """Give `target` the attributes that were set on `source`, and remove those that were not."""
-    mine, theirs = vars(target), vars(source)
-    for name in [name for name in mine if name not in _OWN and name not in theirs]:
+    mine, theirs, own = vars(target), vars(source), _own_names_of(source)
+    for name in [name for name in mine if name not in own and name not in theirs]:
         del mine[name]
-    mine.update({name: value for name, value in theirs.items() if name not in _OWN})
+    mine.update({name: value for name, value in theirs.items() if name not in own})
 
 
 def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> None:
@@ -319,8 +320,8 @@ def copy_parameters(source: Any, target: torch.nn.Module, weight: Tensor) -> Non
 def check_dense(name: str, module: object, replacement: type) -> None:
     """Raise TypeError unless `module` is of the dense class that `replacement` takes the place of."""
     kind = next((kind for kind in DENSE_KINDS if issubclass(replacement, kind)), None)
-    if not (is_conv1d_of_transformers(module) if kind is None else isinstance(module, kind)):
-        accepted = ".".join(CONV1D_OF_TRANSFORMERS) if kind is None else f"torch.nn.{kind.__name__}"
+    if not (is_conv1d(module) if kind is None else isinstance(module, kind)):
+        accepted = ".".join(CONV1D) if kind is None else f"torch.nn.{kind.__name__}"
         raise TypeError(f"{name}: expected module to be a {accepted}, got {type(module).__name__}")
 
 

@@ -42,7 +42,13 @@ class SparseLayer(Replacement):
         self.dense_grad = dense_grad
         self._guard = Guard()
         kind, options = _format_called(format, block, type(self).__name__)
+        options = self._over_weight(options)
         self.pattern = kind.full(tuple(self.weight.shape), self.weight.dtype, self.weight.device, **options)
+
+    @classmethod
+    def _over_weight(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a format, of outputs and inputs, for the dimensions of `weight`."""
+        return options
 
     def _full_pattern(self) -> SparseFormat:
         """Every weight, in the format that it is in."""
@@ -235,9 +241,9 @@ class SparseLayer(Replacement):
         """
         check_dense(f"{cls.__name__}.sharing", module, cls)
         kind, options = _format_called(format, block, f"{cls.__name__}.sharing")
-        result = cls(**options_of(module), format=format, **options)
+        result = cls(**options_of(module), format=format, block=block)
         share_parameters(module, result)
-        result._adopt(kind.from_dense(module.weight, **options))
+        result._adopt(kind.from_dense(module.weight, **cls._over_weight(options)))
         return result
 
     def _fill_from(self, module: Any, pattern: SparseFormat) -> Any:
@@ -265,17 +271,18 @@ def _format_called(name: str, block: tuple[int, int] | None, where: str) -> tupl
 
 
 def pattern_of_dense(
-    name: str, module: Any, accepted: type, mask: Tensor | None, format: str, block: tuple[int, int] | None
+    cls: Any, module: Any, mask: Tensor | None, format: str, block: tuple[int, int] | None
 ) -> SparseFormat:
     """What `from_dense` of a class makes the pattern of a layer."""
+    name = cls.__name__
     kind, options = _format_called(format, block, f"{name}.from_dense")
-    check_dense(f"{name}.from_dense", module, accepted)
+    check_dense(f"{name}.from_dense", module, cls)
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TypeError(
             f"{name}.from_dense: expected module to be a layer that is called, got the out_proj of a"
             " torch.nn.MultiheadAttention, which multiplies by its weight itself"
         )
-    return kind.from_dense(cast(Any, module).weight, mask, **options)
+    return kind.from_dense(cast(Any, module).weight, mask, **cls._over_weight(options))
 
 
 class SparseLinear(SparseLayer, torch.nn.Linear):
@@ -368,7 +375,7 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
             TypeError: For a module that is not a torch.nn.Linear, or that is the out_proj of a
                 torch.nn.MultiheadAttention, which would never call it; and for a block that is not two int.
         """
-        pattern = pattern_of_dense("SparseLinear", module, torch.nn.Linear, mask, format, block)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
         result = cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)
         return result._fill_from(module, pattern)
 
@@ -508,7 +515,7 @@ class SparseConv2d(SparseConvolution, torch.nn.Conv2d):
                 (blocks of them); and for formats and blocks as the constructor.
             TypeError: For a module that is not a torch.nn.Conv2d, and a block that is not two int.
         """
-        pattern = pattern_of_dense("SparseConv2d", module, torch.nn.Conv2d, mask, format, block)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
         return cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv2d:

@@ -28,7 +28,7 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
             torch.nn.Conv1d's.
         dense_grad: Whether `weight.grad` is the gradient of the dense layer, or zero outside of the pattern.
         format: Name of the format of the pattern, "unstructured" or "block".
-        block: Rows and columns of a block, for the format "block".
+        block: Rows and columns of a block, outputs and inputs, for the format "block"; see `sparsekernels.BlockSparse`.
 
     Attributes:
         pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
@@ -79,9 +79,9 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
         module: torch.nn.Conv1d,
         mask: Tensor | None = None,
         format: str = "unstructured",
-        block: tuple[int, int] | None = None,
         *,
         dense_grad: bool = False,
+        block: tuple[int, int] | None = None,
     ) -> SparseConv1d:
         """A sparse convolution with copies of the parameters of `module`.
 
@@ -89,8 +89,8 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
             module: The layer to take over.
             mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
             format: Name of the format of the pattern, "unstructured" or "block".
-            block: Rows and columns of a block, for the format "block".
             dense_grad: As the constructor's.
+            block: As the constructor's.
 
         Returns:
             The layer; `module` is left as it is.
@@ -98,9 +98,9 @@ class SparseConv1d(SparseConvolution, torch.nn.Conv1d):
         Raises:
             ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros
                 (blocks of them); and for formats and blocks as the constructor.
-            TypeError: For a module that is not a torch.nn.Conv1d.
+            TypeError: For a module that is not a torch.nn.Conv1d, and a block that is not two int.
         """
-        pattern = pattern_of_dense("SparseConv1d", module, torch.nn.Conv1d, mask, format, block)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
         return cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)._fill_from(module, pattern)
 
     def to_dense(self) -> torch.nn.Conv1d:

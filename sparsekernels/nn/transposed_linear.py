@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The linear layer of transformers whose weight is [in, out], `Conv1D`, with a sparse weight."""
+"""`Conv1D` of transformers, whose weight is [in, out], with a sparse weight, fine-grained or in blocks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .._torch import is_exported_to_onnx
+from .._transformers import CONV1D
 from ..formats import SparseFormat
 from ..ops.sparse_conv2d.outside import Outside
-from ..ops.sparse_conv2d.transposed_linear import Flipped, dense_product, transposed_linear
-from .replacement import CONV1D_OF_TRANSFORMERS, copy_parameters, dense_or_none, options_of
+from ..ops.sparse_conv2d.transposed_linear import Flipped, dense_product, flipped_options, transposed_linear
+from .replacement import copy_parameters, dense_or_none, options_of
 from .sparse import SparseLayer, pattern_of_dense
 
 
@@ -35,11 +36,11 @@ class SparseTransposedLinear(SparseLayer):
         device, dtype: Of the parameters.
         dense_grad: Whether `weight.grad` is the gradient of the dense layer, or zero outside of the pattern.
         format: Name of the format of the pattern, "unstructured" or "block".
-        block: Rows and columns of a block of the weight, which is [in, out], for the format "block".
+        block: Rows and columns of a block, outputs and inputs, for the format "block"; see `sparsekernels.BlockSparse`.
 
     Attributes:
-        pattern: Which weights are used, of shape [in, out]. Its values are placeholders: those that count are in
-            `weight`.
+        pattern: Which weights are used, of shape [in, out], with blocks of inputs and outputs. Its values are
+            placeholders: those that count are in `weight`.
         dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`, as `SparseLinear` has
             it.
 
@@ -49,7 +50,6 @@ class SparseTransposedLinear(SparseLayer):
     """
 
     dense_rows: tuple[int, ...] = ()
-    _dense_product = staticmethod(dense_product)
     _flipped: tuple[SparseFormat, Flipped] | None = None
     """The pattern, and what follows from it."""
 
@@ -80,9 +80,9 @@ class SparseTransposedLinear(SparseLayer):
         module: torch.nn.Module,
         mask: Tensor | None = None,
         format: str = "unstructured",
-        block: tuple[int, int] | None = None,
         *,
         dense_grad: bool = False,
+        block: tuple[int, int] | None = None,
     ) -> SparseTransposedLinear:
         """A sparse layer with copies of the parameters of `module`.
 
@@ -90,8 +90,8 @@ class SparseTransposedLinear(SparseLayer):
             module: The layer to take over, a transformers.pytorch_utils.Conv1D.
             mask: bool, shape of the weight: the weights that are used. None: those that are not zero.
             format: Name of the format of the pattern, "unstructured" or "block".
-            block: Rows and columns of a block of the weight, which is [in, out], for the format "block".
             dense_grad: As the constructor's.
+            block: As the constructor's.
 
         Returns:
             The layer; `module` is left as it is.
@@ -99,9 +99,9 @@ class SparseTransposedLinear(SparseLayer):
         Raises:
             ValueError: For a weight with NaN or infinite elements, without nonzeros or, without a mask, without zeros
                 (blocks of them); and for formats and blocks as the constructor.
-            TypeError: For a module that is not a transformers.pytorch_utils.Conv1D.
+            TypeError: For a module that is not a transformers.pytorch_utils.Conv1D, and a block that is not two int.
         """
-        pattern = pattern_of_dense("SparseTransposedLinear", module, cls, mask, format, block)
+        pattern = pattern_of_dense(cls, module, mask, format, block)
         result = cls(**options_of(module), dense_grad=dense_grad, format=format, block=block)
         return result._fill_from(module, pattern)  # type: ignore[no-any-return]
 
@@ -115,7 +115,7 @@ class SparseTransposedLinear(SparseLayer):
         Raises:
             ImportError: Where transformers is not installed.
         """
-        module, name = CONV1D_OF_TRANSFORMERS
+        module, name = CONV1D
         dense: torch.nn.Module = getattr(importlib.import_module(module), name)(self.nf, self.nx)
         copy_parameters(self, dense, self._used_weight())
         return dense
@@ -125,14 +125,23 @@ class SparseTransposedLinear(SparseLayer):
         """`nx`, as torch.nn.Linear calls it."""
         return self.nx
 
+    @classmethod
+    def _over_weight(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return flipped_options(options)
+
     def _adopt(self, pattern: SparseFormat) -> None:
         super()._adopt(pattern)
         if pattern.device.type != "meta":
-            flipped, weight = self._places(), self._kept_weight()
+            flipped, weight = self.flipped(), self._kept_weight()
             if weight is not None and weight.requires_grad:
                 flipped.pattern.transposed()
 
-    def _places(self) -> Flipped:
+    def flipped(self) -> Flipped:
+        """The pattern as the kernels take it.
+
+        Returns:
+            The same object until the pattern changes.
+        """
         kept = self._flipped
         if kept is not None and kept[0] is self.pattern:
             return kept[1]
@@ -140,6 +149,9 @@ class SparseTransposedLinear(SparseLayer):
         if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
             self._flipped = self.pattern, flipped
         return flipped
+
+    def _dense_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return dense_product(input, weight, bias)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.dense_rows and not self.dense_grad:
@@ -151,13 +163,14 @@ class SparseTransposedLinear(SparseLayer):
         weight, bias = self._parameters_of(input)
         moves_all = self.dense_grad and (not isinstance(weight, Tensor) or weight.shape == self.pattern.shape)
         try:
-            return transposed_linear(input, self._places(), weight, bias, None if moves_all else self._guard)
+            return transposed_linear(input, self.flipped(), weight, bias, None if moves_all else self._guard)
         except Outside:
             weight = self._dense_weight(input, weight)
         return dense_product(input, weight, bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_flipped": None}
+        state: dict[str, Any] = super().__getstate__()  # a copy, without what torch compiled
+        return {**state, "_flipped": None}
 
     def extra_repr(self) -> str:
         return f"nf={self.nf}, nx={self.nx}, bias={self.bias is not None}{super().extra_repr()}"

@@ -10,9 +10,13 @@ import types
 import torch
 from torch import Tensor, nn
 
+IS_STAND_IN = False
+"""Where it is, Python finds no module from which to unpickle it."""
+
 try:
     from transformers.pytorch_utils import Conv1D
 except ImportError:
+    IS_STAND_IN = True
 
     class Conv1D(nn.Module):  # type: ignore[no-redef]
         """y = x W + b with W [nx, nf]."""
@@ -35,4 +39,4 @@ except ImportError:
     sys.modules["transformers.pytorch_utils"] = types.ModuleType("transformers.pytorch_utils")
     sys.modules["transformers.pytorch_utils"].Conv1D = Conv1D  # type: ignore[attr-defined]
 
-__all__ = ["Conv1D"]
+__all__ = ["IS_STAND_IN", "Conv1D"]

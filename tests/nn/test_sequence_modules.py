@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels.nn import SparseConv1d, SparseTransposedLinear
+from sparsekernels.pruning import largest_blocks, prune_blocks_
 from sparsekernels.testing import assert_verified
 
 
@@ -214,6 +215,55 @@ def test_bad_input_is_refused_in_words(grad: bool) -> None:
                 net.linear(bad)
 
 
+@pytest.mark.parametrize("block", [(4, 2), (1, 3), (16, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@by_dense_grad
+def test_blocks(block: tuple[int, int], dtype: torch.dtype, dense_grad: bool) -> None:
+    """Of outputs and inputs; the pattern of a weight [in, out] has them the other way about."""
+    dense: Any = nn.Module()
+    dense.conv, dense.linear = nn.Conv1d(20, 34, 3, groups=2), Conv1D(18, 34)
+    kept = largest_blocks(dense.to(dtype).linear.weight.t(), block, 0.5).t()
+    masks = prune_blocks_(dense, block, 0.5)
+    assert torch.equal(masks["linear"], kept)
+    for layer, kind, x in (
+        (dense.conv, SparseConv1d, torch.randn(2, 20, 9, dtype=dtype)),
+        (dense.linear, SparseTransposedLinear, torch.randn(3, 34, dtype=dtype)),
+    ):
+        options: Any = {"format": "block", "block": block}
+        for ours in (kind.from_dense(layer, dense_grad=dense_grad, **options), kind.sharing(layer, **options)):
+            assert ours.pattern.block_size == (block if kind is SparseConv1d else block[::-1])
+            assert torch.equal(ours.mask, layer.weight != 0)
+            torch.testing.assert_close(ours(x), layer(x), rtol=2e-2, atol=2e-2)
+            with torch.no_grad():
+                torch.testing.assert_close(ours(x), layer(x), rtol=2e-2, atol=2e-2)
+            gradients = [torch.autograd.grad(one(x).square().sum(), one.weight)[0] for one in (ours, layer)]
+            used = ours.mask | ours.dense_grad
+            torch.testing.assert_close(gradients[0], gradients[1] * used, rtol=5e-2, atol=1e-1)
+            for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+                assert torch.equal(other(x), ours(x))
+                assert other.pattern.block_size == ours.pattern.block_size
+            ours.set_pattern(torch.rand(ours.weight.shape) < 0.02)
+            expected = copy.deepcopy(layer)
+            expected.load_state_dict(ours.state_dict())
+            torch.testing.assert_close(ours(x), expected(x), rtol=2e-2, atol=2e-2)
+            torch.nn.init.normal_(layer.weight).data.mul_(masks["conv" if kind is SparseConv1d else "linear"])
+
+
+def test_block_sizes_are_checked() -> None:
+    for kind, layer in ((SparseConv1d, nn.Conv1d(4, 6, 3)), (SparseTransposedLinear, Conv1D(6, 4))):
+        mask: Any = torch.rand(layer.weight.shape) < 0.5
+        with pytest.raises(
+            ValueError, match=r"from_dense: expected block, \(rows, columns\), with format 'block', got"
+        ):
+            kind.from_dense(layer, mask, format="block")
+        with pytest.raises(ValueError, match="expected no block with format 'unstructured', got"):
+            kind.from_dense(layer, mask, block=(2, 2))
+        with pytest.raises(ValueError, match="expected block of sizes from 1 to 128, got 0x3"):
+            kind.from_dense(layer, mask, format="block", block=(0, 3))
+        with pytest.raises(TypeError, match="expected block to be two int"):
+            kind.sharing(pruned(layer), format="block", block=4)
+
+
 def test_backends() -> None:
     net, x = sparse(Dense()), sequences()
     expected = net(x)
@@ -264,6 +314,10 @@ def test_copies_pickles_and_moves() -> None:
             other.linear.weight.zero_()
             other.linear.bias.zero_()
             assert not other(x).any()
+    for layer, y in ((net.conv, torch.randn(2, 4, 9)), (net.linear, torch.randn(2, 6))):
+        layer.compile(backend="eager")
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(y), layer.forward(y))
+        layer._compiled_call_impl = None
     half = copy.deepcopy(net).bfloat16()
     with torch.no_grad():
         assert half(x.bfloat16()).dtype == torch.bfloat16
@@ -321,6 +375,37 @@ def test_second_derivatives(dense_grad: bool) -> None:
 
         assert torch.autograd.gradcheck(at_nonzeros, tensors)
         assert torch.autograd.gradgradcheck(at_nonzeros, tensors)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_second_derivatives_of_plain_calls(bias: bool) -> None:
+    """float32, in which a transposed product is one call of a kernel that is differentiated as an input gradient."""
+    layer = SparseTransposedLinear(33, 20, bias)
+    layer.set_pattern(torch.rand(20, 33) < 0.3)
+    mask = layer.mask
+
+    def derivatives(dense: bool) -> Callable[..., Tensor]:
+        def run(x: Tensor, weight: Tensor, *more: Tensor) -> Tensor:
+            if dense:
+                y = x @ (weight * mask)
+                y = y + more[0] if more else y
+            else:
+                layer._parameters.update(zip(("weight", "bias"), (weight, *more), strict=False))
+                y = layer(x)
+            first = torch.autograd.grad(y.pow(3).sum(), (x, weight, *more), create_graph=True)
+            return torch.cat([(one * mask if one.shape == mask.shape else one).flatten() for one in first])
+
+        return run
+
+    tensors = [torch.randn(7, 20), layer.weight.detach().clone(), *([torch.randn(33)] if bias else [])]
+    tensors = [one.requires_grad_() for one in tensors]
+    found = []
+    for dense in (False, True):
+        first = derivatives(dense)(*tensors)
+        second = torch.autograd.grad(first.square().sum(), tensors)
+        found.append([first, second[0], second[1] * mask, *second[2:]])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
 # torch's tools

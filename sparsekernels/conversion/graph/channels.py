@@ -81,7 +81,7 @@ def _may_lose_channels(fused: Fused) -> bool:
         return False
     if isinstance(layer, nn.Linear):
         return norm is None  # a BatchNorm1d behind it may stand for a sequence's positions
-    return bool(layer.groups == 1)
+    return isinstance(layer, nn.Conv2d) and layer.groups == 1  # poolings of images take sequences for one image
 
 
 Reader = tuple[Any, bool]

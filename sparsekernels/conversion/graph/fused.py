@@ -6,6 +6,8 @@
 
 with scale = gamma / sqrt(running_var + eps) and shift = beta - scale * running_mean of a BatchNorm in evaluation mode
 (Ioffe & Szegedy, 2015; arXiv:1502.03167), worked out in float64 from the modules' present parameters by `fold`.
+
+More than 400 lines: what all kinds of layers have in common, beside two of them.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class Fused(torch.nn.Module):
     """All that it stands for, the ReLU too."""
     keeps_channels: ClassVar[bool] = False
     """Whether none of its channels may be left out."""
+    output_dim: ClassVar[int] = 0
+    """Of the weight, which one has the outputs."""
     dense_rows: tuple[int, ...] = ()
     """For which numbers of rows it multiplies by `_dense`."""
     _dense: Tensor | None = None
@@ -78,7 +82,7 @@ class Fused(torch.nn.Module):
         bias: Any = getattr(layer, "bias", _MISSING)
         if not is_ordinary(weight) or not weight.is_floating_point() or weight.numel() == 0:
             return GraphObstacle.PARAMETERS
-        if bias is not None and not _is_for_outputs(bias, weight, weight.dtype):
+        if bias is not None and not _is_for_outputs(bias, weight, weight.dtype, cls.output_dim):
             return GraphObstacle.PARAMETERS
         if norm is None:
             return None
@@ -163,7 +167,7 @@ class Fused(torch.nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         layer, norm = self.parts
-        if norm is not None and input.dim() != (2 if isinstance(norm, torch.nn.BatchNorm1d) else 4):
+        if norm is not None and input.dim() != _dims_of(layer):
             return self._end(norm(layer(input)), residual)  # other dimensions are normalized; or it is an error
         return self._end(self._product(input), residual)
 
@@ -186,6 +190,12 @@ class Fused(torch.nn.Module):
     def extra_repr(self) -> str:
         layer, norm = self.parts
         return f"{type(layer).__name__}, norm={norm is not None}, low={self.low}, high={self.high}"
+
+
+def _dims_of(layer: Any) -> int:
+    """Of a batch that a BatchNorm behind the layer normalizes by its outputs."""
+    kinds = {torch.nn.Linear: 2, torch.nn.Conv1d: 3, torch.nn.Conv2d: 4}
+    return next(dims for kind, dims in kinds.items() if isinstance(layer, kind))
 
 
 def _kind_of(tensor: Tensor) -> tuple[object, ...]:
@@ -211,13 +221,13 @@ def _fits_float16(weight: Tensor, bias: Tensor | None, norm: Any) -> bool:
     return bool((kept & (largest <= limits.max) & (shift.abs() <= limits.max)).all())
 
 
-def _is_for_outputs(tensor: Any, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether it has a number for each output of a layer with `weight`."""
-    return is_ordinary(tensor) and _kind_of(tensor) == (weight.shape[:1], dtype, weight.device)
+def _is_for_outputs(tensor: Any, weight: Tensor, dtype: torch.dtype, dim: int = 0) -> bool:
+    """Whether it has a number for each output of a layer with `weight`, whose dimension `dim` they are."""
+    return is_ordinary(tensor) and _kind_of(tensor) == (weight.shape[dim : dim + 1], dtype, weight.device)
 
 
 class FusedDense(Fused):
-    """torch.nn's Conv2d and Linear, and those without their zero channels."""
+    """torch.nn's convolutions and Linear, and those without their zero channels."""
 
     @classmethod
     def obstacle_of(cls, layer: Any, norm: Norm | None = None) -> GraphObstacle | None:
@@ -259,7 +269,7 @@ class FusedDense(Fused):
         linear = isinstance(layer, torch.nn.Linear)
         product: Callable[..., Tensor] = F.linear if linear else layer._conv_forward
         outputs, inputs = self._kept
-        channel = -1 if linear else -3
+        channel = -1 if linear else 1 - layer.weight.dim()
         if self._dense is not None and has_rows(self.dense_rows, input.numel() // (self._inputs or 1)):
             return F.linear(input, self._dense, self._bias)
         if inputs is not None:
@@ -275,7 +285,7 @@ class FusedDense(Fused):
 
 
 class FusedSparse(Fused):
-    """sparsekernels.nn's SparseConv2d and SparseLinear: one call of the kernel does it all."""
+    """sparsekernels.nn's SparseConv2d, SparseConv1d and SparseLinear: one call of the kernel does it all."""
 
     @classmethod
     def obstacle_of(cls, layer: Any, norm: Norm | None = None) -> GraphObstacle | None:
@@ -327,10 +337,12 @@ class FusedSparse(Fused):
             if residual.shape != shape or residual.dtype != input.dtype:
                 return self._end(self._run(rows, None, limits=False).view(shape), residual)
             return self._run(rows, residual.reshape(-1, outputs, 1, 1).contiguous()).view(shape)
-        if input.dim() != 4 or input.size(1) != inputs * self._geometry.groups:
+        if input.dim() != len(self.pattern.shape) or input.size(1) != inputs * self._geometry.groups:
             return super().forward(input, residual)
         if self._pad is not None:
             input = F.pad(input, self._pad, mode=layer.padding_mode)
+        if input.dim() == 3:
+            return self._sequences(input, residual)
         if residual is not None:
             size = self._geometry.output_size(input.size(2), input.size(3))
             if residual.shape != (input.size(0), self.pattern.shape[0], *size) or residual.dtype != input.dtype:
@@ -340,10 +352,22 @@ class FusedSparse(Fused):
             residual = residual.contiguous(memory_format=memory_format(is_channels_last(input)))
         return self._run(input, residual)
 
+    def _sequences(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        """As images one pixel high, contiguous as torch has them."""
+        images = input.contiguous().unsqueeze(2)
+        if residual is None:
+            return self._run(images, None).squeeze(2)
+        length = self._geometry.output_size(1, input.size(2))[1]
+        if residual.shape != (input.size(0), self.pattern.shape[0], length) or residual.dtype != input.dtype:
+            return self._end(self._run(images, None, limits=False).squeeze(2), residual)
+        if residual.numel() == 0:
+            return self._run(images, None).squeeze(2)
+        return self._run(images, residual.contiguous().unsqueeze(2)).squeeze(2)
+
     @staticmethod
     def may_chain(layer: Any) -> bool:
-        """A convolution that pads with zeros, if at all."""
-        return not isinstance(layer, torch.nn.Linear) and bool(layer.padding_mode == "zeros")
+        """A convolution of images that pads with zeros, if at all."""
+        return isinstance(layer, torch.nn.Conv2d) and bool(layer.padding_mode == "zeros")
 
     def add_to(self, chain: LayerChain, source: int, residual: int | None) -> int:
         """As `forward`, of tensors of a chain."""
@@ -358,8 +382,11 @@ class FusedSparse(Fused):
     def _product(self, input: Tensor) -> Tensor:
         """For an input that the kernel does not support, which the layer itself computes or rejects."""
         layer = self.parts[0]
-        if input.dim() == 3 and not self._linear and input.size(0) == self.pattern.shape[1] * self._geometry.groups:
+        is_one = not self._linear and input.dim() == len(self.pattern.shape) - 1
+        if is_one and input.size(0) == self.pattern.shape[1] * self._geometry.groups:
             images = input[None] if self._pad is None else F.pad(input[None], self._pad, layer.padding_mode)
+            if images.dim() == 3:
+                return self._run(images.contiguous().unsqueeze(2), None, limits=False)[0, :, 0]
             return self._run(images, None, limits=False)[0]
         product: Tensor = layer(input)
         return product

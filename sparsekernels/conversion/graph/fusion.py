@@ -25,7 +25,7 @@ from .in_place import gives_its_own, written_by
 
 Node = torch.fx.Node
 
-_NORMS: Mapping[type, type] = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
+_NORMS: Mapping[type, type] = {nn.Conv2d: nn.BatchNorm2d, nn.Conv1d: nn.BatchNorm1d, nn.Linear: nn.BatchNorm1d}
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
@@ -183,7 +183,7 @@ class _FusionGroup:
     def take_norm(self, layer: nn.Module, fused: type[Fused]) -> None:
         """A BatchNorm in evaluation mode that `fused` can fold into the layer."""
         user = self._next()
-        expected = next(norm for kind, norm in _NORMS.items() if isinstance(layer, kind))
+        expected = next((norm for kind, norm in _NORMS.items() if isinstance(layer, kind)), None)
         norm: Any = None if user is None else self._module_of(user)
         fits = type(norm) is expected
         if user is None or not fits or norm.training or not self._reaches(user):

@@ -141,8 +141,8 @@ add sub mul div truediv floordiv pow neg iadd isub imul itruediv add_ sub_ mul_ 
 relu relu_ relu6 sigmoid tanh silu gelu elu selu celu leaky_relu hardswish hardsigmoid hardtanh softplus mish clamp
 clamp_min clamp_max maximum minimum where cat concat concatenate stack mean sum amax amin max_pool2d avg_pool2d
 adaptive_avg_pool1d adaptive_avg_pool2d interpolate pad dropout dropout2d flatten reshape view view_as unflatten squeeze
-unsqueeze getitem chunk split narrow select softmax log_softmax layer_norm group_norm batch_norm linear conv2d matmul
-clone contiguous float type_as scaled_dot_product_attention
+unsqueeze getitem chunk split narrow select softmax log_softmax layer_norm group_norm batch_norm linear conv1d conv2d
+matmul clone contiguous float type_as scaled_dot_product_attention
 """
 IN_ORDER = frozenset(_IN_ORDER.split())
 """Functions and methods whose results lie in the order of their dimensions where arguments do."""

@@ -26,6 +26,7 @@ _HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_
 _PADDING = "_reversed_padding_repeated_twice"
 """A list of convolutions, which follows from their padding where that is zeros."""
 _LAYERS = (
+    nn.Conv1d,
     nn.Conv2d,
     nn.Linear,
     nn.BatchNorm1d,

@@ -5,12 +5,15 @@ r"""The linear layer whose weight is [in, out], as transformers' `Conv1D` has it
     y = x W + b     with W zero outside of a pattern
 
 y is the gradient to the input of the linear layer with the weight W, whose output gradient is x: the kernel that
-computes that walks the transposed pattern, and keeps it in its plan. So a call without gradients is one of that kernel.
-All others are calls of `linear` by the transposed pattern, which is made once, and values that are gathered in its
-order: with all its derivatives, casts and transforms.
+computes that walks the transposed pattern, and keeps it in its plan. So a plain call is one of that kernel, with its
+gradients. All others are calls of `linear` by the transposed pattern, which is made once, and values that are gathered
+in its order: with all its derivatives, casts and transforms. So are those with gradients in a short dtype, which would
+be rounded before the bias is added.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +21,19 @@ from torch import Tensor
 from ...dispatch import is_special
 from ...formats import SparseFormat, Unstructured
 from ..convolution import LINEAR
+from . import by_format, gradients
+from .gradients import Image
+from .implementations import compiled
 from .op import linear
 from .outside import Guard, Outside, is_for_torch
 from .plans import input_gradient, may_plan, plan_of
+
+_apply = gradients.sparse_conv2d_input_gradient.apply
+
+
+def flipped_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a format, of outputs and inputs, for a weight [in, out], or the other way about."""
+    return {name: value[::-1] if name == "block" else value for name, value in options.items()}
 
 
 class Flipped:
@@ -31,9 +44,8 @@ class Flipped:
     """
 
     def __init__(self, own: SparseFormat) -> None:
-        inputs, outputs = own.shape
+        (inputs, outputs), options = own.shape, flipped_options(own.options)
         self.own = own
-        options = {} if own.block_size is None else {"block": own.block_size[::-1]}
         if own.device.type == "meta":  # whose elements are not known
             self.pattern = type(own).full((outputs, inputs), own.dtype, own.device, **options)
         else:
@@ -57,6 +69,11 @@ class Flipped:
     def mask(self) -> Tensor:
         return self.own.mask
 
+    @property
+    def col_indices(self) -> Tensor | None:
+        """By which a `Guard` knows that these are the elements of `own`."""
+        return getattr(self.own, "col_indices", None)
+
     def values_of(self, weight: Tensor) -> Tensor:
         """The elements of a weight [in, out] in the order of `pattern`. Differentiable."""
         return weight.flatten().index_select(0, self.flat_indices)
@@ -76,11 +93,17 @@ def transposed_linear(
             return linear(input, pattern, weight.t().reshape(outputs, inputs, 1, 1), bias)
         return linear(input, pattern, weight.t(), bias)
     try:
-        if isinstance(input, Tensor) and _is_plain(input, own, weight, bias):
-            rows = input.reshape(-1, inputs, 1, 1)
-            guard.check(own, weight, float(rows.size(0) * own.nnz))
-            result: Tensor = input_gradient(rows, weight, plan_of(own, LINEAR), 1, 1, False, bias)  # type: ignore[arg-type]
-            return result.view(*input.shape[:-1], outputs)
+        elements, _ = (own, None) if type(own) is Unstructured else by_format.resolved(own, weight, True)
+        if isinstance(input, Tensor) and _is_plain(input, elements):
+            rows, result = input.reshape(-1, inputs, 1, 1), None
+            if not _wants_gradients(input, weight, bias):
+                guard.check(own, weight, float(rows.size(0) * own.nnz))
+                result = input_gradient(rows, weight, plan_of(elements, LINEAR), 1, 1, False, bias)  # type: ignore[arg-type]
+            elif input.dtype is torch.float32 and (bias is None or bias.shape == (outputs,)):
+                guard.check(own, weight, float(rows.size(0) * own.nnz))
+                result = _differentiable(rows, elements.values_of(weight), bias, elements)
+            if result is not None:
+                return result.view(*input.shape[:-1], outputs)
         return linear(input, pattern, guard.values(places, weight), bias)
     except Outside:
         raise
@@ -93,15 +116,24 @@ def transposed_linear(
         return linear(input, pattern, guard.values(places, weight), bias)
 
 
-def _is_plain(input: Tensor, own: SparseFormat, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a call is one of the kernel: no gradient is wanted, and nothing follows what it does."""
+def _is_plain(input: Tensor, own: SparseFormat) -> bool:
+    """Whether a call may be one of the kernel: nothing follows what it does."""
     if is_special() or type(own) is not Unstructured or not may_plan(own):
         return False
-    if torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return False
     return input.dtype is not torch.float64 and input.shape[-1] == own.shape[0]
+
+
+def _wants_gradients(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def _differentiable(rows: Tensor, values: Tensor, bias: Tensor | None, own: Any) -> Tensor:
+    """y [rows, out, 1, 1], with the gradients that an input gradient has. own: `Unstructured`."""
+    image = Image(own.shape[1], 1, 1, channels_last=False)
+    result: Tensor = _apply(rows, values, image, own, LINEAR, compiled)
+    return result if bias is None else result.add_(bias[:, None, None])
 
 
 def dense_product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -58,7 +58,7 @@ WORDS = {
     "meta": (X.to("meta"), W, {}, ValueError, "input on cpu like weight, got meta"),
     "input list": (X.tolist(), W, {}, TypeError, "input to be .*, got list"),
     "no input": (None, W, {}, TypeError, "input to be .*, got NoneType"),
-    "dense weight": (X, W.to_dense(), {}, TypeError, "weight to be .*Unstructured.from_dense.*, got Tensor"),
+    "dense weight": (X, W.to_dense(), {}, TypeError, "weight to be .*Unstructured.*from_dense.*, got Tensor"),
     "matrix": (X, linear_weight(), {}, ValueError, r"weight of shape .*k\], got \[6, 8\]; .* goes to sparse_linear"),
     "filters": (X, conv_weight(), {}, ValueError, r"weight of .*k\], got \[6, 4, 3, 3\]; .* goes to sparse_conv2d"),
 }
