@@ -329,13 +329,13 @@ void narrow_all(const float* from, int64_t count, void* to, int64_t at) {
   for (; i < count; ++i) narrow(from[i], elements[i]);
 }
 
-void widen_elements(const void* from, int64_t count, DType dtype, float* to) {
+inline void widen_elements(const void* from, int64_t count, DType dtype, float* to) {
   if (dtype == DType::kBFloat16) return widen_all<BFloat16>(from, count, to);
   if (dtype == DType::kFloat16) return widen_all<Float16>(from, count, to);
   widen_all<float>(from, count, to);
 }
 
-void narrow_elements(const float* from, int64_t count, DType dtype, void* to, int64_t at) {
+inline void narrow_elements(const float* from, int64_t count, DType dtype, void* to, int64_t at) {
   if (dtype == DType::kBFloat16) return narrow_all<BFloat16>(from, count, to, at);
   if (dtype == DType::kFloat16) return narrow_all<Float16>(from, count, to, at);
   narrow_all<float>(from, count, to, at);

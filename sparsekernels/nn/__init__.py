@@ -3,7 +3,8 @@
 """Drop-in modules."""
 
 from .channel_dropped import ChannelDroppedConv2d, ChannelDroppedLinear
+from .masked import MaskedLinear
 from .norm import RMSNorm
 from .sparse import SparseConv2d, SparseLinear
 
-__all__ = ["ChannelDroppedConv2d", "ChannelDroppedLinear", "RMSNorm", "SparseConv2d", "SparseLinear"]
+__all__ = ["ChannelDroppedConv2d", "ChannelDroppedLinear", "MaskedLinear", "RMSNorm", "SparseConv2d", "SparseLinear"]
