@@ -38,7 +38,7 @@ struct ProductPart {
   int64_t col_begin, col_end;  // col_begin is a multiple of 64
 };
 
-constexpr int64_t kPartRows = 16;
+constexpr int64_t kPartRows = 32;
 constexpr int64_t kTileRows = 8;   // of a register tile
 constexpr int64_t kTileCols = 32;  // a half of a word of bits
 constexpr int64_t kRun = 32;       // rows of b of which it is known whether they are masked as a whole

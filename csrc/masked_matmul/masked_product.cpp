@@ -10,6 +10,7 @@
 #include "base/amx.h"
 #include "base/workspace.h"
 #include "isa/kernels.h"
+#include "masked_matmul/amx.h"
 
 namespace sparsekernels {
 namespace {
@@ -75,6 +76,29 @@ bool is_turned(const MaskedProduct& product) {
   return product.b.mask.words != nullptr && product.a.mask.words == nullptr && product.dest.mask.words == nullptr;
 }
 
+// Whether tiles of AMX compute the products of a dtype.
+bool has_amx([[maybe_unused]] DType dtype) {
+#if defined(SPARSEKERNELS_AMX)
+  return dtype == DType::kBFloat16 && cpu_kernels().has_jit && may_use_amx();
+#else
+  return false;
+#endif
+}
+
+int64_t workspace_of(const MaskedProduct& product, Way way, int64_t cols) {
+#if defined(SPARSEKERNELS_AMX)
+  if (way == Way::kTiles && has_amx(product.dtype)) return kMaskedAmx.workspace(product, cols);
+#endif
+  return cpu_kernels().masked.workspace(product, way, cols);
+}
+
+void run_part(const MaskedProduct& product, Way way, const ProductPart& part, float* workspace) {
+#if defined(SPARSEKERNELS_AMX)
+  if (way == Way::kTiles && has_amx(product.dtype)) return kMaskedAmx.run(product, part, workspace);
+#endif
+  cpu_kernels().masked.run(product, way, part, workspace);
+}
+
 // Cycles of a core for a product of the batch; each constant was measured on a core of a Xeon with AVX-512 and AMX
 // (docs/decisions.md#masked-ways).
 struct Costs {
@@ -85,11 +109,12 @@ Costs costs_of(const MaskedProduct& product, Kept a, Kept b, Kept dest) {
   const double m = static_cast<double>(product.dest.rows), n = static_cast<double>(product.dest.cols);
   const double k = static_cast<double>(product.a.cols), all = m * n * k;
   const bool half = product.dtype != DType::kFloat32;
-  const double dense_rate = product.dtype == DType::kBFloat16 && may_use_amx() ? 180 : 27;
+  const double dense_rate = product.dtype == DType::kBFloat16 && may_use_amx() ? 240 : 27;
+  const double tile_rate = has_amx(product.dtype) ? 300 : 26;
   const double packing = k * n * (half ? 0.7 : 0.5);
   Costs costs{};
   costs.dense = all / dense_rate + 0.3 * m * n;
-  costs.tiles = all * dest.tiles * a.tiles * b.tiles / 26 + packing + 0.2 * m * n;
+  costs.tiles = all * dest.tiles * a.tiles * b.tiles / tile_rate + packing + 0.2 * m * n;
   costs.dots = dest.elements * m * n * (k / 16 * 1.6 + 12) + packing + 0.2 * m * n;
   costs.rows = a.elements * m * k * (n / 16 * 1.5 + 3) + packing + 0.3 * m * n;
   return costs;
@@ -171,7 +196,7 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
   const int64_t height = padded((rows + row_parts - 1) / row_parts, kPartRows);
   row_parts = (rows + height - 1) / height;
   const int64_t parts = all->count * col_parts * row_parts;
-  const size_t floats = static_cast<size_t>(kernels.workspace(first, way, std::min(width, cols)));
+  const size_t floats = static_cast<size_t>(workspace_of(first, way, std::min(width, cols)));
   std::atomic<int64_t> next{0};
   threads.run(std::min(threads.count, parts), [&](int64_t begin, int64_t end) {
     const TrimWorkspace trim{worker_workspace};
@@ -184,7 +209,7 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
         const int64_t column = part / row_parts % col_parts, row = part % row_parts;
         const ProductPart one{
             row * height, std::min(rows, (row + 1) * height), column * width, std::min(cols, (column + 1) * width)};
-        kernels.run(product_at(*all, part / row_parts / col_parts), way, one, workspace);
+        run_part(product_at(*all, part / row_parts / col_parts), way, one, workspace);
       }
   });
 }

@@ -3,6 +3,7 @@
 """Drop-in modules."""
 
 from .channel_dropped import ChannelDroppedConv2d, ChannelDroppedLinear
+from .masked import MaskedLinear
 from .norm import RMSNorm
 from .sparse import SparseConv2d, SparseLinear
 from .sparse_conv1d import SparseConv1d
@@ -11,6 +12,7 @@ from .transposed_linear import SparseTransposedLinear
 __all__ = [
     "ChannelDroppedConv2d",
     "ChannelDroppedLinear",
+    "MaskedLinear",
     "RMSNorm",
     "SparseConv1d",
     "SparseConv2d",

@@ -12,7 +12,7 @@
 namespace sparsekernels {
 namespace {
 
-void pack_bools(const uint8_t* bools, int64_t count, uint64_t* words) {
+inline void pack_bools(const uint8_t* bools, int64_t count, uint64_t* words) {
   int64_t i = 0;
 #if defined(SPARSEKERNELS_AVX512)
   for (; i + 64 <= count; i += 64) {
@@ -44,7 +44,8 @@ inline void transpose_square(uint64_t (&square)[64]) {
     }
 }
 
-void transpose_bits(MaskBits mask, int64_t rows, int64_t begin, int64_t end, uint64_t* words, int64_t row_words) {
+inline void transpose_bits(
+    MaskBits mask, int64_t rows, int64_t begin, int64_t end, uint64_t* words, int64_t row_words) {
   for (int64_t column = begin; column < end; column += 64)
     for (int64_t row = 0; row < rows; row += 64) {
       uint64_t square[64] = {};

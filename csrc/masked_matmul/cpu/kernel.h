@@ -7,7 +7,7 @@
 // that it is in or on threads.
 #pragma once
 
-#include "masked_matmul/cpu/fetch.h"
+#include "masked_matmul/cpu/parts.h"
 
 namespace sparsekernels {
 namespace {
@@ -20,6 +20,7 @@ constexpr int kRegisterRows = 2, kRegisterVectors = 4;  // a vector is two of 16
 constexpr int kRegisterRows = 2, kRegisterVectors = 4;
 #endif
 constexpr int64_t kChain = 256;   // products that are summed one after another
+constexpr int64_t kAhead = 96;    // of a row of a, that are prefetched
 constexpr int64_t kFetched = 16;  // rows of b that are packed at a time
 
 // sums[r][0..31] += sum over k in [begin, end) of rows[r][k] * b[k][0..31]
@@ -31,13 +32,18 @@ inline void multiply_tile(const float* const* rows, int64_t begin, int64_t end, 
   const float* of[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) of[r] = rows[r];
-  for (int64_t k = begin; k < end; ++k) {
-    const Vec<float> b0 = Vec<float>::load(b + k * kTileCols), b1 = Vec<float>::load(b + k * kTileCols + kLanes);
+  for (int64_t from = begin; from < end; from += kLanes) {
+    const int64_t to = from + kLanes < end ? from + kLanes : end;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec<float> factor = Vec<float>::broadcast(of[r][k]);
-      left[r] = fma(factor, b0, left[r]);
-      right[r] = fma(factor, b1, right[r]);
+    for (int r = 0; r < R; ++r) __builtin_prefetch(of[r] + from + kAhead);
+    for (int64_t k = from; k < to; ++k) {
+      const Vec<float> b0 = Vec<float>::load(b + k * kTileCols), b1 = Vec<float>::load(b + k * kTileCols + kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec<float> factor = Vec<float>::broadcast(of[r][k]);
+        left[r] = fma(factor, b0, left[r]);
+        right[r] = fma(factor, b1, right[r]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -55,40 +61,17 @@ inline void multiply_run(const float* const* rows, int64_t begin, int64_t end, c
   }
 }
 
-// Whether any of these rows of a mask has a bit in 32 columns.
-inline bool is_active(MaskBits mask, int64_t row_begin, int64_t row_end, int64_t col) {
-  if (mask.words == nullptr) return true;
-  uint32_t any = 0;
-  for (int64_t r = row_begin; r < row_end; ++r) any |= half_word(mask, r, col);
-  return any != 0;
-}
-
-inline int64_t divided(int64_t count, int64_t by) {
-  return (count + by - 1) / by;
-}
-
 int64_t part_workspace(const MaskedProduct& product, Way way, int64_t cols) {
   const int64_t k = product.a.cols, n = padded(cols, kTileCols);
   switch (way) {
     case Way::kTiles:
-      return n * k + kTileRows * padded(k, kLanes) + (n / kTileCols + 1) * padded(divided(k, kRun), kLanes);
+      return n * k + kTileRows * padded(k, kLanes) + (n / kTileCols + 1) * (padded(divided(k, kRun), kLanes) + 2);
     case Way::kDots:
       return (n + kLanes) * padded(k, kLanes) + 2 * n;
     case Way::kRows:
       return n * k + (kLanes + 1) * padded(k, kLanes) + kLanes * n;
   }
   __builtin_trap();
-}
-
-// Zeros in [col, col + cols) of rows of dest.
-template <class T>
-void put_zeros(const MaskedMatrix& dest, int64_t row, int64_t col, int rows, int64_t cols) {
-  T* const to = static_cast<T*>(const_cast<void*>(dest.data)) + row * dest.row_stride + col * dest.col_stride;
-  if (dest.col_stride == 1) {
-    for (int r = 0; r < rows; ++r) std::memset(to + r * dest.row_stride, 0, static_cast<size_t>(cols) * sizeof(T));
-  } else {
-    for (int64_t c = 0; c < cols; ++c) std::memset(to + c * dest.col_stride, 0, static_cast<size_t>(rows) * sizeof(T));
-  }
 }
 
 template <class T>
@@ -100,26 +83,22 @@ void run_tiles(const MaskedProduct& product, const ProductPart& part, float* wor
   float* const block = packed + panels * k_end * kTileCols;
   float* const flags = block + kTileRows * padded(k_end, kLanes);  // not 0: rows of b, [panel][run], and of a, [run]
   float* const a_flags = flags + panels * run_stride;
+  uint64_t* const any = reinterpret_cast<uint64_t*>(a_flags + run_stride);  // a word for two panels
   const auto col_of = [&](int64_t panel) { return part.col_begin + panel * kTileCols; };
   const auto cols_of = [&](int64_t panel) {
     const int64_t left = part.col_end - col_of(panel);
     return left < kTileCols ? left : kTileCols;
   };
 
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    float* const of_panel = flags + panel * run_stride;
-    const bool any = is_active(dest.mask, part.row_begin, part.row_end, col_of(panel));
-    for (int64_t run = 0; run < runs; ++run) {
-      const int64_t end = (run + 1) * kRun < k_end ? (run + 1) * kRun : k_end;
-      of_panel[run] = any && is_active(b.mask, run * kRun, end, col_of(panel)) ? 1.0f : 0.0f;
-    }
-  }
+  find_runs(product, part, any, flags, run_stride);
   for (int64_t k = 0; k < k_end; k += kFetched) {
     const int64_t end = k + kFetched < k_end ? k + kFetched : k_end;
     for (int64_t panel = 0; panel < panels; ++panel) {
       if (flags[panel * run_stride + k / kRun] == 0.0f) continue;
       float* const to = packed + (panel * k_end + k) * kTileCols;
       const int64_t cols = cols_of(panel);
+      if (end < k_end)
+        prefetch_rows(b, sizeof(T), end, end + kFetched < k_end ? end + kFetched : k_end, col_of(panel), cols);
       fetch<T>(b, k, end, col_of(panel), col_of(panel) + cols, to, kTileCols);
       if (cols <= kLanes)
         for (int64_t i = 0; i < end - k; ++i) Vec<float>::zero().store(to + i * kTileCols + kLanes);
@@ -131,9 +110,14 @@ void run_tiles(const MaskedProduct& product, const ProductPart& part, float* wor
     const int count = at_most(part.row_end - row, static_cast<int>(kTileRows));
     const float* rows[kTileRows];
     bool fetched = false;
+    any_of_rows(dest.mask, row, row + count, part.col_begin, part.col_end, any);
+    const auto is_empty = [&](int64_t one) { return panel_bits(any, one) == 0; };
     for (int64_t panel = 0; panel < panels; ++panel) {
-      if (!is_active(dest.mask, row, row + count, col_of(panel))) {
-        put_zeros<T>(dest, row, col_of(panel), count, cols_of(panel));
+      if (is_empty(panel)) {
+        const int64_t first = panel;
+        while (panel + 1 < panels && is_empty(panel + 1)) ++panel;
+        const int64_t cols = (panel - first) * kTileCols + cols_of(panel);
+        put_zeros<T>(dest, row, col_of(first), count, cols);
         continue;
       }
       if (!fetched) {

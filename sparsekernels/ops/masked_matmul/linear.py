@@ -1,0 +1,68 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""A linear layer whose weight is masked anew in each call: x @ (w * mask).T, of which w * mask is not kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import implementations
+from .gradients import masked_product
+from .implementations import MASKED_MATMUL
+
+
+def masked_linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer, for a mask of bool or of the dtype of `weight`; what it leaves out of the weight is not read."""
+    rows, weight, *_ = masked_product.cast(input.reshape(-1, input.size(-1)), weight, None, None, None)
+    if rows.dtype != weight.dtype:
+        raise TypeError(f"MaskedLinear: expected input of dtype {weight.dtype} like weight, got {rows.dtype}")
+    if mask.dtype == torch.bool:
+        output: Tensor = masked_product(rows, weight.mT, None, _transposed_bits(mask), None)
+    else:
+        output = _WithFactors.apply(rows, weight, mask.to(weight.dtype), MASKED_MATMUL.kernels_of(rows))
+    if bias is not None:
+        output = output + bias.to(output.dtype)
+    return output.reshape(*input.shape[:-1], weight.size(0))
+
+
+def _transposed_bits(mask: Tensor) -> Tensor:
+    bits: Tensor = implementations.transpose_bits(implementations.pack(mask), mask.size(-1))
+    return bits
+
+
+class _WithFactors(torch.autograd.Function):
+    """Between forward and backward there are the weight and the mask; their product is made where it is used.
+
+        dx = dy @ (w * mask),   with g = dy.T @ x:   dw = g * mask,   dmask = g * w
+
+    g is needed everywhere where the mask has a gradient, else where the mask is.
+    """
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, mask: Tensor, kernels: Any) -> Tensor:
+        result: Tensor = kernels.product(input, (weight * mask).mT, None, _transposed_bits(mask != 0), None)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.kernels = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mask = ctx.saved_tensors
+        need_input, need_weight, need_mask, _ = ctx.needs_input_grad
+        to_input = to_weight = to_mask = None
+        bits = implementations.pack(mask != 0)
+        if need_input:
+            to_input = masked_product.on(ctx.kernels, gradient, weight * mask, None, bits, None)
+        if need_mask:
+            product = gradient.mT @ input
+            to_mask = product * weight
+            to_weight = product * mask if need_weight else None
+        elif need_weight:
+            to_weight = masked_product.on(ctx.kernels, gradient.mT, input, None, None, bits) * mask
+        return to_input, to_weight, to_mask, None
