@@ -69,6 +69,14 @@ constexpr double kMostKernelNonzeros = 2600;
 // A multiply-add; the load of its vector, times that of one across a border between two cache lines; what comes up
 // from L2.
 constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kL2Load = 0.12;
+// Loops over rows that are alike (jit/loop_kernel.h): the fewest rows that are worth it; a multiply-add; the load of a
+// vector, in those of a weight; the planes' part of L2, in percent of what it is for code, which goes through L2 as
+// well. The products of a sum that are added up before they are added to those of other panels: in longer chains they
+// lose digits.
+constexpr int64_t kFewestRowsAlike = 3;
+constexpr double kLoopMultiplyAdd = 0.19, kLoopVectorLoad = 1.5;
+constexpr int64_t kLoopPlanesPercent = 80;
+constexpr double kMostLoopProducts = 128;
 // Cache lines that a vector across a border touches more.
 constexpr double kUnalignedLines = 0.9;
 // Floats of a plane's row, at most, with which the rows above are still in L1.
@@ -125,6 +133,12 @@ constexpr int64_t kFewestStripVectors = 4, kMostStripVectors = 64, kStripVectors
 // computed for nothing; on large images with so few products for each vector that is read.
 constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kLargeImageVectors = 24, kFewestProducts = 12;
 constexpr double kFewestFullLanes = 0.75;
+
+// Rows that are alike as lanes: the fewest lanes that are used; the part of L2 for planes, in percent of what it is
+// above; positions of a run, after which sums are added up in memory.
+constexpr double kFewestUsedLanes = 0.6;
+constexpr int64_t kRowsPlanesPercent = 150;
+constexpr int64_t kMostRowRun = 256;
 
 constexpr int64_t kMostChunks = 4;
 constexpr int64_t kMostPartialFloats = int64_t{1} << 22;

@@ -3,6 +3,7 @@
 #include "sparse_conv2d/jit/weight_gradient_kernel.h"
 
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <stdexcept>
 
@@ -163,6 +164,83 @@ size_t write_weight_gradient_kernel(
   return entry;
 }
 
+// Sums of a register set of `row_lanes` lanes: one or two vectors for each column.
+int64_t most_set_columns(int64_t row_lanes) {
+  return row_lanes == kLanes ? 30 : 14;
+}
+
+// The kernel of a slice whose rows are lanes. A column's value at a position is multiplied with the position's
+// gradients: its place is a displacement, as patterns are code here.
+void write_row_gradient_kernel(const std::vector<int32_t>& displacements, int64_t row_lanes, Assembler& code) {
+  constexpr Gpr kRun = x86::rcx, kFirst = x86::r8, kFirstGrad = x86::r9;
+  constexpr Gpr kColumns = x86::rax, kRows = x86::r10, kMicrobatches = x86::r11;
+  const int64_t vectors = row_lanes / kLanes, count = static_cast<int64_t>(displacements.size());
+  const auto member = [&](size_t at) { return Mem(kRun, static_cast<int64_t>(at)); };
+  code.mov(kFirst, kPlanes);
+  code.mov(kFirstGrad, kGrads);
+  const int64_t sets = divide_up(count, most_set_columns(row_lanes));
+  for (int64_t set = 0; set < sets; ++set) {
+    const int64_t first = count * set / sets, columns = count * (set + 1) / sets - first;
+    const auto sum = [&](int64_t column, int64_t vector) { return Zmm(column * vectors + vector); };
+    const auto grad = [&](int64_t vector) { return Zmm(columns * vectors + vector); };
+    for (int64_t i = 0; i < columns * vectors; ++i) clear(code, Zmm(i));
+    code.mov(kPlanes, kFirst);
+    code.mov(kGrads, kFirstGrad);
+    code.mov(kMicrobatches, member(offsetof(RowGradientRun, microbatches)));
+    const size_t microbatch = code.size();
+    code.mov(kRows, member(offsetof(RowGradientRun, rows)));
+    const size_t row = code.size();
+    code.mov(kColumns, member(offsetof(RowGradientRun, columns)));
+    const size_t position = code.size();
+    for (int64_t vector = 0; vector < vectors; ++vector) code.vmovups(grad(vector), Mem(kGrads, vector * kVectorBytes));
+    for (int64_t column = 0; column < columns; ++column) {
+      const Mem value(kPlanes, displacements[static_cast<size_t>(first + column)]);
+      if (vectors == 1) {
+        code.vfmadd231ps_bcst(sum(column, 0), grad(0), value);
+        continue;
+      }
+      const Zmm broadcast(columns * vectors + vectors + column % 2);
+      code.vbroadcastss(broadcast, value);
+      for (int64_t vector = 0; vector < vectors; ++vector)
+        code.vfmadd231ps(sum(column, vector), grad(vector), broadcast);
+    }
+    code.add(kPlanes, int64_t{sizeof(float)});
+    code.add(kGrads, vectors * kVectorBytes);
+    code.sub(kColumns, 1);
+    code.jnz(position);
+    code.add(kPlanes, member(offsetof(RowGradientRun, row_step)));
+    code.sub(kRows, 1);
+    code.jnz(row);
+    code.add(kPlanes, member(offsetof(RowGradientRun, microbatch_step)));
+    code.sub(kMicrobatches, 1);
+    code.jnz(microbatch);
+    for (int64_t i = 0; i < columns * vectors; ++i) {
+      code.vaddps(Zmm(i), Zmm(i), Mem(kSums, i * kVectorBytes));
+      code.vmovups(Mem(kSums, i * kVectorBytes), Zmm(i));
+    }
+    code.add(kSums, columns * vectors * kVectorBytes);
+  }
+  code.vzeroupper();
+  code.ret();
+}
+
+// Of a slice's columns, where they lie; and of its nonzeros, from slot `first` on, the slots. False where an index is
+// out of its range, or rows are not alike.
+bool find_row_slots(
+    const std::vector<Column>& columns, const SparsePattern& pattern, int64_t first_row, int64_t last_row,
+    int64_t row_lanes, int64_t first, std::vector<int32_t>& displacements, std::vector<int32_t>& slot_of) {
+  std::vector<Nonzero> sorted;
+  if (!sort_nonzeros(columns, pattern, first_row, last_row, sorted)) return false;
+  const int64_t rows = last_row - first_row;
+  for (size_t i = 0; i < sorted.size(); ++i) {
+    const int64_t column = static_cast<int64_t>(i) / rows;
+    if (sorted[i].row == 0) displacements.push_back(columns[static_cast<size_t>(sorted[i].column)].displacement);
+    if (sorted[i].row != static_cast<int64_t>(i) % rows) return false;
+    slot_of[static_cast<size_t>(sorted[i].source)] = static_cast<int32_t>(first + column * row_lanes + sorted[i].row);
+  }
+  return static_cast<int64_t>(displacements.size()) * rows == static_cast<int64_t>(sorted.size());
+}
+
 }  // namespace
 
 std::shared_ptr<const WeightGradientKernels> WeightGradientKernels::make(
@@ -183,12 +261,27 @@ std::shared_ptr<const WeightGradientKernels> WeightGradientKernels::make(
   result->slots_.push_back(0);
   for (int64_t group_slice = 0; group_slice < group_slices; ++group_slice) {
     const int64_t nonzeros = pattern.crow_indices[last_row_at(group_slice)] - pattern.crow_indices[row_at(group_slice)];
-    result->slots_.push_back(result->slots_.back() + divide_up(nonzeros, kSetNonzeros) * kSetSlots);
+    const int64_t rows_of_slice = last_row_at(group_slice) - row_at(group_slice);
+    const int64_t slots =
+        plan.row_lanes != 0 ? nonzeros / rows_of_slice * plan.row_lanes : divide_up(nonzeros, kSetNonzeros) * kSetSlots;
+    result->slots_.push_back(result->slots_.back() + slots);
   }
   std::vector<size_t> entries(static_cast<size_t>(group_slices));
   std::vector<Assembler> codes(static_cast<size_t>(group_slices));
   std::atomic<bool> sound{true};
+  const auto compile_rows = [&](int64_t group_slice) {
+    std::vector<int32_t> displacements;
+    if (!find_row_slots(
+            columns, pattern, row_at(group_slice), last_row_at(group_slice), plan.row_lanes,
+            result->slots_[static_cast<size_t>(group_slice)], displacements, result->slot_of_)) {
+      sound = false;
+      return;
+    }
+    if (!displacements.empty())
+      write_row_gradient_kernel(displacements, plan.row_lanes, codes[static_cast<size_t>(group_slice)]);
+  };
   const auto compile = [&](int64_t group_slice) {
+    if (plan.row_lanes != 0) return compile_rows(group_slice);
     std::vector<Nonzero> sorted;
     if (!sort_nonzeros(columns, pattern, row_at(group_slice), last_row_at(group_slice), sorted)) {
       sound = false;
@@ -211,10 +304,15 @@ std::shared_ptr<const WeightGradientKernels> WeightGradientKernels::make(
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) return nullptr;
   result->kernels_.resize(static_cast<size_t>(group_slices));
+  result->row_kernels_.resize(static_cast<size_t>(group_slices));
   for (size_t i = 0; i < result->kernels_.size(); ++i) {
     if (codes[i].size() == 0) continue;
     const uint8_t* const entry = result->code_->section(i) + entries[i];
-    std::memcpy(&result->kernels_[i], &entry, sizeof entry);
+    if (plan.row_lanes != 0) {
+      std::memcpy(&result->row_kernels_[i], &entry, sizeof entry);
+    } else {
+      std::memcpy(&result->kernels_[i], &entry, sizeof entry);
+    }
   }
   return result;
 }
