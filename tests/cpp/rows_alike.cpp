@@ -107,7 +107,8 @@ void check_plans() {
     int64_t alike, rows, block_rows, tile_vectors, row_lanes;
   };
   const Row table[] = {
-      {1, 128, 0, 0, 0},    {2, 128, 0, 0, 0},     {4, 128, 4, 6, 0},    {8, 128, 8, 3, 0},
+      // of planar planes
+      {1, 128, 0, 0, 0},    {2, 128, 0, 0, 0},     {4, 128, 0, 0, 0},    {8, 128, 8, 3, 0},
       {10, 128, 10, 5, 16}, {16, 128, 16, 3, 16},  {24, 120, 24, 4, 32}, {32, 128, 32, 3, 32},
       {64, 128, 32, 3, 32}, {128, 128, 32, 3, 32}, {129, 258, 0, 0, 0},  {258, 258, 32, 3, 32},
   };
@@ -141,12 +142,28 @@ void check_plans() {
   }
 }
 
+// A few rows are enough where vectors are aligned.
+void check_interleaved_plans() {
+  const struct {
+    int64_t alike, block_rows, tile_vectors;
+  } table[] = {{1, 0, 0}, {3, 0, 0}, {4, 4, 6}, {5, 5, 5}, {6, 6, 4}, {7, 7, 3}, {16, 16, 3}};
+  for (const auto& row : table) {
+    const Layer layer = square_layer(512, 256, 256, 1, 1, true);
+    Lattice lattice = forward_lattice(layer.geometry, layer.input, layer.output);
+    merge_positions(lattice);
+    const jit::ForwardPlan plan = jit::make_forward_plan(lattice, {256 * 256 / 10, row.alike}, 0, 2);
+    CHECK_EQUAL(plan.block_rows, row.block_rows);
+    if (row.block_rows != 0) CHECK_EQUAL(plan.tile_vectors, row.tile_vectors);
+  }
+}
+
 }  // namespace
 
 void test_rows_alike() {
   check_rows_alike();
   check_reaches();
   check_plans();
+  check_interleaved_plans();
 }
 
 }  // namespace tests

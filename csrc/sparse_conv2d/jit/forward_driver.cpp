@@ -259,7 +259,7 @@ void run_forward_item(
         .rows = count,
         .microbatch = vectors * count * kLanes,
         .residue = work_item.microbatches * vectors * count * kLanes};
-    if (slice == together && plane_order(planned.dest_vector_stride) == PlaneOrder::kPlanar)
+    if (slice == together && plan.prefetches_dest && plane_order(planned.dest_vector_stride) == PlaneOrder::kPlanar)
       run.next_results = prefetch_dest(lattice, plan, work_item, place.row, count);
     run.results_each = divide_up(run.next_results.lines(), run.turns());
     plan.block_rows != 0 ? run_loops(run, slice, place, layout) : run_code(run, slice, place, layout);

@@ -250,6 +250,8 @@ ForwardPlan make_forward_plan(
     plan.block_rows = block_rows;
     if (block_rows != 0) plan.tile_vectors = choose_tile_vectors(block_rows);
     lay_out_microbatches(lattice, one, Lanes::kAnything, plan);
+    if (block_rows < kFewestPlanarRowsAlike && plane_order(plan.vector_stride) == PlaneOrder::kPlanar)
+      plan.block_rows = plan.tile_vectors = 0;
     cut_to_room(lattice, plan);
     plan.gapless = has_no_gaps(lattice, plan);
     plan.direct = plan.gapless && plan.images == dest_images;
@@ -266,10 +268,10 @@ ForwardPlan make_forward_plan(
   choose_work_item(lattice, best, best.threads);
   best.slices = std::min(rows, divide_up(best.slices, best.thread_shares) * best.thread_shares);
   best.write_slices = 1;
-  if (block_rows != 0) {
+  if (best.block_rows != 0) {
     best.slice_rows = loop_slice_rows(lattice, best);
-    while (best.slice_rows > block_rows && divide_up(rows, best.slice_rows) < best.thread_shares)
-      best.slice_rows -= block_rows;
+    while (best.slice_rows > best.block_rows && divide_up(rows, best.slice_rows) < best.thread_shares)
+      best.slice_rows -= best.block_rows;
     best.slices = divide_up(rows, best.slice_rows);
     best.thread_shares = std::min(best.thread_shares, best.slices);
   } else if (writes_channels && best.thread_shares == 1 && !best.direct) {
@@ -279,6 +281,8 @@ ForwardPlan make_forward_plan(
   const double weights =
       static_cast<double>(lattice.groups * rows * lattice.source_channels) * static_cast<double>(lattice.taps.size());
   choose_panel(lattice, best, static_cast<double>(nonzeros) / weights);
+  const int64_t results = lattice.groups * rows * lattice.residues();
+  best.prefetches_dest = best.block_rows == 0 || !best.direct || nonzeros >= kFewestPrefetchingProducts * results;
   return best;
 }
 

@@ -28,6 +28,7 @@ struct ForwardPlan : Layout {
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
   int64_t block_rows;          // whose columns are alike, and that loops serve; 0: the pattern is code
   int64_t tile_vectors;        // of loops, at most
+  bool prefetches_dest;        // while kernels run
   bool gapless;                // results are computed as they would lie in a tensor of as many interleaved images
   bool direct;                 // results go from registers to the tensor, not by way of vectors
 

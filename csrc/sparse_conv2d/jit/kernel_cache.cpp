@@ -196,7 +196,8 @@ KernelKey key_of(
     const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kWeightGradient, lattice, plan, pattern);
   for (const int64_t number :
-       {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_vector_stride, plan.row_lanes})
+       {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_vector_stride, plan.row_lanes,
+        plan.rows_alike})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
 }

@@ -19,7 +19,14 @@ int64_t rows_alike(const SparsePattern& pattern, int64_t group_rows) {
                                                   static_cast<size_t>(count) * sizeof(int32_t)) == 0;
     if (!same) alike = std::gcd(alike, within);
   }
-  return alike == 0 ? group_rows : alike;
+  if (alike == 0) alike = group_rows;
+  // Columns that occur twice, which nobody needs, are left to kernels that do not ask which they are.
+  for (int64_t row = 0; row < pattern.rows && alike != 1; ++row) {
+    if (row % group_rows % alike != 0) continue;
+    for (int32_t k = crow[row] + 1; k < crow[row + 1]; ++k)
+      if (pattern.col_indices[k] <= pattern.col_indices[k - 1]) return 1;
+  }
+  return alike;
 }
 
 PatternTraits traits_of(const SparsePattern& pattern, int64_t group_rows) {

@@ -16,8 +16,9 @@ struct PatternTraits {
   int64_t rows_alike = 1;
 };
 
-// The largest r such that rows [0, r), [r, 2 r) and so on of each group of `group_rows` rows have the same columns
-// each; the last of a group may be fewer. All of a group's where they all do. crow_indices are checked.
+// The largest r such that, columns ascending, rows [0, r), [r, 2 r) and so on of each group of `group_rows` rows have
+// the same columns each; the last of a group may be fewer. All of a group's where they all do. crow_indices are
+// checked.
 int64_t rows_alike(const SparsePattern& pattern, int64_t group_rows);
 PatternTraits traits_of(const SparsePattern& pattern, int64_t group_rows);
 

@@ -67,10 +67,24 @@ void pack_grads_as_lanes(
     call.first[d] = &zero;
   }
   const char* const data = static_cast<const char*>(dest.data);
+  const bool copies = dest.dtype == DType::kFloat32 && dest.stride[1] == 1;  // what follows each other already
+  const size_t row_bytes = static_cast<size_t>(last - first) * sizeof(float);
   const auto pack = [&](int64_t image, int64_t y, int64_t x, int64_t positions, int64_t stride, float* to) {
     const int64_t channel = work_item.group * lattice.dest_channels + first;
     call.image[0] =
         data + (image * dest.stride[0] + channel * dest.stride[1] + y * dest.stride[2] + x * dest.stride[3]) * element;
+    if (copies) {
+      const float* from = static_cast<const float*>(call.image[0]);
+      for (int64_t position = 0; position < positions; ++position, from += stride, to += plan.row_lanes) {
+        if (row_bytes == kVectorBytes && plan.row_lanes == kLanes) {
+          std::memcpy(to, from, kVectorBytes);
+          continue;
+        }
+        std::memcpy(to, from, row_bytes);
+        std::memset(to + (last - first), 0, static_cast<size_t>(plan.row_lanes) * sizeof(float) - row_bytes);
+      }
+      return;
+    }
     call.channels = positions;
     call.channel_stride = stride;
     call.order = stride == 1 && dest.stride[1] != 1 ? VectorOrder::kChannels : VectorOrder::kColumns;

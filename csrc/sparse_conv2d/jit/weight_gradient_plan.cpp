@@ -145,6 +145,7 @@ bool plan_rows_as_lanes(
   plan.slice_rows = rows_in_lanes(traits.rows_alike, lattice.dest_channels);
   if (plan.slice_rows == 0 || traits.nonzeros == 0) return false;
   plan.row_lanes = divide_up(plan.slice_rows, kLanes) * kLanes;
+  plan.rows_alike = traits.rows_alike;
   plan.slices = divide_up(lattice.dest_channels, plan.slice_rows);
   int64_t images = 1;  // of one pixel, that follow each other
   while (lattice.size[0] * lattice.size[1] == 1 && images < std::min<int64_t>(kMostImages, lattice.source.size[0]))
@@ -185,6 +186,8 @@ WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, const Patte
     if (images > 1 && images / 2 >= lattice.source.size[0]) break;
     WeightGradientPlan plan = {};
     choose_runs(lattice, plan, density_of(lattice, nonzeros));
+    plan.rows_alike = traits.rows_alike;
+    if (plan.rows_alike > 1) plan.run_vectors = kTileRunVectors;
     const bool possible = lay_out_microbatches(lattice, images, Lanes::kZeros, plan);
     lay_out_grads(plan);
     if (!possible || !cut_strips(lattice, plan)) continue;

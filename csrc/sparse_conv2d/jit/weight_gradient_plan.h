@@ -21,6 +21,8 @@ struct WeightGradientPlan : Layout {
   int64_t run_vectors;         // at most
   // Of a slice, whose rows are alike, as lanes of vectors; 0: lanes are positions. See RowGradientRun.
   int64_t row_lanes;
+  // Rows that are alike, with which register sets are tiles of rows and columns; 1: none are.
+  int64_t rows_alike;
   int64_t item_microbatches;
   int64_t chunks;         // of work items: each has sums of its own
   int64_t thread_shares;  // of the slices, where chunks are too few for the threads

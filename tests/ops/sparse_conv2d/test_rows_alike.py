@@ -45,6 +45,8 @@ CASES = (
         case(f"{rows} rows", (3, 20, 9, 16), (2 * rows + rows // 2, 20, 3, 3), blocks(rows), padding=1)
         for rows in (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 16, 20, 24, 27, 32, 33, 48, 64, 80, 96)
     ),
+    *(case(f"{r} rows, aligned", (33, 20, 4, 5), (30, 20, 3, 3), blocks(r), padding=1) for r in (3, 4, 5, 6, 7)),
+    *(case(f"linear, {r} rows", (50, 40), (45, 40), blocks(r)) for r in (3, 4, 5, 6, 7)),
     *(case(f"{r}x{c}", (5, 33, 7, 7), (64, 33, 3, 3), blocks(r, c), padding=1) for r in (4, 16, 32) for c in (4, 16)),
     case("all rows alike", (4, 16, 8, 8), (70, 16, 3, 3), blocks(70), padding=1),
     case("129 and 129 rows", (2, 9, 6, 6), (258, 9, 3, 3), blocks(129), padding=1),
