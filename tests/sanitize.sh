@@ -32,7 +32,8 @@ cd "$work"
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export PYTHONPATH="$work" SPARSEKERNELS_CPU_ISA
-sparse=(tests/ops/sparse_conv2d/test_sparse_{conv2d,bits,derivatives,nan}.py)
+sparse=(tests/ops/sparse_conv2d/test_sparse_{conv2d,bits,derivatives,nan}.py
+  tests/ops/sparse_conv2d/test_rows_alike.py)
 for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library; print(*_library.supported_isas())"); do
   echo "sanitizers over $SPARSEKERNELS_CPU_ISA"
   "$python" -c "import sparsekernels; assert sparsekernels.__file__.startswith('$work')"

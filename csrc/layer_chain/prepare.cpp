@@ -157,7 +157,8 @@ std::vector<ChainLayerPlan> plan_layers(
       const int64_t most = std::min<int64_t>(jit::kMostImages, std::max<int64_t>(1, batch / cost::chain::kThreads));
       Lattice lattice = lattice_of(layer, tensors, i + 1, dtype, batch);
       merge_positions(lattice);
-      one.plan = jit::make_forward_plan(lattice, convolution->pattern.nonzeros, 0, 1, std::nullopt, most);
+      one.plan = jit::make_forward_plan(
+          lattice, jit::traits_of(convolution->pattern, lattice.dest_channels), 0, 1, std::nullopt, most);
       one.exchanges_planes = may_exchange && may_exchange_planes(lattice, convolution->pattern, one.plan);
       one.gathers = one.exchanges_planes && lattice.taps.size() == 1 && lattice.groups == 1 &&
                     !lattice.some_reach_nothing &&

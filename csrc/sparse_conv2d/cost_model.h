@@ -69,6 +69,18 @@ constexpr double kMostKernelNonzeros = 2600;
 // A multiply-add; the load of its vector, times that of one across a border between two cache lines; what comes up
 // from L2.
 constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kL2Load = 0.12;
+// Loops over rows that are alike (jit/loop_kernel.h): the fewest rows that are worth it, where planes are interleaved
+// and where they are planar, so that vectors lie across cache lines; a multiply-add; the load of a
+// vector, in those of a weight; the planes' part of L2, in percent of what it is for code, which goes through L2 as
+// well. The products of a sum that are added up before they are added to those of other panels: in longer chains they
+// lose digits.
+constexpr int64_t kFewestRowsAlike = 4, kFewestPlanarRowsAlike = 8;
+constexpr double kLoopMultiplyAdd = 0.19, kLoopVectorLoad = 1.5;
+constexpr int64_t kLoopPlanesPercent = 80;
+constexpr double kMostLoopProducts = 128;
+// Products of a result with which loops that store directly prefetch its place: 128 channels at 16x16 take 0.92 of the
+// time without it at 58 products, 1.08 at 230.
+constexpr int64_t kFewestPrefetchingProducts = 80;
 // Cache lines that a vector across a border touches more.
 constexpr double kUnalignedLines = 0.9;
 // Floats of a plane's row, at most, with which the rows above are still in L1.
@@ -125,6 +137,15 @@ constexpr int64_t kFewestStripVectors = 4, kMostStripVectors = 64, kStripVectors
 // computed for nothing; on large images with so few products for each vector that is read.
 constexpr int64_t kFewestRows = 12, kFewestColumns = 32, kLargeImageVectors = 24, kFewestProducts = 12;
 constexpr double kFewestFullLanes = 0.75;
+
+// Vectors of a run where register sets are tiles of a few rows, whose gradients stay in L1.
+constexpr int64_t kTileRunVectors = 48;
+
+// Rows that are alike as lanes: the fewest lanes that are used; the part of L2 for planes, in percent of what it is
+// above; positions of a run, after which sums are added up in memory.
+constexpr double kFewestUsedLanes = 0.6;
+constexpr int64_t kRowsPlanesPercent = 150;
+constexpr int64_t kMostRowRun = 256;
 
 constexpr int64_t kMostChunks = 4;
 constexpr int64_t kMostPartialFloats = int64_t{1} << 22;

@@ -41,6 +41,7 @@ Engine weight_gradient_engine(
   const int64_t columns = lattice.source_channels * static_cast<int64_t>(lattice.taps.size());
   if (lattice.dest_channels < kFewestRows || columns < kFewestColumns) return Engine::kTiled;
   if (plan.floats() > kMostOverBudget * jit::planes_and_grads_budget()) return Engine::kTiled;
+  if (plan.row_lanes != 0) return Engine::kJit;
   const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]);
   const int64_t full = plan.strip[0] * plan.strip[1] * std::min(plan.images, lattice.source.size[0]);
   const double lanes = static_cast<double>(kLanes * vectors);

@@ -18,7 +18,8 @@ PreparedForward prepare_forward(
   if (!may_use_jit(pattern)) return call;
   jit::ForwardPlan& plan = call.planned.plan;
   plan = jit::make_forward_plan(
-      call.lattice, pattern.nonzeros, epilogue_flags, threads.count, images, jit::kMostImages, dest_images);
+      call.lattice, jit::traits_of(pattern, call.lattice.dest_channels), epilogue_flags, threads.count, images,
+      jit::kMostImages, dest_images);
   if (residual_channel) plan.residual_channel = *residual_channel;
   call.engine = forward_engine(call.lattice, pattern, plan);
   if (call.engine == Engine::kJit) {
@@ -34,7 +35,8 @@ PreparedWeightGradient prepare_weight_gradient(Lattice lattice, const SparsePatt
   PreparedWeightGradient call = {.lattice = std::move(lattice)};
   if (!may_use_jit(pattern)) return call;
   jit::WeightGradientPlan& plan = call.planned.plan;
-  plan = jit::make_weight_gradient_plan(call.lattice, pattern.nonzeros, threads.count);
+  plan =
+      jit::make_weight_gradient_plan(call.lattice, jit::traits_of(pattern, call.lattice.dest_channels), threads.count);
   call.engine = weight_gradient_engine(call.lattice, pattern, plan);
   if (call.engine == Engine::kJit) {
     call.planned.kernels = jit::cached_weight_gradient_kernels(

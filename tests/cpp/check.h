@@ -42,6 +42,7 @@ void test_lattices();
 void test_layouts();
 void test_caches();
 void test_plans();
+void test_rows_alike();
 void test_engines();
 void test_executables();
 

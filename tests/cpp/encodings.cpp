@@ -15,6 +15,7 @@ namespace tests {
 namespace {
 
 using x86::Gpr;
+using x86::IndexedMem;
 using x86::Mask;
 using x86::Mem;
 using x86::Zmm;
@@ -22,6 +23,9 @@ using x86::Zmm;
 enum class Form {
   vmovups_load,
   vmovups_z,
+  vmovups_indexed,
+  vmovups_indexed_z,
+  vbroadcastss,
   vmovups_store,
   vmovups_store_k,
   vaddps,
@@ -29,6 +33,7 @@ enum class Form {
   vaddps_mk,
   vaddps_bcst,
   vmulps_bcst,
+  vfmadd231ps,
   vfmadd231ps_m,
   vfmadd231ps_bcst,
   vmaxps,
@@ -42,9 +47,11 @@ enum class Form {
   kmovw_r,
   mov,
   mov_m,
+  movsxd,
   mov_imm64,
   mov32,
   add,
+  add_m,
   add_imm,
   sub_imm,
   test,
@@ -55,6 +62,7 @@ enum class Form {
   call_back,
   jnz_back,
   jz_ahead,
+  jz_far,
   ret,
 };
 
@@ -89,6 +97,15 @@ size_t write(const Golden& row, Assembler& code) {
     case Form::vmovups_z:
       code.vmovups_z(zmm(0), mask(1), mem(2));
       break;
+    case Form::vmovups_indexed:
+      code.vmovups(zmm(0), IndexedMem(gpr(1), gpr(2)));
+      break;
+    case Form::vmovups_indexed_z:
+      code.vmovups_z(zmm(0), mask(1), IndexedMem(gpr(2), gpr(3)));
+      break;
+    case Form::vbroadcastss:
+      code.vbroadcastss(zmm(0), mem(1));
+      break;
     case Form::vmovups_store:
       code.vmovups(mem(1), zmm(0));
       break;
@@ -109,6 +126,9 @@ size_t write(const Golden& row, Assembler& code) {
       break;
     case Form::vmulps_bcst:
       code.vmulps_bcst(zmm(0), zmm(1), mem(2));
+      break;
+    case Form::vfmadd231ps:
+      code.vfmadd231ps(zmm(0), zmm(1), zmm(2));
       break;
     case Form::vfmadd231ps_m:
       code.vfmadd231ps(zmm(0), zmm(1), mem(2));
@@ -149,6 +169,9 @@ size_t write(const Golden& row, Assembler& code) {
     case Form::mov_m:
       code.mov(gpr(0), mem_of(1));
       break;
+    case Form::movsxd:
+      code.movsxd(gpr(0), mem(1));
+      break;
     case Form::mov_imm64:
       code.mov(gpr(0), static_cast<uint64_t>(o[1]));
       break;
@@ -157,6 +180,9 @@ size_t write(const Golden& row, Assembler& code) {
       break;
     case Form::add:
       code.add(gpr(0), gpr(1));
+      break;
+    case Form::add_m:
+      code.add(gpr(0), mem(1));
       break;
     case Form::add_imm:
       code.add(gpr(0), o[1]);
@@ -195,6 +221,12 @@ size_t write(const Golden& row, Assembler& code) {
       code.land(jump);
       return 0;
     }
+    case Form::jz_far: {
+      const size_t jump = code.jz_far();
+      put_traps(code, o[0]);
+      code.land_far(jump);
+      return 0;
+    }
   }
   return 0;
 }
@@ -202,7 +234,7 @@ size_t write(const Golden& row, Assembler& code) {
 std::string encoded(const Golden& row) {
   Assembler code;
   const size_t start = write(row, code);
-  const size_t end = row.form == Form::jz_ahead ? start + 2 : code.size();
+  const size_t end = row.form == Form::jz_ahead ? start + 2 : row.form == Form::jz_far ? start + 6 : code.size();
   std::string hex;
   for (size_t i = start; i < end; ++i)
     for (const int digit : {code.code()[i] >> 4, code.code()[i] & 15}) hex += "0123456789abcdef"[digit];
@@ -228,6 +260,7 @@ void test_encodings() {
   CHECK(throws<std::logic_error>([] { Zmm(-1); }));
   CHECK(throws<std::logic_error>([] { Mask(8); }));
   CHECK(throws<std::logic_error>([] { Gpr(16); }));
+  CHECK(throws<std::logic_error>([] { IndexedMem(x86::rax, x86::rsp); }));
   CHECK(throws<std::logic_error>([] { Mem(x86::rax, int64_t{1} << 31); }));
   CHECK(throws<std::logic_error>([] { Mem(x86::rax, -(int64_t{1} << 31) - 1); }));
   CHECK(refuses([](Assembler& code) { code.add(x86::rax, int64_t{1} << 31); }));

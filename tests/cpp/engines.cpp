@@ -78,10 +78,10 @@ void test_engines() {
     pattern.nonzeros = shape.nonzeros;
     for (const int64_t threads : {1, 4}) {
       const Engine forward =
-          forward_engine(lattice, pattern, jit::make_forward_plan(lattice, shape.nonzeros, 0, threads));
+          forward_engine(lattice, pattern, jit::make_forward_plan(lattice, {shape.nonzeros}, 0, threads));
       CHECK_EQUAL(name_of(shape, "forward", forward), name_of(shape, "forward", shape.forward));
       const Engine weight_gradient =
-          weight_gradient_engine(lattice, pattern, jit::make_weight_gradient_plan(lattice, shape.nonzeros, threads));
+          weight_gradient_engine(lattice, pattern, jit::make_weight_gradient_plan(lattice, {shape.nonzeros}, threads));
       CHECK_EQUAL(
           name_of(shape, "weight gradient", weight_gradient), name_of(shape, "weight gradient", shape.weight_gradient));
     }

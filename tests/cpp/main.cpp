@@ -16,9 +16,9 @@ int main(int count, char** arguments) {
     const char* name;
     void (*run)();
   } tests[] = {
-      {"encodings", test_encodings},     {"lattices", test_lattices}, {"layouts", test_layouts},
-      {"caches", test_caches},           {"plans", test_plans},       {"engines", test_engines},
-      {"executables", test_executables},
+      {"encodings", test_encodings},     {"lattices", test_lattices},     {"layouts", test_layouts},
+      {"caches", test_caches},           {"plans", test_plans},           {"engines", test_engines},
+      {"executables", test_executables}, {"rows alike", test_rows_alike},
   };
   for (const auto& test : tests) {
     const int before = checks;

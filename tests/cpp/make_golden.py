@@ -66,8 +66,18 @@ def cases() -> Iterator[tuple[str, list[int], str]]:
     yield from with_memory("vmulps_bcst", "vmulps zmm{to}, zmm{a}, dword ptr {m}{{1to16}}", 4, "to a base at")
     yield from with_memory("vfmadd231ps_m", "vfmadd231ps zmm{to}, zmm{a}, zmmword ptr {m}", 64, "to a base at")
     yield from with_memory("vfmadd231ps_bcst", "vfmadd231ps zmm{to}, zmm{a}, dword ptr {m}{{1to16}}", 4, "to a base at")
+    yield from with_memory("vbroadcastss", "vbroadcastss zmm{to}, dword ptr {m}", 4, "to base at")
+    for base, index, zmm in itertools.product(SOME_GPRS, SOME_GPRS, (0, 31)):
+        if GPRS[index] != "rsp":
+            pair = f"[{GPRS[base]}+{GPRS[index]}*1]"
+            yield "vmovups_indexed", [zmm, base, index], f"vmovups zmm{zmm}, zmmword ptr {pair}"
+            yield (
+                "vmovups_indexed_z",
+                [zmm, 5, base, index],
+                f"vmovups zmm{zmm}{{k5}}{{z}}, zmmword ptr {pair}",
+            )
     for to, a, b in triples():
-        for name in ("vaddps", "vmaxps", "vminps", "vpxord"):
+        for name in ("vaddps", "vmaxps", "vminps", "vpxord", "vfmadd231ps"):
             yield name, [to, a, b], f"{name} zmm{to}, zmm{a}, zmm{b}"
         for name in ("vshufps", "vshuff32x4"):
             yield name, [to, a, b, 0x4E], f"{name} zmm{to}, zmm{a}, zmm{b}, 0x4e"
@@ -80,6 +90,8 @@ def cases() -> Iterator[tuple[str, list[int], str]]:
         for at in BYTE_PLACES:
             yield "mov_m", [15 - base, base, at, 0], f"mov {GPRS[15 - base]}, qword ptr {memory(base, at)}"
             yield "prefetcht1", [base, at], f"prefetcht1 byte ptr {memory(base, at)}"
+            yield "add_m", [15 - base, base, at], f"add {GPRS[15 - base]}, qword ptr {memory(base, at)}"
+            yield "movsxd", [15 - base, base, at], f"movsxd {GPRS[15 - base]}, dword ptr {memory(base, at)}"
         for at in (0, 1, -128):
             yield "mov_m", [15 - base, base, at, 4], f"{{disp32}} mov {GPRS[15 - base]}, qword ptr {memory(base, at)}"
         for mask in (0, *MASKS):
@@ -108,6 +120,8 @@ def cases() -> Iterator[tuple[str, list[int], str]]:
     yield "call_back", [4096], "call .-4096"
     yield "jz_ahead", [16], "jz .+18"
     yield "jz_ahead", [127], "jz .+129"
+    yield "jz_far", [16], "{disp32} jz .+22"
+    yield "jz_far", [4096], "{disp32} jz .+4102"
 
 
 def assemble(texts: list[str]) -> list[str]:

@@ -52,12 +52,12 @@ void check_images() {
     const Lattice lattice = lattice_of(layer);
     for (const int64_t threads : {1, 2, 16}) {
       const int64_t nonzeros = nonzeros_of(layer, 0.1);
-      const jit::ForwardPlan plan = jit::make_forward_plan(lattice, nonzeros, 0, threads);
+      const jit::ForwardPlan plan = jit::make_forward_plan(lattice, {nonzeros}, 0, threads);
       CHECK(forward_engine(lattice, pattern_of(nonzeros), plan) == Engine::kJit);
       CHECK_EQUAL(plan.images, row.images);
       CHECK_EQUAL(plan.direct, row.direct);
       if (threads == 1) CHECK_EQUAL(plan.strips[0], row.strips);
-      CHECK_EQUAL(jit::make_forward_plan(lattice, nonzeros_of(layer, 0.02), 0, threads).images, row.images_at_98);
+      CHECK_EQUAL(jit::make_forward_plan(lattice, {nonzeros_of(layer, 0.02)}, 0, threads).images, row.images_at_98);
     }
   }
 }
@@ -97,7 +97,7 @@ void check_cover() {
     const int64_t nonzeros = std::max<int64_t>(1, nonzeros_of(layer, 0.1)), rows = lattice.dest_channels;
     jit::ForwardPlan plans[4];
     for (int64_t threads = 1; threads <= 4; ++threads) {
-      const jit::ForwardPlan plan = plans[threads - 1] = jit::make_forward_plan(lattice, nonzeros, 0, threads);
+      const jit::ForwardPlan plan = plans[threads - 1] = jit::make_forward_plan(lattice, {nonzeros}, 0, threads);
       CHECK_EQUAL(plan.first_row(0, rows), 0);
       CHECK_EQUAL(plan.first_row(plan.slices, rows), rows);
       for (int64_t slice = 0; slice < plan.slices; ++slice) {
@@ -113,8 +113,8 @@ void check_cover() {
       CHECK_EQUAL(plan.panel_channels, plans[0].panel_channels);
       CHECK_EQUAL(plan.images, plans[0].images);
     }
-    const jit::WeightGradientPlan one = jit::make_weight_gradient_plan(lattice, nonzeros, 1),
-                                  many = jit::make_weight_gradient_plan(lattice, nonzeros, 4);
+    const jit::WeightGradientPlan one = jit::make_weight_gradient_plan(lattice, {nonzeros}, 1),
+                                  many = jit::make_weight_gradient_plan(lattice, {nonzeros}, 4);
     const Engine engine = weight_gradient_engine(lattice, pattern_of(nonzeros), one);
     CHECK(engine == weight_gradient_engine(lattice, pattern_of(nonzeros), many));
     if (engine == Engine::kTiled) continue;
@@ -133,7 +133,7 @@ void check_weight_gradient_plans() {
     int64_t before = 16;
     for (const double density : {0.2, 0.1, 0.02}) {
       const int64_t nonzeros = nonzeros_of(layer, density);
-      const jit::WeightGradientPlan plan = jit::make_weight_gradient_plan(lattice, nonzeros, 1);
+      const jit::WeightGradientPlan plan = jit::make_weight_gradient_plan(lattice, {nonzeros}, 1);
       CHECK(weight_gradient_engine(lattice, pattern_of(nonzeros), plan) == Engine::kJit);
       CHECK(plan.run_vectors >= 1 && plan.run_vectors <= 16);
       CHECK_EQUAL(plan.chunks, 4);

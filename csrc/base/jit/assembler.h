@@ -73,6 +73,15 @@ struct Mem {
   int least_bytes;
 };
 
+// The memory at [base + index].
+struct IndexedMem {
+  constexpr IndexedMem(Gpr base, Gpr index) : base(base), index(index) {
+    if (index.number() == rsp.number()) throw_operand("an index other than rsp, number", 0, index.number());
+  }
+
+  Gpr base, index;
+};
+
 }  // namespace x86
 
 class Assembler {
@@ -81,10 +90,17 @@ class Assembler {
   using Zmm = x86::Zmm;
   using Mask = x86::Mask;
   using Mem = x86::Mem;
+  using IndexedMem = x86::IndexedMem;
 
   // Loads and stores. Where a mask has no bit, memory is not touched.
   void vmovups(Zmm to, Mem from) { evex(kVmovupsLoad, to, kUnused, from, 64); }
   void vmovups_z(Zmm to, Mask mask, Mem from) { evex(kVmovupsLoad, to, kUnused, from, 64, mask, kZeroing); }
+  void vmovups(Zmm to, IndexedMem from) { evex(kVmovupsLoad, to, from, kNoMask); }
+  void vmovups_z(Zmm to, Mask mask, IndexedMem from) { evex(kVmovupsLoad, to, from, mask); }
+  void vbroadcastss(Zmm to, Mem from) {
+    evex_prefix(kVbroadcastss, to, kUnused, from.base.number() < 8, true, false, kNoMask, 0);
+    memory(to.number(), from, 4);
+  }
   void vmovups(Mem to, Zmm from) { evex(kVmovupsStore, from, kUnused, to, 64); }
   void vmovups(Mem to, Mask mask, Zmm from) { evex(kVmovupsStore, from, kUnused, to, 64, mask); }
 
@@ -93,6 +109,7 @@ class Assembler {
   void vaddps(Zmm to, Mask mask, Zmm a, Mem b) { evex(kVaddps, to, a, b, 64, mask); }
   void vaddps_bcst(Zmm to, Zmm a, Mem b) { evex(kVaddps, to, a, b, 4); }
   void vmulps_bcst(Zmm to, Zmm a, Mem b) { evex(kVmulps, to, a, b, 4); }
+  void vfmadd231ps(Zmm sum, Zmm a, Zmm b) { evex(kVfmadd231ps, sum, a, b); }
   void vfmadd231ps(Zmm sum, Zmm a, Mem b) { evex(kVfmadd231ps, sum, a, b, 64); }
   void vfmadd231ps_bcst(Zmm sum, Zmm a, Mem b) { evex(kVfmadd231ps, sum, a, b, 4); }
   // Where either is NaN, these give b.
@@ -143,6 +160,12 @@ class Assembler {
     byte(0x8b);
     memory(to.number(), from);
   }
+  void movsxd(Gpr to, Mem from) {  // 32 bits, their sign extended
+    reserve();
+    rex(true, to.number(), from.base.number());
+    byte(0x63);
+    memory(to.number(), from);
+  }
   void mov(Gpr to, uint64_t value) {
     reserve();
     rex(true, 0, to.number());
@@ -156,6 +179,12 @@ class Assembler {
     put(value);
   }
   void add(Gpr to, Gpr from) { rex_both(0x01, from.number(), to); }
+  void add(Gpr to, Mem from) {
+    reserve();
+    rex(true, to.number(), from.base.number());
+    byte(0x03);
+    memory(to.number(), from);
+  }
   void add(Gpr to, int64_t value) {
     const int32_t immediate = static_cast<int32_t>(value);
     if (immediate != value) x86::throw_operand("an immediate", INT32_MAX, value);
@@ -222,6 +251,20 @@ class Assembler {
     if (size_ - jump > 127) x86::throw_operand("a short jump", 127, static_cast<int64_t>(size_ - jump));
     bytes_[jump - 1] = static_cast<uint8_t>(size_ - jump);
   }
+  // The same, of any distance; for `land_far`.
+  size_t jz_far() {
+    reserve();
+    byte(0x0f);
+    byte(0x84);
+    put(int32_t{0});
+    return size_;
+  }
+  void land_far(size_t jump) {
+    const int64_t distance = static_cast<int64_t>(size_) - static_cast<int64_t>(jump);
+    const int32_t near = static_cast<int32_t>(distance);
+    if (near != distance) x86::throw_operand("a jump", INT32_MAX, distance);
+    std::memcpy(&bytes_[jump - sizeof near], &near, sizeof near);
+  }
   // To the next multiple of 64 bytes, with instructions that trap.
   void align() {
     while (size_ % 64 != 0) int3();
@@ -244,6 +287,7 @@ class Assembler {
   static constexpr Form kVaddps{kMap0F, kNone, 0x58}, kVmulps{kMap0F, kNone, 0x59};
   static constexpr Form kVminps{kMap0F, kNone, 0x5d}, kVmaxps{kMap0F, kNone, 0x5f};
   static constexpr Form kVshufps{kMap0F, kNone, 0xc6}, kVpxord{kMap0F, k66, 0xef};
+  static constexpr Form kVbroadcastss{kMap0F38, k66, 0x18};
   static constexpr Form kVblendmps{kMap0F38, k66, 0x65}, kVfmadd231ps{kMap0F38, k66, 0xb8};
   static constexpr Form kVshuff32x4{kMap0F3A, k66, 0x23};
   static constexpr int kZeroing = 0x80;
@@ -325,6 +369,17 @@ class Assembler {
   void evex(Form form, Zmm reg, Zmm second, Mem last, int32_t unit, Mask mask = kNoMask, int zeroing = 0) {
     evex_prefix(form, reg, second, last.base.number() < 8, true, unit == 4, mask, zeroing);
     memory(reg.number(), last, unit);
+  }
+
+  // 64 bytes at [base + index]; lanes that `mask` has not are zeros.
+  void evex(Form form, Zmm reg, IndexedMem last, Mask mask) {
+    const int base = last.base.number(), index = last.index.number();
+    evex_prefix(form, reg, kUnused, base < 8, index < 8, false, mask, kZeroing);
+    constexpr int kSib = 4, kRbp = 5;  // and r13: without a displacement they are none
+    const bool has_byte = (base & 7) == kRbp;
+    byte((has_byte ? 0x40 : 0) | (reg.number() & 7) << 3 | kSib);
+    byte((index & 7) << 3 | (base & 7));
+    if (has_byte) byte(0);
   }
 
   std::vector<uint8_t> bytes_;

@@ -9,6 +9,7 @@
 #include "base/workspace.h"
 #include "isa/kernels.h"
 #include "sparse_conv2d/cost_model.h"
+#include "sparse_conv2d/jit/loop_driver.h"
 #include "sparse_conv2d/jit/work_items.h"
 #include "sparse_conv2d/nonzeros.h"
 
@@ -81,6 +82,121 @@ const float* residual_at(
                                planned.residual_channel, planned.residual_vector_stride);
 }
 
+// A work item on its way through the slices.
+struct ItemRun {
+  const Lattice& lattice;
+  const PlannedForward& planned;
+  const PackedEpilogue& packed;
+  const WorkItem& work_item;
+  const float* values;
+  const float* planes;
+  int64_t planes_microbatch;
+  float* sums;
+  int64_t vectors;
+  uint16_t last_masks[kMaskStride];  // of the last vector: only positions are stored
+  std::vector<LoopTileVectors> tiles;
+  PrefetchCursor next_source, next_results;  // what comes up meanwhile
+  int64_t source_each, results_each;
+
+  const uint16_t* masks(int64_t vector) const {
+    const std::vector<uint16_t>& all = planned.kernels->masks();
+    return vector + 1 == vectors || all.empty() ? last_masks : all.data() + vector * kMaskStride;
+  }
+  // Kernels that are called for a slice, or about as many.
+  int64_t turns() const {
+    const ForwardPlan& plan = planned.plan;
+    const int64_t each = plan.block_rows == 0
+                             ? work_item.microbatches * vectors
+                             : static_cast<int64_t>(tiles.size()) * (plan.slice_rows / plan.block_rows) *
+                                   tile_parts(plan.block_rows, plan.tile_vectors);
+    return each * lattice.residues() * plan.panels;
+  }
+  void prefetch() {
+    next_source.prefetch(source_each);
+    next_results.prefetch(results_each);
+  }
+};
+
+// Where the results of a slice go: its first row, of all groups, that of the slices whose results are written together,
+// and how many rows these have.
+struct SlicePlace {
+  int64_t row, within, count;
+};
+
+void run_code(ItemRun& run, int64_t slice, const SlicePlace& place, const SliceResults& layout) {
+  const Lattice& lattice = run.lattice;
+  const PlannedForward& planned = run.planned;
+  const ForwardPlan& plan = planned.plan;
+  const ForwardKernels& kernels = *planned.kernels;
+  const int64_t vectors = run.vectors, vector_stride = place.count * kLanes;
+  for (int64_t panel = 0; panel < plan.panels; ++panel) {
+    for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
+      const KernelEntry& entry = kernels.entry(run.work_item.group, slice, panel, residue);
+      if (entry.kernel == nullptr) continue;
+      const float* const own_values = run.values + entry.values + kValueBias;
+      const KernelEntry* const next = &entry + 1 < kernels.end() ? &entry + 1 : &entry;
+      const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
+      const int64_t code_lines = divide_up(next->bytes, kLineBytes);
+      int64_t prefetched = 0, calls = 0;
+      for (int64_t b = 0; b < run.work_item.microbatches; ++b) {
+        const float* const from =
+            run.planes + b * run.planes_microbatch + panel * plan.panel_channels * plan.channel_floats;
+        float* to = run.sums + residue * layout.residue + b * layout.microbatch + place.within * kLanes;
+        float* const dest = direct_to(lattice, planned, run.work_item, b, place.row);
+        const float* const residual = residual_at(lattice, planned, run.packed, run.work_item, b, place.row);
+        for (int64_t vector = 0; vector < vectors; ++vector, to += vector_stride) {
+          const int64_t prefetch_until = code_lines * ++calls / (run.work_item.microbatches * vectors);
+          for (; prefetched < prefetch_until; ++prefetched) __builtin_prefetch(code + prefetched * kLineBytes, 0, 2);
+          run.prefetch();
+          if (residual != nullptr) {
+            const int64_t bytes = distance(
+                residual + vector * planned.residual_vector_stride, dest + vector * planned.dest_vector_stride);
+            std::memcpy(run.packed.header, &bytes, sizeof bytes);
+          }
+          entry.kernel(
+              from + vector * plan.vector_stride, own_values, to, run.masks(vector),
+              dest == nullptr ? nullptr : dest + vector * planned.dest_vector_stride, run.packed.bias + place.row);
+        }
+      }
+    }
+  }
+}
+
+void run_loops(ItemRun& run, int64_t slice, const SlicePlace& place, const SliceResults& layout) {
+  const Lattice& lattice = run.lattice;
+  const PlannedForward& planned = run.planned;
+  const ForwardPlan& plan = planned.plan;
+  int64_t residual_bytes;  // from dest, unless the residual lies in another way
+  std::memcpy(&residual_bytes, run.packed.bias - kEpilogueHeader, sizeof residual_bytes);
+  std::vector<LoopTile> tiles(run.tiles.size());
+  for (size_t t = 0; t < tiles.size(); ++t) {
+    LoopTile& tile = tiles[t];
+    tile.epilogue = run.packed.bias;
+    for (int64_t i = 0; i < run.tiles[t].count; ++i) {
+      const int64_t b = run.tiles[t].microbatch[i], vector = run.tiles[t].vector[i];
+      tile.vectors[i] = run.planes + b * run.planes_microbatch + vector * plan.vector_stride;
+      tile.sums[i] = run.sums + b * layout.microbatch + (vector * place.count + place.within) * kLanes;
+      tile.masks[i] = run.masks(vector);
+      if (!plan.direct) continue;
+      tile.dest[i] = direct_to(lattice, planned, run.work_item, b, place.row) + vector * planned.dest_vector_stride;
+      const float* const residual = residual_at(lattice, planned, run.packed, run.work_item, b, place.row);
+      tile.residual[i] = residual != nullptr
+                             ? residual + vector * planned.residual_vector_stride
+                             : reinterpret_cast<const float*>(
+                                   reinterpret_cast<uintptr_t>(tile.dest[i]) + static_cast<uintptr_t>(residual_bytes));
+    }
+  }
+  const LoopSlice own = {
+      .group = run.work_item.group,
+      .slice = slice,
+      .values = run.values,
+      .bias = run.packed.bias + place.row,
+      .residue_floats = layout.residue,
+      .row_floats = lattice.dest.stride[1],
+      .residual_row_floats = plan.residual_channel};
+  run_loop_slice(lattice, plan, *planned.kernels, own, run.tiles, tiles, [&] { run.prefetch(); });
+}
+
 void run_forward_item(
     const Lattice& lattice, const PlannedForward& planned, const float* values, const PackedEpilogue& packed,
     const WorkItem& work_item, const WorkItem* next_item, int64_t first_slice, int64_t last_slice) {
@@ -94,9 +210,8 @@ void run_forward_item(
   own.add(
       &own_planes,
       is_read ? plan.front_floats + work_item.microbatches * plan.microbatch_floats + plan.back_floats : 0);
-  own.add(
-      &sums, (lattice.residues() * work_item.microbatches * vectors + kSlackVectors) * kMostSliceRows *
-                 plan.write_slices * kLanes);
+  const int64_t most_rows = plan.block_rows != 0 ? plan.slice_rows : kMostSliceRows * plan.write_slices;
+  own.add(&sums, (lattice.residues() * work_item.microbatches * vectors + kSlackVectors) * most_rows * kLanes);
   own.allocate(worker_workspace);
   own_planes += plan.front_floats;
   if (is_read && plane_order(planned.source_vector_stride) == PlaneOrder::kPlanar)
@@ -108,67 +223,47 @@ void run_forward_item(
       is_read ? own_planes
               : static_cast<const float*>(lattice.source.data) + work_item.first_microbatch * planes_microbatch +
                     (work_item.first[0] * plan.pitch + work_item.first[1]) * plan.images / kLanes * plan.vector_stride;
-  const uint16_t* const masks = kernels.masks().data();
-  const int64_t mask_stride = kernels.masks().empty() ? 0 : kMaskStride;
-  // Of the last vector, only positions are stored.
-  uint16_t last_masks[kMaskStride] = {};
-  if (mask_stride != 0) std::copy_n(masks + (vectors - 1) * mask_stride, kMaskStride, last_masks);
+  ItemRun run = {
+      .lattice = lattice,
+      .planned = planned,
+      .packed = packed,
+      .work_item = work_item,
+      .values = values,
+      .planes = planes,
+      .planes_microbatch = planes_microbatch,
+      .sums = sums,
+      .vectors = vectors,
+      .last_masks = {},
+      .tiles = {},
+      .next_source = {},
+      .next_results = {},
+      .source_each = 0,
+      .results_each = 0};
+  if (!kernels.masks().empty())
+    std::copy_n(kernels.masks().data() + (vectors - 1) * kMaskStride, kMaskStride, run.last_masks);
   const int64_t beyond = vectors * kLanes - ((work_item.size[0] - 1) * plan.pitch + work_item.size[1]) * plan.images;
-  last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
+  run.last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
+  if (plan.block_rows != 0) run.tiles = loop_tiles(plan, kernels.loops(), work_item);
   // Meanwhile the next work item's source comes up, and the place of the results.
-  const int64_t turns = work_item.microbatches * vectors * lattice.residues() * plan.panels;
-  PrefetchCursor next_source, next_results;
   if (next_item != nullptr && is_read && plane_order(planned.source_vector_stride) == PlaneOrder::kPlanar)
-    next_source = prefetch_source(lattice, plan, *next_item);
-  const int64_t source_each = divide_up(next_source.lines(), turns * (last_slice - first_slice));
+    run.next_source = prefetch_source(lattice, plan, *next_item);
+  run.source_each = divide_up(run.next_source.lines(), run.turns() * (last_slice - first_slice));
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     // Of the slices whose results are written together, the first row and where the rows of this one lie.
     const int64_t together = slice - (slice - first_slice) % plan.write_slices;
     const int64_t until = std::min(last_slice, together + plan.write_slices);
     const int64_t first = plan.first_row(together, rows), count = plan.first_row(until, rows) - first;
-    const int64_t within = plan.first_row(slice, rows) - first;
-    const int64_t vector_stride = count * kLanes;
+    const SlicePlace place = {
+        .row = work_item.group * rows + first, .within = plan.first_row(slice, rows) - first, .count = count};
     const SliceResults layout = {
         .rows = count,
-        .microbatch = vectors * vector_stride,
-        .residue = work_item.microbatches * vectors * vector_stride};
-    const int64_t row = work_item.group * rows + first;
-    if (slice == together && plane_order(planned.dest_vector_stride) == PlaneOrder::kPlanar)
-      next_results = prefetch_dest(lattice, plan, work_item, row, count);
-    const int64_t results_each = divide_up(next_results.lines(), turns);
-    for (int64_t panel = 0; panel < plan.panels; ++panel) {
-      for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
-        const KernelEntry& entry = kernels.entry(work_item.group, slice, panel, residue);
-        if (entry.kernel == nullptr) continue;
-        const float* const own_values = values + entry.values + kValueBias;
-        const KernelEntry* const next = &entry + 1 < kernels.end() ? &entry + 1 : &entry;
-        const char* code = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(next->kernel));
-        const int64_t code_lines = divide_up(next->bytes, kLineBytes);
-        int64_t prefetched = 0, run = 0;
-        for (int64_t b = 0; b < work_item.microbatches; ++b) {
-          const float* const from = planes + b * planes_microbatch + panel * plan.panel_channels * plan.channel_floats;
-          float* to = sums + residue * layout.residue + b * layout.microbatch + within * kLanes;
-          float* const dest = direct_to(lattice, planned, work_item, b, row);
-          const float* const residual = residual_at(lattice, planned, packed, work_item, b, row);
-          for (int64_t vector = 0; vector < vectors; ++vector, to += vector_stride) {
-            const int64_t prefetch_until = code_lines * ++run / (work_item.microbatches * vectors);
-            for (; prefetched < prefetch_until; ++prefetched) __builtin_prefetch(code + prefetched * kLineBytes, 0, 2);
-            next_source.prefetch(source_each);
-            next_results.prefetch(results_each);
-            if (residual != nullptr) {
-              const int64_t bytes = distance(
-                  residual + vector * planned.residual_vector_stride, dest + vector * planned.dest_vector_stride);
-              std::memcpy(packed.header, &bytes, sizeof bytes);
-            }
-            const uint16_t* const own_masks = vector + 1 == vectors ? last_masks : masks + vector * mask_stride;
-            entry.kernel(
-                from + vector * plan.vector_stride, own_values, to, own_masks,
-                dest == nullptr ? nullptr : dest + vector * planned.dest_vector_stride, packed.bias + row);
-          }
-        }
-      }
-    }
-    if (slice + 1 == until && !plan.direct) unpack_results(lattice, plan, work_item, row, layout, sums, packed);
+        .microbatch = vectors * count * kLanes,
+        .residue = work_item.microbatches * vectors * count * kLanes};
+    if (slice == together && plan.prefetches_dest && plane_order(planned.dest_vector_stride) == PlaneOrder::kPlanar)
+      run.next_results = prefetch_dest(lattice, plan, work_item, place.row, count);
+    run.results_each = divide_up(run.next_results.lines(), run.turns());
+    plan.block_rows != 0 ? run_loops(run, slice, place, layout) : run_code(run, slice, place, layout);
+    if (slice + 1 == until && !plan.direct) unpack_results(lattice, plan, work_item, place.row, layout, sums, packed);
   }
 }
 

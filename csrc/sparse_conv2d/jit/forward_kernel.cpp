@@ -2,9 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sparse_conv2d/jit/forward_kernel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "base/jit/assembler.h"
 #include "sparse_conv2d/epilogue.h"
@@ -114,7 +116,54 @@ void write_forward_kernel(
   code.ret();
 }
 
+[[noreturn]] void throw_pattern() {
+  throw std::invalid_argument(
+      "sparse_conv2d: expected col_indices that ascend and permutation, both within their range, got others");
+}
+
 }  // namespace
+
+std::shared_ptr<const ForwardKernels> ForwardKernels::make_loops(
+    const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
+    const std::shared_ptr<ForwardKernels>& result) {
+  if (!make_loop_tables(lattice, plan, pattern, result->loops_, result->order_)) throw_pattern();
+  // Blocks have all of their rows, but the last of a group.
+  const int64_t last_rows = lattice.dest_channels - (result->loops_.blocks - 1) * plan.block_rows;
+  std::vector<Assembler> codes(1);
+  Assembler& code = codes[0];
+  std::vector<std::pair<size_t, size_t>> places;  // of a kernel, and in the code
+  for (const bool first_panel : {true, false})
+    for (const bool direct : {true, false})
+      for (int64_t vectors = 1; vectors <= plan.tile_vectors; ++vectors)
+        for (const int64_t block_rows : {plan.block_rows, last_rows}) {
+          if (direct ? !plan.direct : plan.panels == 1 && plan.direct) continue;
+          const int64_t parts = tile_parts(block_rows, vectors);
+          for (int64_t part = 0; part < parts; ++part) {
+            const int64_t rows = block_rows * (part + 1) / parts - block_rows * part / parts;
+            const size_t index = loop_index(rows, vectors, first_panel, direct);
+            const bool is_there =
+                std::any_of(places.begin(), places.end(), [&](const auto& place) { return place.first == index; });
+            if (is_there) continue;
+            code.align();
+            places.push_back({index, code.size()});
+            const LoopFinish finish = {
+                .first_panel = first_panel,
+                .direct = direct,
+                .row_floats = lattice.dest.stride[1],
+                .residual_row_floats = plan.residual_channel,
+                .epilogue_flags = plan.epilogue_flags};
+            write_loop_kernel(rows, vectors, static_cast<int64_t>(plan.masks.size()), finish, code);
+          }
+        }
+  result->code_ = Executable::make(codes);
+  if (result->code_ == nullptr) return nullptr;
+  result->loop_kernels_.resize(loop_index(most_tile_rows(1) + 1, 1, false, false));
+  for (const auto& [index, place] : places) {
+    const uint8_t* const entry = result->code_->section(0) + place;
+    std::memcpy(&result->loop_kernels_[index], &entry, sizeof entry);
+  }
+  return result;
+}
 
 std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads) {
@@ -129,6 +178,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     for (size_t vector = 0; vector < vectors; ++vector) result->masks_[vector * kMaskStride + kMostMasks] = 0xffff;
   }
   result->order_.resize(static_cast<size_t>(pattern.nonzeros));
+  if (plan.block_rows != 0) return make_loops(lattice, plan, pattern, result);
   const std::vector<Column> columns = columns_of(lattice, plan, plan.panel_channels);
   const int64_t rows = lattice.dest_channels;
   const int64_t panel_residues = plan.panels * result->residues_, group_slices = lattice.groups * plan.slices;
@@ -181,10 +231,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   threads.run(group_slices, [&](int64_t begin, int64_t end) {
     for (int64_t group_slice = begin; group_slice < end; ++group_slice) compile(group_slice);
   });
-  if (!sound) {
-    throw std::invalid_argument(
-        "sparse_conv2d: expected col_indices that ascend and permutation, both within their range, got others");
-  }
+  if (!sound) throw_pattern();
   result->code_ = Executable::make(codes);
   if (result->code_ == nullptr) return nullptr;
   result->entries_.resize(places.size());

@@ -12,6 +12,7 @@
 
 #include "base/jit/executable.h"
 #include "sparse_conv2d/jit/forward_plan.h"
+#include "sparse_conv2d/jit/loop_kernel.h"
 
 namespace sparsekernels::jit {
 
@@ -40,6 +41,11 @@ class ForwardKernels {
   const KernelEntry& entry(int64_t group, int64_t slice, int64_t panel, int64_t residue) const {
     return entries_[static_cast<size_t>(((group * slices_ + slice) * panels_ + panel) * residues_ + residue)];
   }
+  // Where the plan has blocks of rows, in place of these: the kernel of a tile of rows and vectors, and the pattern.
+  LoopKernel loop(int64_t rows, int64_t vectors, bool first_panel, bool direct) const {
+    return loop_kernels_[loop_index(rows, vectors, first_panel, direct)];
+  }
+  const LoopTables& loops() const { return loops_; }
   const KernelEntry* end() const { return entries_.data() + entries_.size(); }
   // Of each value, in the order in which kernels take them, its place in the pattern's values.
   const std::vector<int32_t>& order() const { return order_; }
@@ -47,17 +53,25 @@ class ForwardKernels {
   const std::vector<uint16_t>& masks() const { return masks_; }
   size_t bytes() const {
     return code_->size() + order_.size() * sizeof order_[0] + entries_.size() * sizeof entries_[0] +
-           masks_.size() * sizeof masks_[0];
+           masks_.size() * sizeof masks_[0] + loop_kernels_.size() * sizeof loop_kernels_[0] + loops_.bytes();
   }
 
  private:
   ForwardKernels() = default;
+  static std::shared_ptr<const ForwardKernels> make_loops(
+      const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
+      const std::shared_ptr<ForwardKernels>& result);
+  static size_t loop_index(int64_t rows, int64_t vectors, bool first_panel, bool direct) {
+    return static_cast<size_t>(((rows - 1) * kMostTileVectors + vectors - 1) * 4 + (first_panel ? 2 : 0) + direct);
+  }
 
   int64_t slices_ = 0, panels_ = 0, residues_ = 0;
   std::unique_ptr<Executable> code_;
   std::vector<KernelEntry> entries_;
   std::vector<int32_t> order_;
   std::vector<uint16_t> masks_;
+  std::vector<LoopKernel> loop_kernels_;
+  LoopTables loops_ = {};
 };
 
 }  // namespace sparsekernels::jit

@@ -20,19 +20,31 @@ void cut(const Lattice& lattice, ForwardPlan& plan, int d, int64_t strips, int64
   cut_microbatches(lattice, d, strips, multiple, Lanes::kAnything, plan);
 }
 
+// Of L2, in floats, for the planes of a micro-batch.
+int64_t budget_of(const ForwardPlan& plan) {
+  return plan.block_rows == 0 ? planes_budget() : planes_budget() * cost::forward::kLoopPlanesPercent / 100;
+}
+
+// Rows of a slice of whole blocks. More where whole cache lines of a tensor whose channels are neighbors are written.
+int64_t loop_slice_rows(const Lattice& lattice, const ForwardPlan& plan) {
+  const int64_t wanted = lattice.dest.stride[1] == 1 ? 4 * kLanes : 2 * kLanes;
+  return std::max<int64_t>(1, wanted / plan.block_rows) * plan.block_rows;
+}
+
 // The number of rows whose results wait to be written.
-int64_t waiting_rows(const Lattice& lattice) {
+int64_t waiting_rows(const Lattice& lattice, const ForwardPlan& plan) {
+  if (plan.block_rows != 0) return std::min(lattice.dest_channels, loop_slice_rows(lattice, plan)) * lattice.residues();
   const int64_t slices = lattice.dest.stride[1] == 1 ? kMostWriteSlices : 1;
   return std::min(lattice.dest_channels, slices * kMostSliceRows) * lattice.residues();
 }
 
 int64_t waiting_floats(const Lattice& lattice, const ForwardPlan& plan) {
-  return plan.vectors(plan.strip[0], plan.strip[1]) * waiting_rows(lattice) * kLanes;
+  return plan.vectors(plan.strip[0], plan.strip[1]) * waiting_rows(lattice, plan) * kLanes;
 }
 
 void cut_to_room(const Lattice& lattice, ForwardPlan& plan) {
   using namespace cost::forward;
-  const int64_t budget = planes_budget();
+  const int64_t budget = budget_of(plan);
   const auto too_large = [&] {
     return plan.microbatch_floats > budget || waiting_floats(lattice, plan) > budget / kBudgetsOfResults;
   };
@@ -52,6 +64,57 @@ void cut_to_room(const Lattice& lattice, ForwardPlan& plan) {
 // Loads of vectors for each multiply-add: a vector is loaded once for all rows of a slice that need it.
 double loads_of(double density, double rows) {
   return (1 - std::pow(1 - density, rows)) / (rows * density);
+}
+
+// The share of the products, over all positions and taps, that loops compute: of a vector, taps that read nothing but
+// padding are left out. Where vectors go on from row to row, or from column to column, that is next to none.
+double reached_part(const Lattice& lattice, const ForwardPlan& plan) {
+  double result = 1;
+  const bool by_dimension[2] = {plan.pitch * plan.images % kLanes == 0, plan.images == kLanes};
+  for (size_t d = 0; d < 2; ++d) {
+    if (!by_dimension[d]) continue;
+    int64_t inside = 0;
+    for (const Tap& tap : lattice.taps) {
+      const int64_t from = lattice.origin[d] + lattice.phases[d][static_cast<size_t>(tap.phase[d])] +
+                           tap.shift[d] * lattice.source_step[d];
+      const int64_t step = lattice.source_step[d];
+      const auto before = [&](int64_t end) {  // places from which less than `end` is read
+        return std::min(lattice.size[d], std::max<int64_t>(0, end <= from ? 0 : divide_up(end - from, step)));
+      };
+      inside += before(lattice.source.size[2 + d]) - before(0);
+    }
+    result *=
+        static_cast<double>(inside) / static_cast<double>(lattice.size[d]) / static_cast<double>(lattice.taps.size());
+  }
+  return result;
+}
+
+// Rows of which loops take as many as fit the registers: all that are alike, or even parts. 0: none.
+int64_t block_rows_of(int64_t alike, int64_t rows) {
+  using namespace cost::forward;
+  constexpr int64_t kMany = 32, kMost = 128;
+  if (alike < kFewestRowsAlike) return 0;
+  if (alike <= kMany) return alike;
+  if (alike >= rows) return kMany;
+  for (int64_t part = kMany; part >= kMany / 4; --part)
+    if (alike % part == 0) return part;
+  return alike <= kMost ? alike : 0;
+}
+
+// The vectors of a tile for which a multiply-add loads least: a weight is loaded once for all of them, a vector once
+// for all of the tile's rows.
+int64_t choose_tile_vectors(int64_t block_rows) {
+  int64_t best = 1;
+  double best_loads = 0;
+  for (int64_t vectors = 2; vectors <= kMostTileVectors; ++vectors) {
+    const int64_t tiles = divide_up(block_rows, most_tile_rows(vectors));
+    const double rows = static_cast<double>(block_rows) / static_cast<double>(tiles);
+    const double loads = 1 / static_cast<double>(vectors) + cost::forward::kLoopVectorLoad / rows;
+    if (best_loads != 0 && loads >= best_loads) continue;
+    best = vectors;
+    best_loads = loads;
+  }
+  return best;
 }
 
 // Whether vectors of results lie in the tensor as they are computed: 16 neighboring elements, rows without gaps.
@@ -80,7 +143,8 @@ double forward_cost(const Lattice& lattice, const ForwardPlan& plan, double nonz
   // the vectors above are still in L1, unless rows are long
   const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
   const double l2_loads = static_cast<double>(plan.phases * above) / (taps * rows * density);
-  const double product = kMultiplyAdd + kLoad * loads + kL2Load * l2_loads;
+  const double product = plan.block_rows != 0 ? kLoopMultiplyAdd * reached_part(lattice, plan)
+                                              : kMultiplyAdd + kLoad * loads + kL2Load * l2_loads;
 
   const double microbatches = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
   const double vectors = microbatches * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
@@ -112,20 +176,24 @@ void choose_panel(const Lattice& lattice, ForwardPlan& plan, double density) {
   const double rows = static_cast<double>(evened(lattice.dest_channels, kMostSliceRows));
   const double taps = static_cast<double>(lattice.taps.size()) / static_cast<double>(lattice.residues());
   const double by_code = kMostKernelNonzeros / std::max(1e-3, rows * taps * density);
-  const int64_t most = static_cast<int64_t>(std::max(1.0, std::min({by_vectors, by_code, 1e9})));
+  const double by_products = kMostLoopProducts / std::max(1e-3, taps * density);
+  const double by_all = plan.block_rows != 0 ? by_products : std::min(by_vectors, by_code);
+  const int64_t most = static_cast<int64_t>(std::max(1.0, std::min(by_all, 1e9)));
   plan.panel_channels = evened(lattice.source_channels, std::min(lattice.source_channels, most));
   plan.panels = divide_up(lattice.source_channels, plan.panel_channels);
 }
 
 void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads) {
   using namespace cost::forward;
-  const int64_t budget = planes_budget();
+  const int64_t budget = budget_of(plan);
   // Enough vectors to be worth the code, but no more: what is read and written goes through L2 as well.
   const int64_t vectors = plan.vectors(plan.strip[0], plan.strip[1]);
   const int64_t few = std::min(budget / plan.microbatch_floats, divide_up(kEnoughItemVectors, vectors));
   plan.item_microbatches =
       std::max(few, budget / kBudgetsOfItem / (plan.microbatch_floats + waiting_floats(lattice, plan)));
   plan.item_microbatches = std::max<int64_t>(1, plan.item_microbatches);
+  if (plan.block_rows != 0 && plan.item_microbatches > plan.tile_vectors)  // whole tiles
+    plan.item_microbatches = plan.item_microbatches / plan.tile_vectors * plan.tile_vectors;
   plan.item_microbatches = evened(plan.microbatches, std::min(plan.microbatches, plan.item_microbatches));
   const auto uneven = [&] {
     const int64_t items = lattice.groups * plan.work_items();
@@ -144,7 +212,8 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
       break;
     }
   }
-  const int64_t most_shares = std::max<int64_t>(1, lattice.dest_channels / kFewestSharedRows);
+  const int64_t most_shares = plan.block_rows != 0 ? divide_up(lattice.dest_channels, plan.block_rows)
+                                                   : std::max<int64_t>(1, lattice.dest_channels / kFewestSharedRows);
   for (plan.thread_shares = 1; plan.thread_shares < most_shares; ++plan.thread_shares) {
     const int64_t items = lattice.groups * plan.work_items() * plan.thread_shares;
     if (items >= cost::kItemsPerThread * threads || items % threads == 0) break;
@@ -153,24 +222,36 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
 
 }  // namespace
 
+int64_t most_tile_rows(int64_t vectors) {
+  // The sums, with vectors or weights, whichever are fewer, and one of the other, in 32 registers. A single vector is
+  // the operand of multiply-adds with weights from memory.
+  constexpr int64_t kMost[kMostTileVectors] = {24, 14, 8, 6, 5, 4, 3};
+  return kMost[vectors - 1];
+}
+
 int64_t planes_budget() {
   return caches().l2_lines * kLanes * cost::forward::kPlanesPercentOfL2 / 100;
 }
 
 ForwardPlan make_forward_plan(
-    const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, std::optional<int64_t> images,
-    int64_t most_images, int64_t dest_images) {
+    const Lattice& lattice, const PatternTraits& traits, int epilogue_flags, int64_t threads,
+    std::optional<int64_t> images, int64_t most_images, int64_t dest_images) {
   using namespace cost::forward;
   ForwardPlan best = {};
   double best_cost = 0;
-  const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels;
+  const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels, nonzeros = traits.nonzeros;
+  const int64_t block_rows = block_rows_of(traits.rows_alike, rows);
   for (int64_t one = images.value_or(1); one <= images.value_or(most_images); one *= 2) {
     // as few as fill vectors: a micro-batch of many vectors has too large planes
     if (!images && one > 1 &&
         (one / 2 >= batch || one * lattice.size[0] * lattice.size[1] > kMostInterleavedVectors * kLanes))
       break;
     ForwardPlan plan = {};
+    plan.block_rows = block_rows;
+    if (block_rows != 0) plan.tile_vectors = choose_tile_vectors(block_rows);
     lay_out_microbatches(lattice, one, Lanes::kAnything, plan);
+    if (block_rows < kFewestPlanarRowsAlike && plane_order(plan.vector_stride) == PlaneOrder::kPlanar)
+      plan.block_rows = plan.tile_vectors = 0;
     cut_to_room(lattice, plan);
     plan.gapless = has_no_gaps(lattice, plan);
     plan.direct = plan.gapless && plan.images == dest_images;
@@ -187,13 +268,21 @@ ForwardPlan make_forward_plan(
   choose_work_item(lattice, best, best.threads);
   best.slices = std::min(rows, divide_up(best.slices, best.thread_shares) * best.thread_shares);
   best.write_slices = 1;
-  if (writes_channels && best.thread_shares == 1 && !best.direct) {
+  if (best.block_rows != 0) {
+    best.slice_rows = loop_slice_rows(lattice, best);
+    while (best.slice_rows > best.block_rows && divide_up(rows, best.slice_rows) < best.thread_shares)
+      best.slice_rows -= best.block_rows;
+    best.slices = divide_up(rows, best.slice_rows);
+    best.thread_shares = std::min(best.thread_shares, best.slices);
+  } else if (writes_channels && best.thread_shares == 1 && !best.direct) {
     best.slice_rows = kWholeLineRows;
     best.write_slices = kMostWriteSlices;
   }
   const double weights =
       static_cast<double>(lattice.groups * rows * lattice.source_channels) * static_cast<double>(lattice.taps.size());
   choose_panel(lattice, best, static_cast<double>(nonzeros) / weights);
+  const int64_t results = lattice.groups * rows * lattice.residues();
+  best.prefetches_dest = best.block_rows == 0 || !best.direct || nonzeros >= kFewestPrefetchingProducts * results;
   return best;
 }
 

@@ -10,6 +10,7 @@
 
 #include "sparse_conv2d/jit/layout.h"
 #include "sparse_conv2d/jit/pack_calls.h"
+#include "sparse_conv2d/jit/pattern_columns.h"
 
 namespace sparsekernels::jit {
 
@@ -25,6 +26,9 @@ struct ForwardPlan : Layout {
   int64_t threads;             // that share the work: 1 where waking others takes longer than they save
   int epilogue_flags;          // what of it kernels do themselves; 0 unless direct
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
+  int64_t block_rows;          // whose columns are alike, and that loops serve; 0: the pattern is code
+  int64_t tile_vectors;        // of loops, at most
+  bool prefetches_dest;        // while kernels run
   bool gapless;                // results are computed as they would lie in a tensor of as many interleaved images
   bool direct;                 // results go from registers to the tensor, not by way of vectors
 
@@ -38,11 +42,15 @@ struct ForwardPlan : Layout {
 // Of L2, in floats: a micro-batch's planes stay there while all slices go by, or strips of it where it is too large.
 int64_t planes_budget();
 
+// The rows that a tile of loops has, at most, with so many vectors.
+int64_t most_tile_rows(int64_t vectors);
+constexpr int64_t kMostTileVectors = 7;
+
 // Work items, slices and shares depend on the number of threads; what an output is summed from does not. `epilogue`:
 // the what one has, see epilogue.h. `images`: in a micro-batch, else those that cost least, of at most `most_images`.
 // `dest_images`: that the destination interleaves.
 ForwardPlan make_forward_plan(
-    const Lattice& lattice, int64_t nonzeros, int epilogue_flags, int64_t threads, std::optional<int64_t> images = {},
-    int64_t most_images = kMostImages, int64_t dest_images = 1);
+    const Lattice& lattice, const PatternTraits& traits, int epilogue_flags, int64_t threads,
+    std::optional<int64_t> images = {}, int64_t most_images = kMostImages, int64_t dest_images = 1);
 
 }  // namespace sparsekernels::jit

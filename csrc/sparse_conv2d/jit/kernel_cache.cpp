@@ -178,13 +178,26 @@ KernelKey key_of(
   for (const int64_t number :
        {plan.panel_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.epilogue_flags}, residual_floats})
     contents.push_back(number);
+  contents.push_back(plan.block_rows);
+  if (plan.block_rows != 0) {  // their lists follow from what each vector reaches
+    contents.push_back(plan.tile_vectors);
+    for (int d = 0; d < 2; ++d) {
+      for (const int64_t number :
+           {lattice.size[d], lattice.source.size[2 + d], lattice.origin[d], lattice.source_step[d], plan.strips[d]})
+        contents.push_back(number);
+      contents.insert(contents.end(), lattice.phases[d].begin(), lattice.phases[d].end());
+    }
+    contents.insert(contents.end(), plan.first_column.begin(), plan.first_column.end());
+  }
   return hash_pattern(pattern, contents, threads);
 }
 
 KernelKey key_of(
     const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::vector<int64_t> contents = contents_of(Kind::kWeightGradient, lattice, plan, pattern);
-  for (const int64_t number : {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_vector_stride})
+  for (const int64_t number :
+       {lattice.size[0], plan.slice_rows, plan.grad_channel_floats, plan.grad_vector_stride, plan.row_lanes,
+        plan.rows_alike})
     contents.push_back(number);
   return hash_pattern(pattern, contents, threads);
 }

@@ -74,7 +74,7 @@ bool lay_out(const Lattice& lattice, Lanes lanes, Layout& layout) {
   };
   clear();
   bool masked = false;
-  if (layout.strips[1] == 1) {
+  if (layout.strips[1] == 1 && lanes != Lanes::kNone) {
     lay_out_copies(lattice, layout);
     masked = mask_taps(lattice, lanes, layout);
   }
@@ -90,7 +90,7 @@ bool lay_out(const Lattice& lattice, Lanes lanes, Layout& layout) {
   // what the last vector reads behind the last row
   layout.behind_floats = std::max<int64_t>(0, last_vector - layout.strip[0] * layout.pitch * layout.images);
   if (layout.masks.empty()) layout.behind_floats += lattice.most_shift[1] * layout.images;
-  const bool whole_vectors = has_whole_vectors(lattice, layout);
+  const bool whole_vectors = lanes != Lanes::kNone && has_whole_vectors(lattice, layout);
   int64_t front = 0, back = kLanes;
   for (size_t t = 0; t < layout.taps.size(); ++t) {
     if (!lattice.taps[t].reaches) continue;
@@ -114,7 +114,7 @@ bool lay_out(const Lattice& lattice, Lanes lanes, Layout& layout) {
   layout.front_floats = layout.spread(divide_up(front, kLanes) * kLanes);
   layout.back_floats = layout.spread(divide_up(back, kLanes) * kLanes);
   // strips across lie between each other's columns: of those, lanes of one row are zeros where they are not used
-  return masked || lanes == Lanes::kAnything || (lattice.is_flat() && whole_vectors);
+  return masked || lanes != Lanes::kZeros || (lattice.is_flat() && whole_vectors);
 }
 
 }  // namespace
@@ -153,6 +153,33 @@ std::vector<uint16_t> vector_masks(const Layout& layout, int64_t rows) {
       if (++column == layout.pitch) column = 0;
     }
   }
+  return result;
+}
+
+std::vector<uint64_t> vector_reaches(
+    const Lattice& lattice, const Layout& layout, const int64_t (&first)[2], const int64_t (&size)[2]) {
+  std::vector<uint64_t> of_place[2];  // of each row and column, the taps that read the image in this dimension
+  for (size_t d = 0; d < 2; ++d) {
+    of_place[d].resize(static_cast<size_t>(size[d]));
+    for (size_t t = 0; t < lattice.taps.size(); ++t) {
+      const Tap& tap = lattice.taps[t];
+      const int64_t from = lattice.origin[d] + lattice.phases[d][static_cast<size_t>(tap.phase[d])] +
+                           (first[d] + tap.shift[d]) * lattice.source_step[d];
+      for (int64_t place = 0; place < size[d]; ++place) {
+        const int64_t at = from + place * lattice.source_step[d];
+        const bool inside = tap.reaches && at >= 0 && at < lattice.source.size[2 + d];
+        of_place[d][static_cast<size_t>(place)] |= static_cast<uint64_t>(inside) << t;
+      }
+    }
+  }
+  std::vector<uint64_t> result(static_cast<size_t>(layout.vectors(size[0], size[1])));
+  for (int64_t row = 0; row < size[0]; ++row)
+    for (int64_t column = 0; column < size[1]; ++column) {
+      const int64_t begin = (row * layout.pitch + column) * layout.images;
+      const uint64_t reaches = of_place[0][static_cast<size_t>(row)] & of_place[1][static_cast<size_t>(column)];
+      // images that are interleaved never lie on both sides of a border, as their number divides kLanes
+      result[static_cast<size_t>(begin / kLanes)] |= reaches;
+    }
   return result;
 }
 

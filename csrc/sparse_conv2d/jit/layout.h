@@ -52,7 +52,8 @@ struct Layout {
 // What reads lanes that are no positions of the lattice.
 enum class Lanes {
   kAnything,  // their results go nowhere
-  kZeros      // they read zeros
+  kZeros,     // they read zeros
+  kNone       // there are none: planes are read float by float, and are planar, with zeros around each row
 };
 
 // The layout of micro-batches of `images` images whose strips are whole images. False where `lanes` cannot be had.
@@ -64,5 +65,11 @@ bool cut_microbatches(const Lattice& lattice, int d, int64_t strips, int64_t mul
 // kMaskStride for each vector of a strip of `rows` rows; none where the layout has none.
 constexpr int64_t kMaskStride = kMostMasks + 1;
 std::vector<uint16_t> vector_masks(const Layout& layout, int64_t rows);
+
+// Of each vector of a strip that begins at position first[d] and has size[d], the taps (bit t for tap t) by which some
+// position of it reads the image, and not only padding. The lattice has at most kMostReachTaps.
+constexpr int64_t kMostReachTaps = 64;
+std::vector<uint64_t> vector_reaches(
+    const Lattice& lattice, const Layout& layout, const int64_t (&first)[2], const int64_t (&size)[2]);
 
 }  // namespace sparsekernels::jit

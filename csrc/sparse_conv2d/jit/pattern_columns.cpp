@@ -2,7 +2,36 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sparse_conv2d/jit/pattern_columns.h"
 
+#include <cstring>
+#include <numeric>
+
 namespace sparsekernels::jit {
+
+int64_t rows_alike(const SparsePattern& pattern, int64_t group_rows) {
+  const int32_t* const crow = pattern.crow_indices;
+  int64_t alike = 0;  // that divides every place where a row differs from the one before
+  for (int64_t row = 1; row < pattern.rows && alike != 1; ++row) {
+    const int64_t within = row % group_rows, count = crow[row + 1] - crow[row];
+    if (within == 0) continue;
+    const bool same =
+        count == crow[row] - crow[row - 1] && std::memcmp(
+                                                  pattern.col_indices + crow[row - 1], pattern.col_indices + crow[row],
+                                                  static_cast<size_t>(count) * sizeof(int32_t)) == 0;
+    if (!same) alike = std::gcd(alike, within);
+  }
+  if (alike == 0) alike = group_rows;
+  // Columns that occur twice, which nobody needs, are left to kernels that do not ask which they are.
+  for (int64_t row = 0; row < pattern.rows && alike != 1; ++row) {
+    if (row % group_rows % alike != 0) continue;
+    for (int32_t k = crow[row] + 1; k < crow[row + 1]; ++k)
+      if (pattern.col_indices[k] <= pattern.col_indices[k - 1]) return 1;
+  }
+  return alike;
+}
+
+PatternTraits traits_of(const SparsePattern& pattern, int64_t group_rows) {
+  return {pattern.nonzeros, rows_alike(pattern, group_rows)};
+}
 
 std::vector<Column> columns_of(const Lattice& lattice, const Layout& layout, int64_t panel_channels) {
   const int64_t taps = static_cast<int64_t>(lattice.taps.size()), residues = lattice.residues();

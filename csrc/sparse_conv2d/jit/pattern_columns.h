@@ -10,6 +10,18 @@
 
 namespace sparsekernels::jit {
 
+// What plans need to know of a pattern.
+struct PatternTraits {
+  int64_t nonzeros;
+  int64_t rows_alike = 1;
+};
+
+// The largest r such that, columns ascending, rows [0, r), [r, 2 r) and so on of each group of `group_rows` rows have
+// the same columns each; the last of a group may be fewer. All of a group's where they all do. crow_indices are
+// checked.
+int64_t rows_alike(const SparsePattern& pattern, int64_t group_rows);
+PatternTraits traits_of(const SparsePattern& pattern, int64_t group_rows);
+
 // Where in the planes the operand of a column of the pattern is, and its rank in the order of processing.
 struct Column {
   int32_t displacement;   // in bytes, from its panel's first vector

@@ -108,14 +108,19 @@ template <class T>
 void unpack_channels(const UnpackCall& t) {
   const int64_t images = t.images, vector_stride = t.channels * kLanes, row_floats = t.pitch * images;
   const int64_t count = (t.rows - 1) * row_floats + t.columns * images;
+  int64_t row = 0, column = 0, image = 0;  // of the next lane
   for (int64_t at = 0; at < count; at += kLanes) {
     T* lanes[kLanes];
     for (int64_t j = 0; j < kLanes; ++j) {
-      const int64_t row = (at + j) / row_floats, column = (at + j) % row_floats / images;
       const int64_t y = t.first[0] + row * t.step[0], x = t.first[1] + column * t.step[1];
-      T* const image = static_cast<T*>(t.image[(at + j) % images]);
-      const bool writes = row < t.rows && column < t.columns && y < t.size[0] && x < t.size[1] && image != nullptr;
-      lanes[j] = writes ? image + y * t.row_stride + x * t.column_stride : nullptr;
+      T* const data = static_cast<T*>(t.image[image]);
+      const bool writes = row < t.rows && column < t.columns && y < t.size[0] && x < t.size[1] && data != nullptr;
+      lanes[j] = writes ? data + y * t.row_stride + x * t.column_stride : nullptr;
+      if (++image < images) continue;
+      image = 0;
+      if (++column < t.pitch) continue;
+      column = 0;
+      ++row;
     }
     const float* const vector = t.vectors + at / kLanes * vector_stride;
     for (int64_t c = 0; c < t.channels; c += kLanes) {

@@ -44,6 +44,117 @@ void pack_grads(
   }
 }
 
+// The gradients of rows [first, last) as lanes, [micro-batch][row][column][image][lanes]; lanes beyond the last row are
+// zeros, and so are images that are none.
+void pack_grads_as_lanes(
+    const Lattice& lattice, const WeightGradientPlan& plan, const WorkItem& work_item, int64_t first, int64_t last,
+    float* grads) {
+  const Activation& dest = lattice.dest;
+  const int64_t zero = 0, element = element_size(dest.dtype);
+  PackCall call = {};
+  call.images = 1;
+  call.column_stride = dest.stride[1];  // "columns" are the rows of the pattern, "channels" the positions
+  call.size[0] = 1;
+  call.size[1] = last - first;
+  call.channel_floats = plan.row_lanes;
+  call.phase_floats = plan.row_lanes;
+  call.vector_stride = kLanes;
+  call.rows = 1;
+  call.pitch = plan.row_lanes;
+  for (int d = 0; d < 2; ++d) {
+    call.step[d] = 1;
+    call.phases[d] = 1;
+    call.first[d] = &zero;
+  }
+  const char* const data = static_cast<const char*>(dest.data);
+  const bool copies = dest.dtype == DType::kFloat32 && dest.stride[1] == 1;  // what follows each other already
+  const size_t row_bytes = static_cast<size_t>(last - first) * sizeof(float);
+  const auto pack = [&](int64_t image, int64_t y, int64_t x, int64_t positions, int64_t stride, float* to) {
+    const int64_t channel = work_item.group * lattice.dest_channels + first;
+    call.image[0] =
+        data + (image * dest.stride[0] + channel * dest.stride[1] + y * dest.stride[2] + x * dest.stride[3]) * element;
+    if (copies) {
+      const float* from = static_cast<const float*>(call.image[0]);
+      for (int64_t position = 0; position < positions; ++position, from += stride, to += plan.row_lanes) {
+        if (row_bytes == kVectorBytes && plan.row_lanes == kLanes) {
+          std::memcpy(to, from, kVectorBytes);
+          continue;
+        }
+        std::memcpy(to, from, row_bytes);
+        std::memset(to + (last - first), 0, static_cast<size_t>(plan.row_lanes) * sizeof(float) - row_bytes);
+      }
+      return;
+    }
+    call.channels = positions;
+    call.channel_stride = stride;
+    call.order = stride == 1 && dest.stride[1] != 1 ? VectorOrder::kChannels : VectorOrder::kColumns;
+    call.planes = to;
+    cpu_kernels().jit_pack[static_cast<int>(dest.dtype)].pack(call);
+  };
+  const bool rows_follow = work_item.size[0] == 1 || dest.stride[2] == work_item.size[1] * dest.stride[3];
+  for (int64_t b = 0; b < work_item.microbatches; ++b) {
+    const int64_t image = (work_item.first_microbatch + b) * plan.images;
+    float* const to = grads + b * work_item.size[0] * work_item.size[1] * plan.images * plan.row_lanes;
+    const int64_t *const at = work_item.first, *const size = work_item.size;
+    if (plan.images > 1) {  // of one pixel
+      const int64_t images = std::min(plan.images, dest.size[0] - image);
+      pack(image, at[0], at[1], images, dest.stride[0], to);
+      std::memset(
+          to + images * plan.row_lanes, 0,
+          static_cast<size_t>((plan.images - images) * plan.row_lanes) * sizeof(float));
+    } else if (rows_follow) {
+      pack(image, at[0], at[1], size[0] * size[1], dest.stride[3], to);
+    } else {
+      for (int64_t y = 0; y < size[0]; ++y)
+        pack(image, at[0] + y, at[1], size[1], dest.stride[3], to + y * size[1] * plan.row_lanes);
+    }
+  }
+}
+
+// Adds what a work item gives to the sums of some slices, whose rows are lanes.
+void run_row_gradient_item(
+    const Lattice& lattice, const WeightGradientPlan& plan, const WeightGradientKernels& kernels,
+    const WorkItem& work_item, int64_t first_slice, int64_t last_slice, float* sums) {
+  using cost::weight_gradient::kMostRowRun;
+  float *planes, *grads;
+  WorkspaceLayout own;
+  own.add(&planes, plan.front_floats + work_item.microbatches * plan.microbatch_floats + plan.back_floats);
+  own.add(&grads, work_item.microbatches * plan.grad_microbatch_floats);
+  own.allocate(worker_workspace);
+  planes += plan.front_floats;
+  pack_source(lattice, plan, work_item, planes);
+  const int64_t columns = work_item.size[1] * plan.images, row_floats = plan.pitch * plan.images;
+  // Whole micro-batches, as many as are not too many positions; or rows of one; or a part of a row.
+  const int64_t run_columns = evened(columns, kMostRowRun);
+  const int64_t run_rows =
+      run_columns < columns ? 1 : std::max<int64_t>(1, std::min(work_item.size[0], kMostRowRun / columns));
+  const int64_t run_microbatches = run_columns < columns || run_rows < work_item.size[0]
+                                       ? 1
+                                       : std::max<int64_t>(1, kMostRowRun / (columns * run_rows));
+  for (int64_t slice = first_slice; slice < last_slice; ++slice) {
+    const RowGradientKernel kernel = kernels.row_kernel(work_item.group, slice);
+    if (kernel == nullptr) continue;
+    const int64_t rows = lattice.dest_channels;
+    pack_grads_as_lanes(lattice, plan, work_item, plan.first_row(slice, rows), plan.first_row(slice + 1, rows), grads);
+    float* const own_sums = sums + kernels.slots_before(work_item.group, slice);
+    for (int64_t b = 0; b < work_item.microbatches; b += run_microbatches)
+      for (int64_t row = 0; row < work_item.size[0]; row += run_rows)
+        for (int64_t column = 0; column < columns; column += run_columns) {
+          const int64_t count = std::min(run_rows, work_item.size[0] - row);
+          const int64_t across = std::min(run_columns, columns - column);
+          const RowGradientRun run = {
+              .columns = across,
+              .rows = count,
+              .microbatches = std::min(run_microbatches, work_item.microbatches - b),
+              .row_step = (row_floats - across) * 4,
+              .microbatch_step = (plan.microbatch_floats - count * row_floats) * 4};
+          kernel(
+              planes + b * plan.microbatch_floats + row * row_floats + column,
+              grads + ((b * work_item.size[0] + row) * columns + column) * plan.row_lanes, own_sums, &run);
+        }
+  }
+}
+
 // Adds what a work item gives to the sums of some slices.
 void run_weight_gradient_item(
     const Lattice& lattice, const WeightGradientPlan& plan, const WeightGradientKernels& kernels,
@@ -125,6 +236,10 @@ void weight_gradient(
       const auto item_of = [&](int64_t u) { return work_item_at(lattice, plan, plan.item_microbatches, group, u); };
       for (int64_t u = plan.work_items() * chunk / plan.chunks; u < until && first < last; ++u) {
         const WorkItem work_item = item_of(u), next = item_of(std::min(u + 1, until - 1));
+        if (plan.row_lanes != 0) {
+          run_row_gradient_item(lattice, plan, *kernels, work_item, first, last, own);
+          continue;
+        }
         run_weight_gradient_item(lattice, plan, *kernels, work_item, u + 1 < until ? &next : nullptr, first, last, own);
       }
       item += count;

@@ -28,6 +28,16 @@ using WeightGradientKernel = void (*)(
     const float* planes, const float* grads, float* sums, const uint16_t* masks, int64_t vectors,
     WeightGradientPrefetch* prefetch);
 
+// Where lanes are the rows of a slice (WeightGradientPlan::row_lanes): a run of positions, in three loops. Gradients of
+// all of them follow each other, [position][lanes]. The steps of planes are bytes from the end of an inner loop.
+struct RowGradientRun {
+  int64_t columns, rows, microbatches;
+  int64_t row_step, microbatch_step;
+};
+
+// sums[slot] += the products of a run's positions, for each slot of a slice: [column][lanes].
+using RowGradientKernel = void (*)(const float* planes, const float* grads, float* sums, const RowGradientRun* run);
+
 constexpr int64_t kSetSlots = 2 * kLanes;  // of a register set of 31 nonzeros
 
 class WeightGradientKernels {
@@ -39,6 +49,10 @@ class WeightGradientKernels {
   // Null: the slice has no nonzeros.
   WeightGradientKernel kernel(int64_t group, int64_t slice) const {
     return kernels_[static_cast<size_t>(group * slices_ + slice)];
+  }
+  // The same, where lanes are rows.
+  RowGradientKernel row_kernel(int64_t group, int64_t slice) const {
+    return row_kernels_[static_cast<size_t>(group * slices_ + slice)];
   }
   // Where the slots of a slice begin; those of a group's slices follow each other.
   int64_t slots_before(int64_t group, int64_t slice) const {
@@ -55,7 +69,7 @@ class WeightGradientKernels {
   const std::vector<uint16_t>& masks(bool full_strip) const { return masks_[full_strip ? 0 : 1]; }
   size_t bytes() const {
     return code_->size() + slot_of_.size() * sizeof slot_of_[0] +
-           slots_.size() * (sizeof kernels_[0] + sizeof slots_[0]) +
+           slots_.size() * (sizeof kernels_[0] + sizeof row_kernels_[0] + sizeof slots_[0]) +
            (masks_[0].size() + masks_[1].size()) * sizeof masks_[0][0];
   }
 
@@ -65,6 +79,7 @@ class WeightGradientKernels {
   int64_t slices_ = 0;
   std::unique_ptr<Executable> code_;
   std::vector<WeightGradientKernel> kernels_;
+  std::vector<RowGradientKernel> row_kernels_;
   std::vector<int64_t> slots_;  // before each slice, and all of them
   std::vector<int32_t> slot_of_;
   std::vector<uint16_t> masks_[2];

@@ -102,14 +102,92 @@ int64_t planes_and_grads_budget() {
   return caches().l2_lines * kLanes * cost::weight_gradient::kPlanesPercentOfL2 / 100;
 }
 
-WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads) {
+namespace {
+
+// Work items, chunks and shares of a plan whose strips and slices are chosen. An item has at least `least`
+// micro-batches.
+void share_work(
+    const Lattice& lattice, int64_t least, int64_t budget, int64_t nonzeros, int64_t threads,
+    WeightGradientPlan& plan) {
   using namespace cost::weight_gradient;
+  const int64_t few = std::max(least, plan.microbatches * plan.strips[0] * plan.strips[1] / kMostChunks);
+  plan.item_microbatches = std::max<int64_t>(1, std::min({budget / plan.floats(), few, plan.microbatches}));
+  // as much work for each chunk
+  const int64_t most = plan.item_microbatches;
+  while (plan.item_microbatches > least && plan.work_items() % kMostChunks != 0) --plan.item_microbatches;
+  if (plan.work_items() % kMostChunks != 0) plan.item_microbatches = most;
+  plan.item_microbatches = evened(plan.microbatches, plan.item_microbatches);
+  plan.chunks = std::max<int64_t>(1, std::min({kMostChunks, plan.work_items(), kMostPartialFloats / nonzeros}));
+  const int64_t items = lattice.groups * plan.chunks;
+  for (plan.thread_shares = 1; plan.thread_shares < plan.slices; ++plan.thread_shares)
+    if (items * plan.thread_shares >= cost::kItemsPerThread * threads || items * plan.thread_shares % threads == 0)
+      break;
+}
+
+// The rows that are lanes of one or two vectors, where enough of these are used; else 0.
+int64_t rows_in_lanes(int64_t alike, int64_t rows) {
+  using namespace cost::weight_gradient;
+  constexpr int64_t kMost = 2 * kLanes;
+  int64_t slice = std::min(alike, rows);
+  if (slice > kMost) {
+    slice = alike >= rows ? kMost : 0;
+    for (int64_t part = kMost; part > kLanes / 2 && slice == 0; --part)
+      if (alike % part == 0) slice = part;
+  }
+  const int64_t lanes = divide_up(slice, kLanes) * kLanes;
+  return static_cast<double>(slice) >= kFewestUsedLanes * static_cast<double>(lanes) ? slice : 0;
+}
+
+// Whether lanes are rows; then the plan.
+bool plan_rows_as_lanes(
+    const Lattice& lattice, const PatternTraits& traits, int64_t threads, WeightGradientPlan& plan) {
+  using namespace cost::weight_gradient;
+  plan.slice_rows = rows_in_lanes(traits.rows_alike, lattice.dest_channels);
+  if (plan.slice_rows == 0 || traits.nonzeros == 0) return false;
+  plan.row_lanes = divide_up(plan.slice_rows, kLanes) * kLanes;
+  plan.rows_alike = traits.rows_alike;
+  plan.slices = divide_up(lattice.dest_channels, plan.slice_rows);
+  int64_t images = 1;  // of one pixel, that follow each other
+  while (lattice.size[0] * lattice.size[1] == 1 && images < std::min<int64_t>(kMostImages, lattice.source.size[0]))
+    images *= 2;
+  lay_out_microbatches(lattice, images, Lanes::kNone, plan);
+  const auto lay_out_gradients = [&] {
+    plan.grad_channel_floats = plan.row_lanes;  // from position to position
+    plan.grad_vector_stride = kLanes;
+    plan.grad_microbatch_floats = plan.strip[0] * plan.strip[1] * plan.images * plan.row_lanes;
+  };
+  lay_out_gradients();
+  const int64_t budget = planes_and_grads_budget() * kRowsPlanesPercent / 100;
+  const int64_t least = std::max<int64_t>(1, lattice.most_shift[0]);
+  for (int64_t n = 2; plan.floats() > budget && plan.strip[0] > least; ++n) {
+    cut_microbatches(lattice, 0, std::min(n, divide_up(lattice.size[0], least)), 1, Lanes::kNone, plan);
+    lay_out_gradients();
+  }
+  for (int64_t n = 2; lattice.is_flat() && plan.floats() > budget && plan.strip[1] > kMostRowRun; ++n) {
+    cut_microbatches(lattice, 1, n, kLanes, Lanes::kNone, plan);
+    lay_out_gradients();
+  }
+  plan.run_vectors = 1;
+  plan.is_possible = true;
+  share_work(lattice, 1, budget, traits.nonzeros, threads, plan);
+  return true;
+}
+
+}  // namespace
+
+WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, const PatternTraits& traits, int64_t threads) {
+  using namespace cost::weight_gradient;
+  const int64_t nonzeros = traits.nonzeros;
+  WeightGradientPlan by_rows = {};
+  if (plan_rows_as_lanes(lattice, traits, threads, by_rows)) return by_rows;
   WeightGradientPlan best = {};
   double best_cost = 0;
   for (int64_t images = 1; images <= kMostImages; images *= 2) {
     if (images > 1 && images / 2 >= lattice.source.size[0]) break;
     WeightGradientPlan plan = {};
     choose_runs(lattice, plan, density_of(lattice, nonzeros));
+    plan.rows_alike = traits.rows_alike;
+    if (plan.rows_alike > 1) plan.run_vectors = kTileRunVectors;
     const bool possible = lay_out_microbatches(lattice, images, Lanes::kZeros, plan);
     lay_out_grads(plan);
     if (!possible || !cut_strips(lattice, plan)) continue;
@@ -121,22 +199,10 @@ WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, int64_t non
   best.is_possible = best_cost != 0;
   if (!best.is_possible) return best;
   // Threads share chunks first: of those no vector is read twice.
-  const int64_t strips = best.strips[0] * best.strips[1], vectors = best.vectors(best.strip[0], best.strip[1]);
+  const int64_t vectors = best.vectors(best.strip[0], best.strip[1]);
   const int64_t least = std::max<int64_t>(1, best.run_vectors / vectors);
-  const int64_t few = std::max(least, best.microbatches * strips / kMostChunks);
-  best.item_microbatches =
-      std::max<int64_t>(1, std::min({planes_and_grads_budget() / best.floats(), few, best.microbatches}));
-  // as much work for each chunk
-  const int64_t most = best.item_microbatches;
-  while (best.item_microbatches > least && best.work_items() % kMostChunks != 0) --best.item_microbatches;
-  if (best.work_items() % kMostChunks != 0) best.item_microbatches = most;
-  best.item_microbatches = evened(best.microbatches, best.item_microbatches);
+  share_work(lattice, least, planes_and_grads_budget(), nonzeros, threads, best);
   best.run_vectors = std::min(best.run_vectors, best.microbatches_follow ? best.item_microbatches * vectors : vectors);
-  best.chunks = std::max<int64_t>(1, std::min({kMostChunks, best.work_items(), kMostPartialFloats / nonzeros}));
-  const int64_t items = lattice.groups * best.chunks;
-  for (best.thread_shares = 1; best.thread_shares < best.slices; ++best.thread_shares)
-    if (items * best.thread_shares >= cost::kItemsPerThread * threads || items * best.thread_shares % threads == 0)
-      break;
   return best;
 }
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "sparse_conv2d/jit/layout.h"
+#include "sparse_conv2d/jit/pattern_columns.h"
 
 namespace sparsekernels::jit {
 
@@ -18,6 +19,10 @@ struct WeightGradientPlan : Layout {
   bool microbatches_follow;    // vectors of a micro-batch's planes are followed by those of the next, gradients too
   int64_t slices, slice_rows;  // of the rows of a group
   int64_t run_vectors;         // at most
+  // Of a slice, whose rows are alike, as lanes of vectors; 0: lanes are positions. See RowGradientRun.
+  int64_t row_lanes;
+  // Rows that are alike, with which register sets are tiles of rows and columns; 1: none are.
+  int64_t rows_alike;
   int64_t item_microbatches;
   int64_t chunks;         // of work items: each has sums of its own
   int64_t thread_shares;  // of the slices, where chunks are too few for the threads
@@ -36,6 +41,6 @@ struct WeightGradientPlan : Layout {
 int64_t planes_and_grads_budget();
 
 // Shares depend on the number of threads; what a gradient is summed from does not.
-WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, int64_t nonzeros, int64_t threads);
+WeightGradientPlan make_weight_gradient_plan(const Lattice& lattice, const PatternTraits& traits, int64_t threads);
 
 }  // namespace sparsekernels::jit
