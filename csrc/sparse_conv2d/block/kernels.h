@@ -28,7 +28,8 @@ constexpr int kMostTiles = 4;       // of positions in one product
 enum class Columns {
   kPlanes,   // offsets[1]: the first of neighboring planes, `pitch` apart
   kPairs,    // offsets[16]: each plane
-  kChannels  // offsets[48]: for each pair the plane that holds its low channel, its high one, and which halves these are
+  kChannels  // offsets[48]: for each pair the plane that holds its low channel, its high one, and which halves these
+             // are
 };
 
 constexpr int offsets_of(Columns columns) {

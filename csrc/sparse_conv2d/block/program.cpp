@@ -57,7 +57,9 @@ std::vector<BlockRow> block_rows_of(
   const int64_t blocks_of_group = pattern.block_rows() / lattice.groups;
   const int64_t rows_of_group = pattern.rows / lattice.groups;
   const int64_t columns = pattern.block_columns();
-  const auto width = [&](int64_t column) { return std::min(pattern.block[1], pattern.channels - column * pattern.block[1]); };
+  const auto width = [&](int64_t column) {
+    return std::min(pattern.block[1], pattern.channels - column * pattern.block[1]);
+  };
   // Elements from one row of a block to the next, and from one channel to the next.
   const bool dense = pattern.dense != nullptr;
   const auto row_stride = [&](int64_t column) { return dense ? pattern.dense_strides[0] : width(column); };

@@ -16,9 +16,9 @@ namespace sparsekernels::block {
 
 // A block of the weight as the lattice has it: of destination channels x source channels.
 struct Entry {
-  int32_t column;     // of blocks of source channels
-  int32_t tap;        // of the lattice
-  int64_t value;      // its first in `values`
+  int32_t column;  // of blocks of source channels
+  int32_t tap;     // of the lattice
+  int64_t value;   // its first in `values`
   int64_t row_stride, channel_stride;
 };
 
