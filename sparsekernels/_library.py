@@ -109,6 +109,16 @@ def block_kernels() -> str | None:
     return str(function().decode())
 
 
+def amx_reason() -> str | None:
+    """Why `block_kernels` are not "amx", in words; None where they are, and where none were built."""
+    if cpu is None or isa() is None:
+        return None
+    function = ctypes.CDLL(cpu).sparsekernels_cpu_amx_reason
+    function.restype = ctypes.c_char_p
+    reason = function()
+    return None if reason is None else reason.decode()
+
+
 def supported_isas() -> tuple[str, ...]:
     """The instruction sets that the CPU kernels were built for and this processor has, best first."""
     if cpu is None:

@@ -15,28 +15,36 @@
 namespace sparsekernels {
 namespace {
 
-bool ask() {
+constexpr const char* kNone = "the processor has no AMX for bfloat16";
+[[maybe_unused]] constexpr const char* kRefused = "the system does not let this process use AMX";
+
+// Null, or why not.
+const char* ask() {
 #if defined(SPARSEKERNELS_X86) && defined(__linux__)
   uint32_t a, b, c, d;
   constexpr uint32_t kBf16 = 1u << 22, kTile = 1u << 24, kOsxsave = 1u << 27;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16) == 0 || (d & kTile) == 0) return false;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kOsxsave) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16) == 0 || (d & kTile) == 0) return kNone;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kOsxsave) == 0) return kNone;
   uint32_t low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr uint32_t kTileState = 3u << 17;  // XTILECFG and XTILEDATA
-  if ((low & kTileState) != kTileState) return false;
+  if ((low & kTileState) != kTileState) return kRefused;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? nullptr : kRefused;
 #else
-  return false;
+  return kNone;
 #endif
 }
 
 }  // namespace
 
+const char* amx_missing() {
+  static MadeOnce<const char*> missing;
+  return missing.get(ask);
+}
+
 bool may_use_amx() {
-  static MadeOnce<bool> may;
-  return may.get(ask);
+  return amx_missing() == nullptr;
 }
 
 }  // namespace sparsekernels

@@ -11,4 +11,7 @@ namespace sparsekernels {
 // all threads.
 bool may_use_amx();
 
+// Why not, in words; null where it may.
+const char* amx_missing();
+
 }  // namespace sparsekernels

@@ -11,6 +11,7 @@
 #include "sparse_conv2d/block/gather.h"
 #include "sparse_conv2d/block/gradient_pack.h"
 #include "sparse_conv2d/block/pack.h"
+#include "sparse_conv2d/block/weights.h"
 
 #include <cstring>
 
@@ -47,24 +48,6 @@ void end() {
   _tile_release();
 }
 
-// The tile of positions of a chunk: in its planes, or gathered.
-template <Columns kColumns>
-struct Operand {
-  const void* data;
-  int64_t stride;  // in bytes
-
-  Operand(const ProductCall& t, const int32_t* offsets, int64_t at, uint32_t* rows) {
-    if (kColumns == Columns::kPlanes) {
-      data = t.planes + offsets[0] + at;
-      stride = t.pitch * 4;
-    } else {
-      gather<kColumns>(t.planes, offsets, t.pairs, at, rows);
-      data = rows;
-      stride = kVectorBytes;
-    }
-  }
-};
-
 constexpr int kTileWords = kMostPairs * kLanes;
 
 // Instead of GCC 12's own, which do not say that they read memory.
@@ -79,102 +62,152 @@ inline void store_tile(float* to) {
       "tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(int64_t{kVectorBytes}), "i"(kTile) : "memory");
 }
 
+// The registers of a product: sums of each tile of positions, set to zeros, added to by chunks and stored.
+
 // Two tiles of rows.
-template <Columns kColumns, int kTiles>
-void wide_product(const ProductCall& t) {
-  alignas(64) uint32_t gathered[2][kTiles][kTileWords];
-  const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
-  const char* weights = t.weights;
-  const int32_t* offsets = t.offsets;
-  _tile_zero(0);
-  _tile_zero(2);
-  if (kTiles > 1) {
-    _tile_zero(1);
-    _tile_zero(3);
-  }
-  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk, offsets += offsets_of(kColumns)) {
-    const Operand<kColumns> left(t, offsets, t.at[0], gathered[k & 1][0]);
-    load_tile<4>(weights, stride);
-    load_tile<6>(left.data, left.stride);
-    _tile_dpbf16ps(0, 4, 6);
-    load_tile<5>(weights + kTileRows * stride, stride);
-    _tile_dpbf16ps(2, 5, 6);
+template <int kTiles_>
+struct Wide {
+  static constexpr int kTiles = kTiles_;
+
+  static void zero() {
+    _tile_zero(0);
+    _tile_zero(2);
     if (kTiles > 1) {
-      const Operand<kColumns> right(t, offsets, t.at[kTiles - 1], gathered[k & 1][kTiles - 1]);
-      load_tile<7>(right.data, right.stride);
+      _tile_zero(1);
+      _tile_zero(3);
+    }
+  }
+  static void load_weights(const char* weights, int64_t stride) {
+    load_tile<4>(weights, stride);
+    load_tile<5>(weights + kTileRows * stride, stride);
+  }
+  template <int kTile>
+  static void add(const uint32_t* from, int64_t stride) {
+    load_tile<6 + kTile>(from, stride);
+    if (kTile == 0) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(2, 5, 6);
+    } else {
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  store_tile<0>(t.results);
-  store_tile<2>(t.results + kTileRows * kLanes);
-  if (kTiles > 1) {
-    store_tile<1>(t.results + kMostRows * kLanes);
-    store_tile<3>(t.results + (kMostRows + kTileRows) * kLanes);
+  static void store(float* results) {
+    store_tile<0>(results);
+    store_tile<2>(results + kTileRows * kLanes);
+    if (kTiles > 1) {
+      store_tile<1>(results + kMostRows * kLanes);
+      store_tile<3>(results + (kMostRows + kTileRows) * kLanes);
+    }
   }
-}
+};
 
 // One tile of rows.
-template <Columns kColumns, int kTiles>
-void narrow_product(const ProductCall& t) {
-  alignas(64) uint32_t gathered[2][kTiles][kTileWords];
+template <int kTiles_>
+struct Narrow {
+  static constexpr int kTiles = kTiles_;
+
+  static void zero() {
+    _tile_zero(0);
+    if (kTiles > 1) _tile_zero(1);
+    if (kTiles > 2) _tile_zero(2);
+    if (kTiles > 3) _tile_zero(3);
+  }
+  static void load_weights(const char* weights, int64_t stride) { load_tile<4>(weights, stride); }
+  template <int kTile>
+  static void add(const uint32_t* from, int64_t stride) {
+    load_tile<5 + kTile % 3>(from, stride);
+    if (kTile == 0) _tile_dpbf16ps(0, 4, 5);
+    if (kTile == 1) _tile_dpbf16ps(1, 4, 6);
+    if (kTile == 2) _tile_dpbf16ps(2, 4, 7);
+    if (kTile == 3) _tile_dpbf16ps(3, 4, 5);
+  }
+  static void store(float* results) {
+    store_tile<0>(results);
+    if (kTiles > 1) store_tile<1>(results + kMostRows * kLanes);
+    if (kTiles > 2) store_tile<2>(results + 2 * kMostRows * kLanes);
+    if (kTiles > 3) store_tile<3>(results + 3 * kMostRows * kLanes);
+  }
+};
+
+// Chunks whose planes are neighbors.
+template <class Shape>
+void direct_product(const ProductCall& t) {
+  const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride, pitch = t.pitch * 4;
+  const char* weights = t.weights;
+  Shape::zero();
+  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk) {
+    const uint32_t* const planes = t.planes + t.offsets[k];
+    Shape::load_weights(weights, stride);
+    Shape::template add<0>(planes + t.at[0], pitch);
+    if constexpr (Shape::kTiles > 1) Shape::template add<1>(planes + t.at[1], pitch);
+    if constexpr (Shape::kTiles > 2) Shape::template add<2>(planes + t.at[2], pitch);
+    if constexpr (Shape::kTiles > 3) Shape::template add<3>(planes + t.at[3], pitch);
+  }
+  Shape::store(t.results);
+}
+
+// Tiles of positions are gathered some time before they are multiplied, for a tile load waits until what it reads has
+// left the store buffer. It waits for stores to other pages at the same place of the page as well: so tiles lie in a
+// ring of 4 KB, in which no such stores are under way (two chunks of 4 KB each took 1.4 times as long).
+template <class Shape, Columns kColumns>
+void gathered_product(const ProductCall& t) {
+  constexpr int kTiles = Shape::kTiles, kHalf = kTiles / 2;
+  alignas(4096) uint32_t ring[4 * kTileWords];
   const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
   const char* weights = t.weights;
   const int32_t* offsets = t.offsets;
-  _tile_zero(0);
-  if (kTiles > 1) _tile_zero(1);
-  if (kTiles > 2) _tile_zero(2);
-  if (kTiles > 3) _tile_zero(3);
-  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk, offsets += offsets_of(kColumns)) {
-    load_tile<4>(weights, stride);
-    const Operand<kColumns> zeroth(t, offsets, t.at[0], gathered[k & 1][0]);
-    load_tile<5>(zeroth.data, zeroth.stride);
-    _tile_dpbf16ps(0, 4, 5);
-    if (kTiles > 1) {
-      const Operand<kColumns> first(t, offsets, t.at[1], gathered[k & 1][kTiles > 1 ? 1 : 0]);
-      load_tile<6>(first.data, first.stride);
-      _tile_dpbf16ps(1, 4, 6);
+  const uint32_t* planes[kTiles];
+  for (int tile = 0; tile < kTiles; ++tile) planes[tile] = t.planes + t.at[tile];
+  Shape::zero();
+  if (t.chunks > 0) gather<kColumns, 0, kTiles <= 2 ? kTiles : kHalf>(planes, offsets, ring);
+  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk) {
+    const int32_t* const next = offsets + offsets_of(kColumns);
+    const bool has_next = k + 1 < t.chunks;
+    if constexpr (kTiles <= 2) {
+      const uint32_t* const from = ring + (k & 1) * 2 * kTileWords;
+      if (has_next) gather<kColumns, 0, kTiles>(planes, next, ring + (~k & 1) * 2 * kTileWords);
+      Shape::load_weights(weights, stride);
+      Shape::template add<0>(from, kVectorBytes);
+      if constexpr (kTiles > 1) Shape::template add<1>(from + kTileWords, kVectorBytes);
+    } else {
+      gather<kColumns, kHalf, kTiles>(planes, offsets, ring);
+      Shape::load_weights(weights, stride);
+      Shape::template add<0>(ring, kVectorBytes);
+      if constexpr (kHalf > 1) Shape::template add<1>(ring + kTileWords, kVectorBytes);
+      if (has_next) gather<kColumns, 0, kHalf>(planes, next, ring);
+      if constexpr (kHalf == 1) Shape::template add<1>(ring + kTileWords, kVectorBytes);
+      Shape::template add<2>(ring + 2 * kTileWords, kVectorBytes);
+      if constexpr (kTiles > 3) Shape::template add<3>(ring + 3 * kTileWords, kVectorBytes);
     }
-    if (kTiles > 2) {
-      const Operand<kColumns> second(t, offsets, t.at[2], gathered[k & 1][kTiles > 2 ? 2 : 0]);
-      load_tile<7>(second.data, second.stride);
-      _tile_dpbf16ps(2, 4, 7);
-    }
-    if (kTiles > 3) {
-      const Operand<kColumns> third(t, offsets, t.at[3], gathered[k & 1][kTiles > 3 ? 3 : 0]);
-      load_tile<5>(third.data, third.stride);
-      _tile_dpbf16ps(3, 4, 5);
-    }
+    offsets = next;
   }
-  store_tile<0>(t.results);
-  if (kTiles > 1) store_tile<1>(t.results + kMostRows * kLanes);
-  if (kTiles > 2) store_tile<2>(t.results + 2 * kMostRows * kLanes);
-  if (kTiles > 3) store_tile<3>(t.results + 3 * kMostRows * kLanes);
+  Shape::store(t.results);
 }
 
-template <Columns kColumns>
+template <class Shape>
 void product_of(const ProductCall& t) {
-  if (t.rows > kTileRows) return t.tiles == 1 ? wide_product<kColumns, 1>(t) : wide_product<kColumns, 2>(t);
-  switch (t.tiles) {
-    case 1:
-      return narrow_product<kColumns, 1>(t);
-    case 2:
-      return narrow_product<kColumns, 2>(t);
-    case 3:
-      return narrow_product<kColumns, 3>(t);
-    default:
-      return narrow_product<kColumns, 4>(t);
+  switch (t.columns) {
+    case Columns::kPlanes:
+      return direct_product<Shape>(t);
+    case Columns::kPairs:
+      return gathered_product<Shape, Columns::kPairs>(t);
+    case Columns::kChannels:
+      return gathered_product<Shape, Columns::kChannels>(t);
   }
 }
 
 void product(const ProductCall& t) {
-  switch (t.columns) {
-    case Columns::kPlanes:
-      return product_of<Columns::kPlanes>(t);
-    case Columns::kPairs:
-      return product_of<Columns::kPairs>(t);
-    case Columns::kChannels:
-      return product_of<Columns::kChannels>(t);
+  if (t.rows > kTileRows) return t.tiles == 1 ? product_of<Wide<1>>(t) : product_of<Wide<2>>(t);
+  switch (t.tiles) {
+    case 1:
+      return product_of<Narrow<1>>(t);
+    case 2:
+      return product_of<Narrow<2>>(t);
+    case 3:
+      return product_of<Narrow<3>>(t);
+    default:
+      return product_of<Narrow<4>>(t);
   }
 }
 
@@ -280,6 +313,7 @@ const Kernels kAmxKernels = {
     .begin = begin,
     .product = product,
     .end = end,
+    .lay_weights = lay_weights,
     .pack = pack_positions,
     .unpack = unpack_results,
     .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums}};

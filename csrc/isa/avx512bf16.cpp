@@ -7,6 +7,7 @@
 #include "sparse_conv2d/block/gather.h"
 #include "sparse_conv2d/block/gradient_pack.h"
 #include "sparse_conv2d/block/pack.h"
+#include "sparse_conv2d/block/weights.h"
 
 namespace sparsekernels::block {
 namespace {
@@ -15,7 +16,6 @@ namespace {
 // for all tiles.
 template <Columns kColumns, int kRows, int kTiles>
 void rows_product(const ProductCall& t, int first_row, int first_tile) {
-  alignas(64) uint32_t gathered[kTiles][kMostPairs * kLanes];
   const int64_t stride = weight_stride(t.pairs), chunk = t.rows * stride;
   const char* weights = t.weights + first_row * stride;
   const int32_t* offsets = t.offsets;
@@ -23,22 +23,16 @@ void rows_product(const ProductCall& t, int first_row, int first_tile) {
   for (auto& tile : sums)
     for (__m512& sum : tile) sum = _mm512_setzero_ps();
   for (int64_t k = 0; k < t.chunks; ++k, weights += chunk, offsets += offsets_of(kColumns)) {
-    const uint32_t* from[kTiles];
-    int64_t pitch = kLanes;
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (kColumns == Columns::kPlanes) {
-        from[tile] = t.planes + offsets[0] + t.at[first_tile + tile];
-        pitch = t.pitch;
-      } else {
-        gather<kColumns>(t.planes, offsets, t.pairs, t.at[first_tile + tile], gathered[tile]);
-        from[tile] = gathered[tile];
-      }
-    }
+    const uint32_t* planes[kTiles];
+    for (int tile = 0; tile < kTiles; ++tile)
+      planes[tile] = t.planes + t.at[first_tile + tile] + (kColumns == Columns::kPlanes ? offsets[0] : 0);
     for (int pair = 0; pair < t.pairs; ++pair) {
       __m512bh positions[kTiles];
 #pragma GCC unroll 4
       for (int tile = 0; tile < kTiles; ++tile)
-        positions[tile] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(from[tile] + pair * pitch));
+        positions[tile] = reinterpret_cast<__m512bh>(
+            kColumns == Columns::kPlanes ? _mm512_loadu_si512(planes[tile] + pair * t.pitch)
+                                         : pair_of<kColumns>(planes[tile], offsets, pair));
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; ++row) {
         int32_t both;
@@ -123,6 +117,7 @@ const Kernels kDotKernels = {
     .begin = begin,
     .product = product,
     .end = end,
+    .lay_weights = lay_weights,
     .pack = pack_positions,
     .unpack = unpack_results,
     .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums}};

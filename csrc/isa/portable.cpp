@@ -44,6 +44,7 @@ const Kernels kPortableKernels = {
     .begin = [](int, int) {},
     .product = portable_product,
     .end = [] {},
+    .lay_weights = portable_lay_weights,
     .pack = portable_pack,
     .unpack = portable_unpack,
     .gradient = {portable_gradient_product, portable_pack_lines, portable_pack_pairs, portable_finish}};

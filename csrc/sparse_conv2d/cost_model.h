@@ -55,7 +55,7 @@ constexpr int64_t kGrainBytes = 1 << 18;  // that a thread reads at a time
 namespace forward {
 
 // Of L2, for a micro-batch's planes, which stay there while all slices go by.
-constexpr int64_t kPlanesPercentOfL2 = 45;
+constexpr int64_t kPlanesPercentOfL2 = 13;
 // The planes of a micro-batch's strips may exceed that by this factor, 1.8 times L2, before tiles do better.
 constexpr int64_t kMostOverBudget = 4;
 // Divisors of that budget: for results of a micro-batch that wait to be written; for the planes and results
@@ -99,7 +99,7 @@ constexpr double kSharing = 6000;
 namespace weight_gradient {
 
 // Of L2, for a micro-batch's planes and a slice's gradients; and how many times these may exceed that, 1.6 times L2.
-constexpr int64_t kPlanesPercentOfL2 = 40;
+constexpr int64_t kPlanesPercentOfL2 = 13;
 constexpr int64_t kMostOverBudget = 4;
 
 // Vectors of a run. More rows share a column's vector; more vectors share what adding up the lanes costs, some 1.5
@@ -174,8 +174,9 @@ constexpr int64_t kThreads = 4;
 // Blocks in bfloat16 (block/planes.cpp), on AMX.
 namespace block {
 
-// Of L2, for the planes of a work item.
-constexpr int64_t kPlanesPercentOfL2 = 25;
+// Of L2, for the planes of a work item: where neighbors are multiplied, where they are gathered, and there with weights
+// that fit into half of L2. Gathers and results touch as many pages as the first level of the TLB has entries.
+constexpr int64_t kPlanesPercentOfL2 = 25, kGatheredPercentOfL2 = 13, kFewGatheredPercentOfL2 = 7;
 // A tile of positions whose rows are cache lines, one whose rows lie across two, and one that is packed: ratios.
 constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
 constexpr int64_t kItemsPerThread = 4;    // with this number for each thread, work is even enough

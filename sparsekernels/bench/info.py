@@ -58,6 +58,7 @@ def _built() -> Lines:
     return [
         ("CPU kernels", cpu),
         ("sparse patterns", _jit()),
+        ("blocks in bfloat16", _blocks()),
         ("CUDA kernels", _library.cuda_missing if _library.cuda is None else _short(_library.cuda)),
         ("Triton kernels", f"Triton {machine.versions()['triton']}" if _has_triton() else "Triton is not installed"),
     ]
@@ -80,6 +81,19 @@ def _jit() -> str:
         return str(error)
     why = "the system runs no such code" if setting is None else f"SPARSEKERNELS_CPU_JIT={setting}"
     return f"read by the kernels, not compiled: {why}"
+
+
+def _blocks() -> str:
+    """What runs weights in blocks in bfloat16."""
+    if _library.cpu is None:
+        return "the CPU kernels were not built"
+    if (wrong := _wrong_isa()) is not None:
+        return wrong
+    kernels, reason = _library.block_kernels(), _library.amx_reason()
+    if reason is None:
+        return "tiles of AMX"
+    by = "VDPBF16PS (AVX512-BF16)" if kernels == "avx512_bf16" else "the kernels of single elements"
+    return f"{by}; not by AMX: {reason}"
 
 
 def _wrong_isa() -> str | None:

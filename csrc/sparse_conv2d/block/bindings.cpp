@@ -6,6 +6,7 @@
 #include "sparse_conv2d/block/call.h"
 
 #include "base/interface.h"
+#include "sparse_conv2d/block/kernels.h"
 #include "sparse_conv2d/glue.h"
 
 namespace sparsekernels {
@@ -118,7 +119,10 @@ void set_weight(const Handle& weight, const Geometry& geometry, block::BlockPatt
 Handle with_joined_taps(Handle weight) {
   if (weight.dim() == 1) return contiguous_vector(std::move(weight));
   const int64_t *sizes = weight.sizes(), *strides = weight.strides();
-  const bool joined = weight.dim() != 4 || sizes[2] == 1 || sizes[3] == 1 || strides[2] == sizes[3] * strides[3];
+  bool joined = weight.dim() != 4 || sizes[2] == 1 || sizes[3] == 1 || strides[2] == sizes[3] * strides[3];
+  int64_t farthest = 0;  // places are of 32 bits
+  for (int64_t d = 0; d < weight.dim(); ++d) farthest += (sizes[d] - 1) * strides[d];
+  joined = joined && farthest < std::numeric_limits<int32_t>::max();
   return joined ? std::move(weight) : contiguous(weight);
 }
 
@@ -229,5 +233,10 @@ extern "C" {
 // The kernels for blocks in bfloat16: "amx", "avx512_bf16" or "portable".
 SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_block_kernels() {
   return sparsekernels::block::kernels_name();
+}
+
+// Why these are not "amx"; null where they are.
+SPARSEKERNELS_EXPORT const char* sparsekernels_cpu_amx_reason() {
+  return sparsekernels::block::amx_reason();
 }
 }

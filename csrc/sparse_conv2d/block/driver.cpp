@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/caches.h"
 #include "base/workspace.h"
 #include "isa/kernels.h"
 #include "sparse_conv2d/block/call.h"
@@ -75,37 +76,55 @@ void run_products(
   int64_t residue = -1;
   bool waits = false;
   call.kernels.begin(product.rows, product.pairs);
-  for (int64_t p = begin; p < end; ++p) {
-    const ProductRows& rows = program.products[static_cast<size_t>(p)];
-    if (rows.residue != residue) {
+  for (int64_t p = begin; p < end;) {
+    const ProductRows& first = program.products[static_cast<size_t>(p)];
+    if (first.residue != residue) {
       if (waits) call.kernels.unpack(unpack);
       waits = false;
-      residue = rows.residue;
+      residue = first.residue;
       dest_places(call.lattice, call.layout, item, residue, to);
     }
-    const int64_t channel = rows.group * call.lattice.dest_channels + rows.first_row;
-    product.chunks = rows.chunks;
-    product.weights = call.weights + rows.first_chunk * program.chunk_bytes();
-    product.offsets = call.offsets + rows.first_chunk * offsets_of(program.columns);
+    // Products of neighboring rows whose results are stored together, lines of them whole.
+    int64_t last = p + 1, rows = first.rows;
+    for (; last < end; ++last) {
+      const ProductRows& next = program.products[static_cast<size_t>(last)];
+      if (next.group != first.group || next.residue != residue || next.first_row != first.first_row + rows ||
+          rows + program.rows > kMostRows)
+        break;
+      rows += next.rows;
+    }
+    const int64_t channel = first.group * call.lattice.dest_channels + first.first_row;
     uint16_t* const dest = at_channel(call.lattice.dest, channel);
     const uint16_t* const residual =
         call.epilogue.residual == nullptr ? nullptr : static_cast<const uint16_t*>(call.epilogue.residual) + channel;
     for (int64_t tile = 0; tile < tiles; tile += at_once) {
       product.tiles = static_cast<int>(std::min(at_once, tiles - tile));
       for (int i = 0; i < product.tiles; ++i) product.at[i] = at[static_cast<size_t>(tile + i)];
+      const int64_t* const lanes = to.data() + tile * kLanes;
+      for (int i = 0; i < product.tiles * kLanes; ++i)
+        if (lanes[i] >= 0) __builtin_prefetch(dest + lanes[i], 1);
       // Results are stored one product later, while tiles are multiplied: neither waits for the other.
-      product.results = waits && unpack.results == results ? results + kResultFloats : results;
-      call.kernels.product(product);
-      if (waits) call.kernels.unpack(unpack);
+      float* const into = waits && unpack.results == results ? results + kResultFloats : results;
+      product.results = into;
+      for (int64_t i = p; i < last; ++i) {
+        const ProductRows& of = program.products[static_cast<size_t>(i)];
+        product.chunks = of.chunks;
+        product.weights = call.weights + of.first_chunk * program.chunk_bytes();
+        product.offsets = call.offsets + of.first_chunk * offsets_of(program.columns);
+        call.kernels.product(product);
+        product.results += of.rows * kLanes;
+        if (i == p && waits) call.kernels.unpack(unpack);
+      }
       waits = true;
-      unpack.results = product.results;
-      unpack.rows = static_cast<int>(rows.rows);
+      unpack.results = into;
+      unpack.rows = static_cast<int>(rows);
       unpack.dest = dest;
       unpack.residual = residual;
       unpack.bias = call.bias + channel;
       unpack.tiles = product.tiles;
-      unpack.to = to.data() + tile * kLanes;
+      unpack.to = lanes;
     }
+    p = last;
   }
   if (waits) call.kernels.unpack(unpack);
   call.kernels.end();
@@ -133,11 +152,17 @@ int64_t first_product_of(const Program& program, int64_t group, int64_t groups, 
   return low;
 }
 
+int64_t percent_for_planes(const Program& program) {
+  if (program.columns == Columns::kPlanes) return cost::block::kPlanesPercentOfL2;
+  const bool few = program.chunks * program.chunk_bytes() < caches().l2_lines * kVectorBytes / 2;
+  return few ? cost::block::kFewGatheredPercentOfL2 : cost::block::kGatheredPercentOfL2;
+}
+
 void run(const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
          const Threads& threads) {
   const Kernels& kernels = block::kernels();
   const int64_t pairs = pairs_of(program, lattice);
-  const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count);
+  const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count, percent_for_planes(program));
   const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
   if (plane_elements > std::numeric_limits<int32_t>::max())
     throw std::invalid_argument("sparse_conv2d: expected rows of an image whose channels take less than 8 GB in blocks");
@@ -170,7 +195,7 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
   }
   const auto fill = [&](int64_t begin, int64_t end) {
     fill_program(
-        program, lattice, pattern, layout.tap_offsets, pitch, (pairs - 1) * pitch, begin, end, weights, offsets);
+        program, lattice, pattern, kernels, layout.tap_offsets, pitch, (pairs - 1) * pitch, begin, end, weights, offsets);
   };
   const int64_t all_products = groups * products;
   if (program.chunks * program.chunk_bytes() < cost::block::kFewestFilledBytes) {

@@ -14,12 +14,21 @@
 namespace sparsekernels::block {
 namespace {
 
-// SPARSEKERNELS_CPU_AMX=0 leaves AMX out.
+// Why the kernels for AMX do not serve; null where they do.
+const char* why_not_amx() {
+  if (std::strcmp(cpu_kernels().isa, "avx512") != 0) return "SPARSEKERNELS_CPU_ISA or the processor leave AVX-512 out";
+#if defined(SPARSEKERNELS_AMX)
+  const char* const asked = std::getenv("SPARSEKERNELS_CPU_AMX");
+  return asked != nullptr && std::strcmp(asked, "0") == 0 ? "SPARSEKERNELS_CPU_AMX=0" : amx_missing();
+#else
+  return "the compiler that built the kernels does not know AMX";
+#endif
+}
+
 const Kernels* pick() {
   if (std::strcmp(cpu_kernels().isa, "avx512") != 0) return &kPortableKernels;
 #if defined(SPARSEKERNELS_AMX)
-  const char* const asked = std::getenv("SPARSEKERNELS_CPU_AMX");
-  if ((asked == nullptr || std::strcmp(asked, "0") != 0) && may_use_amx()) return &kAmxKernels;
+  if (why_not_amx() == nullptr) return &kAmxKernels;
 #endif
 #if defined(SPARSEKERNELS_AVX512BF16)
   if (__builtin_cpu_supports("avx512bf16")) return &kDotKernels;
@@ -28,6 +37,11 @@ const Kernels* pick() {
 }
 
 }  // namespace
+
+const char* amx_reason() {
+  static MadeOnce<const char*> made;
+  return made.get(why_not_amx);
+}
 
 const Kernels& kernels() {
   static MadeOnce<const Kernels*> made;

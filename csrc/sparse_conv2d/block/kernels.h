@@ -28,12 +28,11 @@ constexpr int kMostTiles = 4;       // of positions in one product
 enum class Columns {
   kPlanes,   // offsets[1]: the first of neighboring planes, `pitch` apart
   kPairs,    // offsets[16]: each plane
-  kChannels  // offsets[48]: for each pair the plane that holds its low channel, its high one, and which halves these
-             // are
+  kChannels  // offsets[32]: the planes whose low halves are those of the pairs, then those of the high halves
 };
 
 constexpr int offsets_of(Columns columns) {
-  return columns == Columns::kPlanes ? 1 : columns == Columns::kPairs ? kMostPairs : 3 * kMostPairs;
+  return columns == Columns::kPlanes ? 1 : columns == Columns::kPairs ? kMostPairs : 2 * kMostPairs;
 }
 
 // The most tiles of positions in a product of so many rows.
@@ -48,7 +47,7 @@ constexpr int weight_stride(int pairs) {
 
 struct ProductCall {
   int rows;   // 1 to kMostRows
-  int pairs;  // of every chunk
+  int pairs;  // of every chunk: kMostPairs where they are gathered
   Columns columns;
   int tiles;  // 1 to tiles_of(rows)
   int64_t at[kMostTiles];
@@ -58,6 +57,14 @@ struct ProductCall {
   const char* weights;     // [chunk][row], weight_stride(pairs) bytes each
   const int32_t* offsets;  // [chunk][offsets_of(columns)], in elements from `planes`
   float* results;          // [tile][kMostRows][kLanes]
+};
+
+// A chunk's weights [rows][pairs] from columns of them. Rows up to `all_rows` are zeros.
+struct WeightsCall {
+  const uint16_t* const* halves[2];  // [pairs]: of the first row, in the pair's low and high half; null: zeros
+  const int32_t* row_strides[2];     // [pairs], in elements
+  int rows, all_rows, pairs;
+  char* to;  // [all_rows], weight_stride(pairs) bytes each
 };
 
 // 16 positions of some channels, into planes.
@@ -88,6 +95,7 @@ struct Kernels {
   void (*begin)(int rows, int pairs);
   void (*product)(const ProductCall&);
   void (*end)();
+  void (*lay_weights)(const WeightsCall&);
   void (*pack)(const PackCall&);
   void (*unpack)(const UnpackCall&);
   GradientKernels gradient;
@@ -99,5 +107,8 @@ extern const Kernels kPortableKernels;
 
 // The best that this machine has, found once.
 const Kernels& kernels();
+
+// Why these are not those for AMX, in words; null where they are.
+const char* amx_reason();
 
 }  // namespace sparsekernels::block

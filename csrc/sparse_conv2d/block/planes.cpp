@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/caches.h"
+#include "sparse_conv2d/block/kernels.h"
 #include "sparse_conv2d/cost_model.h"
 
 namespace sparsekernels::block {
@@ -63,14 +64,15 @@ int64_t PlaneLayout::tiles(const Lattice& lattice, int64_t strip_rows) const {
 }
 
 int64_t PlaneLayout::pitch() const {
-  return (item_microbatches * positions / kLanes | 1) * kLanes;
+  const int64_t lines = item_microbatches * positions / kLanes;
+  return (lines <= kMostTiles ? lines : lines | 1) * kLanes;
 }
 
-PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t threads) {
+PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t threads, int64_t percent_of_l2) {
   PlaneLayout best = {};
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0];
-  const int64_t budget = caches().l2_lines * kLanes * cost::block::kPlanesPercentOfL2 / 100;
+  const int64_t budget = caches().l2_lines * kLanes * percent_of_l2 / 100;
   for (int64_t images = 1; images <= kLanes; images *= 2) {
     if (images > 1 && images / 2 >= batch) break;
     PlaneLayout layout = {};
@@ -95,6 +97,8 @@ PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t thread
   const int64_t fair = divide_up(best.microbatches * best.strips, threads * cost::block::kItemsPerThread);
   most = std::min(most, std::max<int64_t>(fair, std::min(most, cost::block::kFewestItemTiles)));
   best.item_microbatches = evened(best.microbatches, std::max<int64_t>(1, most));
+  if (best.positions == kLanes && most >= kMostTiles)  // whole products
+    best.item_microbatches = std::min(most / kMostTiles, divide_up(best.item_microbatches, kMostTiles)) * kMostTiles;
   return best;
 }
 

@@ -26,11 +26,12 @@ struct PlaneLayout {
 
   int64_t items() const;
   int64_t tiles(const Lattice& lattice, int64_t strip_rows) const;  // of a micro-batch
-  int64_t pitch() const;  // from plane to plane, in elements: an odd number of lines, which fall on all sets of L1
+  int64_t pitch() const;  // from plane to plane, in elements. An odd number of lines, which fall on all sets of L1, as do
+                          // those of one product
 };
 
-// `pairs`: planes.
-PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t threads);
+// `pairs`: planes. They take so much of L2, if they can.
+PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t threads, int64_t percent_of_l2);
 
 // A strip of some micro-batches.
 struct PlaneItem {

@@ -25,9 +25,19 @@ inline uint32_t pair_at(const ProductCall& t, const int32_t* offsets, int pair, 
     case Columns::kChannels:
       break;
   }
-  const int32_t halves = offsets[2 * kMostPairs + pair];
-  const uint32_t low = t.planes[offsets[pair] + at], high = t.planes[offsets[kMostPairs + pair] + at];
-  return ((halves & 1) != 0 ? low >> 16 : low & 0xffffu) | ((halves & 2) != 0 ? high & 0xffff0000u : high << 16);
+  return (t.planes[offsets[pair] + at] & 0xffffu) | (t.planes[offsets[kMostPairs + pair] + at] & 0xffff0000u);
+}
+
+inline void portable_lay_weights(const WeightsCall& t) {
+  const int stride = weight_stride(t.pairs);
+  std::memset(t.to, 0, static_cast<size_t>(t.all_rows * stride));
+  for (int pair = 0; pair < t.pairs; ++pair)
+    for (int half = 0; half < 2; ++half) {
+      const uint16_t* const from = t.halves[half][pair];
+      for (int row = 0; row < t.rows && from != nullptr; ++row)
+        std::memcpy(
+            t.to + row * stride + pair * 4 + half * 2, from + row * int64_t{t.row_strides[half][pair]}, sizeof *from);
+    }
 }
 
 inline void portable_product(const ProductCall& t) {

@@ -50,58 +50,71 @@ struct BlockRow {
   int64_t first_entry, last_entry;
 };
 
+// Calls visit(row, block, column, tap, its first value, width of its rows) for all blocks. Its first value is that of
+// `values`, or of the dense weight.
+template <class Visit>
+void each_block(const BlockPattern& pattern, const Visit& visit) {
+  const int64_t last = pattern.block_columns() - 1;
+  const int32_t rest = static_cast<int32_t>(pattern.channels - last * pattern.block[1]);
+  const int32_t whole = static_cast<int32_t>(pattern.block[1]);
+  const uint32_t taps = static_cast<uint32_t>(pattern.taps);
+  int32_t value = 0;
+  for (int64_t row = 0; row < pattern.block_rows(); ++row) {
+    const int32_t rows = static_cast<int32_t>(std::min(pattern.block[0], pattern.rows - row * pattern.block[0]));
+    for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b) {
+      uint32_t column = static_cast<uint32_t>(pattern.col_indices[b]), tap = 0;
+      if (taps > 1) {
+        tap = column % taps;
+        column /= taps;
+      }
+      const int32_t width = column == last ? rest : whole;
+      if (pattern.dense != nullptr)
+        value = static_cast<int32_t>(
+            row * pattern.block[0] * pattern.dense_strides[0] + column * pattern.block[1] * pattern.dense_strides[1] +
+            tap * pattern.dense_strides[2]);
+      visit(row, b, static_cast<int32_t>(column), static_cast<int32_t>(tap), value, width);
+      value += rows * width;
+    }
+  }
+}
+
 // The blocks by rows of the lattice's destination.
 std::vector<BlockRow> block_rows_of(
     const BlockPattern& pattern, const Lattice& lattice, bool transposed, std::vector<Entry>& entries) {
-  const std::vector<int64_t> first = first_values(pattern);
-  const int64_t blocks_of_group = pattern.block_rows() / lattice.groups;
+  const int64_t blocks_of_group = std::max<int64_t>(1, pattern.block_rows() / lattice.groups);
   const int64_t rows_of_group = pattern.rows / lattice.groups;
   const int64_t columns = pattern.block_columns();
-  const auto width = [&](int64_t column) {
-    return std::min(pattern.block[1], pattern.channels - column * pattern.block[1]);
-  };
-  // Elements from one row of a block to the next, and from one channel to the next.
-  const bool dense = pattern.dense != nullptr;
-  const auto row_stride = [&](int64_t column) { return dense ? pattern.dense_strides[0] : width(column); };
-  const int64_t channel_stride = dense ? pattern.dense_strides[1] : 1;
+  const auto group_of = [&](int64_t row) { return lattice.groups == 1 ? 0 : row / blocks_of_group; };
+  const auto in_group = [&](int64_t row) { return lattice.groups == 1 ? row : row % blocks_of_group; };
   std::vector<BlockRow> result;
   entries.resize(static_cast<size_t>(pattern.blocks));
   if (!transposed) {
     for (int64_t row = 0; row < pattern.block_rows(); ++row) {
-      const int64_t begin = pattern.crow_indices[row], end = pattern.crow_indices[row + 1];
-      for (int64_t b = begin; b < end; ++b) {
-        const int64_t column = pattern.col_indices[b] / pattern.taps;
-        entries[static_cast<size_t>(b)] = {
-            static_cast<int32_t>(column), static_cast<int32_t>(pattern.col_indices[b] % pattern.taps),
-            first[static_cast<size_t>(b)], row_stride(column), channel_stride};
-      }
-      const int64_t group = row / std::max<int64_t>(1, blocks_of_group);
-      const int64_t at = (lattice.groups == 1 ? row : row % blocks_of_group) * pattern.block[0];
+      const int64_t at = in_group(row) * pattern.block[0];
       result.push_back(
-          {lattice.groups == 1 ? 0 : group, at, std::min(pattern.block[0], rows_of_group - at), begin, end});
+          {group_of(row), at, std::min(pattern.block[0], rows_of_group - at), pattern.crow_indices[row],
+           pattern.crow_indices[row + 1]});
     }
+    each_block(pattern, [&](int64_t, int32_t b, int32_t column, int32_t tap, int32_t value, int32_t width) {
+      entries[static_cast<size_t>(b)] = {column, tap, value, width};
+    });
     return result;
   }
   std::vector<int64_t> next(static_cast<size_t>(lattice.groups * columns) + 1);
-  const auto row_of = [&](int64_t row, int64_t b) {
-    const int64_t group = lattice.groups == 1 ? 0 : row / blocks_of_group;
-    return static_cast<size_t>(group * columns + pattern.col_indices[b] / pattern.taps);
-  };
-  for (int64_t row = 0; row < pattern.block_rows(); ++row)
-    for (int64_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b) ++next[row_of(row, b) + 1];
+  each_block(pattern, [&](int64_t row, int32_t, int32_t column, int32_t, int32_t, int32_t) {
+    ++next[static_cast<size_t>(group_of(row) * columns + column) + 1];
+  });
   for (size_t row = 1; row < next.size(); ++row) next[row] += next[row - 1];
   for (int64_t group = 0; group < lattice.groups; ++group)
     for (int64_t column = 0; column < columns; ++column) {
       const size_t row = static_cast<size_t>(group * columns + column);
-      result.push_back({group, column * pattern.block[1], width(column), next[row], next[row + 1]});
+      const int64_t at = column * pattern.block[1];
+      result.push_back({group, at, std::min(pattern.block[1], pattern.channels - at), next[row], next[row + 1]});
     }
-  for (int64_t row = 0; row < pattern.block_rows(); ++row)
-    for (int64_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b) {
-      const int64_t in_group = lattice.groups == 1 ? row : row % blocks_of_group;
-      entries[static_cast<size_t>(next[row_of(row, b)]++)] = {
-          static_cast<int32_t>(in_group), static_cast<int32_t>(pattern.col_indices[b] % pattern.taps),
-          first[static_cast<size_t>(b)], channel_stride, row_stride(pattern.col_indices[b] / pattern.taps)};
-    }
+  each_block(pattern, [&](int64_t row, int32_t, int32_t column, int32_t tap, int32_t value, int32_t width) {
+    entries[static_cast<size_t>(next[static_cast<size_t>(group_of(row) * columns + column)]++)] = {
+        static_cast<int32_t>(in_group(row)), tap, value, width};
+  });
   return result;
 }
 
@@ -111,18 +124,31 @@ int64_t channels_of(const Program& program, const Lattice& lattice, const Entry&
       program.channels_of_block, lattice.source_channels - entry.column * program.channels_of_block);
 }
 
-// What an entry takes in a chunk whose planes are gathered: pairs, or channels.
-int64_t slots_of(const Program& program, const Lattice& lattice, const Entry& entry) {
-  const int64_t channels = channels_of(program, lattice, entry);
-  return program.columns == Columns::kPairs ? divide_up(channels, 2) : channels;
+// Pairs that a product's chunks hold, its last one in part. Of channels that may be anywhere, those in low halves of
+// planes and those in high halves make pairs, so that a pair is a blend of two planes.
+int64_t pairs_of_product(const Program& program, const Lattice& lattice, const ProductRows& rows) {
+  if (program.columns == Columns::kPlanes) return rows.entries * (program.channels_of_block / 2);
+  int64_t pairs[2] = {0, 0};
+  for (int64_t e = rows.first_entry; e < rows.first_entry + rows.entries; ++e) {
+    const Entry& entry = program.entries[static_cast<size_t>(e)];
+    const int64_t channels = channels_of(program, lattice, entry);
+    const int64_t odd = program.columns == Columns::kChannels ? entry.column * program.channels_of_block % 2 : 0;
+    pairs[odd] += divide_up(channels, 2);
+    pairs[1 - odd] += channels / 2;
+  }
+  return std::max(pairs[0], pairs[1]);
 }
 
-int64_t chunks_of(const Program& program, const Lattice& lattice, const ProductRows& rows) {
-  if (program.columns == Columns::kPlanes) return rows.entries * (program.channels_of_block / 2 / program.pairs);
-  int64_t slots = 0;
-  for (int64_t e = rows.first_entry; e < rows.first_entry + rows.entries; ++e)
-    slots += slots_of(program, lattice, program.entries[static_cast<size_t>(e)]);
-  return divide_up(slots, program.columns == Columns::kPairs ? kMostPairs : 2 * kMostPairs);
+// Rows of neighboring elements: `bytes` of each, zeros up to `stride`, and in rows that there are not.
+void copy_rows(const uint16_t* from, int64_t row_stride, int64_t rows, int64_t bytes, int64_t all_rows, int64_t stride,
+               char* to) {
+  const auto copy = [&](auto known) {
+    for (int64_t row = 0; row < rows; ++row) std::memcpy(to + row * stride, from + row * row_stride, known());
+  };
+  if (bytes < stride || rows < all_rows) std::memset(to, 0, static_cast<size_t>(all_rows * stride));
+  if (bytes == 64) copy([] { return size_t{64}; });
+  else if (bytes == 32) copy([] { return size_t{32}; });
+  else if (bytes > 0) copy([&] { return static_cast<size_t>(bytes); });
 }
 
 }  // namespace
@@ -131,6 +157,7 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   Program program = {};
   const int64_t block[2] = {pattern.block[transposed ? 1 : 0], pattern.block[transposed ? 0 : 1]};
   program.channels_of_block = block[1];
+  program.transposed = transposed;
   program.pairs = neighbors_of(block[1]);
   program.columns = program.pairs >= kFewestNeighbors ? Columns::kPlanes
                     : block[1] % 2 == 0               ? Columns::kPairs
@@ -140,6 +167,7 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   std::vector<Entry> entries;
   const std::vector<BlockRow> block_rows = block_rows_of(pattern, lattice, transposed, entries);
   program.entries.reserve(entries.size());
+  program.products.reserve(block_rows.size() * static_cast<size_t>(lattice.residues()));
   for (const BlockRow& one : block_rows)
     for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
       const int64_t first_entry = static_cast<int64_t>(program.entries.size());
@@ -159,7 +187,7 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
         rows.entries = count;
         rows.value_offset = row;
         rows.first_chunk = program.chunks;
-        rows.chunks = chunks_of(program, lattice, rows);
+        rows.chunks = divide_up(pairs_of_product(program, lattice, rows), program.pairs);
         program.chunks += rows.chunks;
         program.products.push_back(rows);
       }
@@ -174,70 +202,79 @@ int64_t pairs_of(const Program& program, const Lattice& lattice) {
 }
 
 void fill_program(
-    const Program& program, const Lattice& lattice, const BlockPattern& pattern,
+    const Program& program, const Lattice& lattice, const BlockPattern& pattern, const Kernels& kernels,
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t zeros, int64_t begin, int64_t end, char* weights,
     int32_t* offsets) {
-  const int64_t stride = weight_stride(static_cast<int>(program.pairs)), chunk_bytes = program.chunk_bytes();
-  const int64_t of_chunk = offsets_of(program.columns);
-  const uint16_t* const values = pattern.dense != nullptr ? pattern.dense : pattern.values;
+  const int64_t chunk_bytes = program.chunk_bytes(), of_chunk = offsets_of(program.columns);
+  const int64_t of_block = program.channels_of_block, pairs = program.pairs;
+  const bool planes = program.columns == Columns::kPlanes, channels_apart = program.columns == Columns::kChannels;
+  const bool dense = pattern.dense != nullptr;
+  const uint16_t* const all_values = dense ? pattern.dense : pattern.values;
+  // Whether a chunk's rows are copies of neighboring elements.
+  const bool are_rows = planes && !program.transposed && (!dense || pattern.dense_strides[1] == 1);
+  std::vector<const uint16_t*> halves[2];  // of each pair of a product
+  std::vector<int32_t> row_strides[2];
   for (int64_t p = begin; p < end; ++p) {
     const ProductRows& rows = program.products[static_cast<size_t>(p)];
     char* const chunks = weights + rows.first_chunk * chunk_bytes;
     int32_t* const places = offsets + rows.first_chunk * of_chunk;
-    std::memset(chunks, 0, static_cast<size_t>(rows.chunks * chunk_bytes));
-    // Elements [from, from + count) of an entry's channels to those of a chunk, from `to` on.
-    const auto copy = [&](const Entry& entry, int64_t from, int64_t count, int64_t chunk, int64_t to) {
-      const uint16_t* value = values + entry.value + rows.value_offset * entry.row_stride;
-      char* row = chunks + chunk * chunk_bytes + to * 2;
-      for (int64_t r = 0; r < rows.rows; ++r, row += stride, value += entry.row_stride) {
-        if (entry.channel_stride == 1) {
-          std::memcpy(row, value + from, static_cast<size_t>(count) * 2);
-        } else {
-          for (int64_t c = 0; c < count; ++c)
-            std::memcpy(row + c * 2, value + (from + c) * entry.channel_stride, sizeof(uint16_t));
-        }
-      }
+    const auto place = [&](int64_t half, int64_t slot) -> int32_t& {  // of gathered planes
+      return places[slot / kMostPairs * of_chunk + half * kMostPairs + slot % kMostPairs];
     };
-    int64_t slot = 0;
+    for (std::vector<const uint16_t*>& half : halves) half.assign(static_cast<size_t>(rows.chunks * pairs), nullptr);
+    for (std::vector<int32_t>& strides : row_strides) strides.assign(static_cast<size_t>(rows.chunks * pairs), 1);
+    int64_t next[2] = {0, 0};
+    const auto put = [&](const uint16_t* values, int32_t row_stride, int64_t half, int64_t slot) {
+      halves[half][static_cast<size_t>(slot)] = values;
+      row_strides[half][static_cast<size_t>(slot)] = row_stride;
+    };
     for (int64_t e = 0; e < rows.entries; ++e) {
       const Entry& entry = program.entries[static_cast<size_t>(rows.first_entry + e)];
+      const int64_t strides[2] = {
+          dense ? pattern.dense_strides[0] : entry.width, dense ? pattern.dense_strides[1] : int64_t{1}};
+      const int32_t row_stride = static_cast<int32_t>(strides[program.transposed ? 1 : 0]);
+      const int64_t channel_stride = strides[program.transposed ? 0 : 1];
+      const uint16_t* const values = all_values + entry.value + rows.value_offset * row_stride;
       const int64_t channels = channels_of(program, lattice, entry);
-      const int64_t tap = tap_offsets[static_cast<size_t>(entry.tap)];
-      const int64_t first = entry.column * program.channels_of_block;
-      if (program.columns == Columns::kPlanes) {
-        const int64_t parts = program.channels_of_block / 2 / program.pairs, width = 2 * program.pairs;
-        for (int64_t part = 0; part < parts; ++part) {
-          const int64_t chunk = e * parts + part, from = part * width;
-          places[chunk] = static_cast<int32_t>((first / 2 + part * program.pairs) * pitch + tap);
-          if (from < channels) copy(entry, from, std::min(width, channels - from), chunk, 0);
+      const int64_t tap = tap_offsets[static_cast<size_t>(entry.tap)], first = entry.column * of_block;
+      if (planes) {
+        for (int64_t from = 0; from < of_block; from += 2 * pairs, ++next[0]) {
+          places[next[0]] = static_cast<int32_t>((first + from) / 2 * pitch + tap);
+          const int64_t count = std::min(2 * pairs, std::max<int64_t>(0, channels - from));
+          if (are_rows) {
+            copy_rows(
+                values + from, row_stride, rows.rows, 2 * count, program.rows, chunk_bytes / program.rows,
+                chunks + next[0] * chunk_bytes);
+          } else {
+            for (int64_t i = 0; i < count; ++i)
+              put(values + (from + i) * channel_stride, row_stride, i % 2, next[0] * pairs + i / 2);
+          }
         }
-      } else if (program.columns == Columns::kPairs) {
-        for (int64_t pair = 0; pair < divide_up(channels, 2); ++pair, ++slot) {
-          const int64_t chunk = slot / kMostPairs, at = slot % kMostPairs;
-          places[chunk * of_chunk + at] = static_cast<int32_t>((first / 2 + pair) * pitch + tap);
-          copy(entry, pair * 2, std::min<int64_t>(2, channels - pair * 2), chunk, at * 2);
-        }
-      } else {
-        for (int64_t channel = 0; channel < channels; ++channel, ++slot) {
-          const int64_t chunk = slot / (2 * kMostPairs), at = slot % (2 * kMostPairs);
-          int32_t* const of = places + chunk * of_chunk;
-          of[at % 2 * kMostPairs + at / 2] = static_cast<int32_t>((first + channel) / 2 * pitch + tap);
-          int32_t& halves = of[2 * kMostPairs + at / 2];
-          const int32_t odd = static_cast<int32_t>((first + channel) % 2);
-          halves = at % 2 == 0 ? odd : halves | odd << 1;
-          copy(entry, channel, 1, chunk, at);
-        }
+        continue;
       }
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const int64_t half = (first + channel) % 2;
+        const int64_t slot = channels_apart ? next[half]++ : next[0] + channel / 2;
+        place(channels_apart ? half : 0, slot) = static_cast<int32_t>((first + channel) / 2 * pitch + tap);
+        put(values + channel * channel_stride, row_stride, half, slot);
+      }
+      if (!channels_apart) next[0] += divide_up(channels, 2);
     }
-    if (program.columns == Columns::kPlanes || rows.chunks == 0) continue;
-    // what is left of the last chunk
-    const bool pairs = program.columns == Columns::kPairs;
-    const int64_t slots = pairs ? kMostPairs : 2 * kMostPairs;
-    for (; slot < rows.chunks * slots; ++slot) {
-      const int64_t chunk = slot / slots, at = slot % slots;
-      int32_t* const of = places + chunk * of_chunk;
-      of[pairs ? at : at % 2 * kMostPairs + at / 2] = static_cast<int32_t>(zeros);
-      if (!pairs && at % 2 == 0) of[2 * kMostPairs + at / 2] = 0;
+    if (!planes)  // what is left of the last chunk
+      for (int64_t half = 0; half < (channels_apart ? 2 : 1); ++half)
+        for (; next[half] < rows.chunks * pairs; ++next[half]) place(half, next[half]) = static_cast<int32_t>(zeros);
+    if (are_rows) continue;
+    for (int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
+      WeightsCall call = {};
+      for (int half = 0; half < 2; ++half) {
+        call.halves[half] = halves[half].data() + chunk * pairs;
+        call.row_strides[half] = row_strides[half].data() + chunk * pairs;
+      }
+      call.rows = static_cast<int>(rows.rows);
+      call.all_rows = static_cast<int>(program.rows);
+      call.pairs = static_cast<int>(pairs);
+      call.to = chunks + chunk * chunk_bytes;
+      kernels.lay_weights(call);
     }
   }
 }

@@ -18,8 +18,8 @@ namespace sparsekernels::block {
 struct Entry {
   int32_t column;  // of blocks of source channels
   int32_t tap;     // of the lattice
-  int64_t value;   // its first in `values`
-  int64_t row_stride, channel_stride;
+  int32_t value;   // its first in `values`
+  int32_t width;   // elements of a row of `values`
 };
 
 // Up to kMostRows rows of one block row, at the taps of one residue.
@@ -35,6 +35,7 @@ struct Program {
   int64_t rows, pairs;  // of a product at most; of a chunk
   Columns columns;
   int64_t channels_of_block;
+  bool transposed;  // rows of the lattice's destination are columns of the blocks in `values`
   std::vector<Entry> entries;
   std::vector<ProductRows> products;
   int64_t chunks;
@@ -54,7 +55,7 @@ int64_t pairs_of(const Program& program, const Lattice& lattice);
 // Fills weights [chunks][rows] and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in elements of
 // a plane; `zeros`: a plane of zeros.
 void fill_program(
-    const Program& program, const Lattice& lattice, const BlockPattern& pattern,
+    const Program& program, const Lattice& lattice, const BlockPattern& pattern, const Kernels& kernels,
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t zeros, int64_t begin, int64_t end, char* weights,
     int32_t* offsets);
 
