@@ -1,15 +1,16 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The kernels of the weight gradient of blocks in bfloat16: what they read and write. Known to each instruction set that
-// has them, and to the driver.
+// The kernels of the weight gradient of blocks in bfloat16: what they read and write. Known to each instruction set
+// that has them, and to the driver.
 //
 // A *line* is one channel of the input at 32 positions that follow no order in the image, but are 32 translates of one
 // place: a tap moves all of them alike, by whole lines. 16 channels make 16 neighboring lines, which is how they are
-// packed. grad_output lies in *pairs*: of 16 channels at 32 positions, those of positions 2k and 2k + 1 side by side. So
-// both operands of a product are 1 KB that follow each other, at any tap:
+// packed. grad_output lies in *pairs*: of 16 channels at 32 positions, those of positions 2k and 2k + 1 side by side.
+// So both operands of a product are 1 KB that follow each other, at any tap:
 //
-//     sums[tile][unit][channel][output] += sum over chunks, positions p:  line(channel, chunk)[p] * pairs(chunk)[p][output]
+//     sums[tile][unit][channel][output] += sum over chunks, positions p:  line(channel, chunk)[p] *
+//     pairs(chunk)[p][output]
 #pragma once
 
 #include <cstdint>
@@ -18,9 +19,9 @@
 
 namespace sparsekernels::block {
 
-constexpr int kPositions = 32;                            // of a line
-constexpr int kLineElements = 32, kTileElements = 512;    // a line's; of 16 lines, or of the pairs of 16 outputs
-constexpr int kUnit = 16;                                 // outputs, or channels, of a tile
+constexpr int kPositions = 32;                          // of a line
+constexpr int kLineElements = 32, kTileElements = 512;  // a line's; of 16 lines, or of the pairs of 16 outputs
+constexpr int kUnit = 16;                               // outputs, or channels, of a tile
 constexpr int kTileSums = kUnit * kUnit;
 
 // The most tiles of channels in a product of 1 or 2 units of outputs.
@@ -29,14 +30,14 @@ constexpr int channel_tiles_of(int units) {
 }
 
 struct GradientProductCall {
-  int tiles;   // of 16 channels, at most channel_tiles_of(units)
-  int units;   // of 16 outputs, 1 or 2
+  int tiles;  // of 16 channels, at most channel_tiles_of(units)
+  int units;  // of 16 outputs, 1 or 2
   bool gathered;
   bool begins;  // sums are not read
   int64_t chunks;
   const uint16_t* lines;
-  const int32_t* places;  // [chunks], in lines
-  const int32_t* rows;    // in lines from a chunk's place: [tiles] the first of 16 neighbors; gathered: [tiles][16]
+  const int32_t* places;     // [chunks], in lines
+  const int32_t* rows;       // in lines from a chunk's place: [tiles] the first of 16 neighbors; gathered: [tiles][16]
   const uint16_t* pairs[2];  // of each unit: [chunks][16 pairs][16 outputs][2]
   float* sums;               // [tiles][units][16 channels][16 outputs]
 };
@@ -68,7 +69,7 @@ struct Piece {
 
 // A tile's sums, to values.
 struct FinishCall {
-  const float* sums;  // [16 channels][16 outputs]
+  const float* sums;   // [16 channels][16 outputs]
   int first, outputs;  // of the 16
   const Piece* pieces;
   int count;

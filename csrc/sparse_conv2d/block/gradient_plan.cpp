@@ -61,7 +61,8 @@ Estimate estimate(const Lattice& lattice, const BlockPattern& pattern, const Gra
   const bool gathered = pattern.block[1] % kUnit != 0;
   const double block_tiles = static_cast<double>(divide_up(pattern.block[0], kUnit)) *
                              static_cast<double>(std::min(pattern.block[1], pattern.channels)) / kUnit;
-  const double tiles = static_cast<double>(pattern.blocks) / static_cast<double>(lattice.groups) * block_tiles / regions;
+  const double tiles =
+      static_cast<double>(pattern.blocks) / static_cast<double>(lattice.groups) * block_tiles / regions;
   const double l2 = static_cast<double>(caches().l2_lines) * kLineBytes;
   const double sums = tiles * kTileSums * 4;
   const double positions = static_cast<double>(plan.lanes.size[0] * plan.lanes.size[1]);

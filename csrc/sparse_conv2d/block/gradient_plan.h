@@ -42,10 +42,10 @@ struct GradientItem {
 
 struct GradientPlan {
   GradientLanes lanes;
-  int64_t parts;                // of rows of positions of all lane sets: each has sums of its own, which are added up
+  int64_t parts;  // of rows of positions of all lane sets: each has sums of its own, which are added up
   int64_t row_regions, column_regions;
-  GradientStrip most;           // a strip at most
-  int64_t chunks_at_once;       // of a strip, whose pairs stay in L1
+  GradientStrip most;               // a strip at most
+  int64_t chunks_at_once;           // of a strip, whose pairs stay in L1
   std::vector<int64_t> row_bounds;  // of each group's regions, in block rows: [groups][row_regions + 1]
 
   int64_t items(int64_t groups) const { return groups * parts * row_regions * column_regions; }
@@ -63,7 +63,7 @@ struct GradientPanel {
   int64_t first_unit, units;      // of 16 outputs, from the item's first output on
   int64_t first_output, outputs;  // of the item
   int64_t first_tile, tiles;
-  int64_t sums;                   // the first of its tiles': [pair of units][tile][unit of these]
+  int64_t sums;  // the first of its tiles': [pair of units][tile][unit of these]
   int64_t first_block, end_block;
 };
 
@@ -79,8 +79,8 @@ GradientProgram gradient_program(
     const GradientItem& item, const BlockPattern& pattern, const Lattice& lattice, int64_t lines,
     const std::vector<int64_t>& tap_offsets);
 
-// Calls visit(tile of the panel, first row of the tile, channels, first of them in the block, block) for the pieces of a
-// panel's blocks that there are sums of, tile by tile.
+// Calls visit(tile of the panel, first row of the tile, channels, first of them in the block, block) for the pieces of
+// a panel's blocks that there are sums of, tile by tile.
 template <class Visit>
 void each_piece(
     const GradientPanel& panel, const BlockPattern& pattern, const Lattice& lattice, bool gathered,

@@ -1,8 +1,9 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The weight gradient at the blocks of a block-sparse convolution. A work item packs the channels of its region strip by
-// strip, into lines and pairs that stay in L2 as its sums do, and adds the products of a strip to the sums of all blocks.
+// The weight gradient at the blocks of a block-sparse convolution. A work item packs the channels of its region strip
+// by strip, into lines and pairs that stay in L2 as its sums do, and adds the products of a strip to the sums of all
+// blocks.
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
@@ -175,8 +176,10 @@ void finish_tile(
   FinishCall finish = {};
   finish.pieces = moved.data();
   finish.count = static_cast<int>(moved.size());
-  if (call.partials == nullptr) finish.values = call.values;
-  else finish.partial = call.partials + part * call.elements;
+  if (call.partials == nullptr)
+    finish.values = call.values;
+  else
+    finish.partial = call.partials + part * call.elements;
   for (int64_t unit = 0; unit < panel.units; ++unit) {
     const int64_t pair = unit / 2 * 2, units = std::min<int64_t>(2, panel.units - pair);
     const int64_t begin = (panel.first_unit + unit) * kUnit;
@@ -216,8 +219,7 @@ void run_item(const Call& call, const GradientItem& item) {
   const Lattice& lattice = call.lattice;
   const BlockPattern& pattern = call.pattern;
   const GradientStrip& most = call.plan.most;
-  const GradientProgram program =
-      gradient_program(item, pattern, lattice, call.layout.lines, call.layout.tap_offsets);
+  const GradientProgram program = gradient_program(item, pattern, lattice, call.layout.lines, call.layout.tap_offsets);
   if (program.panels.empty()) return;
   const int64_t first_output = item.first_row * pattern.block[0], first_channel = item.first_column * pattern.block[1];
   const int64_t outputs = std::min(item.rows * pattern.block[0], pattern.rows - first_output);
@@ -288,7 +290,8 @@ void weight_gradient(
   const GradientPlan plan = plan_gradient(lattice, pattern, threads.count);
   const LineLayout layout(lattice, plan.most);
   if (layout.lines > std::numeric_limits<int32_t>::max() / (divide_up(pattern.channels, kUnit) + 1))
-    throw std::invalid_argument("sparse_conv2d: expected rows of an image whose channels take less than 128 GB in blocks");
+    throw std::invalid_argument(
+        "sparse_conv2d: expected rows of an image whose channels take less than 128 GB in blocks");
   const std::vector<int64_t> first = first_values(pattern);
   float* partials;
   WorkspaceLayout own;
@@ -300,7 +303,7 @@ void weight_gradient(
     std::fill_n(grad_values, elements, uint16_t{0});
     if (plan.parts > 1) std::fill_n(partials, plan.parts * elements, 0.0f);
   }
-  const Call call = {lattice,     pattern,  plan, layout, kernels(), first, grad_values, plan.parts > 1 ? partials : nullptr,
+  const Call call = {lattice, pattern, plan, layout, kernels(), first, grad_values, plan.parts > 1 ? partials : nullptr,
                      elements};
   threads.run(plan.items(lattice.groups), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run_item(call, gradient_item(plan, pattern, i));
