@@ -151,7 +151,6 @@ void run_scatters(
   scatter.sums = sums;
   UnpackCall unpack = unpack_call(call.epilogue);
   int64_t residue = -1;
-  call.kernels.begin(kTileRows, scatter.pairs);
   for (int64_t p = begin; p < end; ++p) {
     const ProductRows& rows = program.products[static_cast<size_t>(p)];
     if (rows.residue != residue) dest_places(call.lattice, call.layout, item, rows.residue, to);
