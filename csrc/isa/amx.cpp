@@ -227,27 +227,39 @@ inline void add_rows(const float* results, const int32_t* offsets, float* sums) 
   }
 }
 
-// Rows of one chunk are added while the next one is multiplied.
+// Sums in 0 to 3, two for every second chunk; weights in 4 and 7; activations in 5 and 6.
+void begin_scatter(int pairs) {
+  TileConfig config;
+  std::memset(&config, 0, sizeof config);
+  config.palette = 1;
+  for (int tile = 0; tile < 8; ++tile) {
+    const bool weights = tile == 4 || tile == 7, activations = tile == 5 || tile == 6;
+    config.rows[tile] = static_cast<uint8_t>(activations ? pairs : kTileRows);
+    config.row_bytes[tile] = static_cast<uint16_t>(weights ? pairs * 4 : kVectorBytes);
+  }
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+// Rows of one chunk are added while the next one is multiplied. What a chunk reads is loaded before the last one is
+// stored: it would wait for stores at the same places of other pages.
 template <int kTiles>
 void scatter_of(const ScatterCall& t) {
   alignas(4096) float results[2][2 * kTileWords];
   const int64_t stride = weight_stride(t.pairs), chunk = kTileRows * stride;
-  const int32_t* last = nullptr;
+  const auto offsets_at = [&](int64_t k) { return t.offsets + k * kScatterOffsets; };
+  const auto load_planes = [&](int64_t k) {
+    const uint32_t* const planes = t.planes + offsets_at(k)[kTileRows];
+    load_tile<5>(planes + t.at[0], t.pitch * 4);
+    if (kTiles > 1) load_tile<6>(planes + t.at[kTiles - 1], t.pitch * 4);
+  };
   const auto step = [&](int64_t k, auto odd) {
     constexpr bool kOdd = decltype(odd)::value;
-    const int32_t* const offsets = t.offsets + k * kScatterOffsets;
-    if (last == nullptr || last[kTileRows] != offsets[kTileRows]) {
-      const uint32_t* const planes = t.planes + offsets[kTileRows];
-      load_tile<5>(planes + t.at[0], t.pitch * 4);
-      if (kTiles > 1) load_tile<6>(planes + t.at[kTiles - 1], t.pitch * 4);
-    }
-    load_tile<4>(t.weights + k * chunk, stride);
     if constexpr (kOdd) {
       _tile_zero(2);
-      _tile_dpbf16ps(2, 4, 5);
+      _tile_dpbf16ps(2, 7, 5);
       if (kTiles > 1) {
         _tile_zero(3);
-        _tile_dpbf16ps(3, 4, 6);
+        _tile_dpbf16ps(3, 7, 6);
       }
     } else {
       _tile_zero(0);
@@ -257,16 +269,23 @@ void scatter_of(const ScatterCall& t) {
         _tile_dpbf16ps(1, 4, 6);
       }
     }
-    if (last != nullptr) add_rows<kTiles>(results[kOdd ? 0 : 1], last, t.sums);
+    if (k + 1 < t.chunks) {
+      load_tile<kOdd ? 4 : 7>(t.weights + (k + 1) * chunk, stride);
+      if (offsets_at(k + 1)[kTileRows] != offsets_at(k)[kTileRows]) load_planes(k + 1);
+    }
+    if (k > 0) add_rows<kTiles>(results[kOdd ? 0 : 1], offsets_at(k - 1), t.sums);
     store_tile<kOdd ? 2 : 0>(results[kOdd]);
     if (kTiles > 1) store_tile<kOdd ? 3 : 1>(results[kOdd] + kTileWords);
-    last = offsets;
   };
+  if (t.chunks == 0) return;
+  begin_scatter(t.pairs);
+  load_tile<4>(t.weights, stride);
+  load_planes(0);
   for (int64_t k = 0; k < t.chunks; ++k) {
     if (k % 2 == 0) step(k, std::false_type());
     else step(k, std::true_type());
   }
-  if (last != nullptr) add_rows<kTiles>(results[(t.chunks - 1) % 2], last, t.sums);
+  add_rows<kTiles>(results[(t.chunks - 1) % 2], offsets_at(t.chunks - 1), t.sums);
 }
 
 void scatter(const ScatterCall& t) {

@@ -195,9 +195,12 @@ constexpr int64_t kThreads = 4;
 // Blocks in bfloat16 (block/planes.cpp), on AMX.
 namespace block {
 
-// Of L2, for the planes of a work item: where neighbors are multiplied, where they are gathered, and there with weights
-// that fit into half of L2. Gathers and results touch as many pages as the first level of the TLB has entries.
-constexpr int64_t kPlanesPercentOfL2 = 25, kGatheredPercentOfL2 = 13, kFewGatheredPercentOfL2 = 7;
+// Of L2, for the planes of a work item that are multiplied where they are: the least of these where there is one tap;
+// where strips share rows, what weights leave of so much, within these.
+constexpr int64_t kPercentOfL2 = 75, kFewestPlanesPercent = 25, kMostPlanesPercent = 55;
+// For those that are gathered, and where their weights fit into half of L2: gathers and results touch as many pages as
+// the first level of the TLB has entries.
+constexpr int64_t kGatheredPercentOfL2 = 13, kFewGatheredPercentOfL2 = 7;
 // A tile of positions whose rows are cache lines, one whose rows lie across two, and one that is packed: ratios.
 constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
 constexpr int64_t kItemsPerThread = 4;    // with this number for each thread, work is even enough

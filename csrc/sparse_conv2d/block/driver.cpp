@@ -151,7 +151,6 @@ void run_scatters(
   scatter.sums = sums;
   UnpackCall unpack = unpack_call(call.epilogue);
   int64_t residue = -1;
-  call.kernels.begin(kTileRows, scatter.pairs);
   for (int64_t p = begin; p < end; ++p) {
     const ProductRows& rows = program.products[static_cast<size_t>(p)];
     if (rows.residue != residue) dest_places(call.lattice, call.layout, item, rows.residue, to);
@@ -203,17 +202,21 @@ int64_t first_product_of(const Program& program, int64_t group, int64_t groups, 
   return low;
 }
 
-int64_t percent_for_planes(const Program& program) {
-  if (program.columns == Columns::kPlanes && !program.is_scattered) return cost::block::kPlanesPercentOfL2;
-  const bool few = program.chunks * program.chunk_bytes() < caches().l2_lines * kVectorBytes / 2;
-  return few ? cost::block::kFewGatheredPercentOfL2 : cost::block::kGatheredPercentOfL2;
+int64_t percent_for_planes(const Program& program, const Lattice& lattice) {
+  const int64_t of_weights = 100 * program.chunks * program.chunk_bytes() / (caches().l2_lines * kVectorBytes);
+  if (program.columns == Columns::kPlanes && !program.is_scattered) {
+    if (lattice.taps.size() == 1) return cost::block::kFewestPlanesPercent;
+    return std::clamp(
+        cost::block::kPercentOfL2 - of_weights, cost::block::kFewestPlanesPercent, cost::block::kMostPlanesPercent);
+  }
+  return of_weights < 50 ? cost::block::kFewGatheredPercentOfL2 : cost::block::kGatheredPercentOfL2;
 }
 
 void run(const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
          const Threads& threads) {
   const Kernels& kernels = block::kernels();
   const int64_t pairs = pairs_of(program, lattice);
-  const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count, percent_for_planes(program));
+  const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count, percent_for_planes(program, lattice));
   const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
   if (plane_elements > std::numeric_limits<int32_t>::max())
     throw std::invalid_argument("sparse_conv2d: expected rows of an image whose channels take less than 8 GB in blocks");

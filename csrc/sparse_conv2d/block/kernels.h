@@ -110,7 +110,7 @@ struct Kernels {
   // A thread calls products between `begin` and `end`, all of so many rows and pairs.
   void (*begin)(int rows, int pairs);
   void (*product)(const ProductCall&);
-  void (*scatter)(const ScatterCall&);  // after begin(kTileRows, pairs); null where products of few rows are as fast
+  void (*scatter)(const ScatterCall&);  // without `begin`; null where products of few rows are as fast
   void (*end)();
   void (*lay_weights)(const WeightsCall&);
   void (*pack)(const PackCall&);

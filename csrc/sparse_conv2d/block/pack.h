@@ -18,7 +18,17 @@ inline uint32_t first_elements(int64_t count) {
 // From a load to what is brought up to L1 meanwhile.
 constexpr int kPrefetchedChannels = 96;
 
+// Padding: all of it zeros, and much of it where 16 images are interleaved.
+inline bool are_zeros(const int64_t* from) {
+  const __m512i both = _mm512_and_si512(_mm512_loadu_si512(from), _mm512_loadu_si512(from + kLanes / 2));
+  return _mm512_movepi64_mask(both) == 0xff;
+}
+
 inline void pack_positions(const PackCall& t) {
+  if (are_zeros(t.from)) {
+    for (int64_t i = 0; i < t.pairs; ++i) _mm512_storeu_si512(t.planes + i * t.pitch, _mm512_setzero_si512());
+    return;
+  }
   for (int64_t pair = 0; pair < t.pairs; pair += kMostPairs) {
     const __mmask32 some = first_elements(t.channels - 2 * pair);
     Vec<float> square[kLanes];

@@ -170,30 +170,33 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   }
   program.entries.reserve(entries.size());
   program.products.reserve(block_rows.size() * static_cast<size_t>(lattice.residues()));
-  for (const BlockRow& one : block_rows)
-    for (int64_t residue = 0; residue < lattice.residues(); ++residue) {
-      const int64_t first_entry = static_cast<int64_t>(program.entries.size());
-      for (int64_t e = one.first_entry; e < one.last_entry; ++e) {
-        const Entry& entry = entries[static_cast<size_t>(e)];
-        const Tap& tap = lattice.taps[static_cast<size_t>(entry.tap)];
-        if (tap.reaches && tap.residue == residue) program.entries.push_back(entry);
-      }
-      const int64_t count = static_cast<int64_t>(program.entries.size()) - first_entry;
-      for (int64_t row = 0; row < one.rows; row += program.rows) {
-        ProductRows rows = {};
-        rows.group = one.group;
-        rows.first_row = one.first_row + row;
-        rows.rows = std::min(program.rows, one.rows - row);
-        rows.residue = residue;
-        rows.first_entry = first_entry;
-        rows.entries = count;
-        rows.value_offset = row;
-        rows.first_chunk = program.chunks;
-        rows.chunks = divide_up(pairs_of_product(program, lattice, rows), program.pairs);
-        program.chunks += rows.chunks;
-        program.products.push_back(rows);
-      }
+  const size_t of_group = block_rows.size() / static_cast<size_t>(lattice.groups);
+  const auto add_products = [&](const BlockRow& one, int64_t residue) {
+    const int64_t first_entry = static_cast<int64_t>(program.entries.size());
+    for (int64_t e = one.first_entry; e < one.last_entry; ++e) {
+      const Entry& entry = entries[static_cast<size_t>(e)];
+      const Tap& tap = lattice.taps[static_cast<size_t>(entry.tap)];
+      if (tap.reaches && tap.residue == residue) program.entries.push_back(entry);
     }
+    const int64_t count = static_cast<int64_t>(program.entries.size()) - first_entry;
+    for (int64_t row = 0; row < one.rows; row += program.rows) {
+      ProductRows rows = {};
+      rows.group = one.group;
+      rows.first_row = one.first_row + row;
+      rows.rows = std::min(program.rows, one.rows - row);
+      rows.residue = residue;
+      rows.first_entry = first_entry;
+      rows.entries = count;
+      rows.value_offset = row;
+      rows.first_chunk = program.chunks;
+      rows.chunks = divide_up(pairs_of_product(program, lattice, rows), program.pairs);
+      program.chunks += rows.chunks;
+      program.products.push_back(rows);
+    }
+  };
+  for (size_t group = 0; group < block_rows.size(); group += of_group)
+    for (int64_t residue = 0; residue < lattice.residues(); ++residue)
+      for (size_t row = group; row < group + of_group; ++row) add_products(block_rows[row], residue);
   return program;
 }
 
