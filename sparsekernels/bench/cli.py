@@ -82,6 +82,12 @@ def bench(
     mask: Annotated[
         list[str] | None, typer.Option(metavar="|".join(suite.PRUNINGS), help="Only zeros in such places.")
     ] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROWSxCOLUMNS", help="Only zeros in whole blocks of this size, 32x32; repeat for several."
+        ),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Also the pruned AlexNet's layers in this .npz.")
     ] = None,
@@ -142,6 +148,7 @@ def bench(
             variants=tuple(variant or ()),
             sparsities=tuple(sparsity or ()),
             masks=tuple(mask or ()),
+            blocks=tuple(block or ()),
             weights=None if weights is None else str(weights.resolve()),
             quick=main_benchmark if quick is None else quick,
             threads=threads,

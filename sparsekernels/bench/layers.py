@@ -3,7 +3,8 @@
 """The suite `layers`: single layers of networks with fine-grained sparse weights, beside the dense layer.
 
 A case is a layer, a pass and a batch. Its variants are the dense layer in float32 (the baseline), the same in bfloat16,
-and ours for each pattern of nonzeros: "sparse:random-90" has 90% zeros in random places. All of them are interleaved,
+and ours for each pattern of nonzeros: "sparse:random-90" has 90% zeros in random places. With --block 32x32 there are
+"block:32x32-90" and "block-bf16:32x32-90" in their place, as the suite `blocks` has them. All variants are interleaved,
 so the dense layer is timed once and each speedup is taken within a round.
 
 The dense layer is eager torch in the faster of two layouts: contiguous or channels_last, whichever takes less time when
@@ -18,149 +19,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import _library, testing
 from ..formats import Unstructured
-from ..ops.convolution import Geometry
 from ..ops.sparse_conv2d import implementations as kernels
 from ..pruning import MASKS, kept_weights
-from ..timing import Effort, fastest
-from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
+from ..timing import Effort
+from .block_layer import Ours, patterns
+from .defaults import QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
+from .layer import PASS_OF, RESULTS, TRUTH_IMAGES, Call, Inputs, Layer, dense_call, fastest_layout
 from .record import Record
 from .report import Layout, detail_column, rate_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict, read_cases
-
-RESULTS = {
-    "forward": ("output",),
-    "input-gradient": ("input gradient",),
-    "weight-gradient": ("weight gradient",),
-    "all": ("output", "input gradient", "weight gradient"),
-}
-"""What each pass computes."""
-
-PASS_OF = {results[0]: pass_ for pass_, results in RESULTS.items() if len(results) == 1}
-"""The pass that computes nothing but a result."""
-
-LAYOUTS = Effort(seconds=0.1, least=5, most=30)
-"""How long the layouts of a dense layer are compared."""
-
-TRUTH_IMAGES = 8
-"""How many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""
-
-Call = Callable[[], tuple[Tensor, ...]]
-"""Computes the pass: the tensors that `RESULTS` names."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer and the batch that it is given. weight is the weight's shape; a Linear has two dimensions.
-
-    layout is that of the images that ours is given, of MEMORY_FORMATS.
-    """
-
-    weight: tuple[int, ...]
-    batch: int
-    size: int = 1
-    stride: int = 1
-    padding: int = 0
-    groups: int = 1
-    count: int = 1
-    layout: str = "contiguous"
-
-    @classmethod
-    def of(cls, case: Case) -> Layer:
-        """The layer of `case`."""
-        assert case.batch is not None
-        values = {key: value for key, value in case.parameters.items() if key not in ("weight", "from_file")}
-        return cls(weight=tuple(case.parameters["weight"]), batch=case.batch, **values)
-
-    @property
-    def linear(self) -> bool:
-        return len(self.weight) == 2
-
-    @property
-    def geometry(self) -> list[int]:
-        """As the kernel operators take it; a Linear is the 1x1 convolution of 1x1 images."""
-        kernel_h, kernel_w = (1, 1) if self.linear else self.weight[2:]
-        around = (self.padding,) * 4
-        return list(Geometry(kernel_h, kernel_w, self.stride, self.stride, *around, 1, 1, self.groups))
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        image = () if self.linear else (self.size, self.size)
-        return (self.batch, self.weight[1] * self.groups, *image)
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        image = () if self.linear else Geometry(*self.geometry).output_size(self.size, self.size)
-        return (self.batch, self.weight[0], *image)
-
-    def gflop(self, weights: int, pass_: str) -> float:
-        """The work of a pass in which `weights` weights take part: a multiplication and an addition a position."""
-        positions = self.batch * math.prod(self.output_shape[2:])
-        return float(f"{2e-9 * weights * positions * len(RESULTS[pass_]):.5g}")
-
-    def details(self) -> dict[str, Any]:
-        return {"batch": self.batch, "count": self.count}
-
-
-class Inputs:
-    """The tensors of a case in float32, each made when first asked for and the same every time."""
-
-    def __init__(self, layer: Layer, real: Tensor | None = None) -> None:
-        self.layer, self._real = layer, real
-
-    def _normal(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-    @functools.cached_property
-    def weight(self) -> Tensor:
-        return self._normal(self.layer.weight, 0) if self._real is None else self._real
-
-    @functools.cached_property
-    def input(self) -> Tensor:
-        return self._normal(self.layer.input_shape, 1).contiguous(memory_format=MEMORY_FORMATS[self.layer.layout])
-
-    @functools.cached_property
-    def grad_output(self) -> Tensor:
-        return self._normal(self.layer.output_shape, 2).contiguous(memory_format=MEMORY_FORMATS[self.layer.layout])
-
-    def tensors(self, pass_: str) -> tuple[Tensor, Tensor]:
-        """The input, and the gradient of the output where the pass has one; else the input again."""
-        return self.input, self.input if pass_ == "forward" else self.grad_output
-
-
-def dense_call(layer: Layer, pass_: str, input: Tensor, weight: Tensor, grad_output: Tensor) -> Call:
-    """The pass as torch computes it. The two gradients of a convolution are one call, as autograd makes it."""
-    wanted = RESULTS[pass_]
-    if layer.linear:
-        functions: dict[str, Callable[[], Tensor]] = {
-            "output": lambda: F.linear(input, weight),
-            "input gradient": lambda: grad_output @ weight,
-            "weight gradient": lambda: grad_output.t() @ input,
-        }
-        return lambda: tuple(functions[result]() for result in wanted)
-
-    stride, padding = [layer.stride] * 2, [layer.padding] * 2
-    gradients = ["input gradient" in wanted, "weight gradient" in wanted, False]
-
-    def convolution() -> tuple[Tensor, ...]:
-        output = (F.conv2d(input, weight, None, stride, padding, 1, layer.groups),) if "output" in wanted else ()
-        if not any(gradients):
-            return output
-        found = torch.ops.aten.convolution_backward(
-            grad_output, input, weight, None, stride, padding, [1, 1], False, [0, 0], layer.groups, gradients
-        )
-        return output + tuple(gradient for gradient in found if gradient is not None)
-
-    return convolution
 
 
 def sparse_call(layer: Layer, pass_: str, input: Tensor, weight: Unstructured, grad_output: Tensor) -> Call:
@@ -235,11 +109,17 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
         sparsity = 1 - real.count_nonzero().item() / real.numel()
         make = functools.partial(_sparse, case, inputs, oracle, lambda: real != 0)
         return [*result, Variant("sparse:real", make, round(sparsity, 5))]
-    for kind in dict.fromkeys(selection.masks or (QUICK_MASKS if selection.quick else MASKS)):
-        for percent in dict.fromkeys(selection.sparsities or (QUICK_SPARSITIES if selection.quick else SPARSITIES)):
+    sparsities = tuple(dict.fromkeys(selection.sparsities or (QUICK_SPARSITIES if selection.quick else SPARSITIES)))
+    masks = () if selection.blocks else QUICK_MASKS if selection.quick else MASKS
+    for kind in dict.fromkeys(selection.masks or masks):
+        for percent in sparsities:
             sparsity = round(percent / 100, 7)
             make = functools.partial(_sparse, case, inputs, oracle, functools.partial(_kept, kind, inputs, sparsity))
             result.append(Variant(f"sparse:{kind}-{percent:g}", make, sparsity))
+    for kind, dtype in (("block", torch.float32), ("block-bf16", torch.bfloat16)) if selection.blocks else ():
+        given = inputs if dtype is torch.float32 else Inputs(layer, dtype=dtype)
+        found = patterns(Ours(case.pass_, given, layer.layout), selection.blocks, sparsities)
+        result += [pattern.variant(kind, pattern.in_blocks) for pattern in found]
     return result
 
 
@@ -250,18 +130,9 @@ def _kept(kind: str, inputs: Inputs, sparsity: float) -> Tensor:
 def _dense(case: Case, inputs: Inputs, dtype: torch.dtype) -> Prepared:
     """torch's layer in eager mode, in the faster of its layouts."""
     layer = inputs.layer
-    tensors = (inputs.input, inputs.weight, inputs.tensors(case.pass_)[1])
-    formats = {"": torch.contiguous_format} if layer.linear else MEMORY_FORMATS
-    calls = {
-        name: dense_call(layer, case.pass_, *(tensor.to(dtype, memory_format=format) for tensor in tensors))
-        for name, format in formats.items()
-    }
-    with torch.inference_mode():
-        layout = fastest(calls, LAYOUTS)
+    call, layout = fastest_layout(case.pass_, inputs, dtype)
     details = {**layer.details(), "gflop": layer.gflop(inputs.weight.numel(), case.pass_)}
-    return Prepared(
-        calls[layout], context=torch.inference_mode, details={**details, **({"layout": layout} if layout else {})}
-    )
+    return Prepared(call, context=torch.inference_mode, details={**details, **({"layout": layout} if layout else {})})
 
 
 def _sparse(case: Case, inputs: Inputs, oracle: Oracle, keep: Callable[[], Tensor]) -> Prepared:
@@ -363,6 +234,10 @@ SUITE = _Layers(
             time_column("dense"),
             detail_column("dense", "layout", "layout"),
             time_column("dense-bf16"),
+            time_column("block"),
+            speedup_column("block", "speedup in blocks"),
+            time_column("block-bf16"),
+            ratio_column("dense-bf16", "block-bf16"),
             time_column("sparse"),
             speedup_column("sparse", "speedup"),
             share_column("sparse", "of ideal", lambda record: record.ideal_fraction),

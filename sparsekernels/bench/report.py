@@ -44,6 +44,7 @@ class Layout:
     subject  the variant that the plot is about
     rivals   the variants whose time over the subject's the plot shows
     chart    how it shows them, one of `plot.CHARTS`: "cases", or "sparsity" for a speedup that depends on it
+    also     what follows a table of records: of its title and these, other tables
     """
 
     columns: tuple[Column, ...]
@@ -51,6 +52,7 @@ class Layout:
     subject: str
     rivals: tuple[str, ...]
     chart: str = "cases"
+    also: Callable[[str, Sequence[Record]], Sequence[Table]] = lambda title, records: ()
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def rows(records: Sequence[Record]) -> dict[tuple[str, str], Row]:
 
 
 def tables(records: Sequence[Record], layouts: Mapping[str, Layout]) -> list[Table]:
-    """One table for each suite, pass, device and number of threads, in the order of `records`.
+    """One table for each suite, pass, device and number of threads, in the order of `records`, and the suite's others.
 
     Columns in which no row has any text are left out.
     """
@@ -183,9 +185,10 @@ def tables(records: Sequence[Record], layouts: Mapping[str, Layout]) -> list[Tab
         texts = {key: [column.text(row) for column in layout.columns] for key, row in rows(group).items()}
         used = [index for index in range(len(layout.columns)) if any(text[index] for text in texts.values())]
         where = device if device != "cpu" else f"{device}, {threads} thread{'s' if threads != 1 else ''}"
+        title = f"{suite}, {pass_} ({where})"
         result.append(
             Table(
-                title=f"{suite}, {pass_} ({where})",
+                title=title,
                 header=("case", "dtype", *(layout.columns[index].title for index in used)),
                 rows=tuple(
                     (name, SHORT_DTYPES.get(dtype, dtype), *(text[index] for index in used))
@@ -194,6 +197,7 @@ def tables(records: Sequence[Record], layouts: Mapping[str, Layout]) -> list[Tab
                 legend=layout.legend,
             )
         )
+        result += layout.also(title, group)
     return result
 
 

@@ -45,14 +45,14 @@ from .defaults import QUICK_MASKS, QUICK_SPARSITIES
 from .modules import import_file
 from .record import parts
 from .report import Layout
-from .suite_keys import check_sparsities, check_types
+from .suite_keys import DEFAULTS, FILE_KEYS, block_of, check_sparsities, check_types
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-SUITES = {name: f"{__package__}.{name}" for name in ("networks", "layers", "rmsnorm", "openelm")}
+SUITES = {name: f"{__package__}.{name}" for name in ("networks", "layers", "blocks", "masked", "rmsnorm", "openelm")}
 """Name and module of every suite, in the order in which the main benchmark runs them."""
 
 PASSES = ("forward", "forward+backward", "backward", "input-gradient", "weight-gradient", "all", "step")
@@ -74,12 +74,13 @@ class Selection:
                 or glob patterns of them
     sparsities  in percent; suites that measure nothing sparse have no cases then
     masks       of `pruning.PRUNINGS`; likewise
+    blocks      sizes of blocks in which zeros lie, "32x32"; likewise
     weights     a file of pruned weights, for the suites that can measure its layers
     quick       the short benchmark: fewer cases, less time for each
     threads     threads of torch on CPU; None is the suite's default
     seconds     for the samples of each case; None is the suite's own
 
-    Raises ValueError for a device, dtype, pass, mask or sparsity that no suite has, and for seconds of 0 or less.
+    Raises ValueError for a device, dtype, pass, mask, block or sparsity that no suite has, and seconds of 0 or less.
     """
 
     device: str = "cpu"
@@ -90,6 +91,7 @@ class Selection:
     variants: tuple[str, ...] = ()
     sparsities: tuple[float, ...] = ()
     masks: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
     weights: str | None = None
     quick: bool = False
     threads: int | None = None
@@ -106,6 +108,8 @@ class Selection:
                 if value not in accepted:
                     raise ValueError(f"expected {name} to be {', '.join(map(repr, accepted))}, got {value!r}")
         check_sparsities(self.sparsities)
+        for block in self.blocks:
+            block_of(block)
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise ValueError(f"expected seconds above 0 and finite, got {self.seconds:g}")
 
@@ -240,6 +244,9 @@ class Suite:
     full      how much time a case gets; `quick` in the short benchmark
     layout    how the reports lay the records out
     sparse    whether options that name sparsities and masks mean this suite
+    in_blocks  whether the option that names blocks means it
+    floor     the variant that no number of zeros can beat, such as a plain copy: with it the details of a sparse
+              variant have "reachable_fraction", the share reached of min(1 / density, baseline's time / floor's time)
     rival     the variant to whose time each other's is compared in its details: rival "ours" gives "over_ours"
     threads   where the options say nothing of them; None is torch's own default
     by_pattern  whether each pattern of zeros is a case of its own: its variants alone are held in memory together
@@ -255,6 +262,8 @@ class Suite:
     quick: Effort
     layout: Layout
     sparse: bool = False
+    in_blocks: bool = False
+    floor: str | None = None
     rival: str | None = None
     threads: int | None = None
     by_pattern: bool = False
@@ -275,7 +284,7 @@ class Suite:
 
         If none of the cases selected by name is in the short benchmark, it runs all of them, with less time each.
         """
-        if (selection.sparsities or selection.masks) and not self.sparse:
+        if ((selection.sparsities or selection.masks) and not self.sparse) or (selection.blocks and not self.in_blocks):
             return []
         every = read_cases(self.name, self.file)
         chosen = list(filter(selection.takes_case, every))
@@ -327,20 +336,6 @@ def read_cases(suite: str, file: Path | None = None) -> list[Case]:
     """Every case of `file`, or of `suites/<suite>.toml`."""
     found = file or importlib.resources.files(__package__).joinpath(f"suites/{suite}.toml")
     return parse_cases(suite, found.read_text(encoding="utf-8"), str(found))
-
-
-FILE_KEYS = ("suite", "module")
-"""The keys of a file that is run by its path."""
-
-DEFAULTS: Mapping[str, Any] = {
-    "pass": ["forward"],
-    "dtype": ["float32", "bfloat16"],
-    "device": list(DEVICES),
-    "batch": None,
-    "free_batch": False,
-    "quick": False,
-}
-"""The keys of a table that every suite shares, and what they are where the table has none."""
 
 
 def parse_cases(suite: str, text: str, file: str) -> list[Case]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ..blocks import check_block
+
 
 def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(check, value))
@@ -52,6 +54,20 @@ KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """Whether a value is of the key's type, and that type in words."""
 
 
+FILE_KEYS = ("suite", "module")
+"""The keys of a file that is run by its path."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "pass": ["forward"],
+    "dtype": ["float32", "bfloat16"],
+    "device": ["cpu", "cuda"],
+    "batch": None,
+    "free_batch": False,
+    "quick": False,
+}
+"""The keys of a table that every suite shares, and what they are where the table has none."""
+
+
 def check_types(where: str, table: Mapping[str, Any]) -> None:
     """Raise `ValueError` where a key of `table` is of another type than in `KEYS`."""
     for key, value in table.items():
@@ -68,3 +84,14 @@ def check_sparsities(sparsities: Iterable[float], where: str = "") -> None:
             raise ValueError(
                 f"{where}expected sparsity in percent, got {percent:g}; for that share of zeros give {100 * percent:g}"
             )
+
+
+def block_of(text: str, where: str = "") -> tuple[int, int]:
+    """The block that "32x16" means, 32 rows and 16 columns. Raises `ValueError`, with `where` before its text."""
+    sizes = text.split("x") if isinstance(text, str) else []
+    try:
+        if len(sizes) == 2 and all(size.isdecimal() for size in sizes):
+            return check_block(where, (int(sizes[0]), int(sizes[1])))
+    except ValueError:
+        pass
+    raise ValueError(f"{where}expected block to be rows x columns, each from 1 to 128, such as 32x32, got {text!r}")

@@ -161,6 +161,11 @@ def _records(suite: Suite, case: Case, variants: list[Variant], session: Session
         if suite.rival is not None:
             over = _ratio(seconds, _beside(suite.rival, name, times))
             details |= {} if over is None else {f"over_{suite.rival}": over}
+        ideal_fraction = _ideal_fraction(suite, variant, times)
+        if suite.floor is not None and variant.sparsity is not None:
+            least = _against(suite.floor, name, times)
+            if least is not None and ideal_fraction is not None:
+                details["reachable_fraction"] = max(least, ideal_fraction)
         yield Record(
             suite=suite.name,
             case=case.name,
@@ -174,7 +179,7 @@ def _records(suite: Suite, case: Case, variants: list[Variant], session: Session
             p50_ms=p50,
             p80_ms=p80,
             speedup=_against(suite.baseline, name, times),
-            ideal_fraction=_ideal_fraction(suite, variant, times),
+            ideal_fraction=ideal_fraction,
             max_error=outcome.max_error,
             status=outcome.status,
             machine=machine(),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsekernels import _library, timing
 from sparsekernels.bench import layers, suite, worker
 from sparsekernels.bench.defaults import MEMORY_FORMATS
-from sparsekernels.bench.layers import Inputs, Layer
+from sparsekernels.bench.layer import LAYOUTS, Inputs, Layer
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection
 from sparsekernels.timing import CpuClock, Effort
@@ -185,9 +185,9 @@ class TestMeasuring:
         import time
 
         calls: dict[str, layers.Call] = {"slow": lambda: time.sleep(2e-3) or (), "fast": lambda: ()}
-        assert timing.fastest(calls, layers.LAYOUTS) == "fast"
+        assert timing.fastest(calls, LAYOUTS) == "fast"
         only: dict[str, layers.Call] = {"only": lambda: pytest.fail("it need not be called")}
-        assert timing.fastest(only, layers.LAYOUTS) == "only"
+        assert timing.fastest(only, LAYOUTS) == "only"
 
     def test_the_layout_is_that_of_the_least_of_five_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A layout that was disturbed most of the time, but not always."""
@@ -199,7 +199,7 @@ class TestMeasuring:
 
         monkeypatch.setattr(timing, "interleave", interleave)
         calls: dict[str, layers.Call] = {"disturbed": lambda: (), "steady": lambda: ()}
-        assert timing.fastest(calls, layers.LAYOUTS) == "disturbed"
+        assert timing.fastest(calls, LAYOUTS) == "disturbed"
         assert efforts[0].least >= 5
 
     @pytest.mark.parametrize("pass_", layers.RESULTS)
