@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import stored, touched
-from ..ops.sparse_conv2d import blocks
+from ..ops.sparse_conv2d.blocks import has_block_kernel
 from .facts import CandidateObstacle, Fact
 from .survey import Layer
 
@@ -55,7 +55,7 @@ def _with_kernels(module: Any, dtype: torch.dtype) -> list[tuple[int, int]]:
     return [
         block
         for block in BLOCKS
-        if (groups == 1 or outputs % block[0] == 0) and blocks.has_block_kernel(weight.device, dtype, block)
+        if (groups == 1 or outputs % block[0] == 0) and has_block_kernel(weight.device, dtype, block)
     ]
 
 
