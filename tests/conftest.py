@@ -18,10 +18,10 @@ import pytest
 from conversion_checks import Prefer, attempt_module
 from hypothesis import HealthCheck, settings
 
+from sparsekernels.conversion import blocks as blocks_module
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion import rows as rows_module
 from sparsekernels.conversion.measure import Times, preferred
-from sparsekernels.ops.sparse_conv2d import blocks as blocks_module
 
 settings.register_profile(
     "sparsekernels", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -44,7 +44,7 @@ def prefer() -> Iterator[Prefer]:
 
 @pytest.fixture
 def block_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were kernels for blocks of all kinds."""
+    """`convert` takes it that there are kernels for blocks of all kinds; those that there are run."""
     monkeypatch.setattr(blocks_module, "has_block_kernel", lambda device, dtype, block: True)
 
 

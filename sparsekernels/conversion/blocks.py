@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._transformers import is_conv1d
 from ..blocks import stored, touched
-from ..ops.sparse_conv2d import blocks
+from ..ops.sparse_conv2d.blocks import has_block_kernel
 from .facts import CandidateObstacle, Fact
 from .survey import Layer
 
@@ -56,7 +56,7 @@ def _with_kernels(module: Any, dtype: torch.dtype) -> list[tuple[int, int]]:
     return [
         block
         for block in BLOCKS
-        if (groups == 1 or outputs % block[0] == 0) and blocks.has_block_kernel(weight.device, dtype, block)
+        if (groups == 1 or outputs % block[0] == 0) and has_block_kernel(weight.device, dtype, block)
     ]
 
 

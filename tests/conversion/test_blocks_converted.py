@@ -135,6 +135,31 @@ def test_dtypes_layouts_and_other_calls(prefer: Prefer, dtype: torch.dtype) -> N
 
 
 @with_kernels
+@pytest.mark.parametrize("way", [GRAPH, LAYERS])
+@pytest.mark.parametrize("block", [(32, 32), (16, 16), (16, 2), (16, 1)], ids=str)
+def test_bfloat16(prefer: Prefer, block: tuple[int, int], way: str) -> None:
+    """By kernels for blocks, where this processor has such."""
+    first, last = nn.Conv2d(40, 64, 3, padding=1), nn.Linear(64, 72)
+    model = nn.Sequential(
+        *(first, nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, stride=2, bias=False), nn.ReLU6()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last),
+    ).eval()
+    prune_blocks_(model, block, 0.7)
+    model.to(torch.bfloat16)
+    dense, x = copy.deepcopy(model), torch.randn(5, 40, 9, 8).bfloat16()
+    prefer(BLOCK, way)
+    report = sk.convert(model, x)
+    assert {row.block for row in report.layers} == {block}
+    for given in (x, x[:1], x.contiguous(memory_format=torch.channels_last)):
+        assert_agree(model, dense, given)
+    seed = torch.randn(5, 72).bfloat16()
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    for one, leaf in zip((model, dense), leaves, strict=True):
+        one(leaf).backward(seed)
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=0.1, atol=0.02)
+
+
+@with_kernels
 def test_linear_layers_by_rows(prefer: Prefer) -> None:
     """Sequences, a residual, and numbers of rows for which the dense weight is read."""
     model, x = made("head")

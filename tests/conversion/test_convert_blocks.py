@@ -32,7 +32,6 @@ from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.facts import CandidateObstacle
 from sparsekernels.conversion.graph.fused_by_format import FusedBlocks
 from sparsekernels.conversion.measure import Times
-from sparsekernels.ops.sparse_conv2d import blocks as block_kernels
 from sparsekernels.pruning import prune_, prune_blocks_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -102,7 +101,7 @@ def test_measured(clock: Prefer) -> None:
 
 
 def test_without_kernels_nothing_is_measured(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_kernels, "has_block_kernel", lambda device, dtype, block: False)
+    monkeypatch.setattr(blocks, "has_block_kernel", lambda device, dtype, block: False)
     monkeypatch.setattr(blocks, "touched", None)  # nor are zeros looked at
     model, x = made("sequential")
     clock(BLOCK, GRAPH, FINE, DENSE, LAYERS)
@@ -122,7 +121,7 @@ def test_what_kernels_are_asked_for(prefer: Prefer, monkeypatch: pytest.MonkeyPa
         asked.add((device.type, dtype, block))
         return block == SMALL
 
-    monkeypatch.setattr(block_kernels, "has_block_kernel", has_block_kernel)
+    monkeypatch.setattr(blocks, "has_block_kernel", has_block_kernel)
     prefer(BLOCK, LAYERS)
     for dtype, autocast, expected in (
         (torch.float32, False, torch.float32),

@@ -18,12 +18,11 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels import _library
-from sparsekernels.conversion import candidates
+from sparsekernels.conversion import blocks, candidates
 from sparsekernels.conversion import decide as decide_module
 from sparsekernels.conversion.facts import CandidateObstacle
 from sparsekernels.conversion.measure import Times
 from sparsekernels.conversion.modules import GRAPH as GRAPH_OF
-from sparsekernels.ops.sparse_conv2d import blocks
 from sparsekernels.pruning import prune_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
