@@ -326,14 +326,14 @@ def test_a_list_is_one_argument() -> None:
 
 
 def test_notes(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.Conv1d(9, 9, 1)).eval()
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.Conv3d(9, 9, 1)).eval()
     model[3].forward = lambda x: x
     prune_(model, "random", 0.8)
     x = torch.randn(2, 8, 9, 9)
     clock(FINE, LAYERS, GRAPH)
     monkeypatch.setattr(usage.Interruptions, "_now", staticmethod(lambda: 0))
     notes = sk.convert(model, x).notes
-    assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv1d." in notes
+    assert "Layers of other kinds stay as they are: 1 ConvTranspose2d, 1 Conv3d." in notes
     assert "As a graph, the model was no faster: its layers run one by one." in notes
     assert not any("training" in note or "noisy" in note for note in notes)
     counts = itertools.count(step=10**6)

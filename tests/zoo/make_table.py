@@ -32,7 +32,7 @@ On all of them outputs (three batches; two sizes, where the architecture takes s
 pickles, the `state_dict` and the way back were compared with the dense model, and a training step as well,
 by the rule of `sparsekernels.testing`.
 
-*Layers* are convolutions of two dimensions and linear layers; *sparse* is how many of them convert.
+*Layers* are convolutions of one and two dimensions and linear layers; *sparse* is how many of them convert.
 Depthwise convolutions were not pruned and stay dense.
 Where a model does not run as one graph, the reason is that of the whole model.
 

@@ -21,7 +21,9 @@ from torch import Tensor
 from ...dispatch import is_special
 from ...formats import SparseFormat, Unstructured
 from ..convolution import LINEAR
-from . import by_format, gradients
+from . import gradients
+from .blocks import has_block_kernel
+from .by_format import CONVOLUTIONS
 from .gradients import Image
 from .implementations import compiled
 from .op import linear
@@ -93,7 +95,7 @@ def transposed_linear(
             return linear(input, pattern, weight.t().reshape(outputs, inputs, 1, 1), bias)
         return linear(input, pattern, weight.t(), bias)
     try:
-        elements, _ = (own, None) if type(own) is Unstructured else by_format.resolved(own, weight, True)
+        elements = _elements_of(places, input)
         if isinstance(input, Tensor) and _is_plain(input, elements):
             rows, result = input.reshape(-1, inputs, 1, 1), None
             if not _wants_gradients(input, weight, bias):
@@ -114,6 +116,17 @@ def transposed_linear(
             raise
         # in words, if it is the arguments
         return linear(input, pattern, guard.values(places, weight), bias)
+
+
+def _elements_of(places: Flipped, input: Tensor) -> Any:
+    """The weight's own pattern, as an `Unstructured` where its elements run on the kernels of that."""
+    own, block = places.own, places.pattern.block_size
+    if type(own) is Unstructured or own.format in CONVOLUTIONS:
+        return own
+    if block is not None and isinstance(input, Tensor) and has_block_kernel(input.device, input.dtype, block):
+        return own
+    found = own.by_elements()
+    return own if found is None else found[0]
 
 
 def _is_plain(input: Tensor, own: SparseFormat) -> bool:
