@@ -17,6 +17,7 @@ namespace {
 
 thread_local Workspace worker_workspace;
 
+constexpr int64_t kMostDepth = 1 << 17;    // columns of a beyond which 64 packed columns of b are more than 32 MB
 constexpr int64_t kPanelFloats = 1 << 18;  // of b, packed: half of an L2 cache of 2 MB
 
 MaskedProduct product_at(const MaskedProducts& products, int64_t i) {
@@ -130,6 +131,7 @@ int64_t part_cols(const MaskedProduct& product) {
 
 std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads) {
   const MaskedProduct& product = products.first;
+  if (product.a.cols > kMostDepth) return std::nullopt;
   const BatchOffsets& offsets = products.offsets;
   // in the turned product tiles of a are what tiles of the transposed b are
   const Kept dest = kept_of(product.dest, offsets.dest_mask, kTileRows, threads);

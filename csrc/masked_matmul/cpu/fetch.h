@@ -33,6 +33,17 @@ void load_square(const MaskedMatrix& m, int64_t row, int64_t col, int rows, int 
     for (int r = 0; r < rows; ++r) square[r] = only(lanes_at(m.mask, row + r, col), square[r]);
 }
 
+// Brings the lines of the 16 x 16 elements from (row, col) on to the cache. Lines that lie a page apart are not guessed
+// by the processor.
+template <class T>
+inline void prefetch_square(const MaskedMatrix& m, int64_t row, int64_t col) {
+  const T* const from = static_cast<const T*>(m.data) + row * m.row_stride + col * m.col_stride;
+  const int64_t stride = m.col_stride == 1 ? m.row_stride : m.col_stride;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) __builtin_prefetch(from + i * stride);
+}
+constexpr int64_t kSquaresAhead = 3 * kLanes;
+
 inline int at_most(int64_t count, int most) {
   return count < most ? static_cast<int>(count) : most;
 }
@@ -57,6 +68,7 @@ void fetch(
   for (int64_t r = row_begin; r < row_end; r += kLanes)
     for (int64_t c = col_begin; c < col_end; c += kLanes) {
       const int rows = at_most(row_end - r, kLanes);
+      if (c + kSquaresAhead + kLanes <= col_end) prefetch_square<T>(m, r, c + kSquaresAhead);
       Vec<float> square[kLanes];
       load_square<T>(m, r, c, rows, at_most(col_end - c, kLanes), square);
       for (int i = 0; i < rows; ++i) square[i].store(to + (r - row_begin + i) * stride + c - col_begin);
@@ -76,6 +88,7 @@ void fetch_transposed(
   for (int64_t c = col_begin; c < col_end; c += kLanes)
     for (int64_t r = row_begin; r < row_end; r += kLanes) {
       const int cols = at_most(col_end - c, kLanes);
+      if (r + kSquaresAhead + kLanes <= row_end) prefetch_square<T>(m, r + kSquaresAhead, c);
       Vec<float> square[kLanes];
       load_square<T>(m, r, c, at_most(row_end - r, kLanes), cols, square);
       transpose(square);

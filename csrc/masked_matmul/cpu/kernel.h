@@ -196,6 +196,8 @@ void run_dots(const MaskedProduct& product, const ProductPart& part, float* work
     for (int64_t c = 0; c < cols; c += kLanes) Vec<float>::zero().store(result + c);
     const float* const values =
         in_place ? static_cast<const float*>(a.data) + row * a.row_stride : block + within * stride;
+    if (in_place && row + 1 < part.row_end)
+      for (int64_t k = 0; k < k_end; k += kLanes) __builtin_prefetch(values + a.row_stride + k);
     for (int64_t i = 0; i < count; i += 4) {
       const int some = at_most(count - i, 4);
       const float* others[4];

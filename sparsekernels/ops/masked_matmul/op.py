@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from . import gradients
+from ...dispatch import is_special
+from . import gradients, implementations
 from .arguments import check_operands
+from .implementations import MASKED_MATMUL
 from .mask import BlockMask, Mask, PreparedMask, bits_of, check_mask, indices_of, prepare_mask
 
 __all__ = ["BlockMask", "PreparedMask", "masked_matmul", "prepare_mask"]
@@ -61,7 +64,10 @@ def masked_matmul(
     _validate("masked_matmul", a, b, mask, a_mask, b_mask, output)
     shape = (a.size(-2), b.size(-1))
     factor = mask if isinstance(mask, Tensor) and mask.is_floating_point() else None
-    y: Tensor = gradients.masked_product(
+    is_plain = not is_special() and a.dtype in MASKED_MATMUL.dtypes
+    is_differentiated = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    product = implementations.product if is_plain and not is_differentiated else gradients.masked_product
+    y: Tensor = product(
         a,
         b,
         None if a_mask is None else bits_of(a_mask, tuple(a.shape)),
