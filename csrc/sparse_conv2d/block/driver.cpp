@@ -219,7 +219,8 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
   const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count, percent_for_planes(program, lattice));
   const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
   if (plane_elements > std::numeric_limits<int32_t>::max())
-    throw std::invalid_argument("sparse_conv2d: expected rows of an image whose channels take less than 8 GB in blocks");
+    throw std::invalid_argument("sparse_conv2d: "
+                                "expected rows of an image whose channels take less than 8 GB in blocks");
   const int64_t items = layout.items(), groups = lattice.groups;
   const int64_t products = static_cast<int64_t>(program.products.size()) / groups;
   // Few items: threads share the planes of each, and its products.
