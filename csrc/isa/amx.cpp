@@ -240,6 +240,12 @@ void begin_scatter(int pairs) {
   __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 
+template <int kSums, int kWeights, int kPlanes>
+inline void begin_sums() {
+  __asm__ volatile("tilezero %%tmm%c0" : : "i"(kSums));
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kWeights), "i"(kPlanes));
+}
+
 // Rows of one chunk are added while the next one is multiplied. What a chunk reads is loaded before the last one is
 // stored: it would wait for stores at the same places of other pages.
 template <int kTiles>
@@ -254,21 +260,8 @@ void scatter_of(const ScatterCall& t) {
   };
   const auto step = [&](int64_t k, auto odd) {
     constexpr bool kOdd = decltype(odd)::value;
-    if constexpr (kOdd) {
-      _tile_zero(2);
-      _tile_dpbf16ps(2, 7, 5);
-      if (kTiles > 1) {
-        _tile_zero(3);
-        _tile_dpbf16ps(3, 7, 6);
-      }
-    } else {
-      _tile_zero(0);
-      _tile_dpbf16ps(0, 4, 5);
-      if (kTiles > 1) {
-        _tile_zero(1);
-        _tile_dpbf16ps(1, 4, 6);
-      }
-    }
+    begin_sums<kOdd ? 2 : 0, kOdd ? 7 : 4, 5>();
+    if (kTiles > 1) begin_sums<kOdd ? 3 : 1, kOdd ? 7 : 4, 6>();
     if (k + 1 < t.chunks) {
       load_tile<kOdd ? 4 : 7>(t.weights + (k + 1) * chunk, stride);
       if (offsets_at(k + 1)[kTileRows] != offsets_at(k)[kTileRows]) load_planes(k + 1);

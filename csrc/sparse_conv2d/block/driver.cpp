@@ -219,7 +219,8 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
   const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count, percent_for_planes(program, lattice));
   const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
   if (plane_elements > std::numeric_limits<int32_t>::max())
-    throw std::invalid_argument("sparse_conv2d: expected rows of an image whose channels take less than 8 GB in blocks");
+    throw std::invalid_argument("sparse_conv2d: "
+                                "expected rows of an image whose channels take less than 8 GB in blocks");
   const int64_t items = layout.items(), groups = lattice.groups;
   const int64_t products = static_cast<int64_t>(program.products.size()) / groups;
   // Few items: threads share the planes of each, and its products.
@@ -333,12 +334,17 @@ bool is_supported(const BlockPattern& pattern, int64_t groups) {
 }
 
 int64_t elements_of(const BlockPattern& pattern) {
-  const int64_t last = pattern.block_columns() - 1, rest = pattern.channels - last * pattern.block[1];
+  const int64_t last = pattern.block_columns() - 1, missing = (last + 1) * pattern.block[1] - pattern.channels;
   int64_t elements = 0;
   for (int64_t row = 0; row < pattern.block_rows(); ++row) {
     const int64_t rows = std::min(pattern.block[0], pattern.rows - row * pattern.block[0]);
-    for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b)
-      elements += rows * (pattern.col_indices[b] / pattern.taps == last ? rest : pattern.block[1]);
+    int64_t channels = (pattern.crow_indices[row + 1] - pattern.crow_indices[row]) * pattern.block[1];
+    // Those of the last column are the last of each row.
+    for (int32_t b = pattern.crow_indices[row + 1] - 1; missing > 0 && b >= pattern.crow_indices[row]; --b) {
+      if (pattern.col_indices[b] < last * pattern.taps) break;
+      channels -= missing;
+    }
+    elements += rows * channels;
   }
   return elements;
 }

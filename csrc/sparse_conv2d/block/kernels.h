@@ -59,7 +59,7 @@ struct ProductCall {
   float* results;          // [tile][kMostRows][kLanes]
 };
 
-// Rows that are apart: those of each chunk are multiplied by the planes of its own, and added to sums wherever they are.
+// Rows that are apart: a chunk's are multiplied by planes of its own, and added to their sums wherever these are.
 //
 //     sums[offsets[chunk][row] + tile * kMostRows * kLanes + lane] += weights[chunk][row] . planes of the chunk
 constexpr int kScatterTiles = 2;                 // of positions

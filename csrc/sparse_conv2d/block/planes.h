@@ -26,8 +26,8 @@ struct PlaneLayout {
 
   int64_t items() const;
   int64_t tiles(const Lattice& lattice, int64_t strip_rows) const;  // of a micro-batch
-  int64_t pitch() const;  // from plane to plane, in elements. An odd number of lines, which fall on all sets of L1, as do
-                          // those of one product
+  // From plane to plane, in elements. An odd number of lines, which fall on all sets of L1, as do those of one product.
+  int64_t pitch() const;
 };
 
 // `pairs`: planes. They take so much of L2, if they can.

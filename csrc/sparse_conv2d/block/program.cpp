@@ -120,6 +120,11 @@ std::vector<BlockRow> block_rows_of(
 int64_t pairs_of_product(const Program& program, const Lattice& lattice, const ProductRows& rows) {
   if (program.columns == Columns::kPlanes) return rows.entries * (program.channels_of_block / 2);
   int64_t pairs[2] = {0, 0};
+  if (program.channels_of_block == 1) {
+    for (int64_t e = rows.first_entry; e < rows.first_entry + rows.entries; ++e)
+      pairs[1] += program.entries[static_cast<size_t>(e)].column % 2;
+    return std::max(pairs[1], rows.entries - pairs[1]);
+  }
   for (int64_t e = rows.first_entry; e < rows.first_entry + rows.entries; ++e) {
     const Entry& entry = program.entries[static_cast<size_t>(e)];
     const int64_t channels = channels_of(program, lattice, entry.column);
@@ -168,17 +173,21 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
     scatter_rows(pattern, lattice, block_rows, entries, program);
     return program;
   }
-  program.entries.reserve(entries.size());
+  bool takes_all = lattice.residues() == 1;
+  for (const Tap& tap : lattice.taps) takes_all = takes_all && tap.reaches;
+  if (takes_all) program.entries = std::move(entries);
+  else program.entries.reserve(entries.size());
   program.products.reserve(block_rows.size() * static_cast<size_t>(lattice.residues()));
   const size_t of_group = block_rows.size() / static_cast<size_t>(lattice.groups);
   const auto add_products = [&](const BlockRow& one, int64_t residue) {
-    const int64_t first_entry = static_cast<int64_t>(program.entries.size());
-    for (int64_t e = one.first_entry; e < one.last_entry; ++e) {
+    const int64_t first_entry = takes_all ? one.first_entry : static_cast<int64_t>(program.entries.size());
+    for (int64_t e = one.first_entry; !takes_all && e < one.last_entry; ++e) {
       const Entry& entry = entries[static_cast<size_t>(e)];
       const Tap& tap = lattice.taps[static_cast<size_t>(entry.tap)];
       if (tap.reaches && tap.residue == residue) program.entries.push_back(entry);
     }
-    const int64_t count = static_cast<int64_t>(program.entries.size()) - first_entry;
+    const int64_t count =
+        (takes_all ? one.last_entry : static_cast<int64_t>(program.entries.size())) - first_entry;
     for (int64_t row = 0; row < one.rows; row += program.rows) {
       ProductRows rows = {};
       rows.group = one.group;

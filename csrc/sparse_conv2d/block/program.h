@@ -70,8 +70,8 @@ struct BlockRow {
 };
 
 void scatter_rows(
-    const BlockPattern& pattern, const Lattice& lattice, const std::vector<BlockRow>& block_rows, const std::vector<Entry>& entries,
-    Program& program);
+    const BlockPattern& pattern, const Lattice& lattice, const std::vector<BlockRow>& block_rows,
+    const std::vector<Entry>& entries, Program& program);
 void fill_scatters(
     const Program& program, const Lattice& lattice, const BlockPattern& pattern,
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t begin, int64_t end, char* weights,

@@ -13,8 +13,8 @@
 namespace sparsekernels::block {
 
 void scatter_rows(
-    const BlockPattern& pattern, const Lattice& lattice, const std::vector<BlockRow>& block_rows, const std::vector<Entry>& entries,
-    Program& program) {
+    const BlockPattern& pattern, const Lattice& lattice, const std::vector<BlockRow>& block_rows,
+    const std::vector<Entry>& entries, Program& program) {
   const int64_t taps = static_cast<int64_t>(lattice.taps.size());
   const int64_t keys = divide_up(lattice.source_channels, program.channels_of_block) * taps;
   const int64_t parts = program.channels_of_block / 2 / program.pairs;
@@ -44,9 +44,8 @@ void scatter_rows(
         }
         // Counted, then sorted by source channels and tap.
         next.assign(static_cast<size_t>(keys) + 1, 0);
-        each_entry(first, last, residue, [&](const BlockRow& row, const Entry&, size_t key) {
-          next[key + 1] += row.rows;
-        });
+        each_entry(
+            first, last, residue, [&](const BlockRow& row, const Entry&, size_t key) { next[key + 1] += row.rows; });
         const int64_t base = static_cast<int64_t>(program.scattered_rows.size());
         for (int64_t key = 0; key < keys; ++key) {
           const int64_t count = next[static_cast<size_t>(key) + 1];
@@ -61,7 +60,8 @@ void scatter_rows(
         }
         program.scattered_rows.resize(static_cast<size_t>(base + next.back()));
         each_entry(first, last, residue, [&](const BlockRow& row, const Entry& entry, size_t key) {
-          const int64_t strides[2] = {  // of the weight's rows and channels
+          const int64_t strides[2] = {
+              // of the weight's rows and channels
               pattern.dense != nullptr ? pattern.dense_strides[0] : entry.width,
               pattern.dense != nullptr ? pattern.dense_strides[1] : 1};
           for (int64_t i = 0; i < row.rows; ++i)
@@ -89,8 +89,7 @@ void fill_scatters(
     for (int64_t s = rows.first_entry; s < rows.first_entry + rows.entries; ++s) {
       const Scatter& scatter = program.scatters[static_cast<size_t>(s)];
       const int64_t from = scatter.part * width;
-      const int64_t count =
-          std::min(width, std::max<int64_t>(0, channels_of(program, lattice, scatter.column) - from));
+      const int64_t count = std::min(width, std::max<int64_t>(0, channels_of(program, lattice, scatter.column) - from));
       const int64_t plane = (scatter.column * program.channels_of_block + from) / 2 * pitch +
                             tap_offsets[static_cast<size_t>(scatter.tap)];
       for (int64_t row = 0; row < scatter.rows; row += kTileRows) {
