@@ -257,4 +257,5 @@ SUITE = _Layers(
         chart="sparsity",
     ),
     sparse=True,
+    in_blocks=True,
 )

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..pruning import prunable, prune_
+from ..pruning import prunable, prune_, prune_blocks_
 from ..timing import Effort, fastest
 from .defaults import MEMORY_FORMATS
 from .models import MODELS, calibrate_
 from .suite import Case
+from .suite_keys import block_of
 
 LAYOUTS = Effort(seconds=0.2, least=3, most=30)
 """For choosing the faster memory format."""
@@ -59,10 +60,16 @@ class Network:
         return torch.randint(MODELS[self.name].classes, (self.batch,), generator=torch.Generator().manual_seed(2))
 
     def pruned(self, kind: str, sparsity: float) -> nn.Module:
-        """A copy, pruned, its BatchNorms with the statistics that it has then; kept until another is asked for."""
+        """A copy, pruned, its BatchNorms with the statistics that it has then; kept until another is asked for.
+
+        kind: of `pruning.PRUNINGS`, or a block, "32x32".
+        """
         if (kind, sparsity) not in self._pruned:
             model = copy.deepcopy(self.model)
-            prune_(model, kind, sparsity)
+            if kind[:1].isdecimal():
+                prune_blocks_(model, block_of(kind), sparsity)
+            else:
+                prune_(model, kind, sparsity)
             calibrate_(model, MODELS[self.name].images(seed=3), seed=None)
             self._pruned = {(kind, sparsity): model.train(self.pass_ == "step")}
         return self._pruned[kind, sparsity]

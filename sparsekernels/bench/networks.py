@@ -8,7 +8,9 @@ converted one runs as: what folding BatchNorm, fused sums and ReLUs and our pool
 ReLU and dropout in one step, is not what zeros give; and for each
 pattern of nonzeros two that `sparsekernels.convert` makes: "dropped:random-90", in which layers may lose filters and
 channels that are all zero and nothing else, and "converted:random-90", in which each layer is what was measured to be
-fastest. Every convolution and Linear is pruned to the same share, save depthwise convolutions.
+fastest. Every convolution and Linear is pruned to the same share, save depthwise convolutions. With --block 32x32 zeros
+lie in such blocks, of the least norms, instead: "converted:32x32-90", and for forward passes in bfloat16
+"converted-bf16:32x32-90", whose dense network is "dense-bf16".
 
 The dense network is eager torch in the faster of two layouts, contiguous or channels_last, images and weights in that
 layout beforehand. In bfloat16, a forward pass has weights and images in that type; a training step runs under
@@ -58,6 +60,12 @@ QUICK_DROPPED = 95.0
 KINDS: Mapping[str, tuple[str, ...]] = {"dropped": dropping(), "converted": decisions()[1:]}
 """The variants that are pruned, and what their layers may become."""
 
+IN_BLOCKS: Mapping[str, tuple[tuple[str, torch.dtype], ...]] = {
+    "forward": (("converted", torch.float32), ("converted-bf16", torch.bfloat16)),
+    "step": (("converted", torch.float32),),
+}
+"""By the pass, the variants of networks whose zeros lie in blocks."""
+
 
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """The dense network in two dtypes, and two conversions for each pattern."""
@@ -75,7 +83,8 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     masks = case.parameters.get("masks", PRUNINGS)
     quick_masks = case.parameters.get("masks", QUICK_MASKS)
     sparsities = case.parameters.get("quick_sparsities", QUICK_SPARSITIES) if selection.quick else SPARSITIES
-    for kind in dict.fromkeys(selection.masks or (quick_masks if selection.quick else masks)):
+    own = () if selection.blocks else quick_masks if selection.quick else masks
+    for kind in dict.fromkeys(selection.masks or own):
         chosen = selection.sparsities or sparsities
         for percent in dict.fromkeys(chosen):
             for name in KINDS:
@@ -83,6 +92,12 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
                     continue
                 sparsity = round(percent / 100, 7)
                 make = functools.partial(_pruned, network, name, kind, sparsity)
+                result.append(Variant(f"{name}:{kind}-{percent:g}", make, sparsity))
+    for kind in dict.fromkeys(selection.blocks):
+        for percent in dict.fromkeys(selection.sparsities or sparsities):
+            sparsity = round(percent / 100, 7)
+            for name, dtype in IN_BLOCKS[case.pass_]:
+                make = functools.partial(_pruned, network, "converted", kind, sparsity, dtype)
                 result.append(Variant(f"{name}:{kind}-{percent:g}", make, sparsity))
     return result
 
@@ -137,13 +152,14 @@ def _fused_step(network: Network) -> Prepared:
     return Prepared(call_of(network, model, network.images), check=check, details=details)
 
 
-def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared:
+def _pruned(network: Network, name: str, kind: str, sparsity: float, dtype: torch.dtype = torch.float32) -> Prepared:
     """A converted network."""
     dense = network.pruned(kind, sparsity)
     found: dict[str, tuple[nn.Module, Tensor, Report]] = {}
-    best, _ = network.fastest(torch.float32)
+    best, _ = network.fastest(dtype)
     for layout in (best,) if network.pass_ == "forward" else MEMORY_FORMATS:
-        model, images = copy.deepcopy(dense), network.images.contiguous(memory_format=MEMORY_FORMATS[layout])
+        model = copy.deepcopy(dense).to(dtype)
+        images = network.images.to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
         model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
         report = convert(model, images, decisions=KINDS[name], frozen=network.pass_ == "forward")
         found[layout] = model, images, report
@@ -161,9 +177,10 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float) -> Prepared
     details = {
         "batch": network.batch,
         "layout": layout,
-        "estimated_speedup": network.estimate(name, dense),
         "layers": _counts(report),
     }
+    if dtype == torch.float32:
+        details["estimated_speedup"] = network.estimate(name, dense)
     return Prepared(call_of(network, model, images), check=check, details=details)
 
 
@@ -200,12 +217,15 @@ SUITE = Suite(
             speedup_column("converted", "speedup"),
             number_column("converted", "est. speedup", estimate_of),
             ratio_column("dense-bf16", "converted"),
+            time_column("converted-bf16"),
+            detail_column("converted-bf16", "layers", "layers in bf16"),
+            ratio_column("dense-bf16", "converted-bf16"),
         ),
         legend=(
-            "Medians of one pass of the batch, float32 except dense-bf16; the row says where the zeros are and how "
-            "many percent. dense: eager torch in the faster of two layouts (named); not layers: the share of its time "
-            "that is neither Linear nor convolution, depthwise ones being no layers here. fused, fused-bf16: speedup "
-            "of the same graph as a converted network's, without zeros. "
+            "Medians of one pass of the batch, float32 except those with bf16; the row says where the zeros are and "
+            "how many percent. dense: eager torch in the faster of two layouts (named); not layers: the share of its "
+            "time that is neither Linear nor convolution, depthwise ones being no layers here. fused, fused-bf16: "
+            "speedup of the same graph as a converted network's, without zeros. "
             "dropped: speedup without filters and channels that are all zero. "
             "converted: by sparsekernels.convert; 15/16: 15 of 16 layers were replaced. est.: what sparse "
             "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
@@ -215,4 +235,5 @@ SUITE = Suite(
         chart="sparsity",
     ),
     sparse=True,
+    in_blocks=True,
 )

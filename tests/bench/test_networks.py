@@ -105,6 +105,23 @@ def test_what_is_measured() -> None:
     assert names(Selection(sparsities=(97.5,), masks=("random",)), masks=["magnitude"])[0] == "dropped:random-97.5"
 
 
+@pytest.mark.parametrize("pass_", ["forward", "step"])
+def test_zeros_in_blocks(pass_: str) -> None:
+    selection = Selection(sparsities=(75,), blocks=("4x2", "8x1"), variants=("dense", "dense-bf16", "converted*"))
+    records, notes = measure(make_case(pass_), selection)
+    assert not notes
+    kinds = ("converted", "converted-bf16") if pass_ == "forward" else ("converted",)
+    expected = [f"{kind}:{block}-75" for block in ("4x2", "8x1") for kind in kinds]
+    assert [name for name in records if ":" in name] == expected
+    assert {one.status for one in records.values()} == {"ok"}
+    assert {records[name].sparsity for name in expected} == {0.75}
+    network = Network(make_case(pass_))
+    last = dict(prunable(network.pruned("4x1", 0.75)))["last"].weight  # 5x4, of which 2 of 8 blocks are left
+    rows = last.detach().ne(0)
+    assert rows[:4].all(0).sum() + rows[4:].all(0).sum() == 2
+    assert rows.sum() <= 8
+
+
 def test_every_case_is_a_network() -> None:
     cases = suite.read_cases("networks")
     assert {case.name.partition("/")[2] for case in cases} == set(MODELS) - {"small"}
