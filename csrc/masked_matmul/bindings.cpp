@@ -14,7 +14,8 @@
 namespace sparsekernels {
 namespace {
 
-constexpr int64_t kGrain = 1 << 15;  // elements for which a thread is worth its while
+constexpr int64_t kGrain = 1 << 15;      // elements for which a thread is worth its while
+constexpr int64_t kBitsGrain = 1 << 20;  // bits to be packed, the same: a core packs 10^11 a second
 
 int64_t words_of(int64_t cols) {
   return (cols + 63) / 64;
@@ -206,7 +207,7 @@ void boxed_pack(StableIValue* stack, uint64_t count, uint64_t returned) {
   const uint8_t* const from = static_cast<const uint8_t*>(mask.data());
   uint64_t* const to = static_cast<uint64_t*>(result.data());
   sizes.pop_back();
-  const int64_t grain = std::max<int64_t>(1, 8 * kGrain / std::max<int64_t>(1, cols));
+  const int64_t grain = std::max<int64_t>(1, kBitsGrain / std::max<int64_t>(1, cols));
   torch::stable::parallel_for(0, product_of(sizes), grain, [&](int64_t begin, int64_t end) {
     if (cols % 64 == 0) return cpu_kernels().masked.pack(from + begin * cols, (end - begin) * cols, to + begin * words);
     for (int64_t r = begin; r < end; ++r) cpu_kernels().masked.pack(from + r * cols, cols, to + r * words);
@@ -233,7 +234,8 @@ void boxed_pack_blocks(StableIValue* stack, uint64_t count, uint64_t returned) {
   Handle result = empty(sizes.data(), static_cast<int64_t>(sizes.size()), aoti_torch_dtype_int64(), blocks);
   const uint8_t* const from = static_cast<const uint8_t*>(blocks.data());
   uint64_t* const to = static_cast<uint64_t*>(result.data());
-  torch::stable::parallel_for(0, batch * down, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kBitsGrain / std::max<int64_t>(1, std::min(height, rows) * cols));
+  torch::stable::parallel_for(0, batch * down, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i % down * height, last = std::min(rows, row + height);
       uint64_t* const row_words = to + (i / down * rows + row) * words;
@@ -268,7 +270,8 @@ void boxed_transpose_bits(StableIValue* stack, uint64_t count, uint64_t returned
   Handle result = empty(sizes.data(), static_cast<int64_t>(sizes.size()), aoti_torch_dtype_int64(), bits);
   const uint64_t* const from = static_cast<const uint64_t*>(bits.data());
   uint64_t* const to = static_cast<uint64_t*>(result.data());
-  torch::stable::parallel_for(0, batch * words, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kBitsGrain / 4 / (64 * std::max<int64_t>(1, rows)));
+  torch::stable::parallel_for(0, batch * words, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t one = i / words, col = i % words * 64;
       cpu_kernels().masked.transpose(

@@ -194,7 +194,7 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
   const int64_t width = part_cols(first), col_parts = (cols + width - 1) / width;
   // enough parts to share among threads, as long as packing b again for each is a small part of it
   int64_t row_parts = 1;
-  while (row_parts * col_parts * all->count < 4 * threads.count && rows / (2 * row_parts) >= 256) row_parts *= 2;
+  while (row_parts * col_parts * all->count < 2 * threads.count && rows / (2 * row_parts) >= 256) row_parts *= 2;
   const int64_t height = padded((rows + row_parts - 1) / row_parts, kPartRows);
   row_parts = (rows + height - 1) / height;
   const int64_t parts = all->count * col_parts * row_parts;
