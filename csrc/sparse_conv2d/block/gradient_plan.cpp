@@ -81,8 +81,17 @@ Estimate estimate(const Lattice& lattice, const BlockPattern& pattern, const Gra
   const double strips = all / static_cast<double>(std::min<int64_t>(result.strip.chunks(), cost_of::kChunksAtOnce));
   const double move = sums > l2 * cost_of::kSumsShare ? cost_of::kMovedFromL3 : cost_of::kMoved;
   const double products = tiles * (all * (gathered ? cost_of::kGathered : cost_of::kProduct) + strips * move);
+  // rows that a strip shares with the next are packed once
+  double packed = reading;
+  if (result.strip.columns == plan.lanes.size[1] && result.strip.rows < plan.lanes.size[0]) {
+    const int64_t rows =
+        std::clamp(static_cast<int64_t>(all) / plan.lanes.size[1], result.strip.rows, plan.lanes.size[0]);
+    const double once = static_cast<double>(read_places(lattice, rows, plan.lanes.size[1])) /
+                        static_cast<double>(rows * plan.lanes.size[1]);
+    packed = once + (reading - once) * cost_of::kMovedLine;
+  }
   const double packing =
-      all * kPositions * (channels * reading * cost_of::kPackedLines + outputs * cost_of::kPackedPairs);
+      all * kPositions * (channels * packed * cost_of::kPackedLines + outputs * cost_of::kPackedPairs);
   const int64_t items = plan.items(lattice.groups);
   result.cycles = static_cast<double>(divide_up(items, threads)) * (products + packing + cost_of::kItem);
   return result;

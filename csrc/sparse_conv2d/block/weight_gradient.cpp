@@ -5,6 +5,7 @@
 // by strip, into lines and pairs that stay in L2 as its sums do, and adds the products of a strip to the sums of all
 // blocks.
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <vector>
@@ -81,8 +82,28 @@ uint16_t* at_channel(const Activation& tensor, int64_t channel) {
   return static_cast<uint16_t*>(tensor.data) + channel * tensor.stride[1];
 }
 
-// `channels` of the input from `first` on.
-void pack_input(const Call& call, const GradientStrip& strip, int64_t first, int64_t channels, uint16_t* lines) {
+// How many rows of lines a strip shares with the one before it: those that its taps reach back for.
+int64_t shared_rows(const Call& call, const GradientStrip& before, const GradientStrip& strip) {
+  const bool follows = strip.set == before.set && before.sets == 1 && strip.row == before.row + before.rows &&
+                       strip.columns == call.plan.lanes.size[1];
+  return follows ? call.lattice.most_shift[0] : 0;
+}
+
+// Moves the last rows of lines of a strip to the first ones of the next.
+void move_rows(const Call& call, const GradientStrip& before, int64_t rows, int64_t channels, uint16_t* lines) {
+  const LineLayout& layout = call.layout;
+  for (int64_t channel = 0; channel < channels; channel += kUnit)
+    for (int64_t phase = 0; phase < layout.phases; ++phase) {
+      uint16_t* const first = lines + (channel / kUnit * layout.lines + layout.line(0, phase, 0, 0)) * kLineElements;
+      const int64_t row = layout.columns * kTileElements;
+      std::memmove(first, first + before.rows * row, static_cast<size_t>(rows * row) * sizeof(uint16_t));
+    }
+}
+
+// `channels` of the input from `first` on, but for rows of lines that are there already.
+void pack_input(
+    const Call& call, const GradientStrip& strip, int64_t packed_rows, int64_t first, int64_t channels,
+    uint16_t* lines) {
   const Lattice& lattice = call.lattice;
   const Activation& source = lattice.source;
   int64_t from[kPositions];
@@ -96,7 +117,7 @@ void pack_input(const Call& call, const GradientStrip& strip, int64_t first, int
     int64_t phase = 0;
     for (const int64_t row_phase : lattice.phases[0])
       for (const int64_t column_phase : lattice.phases[1]) {
-        for (int64_t row = 0; row < strip.rows + lattice.most_shift[0]; ++row)
+        for (int64_t row = packed_rows; row < strip.rows + lattice.most_shift[0]; ++row)
           for (int64_t column = 0; column < strip.columns + lattice.most_shift[1]; ++column) {
             for (int v = 0; v < kPositions; ++v) {
               const int64_t y =
@@ -235,10 +256,14 @@ void run_item(const Call& call, const GradientItem& item) {
   uint16_t* const lines = reinterpret_cast<uint16_t*>(line_floats);
   uint16_t* const pairs = reinterpret_cast<uint16_t*>(pair_floats);
   std::vector<int32_t> places;
+  GradientStrip before = {};
   bool begins = true;
   call.kernels.begin(2 * kUnit, kPositions / 2);
   for (const GradientStrip& strip : strips_of(call.plan, item.part)) {
-    pack_input(call, strip, item.group * lattice.source_channels + first_channel, channels, lines);
+    const int64_t shared = begins ? 0 : shared_rows(call, before, strip);
+    if (shared > 0) move_rows(call, before, shared, channels, lines);
+    before = strip;
+    pack_input(call, strip, shared, item.group * lattice.source_channels + first_channel, channels, lines);
     pack_grad_output(call, strip, first_output, outputs, pitch, pairs);
     places.clear();
     for (int64_t set = 0; set < strip.sets; ++set)
