@@ -57,7 +57,7 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
         result.append(pattern.variant("block", pattern.in_blocks))
         if pattern.percent in by_elements:
             result.append(pattern.variant("fine-grained", pattern.by_elements))
-        if may_bsr and pattern.divides:
+        if may_bsr and pattern.has_whole_squares:
             result.append(pattern.variant("torch-bsr", functools.partial(_bsr, pattern)))
     return result
 
@@ -121,16 +121,16 @@ def _bsr(pattern: Pattern) -> Prepared:
     reasons = []
     for name, call in calls.items():
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 call()
             working[name] = call
         except RuntimeError as error:  # which ways there are depends on torch's build
             reasons.append(f"{name}: {error}".splitlines()[0])
     if not working:
         raise Unavailable("; ".join(reasons))
-    with torch.inference_mode():
+    with torch.no_grad():
         way = fastest(working, LAYOUTS)
-    return pattern.ours.judged(working[way], pattern.weight)
+    return pattern.ours.judged(working[way], pattern.weight, torch.no_grad)  # not for inference tensors
 
 
 class _Blocks(Suite):
