@@ -167,7 +167,7 @@ class Pattern:
     """Some blocks of the weight of a case; the weight is made when first asked for."""
 
     def __init__(self, ours: Ours, block: str, percent: float) -> None:
-        self.name, self.percent, self.ours = f"{block}-{percent:g}", percent, ours
+        self.name, self.block, self.percent, self.ours = f"{block}-{percent:g}", block, percent, ours
         self._block, self._sparsity = block_of(block), round(percent / 100, 7)
 
     @functools.cached_property
