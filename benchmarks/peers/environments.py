@@ -36,7 +36,7 @@ OURS = "ours"
 EXPORT = "export"
 """The environment that the exporter needs, and the name of its table."""
 
-CASES = ("network", "linear")
+CASES = ("network", "linear", "masked")
 DTYPES = ("float32", "bfloat16")
 
 _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
@@ -73,11 +73,15 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+NOTHING: Mapping[str, Any] = {"about": "", "license": ""}
+"""What the exporter is in a table that has none."""
+
+
 def read_peers(path: Path = TABLE) -> dict[str, Peer]:
     """The peers of the file, by name, and under `EXPORT` what the exporter needs. Raises ValueError for a bad table."""
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     tables = document["peers"]
-    exporter = {"engine": "exporter.py", "variants": [], "beside_ours": True, **document[EXPORT]}
+    exporter = {"engine": "exporter.py", "variants": [], "beside_ours": True, **document.get(EXPORT, NOTHING)}
     return {name: _peer(name, table) for name, table in {**tables, EXPORT: exporter}.items()}
 
 

@@ -133,7 +133,8 @@ def layout(peers: Mapping[str, Peer]) -> Layout:
     """How the tables show the peers: a column for each variant."""
     names = [variant.name for peer in peers.values() for variant in peer.variants]
     rivals = tuple(name for name in names if name != OURS)
-    return Layout(tuple(map(column, names)), LEGEND, OURS, rivals, chart="sparsity")
+    columns = *map(column, names), report.ratio_column("openvino-bf16", "ours-bf16")
+    return Layout(columns, LEGEND, OURS, rivals, chart="sparsity")
 
 
 SUITE = Suite(
@@ -146,6 +147,7 @@ SUITE = Suite(
     quick=Effort(seconds=5, sample=SAMPLE),
     layout=layout(PEERS),
     sparse=True,
+    in_blocks=True,
     rival=OURS,
     threads=cores(),
     by_pattern=True,

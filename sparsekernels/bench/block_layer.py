@@ -148,26 +148,26 @@ class Ours:
             tensors = tensors[0].contiguous(memory_format=format), tensors[1].contiguous(memory_format=format)
         return block_call(layer, self.pass_, tensors[0], weight, tensors[1])
 
-    def judged(self, call: Call, weight: SparseFormat) -> Prepared:
-        """`call`, whose results are those of the pass with `weight`."""
-        layer = self.inputs.layer
+    def judged(self, call: Call, weight: SparseFormat, context: Context | None = None) -> Prepared:
+        """`call`, whose results are those of the pass with `weight`; context: instead of that of ours."""
+        layer, context = self.inputs.layer, context or self.context
 
         def check() -> Verdict:
-            with self.context():
+            with context():
                 results = call()
             return self.oracle.judge(results, weight)
 
         details = {**layer.details(), "gflop": layer.gflop(weight.nnz, self.pass_)}
         if not layer.linear:
             details["layout"] = self.layout
-        return Prepared(call, context=self.context, check=check, details=details)
+        return Prepared(call, context=context, check=check, details=details)
 
 
 class Pattern:
     """Some blocks of the weight of a case; the weight is made when first asked for."""
 
     def __init__(self, ours: Ours, block: str, percent: float) -> None:
-        self.name, self.percent, self.ours = f"{block}-{percent:g}", percent, ours
+        self.name, self.block, self.percent, self.ours = f"{block}-{percent:g}", block, percent, ours
         self._block, self._sparsity = block_of(block), round(percent / 100, 7)
 
     @functools.cached_property
@@ -175,9 +175,11 @@ class Pattern:
         return BlockSparse.from_dense(self.ours.inputs.weight, block=self._block, sparsity=self._sparsity)
 
     @property
-    def divides(self) -> bool:
-        """Whether the weight is made of whole blocks."""
-        return not any(size % step for size, step in zip(self.ours.inputs.layer.weight, self._block, strict=False))
+    def has_whole_squares(self) -> bool:
+        """Whether the weight is made of whole square blocks, those for which torch has a product on the CPU."""
+        return self._block[0] == self._block[1] and not any(
+            size % step for size, step in zip(self.ours.inputs.layer.weight, self._block, strict=False)
+        )
 
     def variant(self, kind: str, prepare: Callable[[], Prepared]) -> Variant:
         """The variant of that kind."""

@@ -4,8 +4,8 @@
 
 A case is a layer, a pass and a dtype. Its variants are the dense layer (the baseline); "copy", which reads and writes
 what the pass has to, and computes nothing; and for each block size and sparsity, "32x32-90", ours in blocks ("block"),
-at some sparsities ours element by element on the same elements ("fine-grained"), and where torch has a product for it,
-a tensor of its layout BSR ("torch-bsr"). All of them are interleaved.
+at some sparsities ours element by element on the same elements ("fine-grained"), and for the first block size, where
+torch has a product for it, a tensor of its layout BSR ("torch-bsr"). All of them are interleaved.
 
 The dense layer is eager torch in the fastest of the layouts that a user could choose: a convolution's images and weight
 contiguous or channels_last, a Linear's weight as it is or stored transposed. Ours is given images in the faster of the
@@ -38,6 +38,9 @@ from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant
 QUICK_BLOCKS = 1
 """How many of a case's block sizes the short benchmark takes."""
 
+ONE_CALL = Effort(seconds=0, sample=1e-5, least=1, most=1)
+"""For choosing how torch's BSR is called: 2048x2048 at half the blocks takes a second."""
+
 
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """The dense layer, the copy, and for each pattern ours in blocks, ours by elements, and torch's BSR."""
@@ -55,9 +58,10 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     may_bsr = layer.linear and (case.pass_, case.dtype) == ("forward", "float32")
     for pattern in patterns(ours, blocks, selection.sparsities or sparsities):
         result.append(pattern.variant("block", pattern.in_blocks))
-        if pattern.percent in by_elements:
-            result.append(pattern.variant("fine-grained", pattern.by_elements))
-        if may_bsr and pattern.divides:
+        if pattern.percent not in by_elements:
+            continue
+        result.append(pattern.variant("fine-grained", pattern.by_elements))
+        if may_bsr and pattern.has_whole_squares and (selection.blocks or pattern.block == blocks[0]):
             result.append(pattern.variant("torch-bsr", functools.partial(_bsr, pattern)))
     return result
 
@@ -121,16 +125,16 @@ def _bsr(pattern: Pattern) -> Prepared:
     reasons = []
     for name, call in calls.items():
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 call()
             working[name] = call
         except RuntimeError as error:  # which ways there are depends on torch's build
             reasons.append(f"{name}: {error}".splitlines()[0])
     if not working:
         raise Unavailable("; ".join(reasons))
-    with torch.inference_mode():
-        way = fastest(working, LAYOUTS)
-    return pattern.ours.judged(working[way], pattern.weight)
+    with torch.no_grad():
+        way = fastest(working, ONE_CALL)
+    return pattern.ours.judged(working[way], pattern.weight, torch.no_grad)  # not for inference tensors
 
 
 class _Blocks(Suite):

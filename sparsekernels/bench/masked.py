@@ -130,7 +130,7 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     if (case.pass_, case.dtype) == ("forward", "float32"):
         ways["sampled-addmm"] = _sampled
     ways |= {"ours": _ours, "ours+prepare": _ours_and_prepare}
-    for pattern in _patterns(case, selection):
+    for pattern in patterns(case, selection):
         share = round(pattern.percent / 100, 7)
         for name, way in ways.items():
             make = functools.partial(way, inputs, oracle, pattern)
@@ -138,7 +138,8 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     return result
 
 
-def _patterns(case: Case, selection: Selection) -> list[Pattern]:
+def patterns(case: Case, selection: Selection) -> list[Pattern]:
+    """The masks of `case`, those in blocks first; of options what they name, else those of its keys."""
     rows, _, columns = case.parameters["shape"]
     chosen = bool(selection.blocks or selection.masks)
     blocks = selection.blocks if chosen else case.parameters["blocks"]

@@ -167,8 +167,8 @@ class Case:
         return self if batch == self.batch else replace(self, name=f"{self.name}@{batch}", batch=batch)
 
     def patterns(self, selection: Selection) -> list[Case]:
-        """This case once for each pattern: of the selection, or of its own keys `masks` and `sparsities`."""
-        masks = selection.masks or self.parameters.get("masks", QUICK_MASKS)
+        """This case once for each pattern: of the selection (a block is a mask as well), or of its own keys."""
+        masks = (*selection.blocks, *selection.masks) or self.parameters.get("masks", QUICK_MASKS)
         sparsities = selection.sparsities or self.parameters.get("sparsities", QUICK_SPARSITIES)
         found = ((mask, percent) for mask in dict.fromkeys(masks) for percent in dict.fromkeys(sparsities))
         return [self._pruned(mask, percent) for mask, percent in found]

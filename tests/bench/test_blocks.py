@@ -84,9 +84,10 @@ class TestCases:
         assert names(make_case("conv", dtype="bfloat16"), Selection()) == expected
         chosen = Selection(blocks=("24x40",), sparsities=(97.5,))
         assert names(make_case("conv"), chosen) == ["block:24x40-97.5", "fine-grained:24x40-97.5"]
-        # torch has BSR for whole blocks in float32
-        assert "torch-bsr:4x4-50" in names(make_case("linear"), Selection())
-        assert "torch-bsr:3x2-50" not in names(make_case("linear"), Selection())
+        # torch has BSR for whole square blocks in float32
+        assert [one for one in names(make_case("linear"), Selection()) if "bsr" in one] == ["torch-bsr:4x4-90"]
+        chosen = Selection(blocks=("3x2", "8x8", "16x16"), sparsities=(80.0,))
+        assert [one for one in names(make_case("linear"), chosen) if "bsr" in one] == ["torch-bsr:8x8-80"]
         assert [one for one in names(make_case("linear", "input-gradient"), Selection()) if "bsr" in one] == []
 
     @pytest.mark.parametrize("options", [{"blocks": ("4x4",)}, {"sparsities": (90.0,)}, {"masks": ("random",)}])

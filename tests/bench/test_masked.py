@@ -38,7 +38,7 @@ def measure(case: Case, selection: Selection) -> tuple[dict[str, Record], list[s
 
 
 def patterns(selection: Selection) -> list[str]:
-    return [one.name for one in masked._patterns(make_case(), selection)]
+    return [one.name for one in masked.patterns(make_case(), selection)]
 
 
 def test_the_masks_are_those_that_are_asked_for() -> None:

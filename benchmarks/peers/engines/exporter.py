@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from networks import differentiated, named, network
+from networks import differentiated, is_block, named, network
 from protocol import Engine, Job, serve
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsekernels.bench.models import MODELS
-from sparsekernels.pruning import prune_
+from sparsekernels.bench.suite_keys import block_of
+from sparsekernels.pruning import largest_blocks, prune_
 
 OPSET = 13
 """Every engine reads it, and it has all that the networks need."""
@@ -90,7 +91,12 @@ def _linear(job: Job, folder: Path) -> dict[str, object]:
 
 
 def _pruned(weight: Tensor, blocks: int, job: Job) -> Tensor:
-    """`weight` with the share `sparsity` of its square blocks zero, chosen as `prune_` does by their means."""
+    """`weight` with the share `sparsity` of its square blocks zero, chosen as `prune_` does by their means.
+
+    Where the job itself has a block, those of that size.
+    """
+    if is_block(job):
+        return weight * largest_blocks(weight, block_of(job["pruning"]), job["sparsity"])
     rows, columns = (length // blocks for length in weight.shape)
     tiles = weight.view(rows, blocks, columns, blocks)
     chooser = nn.Linear(columns, rows, bias=False)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sparsekernels.bench.models import MODELS, calibrate_
-from sparsekernels.pruning import prune_
+from sparsekernels.bench.suite_keys import block_of
+from sparsekernels.pruning import prune_, prune_blocks_
 from sparsekernels.timing import Effort
 
 EFFORT = Effort(seconds=0.5, least=3, most=20)
@@ -20,6 +21,11 @@ EFFORT = Effort(seconds=0.5, least=3, most=20)
 
 PASSES = {"forward": ("output",), "forward+backward": ("output", "input gradient", "weight gradient")}
 """What each pass computes, by the names that results have."""
+
+
+def is_block(job: Mapping[str, Any]) -> bool:
+    """Whether zeros are whole blocks, of the size that `pruning` names, "32x32"."""
+    return str(job["pruning"])[:1].isdecimal()
 
 
 def network(job: Mapping[str, Any]) -> torch.nn.Module:
@@ -30,7 +36,10 @@ def network(job: Mapping[str, Any]) -> torch.nn.Module:
     """
     description, seed = MODELS[job["name"]], job["seed"]
     model = description.make(seed, pretrained=False)
-    prune_(model, job["pruning"], job["sparsity"], seed)
+    if is_block(job):
+        prune_blocks_(model, block_of(job["pruning"]), job["sparsity"])
+    else:
+        prune_(model, job["pruning"], job["sparsity"], seed)
     return calibrate_(model, description.images(seed=3 * seed + 1), 3 * seed + 2)
 
 

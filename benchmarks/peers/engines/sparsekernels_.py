@@ -24,6 +24,8 @@ def _network(job: Job) -> Engine:
     if not hasattr(sparsekernels, "convert"):
         raise Unavailable(f"sparsekernels {sparsekernels.__version__} has no convert")
     model, (input,) = network(job), load(job, "input")
+    if job["dtype"] == "bfloat16":
+        model, input = model.bfloat16(), input.bfloat16()
     report = sparsekernels.convert(model, input)
     return Engine(
         call=lambda: model(input),
