@@ -1,6 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The programs in the documentation run, and its tables are those of the records."""
+"""The programs in the documentation run, and its tables are those of the records.
+
+More than 400 lines: a test or two for each page.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +92,12 @@ def test_sparse_layers_in_use() -> None:
     assert not momentum[~left["layer"].mask].any()
 
 
+def test_block_sparse_in_use() -> None:
+    left = run(blocks_of(DOCS / "block_sparse.md"), "block_sparse.md")
+    dense = left["model"][0](left["input"])
+    assert (left["output"] - dense).abs().max() <= 2**-6 * dense.abs().max()
+
+
 def test_masked_products_in_use() -> None:
     left = run(blocks_of(DOCS / "masked_products.md"), "masked_products.md")
     assert left["values"].shape == (int(left["mask"].sum()),)
@@ -108,7 +117,15 @@ def test_a_generated_kernel_can_be_read(tmp_path: Path) -> None:
 
 
 def test_every_page_with_programs_is_run() -> None:
-    run_here = {"README.md", "HACKING.md", "convert.md", "masked_products.md", "rms_norm.md", "sparse_layers.md"}
+    run_here = {
+        "README.md",
+        "HACKING.md",
+        "block_sparse.md",
+        "convert.md",
+        "masked_products.md",
+        "rms_norm.md",
+        "sparse_layers.md",
+    }
     with_blocks = {path.name for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md")) if blocks_of(path)}
     assert with_blocks - {"api.md"} == run_here
 

@@ -59,8 +59,7 @@ inline void load_tile(const void* from, int64_t stride) {
 
 template <int kTile>
 inline void store_tile(float* to) {
-  __asm__ volatile(
-      "tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(int64_t{kVectorBytes}), "i"(kTile) : "memory");
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(int64_t{kVectorBytes}), "i"(kTile) : "memory");
 }
 
 // The registers of a product: sums of each tile of positions, set to zeros, added to by chunks and stored.
@@ -275,8 +274,10 @@ void scatter_of(const ScatterCall& t) {
   load_tile<4>(t.weights, stride);
   load_planes(0);
   for (int64_t k = 0; k < t.chunks; ++k) {
-    if (k % 2 == 0) step(k, std::false_type());
-    else step(k, std::true_type());
+    if (k % 2 == 0)
+      step(k, std::false_type());
+    else
+      step(k, std::true_type());
   }
   add_rows<kTiles>(results[(t.chunks - 1) % 2], offsets_at(t.chunks - 1), t.sums);
 }
@@ -287,8 +288,10 @@ void scatter(const ScatterCall& t) {
 
 template <int kTile>
 inline void load_sums(const float* from, bool begins) {
-  if (begins) __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
-  else load_tile<kTile>(from, kVectorBytes);
+  if (begins)
+    __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
+  else
+    load_tile<kTile>(from, kVectorBytes);
 }
 
 // A tile of channels of the weight gradient: 16 lines that follow each other, or gathered.

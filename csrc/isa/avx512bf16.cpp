@@ -46,8 +46,7 @@ void rows_product(const ProductCall& t, int first_row, int first_tile) {
   }
   for (int tile = 0; tile < kTiles; ++tile)
     for (int row = 0; row < kRows; ++row)
-      _mm512_storeu_ps(
-          t.results + ((first_tile + tile) * kMostRows + first_row + row) * kLanes, sums[tile][row]);
+      _mm512_storeu_ps(t.results + ((first_tile + tile) * kMostRows + first_row + row) * kLanes, sums[tile][row]);
 }
 
 template <Columns kColumns, int kTiles>
@@ -85,8 +84,10 @@ void gradient_tile(const GradientProductCall& t, int tile, int unit) {
   alignas(64) uint16_t gathered[kTileElements];
   for (int64_t k = 0; k < t.chunks; ++k) {
     const uint16_t* lines = gathered;
-    if (t.gathered) gather_lines(t.lines, t.rows + tile * kUnit, t.places[k], gathered);
-    else lines = t.lines + (int64_t{t.places[k]} + t.rows[tile]) * kLineElements;
+    if (t.gathered)
+      gather_lines(t.lines, t.rows + tile * kUnit, t.places[k], gathered);
+    else
+      lines = t.lines + (int64_t{t.places[k]} + t.rows[tile]) * kLineElements;
     const uint16_t* const pairs = t.pairs[unit] + k * kTileElements;
     for (int pair = 0; pair < kPositions / 2; ++pair) {
       const __m512bh outputs = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pairs + pair * kLineElements));

@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Every CPU kernel, compiled with the flags that CMakeLists.txt gives to this file.
+#include "sparse_conv2d/block/portable.h"
 #include "batch_norm/cpu/kernel.h"
 #include "fingerprint/cpu/hash.h"
 #include "masked_matmul/cpu/kernel.h"
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
-#include "sparse_conv2d/block/portable.h"
 #include "sparse_conv2d/jit/pack.h"
 #include "sparse_conv2d/nonzero_words.h"
 #include "sparse_conv2d/tiled/microkernels.h"

@@ -203,8 +203,8 @@ constexpr int64_t kPercentOfL2 = 75, kFewestPlanesPercent = 25, kMostPlanesPerce
 constexpr int64_t kGatheredPercentOfL2 = 13, kFewGatheredPercentOfL2 = 7;
 // A tile of positions whose rows are cache lines, one whose rows lie across two, and one that is packed: ratios.
 constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
-constexpr int64_t kItemsPerThread = 4;    // with this number for each thread, work is even enough
-constexpr int64_t kFewestItemTiles = 8;   // micro-batches of an item that are worth the weights' way from L2
+constexpr int64_t kItemsPerThread = 4;           // with this number for each thread, work is even enough
+constexpr int64_t kFewestItemTiles = 8;          // micro-batches of an item that are worth the weights' way from L2
 constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share laying out
 
 // Blocks of at most so many rows are scattered; rows of one product of them, whose sums at two tiles fit into L1.
@@ -212,15 +212,15 @@ constexpr int64_t kMostScatteredRows = 3, kScatterRows = 256;
 // Of the weight gradient (block/gradient_plan.cpp): cycles.
 namespace gradient {
 
-constexpr double kProduct = 17, kGathered = 26;  // of a tile and 32 positions, its operands in L1 and L2
-constexpr double kMoved = 45, kMovedFromL3 = 400;  // a tile of sums to registers and back
+constexpr double kProduct = 17, kGathered = 26;            // of a tile and 32 positions, its operands in L1 and L2
+constexpr double kMoved = 45, kMovedFromL3 = 400;          // a tile of sums to registers and back
 constexpr double kPackedLines = 0.4, kPackedPairs = 0.25;  // an element
-constexpr double kReadPlace = 0.5;  // a place that is packed, to one that is multiplied
-constexpr double kMovedLine = 0.2;  // to one that is packed
-constexpr double kItem = 20000;     // a work item
+constexpr double kReadPlace = 0.5;                         // a place that is packed, to one that is multiplied
+constexpr double kMovedLine = 0.2;                         // to one that is packed
+constexpr double kItem = 20000;                            // a work item
 constexpr double kL2Share = 0.8, kFewestL2Share = 0.25, kSumsShare = 0.55;  // for all, for a strip, for sums
-constexpr int64_t kChunksAtOnce = 16;  // whose pairs stay in L1
-constexpr int64_t kMostRegions = 24;   // each way
+constexpr int64_t kChunksAtOnce = 16;                                       // whose pairs stay in L1
+constexpr int64_t kMostRegions = 24;                                        // each way
 // Parts of the positions, with sums of their own: chunks of each, the fewest where there are two, and bytes of sums.
 constexpr int64_t kPartChunks = 128, kFewestPartChunks = 32, kMostParts = 32, kMostPartBytes = 2 << 20;
 

@@ -193,7 +193,8 @@ inline Handle checked_bias(Handle bias, const Handle& input, int64_t rows) {
   return bias;
 }
 
-inline void check_grad_output(const Handle& grad_output, const Geometry& geometry, int64_t rows, const int64_t (&input)[2]) {
+inline void check_grad_output(
+    const Handle& grad_output, const Geometry& geometry, int64_t rows, const int64_t (&input)[2]) {
   check_activation(grad_output, geometry);
   const Activation grads = activation_of(grad_output);
   require(grads.size[1] == rows, "sparse_conv2d: expected grad_output of the channels of the output", grad_output);

@@ -85,8 +85,7 @@ block::BlockPattern blocks_of(
   pattern.col_indices = indices(col, pattern.blocks);
   require(
       block::is_supported(pattern, geometry.conv.groups),
-      "sparse_conv2d: expected block of rows that divide the outputs of a group",
-      block);
+      "sparse_conv2d: expected block of rows that divide the outputs of a group", block);
   block::check_blocks(pattern);
   return pattern;
 }
@@ -153,14 +152,14 @@ void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) 
   Handle residual;
   if (given_residual) {
     require(
-        same_sizes(given_residual, result.written()),
-        "sparse_conv2d: expected residual of the shape of the output", given_residual);
+        same_sizes(given_residual, result.written()), "sparse_conv2d: expected residual of the shape of the output",
+        given_residual);
     residual = with_neighboring_channels(std::move(given_residual));
   }
   const Activation dest = result.activation();
   block::conv2d(
-      geometry.conv, pattern, neighboring_channels_of(input),
-      epilogue_of(given, bias, residual, low, high, dest), dest, torch_threads());
+      geometry.conv, pattern, neighboring_channels_of(input), epilogue_of(given, bias, residual, low, high, dest), dest,
+      torch_threads());
   stack[0] = result.finish();
 }
 
@@ -177,8 +176,8 @@ void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t re
   check_bfloat16(given, geometry);
   const int64_t rows = given.sizes()[1];
   require(
-      channels > 0 && channels % geometry.conv.groups == 0,
-      "sparse_conv2d: expected channels that groups divide", channels);
+      channels > 0 && channels % geometry.conv.groups == 0, "sparse_conv2d: expected channels that groups divide",
+      channels);
   block::BlockPattern pattern = blocks_of(crow, col, block, geometry, {rows, channels / geometry.conv.groups});
   set_weight(weight, geometry, pattern);
   const int64_t input_size[2] = {height, width};

@@ -186,9 +186,9 @@ int64_t first_product_of(const Program& program, int64_t group, int64_t groups, 
   const int64_t first = group * count;
   if (share == shares) return first + count;
   const auto weight_before = [&](int64_t p) {  // a product without chunks has results to store as well
-    const int64_t chunk =
-        p < static_cast<int64_t>(program.products.size()) ? program.products[static_cast<size_t>(p)].first_chunk
-                                                          : program.chunks;
+    const int64_t chunk = p < static_cast<int64_t>(program.products.size())
+                              ? program.products[static_cast<size_t>(p)].first_chunk
+                              : program.chunks;
     return chunk + p;
   };
   const int64_t begin = weight_before(first), end = weight_before(first + count);
@@ -196,8 +196,10 @@ int64_t first_product_of(const Program& program, int64_t group, int64_t groups, 
   int64_t low = first, high = first + count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (weight_before(middle) < wanted) low = middle + 1;
-    else high = middle;
+    if (weight_before(middle) < wanted)
+      low = middle + 1;
+    else
+      high = middle;
   }
   return low;
 }
@@ -212,15 +214,17 @@ int64_t percent_for_planes(const Program& program, const Lattice& lattice) {
   return of_weights < 50 ? cost::block::kFewGatheredPercentOfL2 : cost::block::kGatheredPercentOfL2;
 }
 
-void run(const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
-         const Threads& threads) {
+void run(
+    const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
+    const Threads& threads) {
   const Kernels& kernels = block::kernels();
   const int64_t pairs = pairs_of(program, lattice);
   const PlaneLayout layout = lay_out_planes(lattice, pairs, threads.count, percent_for_planes(program, lattice));
   const int64_t pitch = layout.pitch(), plane_elements = pairs * pitch;
   if (plane_elements > std::numeric_limits<int32_t>::max())
-    throw std::invalid_argument("sparse_conv2d: "
-                                "expected rows of an image whose channels take less than 8 GB in blocks");
+    throw std::invalid_argument(
+        "sparse_conv2d: "
+        "expected rows of an image whose channels take less than 8 GB in blocks");
   const int64_t items = layout.items(), groups = lattice.groups;
   const int64_t products = static_cast<int64_t>(program.products.size()) / groups;
   // Few items: threads share the planes of each, and its products.
@@ -234,7 +238,7 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
   float* bias;
   uint32_t* shared_planes;
   WorkspaceLayout own;
-  float *weight_floats;
+  float* weight_floats;
   own.add(&weight_floats, program.chunks * program.chunk_bytes() / 4 + kLanes);
   own.add(&offsets, program.chunks * program.offsets_of_chunk() + kLanes);
   own.add(&bias, groups * lattice.dest_channels + kMostRows);
@@ -250,16 +254,16 @@ void run(const Lattice& lattice, const Program& program, const BlockPattern& pat
   }
   const auto fill = [&](int64_t begin, int64_t end) {
     fill_program(
-        program, lattice, pattern, kernels, layout.tap_offsets, pitch, (pairs - 1) * pitch, begin, end, weights, offsets);
+        program, lattice, pattern, kernels, layout.tap_offsets, pitch, (pairs - 1) * pitch, begin, end, weights,
+        offsets);
   };
   const int64_t all_products = groups * products;
   if (program.chunks * program.chunk_bytes() < cost::block::kFewestFilledBytes) {
     fill(0, all_products);
   } else {
     const int64_t parts = std::min(all_products, 8 * threads.count);
-    threads.run(parts, [&](int64_t begin, int64_t end) {
-      fill(all_products * begin / parts, all_products * end / parts);
-    });
+    threads.run(
+        parts, [&](int64_t begin, int64_t end) { fill(all_products * begin / parts, all_products * end / parts); });
   }
   const Call call = {lattice, program, layout, kernels, pairs, pitch, weights, offsets, epilogue, bias};
 

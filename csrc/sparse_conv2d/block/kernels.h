@@ -19,10 +19,10 @@
 
 namespace sparsekernels::block {
 
-constexpr int kMostRows = 32;       // of a product
-constexpr int kTileRows = 16;       // of a tile register
-constexpr int kMostPairs = 16;      // of a chunk
-constexpr int kMostTiles = 4;       // of positions in one product
+constexpr int kMostRows = 32;   // of a product
+constexpr int kTileRows = 16;   // of a tile register
+constexpr int kMostPairs = 16;  // of a chunk
+constexpr int kMostTiles = 4;   // of positions in one product
 
 // Where a chunk finds its planes.
 enum class Columns {
@@ -62,8 +62,8 @@ struct ProductCall {
 // Rows that are apart: a chunk's are multiplied by planes of its own, and added to their sums wherever these are.
 //
 //     sums[offsets[chunk][row] + tile * kMostRows * kLanes + lane] += weights[chunk][row] . planes of the chunk
-constexpr int kScatterTiles = 2;                 // of positions
-constexpr int kScatterOffsets = kTileRows + 2;   // of a chunk: of each row, then the first of its planes, then its rows
+constexpr int kScatterTiles = 2;                // of positions
+constexpr int kScatterOffsets = kTileRows + 2;  // of a chunk: of each row, then the first of its planes, then its rows
 
 struct ScatterCall {
   int pairs, tiles;
@@ -85,11 +85,11 @@ struct WeightsCall {
 
 // 16 positions of some channels, into planes.
 struct PackCall {
-  const uint16_t* source;        // its first channel
-  const int64_t* from;           // [kLanes], in elements; negative: zeros
-  int64_t channels;              // neighboring elements
-  int64_t pairs;                 // to fill, at least those of the channels; zeros behind them
-  uint32_t* planes;              // at the first position
+  const uint16_t* source;  // its first channel
+  const int64_t* from;     // [kLanes], in elements; negative: zeros
+  int64_t channels;        // neighboring elements
+  int64_t pairs;           // to fill, at least those of the channels; zeros behind them
+  uint32_t* planes;        // at the first position
   int64_t pitch;
 };
 

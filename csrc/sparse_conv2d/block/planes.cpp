@@ -25,14 +25,13 @@ void cut(const Lattice& lattice, int64_t strip, PlaneLayout& layout) {
   layout.strips = divide_up(lattice.size[0], strip);
   layout.rows = strip + lattice.most_shift[0];
   layout.columns = lattice.size[1] + lattice.most_shift[1];
-  layout.by_rows = strip * divide_up(lattice.size[1] * layout.images, kLanes) <=
-                   divide_up(reach(lattice, layout, strip), kLanes);
+  layout.by_rows =
+      strip * divide_up(lattice.size[1] * layout.images, kLanes) <= divide_up(reach(lattice, layout, strip), kLanes);
   layout.tap_offsets.clear();
   int64_t farthest = 0;
   for (const Tap& tap : lattice.taps) {
     const int64_t phase = tap.phase[0] * static_cast<int64_t>(lattice.phases[1].size()) + tap.phase[1];
-    const int64_t offset =
-        ((phase * layout.rows + tap.shift[0]) * layout.columns + tap.shift[1]) * layout.images;
+    const int64_t offset = ((phase * layout.rows + tap.shift[0]) * layout.columns + tap.shift[1]) * layout.images;
     layout.tap_offsets.push_back(offset);
     if (tap.reaches) farthest = std::max(farthest, offset);
   }
@@ -154,8 +153,7 @@ void each_tile(const Lattice& lattice, const PlaneLayout& layout, int64_t rows, 
 void tile_places(const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, std::vector<int64_t>& at) {
   at.clear();
   for (int64_t b = 0; b < item.microbatches; ++b)
-    each_tile(
-        lattice, layout, item.rows, [&](int64_t, int64_t first) { at.push_back(b * layout.positions + first); });
+    each_tile(lattice, layout, item.rows, [&](int64_t, int64_t first) { at.push_back(b * layout.positions + first); });
 }
 
 void dest_places(

@@ -15,14 +15,14 @@ namespace sparsekernels::block {
 // column of the phase, padding included. A tile is 16 positions that follow each other, of one row where that takes no
 // more tiles, else from row to row.
 struct PlaneLayout {
-  int64_t images, microbatches;       // interleaved images; how many such micro-batches the batch makes
-  int64_t strip, strips;              // rows of positions, at most
-  int64_t rows, columns;              // of a phase, with halo
+  int64_t images, microbatches;  // interleaved images; how many such micro-batches the batch makes
+  int64_t strip, strips;         // rows of positions, at most
+  int64_t rows, columns;         // of a phase, with halo
   int64_t phases;
-  int64_t positions;                  // of a micro-batch, a multiple of kLanes, with what the last tile reads behind
+  int64_t positions;  // of a micro-batch, a multiple of kLanes, with what the last tile reads behind
   bool by_rows;
-  int64_t item_microbatches;          // of a work item
-  std::vector<int64_t> tap_offsets;   // of each tap of the lattice
+  int64_t item_microbatches;         // of a work item
+  std::vector<int64_t> tap_offsets;  // of each tap of the lattice
 
   int64_t items() const;
   int64_t tiles(const Lattice& lattice, int64_t strip_rows) const;  // of a micro-batch
@@ -43,12 +43,14 @@ PlaneItem plane_item(const Lattice& lattice, const PlaneLayout& layout, int64_t 
 
 // For each element of a work item's planes, a multiple of kLanes, where it comes from: an offset from the source's
 // first channel of image 0, or -1.
-void source_places(const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, std::vector<int64_t>& from);
+void source_places(
+    const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, std::vector<int64_t>& from);
 
 // For each tile of a work item, where it begins in the planes, and where its lanes go to at a residue: offsets from the
 // destination's first channel of image 0, or -1.
 void tile_places(const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, std::vector<int64_t>& at);
 void dest_places(
-    const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, int64_t residue, std::vector<int64_t>& to);
+    const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, int64_t residue,
+    std::vector<int64_t>& to);
 
 }  // namespace sparsekernels::block

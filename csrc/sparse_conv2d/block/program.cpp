@@ -28,9 +28,10 @@ std::vector<int64_t> first_values(const BlockPattern& pattern) {
   if (pattern.dense != nullptr) {
     for (int64_t row = 0; row < pattern.block_rows(); ++row)
       for (int32_t b = pattern.crow_indices[row]; b < pattern.crow_indices[row + 1]; ++b)
-        first[static_cast<size_t>(b)] = row * pattern.block[0] * pattern.dense_strides[0] +
-                                        pattern.col_indices[b] / pattern.taps * pattern.block[1] * pattern.dense_strides[1] +
-                                        pattern.col_indices[b] % pattern.taps * pattern.dense_strides[2];
+        first[static_cast<size_t>(b)] =
+            row * pattern.block[0] * pattern.dense_strides[0] +
+            pattern.col_indices[b] / pattern.taps * pattern.block[1] * pattern.dense_strides[1] +
+            pattern.col_indices[b] % pattern.taps * pattern.dense_strides[2];
     return first;
   }
   const int64_t last = pattern.block_columns() - 1, rest = pattern.channels - last * pattern.block[1];
@@ -136,15 +137,18 @@ int64_t pairs_of_product(const Program& program, const Lattice& lattice, const P
 }
 
 // Rows of neighboring elements: `bytes` of each, zeros up to `stride`, and in rows that there are not.
-void copy_rows(const uint16_t* from, int64_t row_stride, int64_t rows, int64_t bytes, int64_t all_rows, int64_t stride,
-               char* to) {
+void copy_rows(
+    const uint16_t* from, int64_t row_stride, int64_t rows, int64_t bytes, int64_t all_rows, int64_t stride, char* to) {
   const auto copy = [&](auto known) {
     for (int64_t row = 0; row < rows; ++row) std::memcpy(to + row * stride, from + row * row_stride, known());
   };
   if (bytes < stride || rows < all_rows) std::memset(to, 0, static_cast<size_t>(all_rows * stride));
-  if (bytes == 64) copy([] { return size_t{64}; });
-  else if (bytes == 32) copy([] { return size_t{32}; });
-  else if (bytes > 0) copy([&] { return static_cast<size_t>(bytes); });
+  if (bytes == 64)
+    copy([] { return size_t{64}; });
+  else if (bytes == 32)
+    copy([] { return size_t{32}; });
+  else if (bytes > 0)
+    copy([&] { return static_cast<size_t>(bytes); });
 }
 
 }  // namespace
@@ -166,8 +170,8 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   program.rows = evened(std::min(block[0], lattice.dest_channels), kMostRows);
   std::vector<Entry> entries;
   const std::vector<BlockRow> block_rows = block_rows_of(pattern, lattice, transposed, entries);
-  program.is_scattered = kernels.scatter != nullptr && program.columns == Columns::kPlanes &&
-                         block[0] <= cost::block::kMostScatteredRows;
+  program.is_scattered =
+      kernels.scatter != nullptr && program.columns == Columns::kPlanes && block[0] <= cost::block::kMostScatteredRows;
   if (program.is_scattered) {
     program.rows = kTileRows;
     scatter_rows(pattern, lattice, block_rows, entries, program);
@@ -175,8 +179,10 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   }
   bool takes_all = lattice.residues() == 1;
   for (const Tap& tap : lattice.taps) takes_all = takes_all && tap.reaches;
-  if (takes_all) program.entries = std::move(entries);
-  else program.entries.reserve(entries.size());
+  if (takes_all)
+    program.entries = std::move(entries);
+  else
+    program.entries.reserve(entries.size());
   program.products.reserve(block_rows.size() * static_cast<size_t>(lattice.residues()));
   const size_t of_group = block_rows.size() / static_cast<size_t>(lattice.groups);
   const auto add_products = [&](const BlockRow& one, int64_t residue) {
@@ -186,8 +192,7 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
       const Tap& tap = lattice.taps[static_cast<size_t>(entry.tap)];
       if (tap.reaches && tap.residue == residue) program.entries.push_back(entry);
     }
-    const int64_t count =
-        (takes_all ? one.last_entry : static_cast<int64_t>(program.entries.size())) - first_entry;
+    const int64_t count = (takes_all ? one.last_entry : static_cast<int64_t>(program.entries.size())) - first_entry;
     for (int64_t row = 0; row < one.rows; row += program.rows) {
       ProductRows rows = {};
       rows.group = one.group;

@@ -86,8 +86,8 @@ std::vector<int64_t> first_values(const BlockPattern& pattern);
 // Pairs of channels that planes need, zeros among them.
 int64_t pairs_of(const Program& program, const Lattice& lattice);
 
-// Fills weights [chunks][rows] and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in elements of
-// a plane; `zeros`: a plane of zeros.
+// Fills weights [chunks][rows] and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in elements
+// of a plane; `zeros`: a plane of zeros.
 void fill_program(
     const Program& program, const Lattice& lattice, const BlockPattern& pattern, const Kernels& kernels,
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t zeros, int64_t begin, int64_t end, char* weights,
