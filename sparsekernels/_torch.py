@@ -55,6 +55,16 @@ attribute of a module is asked for `_is_param` and `_is_buffer`, which ours answ
 NormBase = _batchnorm._NormBase
 """The base of all BatchNorms and InstanceNorms."""
 
+
+def constant_when_compiled(function: Any) -> Any:
+    """Let torch.compile call a function of no tensors while it traces, and take its result for a constant.
+
+    As `torch.compiler.assume_constant_result` does, which would import dynamo, in one or two seconds.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 TENSOR_CONSTANT = "_tensor_constant"
 """What torch.fx calls attributes that it makes of tensors which code has made."""
 

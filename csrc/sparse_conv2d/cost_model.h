@@ -55,7 +55,7 @@ constexpr int64_t kGrainBytes = 1 << 18;  // that a thread reads at a time
 namespace forward {
 
 // Of L2, for a micro-batch's planes, which stay there while all slices go by.
-constexpr int64_t kPlanesPercentOfL2 = 13;
+constexpr int64_t kPlanesPercentOfL2 = 45;
 // The planes of a micro-batch's strips may exceed that by this factor, 1.8 times L2, before tiles do better.
 constexpr int64_t kMostOverBudget = 4;
 // Divisors of that budget: for results of a micro-batch that wait to be written; for the planes and results
@@ -111,7 +111,7 @@ constexpr double kSharing = 6000;
 namespace weight_gradient {
 
 // Of L2, for a micro-batch's planes and a slice's gradients; and how many times these may exceed that, 1.6 times L2.
-constexpr int64_t kPlanesPercentOfL2 = 13;
+constexpr int64_t kPlanesPercentOfL2 = 40;
 constexpr int64_t kMostOverBudget = 4;
 
 // Vectors of a run. More rows share a column's vector; more vectors share what adding up the lanes costs, some 1.5
@@ -209,6 +209,7 @@ constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share l
 
 // Blocks of at most so many rows are scattered; rows of one product of them, whose sums at two tiles fit into L1.
 constexpr int64_t kMostScatteredRows = 3, kScatterRows = 256;
+
 // Of the weight gradient (block/gradient_plan.cpp): cycles.
 namespace gradient {
 

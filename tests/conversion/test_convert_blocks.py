@@ -81,7 +81,7 @@ def test_the_report_has_the_size(prefer: Prefer) -> None:
     model, x = made("sequential")
     prefer(BLOCK, GRAPH)
     report = sk.convert(model, x)
-    assert "  block 4x4  " in str(report)
+    assert "  block 4x4" in str(report)
     row = json.loads(report.to_json())["layers"][0]
     assert (row["decision"], row["block"]) == (BLOCK, [4, 4])
 

@@ -187,6 +187,23 @@ def test_the_package_does_without_numpy() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_an_import_is_not_broken_off() -> None:
+    """What a forward imports first reads clocks; a package of which a part was imported would stay broken."""
+    program = "import torch; from torch import nn; from torch.utils.checkpoint import checkpoint\n"
+    program += "from sparsekernels.conversion.graph.training import TrainingGraph\n"
+    program += "class Net(nn.Sequential):\n"
+    program += "    def forward(self, x): return checkpoint(super().forward, x, use_reentrant=False)\n"
+    program += "net = Net(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).train()\n"
+    program += "try: TrainingGraph(net, torch.float32, torch.device('cpu')).prepare()\n"
+    program += "except Exception as error: print(error)\n"
+    program += "import torch._dynamo\n"
+    program += "assert torch._dynamo.utils\n"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_check_of_gradients() -> None:
     """Directions and lengths count, not the last digit."""
     one = [torch.randn(100), None, torch.randn(3, 3)]

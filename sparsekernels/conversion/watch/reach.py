@@ -123,6 +123,7 @@ class Reach:
         previous: Any = sys.getprofile()
         stop = getattr(previous, "disable", None)
         entered: set[int] = set()
+        outer = sys._getframe(2)  # of the `with`
         if previous is not None and not callable(previous) and stop is None:
             yield
             return
@@ -141,6 +142,8 @@ class Reach:
                 self._ask_of(frame)
                 self.sets_seed = self.sets_seed or surroundings.sets_seed(code)
                 if silent is None or code.co_name != "_log" or frame.f_globals.get("__name__") != "logging":
+                    return
+                if _imports(frame, outer):
                     return
                 self.speaks = True
             elif event != "c_call":
@@ -163,12 +166,11 @@ class Reach:
                     self.drawn_at = line_of(frame)
                 if silent is None:
                     return
-                if _speaks(frame, argument):
-                    self.speaks = True
-                elif surroundings.tells_time(argument) and (is_own or argument is os.urandom):
-                    self.tells_time = True
-                else:
+                speaks = _speaks(frame, argument)
+                tells_time = surroundings.tells_time(argument) and (is_own or argument is os.urandom)
+                if not (speaks or tells_time) or _imports(frame, outer):
                     return
+                self.speaks, self.tells_time = self.speaks or speaks, self.tells_time or (tells_time and not speaks)
             raise silent()
 
         collects = gc.isenabled()
@@ -428,6 +430,18 @@ def line_of(frame: types.FrameType | None) -> str:
 def at_line(line: int, module: Any) -> str:
     """A place in code, as a sentence goes on."""
     return f" (at line {line} of {module})"
+
+
+def _imports(frame: types.FrameType, outer: types.FrameType) -> bool:
+    """Whether a frame within `outer` is in the middle of an import, which may not be broken off: a package of which a
+    part was imported stays broken.
+    """
+    one: types.FrameType | None = frame
+    while one is not None and one is not outer:
+        if one.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        one = one.f_back
+    return False
 
 
 def _is_imported_now(name: Any) -> bool:

@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 
 from ... import _library, dispatch
-from ..._torch import are_functorch_transforms_active, dispatch_modes, is_jit_tracing
+from ..._torch import (
+    are_functorch_transforms_active,
+    constant_when_compiled,
+    dispatch_modes,
+    is_jit_tracing,
+)
 from ...formats import BlockSparse, SparseFormat
 from .._operation import Operation, Operator
 from ..convolution import Geometry
@@ -50,7 +55,7 @@ _FEWEST_ROWS = 8
 _FAST = ("amx", "avx512_bf16")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _has_fast_kernels() -> bool:
     return _library.block_kernels() in _FAST
 
