@@ -33,7 +33,7 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=lib
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export PYTHONPATH="$work" SPARSEKERNELS_CPU_ISA
 sparse=(tests/ops/sparse_conv2d/test_sparse_{conv2d,bits,derivatives,nan}.py
-  tests/ops/sparse_conv2d/test_rows_alike.py)
+  tests/ops/sparse_conv2d/test_rows_alike.py tests/ops/sparse_conv2d/test_block_{kernels,weight_gradient}.py)
 for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library; print(*_library.supported_isas())"); do
   echo "sanitizers over $SPARSEKERNELS_CPU_ISA"
   "$python" -c "import sparsekernels; assert sparsekernels.__file__.startswith('$work')"
@@ -42,9 +42,9 @@ for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library;
     tests/ops/sparse_conv2d/test_jit.py tests/ops/sparse_conv2d/test_{plans,planned_gradients}.py \
     tests/ops/max_pool2d/test_max_pool2d.py tests/ops/masked_matmul tests/ops/layer_chain/test_layer_chain.py \
     tests/ops/test_fingerprint.py tests/ops/batch_norm/test_batch_norm_act.py \
-    -k "not triton and not reference and not compile and not two_to_the_31"
+    -k "not triton and not reference and not compile and not two_to_the_31 and not other_kernels"
 done
 echo "sanitizers over the best instruction set, no generated code"
 unset SPARSEKERNELS_CPU_ISA
 SPARSEKERNELS_CPU_JIT=0 "$python" -m pytest -q -x -p no:cacheprovider --capture=sys "${sparse[@]}" tests/ops/layer_chain/test_layer_chain.py \
-  -k "not reference and not compile and not two_to_the_31"
+  -k "not reference and not compile and not two_to_the_31 and not other_kernels"

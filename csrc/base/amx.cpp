@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/amx.h"
 
+#include <cstdlib>
+#include <cstring>
+
 #include "base/fork_safe_mutex.h"
 
 #if defined(SPARSEKERNELS_X86) && defined(__linux__)
@@ -20,6 +23,8 @@ constexpr const char* kNone = "the processor has no AMX for bfloat16";
 
 // Null, or why not.
 const char* ask() {
+  const char* const asked = std::getenv("SPARSEKERNELS_CPU_AMX");
+  if (asked != nullptr && std::strcmp(asked, "0") == 0) return "SPARSEKERNELS_CPU_AMX=0";
 #if defined(SPARSEKERNELS_X86) && defined(__linux__)
   uint32_t a, b, c, d;
   constexpr uint32_t kBf16 = 1u << 22, kTile = 1u << 24, kOsxsave = 1u << 27;

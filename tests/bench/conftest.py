@@ -16,6 +16,12 @@ from sparsekernels.bench.external.process import Launch
 sys.path[:0] = [str(PEERS), str(ENGINES), str(process.PROTOCOL.parent)]
 
 
+@pytest.fixture(autouse=True)
+def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suites outside of the package put their folders on the path of imports, which engines inherit."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Launch:
     """The program of the fake engine."""

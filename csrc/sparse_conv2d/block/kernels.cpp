@@ -4,7 +4,6 @@
 // Which kernels for blocks in bfloat16 this machine has.
 #include "sparse_conv2d/block/kernels.h"
 
-#include <cstdlib>
 #include <cstring>
 
 #include "base/amx.h"
@@ -18,8 +17,7 @@ namespace {
 const char* why_not_amx() {
   if (std::strcmp(cpu_kernels().isa, "avx512") != 0) return "SPARSEKERNELS_CPU_ISA or the processor leave AVX-512 out";
 #if defined(SPARSEKERNELS_AMX)
-  const char* const asked = std::getenv("SPARSEKERNELS_CPU_AMX");
-  return asked != nullptr && std::strcmp(asked, "0") == 0 ? "SPARSEKERNELS_CPU_AMX=0" : amx_missing();
+  return amx_missing();
 #else
   return "the compiler that built the kernels does not know AMX";
 #endif
