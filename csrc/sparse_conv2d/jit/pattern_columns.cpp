@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sparse_conv2d/jit/pattern_columns.h"
 
-#include <cstring>
+#include <algorithm>
 #include <numeric>
 
 namespace sparsekernels::jit {
@@ -13,10 +13,8 @@ int64_t rows_alike(const SparsePattern& pattern, int64_t group_rows) {
   for (int64_t row = 1; row < pattern.rows && alike != 1; ++row) {
     const int64_t within = row % group_rows, count = crow[row + 1] - crow[row];
     if (within == 0) continue;
-    const bool same =
-        count == crow[row] - crow[row - 1] && std::memcmp(
-                                                  pattern.col_indices + crow[row - 1], pattern.col_indices + crow[row],
-                                                  static_cast<size_t>(count) * sizeof(int32_t)) == 0;
+    const int32_t* const columns = pattern.col_indices + crow[row];
+    const bool same = count == crow[row] - crow[row - 1] && std::equal(columns, columns + count, columns - count);
     if (!same) alike = std::gcd(alike, within);
   }
   if (alike == 0) alike = group_rows;
