@@ -6,6 +6,7 @@
 // 32 x 32 sums are 2 x 2 tile registers, so that four tile products of 16 cycles share four loads: of 16 rows of a, as
 // they lie, and of 32 rows of b in pairs, packed. docs/masked_products.md has the rest.
 #define SPARSEKERNELS_AVX512
+#include "base/amx_tiles.h"
 #include "masked_matmul/cpu/parts.h"
 
 #include "masked_matmul/amx.h"
@@ -16,29 +17,10 @@ namespace {
 constexpr int64_t kSide = 32;  // of the sums, and of a run
 constexpr int64_t kPackedFloats = kSide * kSide / 2;
 
-struct alignas(64) TileConfig {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-static_assert(sizeof(TileConfig) == 64, "as the processor reads it");
-
 void configure() {
   TileConfig config;
-  std::memset(&config, 0, sizeof config);
-  config.palette = 1;
-  for (int tile = 0; tile < 8; ++tile) config.rows[tile] = 16, config.row_bytes[tile] = kVectorBytes;
-  __asm__ volatile("ldtilecfg %0" : : "m"(config));
-}
-
-// Instead of GCC 12's own, which do not say that they read memory.
-template <int kTile>
-inline void load_tile(const void* from, int64_t stride) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void store_tile(float* to, int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+  for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, kVectorBytes);
+  config.load();
 }
 
 // Two rows of 16 columns as pairs: the lower half of a lane is of the first row. Both are floats that bfloat16 holds.

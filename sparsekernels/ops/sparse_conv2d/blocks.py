@@ -88,6 +88,10 @@ def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
     return isinstance(groups, int) and groups > 1 and pattern.shape[0] // groups % pattern.block_size[0] == 0
 
 
+def _arguments_of(pattern: BlockSparse) -> tuple[Tensor, Tensor, list[int], int]:
+    return pattern.crow_indices, pattern.col_indices, list(pattern.block_size), pattern.shape[0]
+
+
 def conv2d(
     input: Tensor,
     pattern: SparseFormat,
@@ -105,12 +109,11 @@ def conv2d(
         else:
             positions = input.numel() // max(input.size(1), 1) // (geometry.stride_h * geometry.stride_w)
             guard.check(pattern, weight, float(positions * pattern.nnz))
-            if tracked or weight.dtype is not input.dtype:
+            if tracked or weight.dtype is not torch.bfloat16:  # then few elements are cast, not all
                 weight = pattern.values_of(weight)
     if weight.dim() in (2, 3):
         weight = weight[:, :, None, None] if weight.dim() == 2 else weight.unsqueeze(2)
-    pattern_of_call = pattern.crow_indices, pattern.col_indices, list(pattern.block_size), pattern.shape[0]
-    result: Tensor = block_conv2d(input, weight, bias, *pattern_of_call, geometry)
+    result: Tensor = block_conv2d(input, weight, bias, *_arguments_of(pattern), geometry)
     return result
 
 
@@ -130,8 +133,7 @@ def fused_forward(
     """
     if not serves(pattern, input, geometry.groups) or input.dtype is not torch.bfloat16:
         return None
-    pattern_of_call = pattern.crow_indices, pattern.col_indices, list(pattern.block_size), pattern.shape[0]
-    result: Tensor = compiled.forward(input, values, bias, *pattern_of_call, geometry, residual, low, high)
+    result: Tensor = compiled.forward(input, values, bias, *_arguments_of(pattern), geometry, residual, low, high)
     return result
 
 

@@ -56,6 +56,8 @@ def resolved(
 def prepare(pattern: SparseFormat, groups: int, gradients: bool) -> None:
     """Work out what calls need and keep beside the pattern, which torch.compile cannot while it traces."""
     _ = pattern.flat_indices
+    if isinstance(pattern, BlockSparse) and blocks.has_block_kernel(pattern.device, pattern.dtype, pattern.block_size):
+        return  # whose elements no call asks for, but in other dtypes
     if pattern.format not in CONVOLUTIONS:
         pattern.by_elements()
     if gradients:

@@ -8,41 +8,27 @@
 // L2 (some 20). More than 16 rows: 2 x 2 tiles of sums, so that four products share four loads. Up to 16: four tiles
 // of positions share the weights.
 #define SPARSEKERNELS_AVX512
+#include "base/amx_tiles.h"
 #include "sparse_conv2d/block/gather.h"
 #include "sparse_conv2d/block/gradient_pack.h"
 #include "sparse_conv2d/block/pack.h"
 #include "sparse_conv2d/block/weights.h"
 
-#include <cstring>
 #include <type_traits>
 
 namespace sparsekernels::block {
 namespace {
 
-struct alignas(64) TileConfig {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-static_assert(sizeof(TileConfig) == 64, "as the processor reads it");
-
 // Sums in 0 to 3, then weights, then activations.
 void begin(int rows, int pairs) {
   TileConfig config;
-  std::memset(&config, 0, sizeof config);
-  config.palette = 1;
-  const auto set = [&](int tile, int tile_rows, int bytes) {
-    config.rows[tile] = static_cast<uint8_t>(tile_rows);
-    config.row_bytes[tile] = static_cast<uint16_t>(bytes);
-  };
   const bool two = rows > kTileRows;
   const int first = two ? kTileRows : rows, second = two ? rows - kTileRows : rows;
-  for (int tile = 0; tile < 4; ++tile) set(tile, tile < 2 ? first : second, kVectorBytes);
-  set(4, first, pairs * 4);
-  if (two) set(5, second, pairs * 4);
-  for (int tile = two ? 6 : 5; tile < 8; ++tile) set(tile, pairs, kVectorBytes);
-  // GCC 12's _tile_loadconfig says that it reads 8 bytes, so that what sets the others may be left out.
-  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  for (int tile = 0; tile < 4; ++tile) config.set(tile, tile < 2 ? first : second, kVectorBytes);
+  config.set(4, first, pairs * 4);
+  if (two) config.set(5, second, pairs * 4);
+  for (int tile = two ? 6 : 5; tile < 8; ++tile) config.set(tile, pairs, kVectorBytes);
+  config.load();
 }
 
 void end() {
@@ -50,17 +36,6 @@ void end() {
 }
 
 constexpr int kTileWords = kMostPairs * kLanes;
-
-// Instead of GCC 12's own, which do not say that they read memory.
-template <int kTile>
-inline void load_tile(const void* from, int64_t stride) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
-}
-
-template <int kTile>
-inline void store_tile(float* to) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(int64_t{kVectorBytes}), "i"(kTile) : "memory");
-}
 
 // The registers of a product: sums of each tile of positions, set to zeros, added to by chunks and stored.
 
@@ -93,11 +68,11 @@ struct Wide {
     }
   }
   static void store(float* results) {
-    store_tile<0>(results);
-    store_tile<2>(results + kTileRows * kLanes);
+    store_tile<0>(results, kVectorBytes);
+    store_tile<2>(results + kTileRows * kLanes, kVectorBytes);
     if (kTiles > 1) {
-      store_tile<1>(results + kMostRows * kLanes);
-      store_tile<3>(results + (kMostRows + kTileRows) * kLanes);
+      store_tile<1>(results + kMostRows * kLanes, kVectorBytes);
+      store_tile<3>(results + (kMostRows + kTileRows) * kLanes, kVectorBytes);
     }
   }
 };
@@ -123,10 +98,10 @@ struct Narrow {
     if (kTile == 3) _tile_dpbf16ps(3, 4, 5);
   }
   static void store(float* results) {
-    store_tile<0>(results);
-    if (kTiles > 1) store_tile<1>(results + kMostRows * kLanes);
-    if (kTiles > 2) store_tile<2>(results + 2 * kMostRows * kLanes);
-    if (kTiles > 3) store_tile<3>(results + 3 * kMostRows * kLanes);
+    store_tile<0>(results, kVectorBytes);
+    if (kTiles > 1) store_tile<1>(results + kMostRows * kLanes, kVectorBytes);
+    if (kTiles > 2) store_tile<2>(results + 2 * kMostRows * kLanes, kVectorBytes);
+    if (kTiles > 3) store_tile<3>(results + 3 * kMostRows * kLanes, kVectorBytes);
   }
 };
 
@@ -229,14 +204,11 @@ inline void add_rows(const float* results, const int32_t* offsets, float* sums) 
 // Sums in 0 to 3, two for every second chunk; weights in 4 and 7; activations in 5 and 6.
 void begin_scatter(int pairs) {
   TileConfig config;
-  std::memset(&config, 0, sizeof config);
-  config.palette = 1;
   for (int tile = 0; tile < 8; ++tile) {
     const bool weights = tile == 4 || tile == 7, activations = tile == 5 || tile == 6;
-    config.rows[tile] = static_cast<uint8_t>(activations ? pairs : kTileRows);
-    config.row_bytes[tile] = static_cast<uint16_t>(weights ? pairs * 4 : kVectorBytes);
+    config.set(tile, activations ? pairs : kTileRows, weights ? pairs * 4 : kVectorBytes);
   }
-  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  config.load();
 }
 
 template <int kSums, int kWeights, int kPlanes>
@@ -266,8 +238,8 @@ void scatter_of(const ScatterCall& t) {
       if (offsets_at(k + 1)[kTileRows] != offsets_at(k)[kTileRows]) load_planes(k + 1);
     }
     if (k > 0) add_rows<kTiles>(results[kOdd ? 0 : 1], offsets_at(k - 1), t.sums);
-    store_tile<kOdd ? 2 : 0>(results[kOdd]);
-    if (kTiles > 1) store_tile<kOdd ? 3 : 1>(results[kOdd] + kTileWords);
+    store_tile<kOdd ? 2 : 0>(results[kOdd], kVectorBytes);
+    if (kTiles > 1) store_tile<kOdd ? 3 : 1>(results[kOdd] + kTileWords, kVectorBytes);
   };
   if (t.chunks == 0) return;
   begin_scatter(t.pairs);
@@ -324,11 +296,11 @@ void wide_gradient(const GradientProductCall& t) {
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  store_tile<0>(t.sums);
-  store_tile<1>(t.sums + kTileSums);
+  store_tile<0>(t.sums, kVectorBytes);
+  store_tile<1>(t.sums + kTileSums, kVectorBytes);
   if (kTiles > 1) {
-    store_tile<2>(t.sums + 2 * kTileSums);
-    store_tile<3>(t.sums + 3 * kTileSums);
+    store_tile<2>(t.sums + 2 * kTileSums, kVectorBytes);
+    store_tile<3>(t.sums + 3 * kTileSums, kVectorBytes);
   }
 }
 
@@ -358,10 +330,10 @@ void narrow_gradient(const GradientProductCall& t) {
       _tile_dpbf16ps(3, 4, 6);
     }
   }
-  store_tile<0>(t.sums);
-  if (kTiles > 1) store_tile<1>(t.sums + kTileSums);
-  if (kTiles > 2) store_tile<2>(t.sums + 2 * kTileSums);
-  if (kTiles > 3) store_tile<3>(t.sums + 3 * kTileSums);
+  store_tile<0>(t.sums, kVectorBytes);
+  if (kTiles > 1) store_tile<1>(t.sums + kTileSums, kVectorBytes);
+  if (kTiles > 2) store_tile<2>(t.sums + 2 * kTileSums, kVectorBytes);
+  if (kTiles > 3) store_tile<3>(t.sums + 3 * kTileSums, kVectorBytes);
 }
 
 template <bool kGathered>
