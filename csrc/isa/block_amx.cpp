@@ -12,6 +12,7 @@
 #include "sparse_conv2d/block/gather.h"
 #include "sparse_conv2d/block/gradient_pack.h"
 #include "sparse_conv2d/block/pack.h"
+#include "sparse_conv2d/block/panels.h"
 #include "sparse_conv2d/block/weights.h"
 
 #include <type_traits>
@@ -169,6 +170,8 @@ void product_of(const ProductCall& t) {
       return gathered_product<Shape, Columns::kPairs>(t);
     case Columns::kChannels:
       return gathered_product<Shape, Columns::kChannels>(t);
+    case Columns::kPanels:
+      break;
   }
 }
 
@@ -183,6 +186,99 @@ void product(const ProductCall& t) {
       return product_of<Narrow<3>>(t);
     default:
       return product_of<Narrow<4>>(t);
+  }
+}
+
+// Panels: positions are the rows of the first operand, weights the second one.
+
+// Sums in 0 to 3, two tiles of weights in 4 and 5, or one in 4; then positions.
+void begin_panels(int rows, int pairs) {
+  TileConfig config;
+  const bool two = rows > kTileRows;
+  for (int tile = 0; tile < 8; ++tile) {
+    const bool sums = tile < 4, weights = tile == 4 || (tile == 5 && two);
+    config.set(tile, weights ? pairs : kTileRows, sums || weights ? kVectorBytes : pairs * 4);
+  }
+  config.load();
+}
+
+constexpr int64_t kResultBytes = kMostRows * sizeof(float);  // from position to position
+constexpr int64_t kResultTile = kLanes * kMostRows;
+
+template <int kTiles>
+void wide_panels(const ProductCall& t) {
+  const int64_t stride = weight_stride(t.pairs), chunk = 2 * t.pairs * kVectorBytes;
+  const char* weights = t.weights;
+  _tile_zero(0);
+  _tile_zero(1);
+  if (kTiles > 1) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk) {
+    const uint32_t* const panel = t.planes + t.offsets[k];
+    load_tile<4>(weights, kVectorBytes);
+    load_tile<6>(panel + t.at[0], stride);
+    _tile_dpbf16ps(0, 6, 4);
+    load_tile<5>(weights + chunk / 2, kVectorBytes);
+    _tile_dpbf16ps(1, 6, 5);
+    if (kTiles > 1) {
+      load_tile<7>(panel + t.at[kTiles - 1], stride);
+      _tile_dpbf16ps(2, 7, 4);
+      _tile_dpbf16ps(3, 7, 5);
+    }
+  }
+  store_tile<0>(t.results, kResultBytes);
+  store_tile<1>(t.results + kLanes, kResultBytes);
+  if (kTiles > 1) {
+    store_tile<2>(t.results + kResultTile, kResultBytes);
+    store_tile<3>(t.results + kResultTile + kLanes, kResultBytes);
+  }
+}
+
+template <int kTiles>
+void narrow_panels(const ProductCall& t) {
+  const int64_t stride = weight_stride(t.pairs), chunk = t.pairs * kVectorBytes;
+  const char* weights = t.weights;
+  _tile_zero(0);
+  if (kTiles > 1) _tile_zero(1);
+  if (kTiles > 2) _tile_zero(2);
+  if (kTiles > 3) _tile_zero(3);
+  for (int64_t k = 0; k < t.chunks; ++k, weights += chunk) {
+    const uint32_t* const panel = t.planes + t.offsets[k];
+    load_tile<4>(weights, kVectorBytes);
+    load_tile<5>(panel + t.at[0], stride);
+    _tile_dpbf16ps(0, 5, 4);
+    if (kTiles > 1) {
+      load_tile<6>(panel + t.at[1], stride);
+      _tile_dpbf16ps(1, 6, 4);
+    }
+    if (kTiles > 2) {
+      load_tile<7>(panel + t.at[2], stride);
+      _tile_dpbf16ps(2, 7, 4);
+    }
+    if (kTiles > 3) {
+      load_tile<5>(panel + t.at[3], stride);
+      _tile_dpbf16ps(3, 5, 4);
+    }
+  }
+  store_tile<0>(t.results, kResultBytes);
+  if (kTiles > 1) store_tile<1>(t.results + kResultTile, kResultBytes);
+  if (kTiles > 2) store_tile<2>(t.results + 2 * kResultTile, kResultBytes);
+  if (kTiles > 3) store_tile<3>(t.results + 3 * kResultTile, kResultBytes);
+}
+
+void panel_product(const ProductCall& t) {
+  if (t.rows > kTileRows) return t.tiles == 1 ? wide_panels<1>(t) : wide_panels<2>(t);
+  switch (t.tiles) {
+    case 1:
+      return narrow_panels<1>(t);
+    case 2:
+      return narrow_panels<2>(t);
+    case 3:
+      return narrow_panels<3>(t);
+    default:
+      return narrow_panels<4>(t);
   }
 }
 
@@ -355,6 +451,15 @@ void gradient_product(const GradientProductCall& t) {
   t.gathered ? gradient_of<true>(t) : gradient_of<false>(t);
 }
 
+const PanelKernels kPanels = {
+    .begin = begin_panels,
+    .product = panel_product,
+    .lay_weights = lay_panel_weights,
+    .lay_rows = lay_panel_rows,
+    .pack = pack_panels,
+    .unpack = unpack_panels,
+    .store = store_stage};
+
 }  // namespace
 
 const Kernels kAmxKernels = {
@@ -366,6 +471,7 @@ const Kernels kAmxKernels = {
     .lay_weights = lay_weights,
     .pack = pack_positions,
     .unpack = unpack_results,
-    .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums}};
+    .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums},
+    .panels = &kPanels};
 
 }  // namespace sparsekernels::block

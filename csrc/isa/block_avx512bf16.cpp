@@ -72,6 +72,8 @@ void product(const ProductCall& t) {
       return product_of<Columns::kPairs>(t);
     case Columns::kChannels:
       return product_of<Columns::kChannels>(t);
+    case Columns::kPanels:
+      break;
   }
 }
 
@@ -122,6 +124,7 @@ const Kernels kDotKernels = {
     .lay_weights = lay_weights,
     .pack = pack_positions,
     .unpack = unpack_results,
-    .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums}};
+    .gradient = {gradient_product, pack_lines, pack_pairs, finish_sums},
+    .panels = nullptr};
 
 }  // namespace sparsekernels::block

@@ -50,7 +50,8 @@ const Kernels kPortableKernels = {
     .lay_weights = portable_lay_weights,
     .pack = portable_pack,
     .unpack = portable_unpack,
-    .gradient = {portable_gradient_product, portable_pack_lines, portable_pack_pairs, portable_finish}};
+    .gradient = {portable_gradient_product, portable_pack_lines, portable_pack_pairs, portable_finish},
+    .panels = nullptr};
 
 }  // namespace block
 

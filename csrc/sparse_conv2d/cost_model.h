@@ -206,6 +206,7 @@ constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
 constexpr int64_t kItemsPerThread = 4;           // with this number for each thread, work is even enough
 constexpr int64_t kFewestItemTiles = 8;          // micro-batches of an item that are worth the weights' way from L2
 constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share laying out
+constexpr int64_t kStagedProducts = 2;           // products of neighboring positions whose results a stage holds
 
 // Blocks of at most so many rows are scattered; rows of one product of them, whose sums at two tiles fit into L1.
 constexpr int64_t kMostScatteredRows = 3, kScatterRows = 256;

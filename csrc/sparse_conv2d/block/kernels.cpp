@@ -17,6 +17,7 @@ namespace {
 const char* why_not_amx() {
   if (std::strcmp(cpu_kernels().isa, "avx512") != 0) return "SPARSEKERNELS_CPU_ISA or the processor leave AVX-512 out";
 #if defined(SPARSEKERNELS_AMX)
+  if (!__builtin_cpu_supports("avx512bf16")) return "the processor has no AVX512-BF16";
   return amx_missing();
 #else
   return "the compiler that built the kernels does not know AMX";

@@ -10,6 +10,10 @@
 //     results[tile][row][lane] = sum over chunks, pairs k:  weights[chunk][row][k] . plane(chunk, k)[at[tile] + lane]
 //
 // with . the product of two pairs, summed up in float32.
+//
+// Kernels that multiply matrices by tiles read channels as neighbors as well: then activations lie in *panels*, one for
+// each chunk, where element (p, k) holds pair k of the chunk's channels at position p. Nothing is transposed between
+// these and tensors whose channels are neighbors. Results are [tile][lane][row] then.
 #pragma once
 
 #include <cstdint>
@@ -26,13 +30,14 @@ constexpr int kMostTiles = 4;   // of positions in one product
 
 // Where a chunk finds its planes.
 enum class Columns {
+  kPanels,   // offsets[1]: the panel
   kPlanes,   // offsets[1]: the first of neighboring planes, `pitch` apart
   kPairs,    // offsets[16]: each plane
   kChannels  // offsets[32]: the planes whose low halves are those of the pairs, then those of the high halves
 };
 
 constexpr int offsets_of(Columns columns) {
-  return columns == Columns::kPlanes ? 1 : columns == Columns::kPairs ? kMostPairs : 2 * kMostPairs;
+  return columns == Columns::kPairs ? kMostPairs : columns == Columns::kChannels ? 2 * kMostPairs : 1;
 }
 
 // The most tiles of positions in a product of so many rows.
@@ -40,7 +45,7 @@ constexpr int tiles_of(int rows) {
   return rows > kTileRows ? 2 : kMostTiles;
 }
 
-// Bytes from one row of a chunk's weights to the next.
+// Bytes from one row of a chunk's weights to the next, and from one position of a panel.
 constexpr int weight_stride(int pairs) {
   return pairs <= kMostPairs / 2 ? 32 : 64;
 }
@@ -54,9 +59,9 @@ struct ProductCall {
   const uint32_t* planes;
   int64_t pitch;  // from one plane to the next, in elements
   int64_t chunks;
-  const char* weights;     // [chunk][row], weight_stride(pairs) bytes each
+  const char* weights;     // [chunk][row], weight_stride(pairs) bytes each; of panels [chunk][row / 16][pair][row % 16]
   const int32_t* offsets;  // [chunk][offsets_of(columns)], in elements from `planes`
-  float* results;          // [tile][kMostRows][kLanes]
+  float* results;          // [tile][kMostRows][kLanes]; of panels [tile][kLanes][kMostRows], 16 or 32 of these rows
 };
 
 // Rows that are apart: a chunk's are multiplied by planes of its own, and added to their sums wherever these are.
@@ -93,16 +98,56 @@ struct PackCall {
   int64_t pitch;
 };
 
+// Neighboring rows of weights that are pairs already, into those of a panel's chunk.
+struct RowsCall {
+  const uint16_t* from;  // `channels` of each row
+  int64_t row_stride;    // in elements
+  int64_t channels;      // at most 2 * pairs; zeros behind them
+  int rows, all_rows, pairs;
+  char* to;
+};
+
+// Some positions of all channels, into panels.
+struct PanelCall {
+  const uint16_t* source;  // its first channel
+  const int64_t* from;     // [positions], in elements; negative: zeros
+  int64_t positions;
+  int64_t channels, panels;
+  int pairs;         // of a panel
+  uint32_t* planes;  // of the first panel, at the first position
+  int64_t pitch;     // from panel to panel, in elements
+};
+
 // Results of a product, with the epilogue, to neighboring channels.
 struct UnpackCall {
-  const float* results;  // [tile][kMostRows][kLanes]
+  const float* results;  // as the product leaves them
   int tiles, rows;
   uint16_t* dest;            // the channel of the first row
   const uint16_t* residual;  // the same of the residual, or null
   const int64_t* to;         // [tile][kLanes], in elements; negative: nowhere
+  int64_t stage_pitch;       // not 0: dest is a stage, [tile][kLanes], with so many elements from position to position
   const float* bias;         // of the first row
   float low, high;
   bool has_low, has_high;
+};
+
+// Lines of a stage, to where they belong.
+struct StoreCall {
+  const uint16_t* stage;
+  int64_t pitch;
+  int64_t positions, channels;
+  uint16_t* dest;
+  const int64_t* to;  // [positions]
+};
+
+struct PanelKernels {
+  void (*begin)(int rows, int pairs);
+  void (*product)(const ProductCall&);
+  void (*lay_weights)(const WeightsCall&);
+  void (*lay_rows)(const RowsCall&);
+  void (*pack)(const PanelCall&);
+  void (*unpack)(const UnpackCall&);
+  void (*store)(const StoreCall&);
 };
 
 struct Kernels {
@@ -116,6 +161,7 @@ struct Kernels {
   void (*pack)(const PackCall&);
   void (*unpack)(const UnpackCall&);
   GradientKernels gradient;
+  const PanelKernels* panels;  // null: chunks whose planes are neighbors go by these
 };
 
 extern const Kernels kAmxKernels;  // tiles of AMX

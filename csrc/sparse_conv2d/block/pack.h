@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Between tensors of bfloat16 whose channels are neighbors and pair planes. Compiled once per instruction set, as vec.h
-// is; AVX-512.
+// is; AVX-512 with AVX512-BF16.
 #pragma once
 
 #include "base/vec16.h"
@@ -66,8 +66,11 @@ inline __m512 joined(const UnpackCall& t, const float* row, int index, bool has_
   }
   first = limited(limits, first);
   second = limited(limits, second);
-  const __m512i low = _mm512_srli_epi32(VecPair<BFloat16>::rounded(first.v), 16);
-  return _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, low, VecPair<BFloat16>::rounded(second.v)));
+  const __m512i rows = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v));
+  const __m512i by_lanes = _mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16,
+      0);
+  return _mm512_castsi512_ps(_mm512_permutexvar_epi16(by_lanes, rows));
 }
 
 // Up to 32 rows of one tile, or up to 16 rows of two tiles side by side.

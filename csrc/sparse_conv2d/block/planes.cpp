@@ -42,9 +42,9 @@ void cut(const Lattice& lattice, int64_t strip, PlaneLayout& layout) {
 }
 
 // Tiles at all positions, with what it costs to read and write them in units of a tile.
-double cost_of(const Lattice& lattice, const PlaneLayout& layout) {
-  bool aligned = layout.columns * layout.images % kLanes == 0 || layout.rows == 1;
-  for (const Tap& tap : lattice.taps) aligned = aligned && tap.shift[1] * layout.images % kLanes == 0;
+double cost_of(const Lattice& lattice, const PlaneLayout& layout, bool panels) {
+  bool aligned = panels || layout.columns * layout.images % kLanes == 0 || layout.rows == 1;
+  for (const Tap& tap : lattice.taps) aligned = aligned && (panels || tap.shift[1] * layout.images % kLanes == 0);
   const double strips = static_cast<double>(layout.microbatches * layout.strips);
   const double tiles = strips * static_cast<double>(layout.tiles(lattice, layout.strip));
   const double read = strips * static_cast<double>(layout.positions) / kLanes;
@@ -67,7 +67,12 @@ int64_t PlaneLayout::pitch() const {
   return (lines <= kMostTiles ? lines : lines | 1) * kLanes;
 }
 
-PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t threads, int64_t percent_of_l2) {
+int64_t PlaneLayout::panel_pitch(int64_t position) const {
+  const int64_t lines = divide_up(item_microbatches * positions * position, kLanes);
+  return (lines | 1) * kLanes;
+}
+
+PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, bool panels, int64_t threads, int64_t percent_of_l2) {
   PlaneLayout best = {};
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0];
@@ -85,7 +90,7 @@ PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t thread
       strip = divide_up(lattice.size[0], std::min(strips, lattice.size[0]));
       cut(lattice, strip, layout);
     }
-    const double cost = cost_of(lattice, layout);
+    const double cost = cost_of(lattice, layout, panels);
     if (best_cost != 0 && cost >= best_cost) continue;
     best = layout;
     best_cost = cost;
@@ -160,28 +165,22 @@ void dest_places(
     const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, int64_t residue,
     std::vector<int64_t>& to) {
   const Activation& dest = lattice.dest;
-  const int64_t tiles = layout.tiles(lattice, item.rows), row = layout.columns * layout.images;
+  const int64_t tiles = layout.tiles(lattice, item.rows);
   const int64_t first_y = residue / lattice.dest_step[1], first_x = residue % lattice.dest_step[1];
   to.assign(static_cast<size_t>(item.microbatches * tiles * kLanes), -1);
   for (int64_t b = 0; b < item.microbatches; ++b) {
     const int64_t first_image = (item.first_microbatch + b) * layout.images;
     const int64_t images = std::min(layout.images, dest.size[0] - first_image);
     int64_t* const of_batch = to.data() + b * tiles * kLanes;
-    each_tile(lattice, layout, item.rows, [&](int64_t tile, int64_t first) {
-      int64_t* const lanes = of_batch + tile * kLanes;
-      int64_t y = first / row, x = first % row / layout.images, image = first % layout.images;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int64_t dest_y = (item.first_row + y) * lattice.dest_step[0] + first_y;
-        const int64_t dest_x = x * lattice.dest_step[1] + first_x;
-        if (y < item.rows && x < lattice.size[1] && image < images && dest_y < dest.size[2] && dest_x < dest.size[3])
-          lanes[lane] = (first_image + image) * dest.stride[0] + dest_y * dest.stride[2] + dest_x * dest.stride[3];
-        if (++image < layout.images) continue;
-        image = 0;
-        if (++x < layout.columns) continue;
-        x = 0;
-        ++y;
-      }
-    });
+    for (int64_t y = 0; y < item.rows; ++y) {
+      const int64_t dest_y = (item.first_row + y) * lattice.dest_step[0] + first_y;
+      if (dest_y >= dest.size[2]) break;
+      int64_t* lanes = of_batch + y * (layout.by_rows ? tiles / item.rows * kLanes : layout.columns * layout.images);
+      int64_t place = first_image * dest.stride[0] + dest_y * dest.stride[2] + first_x * dest.stride[3];
+      for (int64_t x = first_x; x < dest.size[3] && x < first_x + lattice.size[1] * lattice.dest_step[1];
+           x += lattice.dest_step[1], lanes += layout.images, place += lattice.dest_step[1] * dest.stride[3])
+        for (int64_t image = 0; image < images; ++image) lanes[image] = place + image * dest.stride[0];
+    }
   }
 }
 

@@ -28,10 +28,12 @@ struct PlaneLayout {
   int64_t tiles(const Lattice& lattice, int64_t strip_rows) const;  // of a micro-batch
   // From plane to plane, in elements. An odd number of lines, which fall on all sets of L1, as do those of one product.
   int64_t pitch() const;
+  // From panel to panel, the same, with so many elements a position.
+  int64_t panel_pitch(int64_t position) const;
 };
 
-// `pairs`: planes. They take so much of L2, if they can.
-PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, int64_t threads, int64_t percent_of_l2);
+// `pairs`: elements of a position. They take so much of L2, if they can. `panels`: positions are whole lines of them.
+PlaneLayout lay_out_planes(const Lattice& lattice, int64_t pairs, bool panels, int64_t threads, int64_t percent_of_l2);
 
 // A strip of some micro-batches.
 struct PlaneItem {

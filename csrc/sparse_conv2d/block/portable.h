@@ -22,7 +22,7 @@ inline uint32_t pair_at(const ProductCall& t, const int32_t* offsets, int pair, 
       return t.planes[offsets[0] + pair * t.pitch + at];
     case Columns::kPairs:
       return t.planes[offsets[pair] + at];
-    case Columns::kChannels:
+    default:
       break;
   }
   return (t.planes[offsets[pair] + at] & 0xffffu) | (t.planes[offsets[kMostPairs + pair] + at] & 0xffff0000u);

@@ -119,7 +119,7 @@ std::vector<BlockRow> block_rows_of(
 // Pairs that a product's chunks hold, its last one in part. Of channels that may be anywhere, those in low halves of
 // planes and those in high halves make pairs, so that a pair is a blend of two planes.
 int64_t pairs_of_product(const Program& program, const Lattice& lattice, const ProductRows& rows) {
-  if (program.columns == Columns::kPlanes) return rows.entries * (program.channels_of_block / 2);
+  if (program.has_neighbors()) return rows.entries * (program.channels_of_block / 2);
   int64_t pairs[2] = {0, 0};
   if (program.channels_of_block == 1) {
     for (int64_t e = rows.first_entry; e < rows.first_entry + rows.entries; ++e)
@@ -166,7 +166,7 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   program.columns = program.pairs >= kFewestNeighbors ? Columns::kPlanes
                     : block[1] % 2 == 0               ? Columns::kPairs
                                                       : Columns::kChannels;
-  if (program.columns != Columns::kPlanes) program.pairs = kMostPairs;
+  if (!program.has_neighbors()) program.pairs = kMostPairs;
   program.rows = evened(std::min(block[0], lattice.dest_channels), kMostRows);
   std::vector<Entry> entries;
   const std::vector<BlockRow> block_rows = block_rows_of(pattern, lattice, transposed, entries);
@@ -177,6 +177,8 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
     scatter_rows(pattern, lattice, block_rows, entries, program);
     return program;
   }
+  if (kernels.panels != nullptr && program.columns == Columns::kPlanes && program.pairs > kMostPairs / 2)
+    program.columns = Columns::kPanels;
   bool takes_all = lattice.residues() == 1;
   for (const Tap& tap : lattice.taps) takes_all = takes_all && tap.reaches;
   if (takes_all)
@@ -214,8 +216,9 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   return program;
 }
 
-int64_t pairs_of(const Program& program, const Lattice& lattice) {
+int64_t planes_of(const Program& program, const Lattice& lattice) {
   const int64_t blocks = divide_up(lattice.source_channels, program.channels_of_block);
+  if (program.columns == Columns::kPanels) return blocks * program.channels_of_block / (2 * program.pairs);
   const int64_t pairs = divide_up(blocks * program.channels_of_block, 2);
   return pairs + 1;  // a plane of zeros
 }
@@ -228,11 +231,12 @@ void fill_program(
     return fill_scatters(program, lattice, pattern, tap_offsets, pitch, begin, end, weights, offsets);
   const int64_t chunk_bytes = program.chunk_bytes(), of_chunk = offsets_of(program.columns);
   const int64_t of_block = program.channels_of_block, pairs = program.pairs;
-  const bool planes = program.columns == Columns::kPlanes, channels_apart = program.columns == Columns::kChannels;
+  const bool panels = program.columns == Columns::kPanels, neighbors = program.has_neighbors();
+  const bool channels_apart = program.columns == Columns::kChannels;
   const bool dense = pattern.dense != nullptr;
   const uint16_t* const all_values = dense ? pattern.dense : pattern.values;
   // Whether a chunk's rows are copies of neighboring elements.
-  const bool are_rows = planes && !program.transposed && (!dense || pattern.dense_strides[1] == 1);
+  const bool are_rows = neighbors && !program.transposed && (!dense || pattern.dense_strides[1] == 1);
   std::vector<const uint16_t*> halves[2];  // of each pair of a product
   std::vector<int32_t> row_strides[2];
   for (int64_t p = begin; p < end; ++p) {
@@ -257,12 +261,24 @@ void fill_program(
       const int64_t channel_stride = strides[program.transposed ? 0 : 1];
       const uint16_t* const values = all_values + entry.value + rows.value_offset * row_stride;
       const int64_t channels = channels_of(program, lattice, entry.column);
-      const int64_t tap = tap_offsets[static_cast<size_t>(entry.tap)], first = entry.column * of_block;
-      if (planes) {
+      const int64_t tap = tap_offsets[static_cast<size_t>(entry.tap)] * program.position();
+      const int64_t first = entry.column * of_block;
+      if (neighbors) {
         for (int64_t from = 0; from < of_block; from += 2 * pairs, ++next[0]) {
-          places[next[0]] = static_cast<int32_t>((first + from) / 2 * pitch + tap);
+          const int64_t plane = (first + from) / (panels ? 2 * pairs : 2);
+          places[next[0]] = static_cast<int32_t>(plane * pitch + tap);
           const int64_t count = std::min(2 * pairs, std::max<int64_t>(0, channels - from));
-          if (are_rows) {
+          if (are_rows && panels) {
+            RowsCall call = {};
+            call.from = values + from;
+            call.row_stride = row_stride;
+            call.channels = count;
+            call.rows = static_cast<int>(rows.rows);
+            call.all_rows = static_cast<int>(program.rows);
+            call.pairs = static_cast<int>(pairs);
+            call.to = chunks + next[0] * chunk_bytes;
+            kernels.panels->lay_rows(call);
+          } else if (are_rows) {
             copy_rows(
                 values + from, row_stride, rows.rows, 2 * count, program.rows, chunk_bytes / program.rows,
                 chunks + next[0] * chunk_bytes);
@@ -281,7 +297,7 @@ void fill_program(
       }
       if (!channels_apart) next[0] += divide_up(channels, 2);
     }
-    if (!planes)  // what is left of the last chunk
+    if (!neighbors)  // what is left of the last chunk
       for (int64_t half = 0; half < (channels_apart ? 2 : 1); ++half)
         for (; next[half] < rows.chunks * pairs; ++next[half]) place(half, next[half]) = static_cast<int32_t>(zeros);
     if (are_rows) continue;
@@ -295,7 +311,7 @@ void fill_program(
       call.all_rows = static_cast<int>(program.rows);
       call.pairs = static_cast<int>(pairs);
       call.to = chunks + chunk * chunk_bytes;
-      kernels.lay_weights(call);
+      (panels ? kernels.panels->lay_weights : kernels.lay_weights)(call);
     }
   }
 }

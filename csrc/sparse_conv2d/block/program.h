@@ -56,7 +56,14 @@ struct Program {
   std::vector<Scatter> scatters;
   std::vector<ScatteredRow> scattered_rows;
 
-  int64_t chunk_bytes() const { return rows * weight_stride(static_cast<int>(pairs)); }
+  // Whether the channels of a chunk are neighbors.
+  bool has_neighbors() const { return columns == Columns::kPanels || columns == Columns::kPlanes; }
+  int64_t chunk_bytes() const {
+    if (columns == Columns::kPanels) return divide_up(rows, kTileRows) * pairs * kVectorBytes;
+    return rows * weight_stride(static_cast<int>(pairs));
+  }
+  // From one position to the next, in elements.
+  int64_t position() const { return columns == Columns::kPanels ? weight_stride(static_cast<int>(pairs)) / 4 : 1; }
   int64_t offsets_of_chunk() const { return is_scattered ? kScatterOffsets : offsets_of(columns); }
 };
 
@@ -83,11 +90,11 @@ int64_t channels_of(const Program& program, const Lattice& lattice, int64_t colu
 // Where each block begins in `values`, or in the dense weight.
 std::vector<int64_t> first_values(const BlockPattern& pattern);
 
-// Pairs of channels that planes need, zeros among them.
-int64_t pairs_of(const Program& program, const Lattice& lattice);
+// Planes, one of zeros among them, or panels.
+int64_t planes_of(const Program& program, const Lattice& lattice);
 
-// Fills weights [chunks][rows] and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in elements
-// of a plane; `zeros`: a plane of zeros.
+// Fills weights [chunks][rows] and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in positions;
+// `pitch`: from plane to plane or panel to panel; `zeros`: a plane of zeros.
 void fill_program(
     const Program& program, const Lattice& lattice, const BlockPattern& pattern, const Kernels& kernels,
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t zeros, int64_t begin, int64_t end, char* weights,
