@@ -457,8 +457,7 @@ const PanelKernels kPanels = {
     .lay_weights = lay_panel_weights,
     .lay_rows = lay_panel_rows,
     .pack = pack_panels,
-    .unpack = unpack_panels,
-    .store = store_stage};
+    .unpack = unpack_panels};
 
 }  // namespace
 

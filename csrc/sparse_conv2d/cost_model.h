@@ -195,18 +195,16 @@ constexpr int64_t kThreads = 4;
 // Blocks in bfloat16 (block/planes.cpp), on AMX.
 namespace block {
 
-// Of L2, for the planes of a work item that are multiplied where they are: the least of these where there is one tap;
-// where strips share rows, what weights leave of so much, within these.
-constexpr int64_t kPercentOfL2 = 75, kFewestPlanesPercent = 25, kMostPlanesPercent = 55;
-// For those that are gathered, and where their weights fit into half of L2: gathers and results touch as many pages as
-// the first level of the TLB has entries.
+// Of L2, for the panels or planes of a work item: more of them touch more pages than the first level of the TLB has
+// entries. Those that are multiplied where they are with one tap, and with more, whose strips share rows; those that
+// are gathered, and the same where their weights fit into half of L2.
+constexpr int64_t kFlatPercentOfL2 = 11, kPanelsPercentOfL2 = 18, kPlanesPercentOfL2 = 25;
 constexpr int64_t kGatheredPercentOfL2 = 13, kFewGatheredPercentOfL2 = 7;
 // A tile of positions whose rows are cache lines, one whose rows lie across two, and one that is packed: ratios.
 constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
 constexpr int64_t kItemsPerThread = 4;           // with this number for each thread, work is even enough
 constexpr int64_t kFewestItemTiles = 8;          // micro-batches of an item that are worth the weights' way from L2
 constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share laying out
-constexpr int64_t kStagedProducts = 2;           // products of neighboring positions whose results a stage holds
 
 // Blocks of at most so many rows are scattered; rows of one product of them, whose sums at two tiles fit into L1.
 constexpr int64_t kMostScatteredRows = 3, kScatterRows = 256;

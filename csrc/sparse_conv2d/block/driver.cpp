@@ -47,9 +47,8 @@ int64_t first_product_of(const Program& program, int64_t group, int64_t groups, 
 int64_t percent_for_planes(const Program& program, const Lattice& lattice) {
   const int64_t of_weights = 100 * program.chunks * program.chunk_bytes() / (caches().l2_lines * kVectorBytes);
   if (program.has_neighbors() && !program.is_scattered) {
-    if (lattice.taps.size() == 1) return cost::block::kFewestPlanesPercent;
-    return std::clamp(
-        cost::block::kPercentOfL2 - of_weights, cost::block::kFewestPlanesPercent, cost::block::kMostPlanesPercent);
+    if (lattice.taps.size() == 1) return cost::block::kFlatPercentOfL2;
+    return program.columns == Columns::kPanels ? cost::block::kPanelsPercentOfL2 : cost::block::kPlanesPercentOfL2;
   }
   return of_weights < 50 ? cost::block::kFewGatheredPercentOfL2 : cost::block::kGatheredPercentOfL2;
 }
@@ -128,17 +127,12 @@ void run(
       }
     });
   }
-  // Where neighboring positions are neighbors in memory, lines are stored in their order.
-  const bool is_staged = panels && layout.images == 1;
-  const int64_t stage_tiles = cost::block::kStagedProducts * tiles_of(static_cast<int>(program.rows));
   threads.run(groups * items * shares, [&](int64_t begin, int64_t end) {
     uint32_t* own_planes;
     float* results;
     WorkspaceLayout buffers;
     buffers.add(&own_planes, is_shared ? 0 : plane_elements);
     buffers.add(&results, program.is_scattered ? kSumFloats : 2 * kResultFloats);
-    float* stage_floats;
-    buffers.add(&stage_floats, is_staged ? stage_tiles * kLanes * stage_pitch(lattice.dest_channels) / 2 : 0);
     buffers.allocate(worker_workspace);
     const TrimWorkspace trim_worker{worker_workspace};
     std::vector<int64_t> from;
@@ -157,9 +151,7 @@ void run(
       if (program.is_scattered)
         run_scatters(shared, item, first, last, item_planes, results);
       else
-        run_products(
-            shared, item, first, last, item_planes, results,
-            is_staged ? reinterpret_cast<uint16_t*>(stage_floats) : nullptr, stage_tiles);
+        run_products(shared, item, first, last, item_planes, results);
     }
   });
 }

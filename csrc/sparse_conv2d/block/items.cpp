@@ -24,7 +24,7 @@ UnpackCall unpack_call(const Epilogue& epilogue) {
 // Products of neighboring rows whose results lie side by side, and are stored as whole lines.
 struct Band {
   int64_t first, last;    // products
-  int64_t rows, channel;  // from the first one of the segment
+  int64_t rows, channel;  // the first one, from that of all of them
 };
 
 // Those of the products [begin, end) that have the residue of the first one; begin becomes the first one that has not.
@@ -76,15 +76,14 @@ void pack_item(
 }
 
 void run_products(
-    const Items& items, const PlaneItem& item, int64_t begin, int64_t end, const uint32_t* planes, float* results,
-    uint16_t* stage, int64_t stage_tiles) {
+    const Items& items, const PlaneItem& item, int64_t begin, int64_t end, const uint32_t* planes, float* results) {
   const Program& program = items.program;
   std::vector<int64_t> at, to;
   tile_places(items.lattice, items.layout, item, at);
   const bool panels = program.columns == Columns::kPanels;
   const auto run_product = panels ? items.kernels.panels->product : items.kernels.product;
   const auto run_unpack = panels ? items.kernels.panels->unpack : items.kernels.unpack;
-  const int64_t all_tiles = static_cast<int64_t>(at.size()), at_once = tiles_of(static_cast<int>(program.rows));
+  const int64_t tiles = static_cast<int64_t>(at.size()), at_once = tiles_of(static_cast<int>(program.rows));
   ProductCall product = {};
   product.rows = static_cast<int>(program.rows);
   product.pairs = static_cast<int>(program.pairs);
@@ -95,54 +94,38 @@ void run_products(
   (panels ? items.kernels.panels->begin : items.kernels.begin)(product.rows, product.pairs);
   while (begin < end) {
     const ProductRows& first = program.products[static_cast<size_t>(begin)];
-    const std::vector<Band> bands = bands_of(program, begin, end);
-    const int64_t channels = bands.back().channel + bands.back().rows;
-    const int64_t channel = first.group * items.lattice.dest_channels + first.first_row;
-    uint16_t* const dest = at_channel(items.lattice.dest, channel);
+    const int64_t first_channel = first.group * items.lattice.dest_channels + first.first_row;
     dest_places(items.lattice, items.layout, item, first.residue, to);
-    unpack.stage_pitch = stage == nullptr ? 0 : stage_pitch(channels);
-    const int64_t most_tiles = stage == nullptr ? all_tiles : stage_tiles;
-    for (int64_t first_tile = 0; first_tile < all_tiles; first_tile += most_tiles) {
-      const int64_t tiles = std::min(most_tiles, all_tiles - first_tile);
-      bool waits = false;
-      for (const Band& band : bands)
-        for (int64_t tile = 0; tile < tiles; tile += at_once) {
-          product.tiles = static_cast<int>(std::min(at_once, tiles - tile));
-          for (int i = 0; i < product.tiles; ++i)
-            product.at[i] = at[static_cast<size_t>(first_tile + tile + i)] * program.position();
-          // Results are rounded one product later, while tiles are multiplied: neither waits for the other.
-          float* const into = waits && unpack.results == results ? results + kResultFloats : results;
-          product.results = into;
-          for (int64_t i = band.first; i < band.last; ++i) {
-            const ProductRows& of = program.products[static_cast<size_t>(i)];
-            product.chunks = of.chunks;
-            product.weights = items.weights + of.first_chunk * program.chunk_bytes();
-            product.offsets = items.offsets + of.first_chunk * program.offsets_of_chunk();
-            run_product(product);
-            product.results += panels ? of.rows : of.rows * kLanes;
-            if (i == band.first && waits) run_unpack(unpack);
-          }
-          waits = true;
-          unpack.results = into;
-          unpack.rows = static_cast<int>(band.rows);
-          unpack.dest = (stage == nullptr ? dest : stage + tile * kLanes * unpack.stage_pitch) + band.channel;
-          if (items.epilogue.residual != nullptr)
-            unpack.residual = static_cast<const uint16_t*>(items.epilogue.residual) + channel + band.channel;
-          unpack.bias = items.bias + channel + band.channel;
-          unpack.tiles = product.tiles;
-          unpack.to = to.data() + (first_tile + tile) * kLanes;
+    bool waits = false;
+    for (const Band& band : bands_of(program, begin, end)) {
+      const int64_t channel = first_channel + band.channel;
+      for (int64_t tile = 0; tile < tiles; tile += at_once) {
+        product.tiles = static_cast<int>(std::min(at_once, tiles - tile));
+        for (int i = 0; i < product.tiles; ++i) product.at[i] = at[static_cast<size_t>(tile + i)] * program.position();
+        // Results are stored one product later, while tiles are multiplied: neither waits for the other.
+        float* const into = waits && unpack.results == results ? results + kResultFloats : results;
+        product.results = into;
+        for (int64_t i = band.first; i < band.last; ++i) {
+          const ProductRows& of = program.products[static_cast<size_t>(i)];
+          product.chunks = of.chunks;
+          product.weights = items.weights + of.first_chunk * program.chunk_bytes();
+          product.offsets = items.offsets + of.first_chunk * program.offsets_of_chunk();
+          run_product(product);
+          product.results += panels ? of.rows : of.rows * kLanes;
+          if (i == band.first && waits) run_unpack(unpack);
         }
-      run_unpack(unpack);
-      if (stage == nullptr) continue;
-      StoreCall store = {};
-      store.stage = stage;
-      store.pitch = unpack.stage_pitch;
-      store.positions = tiles * kLanes;
-      store.channels = channels;
-      store.dest = dest;
-      store.to = to.data() + first_tile * kLanes;
-      items.kernels.panels->store(store);
+        waits = true;
+        unpack.results = into;
+        unpack.rows = static_cast<int>(band.rows);
+        unpack.dest = at_channel(items.lattice.dest, channel);
+        if (items.epilogue.residual != nullptr)
+          unpack.residual = static_cast<const uint16_t*>(items.epilogue.residual) + channel;
+        unpack.bias = items.bias + channel;
+        unpack.tiles = product.tiles;
+        unpack.to = to.data() + tile * kLanes;
+      }
     }
+    run_unpack(unpack);
   }
   items.kernels.end();
 }

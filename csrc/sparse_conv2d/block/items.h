@@ -30,21 +30,14 @@ struct Items {
 constexpr int64_t kResultFloats = kMostTiles * kMostRows * kLanes;  // of one product, of which two are under way
 constexpr int64_t kSumFloats = (cost::block::kScatterRows + kMostRows) * kScatterTiles * kLanes;
 
-// From position to position of a stage, in elements: an odd number of lines.
-inline int64_t stage_pitch(int64_t channels) {
-  return (divide_up(channels, 32) | 1) * 32;
-}
-
 // Elements [begin, end) of a work item's planes, or positions of its panels, multiples of kLanes. `from`: see
 // source_places.
 void pack_item(
     const Items& items, int64_t group, const std::vector<int64_t>& from, int64_t begin, int64_t end, uint32_t* planes);
 
-// Products [begin, end) of a group at all positions of an item. With a stage, results of so many of its tiles go there
-// first, and then to the destination line after line.
+// Products [begin, end) of a group at all positions of an item; `results`: two of kResultFloats.
 void run_products(
-    const Items& items, const PlaneItem& item, int64_t begin, int64_t end, const uint32_t* planes, float* results,
-    uint16_t* stage, int64_t stage_tiles);
+    const Items& items, const PlaneItem& item, int64_t begin, int64_t end, const uint32_t* planes, float* results);
 
 // The same of products whose rows are scattered; `sums`: kSumFloats.
 void run_scatters(

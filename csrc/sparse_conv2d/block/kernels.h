@@ -125,19 +125,9 @@ struct UnpackCall {
   uint16_t* dest;            // the channel of the first row
   const uint16_t* residual;  // the same of the residual, or null
   const int64_t* to;         // [tile][kLanes], in elements; negative: nowhere
-  int64_t stage_pitch;       // not 0: dest is a stage, [tile][kLanes], with so many elements from position to position
   const float* bias;         // of the first row
   float low, high;
   bool has_low, has_high;
-};
-
-// Lines of a stage, to where they belong.
-struct StoreCall {
-  const uint16_t* stage;
-  int64_t pitch;
-  int64_t positions, channels;
-  uint16_t* dest;
-  const int64_t* to;  // [positions]
 };
 
 struct PanelKernels {
@@ -147,7 +137,6 @@ struct PanelKernels {
   void (*lay_rows)(const RowsCall&);
   void (*pack)(const PanelCall&);
   void (*unpack)(const UnpackCall&);
-  void (*store)(const StoreCall&);
 };
 
 struct Kernels {

@@ -97,19 +97,6 @@ inline __m512 residual_of(__m256i channels) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(channels), 16));
 }
 
-inline void store_stage(const StoreCall& t) {
-  const int64_t whole = t.channels / 32 * 32;
-  const __mmask32 rest = first_elements(t.channels - whole);
-  for (int64_t position = 0; position < t.positions; ++position) {
-    if (t.to[position] < 0) continue;
-    const uint16_t* const from = t.stage + position * t.pitch;
-    uint16_t* const to = t.dest + t.to[position];
-    for (int64_t channel = 0; channel < whole; channel += 32)
-      _mm512_storeu_si512(to + channel, _mm512_loadu_si512(from + channel));
-    if (rest != 0) _mm512_mask_storeu_epi16(to + whole, rest, _mm512_maskz_loadu_epi16(rest, from + whole));
-  }
-}
-
 template <bool kWide, bool kResidual>
 inline void unpack_panels_of(const UnpackCall& t) {
   const Limits limits = {t.low, t.high, t.has_low, t.has_high};
@@ -129,12 +116,11 @@ inline void unpack_panels_of(const UnpackCall& t) {
       if (kWide) high.v = _mm512_add_ps(high.v, residual_of(_mm512_extracti64x4_epi64(both, 1)));
     }
     low = limited(limits, low);
-    uint16_t* const dest = t.dest + (t.stage_pitch != 0 ? lane * t.stage_pitch : to);
     if (kWide) {
       high = limited(limits, high);
-      _mm512_mask_storeu_epi16(dest, some, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)));
+      _mm512_mask_storeu_epi16(t.dest + to, some, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)));
     } else {
-      _mm256_mask_storeu_epi16(dest, low_rows, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(low.v)));
+      _mm256_mask_storeu_epi16(t.dest + to, low_rows, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(low.v)));
     }
   }
 }
