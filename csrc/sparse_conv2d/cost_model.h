@@ -205,6 +205,9 @@ constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
 constexpr int64_t kItemsPerThread = 4;           // with this number for each thread, work is even enough
 constexpr int64_t kFewestItemTiles = 8;          // micro-batches of an item that are worth the weights' way from L2
 constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share laying out
+constexpr int64_t kWeightsPercentOfL2 = 60;      // that stay there from item to item
+// Cycles of a line: of weights, that is read from L3, not L2; of planes, that is packed.
+constexpr double kLineFromL3 = 4, kPackedLine = 12;
 
 // Blocks of at most so many rows are scattered; rows of one product of them, whose sums at two tiles fit into L1.
 constexpr int64_t kMostScatteredRows = 3, kScatterRows = 256;

@@ -53,6 +53,16 @@ int64_t percent_for_planes(const Program& program, const Lattice& lattice) {
   return of_weights < 50 ? cost::block::kFewGatheredPercentOfL2 : cost::block::kGatheredPercentOfL2;
 }
 
+// Weights that L2 does not hold are read from L3 for each work item. So an item takes a share of them, and its planes
+// are packed for each share, where that is less.
+int64_t shares_of_weights(const Program& program, int64_t groups, int64_t items, int64_t packed_elements) {
+  const int64_t lines = program.chunks * program.chunk_bytes() / groups / kVectorBytes;
+  const int64_t shares = divide_up(lines * 100, caches().l2_lines * cost::block::kWeightsPercentOfL2);
+  const double saved = static_cast<double>(items * lines) * cost::block::kLineFromL3;
+  const double packed = static_cast<double>((shares - 1) * items * packed_elements / kLanes) * cost::block::kPackedLine;
+  return saved > packed ? std::max<int64_t>(1, shares) : 1;
+}
+
 void run(
     const Lattice& lattice, const Program& program, const BlockPattern& pattern, const Epilogue& epilogue,
     const Threads& threads) {
@@ -74,6 +84,7 @@ void run(
   if (groups * items < cost::block::kItemsPerThread * threads.count && groups * items % threads.count != 0)
     shares = std::min(products, divide_up(cost::block::kItemsPerThread * threads.count, groups * items));
   const bool is_shared = shares > 1;
+  if (!is_shared) shares = std::min(products, shares_of_weights(program, groups, items, plane_elements));
 
   char* weights;
   int32_t* offsets;
@@ -127,6 +138,8 @@ void run(
       }
     });
   }
+  // Units of work: an item with each share of the products. Where these share the planes, one after the other; else all
+  // items with one share before the next one.
   threads.run(groups * items * shares, [&](int64_t begin, int64_t end) {
     uint32_t* own_planes;
     float* results;
@@ -137,11 +150,13 @@ void run(
     const TrimWorkspace trim_worker{worker_workspace};
     std::vector<int64_t> from;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t index = i / shares, share = i % shares, group = index / items;
-      const PlaneItem item = plane_item(lattice, layout, index % items);
+      const int64_t group = i / (items * shares), of_group = i % (items * shares);
+      const int64_t index = is_shared ? of_group / shares : of_group % items;
+      const int64_t share = is_shared ? of_group % shares : of_group / items;
+      const PlaneItem item = plane_item(lattice, layout, index);
       const uint32_t* item_planes = own_planes;
       if (is_shared) {
-        item_planes = shared_planes + index * plane_elements;
+        item_planes = shared_planes + (group * items + index) * plane_elements;
       } else {
         source_places(lattice, layout, item, from);
         pack_item(shared, group, from, 0, item.microbatches * layout.positions, own_planes);
