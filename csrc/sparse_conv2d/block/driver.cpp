@@ -92,7 +92,8 @@ void run(
   uint32_t* shared_planes;
   WorkspaceLayout own;
   float* weight_floats;
-  own.add(&weight_floats, program.chunks * program.chunk_bytes() / 4 + kLanes);
+  const int64_t filled_bytes = program.in_place ? 0 : program.chunks * program.chunk_bytes();
+  own.add(&weight_floats, filled_bytes / 4 + kLanes);
   own.add(&offsets, program.chunks * program.offsets_of_chunk() + kLanes);
   own.add(&bias, groups * lattice.dest_channels + kMostRows);
   own.add(&shared_planes, is_shared ? groups * items * plane_elements : 0);
@@ -111,14 +112,24 @@ void run(
         offsets);
   };
   const int64_t all_products = groups * products;
-  if (program.chunks * program.chunk_bytes() < cost::block::kFewestFilledBytes) {
+  if (filled_bytes < cost::block::kFewestFilledBytes) {
     fill(0, all_products);
   } else {
     const int64_t parts = std::min(all_products, 8 * threads.count);
     threads.run(
         parts, [&](int64_t begin, int64_t end) { fill(all_products * begin / parts, all_products * end / parts); });
   }
-  const Items shared = {lattice, program, layout, kernels, planes, pitch, weights, offsets, epilogue, bias};
+  const Items shared = {
+      lattice,
+      program,
+      layout,
+      kernels,
+      planes,
+      pitch,
+      program.in_place ? reinterpret_cast<const char*>(pattern.values) : weights,
+      offsets,
+      epilogue,
+      bias};
 
   if (is_shared) {
     const int64_t lines = layout.item_microbatches * layout.positions / kLanes;

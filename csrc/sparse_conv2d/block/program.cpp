@@ -151,6 +151,13 @@ void copy_rows(
     copy([&] { return static_cast<size_t>(bytes); });
 }
 
+// Whether the values of blocks are the rows of chunks, of which all are whole.
+bool is_laid_out(const BlockPattern& pattern, const Program& program, const int64_t* block) {
+  return !program.transposed && pattern.dense == nullptr && block[1] == 2 * program.pairs &&
+         weight_stride(static_cast<int>(program.pairs)) == 4 * program.pairs && program.rows == block[0] &&
+         pattern.rows % block[0] == 0 && pattern.channels % block[1] == 0;
+}
+
 }  // namespace
 
 int64_t channels_of(const Program& program, const Lattice& lattice, int64_t column) {
@@ -177,10 +184,16 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
     scatter_rows(pattern, lattice, block_rows, entries, program);
     return program;
   }
-  if (kernels.panels != nullptr && program.columns == Columns::kPlanes && program.pairs > kMostPairs / 2)
-    program.columns = Columns::kPanels;
   bool takes_all = lattice.residues() == 1;
   for (const Tap& tap : lattice.taps) takes_all = takes_all && tap.reaches;
+  if (program.columns == Columns::kPlanes) {
+    program.in_place = takes_all && is_laid_out(pattern, program, block);
+    const bool few = lattice.dest.size[0] * lattice.size[0] * lattice.size[1] <= cost::block::kFewPositions;
+    if (kernels.panels != nullptr && program.pairs > kMostPairs / 2 && !(program.in_place && few)) {
+      program.columns = Columns::kPanels;
+      program.in_place = false;
+    }
+  }
   if (takes_all)
     program.entries = std::move(entries);
   else
@@ -246,8 +259,9 @@ void fill_program(
     const auto place = [&](int64_t half, int64_t slot) -> int32_t& {  // of gathered planes
       return places[slot / kMostPairs * of_chunk + half * kMostPairs + slot % kMostPairs];
     };
-    for (std::vector<const uint16_t*>& half : halves) half.assign(static_cast<size_t>(rows.chunks * pairs), nullptr);
-    for (std::vector<int32_t>& strides : row_strides) strides.assign(static_cast<size_t>(rows.chunks * pairs), 1);
+    const size_t all_pairs = are_rows ? 0 : static_cast<size_t>(rows.chunks * pairs);
+    for (std::vector<const uint16_t*>& half : halves) half.assign(all_pairs, nullptr);
+    for (std::vector<int32_t>& strides : row_strides) strides.assign(all_pairs, 1);
     int64_t next[2] = {0, 0};
     const auto put = [&](const uint16_t* values, int32_t row_stride, int64_t half, int64_t slot) {
       halves[half][static_cast<size_t>(slot)] = values;
@@ -278,6 +292,8 @@ void fill_program(
             call.pairs = static_cast<int>(pairs);
             call.to = chunks + next[0] * chunk_bytes;
             kernels.panels->lay_rows(call);
+          } else if (program.in_place) {
+            continue;
           } else if (are_rows) {
             copy_rows(
                 values + from, row_stride, rows.rows, 2 * count, program.rows, chunk_bytes / program.rows,

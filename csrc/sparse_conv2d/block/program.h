@@ -48,6 +48,7 @@ struct Program {
   Columns columns;
   int64_t channels_of_block;
   bool transposed;  // rows of the lattice's destination are columns of the blocks in `values`
+  bool in_place;    // `values` are the weights of all chunks already
   std::vector<Entry> entries;
   std::vector<ProductRows> products;
   int64_t chunks;
@@ -93,7 +94,7 @@ std::vector<int64_t> first_values(const BlockPattern& pattern);
 // Planes, one of zeros among them, or panels.
 int64_t planes_of(const Program& program, const Lattice& lattice);
 
-// Fills weights [chunks][rows] and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in positions;
+// Fills weights [chunks][rows], unless they are in place, and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in positions;
 // `pitch`: from plane to plane or panel to panel; `zeros`: a plane of zeros.
 void fill_program(
     const Program& program, const Lattice& lattice, const BlockPattern& pattern, const Kernels& kernels,
