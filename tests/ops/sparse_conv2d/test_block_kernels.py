@@ -6,6 +6,7 @@ oracle, with all gradients; and what calls by `sparse_conv2d` and `sparse_linear
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -119,6 +120,45 @@ def test_reads_a_dense_weight(block: tuple[int, int]) -> None:
             blocks.compiled.forward(input.detach(), view, bias.detach(), *pattern, 100, geometry), expected
         )
         assert torch.equal(blocks.compiled.input_gradient(grads, view, *pattern, geometry, *image), gradient)
+
+
+@compiled_only
+@pytest.mark.parametrize("block", [(32, 32), (16, 16), (16, 32), (32, 16), (20, 32)], ids=lambda block: f"{block}")
+def test_few_positions(block: tuple[int, int]) -> None:
+    """Values that are read where they are give the bits that they give where they are laid out for many positions."""
+    case = Case("whole blocks", (300, 128), (160, 128), mask=random(0.05), view=lambda x: x)
+    for few in (case, dataclasses.replace(case, shape=(5, 128))):
+        weight, tensors = tensors_of(few, block)
+        assert_verified(
+            call(blocks.block_conv2d.overload, few, weight), call(block_reference.forward, few, weight), tensors
+        )
+    weight, tensors = tensors_of(case, block)
+    run = call(blocks.block_conv2d.overload, case, weight)
+    input, *others = [tensor.detach() for tensor in tensors]
+    expected = run(input, *others)
+    for rows in (1, 2, 16, 17, 64, 65, 130):
+        assert torch.equal(run(input[:rows], *others), expected[:rows]), rows
+
+
+@compiled_only
+@pytest.mark.parametrize("block", [(32, 32), (16, 16), (16, 2)], ids=lambda block: f"{block[0]}x{block[1]}")
+def test_weights_beyond_the_cache(block: tuple[int, int]) -> None:
+    """16 MB of weights, which work items take in shares."""
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(2048, 4096, generator=generator).bfloat16()
+    mask = torch.rand(2048 // block[0], 4096 // block[1], generator=generator) < 0.95
+    kept = mask.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    weight = sk.BlockSparse.from_dense(dense.view(2048, 4096, 1, 1), kept.view(2048, 4096, 1, 1), block=block)
+    pattern = weight.crow_indices, weight.col_indices, list(block)
+    geometry = [1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
+    x = torch.randn(200, 4096, generator=generator).bfloat16()
+    y = blocks.compiled.forward(x[..., None, None], weight.values, None, *pattern, 2048, geometry)[..., 0, 0]
+    truth = x.double() @ (dense * kept).double().T
+    assert (comparison := compare("output", y, truth, x @ (dense * kept).T)).passed, comparison
+    image = (4096, 1, 1, True)
+    grads = blocks.compiled.input_gradient(y[..., None, None], weight.values, *pattern, geometry, *image)[..., 0, 0]
+    truth = y.double() @ (dense * kept).double()
+    assert (comparison := compare("input gradient", grads, truth, y @ (dense * kept))).passed, comparison
 
 
 @compiled_only
