@@ -205,7 +205,7 @@ constexpr double kTile = 1, kSplitTile = 1.3, kPackedTile = 0.2;
 constexpr int64_t kItemsPerThread = 4;           // with this number for each thread, work is even enough
 constexpr int64_t kFewestItemTiles = 8;          // micro-batches of an item that are worth the weights' way from L2
 constexpr int64_t kFewestFilledBytes = 1 << 16;  // weights that threads share laying out
-constexpr int64_t kFewPositions = 64;            // for which weights are read where they are, if they can be
+constexpr int64_t kInPlacePercent = 35;          // of activations, weights of one tap that are read where they are
 constexpr int64_t kWeightsPercentOfL2 = 60;      // that stay there from item to item
 // Cycles of a line: of weights, that is read from L3, not L2; of planes, that is packed.
 constexpr double kLineFromL3 = 4, kPackedLine = 12;

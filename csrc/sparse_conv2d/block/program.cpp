@@ -184,11 +184,15 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
     scatter_rows(pattern, lattice, block_rows, entries, program);
     return program;
   }
+  const size_t taps = lattice.taps.size();
   bool takes_all = lattice.residues() == 1;
   for (const Tap& tap : lattice.taps) takes_all = takes_all && tap.reaches;
   if (program.columns == Columns::kPlanes) {
     program.in_place = takes_all && is_laid_out(pattern, program, block);
-    const bool few = lattice.dest.size[0] * lattice.size[0] * lattice.size[1] <= cost::block::kFewPositions;
+    const int64_t positions = lattice.dest.size[0] * lattice.size[0] * lattice.size[1];
+    const int64_t activations = positions * (lattice.source_channels + lattice.dest_channels);
+    const bool few =
+        taps == 1 && pattern.blocks * block[0] * block[1] * 100 >= activations * cost::block::kInPlacePercent;
     if (kernels.panels != nullptr && program.pairs > kMostPairs / 2 && !(program.in_place && few)) {
       program.columns = Columns::kPanels;
       program.in_place = false;
