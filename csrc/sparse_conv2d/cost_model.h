@@ -222,7 +222,7 @@ constexpr double kPackedLines = 0.4, kPackedPairs = 0.25;  // an element
 constexpr double kReadPlace = 0.5;                         // a place that is packed, to one that is multiplied
 constexpr double kMovedLine = 0.2;                         // to one that is packed
 constexpr double kItem = 20000;                            // a work item
-constexpr double kL2Share = 0.8, kFewestL2Share = 0.25, kSumsShare = 0.55;  // for all, for a strip, for sums
+constexpr double kL2Share = 0.6, kFewestL2Share = 0.25, kSumsShare = 0.55;  // for all, for a strip, for sums
 constexpr int64_t kChunksAtOnce = 16;                                       // whose pairs stay in L1
 constexpr int64_t kMostRegions = 24;                                        // each way
 // Parts of the positions, with sums of their own: chunks of each, the fewest where there are two, and bytes of sums.
