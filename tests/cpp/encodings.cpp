@@ -47,6 +47,7 @@ enum class Form {
   kmovw_r,
   mov,
   mov_m,
+  imul32,
   movsxd,
   mov_imm64,
   mov32,
@@ -168,6 +169,9 @@ size_t write(const Golden& row, Assembler& code) {
       break;
     case Form::mov_m:
       code.mov(gpr(0), mem_of(1));
+      break;
+    case Form::imul32:
+      code.imul32(gpr(0), mem(1), static_cast<int8_t>(o[3]));
       break;
     case Form::movsxd:
       code.movsxd(gpr(0), mem(1));

@@ -166,6 +166,13 @@ class Assembler {
     byte(0x63);
     memory(to.number(), from);
   }
+  void imul32(Gpr to, Mem from, int8_t factor) {  // clears the upper half
+    reserve();
+    rex(false, to.number(), from.base.number());
+    byte(0x6b);
+    memory(to.number(), from);
+    put(factor);
+  }
   void mov(Gpr to, uint64_t value) {
     reserve();
     rex(true, 0, to.number());

@@ -137,7 +137,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make_loops(
       for (int64_t vectors = 1; vectors <= plan.tile_vectors; ++vectors)
         for (const int64_t block_rows : {plan.block_rows, last_rows}) {
           if (direct ? !plan.direct : plan.panels == 1 && plan.direct) continue;
-          const int64_t parts = tile_parts(block_rows, vectors);
+          const int64_t parts = tile_parts(block_rows, plan.tile_vectors);
           for (int64_t part = 0; part < parts; ++part) {
             const int64_t rows = block_rows * (part + 1) / parts - block_rows * part / parts;
             const size_t index = loop_index(rows, vectors, first_panel, direct);

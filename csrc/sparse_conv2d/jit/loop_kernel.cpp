@@ -50,7 +50,7 @@ void write_column(const TileRegisters& at, bool masked, Assembler& code) {
   };
   const auto value = [&](int64_t row) { return Mem(kOwnValues, row * 4); };
   code.movsxd(kVector, Mem(kColumns, offsetof(LoopColumn, vector)));
-  code.movsxd(kOwnValues, Mem(kColumns, offsetof(LoopColumn, values)));
+  code.imul32(kOwnValues, Mem(kColumns, offsetof(LoopColumn, place)), static_cast<int8_t>(at.rows));
   code.add(kOwnValues, kValues);
   if (at.vectors == 1) {
     load(at.held(0), 0);
@@ -224,14 +224,18 @@ bool make_loop_tables(
       const Column &one = column_at(a), &other = column_at(b);
       return one.panel_residue != other.panel_residue ? one.panel_residue < other.panel_residue : one.mask < other.mask;
     });
+    tables.of_blocks.push_back({static_cast<int32_t>(base), static_cast<int32_t>(count)});
+    const int64_t parts = tile_parts(block_rows, plan.tile_vectors);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t row = 0; row < block_rows; ++row) {
+      for (int64_t row = 0, part = 0; row < block_rows; ++row) {
+        if (row >= block_rows * (part + 1) / parts) ++part;
+        const int64_t begin = block_rows * part / parts, end = block_rows * (part + 1) / parts;
         const int64_t nonzero = base + row * count + sorted[static_cast<size_t>(i)];
         if (pattern.col_indices[nonzero] != pattern.col_indices[base + sorted[static_cast<size_t>(i)]]) return false;
         const int32_t source =
             pattern.permutation != nullptr ? pattern.permutation[nonzero] : static_cast<int32_t>(nonzero);
         if (source < 0 || source >= pattern.nonzeros) return false;
-        order[static_cast<size_t>(base + i * block_rows + row)] = source;
+        order[static_cast<size_t>(base + begin * count + i * (end - begin) + row - begin)] = source;
       }
     int64_t begin = 0;
     for (int64_t panel_residue = 0; panel_residue < tables.panel_residues; ++panel_residue) {
@@ -248,8 +252,7 @@ bool make_loop_tables(
           const Column& column = column_at(place);
           ++list->counts[column.mask];
           tables.columns.push_back(
-              {static_cast<int32_t>(column.displacement + panel_bytes),
-               static_cast<int32_t>((base + i * block_rows) * 4)});
+              {static_cast<int32_t>(column.displacement + panel_bytes), static_cast<int32_t>(i * 4)});
         }
         ++list;
       }
