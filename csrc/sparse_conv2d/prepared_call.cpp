@@ -54,9 +54,12 @@ void run(
   jit::forward(call.lattice, call.planned, pattern, places, packed, threads);
 }
 
-void run(const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
+void run(
+    const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads,
+    const std::vector<int32_t>* slots) {
   if (call.engine == Engine::kTiled) return tiled::weight_gradient(call.lattice, pattern, grad_values, threads);
-  jit::weight_gradient(call.lattice, call.planned, pattern, grad_values, threads);
+  const std::vector<int32_t>& places = slots == nullptr ? call.planned.kernels->slot_of() : *slots;
+  jit::weight_gradient(call.lattice, call.planned, pattern, places, grad_values, threads);
 }
 
 bool fills_empty_sums(

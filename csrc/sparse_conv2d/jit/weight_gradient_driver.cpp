@@ -210,8 +210,8 @@ void run_weight_gradient_item(
 }  // namespace
 
 void weight_gradient(
-    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern, void* grad_values,
-    const Threads& threads) {
+    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern,
+    const std::vector<int32_t>& slot_of, void* grad_values, const Threads& threads) {
   const WeightGradientPlan& plan = planned.plan;
   const std::shared_ptr<const WeightGradientKernels>& kernels = planned.kernels;
   const int64_t slots = kernels->slots();
@@ -247,13 +247,12 @@ void weight_gradient(
   });
   // Back into the pattern's order, the chunks added up.
   constexpr int64_t kGrain = cost::threads::kCollectedGrain;
-  const int32_t* const slot_of = kernels->slot_of().data();
   const auto collect = [&](int64_t begin, int64_t end) {
     float values[kGrain];
     for (int64_t range = begin; range < end; ++range) {
       const int64_t first = range * kGrain, count = std::min(kGrain, pattern.nonzeros - first);
       for (int64_t i = 0; i < count; ++i) {
-        const float* const sum = sums + slot_of[first + i];
+        const float* const sum = sums + slot_of[static_cast<size_t>(first + i)];
         values[i] = sum[0];
         for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) values[i] += sum[chunk * slots];
       }
