@@ -17,9 +17,12 @@ PreparedForward prepare_forward(
   PreparedForward call = {.lattice = std::move(lattice)};
   if (!may_use_jit(pattern)) return call;
   jit::ForwardPlan& plan = call.planned.plan;
+  jit::PatternTraits traits = jit::traits_of(pattern, call.lattice.dest_channels);
+  if (!images && dest_images == 1)  // results go by way of vectors
+    traits.channels_alike =
+        jit::channels_alike(pattern, call.lattice.source_channels, static_cast<int64_t>(call.lattice.taps.size()));
   plan = jit::make_forward_plan(
-      call.lattice, jit::traits_of(pattern, call.lattice.dest_channels), epilogue_flags, threads.count, images,
-      jit::kMostImages, dest_images);
+      call.lattice, traits, epilogue_flags, threads.count, images, jit::kMostImages, dest_images);
   if (residual_channel) plan.residual_channel = *residual_channel;
   call.engine = forward_engine(call.lattice, pattern, plan);
   if (call.engine == Engine::kJit) {

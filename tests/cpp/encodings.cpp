@@ -32,6 +32,7 @@ enum class Form {
   vaddps_m,
   vaddps_mk,
   vaddps_bcst,
+  vmulps,
   vmulps_bcst,
   vfmadd231ps,
   vfmadd231ps_m,
@@ -124,6 +125,9 @@ size_t write(const Golden& row, Assembler& code) {
       break;
     case Form::vaddps_bcst:
       code.vaddps_bcst(zmm(0), zmm(1), mem(2));
+      break;
+    case Form::vmulps:
+      code.vmulps(zmm(0), zmm(1), zmm(2));
       break;
     case Form::vmulps_bcst:
       code.vmulps_bcst(zmm(0), zmm(1), mem(2));

@@ -77,7 +77,7 @@ def cases() -> Iterator[tuple[str, list[int], str]]:
                 f"vmovups zmm{zmm}{{k5}}{{z}}, zmmword ptr {pair}",
             )
     for to, a, b in triples():
-        for name in ("vaddps", "vmaxps", "vminps", "vpxord", "vfmadd231ps"):
+        for name in ("vaddps", "vmulps", "vmaxps", "vminps", "vpxord", "vfmadd231ps"):
             yield name, [to, a, b], f"{name} zmm{to}, zmm{a}, zmm{b}"
         for name in ("vshufps", "vshuff32x4"):
             yield name, [to, a, b, 0x4E], f"{name} zmm{to}, zmm{a}, zmm{b}, 0x4e"

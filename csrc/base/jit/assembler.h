@@ -108,6 +108,7 @@ class Assembler {
   void vaddps(Zmm to, Zmm a, Mem b) { evex(kVaddps, to, a, b, 64); }
   void vaddps(Zmm to, Mask mask, Zmm a, Mem b) { evex(kVaddps, to, a, b, 64, mask); }
   void vaddps_bcst(Zmm to, Zmm a, Mem b) { evex(kVaddps, to, a, b, 4); }
+  void vmulps(Zmm to, Zmm a, Zmm b) { evex(kVmulps, to, a, b); }
   void vmulps_bcst(Zmm to, Zmm a, Mem b) { evex(kVmulps, to, a, b, 4); }
   void vfmadd231ps(Zmm sum, Zmm a, Zmm b) { evex(kVfmadd231ps, sum, a, b); }
   void vfmadd231ps(Zmm sum, Zmm a, Mem b) { evex(kVfmadd231ps, sum, a, b, 64); }

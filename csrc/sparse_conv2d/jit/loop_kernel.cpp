@@ -143,10 +143,13 @@ void write_finish(const TileRegisters& at, const LoopFinish& finish, Assembler& 
   }
 }
 
+}  // namespace
+
 // Strips of both dimensions, each with what its vectors reach; the distinct ones, where they are few.
 std::vector<uint64_t> find_reaches(const Lattice& lattice, const ForwardPlan& plan, LoopTables& tables) {
   constexpr size_t kMostReaches = 32;
   tables.strip_vectors = plan.vectors(plan.strip[0], plan.strip[1]);
+  tables.reaches = 1;
   tables.reach_of.assign(static_cast<size_t>(plan.strips[0] * plan.strips[1] * tables.strip_vectors), 0);
   std::vector<uint64_t> found;
   if (static_cast<int64_t>(lattice.taps.size()) > kMostReachTaps || lattice.taps.size() == 1) return {~uint64_t{0}};
@@ -165,10 +168,9 @@ std::vector<uint64_t> find_reaches(const Lattice& lattice, const ForwardPlan& pl
       tables.reach_of[static_cast<size_t>(strip * tables.strip_vectors) + vector] = static_cast<uint8_t>(reach);
     }
   }
+  tables.reaches = static_cast<int64_t>(found.size());
   return found;
 }
-
-}  // namespace
 
 bool LoopList::is_empty() const {
   return std::all_of(std::begin(counts), std::end(counts), [](int32_t count) { return count == 0; });
@@ -198,7 +200,6 @@ bool make_loop_tables(
   const int32_t* const crow = pattern.crow_indices;
   tables.blocks = divide_up(rows, plan.block_rows);
   tables.panel_residues = plan.panels * lattice.residues();
-  tables.reaches = static_cast<int64_t>(reaches.size());
   tables.lists.resize(static_cast<size_t>(lattice.groups * tables.blocks * tables.panel_residues * tables.reaches));
   LoopList* list = tables.lists.data();
   std::vector<int32_t> sorted;  // places in the block's rows

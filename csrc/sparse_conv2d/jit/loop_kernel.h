@@ -93,6 +93,10 @@ struct LoopTables {
   }
 };
 
+// The reaches that occur, as taps (bit t for tap t), or one with all bits where they are too many; and of each vector
+// its own, in `tables`.
+std::vector<uint64_t> find_reaches(const Lattice& lattice, const ForwardPlan& plan, LoopTables& tables);
+
 // False where an index is out of its range. `order`: see ForwardKernels::order; of the pattern's size.
 bool make_loop_tables(
     const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, LoopTables& tables,
