@@ -74,10 +74,18 @@ void pack_grads_as_lanes(
     call.image[0] =
         data + (image * dest.stride[0] + channel * dest.stride[1] + y * dest.stride[2] + x * dest.stride[3]) * element;
     if (copies) {
+      constexpr int64_t kAhead = 16;  // positions: each is often in a page of its own
       const float* from = static_cast<const float*>(call.image[0]);
       for (int64_t position = 0; position < positions; ++position, from += stride, to += plan.row_lanes) {
         if (row_bytes == kVectorBytes && plan.row_lanes == kLanes) {
+          __builtin_prefetch(from + kAhead * stride);
           std::memcpy(to, from, kVectorBytes);
+          continue;
+        }
+        if (row_bytes == 2 * kVectorBytes && plan.row_lanes == 2 * kLanes) {
+          __builtin_prefetch(from + kAhead * stride);
+          __builtin_prefetch(from + kAhead * stride + kLanes);
+          std::memcpy(to, from, 2 * kVectorBytes);
           continue;
         }
         std::memcpy(to, from, row_bytes);
