@@ -53,17 +53,18 @@ Numbered<OwnedPlan>& plans() {
 }
 
 void boxed_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {4, 1});
+  Arguments arguments(stack, {count, returned}, {5, 1});
   Handle crow = arguments.tensor(), col = arguments.tensor();
   const Geometry geometry(arguments.integers());
   const int64_t columns = arguments.integer();
+  Handle order = arguments.optional_tensor();
   const SparsePattern pattern = pattern_of(crow, col, geometry);
   require(
       pattern.rows > 0 && columns > 0 && columns % geometry.taps() == 0 &&
           columns <= std::numeric_limits<int32_t>::max() / pattern.rows,
       "sparse_conv2d: expected columns to be a multiple of the taps, in a weight of less than 2^31 elements", columns);
   stack[0] = torch::stable::detail::from(
-      plans().add(std::make_shared<OwnedPlan>(std::move(crow), std::move(col), geometry, columns)));
+      plans().add(std::make_shared<OwnedPlan>(std::move(crow), std::move(col), std::move(order), geometry, columns)));
 }
 
 void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t returned) {

@@ -77,6 +77,11 @@ constexpr double kMultiplyAdd = 0.148, kLoad = 0.189, kUnalignedLoad = 1.9, kL2L
 constexpr int64_t kFewestRowsAlike = 4, kFewestPlanarRowsAlike = 8;
 constexpr double kLoopMultiplyAdd = 0.19, kLoopVectorLoad = 1.5;
 constexpr int64_t kLoopPlanesPercent = 80;
+// Source channels that are alike (jit/scatter_kernel.h): the fewest that are worth it; what a run takes beside its
+// multiply-adds, those of its first vectors included; and how much of what the model says for them is true, where it
+// says too little for the code of a pattern.
+constexpr int64_t kFewestChannelsAlike = 8;
+constexpr double kScatterRun = 21, kScatterHandicap = 0.91;
 constexpr double kMostLoopProducts = 128;
 // Products of a result with which loops that store directly prefetch its place: 128 channels at 16x16 take 0.92 of the
 // time without it at 58 products, 1.08 at 230.

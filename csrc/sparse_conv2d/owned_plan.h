@@ -16,11 +16,16 @@ namespace sparsekernels {
 namespace {
 
 // A plan and the tensors that it was made of. These are not to be written to; if their content changes, the plan is
-// rebuilt.
+// rebuilt, but where they are in an order of their own: then they are those that a format keeps to itself.
 class OwnedPlan {
  public:
-  OwnedPlan(Handle crow, Handle col, const Geometry& geometry, int64_t columns)
-      : crow_(std::move(crow)), col_(std::move(col)), geometry_(geometry), columns_(columns), plan_(make()) {}
+  OwnedPlan(Handle crow, Handle col, Handle order, const Geometry& geometry, int64_t columns)
+      : crow_(std::move(crow)),
+        col_(std::move(col)),
+        order_(std::move(order)),
+        geometry_(geometry),
+        columns_(columns),
+        plan_(make()) {}
 
   const Geometry& geometry() const { return geometry_; }
   std::shared_ptr<PlannedConv2d> current() {
@@ -29,7 +34,7 @@ class OwnedPlan {
       const std::lock_guard<ForkSafeMutex> lock(mutex_);
       plan = plan_;
     }
-    if (plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
+    if (order_ || plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
     plan = make();
     std::shared_ptr<PlannedConv2d> last = plan;  // destroyed after the lock is released
     const std::lock_guard<ForkSafeMutex> lock(mutex_);
@@ -39,10 +44,12 @@ class OwnedPlan {
 
  private:
   std::shared_ptr<PlannedConv2d> make() const {
-    return std::make_shared<PlannedConv2d>(geometry_.conv, pattern_of(crow_, col_, geometry_), columns_);
+    const SparsePattern pattern = pattern_of(crow_, col_, geometry_);
+    const int32_t* const order = order_ ? indices(order_, pattern.nonzeros) : nullptr;
+    return std::make_shared<PlannedConv2d>(geometry_.conv, pattern, columns_, order);
   }
 
-  Handle crow_, col_;
+  Handle crow_, col_, order_;
   Geometry geometry_;
   int64_t columns_;
   ForkSafeMutex mutex_;

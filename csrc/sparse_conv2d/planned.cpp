@@ -9,6 +9,8 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <numeric>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -64,11 +66,15 @@ struct KeptCall {
 };
 
 struct KeptForward : KeptCall<PreparedForward> {
-  // Of each value, in the order of the kernels, its place in the dense weight; made by the first call that has one.
-  OwnedMadeOnce<std::vector<int32_t>> dense_order;
+  // Of each value, in the order of the kernels, its place in the dense weight, or in values that have an order of their
+  // own; made by the first call that has such.
+  OwnedMadeOnce<std::vector<int32_t>> dense_order, value_order;
 };
 
-using KeptWeightGradient = KeptCall<PreparedWeightGradient>;
+struct KeptWeightGradient : KeptCall<PreparedWeightGradient> {
+  // Of values that have an order of their own: slots of kernels, and which nonzeros they are.
+  OwnedMadeOnce<std::vector<int32_t>> value_slots, value_nonzeros;
+};
 
 std::shared_ptr<const jit::ForwardKernels> kernels_of(
     const jit::KernelKey& key, const PreparedForward& call, const SparsePattern& pattern, const Threads& threads) {
@@ -156,7 +162,8 @@ struct PlannedConv2d::State {
 
   ConvGeometry geometry;
   std::vector<int32_t> crow, col;
-  SparsePattern pattern;  // of these two, without values
+  std::vector<int32_t> order;  // see PlannedConv2d; or empty
+  SparsePattern pattern;       // of the first two, without values
   int64_t columns;
   OwnedMadeOnce<Transposed> transposed;
   OwnedMadeOnce<std::vector<int32_t>> dense_places;  // of each nonzero, in the dense weight
@@ -219,32 +226,42 @@ struct PlannedConv2d::State {
     const auto [kept, call] = operation.calls.find_or_make(
         shape_of(source, epilogue, dest, threads), source, dest, own, threads,
         [&] { return prepare_forward(operation.lattice(geometry, source, dest), own, packed.flags, threads); });
-    if (!weight.dense) return run(call, own, packed, threads);
-    const std::vector<int32_t>& dense = places();
+    if (!weight.dense && order.empty()) return run(call, own, packed, threads);
+    const std::vector<int32_t>& given = weight.dense ? places() : order;
     if (call.engine == Engine::kTiled) {
       const TrimWorkspace trim{values_workspace};
       float* values;
       WorkspaceLayout own_layout;
       own_layout.add(&values, divide_up(own.nonzeros * element_size(weight.dtype), sizeof(float)));
       own_layout.allocate(values_workspace);
-      gather_elements(dense, weight.data, weight.dtype, threads, values);
+      gather_elements(given, weight.data, weight.dtype, threads, values);
       own.values = values;
       return run(call, own, packed, threads);
     }
-    const std::vector<int32_t>& order = call.planned.kernels->order();
-    const std::vector<int32_t>& dense_order = kept->dense_order.get([&] {
+    const std::vector<int32_t>& kernel_order = call.planned.kernels->order();
+    const std::vector<int32_t>& given_order = (weight.dense ? kept->dense_order : kept->value_order).get([&] {
       std::vector<int32_t> made;
-      made.reserve(dense.size());
-      for (const int32_t nonzero : order) made.push_back(dense[static_cast<size_t>(nonzero)]);
+      made.reserve(given.size());
+      for (const int32_t nonzero : kernel_order) made.push_back(given[static_cast<size_t>(nonzero)]);
       return made;
     });
-    run(call, own, packed, threads, &dense_order);
+    run(call, own, packed, threads, &given_order);
   }
 };
 
-PlannedConv2d::PlannedConv2d(const ConvGeometry& geometry, const SparsePattern& pattern, int64_t columns)
+PlannedConv2d::PlannedConv2d(
+    const ConvGeometry& geometry, const SparsePattern& pattern, int64_t columns, const int32_t* order)
     : state_(new State) {
   check_indices(pattern, columns);
+  if (order != nullptr) {
+    state_->order.assign(order, order + pattern.nonzeros);
+    std::vector<bool> seen(static_cast<size_t>(pattern.nonzeros));
+    for (const int32_t place : state_->order) {
+      if (place < 0 || place >= pattern.nonzeros || seen[static_cast<size_t>(place)])
+        throw std::invalid_argument("sparse_conv2d: expected order to be a permutation of the nonzeros, got another");
+      seen[static_cast<size_t>(place)] = true;
+    }
+  }
   state_->geometry = geometry;
   state_->columns = columns;
   state_->crow.assign(pattern.crow_indices, pattern.crow_indices + pattern.rows + 1);
@@ -303,7 +320,29 @@ void PlannedConv2d::weight_gradient(
   const auto [kept, call] = state_->weight_gradients.find_or_make(
       shape_of(input, {}, grad_output, threads), input, grad_output, pattern, threads,
       [&] { return prepare_weight_gradient(forward_lattice(state_->geometry, input, grad_output), pattern, threads); });
-  run(call, pattern, grad_values, threads);
+  const std::vector<int32_t>& order = state_->order;
+  if (order.empty()) return run(call, pattern, grad_values, threads);
+  const auto of_values = [&](const std::vector<int32_t>& of_nonzeros) {
+    std::vector<int32_t> made(order.size());
+    for (size_t k = 0; k < order.size(); ++k) made[static_cast<size_t>(order[k])] = of_nonzeros[k];
+    return made;
+  };
+  if (call.engine == Engine::kJit)
+    return run(call, pattern, grad_values, threads, &kept->value_slots.get([&] {
+      return of_values(call.planned.kernels->slot_of());
+    }));
+  const std::vector<int32_t>& nonzeros = kept->value_nonzeros.get([&] {
+    std::vector<int32_t> each(order.size());
+    std::iota(each.begin(), each.end(), 0);
+    return of_values(each);
+  });
+  const TrimWorkspace trim{values_workspace};
+  float* sorted;
+  WorkspaceLayout own_layout;
+  own_layout.add(&sorted, divide_up(pattern.nonzeros * element_size(input.dtype), sizeof(float)));
+  own_layout.allocate(values_workspace);
+  run(call, pattern, sorted, threads);
+  gather_elements(nonzeros, sorted, input.dtype, threads, grad_values);
 }
 
 }  // namespace sparsekernels

@@ -20,9 +20,11 @@ struct PlannedWeight {
 
 class PlannedConv2d {
  public:
-  // `columns`: of the weight as a matrix, input channels of a group x taps. The indices are copied. Throws
-  // std::invalid_argument unless they are ascending, and within their range.
-  PlannedConv2d(const ConvGeometry& geometry, const SparsePattern& pattern, int64_t columns);
+  // `columns`: of the weight as a matrix, input channels of a group x taps. `order`, where there is one, is a
+  // permutation: nonzero k of the pattern is value order[k] of what calls are given, and of the gradient that they
+  // return. Indices are copied. Throws std::invalid_argument unless they are ascending, and within their range.
+  PlannedConv2d(
+      const ConvGeometry& geometry, const SparsePattern& pattern, int64_t columns, const int32_t* order = nullptr);
   ~PlannedConv2d();
 
   // Whether the indices are still those that it was made of.

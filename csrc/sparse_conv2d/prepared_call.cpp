@@ -17,9 +17,12 @@ PreparedForward prepare_forward(
   PreparedForward call = {.lattice = std::move(lattice)};
   if (!may_use_jit(pattern)) return call;
   jit::ForwardPlan& plan = call.planned.plan;
+  jit::PatternTraits traits = jit::traits_of(pattern, call.lattice.dest_channels);
+  if (!images && dest_images == 1)  // results go by way of vectors
+    traits.channels_alike =
+        jit::channels_alike(pattern, call.lattice.source_channels, static_cast<int64_t>(call.lattice.taps.size()));
   plan = jit::make_forward_plan(
-      call.lattice, jit::traits_of(pattern, call.lattice.dest_channels), epilogue_flags, threads.count, images,
-      jit::kMostImages, dest_images);
+      call.lattice, traits, epilogue_flags, threads.count, images, jit::kMostImages, dest_images);
   if (residual_channel) plan.residual_channel = *residual_channel;
   call.engine = forward_engine(call.lattice, pattern, plan);
   if (call.engine == Engine::kJit) {
@@ -54,9 +57,12 @@ void run(
   jit::forward(call.lattice, call.planned, pattern, places, packed, threads);
 }
 
-void run(const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads) {
+void run(
+    const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads,
+    const std::vector<int32_t>* slots) {
   if (call.engine == Engine::kTiled) return tiled::weight_gradient(call.lattice, pattern, grad_values, threads);
-  jit::weight_gradient(call.lattice, call.planned, pattern, grad_values, threads);
+  const std::vector<int32_t>& places = slots == nullptr ? call.planned.kernels->slot_of() : *slots;
+  jit::weight_gradient(call.lattice, call.planned, pattern, places, grad_values, threads);
 }
 
 bool fills_empty_sums(

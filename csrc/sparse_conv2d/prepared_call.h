@@ -37,7 +37,10 @@ PreparedWeightGradient prepare_weight_gradient(Lattice lattice, const SparsePatt
 void run(
     const PreparedForward& call, const SparsePattern& pattern, const PackedEpilogue& packed, const Threads& threads,
     const std::vector<int32_t>* order = nullptr);
-void run(const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads);
+// `slots`: of each element of grad_values, where kernels have its sum; else those of the pattern's order.
+void run(
+    const PreparedWeightGradient& call, const SparsePattern& pattern, void* grad_values, const Threads& threads,
+    const std::vector<int32_t>* slots = nullptr);
 
 // Whether a weight gradient has nothing to sum; then its values are zeros, which are written.
 bool fills_empty_sums(

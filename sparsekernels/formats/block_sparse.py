@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 
 class _Shared(Shared):
-    """With the pattern of the elements, and where in `values` each of its values is."""
+    """With the pattern of the elements, and where in `values` each of its values is; and that as one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.elements: tuple[Unstructured, Tensor] | None = None
+        self.in_block_order: Unstructured | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -342,6 +343,18 @@ class BlockSparse(CompressedRows):
             found = pattern, order
             if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
                 self._shared.elements = found
+        return found
+
+    def in_block_order(self) -> Unstructured:
+        """The pattern of the elements for calls by a plan, whose values are `values` as they are. Computed once.
+
+        Returns:
+            A pattern with placeholders for values and an `order`.
+        """
+        found = self._shared.in_block_order
+        if found is None:
+            pattern, order = self.by_elements()
+            found = self._shared.in_block_order = pattern._in_order(order.int())
         return found
 
     def elements(self) -> Unstructured:

@@ -25,6 +25,7 @@ class _Shared(Shared):
     def __init__(self) -> None:
         super().__init__()
         self.transposed: dict[int, Transposed] = {}
+        self.ordered: tuple[Unstructured, Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -192,6 +193,28 @@ class Unstructured(CompressedRows):
             The three tensors of `transposed(groups)`, or none where it was not called before.
         """
         return tuple(self._shared.transposed.get(groups, ()))
+
+    @property
+    def order(self) -> Tensor | None:
+        """int32 [nnz], or None: where each element is in the values of a call, if they are not in the pattern's order.
+
+        Only a pattern has one that the elements of another format are: see `BlockSparse.in_block_order`.
+        """
+        ordered = self._shared.ordered
+        return None if ordered is None else ordered[1]
+
+    @property
+    def unordered(self) -> Unstructured:
+        """The pattern whose values are in its own order; itself where it has no `order`."""
+        ordered = self._shared.ordered
+        return self if ordered is None else ordered[0]
+
+    def _in_order(self, order: Tensor) -> Unstructured:
+        """The same pattern with an `order`, and plans of its own."""
+        shared = _Shared()
+        shared.flat_indices, shared.transposed = self._shared.flat_indices, self._shared.transposed
+        shared.ordered = self, order
+        return Unstructured._of(self.shape, self.crow_indices, self.col_indices, self.values, shared)
 
     def __repr__(self) -> str:
         return (

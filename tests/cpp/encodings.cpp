@@ -32,6 +32,7 @@ enum class Form {
   vaddps_m,
   vaddps_mk,
   vaddps_bcst,
+  vmulps,
   vmulps_bcst,
   vfmadd231ps,
   vfmadd231ps_m,
@@ -47,6 +48,7 @@ enum class Form {
   kmovw_r,
   mov,
   mov_m,
+  imul32,
   movsxd,
   mov_imm64,
   mov32,
@@ -124,6 +126,9 @@ size_t write(const Golden& row, Assembler& code) {
     case Form::vaddps_bcst:
       code.vaddps_bcst(zmm(0), zmm(1), mem(2));
       break;
+    case Form::vmulps:
+      code.vmulps(zmm(0), zmm(1), zmm(2));
+      break;
     case Form::vmulps_bcst:
       code.vmulps_bcst(zmm(0), zmm(1), mem(2));
       break;
@@ -168,6 +173,9 @@ size_t write(const Golden& row, Assembler& code) {
       break;
     case Form::mov_m:
       code.mov(gpr(0), mem_of(1));
+      break;
+    case Form::imul32:
+      code.imul32(gpr(0), mem(1), static_cast<int8_t>(o[3]));
       break;
     case Form::movsxd:
       code.movsxd(gpr(0), mem(1));

@@ -77,7 +77,7 @@ def cases() -> Iterator[tuple[str, list[int], str]]:
                 f"vmovups zmm{zmm}{{k5}}{{z}}, zmmword ptr {pair}",
             )
     for to, a, b in triples():
-        for name in ("vaddps", "vmaxps", "vminps", "vpxord", "vfmadd231ps"):
+        for name in ("vaddps", "vmulps", "vmaxps", "vminps", "vpxord", "vfmadd231ps"):
             yield name, [to, a, b], f"{name} zmm{to}, zmm{a}, zmm{b}"
         for name in ("vshufps", "vshuff32x4"):
             yield name, [to, a, b, 0x4E], f"{name} zmm{to}, zmm{a}, zmm{b}, 0x4e"
@@ -91,6 +91,7 @@ def cases() -> Iterator[tuple[str, list[int], str]]:
             yield "mov_m", [15 - base, base, at, 0], f"mov {GPRS[15 - base]}, qword ptr {memory(base, at)}"
             yield "prefetcht1", [base, at], f"prefetcht1 byte ptr {memory(base, at)}"
             yield "add_m", [15 - base, base, at], f"add {GPRS[15 - base]}, qword ptr {memory(base, at)}"
+            yield "imul32", [15 - base, base, at, 24], f"imul {GPRS32[15 - base]}, dword ptr {memory(base, at)}, 24"
             yield "movsxd", [15 - base, base, at], f"movsxd {GPRS[15 - base]}, dword ptr {memory(base, at)}"
         for at in (0, 1, -128):
             yield "mov_m", [15 - base, base, at, 4], f"{{disp32}} mov {GPRS[15 - base]}, qword ptr {memory(base, at)}"

@@ -69,6 +69,67 @@ void check_rows_alike() {
   }
 }
 
+// Blocks of channels that occur in the same rows at each tap, against the definition.
+void check_channels_alike() {
+  std::mt19937 random(3);
+  const auto pick = [&](int64_t most) { return static_cast<int64_t>(random() % static_cast<uint64_t>(most)) + 1; };
+  for (int i = 0; i < 500; ++i) {
+    const int64_t taps = pick(4), block = pick(6), channels = pick(20), row_count = pick(5), kinds = pick(6);
+    Rows rows;
+    std::vector<std::vector<bool>> has;  // of each row, channel x tap
+    for (int64_t row = 0; row < row_count; ++row) {
+      std::vector<bool> own(static_cast<size_t>(channels * taps));
+      std::vector<int32_t> columns;
+      for (int64_t channel = 0; channel < channels; ++channel)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t kind = (channel / block * 31 + tap * 7 + row * 13) % (kinds + 1);
+          if (kind % 2 == 0) continue;
+          own[static_cast<size_t>(channel * taps + tap)] = true;
+          columns.push_back(static_cast<int32_t>(channel * taps + tap));
+        }
+      rows.add(columns);
+      has.push_back(own);
+    }
+    const auto are_alike = [&](int64_t size) {
+      for (const std::vector<bool>& own : has)
+        for (int64_t column = 0; column < channels * taps; ++column) {
+          const int64_t channel = column / taps, first = channel - channel % size;
+          if (own[static_cast<size_t>(column)] != own[static_cast<size_t>(first * taps + column % taps)]) return false;
+        }
+      return true;
+    };
+    int64_t most = channels;
+    while (!are_alike(most)) --most;
+    CHECK_EQUAL(jit::channels_alike(rows.pattern(), channels, taps), most);
+  }
+}
+
+// The vectors of channels that are alike stay in registers, unless results are better stored directly.
+void check_scatter_plans() {
+  const struct {
+    int64_t size, alike, rows_alike, scatter_channels;
+  } table[] = {{8, 16, 1, 16}, {8, 7, 1, 0}, {8, 16, 16, 0}, {7, 32, 2, 32}, {16, 24, 1, 24}};
+  for (const auto& row : table) {
+    const Layer layer = square_layer(64, 256, 256, row.size, 3);
+    const Lattice lattice = forward_lattice(layer.geometry, layer.input, layer.output);
+    const jit::PatternTraits traits = {256 * 256 * 9 / 10, row.rows_alike, row.alike};
+    for (const int64_t threads : {1, 2, 16}) {
+      const jit::ForwardPlan plan = jit::make_forward_plan(lattice, traits, 0, threads);
+      CHECK_EQUAL(plan.scatter_channels, row.scatter_channels);
+      if (plan.scatter_channels == 0) continue;
+      CHECK_EQUAL(plan.block_rows, 0);
+      CHECK_EQUAL(plan.panels, 1);
+      CHECK_EQUAL(plan.first_row(plan.slices, 256), 256);
+      CHECK(plan.first_row(plan.slices - 1, 256) < 256);
+      CHECK(plan.thread_shares <= plan.slices && !plan.direct && !plan.gapless);
+    }
+  }
+  const Layer layer = square_layer(64, 256, 1024, 14, 1);
+  Lattice lattice = forward_lattice(layer.geometry, layer.input, layer.output);
+  merge_positions(lattice);
+  CHECK_EQUAL(jit::make_forward_plan(lattice, {256 * 1024 / 10, 1, 16}, 0, 2).scatter_channels, 0);
+}
+
 // Every tap that reads the image from some position of a vector is there, and no other.
 void check_reaches() {
   std::mt19937 random(2);
@@ -161,6 +222,8 @@ void check_interleaved_plans() {
 
 void test_rows_alike() {
   check_rows_alike();
+  check_channels_alike();
+  check_scatter_plans();
   check_reaches();
   check_plans();
   check_interleaved_plans();

@@ -108,6 +108,7 @@ class Assembler {
   void vaddps(Zmm to, Zmm a, Mem b) { evex(kVaddps, to, a, b, 64); }
   void vaddps(Zmm to, Mask mask, Zmm a, Mem b) { evex(kVaddps, to, a, b, 64, mask); }
   void vaddps_bcst(Zmm to, Zmm a, Mem b) { evex(kVaddps, to, a, b, 4); }
+  void vmulps(Zmm to, Zmm a, Zmm b) { evex(kVmulps, to, a, b); }
   void vmulps_bcst(Zmm to, Zmm a, Mem b) { evex(kVmulps, to, a, b, 4); }
   void vfmadd231ps(Zmm sum, Zmm a, Zmm b) { evex(kVfmadd231ps, sum, a, b); }
   void vfmadd231ps(Zmm sum, Zmm a, Mem b) { evex(kVfmadd231ps, sum, a, b, 64); }
@@ -165,6 +166,13 @@ class Assembler {
     rex(true, to.number(), from.base.number());
     byte(0x63);
     memory(to.number(), from);
+  }
+  void imul32(Gpr to, Mem from, int8_t factor) {  // clears the upper half
+    reserve();
+    rex(false, to.number(), from.base.number());
+    byte(0x6b);
+    memory(to.number(), from);
+    put(factor);
   }
   void mov(Gpr to, uint64_t value) {
     reserve();

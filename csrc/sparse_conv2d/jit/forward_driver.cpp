@@ -10,6 +10,7 @@
 #include "isa/kernels.h"
 #include "sparse_conv2d/cost_model.h"
 #include "sparse_conv2d/jit/loop_driver.h"
+#include "sparse_conv2d/jit/scatter_driver.h"
 #include "sparse_conv2d/jit/work_items.h"
 #include "sparse_conv2d/nonzeros.h"
 
@@ -105,6 +106,11 @@ struct ItemRun {
   // Kernels that are called for a slice, or about as many.
   int64_t turns() const {
     const ForwardPlan& plan = planned.plan;
+    if (plan.scatter_channels != 0) {
+      const ScatterTables& tables = planned.kernels->scatter();
+      const int64_t slices = static_cast<int64_t>(tables.first_run.size()) - 1;
+      return std::max<int64_t>(1, static_cast<int64_t>(tiles.size() * tables.runs.size()) / slices);
+    }
     const int64_t each = plan.block_rows == 0
                              ? work_item.microbatches * vectors
                              : static_cast<int64_t>(tiles.size()) * (plan.slice_rows / plan.block_rows) *
@@ -197,6 +203,23 @@ void run_loops(ItemRun& run, int64_t slice, const SlicePlace& place, const Slice
   run_loop_slice(lattice, plan, *planned.kernels, own, run.tiles, tiles, [&] { run.prefetch(); });
 }
 
+void run_scatter(ItemRun& run, int64_t slice, const SlicePlace& place, const SliceResults& layout) {
+  const Lattice& lattice = run.lattice;
+  const ForwardPlan& plan = run.planned.plan;
+  std::vector<ScatterTile> tiles(run.tiles.size());
+  for (size_t t = 0; t < tiles.size(); ++t)
+    for (int64_t i = 0; i < run.tiles[t].count; ++i) {
+      const int64_t b = run.tiles[t].microbatch[i], vector = run.tiles[t].vector[i];
+      tiles[t].vectors[i] = run.planes + b * run.planes_microbatch + vector * plan.vector_stride;
+      tiles[t].sums[i] = run.sums + b * layout.microbatch + (vector * place.count + place.within) * kLanes;
+      tiles[t].masks[i] = run.masks(vector);
+    }
+  std::memset(run.sums, 0, static_cast<size_t>(lattice.residues() * layout.residue) * sizeof(float));
+  run_scatter_slice(
+      *run.planned.kernels, run.work_item.group, slice, run.values, layout.residue, run.tiles, tiles,
+      [&] { run.prefetch(); });
+}
+
 void run_forward_item(
     const Lattice& lattice, const PlannedForward& planned, const float* values, const PackedEpilogue& packed,
     const WorkItem& work_item, const WorkItem* next_item, int64_t first_slice, int64_t last_slice) {
@@ -210,7 +233,7 @@ void run_forward_item(
   own.add(
       &own_planes,
       is_read ? plan.front_floats + work_item.microbatches * plan.microbatch_floats + plan.back_floats : 0);
-  const int64_t most_rows = plan.block_rows != 0 ? plan.slice_rows : kMostSliceRows * plan.write_slices;
+  const int64_t most_rows = plan.has_tiles() ? plan.slice_rows : kMostSliceRows * plan.write_slices;
   own.add(&sums, (lattice.residues() * work_item.microbatches * vectors + kSlackVectors) * most_rows * kLanes);
   own.allocate(worker_workspace);
   own_planes += plan.front_floats;
@@ -243,7 +266,7 @@ void run_forward_item(
     std::copy_n(kernels.masks().data() + (vectors - 1) * kMaskStride, kMaskStride, run.last_masks);
   const int64_t beyond = vectors * kLanes - ((work_item.size[0] - 1) * plan.pitch + work_item.size[1]) * plan.images;
   run.last_masks[kMostMasks] = static_cast<uint16_t>(0xffff >> beyond);
-  if (plan.block_rows != 0) run.tiles = loop_tiles(plan, kernels.loops(), work_item);
+  if (plan.has_tiles()) run.tiles = loop_tiles(plan, kernels.loops(), work_item);
   // Meanwhile the next work item's source comes up, and the place of the results.
   if (next_item != nullptr && is_read && plane_order(planned.source_vector_stride) == PlaneOrder::kPlanar)
     run.next_source = prefetch_source(lattice, plan, *next_item);
@@ -262,7 +285,13 @@ void run_forward_item(
     if (slice == together && plan.prefetches_dest && plane_order(planned.dest_vector_stride) == PlaneOrder::kPlanar)
       run.next_results = prefetch_dest(lattice, plan, work_item, place.row, count);
     run.results_each = divide_up(run.next_results.lines(), run.turns());
-    plan.block_rows != 0 ? run_loops(run, slice, place, layout) : run_code(run, slice, place, layout);
+    if (plan.block_rows != 0) {
+      run_loops(run, slice, place, layout);
+    } else if (plan.scatter_channels != 0) {
+      run_scatter(run, slice, place, layout);
+    } else {
+      run_code(run, slice, place, layout);
+    }
     if (slice + 1 == until && !plan.direct) unpack_results(lattice, plan, work_item, place.row, layout, sums, packed);
   }
 }

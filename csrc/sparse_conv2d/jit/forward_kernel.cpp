@@ -137,7 +137,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make_loops(
       for (int64_t vectors = 1; vectors <= plan.tile_vectors; ++vectors)
         for (const int64_t block_rows : {plan.block_rows, last_rows}) {
           if (direct ? !plan.direct : plan.panels == 1 && plan.direct) continue;
-          const int64_t parts = tile_parts(block_rows, vectors);
+          const int64_t parts = tile_parts(block_rows, plan.tile_vectors);
           for (int64_t part = 0; part < parts; ++part) {
             const int64_t rows = block_rows * (part + 1) / parts - block_rows * part / parts;
             const size_t index = loop_index(rows, vectors, first_panel, direct);
@@ -165,6 +165,36 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make_loops(
   return result;
 }
 
+std::shared_ptr<const ForwardKernels> ForwardKernels::make_scatter(
+    const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
+    const std::shared_ptr<ForwardKernels>& result) {
+  result->scatter_.reach_taps = find_reaches(lattice, plan, result->loops_);
+  if (!make_scatter_tables(lattice, plan, pattern, result->scatter_, result->order_)) throw_pattern();
+  std::vector<Assembler> codes(1);
+  Assembler& code = codes[0];
+  const size_t kernels = scatter_index(kMostScatterChannels, kMostScatterTileVectors, true) + 1;
+  std::vector<size_t> places(kernels);
+  std::vector<bool> is_there(kernels);
+  for (const ScatterRun& run : result->scatter_.runs)
+    for (int64_t vectors = 1; vectors <= plan.tile_vectors; ++vectors) {
+      const size_t index = scatter_index(run.channels, vectors, run.mask >= 0);
+      if (is_there[index]) continue;
+      is_there[index] = true;
+      code.align();
+      places[index] = code.size();
+      write_scatter_kernel(run.channels, vectors, run.mask >= 0, plan.channel_floats * 4, code);
+    }
+  if (code.size() == 0) code.ret();
+  result->code_ = Executable::make(codes);
+  if (result->code_ == nullptr) return nullptr;
+  result->scatter_kernels_.resize(kernels);
+  for (size_t index = 0; index < kernels; ++index) {
+    const uint8_t* const entry = result->code_->section(0) + places[index];
+    if (is_there[index]) std::memcpy(&result->scatter_kernels_[index], &entry, sizeof entry);
+  }
+  return result;
+}
+
 std::shared_ptr<const ForwardKernels> ForwardKernels::make(
     const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern, const Threads& threads) {
   std::shared_ptr<ForwardKernels> result(new ForwardKernels);
@@ -179,6 +209,7 @@ std::shared_ptr<const ForwardKernels> ForwardKernels::make(
   }
   result->order_.resize(static_cast<size_t>(pattern.nonzeros));
   if (plan.block_rows != 0) return make_loops(lattice, plan, pattern, result);
+  if (plan.scatter_channels != 0) return make_scatter(lattice, plan, pattern, result);
   const std::vector<Column> columns = columns_of(lattice, plan, plan.panel_channels);
   const int64_t rows = lattice.dest_channels;
   const int64_t panel_residues = plan.panels * result->residues_, group_slices = lattice.groups * plan.slices;

@@ -13,6 +13,7 @@
 #include "base/jit/executable.h"
 #include "sparse_conv2d/jit/forward_plan.h"
 #include "sparse_conv2d/jit/loop_kernel.h"
+#include "sparse_conv2d/jit/scatter_kernel.h"
 
 namespace sparsekernels::jit {
 
@@ -46,6 +47,11 @@ class ForwardKernels {
     return loop_kernels_[loop_index(rows, vectors, first_panel, direct)];
   }
   const LoopTables& loops() const { return loops_; }
+  // Where it has channels that are alike; loops() has the reaches then.
+  ScatterKernel scatter_kernel(int64_t channels, int64_t vectors, bool is_masked) const {
+    return scatter_kernels_[scatter_index(channels, vectors, is_masked)];
+  }
+  const ScatterTables& scatter() const { return scatter_; }
   const KernelEntry* end() const { return entries_.data() + entries_.size(); }
   // Of each value, in the order in which kernels take them, its place in the pattern's values.
   const std::vector<int32_t>& order() const { return order_; }
@@ -53,7 +59,8 @@ class ForwardKernels {
   const std::vector<uint16_t>& masks() const { return masks_; }
   size_t bytes() const {
     return code_->size() + order_.size() * sizeof order_[0] + entries_.size() * sizeof entries_[0] +
-           masks_.size() * sizeof masks_[0] + loop_kernels_.size() * sizeof loop_kernels_[0] + loops_.bytes();
+           masks_.size() * sizeof masks_[0] + loop_kernels_.size() * sizeof loop_kernels_[0] + loops_.bytes() +
+           scatter_kernels_.size() * sizeof scatter_kernels_[0] + scatter_.bytes();
   }
 
  private:
@@ -61,6 +68,12 @@ class ForwardKernels {
   static std::shared_ptr<const ForwardKernels> make_loops(
       const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
       const std::shared_ptr<ForwardKernels>& result);
+  static std::shared_ptr<const ForwardKernels> make_scatter(
+      const Lattice& lattice, const ForwardPlan& plan, const SparsePattern& pattern,
+      const std::shared_ptr<ForwardKernels>& result);
+  static size_t scatter_index(int64_t channels, int64_t vectors, bool is_masked) {
+    return static_cast<size_t>(((channels - 1) * kMostScatterTileVectors + vectors - 1) * 2 + is_masked);
+  }
   static size_t loop_index(int64_t rows, int64_t vectors, bool first_panel, bool direct) {
     return static_cast<size_t>(((rows - 1) * kMostTileVectors + vectors - 1) * 4 + (first_panel ? 2 : 0) + direct);
   }
@@ -72,6 +85,8 @@ class ForwardKernels {
   std::vector<uint16_t> masks_;
   std::vector<LoopKernel> loop_kernels_;
   LoopTables loops_ = {};
+  std::vector<ScatterKernel> scatter_kernels_;
+  ScatterTables scatter_ = {};
 };
 
 }  // namespace sparsekernels::jit

@@ -22,7 +22,7 @@ void cut(const Lattice& lattice, ForwardPlan& plan, int d, int64_t strips, int64
 
 // Of L2, in floats, for the planes of a micro-batch.
 int64_t budget_of(const ForwardPlan& plan) {
-  return plan.block_rows == 0 ? planes_budget() : planes_budget() * cost::forward::kLoopPlanesPercent / 100;
+  return !plan.has_tiles() ? planes_budget() : planes_budget() * cost::forward::kLoopPlanesPercent / 100;
 }
 
 // Rows of a slice of whole blocks. More where whole cache lines of a tensor whose channels are neighbors are written.
@@ -33,6 +33,7 @@ int64_t loop_slice_rows(const Lattice& lattice, const ForwardPlan& plan) {
 
 // The number of rows whose results wait to be written.
 int64_t waiting_rows(const Lattice& lattice, const ForwardPlan& plan) {
+  if (plan.scatter_channels != 0) return lattice.dest_channels * lattice.residues();
   if (plan.block_rows != 0) return std::min(lattice.dest_channels, loop_slice_rows(lattice, plan)) * lattice.residues();
   const int64_t slices = lattice.dest.stride[1] == 1 ? kMostWriteSlices : 1;
   return std::min(lattice.dest_channels, slices * kMostSliceRows) * lattice.residues();
@@ -143,8 +144,12 @@ double forward_cost(const Lattice& lattice, const ForwardPlan& plan, double nonz
   // the vectors above are still in L1, unless rows are long
   const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
   const double l2_loads = static_cast<double>(plan.phases * above) / (taps * rows * density);
-  const double product = plan.block_rows != 0 ? kLoopMultiplyAdd * reached_part(lattice, plan)
-                                              : kMultiplyAdd + kLoad * loads + kL2Load * l2_loads;
+  const double alike = static_cast<double>(evened(plan.scatter_channels, kMostScatterChannels));
+  const double of_run = alike * static_cast<double>(lattice.dest_channels) * density * kMostScatterTileVectors;
+  const double product = plan.scatter_channels != 0
+                             ? kLoopMultiplyAdd * reached_part(lattice, plan) + kScatterRun / std::max(1.0, of_run)
+                         : plan.block_rows != 0 ? kLoopMultiplyAdd * reached_part(lattice, plan)
+                                                : kMultiplyAdd + kLoad * loads + kL2Load * l2_loads;
 
   const double microbatches = static_cast<double>(plan.microbatches * plan.strips[0] * plan.strips[1]);
   const double vectors = microbatches * static_cast<double>(plan.vectors(plan.strip[0], plan.strip[1]));
@@ -178,7 +183,8 @@ void choose_panel(const Lattice& lattice, ForwardPlan& plan, double density) {
   const double by_code = kMostKernelNonzeros / std::max(1e-3, rows * taps * density);
   const double by_products = kMostLoopProducts / std::max(1e-3, taps * density);
   const double by_all = plan.block_rows != 0 ? by_products : std::min(by_vectors, by_code);
-  const int64_t most = static_cast<int64_t>(std::max(1.0, std::min(by_all, 1e9)));
+  int64_t most = static_cast<int64_t>(std::max(1.0, std::min(by_all, 1e9)));
+  if (plan.scatter_channels != 0) most = lattice.source_channels;  // sums are added up in memory
   plan.panel_channels = evened(lattice.source_channels, std::min(lattice.source_channels, most));
   plan.panels = divide_up(lattice.source_channels, plan.panel_channels);
 }
@@ -192,7 +198,7 @@ void choose_work_item(const Lattice& lattice, ForwardPlan& plan, int64_t threads
   plan.item_microbatches =
       std::max(few, budget / kBudgetsOfItem / (plan.microbatch_floats + waiting_floats(lattice, plan)));
   plan.item_microbatches = std::max<int64_t>(1, plan.item_microbatches);
-  if (plan.block_rows != 0 && plan.item_microbatches > plan.tile_vectors)  // whole tiles
+  if (plan.has_tiles() && plan.item_microbatches > plan.tile_vectors)  // whole tiles
     plan.item_microbatches = plan.item_microbatches / plan.tile_vectors * plan.tile_vectors;
   plan.item_microbatches = evened(plan.microbatches, std::min(plan.microbatches, plan.item_microbatches));
   const auto uneven = [&] {
@@ -241,24 +247,33 @@ ForwardPlan make_forward_plan(
   double best_cost = 0;
   const int64_t batch = lattice.source.size[0], rows = lattice.dest_channels, nonzeros = traits.nonzeros;
   const int64_t block_rows = block_rows_of(traits.rows_alike, rows);
+  const int64_t channels_alike = traits.channels_alike;
   for (int64_t one = images.value_or(1); one <= images.value_or(most_images); one *= 2) {
     // as few as fill vectors: a micro-batch of many vectors has too large planes
     if (!images && one > 1 &&
         (one / 2 >= batch || one * lattice.size[0] * lattice.size[1] > kMostInterleavedVectors * kLanes))
       break;
-    ForwardPlan plan = {};
-    plan.block_rows = block_rows;
-    if (block_rows != 0) plan.tile_vectors = choose_tile_vectors(block_rows);
-    lay_out_microbatches(lattice, one, Lanes::kAnything, plan);
-    if (block_rows < kFewestPlanarRowsAlike && plane_order(plan.vector_stride) == PlaneOrder::kPlanar)
-      plan.block_rows = plan.tile_vectors = 0;
-    cut_to_room(lattice, plan);
-    plan.gapless = has_no_gaps(lattice, plan);
-    plan.direct = plan.gapless && plan.images == dest_images;
-    const double cost = forward_cost(lattice, plan, static_cast<double>(nonzeros));
-    if (best_cost != 0 && cost >= best_cost) continue;
-    best = plan;
-    best_cost = cost;
+    for (const bool scatters : {false, true}) {
+      ForwardPlan plan = {};
+      plan.block_rows = block_rows;
+      if (block_rows != 0) plan.tile_vectors = choose_tile_vectors(block_rows);
+      lay_out_microbatches(lattice, one, Lanes::kAnything, plan);
+      if (block_rows < kFewestPlanarRowsAlike && plane_order(plan.vector_stride) == PlaneOrder::kPlanar)
+        plan.block_rows = plan.tile_vectors = 0;
+      if (scatters && (plan.block_rows != 0 || channels_alike < kFewestChannelsAlike)) continue;
+      if (scatters) {
+        plan.scatter_channels = channels_alike;
+        plan.tile_vectors = kMostScatterTileVectors;
+      }
+      cut_to_room(lattice, plan);
+      plan.gapless = !scatters && has_no_gaps(lattice, plan);
+      plan.direct = plan.gapless && plan.images == dest_images;
+      const double cost =
+          forward_cost(lattice, plan, static_cast<double>(nonzeros)) * (scatters ? kScatterHandicap : 1);
+      if (best_cost != 0 && cost >= best_cost) continue;
+      best = plan;
+      best_cost = cost;
+    }
   }
   best.threads = best_cost * (1 - 1 / static_cast<double>(threads)) < kSharing ? 1 : threads;
   best.epilogue_flags = best.direct ? epilogue_flags : 0;
@@ -272,6 +287,10 @@ ForwardPlan make_forward_plan(
     best.slice_rows = loop_slice_rows(lattice, best);
     while (best.slice_rows > best.block_rows && divide_up(rows, best.slice_rows) < best.thread_shares)
       best.slice_rows -= best.block_rows;
+    best.slices = divide_up(rows, best.slice_rows);
+    best.thread_shares = std::min(best.thread_shares, best.slices);
+  } else if (best.scatter_channels != 0) {
+    best.slice_rows = divide_up(divide_up(rows, best.thread_shares), kLanes) * kLanes;
     best.slices = divide_up(rows, best.slice_rows);
     best.thread_shares = std::min(best.thread_shares, best.slices);
   } else if (writes_channels && best.thread_shares == 1 && !best.direct) {

@@ -27,11 +27,13 @@ struct ForwardPlan : Layout {
   int epilogue_flags;          // what of it kernels do themselves; 0 unless direct
   int64_t residual_channel;    // of the residual, in floats from one channel to the next
   int64_t block_rows;          // whose columns are alike, and that loops serve; 0: the pattern is code
-  int64_t tile_vectors;        // of loops, at most
+  int64_t scatter_channels;    // that are alike, and whose vectors stay in registers (scatter_kernel.h); 0: none
+  int64_t tile_vectors;        // of loops and of these, at most
   bool prefetches_dest;        // while kernels run
   bool gapless;                // results are computed as they would lie in a tensor of as many interleaved images
   bool direct;                 // results go from registers to the tensor, not by way of vectors
 
+  bool has_tiles() const { return block_rows != 0 || scatter_channels != 0; }
   int64_t work_items() const { return divide_up(microbatches, item_microbatches) * strips[0] * strips[1]; }
   int64_t first_row(int64_t slice, int64_t rows) const {
     if (slice_rows == 0) return rows * slice / slices;
@@ -45,6 +47,7 @@ int64_t planes_budget();
 // The rows that a tile of loops has, at most, with so many vectors.
 int64_t most_tile_rows(int64_t vectors);
 constexpr int64_t kMostTileVectors = 7;
+constexpr int64_t kMostScatterTileVectors = 3, kMostScatterChannels = 8;  // whose vectors fit the registers
 
 // Work items, slices and shares depend on the number of threads; what an output is summed from does not. `epilogue`:
 // the what one has, see epilogue.h. `images`: in a micro-batch, else those that cost least, of at most `most_images`.

@@ -179,7 +179,8 @@ KernelKey key_of(
        {plan.panel_channels, plan.slices, plan.slice_rows, row_floats, int64_t{plan.epilogue_flags}, residual_floats})
     contents.push_back(number);
   contents.push_back(plan.block_rows);
-  if (plan.block_rows != 0) {  // their lists follow from what each vector reaches
+  contents.push_back(plan.scatter_channels);
+  if (plan.has_tiles()) {  // their lists follow from what each vector reaches
     contents.push_back(plan.tile_vectors);
     for (int d = 0; d < 2; ++d) {
       for (const int64_t number :

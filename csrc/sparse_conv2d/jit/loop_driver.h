@@ -41,13 +41,14 @@ void run_loop_slice(
   const int64_t residues = lattice.residues();
   for (int64_t row = first; row < last; row += plan.block_rows) {
     const int64_t block_rows = std::min(plan.block_rows, last - row);
+    const int64_t parts = tile_parts(block_rows, plan.tile_vectors);
+    const LoopBlock& block = tables.block(slice.group, row / plan.block_rows);
     for (int64_t panel_residue = 0; panel_residue < tables.panel_residues; ++panel_residue) {
       const bool is_first = panel_residue < residues;
       const bool is_direct = plan.direct && panel_residue + residues >= tables.panel_residues;
       for (size_t t = 0; t < tiles.size(); ++t) {
         const LoopList& list = tables.list(slice.group, row / plan.block_rows, panel_residue, vectors[t].reach);
         if (!is_first && !is_direct && list.is_empty()) continue;
-        const int64_t parts = tile_parts(block_rows, vectors[t].count);
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t begin = block_rows * part / parts, end = block_rows * (part + 1) / parts;
           const int64_t within = row - first + begin;
@@ -57,7 +58,8 @@ void run_loop_slice(
               .residual = within * slice.residual_row_floats * 4,
               .bias = slice.bias + within};
           kernels.loop(end - begin, vectors[t].count, is_first, is_direct)(
-              &tiles[t], tables.columns.data() + list.first, list.counts, slice.values + begin, &own);
+              &tiles[t], tables.columns.data() + list.first, list.counts,
+              slice.values + block.first_value + begin * block.columns, &own);
           turn();
         }
       }

@@ -50,7 +50,7 @@ void write_column(const TileRegisters& at, bool masked, Assembler& code) {
   };
   const auto value = [&](int64_t row) { return Mem(kOwnValues, row * 4); };
   code.movsxd(kVector, Mem(kColumns, offsetof(LoopColumn, vector)));
-  code.movsxd(kOwnValues, Mem(kColumns, offsetof(LoopColumn, values)));
+  code.imul32(kOwnValues, Mem(kColumns, offsetof(LoopColumn, place)), static_cast<int8_t>(at.rows));
   code.add(kOwnValues, kValues);
   if (at.vectors == 1) {
     load(at.held(0), 0);
@@ -143,10 +143,13 @@ void write_finish(const TileRegisters& at, const LoopFinish& finish, Assembler& 
   }
 }
 
+}  // namespace
+
 // Strips of both dimensions, each with what its vectors reach; the distinct ones, where they are few.
 std::vector<uint64_t> find_reaches(const Lattice& lattice, const ForwardPlan& plan, LoopTables& tables) {
   constexpr size_t kMostReaches = 32;
   tables.strip_vectors = plan.vectors(plan.strip[0], plan.strip[1]);
+  tables.reaches = 1;
   tables.reach_of.assign(static_cast<size_t>(plan.strips[0] * plan.strips[1] * tables.strip_vectors), 0);
   std::vector<uint64_t> found;
   if (static_cast<int64_t>(lattice.taps.size()) > kMostReachTaps || lattice.taps.size() == 1) return {~uint64_t{0}};
@@ -165,10 +168,9 @@ std::vector<uint64_t> find_reaches(const Lattice& lattice, const ForwardPlan& pl
       tables.reach_of[static_cast<size_t>(strip * tables.strip_vectors) + vector] = static_cast<uint8_t>(reach);
     }
   }
+  tables.reaches = static_cast<int64_t>(found.size());
   return found;
 }
-
-}  // namespace
 
 bool LoopList::is_empty() const {
   return std::all_of(std::begin(counts), std::end(counts), [](int32_t count) { return count == 0; });
@@ -198,7 +200,6 @@ bool make_loop_tables(
   const int32_t* const crow = pattern.crow_indices;
   tables.blocks = divide_up(rows, plan.block_rows);
   tables.panel_residues = plan.panels * lattice.residues();
-  tables.reaches = static_cast<int64_t>(reaches.size());
   tables.lists.resize(static_cast<size_t>(lattice.groups * tables.blocks * tables.panel_residues * tables.reaches));
   LoopList* list = tables.lists.data();
   std::vector<int32_t> sorted;  // places in the block's rows
@@ -224,14 +225,18 @@ bool make_loop_tables(
       const Column &one = column_at(a), &other = column_at(b);
       return one.panel_residue != other.panel_residue ? one.panel_residue < other.panel_residue : one.mask < other.mask;
     });
+    tables.of_blocks.push_back({static_cast<int32_t>(base), static_cast<int32_t>(count)});
+    const int64_t parts = tile_parts(block_rows, plan.tile_vectors);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t row = 0; row < block_rows; ++row) {
+      for (int64_t row = 0, part = 0; row < block_rows; ++row) {
+        if (row >= block_rows * (part + 1) / parts) ++part;
+        const int64_t begin = block_rows * part / parts, end = block_rows * (part + 1) / parts;
         const int64_t nonzero = base + row * count + sorted[static_cast<size_t>(i)];
         if (pattern.col_indices[nonzero] != pattern.col_indices[base + sorted[static_cast<size_t>(i)]]) return false;
         const int32_t source =
             pattern.permutation != nullptr ? pattern.permutation[nonzero] : static_cast<int32_t>(nonzero);
         if (source < 0 || source >= pattern.nonzeros) return false;
-        order[static_cast<size_t>(base + i * block_rows + row)] = source;
+        order[static_cast<size_t>(base + begin * count + i * (end - begin) + row - begin)] = source;
       }
     int64_t begin = 0;
     for (int64_t panel_residue = 0; panel_residue < tables.panel_residues; ++panel_residue) {
@@ -248,8 +253,7 @@ bool make_loop_tables(
           const Column& column = column_at(place);
           ++list->counts[column.mask];
           tables.columns.push_back(
-              {static_cast<int32_t>(column.displacement + panel_bytes),
-               static_cast<int32_t>((base + i * block_rows) * 4)});
+              {static_cast<int32_t>(column.displacement + panel_bytes), static_cast<int32_t>(i * 4)});
         }
         ++list;
       }

@@ -16,9 +16,15 @@
 
 namespace sparsekernels::jit {
 
-// A column of a block, in bytes: its vector, from that of a position; its values, [rows of the block].
+// A column of a block: its vector, from that of a position, in bytes; its place among the block's columns, as kernels
+// take them, in bytes of one value.
 struct LoopColumn {
-  int32_t vector, values;
+  int32_t vector, place;
+};
+
+// Where the values of a block begin, [part of the rows][column][row of the part], and how many columns it has.
+struct LoopBlock {
+  int32_t first_value, columns;
 };
 
 // Columns of a block in a panel and residue. Those that mask 0 (none), 1, 2 and so on is for follow each other.
@@ -69,6 +75,7 @@ struct LoopTables {
   int64_t blocks;  // of a group
   int64_t panel_residues, reaches;
   std::vector<LoopColumn> columns;
+  std::vector<LoopBlock> of_blocks;  // of each group
   std::vector<LoopList> lists;
   std::vector<uint8_t> reach_of;  // of each vector of each strip
   int64_t strip_vectors;
@@ -76,9 +83,19 @@ struct LoopTables {
   const LoopList& list(int64_t group, int64_t block, int64_t panel_residue, int64_t reach) const {
     return lists[static_cast<size_t>(((group * blocks + block) * panel_residues + panel_residue) * reaches + reach)];
   }
+  const LoopBlock& block(int64_t group, int64_t block) const {
+    return of_blocks[static_cast<size_t>(group * blocks + block)];
+  }
   const uint8_t* reaches_of_strip(int64_t strip) const { return reach_of.data() + strip * strip_vectors; }
-  size_t bytes() const { return columns.size() * sizeof columns[0] + lists.size() * sizeof lists[0] + reach_of.size(); }
+  size_t bytes() const {
+    return columns.size() * sizeof columns[0] + of_blocks.size() * sizeof of_blocks[0] +
+           lists.size() * sizeof lists[0] + reach_of.size();
+  }
 };
+
+// The reaches that occur, as taps (bit t for tap t), or one with all bits where they are too many; and of each vector
+// its own, in `tables`.
+std::vector<uint64_t> find_reaches(const Lattice& lattice, const ForwardPlan& plan, LoopTables& tables);
 
 // False where an index is out of its range. `order`: see ForwardKernels::order; of the pattern's size.
 bool make_loop_tables(

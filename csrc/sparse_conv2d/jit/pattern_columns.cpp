@@ -27,6 +27,36 @@ int64_t rows_alike(const SparsePattern& pattern, int64_t group_rows) {
   return alike;
 }
 
+int64_t channels_alike(const SparsePattern& pattern, int64_t channels, int64_t taps) {
+  int64_t alike = 0;                                        // that divides every channel where a run of them ends
+  std::vector<int64_t> next(static_cast<size_t>(taps), 0);  // channel of each tap after the row's last; 0: none
+  std::vector<int64_t> seen;                                // taps of the row
+  const auto ends = [&](int64_t channel) {
+    if (channel != 0 && channel < channels) alike = std::gcd(alike, channel);
+  };
+  for (int64_t row = 0; row < pattern.rows && alike != 1; ++row) {
+    int64_t before = -1;
+    for (int64_t k = pattern.crow_indices[row]; k < pattern.crow_indices[row + 1] && alike != 1; ++k) {
+      const int64_t column = pattern.col_indices[k], channel = column / taps;
+      if (column <= before || channel >= channels) return 1;
+      before = column;
+      int64_t& at = next[static_cast<size_t>(column - channel * taps)];
+      if (at != channel || at == 0) {
+        if (at == 0) seen.push_back(column - channel * taps);
+        ends(at);
+        ends(channel);
+      }
+      at = channel + 1;
+    }
+    for (const int64_t tap : seen) {
+      ends(next[static_cast<size_t>(tap)]);
+      next[static_cast<size_t>(tap)] = 0;
+    }
+    seen.clear();
+  }
+  return alike == 0 ? channels : alike;
+}
+
 PatternTraits traits_of(const SparsePattern& pattern, int64_t group_rows) {
   return {pattern.nonzeros, rows_alike(pattern, group_rows)};
 }

@@ -14,6 +14,7 @@ namespace sparsekernels::jit {
 struct PatternTraits {
   int64_t nonzeros;
   int64_t rows_alike = 1;
+  int64_t channels_alike = 1;
 };
 
 // The largest r such that, columns ascending, rows [0, r), [r, 2 r) and so on of each group of `group_rows` rows have
@@ -21,6 +22,10 @@ struct PatternTraits {
 // checked.
 int64_t rows_alike(const SparsePattern& pattern, int64_t group_rows);
 PatternTraits traits_of(const SparsePattern& pattern, int64_t group_rows);
+
+// The same of columns: the largest r such that source channels [0, r), [r, 2 r) and so on of a group, at each tap,
+// occur in the same rows. All of a group's where they all do. 1 where columns do not ascend.
+int64_t channels_alike(const SparsePattern& pattern, int64_t channels, int64_t taps);
 
 // Where in the planes the operand of a column of the pattern is, and its rank in the order of processing.
 struct Column {

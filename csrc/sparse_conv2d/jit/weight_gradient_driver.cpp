@@ -74,10 +74,18 @@ void pack_grads_as_lanes(
     call.image[0] =
         data + (image * dest.stride[0] + channel * dest.stride[1] + y * dest.stride[2] + x * dest.stride[3]) * element;
     if (copies) {
+      constexpr int64_t kAhead = 16;  // positions: each is often in a page of its own
       const float* from = static_cast<const float*>(call.image[0]);
       for (int64_t position = 0; position < positions; ++position, from += stride, to += plan.row_lanes) {
         if (row_bytes == kVectorBytes && plan.row_lanes == kLanes) {
+          __builtin_prefetch(from + kAhead * stride);
           std::memcpy(to, from, kVectorBytes);
+          continue;
+        }
+        if (row_bytes == 2 * kVectorBytes && plan.row_lanes == 2 * kLanes) {
+          __builtin_prefetch(from + kAhead * stride);
+          __builtin_prefetch(from + kAhead * stride + kLanes);
+          std::memcpy(to, from, 2 * kVectorBytes);
           continue;
         }
         std::memcpy(to, from, row_bytes);
@@ -210,8 +218,8 @@ void run_weight_gradient_item(
 }  // namespace
 
 void weight_gradient(
-    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern, void* grad_values,
-    const Threads& threads) {
+    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern,
+    const std::vector<int32_t>& slot_of, void* grad_values, const Threads& threads) {
   const WeightGradientPlan& plan = planned.plan;
   const std::shared_ptr<const WeightGradientKernels>& kernels = planned.kernels;
   const int64_t slots = kernels->slots();
@@ -247,13 +255,12 @@ void weight_gradient(
   });
   // Back into the pattern's order, the chunks added up.
   constexpr int64_t kGrain = cost::threads::kCollectedGrain;
-  const int32_t* const slot_of = kernels->slot_of().data();
   const auto collect = [&](int64_t begin, int64_t end) {
     float values[kGrain];
     for (int64_t range = begin; range < end; ++range) {
       const int64_t first = range * kGrain, count = std::min(kGrain, pattern.nonzeros - first);
       for (int64_t i = 0; i < count; ++i) {
-        const float* const sum = sums + slot_of[first + i];
+        const float* const sum = sums + slot_of[static_cast<size_t>(first + i)];
         values[i] = sum[0];
         for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) values[i] += sum[chunk * slots];
       }

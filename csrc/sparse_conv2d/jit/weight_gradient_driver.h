@@ -17,9 +17,10 @@ struct PlannedWeightGradient {
   std::shared_ptr<const WeightGradientKernels> kernels;
 };
 
-// The pattern's weight gradient on a forward lattice. grad_values [nonzeros], in the dtype of the source.
+// The pattern's weight gradient on a forward lattice. grad_values [nonzeros], in the dtype of the source. `slot_of`: of
+// each of them, WeightGradientKernels::slot_of or that in another order.
 void weight_gradient(
-    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern, void* grad_values,
-    const Threads& threads);
+    const Lattice& lattice, const PlannedWeightGradient& planned, const SparsePattern& pattern,
+    const std::vector<int32_t>& slot_of, void* grad_values, const Threads& threads);
 
 }  // namespace sparsekernels::jit

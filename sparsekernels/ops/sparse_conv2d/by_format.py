@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import dispatch
@@ -20,6 +21,7 @@ from ...dispatch import BackendError
 from ...formats import BlockSparse, SparseFormat, Unstructured
 from ..convolution import Geometry
 from . import blocks, reference
+from .plans import may_plan
 
 Convolution = Callable[[Tensor, SparseFormat, Tensor, "Tensor | None", Geometry], Tensor]
 
@@ -49,8 +51,15 @@ def resolved(
         return found, weight
     weight = pattern.values if weight is None else weight
     if order is not None and isinstance(weight, Tensor) and weight.dim() == 1:
+        if isinstance(pattern, BlockSparse) and isinstance(input, Tensor) and _goes_by_a_plan(input, found):
+            return pattern.in_block_order(), weight
         weight = weight.index_select(0, order)
     return found, weight
+
+
+def _goes_by_a_plan(input: Tensor, pattern: Unstructured) -> bool:
+    """Whether a call is an eager one of the compiled kernels, which know where values are."""
+    return not dispatch.is_special() and input.dtype is not torch.float64 and may_plan(pattern)
 
 
 def prepare(pattern: SparseFormat, groups: int, gradients: bool) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,11 @@ class OperatorPattern:
     given: Sequence[Tensor]
     in_channels: int
     taps: int
+    order: ClassVar[None] = None
+
+    @property
+    def unordered(self) -> OperatorPattern:
+        return self
 
     def transposed(self, groups: int) -> Transposed:
         if self.given:
@@ -73,8 +78,15 @@ def _image(input: Tensor) -> Image:
 
 
 def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
-    """The values of what is either they or the dense weight."""
-    return weight if weight.dim() == 1 else weight.flatten().index_select(0, _places(pattern))
+    """The values, in the order of the pattern, of what is either they or the dense weight."""
+    if weight.dim() == 1:
+        return weight if pattern.order is None else weight.index_select(0, pattern.order)
+    return weight.flatten().index_select(0, _places(pattern))
+
+
+def _as_values_are(gradient: Tensor, pattern: Pattern) -> Tensor:
+    """A gradient to the values in the order of the pattern, in that of the values of the call."""
+    return gradient if pattern.order is None else gradient.index_select(0, torch.argsort(pattern.order))
 
 
 def _places(pattern: Pattern) -> Tensor:
@@ -176,7 +188,8 @@ class SparseConv2dWeightGradient(torch.autograd.Function):
         if plan is not None:
             planned: Tensor = plans.weight_gradient(grad_output, input, plan)
             return planned
-        return kernels.weight_gradient(grad_output, input, pattern.crow_indices, pattern.col_indices, geometry)
+        gradient = kernels.weight_gradient(grad_output, input, pattern.crow_indices, pattern.col_indices, geometry)
+        return _as_values_are(gradient, pattern)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -211,8 +224,11 @@ def _weight_gradient(
 ) -> Tensor:
     if dense:
         return dense_weight_gradient(grad_output, input, geometry)
-    gradient: Tensor = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern, geometry)
-    return gradient
+    if torch.compiler.is_compiling():  # the operator of a graph knows no order
+        gradient = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern.unordered, geometry)
+        return _as_values_are(gradient, pattern)
+    result: Tensor = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern, geometry)
+    return result
 
 
 def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
@@ -251,6 +267,10 @@ def _tensors_of(pattern: Pattern, geometry: Geometry, dense: bool = False) -> Ar
     return pattern.crow_indices, pattern.col_indices, flat_indices, pattern.cached_transposed(geometry.groups), geometry
 
 
+def _recorded(weight: Tensor, pattern: Pattern) -> Tensor:
+    return values_of(weight, pattern) if weight.dim() == 1 else weight
+
+
 def _pattern_of(
     in_channels: int,
     crow_indices: Tensor,
@@ -264,7 +284,7 @@ def _pattern_of(
 
 
 def _to_schema(input: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Arguments:
-    return input, weight, bias, *_tensors_of(pattern, geometry, weight.dim() != 1)
+    return input, _recorded(weight, pattern), bias, *_tensors_of(pattern, geometry, weight.dim() != 1)
 
 
 def _from_schema(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: Any) -> Arguments:
@@ -274,7 +294,7 @@ def _from_schema(input: Tensor, weight: Tensor, bias: Tensor | None, *pattern: A
 def _input_gradient_to_schema(
     grad_output: Tensor, weight: Tensor, image: Image, pattern: Pattern, geometry: Geometry
 ) -> Arguments:
-    return grad_output, weight, *_tensors_of(pattern, geometry, weight.dim() != 1), *image
+    return grad_output, _recorded(weight, pattern), *_tensors_of(pattern, geometry, weight.dim() != 1), *image
 
 
 def _input_gradient_from_schema(grad_output: Tensor, weight: Tensor, *arguments: Any) -> Arguments:

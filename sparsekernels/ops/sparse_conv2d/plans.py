@@ -21,7 +21,8 @@ from .flops import teach_counters
 from .implementations import SPARSE_CONV2D, empty_input_gradient, empty_output
 
 _plan = SPARSE_CONV2D.define(
-    "_plan_sparse_conv2d(Tensor crow_indices, Tensor col_indices, int[] geometry, int columns) -> int"
+    "_plan_sparse_conv2d(Tensor crow_indices, Tensor col_indices, int[] geometry, int columns, Tensor? order=None)"
+    " -> int"
 )
 _free = SPARSE_CONV2D.define("_free_sparse_conv2d_plan(int plan) -> ()")
 
@@ -61,7 +62,8 @@ def plan_of(pattern: Unstructured, geometry: Geometry) -> int:
     plans = pattern.plans
     number = plans.get(geometry)
     if number is None:
-        number = _plan(pattern.crow_indices, pattern.col_indices, geometry, pattern.shape[1] * geometry.taps)
+        columns = pattern.shape[1] * geometry.taps
+        number = _plan(pattern.crow_indices, pattern.col_indices, geometry, columns, pattern.order)
         _of_number[number] = pattern.shape, pattern.nnz, geometry
         release_with(plans, _forget, number)
         plans[geometry] = number

@@ -13,6 +13,7 @@ import pytest
 import torch
 from sparse_conv2d_cases import DTYPES
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparsekernels as sk
 from sparsekernels import _library
@@ -129,6 +130,27 @@ def test_it_has_the_bits_of_its_elements(case: Case) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
     if case.name != "one image":
         assert len(elements.plans) == 1
+
+
+@pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+@by_case
+@pytest.mark.parametrize("recorded", [False, True], ids=["eager", "recorded backward"])
+def test_second_derivatives_have_the_bits_of_its_elements(case: Case, recorded: bool) -> None:
+    """Values keep the order of blocks through all passes, also where one of them may not be made by a plan."""
+    pattern, (x, values, *bias) = inputs(case, torch.float32)
+    elements = pattern.with_values(values).elements()
+
+    def both(run: Callable[..., Tensor], given: Tensor) -> tuple[Tensor, ...]:
+        y = run(x, given, *bias)
+        seed = torch.linspace(-1, 1, y.numel()).view_as(y)
+        with FlopCounterMode(display=False) if recorded else contextlib.nullcontext():
+            first = torch.autograd.grad(y, [x, values], seed, create_graph=True)
+            total = sum(((one * torch.linspace(-1, 1, one.numel()).view_as(one)).sum() for one in first), x.sum())
+            return *first, *torch.autograd.grad(total, [x, values])
+
+    ordered = both(ours(case, pattern), values)
+    plain = both(ours(case, elements), elements.values)  # type: ignore[arg-type]
+    assert all(torch.equal(one, other) for one, other in zip(ordered, plain, strict=True))
 
 
 @pytest.mark.parametrize("name", ["linear, ragged", "groups", "3x3, ragged"])

@@ -183,3 +183,12 @@ def test_results_without_data() -> None:
     with torch._subclasses.FakeTensorMode() as mode:
         fake = plans.run(*(mode.from_tensor(tensor) for tensor in (x, weight, bias)), number)
     assert (fake.shape, fake.dtype, fake.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
+@pytest.mark.parametrize("order", [[0, 0, 1, 2], [0, 1, 2, 4], [0, 1, 2, -1]])
+def test_an_order_is_a_permutation(order: list[int]) -> None:
+    crow, col = torch.tensor([0, 2, 4], dtype=torch.int32), torch.tensor([0, 1, 0, 1], dtype=torch.int32)
+    with pytest.raises(ValueError, match="expected order to be a permutation of the nonzeros"):
+        torch.ops.sparsekernels._plan_sparse_conv2d(crow, col, LINEAR, 2, torch.tensor(order, dtype=torch.int32))
+    with pytest.raises(ValueError, match="expected"):
+        torch.ops.sparsekernels._plan_sparse_conv2d(crow, col, LINEAR, 2, torch.tensor([0, 1], dtype=torch.int32))

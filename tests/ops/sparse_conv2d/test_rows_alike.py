@@ -12,6 +12,7 @@ from sparse_conv2d_cases import Case, Mask, as_it_is, channels_last, definition,
 from torch import Tensor
 
 import sparsekernels as sk
+from sparsekernels.ops.convolution import geometry_of
 from sparsekernels.testing import assert_verified
 
 if ("cpu", "cpu") not in runs():
@@ -90,6 +91,41 @@ CASES = (
     case("100 rows of 16x1", (100, 70), (70, 70), blocks(16)),
     case("17 rows of 32x32", (17, 96), (96, 96), blocks(32, 32)),
     case("600 rows of 4x4", (600, 33), (64, 33), blocks(4, 4)),
+    # channels that are alike: blocks of few rows and many columns, and the input gradients of those above
+    *(
+        case(f"1x{c}", (5, 2 * c + c // 2, 9, 16), (40, 2 * c + c // 2, 3, 3), blocks(1, c), padding=1)
+        for c in (7, 8, 9, 12, 16, 17, 24, 32, 40)
+    ),
+    case("1x16, batch 33", (33, 40, 5, 4), (36, 40, 3, 3), blocks(1, 16), padding=1),
+    case("2x16, stride 2", (17, 33, 9, 8), (40, 33, 3, 3), blocks(2, 16), stride=2, padding=1),
+    case("16x1, strided", (16, 24, 9, 8), (40, 24, 3, 3), blocks(16), stride=(2, 1), padding=1),
+    case(
+        "1x8, dilation 5: taps that reach nothing", (3, 16, 4, 4), (32, 16, 3, 3), blocks(1, 8), dilation=5, padding=5
+    ),
+    case("1x16, 2 groups, ragged", (4, 80, 8, 8), (24, 40, 3, 3), blocks(1, 16), padding=1, groups=2),
+    case("1x16, 9x9", (3, 32, 12, 13), (8, 32, 9, 9), blocks(1, 16), padding=4),
+    case("1x24, channels last", (5, 50, 9, 9), (150, 50, 3, 3), blocks(1, 24), padding=1, view=channels_last),
+    case("1x16, 1x1", (4, 64, 7, 7), (96, 64, 1, 1), blocks(1, 16)),
+    case("1x16, strips", (1, 32, 90, 70), (20, 32, 3, 3), blocks(1, 16, density=0.1), padding=1),
+    case("1x16, empty", (4, 32, 7, 7), (6, 32, 3, 3), blocks(1, 16, density=0), padding=1),
+    case("linear of 1x32", (600, 96), (300, 96), blocks(1, 32)),
+    case("one row of 1x16", (1, 96), (70, 96), blocks(1, 16)),
+    # enough rows and products that it is worth it where results could be stored directly
+    *(
+        case(f"{r}x1 to 160 inputs", (2, 160, h, w), (72, 160, 3, 3), blocks(r, density=0.15), padding=1)
+        for r, h, w in ((16, 9, 16), (8, 7, 9), (24, 5, 40), (10, 9, 16))
+    ),
+    case("1x16 to 160 outputs", (2, 72, 9, 16), (160, 72, 3, 3), blocks(1, 16, density=0.15), padding=1),
+    case("1x24 to 160 outputs, batch 35", (35, 72, 4, 5), (160, 72, 3, 3), blocks(1, 24, density=0.15), padding=1),
+    case(
+        "16x1 to 160 inputs, stride 2", (2, 160, 17, 16), (96, 160, 3, 3), blocks(16, density=0.2), stride=2, padding=1
+    ),
+    case("1x16, stride 2, 160 rows", (2, 72, 17, 16), (160, 72, 3, 3), blocks(1, 16, density=0.2), stride=2, padding=1),
+    case("1x16, dilation 2", (2, 72, 11, 12), (160, 72, 3, 3), blocks(1, 16, density=0.2), dilation=2, padding=2),
+    case("1x16, reaches nothing", (2, 72, 4, 4), (160, 72, 3, 3), blocks(1, 16, density=0.3), dilation=5, padding=5),
+    case("1x16, 2 large groups", (2, 96, 8, 9), (320, 48, 3, 3), blocks(1, 16, density=0.3), padding=1, groups=2),
+    case("1x16, large strips", (1, 48, 60, 90), (160, 48, 3, 3), blocks(1, 16, density=0.3), padding=1),
+    case("24x40", (50, 100), (70, 100), blocks(24, 40)),
     case("transposed input", (33, 40), (64, 33), blocks(16), view=lambda x: x.t()),
 )
 
@@ -113,6 +149,8 @@ STEADY = tuple(
         ("4x4", (64, 64, 4, 4), (64, 64, 3, 3), blocks(4, 4), as_it_is),
         ("channels last", (8, 32, 14, 14), (96, 32, 3, 3), blocks(32, 32), channels_last),
         ("linear", (600, 64), (64, 64), blocks(16), as_it_is),
+        ("linear of 1x16", (600, 64), (64, 64), blocks(1, 16), as_it_is),
+        ("1x16", (3, 64, 9, 9), (200, 64, 3, 3), blocks(1, 16, density=0.2), as_it_is),
         ("linear of one row", (1, 512), (512, 512), blocks(32), as_it_is),
     )
 )
@@ -135,6 +173,25 @@ def test_bits_do_not_depend_on_threads(case: Case, dtype: torch.dtype) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mask", [blocks(16), blocks(1, 16, density=0.15), blocks(4, 4)], ids=["16x1", "1x16", "4x4"])
+@pytest.mark.parametrize("size", [(3, 64, 9, 8), (33, 64, 4, 4)], ids=["9x8", "4x4"])
+@pytest.mark.parametrize("view", [as_it_is, channels_last])
+def test_epilogues(mask: Mask, size: tuple[int, ...], view: Any) -> None:
+    weight, (x, values, bias) = inputs(case("images", size, (160, 64, 3, 3), mask, padding=1), torch.float32, "cpu")
+    x, residual = view(x.detach()), view(torch.randn(size[0], 160, *size[2:]))
+    geometry = geometry_of(weight.shape, 1, 1, 1, 1)
+    indices = weight.crow_indices, weight.col_indices
+
+    def run(x: Tensor, values: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return torch.ops.sparsekernels._sparse_conv2d(x, values, bias, *indices, geometry, residual, -0.5, 1.5)
+
+    def wanted(x: Tensor, values: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        dense = weight.with_values(values).to_dense()
+        return (torch.nn.functional.conv2d(x, dense, bias, 1, 1) + residual).clamp(-0.5, 1.5)
+
+    assert_verified(run, wanted, [x, values.detach(), bias.detach(), residual], gradients=False)
 
 
 def test_rows_that_are_nearly_alike() -> None:
