@@ -118,13 +118,13 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     model = copy.deepcopy(network.model).eval().to(dtype)
     images = network.images.to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
     model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
-    for contiguous in {True, layout == "contiguous"}:
-        engine = InferenceGraph(model, images.dtype, images.device, contiguous, frozen=True)
+    for name in {"contiguous", layout}:
+        engine = InferenceGraph(model, images.dtype, images.device, MEMORY_FORMATS[name], frozen=True)
         try:
             engine.prepare()
         except Untraceable as reason:
             raise Unavailable(str(reason)) from reason
-        forwards["contiguous" if contiguous else layout] = functools.partial(_by_graph, model, engine)
+        forwards[name] = functools.partial(_by_graph, model, engine)
     calls = {name: functools.partial(without_gradients, forward, images) for name, forward in forwards.items()}
     chosen = fastest(calls, LAYOUTS)
     check = functools.partial(check_forward, network, forwards[chosen], network.model, images)

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._transformers import Conv1D
@@ -189,6 +190,15 @@ def candidates_of(layer: Layer, names: Collection[str]) -> tuple[Mapping[str, Re
     ruled_out = {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
     may = obstacles.keys() - ruled_out.keys()
     return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in may}, ruled_out
+
+
+def layout_of_graphs(layers: Iterable[Layer], names: Collection[str]) -> torch.memory_format:
+    """In which images are in a graph: channels_last where kernels for blocks may run a convolution, which read so."""
+    in_blocks = BLOCK in names and any(
+        isinstance(layer.module, nn.Conv2d) and layer.obstacle is None and _block_obstacle(layer) is None
+        for layer in layers
+    )
+    return torch.channels_last if in_blocks else torch.contiguous_format
 
 
 def has_candidates(layer: Layer) -> bool:

@@ -43,7 +43,7 @@ class Fused(torch.nn.Module):
     """A layer, perhaps a BatchNorm behind it, perhaps limits; `forward` takes the input and a residual or None.
 
     The modules it is made of are not its children: what it computes with is what they held when it was last packed.
-    contiguous: a dense weight is laid out so, whatever the layer's own; else torch might compute in channels_last.
+    layout: of a dense weight, whatever the layer's own, by which torch computes; `torch.preserve_format` leaves it.
 
     Neighbors may agree on channels that one does not compute and the other does not read (channels.py): `outputs` and
     `inputs` are then the places of those that there are, in order.
@@ -67,11 +67,11 @@ class Fused(torch.nn.Module):
         norm: Norm | None = None,
         low: float | None = None,
         high: float | None = None,
-        contiguous: bool = False,
+        layout: torch.memory_format = torch.preserve_format,
     ) -> None:
         super().__init__()
         self.parts: tuple[Any, Norm | None] = (layer, norm)
-        self.low, self.high, self.contiguous = low, high, contiguous
+        self.low, self.high, self.layout = low, high, layout
         self.fold()
         self.pack()
 
@@ -260,8 +260,9 @@ class FusedDense(Fused):
                 weight = weight if outputs is None else weight[outputs]
                 weight = weight if inputs is None else weight[:, inputs]
         if not isinstance(layer, torch.nn.Linear):
-            last = is_channels_last(layer.weight) and not self.contiguous
-            weight = weight.contiguous(memory_format=memory_format(last))
+            kept = self.layout is torch.preserve_format or weight.dim() != 4
+            layout = memory_format(is_channels_last(layer.weight)) if kept else self.layout
+            weight = weight.contiguous(memory_format=layout)
         super()._take(layer, weight, bias)
 
     def _product(self, input: Tensor) -> Tensor:

@@ -49,7 +49,18 @@ def drop_identities(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> 
             graph.erase_node(node)
 
 
-def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bool) -> dict[str, Fused]:
+def copy_where_views_may_not_be(graph: torch.fx.Graph) -> None:
+    """Puts `reshape` in the place of `view` to a shape, which raises in a layout that it does not fit."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not _is_of_dtype(node):
+            node.target = "reshape"
+
+
+def _is_of_dtype(node: Node) -> bool:
+    return any(isinstance(one, torch.dtype) for one in (*node.args, *node.kwargs.values()))
+
+
+def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], layout: torch.memory_format) -> dict[str, Fused]:
     """Puts fused layers into the graph; returns them by the names under which it calls them."""
     result: dict[str, Fused] = {}
     for node in list(graph.nodes):
@@ -63,7 +74,7 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
         group.take_sum()
         group.take_limits()
         name = f"sparsekernels_fused_{len(result)}"
-        result[name] = fused(layer, group.norm, group.low, group.high, contiguous)
+        result[name] = fused(layer, group.norm, group.low, group.high, layout)
         result[name].taken = group.taken()
         group.replace(name)
     return result
