@@ -15,12 +15,13 @@ from test_convert_blocks import LAST, SMALL, with_kernels
 from torch import Tensor, nn
 
 import sparsekernels as sk
-from sparsekernels import _library
+from sparsekernels import _library, testing
 from sparsekernels.bench.models import calibrate_
 from sparsekernels.conversion import modes
 from sparsekernels.conversion.agreement import are_close
 from sparsekernels.conversion.arguments import Arguments
 from sparsekernels.conversion.float32_run import float32_run
+from sparsekernels.conversion.graph.fused import FusedDense
 from sparsekernels.pruning import prune_blocks_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -66,6 +67,52 @@ def test_a_graph_in_channels_last(prefer: Prefer) -> None:
         assert_agree(other, dense, x)
     with pytest.raises(RuntimeError, match="view"), torch.no_grad():  # as the model itself
         model(x.contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 2, "padding": 1}, {"groups": 4}, {"padding": "valid", "dilation": 2}, {"padding": "same"}],
+    ids=str,
+)
+def test_dense_convolutions_end_within_their_call(options: dict[str, Any], bias: bool) -> None:
+    """The sum and the ReLU, rounded once, by oneDNN; also where it is not for that."""
+    layer = nn.Conv2d(8, 12, 3, bias=bias, **options)
+    plain = layer.bfloat16()
+    input = torch.randn(3, 8, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = plain(input)
+        residual = torch.randn_like(expected)
+        exact = copy.deepcopy(plain).double()(input.double())
+        for limits in ((None, None), (0.0, None), (0.0, 6.0), (-1.0, 0.5)):
+            fused = FusedDense(plain, None, *limits, layout=torch.channels_last)
+            for addend in (None, residual, residual.contiguous(), residual[:1]):
+                truth = exact if addend is None else exact + addend.double()
+                truth = truth if limits == (None, None) else truth.clamp(*limits)
+                result = fused(input, addend)
+                assert result.is_contiguous(memory_format=torch.channels_last)
+                assert (result.double() - truth).abs().max() <= 2**-7 * truth.abs().max()
+                at_once = fused._at_once(input, addend)
+                fits = limits[1] is None and options.get("padding") != "same" and (addend is None or addend is residual)
+                fits = fits and (addend is None or layer.groups == 1)
+                assert (at_once is not None) is fits
+                if at_once is not None:
+                    assert torch.equal(at_once, result)
+                    step_by_step = expected if addend is None else expected + addend
+                    step_by_step = step_by_step if limits[0] is None else step_by_step.relu()
+                    assert testing.compare("output", result, truth, step_by_step).passed
+        for other in (torch.randn(3, 7, 9, 10), torch.randn(3, 8, 1, 1)):
+            wrong = other.bfloat16().contiguous(memory_format=torch.channels_last)
+            try:
+                limited = plain(wrong).relu()
+            except RuntimeError:
+                with pytest.raises(RuntimeError):
+                    FusedDense(plain, None, 0.0, None, layout=torch.channels_last)(wrong)
+            else:
+                found = FusedDense(plain, None, 0.0, None, layout=torch.channels_last)(wrong)
+                torch.testing.assert_close(found, limited, rtol=0.02, atol=0.02)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert FusedDense(plain, None, 0.0, None, layout=torch.channels_last)._at_once(input, None) is None
 
 
 def deep(layers: int = 24) -> tuple[nn.Module, Tensor]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import fuse_conv_bn_weights
 
+from ..._torch import convolution_with_limits
 from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, check_size, select, spread, used_pairs
 from ...nn.replacement import Replacement, has_rows
@@ -264,6 +265,36 @@ class FusedDense(Fused):
             layout = memory_format(is_channels_last(layer.weight)) if kept else self.layout
             weight = weight.contiguous(memory_format=layout)
         super()._take(layer, weight, bias)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        result = self._at_once(input, residual) if self.layout is torch.channels_last else None
+        return super().forward(input, residual) if result is None else result
+
+    def _at_once(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """In bfloat16 and channels_last: what oneDNN gives, rounded once. None for what it does not do so."""
+        layer: Any = self.parts[0]
+        operation = convolution_with_limits()
+        if operation is None or type(layer) is not torch.nn.Conv2d or layer.padding_mode != "zeros":
+            return None
+        if input.dtype is not torch.bfloat16 or not input.is_cpu or not is_channels_last(input):
+            return None
+        padding = (0, 0) if layer.padding == "valid" else layer.padding
+        if isinstance(padding, str) or input.size(1) != self._weight.size(1) * layer.groups:
+            return None
+        if (self.low, self.high) not in ((None, None), (0, None)):
+            return None
+        limits = "none" if self.low is None else "relu"
+        convolution = self._weight, self._bias, padding, layer.stride, layer.dilation, layer.groups
+        if residual is None:
+            return operation(input, *convolution, limits, [], None)
+        if layer.groups != 1:  # it rounds the product before it adds
+            return None
+        geometry = geometry_of(self._weight.shape, layer.stride, padding, layer.dilation, layer.groups)
+        size = input.size(0), self._weight.size(0), *geometry.output_size(input.size(2), input.size(3))
+        if residual.shape != size or residual.dtype is not input.dtype or not is_channels_last(residual):
+            return None
+        binary: Any = operation.binary  # type: ignore[attr-defined]
+        return binary(input, residual, *convolution, "add", 1.0, None if self.low is None else "relu", [], None)  # type: ignore[no-any-return]
 
     def _product(self, input: Tensor) -> Tensor:
         layer = self.parts[0]
