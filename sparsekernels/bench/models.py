@@ -5,6 +5,8 @@
 `MODELS[name].make()` is a network ready to be measured. The modules are written as users write them: functional
 activations here, modules that are called several times there, in-place ones, padding by hand, branches. Layers that
 `suites/layers.toml` lists are called as there. Every network returns logits.
+
+More than 400 lines: one network follows the other.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def decide(
         return Decision(replace(row, ground=Ground.UNDECIDED))
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     nearly = times.faster(candidates, DENSE, LEAST_IN_CHAIN) if fuses else []
-    chained = [name for name in nearly if may_chain(name, layer.module)]
+    chained = [name for name in nearly if may_chain(name, layer.module, candidates[name])]
     in_chain = candidates[chained[0]] if chained else None
     dense_ms = times.milliseconds(DENSE)
     alike = None if measured_on == layer.name else measured_on

@@ -54,7 +54,7 @@ class Fused(torch.nn.Module):
     inputs: Tensor | None = None
     taken: tuple[torch.nn.Module, ...] = ()
     """All that it stands for, the ReLU too."""
-    keeps_channels: ClassVar[bool] = False
+    keeps_channels: bool = False
     """Whether none of its channels may be left out."""
     output_dim: ClassVar[int] = 0
     """Of the weight, which one has the outputs."""
@@ -328,12 +328,16 @@ class FusedSparse(Fused):
 
     def obstacle(self) -> GraphObstacle | None:
         obstacle = super().obstacle()
-        if obstacle is None and type(self.parts[0].pattern) is not type(self.pattern):
+        if obstacle is None and type(self._pattern_of(self.parts[0])) is not type(self.pattern):
             obstacle = GraphObstacle.PARAMETERS  # another format has other kernels
         return obstacle
 
+    def _pattern_of(self, layer: Any) -> Any:
+        """What it computes with, of a layer's."""
+        return layer.pattern
+
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
-        pattern = layer.pattern
+        pattern = self._pattern_of(layer)
         if self.outputs is not None or self.inputs is not None:
             mask = pattern.mask if self.outputs is None else pattern.mask[self.outputs]
             mask = mask if self.inputs is None else mask[:, self.inputs]
