@@ -252,3 +252,9 @@ def convolution_with_limits() -> Callable[..., Tensor] | None:
     if not torch._C._has_mkldnn or not torch.backends.mkldnn.enabled:
         return None
     return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+
+
+def convolution_into() -> Callable[..., Tensor]:
+    """Where `convolution_with_limits` has an operator: its `binary` that writes the result to `other`, its first."""
+    found: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise_.binary
+    return found

@@ -22,6 +22,7 @@ from sparsekernels.conversion.agreement import are_close
 from sparsekernels.conversion.arguments import Arguments
 from sparsekernels.conversion.float32_run import float32_run
 from sparsekernels.conversion.graph.fused import FusedDense
+from sparsekernels.conversion.graph.inference import InferenceGraph
 from sparsekernels.pruning import prune_blocks_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -113,6 +114,75 @@ def test_dense_convolutions_end_within_their_call(options: dict[str, Any], bias:
                 torch.testing.assert_close(found, limited, rtol=0.02, atol=0.02)
         with torch.backends.mkldnn.flags(enabled=False):
             assert FusedDense(plain, None, 0.0, None, layout=torch.channels_last)._at_once(input, None) is None
+
+
+class Sums(nn.Module):
+    """Residuals that may be written to, and such as others still read: an argument, a result, a view, a later layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(32, 32, 1) for _ in range(12))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b, c, d, e, f, g, h, i, j, k, m = self.convs
+        first = a(x)
+        taken = (b(j(first).relu()) + first).relu()  # first is read no more
+        of_argument = c(taken) + x
+        returned = d(of_argument).relu()
+        kept = e(taken) + returned
+        base = f(kept).relu()
+        seen = base.flatten(1)
+        after_view = g(kept) + base
+        later = h(after_view) + kept
+        both = k(later)
+        own = (m(both) + both).relu()  # which it reads as well
+        return own, i(kept), returned, seen, of_argument
+
+
+def test_residuals_are_written_to_where_nobody_reads_them() -> None:
+    model = Sums().eval()
+    model.bfloat16()
+    dense, x = copy.deepcopy(model), torch.randn(4, 32, 6, 6).bfloat16()
+    graph = InferenceGraph(model, torch.bfloat16, torch.device("cpu"), torch.channels_last)
+    plan: Any = graph.prepare()
+    names = {id(layer): name for name, layer in zip("abcdefghijkm", model.convs, strict=True)}
+    taken = {names[id(one.parts[0])] for one in plan.fused if one.takes_residual}
+    assert taken == {"b"}
+    before = x.clone()
+    with torch.no_grad():
+        for _ in range(3):
+            for found, expected in zip(graph(x), dense(x), strict=True):
+                torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+            assert torch.equal(x, before)
+
+
+class Keeps(nn.Conv2d):
+    """Code of a user, which may look at its input later."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
+
+
+def test_residuals_that_a_subclass_reads_stay(prefer: Prefer) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(32, 32, 1), Keeps(32, 32, 1), nn.Conv2d(32, 32, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.a(x)
+            result: Tensor = self.c(self.b(first)) + first
+            return result
+
+    model = Net().eval()
+    prune_blocks_(model, (16, 16), 0.5)
+    model.bfloat16()
+    dense, x = copy.deepcopy(model), torch.randn(4, 32, 6, 6).bfloat16()
+    prefer(BLOCK, LAST)
+    assert sk.convert(model, x).way.value == LAST
+    (graph,) = graphs_of(model)
+    assert not any(one.takes_residual for one in graph.prepare().fused)
+    assert_agree(model, dense, x)
 
 
 def deep(layers: int = 24) -> tuple[nn.Module, Tensor]:

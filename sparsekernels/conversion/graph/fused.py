@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import fuse_conv_bn_weights
 
-from ..._torch import convolution_with_limits
+from ..._torch import convolution_into, convolution_with_limits
 from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, check_size, select, spread, used_pairs
 from ...nn.replacement import Replacement, has_rows
@@ -54,6 +54,8 @@ class Fused(torch.nn.Module):
     inputs: Tensor | None = None
     taken: tuple[torch.nn.Module, ...] = ()
     """All that it stands for, the ReLU too."""
+    takes_residual: bool = False
+    """Whether the residual is its own to write to: nobody reads it afterwards."""
     keeps_channels: bool = False
     """Whether none of its channels may be left out."""
     output_dim: ClassVar[int] = 0
@@ -293,8 +295,10 @@ class FusedDense(Fused):
         size = input.size(0), self._weight.size(0), *geometry.output_size(input.size(2), input.size(3))
         if residual.shape != size or residual.dtype is not input.dtype or not is_channels_last(residual):
             return None
-        binary: Any = operation.binary  # type: ignore[attr-defined]
-        return binary(input, residual, *convolution, "add", 1.0, None if self.low is None else "relu", [], None)  # type: ignore[no-any-return]
+        end: tuple[Any, ...] = "add", 1.0, None if self.low is None else "relu", [], None
+        if self.takes_residual:
+            return convolution_into()(residual, input, *convolution, *end)
+        return operation.binary(input, residual, *convolution, *end)  # type: ignore[attr-defined, no-any-return]
 
     def _product(self, input: Tensor) -> Tensor:
         layer = self.parts[0]
