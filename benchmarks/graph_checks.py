@@ -49,10 +49,10 @@ def main() -> None:
             kind = _SPARSE.get(type(layer))
             if kind is not None and (layer.weight == 0).any():
                 model.get_submodule(owner)._modules[key] = kind.sharing(layer)
-        kinds = images.dtype, images.device
-        graphs = [InferenceGraph(model, *kinds, True, chains=True, frozen=frozen) for frozen in (True, False)]
+        kinds = images.dtype, images.device, torch.contiguous_format
+        graphs = [InferenceGraph(model, *kinds, chains=True, frozen=frozen) for frozen in (True, False)]
         frozen, plan = (graph.prepare() for graph in graphs)
-        places = InferenceGraph(model, *kinds, True, chains=True).prepare()
+        places = InferenceGraph(model, *kinds, chains=True).prepare()
         tensors = places.source._tensors
         tensors._content, tensors._value = False, tensors._fingerprint.value(False)
         whole_call = functools.partial(graphs[1], images)

@@ -240,3 +240,21 @@ def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     steps = {"forward": forward, "setup_context": torch.autograd.Function.setup_context}  # the latter: not defined
     one_step = type(function.__name__, (function,), {name: staticmethod(step) for name, step in steps.items()})
     return super(torch.autograd.Function, one_step).apply  # type: ignore[misc, no-any-return]
+
+
+def convolution_with_limits() -> Callable[..., Tensor] | None:
+    """oneDNN's convolution with what is done to its result while that is in registers, if torch has it and uses oneDNN.
+
+    op(input, weight, bias, padding, stride, dilation, groups, name, numbers, algorithm) with "none", "relu" or
+    "hardtanh"; op.binary(input, other, weight, bias, padding, stride, dilation, groups, "add", 1.0, name, numbers,
+    algorithm) adds `other` before, and has no limits but "relu" or None. torch.compile calls them.
+    """
+    if not torch._C._has_mkldnn or not torch.backends.mkldnn.enabled:
+        return None
+    return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+
+
+def convolution_into() -> Callable[..., Tensor]:
+    """Where `convolution_with_limits` has an operator: its `binary` that writes the result to `other`, its first."""
+    found: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise_.binary
+    return found

@@ -5,6 +5,8 @@
 `MODELS[name].make()` is a network ready to be measured. The modules are written as users write them: functional
 activations here, modules that are called several times there, in-place ones, padding by hand, branches. Layers that
 `suites/layers.toml` lists are called as there. Every network returns logits.
+
+More than 400 lines: one network follows the other.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ from .suite import Unavailable
 
 CALIBRATION_PIXELS = 1 << 14
 """BatchNorms of a fresh network take their statistics from this many pixels of random images, at least two images."""
+
+LARGEST_RATIO = 4.0
+"""Of a channel's mean over its standard deviation: beyond, it counts as constant."""
+DAMPED = 4.0
+"""Of the mean of such a channel, the standard deviation that its BatchNorm is given."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,13 @@ def calibrate_(model: nn.Module, input: Tensor, seed: int | None = 0) -> nn.Modu
     """Gives every BatchNorm the statistics of `input` and an affine function of its own, in place; returns the model.
 
     weight is uniform in [0.5, 1.5), bias normal with standard deviation 0.2, and running_mean and running_var are those
-    of one forward pass in which each BatchNorm normalizes by its batch, as in training, and all else is as in
-    evaluation: dropout drops nothing. A fresh BatchNorm is the identity and would hide mistakes in folding it away;
-    with this one, activations have the scale that they have in training. No channel's running_var is below a tenth of
-    their mean, since one that `input` happens not to activate would blow up on others. Modes are left as they were.
+    of one forward pass in which each BatchNorm normalizes by these, and all else is as in evaluation: dropout drops
+    nothing. A fresh BatchNorm is the identity and would hide mistakes in folding it away; with this one, activations
+    have the scale that they have in training. No channel's running_var is below a tenth of their mean, since one that
+    `input` happens not to activate would blow up on others. Pruned blocks leave whole layers whose channels are
+    constant: with a mean of more than `LARGEST_RATIO` standard deviations. Their variance is that of `DAMPED` times the
+    mean: what rounding to bfloat16 takes from a constant, over a variance of nearly zero, would be all of the result a
+    few such layers later. Modes are left as they were.
 
     seed: None keeps the affine functions. So it is done after pruning, which makes activations so small against the old
     statistics that a network's results hardly depend on its input any more.
@@ -112,22 +122,30 @@ def calibrate_(model: nn.Module, input: Tensor, seed: int | None = 0) -> nn.Modu
             nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
             nn.init.normal_(norm.bias, std=0.2, generator=generator)
     modes = [(module, module.training) for module in model.modules()]
-    momenta = [norm.momentum for norm in norms]
+    hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
     try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0  # the statistics become those of the batch
-        model(input)
-        for norm in norms:
-            assert norm.running_var is not None
-            norm.running_var.clamp_(min=norm.running_var.mean() / 10)
+        model.eval()(input)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for hook in hooks:
+            hook.remove()
         for module, training in modes:
             module.training = training
     return model
+
+
+def _take_statistics(norm: nn.Module, args: tuple[Tensor]) -> None:
+    assert isinstance(norm, _Norm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    (input,) = args
+    dims = [dim for dim in range(input.dim()) if dim != 1]
+    variance, mean = torch.var_mean(input, dims)
+    is_constant = variance < (mean / LARGEST_RATIO).square()
+    variance = torch.where(is_constant, (mean * DAMPED).square(), variance)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance.clamp(min=variance.mean() / 10))
+    norm.num_batches_tracked.fill_(1)
 
 
 class LeNet300100(nn.Module):

@@ -97,13 +97,15 @@ class _WithoutDropout(TorchFunctionMode):
         return args[0] if func is F.dropout else func(*args, **(kwargs or {}))
 
 
-def check_training(network: Network, model: nn.Module, dense: nn.Module) -> Verdict:
+def check_training(network: Network, model: nn.Module, dense: nn.Module, autocast: bool = False) -> Verdict:
     """The gradients for a few images in training mode, a parameter's as one vector.
 
     Allowed is what is rounding elsewhere, or twice what the dense network itself is off by for that parameter, in the
     worse of both layouts, and never more than `LOST`. Where that network is off by more, float32 has lost the
     gradient, and evaluation mode has to tell: an EfficientNet-Lite0 with 95% zeros has one that nearly cancels out, of
     which torch gets a tenth wrong in one layout, and nothing right in the other.
+
+    autocast: whether both networks run in bfloat16 so.
     """
     places = torch.linspace(0, network.batch - 1, min(network.batch, TRAINING_IMAGES)).long()
     labels, gradients = network.labels[places], []
@@ -112,8 +114,10 @@ def check_training(network: Network, model: nn.Module, dense: nn.Module) -> Verd
     for one in (copy.deepcopy(model), copy.deepcopy(dense).double(), *baselines):
         images = network.images[places].to(next(one.parameters()).dtype)
         one.zero_grad()
-        with _WithoutDropout(), dropout_by_torch():
-            F.cross_entropy(one.train()(images), labels).backward()
+        short = autocast and images.dtype is torch.float32
+        with _WithoutDropout(), dropout_by_torch(), torch.autocast("cpu", torch.bfloat16, enabled=short):
+            loss = F.cross_entropy(one.train()(images), labels)
+        loss.backward()
         found = []
         for parameter, mask in zip(one.parameters(), masks, strict=True):
             assert parameter.grad is not None

@@ -9,14 +9,14 @@ ReLU and dropout in one step, is not what zeros give; and for each
 pattern of nonzeros two that `sparsekernels.convert` makes: "dropped:random-90", in which layers may lose filters and
 channels that are all zero and nothing else, and "converted:random-90", in which each layer is what was measured to be
 fastest. Every convolution and Linear is pruned to the same share, save depthwise convolutions. With --block 32x32 zeros
-lie in such blocks, of the least norms, instead: "converted:32x32-90", and for forward passes in bfloat16
-"converted-bf16:32x32-90", whose dense network is "dense-bf16".
+lie in such blocks, of the least norms, instead: "converted:32x32-90", and in bfloat16 "converted-bf16:32x32-90", whose
+dense network is "dense-bf16".
 
 The dense network is eager torch in the faster of two layouts, contiguous or channels_last, images and weights in that
-layout beforehand. In bfloat16, a forward pass has weights and images in that type; a training step runs under
-autocast. Converted networks are given float32 in the layout that the dense one is faster in, and for a step also in the
-other, and count with the faster. A step is a forward and backward pass of the cross entropy, and SGD with momentum 0.9;
-forward passes are in evaluation mode and without gradients.
+layout beforehand. In bfloat16, a forward pass has weights and images in that type; a training step runs under autocast,
+in which `convert` is called as well. Converted networks are given images in the layout that the dense one is faster in,
+and for a step also in the other, and count with the faster. A step is a forward and backward pass of the cross entropy,
+and SGD with momentum 0.9; forward passes are in evaluation mode and without gradients.
 
 Beside the measured speedup stands the one that sparse momentum's authors estimate (Dettmers & Zettlemoyer, 2019;
 arXiv:1907.04840, and their program): of the time t of each layer of the dense network, there is left
@@ -62,7 +62,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {"dropped": dropping(), "converted": deci
 
 IN_BLOCKS: Mapping[str, tuple[tuple[str, torch.dtype], ...]] = {
     "forward": (("converted", torch.float32), ("converted-bf16", torch.bfloat16)),
-    "step": (("converted", torch.float32),),
+    "step": (("converted", torch.float32), ("converted-bf16", torch.bfloat16)),
 }
 """By the pass, the variants of networks whose zeros lie in blocks."""
 
@@ -118,13 +118,13 @@ def _fused(network: Network, dtype: torch.dtype) -> Prepared:
     model = copy.deepcopy(network.model).eval().to(dtype)
     images = network.images.to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
     model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
-    for contiguous in {True, layout == "contiguous"}:
-        engine = InferenceGraph(model, images.dtype, images.device, contiguous, frozen=True)
+    for name in {"contiguous", layout}:
+        engine = InferenceGraph(model, images.dtype, images.device, MEMORY_FORMATS[name], frozen=True)
         try:
             engine.prepare()
         except Untraceable as reason:
             raise Unavailable(str(reason)) from reason
-        forwards["contiguous" if contiguous else layout] = functools.partial(_by_graph, model, engine)
+        forwards[name] = functools.partial(_by_graph, model, engine)
     calls = {name: functools.partial(without_gradients, forward, images) for name, forward in forwards.items()}
     chosen = fastest(calls, LAYOUTS)
     check = functools.partial(check_forward, network, forwards[chosen], network.model, images)
@@ -157,19 +157,24 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float, dtype: torc
     dense = network.pruned(kind, sparsity)
     found: dict[str, tuple[nn.Module, Tensor, Report]] = {}
     best, _ = network.fastest(dtype)
+    autocast = network.pass_ == "step" and dtype != torch.float32
+    stored = torch.float32 if autocast else dtype
     for layout in (best,) if network.pass_ == "forward" else MEMORY_FORMATS:
-        model = copy.deepcopy(dense).to(dtype)
-        images = network.images.to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
+        model = copy.deepcopy(dense).to(stored)
+        images = network.images.to(stored).contiguous(memory_format=MEMORY_FORMATS[layout])
         model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
-        report = convert(model, images, decisions=KINDS[name], frozen=network.pass_ == "forward")
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            report = convert(model, images, decisions=KINDS[name], frozen=network.pass_ == "forward")
         found[layout] = model, images, report
     layout = best
     if len(found) > 1:  # of copies, since steps change them
-        copies = {name: call_of(network, copy.deepcopy(one[0]), one[1]) for name, one in found.items()}
+        copies = {name: call_of(network, copy.deepcopy(one[0]), one[1], autocast) for name, one in found.items()}
         layout = fastest(copies, LAYOUTS)
     model, images, report = found[layout]
 
     def check() -> Verdict:
+        if autocast:
+            return check_training(network, model, dense, autocast)
         if network.pass_ == "step":
             return check_step(network, model, dense)
         return check_forward(network, model, dense, images)
@@ -181,7 +186,7 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float, dtype: torc
     }
     if dtype == torch.float32:
         details["estimated_speedup"] = network.estimate(name, dense)
-    return Prepared(call_of(network, model, images), check=check, details=details)
+    return Prepared(call_of(network, model, images, autocast), check=check, details=details)
 
 
 def _counts(report: Report) -> str:

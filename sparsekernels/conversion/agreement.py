@@ -19,6 +19,10 @@ from .watch.state import attributes_or_none
 
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
+_LARGEST_RATIO = 2.0
+"""Of the errors after and before, as root mean squares: where rounding is more than that, it decides who is right."""
+_LOST = 0.5
+"""A result that is further off, as a share of its size, has been lost to rounding: nothing can be told by it."""
 _LARGEST_GRADIENT_ERROR = 0.05
 """Between a parameter's gradients before and after, see `gradient_error`."""
 _LARGEST_DIFFERENCE_OF_MEANS = 1e-4
@@ -113,14 +117,17 @@ def _parts_of(value: object) -> list[tuple[object, object]] | None:
     return attributes or None
 
 
-def are_close(actual: object, expected: object) -> bool:
+def are_close(actual: object, expected: object, exact: object = None) -> bool:
     """Whether two results are the same but for rounding, in the same containers. False for what cannot be compared.
+
+    exact: the same with tensors of float32 in the places of those of shorter dtypes. Tensors that differ by more than
+    rounding as a rule does are the same, too, where `actual` is about as far from these as `expected` is.
 
     An integer may be another where rounding decides (the index of the larger of two): one of 16 in a tensor.
     Raises what says that there is no memory to compare them.
     """
     try:
-        return _is_close(actual, expected, set())
+        return _is_close(actual, expected, set(), exact)
     except Exception as error:  # by the `==` of a class that is not ours, or its attributes
         if is_out_of_memory(error):
             raise
@@ -142,9 +149,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> bool:
+def _is_close(actual: object, expected: object, seen: set[tuple[int, int]], exact: object = None) -> bool:
     if isinstance(expected, Tensor):
-        return isinstance(actual, Tensor) and _are_numbers_close(actual, expected)
+        if not isinstance(actual, Tensor):
+            return False
+        return _are_numbers_close(actual, expected) or _is_as_exact(actual, expected, exact)
     if _kind_of(actual) is not _kind_of(expected):
         return False
     mine, theirs = _parts_of(actual), _parts_of(expected)
@@ -155,7 +164,11 @@ def _is_close(actual: object, expected: object, seen: set[tuple[int, int]]) -> b
     seen.add((id(actual), id(expected)))
     if [place for place, _ in mine] != [place for place, _ in theirs]:
         return False
-    return all(_is_close(one, other, seen) for (_, one), (_, other) in zip(mine, theirs, strict=True))
+    wide = _parts_of(exact) or []
+    if [place for place, _ in wide] != [place for place, _ in theirs]:
+        wide = [(place, None) for place, _ in theirs]
+    three = zip(mine, theirs, wide, strict=True)
+    return all(_is_close(one, other, seen, truth) for (_, one), (_, other), (_, truth) in three)
 
 
 def _kind_of(value: object) -> type:
@@ -189,6 +202,19 @@ def _are_numbers_close(actual: Tensor, expected: Tensor, least: float = 0.0) -> 
     allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
     allowed = allowed.clamp(min=least)
     return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())
+
+
+def _is_as_exact(actual: Tensor, expected: Tensor, exact: object) -> bool:
+    """Whether rounding alone may be why two results of a short dtype differ, by what they are in float32."""
+    if not isinstance(exact, Tensor) or exact.dtype is not torch.float32:
+        return False
+    if expected.dtype not in (torch.bfloat16, torch.float16) or actual.dtype is not expected.dtype:
+        return False
+    if not actual.shape == expected.shape == exact.shape:
+        return False
+    truth = exact.double()
+    size, before, after = (one.square().mean().sqrt() for one in (truth, expected.double() - truth, actual - truth))
+    return bool(after <= _LARGEST_RATIO * before and before <= _LOST * size)
 
 
 def difference(actual: object, expected: object) -> str:

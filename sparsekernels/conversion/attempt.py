@@ -22,7 +22,7 @@ from .._torch import is_any_autocast_enabled, tree_leaves
 from ..timing import Effort
 from ..usage import Interruptions
 from .agreement import is_out_of_memory
-from .candidates import dropping
+from .candidates import dropping, layout_of_graphs
 from .chance import with_likes
 from .decide import LEAST_GAIN, Decision, Measured, decide, expected_gain, is_dense_for, like, most_like, reason_to_stay
 from .facts import Count, Fact, GraphObstacle, LayerObstacle, Note, Way
@@ -84,7 +84,7 @@ class Attempt:
         self._given = {layer.name: [some[layer.name] for some in of_each] for layer in layers}
         admit_subclasses(layers, {name: list(itertools.chain(*some)) for name, some in self._given.items()})
         kind = Training if model.training else Inference
-        self._modes: list[Mode] = [kind(model, self._args, one.call, one.recorded) for one in examples]
+        self._modes: list[Mode] = [kind(model, self._args, one.call, one.recorded, one.in_float32) for one in examples]
         for mode in self._modes:
             mode.frozen = frozen
         self._mode = self._modes[0]
@@ -158,6 +158,9 @@ class Attempt:
         with on_one_thread():
             wanted = {id(layer.module) for layer in self._layers if reason_to_stay(layer, given[layer.name]) is None}
             traced = wanted | self._before_zero_scales()
+            layout = layout_of_graphs((one for one in self._layers if id(one.module) in wanted), self._decisions)
+        for mode in self._modes:
+            mode.layout = layout
         if wanted:
             self._decide_norms()
         obstacles = [layer.obstacle.kind for layer in self._layers if layer.obstacle is not None]
@@ -301,7 +304,7 @@ class Attempt:
             self._require_attachable(module)
             called = self._calls.get(id(module), [])
             trace = Trace.of(module, first_served(module, called))
-            graph = self._graph(trace, contiguous=True)
+            graph = self._graph(trace, torch.contiguous_format)
             graph.prepare()
             if not any(map(graph.serves, called)):
                 raise Untraceable(GraphObstacle.OTHER_ARGUMENTS if called else GraphObstacle.NOT_CALLED)
@@ -328,7 +331,7 @@ class Attempt:
         if where:
             raise Untraceable(GraphObstacle.COMPARES_CLASSES, where=where, kind=kind.__name__)
 
-    def _graph(self, trace: Trace, contiguous: bool, chains: bool = False) -> Graph:
+    def _graph(self, trace: Trace, layout: torch.memory_format, chains: bool = False) -> Graph:
         calls = self._calls.get(id(trace.module), [])
         given = [(one.dtype, one.device) for call in calls for one in call.tensors()]
         given += [(value.dtype, value.device) for value in tree_leaves(self._args) if isinstance(value, Tensor)]
@@ -338,7 +341,7 @@ class Attempt:
         if not kinds:
             raise Untraceable(GraphObstacle.NO_FLOATING_TENSOR if calls else GraphObstacle.NOT_CALLED)
         drops = not set(dropping()).isdisjoint(self._decisions)
-        return self._mode.graph(trace, *kinds[0], contiguous, drops, chains)
+        return self._mode.graph(trace, *kinds[0], layout, drops, chains)
 
     def _offers(self, swaps: list[Swap], in_chains: list[Swap], regions: list[_Region]) -> list[Offer]:
         """Ways to put the exchanged layers to use, whose results agree with those before.
@@ -384,9 +387,13 @@ class Attempt:
         return offers
 
     def _as_graphs(
-        self, regions: list[_Region], swaps: list[Swap], contiguous: bool = True, chains: bool = False
+        self,
+        regions: list[_Region],
+        swaps: list[Swap],
+        layout: torch.memory_format = torch.contiguous_format,
+        chains: bool = False,
     ) -> Conversion:
-        return Conversion(swaps, [self._graph(region.trace, contiguous, chains) for region in regions])
+        return Conversion(swaps, [self._graph(region.trace, layout, chains) for region in regions])
 
     def _agrees(self, offer: Offer, before: list[Offer]) -> bool:
         """Whether the model gives what it gave in each example. If not, a note says what it does.

@@ -29,35 +29,48 @@ of 1 / (2 - d), below 0.77 at the least sparsity that is measured.
 def block_obstacle(layer: Layer) -> Fact | None:
     """Why there are no blocks to compute with, of a layer whose nonzeros alone are something to compute with."""
     module: Any = layer.module
-    weight = _weight_of(module)
-    dtype = _computed_in(weight)
-    candidates = _with_kernels(module, dtype)
-    if not candidates:
-        return CandidateObstacle.NO_BLOCK_KERNEL.of(dtype=str(dtype)[6:], device=weight.device.type)
+    sizes = _sizes(module)
+    if not sizes:
+        weight = _weight_of(module)
+        return CandidateObstacle.NO_BLOCK_KERNEL.of(dtype=str(_computed_in(weight))[6:], device=weight.device.type)
     if block_of(module) is None:
-        return CandidateObstacle.NO_BLOCKS.of(blocks=tuple("{}x{}".format(*block) for block in candidates))
+        return CandidateObstacle.NO_BLOCKS.of(blocks=tuple("{}x{}".format(*block) for block in sizes))
     return None
 
 
 def block_of(module: Any) -> tuple[int, int] | None:
-    """The first of `BLOCKS` with kernels that hold the nonzeros of a layer with few zeros beside; None without any."""
+    """The first of `BLOCKS` that hold the nonzeros of a layer with few zeros beside; None without any.
+
+    Those with kernels of their own come first. Others run by their elements, which counts on the CPU alone.
+    """
     mask = _weight_of(module).detach() != 0
     nonzeros = int(mask.sum())
-    for block in _with_kernels(module, _computed_in(module.weight)):
+    for block in _sizes(module):
         if nonzeros >= LEAST_FILL * stored(touched(mask, block), mask.shape, block):
             return block
     return None
 
 
-def _with_kernels(module: Any, dtype: torch.dtype) -> list[tuple[int, int]]:
-    """Those of `BLOCKS` that run on kernels of their own, in block rows within one group each."""
+def runs_in_blocks(module: Any) -> bool:
+    """Whether the blocks of a layer, which has such, run on kernels of their own, not on those of single elements."""
+    return block_of(module) in _with_kernels(module)
+
+
+def _sizes(module: Any) -> list[tuple[int, int]]:
+    by_elements = BLOCKS if _weight_of(module).device.type == "cpu" else ()
+    return list(dict.fromkeys((*_with_kernels(module), *by_elements)))
+
+
+def _with_kernels(module: Any) -> list[tuple[int, int]]:
+    """Those of `BLOCKS` that run on kernels of their own."""
+    return [block for block in BLOCKS if has_kernels(module, block)]
+
+
+def has_kernels(module: Any, block: tuple[int, int]) -> bool:
+    """Whether blocks of this size in a layer run on kernels of their own: in block rows within one group each."""
     weight, groups = _weight_of(module), getattr(module, "groups", 1)
-    outputs = weight.size(0) // groups
-    return [
-        block
-        for block in BLOCKS
-        if (groups == 1 or outputs % block[0] == 0) and has_block_kernel(weight.device, dtype, block)
-    ]
+    fits = groups == 1 or weight.size(0) // groups % block[0] == 0
+    return fits and has_block_kernel(weight.device, _computed_in(module.weight), block)
 
 
 def _weight_of(module: Any) -> Tensor:

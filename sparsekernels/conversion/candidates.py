@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._transformers import Conv1D
@@ -23,7 +24,7 @@ from ..nn import (
 )
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import Replacement
-from .blocks import block_obstacle, block_of
+from .blocks import block_obstacle, block_of, runs_in_blocks
 from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
 from .graph.fused_by_format import FusedBlocks, FusedByFormat
@@ -134,8 +135,10 @@ _CHANNEL_DROPPED = (
 )
 
 
+_FINE = "fine-grained"
+
 CANDIDATES: list[Candidate] = [
-    Candidate("fine-grained", obstacle=fine_grained_obstacle, build=sparse_layer, fused=FusedSparse, serves=is_sparse),
+    Candidate(_FINE, obstacle=fine_grained_obstacle, build=sparse_layer, fused=FusedSparse, serves=is_sparse),
     Candidate(
         "channel-dropped",
         obstacle=channel_dropped_obstacle,
@@ -186,9 +189,21 @@ def candidates_of(layer: Layer, names: Collection[str]) -> tuple[Mapping[str, Re
     All replacements share its parameters.
     """
     obstacles = {row.name: row.obstacle(layer) for row in CANDIDATES if row.name in names}
+    is_offered = all(name in obstacles and obstacles[name] is None for name in (_FINE, BLOCK))
+    if is_offered and not runs_in_blocks(layer.module):  # else the same would be timed twice
+        obstacles[_FINE] = CandidateObstacle.SAME_AS_BLOCK.of()
     ruled_out = {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
     may = obstacles.keys() - ruled_out.keys()
     return {row.name: row.build(layer.module) for row in CANDIDATES if row.name in may}, ruled_out
+
+
+def layout_of_graphs(layers: Iterable[Layer], names: Collection[str]) -> torch.memory_format:
+    """In which images are in a graph: channels_last where kernels for blocks may run a convolution, which read so."""
+    in_blocks = BLOCK in names and any(
+        isinstance(layer.module, nn.Conv2d) and _block_obstacle(layer) is None and runs_in_blocks(layer.module)
+        for layer in layers
+    )
+    return torch.channels_last if in_blocks else torch.contiguous_format
 
 
 def has_candidates(layer: Layer) -> bool:
@@ -196,9 +211,9 @@ def has_candidates(layer: Layer) -> bool:
     return any(row.obstacle(layer) is None for row in CANDIDATES)
 
 
-def may_chain(name: str, module: nn.Module) -> bool:
-    """Whether a chain can call what `module` becomes by the decision `name`."""
-    return is_kind(type(module)) and any(row.name == name and row.fused.may_chain(module) for row in CANDIDATES)
+def may_chain(name: str, module: nn.Module, replacement: nn.Module) -> bool:
+    """Whether a chain can call `replacement`, what `module` becomes by the decision `name`."""
+    return is_kind(type(module)) and any(row.name == name and row.fused.may_chain(replacement) for row in CANDIDATES)
 
 
 def candidate_of(module: nn.Module) -> Candidate | None:

@@ -21,6 +21,7 @@ from .arguments import Arguments
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
 from .chance import record_by_chance
+from .float32_run import float32_run
 from .graph.attach import has_graph
 from .installation import Installed, check, put_back, replaced_in, take_out
 from .measure import on_one_thread
@@ -163,8 +164,14 @@ def _converted(
             pace.at("the first run")
             layers, recorded = _first_runs(model, given, calls, reach, writes)
             examples = [
-                Example(f"{name} ({_words(args, kwargs)})", (*args, *kwargs.values()), call, first)
-                for (name, args, kwargs), call, first in zip(given, calls, recorded, strict=True)
+                Example(
+                    f"{name} ({_words(args, kwargs)})",
+                    (*args, *kwargs.values()),
+                    call,
+                    first,
+                    functools.partial(float32_run, model, one),
+                )
+                for (name, args, kwargs), one, call, first in zip(given, arguments, calls, recorded, strict=True)
             ]
             with stand_ins(model) if training else contextlib.nullcontext():
                 attempt = Attempt(model, examples, layers, decisions, pace, frozen)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..nn.channel_dropped import used_pairs
@@ -18,7 +19,7 @@ from ..nn.replacement import LINEAR_KINDS, Replacement, has_rows, options_of
 from ..usage import Disturbed
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
-from .graph.fused import Fused
+from .graph.fused import Fused, FusedDense
 from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, times_of
 from .modes import Mode, without_gradients
 from .report import BLOCK, DENSE, Ground, LayerReport
@@ -84,8 +85,8 @@ def decide(
     """What `layer` becomes.
 
     given: in each example, what it was given, once for each call. fuses: whether a graph will run it, with frozen
-    weights and on contiguous images. decisions: what it may become. measured: layers that are alike are measured once.
-    may_begin: whether there is time to measure it.
+    weights and on images in the layout of `mode`. decisions: what it may become. measured: layers that are alike are
+    measured once. may_begin: whether there is time to measure it.
     """
     weight = layer.weight
     row = LayerReport(
@@ -127,7 +128,7 @@ def decide(
         return Decision(replace(row, ground=Ground.UNDECIDED))
     gains = {name: times.speedup(name, DENSE) for name in candidates}
     nearly = times.faster(candidates, DENSE, LEAST_IN_CHAIN) if fuses else []
-    chained = [name for name in nearly if may_chain(name, layer.module)]
+    chained = [name for name in nearly if may_chain(name, layer.module, candidates[name])]
     in_chain = candidates[chained[0]] if chained else None
     dense_ms = times.milliseconds(DENSE)
     alike = None if measured_on == layer.name else measured_on
@@ -341,18 +342,25 @@ def _measure(
     calls: dict[str, Callable[[], None]] = {}
     with mode.gradients():
         inputs = [one.make() for one in given]
-        calls[DENSE] = functools.partial(mode.run_layer, layer.module, inputs)
+        as_laid_out = [_in_layout(one, mode.layout) for one in inputs] if fuses else inputs
+        dense = layer.module
+        if fuses and mode.layout is torch.channels_last and type(dense) is nn.Conv2d:
+            # what it would be beside other layers, often faster than what it was
+            calls[DENSE] = functools.partial(mode.run_layer, FusedDense(dense, layout=mode.layout), as_laid_out)
+        else:
+            calls[DENSE] = functools.partial(mode.run_layer, dense, inputs)
         for name, module in candidates.items():
-            if fuses:
-                as_laid_out = [one.contiguous() for one in inputs]
-                calls[name] = functools.partial(mode.run_layer, _fused(module), as_laid_out)
-            else:
-                calls[name] = functools.partial(mode.run_layer, module, inputs)
+            called = _fused(module, mode.layout) if fuses else module
+            calls[name] = functools.partial(mode.run_layer, called, as_laid_out)
         return times_of(calls, LAYER)
 
 
-def _fused(module: nn.Module) -> Fused:
+def _in_layout(input: Tensor, layout: torch.memory_format) -> Tensor:
+    return input.contiguous(memory_format=layout) if input.dim() == 4 else input.contiguous()
+
+
+def _fused(module: nn.Module, layout: torch.memory_format = torch.contiguous_format) -> Fused:
     """What serves it in a graph."""
     kind = fused_of(module)
     assert kind is not None
-    return kind(module, contiguous=True)
+    return kind(module, layout=layout)

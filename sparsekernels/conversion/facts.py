@@ -17,6 +17,7 @@ class Way(str, enum.Enum):
     LAYERS = "layers"
     GRAPH = "graph"
     GRAPH_IN_INPUT_LAYOUT = "graph in the input's layout"
+    GRAPH_IN_CHANNELS_LAST = "graph in channels_last"
     CHAINS = "chains"
     CHAINS_OF_ALL = "chains of all layers"
 
@@ -31,6 +32,7 @@ _WAYS = {
     Way.LAYERS: "layers one by one",
     Way.GRAPH: "a graph",
     Way.GRAPH_IN_INPUT_LAYOUT: "a graph in the input's layout",
+    Way.GRAPH_IN_CHANNELS_LAST: "a graph in channels_last",
     Way.CHAINS: "a graph with chains of layers",
     Way.CHAINS_OF_ALL: "a graph with chains of all layers that can be sparse",
 }
@@ -159,6 +161,7 @@ class CandidateObstacle(_Sentence):
     CHANNELS_OF_KIND = "there is no {kind} without its empty channels"
     NO_BLOCK_KERNEL = "for {dtype} weights in blocks there are no kernels on {device}"
     NO_BLOCKS = "its nonzeros lie in no blocks of {blocks}"
+    SAME_AS_BLOCK = "its blocks run on the same kernels"
 
 
 class GraphObstacle(_Sentence):

@@ -170,7 +170,7 @@ _preferred: tuple[str, ...] | None = None
 NORMS = "norms"
 """The name by which `preferred` knows that norms run as `rms_norm`."""
 
-_SAME = {Way.GRAPH.value: (Way.GRAPH.value, Way.GRAPH_IN_INPUT_LAYOUT.value)}
+_SAME = {Way.GRAPH.value: (Way.GRAPH.value, Way.GRAPH_IN_CHANNELS_LAST.value, Way.GRAPH_IN_INPUT_LAYOUT.value)}
 """Names that stand for several."""
 
 

@@ -110,7 +110,7 @@ def test_zeros_in_blocks(pass_: str) -> None:
     selection = Selection(sparsities=(75,), blocks=("4x2", "8x1"), variants=("dense", "dense-bf16", "converted*"))
     records, notes = measure(make_case(pass_), selection)
     assert not notes
-    kinds = ("converted", "converted-bf16") if pass_ == "forward" else ("converted",)
+    kinds = ("converted", "converted-bf16")
     expected = [f"{kind}:{block}-75" for block in ("4x2", "8x1") for kind in kinds]
     assert [name for name in records if ":" in name] == expected
     assert {one.status for one in records.values()} == {"ok"}

@@ -92,7 +92,7 @@ def test_chains_hold_what_they_can_run(prefer: Prefer) -> None:
     called = [name.rpartition("_")[0] for name in graph_of(model)]
     assert called == [f"call_module:sparsekernels_{name}" for name in ("chain", "fused", "chain")]
     assert_agree(model, dense, x)
-    assert not candidates.may_chain(BLOCK, layers[2])
+    assert not candidates.may_chain(BLOCK, layers[2], candidates.sparse_layer(layers[2], BLOCK, SMALL))
     model = in_blocks(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     prefer(BLOCK, CHAINS, ALL_CHAINS, GRAPH)
     report = sk.convert(model, x)

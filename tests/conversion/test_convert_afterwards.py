@@ -341,7 +341,7 @@ def test_two_threads_convert_at_once(prefer: Prefer) -> None:
 
     def work(models: list[nn.Module]) -> None:
         for model in models:
-            InferenceGraph(model, torch.float32, torch.device("cpu"), True).prepare()
+            InferenceGraph(model, torch.float32, torch.device("cpu"), torch.contiguous_format).prepare()
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         list(pool.map(work, models))

@@ -8,18 +8,22 @@ import copy
 import json
 import pickle
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conversion_checks import (
     BLOCK,
+    CHAINS,
     DENSE,
+    DROPPED,
     FINE,
     GRAPH,
     LAYERS,
     Prefer,
     assert_agree,
+    graph_of,
     graphs_of,
 )
 from conversion_nets import NETS, make
@@ -29,14 +33,15 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion import blocks
 from sparsekernels.conversion import decide as decide_module
-from sparsekernels.conversion.facts import CandidateObstacle
 from sparsekernels.conversion.graph.fused_by_format import FusedBlocks
 from sparsekernels.conversion.measure import Times
+from sparsekernels.conversion.survey import Layer
 from sparsekernels.pruning import prune_, prune_blocks_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 
 SMALL = 4, 4
+LAST = "graph in channels_last"
 
 
 with_kernels = pytest.mark.usefixtures("block_kernels")
@@ -54,21 +59,28 @@ def fused_blocks(model: nn.Module) -> list[FusedBlocks]:
 
 
 @with_kernels
-@pytest.mark.parametrize("way", [GRAPH, LAYERS])
+@pytest.mark.parametrize("way", [GRAPH, LAST, LAYERS])
 @pytest.mark.parametrize("name", [name for name in NETS if name != "choosing"])
 def test_whole_models(prefer: Prefer, name: str, way: str) -> None:
     model, x = made(name)
     dense, modules = copy.deepcopy(model), dict(model.named_modules())
     prefer(BLOCK, way)
     report = sk.convert(model, x)
-    split = [row.name for row in report.layers if row.decision == DENSE]
-    assert split == (["layers.2"] if name == "limits" else [])  # 12 outputs in 2 groups
+    if way == LAST and name == "shared sum":  # a sum is written to that may be seen through a view
+        assert "graph in channels_last was rejected: the modules run" in str(report)
+        return
+    assert report.way.value == ("as before" if way == LAST and x.dim() < 4 else way)
+    if report.way.value != way:
+        return  # there are no images
+    assert DENSE not in {row.decision for row in report.layers}  # also of 12 outputs in 2 groups, by elements
     assert {row.block for row in report.layers if row.decision == BLOCK} == {SMALL}
     assert_agree(model, dense, x)
     layers = [module for module in model.modules() if isinstance(module, sk.nn.SparseConv2d | sk.nn.SparseLinear)]
-    assert len(layers) == len(report.layers) - len(split)
+    assert len(layers) == len(report.layers)
     assert all((layer.format, layer.pattern.block_size) == (BLOCK, SMALL) for layer in layers)
-    assert {id(one.parts[0]) for one in fused_blocks(model)} == ({id(one) for one in layers} if way == GRAPH else set())
+    assert {id(one.parts[0]) for one in fused_blocks(model)} == (
+        set() if way == LAYERS else {id(one) for one in layers}
+    )
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_agree(other, dense, x)
     sk.revert(model)
@@ -100,17 +112,64 @@ def test_measured(clock: Prefer) -> None:
     assert "block 4x4 would be" in report.layers[0].reason
 
 
-def test_without_kernels_nothing_is_measured(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_blocks_run_by_elements(clock: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the kernels of the fine-grained candidate, which is not timed beside that."""
     monkeypatch.setattr(blocks, "has_block_kernel", lambda device, dtype, block: False)
-    monkeypatch.setattr(blocks, "touched", None)  # nor are zeros looked at
     model, x = made("sequential")
     clock(BLOCK, GRAPH, FINE, DENSE, LAYERS)
-    for row in sk.convert(model, x).layers:
-        assert row.ruled_out[BLOCK].kind is CandidateObstacle.NO_BLOCK_KERNEL
-        assert str(row.ruled_out[BLOCK]) == "for float32 weights in blocks there are no kernels on cpu"
-        assert BLOCK not in row.gains
-        assert row.block is None
-        assert row.decision == FINE
+    report = sk.convert(copy.deepcopy(model), x)
+    assert report.way.value == GRAPH
+    for row in report.layers:
+        assert row.verdict == "block 4x4"
+        assert str(row.ruled_out[FINE]) == "its blocks run on the same kernels"
+        assert FINE not in row.gains
+    report = sk.convert(model, x, decisions=[FINE, DROPPED])
+    assert {row.decision for row in report.layers} == {FINE}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_in_other_dtypes(prefer: Prefer, dtype: torch.dtype) -> None:
+    """With no more than there is: the same fusion, chains and channels as single elements have."""
+    model = nn.Sequential(
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 16)),
+    ).eval()
+    prune_blocks_(model, (4, 4), 0.7)
+    with torch.no_grad():
+        model[0].weight[8:12] = 0
+        model[1].bias[8:12] = 0
+        model[1].running_mean[8:12] = model[0].bias[8:12]
+    model.to(dtype)
+    dense, x = copy.deepcopy(model), torch.randn(4, 16, 10, 9).to(dtype)
+    prefer(BLOCK, CHAINS)
+    report = sk.convert(model, x)
+    assert report.way.value == CHAINS
+    assert {row.verdict for row in report.layers} == {"block 4x4"}
+    assert (report.layers[0].omitted[0], report.layers[1].omitted[1]) == (4, 4)
+    fused = fused_blocks(model)
+    assert len(fused) == 4
+    assert {type(one.pattern) for one in fused} == {sk.Unstructured}
+    assert any("chain" in name for name in graph_of(model))
+    assert_agree(model, dense, x)
+    layer: Any = model[4]
+    assert layer.pattern.block_size == SMALL
+    layer.set_pattern(torch.rand_like(layer.weight) < 0.05)  # which is followed
+    for _ in range(3):
+        assert_agree(model, reverted(model), x)
+
+
+def reverted(model: nn.Module) -> nn.Module:
+    dense = copy.deepcopy(model)
+    sk.revert(dense)
+    return dense
+
+
+def test_on_other_devices_blocks_have_no_kernels() -> None:
+    weight = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, size=lambda dim: 64)
+    module: Any = SimpleNamespace(weight=weight)
+    obstacle = blocks.block_obstacle(Layer("", module, None))
+    assert str(obstacle) == "for float32 weights in blocks there are no kernels on cuda"
 
 
 def test_what_kernels_are_asked_for(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:

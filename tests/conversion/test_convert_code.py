@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels ar
 def test_large_models_are_graphs() -> None:
     """What torch keeps in every module does not count."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3), *[nn.ReLU() for _ in range(2000)]).eval()
-    graph = InferenceGraph(model, torch.float32, torch.device("cpu"), True)
+    graph = InferenceGraph(model, torch.float32, torch.device("cpu"), torch.contiguous_format)
     assert graph.prepare().watch.unchanged()
 
 

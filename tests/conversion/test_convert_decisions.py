@@ -108,7 +108,7 @@ def test_a_layer_has_reasons_for_what_it_cannot_become(clock: Prefer, monkeypatc
     kinds = [{name: fact.kind for name, fact in row.ruled_out.items()} for row in rows]
     assert kinds == [
         {FINE: CandidateObstacle.ALL_ZERO, DROPPED: CandidateObstacle.GROUPS, BLOCK: CandidateObstacle.ALL_ZERO},
-        {DROPPED: CandidateObstacle.NO_EMPTY_CHANNELS, BLOCK: CandidateObstacle.NO_BLOCK_KERNEL},
+        {DROPPED: CandidateObstacle.NO_EMPTY_CHANNELS, BLOCK: CandidateObstacle.NO_BLOCKS},
         {FINE: CandidateObstacle.FEW_ZEROS, BLOCK: CandidateObstacle.FEW_ZEROS},
     ]
     assert [set(row.gains) for row in rows] == [set(), {FINE}, {DROPPED}]

@@ -191,7 +191,7 @@ def test_channel_dropped_layer_takes_the_whole_weight_for_its_rows(
         dense.weight[:, 8:] = 0
     layer = sk.nn.ChannelDroppedLinear.sharing(dense)
     layer.dense_rows = layer.packed_dense_rows = (1, 4)
-    called = FusedDense(layer, contiguous=True) if in_graph else layer
+    called = FusedDense(layer, layout=torch.contiguous_format) if in_graph else layer
     product, shapes = F.linear, []
 
     def linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:

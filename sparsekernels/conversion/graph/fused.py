@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import fuse_conv_bn_weights
 
+from ..._torch import convolution_into, convolution_with_limits
 from ...formats import SparseFormat
 from ...nn.channel_dropped import ChannelDropped, at, check_size, select, spread, used_pairs
 from ...nn.replacement import Replacement, has_rows
@@ -43,7 +44,7 @@ class Fused(torch.nn.Module):
     """A layer, perhaps a BatchNorm behind it, perhaps limits; `forward` takes the input and a residual or None.
 
     The modules it is made of are not its children: what it computes with is what they held when it was last packed.
-    contiguous: a dense weight is laid out so, whatever the layer's own; else torch might compute in channels_last.
+    layout: of a dense weight, whatever the layer's own, by which torch computes; `torch.preserve_format` leaves it.
 
     Neighbors may agree on channels that one does not compute and the other does not read (channels.py): `outputs` and
     `inputs` are then the places of those that there are, in order.
@@ -53,7 +54,9 @@ class Fused(torch.nn.Module):
     inputs: Tensor | None = None
     taken: tuple[torch.nn.Module, ...] = ()
     """All that it stands for, the ReLU too."""
-    keeps_channels: ClassVar[bool] = False
+    takes_residual: bool = False
+    """Whether the residual is its own to write to: nobody reads it afterwards."""
+    keeps_channels: bool = False
     """Whether none of its channels may be left out."""
     output_dim: ClassVar[int] = 0
     """Of the weight, which one has the outputs."""
@@ -67,11 +70,11 @@ class Fused(torch.nn.Module):
         norm: Norm | None = None,
         low: float | None = None,
         high: float | None = None,
-        contiguous: bool = False,
+        layout: torch.memory_format = torch.preserve_format,
     ) -> None:
         super().__init__()
         self.parts: tuple[Any, Norm | None] = (layer, norm)
-        self.low, self.high, self.contiguous = low, high, contiguous
+        self.low, self.high, self.layout = low, high, layout
         self.fold()
         self.pack()
 
@@ -260,9 +263,42 @@ class FusedDense(Fused):
                 weight = weight if outputs is None else weight[outputs]
                 weight = weight if inputs is None else weight[:, inputs]
         if not isinstance(layer, torch.nn.Linear):
-            last = is_channels_last(layer.weight) and not self.contiguous
-            weight = weight.contiguous(memory_format=memory_format(last))
+            kept = self.layout is torch.preserve_format or weight.dim() != 4
+            layout = memory_format(is_channels_last(layer.weight)) if kept else self.layout
+            weight = weight.contiguous(memory_format=layout)
         super()._take(layer, weight, bias)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        result = self._at_once(input, residual) if self.layout is torch.channels_last else None
+        return super().forward(input, residual) if result is None else result
+
+    def _at_once(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """In bfloat16 and channels_last: what oneDNN gives, rounded once. None for what it does not do so."""
+        layer: Any = self.parts[0]
+        operation = convolution_with_limits()
+        if operation is None or type(layer) is not torch.nn.Conv2d or layer.padding_mode != "zeros":
+            return None
+        if input.dtype is not torch.bfloat16 or not input.is_cpu or not is_channels_last(input):
+            return None
+        padding = (0, 0) if layer.padding == "valid" else layer.padding
+        if isinstance(padding, str) or input.size(1) != self._weight.size(1) * layer.groups:
+            return None
+        if (self.low, self.high) not in ((None, None), (0, None)):
+            return None
+        limits = "none" if self.low is None else "relu"
+        convolution = self._weight, self._bias, padding, layer.stride, layer.dilation, layer.groups
+        if residual is None:
+            return operation(input, *convolution, limits, [], None)
+        if layer.groups != 1:  # it rounds the product before it adds
+            return None
+        geometry = geometry_of(self._weight.shape, layer.stride, padding, layer.dilation, layer.groups)
+        size = input.size(0), self._weight.size(0), *geometry.output_size(input.size(2), input.size(3))
+        if residual.shape != size or residual.dtype is not input.dtype or not is_channels_last(residual):
+            return None
+        end: tuple[Any, ...] = "add", 1.0, None if self.low is None else "relu", [], None
+        if self.takes_residual:
+            return convolution_into()(residual, input, *convolution, *end)
+        return operation.binary(input, residual, *convolution, *end)  # type: ignore[attr-defined, no-any-return]
 
     def _product(self, input: Tensor) -> Tensor:
         layer = self.parts[0]
@@ -296,12 +332,16 @@ class FusedSparse(Fused):
 
     def obstacle(self) -> GraphObstacle | None:
         obstacle = super().obstacle()
-        if obstacle is None and type(self.parts[0].pattern) is not type(self.pattern):
+        if obstacle is None and type(self._pattern_of(self.parts[0])) is not type(self.pattern):
             obstacle = GraphObstacle.PARAMETERS  # another format has other kernels
         return obstacle
 
+    def _pattern_of(self, layer: Any) -> Any:
+        """What it computes with, of a layer's."""
+        return layer.pattern
+
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
-        pattern = layer.pattern
+        pattern = self._pattern_of(layer)
         if self.outputs is not None or self.inputs is not None:
             mask = pattern.mask if self.outputs is None else pattern.mask[self.outputs]
             mask = mask if self.inputs is None else mask[:, self.inputs]

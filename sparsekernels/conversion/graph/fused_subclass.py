@@ -12,7 +12,7 @@ from .fused import Fused, FusedDense, FusedSparse
 from .fused_by_format import FusedBlocks
 
 
-class _FusedOfSubclass(Fused):
+class FusedOfSubclass(Fused):
     """Where it was not recorded what the subclass does with such an input, its own code runs, and modules behind it."""
 
     keeps_channels = True
@@ -35,13 +35,13 @@ class _FusedOfSubclass(Fused):
         return False
 
 
-class FusedSparseOfSubclass(_FusedOfSubclass, FusedSparse):
+class FusedSparseOfSubclass(FusedOfSubclass, FusedSparse):
     """Of a layer with its nonzeros only."""
 
 
-class FusedBlocksOfSubclass(_FusedOfSubclass, FusedBlocks):
+class FusedBlocksOfSubclass(FusedOfSubclass, FusedBlocks):
     """Of a layer with its blocks only."""
 
 
-class FusedDenseOfSubclass(_FusedOfSubclass, FusedDense):
+class FusedDenseOfSubclass(FusedOfSubclass, FusedDense):
     """Of a layer without its zero channels."""

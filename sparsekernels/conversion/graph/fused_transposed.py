@@ -54,6 +54,9 @@ class FusedTransposed(_FusedTransposed, FusedSparse):
 class FusedTransposedBlocks(FusedTransposed, FusedBlocks):
     """The same in blocks."""
 
+    def _pattern_of(self, layer: Any) -> Any:
+        return layer.pattern
+
     def _take(self, layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         super()._take(layer, weight, bias)
         self._by_elements = None

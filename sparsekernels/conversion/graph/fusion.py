@@ -21,6 +21,7 @@ from ..candidates import fused_of
 from ..modules import is_plain
 from .batch_norm import FusedNorm
 from .fused import Fused
+from .fused_subclass import FusedOfSubclass
 from .in_place import gives_its_own, written_by
 
 Node = torch.fx.Node
@@ -49,7 +50,18 @@ def drop_identities(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> 
             graph.erase_node(node)
 
 
-def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bool) -> dict[str, Fused]:
+def copy_where_views_may_not_be(graph: torch.fx.Graph) -> None:
+    """Puts `reshape` in the place of `view` to a shape, which raises in a layout that it does not fit."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not _is_of_dtype(node):
+            node.target = "reshape"
+
+
+def _is_of_dtype(node: Node) -> bool:
+    return any(isinstance(one, torch.dtype) for one in (*node.args, *node.kwargs.values()))
+
+
+def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], layout: torch.memory_format) -> dict[str, Fused]:
     """Puts fused layers into the graph; returns them by the names under which it calls them."""
     result: dict[str, Fused] = {}
     for node in list(graph.nodes):
@@ -63,10 +75,29 @@ def fuse(graph: torch.fx.Graph, modules: Mapping[str, nn.Module], contiguous: bo
         group.take_sum()
         group.take_limits()
         name = f"sparsekernels_fused_{len(result)}"
-        result[name] = fused(layer, group.norm, group.low, group.high, contiguous)
+        result[name] = fused(layer, group.norm, group.low, group.high, layout)
         result[name].taken = group.taken()
         group.replace(name)
+    _let_sums_take_residuals(graph, result)
     return result
+
+
+def _let_sums_take_residuals(graph: torch.fx.Graph, fused: Mapping[str, Fused]) -> None:
+    """Lets a layer write to its residual, where nothing else can see that.
+
+    That is what another fused layer has just made, no part of any argument or result; only fused layers read it, which
+    keep no view of it, and this one is the last. A subclass's code may keep or return what it likes.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    ours = {name for name, layer in fused.items() if not isinstance(layer, FusedOfSubclass)}
+    for node in graph.nodes:
+        if node.op != "call_module" or node.target not in fused or len(node.args) != 2:
+            continue
+        source, residual = node.args
+        made = residual.op == "call_module" and residual.target in ours
+        read = all(user.op == "call_module" and user.target in ours for user in residual.users)
+        if made and read and source is not residual and all(order[user] <= order[node] for user in residual.users):
+            fused[node.target].takes_residual = True
 
 
 def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[str, FusedNorm]:

@@ -23,12 +23,12 @@ from ..modules import is_ordinary
 from ..watch.entries import Entry, Same
 from ..watch.tensors import Place, Tensors
 from .aliases import may_copy_arguments
-from .attach import NO_ANSWER, ONE_AT_A_TIME, own_class
+from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
 from .base import Graph, Plan, assembled
 from .chain import FusedChain, chain
 from .channels import Link, choose_channels, links_of
 from .fused import Fused
-from .fusion import drop_identities, fuse, pool
+from .fusion import copy_where_views_may_not_be, drop_identities, fuse, pool
 from .in_place import rests_on_layout, writes_to_layers
 from .results import Order, asks_for_memory, is_default, laid_out, layout_of, may_reorder, orders_of
 from .trace import Trace
@@ -182,10 +182,11 @@ class InferencePlan(Plan):
 class InferenceGraph(Graph):
     """A graph for calls without gradients, in evaluation mode.
 
-    contiguous: whether images are brought into contiguous layout, in which the sparse kernels are fastest, and results
-    back into that of the input. drops: whether channels that are not needed are left out. chains: whether sparse layers
-    that follow each other become one call (chain.py). frozen: whether the constants stay what they are: nobody looks at
-    what tensors hold, and what has visibly changed is an error.
+    layout: into which images are brought, and results back into that of the modules': contiguous, in which fine-grained
+    kernels are fastest, or channels_last, in which those of blocks are; `torch.preserve_format` leaves them. drops:
+    whether channels that are not needed are left out. chains: whether sparse layers that follow each other become one
+    call (chain.py). frozen: whether the constants stay what they are: nobody looks at what tensors hold, and what has
+    visibly changed is an error.
     """
 
     training: ClassVar[bool] = False
@@ -195,15 +196,23 @@ class InferenceGraph(Graph):
         module: nn.Module,
         dtype: torch.dtype,
         device: torch.device,
-        contiguous: bool,
+        layout: torch.memory_format,
         drops: bool = True,
         chains: bool = False,
         trace: Trace | None = None,
         frozen: bool = False,
     ) -> None:
-        options = {"contiguous": contiguous, "drops": drops, "chains": chains, "frozen": frozen}
+        name = str(layout).removeprefix("torch.")  # torch.save has no word for the layout itself
+        options = {"layout": name, "drops": drops, "chains": chains, "frozen": frozen}
         super().__init__(module, dtype, device, trace, **options)
-        self.contiguous, self.drops, self.chains, self.frozen = contiguous, drops, chains, frozen
+        self.layout, self.drops, self.chains, self.frozen = layout, drops, chains, frozen
+
+    @classmethod
+    def of_recipe(cls, module: nn.Module, recipe: Recipe) -> Graph:
+        options = {**recipe.options, "layout": getattr(torch, recipe.options["layout"])}
+        graph = cls(module, **options)
+        graph.recipe = recipe
+        return graph
 
     def _answered(
         self, plan: InferencePlan, args: tuple[Any, ...], given: tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -255,7 +264,8 @@ class InferenceGraph(Graph):
     def _layout_of(self, plan: InferencePlan, args: tuple[Tensor, ...]) -> tuple[object, ...] | None:
         """What decides how the results of the modules lie in memory; None where those of the graph do likewise."""
         weights = plan.weights_laid_out()
-        if not weights and not plan.reorders and all(map(is_default, args)):
+        is_as_modules = not plan.reorders and self.layout is not torch.channels_last
+        if not weights and is_as_modules and all(map(is_default, args)):
             return None
         sizes = [arg.shape for arg in args if plan.by_sizes and not is_default(arg)]
         return weights, *map(layout_of, args), *sizes
@@ -270,7 +280,7 @@ class InferenceGraph(Graph):
         if orders is _UNKNOWN:
             return _UNKNOWN
         try:
-            given = tuple(map(_contiguous, args)) if self.contiguous else args
+            given = tuple(_in_layout(value, self.layout) for value in args)
             return laid_out(self._run(plan, given), orders, args)
         except LookupError:
             return _UNKNOWN
@@ -301,20 +311,22 @@ class InferenceGraph(Graph):
 
     def _plan_of(self, trace: Trace) -> InferencePlan:
         graph, modules = trace.fresh()
-        if self.contiguous and (name := asks_for_memory(graph)):
+        if self.layout is not torch.preserve_format and (name := asks_for_memory(graph)):
             raise Untraceable(GraphObstacle.PLANNING_FAILED, error=f"{name} goes by where elements lie in memory")
         if writes_to_layers(graph, modules, functools.partial(place_of, trace.module)):
             raise Untraceable(GraphObstacle.WRITES_TO_LAYERS)
         drop_identities(graph, modules)
-        fused = fuse(graph, modules, self.contiguous)
-        if self.contiguous:
+        if self.layout is torch.channels_last:
+            copy_where_views_may_not_be(graph)
+        fused = fuse(graph, modules, self.layout)
+        if self.layout is torch.contiguous_format:
             pool(graph, modules)
         if not fused:
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
         writes, reorders = rests_on_layout(graph, modules), may_reorder(graph, modules, fused)
         unfused = list(_unfused(trace.module, graph, modules))
         links = links_of(graph, fused, modules) if self.drops else []
-        chained = chain(graph, fused) if self.chains and self.contiguous else {}
+        chained = chain(graph, fused) if self.chains and self.layout is torch.contiguous_format else {}
         parts = [part for layer in fused.values() for part in layer.parts if part is not None]
         made = assembled(trace, modules, graph, {**fused, **chained}, parts)
         plan = InferencePlan(
@@ -333,8 +345,8 @@ class InferenceGraph(Graph):
         return plan
 
 
-def _contiguous(value: Tensor) -> Tensor:
-    return value.contiguous() if value.dim() == 4 else value
+def _in_layout(value: Tensor, layout: torch.memory_format) -> Tensor:
+    return value.contiguous(memory_format=layout) if value.dim() == 4 and layout is not torch.preserve_format else value
 
 
 def _unfused(module: nn.Module, graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> Iterator[Place]:

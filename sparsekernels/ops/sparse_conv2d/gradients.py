@@ -31,7 +31,6 @@ from ...formats.transposed import Transposed, transpose
 from ...formats.unstructured import Unstructured
 from .._operation import Arguments, Operator
 from ..convolution import Geometry, pad
-from ..precision import wide_dtype
 from . import plans, reference
 from .implementations import SPARSE_CONV2D, compiled, empty_input_gradient, empty_output
 
@@ -256,7 +255,12 @@ def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry
 
 
 def bias_gradient(grad_output: Tensor) -> Tensor:
-    return grad_output.sum((0, 2, 3), dtype=wide_dtype(grad_output)).to(grad_output.dtype)
+    """The sum over images and pixels; torch adds short dtypes in float32, and rounds once.
+
+    Asked for a result in float32 it would cast all of `grad_output` first: 19 ms instead of 2 of one thread, for 64
+    channels of 128 images of 32x32 in bfloat16, and the same bits.
+    """
+    return grad_output.sum((0, 2, 3))
 
 
 # The operators. A graph holds the tensors of a pattern.

@@ -19,6 +19,7 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.ops.convolution import LINEAR, geometry_of
 from sparsekernels.ops.sparse_conv2d import op, reference
+from sparsekernels.ops.sparse_conv2d.gradients import bias_gradient
 from sparsekernels.testing import assert_verified
 
 
@@ -289,3 +290,14 @@ def test_what_is_refused() -> None:
         sk.sparse_conv2d(torch.ones(1, 48, 5, 5), conv, groups=3)
     with pytest.raises(TypeError, match="expected weight to be a sparsekernels.Unstructured or BlockSparse"):
         sk.sparse_conv2d(images, conv.to_dense())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bias_gradients_are_sums_in_float32(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Rounded once, whatever the layout; each sum of 40 thousand numbers near 1 would be 256 in bfloat16 itself."""
+    torch.manual_seed(0)
+    grad_output = (1 + 0.1 * torch.randn(20, 16, 45, 45)).to(dtype).contiguous(memory_format=layout)
+    expected = grad_output.double().sum((0, 2, 3))
+    assert ((bias_gradient(grad_output).double() - expected).abs() <= torch.finfo(dtype).eps * expected).all()
+    assert torch.equal(bias_gradient(grad_output), grad_output.float().sum((0, 2, 3)).to(dtype))
