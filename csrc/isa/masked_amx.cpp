@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kSide = 32;  // of the sums, and of a run
 constexpr int64_t kPackedFloats = kSide * kSide / 2;
+constexpr int64_t kTimesInPlace = 4;  // panels that rows of a are read for where they lie
 
 void configure() {
   TileConfig config;
@@ -23,25 +24,174 @@ void configure() {
   config.load();
 }
 
-// Two rows of 16 columns as pairs: the lower half of a lane is of the first row. Both are floats that bfloat16 holds.
-inline __m512i pairs_of(Vec<float> first, Vec<float> second) {
-  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(first.v), 16);
-  const __m512i high =
-      _mm512_and_si512(_mm512_castps_si512(second.v), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-  return _mm512_or_si512(low, high);
+// `count` lowest bits, at most 32.
+inline uint32_t first_bits(int64_t count) {
+  return count >= 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
 }
 
-// Rows [k, k_end) of b, at most 32, at `cols` columns from col on: two tiles [16 pairs of rows][16 columns][2].
-void pack_run(const MaskedMatrix& b, int64_t k, int64_t k_end, int64_t col, int64_t cols, float* rows, float* to) {
-  for (int64_t i = 0; i < kSide * kSide; i += kLanes) Vec<float>::zero().store(rows + i);
-  fetch<BFloat16>(b, k, k_end, col, col + cols, rows, kSide);
-  for (int half = 0; half < 2; ++half)
-    for (int pair = 0; pair < 16; ++pair) {
-      const float* const from = rows + 2 * pair * kSide + half * kLanes;
-      const __m512i both = pairs_of(Vec<float>::load(from), Vec<float>::load(from + kSide));
-      _mm512_storeu_si512(to + (half * 16 + pair) * kLanes, both);
-    }
+// The bits of 32 columns in a row of a mask, of which `cols` are there.
+inline uint32_t kept_of(MaskBits mask, int64_t row, int64_t col, int64_t cols) {
+  return first_bits(cols) & (mask.words == nullptr ? ~uint32_t{0} : half_word(mask, row, col));
 }
+
+inline const BFloat16* place_of(const MaskedMatrix& m, int64_t row, int64_t col) {
+  return static_cast<const BFloat16*>(m.data) + row * m.row_stride + col * m.col_stride;
+}
+
+// 16 x 16 pairs of elements.
+using Pairs = __m512i[kLanes];
+
+inline void transpose_pairs(Pairs& pairs) {
+  Vec<float> rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) rows[i].v = _mm512_castsi512_ps(pairs[i]);
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) pairs[i] = _mm512_castps_si512(rows[i].v);
+}
+
+// Two rows of b, k and k + 1 as far as they are there, at 32 columns: their pairs to the two tiles of a panel.
+inline void pack_pair(const MaskedMatrix& b, int64_t k, int64_t col, int64_t cols, float* to) {
+  const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+  const auto row = [&](int64_t at) {
+    if (at >= b.rows) return _mm512_setzero_si512();
+    const uint32_t kept = kept_of(b.mask, at, col, cols);
+    const __m512i there = kept == ~uint32_t{0} ? _mm512_loadu_si512(place_of(b, at, col))
+                                               : _mm512_maskz_loadu_epi16(kept, place_of(b, at, col));
+    return _mm512_permutexvar_epi64(order, there);
+  };
+  const __m512i first = row(k), second = row(k + 1);
+  _mm512_storeu_si512(to, _mm512_unpacklo_epi16(first, second));
+  _mm512_storeu_si512(to + kPackedFloats / 2, _mm512_unpackhi_epi16(first, second));
+}
+
+// 32 rows of b from k on at 32 columns, whose columns lie side by side: two tiles [16 pairs of rows][16 columns][2].
+void pack_columns(const MaskedMatrix& b, int64_t k, int64_t col, int64_t cols, float* to) {
+  const uint32_t there = first_bits(b.rows - k);
+  for (int64_t c = 0; c < cols && k + kSide < b.rows; ++c) __builtin_prefetch(place_of(b, k + kSide, col + c));
+  for (int half = 0; half < 2; ++half, to += kPackedFloats / 2) {
+    Pairs pairs;
+    for (int c = 0; c < kLanes; ++c)
+      pairs[c] = half * kLanes + c < cols ? _mm512_maskz_loadu_epi16(there, place_of(b, k, col + half * kLanes + c))
+                                          : _mm512_setzero_si512();
+    transpose_pairs(pairs);
+    for (int64_t i = 0; i < kLanes; ++i) {
+      __m512i pair = pairs[i];
+      if (b.mask.words != nullptr) {
+        const auto kept = [&](int64_t at) {
+          return static_cast<__mmask16>(at < b.rows ? kept_of(b.mask, at, col, cols) >> (half * kLanes) : 0);
+        };
+        const __m512i low = _mm512_maskz_and_epi32(kept(k + 2 * i), pair, _mm512_set1_epi32(0xffff));
+        const __m512i high = _mm512_maskz_and_epi32(kept(k + 2 * i + 1), pair, _mm512_set1_epi32(~0xffff));
+        pair = _mm512_or_si512(low, high);
+      }
+      _mm512_storeu_si512(to + i * kLanes, pair);
+    }
+  }
+}
+
+// 32 rows of b from k on at `cols` columns of any strides. rows: [32][32], to work in.
+void pack_any(const MaskedMatrix& b, int64_t k, int64_t col, int64_t cols, float* rows, float* to) {
+  for (int64_t i = 0; i < kSide * kSide; i += kLanes) Vec<float>::zero().store(rows + i);
+  fetch<BFloat16>(b, k, k + at_most(b.rows - k, kSide), col, col + cols, rows, kSide);
+  const auto bits = [&](int64_t row, int half) {
+    return _mm512_srli_epi32(_mm512_castps_si512(Vec<float>::load(rows + row * kSide + half * kLanes).v), 16);
+  };
+  for (int half = 0; half < 2; ++half)
+    for (int pair = 0; pair < kLanes; ++pair)
+      _mm512_storeu_si512(
+          to + (half * kLanes + pair) * kLanes,
+          _mm512_or_si512(bits(2 * pair, half), _mm512_slli_epi32(bits(2 * pair + 1, half), 16)));
+}
+
+// What of b the flags ask for, of panels of a part: [panel][run][2 tiles].
+void pack_panels(
+    const MaskedMatrix& b, const ProductPart& part, const float* flags, int64_t run_stride, float* rows,
+    float* packed) {
+  const int64_t runs = divided(b.rows, kSide), panels = divided(part.col_end - part.col_begin, kSide);
+  for (int64_t run = 0; run < runs; ++run) {
+    // rows that lie as such are read from end to end, two at a time
+    const int64_t times = b.col_stride == 1 ? kLanes : 1;
+    for (int64_t i = 0; i < times; ++i)
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        if (flags[panel * run_stride + run] == 0.0f) continue;
+        const int64_t k = run * kSide, col = part.col_begin + panel * kSide;
+        const int64_t cols = at_most(part.col_end - col, kSide);
+        float* const to = packed + (panel * runs + run) * kPackedFloats;
+        if (b.col_stride == 1) {
+          pack_pair(b, k + 2 * i, col, cols, to + i * kLanes);
+        } else if (b.row_stride == 1) {
+          pack_columns(b, k, col, cols, to);
+        } else {
+          pack_any(b, k, col, cols, rows, to);
+        }
+      }
+  }
+}
+
+// 16 rows of a from `row` on, of which `count` are there, zeros behind them: to[run][row][32], tiles that lie one
+// behind the other. As they lie in a rows share sets of the caches.
+void fetch_rows(const MaskedMatrix& a, int64_t row, int count, float* rows, BFloat16* to) {
+  const int64_t runs = divided(a.cols, kSide), stride = runs * kSide;
+  if (a.col_stride == 1) {
+    for (int r = 0; r < kLanes; ++r)
+      for (int64_t run = 0; run < runs; ++run) {
+        const uint32_t kept = r < count ? kept_of(a.mask, row + r, run * kSide, a.cols - run * kSide) : 0;
+        const __m512i there = kept == ~uint32_t{0} ? _mm512_loadu_si512(place_of(a, row + r, run * kSide))
+                                                   : _mm512_maskz_loadu_epi16(
+                                                         kept, place_of(a, row + at_most(r, count - 1), run * kSide));
+        _mm512_storeu_si512(to + run * kSide * kSide + r * kSide, there);
+      }
+    return;
+  }
+  if (a.row_stride != 1) {
+    std::memset(rows, 0, static_cast<size_t>(kLanes * stride) * sizeof(float));
+    if (count > 0) fetch<BFloat16>(a, row, row + count, 0, a.cols, rows, stride);
+    for (int64_t r = 0; r < kLanes; ++r)
+      for (int64_t k = 0; k < stride; k += kLanes)
+        Vec16<BFloat16>::store(
+            Vec<float>::load(rows + r * stride + k), to + k / kSide * kSide * kSide + r * kSide + k % kSide);
+    return;
+  }
+  for (int64_t run = 0; run < runs; ++run) {  // its columns lie side by side
+    const auto column = [&](int64_t at) {
+      if (at >= a.cols || count <= 0) return _mm512_setzero_si512();
+      const __mmask16 there = static_cast<__mmask16>(first_bits(count));
+      return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, place_of(a, row, at)));
+    };
+    const int64_t k = run * kSide;
+    // lines of columns lie far apart, where the processor does not guess the next ones
+    for (int64_t i = k + kSide; i < k + 2 * kSide && i < a.cols; ++i) __builtin_prefetch(place_of(a, row, i));
+    Pairs pairs;
+    for (int64_t i = 0; i < kLanes; ++i)
+      pairs[i] = _mm512_or_si512(column(k + 2 * i), _mm512_slli_epi32(column(k + 2 * i + 1), 16));
+    transpose_pairs(pairs);
+    for (int r = 0; r < kLanes; ++r) {
+      const uint32_t kept = r < count ? kept_of(a.mask, row + r, k, a.cols - k) : 0;
+      _mm512_storeu_si512(to + run * kSide * kSide + r * kSide, _mm512_maskz_mov_epi16(kept, pairs[r]));
+    }
+  }
+}
+
+// Brings rows that lie side by side to the cache, from end to end, some lines at a time.
+class RowsAhead {
+ public:
+  RowsAhead() = default;
+  RowsAhead(const BFloat16* from, int64_t stride, int64_t rows, int64_t cols)
+      : from_(from), stride_(stride), rows_(rows), cols_(cols) {}
+  void step() {
+    for (int i = 0; i < kLinesPerStep && rows_ > 0; ++i) {
+      __builtin_prefetch(from_ + at_);
+      at_ += kSide;
+      if (at_ >= cols_) at_ = 0, from_ += stride_, --rows_;
+    }
+  }
+
+ private:
+  static constexpr int kLinesPerStep = 32;  // as many as a run of 32 rows has
+  const BFloat16* from_ = nullptr;
+  int64_t stride_ = 0, rows_ = 0, cols_ = 0, at_ = 0;
+};
 
 // Which of the four tiles of 16 x 16 of a block are kept: bit 2 * (lower) + (right).
 inline unsigned kept_tiles(uint32_t upper, uint32_t lower) {
@@ -49,29 +199,33 @@ inline unsigned kept_tiles(uint32_t upper, uint32_t lower) {
          (lower >> 16 != 0 ? 8u : 0u);
 }
 
-int64_t amx_workspace(const MaskedProduct& product, int64_t cols) {
+int64_t amx_workspace(const MaskedProduct& product, int64_t, int64_t cols) {
   const int64_t runs = divided(product.a.cols, kSide), panels = divided(cols, kSide);
-  const int64_t packed = (panels + 1) * runs * kPackedFloats, flags = (panels + 1) * (padded(runs, kLanes) + 4);
+  const int64_t packed = (panels + 1) * runs * kPackedFloats, flags = (panels + 1) * (padded(runs, kLanes) + 6);
   return packed + flags + kLanes * runs * kSide + 2 * kSide * kSide;
 }
 
 // The operands of one block of sums: rows of a, and b packed.
 struct Block {
   const BFloat16* a;
-  int64_t a_stride;  // in elements
-  const float* b;
+  int64_t a_stride, a_run;         // in elements, from row to row and from run to run
+  const float* b;                  // [run][2 tiles]
   const float *a_flags, *b_flags;  // by run
   int64_t runs;
 
+  RowsAhead* ahead;
+
   template <class Step>
   void for_runs(Step step) const {
-    for (int64_t run = 0; run < runs; ++run)
-      if (a_flags[run] != 0.0f && b_flags[run] != 0.0f) step(a + run * kSide, b + run * kPackedFloats);
+    for (int64_t run = 0; run < runs; ++run) {
+      ahead->step();
+      if (a_flags[run] != 0.0f && b_flags[run] != 0.0f) step(a + run * a_run, b + run * kPackedFloats);
+    }
   }
 };
 
 void multiply_four(const Block& block, float* sums) {
-  const int64_t stride = block.a_stride * 2, lower = 16 * block.a_stride;
+  const int64_t stride = 2 * block.a_stride, lower = kLanes * block.a_stride;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -94,7 +248,8 @@ void multiply_four(const Block& block, float* sums) {
 }
 
 void multiply_one(const Block& block, int lower, int right, float* sums) {
-  const int64_t stride = block.a_stride * 2, from_a = lower * 16 * block.a_stride, from_b = right * kPackedFloats / 2;
+  const int64_t stride = 2 * block.a_stride, from_a = lower * kLanes * block.a_stride,
+                from_b = right * kPackedFloats / 2;
   _tile_zero(0);
   block.for_runs([&](const BFloat16* a, const float* b) {
     load_tile<4>(a + from_a, stride);
@@ -110,32 +265,35 @@ void run_amx(const MaskedProduct& product, const ProductPart& part, float* works
   const int64_t panels = divided(part.col_end - part.col_begin, kSide);
   float* const packed = workspace;  // [panel][run]
   float* const block_floats = packed + panels * runs * kPackedFloats;
-  BFloat16* const own_block = reinterpret_cast<BFloat16*>(block_floats);  // [32][k], as far as a cannot be read
+  BFloat16* const own_block = reinterpret_cast<BFloat16*>(block_floats);  // [run][32][32]: rows of a
   float* const flags = block_floats + runs * kPackedFloats;               // as in run_tiles
   float* const a_flags = flags + panels * run_stride;
   uint64_t* const upper = reinterpret_cast<uint64_t*>(a_flags + run_stride);  // of rows 0-15, a word for two panels
   uint64_t* const lower = upper + panels / 2 + 1;
-  float* const rows = a_flags + run_stride + 4 * (panels + 1);
+  uint64_t* const others = lower + panels / 2 + 1;
+  float* const rows = a_flags + run_stride + 6 * (panels + 1);
   float* const sums = rows + kLanes * runs * kSide + kSide * kSide;
   const auto col_of = [&](int64_t panel) { return part.col_begin + panel * kSide; };
   const auto cols_of = [&](int64_t panel) -> int64_t { return at_most(part.col_end - col_of(panel), kSide); };
 
   find_runs(product, part, upper, flags, run_stride);
-  for (int64_t run = 0; run < runs; ++run)
-    for (int64_t panel = 0; panel < panels; ++panel)
-      if (flags[panel * run_stride + run] != 0.0f) {
-        const int64_t k = run * kSide;
-        float* const to = packed + (panel * runs + run) * kPackedFloats;
-        if (run + 1 < runs)
-          prefetch_rows(b, 2, k + kSide, k + kSide + at_most(k_end - k - kSide, kSide), col_of(panel), cols_of(panel));
-        pack_run(b, k, k + at_most(k_end - k, kSide), col_of(panel), cols_of(panel), rows, to);
-      }
+  pack_panels(b, part, flags, run_stride, rows, packed);
+  const bool a_lies = a.col_stride == 1 && a.mask.words == nullptr && k_end % kSide == 0;
+  RowsAhead ahead;
+  // the next rows of which any element is kept
+  const auto next_rows = [&](int64_t row) {
+    for (; row < part.row_end; row += kSide) {
+      any_of_rows(dest.mask, row, row + at_most(part.row_end - row, kSide), part.col_begin, part.col_end, others);
+      for (int64_t panel = 0; panel < panels; ++panel)
+        if (panel_bits(others, panel) != 0) return row;
+    }
+    return row;
+  };
 
   configure();
   for (int64_t row = part.row_begin; row < part.row_end; row += kSide) {
     const int count = at_most(part.row_end - row, kSide);
-    Block block{
-        static_cast<const BFloat16*>(a.data) + row * a.row_stride, a.row_stride, nullptr, a_flags, nullptr, runs};
+    Block block{place_of(a, row, 0), a.row_stride, kSide, nullptr, a_flags, nullptr, runs, &ahead};
     bool fetched = false;
     const int first_rows = at_most(count, 16);
     any_of_rows(dest.mask, row, row + first_rows, part.col_begin, part.col_end, upper);
@@ -155,16 +313,16 @@ void run_amx(const MaskedProduct& product, const ProductPart& part, float* works
         fetched = true;
         for (int64_t run = 0; run < runs; ++run)
           a_flags[run] = is_active(a.mask, row, row + count, run * kSide) ? 1.0f : 0.0f;
-        if (a.col_stride != 1 || a.mask.words != nullptr || count < kSide || k_end % kSide != 0) {
-          block.a = own_block, block.a_stride = runs * kSide;
-          for (int64_t half = 0; half < kSide; half += kLanes) {
-            std::memset(rows, 0, static_cast<size_t>(kLanes * runs * kSide) * sizeof(float));
-            const int there = at_most(count - half, kLanes);
-            if (there > 0) fetch<BFloat16>(a, row + half, row + half + there, 0, k_end, rows, runs * kSide);
-            for (int64_t i = 0; i < kLanes * runs * kSide; i += kLanes)
-              Vec16<BFloat16>::store(Vec<float>::load(rows + i), own_block + half * runs * kSide + i);
-          }
+        int64_t times = 0;
+        for (int64_t one = panel; one < panels; ++one) times += kept_at(one) != 0 ? 1 : 0;
+        if (!a_lies || count < kSide || times > kTimesInPlace) {
+          block.a = own_block, block.a_stride = kSide, block.a_run = kSide * kSide;
+          for (int64_t half = 0; half < kSide; half += kLanes)
+            fetch_rows(a, row + half, at_most(count - half, kLanes), rows, own_block + half * kSide);
         }
+        const int64_t next = next_rows(row + kSide);
+        if (a.col_stride == 1 && next < part.row_end)
+          ahead = {place_of(a, next, 0), a.row_stride, at_most(part.row_end - next, kSide), k_end};
       }
       block.b = packed + panel * runs * kPackedFloats;
       block.b_flags = flags + panel * run_stride;

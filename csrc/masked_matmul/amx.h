@@ -10,7 +10,7 @@ namespace sparsekernels {
 
 // As of MaskedKernels, for Way::kTiles.
 struct MaskedAmxKernels {
-  int64_t (*workspace)(const MaskedProduct& product, int64_t cols);
+  int64_t (*workspace)(const MaskedProduct& product, int64_t rows, int64_t cols);
   void (*run)(const MaskedProduct& product, const ProductPart& part, float* workspace);
 };
 

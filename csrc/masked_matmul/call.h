@@ -39,9 +39,10 @@ struct ProductPart {
 };
 
 constexpr int64_t kPartRows = 32;
-constexpr int64_t kTileRows = 8;   // of a register tile
-constexpr int64_t kTileCols = 32;  // a half of a word of bits
-constexpr int64_t kRun = 32;       // rows of b of which it is known whether they are masked as a whole
+constexpr int64_t kMostPartRows = 1024, kMostPartCols = 1024;  // of tiles
+constexpr int64_t kTileRows = 8;                               // of a register tile
+constexpr int64_t kTileCols = 32;                              // a half of a word of bits
+constexpr int64_t kRun = 32;  // rows of b of which it is known whether they are masked as a whole
 
 inline int64_t padded(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
@@ -61,8 +62,8 @@ struct MaskCounts {
 };
 
 struct MaskedKernels {
-  // Floats of the workspace of one part with so many columns.
-  int64_t (*workspace)(const MaskedProduct& product, Way way, int64_t cols);
+  // Floats of the workspace of one part with at most so many rows and columns.
+  int64_t (*workspace)(const MaskedProduct& product, Way way, int64_t rows, int64_t cols);
   void (*run)(const MaskedProduct& product, Way way, const ProductPart& part, float* workspace);
   // Zero where the mask leaves out, in place, rows [begin, end) of contiguous rows.
   void (*select)(const MaskedMatrix& matrix, DType dtype, int64_t begin, int64_t end);
@@ -70,8 +71,10 @@ struct MaskedKernels {
   void (*pack)(const uint8_t* bools, int64_t count, uint64_t* words);
   // Sets the bits of the transposed mask in rows [begin, end) of it (columns of the mask); begin is a multiple of 64.
   void (*transpose)(MaskBits mask, int64_t rows, int64_t begin, int64_t end, uint64_t* words, int64_t row_words);
-  // Of rows [begin, end) of a mask, in tiles of tile_rows x 32.
-  MaskCounts (*count)(MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows);
+  // Of rows [begin, end) of a mask, in tiles of tile_rows x 32. Adds to tiles_of_words, if it is not nullptr, the tiles
+  // of each 64 columns.
+  MaskCounts (*count)(
+      MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows, int64_t* tiles_of_words);
 };
 
 }  // namespace sparsekernels

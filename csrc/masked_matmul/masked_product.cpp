@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <unordered_map>
 
 #include "base/amx.h"
@@ -50,8 +51,8 @@ Kept kept_of(
     const MaskBits mask{matrix.mask.words + offset, matrix.mask.row_words};
     constexpr int64_t kRows = 256;
     const auto count = [&](int64_t begin, int64_t end) {
-      const MaskCounts found =
-          cpu_kernels().masked.count(mask, begin * kRows, std::min(matrix.rows, end * kRows), matrix.cols, tile_rows);
+      const MaskCounts found = cpu_kernels().masked.count(
+          mask, begin * kRows, std::min(matrix.rows, end * kRows), matrix.cols, tile_rows, nullptr);
       some_elements += found.elements;
       some_tiles += found.tiles;
     };
@@ -86,11 +87,11 @@ bool has_amx([[maybe_unused]] DType dtype) {
 #endif
 }
 
-int64_t workspace_of(const MaskedProduct& product, Way way, int64_t cols) {
+int64_t workspace_of(const MaskedProduct& product, Way way, int64_t rows, int64_t cols) {
 #if defined(SPARSEKERNELS_AMX)
-  if (way == Way::kTiles && has_amx(product.dtype)) return kMaskedAmx.workspace(product, cols);
+  if (way == Way::kTiles && has_amx(product.dtype)) return kMaskedAmx.workspace(product, rows, cols);
 #endif
-  return cpu_kernels().masked.workspace(product, way, cols);
+  return cpu_kernels().masked.workspace(product, way, rows, cols);
 }
 
 void run_part(const MaskedProduct& product, Way way, const ProductPart& part, float* workspace) {
@@ -114,18 +115,109 @@ Costs costs_of(const MaskedProduct& product, Kept a, Kept b, Kept dest) {
   const double tile_rate = has_amx(product.dtype) ? 300 : 26;
   const double packing = k * n * (half ? 0.7 : 0.5);
   Costs costs{};
-  costs.dense = all / dense_rate + 0.3 * m * n;
+  const auto copied = [](const MaskedMatrix& one) {
+    return one.mask.words == nullptr ? 0.0 : static_cast<double>(one.rows) * static_cast<double>(one.cols);
+  };
+  costs.dense = all / dense_rate + 0.3 * m * n + 0.6 * (copied(product.a) + copied(product.b));
   costs.tiles = all * dest.tiles * a.tiles * b.tiles / tile_rate + packing + 0.2 * m * n;
   costs.dots = dest.elements * m * n * (k / 16 * 1.6 + 12) + packing + 0.2 * m * n;
-  costs.rows = a.elements * m * k * (n / 16 * 1.5 + 3) + packing + 0.3 * m * n;
+  costs.rows = a.elements * m * k * (n / 16 * (half ? 1.9 : 1.5) + 3) + packing + 0.3 * m * n;
   return costs;
 }
 
-// Columns of a part: all, or as many as fit the cache.
-int64_t part_cols(const MaskedProduct& product) {
-  const int64_t fit = kPanelFloats / std::max<int64_t>(1, product.a.cols) / 64 * 64;
-  return std::min(padded(std::max<int64_t>(1, product.dest.cols), 64), std::max<int64_t>(64, fit));
-}
+struct Part {
+  int64_t product;  // of the batch
+  ProductPart part;
+};
+
+// Parts of about the same work, as many as there are threads or more.
+class Parts {
+ public:
+  Parts(const MaskedProducts& products, Way way, const Threads& threads) : products_(products) {
+    const MaskedProduct& first = products.first;
+    const int64_t rows = first.dest.rows, cols = first.dest.cols, depth = std::max<int64_t>(1, first.a.cols);
+    const int64_t wanted = (threads.count + products.count - 1) / products.count;
+    if (way != Way::kTiles) {
+      const int64_t width = std::min(padded(cols, 64), std::max<int64_t>(64, kPanelFloats / depth / 64 * 64));
+      const int64_t col_parts = (cols + width - 1) / width;
+      int64_t row_parts = 1;
+      // packing b again for each part is a small part of it
+      while (row_parts * col_parts < 2 * wanted && rows / (2 * row_parts) >= 256) row_parts *= 2;
+      for (int64_t i = 0; i < products.count; ++i)
+        add(i, even_ends(rows, row_parts, kPartRows), even_ends(cols, col_parts, 64));
+    } else {
+      int64_t most_cols = kMostPartCols;
+      if (has_amx(first.dtype)) most_cols = std::clamp<int64_t>(2 * kPanelFloats / depth / 64 * 64, 64, kMostPartCols);
+      // each part reads its rows of a and its columns of b: the less of them the closer it is to a square
+      const double ratio = static_cast<double>(cols) / static_cast<double>(rows);
+      int64_t col_parts = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(wanted) * ratio)));
+      col_parts = std::clamp<int64_t>(col_parts, 1, std::min(wanted, (cols + 63) / 64));
+      col_parts = std::max(col_parts, (cols + most_cols - 1) / most_cols);
+      int64_t row_parts = (wanted + col_parts - 1) / col_parts;
+      row_parts = std::min(row_parts, (rows + kPartRows - 1) / kPartRows);
+      row_parts = std::max(row_parts, (rows + kMostPartRows - 1) / kMostPartRows);
+      for (int64_t i = 0; i < products.count; ++i)
+        add(i, even_ends(rows, row_parts, kPartRows), balanced_ends(i, col_parts, most_cols));
+    }
+  }
+
+  std::vector<Part> parts;
+  int64_t most_rows = 0, most_cols = 0;
+
+ private:
+  void add(int64_t product, const std::vector<int64_t>& row_ends, const std::vector<int64_t>& col_ends) {
+    int64_t col = 0;
+    for (const int64_t col_end : col_ends) {
+      int64_t row = 0;
+      for (const int64_t row_end : row_ends) {
+        parts.push_back({product, {row, row_end, col, col_end}});
+        most_rows = std::max(most_rows, row_end - row);
+        row = row_end;
+      }
+      most_cols = std::max(most_cols, col_end - col);
+      col = col_end;
+    }
+  }
+
+  // Ends of `count` parts of `size`, multiples of `unit` except for the last one.
+  static std::vector<int64_t> even_ends(int64_t size, int64_t count, int64_t unit) {
+    const int64_t step = padded((size + count - 1) / count, unit);
+    std::vector<int64_t> ends;
+    for (int64_t end = step; end < size; end += step) ends.push_back(end);
+    ends.push_back(size);
+    return ends;
+  }
+
+  // The same of columns, so that each has its share of the tiles that the mask of dest keeps.
+  std::vector<int64_t> balanced_ends(int64_t i, int64_t count, int64_t most) const {
+    const MaskedMatrix& dest = products_.first.dest;
+    if (count == 1 || dest.mask.words == nullptr) return even_ends(dest.cols, count, 64);
+    const int64_t words = (dest.cols + 63) / 64;
+    std::vector<int64_t> tiles(static_cast<size_t>(words), 0);
+    const MaskBits mask{dest.mask.words + products_.offsets.dest_mask[static_cast<size_t>(i)], dest.mask.row_words};
+    cpu_kernels().masked.count(mask, 0, dest.rows, dest.cols, kTileRows, tiles.data());
+    // in tiles; to pack columns and to fill them with zeros is work as well
+    const double empty = 0.05 * static_cast<double>(dest.rows) / kTileRows;
+    double all = 0, done = 0;
+    for (const int64_t of_word : tiles) all += static_cast<double>(of_word) + empty;
+    std::vector<int64_t> ends;
+    int64_t begin = 0;
+    for (int64_t word = 0; word < words; ++word) {
+      const double work = static_cast<double>(tiles[static_cast<size_t>(word)]) + empty;
+      done += work;
+      const int64_t end = std::min(dest.cols, (word + 1) * 64);
+      const double share = all * static_cast<double>(ends.size() + 1) / static_cast<double>(count);
+      // the next word would be farther from the share than this one
+      const double next = word + 1 < words ? static_cast<double>(tiles[static_cast<size_t>(word + 1)]) + empty : 0;
+      if (word + 1 < words && end - begin < most && done + next / 2 < share) continue;
+      ends.push_back(end);
+      begin = end;
+    }
+    return ends;
+  }
+
+  const MaskedProducts& products_;
+};
 
 }  // namespace
 
@@ -189,29 +281,20 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
     all = &turned;
   }
 
-  const MaskedProduct& first = all->first;
-  const int64_t rows = first.dest.rows, cols = first.dest.cols;
-  const int64_t width = part_cols(first), col_parts = (cols + width - 1) / width;
-  // enough parts to share among threads, as long as packing b again for each is a small part of it
-  int64_t row_parts = 1;
-  while (row_parts * col_parts * all->count < 2 * threads.count && rows / (2 * row_parts) >= 256) row_parts *= 2;
-  const int64_t height = padded((rows + row_parts - 1) / row_parts, kPartRows);
-  row_parts = (rows + height - 1) / height;
-  const int64_t parts = all->count * col_parts * row_parts;
-  const size_t floats = static_cast<size_t>(workspace_of(first, way, std::min(width, cols)));
+  const Parts of(*all, way, threads);
+  const int64_t parts = static_cast<int64_t>(of.parts.size());
+  const int64_t floats = workspace_of(all->first, way, of.most_rows, of.most_cols);
   std::atomic<int64_t> next{0};
   threads.run(std::min(threads.count, parts), [&](int64_t begin, int64_t end) {
     const TrimWorkspace trim{worker_workspace};
     WorkspaceLayout own;
     float* workspace = nullptr;
-    own.add(&workspace, static_cast<int64_t>(floats));
+    own.add(&workspace, floats);
     own.allocate(worker_workspace);
     for (; begin < end; ++begin)
-      for (int64_t part = next++; part < parts; part = next++) {
-        const int64_t column = part / row_parts % col_parts, row = part % row_parts;
-        const ProductPart one{
-            row * height, std::min(rows, (row + 1) * height), column * width, std::min(cols, (column + 1) * width)};
-        run_part(product_at(*all, part / row_parts / col_parts), way, one, workspace);
+      for (int64_t i = next++; i < parts; i = next++) {
+        const Part& one = of.parts[static_cast<size_t>(i)];
+        run_part(product_at(*all, one.product), way, one.part, workspace);
       }
   });
 }

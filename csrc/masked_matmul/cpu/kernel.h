@@ -7,148 +7,29 @@
 // that it is in or on threads.
 #pragma once
 
-#include "masked_matmul/cpu/parts.h"
+#include "masked_matmul/cpu/tiles.h"
 
 namespace sparsekernels {
 namespace {
 
 #if defined(SPARSEKERNELS_AVX512)
-constexpr int kRegisterRows = 8, kRegisterVectors = 16;
-#elif defined(SPARSEKERNELS_AVX2)
-constexpr int kRegisterRows = 2, kRegisterVectors = 4;  // a vector is two of 16 registers
+constexpr int kRegisterVectors = 16;
 #else
-constexpr int kRegisterRows = 2, kRegisterVectors = 4;
+constexpr int kRegisterVectors = 4;
 #endif
-constexpr int64_t kChain = 256;   // products that are summed one after another
-constexpr int64_t kAhead = 96;    // of a row of a, that are prefetched
-constexpr int64_t kFetched = 16;  // rows of b that are packed at a time
+constexpr int64_t kChain = 256;  // products that are summed one after another
 
-// sums[r][0..31] += sum over k in [begin, end) of rows[r][k] * b[k][0..31]
-template <int R>
-inline void multiply_tile(const float* const* rows, int64_t begin, int64_t end, const float* b, float* sums) {
-  Vec<float> left[R], right[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) left[r] = right[r] = Vec<float>::zero();
-  const float* of[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) of[r] = rows[r];
-  for (int64_t from = begin; from < end; from += kLanes) {
-    const int64_t to = from + kLanes < end ? from + kLanes : end;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) __builtin_prefetch(of[r] + from + kAhead);
-    for (int64_t k = from; k < to; ++k) {
-      const Vec<float> b0 = Vec<float>::load(b + k * kTileCols), b1 = Vec<float>::load(b + k * kTileCols + kLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec<float> factor = Vec<float>::broadcast(of[r][k]);
-        left[r] = fma(factor, b0, left[r]);
-        right[r] = fma(factor, b1, right[r]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    (Vec<float>::load(sums + r * kTileCols) + left[r]).store(sums + r * kTileCols);
-    (Vec<float>::load(sums + r * kTileCols + kLanes) + right[r]).store(sums + r * kTileCols + kLanes);
-  }
-}
-
-inline void multiply_run(const float* const* rows, int64_t begin, int64_t end, const float* b, float* sums) {
-  for (int64_t k = begin; k < end; k += kChain) {
-    const int64_t to = k + kChain < end ? k + kChain : end;
-    for (int64_t r = 0; r < kTileRows; r += kRegisterRows)
-      multiply_tile<kRegisterRows>(rows + r, k, to, b, sums + r * kTileCols);
-  }
-}
-
-int64_t part_workspace(const MaskedProduct& product, Way way, int64_t cols) {
+int64_t part_workspace(const MaskedProduct& product, Way way, int64_t rows, int64_t cols) {
   const int64_t k = product.a.cols, n = padded(cols, kTileCols);
   switch (way) {
     case Way::kTiles:
-      return n * k + kTileRows * padded(k, kLanes) + (n / kTileCols + 1) * (padded(divided(k, kRun), kLanes) + 2);
+      return TilesWorkspace(nullptr, rows, cols).floats;
     case Way::kDots:
       return (n + kLanes) * padded(k, kLanes) + 2 * n;
     case Way::kRows:
       return n * k + (kLanes + 1) * padded(k, kLanes) + kLanes * n;
   }
   __builtin_trap();
-}
-
-template <class T>
-void run_tiles(const MaskedProduct& product, const ProductPart& part, float* workspace) {
-  const MaskedMatrix &a = product.a, &b = product.b, &dest = product.dest;
-  const int64_t k_end = a.cols, runs = divided(k_end, kRun), run_stride = padded(runs, kLanes);
-  const int64_t panels = divided(part.col_end - part.col_begin, kTileCols);
-  float* const packed = workspace;  // [panel][k][32]
-  float* const block = packed + panels * k_end * kTileCols;
-  float* const flags = block + kTileRows * padded(k_end, kLanes);  // not 0: rows of b, [panel][run], and of a, [run]
-  float* const a_flags = flags + panels * run_stride;
-  uint64_t* const any = reinterpret_cast<uint64_t*>(a_flags + run_stride);  // a word for two panels
-  const auto col_of = [&](int64_t panel) { return part.col_begin + panel * kTileCols; };
-  const auto cols_of = [&](int64_t panel) {
-    const int64_t left = part.col_end - col_of(panel);
-    return left < kTileCols ? left : kTileCols;
-  };
-
-  find_runs(product, part, any, flags, run_stride);
-  for (int64_t k = 0; k < k_end; k += kFetched) {
-    const int64_t end = k + kFetched < k_end ? k + kFetched : k_end;
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      if (flags[panel * run_stride + k / kRun] == 0.0f) continue;
-      float* const to = packed + (panel * k_end + k) * kTileCols;
-      const int64_t cols = cols_of(panel);
-      if (end < k_end)
-        prefetch_rows(b, sizeof(T), end, end + kFetched < k_end ? end + kFetched : k_end, col_of(panel), cols);
-      fetch<T>(b, k, end, col_of(panel), col_of(panel) + cols, to, kTileCols);
-      if (cols <= kLanes)
-        for (int64_t i = 0; i < end - k; ++i) Vec<float>::zero().store(to + i * kTileCols + kLanes);
-    }
-  }
-
-  alignas(kVectorBytes) float sums[kTileRows * kTileCols];
-  for (int64_t row = part.row_begin; row < part.row_end; row += kTileRows) {
-    const int count = at_most(part.row_end - row, static_cast<int>(kTileRows));
-    const float* rows[kTileRows];
-    bool fetched = false;
-    any_of_rows(dest.mask, row, row + count, part.col_begin, part.col_end, any);
-    const auto is_empty = [&](int64_t one) { return panel_bits(any, one) == 0; };
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      if (is_empty(panel)) {
-        const int64_t first = panel;
-        while (panel + 1 < panels && is_empty(panel + 1)) ++panel;
-        const int64_t cols = (panel - first) * kTileCols + cols_of(panel);
-        put_zeros<T>(dest, row, col_of(first), count, cols);
-        continue;
-      }
-      if (!fetched) {
-        fetched = true;
-        int64_t stride = a.row_stride;
-        const float* from = static_cast<const float*>(a.data) + row * a.row_stride;
-        if (!is_plain<T>(a)) {
-          stride = padded(k_end, kLanes);
-          fetch<T>(a, row, row + count, 0, k_end, block, stride);
-          from = block;
-        }
-        for (int r = 0; r < kTileRows; ++r) rows[r] = from + (r < count ? r : count - 1) * stride;
-        for (int64_t run = 0; run < runs; ++run)
-          a_flags[run] = is_active(a.mask, row, row + count, run * kRun) ? 1.0f : 0.0f;
-      }
-      for (int64_t i = 0; i < kTileRows * kTileCols; i += kLanes) Vec<float>::zero().store(sums + i);
-      const float* const of_panel = flags + panel * run_stride;
-      const auto is_kept = [&](int64_t run) { return of_panel[run] != 0.0f && a_flags[run] != 0.0f; };
-      for (int64_t run = 0; run < runs;) {
-        if (!is_kept(run)) {
-          ++run;
-          continue;
-        }
-        const int64_t begin = run * kRun;
-        while (run < runs && is_kept(run)) ++run;
-        const int64_t end = run * kRun < k_end ? run * kRun : k_end;
-        multiply_run(rows, begin, end, packed + panel * k_end * kTileCols, sums);
-      }
-      put<T>(dest, row, col_of(panel), count, cols_of(panel), sums, kTileCols);
-    }
-  }
 }
 
 // The dot products of a row with four others, to[0..3]; counts are multiples of 16.
@@ -299,18 +180,28 @@ void select_masked(const MaskedMatrix& matrix, DType dtype, int64_t begin, int64
 }
 
 // Elements and tiles of tile_rows x 32 that a mask keeps, in rows [begin, end).
-MaskCounts count_kept(MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows) {
+MaskCounts count_kept(
+    MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows, int64_t* tiles_of_words) {
+  constexpr int64_t kWords = 16;
   MaskCounts found;
+  const int64_t words = divided(cols, 64);
   for (int64_t row = begin; row < end; row += tile_rows) {
     const int64_t last = row + tile_rows < end ? row + tile_rows : end;
-    for (int64_t col = 0; col < cols; col += 64) {
-      uint64_t any = 0;
+    for (int64_t word = 0; word < words; word += kWords) {
+      const int64_t some = word + kWords < words ? kWords : words - word;
+      uint64_t any[kWords] = {};
       for (int64_t r = row; r < last; ++r) {
-        const uint64_t word = mask.words[r * mask.row_words + col / 64];
-        any |= word;
-        found.elements += __builtin_popcountll(word);
+        const uint64_t* const from = mask.words + r * mask.row_words + word;
+        for (int64_t w = 0; w < some; ++w) {
+          any[w] |= from[w];
+          found.elements += __builtin_popcountll(from[w]);
+        }
       }
-      found.tiles += (any << 32 != 0) + (any >> 32 != 0);
+      for (int64_t w = 0; w < some; ++w) {
+        const int64_t tiles = (any[w] << 32 != 0) + (any[w] >> 32 != 0);
+        found.tiles += tiles;
+        if (tiles_of_words != nullptr) tiles_of_words[word + w] += tiles;
+      }
     }
   }
   return found;

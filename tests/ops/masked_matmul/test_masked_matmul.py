@@ -133,6 +133,40 @@ def test_what_is_masked_is_never_in_the_result(kind: str, bad: float) -> None:
     assert torch.equal(y[~mask], torch.zeros(int((~mask).sum())))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kinds", [("half", None), (None, "half"), ("uneven blocks", "few")])
+def test_what_masks_of_operands_leave_out_is_not_read(
+    kinds: tuple[str | None, str | None], transposed: bool, dtype: torch.dtype
+) -> None:
+    """Infinity there, in matrices that lie by rows and by columns, large enough for tiles."""
+    shapes = ((290, 270), (270, 330))
+    a_mask, b_mask = (None if kind is None else KINDS[kind](of) for kind, of in zip(kinds, shapes, strict=True))
+    mask = KINDS["blocks"]((290, 330))
+
+    def ours(a: Tensor, b: Tensor) -> Tensor:
+        a, b = (one if of is None else one.masked_fill(~of, float("inf")) for one, of in ((a, a_mask), (b, b_mask)))
+        if transposed:
+            a, b = a.T.contiguous().T, b.T.contiguous().T
+        return sk.masked_matmul(a, b, mask, a_mask=a_mask, b_mask=b_mask)
+
+    assert_verified(
+        ours, lambda a, b: expected(a, b, mask, a_mask, b_mask), operands(Case(*shapes), dtype), gradients=False
+    )
+
+
+@pytest.mark.parametrize("depth", [255, 256, 257, 513, 1100])
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_sums_that_are_packed_in_pieces(depth: int, dtype: torch.dtype) -> None:
+    """Around the number of rows of b that are packed at a time; with tiles and panels that are cut off."""
+    mask = in_blocks((77, 1100), 0.15, (16, 48))
+    assert_verified(
+        lambda a, b: sk.masked_matmul(a, b, mask),
+        lambda a, b: expected(a, b, mask),
+        operands(Case((77, depth), (depth, 1100)), dtype),
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_float_mask_multiplies(dtype: torch.dtype) -> None:
     mask = (torch.randn(20, 30) * (torch.rand(20, 30) < 0.5)).to(dtype).requires_grad_()
@@ -242,10 +276,11 @@ def test_second_derivatives_of_the_kernels() -> None:
 
 
 @built
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_bits_for_any_number_of_threads(kind: str) -> None:
+def test_same_bits_for_any_number_of_threads(kind: str, dtype: torch.dtype) -> None:
     mask = KINDS[kind]((520, 300))
-    a, b = operands(Case((520, 333), (333, 300)))
+    a, b = operands(Case((520, 333), (333, 300)), dtype)
     found: list[list[Tensor]] = []
     before = torch.get_num_threads()
     try:
