@@ -8,6 +8,8 @@ elements: "dense+mask", torch's product and its elements outside of the mask set
 product of the nonzeros of a CSR matrix, in float32; "ours", `masked_matmul` with a mask that was prepared before; and
 "ours+prepare", the same with a plain mask, bool or `BlockMask`, so that its preparation is inside of the time. All of
 them are interleaved. forward+backward is the product and, through autograd, the gradients to both matrices.
+
+Cases with `windows` among their keys are attention: `attention.py`.
 """
 
 from __future__ import annotations
@@ -123,6 +125,10 @@ class Oracle:
 
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """torch's product, and for each mask the ways to have only what it keeps."""
+    if "windows" in case.parameters:
+        from . import attention
+
+        return attention.variants(case, selection)
     inputs = Inputs(case)
     oracle = Oracle(inputs)
     result = [Variant("dense", functools.partial(_dense, inputs))]
@@ -141,6 +147,11 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
 def patterns(case: Case, selection: Selection) -> list[Pattern]:
     """The masks of `case`, those in blocks first; of options what they name, else those of its keys."""
     rows, _, columns = case.parameters["shape"]
+    return chosen_patterns(case, selection, (rows, columns))
+
+
+def chosen_patterns(case: Case, selection: Selection, shape: tuple[int, int]) -> list[Pattern]:
+    """The same, of matrices of `shape`."""
     chosen = bool(selection.blocks or selection.masks)
     blocks = selection.blocks if chosen else case.parameters["blocks"]
     masks = selection.masks if chosen else case.parameters["masks"]
@@ -148,7 +159,7 @@ def patterns(case: Case, selection: Selection) -> list[Pattern]:
     for kinds, key in ((blocks, "block_sparsities"), (masks, "sparsities")):
         percents = selection.sparsities or ((QUICK_PERCENT,) if selection.quick else case.parameters[key])
         for kind in dict.fromkeys(kinds):
-            found += [Pattern(f"{kind}-{one:g}", one, (rows, columns)) for one in dict.fromkeys(percents)]
+            found += [Pattern(f"{kind}-{one:g}", one, shape) for one in dict.fromkeys(percents)]
     return found
 
 
@@ -223,6 +234,7 @@ SUITE = _Masked(
             time_column("dense"),
             time_column("dense+mask"),
             time_column("sampled-addmm"),
+            time_column("flex"),
             time_column("ours"),
             time_column("ours+prepare"),
             speedup_column("ours", "speedup"),
@@ -230,15 +242,17 @@ SUITE = _Masked(
             speedup_column("ours+prepare", "with preparation"),
             ratio_column("dense+mask", "ours+prepare"),
             ratio_column("sampled-addmm", "ours+prepare"),
+            ratio_column("flex", "ours+prepare"),
         ),
         legend=(
             "Medians of one call; the row says how the mask's zeros lie and how many percent they are. dense: torch's "
-            "product without a mask, which the speedups are over. dense+mask: the same and then the mask, in the "
-            "fastest of three ways. ours: the mask prepared beforehand; ours+prepare: within the time. of ideal: the "
-            "speedup, of 1 / density. Ratios are of times; above 1 ours is faster, its preparation included."
+            "product, or attention, without a mask, which the speedups are over. dense+mask: the same and then the "
+            "mask, in the fastest of three ways; of attention, with it. flex: flex_attention, compiled. ours: the mask "
+            "prepared beforehand; ours+prepare: within the time. of ideal: the speedup, of 1 / density. Ratios are of "
+            "times; above 1 ours is faster, its preparation included."
         ),
         subject="ours",
-        rivals=("dense", "dense+mask", "sampled-addmm"),
+        rivals=("dense", "dense+mask", "sampled-addmm", "flex"),
         chart="sparsity",
     ),
     sparse=True,

@@ -68,6 +68,10 @@ class Backward {
     for (int64_t i = 0; i < kBlockRows * k_.stride(); i += kLanes) Vec<float>::zero().store(to_.dq + i);
     for (int64_t& listed : listed_) listed = 0;
     for (int64_t tile = part_.tile_begin; tile < part_.tile_end; ++tile) {
+      if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
+        ++tile;
+        continue;
+      }
       int dense[kSubtiles], found = 0;
       uint32_t bits_of[kSubtiles][kTileRows];
       for (int sub = 0; sub * kTileRows < count; ++sub) {

@@ -18,8 +18,10 @@ namespace sparsekernels {
 namespace {
 namespace attention {
 
-constexpr int64_t kRunTiles = 32;      // of a run, computed as tiles
-constexpr int64_t kRunKeys = 1024;     // of a run and a row, computed one by one
+constexpr int64_t kRunTiles = 32;   // of a run, computed as tiles
+constexpr int64_t kRunKeys = 1024;  // of a run and a row, computed one by one
+// From row to row of the scores of a run: not a page, whose lines would share a set of the cache.
+constexpr int64_t kScoreStride = kRunTiles * kKeys + kLanes;
 constexpr int64_t kTilesTogether = 8;  // whose products are summed one after another
 
 inline float infinity() {
@@ -72,13 +74,13 @@ struct ForwardBuffers {
   int32_t* keys;
 
   static int64_t floats(int64_t q_stride, int64_t v_stride) {
-    return kTileRows * (q_stride + kRunTiles * kKeys + v_stride + 2 * kRunKeys);
+    return kTileRows * (q_stride + kScoreStride + v_stride + 2 * kRunKeys);
   }
   ForwardBuffers(float* workspace, int64_t q_stride, int64_t v_stride) {
     q = workspace;
-    scores = q + kTileRows * q_stride;              // [8][tiles of a run * 32]
-    sums = scores + kTileRows * kRunTiles * kKeys;  // [8][v_stride]
-    elements = sums + kTileRows * v_stride;         // [8][single keys of a run]
+    scores = q + kTileRows * q_stride;         // [8][tiles of a run * 32]
+    sums = scores + kTileRows * kScoreStride;  // [8][v_stride]
+    elements = sums + kTileRows * v_stride;    // [8][single keys of a run]
     keys = reinterpret_cast<int32_t*>(elements + kTileRows * kRunKeys);
   }
 };
@@ -87,7 +89,6 @@ struct ForwardBuffers {
 template <int V>
 inline void add_values(
     const float* weights, const float* const* tiles, int64_t count, int64_t b_stride, float* to, int64_t to_stride) {
-  constexpr int64_t kStride = kRunTiles * kKeys;
   for (int64_t first = 0; first < kTileRows; first += kRows)
     for (int64_t t = 0; t < count;) {
       const int64_t end = t + kTilesTogether < count ? t + kTilesTogether : count;
@@ -97,7 +98,7 @@ inline void add_values(
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) sums[r][v] = Vec<float>::zero();
       for (; t < end; ++t) {
-        const float* const from = weights + first * kStride + t * kKeys;
+        const float* const from = weights + first * kScoreStride + t * kKeys;
         const float* const b = tiles[t];
         for (int64_t k = 0; k < kKeys; ++k) {
           Vec<float> row[V];
@@ -105,7 +106,7 @@ inline void add_values(
           for (int v = 0; v < V; ++v) row[v] = Vec<float>::load(b + k * b_stride + v * kLanes);
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
-            const Vec<float> factor = Vec<float>::broadcast(from[r * kStride + k]);
+            const Vec<float> factor = Vec<float>::broadcast(from[r * kScoreStride + k]);
 #pragma GCC unroll 2
             for (int v = 0; v < V; ++v) sums[r][v] = fma(factor, row[v], sums[r][v]);
           }
@@ -169,6 +170,10 @@ class Forward {
       if (run.count == kRunTiles) return tile;
       for (const int64_t kept : run.kept)
         if (kept + kKeys > kRunKeys) return tile;
+      if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
+        ++tile;
+        continue;
+      }
       const TileBits bits(mask, row, count, tile);
       if (bits.count == 0) continue;
       for (int r = 0; r < count; ++r) any[r] = any[r] || bits.rows[r] != 0;
@@ -202,17 +207,16 @@ class Forward {
   }
 
   void add_run(const Run& run, RowState& state) {
-    constexpr int64_t kStride = kRunTiles * kKeys;
     const Vec<float> scale = Vec<float>::broadcast(group_.scale), least = Vec<float>::broadcast(-infinity());
     const int64_t v_stride = v_.stride();
     Vec<float> most[kTileRows];
     for (Vec<float>& one : most) one = least;
     for (int64_t t = 0; t < run.count; ++t) {
       float* const scores = to_.scores + t * kKeys;
-      multiply_tile(to_.q, k_.stride(), k_.columns_of(run.tiles[t]), group_.k.cols, scores, kStride);
+      multiply_tile(to_.q, k_.stride(), k_.columns_of(run.tiles[t]), group_.k.cols, scores, kScoreStride);
       for (int r = 0; r < kTileRows; ++r)
         for (int half = 0; half < 2; ++half) {
-          float* const place = scores + r * kStride + half * kLanes;
+          float* const place = scores + r * kScoreStride + half * kLanes;
           const Vec<float> scaled = Vec<float>::load(place) * scale;
           scaled.store(place);
           most[r] = larger_of(only_or(run.bits[t][r] >> (half * kLanes) & 0xffffu, scaled, least), most[r]);
@@ -244,7 +248,7 @@ class Forward {
       Vec<float> totals = Vec<float>::zero();
       for (int64_t t = 0; t < run.count; ++t)
         for (int half = 0; half < 2; ++half) {
-          float* const place = to_.scores + r * kStride + t * kKeys + half * kLanes;
+          float* const place = to_.scores + r * kScoreStride + t * kKeys + half * kLanes;
           const uint32_t lanes = run.bits[t][r] >> (half * kLanes) & 0xffffu;
           const Vec<float> weight = exp_only(lanes, Vec<float>::load(place) + negative);
           weight.store(place);

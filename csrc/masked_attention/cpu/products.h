@@ -193,6 +193,13 @@ class Rows {
   int32_t* state_ = nullptr;
 };
 
+// Whether any of these rows keeps a key of the 64 of a tile, an even one, and of the next.
+inline bool is_word_empty(MaskBits mask, int64_t row, int count, int64_t tile) {
+  uint64_t any = 0;
+  for (int r = 0; r < count; ++r) any |= mask.words[(row + r) * mask.row_words + tile / 2];
+  return any == 0;
+}
+
 // The bits of up to 8 rows of a mask in a tile of 32 keys; rows that are not there have none.
 struct TileBits {
   uint32_t rows[kTileRows] = {};
