@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <atomic>
 
+#include "base/amx.h"
 #include "base/workspace.h"
 #include "isa/kernels.h"
+#include "masked_attention/amx.h"
 
 namespace sparsekernels {
 namespace {
@@ -16,13 +18,21 @@ thread_local Workspace worker_workspace;
 
 constexpr int64_t kLeastRows = 256;  // of a part: each packs the keys that it needs
 
-// Elements of a tile of 8 x 32 up to which single ones cost less: cycles of a core with AVX-512, which computes 32
-// multiply-adds in one (docs/decisions.md#attention-elements).
-int64_t few_of(const AttentionGroup& group, bool backward) {
-  const double depth = static_cast<double>(group.q.cols + group.v.cols);
-  const double products = backward ? 2.5 : 1, tile = 8 * depth * products + 200;
-  const double element = depth / 16 * (backward ? 4.5 : 1.6) + (backward ? 30 : 15);
-  return static_cast<int64_t>(tile / element);
+// Elements of a tile of 8 x 32, or of 32 x 32 by AMX, up to which single ones cost less
+// (docs/decisions.md#attention-elements). The same forward and backward, where it is nearly the same: so scores are
+// summed in one order, and the largest of a row is what it was.
+int64_t few_of(const AttentionGroup& group, bool by_amx) {
+  const double depth = static_cast<double>(group.q.cols + group.v.cols), element = depth / 16 * 1.6 + 15;
+  return static_cast<int64_t>((8 * depth + (by_amx ? 900 : 200)) / element);
+}
+
+// Whether tiles of AMX compute a pass.
+bool has_amx([[maybe_unused]] const AttentionGroup& group, [[maybe_unused]] bool backward) {
+#if defined(SPARSEKERNELS_AMX)
+  return group.dtype == DType::kBFloat16 && !backward && cpu_kernels().has_jit && may_use_amx();
+#else
+  return false;
+#endif
 }
 
 struct Work {
@@ -71,8 +81,13 @@ std::vector<Work> work_of(const AttentionBatch& batch, bool backward, int64_t th
 }  // namespace
 
 void run_attention(AttentionBatch& batch, bool backward, const Threads& threads) {
+  const bool by_amx = has_amx(batch.shape, backward);
+#if defined(SPARSEKERNELS_AMX)
+  const AttentionKernels& kernels = by_amx ? kAttentionAmx : cpu_kernels().attention;
+#else
   const AttentionKernels& kernels = cpu_kernels().attention;
-  batch.shape.few = few_of(batch.shape, backward);
+#endif
+  batch.shape.few = few_of(batch.shape, by_amx);
   for (size_t g = 0; g < batch.groups.size(); ++g) {
     AttentionGroup& group = batch.groups[g];
     group.few = batch.shape.few;

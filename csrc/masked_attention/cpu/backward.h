@@ -191,7 +191,7 @@ class Backward {
         for (int half = 0; half < 2; ++half) {
           const uint32_t lanes = bits[i][r] >> (half * kLanes) & 0xffffu;
           float* const place = weights + r * kKeys + half * kLanes;
-          const Vec<float> weight = only(lanes, exp_only(lanes, fma(Vec<float>::load(place), scale, most)) * factor);
+          const Vec<float> weight = only(lanes, exp_only(lanes, Vec<float>::load(place) * scale + most) * factor);
           weight.store(place);
           float* const other = of_scores + r * kKeys + half * kLanes;
           only(lanes, weight * (Vec<float>::load(other) + delta)).store(other);
@@ -230,7 +230,7 @@ class Backward {
       const Vec<float> most = Vec<float>::broadcast(-to_.most[r]), factor = Vec<float>::broadcast(to_.factors[r]);
       const Vec<float> delta = Vec<float>::broadcast(-to_.deltas[r]);
       for (int64_t i = 0; i < count; i += kLanes) {
-        const Vec<float> weight = exp_only(0xffffu, fma(Vec<float>::load(to_.dots + i), scale, most)) * factor;
+        const Vec<float> weight = exp_only(0xffffu, Vec<float>::load(to_.dots + i) * scale + most) * factor;
         weight.store(to_.dots + i);
         (weight * (Vec<float>::load(to_.of_weights + i) + delta)).store(to_.of_weights + i);
       }

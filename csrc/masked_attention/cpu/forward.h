@@ -127,6 +127,30 @@ struct RowState {
   float most[kTileRows], total[kTileRows];
 };
 
+// What rows have come to, to y, rest and statistics; sums are [count][stride].
+template <class T>
+void store_rows(
+    const AttentionGroup& group, const AttentionMember& member, int64_t row, int count, const float* sums,
+    int64_t stride, const float* most, const float* total, const bool* any) {
+  const int64_t cols = group.v.cols;
+  for (int r = 0; r < count; ++r) {
+    const float* const of_row = sums + r * stride;
+    member.statistics[2 * (row + r)] = most[r];
+    member.statistics[2 * (row + r) + 1] = total[r];
+    const Vec<float> factor = Vec<float>::broadcast(1.0f / total[r]);
+    for (int64_t i = 0; i < cols; i += kLanes) {
+      const Vec<float> value = any[r] ? Vec<float>::load(of_row + i) * factor : Vec<float>::zero();
+      const uint32_t there = (1u << at_most(cols - i, kLanes)) - 1;
+      T* const place = static_cast<T*>(member.y) + (row + r) * cols + i;
+      Vec16<T>::store(value, place, there);
+      if (member.rest != nullptr) {
+        const Vec<float> rounded = Vec16<T>::load(place, there);
+        Vec16<T>::store(value + negated(rounded), static_cast<T*>(member.rest) + (row + r) * cols + i, there);
+      }
+    }
+  }
+}
+
 template <class T>
 class Forward {
  public:
@@ -160,7 +184,7 @@ class Forward {
       fetched = true;
       add_run(run, state);
     }
-    store(member, row, count, state, any);
+    store_rows<T>(group_, member, row, count, to_.sums, v_stride, state.most, state.total, any);
   }
 
  private:
@@ -280,28 +304,6 @@ class Forward {
         add_rows_of(
             to_.elements + r * kRunKeys, v_.rows(), v_stride, to_.keys + r * kRunKeys, run.kept[r],
             to_.sums + r * v_stride);
-  }
-
-  void store(
-      const AttentionMember& member, int64_t row, int count, const RowState& state, const bool (&any)[kTileRows]) {
-    const int64_t v_stride = v_.stride(), cols = group_.v.cols;
-    for (int r = 0; r < count; ++r) {
-      float* const sums = to_.sums + r * v_stride;
-      member.statistics[2 * (row + r)] = state.most[r];
-      member.statistics[2 * (row + r) + 1] = state.total[r];
-      const Vec<float> factor = Vec<float>::broadcast(1.0f / state.total[r]);
-      for (int64_t i = 0; i < v_stride; i += kLanes) {
-        const Vec<float> value = any[r] ? Vec<float>::load(sums + i) * factor : Vec<float>::zero();
-        value.store(sums + i);
-        const uint32_t there = (1u << at_most(cols - i, kLanes)) - 1;
-        T* const place = static_cast<T*>(member.y) + (row + r) * cols + i;
-        Vec16<T>::store(value, place, there);
-        if (member.rest != nullptr) {
-          const Vec<float> rounded = Vec16<T>::load(place, there);
-          Vec16<T>::store(value + negated(rounded), static_cast<T*>(member.rest) + (row + r) * cols + i, there);
-        }
-      }
-    }
   }
 
   const AttentionGroup& group_;
