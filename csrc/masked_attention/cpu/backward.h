@@ -66,7 +66,6 @@ class Backward {
     const MaskBits mask{member.mask, group_.mask_words};
     bool fetched = false;
     for (int64_t i = 0; i < kBlockRows * k_.stride(); i += kLanes) Vec<float>::zero().store(to_.dq + i);
-    for (int64_t& listed : listed_) listed = 0;
     for (int64_t tile = part_.tile_begin; tile < part_.tile_end; ++tile) {
       if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
         ++tile;
@@ -88,13 +87,9 @@ class Backward {
         }
       }
       if (found != 0) add_tile_of(tile, dense, bits_of, found);
-      for (const int64_t listed : listed_)
-        if (listed + kKeys > kListed) {
-          add_listed();
-          break;
-        }
+      if (most_listed_ + kKeys > kListed) add_listed();
     }
-    if (fetched) add_listed();
+    if (most_listed_ != 0) add_listed();
     if (part_.queries) {
       scale_all(to_.dq, kBlockRows * k_.stride());
       put_rows(member.dq, group_.q.cols, to_.dq, k_.stride(), row, count);
@@ -171,6 +166,7 @@ class Backward {
       const int64_t row = sub * kTileRows + r;
       for (uint32_t left = bits.rows[r]; left != 0; left &= left - 1)
         to_.keys[row * kListed + listed_[row]++] = static_cast<int32_t>(tile * kKeys) + __builtin_ctz(left);
+      most_listed_ = listed_[row] > most_listed_ ? listed_[row] : most_listed_;
     }
   }
 
@@ -218,6 +214,7 @@ class Backward {
   // The single elements that were kept back.
   void add_listed() {
     const int64_t q_stride = k_.stride(), v_stride = v_.stride();
+    most_listed_ = 0;
     for (int r = 0; r < kBlockRows; ++r) {
       const int64_t count = listed_[r];
       if (count == 0) continue;
@@ -249,7 +246,7 @@ class Backward {
   float *dk_, *dv_;  // [keys][stride]
   BackwardBuffers to_;
   bool finite_[kSubtiles] = {};
-  int64_t listed_[kBlockRows] = {};
+  int64_t listed_[kBlockRows] = {}, most_listed_ = 0;
 };
 
 template <class T>

@@ -29,11 +29,15 @@ inline float infinity() {
 }
 
 inline float largest(Vec<float> a) {
+#if defined(SPARSEKERNELS_AVX512)
+  return _mm512_reduce_max_ps(a.v);
+#else
   float lanes[kLanes];
   a.store(lanes);
   float result = lanes[0];
   for (int i = 1; i < kLanes; ++i) result = lanes[i] > result ? lanes[i] : result;
   return result;
+#endif
 }
 
 // The larger of two; the second where the first is NaN.
@@ -67,6 +71,7 @@ struct Run {
   uint32_t bits[kRunTiles][kTileRows];
   int64_t count = 0;
   int64_t kept[kTileRows] = {};  // single elements of each row
+  int64_t most_kept = 0;
 };
 
 struct ForwardBuffers {
@@ -77,7 +82,7 @@ struct ForwardBuffers {
     return kTileRows * (q_stride + kScoreStride + v_stride + 2 * kRunKeys);
   }
   ForwardBuffers(float* workspace, int64_t q_stride, int64_t v_stride) {
-    q = workspace;
+    q = workspace;                             // [8][q_stride]
     scores = q + kTileRows * q_stride;         // [8][tiles of a run * 32]
     sums = scores + kTileRows * kScoreStride;  // [8][v_stride]
     elements = sums + kTileRows * v_stride;    // [8][single keys of a run]
@@ -174,12 +179,7 @@ class Forward {
     for (int64_t tile = 0; tile < tiles;) {
       Run run;
       tile = gather(mask, row, count, tile, tiles, run, any);
-      const bool has_elements = [&] {
-        for (const int64_t kept : run.kept)
-          if (kept != 0) return true;
-        return false;
-      }();
-      if (run.count == 0 && !has_elements) continue;
+      if (run.count == 0 && run.most_kept == 0) continue;
       if (!fetched) fetch_queries(member, row, count);
       fetched = true;
       add_run(run, state);
@@ -191,9 +191,7 @@ class Forward {
   // Fills a run from a tile on; returns the tile that comes behind it.
   int64_t gather(MaskBits mask, int64_t row, int count, int64_t tile, int64_t tiles, Run& run, bool (&any)[kTileRows]) {
     for (; tile < tiles; ++tile) {
-      if (run.count == kRunTiles) return tile;
-      for (const int64_t kept : run.kept)
-        if (kept + kKeys > kRunKeys) return tile;
+      if (run.count == kRunTiles || run.most_kept + kKeys > kRunKeys) return tile;
       if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
         ++tile;
         continue;
@@ -218,6 +216,7 @@ class Forward {
       for (int r = 0; r < count; ++r)
         for (uint32_t left = bits.rows[r]; left != 0; left &= left - 1)
           to_.keys[r * kRunKeys + run.kept[r]++] = static_cast<int32_t>(tile * kKeys) + __builtin_ctz(left);
+      for (const int64_t kept : run.kept) run.most_kept = kept > run.most_kept ? kept : run.most_kept;
     }
     return tile;
   }
@@ -260,7 +259,7 @@ class Forward {
       // the maximum so far; where it is -infinity, all exponentials so far are 0
       const float most_before = state.most[r], most_now = above > most_before ? above : most_before;
       const float taken = most_now == -infinity() ? 0.0f : most_now;
-      if (most_now != most_before) {
+      if (most_now != most_before && state.total[r] != 0.0f) {
         const float factor = exp_of(most_before - taken);
         state.total[r] *= factor;
         const Vec<float> all = Vec<float>::broadcast(factor);

@@ -48,6 +48,7 @@ struct SideRun {
   uint32_t bits[kSideRun][kSide];
   int64_t count = 0;
   int64_t kept[kSide] = {};  // single elements of each row
+  int64_t most_kept = 0;
 };
 
 struct ForwardSideBuffers {
@@ -103,9 +104,7 @@ class ForwardSide {
     for (int64_t tile = 0; tile < tiles;) {
       SideRun run;
       tile = gather(mask, row, count, tile, tiles, run, any);
-      bool has_elements = false;
-      for (const int64_t kept : run.kept) has_elements = has_elements || kept != 0;
-      if (run.count == 0 && !has_elements) continue;
+      if (run.count == 0 && run.most_kept == 0) continue;
       if (!fetched) {
         MaskedMatrix q = group_.q;
         q.data = member.q;
@@ -121,9 +120,7 @@ class ForwardSide {
  private:
   int64_t gather(MaskBits mask, int64_t row, int count, int64_t tile, int64_t tiles, SideRun& run, bool (&any)[kSide]) {
     for (; tile < tiles; ++tile) {
-      if (run.count == kSideRun) return tile;
-      for (const int64_t kept : run.kept)
-        if (kept + kSide > kSideKeys) return tile;
+      if (run.count == kSideRun || run.most_kept + kSide > kSideKeys) return tile;
       if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
         ++tile;
         continue;
@@ -153,6 +150,7 @@ class ForwardSide {
       for (int r = 0; r < count; ++r)
         for (uint32_t left = bits[r]; left != 0; left &= left - 1)
           to_.keys[r * kSideKeys + run.kept[r]++] = static_cast<int32_t>(tile * kSide) + __builtin_ctz(left);
+      for (const int64_t kept : run.kept) run.most_kept = kept > run.most_kept ? kept : run.most_kept;
     }
     return tile;
   }
@@ -206,7 +204,7 @@ class ForwardSide {
     const float before = most_[r];
     now = now > before ? now : before;
     const float taken = now == -infinity() ? 0.0f : now;
-    if (now != before) {
+    if (now != before && total_[r] != 0.0f) {
       const float factor = exp_of(before - taken);
       total_[r] *= factor;
       const Vec<float> all = Vec<float>::broadcast(factor);
