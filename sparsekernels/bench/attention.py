@@ -24,7 +24,7 @@ from torch import Tensor
 import sparsekernels
 
 from .. import testing
-from .masked import Pattern, chosen_patterns
+from .mask_patterns import Pattern, chosen_patterns
 from .suite import Case, Prepared, Selection, Unavailable, Variant, Verdict
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]

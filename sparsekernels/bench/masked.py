@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,42 +24,14 @@ from torch import Tensor
 import sparsekernels
 
 from .. import testing
-from ..pruning import mask as mask_of
 from ..timing import Effort, fastest
+from . import attention
 from .layer import LAYOUTS
+from .mask_patterns import Pattern, chosen_patterns
 from .report import Layout, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
-from .suite_keys import block_of
-
-QUICK_PERCENT = 90.0
-"""The sparsity of the short benchmark."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A mask: bool by elements, and in blocks where it is made of such. percent: of the zeros."""
-
-    name: str
-    percent: float
-    shape: tuple[int, int]
-
-    @functools.cached_property
-    def mask(self) -> sparsekernels.BlockMask | Tensor:
-        """As a user has it."""
-        kind, _, _ = self.name.rpartition("-")
-        share = round(self.percent / 100, 7)
-        if not kind[0].isdecimal():
-            return mask_of(kind, self.shape, share)
-        block = block_of(kind)
-        grid = tuple(-(-size // step) for size, step in zip(self.shape, block, strict=True))
-        return sparsekernels.BlockMask(mask_of("random", grid, share), block, self.shape)
-
-    @functools.cached_property
-    def elements(self) -> Tensor:
-        """bool [M, N]."""
-        return self.mask if isinstance(self.mask, Tensor) else self.mask.to_dense()
 
 
 class Inputs:
@@ -126,8 +97,6 @@ class Oracle:
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """torch's product, and for each mask the ways to have only what it keeps."""
     if "windows" in case.parameters:
-        from . import attention
-
         return attention.variants(case, selection)
     inputs = Inputs(case)
     oracle = Oracle(inputs)
@@ -148,19 +117,6 @@ def patterns(case: Case, selection: Selection) -> list[Pattern]:
     """The masks of `case`, those in blocks first; of options what they name, else those of its keys."""
     rows, _, columns = case.parameters["shape"]
     return chosen_patterns(case, selection, (rows, columns))
-
-
-def chosen_patterns(case: Case, selection: Selection, shape: tuple[int, int]) -> list[Pattern]:
-    """The same, of matrices of `shape`."""
-    chosen = bool(selection.blocks or selection.masks)
-    blocks = selection.blocks if chosen else case.parameters["blocks"]
-    masks = selection.masks if chosen else case.parameters["masks"]
-    found = []
-    for kinds, key in ((blocks, "block_sparsities"), (masks, "sparsities")):
-        percents = selection.sparsities or ((QUICK_PERCENT,) if selection.quick else case.parameters[key])
-        for kind in dict.fromkeys(kinds):
-            found += [Pattern(f"{kind}-{one:g}", one, shape) for one in dict.fromkeys(percents)]
-    return found
 
 
 def _details(inputs: Inputs, pattern: Pattern | None = None) -> dict[str, float]:
