@@ -7,6 +7,7 @@ from ._version import __version__
 from .conversion import NormsReport, Report, convert, replace_norms, revert
 from .dispatch import BackendError, use_backend
 from .formats import BlockSparse, Unstructured
+from .ops.masked_attention.op import masked_attention
 from .ops.masked_matmul.op import BlockMask, PreparedMask, masked_matmul, prepare_mask
 from .ops.rms_norm.op import add_rms_norm, rms_norm
 from .ops.sparse_conv2d.op import sparse_conv1d, sparse_conv2d, sparse_linear
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "add_rms_norm",
     "convert",
+    "masked_attention",
     "masked_matmul",
     "nn",
     "prepare_mask",

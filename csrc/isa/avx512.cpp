@@ -5,6 +5,7 @@
 #define SPARSEKERNELS_AVX512
 #include "batch_norm/cpu/kernel.h"
 #include "fingerprint/cpu/hash.h"
+#include "masked_attention/cpu/kernel.h"
 #include "masked_matmul/cpu/kernel.h"
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
@@ -37,6 +38,7 @@ const CpuKernels kAvx512Kernels = {
     .hash64 = hash64,
     .batch_norm_forward = batch_norm_forward,
     .batch_norm_backward = batch_norm_backward,
-    .masked = masked_kernels()};
+    .masked = masked_kernels(),
+    .attention = attention_kernels()};
 
 }  // namespace sparsekernels

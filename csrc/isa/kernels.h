@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "batch_norm/call.h"
+#include "masked_attention/call.h"
 #include "masked_matmul/call.h"
 #include "max_pool2d/call.h"
 #include "rms_norm/call.h"
@@ -56,6 +57,7 @@ struct CpuKernels {
   void (*batch_norm_forward)(const BatchNormForward& call, int64_t begin, int64_t end);
   void (*batch_norm_backward)(const BatchNormBackward& call, int64_t begin, int64_t end);
   MaskedKernels masked;
+  AttentionKernels attention;
 };
 
 extern const CpuKernels kAvx512Kernels;

@@ -5,6 +5,7 @@
 #include "sparse_conv2d/block/portable.h"
 #include "batch_norm/cpu/kernel.h"
 #include "fingerprint/cpu/hash.h"
+#include "masked_attention/cpu/kernel.h"
 #include "masked_matmul/cpu/kernel.h"
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
@@ -37,7 +38,8 @@ const CpuKernels kPortableKernels = {
     .hash64 = hash64,
     .batch_norm_forward = batch_norm_forward,
     .batch_norm_backward = batch_norm_backward,
-    .masked = masked_kernels()};
+    .masked = masked_kernels(),
+    .attention = attention_kernels()};
 
 namespace block {
 

@@ -8,6 +8,8 @@ elements: "dense+mask", torch's product and its elements outside of the mask set
 product of the nonzeros of a CSR matrix, in float32; "ours", `masked_matmul` with a mask that was prepared before; and
 "ours+prepare", the same with a plain mask, bool or `BlockMask`, so that its preparation is inside of the time. All of
 them are interleaved. forward+backward is the product and, through autograd, the gradients to both matrices.
+
+Cases with `windows` among their keys are attention: `attention.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,42 +24,14 @@ from torch import Tensor
 import sparsekernels
 
 from .. import testing
-from ..pruning import mask as mask_of
 from ..timing import Effort, fastest
+from . import attention
 from .layer import LAYOUTS
+from .mask_patterns import Pattern, chosen_patterns
 from .report import Layout, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
-from .suite_keys import block_of
-
-QUICK_PERCENT = 90.0
-"""The sparsity of the short benchmark."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A mask: bool by elements, and in blocks where it is made of such. percent: of the zeros."""
-
-    name: str
-    percent: float
-    shape: tuple[int, int]
-
-    @functools.cached_property
-    def mask(self) -> sparsekernels.BlockMask | Tensor:
-        """As a user has it."""
-        kind, _, _ = self.name.rpartition("-")
-        share = round(self.percent / 100, 7)
-        if not kind[0].isdecimal():
-            return mask_of(kind, self.shape, share)
-        block = block_of(kind)
-        grid = tuple(-(-size // step) for size, step in zip(self.shape, block, strict=True))
-        return sparsekernels.BlockMask(mask_of("random", grid, share), block, self.shape)
-
-    @functools.cached_property
-    def elements(self) -> Tensor:
-        """bool [M, N]."""
-        return self.mask if isinstance(self.mask, Tensor) else self.mask.to_dense()
 
 
 class Inputs:
@@ -123,6 +96,8 @@ class Oracle:
 
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """torch's product, and for each mask the ways to have only what it keeps."""
+    if "windows" in case.parameters:
+        return attention.variants(case, selection)
     inputs = Inputs(case)
     oracle = Oracle(inputs)
     result = [Variant("dense", functools.partial(_dense, inputs))]
@@ -141,15 +116,7 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
 def patterns(case: Case, selection: Selection) -> list[Pattern]:
     """The masks of `case`, those in blocks first; of options what they name, else those of its keys."""
     rows, _, columns = case.parameters["shape"]
-    chosen = bool(selection.blocks or selection.masks)
-    blocks = selection.blocks if chosen else case.parameters["blocks"]
-    masks = selection.masks if chosen else case.parameters["masks"]
-    found = []
-    for kinds, key in ((blocks, "block_sparsities"), (masks, "sparsities")):
-        percents = selection.sparsities or ((QUICK_PERCENT,) if selection.quick else case.parameters[key])
-        for kind in dict.fromkeys(kinds):
-            found += [Pattern(f"{kind}-{one:g}", one, (rows, columns)) for one in dict.fromkeys(percents)]
-    return found
+    return chosen_patterns(case, selection, (rows, columns))
 
 
 def _details(inputs: Inputs, pattern: Pattern | None = None) -> dict[str, float]:
@@ -223,6 +190,7 @@ SUITE = _Masked(
             time_column("dense"),
             time_column("dense+mask"),
             time_column("sampled-addmm"),
+            time_column("flex"),
             time_column("ours"),
             time_column("ours+prepare"),
             speedup_column("ours", "speedup"),
@@ -230,15 +198,17 @@ SUITE = _Masked(
             speedup_column("ours+prepare", "with preparation"),
             ratio_column("dense+mask", "ours+prepare"),
             ratio_column("sampled-addmm", "ours+prepare"),
+            ratio_column("flex", "ours+prepare"),
         ),
         legend=(
             "Medians of one call; the row says how the mask's zeros lie and how many percent they are. dense: torch's "
-            "product without a mask, which the speedups are over. dense+mask: the same and then the mask, in the "
-            "fastest of three ways. ours: the mask prepared beforehand; ours+prepare: within the time. of ideal: the "
-            "speedup, of 1 / density. Ratios are of times; above 1 ours is faster, its preparation included."
+            "product, or attention, without a mask, which the speedups are over. dense+mask: the same and then the "
+            "mask, in the fastest of three ways; of attention, with it. flex: flex_attention, compiled. ours: the mask "
+            "prepared beforehand; ours+prepare: within the time. of ideal: the speedup, of 1 / density. Ratios are of "
+            "times; above 1 ours is faster, its preparation included."
         ),
         subject="ours",
-        rivals=("dense", "dense+mask", "sampled-addmm"),
+        rivals=("dense", "dense+mask", "sampled-addmm", "flex"),
         chart="sparsity",
     ),
     sparse=True,

@@ -1,0 +1,115 @@
+// Copyright 2026 The sparsekernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "masked_attention/masked_attention.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "base/amx.h"
+#include "base/workspace.h"
+#include "isa/kernels.h"
+#include "masked_attention/amx.h"
+
+namespace sparsekernels {
+namespace {
+
+thread_local Workspace worker_workspace;
+
+constexpr int64_t kLeastRows = 256;  // of a part: each packs the keys that it needs
+
+// Elements of a tile of 8 x 32, or of 32 x 32 by AMX, up to which single ones cost less
+// (docs/decisions.md#attention-elements). The same forward and backward, where it is nearly the same: so scores are
+// summed in one order, and the largest of a row is what it was.
+int64_t few_of(const AttentionGroup& group, bool by_amx) {
+  const double depth = static_cast<double>(group.q.cols + group.v.cols), element = depth / 16 * 1.6 + 15;
+  return static_cast<int64_t>((8 * depth + (by_amx ? 900 : 200)) / element);
+}
+
+// Whether tiles of AMX compute a pass.
+bool has_amx([[maybe_unused]] const AttentionGroup& group, [[maybe_unused]] bool backward) {
+#if defined(SPARSEKERNELS_AMX)
+  return group.dtype == DType::kBFloat16 && !backward && cpu_kernels().has_jit && may_use_amx();
+#else
+  return false;
+#endif
+}
+
+struct Work {
+  size_t group;
+  AttentionPart part;
+};
+
+// Parts of rows of each group, as many in all as `wanted`, as far as they have kLeastRows.
+void add_row_parts(std::vector<Work>& work, const AttentionBatch& batch, int64_t wanted, bool queries) {
+  const int64_t height = padded(batch.shape.q.rows, kAttentionRows), tiles = padded(batch.shape.k.rows, kKeys) / kKeys;
+  for (size_t g = 0; g < batch.groups.size(); ++g) {
+    const int64_t rows = height * batch.groups[g].count;
+    const int64_t most = std::max<int64_t>(1, rows / kLeastRows);
+    const int64_t groups = static_cast<int64_t>(batch.groups.size());
+    const int64_t parts = std::clamp<int64_t>((wanted + groups - 1) / groups, 1, most);
+    const int64_t step = padded((rows + parts - 1) / parts, kAttentionRows);
+    for (int64_t row = 0; row < rows; row += step)
+      work.push_back({g, {row, std::min(rows, row + step), 0, tiles, queries, false}});
+  }
+}
+
+std::vector<Work> work_of(const AttentionBatch& batch, bool backward, int64_t threads) {
+  std::vector<Work> work;
+  const int64_t height = padded(batch.shape.q.rows, kAttentionRows), tiles = padded(batch.shape.k.rows, kKeys) / kKeys;
+  const int64_t groups = static_cast<int64_t>(batch.groups.size()), wanted = threads == 1 ? 1 : 4 * threads;
+  if (!backward) {
+    add_row_parts(work, batch, wanted, false);
+    return work;
+  }
+  if (groups % threads == 0 || groups >= 4 * threads) {
+    for (size_t g = 0; g < batch.groups.size(); ++g)
+      work.push_back({g, {0, height * batch.groups[g].count, 0, tiles, true, true}});
+    return work;
+  }
+  // dq by rows, dk and dv by keys: 7 products in the place of 5, with the same bits
+  add_row_parts(work, batch, wanted, true);
+  for (size_t g = 0; g < batch.groups.size(); ++g) {
+    const int64_t parts = std::clamp<int64_t>((wanted + groups - 1) / groups, 1, std::max<int64_t>(1, tiles));
+    const int64_t step = std::max<int64_t>(1, (tiles + parts - 1) / parts);
+    for (int64_t tile = 0; tile < tiles; tile += step)
+      work.push_back({g, {0, height * batch.groups[g].count, tile, std::min(tiles, tile + step), false, true}});
+  }
+  return work;
+}
+
+}  // namespace
+
+void run_attention(AttentionBatch& batch, bool backward, const Threads& threads) {
+  const bool by_amx = has_amx(batch.shape, backward);
+#if defined(SPARSEKERNELS_AMX)
+  const AttentionKernels& kernels = by_amx ? kAttentionAmx : cpu_kernels().attention;
+#else
+  const AttentionKernels& kernels = cpu_kernels().attention;
+#endif
+  batch.shape.few = few_of(batch.shape, by_amx);
+  for (size_t g = 0; g < batch.groups.size(); ++g) {
+    AttentionGroup& group = batch.groups[g];
+    group.few = batch.shape.few;
+    group.members = batch.members[g].data();
+    group.count = static_cast<int64_t>(batch.members[g].size());
+  }
+  const std::vector<Work> work = work_of(batch, backward, threads.count);
+  const int64_t count = static_cast<int64_t>(work.size());
+  const int64_t floats = kernels.workspace(batch.shape, backward);
+  std::atomic<int64_t> next{0};
+  threads.run(std::min(threads.count, count), [&](int64_t begin, int64_t end) {
+    const TrimWorkspace trim{worker_workspace};
+    WorkspaceLayout own;
+    float* workspace = nullptr;
+    own.add(&workspace, floats);
+    own.allocate(worker_workspace);
+    for (; begin < end; ++begin)
+      for (int64_t i = next++; i < count; i = next++) {
+        const Work& one = work[static_cast<size_t>(i)];
+        (backward ? kernels.backward : kernels.forward)(batch.groups[one.group], one.part, workspace);
+      }
+  });
+}
+
+}  // namespace sparsekernels

@@ -1,0 +1,198 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The cases of the suite `masked` that are attention: batch x heads x tokens x columns, queries, keys and values alike.
+
+The variants are those of `masked.py`, for torch's `scaled_dot_product_attention` in the place of the product: "dense"
+without any mask (the baseline), and for each mask "dense+mask", the same with it (as `is_causal` where it is causal),
+"flex", a compiled `flex_attention` with a mask of its blocks, which has no backward pass on CPUs, "ours" and
+"ours+prepare". Masks are those of blocks and of elements, "window256-77", in which each token sees 256 others around
+it, and "causal-50". forward+backward has the gradients to all three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sparsekernels
+
+from .. import testing
+from .mask_patterns import Pattern, chosen_patterns
+from .suite import Case, Prepared, Selection, Unavailable, Variant, Verdict
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Window(Pattern):
+    """A mask of tokens near one another, or of those before: `width` is how many, 0 all of those before."""
+
+    width: int = 0
+
+    @functools.cached_property
+    def mask(self) -> Tensor:
+        """As a user has it."""
+        return _window(self.shape[0], self.width)
+
+
+def _window(tokens: int, width: int) -> Tensor:
+    place = torch.arange(tokens)
+    distance = place[:, None] - place
+    return distance >= 0 if width == 0 else distance.abs() <= width // 2
+
+
+def patterns(case: Case, selection: Selection) -> list[Pattern]:
+    """The masks of `case`: windows, those of blocks, those of elements; of options what they name."""
+    tokens = case.parameters["shape"][2]
+    found: list[Pattern] = []
+    if not (selection.blocks or selection.masks or selection.sparsities):
+        for width in case.parameters["windows"]:
+            kind = f"window{width}" if width else "causal"
+            percent = round(100 - 100 * _window(tokens, width).float().mean().item())
+            found.append(Window(f"{kind}-{percent}", float(percent), (tokens, tokens), width))
+    return found + chosen_patterns(case, selection, (tokens, tokens))
+
+
+class Inputs:
+    """The operands of a case, and the gradient of the result."""
+
+    def __init__(self, case: Case) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.sizes = tuple(case.parameters["shape"])
+        dtype = getattr(torch, case.dtype)
+        self.backward = case.pass_ != "forward"
+        *operands, self.grad = (torch.randn(self.sizes, generator=generator).to(dtype) for _ in range(4))
+        self.operands: tuple[Tensor, ...] = tuple(one.requires_grad_(self.backward) for one in operands)
+
+    def gflop(self) -> float:
+        """Of the forward pass where everything is kept."""
+        return 4e-9 * self.grad.numel() * self.sizes[2]
+
+    def call(self, attention: Attention) -> Callable[[], tuple[Tensor, ...]]:
+        """The pass."""
+        q, k, v = self.operands
+        if not self.backward:
+            return lambda: (attention(q, k, v),)
+
+        def step() -> tuple[Tensor, ...]:
+            y = attention(q, k, v)
+            return (y.detach(), *torch.autograd.grad(y, (q, k, v), self.grad))
+
+        return step
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        with torch.set_grad_enabled(self.backward):
+            yield
+
+
+def _definition(operands: tuple[Tensor, ...], gradient: Tensor | None, mask: Tensor) -> tuple[Tensor, ...]:
+    """Dense, of one head; half types are computed in float32."""
+    wide = torch.float64 if operands[0].dtype == torch.float64 else torch.float32
+    with torch.enable_grad():
+        own = [one.detach().requires_grad_() for one in operands]
+        q, k, v = (one.to(wide) for one in own)
+        weights = torch.where(mask, q @ k.mT * q.size(-1) ** -0.5, float("-inf")).softmax(-1)
+        y = (torch.where(mask, weights, 0) @ v).to(operands[0].dtype)
+        if gradient is None:
+            return (y.detach(),)
+        return (y.detach(), *torch.autograd.grad(y, own, gradient))
+
+
+ROUGH = 8.0
+"""How many times the tolerance torch's own attention may be off: in half types it rounds weights in between."""
+
+
+def judge(inputs: Inputs, results: tuple[Tensor, ...], mask: Tensor, rough: float = 1.0) -> Verdict:
+    """`results` of the pass under `mask`, by the definition in float64, and as a baseline in the dtype of the case."""
+    names = ("result", "gradient to q", "gradient to k", "gradient to v")
+    worst, passed = 0.0, True
+    flat = [one.detach().flatten(0, 1) for one in (*inputs.operands, inputs.grad)]
+    for head in range(flat[0].size(0)):
+        *operands, gradient = (one[head] for one in flat)
+        seed = gradient if inputs.backward else None
+        truth = _definition(tuple(one.double() for one in operands), None if seed is None else seed.double(), mask)
+        baseline = _definition(tuple(operands), seed, mask)
+        found = (one.flatten(0, 1)[head] for one in results)
+        for row in zip(names, found, truth, baseline, strict=False):
+            comparison = testing.compare(*row)
+            worst, passed = max(worst, comparison.error), passed and comparison.error <= rough * comparison.allowed
+    return Verdict(worst, passed)
+
+
+def variants(case: Case, selection: Selection) -> list[Variant]:
+    """torch's attention, and for each mask the ways to have only what it keeps."""
+    inputs = Inputs(case)
+    result = [Variant("dense", functools.partial(_prepared, inputs, None, F.scaled_dot_product_attention))]
+    ways: dict[str, Callable[[Pattern], Attention]] = {"dense+mask": _dense_and_mask}
+    if case.pass_ == "forward" and not selection.quick:
+        ways["flex"] = functools.partial(_flex, inputs)
+    ways |= {"ours": _ours, "ours+prepare": _ours_and_prepare}
+    for pattern in patterns(case, selection):
+        share = round(pattern.percent / 100, 7)
+        for name, way in ways.items():
+            make = functools.partial(_of_pattern, inputs, pattern, way)
+            result.append(Variant(f"{name}:{pattern.name}", make, share))
+    return result
+
+
+def _of_pattern(inputs: Inputs, pattern: Pattern, way: Callable[[Pattern], Attention]) -> Prepared:
+    return _prepared(inputs, pattern, way(pattern), 1.0 if way in (_ours, _ours_and_prepare) else ROUGH)
+
+
+def _prepared(inputs: Inputs, pattern: Pattern | None, attention: Attention, rough: float = 1.0) -> Prepared:
+    call = inputs.call(attention)
+
+    def check() -> Verdict:
+        assert pattern is not None
+        with inputs.context():
+            results = call()
+        return judge(inputs, results, pattern.elements, rough)
+
+    kept = 1.0 if pattern is None else pattern.elements.sum().item() / pattern.elements.numel()
+    details = {"gflop": float(f"{(3.5 if inputs.backward else 1) * kept * inputs.gflop():.5g}")}
+    return Prepared(call, context=inputs.context, check=None if pattern is None else check, details=details)
+
+
+def _dense_and_mask(pattern: Pattern) -> Attention:
+    if isinstance(pattern, Window) and pattern.width == 0:
+        return functools.partial(F.scaled_dot_product_attention, is_causal=True)
+    return functools.partial(F.scaled_dot_product_attention, attn_mask=pattern.elements)
+
+
+def _flex(inputs: Inputs, pattern: Pattern) -> Attention:
+    """Compiled; in the blocks of 32 x 32 that the mask does not leave out altogether."""
+    from torch.nn.attention import flex_attention
+
+    mask = pattern.elements
+    tokens = mask.size(0)
+
+    def kept(batch: Any, head: Any, row: Any, key: Any) -> Any:
+        return mask[row, key]
+
+    try:
+        blocks = flex_attention.create_block_mask(kept, None, None, tokens, tokens, device="cpu", BLOCK_SIZE=32)
+        compiled: Any = torch.compile(flex_attention.flex_attention)
+        with inputs.context():
+            compiled(*inputs.operands, block_mask=blocks)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise Unavailable(f"flex_attention: {lines[0] if lines else type(error).__name__}") from error
+    return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
+
+
+def _ours(pattern: Pattern) -> Attention:
+    mask = sparsekernels.prepare_mask(pattern.mask)
+    return lambda q, k, v: sparsekernels.masked_attention(q, k, v, mask)
+
+
+def _ours_and_prepare(pattern: Pattern) -> Attention:
+    mask = pattern.mask
+    return lambda q, k, v: sparsekernels.masked_attention(q, k, v, mask)

@@ -1,0 +1,178 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""masked_attention in other ways of being called: derivatives, compiled, vmap, autocast, fake tensors, backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from attention_cases import DTYPES, KINDS, Case, expected, operands
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import sparsekernels as sk
+from sparsekernels import _library
+from sparsekernels.testing import assert_verified
+
+built = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+
+@pytest.mark.parametrize("of_keys", [(2,), ()], ids=str)
+def test_derivatives(of_keys: tuple[int, ...]) -> None:
+    mask = torch.rand(2, 5, 9) < 0.5
+    mask[0, 1] = False
+    sizes = (2, 5, 3), (*of_keys, 9, 3), (*of_keys, 9, 4)
+    given = tuple(torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sk.masked_attention(q, k, v, mask)
+
+    assert torch.autograd.gradcheck(function, given)
+    assert torch.autograd.gradgradcheck(function, given)
+    with torch.autograd.forward_ad.dual_level():
+        q, k, v = (one.detach() for one in given)
+        dual = torch.autograd.forward_ad.make_dual(v, torch.ones_like(v))
+        _, tangent = torch.autograd.forward_ad.unpack_dual(function(q, k, dual))
+        torch.testing.assert_close(tangent, function(q, k, torch.ones_like(v)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_second_derivatives_of_the_kernels(dtype: torch.dtype) -> None:
+    mask = torch.rand(40, 50) < 0.3
+    mask[7] = False
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def penalty(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            gradients = torch.autograd.grad(function(q, k, v).float().square().sum(), (q, k, v), create_graph=True)
+            return torch.stack([gradient.float().square().sum() for gradient in gradients])
+
+        return penalty
+
+    assert_verified(
+        of(lambda q, k, v: sk.masked_attention(q, k, v, mask)),
+        of(lambda q, k, v: expected(q, k, v, mask)),
+        operands(Case((40, 20), (50, 20), 30), dtype),
+    )
+
+
+def test_only_what_needs_one_has_a_gradient() -> None:
+    mask = torch.rand(20, 30) < 0.3
+    for chosen in range(3):
+        given = [one.detach() for one in operands(Case((20, 8), (30, 8), 8))]
+        given[chosen].requires_grad_()
+        sk.masked_attention(*given, mask).sum().backward()
+        assert [one.grad is not None for one in given] == [i == chosen for i in range(3)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_compiled(dtype: torch.dtype) -> None:
+    mask, blocks = torch.rand(20, 30) < 0.3, sk.BlockMask(torch.rand(5, 3) < 0.5, (4, 10), (20, 30))
+    given = operands(Case((2, 20, 16), (30, 16), 8), dtype)
+    for one in (mask, blocks, sk.prepare_mask(mask)):
+        function = torch.compile(lambda q, k, v, one=one: sk.masked_attention(q, k, v, one), fullgraph=True)
+        found, wanted = function(*given), sk.masked_attention(*given, one)
+        assert torch.equal(found, wanted)
+        gradients = [torch.autograd.grad(y, given, torch.ones_like(y)) for y in (found, wanted)]
+        assert all(map(torch.equal, *gradients))
+
+
+def test_compiled_with_other_sizes_and_groups() -> None:
+    function = torch.compile(
+        lambda q, k, v, mask: sk.masked_attention(q, k, v, mask, enable_gqa=True), fullgraph=True, dynamic=True
+    )
+    for rows, keys in ((20, 30), (33, 70)):
+        mask = torch.rand(4, rows, keys) < 0.3
+        given = torch.randn(4, rows, 16), torch.randn(2, keys, 16), torch.randn(2, keys, 8)
+        assert torch.equal(function(*given, mask), sk.masked_attention(*given, mask, enable_gqa=True))
+
+
+def test_vmap() -> None:
+    mask = torch.rand(4, 20, 30) < 0.3
+    q, k, v = torch.randn(4, 20, 8), torch.randn(30, 8), torch.randn(30, 6)
+    torch.testing.assert_close(
+        torch.vmap(sk.masked_attention, (0, None, None, 0))(q, k, v, mask), sk.masked_attention(q, k, v, mask)
+    )
+    torch.testing.assert_close(
+        torch.vmap(sk.masked_attention, (None, None, None, 0))(q[0], k, v, mask),
+        sk.masked_attention(q[0].expand(4, 20, 8), k, v, mask),
+    )
+
+    def loss(k: Tensor, q: Tensor, mask: Tensor) -> Tensor:
+        return sk.masked_attention(q, k, v, mask).square().sum()
+
+    per_sample = torch.vmap(torch.func.grad(loss), (None, 0, 0))(k, q, mask)
+    each = [torch.func.grad(loss)(k, q[i], mask[i]) for i in range(4)]
+    torch.testing.assert_close(per_sample, torch.stack(each))
+
+
+def test_autocast() -> None:
+    q, k, v = operands(Case((20, 16), (30, 16), 8))
+    mask = torch.rand(20, 30) < 0.3
+    with torch.autocast("cpu", torch.bfloat16):
+        y = sk.masked_attention(q, k, v, mask)
+    assert torch.equal(y, sk.masked_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask))
+    y.sum().backward()
+    assert q.grad is not None
+    assert q.grad.dtype == torch.float32
+
+
+def test_fake_tensors() -> None:
+    """The results without data are like those with."""
+    for dtype in DTYPES:
+        q, k, v = operands(Case((2, 20, 16), (30, 16), 8), dtype)
+        mask = KINDS["half"]((2, 20, 30))
+        y = sk.masked_attention(q, k, v, mask)
+        with FakeTensorMode() as mode:
+            given = [mode.from_tensor(one) for one in (q, k, v, mask)]
+            fake = sk.masked_attention(*given)
+            assert (fake.shape, fake.dtype, fake.stride()) == (y.shape, y.dtype, y.stride())
+            gradients = torch.autograd.grad(fake, given[:3], torch.ones_like(fake))
+            assert [one.shape for one in gradients] == [one.shape for one in (q, k, v)]
+        meta = sk.masked_attention(*(one.detach().to("meta") for one in (q, k, v)), mask.to("meta"))
+        assert (meta.shape, meta.dtype) == (y.shape, y.dtype)
+
+
+@built
+def test_operators_obey_their_schemas() -> None:
+    q, k, v = operands(Case((2, 20, 16), (2, 30, 16), 8))
+    bits = sk.prepare_mask(torch.rand(20, 30) < 0.3).bits
+    results = torch.ops.sparsekernels._masked_attention(q.detach(), k.detach(), v.detach(), bits, 0.25, True)
+    torch.library.opcheck(
+        torch.ops.sparsekernels._masked_attention.default, (q.detach(), k.detach(), v.detach(), bits, 0.25, True)
+    )
+    gradient = torch.randn(2, 20, 8)
+    given = (gradient, *(one.detach() for one in (q, k, v)), bits, *results, 0.25)
+    torch.library.opcheck(torch.ops.sparsekernels._masked_attention_backward.default, given)
+    torch.library.opcheck(torch.ops.sparsekernels.masked_attention.default, (q, k, v, bits, 0.25, True))
+
+
+@built
+def test_backends() -> None:
+    q, k, v = (one.detach() for one in operands(Case((4, 5), (6, 5), 7)))
+    mask = torch.rand(4, 6) < 0.5
+    with sk.use_backend("reference"):
+        wanted = sk.masked_attention(q, k, v, mask)
+    with sk.use_backend("cpu"):
+        torch.testing.assert_close(sk.masked_attention(q, k, v, mask), wanted)
+        with pytest.raises(sk.BackendError, match="float64"):
+            sk.masked_attention(q.double(), k.double(), v.double(), mask)
+
+
+def test_a_model_can_be_trained() -> None:
+    """By a few steps: the loss falls, as it does with dense attention, and to the same value."""
+    mask = KINDS["band"]((1, 2, 40, 40))
+    x, wanted = torch.randn(1, 2, 40, 16), torch.randn(1, 2, 40, 16)
+    losses = []
+    for attention in (sk.masked_attention, expected):
+        torch.manual_seed(1)
+        weights = [(torch.randn(16, 16) / 4).requires_grad_() for _ in range(3)]
+        optimizer = torch.optim.SGD(weights, lr=0.5)
+        for _ in range(10):
+            loss = (attention(*(x @ weight for weight in weights), mask) - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
