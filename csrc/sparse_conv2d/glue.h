@@ -158,13 +158,21 @@ inline bool lies_as(const Handle& tensor, const Activation& other) {
 }
 
 // The tensor that a forward fills.
-inline Handle empty_output(const Handle& input, const Activation& source, const Geometry& geometry, int64_t rows) {
-  int64_t sizes[4] = {source.size[0], rows, 0, 0};
+struct Sizes {
+  int64_t of[4];
+};
+
+inline Sizes output_sizes(const Handle& input, const Activation& source, const Geometry& geometry, int64_t rows) {
+  Sizes sizes = {{source.size[0], rows, 0, 0}};
   for (int d = 0; d < 2; ++d) {
-    sizes[2 + d] = geometry.output_size(d, source.size[2 + d]);
-    require(sizes[2 + d] > 0, "sparse_conv2d: expected input that the kernel fits into", input);
+    sizes.of[2 + d] = geometry.output_size(d, source.size[2 + d]);
+    require(sizes.of[2 + d] > 0, "sparse_conv2d: expected input that the kernel fits into", input);
   }
-  return empty_activation(sizes, is_channels_last(input), input);
+  return sizes;
+}
+
+inline Handle empty_output(const Handle& input, const Activation& source, const Geometry& geometry, int64_t rows) {
+  return empty_activation(output_sizes(input, source, geometry, rows).of, is_channels_last(input), input);
 }
 
 inline Epilogue epilogue_of(

@@ -130,8 +130,9 @@ void check_bfloat16(const Handle& tensor, const Geometry& geometry) {
   require(tensor.dtype() == aoti_torch_dtype_bfloat16(), "sparse_conv2d: expected tensors of bfloat16", tensor);
 }
 
-void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {11, 1});
+// With `in_place` the result takes the residual's memory.
+void run_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned, bool in_place) {
+  Arguments arguments(stack, {count, returned}, {11, in_place ? uint64_t{0} : uint64_t{1}});
   const Handle given = arguments.tensor();
   const Handle weight = with_joined_taps(arguments.tensor());
   Handle given_bias = arguments.optional_tensor();
@@ -139,7 +140,7 @@ void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) 
   const std::vector<int64_t> block = arguments.integers();
   const int64_t rows = arguments.integer();
   const Geometry geometry(arguments.integers());
-  Handle given_residual = arguments.optional_tensor();
+  Handle given_residual = in_place ? arguments.tensor() : arguments.optional_tensor();
   const std::optional<double> low = arguments.optional_number(), high = arguments.optional_number();
 
   check_bfloat16(given, geometry);
@@ -147,7 +148,16 @@ void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) 
   block::BlockPattern pattern = blocks_of(crow, col, block, geometry, {rows, channels});
   set_weight(weight, geometry, pattern);
   const Handle bias = checked_bias(std::move(given_bias), given, rows);
-  Result result(empty_output(given, activation_of(given), geometry, rows));
+  if (in_place) {
+    const Sizes sizes = output_sizes(given, activation_of(given), geometry, rows);
+    require(
+        given_residual.dtype() == given.dtype() && given_residual.device_type() == given.device_type() &&
+            given_residual.dim() == 4 && std::equal(sizes.of, sizes.of + 4, given_residual.sizes()) &&
+            is_channels_last(given_residual) && has_neighboring_channels(given_residual),
+        "sparse_conv2d: expected residual of the shape and dtype of the output, in channels_last", given_residual);
+  }
+  Result result(
+      in_place ? Handle::from(given_residual.shared()) : empty_output(given, activation_of(given), geometry, rows));
   const Handle input = with_neighboring_channels(Handle::from(given.shared()));
   Handle residual;
   if (given_residual) {
@@ -160,7 +170,15 @@ void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) 
   block::conv2d(
       geometry.conv, pattern, neighboring_channels_of(input), epilogue_of(given, bias, residual, low, high, dest), dest,
       torch_threads());
-  stack[0] = result.finish();
+  if (!in_place) stack[0] = result.finish();
+}
+
+void boxed_block_conv2d(StableIValue* stack, uint64_t count, uint64_t returned) {
+  run_block_conv2d(stack, count, returned, false);
+}
+
+void boxed_block_conv2d_in_place(StableIValue* stack, uint64_t count, uint64_t returned) {
+  run_block_conv2d(stack, count, returned, true);
 }
 
 void boxed_block_input_gradient(StableIValue* stack, uint64_t count, uint64_t returned) {
@@ -223,6 +241,7 @@ void boxed_block_weight_gradient(StableIValue* stack, uint64_t count, uint64_t r
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_block_conv2d", &sparsekernels::boxed_block_conv2d);
+  m.impl("_block_conv2d_", &sparsekernels::boxed_block_conv2d_in_place);
   m.impl("_block_conv2d_input_gradient", &sparsekernels::boxed_block_input_gradient);
   m.impl("_block_conv2d_weight_gradient", &sparsekernels::boxed_block_weight_gradient);
 }

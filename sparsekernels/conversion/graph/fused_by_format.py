@@ -43,7 +43,7 @@ class FusedBlocks(FusedSparse):
             return super()._run(input, residual, limits)
         low, high = (self.low, self.high) if limits else (None, None)
         operands = input, self.pattern, self._weight, self._bias, self._geometry
-        result = fused_forward(*operands, residual, low, high)
+        result = fused_forward(*operands, residual, low, high, self.takes_residual)
         if result is not None:
             return result
         if self._by_elements is None:

@@ -126,15 +126,26 @@ def fused_forward(
     residual: Tensor | None,
     low: float | None,
     high: float | None,
+    takes_residual: bool = False,
 ) -> Tensor | None:
     """y of input [N, C, H, W] plus residual, no less than low nor more than high; None where no kernel serves that.
 
-    values: [nnz], in the order of blocks. Without gradients.
+    values: [nnz], in the order of blocks. takes_residual: the result may be the residual, written over. Without
+    gradients.
     """
     if not serves(pattern, input, geometry.groups) or input.dtype is not torch.bfloat16:
         return None
+    if takes_residual and residual is not None and _may_be_written_over(residual, input):
+        _forward_in_place(input, values, bias, *_arguments_of(pattern), geometry, residual, low, high)
+        return residual
     result: Tensor = compiled.forward(input, values, bias, *_arguments_of(pattern), geometry, residual, low, high)
     return result
+
+
+def _may_be_written_over(residual: Tensor, input: Tensor) -> bool:
+    if residual.dtype is not input.dtype or residual.numel() == 0:
+        return False
+    return all(reference.is_channels_last(one) and one.is_contiguous(memory_format=torch.channels_last) for one in (input, residual))
 
 
 class BlockConv2d(torch.autograd.Function):
@@ -264,6 +275,9 @@ BLOCKS.kernel(
     "forward",
     f"_block_conv2d({_FORWARD}, Tensor? residual=None, float? low=None, float? high=None) -> Tensor",
     _fake_forward,
+)
+_forward_in_place = BLOCKS.define(
+    f"_block_conv2d_({_FORWARD}, Tensor(a!) residual, float? low=None, float? high=None) -> ()"
 )
 BLOCKS.kernel("input_gradient", f"_block_conv2d_input_gradient({_INPUT_GRADIENT}) -> Tensor", _fake_input_gradient)
 BLOCKS.kernel("weight_gradient", f"_block_conv2d_weight_gradient({_WEIGHT_GRADIENT}) -> Tensor", _fake_weight_gradient)

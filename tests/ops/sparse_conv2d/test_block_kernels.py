@@ -103,6 +103,29 @@ def test_epilogue(block: tuple[int, int]) -> None:
 
 @compiled_only
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block[0]}x{block[1]}")
+def test_writes_over_the_residual(block: tuple[int, int]) -> None:
+    """The bits of a result of its own; a residual that does not fit is refused, and not written to."""
+    case = WIDE[1]
+    weight, (input, values, bias) = tensors_of(case, block)
+    x, v, b = channels_last(input.detach()), values.detach(), bias.detach()
+    operands = x, v, b, weight.crow_indices, weight.col_indices, list(block), weight.shape[0], list(case.geometry)
+    residual = channels_last(torch.randn_like(blocks.compiled.forward(*operands)))
+    for low, high in ((None, None), (0.0, None), (-0.5, 0.5)):
+        expected = blocks.compiled.forward(*operands, residual, low, high)
+        result = residual.clone(memory_format=torch.preserve_format)
+        torch.ops.sparsekernels._block_conv2d_(*operands, result, low, high)
+        assert torch.equal(result, expected)
+        fused = blocks.fused_forward(x, weight, v, b, case.geometry, result, low, high, takes_residual=True)
+        assert (fused is result) == blocks.serves(weight, x, 1)
+    for other in (residual.contiguous(), residual.float(), residual[:, :-1], residual[:1].expand_as(residual)):
+        kept = other.clone()
+        with pytest.raises(ValueError, match="expected residual of the shape"):
+            torch.ops.sparsekernels._block_conv2d_(*operands, other)
+        assert torch.equal(other, kept)
+
+
+@compiled_only
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block[0]}x{block[1]}")
 def test_reads_a_dense_weight(block: tuple[int, int]) -> None:
     """By the same bits as its values, in any layout."""
     case = WIDE[1]
