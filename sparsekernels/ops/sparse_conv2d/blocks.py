@@ -145,7 +145,10 @@ def fused_forward(
 def _may_be_written_over(residual: Tensor, input: Tensor) -> bool:
     if residual.dtype is not input.dtype or residual.numel() == 0:
         return False
-    return all(reference.is_channels_last(one) and one.is_contiguous(memory_format=torch.channels_last) for one in (input, residual))
+    return all(
+        reference.is_channels_last(one) and one.is_contiguous(memory_format=torch.channels_last)
+        for one in (input, residual)
+    )
 
 
 class BlockConv2d(torch.autograd.Function):
