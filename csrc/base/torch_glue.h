@@ -270,6 +270,22 @@ inline Handle empty(const int64_t* sizes, int64_t dim, int32_t dtype, const Hand
   return poisoned(Handle(result));
 }
 
+// Uninitialized; contiguous or channels last.
+inline Handle empty_activation(const int64_t (&sizes)[4], bool channels_last, const Handle& like) {
+  if (!channels_last) return empty(sizes, 4, like.dtype(), like);
+  int64_t strides[4];
+  const int order[4] = {1, 3, 2, 0};
+  int64_t stride = 1;
+  for (const int d : order) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle result;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, sizes, strides, like.dtype(), like.device_type(), like.device_index(), &result));
+  return poisoned(Handle(result));
+}
+
 // An uninitialized result: contiguous, as torch's own.
 inline Handle empty_output(const Handle& input) {
   return empty(input.sizes(), input.dim(), input.dtype(), input);

@@ -49,6 +49,7 @@ struct CpuKernels {
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);
   // Planes [begin, end); row: MaxPool2d::row_floats.
   void (*max_pool2d)(const MaxPool2d& call, float* row, int64_t begin, int64_t end);
+  void (*max_pool2d_lines)(const MaxPool2d& call, int64_t begin, int64_t end);
   // The same of float32 without gaps, and the place of each result in the plane that it comes from.
   void (*max_pool2d_places)(const MaxPool2d& call, int32_t* places, int64_t begin, int64_t end);
   // Of bytes, whatever they are.

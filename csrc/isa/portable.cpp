@@ -34,6 +34,7 @@ const CpuKernels kPortableKernels = {
     .widen = widen_elements,
     .narrow = narrow_elements,
     .max_pool2d = max_pool2d_planes,
+    .max_pool2d_lines = max_pool2d_lines,
     .max_pool2d_places = max_pool2d_places,
     .hash64 = hash64,
     .batch_norm_forward = batch_norm_forward,

@@ -16,10 +16,23 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements for which a thread is worth its while
 
+// Whether channels are neighbors, and pixels follow each other without gaps.
+bool has_lines(const Handle& input) {
+  const int64_t *sizes = input.sizes(), *strides = input.strides();
+  int64_t expected = 1;
+  for (const int d : {1, 3, 2, 0}) {
+    if (sizes[d] != 1 && strides[d] != expected) return false;
+    expected *= sizes[d];
+  }
+  return true;
+}
+
 // The call of a contiguous `input`, all but where results go.
-MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window) {
+MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window, bool lines = false) {
   MaxPool2d call = pooling_of(window);
-  require(input.dim() == 4 && input.is_contiguous(), "max_pool2d: expected contiguous input of 4 dimensions", input);
+  require(
+      input.dim() == 4 && (lines ? has_lines(input) : input.is_contiguous()),
+      "max_pool2d: expected input of 4 dimensions, contiguous or in channels_last without gaps", input);
   call.dtype = dtype_of(input, "max_pool2d");
   require(call.dtype != DType::kFloat64, "max_pool2d: expected input of float32, bfloat16 or float16", input);
   const int64_t* const sizes = input.sizes();
@@ -38,9 +51,9 @@ MaxPool2d call_of(const Handle& input, const std::vector<int64_t>& window) {
   return call;
 }
 
-Handle empty_results(const MaxPool2d& call, const Handle& input, int32_t dtype) {
+Handle empty_results(const MaxPool2d& call, const Handle& input, int32_t dtype, bool lines = false) {
   const int64_t sizes[] = {input.sizes()[0], input.sizes()[1], call.dest_size[0], call.dest_size[1]};
-  return empty(sizes, 4, dtype, input);
+  return lines ? empty_activation(sizes, true, input) : empty(sizes, 4, dtype, input);
 }
 
 // body(begin, end) for planes of `elements`.
@@ -53,9 +66,18 @@ void for_planes(const Handle& input, int64_t elements, Body body) {
 void boxed_max_pool2d(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {2, 1});
   const Handle input = arguments.tensor();
-  MaxPool2d call = call_of(input, arguments.integers());
-  Handle output = empty_results(call, input, input.dtype());
+  const bool lines = input.dim() == 4 && !input.is_contiguous();
+  MaxPool2d call = call_of(input, arguments.integers(), lines);
+  Handle output = empty_results(call, input, input.dtype(), lines);
   call.dest = output.data();
+  if (lines) {
+    const int64_t grain = std::max<int64_t>(1, kGrain / (call.source_size[1] * call.stride[0] * call.channels));
+    torch::stable::parallel_for(0, input.sizes()[0] * call.dest_size[0], grain, [&](int64_t begin, int64_t end) {
+      cpu_kernels().max_pool2d_lines(call, begin, end);
+    });
+    stack[0] = to_stack(std::move(output));
+    return;
+  }
   for_planes(input, call.source_channel, [&](int64_t begin, int64_t end) {
     std::vector<float> row(static_cast<size_t>(call.row_floats()));
     cpu_kernels().max_pool2d(call, row.data(), begin, end);

@@ -120,22 +120,6 @@ inline void check_activation(const Handle& tensor, const Geometry& geometry) {
       "sparse_conv2d: expected channels such that an output channel has less than 2^31 weights", channels);
 }
 
-// Uninitialized; contiguous or channels last.
-inline Handle empty_activation(const int64_t (&sizes)[4], bool channels_last, const Handle& like) {
-  if (!channels_last) return empty(sizes, 4, like.dtype(), like);
-  int64_t strides[4];
-  const int order[4] = {1, 3, 2, 0};
-  int64_t stride = 1;
-  for (const int d : order) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
-  }
-  AtenTensorHandle result;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, sizes, strides, like.dtype(), like.device_type(), like.device_index(), &result));
-  return poisoned(Handle(result));
-}
-
 // As torch decides for its convolutions (`suggest_memory_format`), from sizes and strides alone: gaps do not count, and
 // what could be either, one channel of one pixel with equal strides, is contiguous. So is what becomes that when it is
 // copied: several images of one pixel and one channel.

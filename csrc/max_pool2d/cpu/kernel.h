@@ -2,8 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Max pooling of contiguous planes: of a window's rows first, which are neighbors, then along the row that this gives.
-// Compiled once per instruction set, as vec.h is.
+// Of channels that are neighbors as well. Compiled once per instruction set, as vec.h is.
 #pragma once
+
+#include <algorithm>
 
 #include "base/vec16.h"
 #include "max_pool2d/call.h"
@@ -216,6 +218,38 @@ void max_pool2d_planes(const MaxPool2d& call, float* row, int64_t begin, int64_t
   if (pools_small_planes(call)) return pool_small_planes(call, begin, end);
 #endif
   max_pool_planes<float>(call, row, begin, end);
+}
+
+// Rows [begin, end) of the results of all images, whose channels are neighbors: the largest of lines of channels.
+template <class T>
+void max_pool_lines(const MaxPool2d& t, int64_t begin, int64_t end) {
+  const int64_t width = t.source_size[1], channels = t.channels;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / t.dest_size[0], top = row % t.dest_size[0] * t.stride[0] - t.padding[0];
+    const int64_t first = std::max<int64_t>(0, top), last = std::min(top + t.window[0], t.source_size[0]);
+    const T* const source = static_cast<const T*>(t.source) + image * t.source_image;
+    T* to = static_cast<T*>(t.dest) + row * t.dest_size[1] * channels;
+    for (int64_t x = 0; x < t.dest_size[1]; ++x, to += channels) {
+      const int64_t left = x * t.stride[1] - t.padding[1];
+      const int64_t from = std::max<int64_t>(0, left), until = std::min(left + t.window[1], width);
+      for (int64_t channel = 0; channel < channels; channel += kLanes) {
+        const int64_t rest = channels - channel;
+        const uint32_t mask = rest >= kLanes ? 0xffffu : (1u << rest) - 1;
+        const T* const lines = source + channel;
+        Vec<float> largest = Vec16<T>::load(lines + (first * width + from) * channels, mask);
+        for (int64_t y = first; y < last; ++y)
+          for (int64_t column = from; column < until; ++column)
+            largest = larger(largest, Vec16<T>::load(lines + (y * width + column) * channels, mask));
+        Vec16<T>::store(largest, to + channel, mask);
+      }
+    }
+  }
+}
+
+void max_pool2d_lines(const MaxPool2d& call, int64_t begin, int64_t end) {
+  if (call.dtype == DType::kBFloat16) return max_pool_lines<BFloat16>(call, begin, end);
+  if (call.dtype == DType::kFloat16) return max_pool_lines<Float16>(call, begin, end);
+  max_pool_lines<float>(call, begin, end);
 }
 
 }  // namespace

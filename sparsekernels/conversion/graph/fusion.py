@@ -127,7 +127,7 @@ def fuse_norms(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> dict[
 
 
 def pool(graph: torch.fx.Graph, modules: Mapping[str, nn.Module]) -> bool:
-    """Max pooling by our kernel, which is made for contiguous images; whether there is any."""
+    """Max pooling by our kernel, which is made for images without gaps; whether there is any."""
     pools = False
     for node in list(graph.nodes):
         if node.op == "call_module" and type(modules.get(node.target)) is nn.MaxPool2d:

@@ -319,7 +319,7 @@ class InferenceGraph(Graph):
         if self.layout is torch.channels_last:
             copy_where_views_may_not_be(graph)
         fused = fuse(graph, modules, self.layout)
-        if self.layout is torch.contiguous_format:
+        if self.layout is not torch.preserve_format:
             pool(graph, modules)
         if not fused:
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)

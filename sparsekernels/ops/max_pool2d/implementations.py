@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of max_pool2d, and its kernel operators: torch's own function takes as long as half a sparse network.
 
-The compiled kernels (csrc/max_pool2d) are for contiguous [N, C, H, W] on the CPU; those of the gradient for float32.
+The compiled kernels (csrc/max_pool2d) are for [N, C, H, W] on the CPU, contiguous or channels_last; those of the
+gradient for contiguous float32.
 """
 
 from __future__ import annotations

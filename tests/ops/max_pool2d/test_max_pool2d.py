@@ -63,6 +63,10 @@ def test_nan_and_infinities_spread_as_in_torch() -> None:
         narrow = x[:, :, :, :16].contiguous()
         torch.testing.assert_close(max_pool2d(narrow, window), theirs(narrow, window), rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(max_pool2d(x, window), theirs(x, window), rtol=0, atol=0, equal_nan=True)
+        last = x.bfloat16().contiguous(memory_format=torch.channels_last)
+        result, expected = max_pool2d(last, window), theirs(last, window)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+        assert result.stride() == expected.stride()
     all_lowest = torch.full((1, 1, 4, 4), -math.inf)
     assert torch.equal(max_pool2d(all_lowest, (2, 2, 2, 2, 0, 0)), torch.full((1, 1, 2, 2), -math.inf))
 
