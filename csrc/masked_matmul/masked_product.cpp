@@ -73,8 +73,8 @@ Kept kept_of(
       tiles / batch / all_tiles};
 }
 
-// Whether the transposed product is computed: its first operand is the one with a mask.
-bool is_turned(const MaskedProduct& product) {
+// Whether the one mask is that of b.
+bool masks_b_alone(const MaskedProduct& product) {
   return product.b.mask.words != nullptr && product.a.mask.words == nullptr && product.dest.mask.words == nullptr;
 }
 
@@ -85,6 +85,14 @@ bool has_amx([[maybe_unused]] DType dtype) {
 #else
   return false;
 #endif
+}
+
+// Whether the transposed product is computed, whose first operand is the one with a mask. Tiles of AMX take a mask of b
+// as well, and pack it, which only few rows of a are not worth.
+bool is_turned(const MaskedProduct& product, Way way) {
+  constexpr int64_t kFew = 8;
+  if (!masks_b_alone(product)) return false;
+  return way != Way::kTiles || !has_amx(product.dtype) || product.dest.rows * kFew <= product.dest.cols;
 }
 
 int64_t workspace_of(const MaskedProduct& product, Way way, int64_t rows, int64_t cols) {
@@ -230,10 +238,12 @@ std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads
   const Kept a = kept_of(product.a, offsets.a_mask, kTileRows, threads);
   const Kept b = kept_of(product.b, offsets.b_mask, kRun, threads);
   Costs costs = costs_of(product, a, b, dest);
-  if (is_turned(product)) {
+  if (masks_b_alone(product)) {
     MaskedProduct turned = product;
     std::swap(turned.dest.rows, turned.dest.cols);
+    const double tiles = costs.tiles;
     costs = costs_of(turned, b, a, dest);
+    if (!is_turned(product, Way::kTiles)) costs.tiles = tiles;
   }
   std::optional<Way> way;
   double least = costs.dense;
@@ -242,7 +252,7 @@ std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads
   };
   take(Way::kTiles, costs.tiles);
   if (product.dest.mask.words != nullptr) take(Way::kDots, costs.dots);
-  if (product.a.mask.words != nullptr || is_turned(product)) take(Way::kRows, costs.rows);
+  if (product.a.mask.words != nullptr || masks_b_alone(product)) take(Way::kRows, costs.rows);
   return way;
 }
 
@@ -251,7 +261,7 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
   MaskedProducts turned;
   std::vector<uint64_t> words;
   const MaskedProducts* all = &products;
-  if (is_turned(products.first)) {
+  if (is_turned(products.first, way)) {
     turned = products;
     const auto turn = [](MaskedMatrix matrix) {
       std::swap(matrix.rows, matrix.cols);

@@ -16,7 +16,7 @@ namespace sparsekernels {
 namespace {
 
 // A plan and the tensors that it was made of. These are not to be written to; if their content changes, the plan is
-// rebuilt, but where they are in an order of their own: then they are those that a format keeps to itself.
+// rebuilt.
 class OwnedPlan {
  public:
   OwnedPlan(Handle crow, Handle col, Handle order, const Geometry& geometry, int64_t columns)
@@ -34,7 +34,7 @@ class OwnedPlan {
       const std::lock_guard<ForkSafeMutex> lock(mutex_);
       plan = plan_;
     }
-    if (order_ || plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
+    if (plan->is_of(pattern_of(crow_, col_, geometry_), torch_threads())) return plan;
     plan = make();
     std::shared_ptr<PlannedConv2d> last = plan;  // destroyed after the lock is released
     const std::lock_guard<ForkSafeMutex> lock(mutex_);

@@ -20,9 +20,12 @@ from .watch.state import attributes_or_none
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
 _LARGEST_RATIO = 2.0
-"""Of the errors after and before, as root mean squares: where rounding is more than that, it decides who is right."""
-_LOST = 0.5
+"""Of the errors after and before, the largest ones and root mean squares, of all of a tensor and of each of its parts:
+where rounding is more than `_LARGEST_DIFFERENCE`, it decides who is right."""
+_LOST = 0.3
 """A result that is further off, as a share of its size, has been lost to rounding: nothing can be told by it."""
+_FEWEST_ELEMENTS = 16
+"""Of a part of a tensor whose errors are compared with what they were: those of a few numbers are chance."""
 _LARGEST_GRADIENT_ERROR = 0.05
 """Between a parameter's gradients before and after, see `gradient_error`."""
 _LARGEST_DIFFERENCE_OF_MEANS = 1e-4
@@ -212,9 +215,28 @@ def _is_as_exact(actual: Tensor, expected: Tensor, exact: object) -> bool:
         return False
     if not actual.shape == expected.shape == exact.shape:
         return False
-    truth = exact.double()
-    size, before, after = (one.square().mean().sqrt() for one in (truth, expected.double() - truth, actual - truth))
-    return bool(after <= _LARGEST_RATIO * before and before <= _LOST * size)
+    truth, theirs, mine = exact.double(), expected.double(), actual.double()
+    alike = ~truth.isfinite() & ((truth == theirs) & (truth == mine) | truth.isnan() & theirs.isnan() & mine.isnan())
+    truth, theirs, mine = (one.masked_fill(alike, 0.0) for one in (truth, theirs, mine))
+    before, after = theirs - truth, mine - truth
+    if truth.numel() == 0 or not bool(_size(before) <= _LOST * _size(truth)):
+        return False
+    if not bool(after.abs().max() <= _LARGEST_RATIO * before.abs().max()):
+        return False
+    # A lost channel, border or image is little of the whole: each is compared with itself before, and with all.
+    dims = range(truth.dim())
+    parts = [
+        [other for other in dims if other != dim] for dim in dims if truth.numel() >= _FEWEST_ELEMENTS * truth.size(dim)
+    ]
+    return all(
+        bool((_size(after, rest) <= _LARGEST_RATIO * _size(before, rest).clamp(min=_size(before))).all())
+        for rest in (None, *parts)
+    )
+
+
+def _size(errors: Tensor, dims: list[int] | None = None) -> Tensor:
+    """The root mean square, over `dims` or all."""
+    return errors.square().mean(dims).sqrt()
 
 
 def difference(actual: object, expected: object) -> str:

@@ -161,7 +161,7 @@ class CandidateObstacle(_Sentence):
     CHANNELS_OF_KIND = "there is no {kind} without its empty channels"
     NO_BLOCK_KERNEL = "for {dtype} weights in blocks there are no kernels on {device}"
     NO_BLOCKS = "its nonzeros lie in no blocks of {blocks}"
-    SAME_AS_BLOCK = "its blocks run on the same kernels"
+    SAME_AS_BLOCK = "its blocks, few zeros among them, run on the same kernels"
 
 
 class GraphObstacle(_Sentence):

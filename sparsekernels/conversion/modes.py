@@ -283,7 +283,7 @@ class Inference(Mode):
         return agrees or self._rounds_alike(actual)
 
     def _rounds_alike(self, actual: object) -> bool:
-        """Whether the model in float32 shows that `actual` is no further off than what it gave."""
+        """Whether the model in float32 shows that `actual` is about as far off as what it gave."""
         if self._recorded.random:
             return False
         if self._exact is _UNKNOWN:

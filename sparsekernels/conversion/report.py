@@ -133,10 +133,11 @@ class LayerReport:
             return f"plainly {what}; by how much, other programs kept from being measured"
         if self.ground is Ground.MODEL and not self.gains:
             return "alone, it would be faster otherwise; see the notes on the whole model"
+        if self.ground is Ground.CHAIN:
+            alone = f"; alone, {self._found()}" if self.gains else ""
+            return f"for the sake of its chain{alone}"
         if not self.gains:
             return "; ".join(["there is nothing that it may become", *filter(None, [self._found()])])
-        if self.ground is Ground.CHAIN:
-            return f"for the sake of its chain; alone, {self._found()}"
         if self.ground is Ground.MODEL:
             best = max(self.gains, key=lambda name: self.gains[name])
             return f"alone, {self._in_words(best)} would be {self.gains[best]:.2f}x; see the notes on the whole model"

@@ -345,7 +345,7 @@ class BlockSparse(CompressedRows):
                 self._shared.elements = found
         return found
 
-    def in_block_order(self) -> Unstructured:
+    def _in_block_order(self) -> Unstructured:
         """The pattern of the elements for calls by a plan, whose values are `values` as they are. Computed once.
 
         Returns:

@@ -109,7 +109,8 @@ class SparseFormat:
                 )
             if pattern.nnz == weight.numel():
                 raise ValueError(
-                    f"from_dense: expected weight with {pattern._zeros}, got none; prune it first, or pass a mask"
+                    f"from_dense: expected weight with {pattern._zeros}, got none; prune it first"
+                    " (sparsekernels.pruning), take another format, or pass a mask"
                 )
         else:
             check_mask("from_dense", mask)

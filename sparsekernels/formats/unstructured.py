@@ -195,16 +195,16 @@ class Unstructured(CompressedRows):
         return tuple(self._shared.transposed.get(groups, ()))
 
     @property
-    def order(self) -> Tensor | None:
+    def _order(self) -> Tensor | None:
         """int32 [nnz], or None: where each element is in the values of a call, if they are not in the pattern's order.
 
-        Only a pattern has one that the elements of another format are: see `BlockSparse.in_block_order`.
+        Only a pattern has one that the elements of another format are: see `BlockSparse._in_block_order`.
         """
         ordered = self._shared.ordered
         return None if ordered is None else ordered[1]
 
     @property
-    def unordered(self) -> Unstructured:
+    def _unordered(self) -> Unstructured:
         """The pattern whose values are in its own order; itself where it has no `order`."""
         ordered = self._shared.ordered
         return self if ordered is None else ordered[0]

@@ -52,7 +52,8 @@ class MaskedLinear(torch.nn.Linear):
             raise ValueError(f"{where}: expected input of shape [*, {self.in_features}], got {list(input.shape)}")
         if not isinstance(mask, Tensor):
             raise TypeError(f"{where}: expected mask to be a torch.Tensor, got {type(mask).__name__}")
-        if mask.dtype not in (torch.bool, weight.dtype):
+        is_cast = mask.is_floating_point() and torch.is_autocast_enabled(weight.device.type)
+        if mask.dtype not in (torch.bool, weight.dtype) and not is_cast:
             raise TypeError(
                 f"{where}: expected mask of dtype torch.bool or {weight.dtype} like weight, got {mask.dtype}"
             )

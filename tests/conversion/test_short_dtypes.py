@@ -23,6 +23,7 @@ from sparsekernels.conversion.arguments import Arguments
 from sparsekernels.conversion.float32_run import float32_run
 from sparsekernels.conversion.graph.fused import FusedDense
 from sparsekernels.conversion.graph.inference import InferenceGraph
+from sparsekernels.ops.sparse_conv2d import blocks
 from sparsekernels.pruning import prune_blocks_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -139,10 +140,20 @@ class Sums(nn.Module):
         return own, i(kept), returned, seen, of_argument
 
 
-def test_residuals_are_written_to_where_nobody_reads_them() -> None:
+@with_kernels
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_residuals_are_written_to_where_nobody_reads_them(monkeypatch: pytest.MonkeyPatch, in_blocks: bool) -> None:
     model = Sums().eval()
+    if in_blocks:
+        prune_blocks_(model, (16, 16), 0.5)
     model.bfloat16()
     dense, x = copy.deepcopy(model), torch.randn(4, 32, 6, 6).bfloat16()
+    if in_blocks:
+        for place, conv in enumerate(model.convs):
+            assert isinstance(conv, nn.Conv2d)
+            model.convs[place] = sk.nn.SparseConv2d.from_dense(conv, format="block", block=(16, 16))
+    in_place, written = blocks._forward_in_place, []
+    monkeypatch.setattr(blocks, "_forward_in_place", lambda *given: written.append(in_place(*given)))
     graph = InferenceGraph(model, torch.bfloat16, torch.device("cpu"), torch.channels_last)
     plan: Any = graph.prepare()
     names = {id(layer): name for name, layer in zip("abcdefghijkm", model.convs, strict=True)}
@@ -154,6 +165,7 @@ def test_residuals_are_written_to_where_nobody_reads_them() -> None:
             for found, expected in zip(graph(x), dense(x), strict=True):
                 torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
             assert torch.equal(x, before)
+    assert len(written) >= 2 if in_blocks else not written
 
 
 class Keeps(nn.Conv2d):
@@ -248,6 +260,29 @@ def test_exact_decides_in_short_dtypes_alone() -> None:
     spoiled = after.clone()
     spoiled[3] = torch.nan
     assert not are_close(spoiled, before, exact)
+    lowest = torch.where(torch.arange(1000) % 7 == 0, -torch.inf, 0)
+    assert are_close(after + lowest.bfloat16(), before + lowest.bfloat16(), exact + lowest)
+    assert not are_close(after, before + lowest.bfloat16(), exact + lowest)
+
+
+@pytest.mark.parametrize("ratio", [1.8, 2.2])
+def test_errors_may_double(ratio: float) -> None:
+    exact, noise = torch.randn(4, 8, 10, 10), torch.randn(4, 8, 10, 10)
+    before, after = (exact + 0.1 * noise).bfloat16(), (exact - ratio * 0.1 * noise).bfloat16()
+    assert not are_close(after, before)
+    assert are_close(after, before, exact) is (ratio < 2)
+
+
+def test_parts_count_by_themselves() -> None:
+    """What is wrong in one channel, border, image or number is no rounding, however large the tensor."""
+    exact, noise = torch.randn(8, 64, 16, 16), torch.randn(2, 8, 64, 16, 16)
+    before, after = (exact + 0.2 * noise[0]).bfloat16(), (exact + 0.2 * noise[1]).bfloat16()
+    assert not are_close(after, before)
+    assert are_close(after, before, exact)
+    for place in ((slice(None), 5), (..., 15), (slice(None), slice(None), 0), (3,), (3, 5, 7, 9)):
+        wrong = after.clone()
+        wrong[place] = 0 if len(place) < 4 else 40
+        assert not are_close(wrong, before, exact), place
 
 
 def test_what_has_no_run_in_float32() -> None:
@@ -263,3 +298,18 @@ def test_what_has_no_run_in_float32() -> None:
     assert isinstance(result, Tensor)
     assert result.dtype is torch.float32
     assert model.weight.dtype is torch.bfloat16
+
+    class Shared(nn.Linear):
+        def __deepcopy__(self, memo: object) -> Shared:
+            return self
+
+    shared = nn.Sequential(Shared(4, 4), nn.Linear(4, 4)).bfloat16()
+    assert float32_run(shared, Arguments((x.bfloat16(),), {})) is None
+    assert all(one.dtype is torch.bfloat16 for one in shared.parameters())
+
+    class Full(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        float32_run(Full(4, 4).bfloat16(), Arguments((x.bfloat16(),), {}))

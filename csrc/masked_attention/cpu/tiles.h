@@ -115,17 +115,12 @@ class Tiles {
   int32_t* state_;
 };
 
-// Rows of a matrix, up to 32, as [32][padded columns], zeros behind them. Whether all of them are finite.
-inline bool pack_rows(const MaskedMatrix& m, int64_t row, int count, BFloat16* to) {
+// Rows of a matrix, up to 32, as [32][padded columns], zeros behind them.
+inline void pack_rows(const MaskedMatrix& m, int64_t row, int count, BFloat16* to) {
   const int64_t stride = padded(m.cols, kSide);
-  bool special = false;
   for (int64_t r = 0; r < kSide; ++r)
-    for (int64_t col = 0; col < stride; col += kSide) {
-      const __m512i numbers = r < count ? row_of(m, row + r, col) : _mm512_setzero_si512();
-      special = special || is_special(numbers);
-      _mm512_storeu_si512(to + r * stride + col, numbers);
-    }
-  return !special;
+    for (int64_t col = 0; col < stride; col += kSide)
+      _mm512_storeu_si512(to + r * stride + col, r < count ? row_of(m, row + r, col) : _mm512_setzero_si512());
 }
 
 // to[32][32] = rows of a, [32][depth], by a tile of columns; depth is a multiple of 32, strides are in numbers.

@@ -22,7 +22,7 @@ def batch_of(where: str, q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
     except RuntimeError:
         raise ValueError(
             f"{where}: expected k and v with batches that broadcast with that of q, {list(q.shape[:-2])}, got"
-            f" {list(k.shape[:-2])} and {list(v.shape[:-2])}"
+            f" {list(k.shape[:-2])} and {list(v.shape[:-2])}; heads of queries share those of keys with enable_gqa=True"
         ) from None
 
 

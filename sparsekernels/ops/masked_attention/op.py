@@ -28,10 +28,16 @@ def masked_attention(
 
     A row of the mask that keeps no key gives 0, and no gradient, as torch's `scaled_dot_product_attention` does since
     2.5. What the mask leaves out is not read: infinity or NaN in a key, a value or a query counts only where the mask
-    keeps it (torch's gives NaN there). Between forward and backward two numbers a row are kept, not the scores.
+    keeps it (torch's gives NaN there). Between forward and backward two numbers a row are kept, not the scores; of
+    bfloat16 and float16 also what rounding took from the result.
 
-    float32, bfloat16 and float16 are summed in float32; results are rounded once. Differentiable any number of times;
-    the second derivatives are computed through dense scores. The same bits for any number of threads.
+    float32, bfloat16 and float16 are summed in float32; results are rounded once. bfloat16 on AMX reads subnormal
+    numbers as zero. Differentiable any number of times; the second derivatives are computed through dense scores. The
+    same bits for any number of threads.
+
+    To come from torch's `scaled_dot_product_attention(q, k, v, attn_mask=mask)`: a bool `attn_mask` is `mask`; for
+    is_causal=True pass `torch.ones(M, N, dtype=torch.bool).tril()`, best prepared; an additive mask of zeros and minus
+    infinity is `mask == 0`; there is no dropout.
 
     Args:
         q: The queries, [..., M, E]; float32, bfloat16, float16 or float64; any strides.
@@ -57,6 +63,8 @@ def masked_attention(
     where = "masked_attention"
     if not isinstance(enable_gqa, bool):
         raise TypeError(f"{where}: expected enable_gqa to be a bool, got {type(enable_gqa).__name__}")
+    if all(isinstance(one, Tensor) for one in (q, k, v)):
+        q, k, v = gradients.masked_attention.cast(q, k, v)
     heads = _groups(where, q, k, v) if enable_gqa else None
     if heads is not None:
         wide_k, wide_v = k.unsqueeze(-3), v.unsqueeze(-3)

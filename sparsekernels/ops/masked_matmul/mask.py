@@ -38,7 +38,9 @@ class BlockMask:
         if not isinstance(blocks, Tensor) or blocks.dtype != torch.bool:
             given = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
             raise TypeError(f"BlockMask: expected blocks to be a tensor of dtype torch.bool, got {given}")
-        if len(block) != 2 or min(block) < 1:
+        if not isinstance(block, Sequence) or len(block) != 2 or not all(isinstance(size, int) for size in block):
+            raise TypeError(f"BlockMask: expected block to be two int, (rows, columns), got {block!r}")
+        if min(block) < 1:
             raise ValueError(f"BlockMask: expected block to be two sizes of at least 1, got {list(block)}")
         if len(shape) != 2 or min(shape) < 0:
             raise ValueError(f"BlockMask: expected shape to be two sizes of at least 0, got {list(shape)}")
@@ -104,7 +106,10 @@ class PreparedMask:
 
     @cached_property
     def indices(self) -> Tensor:
-        """int64 [nnz]: where in the flattened matrix each value of output="values" is; of a mask [M, N] alone."""
+        """int64 [nnz]: where in the flattened matrix each value of output="values" is; of a mask [M, N] alone.
+
+        Computed at first use, which torch.compile cannot trace: read it before.
+        """
         return indices_of(self.to_dense() if self._blocks is None else self._blocks)
 
 
@@ -152,7 +157,12 @@ def check_mask(where: str, name: str, mask: object, shape: Sequence[int], like: 
     if isinstance(mask, Tensor):
         accepted = "torch.bool" + (f" or {like.dtype} like a" if floats else "")
         if mask.dtype != torch.bool and not (floats and mask.dtype == like.dtype):
-            raise TypeError(f"{where}: expected {name} of dtype {accepted}, got {mask.dtype}")
+            hint = (
+                "; an additive mask keeps where it is 0: pass mask == 0"
+                if mask.is_floating_point() and not floats
+                else ""
+            )
+            raise TypeError(f"{where}: expected {name} of dtype {accepted}, got {mask.dtype}{hint}")
         if mask.layout != torch.strided:
             raise TypeError(f"{where}: expected {name} of layout torch.strided, got {mask.layout}")
         fits = broadcasts(mask.shape, shape)
@@ -170,19 +180,21 @@ def check_mask(where: str, name: str, mask: object, shape: Sequence[int], like: 
         raise ValueError(f"{where}: expected {name} on {like.device} like a, got {mask.device}")
 
 
-def prepare_mask(mask: Tensor | BlockMask) -> PreparedMask:
+def prepare_mask(mask: Mask) -> PreparedMask:
     """Pack a mask to bits, once for many calls of `masked_matmul`. Later changes of `mask` have no effect.
 
     Args:
-        mask: bool [..., M, N], or a BlockMask.
+        mask: bool [..., M, N], or a BlockMask; what is prepared is returned as it is.
 
     Returns:
-        What `masked_matmul` takes in the place of the mask.
+        What `masked_matmul` and `masked_attention` take in the place of the mask.
 
     Raises:
         TypeError: For another type or dtype.
         ValueError: For a mask of fewer than two dimensions.
     """
+    if isinstance(mask, PreparedMask):
+        return mask
     if not isinstance(mask, BlockMask):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__

@@ -61,6 +61,10 @@ def masked_matmul(
     Source: the product is the "sampled dense-dense matrix multiplication" of Nisa et al., 2018, "Sampled dense matrix
     multiplication for high-performance machine learning", section 1.
     """
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        factors = mask if isinstance(mask, Tensor) and mask.is_floating_point() else None
+        a, b, factors = gradients.masked_product.cast(a, b, factors)
+        mask = mask if factors is None else factors
     _validate("masked_matmul", a, b, mask, a_mask, b_mask, output)
     shape = (a.size(-2), b.size(-1))
     factor = mask if isinstance(mask, Tensor) and mask.is_floating_point() else None

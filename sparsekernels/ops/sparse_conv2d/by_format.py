@@ -52,7 +52,7 @@ def resolved(
     weight = pattern.values if weight is None else weight
     if order is not None and isinstance(weight, Tensor) and weight.dim() == 1:
         if isinstance(pattern, BlockSparse) and isinstance(input, Tensor) and _goes_by_a_plan(input, found):
-            return pattern.in_block_order(), weight
+            return pattern._in_block_order(), weight
         weight = weight.index_select(0, order)
     return found, weight
 

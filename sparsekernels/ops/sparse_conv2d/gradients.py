@@ -45,10 +45,10 @@ class OperatorPattern:
     given: Sequence[Tensor]
     in_channels: int
     taps: int
-    order: ClassVar[None] = None
+    _order: ClassVar[None] = None
 
     @property
-    def unordered(self) -> OperatorPattern:
+    def _unordered(self) -> OperatorPattern:
         return self
 
     def transposed(self, groups: int) -> Transposed:
@@ -79,13 +79,13 @@ def _image(input: Tensor) -> Image:
 def values_of(weight: Tensor, pattern: Pattern) -> Tensor:
     """The values, in the order of the pattern, of what is either they or the dense weight."""
     if weight.dim() == 1:
-        return weight if pattern.order is None else weight.index_select(0, pattern.order)
+        return weight if pattern._order is None else weight.index_select(0, pattern._order)
     return weight.flatten().index_select(0, _places(pattern))
 
 
 def _as_values_are(gradient: Tensor, pattern: Pattern) -> Tensor:
     """A gradient to the values in the order of the pattern, in that of the values of the call."""
-    return gradient if pattern.order is None else gradient.index_select(0, torch.argsort(pattern.order))
+    return gradient if pattern._order is None else gradient.index_select(0, torch.argsort(pattern._order))
 
 
 def _places(pattern: Pattern) -> Tensor:
@@ -224,7 +224,7 @@ def _weight_gradient(
     if dense:
         return dense_weight_gradient(grad_output, input, geometry)
     if torch.compiler.is_compiling():  # the operator of a graph knows no order
-        gradient = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern.unordered, geometry)
+        gradient = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern._unordered, geometry)
         return _as_values_are(gradient, pattern)
     result: Tensor = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern, geometry)
     return result

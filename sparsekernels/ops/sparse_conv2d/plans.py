@@ -63,7 +63,7 @@ def plan_of(pattern: Unstructured, geometry: Geometry) -> int:
     number = plans.get(geometry)
     if number is None:
         columns = pattern.shape[1] * geometry.taps
-        number = _plan(pattern.crow_indices, pattern.col_indices, geometry, columns, pattern.order)
+        number = _plan(pattern.crow_indices, pattern.col_indices, geometry, columns, pattern._order)
         _of_number[number] = pattern.shape, pattern.nnz, geometry
         release_with(plans, _forget, number)
         plans[geometry] = number
