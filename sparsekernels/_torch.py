@@ -9,6 +9,7 @@ tests/legs.sh runs that test, and those of what uses them, on the oldest torch a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -94,6 +95,11 @@ is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether a call is inside of vmap, jvp, grad or another transform of torch.func."""
+
+
+def outside_of_transforms() -> Any:
+    """Context in which nothing is wrapped by transforms of torch.func: what is kept beside a pattern must not be."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else torch._C._DisableFuncTorch()
 
 
 def is_functionalized() -> bool:

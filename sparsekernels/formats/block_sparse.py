@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .._torch import outside_of_transforms
 from ..blocks import check_block, grid_of, sizes_of, stored, touched
 from ..checks import check_dtype, check_mask, check_tensor
 from ..pruning import largest_blocks
@@ -334,12 +335,13 @@ class BlockSparse(CompressedRows):
         """
         found = self._shared.elements
         if found is None:
-            flat, order = torch.sort(self.flat_indices)
-            columns = math.prod(self.shape[1:])
-            starts = torch.arange(self.shape[0] + 1, device=self.device) * columns
-            crow, col = torch.searchsorted(flat, starts, out_int32=True), (flat % columns).int()
-            placeholders = self.values.detach().new_zeros(()).expand(self.nnz)
-            pattern = Unstructured.of_rows(self.shape, crow, col, placeholders, flat)
+            with outside_of_transforms():
+                flat, order = torch.sort(self.flat_indices)
+                columns = math.prod(self.shape[1:])
+                starts = torch.arange(self.shape[0] + 1, device=self.device) * columns
+                crow, col = torch.searchsorted(flat, starts, out_int32=True), (flat % columns).int()
+                placeholders = torch.zeros((), dtype=self.dtype, device=self.device).expand(self.nnz)
+                pattern = Unstructured.of_rows(self.shape, crow, col, placeholders, flat)
             found = pattern, order
             if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
                 self._shared.elements = found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .._torch import outside_of_transforms
 from ..checks import check_tensor
 from .sparse_format import SparseFormat
 
@@ -64,7 +65,8 @@ class CompressedRows(SparseFormat):
         """int64 [nnz]: where in `weight.flatten()` each value is."""
         flat = self._shared.flat_indices
         if flat is None:
-            flat = self.flat_positions()
+            with outside_of_transforms():
+                flat = self.flat_positions()
             if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
                 self._shared.flat_indices = flat
         return flat

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from .._torch import outside_of_transforms
 from ..checks import check_dtype, check_mask, check_tensor
 from .compressed_rows import CompressedRows, Shared, check_contents, check_indices
 from .transposed import Transposed, transpose
@@ -179,7 +180,8 @@ class Unstructured(CompressedRows):
             if groups < 1 or self.shape[0] % groups:
                 raise ValueError(f"transposed: expected groups to divide the {self.shape[0]} outputs, got {groups}")
             taps = math.prod(self.shape[2:])
-            found = transpose(self.crow_indices, self.col_indices, self.shape[1] * groups, taps, groups)
+            with outside_of_transforms():
+                found = transpose(self.crow_indices, self.col_indices, self.shape[1] * groups, taps, groups)
             self._shared.transposed[groups] = found
         return found
 

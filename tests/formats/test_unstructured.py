@@ -262,7 +262,7 @@ def test_bad_parts_are_refused(parts: dict[str, Any], error: type[Exception], me
     ("arguments", "error", "message"),
     [
         ((torch.zeros(3, 3),), ValueError, "expected weight with nonzeros, got none; pass a mask"),
-        ((torch.ones(3, 3),), ValueError, "expected weight with zeros, got none.*prune it first, or pass a mask"),
+        ((torch.ones(3, 3),), ValueError, "expected weight with zeros, got none.*prune it first.*or pass a mask"),
         ((torch.tensor([[0.0, float("nan")]]),), ValueError, "NaN or infinite"),
         ((torch.tensor([[0.0, float("inf")]]),), ValueError, "NaN or infinite"),
         ((torch.tensor([[0.0, float("inf")]]), torch.tensor([[True, True]])), ValueError, "mask, got NaN or infinite"),

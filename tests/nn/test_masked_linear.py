@@ -129,3 +129,22 @@ def test_autocast() -> None:
 def test_refused(x: Tensor, mask: Tensor, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match="MaskedLinear: expected " + words):
         sk.nn.MaskedLinear(6, 4)(x, mask)
+
+
+def test_second_derivatives_where_a_mask_is_zero() -> None:
+    """A floating mask has a gradient there, and so has the gradient of the input."""
+    layer = sk.nn.MaskedLinear(4, 3).double()
+    x, mask = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.rand(3, 4, dtype=torch.float64)
+    mask[0] = 0
+    mask.requires_grad_()
+    results = []
+    for y in (layer(x, mask), torch.nn.functional.linear(x, layer.weight * mask, layer.bias)):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(gradient.sum(), (mask, layer.weight)))
+    torch.testing.assert_close(*results)
+    wanted = results[1]
+    layer = layer.float()
+    small = x.detach().float().requires_grad_(), mask.detach().float().requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(*small).square().sum(), small[0], create_graph=True)
+    found = torch.autograd.grad(gradient.sum(), (small[1], layer.weight))
+    torch.testing.assert_close([one.double() for one in found], list(wanted), rtol=1e-4, atol=1e-4)

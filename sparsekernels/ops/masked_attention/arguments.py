@@ -54,6 +54,8 @@ def check_scale(where: str, scale: Any) -> None:
     """Raise unless it is a finite number."""
     if isinstance(scale, bool) or not isinstance(scale, int | float | torch.SymFloat | torch.SymInt):
         raise TypeError(f"{where}: expected scale to be a number or None, got {type(scale).__name__}")
+    if isinstance(scale, int | float) and abs(scale) > torch.finfo(torch.float32).max:
+        raise ValueError(f"{where}: expected scale to be finite in float32, got {scale}")
     number: Any = scale
     if number - number != 0:  # infinite or NaN, in a comparison that torch.compile traces
         raise ValueError(f"{where}: expected scale to be finite, got {scale}")

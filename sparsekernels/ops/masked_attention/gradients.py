@@ -126,7 +126,8 @@ class _MaskedAttentionBackward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, ...]:
         *tensors, scale, kernels = arguments
         # each sample has gradients of its own
-        batched = _batched(tensors, in_dims, info.batch_size, range(4))
+        own = (0, 1, 2, 3, 5, 6, 7) if tensors[7].dim() > 1 else (0, 1, 2, 3, 5, 6)
+        batched = _batched(tensors, in_dims, info.batch_size, own)
         return _MaskedAttentionBackward.apply(*batched, scale, kernels), (0, 0, 0)
 
 

@@ -72,7 +72,13 @@ class _MaskedProduct(torch.autograd.Function):
         *tensors, kernels = arguments
         places = in_dims[:5]
         dims = max(one.dim() - (at is not None) for one, at in zip(tensors, places, strict=True) if one is not None)
-        return _MaskedProduct.apply(*map(_batched, tensors, places, [dims] * 5), kernels), 0
+        batched = list(map(_batched, tensors, places, [dims] * 5))
+        _, _, of_a, of_b, of_result = (at is not None for at in places)
+        for operand, is_needed in ((0, of_a or (of_result and places[1] is None)), (1, of_b)):
+            one = tensors[operand]
+            if places[operand] is None and is_needed:  # a mask alone is mapped: it belongs to that many operands
+                batched[operand] = one.expand(info.batch_size, *[1] * (dims - one.dim()), *one.shape)
+        return _MaskedProduct.apply(*batched, kernels), 0
 
 
 masked_product = Operator(

@@ -58,7 +58,9 @@ class _WithFactors(torch.autograd.Function):
         to_input = to_weight = to_mask = None
         bits = implementations.pack(mask != 0)
         if need_input:
-            to_input = masked_product.on(ctx.kernels, gradient, weight * mask, None, bits, None)
+            # the mask has a gradient where it is zero as well, so that its own gradient may not be masked
+            everywhere = need_mask and torch.is_grad_enabled()
+            to_input = masked_product.on(ctx.kernels, gradient, weight * mask, None, None if everywhere else bits, None)
         if need_mask:
             product = gradient.mT @ input
             to_mask = product * weight

@@ -27,6 +27,9 @@ class BlockMask:
         ValueError: For block sizes that are not positive and shapes that do not fit.
     """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={list(self.shape)}, block={self.block}, device='{self.device}')"
+
     def __init__(self, blocks: Tensor, block: tuple[int, int], shape: tuple[int, int]) -> None:
         """Keep the blocks where `blocks` is True.
 
@@ -38,11 +41,15 @@ class BlockMask:
         if not isinstance(blocks, Tensor) or blocks.dtype != torch.bool:
             given = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
             raise TypeError(f"BlockMask: expected blocks to be a tensor of dtype torch.bool, got {given}")
+        if blocks.layout != torch.strided:
+            raise TypeError(f"BlockMask: expected blocks of layout torch.strided, got {blocks.layout}")
         if not isinstance(block, Sequence) or len(block) != 2 or not all(isinstance(size, int) for size in block):
             raise TypeError(f"BlockMask: expected block to be two int, (rows, columns), got {block!r}")
         if min(block) < 1:
             raise ValueError(f"BlockMask: expected block to be two sizes of at least 1, got {list(block)}")
-        if len(shape) != 2 or min(shape) < 0:
+        if not isinstance(shape, Sequence) or len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+            raise TypeError(f"BlockMask: expected shape to be two int, (M, N), got {shape!r}")
+        if min(shape) < 0:
             raise ValueError(f"BlockMask: expected shape to be two sizes of at least 0, got {list(shape)}")
         if shape[0] * shape[1] > MOST:
             raise ValueError(f"BlockMask: expected shape of at most 2^31 elements, got {list(shape)}")
@@ -61,13 +68,19 @@ class BlockMask:
         """Of the blocks."""
         return self.blocks.device
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The block without what stands out of the matrix on all sides: no larger than that."""
+        (r, c), (m, n) = self.block, self.shape[-2:]
+        return min(r, max(1, m)), min(c, max(1, n))
+
     def to_dense(self) -> Tensor:
         """The mask of elements.
 
         Returns:
             bool [..., M, N].
         """
-        (r, c), (m, n) = self.block, self.shape[-2:]
+        (r, c), (m, n) = self.steps, self.shape[-2:]
         return self.blocks.repeat_interleave(r, -2)[..., :m, :].repeat_interleave(c, -1)[..., :n]
 
 
@@ -79,6 +92,9 @@ class PreparedMask:
         bits: int64 [..., M, ceil(N / 64)].
         mask: What it is made of, an argument alone.
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={list(self.shape)}, device='{self.device}')"
 
     def __init__(self, mask: Tensor | BlockMask) -> None:
         """Prepare it; `prepare_mask` is the public way.
@@ -126,7 +142,7 @@ def bits_of(mask: Mask, shape: tuple[int, ...] | None = None) -> Tensor:
     if isinstance(mask, PreparedMask):
         return mask.bits
     if isinstance(mask, BlockMask):
-        bits: Tensor = implementations.pack_blocks(mask.blocks, *mask.shape[-2:], *mask.block)
+        bits: Tensor = implementations.pack_blocks(mask.blocks, *mask.shape[-2:], *mask.steps)
         return bits
     if shape is not None and mask.shape[-2:] != shape[-2:]:
         mask = mask.expand(*mask.shape[:-2], *shape[-2:])
@@ -144,7 +160,7 @@ def indices_of(mask: Mask) -> Tensor:
         return mask.indices
     if isinstance(mask, Tensor):
         return mask.flatten().nonzero()[:, 0]
-    (r, c), (m, n) = mask.block, mask.shape[-2:]
+    (r, c), (m, n) = mask.steps, mask.shape[-2:]
     rows, columns = mask.blocks.shape
     places = torch.arange(m * n, device=mask.device).view(m, n)
     padded = torch.nn.functional.pad(places, (0, columns * c - n, 0, rows * r - m), value=-1)
@@ -199,6 +215,8 @@ def prepare_mask(mask: Mask) -> PreparedMask:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"prepare_mask: expected mask to be a bool tensor or a BlockMask, got {given}")
+        if mask.layout != torch.strided:
+            raise TypeError(f"prepare_mask: expected mask of layout torch.strided, got {mask.layout}")
         if mask.dim() < 2:
             raise ValueError(f"prepare_mask: expected mask of at least 2 dimensions, got {list(mask.shape)}")
     return PreparedMask(mask)

@@ -112,6 +112,8 @@ def test_autocast() -> None:
     mask = torch.rand(20, 30) < 0.3
     with torch.autocast("cpu", torch.bfloat16):
         y = sk.masked_attention(q, k, v, mask)
+        mixed = sk.masked_attention(q, k, v.bfloat16(), mask)  # as code with a float32 table of angles has them
+    assert torch.equal(mixed, y)
     assert torch.equal(y, sk.masked_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask))
     y.sum().backward()
     assert q.grad is not None
@@ -176,3 +178,19 @@ def test_a_model_can_be_trained() -> None:
             optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_jacobians(dtype: torch.dtype) -> None:
+    """Only the gradient is mapped, not what the forward pass left."""
+    mask = torch.rand(6, 7) < 0.7
+    q, k, v = (one.detach() for one in operands(Case((6, 5), (7, 5), 3), dtype))
+    for place, one in enumerate((q, k, v)):
+
+        def run(x: Tensor, place: int = place) -> Tensor:
+            given = [q, k, v]
+            given[place] = x
+            return sk.masked_attention(*given, mask)
+
+        found, wanted = torch.func.jacrev(run)(one), torch.autograd.functional.jacobian(run, one)
+        torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)

@@ -334,6 +334,11 @@ def test_autocast() -> None:
     mask = torch.rand(20, 30) < 0.3
     with torch.autocast("cpu", torch.bfloat16):
         y = sk.masked_matmul(a, b, mask)
+        assert torch.equal(sk.masked_matmul(a, b.bfloat16(), mask), y)
+        assert torch.equal(sk.masked_matmul(a.bfloat16(), b, mask.float()), y)
+        layer = sk.nn.MaskedLinear(40, 30)
+        factors = torch.rand(30, 40)
+        assert torch.equal(layer(a, factors.bfloat16()), layer(a.bfloat16(), factors))
     assert torch.equal(y, sk.masked_matmul(a.bfloat16(), b.bfloat16(), mask))
     y.sum().backward()
     assert a.grad is not None
@@ -363,3 +368,30 @@ def test_values_keep_their_gradient_at_infinity() -> None:
         strict=True,
     ):
         torch.testing.assert_close(found, wanted)
+
+
+def test_masks_alone_are_mapped() -> None:
+    a, b = torch.randn(20, 40), torch.randn(40, 30)
+    masks = {
+        "mask": torch.rand(4, 20, 30) < 0.3,
+        "a_mask": torch.rand(4, 20, 40) < 0.3,
+        "b_mask": torch.rand(4, 40, 30) < 0.3,
+    }
+    for name, mapped in masks.items():
+
+        def product(one: Tensor, name: str = name) -> Tensor:
+            given = {"mask": torch.ones(20, 30, dtype=torch.bool), name: one}
+            return sk.masked_matmul(a, b, given.pop("mask"), **given)  # type: ignore[arg-type]
+
+        torch.testing.assert_close(torch.vmap(product)(mapped), torch.stack([product(one) for one in mapped]))
+
+
+def test_a_block_larger_than_the_matrix() -> None:
+    for block in ((10, 10), (2**40, 3), (2**62, 2**62)):
+        counts = [-(-size // step) for size, step in zip((5, 7), block, strict=True)]
+        mask = sk.BlockMask(torch.ones(counts, dtype=torch.bool), block, (5, 7))
+        a, b = torch.randn(5, 6), torch.randn(6, 7)
+        torch.testing.assert_close(sk.masked_matmul(a, b, mask), a @ b)
+        assert mask.to_dense().all()
+        values = sk.masked_matmul(a, b, mask, output="values")
+        assert values.numel() == 35

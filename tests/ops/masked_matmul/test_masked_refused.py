@@ -64,6 +64,11 @@ def test_refused_options() -> None:
     ("arguments", "error", "words"),
     [
         ((BLOCKS.float(), (2, 2), (4, 6)), TypeError, "blocks to be a tensor of dtype torch.bool, got torch.float32"),
+        ((BLOCKS, "ab", (4, 6)), TypeError, r"block to be two int, \(rows, columns\), got 'ab'"),
+        ((BLOCKS, 2, (4, 6)), TypeError, "block to be two int"),
+        ((BLOCKS, (2.0, 2), (4, 6)), TypeError, "block to be two int"),
+        ((BLOCKS, (2, 2), (4.0, 6)), TypeError, "shape to be two int"),
+        ((BLOCKS.to_sparse(), (2, 2), (4, 6)), TypeError, "blocks of layout torch.strided"),
         ((BLOCKS, (0, 2), (4, 6)), ValueError, r"block to be two sizes of at least 1, got \[0, 2\]"),
         ((BLOCKS, (2, -2), (4, 6)), ValueError, r"block to be two sizes of at least 1, got \[2, -2\]"),
         ((BLOCKS, (2, 2), (4, 7)), ValueError, r"blocks of shape \[..., 2, 4\] for \[4, 7\] in blocks of 2x2"),

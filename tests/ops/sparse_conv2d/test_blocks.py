@@ -301,3 +301,24 @@ def test_bias_gradients_are_sums_in_float32(dtype: torch.dtype, layout: torch.me
     expected = grad_output.double().sum((0, 2, 3))
     assert ((bias_gradient(grad_output).double() - expected).abs() <= torch.finfo(dtype).eps * expected).all()
     assert torch.equal(bias_gradient(grad_output), grad_output.float().sum((0, 2, 3)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_each_sample(dtype: torch.dtype) -> None:
+    """What a pattern keeps is not that of a transform: also where a transform is the first to ask for it."""
+    weight, x = torch.randn(64, 64).to(dtype), torch.randn(4, 3, 64).to(dtype)
+    mask = torch.rand(2, 2) < 0.7
+    mask[0, 0] = True
+    kept = mask.repeat_interleave(32, 0).repeat_interleave(32, 1)
+    for convert in (sk.BlockSparse.from_dense(weight, kept, block=(32, 32)), sk.Unstructured.from_dense(weight, kept)):
+        pattern: Any = convert
+
+        def loss(values: Tensor, x: Tensor, pattern: Any = pattern) -> Tensor:
+            return sk.sparse_linear(x, pattern.with_values(values)).float().square().sum()
+
+        found = torch.vmap(torch.func.grad(loss), (None, 0))(pattern.values.clone(), x)
+        for each, one in zip(found, x, strict=True):
+            values = pattern.values.clone().requires_grad_()
+            (wanted,) = torch.autograd.grad(loss(values, one), values)
+            torch.testing.assert_close(each, wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))
+        assert sk.sparse_linear(x[0], pattern).shape == (3, 64)
