@@ -20,9 +20,11 @@ from .watch.state import attributes_or_none
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
 _LARGEST_RATIO = 2.0
-"""Of the errors after and before, the largest ones and root mean squares, of all of a tensor and of each of its parts:
-where rounding is more than `_LARGEST_DIFFERENCE`, it decides who is right."""
-_LOST = 0.3
+"""Of the errors after and before, the largest ones and root mean squares: where rounding is more than
+`_LARGEST_DIFFERENCE`, it decides who is right."""
+_LARGEST_RATIO_OF_PARTS = 4.0
+"""The same of a channel, row, column or image: of a thousand, whose numbers are off alike, one is off so far."""
+_LOST = 0.25
 """A result that is further off, as a share of its size, has been lost to rounding: nothing can be told by it."""
 _FEWEST_ELEMENTS = 16
 """Of a part of a tensor whose errors are compared with what they were: those of a few numbers are chance."""
@@ -224,13 +226,15 @@ def _is_as_exact(actual: Tensor, expected: Tensor, exact: object) -> bool:
     if not bool(after.abs().max() <= _LARGEST_RATIO * before.abs().max()):
         return False
     # A lost channel, border or image is little of the whole: each is compared with itself before, and with all.
+    if not bool(_size(after) <= _LARGEST_RATIO * _size(before)):
+        return False
     dims = range(truth.dim())
     parts = [
         [other for other in dims if other != dim] for dim in dims if truth.numel() >= _FEWEST_ELEMENTS * truth.size(dim)
     ]
     return all(
-        bool((_size(after, rest) <= _LARGEST_RATIO * _size(before, rest).clamp(min=_size(before))).all())
-        for rest in (None, *parts)
+        bool((_size(after, rest) <= _LARGEST_RATIO_OF_PARTS * _size(before, rest).clamp(min=_size(before))).all())
+        for rest in parts
     )
 
 

@@ -275,6 +275,7 @@ def test_errors_may_double(ratio: float) -> None:
 
 def test_parts_count_by_themselves() -> None:
     """What is wrong in one channel, border, image or number is no rounding, however large the tensor."""
+    torch.manual_seed(0)
     exact, noise = torch.randn(8, 64, 16, 16), torch.randn(2, 8, 64, 16, 16)
     before, after = (exact + 0.2 * noise[0]).bfloat16(), (exact + 0.2 * noise[1]).bfloat16()
     assert not are_close(after, before)
@@ -283,6 +284,10 @@ def test_parts_count_by_themselves() -> None:
         wrong = after.clone()
         wrong[place] = 0 if len(place) < 4 else 40
         assert not are_close(wrong, before, exact), place
+    scores, biases = torch.randn(16, 1000), torch.randn(2, 1000)  # of the last layer, off alike in all images
+    before, after = ((scores + 0.15 * bias + 0.02 * torch.randn(16, 1000)).bfloat16() for bias in biases)
+    assert not are_close(after, before)
+    assert are_close(after, before, scores)
 
 
 def test_what_has_no_run_in_float32() -> None:
