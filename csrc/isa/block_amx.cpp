@@ -7,6 +7,8 @@
 // channels x 16 positions to 16 x 16 sums, in 16 cycles, while two tiles are loaded from L1 (8 cycles each) or one from
 // L2 (some 20). More than 16 rows: 2 x 2 tiles of sums, so that four products share four loads. Up to 16: four tiles
 // of positions share the weights.
+//
+// More than 400 lines: forms of one kernel, which differ by where a tile comes from.
 #define SPARSEKERNELS_AVX512
 #include "base/amx_tiles.h"
 #include "sparse_conv2d/block/gather.h"

@@ -183,14 +183,17 @@ def dropping() -> tuple[str, ...]:
     return tuple(row.name for row in CANDIDATES if row.drops)
 
 
-def candidates_of(layer: Layer, names: Collection[str]) -> tuple[Mapping[str, Replacement], Mapping[str, Fact]]:
+def candidates_of(
+    layer: Layer, names: Collection[str], blocks_count: bool = True
+) -> tuple[Mapping[str, Replacement], Mapping[str, Fact]]:
     """What the layer may become, of the decisions `names`, and why it cannot become the others of them.
 
-    All replacements share its parameters.
+    All replacements share its parameters. blocks_count: whether blocks may stand for single elements on their kernels.
     """
     obstacles = {row.name: row.obstacle(layer) for row in CANDIDATES if row.name in names}
     is_offered = all(name in obstacles and obstacles[name] is None for name in (_FINE, BLOCK))
-    if is_offered and not runs_in_blocks(layer.module):  # else the same would be timed twice
+    # The same is not timed twice.
+    if is_offered and blocks_count and not runs_in_blocks(layer.module):
         obstacles[_FINE] = CandidateObstacle.SAME_AS_BLOCK.of()
     ruled_out = {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
     may = obstacles.keys() - ruled_out.keys()

@@ -20,7 +20,7 @@ from ..usage import Disturbed
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
 from .graph.fused import Fused, FusedDense
-from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, times_of
+from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, rules_out, times_of
 from .modes import Mode, without_gradients
 from .report import BLOCK, DENSE, Ground, LayerReport
 from .rows import ROWS, UNKNOWN, gain_at, gains_of, table_of
@@ -102,7 +102,7 @@ def decide(
     if row.obstacle is not None:
         return Decision(row)
     with on_one_thread():
-        candidates, ruled_out = candidates_of(layer, decisions)
+        candidates, ruled_out = candidates_of(layer, decisions, blocks_count=not rules_out(BLOCK))
     row = replace(row, ruled_out=ruled_out, block=_block_of(candidates))
     if not candidates:
         return Decision(row)

@@ -215,6 +215,7 @@ def test_the_kernel_is_given_all(prefer: Prefer, monkeypatch: pytest.MonkeyPatch
         residual: Tensor | None,
         low: float | None,
         high: float | None,
+        takes_residual: bool,
     ) -> Tensor:
         called.append((residual is not None, low, high))
         weight = pattern.with_values(values).to_dense().view(*pattern.shape[:2], geometry.kernel_h, geometry.kernel_w)

@@ -121,7 +121,7 @@ def test_without_kernels_blocks_run_by_elements(clock: Prefer, monkeypatch: pyte
     assert report.way.value == GRAPH
     for row in report.layers:
         assert row.verdict == "block 4x4"
-        assert str(row.ruled_out[FINE]) == "its blocks run on the same kernels"
+        assert str(row.ruled_out[FINE]) == "its blocks, few zeros among them, run on the same kernels"
         assert FINE not in row.gains
     report = sk.convert(model, x, decisions=[FINE, DROPPED])
     assert {row.decision for row in report.layers} == {FINE}
