@@ -94,8 +94,8 @@ std::vector<int64_t> first_values(const BlockPattern& pattern);
 // Planes, one of zeros among them, or panels.
 int64_t planes_of(const Program& program, const Lattice& lattice);
 
-// Fills weights [chunks][rows], unless they are in place, and offsets [chunks] of products [begin, end). `tap_offsets`: of each tap, in positions;
-// `pitch`: from plane to plane or panel to panel; `zeros`: a plane of zeros.
+// Fills weights [chunks][rows], unless they are in place, and offsets [chunks] of products [begin, end). `tap_offsets`:
+// of each tap, in positions; `pitch`: from plane to plane or panel to panel; `zeros`: a plane of zeros.
 void fill_program(
     const Program& program, const Lattice& lattice, const BlockPattern& pattern, const Kernels& kernels,
     const std::vector<int64_t>& tap_offsets, int64_t pitch, int64_t zeros, int64_t begin, int64_t end, char* weights,
