@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/batches.h"
 #include "base/torch_glue.h"
 #include "base/torch_threads.h"
 #include "isa/kernels.h"
@@ -21,42 +22,6 @@ int64_t words_of(int64_t cols) {
   return (cols + 63) / 64;
 }
 
-int64_t product_of(const std::vector<int64_t>& sizes) {
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
-  return count;
-}
-
-// Of a tensor of at least two dimensions, without the last two.
-std::vector<int64_t> batch_of(const Handle& tensor) {
-  return std::vector<int64_t>(tensor.sizes(), tensor.sizes() + tensor.dim() - 2);
-}
-
-// Where each matrix of a batch begins in a tensor that broadcasts to it.
-std::vector<int64_t> offsets_of(const Handle& tensor, const std::vector<int64_t>& batch) {
-  std::vector<int64_t> offsets = {0};
-  const int64_t missing = static_cast<int64_t>(batch.size()) - (tensor.dim() - 2);
-  for (int64_t d = 0; d < static_cast<int64_t>(batch.size()); ++d) {
-    const bool there = d >= missing && tensor.sizes()[d - missing] != 1;
-    const int64_t stride = there ? tensor.strides()[d - missing] : 0, size = batch[static_cast<size_t>(d)];
-    std::vector<int64_t> inner;
-    inner.reserve(offsets.size() * static_cast<size_t>(size));
-    for (const int64_t offset : offsets)
-      for (int64_t i = 0; i < size; ++i) inner.push_back(offset + i * stride);
-    offsets = std::move(inner);
-  }
-  return offsets;
-}
-
-bool broadcasts(const std::vector<int64_t>& batch, const std::vector<int64_t>& to) {
-  if (batch.size() > to.size()) return false;
-  for (size_t d = 0; d < batch.size(); ++d) {
-    const int64_t size = batch[batch.size() - 1 - d];
-    if (size != 1 && size != to[to.size() - 1 - d]) return false;
-  }
-  return true;
-}
-
 MaskedMatrix matrix_of(const Handle& tensor) {
   const int64_t at = tensor.dim() - 2;
   MaskedMatrix matrix;
@@ -67,7 +32,7 @@ MaskedMatrix matrix_of(const Handle& tensor) {
 }
 
 // A mask of a matrix, contiguous; `bits` stays empty where there is none.
-void add_mask(Handle& bits, const std::vector<int64_t>& batch, MaskedMatrix& matrix, std::vector<int64_t>& offsets) {
+void add_mask(Handle& bits, const Batch& batch, MaskedMatrix& matrix, Batch& offsets) {
   if (!bits) return;
   constexpr char kExpected[] = "masked_product: expected bits of int64 [..., rows, words] that broadcast";
   require(bits.dtype() == aoti_torch_dtype_int64() && bits.dim() >= 2, kExpected, bits);
@@ -75,13 +40,13 @@ void add_mask(Handle& bits, const std::vector<int64_t>& batch, MaskedMatrix& mat
   if (!bits.is_contiguous()) bits = contiguous(bits);
   const int64_t* const sizes = bits.sizes() + bits.dim() - 2;
   require(sizes[0] == matrix.rows && sizes[1] == words_of(matrix.cols), kExpected, bits);
-  require(broadcasts(batch_of(bits), batch), kExpected, bits);
-  offsets = offsets_of(bits, batch);
+  require(broadcasts_to(batch_sizes(bits), batch), kExpected, bits);
+  offsets = matrix_offsets(bits, batch);
   matrix.mask = {static_cast<const uint64_t*>(bits.data()), sizes[1]};
 }
 
 // Zeros where a mask leaves out, in place, in each matrix of a contiguous tensor.
-void select(const Handle& tensor, const MaskedMatrix& of, const std::vector<int64_t>& mask_offsets, DType dtype) {
+void select(const Handle& tensor, const MaskedMatrix& of, const Batch& mask_offsets, DType dtype) {
   MaskedMatrix first = of;
   first.data = tensor.data();
   first.row_stride = first.cols, first.col_stride = 1;
@@ -102,20 +67,14 @@ void select(const Handle& tensor, const MaskedMatrix& of, const std::vector<int6
 // A copy in which zeros are where the mask leaves out, for torch's own product.
 Handle selected(const Handle& tensor, const MaskedMatrix& matrix, const Handle& bits, DType dtype) {
   // the mask may have a batch that the matrix has not
-  std::vector<int64_t> batch = batch_of(tensor);
-  const std::vector<int64_t> of_bits = batch_of(bits);
-  if (of_bits.size() > batch.size()) batch.insert(batch.begin(), of_bits.size() - batch.size(), 1);
-  for (size_t d = 0; d < of_bits.size(); ++d) {
-    int64_t& size = batch[batch.size() - 1 - d];
-    size = size == 1 ? of_bits[of_bits.size() - 1 - d] : size;
-  }
-  std::vector<int64_t> sizes = batch;
+  const Batch batch = broadcast_batch(batch_sizes(tensor), batch_sizes(bits));
+  Batch sizes = batch;
   sizes.push_back(matrix.rows);
   sizes.push_back(matrix.cols);
   Handle copy = empty(sizes.data(), static_cast<int64_t>(sizes.size()), tensor.dtype(), tensor);
   torch::stable::Tensor to = copy.shared();
   torch::stable::copy_(to, tensor.shared());
-  select(copy, matrix, offsets_of(bits, batch), dtype);
+  select(copy, matrix, matrix_offsets(bits, batch), dtype);
   return copy;
 }
 
@@ -146,19 +105,12 @@ void boxed_product(StableIValue* stack, uint64_t count, uint64_t returned) {
   first.a = matrix_of(a);
   first.b = matrix_of(b);
   require(first.a.cols == first.b.rows, "masked_product: expected b with as many rows as a has columns", b);
-  const std::vector<int64_t> a_batch = batch_of(a), b_batch = batch_of(b);
-  std::vector<int64_t> batch(std::max(a_batch.size(), b_batch.size()), 1);
-  for (const std::vector<int64_t>* one : {&a_batch, &b_batch})
-    for (size_t d = 0; d < one->size(); ++d) {
-      const int64_t size = (*one)[one->size() - 1 - d];
-      int64_t& together = batch[batch.size() - 1 - d];
-      if (together == 1) together = size;
-    }
+  const Batch a_batch = batch_sizes(a), b_batch = batch_sizes(b), batch = broadcast_batch(a_batch, b_batch);
   require(
-      broadcasts(a_batch, batch) && broadcasts(b_batch, batch),
+      broadcasts_to(a_batch, batch) && broadcasts_to(b_batch, batch),
       "masked_product: expected b with a batch that broadcasts with that of a", b);
-  products.count = product_of(batch);
-  std::vector<int64_t> sizes = batch;
+  products.count = batch_count(batch);
+  Batch sizes = batch;
   sizes.push_back(first.a.rows);
   sizes.push_back(first.b.cols);
   for (const std::vector<int64_t>& one :
@@ -187,9 +139,9 @@ void boxed_product(StableIValue* stack, uint64_t count, uint64_t returned) {
   }
   Handle result = empty(sizes.data(), static_cast<int64_t>(sizes.size()), a.dtype(), a);
   first.dest.data = result.data();
-  offsets.a = offsets_of(a, batch);
-  offsets.b = offsets_of(b, batch);
-  offsets.dest = offsets_of(result, batch);
+  offsets.a = matrix_offsets(a, batch);
+  offsets.b = matrix_offsets(b, batch);
+  offsets.dest = matrix_offsets(result, batch);
   run_masked(products, *way, threads);
   stack[0] = to_stack(std::move(result));
 }
@@ -208,7 +160,7 @@ void boxed_pack(StableIValue* stack, uint64_t count, uint64_t returned) {
   uint64_t* const to = static_cast<uint64_t*>(result.data());
   sizes.pop_back();
   const int64_t grain = std::max<int64_t>(1, kBitsGrain / std::max<int64_t>(1, cols));
-  torch::stable::parallel_for(0, product_of(sizes), grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, batch_count(sizes), grain, [&](int64_t begin, int64_t end) {
     if (cols % 64 == 0) return cpu_kernels().masked.pack(from + begin * cols, (end - begin) * cols, to + begin * words);
     for (int64_t r = begin; r < end; ++r) cpu_kernels().masked.pack(from + r * cols, cols, to + r * words);
   });
@@ -229,7 +181,7 @@ void boxed_pack_blocks(StableIValue* stack, uint64_t count, uint64_t returned) {
   const int64_t down = sizes[at], across = sizes[at + 1];
   require(
       down == rows / height + (rows % height != 0) && across == cols / width + (cols % width != 0), kExpected, blocks);
-  const int64_t batch = product_of(std::vector<int64_t>(sizes.begin(), sizes.end() - 2)), words = words_of(cols);
+  const int64_t batch = batch_count(std::vector<int64_t>(sizes.begin(), sizes.end() - 2)), words = words_of(cols);
   sizes[at] = rows, sizes[at + 1] = words;
   Handle result = empty(sizes.data(), static_cast<int64_t>(sizes.size()), aoti_torch_dtype_int64(), blocks);
   const uint8_t* const from = static_cast<const uint8_t*>(blocks.data());
@@ -265,7 +217,7 @@ void boxed_transpose_bits(StableIValue* stack, uint64_t count, uint64_t returned
   const size_t at = sizes.size() - 2;
   const int64_t rows = sizes[at], words = sizes[at + 1], turned_words = words_of(rows);
   require(cols >= 0 && words == words_of(cols), kExpected, bits);
-  const int64_t batch = product_of(std::vector<int64_t>(sizes.begin(), sizes.end() - 2));
+  const int64_t batch = batch_count(std::vector<int64_t>(sizes.begin(), sizes.end() - 2));
   sizes[at] = cols, sizes[at + 1] = turned_words;
   Handle result = empty(sizes.data(), static_cast<int64_t>(sizes.size()), aoti_torch_dtype_int64(), bits);
   const uint64_t* const from = static_cast<const uint64_t*>(bits.data());

@@ -43,12 +43,12 @@ void cut(const Lattice& lattice, int64_t strip, PlaneLayout& layout) {
 
 // Tiles at all positions, with what it costs to read and write them in units of a tile.
 double cost_of(const Lattice& lattice, const PlaneLayout& layout, bool panels) {
-  bool aligned = panels || layout.columns * layout.images % kLanes == 0 || layout.rows == 1;
-  for (const Tap& tap : lattice.taps) aligned = aligned && (panels || tap.shift[1] * layout.images % kLanes == 0);
+  bool aligned = layout.columns * layout.images % kLanes == 0 || layout.rows == 1;
+  for (const Tap& tap : lattice.taps) aligned = aligned && tap.shift[1] * layout.images % kLanes == 0;
   const double strips = static_cast<double>(layout.microbatches * layout.strips);
   const double tiles = strips * static_cast<double>(layout.tiles(lattice, layout.strip));
   const double read = strips * static_cast<double>(layout.positions) / kLanes;
-  return tiles * (aligned ? cost::block::kTile : cost::block::kSplitTile) + read * cost::block::kPackedTile;
+  return tiles * (panels || aligned ? cost::block::kTile : cost::block::kSplitTile) + read * cost::block::kPackedTile;
 }
 
 }  // namespace
@@ -137,28 +137,13 @@ void source_places(
   }
 }
 
-namespace {
-
-// Calls visit(tile, first element of it in a micro-batch's planes) for those of a strip.
-template <class Visit>
-void each_tile(const Lattice& lattice, const PlaneLayout& layout, int64_t rows, const Visit& visit) {
-  const int64_t row = layout.columns * layout.images;
-  if (!layout.by_rows) {
-    const int64_t tiles = layout.tiles(lattice, rows);
-    for (int64_t tile = 0; tile < tiles; ++tile) visit(tile, tile * kLanes);
-    return;
-  }
-  const int64_t tiles = divide_up(lattice.size[1] * layout.images, kLanes);
-  for (int64_t y = 0; y < rows; ++y)
-    for (int64_t tile = 0; tile < tiles; ++tile) visit(y * tiles + tile, y * row + tile * kLanes);
-}
-
-}  // namespace
-
 void tile_places(const Lattice& lattice, const PlaneLayout& layout, const PlaneItem& item, std::vector<int64_t>& at) {
+  const int64_t rows = layout.by_rows ? item.rows : 1, tiles = layout.tiles(lattice, item.rows) / rows;
   at.clear();
   for (int64_t b = 0; b < item.microbatches; ++b)
-    each_tile(lattice, layout, item.rows, [&](int64_t, int64_t first) { at.push_back(b * layout.positions + first); });
+    for (int64_t y = 0; y < rows; ++y)
+      for (int64_t tile = 0; tile < tiles; ++tile)
+        at.push_back(b * layout.positions + y * layout.columns * layout.images + tile * kLanes);
 }
 
 void dest_places(
