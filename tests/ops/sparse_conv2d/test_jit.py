@@ -67,28 +67,6 @@ def check(
     assert_verified(ours(weight, padding, groups), dense(weight, padding, groups), tensors, gradients)
 
 
-@needs_jit
-def test_kept_by_content() -> None:
-    x, weight = layer(0)
-    check(x, weight)
-    before = kept()
-    assert before > 0
-    check(2 * x, weight.with_values(weight.values * 3))  # other values
-    check(x, sk.Unstructured.from_dense(weight.to_dense()))  # the same pattern in other tensors
-    assert kept() == before
-    check(x[:3], weight)  # another batch, laid out alike
-    assert kept() == before
-
-
-@needs_jit
-def test_other_patterns_of_the_same_size() -> None:
-    x, _ = layer(0)
-    for seed in range(10, 14):
-        before = kept()
-        check(x, layer(seed)[1])
-        assert kept() > before
-
-
 def test_a_pattern_that_changes_in_place() -> None:
     """Nobody should, and then the result is that of the new one."""
     x, weight = layer(1)
@@ -203,20 +181,6 @@ def test_patterns_that_take_turns_do_not_drive_each_other_out() -> None:
     assert 1 << 19 < turns[0] <= 1 << 20
     assert last not in turns
     assert last <= 1 << 20
-
-
-@needs_jit
-def test_weight_gradients_have_kernels_of_their_own() -> None:
-    x, weight = layer(7)
-    values = weight.values.clone().requires_grad_()
-    y = sk.sparse_conv2d(x, weight.with_values(values), padding=1)
-    before = kept()
-    for _ in range(2):
-        torch.autograd.grad(y, values, torch.ones_like(y), retain_graph=True)
-    after = kept()
-    assert after > before
-    torch.autograd.grad(y, values, torch.ones_like(y))
-    assert kept() == after
 
 
 @pytest.mark.parametrize("outputs", [1, 11, 12, 30, 31, 32, 62, 63, 113])

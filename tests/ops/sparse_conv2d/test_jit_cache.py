@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of JIT kernels where it is full, in processes of their own: the limit is read once."""
+"""The cache of JIT kernels, in processes of their own: the limit is read once, and other tests fill the cache here."""
 
 from __future__ import annotations
 
@@ -8,13 +8,59 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
-from test_jit import kept
+import torch
+from test_jit import check, kept, layer
 
+import sparsekernels as sk
 from sparsekernels import _library
 
 pytestmark = pytest.mark.skipif(kept() < 0 or not _library.has_jit(), reason="no JIT kernels")
+
+
+def check_kept_by_content() -> None:
+    x, weight = layer(0)
+    check(x, weight)
+    before = kept()
+    assert before > 0
+    check(2 * x, weight.with_values(weight.values * 3))  # other values
+    check(x, sk.Unstructured.from_dense(weight.to_dense()))  # the same pattern in other tensors
+    assert kept() == before
+    check(x[:3], weight)  # another batch, laid out alike
+    assert kept() == before
+
+
+def check_kept_for_each_pattern_of_a_size() -> None:
+    x, _ = layer(0)
+    for seed in range(10, 14):
+        before = kept()
+        check(x, layer(seed)[1])
+        assert kept() > before
+
+
+def check_kept_for_weight_gradients() -> None:
+    x, weight = layer(7)
+    values = weight.values.clone().requires_grad_()
+    y = sk.sparse_conv2d(x, weight.with_values(values), padding=1)
+    before = kept()
+    for _ in range(2):
+        torch.autograd.grad(y, values, torch.ones_like(y), retain_graph=True)
+    after = kept()
+    assert after > before
+    torch.autograd.grad(y, values, torch.ones_like(y))
+    assert kept() == after
+
+
+@pytest.mark.parametrize(
+    "claim", [check_kept_by_content, check_kept_for_each_pattern_of_a_size, check_kept_for_weight_gradients]
+)
+def test_what_is_kept(claim: Callable[[], None]) -> None:
+    here = str(pathlib.Path(__file__).parent)
+    script = f"import sys; sys.path[:0] = [{here!r}]; import {__name__}; {__name__}.{claim.__name__}()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 STRESS = """
