@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import numbers
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -191,30 +191,52 @@ def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float) -> T
     return spread(_least(-norms, kept), weight.shape, block)
 
 
-def prunable(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def prunable(model: nn.Module, *, ignore: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
     """The layers of a model that are pruned: every Linear, Conv2d and Conv1d, except depthwise convolutions.
 
     transformers' `Conv1D`, a linear layer whose weight is [in, out], is one of them.
 
     Args:
         model: Any module.
+        ignore: Names of layers that are left out, as "fc", or of modules all of whose layers are, as "layer4.0".
 
     Yields:
         Name and module. Depthwise are convolutions with groups == in_channels > 1.
 
     Raises:
-        TypeError: For a model that is not a module.
+        TypeError: For a model that is not a module, or names that are not a collection of str.
+        ValueError: For a name to ignore that is none of the model's modules.
     """
+    return _prunable(model, _ignored("prunable", model, ignore))
+
+
+def _ignored(op: str, model: nn.Module, ignore: Collection[str]) -> set[nn.Module]:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"prunable: expected model to be a torch.nn.Module, got {type(model).__name__}")
-    for name, module in model.named_modules():
-        is_linear = isinstance(module, nn.Linear) or is_conv1d(module)
-        if is_linear or (isinstance(module, nn.Conv2d | nn.Conv1d) and not 1 < module.groups == module.in_channels):
-            yield name, module
+        raise TypeError(f"{op}: expected model to be a torch.nn.Module, got {type(model).__name__}")
+    names = [] if isinstance(ignore, str) else list(ignore)
+    if isinstance(ignore, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{op}: expected ignore to be a collection of names, got {ignore!r}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"{op}: expected ignore of names of modules, got {name!r}")
+    return {one for name in names for one in modules[name].modules()}
+
+
+def _prunable(model: nn.Module, ignored: set[nn.Module]) -> Iterator[tuple[str, Any]]:
+    return ((name, one) for name, one in model.named_modules() if one not in ignored and _is_prunable(one))
+
+
+def _is_prunable(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d | nn.Conv1d):
+        return not 1 < module.groups == module.in_channels
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 @torch.no_grad()
-def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[str, Tensor]:
+def prune_(
+    model: nn.Module, kind: str, sparsity: float, seed: int = 0, *, ignore: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Set a share of each weight of the `prunable` modules to zero, in place.
 
         kept = round(numel * (1 - sparsity))   of each layer, exactly
@@ -228,25 +250,32 @@ def prune_(model: nn.Module, kind: str, sparsity: float, seed: int = 0) -> dict[
         kind: "random", "clustered" or "magnitude".
         sparsity: The share of zeros, 0 to 1.
         seed: Of random masks.
+        ignore: Names of layers, or of modules with all of their layers, that stay as they are: see `prunable`. A weight
+            that one of them shares with another layer stays as well.
 
     Returns:
         The masks by module name: bool, True where a weight is kept.
 
     Raises:
-        TypeError: For a model that is not a module, or a sparsity that is not a number.
-        ValueError: For another kind, a sparsity outside of [0, 1], NaN to choose from by magnitude, or a weight that is
-            computed from others, as a pruning mask or a parametrization does. Then nothing has changed.
+        TypeError: For a model that is not a module, a sparsity that is not a number, or names that are not a collection
+            of str.
+        ValueError: For another kind, a sparsity outside of [0, 1], NaN to choose from by magnitude, a name that is none
+            of the model's modules, or a weight that is computed from others, as a pruning mask or a parametrization
+            does. Then nothing has changed.
     """
     _check("prune_", sparsity, kind, PRUNINGS)
     return _prune_(
         "prune_",
         model,
+        ignore,
         lambda name, _, weight: kept_weights(kind, weight, sparsity, seed=zlib.crc32(f"{seed}/{name}".encode())),
     )
 
 
 @torch.no_grad()
-def prune_blocks_(model: nn.Module, block: tuple[int, int], sparsity: float) -> dict[str, Tensor]:
+def prune_blocks_(
+    model: nn.Module, block: tuple[int, int], sparsity: float, *, ignore: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Set the blocks of the least L2 norms to zero in each weight of the `prunable` modules, in place.
 
         kept = max(1, round(blocks * (1 - sparsity)))   of each layer, or 0 where sparsity = 1
@@ -258,14 +287,18 @@ def prune_blocks_(model: nn.Module, block: tuple[int, int], sparsity: float) -> 
         model: Any module.
         block: Rows and columns of a block, output and input channels, each from 1 to 128.
         sparsity: The share of each layer's blocks that becomes zero, 0 to 1.
+        ignore: Names of layers, or of modules with all of their layers, that stay as they are: see `prunable`. A weight
+            that one of them shares with another layer stays as well.
 
     Returns:
         The masks by module name: bool, True where a weight is kept.
 
     Raises:
-        TypeError: For a model that is not a module, a block that is not two int, or a sparsity that is not a number.
-        ValueError: For block sizes that are not accepted, a sparsity outside of [0, 1], NaN in a weight, or a weight
-            that is computed from others, as a pruning mask or a parametrization does. Then nothing has changed.
+        TypeError: For a model that is not a module, a block that is not two int, a sparsity that is not a number, or
+            names that are not a collection of str.
+        ValueError: For block sizes that are not accepted, a sparsity outside of [0, 1], NaN in a weight, a name that is
+            none of the model's modules, or a weight that is computed from others, as a pruning mask or a
+            parametrization does. Then nothing has changed.
     """
     _check_sparsity("prune_blocks_", sparsity)
     block = check_block("prune_blocks_", block)
@@ -275,14 +308,19 @@ def prune_blocks_(model: nn.Module, block: tuple[int, int], sparsity: float) -> 
             return largest_blocks(weight.t(), block, sparsity).t()
         return largest_blocks(weight, block, sparsity)
 
-    return _prune_("prune_blocks_", model, mask_of)
+    return _prune_("prune_blocks_", model, ignore, mask_of)
 
 
-def _prune_(op: str, model: nn.Module, mask_of: Callable[[str, nn.Module, Tensor], Tensor]) -> dict[str, Tensor]:
+def _prune_(
+    op: str,
+    model: nn.Module,
+    ignore: Collection[str],
+    mask_of: Callable[[str, nn.Module, Tensor], Tensor],
+) -> dict[str, Tensor]:
     """Set to zero what the mask of each weight, of a layer by its first name, does not keep."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: expected model to be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(prunable(model))
+    ignored = _ignored(op, model, ignore)
+    modules = dict(_prunable(model, ignored))
+    stay = {parameter for module in ignored for parameter in module.parameters()}
     masks: dict[str, Tensor] = {}
     first_names: dict[nn.Parameter, str] = {}
     for name, module in modules.items():
@@ -292,6 +330,8 @@ def _prune_(op: str, model: nn.Module, mask_of: Callable[[str, nn.Module, Tensor
                 f"{op}: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
                 " first, with torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
             )
+        if weight in stay:
+            continue
         first = first_names.setdefault(weight, name)
         if first == name:
             masks[name] = mask_of(name, module, weight)

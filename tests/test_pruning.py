@@ -182,6 +182,38 @@ def test_a_shared_weight_is_pruned_once() -> None:
     assert net[0].weight.count_nonzero() == 50
 
 
+@pytest.mark.parametrize("is_blocks", [False, True], ids=["elements", "blocks"])
+def test_layers_that_stay(is_blocks: bool) -> None:
+    def pruned(net: nn.Module, *ignore: str) -> dict[str, torch.Tensor]:
+        names = (name for name in ignore)  # read once
+        if is_blocks:
+            return prune_blocks_(net, (4, 4), 0.5, ignore=names)  # type: ignore[arg-type]
+        return prune_(net, "random", 0.5, ignore=names)  # type: ignore[arg-type]
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 8))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert [name for name, _ in prunable(net, ignore=["0", "1"])] == ["2"]
+    assert set(pruned(net, "0", "1")) == {"2"}
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]) is (name != "2.weight")
+    net[1][0].weight = net[1][1].weight
+    assert set(pruned(net, "1.1", "2")) == {"0"}  # 1.0 has the weight of one that stays
+    assert net[1][0].weight.all()
+    assert pruned(net, "") == {}
+
+
+def test_layers_that_are_none() -> None:
+    net = network()
+    before = [parameter.clone() for parameter in net.parameters()]
+    with pytest.raises(ValueError, match="prune_: expected ignore of names of modules, got 'fc'"):
+        prune_(net, "random", 0.5, ignore=["fc"])
+    bad: Any
+    for bad in ("fc", [3]):
+        with pytest.raises(TypeError, match="prune_blocks_: expected ignore to be a collection of names, got "):
+            prune_blocks_(net, (4, 4), 0.5, ignore=bad)
+    assert all(map(torch.equal, net.parameters(), before))
+
+
 class Doubled(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return 2 * weight
