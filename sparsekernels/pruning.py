@@ -158,10 +158,13 @@ def largest(weight: Tensor, sparsity: float) -> Tensor:
     return _least(-weight.detach().abs().contiguous(), _kept(weight.numel(), sparsity))
 
 
-def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float) -> Tensor:
+def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float, *, least_in_row: int = 0) -> Tensor:
     """The mask of the blocks whose L2 norms are largest; of equal ones, the first.
 
-        kept = max(1, round(blocks * (1 - sparsity)))   or 0 where sparsity = 1
+        kept = max(1, round(blocks * (1 - sparsity)), least_in_row * rows)   or 0 where sparsity = 1
+
+    Rows are rows of blocks, of which each keeps its `least_in_row` largest first. With one in each, all outputs of a
+    network depend on its input, which few large blocks in a narrow layer may otherwise end.
 
     The blocks are those of `sparsekernels.BlockSparse`: of output and input channels, at each tap of a convolution's
     weight. One that the weight's end makes smaller counts as one, by the norm of what it has.
@@ -170,16 +173,19 @@ def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float) -> T
         weight: [out, in] or [out, in/groups, ...].
         block: Rows and columns of a block, each from 1 to 128. They need not divide the weight's sizes.
         sparsity: The share of the blocks that is left out, 0 to 1.
+        least_in_row: How many blocks each row of blocks keeps at least, if it has as many.
 
     Returns:
         bool, shape of `weight`, True in the blocks that are kept.
 
     Raises:
-        TypeError: For a weight that is not a tensor, a block that is not two int, or a sparsity that is not a number.
+        TypeError: For a weight that is not a tensor, a block that is not two int, a sparsity that is not a number, or
+            another number that is not an int.
         ValueError: For a sparsity outside of [0, 1], block sizes that are not accepted, a weight of less than two
-            dimensions, or one with NaN.
+            dimensions, or one with NaN, or a negative number of blocks.
     """
     _check_sparsity("largest_blocks", sparsity)
+    _check_least_in_row("largest_blocks", least_in_row)
     _check_weight("largest_blocks", weight)
     block = check_block("largest_blocks", block)
     if weight.dim() < 2:
@@ -187,8 +193,22 @@ def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float) -> T
     if weight.isnan().any():
         raise ValueError("largest_blocks: expected weight of numbers, got NaN among them")
     norms = squared_norms(weight, block)
-    kept = max(_kept(norms.numel(), sparsity), int(sparsity < 1 and norms.numel() > 0))
+    if sparsity == 1 or norms.numel() == 0:
+        return torch.zeros_like(weight, dtype=torch.bool)
+    rows, in_row = norms.shape[0], norms[0].numel()
+    first = min(least_in_row, in_row)
+    norms = norms.clamp(max=torch.finfo(norms.dtype).max)
+    for row in norms:  # the first to be kept, whatever others have
+        row[_least(-row, first)] = math.inf
+    kept = max(_kept(norms.numel(), sparsity), 1, first * rows)
     return spread(_least(-norms, kept), weight.shape, block)
+
+
+def _check_least_in_row(op: str, least_in_row: int) -> None:
+    if not isinstance(least_in_row, numbers.Integral):
+        raise TypeError(f"{op}: expected least_in_row to be an int, got {type(least_in_row).__name__}")
+    if least_in_row < 0:
+        raise ValueError(f"{op}: expected least_in_row from 0 on, got {least_in_row}")
 
 
 def prunable(model: nn.Module, *, ignore: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
@@ -274,14 +294,14 @@ def prune_(
 
 @torch.no_grad()
 def prune_blocks_(
-    model: nn.Module, block: tuple[int, int], sparsity: float, *, ignore: Collection[str] = ()
+    model: nn.Module, block: tuple[int, int], sparsity: float, *, ignore: Collection[str] = (), least_in_row: int = 0
 ) -> dict[str, Tensor]:
     """Set the blocks of the least L2 norms to zero in each weight of the `prunable` modules, in place.
 
-        kept = max(1, round(blocks * (1 - sparsity)))   of each layer, or 0 where sparsity = 1
+        kept = max(1, round(blocks * (1 - sparsity)), least_in_row * rows)   of each layer, or 0 where sparsity = 1
 
-    See `largest_blocks` for what a block is. A weight that several modules share is pruned once, and has the same mask
-    under all names.
+    See `largest_blocks` for what a block is, and a row of them. A weight that several modules share is pruned once, and
+    has the same mask under all names.
 
     Args:
         model: Any module.
@@ -289,24 +309,26 @@ def prune_blocks_(
         sparsity: The share of each layer's blocks that becomes zero, 0 to 1.
         ignore: Names of layers, or of modules with all of their layers, that stay as they are: see `prunable`. A weight
             that one of them shares with another layer stays as well.
+        least_in_row: How many blocks each row of blocks keeps at least, if it has as many.
 
     Returns:
         The masks by module name: bool, True where a weight is kept.
 
     Raises:
-        TypeError: For a model that is not a module, a block that is not two int, a sparsity that is not a number, or
-            names that are not a collection of str.
-        ValueError: For block sizes that are not accepted, a sparsity outside of [0, 1], NaN in a weight, a name that is
-            none of the model's modules, or a weight that is computed from others, as a pruning mask or a
-            parametrization does. Then nothing has changed.
+        TypeError: For a model that is not a module, a block that is not two int, a sparsity that is not a number, names
+            that are not a collection of str, or another number that is not an int.
+        ValueError: For block sizes that are not accepted, a sparsity outside of [0, 1], NaN in a weight, a negative
+            number of blocks, a name that is none of the model's modules, or a weight that is computed from others, as a
+            pruning mask or a parametrization does. Then nothing has changed.
     """
     _check_sparsity("prune_blocks_", sparsity)
+    _check_least_in_row("prune_blocks_", least_in_row)
     block = check_block("prune_blocks_", block)
 
     def mask_of(name: str, module: nn.Module, weight: Tensor) -> Tensor:
         if is_conv1d(module):  # whose rows are inputs
-            return largest_blocks(weight.t(), block, sparsity).t()
-        return largest_blocks(weight, block, sparsity)
+            return largest_blocks(weight.t(), block, sparsity, least_in_row=least_in_row).t()
+        return largest_blocks(weight, block, sparsity, least_in_row=least_in_row)
 
     return _prune_("prune_blocks_", model, ignore, mask_of)
 

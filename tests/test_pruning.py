@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from sparsekernels.blocks import squared_norms
 from sparsekernels.pruning import (
     MASKS,
     PRUNINGS,
@@ -86,6 +88,39 @@ class TestMagnitude:
         assert kept.sum() == round(weight.numel() * (1 - sparsity))
         if kept.any() and not kept.all():
             assert weight[kept].abs().min() >= weight[~kept].abs().max()
+
+    @given(
+        st.lists(st.integers(1, 9), min_size=2, max_size=4),
+        st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        SPARSITIES,
+        st.integers(0, 6),
+        st.integers(0, 99),
+    )
+    def test_each_row_of_blocks_keeps_some(
+        self, shape: list[int], block: tuple[int, int], sparsity: float, least: int, seed: int
+    ) -> None:
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        weight[0] = math.inf  # of all norms the largest
+        kept = squared_norms(largest_blocks(weight, block, sparsity, least_in_row=least), block).flatten(1) > 0
+        norms = squared_norms(weight, block).flatten(1)
+        in_row = min(least, norms.size(1))
+        wanted = max(1, round(norms.numel() * (1 - sparsity)), in_row * norms.size(0))
+        assert kept.sum() == (0 if sparsity == 1 else wanted)
+        if sparsity < 1:
+            for row, mine in zip(norms, kept, strict=True):
+                assert mine.sum() >= in_row
+                assert not mine.any() or mine.all() or row[mine].min() >= row[~mine].max()
+
+    def test_a_network_in_few_blocks_depends_on_its_input(self) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(32, 32, 1) for _ in range(6)]
+        results = []
+        for least in (0, 1):
+            net = nn.Sequential(*copy.deepcopy(layers))
+            prune_blocks_(net, (16, 16), 0.75, least_in_row=least)
+            results.append(net(torch.randn(2, 32, 1, 1)).flatten(1))
+        assert torch.equal(results[0][0], results[0][1])
+        assert (results[1][0] != results[1][1]).all()
 
     def test_of_equals_the_first_are_kept(self) -> None:
         weight = torch.tensor([[1.0, -2.0, 2.0], [-1.0, 1.0, -3.0]])
@@ -297,6 +332,39 @@ class TestBlocks:
         if norms[True] and norms[False]:
             assert min(norms[True]) >= max(norms[False])
 
+    @given(
+        st.lists(st.integers(1, 9), min_size=2, max_size=4),
+        st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        SPARSITIES,
+        st.integers(0, 6),
+        st.integers(0, 99),
+    )
+    def test_each_row_of_blocks_keeps_some(
+        self, shape: list[int], block: tuple[int, int], sparsity: float, least: int, seed: int
+    ) -> None:
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        weight[0] = math.inf  # of all norms the largest
+        kept = squared_norms(largest_blocks(weight, block, sparsity, least_in_row=least), block).flatten(1) > 0
+        norms = squared_norms(weight, block).flatten(1)
+        in_row = min(least, norms.size(1))
+        wanted = max(1, round(norms.numel() * (1 - sparsity)), in_row * norms.size(0))
+        assert kept.sum() == (0 if sparsity == 1 else wanted)
+        if sparsity < 1:
+            for row, mine in zip(norms, kept, strict=True):
+                assert mine.sum() >= in_row
+                assert not mine.any() or mine.all() or row[mine].min() >= row[~mine].max()
+
+    def test_a_network_in_few_blocks_depends_on_its_input(self) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(32, 32, 1) for _ in range(6)]
+        results = []
+        for least in (0, 1):
+            net = nn.Sequential(*copy.deepcopy(layers))
+            prune_blocks_(net, (16, 16), 0.75, least_in_row=least)
+            results.append(net(torch.randn(2, 32, 1, 1)).flatten(1))
+        assert torch.equal(results[0][0], results[0][1])
+        assert (results[1][0] != results[1][1]).all()
+
     def test_of_equals_the_first_are_kept(self) -> None:
         kept = largest_blocks(torch.ones(4, 4), (2, 2), 0.5)
         assert torch.equal(kept, torch.tensor([[True] * 4] * 2 + [[False] * 4] * 2))
@@ -354,6 +422,11 @@ class TestBlocks:
             largest_blocks(torch.ones(3), (2, 2), 0.5)
         with pytest.raises(ValueError, match="largest_blocks: expected weight of numbers, got NaN"):
             largest_blocks(torch.full((2, 2), math.nan), (2, 2), 0.5)
+        for bad, error in ((1.0, TypeError), (-1, ValueError)):
+            with pytest.raises(error, match="prune_blocks_: expected least_in_row (to be an int|from 0 on), got "):
+                prune_blocks_(net, (2, 2), 0.5, least_in_row=bad)  # type: ignore[arg-type]
+            with pytest.raises(error, match="largest_blocks: expected least_in_row (to be an int|from 0 on), got "):
+                largest_blocks(weight, (2, 2), 0.5, least_in_row=bad)  # type: ignore[arg-type]
         assert weight.all()
         prune.random_unstructured(net[0], "weight", 0.5)
         with pytest.raises(ValueError, match="prune_blocks_: expected weights that are parameters, got one that is"):
