@@ -110,7 +110,7 @@ In training mode, BatchNorm and what stands behind it are one step: the residual
 
 @pytest.fixture(autouse=True)
 def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback: os.terminal_size(fallback))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback=(80, 24): os.terminal_size(fallback))
 
 
 @pytest.mark.parametrize(("name", "rows"), [("body", WRAPPED), ("n" * 40, BENEATH), ("n" * 60, BENEATH)])
@@ -188,7 +188,7 @@ def test_terminals_of_any_width(width: int, name: str, monkeypatch: pytest.Monke
     report = replace(
         report, layers=tuple(replace(row, name=name) if row.name == "head" else row for row in report.layers)
     )
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda _: os.terminal_size((width, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback=(80, 24): os.terminal_size((width, 24)))
     console = Console(width=width, file=io.StringIO())
     console.print(report)
     for text in (str(report), console.file.getvalue()):
