@@ -22,7 +22,6 @@ from sparsekernels.pruning import (
     PRUNINGS,
     kept_weights,
     largest,
-    largest_blocks,
     mask,
     prunable,
     prune_,

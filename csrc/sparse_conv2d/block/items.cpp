@@ -97,34 +97,41 @@ void run_products(
     const int64_t first_channel = first.group * items.lattice.dest_channels + first.first_row;
     dest_places(items.lattice, items.layout, item, first.residue, to);
     bool waits = false;
-    for (const Band& band : bands_of(program, begin, end)) {
+    const auto run_band = [&](const Band& band, int64_t tile) {
       const int64_t channel = first_channel + band.channel;
-      for (int64_t tile = 0; tile < tiles; tile += at_once) {
-        product.tiles = static_cast<int>(std::min(at_once, tiles - tile));
-        for (int i = 0; i < product.tiles; ++i) product.at[i] = at[static_cast<size_t>(tile + i)] * program.position();
-        // Results are stored one product later, while tiles are multiplied: neither waits for the other.
-        float* const into = waits && unpack.results == results ? results + kResultFloats : results;
-        product.results = into;
-        for (int64_t i = band.first; i < band.last; ++i) {
-          const ProductRows& of = program.products[static_cast<size_t>(i)];
-          product.chunks = of.chunks;
-          product.weights = items.weights + of.first_chunk * program.chunk_bytes();
-          product.offsets = items.offsets + of.first_chunk * program.offsets_of_chunk();
-          run_product(product);
-          product.results += panels ? of.rows : of.rows * kLanes;
-          if (i == band.first && waits) run_unpack(unpack);
-        }
-        waits = true;
-        unpack.results = into;
-        unpack.rows = static_cast<int>(band.rows);
-        unpack.dest = at_channel(items.lattice.dest, channel);
-        if (items.epilogue.residual != nullptr)
-          unpack.residual = static_cast<const uint16_t*>(items.epilogue.residual) + channel;
-        unpack.bias = items.bias + channel;
-        unpack.tiles = product.tiles;
-        unpack.to = to.data() + tile * kLanes;
+      product.tiles = static_cast<int>(std::min(at_once, tiles - tile));
+      for (int i = 0; i < product.tiles; ++i) product.at[i] = at[static_cast<size_t>(tile + i)] * program.position();
+      // Results are stored one product later, while tiles are multiplied: neither waits for the other.
+      float* const into = waits && unpack.results == results ? results + kResultFloats : results;
+      product.results = into;
+      for (int64_t i = band.first; i < band.last; ++i) {
+        const ProductRows& of = program.products[static_cast<size_t>(i)];
+        product.chunks = of.chunks;
+        product.weights = items.weights + of.first_chunk * program.chunk_bytes();
+        product.offsets = items.offsets + of.first_chunk * program.offsets_of_chunk();
+        run_product(product);
+        product.results += panels ? of.rows : of.rows * kLanes;
+        if (i == band.first && waits) run_unpack(unpack);
       }
-    }
+      waits = true;
+      unpack.results = into;
+      unpack.rows = static_cast<int>(band.rows);
+      unpack.dest = at_channel(items.lattice.dest, channel);
+      if (items.epilogue.residual != nullptr)
+        unpack.residual = static_cast<const uint16_t*>(items.epilogue.residual) + channel;
+      unpack.bias = items.bias + channel;
+      unpack.tiles = product.tiles;
+      unpack.to = to.data() + tile * kLanes;
+      unpack.next = tile + 2 * at_once <= tiles ? unpack.to + at_once * kLanes : nullptr;
+    };
+    const std::vector<Band> bands = bands_of(program, begin, end);
+    // With panels all results of few positions are stored one after another, whose lines share pages. The other way
+    // round, each band of rows would take a line from every page of the item, most of which had left L2 by then.
+    const int64_t tiles_at_a_time = panels ? at_once : tiles;
+    for (int64_t first_tile = 0; first_tile < tiles; first_tile += tiles_at_a_time)
+      for (const Band& band : bands)
+        for (int64_t tile = first_tile; tile < std::min(tiles, first_tile + tiles_at_a_time); tile += at_once)
+          run_band(band, tile);
     run_unpack(unpack);
   }
   items.kernels.end();
@@ -157,6 +164,7 @@ void run_scatters(
       items.kernels.scatter(scatter);
       unpack.tiles = scatter.tiles;
       unpack.to = to.data() + tile * kLanes;
+      unpack.next = tile + 2 * kScatterTiles <= tiles ? unpack.to + kScatterTiles * kLanes : nullptr;
       for (int64_t row = 0; row < rows.rows; row += kMostRows) {
         const int64_t channel = rows.group * items.lattice.dest_channels + rows.first_row + row;
         unpack.results = sums + row * kScatterTiles * kLanes;

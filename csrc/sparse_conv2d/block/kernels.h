@@ -125,6 +125,7 @@ struct UnpackCall {
   uint16_t* dest;            // the channel of the first row
   const uint16_t* residual;  // the same of the residual, or null
   const int64_t* to;         // [tile][kLanes], in elements; negative: nowhere
+  const int64_t* next;       // the same of what is stored soon after, and is brought up meanwhile; or null
   const float* bias;         // of the first row
   float low, high;
   bool has_low, has_high;

@@ -73,11 +73,20 @@ inline __m512 joined(const UnpackCall& t, const float* row, int index, bool has_
   return _mm512_castsi512_ps(_mm512_permutexvar_epi16(by_lanes, rows));
 }
 
+// Lines that are written, or added to, some products later come up to L1 meanwhile: stores to lines further away would
+// hold up those behind them.
+inline void bring_up(const UnpackCall& t, int lane) {
+  if (t.next == nullptr || t.next[lane] < 0) return;
+  __builtin_prefetch(t.dest + t.next[lane], 1);
+  if (t.residual != nullptr && t.residual != t.dest) __builtin_prefetch(t.residual + t.next[lane]);
+}
+
 // Up to 32 rows of one tile, or up to 16 rows of two tiles side by side.
 inline void unpack_results(const UnpackCall& t) {
   const bool wide = t.rows > kTileRows;
   const int pairs_of_tile = wide ? 16 : 8, tiles_at_once = wide ? 1 : 2;
   const __mmask32 some = first_elements(t.rows);
+  for (int lane = 0; lane < t.tiles * kLanes; ++lane) bring_up(t, lane);
   for (int tile = 0; tile < t.tiles; tile += tiles_at_once) {
     const bool two = !wide && tile + 1 < t.tiles;
     const int64_t* const to = t.to + tile * kLanes;

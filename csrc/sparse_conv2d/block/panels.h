@@ -40,9 +40,6 @@ inline void lay_panel_rows(const RowsCall& t) {
   }
 }
 
-// Positions ahead whose first lines are brought up to L1 meanwhile.
-constexpr int64_t kPrefetchedPositions = 8;
-
 // A line of a panel, or half of one.
 template <bool kHalf>
 inline void store_line(uint32_t* to, __m512i line) {
@@ -106,6 +103,7 @@ inline void unpack_panels_of(const UnpackCall& t) {
   const __m512 high_bias = kWide ? _mm512_maskz_loadu_ps(high_rows, t.bias + kTileRows) : _mm512_setzero_ps();
   for (int lane = 0; lane < t.tiles * kLanes; ++lane) {
     const int64_t to = t.to[lane];
+    bring_up(t, lane);
     if (to < 0) continue;
     const float* const from = t.results + lane * kMostRows;
     Vec<float> low = {_mm512_add_ps(_mm512_load_ps(from), low_bias)}, high = {_mm512_setzero_ps()};
