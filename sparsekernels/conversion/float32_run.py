@@ -88,6 +88,19 @@ class Draws(TorchDispatchMode):
         super().__init__()
         self.draws: list[tuple[Any, ...]] = []
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Compiled code runs as without it: torch.compile refuses to under other modes."""
+        return True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags:

@@ -50,7 +50,7 @@ def _gradients_of(layer: nn.Module, given: Given) -> dict[str, Tensor | None]:
     wanted = {_INPUT: input} if input.requires_grad else {}
     wanted |= {name: one for name, one in layer.named_parameters() if one.requires_grad}
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(3)  # what a class of somebody else's draws is the same for both
+        torch.default_generator.manual_seed(3)  # what a class of somebody else's draws is the same for both
         outputs = differentiable(layer(input))
     if not outputs or not wanted:
         return {}

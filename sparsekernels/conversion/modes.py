@@ -23,6 +23,7 @@ from .agreement import (
     backward_at_random,
     difference,
     differentiable,
+    is_out_of_memory,
     kept,
     point_alike,
 )
@@ -438,12 +439,20 @@ class Training(Mode):
         if self._exact is _UNKNOWN:
             with self._without_trace(), self._drawn() as drawn:
                 self._exact = self._in_float32(self._passed_of)
-            if self._exact is not None and self._recorded.random:
-                with self._without_trace(), self._drawn() as others:
-                    self._passed_of(self._model, self._call)
-                if drawn != others:
-                    self._exact = None
+            if self._exact is not None and self._recorded.random and drawn != self._draws():
+                self._exact = None
         return self._exact
+
+    def _draws(self) -> list[tuple[Any, ...]] | None:
+        """What the model as it is draws; None where it raises while somebody watches."""
+        try:
+            with self._without_trace(), self._drawn() as drawn:
+                self._passed_of(self._model, self._call)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return None
+        return drawn
 
     @contextlib.contextmanager
     def _drawn(self) -> Iterator[list[tuple[Any, ...]]]:
