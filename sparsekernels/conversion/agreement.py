@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,21 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .._gradient_errors import gradient_error
+from .exactness import LARGEST_GRADIENT_ERROR, SHORT, is_as_exact
 from .watch.state import attributes_or_none
 
 _LARGEST_DIFFERENCE = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 """Between results of the model before and after, relative to the largest: more is no rounding."""
-_LARGEST_RATIO = 2.0
-"""Of the errors after and before, the largest ones and root mean squares: where rounding is more than
-`_LARGEST_DIFFERENCE`, it decides who is right."""
-_LARGEST_RATIO_OF_PARTS = 4.0
-"""The same of a channel, row, column or image: of a thousand, whose numbers are off alike, one is off so far."""
-_LOST = 0.25
-"""A result that is further off, as a share of its size, has been lost to rounding: nothing can be told by it."""
-_FEWEST_ELEMENTS = 16
-"""Of a part of a tensor whose errors are compared with what they were: those of a few numbers are chance."""
-_LARGEST_GRADIENT_ERROR = 0.05
-"""Between a parameter's gradients before and after, see `gradient_error`."""
 _LARGEST_DIFFERENCE_OF_MEANS = 1e-4
 """Between running means, relative to the size of what they are means of: where that is centered, they are rounding."""
 
@@ -39,19 +29,24 @@ def differentiable(result: object) -> list[Tensor]:
     return [one for one in leaves_of(result) if isinstance(one, Tensor) and one.requires_grad]
 
 
+def backward_seeds(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Random gradients of `tensors`, the same in all dtypes: numbers of bfloat16."""
+    generator = torch.Generator("cpu").manual_seed(5)
+    seeds = [torch.randn(one.shape, generator=generator, device="cpu").bfloat16() for one in tensors]
+    return [seed.to(one.device, one.dtype) for seed, one in zip(seeds, tensors, strict=True)]
+
+
 def backward_at_random(result: object) -> None:
     """Gradients from random ones: those of a sum nearly vanish behind a BatchNorm, and rounding is what is left."""
-    generator = torch.Generator("cpu").manual_seed(5)
     tensors = differentiable(result)
-    seeds = [torch.randn(one.shape, generator=generator, device="cpu").to(one.device, one.dtype) for one in tensors]
-    torch.autograd.backward(tensors, seeds)
+    torch.autograd.backward(tensors, backward_seeds(tensors))
 
 
 def point_alike(actual: list[Tensor | None], expected: list[Tensor | None]) -> bool:
     if [one is None for one in actual] != [one is None for one in expected]:
         return False
     mine, theirs = ([one for one in some if one is not None] for some in (actual, expected))
-    return not theirs or gradient_error(mine, theirs) <= _LARGEST_GRADIENT_ERROR
+    return not theirs or gradient_error(mine, theirs) <= LARGEST_GRADIENT_ERROR
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,17 +117,18 @@ def _parts_of(value: object) -> list[tuple[object, object]] | None:
     return attributes or None
 
 
-def are_close(actual: object, expected: object, exact: object = None) -> bool:
+def are_close(actual: object, expected: object, exact: object = None, dtypes: Collection[torch.dtype] = SHORT) -> bool:
     """Whether two results are the same but for rounding, in the same containers. False for what cannot be compared.
 
     exact: the same with tensors of float32 in the places of those of shorter dtypes. Tensors that differ by more than
-    rounding as a rule does are the same, too, where `actual` is about as far from these as `expected` is.
+    rounding as a rule does are the same, too, where `actual` is about as far from these as `expected` is. dtypes: of
+    tensors that may differ so.
 
     An integer may be another where rounding decides (the index of the larger of two): one of 16 in a tensor.
     Raises what says that there is no memory to compare them.
     """
     try:
-        return _is_close(actual, expected, set(), exact)
+        return _is_close(actual, expected, set(), exact, dtypes)
     except Exception as error:  # by the `==` of a class that is not ours, or its attributes
         if is_out_of_memory(error):
             raise
@@ -154,11 +150,17 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _is_close(actual: object, expected: object, seen: set[tuple[int, int]], exact: object = None) -> bool:
+def _is_close(
+    actual: object,
+    expected: object,
+    seen: set[tuple[int, int]],
+    exact: object = None,
+    dtypes: Collection[torch.dtype] = SHORT,
+) -> bool:
     if isinstance(expected, Tensor):
         if not isinstance(actual, Tensor):
             return False
-        return _are_numbers_close(actual, expected) or _is_as_exact(actual, expected, exact)
+        return _are_numbers_close(actual, expected) or is_as_exact(actual, expected, exact, dtypes)
     if _kind_of(actual) is not _kind_of(expected):
         return False
     mine, theirs = _parts_of(actual), _parts_of(expected)
@@ -173,7 +175,7 @@ def _is_close(actual: object, expected: object, seen: set[tuple[int, int]], exac
     if [place for place, _ in wide] != [place for place, _ in theirs]:
         wide = [(place, None) for place, _ in theirs]
     three = zip(mine, theirs, wide, strict=True)
-    return all(_is_close(one, other, seen, truth) for (_, one), (_, other), (_, truth) in three)
+    return all(_is_close(one, other, seen, truth, dtypes) for (_, one), (_, other), (_, truth) in three)
 
 
 def _kind_of(value: object) -> type:
@@ -207,40 +209,6 @@ def _are_numbers_close(actual: Tensor, expected: Tensor, least: float = 0.0) -> 
     allowed = _LARGEST_DIFFERENCE.get(expected.dtype, 1e-6) * theirs.abs().nan_to_num(0.0, 0.0).max()
     allowed = allowed.clamp(min=least)
     return bool((((mine - theirs).abs() <= allowed) | (mine == theirs) | (mine.isnan() & theirs.isnan())).all())
-
-
-def _is_as_exact(actual: Tensor, expected: Tensor, exact: object) -> bool:
-    """Whether rounding alone may be why two results of a short dtype differ, by what they are in float32."""
-    if not isinstance(exact, Tensor) or exact.dtype is not torch.float32:
-        return False
-    if expected.dtype not in (torch.bfloat16, torch.float16) or actual.dtype is not expected.dtype:
-        return False
-    if not actual.shape == expected.shape == exact.shape:
-        return False
-    truth, theirs, mine = exact.double(), expected.double(), actual.double()
-    alike = ~truth.isfinite() & ((truth == theirs) & (truth == mine) | truth.isnan() & theirs.isnan() & mine.isnan())
-    truth, theirs, mine = (one.masked_fill(alike, 0.0) for one in (truth, theirs, mine))
-    before, after = theirs - truth, mine - truth
-    if truth.numel() == 0 or not bool(_size(before) <= _LOST * _size(truth)):
-        return False
-    if not bool(after.abs().max() <= _LARGEST_RATIO * before.abs().max()):
-        return False
-    # A lost channel, border or image is little of the whole: each is compared with itself before, and with all.
-    if not bool(_size(after) <= _LARGEST_RATIO * _size(before)):
-        return False
-    dims = range(truth.dim())
-    parts = [
-        [other for other in dims if other != dim] for dim in dims if truth.numel() >= _FEWEST_ELEMENTS * truth.size(dim)
-    ]
-    return all(
-        bool((_size(after, rest) <= _LARGEST_RATIO_OF_PARTS * _size(before, rest).clamp(min=_size(before))).all())
-        for rest in parts
-    )
-
-
-def _size(errors: Tensor, dims: list[int] | None = None) -> Tensor:
-    """The root mean square, over `dims` or all."""
-    return errors.square().mean(dims).sqrt()
 
 
 def difference(actual: object, expected: object) -> str:

@@ -33,6 +33,7 @@ from .graph.signature import first_served
 from .graph.trace import Trace
 from .graph.untraceable import Untraceable, first_line
 from .installation import Conversion, Swap
+from .layer_gradients import wrong_gradient
 from .layouts import channels_last_gain
 from .leftovers import is_forward_of_nncf, zeros_elsewhere
 from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
@@ -191,6 +192,8 @@ class Attempt:
                 swaps.append(swap(decision.replacement))
             if decision.in_chain is not None:
                 in_chains.append(swap(decision.in_chain))
+        if self._mode.compares_gradients:
+            swaps = self._with_right_gradients(swaps, rows)
         if not swaps and not any(drops_of(region.graph) for region in regions):
             regions = []
         if not swaps and not regions and not self._norms.norms:
@@ -261,6 +264,30 @@ class Attempt:
         if untimed:
             self._unmeasured.append(f"{len(untimed)} of {len(order)} layers")
         return decided
+
+    def _with_right_gradients(self, swaps: list[Swap], rows: list[LayerReport]) -> list[Swap]:
+        """Those whose gradients are the original layers'; the rows of the others become dense, and notes say so."""
+        right: list[Swap] = []
+        places = {row.name: place for place, row in enumerate(rows)}
+        for done, swap in enumerate(swaps):
+            self._pace.at("comparing gradients", done, len(swaps))
+            if self._pace.limited and self._pace.stop():
+                self._unmeasured.append(f"the gradients of {len(swaps) - done} layers")
+                rows[:] = [as_it_was(row) if row.name in {one.path for one in swaps[done:]} else row for row in rows]
+                break
+            given = itertools.chain(*self._given[swap.path])
+            row = rows[places[swap.path]]
+            try:
+                of = wrong_gradient(swap.original, swap.replacement, list(given))
+            except Exception as error:
+                self._note(Note.LAYER_RAISED, layer=swap.path, decision=row.decision, error=first_line(error))
+            else:
+                if of is None:
+                    right.append(swap)
+                    continue
+                self._note(Note.OTHER_GRADIENTS, layer=swap.path, decision=row.decision, of=of)
+            rows[places[swap.path]] = as_it_was(row)
+        return right
 
     def _report(
         self,

@@ -240,6 +240,8 @@ class Note(_Sentence):
     NO_GRAPH_OF_PART = "{part} does not run as a graph: {reason}."
     NO_GRAPH_OF_PARTS = "{count} parts of class {kind} ({part} for one) do not run as graphs: {reason}."
     OTHER_RESULTS = "Running as {way.words} was rejected: its results differed from the original model's{by}."
+    OTHER_GRADIENTS = "{layer} stays dense: as {decision}, the gradient of {of} differed from the original layer's."
+    LAYER_RAISED = "{layer} stays dense: as {decision}, its backward pass raised {error}."
     RAISED = "Running as {way.words} was rejected: it raised {error}."
     NOT_RUN = "Running as {way.words} was rejected: the modules run when it is called with the example."
     MODEL_NOT_FASTER = "The whole model was not reliably faster {how}."

@@ -16,16 +16,20 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from .._torch import is_any_autocast_enabled
 from .agreement import (
     are_close,
     are_statistics_close,
     backward_at_random,
     difference,
     differentiable,
+    is_out_of_memory,
     kept,
     point_alike,
 )
+from .exactness import SHORT, are_gradients_as_exact, is_statistic_as_exact
 from .facts import Fact, Note, Way
+from .float32_run import Draws
 from .graph.base import Graph
 from .graph.batch_norm import dropout_by_torch, norm_inputs
 from .graph.inference import InferenceGraph
@@ -79,7 +83,13 @@ def _installed(conversion: Conversion) -> Iterator[None]:
         yield
 
 
-_UNKNOWN: object = object()
+_UNKNOWN: Any = object()
+
+_PASSES_IN_FLOAT32 = 8.0
+"""What a pass in float32 may take, as so many of a shorter dtype: VGG16-D on a Xeon with AMX 6.3 s, and 0.7."""
+
+_MAY_ROUND = (*SHORT, torch.float32)
+"""Dtypes of results that may differ by the rounding of shorter ones, within the model."""
 
 
 class Mode:
@@ -90,6 +100,7 @@ class Mode:
     names_obstacles: whether it is said which parts do not run as a graph, and why. first: the way without which no
     other agrees. seconds: what a pass of the model as it was took, the last time that somebody looked.
     passes_to_compare: what it takes to compare ways to run the model, as so many times the first run.
+    compares_gradients: whether those of each layer are compared before.
     """
 
     name: ClassVar[str]
@@ -97,7 +108,8 @@ class Mode:
     falls_back: ClassVar[bool]
     names_obstacles: ClassVar[bool]
     first: ClassVar[Way | None] = None
-    passes_to_compare: ClassVar[float]
+    passes_to_compare: float
+    compares_gradients: ClassVar[bool] = False
 
     frozen: bool = False
     """Whether what graphs make of parameters stays what it is."""
@@ -113,7 +125,7 @@ class Mode:
         args: tuple[Any, ...],
         call: Callable[[], object],
         recorded: Recorded,
-        in_float32: Callable[[], object | None],
+        in_float32: Callable[..., Any],
     ) -> None:
         self._model, self._args, self._call, self._recorded = model, args, call, recorded
         self._in_float32 = in_float32
@@ -219,7 +231,7 @@ class Inference(Mode):
         args: tuple[Any, ...],
         call: Callable[[], object],
         recorded: Recorded,
-        in_float32: Callable[[], object | None],
+        in_float32: Callable[..., Any],
     ) -> None:
         super().__init__(model, args, call, recorded, in_float32)
         self.expected, self._may_be_another = (recorded.result, frozenset()), recorded.repeatable
@@ -290,7 +302,7 @@ class Inference(Mode):
             with without_gradients(self._model), self._without_trace():
                 result = self._in_float32()
                 self._exact = None if result is None else (kept(result), None)
-        return self._exact is not None and are_close(actual, self.expected, self._exact)
+        return self._exact is not None and are_close(actual, self.expected, self._exact, _MAY_ROUND)
 
     def differs_by(self, actual: Any) -> str:
         (mine, left), (theirs, expected) = actual, self.expected
@@ -321,10 +333,25 @@ class Training(Mode):
     falls_back = False
     names_obstacles = False
     first = Way.LAYERS  # a graph has the same layers
-    passes_to_compare = 6.0
+    passes_to_compare = 8.0
+    compares_gradients = True
 
     _layers: _Passed
     """What the layers one by one gave."""
+    _exact: _Passed | None = _UNKNOWN
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        call: Callable[[], object],
+        recorded: Recorded,
+        in_float32: Callable[..., Any],
+    ) -> None:
+        super().__init__(model, args, call, recorded, in_float32)
+        self._autocast = is_any_autocast_enabled()
+        if self._autocast or any(one.dtype in SHORT for one in model.parameters()):
+            self.passes_to_compare += _PASSES_IN_FLOAT32
 
     def notes(self) -> tuple[Fact, ...]:
         mode = Note.TRAINING_MODE.of()
@@ -371,18 +398,18 @@ class Training(Mode):
         """By results, buffers and, where other conversions agree, gradients.
 
         Gradients are compared with those of the layers one by one: nothing but the graph differs then, so rounding is
-        all that may. The layers' own gradients are others, by design.
+        all that may. The layers' own gradients are others, by design, and have been compared layer by layer.
         """
         if not before:
             other = self.passed(Conversion([], []))
             self.seconds, self._layers, self._other = other.seconds, actual, other
-            return actual.agrees_with(other, gradients=False)
+            return actual.agrees_with(other, False, self._in_float32_once)
         # what is no part of the model may have changed since
-        return any(actual.agrees_with(other, gradients=True) for other in self._layers_now(before[0]))
+        return any(actual.agrees_with(other, True, self._in_float32_once) for other in self._layers_now(before[0]))
 
     def agrees_entirely(self, actual: _Passed) -> bool:
         self._other = self.passed(Conversion([], []))
-        return actual.agrees_with(self._other, gradients=True)
+        return actual.agrees_with(self._other, True, self._in_float32_once)
 
     def _layers_now(self, layers: Conversion) -> Iterator[_Passed]:
         """What the layers one by one gave, and what they give now."""
@@ -392,19 +419,51 @@ class Training(Mode):
         yield self._layers
 
     def differs_by(self, actual: _Passed) -> str:
-        return actual.differs_by(self._other)
+        return actual.differs_by(self._other, self._exact if isinstance(self._exact, _Passed) else None)
 
     def passed(self, conversion: Conversion) -> _Passed:
         """A forward and backward pass from given gradients, with torch's own dropout, without constant channels."""
-        installed, left = _installed(conversion), self._without_trace()
-        with installed, left as effects, dropout_by_torch(), norm_inputs() as inputs:
+        with _installed(conversion), self._without_trace() as effects:
+            return self._passed_of(self._model, self._call, effects)
+
+    def _passed_of(
+        self, model: nn.Module, call: Callable[[], object], effects: Callable[[], frozenset[object]] = frozenset
+    ) -> _Passed:
+        with dropout_by_torch(), norm_inputs(perturbs=not self._autocast) as inputs:
             start = time.perf_counter()
-            result = self._call()
+            result = call()
             backward_at_random(result)
             seconds = time.perf_counter() - start
-            buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in self._model.buffers()]
-            gradients = [parameter.grad for parameter in self._model.parameters()]
-            return _Passed(kept(result), buffers, gradients, inputs.wrong, seconds, effects())
+            buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in model.buffers()]
+            parameters = list(model.parameters())
+            gradients = [parameter.grad for parameter in parameters]
+            return _Passed(kept(result), buffers, parameters, gradients, inputs.wrong, seconds, effects())
+
+    def _in_float32_once(self) -> _Passed | None:
+        """What the model as it was gives in float32; None where that is not known, or draws other random numbers."""
+        if self._exact is _UNKNOWN:
+            with self._without_trace(), self._drawn() as drawn:
+                self._exact = self._in_float32(self._passed_of)
+            if self._exact is not None and self._recorded.random and drawn != self._draws():
+                self._exact = None
+        return self._exact
+
+    def _draws(self) -> list[tuple[Any, ...]] | None:
+        """What the model as it is draws; None where it raises while somebody watches."""
+        try:
+            with self._without_trace(), self._drawn() as drawn:
+                self._passed_of(self._model, self._call)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return None
+        return drawn
+
+    @contextlib.contextmanager
+    def _drawn(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Inside, what the model draws of random numbers is noted."""
+        with Draws() if self._recorded.random else contextlib.nullcontext() as draws:
+            yield [] if draws is None else draws.draws
 
     def _step(self) -> None:
         """A backward pass from the sum of all results follows the forward pass."""
@@ -430,26 +489,50 @@ class _Passed:
 
     result: object
     buffers: list[tuple[Tensor | None, float]]
+    parameters: Sequence[Tensor]
     gradients: list[Tensor | None]
     wrong: bool
     seconds: float
     effects: frozenset[object]
 
-    def agrees_with(self, other: _Passed, gradients: bool) -> bool:
-        """But for rounding. gradients: whether these are to agree, too."""
+    def agrees_with(self, other: _Passed, gradients: bool, in_float32: Callable[[], _Passed | None]) -> bool:
+        """But for rounding. gradients: whether these are to agree, too.
+
+        in_float32: what the model as it was gives in float32, which is asked for where more than rounding as a rule is
+        differs.
+        """
         if self.wrong or self.effects != other.effects or len(self.buffers) != len(other.buffers):
             return False
-        for (mine, _), (theirs, size) in zip(self.buffers, other.buffers, strict=True):
-            if not _is_buffer_close(mine, theirs, size):
-                return False
-        alike = are_close(self.result, other.result)
-        return alike and (not gradients or point_alike(self.gradients, other.gradients))
+        alike = self._are_buffers_alike(other) and are_close(self.result, other.result)
+        if alike and (not gradients or point_alike(self.gradients, other.gradients)):
+            return True
+        exact = in_float32()
+        return exact is not None and self._is_as_exact(other, gradients, exact)
 
-    def differs_by(self, other: _Passed) -> str:
-        """By how much: of the results, else of buffers or gradients."""
-        if not are_close(self.result, other.result):
+    def _are_buffers_alike(self, other: _Passed, exact: _Passed | None = None) -> bool:
+        truths = [None] * len(self.buffers) if exact is None else [truth for truth, _ in exact.buffers]
+        three = zip(self.buffers, other.buffers, truths, strict=False)
+        return len(truths) == len(self.buffers) and all(
+            _is_buffer_close(mine, theirs, size) or is_statistic_as_exact(mine, theirs, truth, size)
+            for (mine, _), (theirs, size), truth in three
+        )
+
+    def _is_as_exact(self, other: _Passed, gradients: bool, exact: _Passed) -> bool:
+        if not self._are_buffers_alike(other, exact):
+            return False
+        if not are_close(self.result, other.result, exact.result, _MAY_ROUND):
+            return False
+        return not gradients or are_gradients_as_exact(
+            self.gradients, other.gradients, exact.gradients, self.parameters
+        )
+
+    def differs_by(self, other: _Passed, exact: _Passed | None) -> str:
+        """By how much: of the results, else what of: what is left elsewhere, buffers or gradients."""
+        if not are_close(self.result, other.result, None if exact is None else exact.result, _MAY_ROUND):
             return difference(self.result, other.result)
-        return ", in buffers" if point_alike(self.gradients, other.gradients) else ", in gradients"
+        if self.effects != other.effects:
+            return ", in what is left elsewhere"
+        return ", in gradients" if self._are_buffers_alike(other, exact) else ", in buffers"
 
 
 def _is_buffer_close(buffer: Tensor | None, other: Tensor | None, size: float) -> bool:

@@ -388,11 +388,12 @@ class Example:
         values: All of its arguments.
         call: Makes it.
         recorded: What the first run of it gave.
-        in_float32: What a copy of the model in float32 gives; None where that is not known.
+        in_float32: What a copy of the model in float32 gives, or what a run of it and that call of it gives; None where
+            that is not known.
     """
 
     name: str
     values: tuple[Any, ...]
     call: Callable[[], object]
     recorded: Recorded
-    in_float32: Callable[[], object | None] = lambda: None
+    in_float32: Callable[..., Any] = lambda *_: None

@@ -215,8 +215,8 @@ def test_rounding_is_told_from_wrong_results(prefer: Prefer, monkeypatch: pytest
     assert isinstance(exact, Tensor)
     compared: list[bool] = []
 
-    def are_close_(actual: Any, expected: Any, exact: Any = None) -> bool:
-        result = are_close(actual, expected, exact)
+    def are_close_(actual: Any, expected: Any, exact: Any = None, *dtypes: Any) -> bool:
+        result = are_close(actual, expected, exact, *dtypes)
         if exact is not None:
             compared.append(result)
         return result

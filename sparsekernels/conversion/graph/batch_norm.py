@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...dispatch import is_special
+from ..._torch import is_any_autocast_enabled
+from ...dispatch import is_special, is_transformed
 from ...ops.batch_norm.op import Act, batch_norm_act, takes
 
 _torchs_dropout = contextvars.ContextVar("torchs_dropout", default=False)
@@ -37,10 +38,12 @@ _CONSTANT = 256 * torch.finfo(torch.float32).eps
 class NormInputs:
     """What BatchNorms in training are given inside `norm_inputs`.
 
-    wrong: whether a fused one gave something else than torch's where it was given a constant channel as it is.
+    perturbs: whether random numbers are added. wrong: whether a fused one gave something else than torch's where it was
+    given a constant channel as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, perturbs: bool = True) -> None:
+        self.perturbs = perturbs
         self._sizes: dict[int, tuple[Tensor, float]] = {}
         self.wrong = False
 
@@ -55,6 +58,8 @@ class NormInputs:
             if running_mean is not None:
                 size = float(input.float().square().mean(dims).max().sqrt())
                 self._sizes[id(running_mean)] = running_mean, max(size, self.size(running_mean))
+            if not self.perturbs:
+                return input
             largest, spread = input.abs().amax(dims), input.amax(dims) - input.amin(dims)
             constant = (spread <= _CONSTANT * largest) & (largest > 0)
             if not constant.any():
@@ -69,15 +74,17 @@ _norm_inputs = contextvars.ContextVar[NormInputs | None]("norm_inputs", default=
 
 
 @contextlib.contextmanager
-def norm_inputs() -> Iterator[NormInputs]:
+def norm_inputs(perturbs: bool = True) -> Iterator[NormInputs]:
     """Inside, what BatchNorms in training are given is looked at, and random numbers are added to constant channels.
 
     The channel of an empty filter is its bias everywhere, but for rounding. Normalized, that is the bias of the
     BatchNorm and rounding times 1 / sqrt(eps): where the bias is zero, chance decides whether a ReLU passes all
     gradients of the channel or none, and they are 300 times as long as others. There, no two implementations agree;
     with random numbers, the same in each, all that are right do. A channel of zeros has no rounding and stays.
+
+    perturbs: whether they are added, which is not done under autocast: no BatchNorm is fused there.
     """
-    inputs = NormInputs()
+    inputs = NormInputs(perturbs)
     genuine = F.batch_norm
 
     @functools.wraps(genuine)
@@ -85,7 +92,9 @@ def norm_inputs() -> Iterator[NormInputs]:
         input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *args: Any, **kwargs: Any
     ) -> Tensor:
         in_training = args[2] if len(args) > 2 else kwargs.get("training", False)
-        if in_training and not is_special() and _norm_inputs.get() is inputs and input.numel() > 0:
+        under_autocast = not inputs.perturbs and is_any_autocast_enabled()
+        is_eager = not (torch.compiler.is_compiling() or is_transformed()) if under_autocast else not is_special()
+        if in_training and is_eager and _norm_inputs.get() is inputs and input.numel() > 0:
             input = inputs.pass_on(input, running_mean)
         output: Tensor = genuine(input, running_mean, running_var, *args, **kwargs)
         return output
