@@ -57,7 +57,8 @@ void pack_item(
     panel.from = from.data() + begin;
     panel.positions = end - begin;
     panel.channels = items.lattice.source_channels;
-    panel.panels = items.planes;
+    panel.panels = static_cast<int64_t>(items.program.panels.size());
+    panel.which = items.program.panels.data();
     panel.pairs = static_cast<int>(items.program.pairs);
     panel.planes = planes + begin * items.program.position();
     panel.pitch = items.pitch;

@@ -113,9 +113,10 @@ struct PanelCall {
   const int64_t* from;     // [positions], in elements; negative: zeros
   int64_t positions;
   int64_t channels, panels;
-  int pairs;         // of a panel
-  uint32_t* planes;  // of the first panel, at the first position
-  int64_t pitch;     // from panel to panel, in elements
+  const int32_t* which;  // [panels], ascending, of all panels of the channels
+  int pairs;             // of a panel
+  uint32_t* planes;      // of the first panel, at the first position
+  int64_t pitch;         // from panel to panel, in elements
 };
 
 // Results of a product, with the epilogue, to neighboring channels.

@@ -52,8 +52,10 @@ inline void store_line(uint32_t* to, __m512i line) {
 template <bool kHalf, bool kWhole>
 inline void pack_panels_of(const PanelCall& t) {
   const int64_t width = kWhole ? (kHalf ? 16 : 32) : 2 * t.pairs, pitch = t.pitch, panels = t.panels;
-  const int64_t whole = t.channels / width, positions = t.positions;
-  const __mmask32 all = first_elements(width), rest = first_elements(t.channels - whole * width);
+  const int64_t positions = t.positions, all_whole = t.channels / width;
+  const int32_t* const which = t.which;
+  const int64_t whole = std::lower_bound(which, which + panels, all_whole) - which;
+  const __mmask32 all = first_elements(width), rest = first_elements(t.channels - all_whole * width);
   const auto load = [&](const uint16_t* from) {
     if (kWhole && kHalf) return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return kWhole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(all, from);
@@ -65,16 +67,19 @@ inline void pack_panels_of(const PanelCall& t) {
     int64_t panel = 0;
     if (places[position] >= 0) {
       const uint16_t* from = t.source + places[position];
-      for (; panel + 4 <= whole; panel += 4, from += 4 * width, to += 4 * pitch) {
-        const __m512i lines[4] = {load(from), load(from + width), load(from + 2 * width), load(from + 3 * width)};
+      for (; panel + 4 <= whole; panel += 4, to += 4 * pitch) {
+        const int32_t* const four = which + panel;
+        const __m512i lines[4] = {
+            load(from + four[0] * width), load(from + four[1] * width), load(from + four[2] * width),
+            load(from + four[3] * width)};
         store_line<kHalf>(to, lines[0]);
         store_line<kHalf>(to + pitch, lines[1]);
         store_line<kHalf>(to + 2 * pitch, lines[2]);
         store_line<kHalf>(to + 3 * pitch, lines[3]);
       }
-      for (; panel < whole; ++panel, from += width, to += pitch) store_line<kHalf>(to, load(from));
-      if (rest != 0) {
-        store_line<kHalf>(to, _mm512_maskz_loadu_epi16(rest, from));
+      for (; panel < whole; ++panel, to += pitch) store_line<kHalf>(to, load(from + which[panel] * width));
+      if (panel < panels && which[panel] == all_whole && rest != 0) {
+        store_line<kHalf>(to, _mm512_maskz_loadu_epi16(rest, from + all_whole * width));
         ++panel;
         to += pitch;
       }

@@ -116,6 +116,20 @@ std::vector<BlockRow> block_rows_of(
   return result;
 }
 
+// Narrow layers leave many columns of blocks empty: what no block reads is not packed.
+void find_panels(const Lattice& lattice, Program& program) {
+  const int64_t blocks = divide_up(lattice.source_channels, program.channels_of_block);
+  const int64_t of_block = program.channels_of_block / (2 * program.pairs);
+  std::vector<bool> used(static_cast<size_t>(blocks));
+  for (const Entry& entry : program.entries) used[static_cast<size_t>(entry.column)] = true;
+  program.places_of_panels.assign(static_cast<size_t>(blocks * of_block), 0);
+  for (int64_t panel = 0; panel < blocks * of_block; ++panel) {
+    if (!used[static_cast<size_t>(panel / of_block)]) continue;
+    program.places_of_panels[static_cast<size_t>(panel)] = static_cast<int32_t>(program.panels.size());
+    program.panels.push_back(static_cast<int32_t>(panel));
+  }
+}
+
 // Pairs that a product's chunks hold, its last one in part. Of channels that may be anywhere, those in low halves of
 // planes and those in high halves make pairs, so that a pair is a blend of two planes.
 int64_t pairs_of_product(const Program& program, const Lattice& lattice, const ProductRows& rows) {
@@ -230,12 +244,13 @@ Program make_program(const BlockPattern& pattern, const Lattice& lattice, bool t
   for (size_t group = 0; group < block_rows.size(); group += of_group)
     for (int64_t residue = 0; residue < lattice.residues(); ++residue)
       for (size_t row = group; row < group + of_group; ++row) add_products(block_rows[row], residue);
+  if (program.columns == Columns::kPanels) find_panels(lattice, program);
   return program;
 }
 
 int64_t planes_of(const Program& program, const Lattice& lattice) {
+  if (program.columns == Columns::kPanels) return std::max<int64_t>(1, static_cast<int64_t>(program.panels.size()));
   const int64_t blocks = divide_up(lattice.source_channels, program.channels_of_block);
-  if (program.columns == Columns::kPanels) return blocks * program.channels_of_block / (2 * program.pairs);
   const int64_t pairs = divide_up(blocks * program.channels_of_block, 2);
   return pairs + 1;  // a plane of zeros
 }
@@ -283,7 +298,8 @@ void fill_program(
       const int64_t first = entry.column * of_block;
       if (neighbors) {
         for (int64_t from = 0; from < of_block; from += 2 * pairs, ++next[0]) {
-          const int64_t plane = (first + from) / (panels ? 2 * pairs : 2);
+          const int64_t plane =
+              panels ? program.places_of_panels[static_cast<size_t>((first + from) / (2 * pairs))] : (first + from) / 2;
           places[next[0]] = static_cast<int32_t>(plane * pitch + tap);
           const int64_t count = std::min(2 * pairs, std::max<int64_t>(0, channels - from));
           if (are_rows && panels) {

@@ -52,6 +52,8 @@ struct Program {
   std::vector<Entry> entries;
   std::vector<ProductRows> products;
   int64_t chunks;
+  // Panels that a block reads, in order, and where each panel of the source is among them.
+  std::vector<int32_t> panels, places_of_panels;
   // Blocks of few rows: products of up to cost::block::kScatterRows rows, whose entries are `scatters`.
   bool is_scattered;
   std::vector<Scatter> scatters;
