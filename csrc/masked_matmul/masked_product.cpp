@@ -16,10 +16,12 @@
 namespace sparsekernels {
 namespace {
 
-thread_local Workspace worker_workspace;
+thread_local Workspace worker_workspace, packed_workspace;
 
-constexpr int64_t kMostDepth = 1 << 17;    // columns of a beyond which 64 packed columns of b are more than 32 MB
-constexpr int64_t kPanelFloats = 1 << 18;  // of b, packed: half of an L2 cache of 2 MB
+constexpr int64_t kMostDepth = 1 << 17;     // columns of a beyond which 64 packed columns of b are more than 32 MB
+constexpr int64_t kPanelFloats = 1 << 18;   // of b, packed: half of an L2 cache of 2 MB
+constexpr int64_t kPackedFloats = 1 << 21;  // of b, packed for tiles, which threads share
+constexpr double kThreadCycles = 60e3;      // of work that is worth a thread
 
 MaskedProduct product_at(const MaskedProducts& products, int64_t i) {
   MaskedProduct product = products.first;
@@ -32,7 +34,14 @@ MaskedProduct product_at(const MaskedProducts& products, int64_t i) {
   move(product.a, products.offsets.a, products.offsets.a_mask);
   move(product.b, products.offsets.b, products.offsets.b_mask);
   move(product.dest, products.offsets.dest, products.offsets.dest_mask);
+  if (product.dest.mask.words != nullptr)
+    product.dest_tiles.words = products.tile_words.data() + products.offsets.dest_tiles[at];
   return product;
+}
+
+// Of a row of a TileMap.
+int64_t map_words(int64_t cols) {
+  return (cols + 64 * kTileCols - 1) / (64 * kTileCols);
 }
 
 // What is kept of a matrix in the mean over the batch, 0 to 1.
@@ -40,30 +49,50 @@ struct Kept {
   double elements = 1, tiles = 1;
 };
 
+// Of one matrix. map: nullptr, or to be filled.
+MaskCounts counts_of(
+    const MaskedMatrix& matrix, MaskBits mask, int64_t tile_rows, uint64_t* map, int64_t map_row_words,
+    const Threads& threads) {
+  constexpr int64_t kRows = 256;
+  const auto count = [&](int64_t begin, int64_t end) {
+    return cpu_kernels().masked.count(
+        mask, begin * kRows, std::min(matrix.rows, end * kRows), matrix.cols, tile_rows, map, map_row_words);
+  };
+  const int64_t chunks = (matrix.rows + kRows - 1) / kRows;
+  if (matrix.rows * matrix.mask.row_words < 1 << 15) return count(0, chunks);
+  std::atomic<int64_t> elements{0}, tiles{0};
+  threads.run(chunks, [&](int64_t begin, int64_t end) {
+    const MaskCounts found = count(begin, end);
+    elements += found.elements;
+    tiles += found.tiles;
+  });
+  return {elements, tiles};
+}
+
+// maps: nullptr, or where the TileMap of each mask is put; places: where in it, for each of the batch.
 Kept kept_of(
-    const MaskedMatrix& matrix, const std::vector<int64_t>& offsets, int64_t tile_rows, const Threads& threads) {
+    const MaskedMatrix& matrix, const std::vector<int64_t>& offsets, int64_t tile_rows, const Threads& threads,
+    std::vector<uint64_t>* maps = nullptr, std::vector<int64_t>* places = nullptr) {
   if (matrix.mask.words == nullptr || matrix.rows == 0 || matrix.cols == 0) return {};
-  std::unordered_map<int64_t, int64_t> repeats;
-  for (const int64_t offset : offsets) ++repeats[offset];
+  const int64_t row_words = map_words(matrix.cols), words = padded(matrix.rows, tile_rows) / tile_rows * row_words;
+  struct Found {
+    MaskCounts counts;
+    int64_t place;
+  };
+  std::unordered_map<int64_t, Found> masks;
   double elements = 0, tiles = 0;
-  for (const auto& [offset, times] : repeats) {
-    std::atomic<int64_t> some_elements{0}, some_tiles{0};
-    const MaskBits mask{matrix.mask.words + offset, matrix.mask.row_words};
-    constexpr int64_t kRows = 256;
-    const auto count = [&](int64_t begin, int64_t end) {
-      const MaskCounts found = cpu_kernels().masked.count(
-          mask, begin * kRows, std::min(matrix.rows, end * kRows), matrix.cols, tile_rows, nullptr);
-      some_elements += found.elements;
-      some_tiles += found.tiles;
-    };
-    const int64_t chunks = (matrix.rows + kRows - 1) / kRows;
-    if (matrix.rows * matrix.mask.row_words < 1 << 15) {
-      count(0, chunks);
-    } else {
-      threads.run(chunks, count);
+  for (const int64_t offset : offsets) {
+    auto found = masks.find(offset);
+    if (found == masks.end()) {
+      const int64_t place = static_cast<int64_t>(masks.size()) * words;
+      if (maps != nullptr) maps->resize(static_cast<size_t>(place + words));
+      const MaskBits mask{matrix.mask.words + offset, matrix.mask.row_words};
+      uint64_t* const map = maps == nullptr ? nullptr : maps->data() + place;
+      found = masks.emplace(offset, Found{counts_of(matrix, mask, tile_rows, map, row_words, threads), place}).first;
     }
-    elements += static_cast<double>(some_elements * times);
-    tiles += static_cast<double>(some_tiles * times);
+    elements += static_cast<double>(found->second.counts.elements);
+    tiles += static_cast<double>(found->second.counts.tiles);
+    if (places != nullptr) places->push_back(found->second.place);
   }
   const double batch = static_cast<double>(offsets.size());
   const double all_tiles = static_cast<double>(padded(matrix.rows, tile_rows) / tile_rows) *
@@ -108,6 +137,129 @@ void run_part(const MaskedProduct& product, Way way, const ProductPart& part, fl
 #endif
   cpu_kernels().masked.run(product, way, part, workspace);
 }
+
+// Columns of the products of a batch that are packed at a time, and what of them one thread or all of them compute.
+class TileGroups {
+ public:
+  TileGroups(const MaskedProducts& products, const Threads& threads)
+      : products_(products), threads_(threads), rows_(products.first.dest.rows), cols_(products.first.dest.cols) {
+    const int64_t depth = std::max<int64_t>(1, products.first.a.cols);
+    const int64_t most = std::clamp<int64_t>(kPackedFloats / depth / 64 * 64, 64, kMostPartCols);
+    const int64_t parts = (cols_ + most - 1) / most;
+    width_ = padded((cols_ + parts - 1) / parts, 64);
+    parts_ = (cols_ + width_ - 1) / width_;
+    packed_ = depth * padded(std::min(width_, cols_), kTileCols);
+    own_ = kernels().tiles_workspace(width_);
+  }
+
+  void run() const {
+    const int64_t groups = products_.count * parts_;
+    if (threads_.count > 1 && groups < 2 * threads_.count && cycles() / static_cast<double>(groups) > kThreadCycles) {
+      for (int64_t i = 0; i < groups; ++i) run_together(i);
+      return;
+    }
+    const auto one_by_one = [&](int64_t begin, int64_t end) {
+      const TrimWorkspace trim{worker_workspace};
+      WorkspaceLayout own;
+      float *packed = nullptr, *workspace = nullptr;
+      own.add(&packed, packed_);
+      own.add(&workspace, own_);
+      own.allocate(worker_workspace);
+      for (int64_t i = begin; i < end; ++i) {
+        const MaskedProduct product = product_at(products_, i / parts_);
+        const int64_t col = i % parts_ * width_, col_end = std::min(cols_, col + width_);
+        kernels().pack_tiles(product, col, col_end, 0, product.b.rows, packed);
+        kernels().run_tiles(product, {0, rows_, col, col_end}, packed, workspace);
+      }
+    };
+    if (groups == 1 || cycles() < 2 * kThreadCycles) return one_by_one(0, groups);
+    threads_.run(groups, one_by_one);
+  }
+
+ private:
+  static const MaskedKernels& kernels() { return cpu_kernels().masked; }
+
+  // Of a core, for all of them.
+  double cycles() const {
+    const double depth = static_cast<double>(products_.first.a.cols), count = static_cast<double>(products_.count);
+    double tiles = count * static_cast<double>(padded(rows_, kTileRows) / kTileRows * padded(cols_, 32) / kTileCols);
+    if (!products_.offsets.dest_tiles.empty()) {
+      int64_t kept = 0;
+      for (const uint64_t word : products_.tile_words) kept += __builtin_popcountll(word);
+      const double masks = static_cast<double>(products_.tile_words.size());
+      const TileMap& map = products_.first.dest_tiles;
+      tiles = count * static_cast<double>(kept) /
+              std::max(1.0, masks / static_cast<double>(padded(rows_, kTileRows) / kTileRows * map.row_words));
+    }
+    return tiles * depth * 9 + count * static_cast<double>(cols_) * (depth * 0.5 + static_cast<double>(rows_) * 0.2);
+  }
+
+  void run_together(int64_t i) const {
+    const MaskedProduct product = product_at(products_, i / parts_);
+    const int64_t col = i % parts_ * width_, col_end = std::min(cols_, col + width_), depth = product.b.rows;
+    const TrimWorkspace trim{packed_workspace};
+    float* const packed = packed_workspace.floats(static_cast<size_t>(packed_));
+    const int64_t step = std::max(kPartRows, padded((depth + threads_.count - 1) / threads_.count, kPartRows));
+    if (depth > 0)
+      threads_.run((depth + step - 1) / step, [&](int64_t begin, int64_t end) {
+        kernels().pack_tiles(product, col, col_end, begin * step, std::min(depth, end * step), packed);
+      });
+    const std::vector<int64_t> ends = row_ends(product, col, col_end);
+    threads_.run(static_cast<int64_t>(ends.size()), [&](int64_t begin, int64_t end) {
+      const TrimWorkspace trim_own{worker_workspace};
+      WorkspaceLayout own;
+      float* workspace = nullptr;
+      own.add(&workspace, own_);
+      own.allocate(worker_workspace);
+      for (; begin < end; ++begin) {
+        const int64_t from = begin == 0 ? 0 : ends[static_cast<size_t>(begin - 1)];
+        kernels().run_tiles(product, {from, ends[static_cast<size_t>(begin)], col, col_end}, packed, workspace);
+      }
+    });
+  }
+
+  // Ends of rows for each thread, which share the work evenly.
+  std::vector<int64_t> row_ends(const MaskedProduct& product, int64_t col, int64_t col_end) const {
+    const TileMap map = product.dest_tiles;
+    const int64_t first = col / kTileCols, last = (col_end + kTileCols - 1) / kTileCols;
+    // what a block of 32 rows costs, in tiles: besides those it keeps, its zeros and its rows of a
+    const double others =
+        static_cast<double>(col_end - col) * 32 * 0.05 / (9 * static_cast<double>(product.b.rows + 1));
+    std::vector<double> work;
+    double all = 0;
+    for (int64_t row = 0; row < rows_; row += kPartRows) {
+      double tiles = 0;
+      for (int64_t tile = row / kTileRows; tile < (std::min(rows_, row + kPartRows) + kTileRows - 1) / kTileRows;
+           ++tile)
+        if (map.words == nullptr) {
+          tiles += static_cast<double>(last - first);
+        } else {
+          for (int64_t at = first / 64; at * 64 < last; ++at) {
+            uint64_t word = map.words[tile * map.row_words + at];
+            if (at * 64 < first) word &= ~uint64_t{0} << (first % 64);
+            if (at * 64 + 64 > last) word &= (uint64_t{1} << (last % 64)) - 1;
+            tiles += static_cast<double>(__builtin_popcountll(word));
+          }
+        }
+      work.push_back(tiles + (tiles > 0 ? 1.0 : 0.0) + others);
+      all += work.back();
+    }
+    std::vector<int64_t> ends;
+    double done = 0;
+    for (size_t i = 0; i < work.size(); ++i) {
+      done += work[i];
+      const double share = all * static_cast<double>(ends.size() + 1) / static_cast<double>(threads_.count);
+      const double next = i + 1 < work.size() ? work[i + 1] : 0;
+      if (i + 1 < work.size() && done + next / 2 < share) continue;
+      ends.push_back(std::min(rows_, static_cast<int64_t>(i + 1) * kPartRows));
+    }
+    return ends;
+  }
+
+  const MaskedProducts& products_;
+  const Threads& threads_;
+  int64_t rows_, cols_, width_ = 0, parts_ = 0, packed_ = 0, own_ = 0;
+};
 
 // Cycles of a core for a product of the batch; each constant was measured on a core of a Xeon with AVX-512 and AMX
 // (docs/decisions.md#masked-ways).
@@ -202,8 +354,11 @@ class Parts {
     if (count == 1 || dest.mask.words == nullptr) return even_ends(dest.cols, count, 64);
     const int64_t words = (dest.cols + 63) / 64;
     std::vector<int64_t> tiles(static_cast<size_t>(words), 0);
-    const MaskBits mask{dest.mask.words + products_.offsets.dest_mask[static_cast<size_t>(i)], dest.mask.row_words};
-    cpu_kernels().masked.count(mask, 0, dest.rows, dest.cols, kTileRows, tiles.data());
+    const TileMap map = product_at(products_, i).dest_tiles;
+    for (int64_t row = 0; row < padded(dest.rows, kTileRows) / kTileRows; ++row)
+      for (int64_t at = 0; at < map.row_words; ++at)
+        for (uint64_t left = map.words[row * map.row_words + at]; left != 0; left &= left - 1)
+          ++tiles[static_cast<size_t>(at * 32 + __builtin_ctzll(left) / 2)];
     // in tiles; to pack columns and to fill them with zeros is work as well
     const double empty = 0.05 * static_cast<double>(dest.rows) / kTileRows;
     double all = 0, done = 0;
@@ -229,12 +384,14 @@ class Parts {
 
 }  // namespace
 
-std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads) {
+std::optional<Way> way_of(MaskedProducts& products, const Threads& threads) {
   const MaskedProduct& product = products.first;
   if (product.a.cols > kMostDepth) return std::nullopt;
-  const BatchOffsets& offsets = products.offsets;
+  BatchOffsets& offsets = products.offsets;
+  products.first.dest_tiles.row_words = map_words(product.dest.cols);
   // in the turned product tiles of a are what tiles of the transposed b are
-  const Kept dest = kept_of(product.dest, offsets.dest_mask, kTileRows, threads);
+  const Kept dest =
+      kept_of(product.dest, offsets.dest_mask, kTileRows, threads, &products.tile_words, &offsets.dest_tiles);
   const Kept a = kept_of(product.a, offsets.a_mask, kTileRows, threads);
   const Kept b = kept_of(product.b, offsets.b_mask, kRun, threads);
   Costs costs = costs_of(product, a, b, dest);
@@ -245,6 +402,8 @@ std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads
     costs = costs_of(turned, b, a, dest);
     if (!is_turned(product, Way::kTiles)) costs.tiles = tiles;
   }
+  // oneDNN reads 32 columns at a time, so that what stands behind the end of a row gets into it (torch 2.13, AMX)
+  if (product.dtype != DType::kFloat32 && product.a.cols % 32 != 0) costs.dense = HUGE_VAL;
   std::optional<Way> way;
   double least = costs.dense;
   const auto take = [&](Way one, double cost) {
@@ -291,6 +450,7 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
     all = &turned;
   }
 
+  if (way == Way::kTiles && !has_amx(all->first.dtype)) return TileGroups(*all, threads).run();
   const Parts of(*all, way, threads);
   const int64_t parts = static_cast<int64_t>(of.parts.size());
   const int64_t floats = workspace_of(all->first, way, of.most_rows, of.most_cols);

@@ -134,6 +134,22 @@ def test_what_is_masked_is_never_in_the_result(kind: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("kind", ["half", "blocks"])
+@pytest.mark.parametrize("depth", [63, 257, 500])
+def test_a_masked_row_does_not_reach_its_neighbors(depth: int, kind: str, dtype: torch.dtype) -> None:
+    """Depths at which torch's own product in bfloat16 reads what stands behind the end of a row."""
+    mask = KINDS[kind]((64, 257))
+    mask[9] = False
+
+    def ours(a: Tensor, b: Tensor) -> Tensor:
+        return sk.masked_matmul(a.index_fill(0, torch.tensor([9]), float("nan")), b, mask)
+
+    assert_verified(
+        ours, lambda a, b: expected(a, b, mask), operands(Case((64, depth), (depth, 257)), dtype), gradients=False
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("kinds", [("half", None), (None, "half"), ("uneven blocks", "few")])
 def test_what_masks_of_operands_leave_out_is_not_read(
