@@ -14,14 +14,6 @@
 #include "masked_matmul/amx.h"
 
 namespace sparsekernels {
-namespace {
-
-thread_local Workspace worker_workspace, packed_workspace;
-
-constexpr int64_t kMostDepth = 1 << 17;     // columns of a beyond which 64 packed columns of b are more than 32 MB
-constexpr int64_t kPanelFloats = 1 << 18;   // of b, packed: half of an L2 cache of 2 MB
-constexpr int64_t kPackedFloats = 1 << 21;  // of b, packed for tiles, which threads share
-constexpr double kThreadCycles = 60e3;      // of work that is worth a thread
 
 MaskedProduct product_at(const MaskedProducts& products, int64_t i) {
   MaskedProduct product = products.first;
@@ -39,10 +31,16 @@ MaskedProduct product_at(const MaskedProducts& products, int64_t i) {
   return product;
 }
 
-// Of a row of a TileMap.
 int64_t map_words(int64_t cols) {
   return (cols + 64 * kTileCols - 1) / (64 * kTileCols);
 }
+
+namespace {
+
+thread_local Workspace worker_workspace;
+
+constexpr int64_t kMostDepth = 1 << 17;    // columns of a beyond which 64 packed columns of b are more than 32 MB
+constexpr int64_t kPanelFloats = 1 << 18;  // of b, packed: half of an L2 cache of 2 MB
 
 // What is kept of a matrix in the mean over the batch, 0 to 1.
 struct Kept {
@@ -138,129 +136,6 @@ void run_part(const MaskedProduct& product, Way way, const ProductPart& part, fl
   cpu_kernels().masked.run(product, way, part, workspace);
 }
 
-// Columns of the products of a batch that are packed at a time, and what of them one thread or all of them compute.
-class TileGroups {
- public:
-  TileGroups(const MaskedProducts& products, const Threads& threads)
-      : products_(products), threads_(threads), rows_(products.first.dest.rows), cols_(products.first.dest.cols) {
-    const int64_t depth = std::max<int64_t>(1, products.first.a.cols);
-    const int64_t most = std::clamp<int64_t>(kPackedFloats / depth / 64 * 64, 64, kMostPartCols);
-    const int64_t parts = (cols_ + most - 1) / most;
-    width_ = padded((cols_ + parts - 1) / parts, 64);
-    parts_ = (cols_ + width_ - 1) / width_;
-    packed_ = depth * padded(std::min(width_, cols_), kTileCols);
-    own_ = kernels().tiles_workspace(width_);
-  }
-
-  void run() const {
-    const int64_t groups = products_.count * parts_;
-    if (threads_.count > 1 && groups < 2 * threads_.count && cycles() / static_cast<double>(groups) > kThreadCycles) {
-      for (int64_t i = 0; i < groups; ++i) run_together(i);
-      return;
-    }
-    const auto one_by_one = [&](int64_t begin, int64_t end) {
-      const TrimWorkspace trim{worker_workspace};
-      WorkspaceLayout own;
-      float *packed = nullptr, *workspace = nullptr;
-      own.add(&packed, packed_);
-      own.add(&workspace, own_);
-      own.allocate(worker_workspace);
-      for (int64_t i = begin; i < end; ++i) {
-        const MaskedProduct product = product_at(products_, i / parts_);
-        const int64_t col = i % parts_ * width_, col_end = std::min(cols_, col + width_);
-        kernels().pack_tiles(product, col, col_end, 0, product.b.rows, packed);
-        kernels().run_tiles(product, {0, rows_, col, col_end}, packed, workspace);
-      }
-    };
-    if (groups == 1 || cycles() < 2 * kThreadCycles) return one_by_one(0, groups);
-    threads_.run(groups, one_by_one);
-  }
-
- private:
-  static const MaskedKernels& kernels() { return cpu_kernels().masked; }
-
-  // Of a core, for all of them.
-  double cycles() const {
-    const double depth = static_cast<double>(products_.first.a.cols), count = static_cast<double>(products_.count);
-    double tiles = count * static_cast<double>(padded(rows_, kTileRows) / kTileRows * padded(cols_, 32) / kTileCols);
-    if (!products_.offsets.dest_tiles.empty()) {
-      int64_t kept = 0;
-      for (const uint64_t word : products_.tile_words) kept += __builtin_popcountll(word);
-      const double masks = static_cast<double>(products_.tile_words.size());
-      const TileMap& map = products_.first.dest_tiles;
-      tiles = count * static_cast<double>(kept) /
-              std::max(1.0, masks / static_cast<double>(padded(rows_, kTileRows) / kTileRows * map.row_words));
-    }
-    return tiles * depth * 9 + count * static_cast<double>(cols_) * (depth * 0.5 + static_cast<double>(rows_) * 0.2);
-  }
-
-  void run_together(int64_t i) const {
-    const MaskedProduct product = product_at(products_, i / parts_);
-    const int64_t col = i % parts_ * width_, col_end = std::min(cols_, col + width_), depth = product.b.rows;
-    const TrimWorkspace trim{packed_workspace};
-    float* const packed = packed_workspace.floats(static_cast<size_t>(packed_));
-    const int64_t step = std::max(kPartRows, padded((depth + threads_.count - 1) / threads_.count, kPartRows));
-    if (depth > 0)
-      threads_.run((depth + step - 1) / step, [&](int64_t begin, int64_t end) {
-        kernels().pack_tiles(product, col, col_end, begin * step, std::min(depth, end * step), packed);
-      });
-    const std::vector<int64_t> ends = row_ends(product, col, col_end);
-    threads_.run(static_cast<int64_t>(ends.size()), [&](int64_t begin, int64_t end) {
-      const TrimWorkspace trim_own{worker_workspace};
-      WorkspaceLayout own;
-      float* workspace = nullptr;
-      own.add(&workspace, own_);
-      own.allocate(worker_workspace);
-      for (; begin < end; ++begin) {
-        const int64_t from = begin == 0 ? 0 : ends[static_cast<size_t>(begin - 1)];
-        kernels().run_tiles(product, {from, ends[static_cast<size_t>(begin)], col, col_end}, packed, workspace);
-      }
-    });
-  }
-
-  // Ends of rows for each thread, which share the work evenly.
-  std::vector<int64_t> row_ends(const MaskedProduct& product, int64_t col, int64_t col_end) const {
-    const TileMap map = product.dest_tiles;
-    const int64_t first = col / kTileCols, last = (col_end + kTileCols - 1) / kTileCols;
-    // what a block of 32 rows costs, in tiles: besides those it keeps, its zeros and its rows of a
-    const double others =
-        static_cast<double>(col_end - col) * 32 * 0.05 / (9 * static_cast<double>(product.b.rows + 1));
-    std::vector<double> work;
-    double all = 0;
-    for (int64_t row = 0; row < rows_; row += kPartRows) {
-      double tiles = 0;
-      for (int64_t tile = row / kTileRows; tile < (std::min(rows_, row + kPartRows) + kTileRows - 1) / kTileRows;
-           ++tile)
-        if (map.words == nullptr) {
-          tiles += static_cast<double>(last - first);
-        } else {
-          for (int64_t at = first / 64; at * 64 < last; ++at) {
-            uint64_t word = map.words[tile * map.row_words + at];
-            if (at * 64 < first) word &= ~uint64_t{0} << (first % 64);
-            if (at * 64 + 64 > last) word &= (uint64_t{1} << (last % 64)) - 1;
-            tiles += static_cast<double>(__builtin_popcountll(word));
-          }
-        }
-      work.push_back(tiles + (tiles > 0 ? 1.0 : 0.0) + others);
-      all += work.back();
-    }
-    std::vector<int64_t> ends;
-    double done = 0;
-    for (size_t i = 0; i < work.size(); ++i) {
-      done += work[i];
-      const double share = all * static_cast<double>(ends.size() + 1) / static_cast<double>(threads_.count);
-      const double next = i + 1 < work.size() ? work[i + 1] : 0;
-      if (i + 1 < work.size() && done + next / 2 < share) continue;
-      ends.push_back(std::min(rows_, static_cast<int64_t>(i + 1) * kPartRows));
-    }
-    return ends;
-  }
-
-  const MaskedProducts& products_;
-  const Threads& threads_;
-  int64_t rows_, cols_, width_ = 0, parts_ = 0, packed_ = 0, own_ = 0;
-};
-
 // Cycles of a core for a product of the batch; each constant was measured on a core of a Xeon with AVX-512 and AMX
 // (docs/decisions.md#masked-ways).
 struct Costs {
@@ -271,16 +146,23 @@ Costs costs_of(const MaskedProduct& product, Kept a, Kept b, Kept dest) {
   const double m = static_cast<double>(product.dest.rows), n = static_cast<double>(product.dest.cols);
   const double k = static_cast<double>(product.a.cols), all = m * n * k;
   const bool half = product.dtype != DType::kFloat32;
+  const bool on_amx = has_amx(product.dtype);
   const double dense_rate = product.dtype == DType::kBFloat16 && may_use_amx() ? 240 : 27;
-  const double tile_rate = has_amx(product.dtype) ? 300 : 26;
+  const double tile_rate = on_amx ? 300 : 26;
   const double packing = k * n * (half ? 0.7 : 0.5);
+  const double in_tiles = static_cast<double>(padded(product.dest.rows, on_amx ? kPartRows : kTileRows)) *
+                          static_cast<double>(padded(product.dest.cols, kTileCols)) * k;
+  // a packed column is read from beyond L2 where 64 of them do not fit
+  const double of_dot = k * 64 * sizeof(float) > 1 << 20 ? 3.2 : 1.6;
   Costs costs{};
   const auto copied = [](const MaskedMatrix& one) {
     return one.mask.words == nullptr ? 0.0 : static_cast<double>(one.rows) * static_cast<double>(one.cols);
   };
-  costs.dense = all / dense_rate + 0.3 * m * n + 0.6 * (copied(product.a) + copied(product.b));
-  costs.tiles = all * dest.tiles * a.tiles * b.tiles / tile_rate + packing + 0.2 * m * n;
-  costs.dots = dest.elements * m * n * (k / 16 * 1.6 + 12) + packing + 0.2 * m * n;
+  // of few rows or columns each number is read once; in half types a call of oneDNN takes some 10 us
+  costs.dense = std::max(all / dense_rate, 0.5 * k * (m + n)) + 0.3 * m * n +
+                0.6 * (copied(product.a) + copied(product.b)) + (half ? 40e3 : 0);
+  costs.tiles = in_tiles * dest.tiles * a.tiles * b.tiles / tile_rate + packing + 0.2 * m * n;
+  costs.dots = dest.elements * m * n * (k / 16 * of_dot + 12) + packing + 0.2 * m * n;
   costs.rows = a.elements * m * k * (n / 16 * (half ? 1.9 : 1.5) + 3) + packing + 0.3 * m * n;
   return costs;
 }
@@ -450,7 +332,7 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
     all = &turned;
   }
 
-  if (way == Way::kTiles && !has_amx(all->first.dtype)) return TileGroups(*all, threads).run();
+  if (way == Way::kTiles && !has_amx(all->first.dtype)) return run_tile_groups(*all, threads);
   const Parts of(*all, way, threads);
   const int64_t parts = static_cast<int64_t>(of.parts.size());
   const int64_t floats = workspace_of(all->first, way, of.most_rows, of.most_cols);

@@ -26,9 +26,18 @@ struct MaskedProducts {
   std::vector<uint64_t> tile_words;  // of the TileMaps of the masks of dest, which way_of makes
 };
 
+// The i-th of the batch.
+MaskedProduct product_at(const MaskedProducts& products, int64_t i);
+
+// Words of a row of a TileMap.
+int64_t map_words(int64_t cols);
+
 // None: by a dense product, whose operands and result are masked.
 std::optional<Way> way_of(MaskedProducts& products, const Threads& threads);
 
 void run_masked(const MaskedProducts& products, Way way, const Threads& threads);
+
+// By tiles of vectors: tile_groups.cpp.
+void run_tile_groups(const MaskedProducts& products, const Threads& threads);
 
 }  // namespace sparsekernels

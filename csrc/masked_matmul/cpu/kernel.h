@@ -18,13 +18,18 @@ constexpr int kRegisterVectors = 16;
 constexpr int kRegisterVectors = 4;
 #endif
 
+// From column to column where they are packed: an odd number of lines, else they share sets of the caches.
+inline int64_t column_stride(int64_t k) {
+  return (divided(k, kLanes) | 1) * kLanes;
+}
+
 int64_t part_workspace(const MaskedProduct& product, Way way, int64_t, int64_t cols) {
   const int64_t k = product.a.cols, n = padded(cols, kTileCols);
   switch (way) {
     case Way::kTiles:
       break;
     case Way::kDots:
-      return (n + kLanes) * padded(k, kLanes) + 2 * n;
+      return (n + kLanes) * column_stride(k) + 2 * n;
     case Way::kRows:
       return n * k + (kLanes + 1) * padded(k, kLanes) + kLanes * n;
   }
@@ -57,7 +62,7 @@ inline void dot_four(const float* row, const float* const (&others)[4], int64_t 
 template <class T>
 void run_dots(const MaskedProduct& product, const ProductPart& part, float* workspace) {
   const MaskedMatrix &a = product.a, &b = product.b, &dest = product.dest;
-  const int64_t cols = part.col_end - part.col_begin, k_end = a.cols, stride = padded(k_end, kLanes);
+  const int64_t cols = part.col_end - part.col_begin, k_end = a.cols, stride = column_stride(k_end);
   float* const columns = workspace;              // [column][k]
   float* const block = columns + cols * stride;  // 16 rows of a
   float* const result = block + kLanes * stride;
@@ -83,7 +88,7 @@ void run_dots(const MaskedProduct& product, const ProductPart& part, float* work
       const float* others[4];
       for (int j = 0; j < 4; ++j) others[j] = columns + kept[i + (j < some ? j : some - 1)] * stride;
       float found[4];
-      dot_four(values, others, stride, found);
+      dot_four(values, others, padded(k_end, kLanes), found);
       for (int j = 0; j < some; ++j) result[kept[i + j]] = found[j];
     }
     put<T>(dest, row, part.col_begin, 1, cols, result, cols);

@@ -59,6 +59,10 @@ EMPTY = [
 ]
 
 
+def operands(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return torch.randn(case.a).to(dtype).requires_grad_(), torch.randn(case.b).to(dtype).requires_grad_()
+
+
 def shape_of(case: Case) -> tuple[int, ...]:
     return (*torch.broadcast_shapes(case.a[:-2], case.b[:-2]), case.a[-2], case.b[-1])
 
