@@ -162,7 +162,8 @@ Costs costs_of(const MaskedProduct& product, Kept a, Kept b, Kept dest) {
   costs.dense = std::max(all / dense_rate, 0.5 * k * (m + n)) + 0.3 * m * n +
                 0.6 * (copied(product.a) + copied(product.b)) + (half ? 40e3 : 0);
   costs.tiles = in_tiles * dest.tiles * a.tiles * b.tiles / tile_rate + packing + 0.2 * m * n;
-  costs.dots = dest.elements * m * n * (k / 16 * of_dot + 12) + packing + 0.2 * m * n;
+  // four at a time, so that a row leaves some over
+  costs.dots = m * (dest.elements * n + 1.5) * (k / 16 * of_dot + 12) + packing + 0.2 * m * n;
   costs.rows = a.elements * m * k * (n / 16 * (half ? 1.9 : 1.5) + 3) + packing + 0.3 * m * n;
   return costs;
 }
