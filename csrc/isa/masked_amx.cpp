@@ -7,7 +7,7 @@
 // they lie, and of 32 rows of b in pairs, packed. docs/masked_products.md has the rest.
 #define SPARSEKERNELS_AVX512
 #include "base/amx_tiles.h"
-#include "masked_matmul/cpu/parts.h"
+#include "masked_matmul/cpu/beside.h"
 
 #include "masked_matmul/amx.h"
 
@@ -61,6 +61,11 @@ inline void pack_pair(const MaskedMatrix& b, int64_t k, int64_t col, int64_t col
     return _mm512_permutexvar_epi64(order, there);
   };
   const __m512i first = row(k), second = row(k + 1);
+  constexpr int64_t kRowsAhead = 4;
+  if (k + kRowsAhead + 1 < b.rows) {
+    __builtin_prefetch(place_of(b, k + kRowsAhead, col));
+    __builtin_prefetch(place_of(b, k + kRowsAhead + 1, col));
+  }
   _mm512_storeu_si512(to, _mm512_unpacklo_epi16(first, second));
   _mm512_storeu_si512(to + kPackedFloats / 2, _mm512_unpackhi_epi16(first, second));
 }
@@ -173,35 +178,18 @@ void fetch_rows(const MaskedMatrix& a, int64_t row, int count, float* rows, BFlo
   }
 }
 
-// Brings rows that lie side by side to the cache, from end to end, some lines at a time.
-class RowsAhead {
- public:
-  RowsAhead() = default;
-  RowsAhead(const BFloat16* from, int64_t stride, int64_t rows, int64_t cols)
-      : from_(from), stride_(stride), rows_(rows), cols_(cols) {}
-  void step() {
-    for (int i = 0; i < kLinesPerStep && rows_ > 0; ++i) {
-      __builtin_prefetch(from_ + at_);
-      at_ += kSide;
-      if (at_ >= cols_) at_ = 0, from_ += stride_, --rows_;
-    }
-  }
-
- private:
-  static constexpr int kLinesPerStep = 32;  // as many as a run of 32 rows has
-  const BFloat16* from_ = nullptr;
-  int64_t stride_ = 0, rows_ = 0, cols_ = 0, at_ = 0;
-};
-
-// Which of the four tiles of 16 x 16 of a block are kept: bit 2 * (lower) + (right).
-inline unsigned kept_tiles(uint32_t upper, uint32_t lower) {
+// Which of the four tiles of 16 x 16 of 32 x 32 elements of a mask are kept: bit 2 * (lower) + (right).
+inline unsigned kept_tiles(MaskBits mask, int64_t row, int count, int64_t col) {
+  if (mask.words == nullptr) return 15;
+  uint32_t upper = 0, lower = 0;
+  for (int r = 0; r < count; ++r) (r < kLanes ? upper : lower) |= half_word(mask, row + r, col);
   return ((upper & 0xffffu) != 0 ? 1u : 0u) | (upper >> 16 != 0 ? 2u : 0u) | ((lower & 0xffffu) != 0 ? 4u : 0u) |
          (lower >> 16 != 0 ? 8u : 0u);
 }
 
 int64_t amx_workspace(const MaskedProduct& product, int64_t, int64_t cols) {
   const int64_t runs = divided(product.a.cols, kSide), panels = divided(cols, kSide);
-  const int64_t packed = (panels + 1) * runs * kPackedFloats, flags = (panels + 1) * (padded(runs, kLanes) + 6);
+  const int64_t packed = (panels + 1) * runs * kPackedFloats, flags = (panels + 1) * (padded(runs, kLanes) + 2);
   return packed + flags + kLanes * runs * kSide + 2 * kSide * kSide;
 }
 
@@ -213,12 +201,12 @@ struct Block {
   const float *a_flags, *b_flags;  // by run
   int64_t runs;
 
-  RowsAhead* ahead;
+  Beside* beside;
 
   template <class Step>
   void for_runs(Step step) const {
     for (int64_t run = 0; run < runs; ++run) {
-      ahead->step();
+      beside->step();
       if (a_flags[run] != 0.0f && b_flags[run] != 0.0f) step(a + run * a_run, b + run * kPackedFloats);
     }
   }
@@ -268,62 +256,48 @@ void run_amx(const MaskedProduct& product, const ProductPart& part, float* works
   BFloat16* const own_block = reinterpret_cast<BFloat16*>(block_floats);  // [run][32][32]: rows of a
   float* const flags = block_floats + runs * kPackedFloats;               // as in run_tiles
   float* const a_flags = flags + panels * run_stride;
-  uint64_t* const upper = reinterpret_cast<uint64_t*>(a_flags + run_stride);  // of rows 0-15, a word for two panels
-  uint64_t* const lower = upper + panels / 2 + 1;
-  uint64_t* const others = lower + panels / 2 + 1;
-  float* const rows = a_flags + run_stride + 6 * (panels + 1);
+  uint64_t* const any = reinterpret_cast<uint64_t*>(a_flags + run_stride);
+  float* const rows = a_flags + run_stride + 2 * (panels + 1);
   float* const sums = rows + kLanes * runs * kSide + kSide * kSide;
   const auto col_of = [&](int64_t panel) { return part.col_begin + panel * kSide; };
   const auto cols_of = [&](int64_t panel) -> int64_t { return at_most(part.col_end - col_of(panel), kSide); };
 
-  find_runs(product, part, upper, flags, run_stride);
+  find_runs(product, part, any, flags, run_stride);
   pack_panels(b, part, flags, run_stride, rows, packed);
   const bool a_lies = a.col_stride == 1 && a.mask.words == nullptr && k_end % kSide == 0;
-  RowsAhead ahead;
-  // the next rows of which any element is kept
-  const auto next_rows = [&](int64_t row) {
-    for (; row < part.row_end; row += kSide) {
-      any_of_rows(dest.mask, row, row + at_most(part.row_end - row, kSide), part.col_begin, part.col_end, others);
-      for (int64_t panel = 0; panel < panels; ++panel)
-        if (panel_bits(others, panel) != 0) return row;
-    }
-    return row;
+  const KeptTiles kept_panels(product, part.col_begin, part.col_end);
+  const auto panels_of = [&](int64_t row) {
+    const int64_t end = row + kSide < part.row_end ? row + kSide : part.row_end;
+    return kept_panels.of_rows(row / kTileRows, divided(end, kTileRows));
   };
+  Beside beside;
 
   configure();
   for (int64_t row = part.row_begin; row < part.row_end; row += kSide) {
     const int count = at_most(part.row_end - row, kSide);
-    Block block{place_of(a, row, 0), a.row_stride, kSide, nullptr, a_flags, nullptr, runs, &ahead};
-    bool fetched = false;
-    const int first_rows = at_most(count, 16);
-    any_of_rows(dest.mask, row, row + first_rows, part.col_begin, part.col_end, upper);
-    any_of_rows(dest.mask, row + first_rows, row + count, part.col_begin, part.col_end, lower);
-    const auto kept_at = [&](int64_t panel) { return kept_tiles(panel_bits(upper, panel), panel_bits(lower, panel)); };
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const unsigned kept = kept_at(panel);
-      if (kept == 0) {
-        const int64_t first = panel;
-        while (panel + 1 < panels && kept_at(panel + 1) == 0) ++panel;
-        const int64_t cols = (panel - first) * kSide + cols_of(panel);
-        for (int64_t half = 0; half < count; half += kLanes)
-          put_zeros<BFloat16>(dest, row + half, col_of(first), at_most(count - half, kLanes), cols);
-        continue;
+    const uint64_t kept_here = panels_of(row);
+    const int64_t times = __builtin_popcountll(kept_here);
+    Block block{place_of(a, row, 0), a.row_stride, kSide, nullptr, a_flags, nullptr, runs, &beside};
+    beside = {};
+    beside.zeros.start(dest, row, part.col_begin, part.col_end, count, sizeof(BFloat16));
+    for (uint64_t& empty : beside.zeros.empty) empty = kept_panels.all() & ~kept_here;
+    beside.zeros.rate = rate_of((panels - times) * count * kSide * 2 / kLineBytes, times * runs);
+    if (kept_here != 0) {
+      for (int64_t run = 0; run < runs; ++run)
+        a_flags[run] = is_active(a.mask, row, row + count, run * kSide) ? 1.0f : 0.0f;
+      if (!a_lies || count < kSide || times > kTimesInPlace) {
+        block.a = own_block, block.a_stride = kSide, block.a_run = kSide * kSide;
+        for (int64_t half = 0; half < kSide; half += kLanes)
+          fetch_rows(a, row + half, at_most(count - half, kLanes), rows, own_block + half * kSide);
       }
-      if (!fetched) {
-        fetched = true;
-        for (int64_t run = 0; run < runs; ++run)
-          a_flags[run] = is_active(a.mask, row, row + count, run * kSide) ? 1.0f : 0.0f;
-        int64_t times = 0;
-        for (int64_t one = panel; one < panels; ++one) times += kept_at(one) != 0 ? 1 : 0;
-        if (!a_lies || count < kSide || times > kTimesInPlace) {
-          block.a = own_block, block.a_stride = kSide, block.a_run = kSide * kSide;
-          for (int64_t half = 0; half < kSide; half += kLanes)
-            fetch_rows(a, row + half, at_most(count - half, kLanes), rows, own_block + half * kSide);
-        }
-        const int64_t next = next_rows(row + kSide);
-        if (a.col_stride == 1 && next < part.row_end)
-          ahead = {place_of(a, next, 0), a.row_stride, at_most(part.row_end - next, kSide), k_end};
-      }
+      int64_t next = row + kSide;
+      while (next < part.row_end && panels_of(next) == 0) next += kSide;
+      if (a.col_stride == 1 && next < part.row_end)
+        beside.a.start(a, next, at_most(part.row_end - next, kSide), k_end, sizeof(BFloat16), times * runs);
+    }
+    for (uint64_t left = kept_here; left != 0; left &= left - 1) {
+      const int64_t panel = lowest(left);
+      const unsigned kept = kept_tiles(dest.mask, row, count, col_of(panel));
       block.b = packed + panel * runs * kPackedFloats;
       block.b_flags = flags + panel * run_stride;
       if ((kept & (kept - 1)) != 0) {
@@ -336,6 +310,7 @@ void run_amx(const MaskedProduct& product, const ProductPart& part, float* works
         put<BFloat16>(
             dest, row + half, col_of(panel), at_most(count - half, kLanes), cols_of(panel), sums + half * kSide, kSide);
     }
+    beside.zeros.finish();
   }
   _tile_release();
 }

@@ -17,6 +17,13 @@ struct MaskBits {
   int64_t row_words = 0;  // from row to row
 };
 
+// Which tiles of 8 rows and 32 columns a mask keeps any of: bit j % 64 of word j / 64 of row i is tile (i, j). words ==
+// nullptr: all of them.
+struct TileMap {
+  const uint64_t* words = nullptr;
+  int64_t row_words = 0;
+};
+
 struct MaskedMatrix {
   const void* data = nullptr;
   int64_t rows = 0, cols = 0;
@@ -28,7 +35,8 @@ struct MaskedMatrix {
 // float64; sums are of floats.
 struct MaskedProduct {
   MaskedMatrix a, b;
-  MaskedMatrix dest;  // written; row_stride or col_stride is 1
+  MaskedMatrix dest;   // written; row_stride or col_stride is 1
+  TileMap dest_tiles;  // of its mask
   DType dtype = DType::kFloat32;
 };
 
@@ -62,19 +70,25 @@ struct MaskCounts {
 };
 
 struct MaskedKernels {
-  // Floats of the workspace of one part with at most so many rows and columns.
+  // Floats of the workspace of one part with at most so many rows and columns. Not for tiles.
   int64_t (*workspace)(const MaskedProduct& product, Way way, int64_t rows, int64_t cols);
   void (*run)(const MaskedProduct& product, Way way, const ProductPart& part, float* workspace);
+  // Tiles have two steps. Threads share the packing of columns [col_begin, col_end) of b, each some of its rows, to
+  // packed[panel of 32 columns][row of b][32]; then each computes rows of these columns.
+  void (*pack_tiles)(
+      const MaskedProduct& product, int64_t col_begin, int64_t col_end, int64_t begin, int64_t end, float* packed);
+  int64_t (*tiles_workspace)(int64_t cols);
+  void (*run_tiles)(const MaskedProduct& product, const ProductPart& part, const float* packed, float* workspace);
   // Zero where the mask leaves out, in place, rows [begin, end) of contiguous rows.
   void (*select)(const MaskedMatrix& matrix, DType dtype, int64_t begin, int64_t end);
   // The bits of `count` bools, 64 to a word; the last word is filled with zeros.
   void (*pack)(const uint8_t* bools, int64_t count, uint64_t* words);
   // Sets the bits of the transposed mask in rows [begin, end) of it (columns of the mask); begin is a multiple of 64.
   void (*transpose)(MaskBits mask, int64_t rows, int64_t begin, int64_t end, uint64_t* words, int64_t row_words);
-  // Of rows [begin, end) of a mask, in tiles of tile_rows x 32. Adds to tiles_of_words, if it is not nullptr, the tiles
-  // of each 64 columns.
+  // Of rows [begin, end) of a mask, in tiles of tile_rows x 32; begin is a multiple of tile_rows. map: nullptr, or the
+  // words of the mask's TileMap, of which those of these rows are set.
   MaskCounts (*count)(
-      MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows, int64_t* tiles_of_words);
+      MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows, uint64_t* map, int64_t map_row_words);
 };
 
 }  // namespace sparsekernels

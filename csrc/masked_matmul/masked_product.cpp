@@ -14,12 +14,6 @@
 #include "masked_matmul/amx.h"
 
 namespace sparsekernels {
-namespace {
-
-thread_local Workspace worker_workspace;
-
-constexpr int64_t kMostDepth = 1 << 17;    // columns of a beyond which 64 packed columns of b are more than 32 MB
-constexpr int64_t kPanelFloats = 1 << 18;  // of b, packed: half of an L2 cache of 2 MB
 
 MaskedProduct product_at(const MaskedProducts& products, int64_t i) {
   MaskedProduct product = products.first;
@@ -32,38 +26,71 @@ MaskedProduct product_at(const MaskedProducts& products, int64_t i) {
   move(product.a, products.offsets.a, products.offsets.a_mask);
   move(product.b, products.offsets.b, products.offsets.b_mask);
   move(product.dest, products.offsets.dest, products.offsets.dest_mask);
+  if (product.dest.mask.words != nullptr)
+    product.dest_tiles.words = products.tile_words.data() + products.offsets.dest_tiles[at];
   return product;
 }
+
+int64_t map_words(int64_t cols) {
+  return (cols + 64 * kTileCols - 1) / (64 * kTileCols);
+}
+
+namespace {
+
+thread_local Workspace worker_workspace;
+
+constexpr int64_t kMostDepth = 1 << 17;    // columns of a beyond which 64 packed columns of b are more than 32 MB
+constexpr int64_t kPanelFloats = 1 << 18;  // of b, packed: half of an L2 cache of 2 MB
 
 // What is kept of a matrix in the mean over the batch, 0 to 1.
 struct Kept {
   double elements = 1, tiles = 1;
 };
 
+// Of one matrix. map: nullptr, or to be filled.
+MaskCounts counts_of(
+    const MaskedMatrix& matrix, MaskBits mask, int64_t tile_rows, uint64_t* map, int64_t map_row_words,
+    const Threads& threads) {
+  constexpr int64_t kRows = 256;
+  const auto count = [&](int64_t begin, int64_t end) {
+    return cpu_kernels().masked.count(
+        mask, begin * kRows, std::min(matrix.rows, end * kRows), matrix.cols, tile_rows, map, map_row_words);
+  };
+  const int64_t chunks = (matrix.rows + kRows - 1) / kRows;
+  if (matrix.rows * matrix.mask.row_words < 1 << 15) return count(0, chunks);
+  std::atomic<int64_t> elements{0}, tiles{0};
+  threads.run(chunks, [&](int64_t begin, int64_t end) {
+    const MaskCounts found = count(begin, end);
+    elements += found.elements;
+    tiles += found.tiles;
+  });
+  return {elements, tiles};
+}
+
+// maps: nullptr, or where the TileMap of each mask is put; places: where in it, for each of the batch.
 Kept kept_of(
-    const MaskedMatrix& matrix, const std::vector<int64_t>& offsets, int64_t tile_rows, const Threads& threads) {
+    const MaskedMatrix& matrix, const std::vector<int64_t>& offsets, int64_t tile_rows, const Threads& threads,
+    std::vector<uint64_t>* maps = nullptr, std::vector<int64_t>* places = nullptr) {
   if (matrix.mask.words == nullptr || matrix.rows == 0 || matrix.cols == 0) return {};
-  std::unordered_map<int64_t, int64_t> repeats;
-  for (const int64_t offset : offsets) ++repeats[offset];
+  const int64_t row_words = map_words(matrix.cols), words = padded(matrix.rows, tile_rows) / tile_rows * row_words;
+  struct Found {
+    MaskCounts counts;
+    int64_t place;
+  };
+  std::unordered_map<int64_t, Found> masks;
   double elements = 0, tiles = 0;
-  for (const auto& [offset, times] : repeats) {
-    std::atomic<int64_t> some_elements{0}, some_tiles{0};
-    const MaskBits mask{matrix.mask.words + offset, matrix.mask.row_words};
-    constexpr int64_t kRows = 256;
-    const auto count = [&](int64_t begin, int64_t end) {
-      const MaskCounts found = cpu_kernels().masked.count(
-          mask, begin * kRows, std::min(matrix.rows, end * kRows), matrix.cols, tile_rows, nullptr);
-      some_elements += found.elements;
-      some_tiles += found.tiles;
-    };
-    const int64_t chunks = (matrix.rows + kRows - 1) / kRows;
-    if (matrix.rows * matrix.mask.row_words < 1 << 15) {
-      count(0, chunks);
-    } else {
-      threads.run(chunks, count);
+  for (const int64_t offset : offsets) {
+    auto found = masks.find(offset);
+    if (found == masks.end()) {
+      const int64_t place = static_cast<int64_t>(masks.size()) * words;
+      if (maps != nullptr) maps->resize(static_cast<size_t>(place + words));
+      const MaskBits mask{matrix.mask.words + offset, matrix.mask.row_words};
+      uint64_t* const map = maps == nullptr ? nullptr : maps->data() + place;
+      found = masks.emplace(offset, Found{counts_of(matrix, mask, tile_rows, map, row_words, threads), place}).first;
     }
-    elements += static_cast<double>(some_elements * times);
-    tiles += static_cast<double>(some_tiles * times);
+    elements += static_cast<double>(found->second.counts.elements);
+    tiles += static_cast<double>(found->second.counts.tiles);
+    if (places != nullptr) places->push_back(found->second.place);
   }
   const double batch = static_cast<double>(offsets.size());
   const double all_tiles = static_cast<double>(padded(matrix.rows, tile_rows) / tile_rows) *
@@ -119,16 +146,24 @@ Costs costs_of(const MaskedProduct& product, Kept a, Kept b, Kept dest) {
   const double m = static_cast<double>(product.dest.rows), n = static_cast<double>(product.dest.cols);
   const double k = static_cast<double>(product.a.cols), all = m * n * k;
   const bool half = product.dtype != DType::kFloat32;
+  const bool on_amx = has_amx(product.dtype);
   const double dense_rate = product.dtype == DType::kBFloat16 && may_use_amx() ? 240 : 27;
-  const double tile_rate = has_amx(product.dtype) ? 300 : 26;
+  const double tile_rate = on_amx ? 300 : 26;
   const double packing = k * n * (half ? 0.7 : 0.5);
+  const double in_tiles = static_cast<double>(padded(product.dest.rows, on_amx ? kPartRows : kTileRows)) *
+                          static_cast<double>(padded(product.dest.cols, kTileCols)) * k;
+  // a packed column is read from beyond L2 where 64 of them do not fit
+  const double of_dot = k * 64 * sizeof(float) > 1 << 20 ? 3.2 : 1.6;
   Costs costs{};
   const auto copied = [](const MaskedMatrix& one) {
     return one.mask.words == nullptr ? 0.0 : static_cast<double>(one.rows) * static_cast<double>(one.cols);
   };
-  costs.dense = all / dense_rate + 0.3 * m * n + 0.6 * (copied(product.a) + copied(product.b));
-  costs.tiles = all * dest.tiles * a.tiles * b.tiles / tile_rate + packing + 0.2 * m * n;
-  costs.dots = dest.elements * m * n * (k / 16 * 1.6 + 12) + packing + 0.2 * m * n;
+  // of few rows or columns each number is read once; in half types a call of oneDNN takes some 10 us
+  costs.dense = std::max(all / dense_rate, 0.5 * k * (m + n)) + 0.3 * m * n +
+                0.6 * (copied(product.a) + copied(product.b)) + (half ? 40e3 : 0);
+  costs.tiles = in_tiles * dest.tiles * a.tiles * b.tiles / tile_rate + packing + 0.2 * m * n;
+  // four at a time, so that a row leaves some over
+  costs.dots = m * (dest.elements * n + 1.5) * (k / 16 * of_dot + 12) + packing + 0.2 * m * n;
   costs.rows = a.elements * m * k * (n / 16 * (half ? 1.9 : 1.5) + 3) + packing + 0.3 * m * n;
   return costs;
 }
@@ -202,8 +237,11 @@ class Parts {
     if (count == 1 || dest.mask.words == nullptr) return even_ends(dest.cols, count, 64);
     const int64_t words = (dest.cols + 63) / 64;
     std::vector<int64_t> tiles(static_cast<size_t>(words), 0);
-    const MaskBits mask{dest.mask.words + products_.offsets.dest_mask[static_cast<size_t>(i)], dest.mask.row_words};
-    cpu_kernels().masked.count(mask, 0, dest.rows, dest.cols, kTileRows, tiles.data());
+    const TileMap map = product_at(products_, i).dest_tiles;
+    for (int64_t row = 0; row < padded(dest.rows, kTileRows) / kTileRows; ++row)
+      for (int64_t at = 0; at < map.row_words; ++at)
+        for (uint64_t left = map.words[row * map.row_words + at]; left != 0; left &= left - 1)
+          ++tiles[static_cast<size_t>(at * 32 + __builtin_ctzll(left) / 2)];
     // in tiles; to pack columns and to fill them with zeros is work as well
     const double empty = 0.05 * static_cast<double>(dest.rows) / kTileRows;
     double all = 0, done = 0;
@@ -229,12 +267,14 @@ class Parts {
 
 }  // namespace
 
-std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads) {
+std::optional<Way> way_of(MaskedProducts& products, const Threads& threads) {
   const MaskedProduct& product = products.first;
   if (product.a.cols > kMostDepth) return std::nullopt;
-  const BatchOffsets& offsets = products.offsets;
+  BatchOffsets& offsets = products.offsets;
+  products.first.dest_tiles.row_words = map_words(product.dest.cols);
   // in the turned product tiles of a are what tiles of the transposed b are
-  const Kept dest = kept_of(product.dest, offsets.dest_mask, kTileRows, threads);
+  const Kept dest =
+      kept_of(product.dest, offsets.dest_mask, kTileRows, threads, &products.tile_words, &offsets.dest_tiles);
   const Kept a = kept_of(product.a, offsets.a_mask, kTileRows, threads);
   const Kept b = kept_of(product.b, offsets.b_mask, kRun, threads);
   Costs costs = costs_of(product, a, b, dest);
@@ -245,6 +285,8 @@ std::optional<Way> way_of(const MaskedProducts& products, const Threads& threads
     costs = costs_of(turned, b, a, dest);
     if (!is_turned(product, Way::kTiles)) costs.tiles = tiles;
   }
+  // oneDNN reads 32 columns at a time, so that what stands behind the end of a row gets into it (torch 2.13, AMX)
+  if (product.dtype != DType::kFloat32 && product.a.cols % 32 != 0) costs.dense = HUGE_VAL;
   std::optional<Way> way;
   double least = costs.dense;
   const auto take = [&](Way one, double cost) {
@@ -291,6 +333,7 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
     all = &turned;
   }
 
+  if (way == Way::kTiles && !has_amx(all->first.dtype)) return run_tile_groups(*all, threads);
   const Parts of(*all, way, threads);
   const int64_t parts = static_cast<int64_t>(of.parts.size());
   const int64_t floats = workspace_of(all->first, way, of.most_rows, of.most_cols);

@@ -17,15 +17,19 @@ constexpr int kRegisterVectors = 16;
 #else
 constexpr int kRegisterVectors = 4;
 #endif
-constexpr int64_t kChain = 256;  // products that are summed one after another
 
-int64_t part_workspace(const MaskedProduct& product, Way way, int64_t rows, int64_t cols) {
+// From column to column where they are packed: an odd number of lines, else they share sets of the caches.
+inline int64_t column_stride(int64_t k) {
+  return (divided(k, kLanes) | 1) * kLanes;
+}
+
+int64_t part_workspace(const MaskedProduct& product, Way way, int64_t, int64_t cols) {
   const int64_t k = product.a.cols, n = padded(cols, kTileCols);
   switch (way) {
     case Way::kTiles:
-      return TilesWorkspace(nullptr, rows, cols).floats;
+      break;
     case Way::kDots:
-      return (n + kLanes) * padded(k, kLanes) + 2 * n;
+      return (n + kLanes) * column_stride(k) + 2 * n;
     case Way::kRows:
       return n * k + (kLanes + 1) * padded(k, kLanes) + kLanes * n;
   }
@@ -58,7 +62,7 @@ inline void dot_four(const float* row, const float* const (&others)[4], int64_t 
 template <class T>
 void run_dots(const MaskedProduct& product, const ProductPart& part, float* workspace) {
   const MaskedMatrix &a = product.a, &b = product.b, &dest = product.dest;
-  const int64_t cols = part.col_end - part.col_begin, k_end = a.cols, stride = padded(k_end, kLanes);
+  const int64_t cols = part.col_end - part.col_begin, k_end = a.cols, stride = column_stride(k_end);
   float* const columns = workspace;              // [column][k]
   float* const block = columns + cols * stride;  // 16 rows of a
   float* const result = block + kLanes * stride;
@@ -84,7 +88,7 @@ void run_dots(const MaskedProduct& product, const ProductPart& part, float* work
       const float* others[4];
       for (int j = 0; j < 4; ++j) others[j] = columns + kept[i + (j < some ? j : some - 1)] * stride;
       float found[4];
-      dot_four(values, others, stride, found);
+      dot_four(values, others, padded(k_end, kLanes), found);
       for (int j = 0; j < some; ++j) result[kept[i + j]] = found[j];
     }
     put<T>(dest, row, part.col_begin, 1, cols, result, cols);
@@ -100,7 +104,7 @@ inline void add_rows(
   for (int v = 0; v < V; ++v) total[v] = Vec<float>::zero();
   int64_t i = 0;
   do {
-    const int64_t end = i + kChain < count ? i + kChain : count;
+    const int64_t end = i + kChunk < count ? i + kChunk : count;
     Vec<float> sums[V];
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) sums[v] = Vec<float>::zero();
@@ -162,7 +166,6 @@ void run_rows(const MaskedProduct& product, const ProductPart& part, float* work
 
 template <class T>
 void run_part_of(const MaskedProduct& product, Way way, const ProductPart& part, float* workspace) {
-  if (way == Way::kTiles) return run_tiles<T>(product, part, workspace);
   if (way == Way::kDots) return run_dots<T>(product, part, workspace);
   run_rows<T>(product, part, workspace);
 }
@@ -179,10 +182,23 @@ void select_masked(const MaskedMatrix& matrix, DType dtype, int64_t begin, int64
   select_rows<float>(matrix, begin, end);
 }
 
+void pack_part(
+    const MaskedProduct& product, int64_t col_begin, int64_t col_end, int64_t begin, int64_t end, float* packed) {
+  if (product.dtype == DType::kBFloat16) return pack_tiles<BFloat16>(product, col_begin, col_end, begin, end, packed);
+  if (product.dtype == DType::kFloat16) return pack_tiles<Float16>(product, col_begin, col_end, begin, end, packed);
+  pack_tiles<float>(product, col_begin, col_end, begin, end, packed);
+}
+
+void run_packed(const MaskedProduct& product, const ProductPart& part, const float* packed, float* workspace) {
+  if (product.dtype == DType::kBFloat16) return run_tiles<BFloat16>(product, part, packed, workspace);
+  if (product.dtype == DType::kFloat16) return run_tiles<Float16>(product, part, packed, workspace);
+  run_tiles<float>(product, part, packed, workspace);
+}
+
 // Elements and tiles of tile_rows x 32 that a mask keeps, in rows [begin, end).
 MaskCounts count_kept(
-    MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows, int64_t* tiles_of_words) {
-  constexpr int64_t kWords = 16;
+    MaskBits mask, int64_t begin, int64_t end, int64_t cols, int64_t tile_rows, uint64_t* map, int64_t map_row_words) {
+  constexpr int64_t kWords = 32;  // a word of the map
   MaskCounts found;
   const int64_t words = divided(cols, 64);
   for (int64_t row = begin; row < end; row += tile_rows) {
@@ -197,18 +213,19 @@ MaskCounts count_kept(
           found.elements += __builtin_popcountll(from[w]);
         }
       }
-      for (int64_t w = 0; w < some; ++w) {
-        const int64_t tiles = (any[w] << 32 != 0) + (any[w] >> 32 != 0);
-        found.tiles += tiles;
-        if (tiles_of_words != nullptr) tiles_of_words[word + w] += tiles;
-      }
+      uint64_t tiles = 0;
+      for (int64_t w = 0; w < some; ++w)
+        tiles |= ((any[w] << 32 != 0 ? uint64_t{1} : 0) | (any[w] >> 32 != 0 ? uint64_t{2} : 0)) << (2 * w);
+      found.tiles += __builtin_popcountll(tiles);
+      if (map != nullptr) map[row / tile_rows * map_row_words + word / kWords] = tiles;
     }
   }
   return found;
 }
 
 constexpr MaskedKernels masked_kernels() {
-  return {part_workspace, run_part, select_masked, pack_bools, transpose_bits, count_kept};
+  return {part_workspace, run_part,   pack_part,      tiles_workspace, run_packed,
+          select_masked,  pack_bools, transpose_bits, count_kept};
 }
 
 }  // namespace

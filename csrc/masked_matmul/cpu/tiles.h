@@ -4,12 +4,12 @@
 // Masked products by register tiles of 8 rows x 32 columns. Compiled once per instruction set;
 // docs/masked_products.md derives them.
 //
-// 256 rows of b are packed in panels of 32 columns, which stay in L2; 8 rows of a are copied to L1 and multiplied by
-// each panel that they need. What comes from and goes to a cache that is far away, the next rows of a and the zeros of
-// the result, is fetched and written a few lines at a time between multiply-adds.
+// b is packed in panels of 32 columns, those that any row needs, and shared by the threads. 32 rows of a are multiplied
+// by 256 rows of each panel that they need, tile by tile. What comes next, of panels and of a, and the zeros of the
+// result are read and written a few lines at a time between multiply-adds.
 #pragma once
 
-#include "masked_matmul/cpu/parts.h"
+#include "masked_matmul/cpu/beside.h"
 
 namespace sparsekernels {
 namespace {
@@ -19,194 +19,52 @@ constexpr int kRegisterRows = 8;
 #else
 constexpr int kRegisterRows = 2;
 #endif
-constexpr int64_t kChunk = 256;                       // products that are summed one after another
-constexpr int64_t kStep = 16;                         // of k, between which something else is done
-constexpr int64_t kMostDepth = 2 * kChunk;            // of b that is packed at a time
-constexpr int64_t kTileStride = kMostDepth + kLanes;  // of rows of a in L1: in the matrix they may share a set of it
-constexpr int64_t kPackedFloats = 1 << 18;            // of b: half of an L2 cache of 2 MB
-constexpr int kMostZeros = 12;                        // lines
-
-// Which panels of 32 columns the mask of dest keeps any of in each tile of 8 rows of a part.
-class KeptTiles {
- public:
-  // Words of 64 bits for a part: a bit for each panel, by tiles and of all of them.
-  static int64_t words(int64_t rows, int64_t cols) {
-    return (divided(rows, kTileRows) + 1) * divided(divided(cols, kTileCols), 64);
-  }
-
-  KeptTiles(MaskBits mask, const ProductPart& part, uint64_t* words)
-      : tiles_(divided(part.row_end - part.row_begin, kTileRows)),
-        panels_(divided(part.col_end - part.col_begin, kTileCols)),
-        words_(divided(panels_, 64)),
-        bits_(words) {
-    for (int64_t i = 0; i < (tiles_ + 1) * words_; ++i) words[i] = 0;
-    for (int64_t tile = 0; tile < tiles_; ++tile) {
-      const int64_t row = part.row_begin + tile * kTileRows;
-      const int64_t end = row + kTileRows < part.row_end ? row + kTileRows : part.row_end;
-      uint64_t* const bits = words + tile * words_;
-      for (int64_t pair = 0; pair * 2 < panels_; ++pair) {
-        uint64_t any = mask.words == nullptr ? ~uint64_t{0} : 0;
-        for (int64_t r = row; r < end && mask.words != nullptr; ++r)
-          any |= mask.words[r * mask.row_words + part.col_begin / 64 + pair];
-        const uint64_t both = (any << 32 != 0 ? 1u : 0u) | (any >> 32 != 0 && pair * 2 + 1 < panels_ ? 2u : 0u);
-        bits[pair / 32] |= both << (pair % 32 * 2);
-      }
-      for (int64_t w = 0; w < words_; ++w) {
-        kept_ += __builtin_popcountll(bits[w]);
-        words[tiles_ * words_ + w] |= bits[w];
-      }
-    }
-  }
-
-  int64_t kept() const { return kept_; }
-  int64_t tiles() const { return tiles_; }
-  int64_t panels() const { return panels_; }
-  // The first panel from `from` on that a tile keeps, or does not; none: panels().
-  int64_t next_panel(int64_t tile, int64_t from) const { return find(tile, from, 0); }
-  int64_t next_empty(int64_t tile, int64_t from) const { return find(tile, from, ~uint64_t{0}); }
-  // The first panel that any tile keeps.
-  int64_t next_panel(int64_t from) const { return find(tiles_, from, 0); }
-  // The first tile from `from` on that keeps any; none: tiles().
-  int64_t next_tile(int64_t from) const {
-    while (from < tiles_ && next_panel(from, 0) == panels_) ++from;
-    return from;
-  }
-
- private:
-  // The first bit from `from` on that is not that of `others`.
-  int64_t find(int64_t tile, int64_t from, uint64_t others) const {
-    const uint64_t* const bits = bits_ + tile * words_;
-    while (from < panels_) {
-      const uint64_t left = (bits[from / 64] ^ others) >> (from % 64);
-      if (left != 0) {
-        from += __builtin_ctzll(left);
-        return from < panels_ ? from : panels_;
-      }
-      from = (from / 64 + 1) * 64;
-    }
-    return panels_;
-  }
-
-  int64_t tiles_, panels_, words_, kept_ = 0;
-  const uint64_t* bits_;
-};
-
-// Zeros where tiles are left out, a few lines at a time.
-template <class T>
-class ZeroCursor {
- public:
-  ZeroCursor(const MaskedMatrix& dest, const ProductPart& part, const KeptTiles& kept) : kept_(kept), part_(part) {
-    first_ = static_cast<T*>(const_cast<void*>(dest.data)) + part.row_begin * dest.row_stride +
-             part.col_begin * dest.col_stride;
-    stride_ = dest.row_stride;
-    tiles_ = kept.tiles();
-    lines_ =
-        (tiles_ * kept.panels() - kept.kept()) * kTileRows * kTileCols * static_cast<int64_t>(sizeof(T)) / kLineBytes;
-    if (dest.col_stride == 1) return;
-    // transposed: at once
-    for (; tile_ < tiles_; ++tile_) {
-      const int64_t row = part.row_begin + tile_ * kTileRows;
-      const int count = at_most(part.row_end - row, static_cast<int>(kTileRows));
-      for (int64_t from = kept.next_empty(tile_, 0), to; from < kept.panels(); from = kept.next_empty(tile_, to)) {
-        to = kept.next_panel(tile_, from);
-        put_zeros<T>(dest, row, part.col_begin + from * kTileCols, count, cols_between(from, to));
-      }
-    }
-    lines_ = 0;
-  }
-
-  int64_t lines() const { return lines_; }
-
-  void write(int64_t lines) {
-    for (; lines > 0; --lines) {
-      if (at_ == end_ && !next()) return;
-      constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(T));
-      if (end_ - at_ >= kLine) {
-        Vec<float>::zero().store(reinterpret_cast<float*>(at_));
-        at_ += kLine;
-      } else {
-        std::memset(static_cast<void*>(at_), 0, static_cast<size_t>(end_ - at_) * sizeof(T));
-        at_ = end_;
-      }
-    }
-  }
-
-  void finish() {
-    for (; at_ != end_ || next(); at_ = end_)
-      std::memset(static_cast<void*>(at_), 0, static_cast<size_t>(end_ - at_) * sizeof(T));
-  }
-
- private:
-  int64_t cols_between(int64_t from, int64_t to) const {
-    const int64_t cols = part_.col_end - part_.col_begin;
-    return (to * kTileCols < cols ? to * kTileCols : cols) - from * kTileCols;
-  }
-  bool next() {
-    while (tile_ < tiles_) {
-      panel_ = kept_.next_empty(tile_, panel_);
-      if (panel_ < kept_.panels()) {
-        const int64_t to = kept_.next_panel(tile_, panel_);
-        at_ = first_ + row_ * stride_ + panel_ * kTileCols;
-        end_ = at_ + cols_between(panel_, to);
-        panel_ = to;
-        return true;
-      }
-      panel_ = 0;
-      if (++row_ == part_.row_end - part_.row_begin) {
-        tile_ = tiles_;
-      } else {
-        tile_ = row_ / kTileRows;
-      }
-    }
-    return false;
-  }
-
-  const KeptTiles& kept_;
-  const ProductPart part_;
-  T *first_, *at_ = nullptr, *end_ = nullptr;
-  int64_t stride_, tiles_, lines_, tile_ = 0, row_ = 0, panel_ = 0;
-};
-
-// What is done between multiply-adds.
-template <class T>
-struct Between {
-  const char* next_a = nullptr;  // 8 rows of a that come next; nullptr: none
-  int64_t a_stride = 0;          // in bytes
-  ZeroCursor<T>* zeros = nullptr;
-  int64_t zero_lines = 0;  // for each step
-};
+constexpr int64_t kChunk = 256;  // products that are summed one after another
+constexpr int64_t kBlockTiles = kPartRows / kTileRows;
+constexpr int64_t kBlockStride = kChunk + kLanes;  // of copied rows of a: a power of two would share a set of L1
+constexpr int64_t kPanelSums = kPartRows * kTileCols;
 
 // sums[r][0..31] (+)= sum over k < size of a[r][k] * b[k][0..31]
-template <int R, class T>
+template <int R, bool kWithBeside>
 inline void multiply_tile(
-    const float* a, int64_t size, const float* b, float* sums, bool is_first, const Between<T>& between) {
+    const float* a, int64_t stride, int64_t size, const float* b, float* sums, bool is_first, Beside& beside) {
   Vec<float> left[R], right[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) left[r] = right[r] = Vec<float>::zero();
-  const auto multiply = [&] {
-    const Vec<float> b0 = Vec<float>::load(b), b1 = Vec<float>::load(b + kLanes);
+  // pointers the compiler knows nothing of: else it keeps sums of strides and steps, more than there are registers, or
+  // moves all of them as one vector
+  const float* rows[R];
+  const auto advance = [&](int64_t steps) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec<float> factor = Vec<float>::broadcast(a[r * kTileStride]);
+      rows[r] += steps;
+      __asm__("" : "+r"(rows[r]));
+    }
+    b += steps * kTileCols;
+  };
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) rows[r] = a + r * stride;
+  advance(0);
+  const auto multiply = [&](int64_t j) {
+    const Vec<float> b0 = Vec<float>::load(b + j * kTileCols), b1 = Vec<float>::load(b + j * kTileCols + kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec<float> factor = Vec<float>::broadcast(rows[r][j]);
       left[r] = fma(factor, b0, left[r]);
       right[r] = fma(factor, b1, right[r]);
     }
-    ++a, b += kTileCols;
   };
-  const char* next = between.next_a;
   int64_t k = 0;
   for (; k + kStep <= size; k += kStep) {
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) multiply();
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      multiply();
-      if (next != nullptr) __builtin_prefetch(next + j * between.a_stride);
-    }
-    if (next != nullptr) next += kStep * static_cast<int64_t>(sizeof(T));
-    between.zeros->write(between.zero_lines);
+#pragma GCC unroll 16
+    for (int j = 0; j < kStep; ++j) multiply(j);
+    advance(kStep);
+    if constexpr (kWithBeside) beside.step();
   }
-  for (; k < size; ++k) multiply();
+  for (; k < size; ++k) {
+    multiply(0);
+    advance(1);
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     float* const to = sums + r * kTileCols;
@@ -216,80 +74,55 @@ inline void multiply_tile(
 }
 
 // The tile as often as the registers of this instruction set ask for.
-template <class T>
-void multiply_rows(
-    const float* a, int64_t size, const float* b, float* sums, bool is_first, const Between<T>& between) {
-  for (int64_t r = 0; r < kTileRows; r += kRegisterRows)
-    multiply_tile<kRegisterRows>(a + r * kTileStride, size, b, sums + r * kTileCols, is_first, between);
+__attribute__((noinline)) void multiply_rows(
+    const float* a, int64_t stride, int64_t size, const float* b, float* sums, bool is_first, Beside& beside) {
+  multiply_tile<kRegisterRows, true>(a, stride, size, b, sums, is_first, beside);
+  for (int64_t r = kRegisterRows; r < kTileRows; r += kRegisterRows)
+    multiply_tile<kRegisterRows, false>(a + r * stride, stride, size, b, sums + r * kTileCols, is_first, beside);
 }
 
-// The workspace of run_tiles, for parts of at most so many rows and columns.
-struct TilesWorkspace {
-  int64_t depth;  // rows of b that are packed at a time
-  float* packed;  // [panel][depth][32]: b
-  float* tile;    // [8][kTileStride]: a
-  float* sums;    // [8][32] of each tile that is kept
-  uint64_t* kept;
-  int64_t floats = 0;
+// Of run_tiles, for parts of at most so many columns: 32 rows of a in chunks, and the sums of 32 rows.
+int64_t tiles_workspace(int64_t cols) {
+  return kPartRows * kBlockStride + divided(cols, kTileCols) * kPanelSums;
+}
 
-  // memory: nullptr to ask for the floats alone.
-  TilesWorkspace(float* memory, int64_t rows, int64_t cols) {
-    const auto take = [&](int64_t some) {
-      float* const at = memory == nullptr ? nullptr : memory + floats;
-      floats += padded(some, kLanes);
-      return at;
-    };
-    depth = kPackedFloats / padded(cols, kTileCols) / kChunk * kChunk;
-    depth = depth < kChunk ? kChunk : depth < kMostDepth ? depth : kMostDepth;
-    packed = take(depth * padded(cols, kTileCols));
-    tile = take(kTileRows * kTileStride);
-    sums = take(padded(rows, kTileRows) * padded(cols, kTileCols));
-    kept = reinterpret_cast<uint64_t*>(take(2 * KeptTiles::words(rows, cols)));
-  }
-};
-
-// The same for floats that lie side by side, row by row, so that the processor sees what is read next.
+// Rows [begin, end) of b as they lie, in these panels, all of 32 columns, so that the processor sees what is read next.
 inline void pack_lying(
-    const MaskedMatrix& b, int64_t begin, int64_t end, const ProductPart& part, const KeptTiles& kept, int64_t depth,
-    float* packed) {
-  const float* const rows = static_cast<const float*>(b.data) + part.col_begin;
+    const MaskedMatrix& b, int64_t col_begin, uint64_t panels, int64_t begin, int64_t end, float* packed) {
+  constexpr int64_t kRowsAhead = 2;
   for (int64_t k = begin; k < end; ++k) {
-    const float* const row = rows + k * b.row_stride;
-    const float* const next = rows + (k + 4 < end ? k + 4 : k) * b.row_stride;
-    float* const to = packed + (k - begin) * kTileCols;
-    for (int64_t line = 0; line < 4; ++line) __builtin_prefetch(next + line * kLanes);
-    for (int64_t panel = kept.next_panel(0); panel < kept.panels(); panel = kept.next_panel(panel + 1)) {
+    const float* const row = static_cast<const float*>(b.data) + col_begin + k * b.row_stride;
+    const int64_t ahead = k + kRowsAhead < end ? kRowsAhead * b.row_stride : 0;
+    for (uint64_t left = panels; left != 0; left &= left - 1) {
+      const int64_t panel = lowest(left);
       const float* const from = row + panel * kTileCols;
-      Vec<float>::load(from).store(to + panel * depth * kTileCols);
-      Vec<float>::load(from + kLanes).store(to + panel * depth * kTileCols + kLanes);
+      float* const to = packed + (panel * b.rows + k) * kTileCols;
+      __builtin_prefetch(from + ahead);
+      Vec<float>::load(from).store(to);
+      Vec<float>::load(from + kLanes).store(to + kLanes);
     }
   }
 }
 
-// 8 rows of a, of which `rows` are there: `size` of their elements, to rows of kTileStride.
-inline void copy_tile(const float* from, int64_t stride, int rows, int64_t size, float* to) {
-  for (int r = 0; r < kTileRows; ++r, to += kTileStride) {
-    int64_t k = 0;
-    for (; k + kLanes <= size; k += kLanes) Vec<float>::load(from + k).store(to + k);
-    if (k < size) Vec16<float>::load(from + k, (1u << (size - k)) - 1).store(to + k);
-    if (r + 1 < rows) from += stride;
-  }
-}
-
-// Rows [begin, end) of b in the panels that are kept, to packed[panel][k - begin][32].
+// Rows [begin, end) of b to packed[panel][row][32], in the panels that any row of dest keeps.
 template <class T>
-void pack_panels(
-    const MaskedMatrix& b, int64_t begin, int64_t end, const ProductPart& part, const KeptTiles& kept, int64_t depth,
-    float* packed) {
-  if (is_plain<T>(b) && (part.col_end - part.col_begin) % kTileCols == 0)
-    return pack_lying(b, begin, end, part, kept, depth, packed);
+void pack_tiles(
+    const MaskedProduct& product, int64_t col_begin, int64_t col_end, int64_t begin, int64_t end, float* packed) {
   constexpr int64_t kRows = 16;  // at a time: so many streams of lines
-  for (int64_t k = begin; k < end; k += kRows) {
+  const MaskedMatrix& b = product.b;
+  uint64_t panels = KeptTiles(product, col_begin, col_end).of_all();
+  if (is_plain<T>(b)) {
+    const int64_t whole = (col_end - col_begin) / kTileCols;
+    const uint64_t cut_off = whole == 64 ? 0 : panels >> whole << whole;
+    pack_lying(b, col_begin, panels & ~cut_off, begin, end, packed);
+    panels = cut_off;
+  }
+  for (int64_t k = begin; k < end && panels != 0; k += kRows) {
     const int64_t last = k + kRows < end ? k + kRows : end;
-    for (int64_t panel = kept.next_panel(0); panel < kept.panels(); panel = kept.next_panel(panel + 1)) {
-      const int64_t col = part.col_begin + panel * kTileCols;
-      const int cols = at_most(part.col_end - col, static_cast<int>(kTileCols));
-      float* const to = packed + (panel * depth + k - begin) * kTileCols;
+    for (uint64_t left = panels; left != 0; left &= left - 1) {
+      const int64_t panel = lowest(left), col = col_begin + panel * kTileCols;
+      const int cols = at_most(col_end - col, static_cast<int>(kTileCols));
+      float* const to = packed + (panel * b.rows + k) * kTileCols;
       if (last < end) prefetch_rows(b, sizeof(T), last, last + kRows < end ? last + kRows : end, col, cols);
       fetch<T>(b, k, last, col, col + cols, to, kTileCols);
       for (int64_t i = 0; i < last - k && cols <= kLanes; ++i) Vec<float>::zero().store(to + i * kTileCols + kLanes);
@@ -297,73 +130,184 @@ void pack_panels(
   }
 }
 
+// Runs of k, from `begin` on, in which these rows of a mask keep any of a; or columns of one of b. A bit for each.
+inline uint32_t runs_of_rows(MaskBits mask, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
+  uint32_t runs = 0;
+  for (int64_t k = begin; k < end; k += kRun)
+    runs |= static_cast<uint32_t>(is_active(mask, row_begin, row_end, k)) << ((k - begin) / kRun);
+  return runs;
+}
+inline uint32_t runs_of_columns(MaskBits mask, int64_t col, int64_t begin, int64_t end) {
+  uint32_t runs = 0;
+  for (int64_t k = begin; k < end; k += kRun)
+    runs |= static_cast<uint32_t>(is_active(mask, k, k + kRun < end ? k + kRun : end, col)) << ((k - begin) / kRun);
+  return runs;
+}
+
 template <class T>
-void run_tiles(const MaskedProduct& product, const ProductPart& part, float* memory) {
-  const MaskedMatrix &a = product.a, &b = product.b, &dest = product.dest;
-  const TilesWorkspace own(memory, part.row_end - part.row_begin, part.col_end - part.col_begin);
-  const KeptTiles kept(dest.mask, part, own.kept);
-  ZeroCursor<T> zeros(dest, part, kept);
-  const int64_t k_end = a.cols, steps = kept.kept() * divided(k_end, kStep);
-  const bool is_masked = a.mask.words != nullptr || b.mask.words != nullptr;
-  Between<T> between;
-  between.a_stride = a.row_stride * static_cast<int64_t>(sizeof(T));
-  between.zeros = &zeros;
-  between.zero_lines = steps == 0 ? 0 : at_most(divided(zeros.lines(), steps), kMostZeros);
-  int64_t begin = 0;
-  do {  // once where there is nothing to add
-    const int64_t end = begin + own.depth < k_end ? begin + own.depth : k_end;
-    pack_panels<T>(b, begin, end, part, kept, own.depth, own.packed);
-    float* sums = own.sums;
-    for (int64_t tile = kept.next_tile(0), next; tile < kept.tiles(); tile = next) {
-      next = kept.next_tile(tile + 1);
-      const int64_t row = part.row_begin + tile * kTileRows;
-      const int rows = at_most(part.row_end - row, static_cast<int>(kTileRows));
-      const bool is_first = begin == 0, is_last = end == k_end;
-      if (is_plain<T>(a)) {
-        const float* const from = static_cast<const float*>(a.data) + row * a.row_stride + begin;
-        copy_tile(from, a.row_stride, rows, end - begin, own.tile);
-      } else {
-        fetch<T>(a, row, row + rows, begin, end, own.tile, kTileStride);
+class TileRunner {
+ public:
+  TileRunner(const MaskedProduct& product, const ProductPart& part, const float* packed, float* memory)
+      : product_(product),
+        part_(part),
+        packed_(packed),
+        kept_(product, part.col_begin, part.col_end),
+        rows_(memory),
+        sums_(memory + kPartRows * kBlockStride) {}
+
+  void run() {
+    for (int64_t row = part_.row_begin; row < part_.row_end; row += kPartRows) run_block(row);
+  }
+
+ private:
+  static constexpr int64_t kElement = static_cast<int64_t>(sizeof(T));
+
+  int64_t end_of(int64_t row) const { return row + kPartRows < part_.row_end ? row + kPartRows : part_.row_end; }
+  uint64_t panels_of(int64_t row) const { return kept_.of_rows(row / kTileRows, divided(end_of(row), kTileRows)); }
+
+  // 32 rows of dest.
+  void run_block(int64_t row) {
+    const MaskedMatrix& a = product_.a;
+    const int64_t k_end = a.cols;
+    uint64_t panels = 0;
+    int64_t tiles = 0;
+    for (int64_t i = 0; i < kBlockTiles; ++i) {
+      tiles_[i] = row + i * kTileRows < part_.row_end ? kept_.of_row(row / kTileRows + i) : 0;
+      panels |= tiles_[i];
+      tiles += __builtin_popcountll(tiles_[i]);
+    }
+    start(row, tiles * divided(k_end, kStep));
+    for (int64_t k = 0; panels != 0 && (k == 0 || k < k_end); k += kChunk)
+      run_chunk(row, panels, k, k + kChunk < k_end ? k + kChunk : k_end);
+    beside_.zeros.finish();
+  }
+
+  // What is done beside `steps` steps: zeros of these rows, and the next rows of a that are needed are fetched.
+  void start(int64_t row, int64_t steps) {
+    const MaskedMatrix &a = product_.a, &dest = product_.dest;
+    const int64_t rows = end_of(row) - row;
+    beside_ = {};
+    int64_t lines = 0;
+    if (dest.col_stride == 1) {
+      Zeros& zeros = beside_.zeros;
+      zeros.start(dest, row, part_.col_begin, part_.col_end, rows, kElement);
+      for (int64_t i = 0; i < kBlockTiles; ++i) {
+        zeros.empty[i] = kept_.all() & ~tiles_[i];
+        lines += __builtin_popcountll(zeros.empty[i]) * kTileRows * zeros.panel_bytes / kLineBytes;
       }
-      if (a.col_stride == 1 && next < kept.tiles())
-        between.next_a = static_cast<const char*>(a.data) + (next - tile) * kTileRows * between.a_stride +
-                         row * between.a_stride + begin * static_cast<int64_t>(sizeof(T));
-      for (int64_t panel = kept.next_panel(tile, 0); panel < kept.panels(); panel = kept.next_panel(tile, panel + 1)) {
-        const int64_t col = part.col_begin + panel * kTileCols;
-        const float* const of_b = own.packed + panel * own.depth * kTileCols;
-        for (int64_t i = 0; i < kTileRows * kTileCols && is_first && (is_masked || k_end == 0); i += kLanes)
-          Vec<float>::zero().store(sums + i);
-        if (is_masked) {
-          const auto is_kept = [&](int64_t k) {
-            const int64_t to = k + kRun < end ? k + kRun : end;
-            return is_active(a.mask, row, row + rows, k) && is_active(b.mask, k, to, col);
-          };
-          for (int64_t k = begin; k < end;) {
-            const int64_t from = k;
-            while (k < end && k < from + kChunk && is_kept(k)) k += kRun;
-            const int64_t to = k < end ? k : end;
-            if (to > from)
-              multiply_rows(
-                  own.tile + from - begin, to - from, of_b + (from - begin) * kTileCols, sums, false, between);
-            if (k == from) k += kRun;
-          }
+      zeros.rate = rate_of(lines, steps);
+    } else {
+      put_all_zeros(row, rows);
+    }
+    next_row_ = end_of(row);
+    while (next_row_ < part_.row_end && panels_of(next_row_) == 0) next_row_ = end_of(next_row_);
+    if (a.col_stride != 1 || next_row_ >= part_.row_end) return;
+    beside_.a.start(a, next_row_, end_of(next_row_) - next_row_, a.cols, kElement, steps);
+  }
+
+  void put_all_zeros(int64_t row, int64_t rows) const {
+    for (int64_t i = 0; i * kTileRows < rows; ++i)
+      for (uint64_t left = kept_.all() & ~tiles_[i]; left != 0; left &= left - 1) {
+        const int64_t col = part_.col_begin + lowest(left) * kTileCols;
+        put_zeros<T>(
+            product_.dest, row + i * kTileRows, col, at_most(rows - i * kTileRows, static_cast<int>(kTileRows)),
+            at_most(part_.col_end - col, static_cast<int>(kTileCols)));
+      }
+  }
+
+  // The products of 32 rows with rows [begin, end) of b.
+  void run_chunk(int64_t row, uint64_t panels, int64_t begin, int64_t end) {
+    const MaskedMatrix &a = product_.a, &b = product_.b, &dest = product_.dest;
+    const bool is_first = begin == 0, is_last = end == a.cols;
+    const bool is_masked = a.mask.words != nullptr || b.mask.words != nullptr;
+    const float* from = rows_;
+    int64_t stride = kBlockStride;
+    if (is_plain<T>(a) && row + kPartRows <= part_.row_end) {
+      from = static_cast<const float*>(a.data) + row * a.row_stride + begin;
+      stride = a.row_stride;
+    } else {
+      fetch<T>(a, row, end_of(row), begin, end, rows_, kBlockStride);
+    }
+    uint32_t a_runs[kBlockTiles] = {};
+    for (int64_t i = 0; i < kBlockTiles && a.mask.words != nullptr; ++i) {
+      const int64_t first = row + i * kTileRows, last = first + kTileRows;
+      if (first < part_.row_end)
+        a_runs[i] = runs_of_rows(a.mask, first, last < part_.row_end ? last : part_.row_end, begin, end);
+    }
+    float* sums = sums_;
+    for (uint64_t left = panels; left != 0; left &= left - 1, sums += kPanelSums) {
+      const int panel = lowest(left);
+      const int64_t col = part_.col_begin + panel * kTileCols;
+      const float* const of_b = packed_ + (panel * b.rows + begin) * kTileCols;
+      fetch_next(left, panels, panel, begin, end);
+      const uint32_t b_runs = b.mask.words == nullptr ? 0 : runs_of_columns(b.mask, col, begin, end);
+      for (int64_t i = 0; i < kBlockTiles; ++i) {
+        if ((tiles_[i] >> panel & 1u) == 0) continue;
+        float* const of_tile = sums + i * kTileRows * kTileCols;
+        const float* const of_a = from + i * kTileRows * stride;
+        if (is_masked || begin == end) {
+          for (int64_t s = 0; s < kTileRows * kTileCols && is_first; s += kLanes) Vec<float>::zero().store(of_tile + s);
+          const uint32_t runs = (a.mask.words == nullptr ? ~0u : a_runs[i]) & (b.mask.words == nullptr ? ~0u : b_runs);
+          multiply_runs(runs, of_a, stride, end - begin, of_b, of_tile);
         } else {
-          for (int64_t k = begin; k < end; k += kChunk) {
-            const int64_t some = k + kChunk < end ? kChunk : end - k;
-            multiply_rows(
-                own.tile + k - begin, some, of_b + (k - begin) * kTileCols, sums, is_first && k == 0, between);
-            if (between.next_a != nullptr) between.next_a += kChunk * static_cast<int64_t>(sizeof(T));
-          }
+          multiply_rows(of_a, stride, end - begin, of_b, of_tile, is_first, beside_);
         }
-        between.next_a = nullptr;
         if (is_last)
-          put<T>(dest, row, col, rows, at_most(part.col_end - col, static_cast<int>(kTileCols)), sums, kTileCols);
-        sums += kTileRows * kTileCols;
+          put<T>(
+              dest, row + i * kTileRows, col, at_most(part_.row_end - row - i * kTileRows, static_cast<int>(kTileRows)),
+              at_most(part_.col_end - col, static_cast<int>(kTileCols)), of_tile, kTileCols);
       }
     }
-    begin = end;
-  } while (begin < k_end);
-  zeros.finish();
+  }
+
+  // Those runs of k whose bit is set, neighbors at once.
+  void multiply_runs(uint32_t runs, const float* a, int64_t stride, int64_t size, const float* b, float* sums) {
+    for (int64_t k = 0; k < size;) {
+      const int64_t from = k;
+      while (k < size && (runs >> (k / kRun) & 1u) != 0) k += kRun;
+      const int64_t to = k < size ? k : size;
+      if (to > from) multiply_rows(a + from, stride, to - from, b + from * kTileCols, sums, false, beside_);
+      if (k == from) k += kRun;
+    }
+  }
+
+  // Sets out to fetch what of b comes after this panel: the next one, the next rows of the first, or other rows' first.
+  void fetch_next(uint64_t left, uint64_t panels, int panel, int64_t begin, int64_t end) {
+    Lines& ahead = beside_.b;
+    const uint64_t others = left & (left - 1);
+    int64_t k = begin, tiles = 0;
+    int next = 0;
+    if (others != 0) {
+      next = lowest(others);
+    } else if (end < product_.b.rows) {
+      next = lowest(panels), k = end;
+    } else if (next_row_ < part_.row_end) {
+      next = lowest(panels_of(next_row_)), k = 0;
+    } else {
+      ahead = {};
+      return;
+    }
+    const int64_t some = k + kChunk < product_.b.rows ? kChunk : product_.b.rows - k;
+    ahead.at = reinterpret_cast<const char*>(packed_ + (next * product_.b.rows + k) * kTileCols);
+    ahead.left = some * kTileCols * static_cast<int64_t>(sizeof(float)) / kLineBytes;
+    for (int64_t i = 0; i < kBlockTiles; ++i) tiles += static_cast<int64_t>(tiles_[i] >> panel & 1u);
+    ahead.rate = rate_of(ahead.left, tiles * divided(end - begin, kStep));
+  }
+
+  const MaskedProduct& product_;
+  const ProductPart part_;
+  const float* packed_;
+  const KeptTiles kept_;
+  float *rows_, *sums_;               // [32][kBlockStride]: a; [panel][32][32] of those that are kept
+  uint64_t tiles_[kBlockTiles] = {};  // panels that each row of tiles keeps
+  int64_t next_row_ = 0;
+  Beside beside_;
+};
+
+// Rows and columns of a part, at most kMostPartCols, whose panels were packed from its first column on.
+template <class T>
+void run_tiles(const MaskedProduct& product, const ProductPart& part, const float* packed, float* memory) {
+  TileRunner<T>(product, part, packed, memory).run();
 }
 
 }  // namespace

@@ -50,7 +50,17 @@ CASES = [
     Case((3, 1, 9, 20), (2, 20, 33)),
     Case((300, 270), (270, 260)),
 ]
-EMPTY = [Case((0, 3), (3, 4)), Case((3, 0), (0, 4)), Case((3, 4), (4, 0)), Case((0, 3, 4), (4, 5))]
+EMPTY = [
+    Case((0, 3), (3, 4)),
+    Case((600, 0), (0, 700)),
+    Case((3, 0), (0, 4)),
+    Case((3, 4), (4, 0)),
+    Case((0, 3, 4), (4, 5)),
+]
+
+
+def operands(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return torch.randn(case.a).to(dtype).requires_grad_(), torch.randn(case.b).to(dtype).requires_grad_()
 
 
 def shape_of(case: Case) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from masked_cases import CASES, EMPTY, KINDS, Case, expected, in_blocks, shape_of
+from masked_cases import CASES, EMPTY, KINDS, Case, expected, in_blocks, operands, shape_of
 from torch import Tensor
 
 import sparsekernels as sk
@@ -18,10 +18,6 @@ from sparsekernels.testing import assert_verified
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 built = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
-
-
-def operands(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    return torch.randn(case.a).to(dtype).requires_grad_(), torch.randn(case.b).to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -116,42 +112,6 @@ def test_many_products_in_a_sum() -> None:
         lambda a, b: sk.masked_matmul(a, b, mask),
         lambda a, b: expected(a, b, mask),
         operands(Case((5, 2**17 + 5), (2**17 + 5, 7))),
-    )
-
-
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-@pytest.mark.parametrize("kind", ["few", "half", "blocks", "full"])
-def test_what_is_masked_is_never_in_the_result(kind: str, bad: float) -> None:
-    """Rows and columns of infinity under the mask."""
-    mask = KINDS[kind]((96, 96))
-    mask[5], mask[:, 40:50], mask[70:90, :33] = False, False, False
-    a, b = torch.randn(96, 60), torch.randn(60, 96)
-    wanted = expected(a, b, mask)
-    a[5], b[:, 40:50] = bad, bad
-    y = sk.masked_matmul(a, b, mask)
-    torch.testing.assert_close(y, wanted)
-    assert torch.equal(y[~mask], torch.zeros(int((~mask).sum())))
-
-
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("kinds", [("half", None), (None, "half"), ("uneven blocks", "few")])
-def test_what_masks_of_operands_leave_out_is_not_read(
-    kinds: tuple[str | None, str | None], transposed: bool, dtype: torch.dtype
-) -> None:
-    """Infinity there, in matrices that lie by rows and by columns, large enough for tiles."""
-    shapes = ((290, 270), (270, 330))
-    a_mask, b_mask = (None if kind is None else KINDS[kind](of) for kind, of in zip(kinds, shapes, strict=True))
-    mask = KINDS["blocks"]((290, 330))
-
-    def ours(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (one if of is None else one.masked_fill(~of, float("inf")) for one, of in ((a, a_mask), (b, b_mask)))
-        if transposed:
-            a, b = a.T.contiguous().T, b.T.contiguous().T
-        return sk.masked_matmul(a, b, mask, a_mask=a_mask, b_mask=b_mask)
-
-    assert_verified(
-        ours, lambda a, b: expected(a, b, mask, a_mask, b_mask), operands(Case(*shapes), dtype), gradients=False
     )
 
 
@@ -348,8 +308,11 @@ def test_autocast() -> None:
 @built
 def test_backends() -> None:
     a, b, mask = torch.randn(4, 5), torch.randn(5, 6), torch.rand(4, 6) < 0.5
+    prepared = sk.prepare_mask(mask)
     with sk.use_backend("reference"):
         wanted = sk.masked_matmul(a, b, mask)
+        assert torch.equal(sk.masked_matmul(a, b, prepared), wanted)
+    torch.testing.assert_close(sk.masked_matmul(a, b, prepared), wanted)
     with sk.use_backend("cpu"):
         torch.testing.assert_close(sk.masked_matmul(a, b, mask), wanted)
         with pytest.raises(sk.BackendError, match="float64"):

@@ -23,6 +23,11 @@ MASK = torch.ones(4, 6, dtype=torch.bool)
     [
         (lambda a, b: (a, b, MASK[:3]), ValueError, r"mask of a shape that broadcasts to \[4, 6\], got \[3, 6\]"),
         (lambda a, b: (a, b, MASK.expand(2, 4, 6)), ValueError, r"broadcasts to \[4, 6\], got \[2, 4, 6\]"),
+        (lambda a, b: (a, b, sk.prepare_mask(MASK[:3])), ValueError, r"broadcasts to \[4, 6\], got \[3, 6\]"),
+        (lambda a, b: (a, b.double(), sk.prepare_mask(MASK)), TypeError, "b of dtype torch.float32 like a"),
+        (lambda a, b: (a, b[:2], sk.prepare_mask(MASK)), ValueError, "b with 5 rows, as a has columns"),
+        (lambda a, b: (a, b.to_sparse(), sk.prepare_mask(MASK)), TypeError, "b of layout torch.strided"),
+        (lambda a, b: (a, b.to("meta"), sk.prepare_mask(MASK)), ValueError, "b on cpu like a, got meta"),
         (lambda a, b: (a, b, MASK.int()), TypeError, "mask of dtype torch.bool or torch.float32 like a, got torch.int"),
         (lambda a, b: (a, b, MASK.double()), TypeError, "got torch.float64"),
         (lambda a, b: (a, b, None), TypeError, "mask to be a torch.Tensor, a BlockMask or a PreparedMask, got None"),
