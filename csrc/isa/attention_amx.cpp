@@ -19,13 +19,48 @@ void forward(const AttentionGroup& group, const AttentionPart& part, float* work
   attention::ForwardSide of(group, workspace);
   const int64_t rows = group.q.rows, height = padded(rows, kAttentionRows);
   attention::configure();
-  for (int64_t at = part.row_begin; at < part.row_end; at += kAttentionRows)
-    of.rows(group.members[at / height], at % height, at_most(rows - at % height, kAttentionRows));
+  for (int64_t at = part.row_begin; at < part.row_end; at += kAttentionRows) {
+    attention::RowPlace places[kAttentionRows];
+    const int count = at_most(rows - at % height, kAttentionRows);
+    for (int r = 0; r < count; ++r) places[r] = {group.members + at / height, at % height + r};
+    of.run(places, count, 0);
+    of.store(places, count);
+  }
+  _tile_release();
+}
+
+// A group with the keys of a part alone.
+AttentionGroup group_of(const AttentionGroup& group, int64_t begin, int64_t end) {
+  AttentionGroup own = group;
+  for (MaskedMatrix* one : {&own.k, &own.v}) {
+    one->data = static_cast<const BFloat16*>(one->data) + begin * one->row_stride;
+    one->rows = end - begin;
+  }
+  return own;
+}
+
+int64_t few_workspace_of(const AttentionGroup& group) {
+  return attention::ForwardSide::floats(
+      group_of(group, 0, group.k.rows < kFewPartKeys ? group.k.rows : kFewPartKeys));
+}
+
+void few(const AttentionGroup& group, const FewPart& part, float* workspace) {
+  const AttentionGroup own = group_of(group, part.key_begin, part.key_end);
+  attention::ForwardSide of(own, workspace);
+  attention::configure();
+  for (int64_t at = part.row_begin; at < part.row_end; at += kAttentionRows) {
+    attention::RowPlace places[kAttentionRows];
+    const int count = at_most(part.row_end - at, kAttentionRows);
+    for (int r = 0; r < count; ++r) places[r] = attention::place_of(own, at + r);
+    of.run(places, count, part.key_begin);
+    of.store_partials(count, part.partial + (at - part.row_begin) * attention::partial_stride(own));
+  }
   _tile_release();
 }
 
 }  // namespace
 
-const AttentionKernels kAttentionAmx = {workspace_of, forward, attention::backward_part<BFloat16>};
+const AttentionKernels kAttentionAmx = {workspace_of,     forward, attention::backward_part<BFloat16>,
+                                        few_workspace_of, few,     attention::merge_rows<BFloat16>};
 
 }  // namespace sparsekernels

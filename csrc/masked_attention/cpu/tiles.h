@@ -115,12 +115,10 @@ class Tiles {
   int32_t* state_;
 };
 
-// Rows of a matrix, up to 32, as [32][padded columns], zeros behind them.
-inline void pack_rows(const MaskedMatrix& m, int64_t row, int count, BFloat16* to) {
-  const int64_t stride = padded(m.cols, kSide);
-  for (int64_t r = 0; r < kSide; ++r)
-    for (int64_t col = 0; col < stride; col += kSide)
-      _mm512_storeu_si512(to + r * stride + col, r < count ? row_of(m, row + r, col) : _mm512_setzero_si512());
+// A row of a matrix with zeros behind its columns; row -1: zeros.
+inline void pack_row(const MaskedMatrix& m, int64_t row, BFloat16* to) {
+  for (int64_t col = 0; col < padded(m.cols, kSide); col += kSide)
+    _mm512_storeu_si512(to + col, row >= 0 ? row_of(m, row, col) : _mm512_setzero_si512());
 }
 
 // to[32][32] = rows of a, [32][depth], by a tile of columns; depth is a multiple of 32, strides are in numbers.
