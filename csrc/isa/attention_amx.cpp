@@ -3,7 +3,7 @@
 
 // Masked attention in bfloat16 on the tiles of AMX, compiled with the flags that CMakeLists.txt gives to this file.
 #define SPARSEKERNELS_AVX512
-#include "masked_attention/cpu/backward.h"
+#include "masked_attention/cpu/backward_tiles.h"
 #include "masked_attention/cpu/forward_tiles.h"
 
 #include "masked_attention/amx.h"
@@ -12,7 +12,7 @@ namespace sparsekernels {
 namespace {
 
 int64_t workspace_of(const AttentionGroup& group, bool backward) {
-  return backward ? attention::Backward<BFloat16>::floats(group) : attention::ForwardSide::floats(group);
+  return backward ? attention::BackwardSide::floats(group) : attention::ForwardSide::floats(group);
 }
 
 void forward(const AttentionGroup& group, const AttentionPart& part, float* workspace) {
@@ -29,6 +29,21 @@ void forward(const AttentionGroup& group, const AttentionPart& part, float* work
   _tile_release();
 }
 
+void backward(const AttentionGroup& group, const AttentionPart& part, float* workspace) {
+  constexpr int64_t kStep = attention::kHalves * kAttentionRows;
+  attention::BackwardSide of(group, part, workspace);
+  const int64_t rows = group.q.rows, height = padded(rows, kAttentionRows);
+  attention::configure();
+  for (int64_t at = part.row_begin; at < part.row_end;) {
+    const int64_t row = at % height, end = at - row + height, last = end < part.row_end ? end : part.row_end;
+    const int64_t step = last - at < kStep ? last - at : kStep;
+    of.rows(group.members[at / height], row, at_most(rows - row, static_cast<int>(step)));
+    at += step;
+  }
+  _tile_release();
+  if (part.keys) of.finish();
+}
+
 // A group with the keys of a part alone.
 AttentionGroup group_of(const AttentionGroup& group, int64_t begin, int64_t end) {
   AttentionGroup own = group;
@@ -40,8 +55,7 @@ AttentionGroup group_of(const AttentionGroup& group, int64_t begin, int64_t end)
 }
 
 int64_t few_workspace_of(const AttentionGroup& group) {
-  return attention::ForwardSide::floats(
-      group_of(group, 0, group.k.rows < kFewPartKeys ? group.k.rows : kFewPartKeys));
+  return attention::ForwardSide::floats(group_of(group, 0, group.k.rows < kFewPartKeys ? group.k.rows : kFewPartKeys));
 }
 
 void few(const AttentionGroup& group, const FewPart& part, float* workspace) {
@@ -60,7 +74,7 @@ void few(const AttentionGroup& group, const FewPart& part, float* workspace) {
 
 }  // namespace
 
-const AttentionKernels kAttentionAmx = {workspace_of,     forward, attention::backward_part<BFloat16>,
+const AttentionKernels kAttentionAmx = {workspace_of,     forward, backward,
                                         few_workspace_of, few,     attention::merge_rows<BFloat16>};
 
 }  // namespace sparsekernels

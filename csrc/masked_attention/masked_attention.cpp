@@ -26,10 +26,10 @@ int64_t few_of(const AttentionGroup& group, bool by_amx) {
   return static_cast<int64_t>((8 * depth + (by_amx ? 900 : 200)) / element);
 }
 
-// Whether tiles of AMX compute a pass.
-bool has_amx([[maybe_unused]] const AttentionGroup& group, [[maybe_unused]] bool backward) {
+// Whether tiles of AMX compute it.
+bool has_amx([[maybe_unused]] const AttentionGroup& group) {
 #if defined(SPARSEKERNELS_AMX)
-  return group.dtype == DType::kBFloat16 && !backward && cpu_kernels().has_jit && may_use_amx();
+  return group.dtype == DType::kBFloat16 && cpu_kernels().has_jit && may_use_amx();
 #else
   return false;
 #endif
@@ -78,8 +78,8 @@ std::vector<Work> work_of(const AttentionBatch& batch, bool backward, int64_t th
   return work;
 }
 
-// Whether keys are read where they lie, by sizes and strides. Only for inference: a backward pass sums scores in the order
-// of tiles, and weights are as exact as its scores are those of the maxima and sums that it is given
+// Whether keys are read where they lie, by sizes and strides. Only for inference: a backward pass sums scores in the
+// order of tiles, and weights are as exact as its scores are those of the maxima and sums that it is given
 // (docs/decisions.md#attention-few).
 bool is_few(const AttentionGroup& shape) {
   return shape.q.rows <= kFewQueries && shape.k.col_stride == 1 && shape.v.col_stride == 1;
@@ -107,14 +107,14 @@ void run_few(const AttentionBatch& batch, const Threads& threads) {
   }
   const auto kernels_of = [&](const AttentionGroup& group) -> const AttentionKernels& {
 #if defined(SPARSEKERNELS_AMX)
-    if (group.count * shape.q.rows > kFewVectorRows && has_amx(shape, false)) return kAttentionAmx;
+    if (group.count * shape.q.rows > kFewVectorRows && has_amx(shape)) return kAttentionAmx;
 #endif
     static_cast<void>(group);
     return cpu_kernels().attention;
   };
   int64_t own_floats = cpu_kernels().attention.few_workspace(shape);
 #if defined(SPARSEKERNELS_AMX)
-  if (has_amx(shape, false)) own_floats = std::max(own_floats, kAttentionAmx.few_workspace(shape));
+  if (has_amx(shape)) own_floats = std::max(own_floats, kAttentionAmx.few_workspace(shape));
 #endif
   const TrimWorkspace trim{call_workspace};
   float* const partials = call_workspace.floats(static_cast<size_t>(floats));
@@ -149,7 +149,7 @@ void run_few(const AttentionBatch& batch, const Threads& threads) {
 
 void run_attention(AttentionBatch& batch, AttentionPass pass, const Threads& threads) {
   const bool backward = pass == AttentionPass::kBackward;
-  const bool by_amx = has_amx(batch.shape, backward);
+  const bool by_amx = has_amx(batch.shape);
 #if defined(SPARSEKERNELS_AMX)
   const AttentionKernels& kernels = by_amx ? kAttentionAmx : cpu_kernels().attention;
 #else

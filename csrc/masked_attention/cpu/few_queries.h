@@ -22,7 +22,7 @@ constexpr int kFewSums = 16;  // vectors of sums in registers
 constexpr int kFewSums = 4;
 #endif
 constexpr int kMostTogether = kFewSums / 4 < 2 ? 2 : 4;  // rows
-constexpr int64_t kFetchAhead = 2;                       // groups of keys
+constexpr int64_t kBytesAhead = 12288;                   // that are on their way from memory
 
 // Of few queries: row `at` of a group.
 struct RowPlace {
@@ -37,6 +37,13 @@ inline int64_t partial_stride(const AttentionGroup& group) {
   return kPartialHead + padded(group.v.cols, kKeys);
 }
 
+// How many rows of a matrix are fetched ahead of those that are computed.
+template <class T>
+inline int64_t rows_ahead(const MaskedMatrix& m) {
+  const int64_t rows = kBytesAhead / ((m.cols + 1) * static_cast<int64_t>(sizeof(T)));
+  return rows < 16 ? 16 : rows > 64 ? 64 : rows / 16 * 16;
+}
+
 // Brings rows of a matrix to L2.
 template <class T>
 inline void prefetch_rows(const MaskedMatrix& m, const int32_t* keys, int64_t count) {
@@ -48,18 +55,26 @@ inline void prefetch_rows(const MaskedMatrix& m, const int32_t* keys, int64_t co
 }
 
 // to[r * kChunkKeys + i] = the dot product of row r of q, which lies as pairs of vectors, with key keys[i].
+// Rows of v are what is needed next.
 template <class T, int R>
-inline void few_scores(const float* q, const MaskedMatrix& k, const int32_t* keys, int64_t count, float* to) {
+inline void few_scores(
+    const float* q, const MaskedMatrix& k, const MaskedMatrix& v, const int32_t* keys, int64_t count, float* to) {
   constexpr int kTogether = kFewSums / R;
   const int64_t stride = padded(k.cols, kPairLanes), whole = k.cols / kPairLanes * kPairLanes;
   const int tail = static_cast<int>(k.cols - whole);
+  const int64_t rows_before = rows_ahead<T>(k);
   for (int64_t i = 0; i < count; i += kTogether) {
     const int some = at_most(count - i, kTogether);
     const T* rows[kTogether];
     for (int j = 0; j < kTogether; ++j)
       rows[j] = static_cast<const T*>(k.data) + keys[i + (j < some ? j : some - 1)] * k.row_stride;
-    const int64_t ahead = i + kFetchAhead * kTogether;
-    if (ahead < count) prefetch_rows<T>(k, keys + ahead, at_most(count - ahead, kTogether));
+    const int64_t ahead = i + rows_before;
+    if (ahead < count) {
+      prefetch_rows<T>(k, keys + ahead, at_most(count - ahead, kTogether));
+    } else {
+      const int64_t of_v = ahead - count;
+      if (of_v < count) prefetch_rows<T>(v, keys + of_v, at_most(count - of_v, kTogether));
+    }
     Vec<float> sums[R][kTogether];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
@@ -116,11 +131,12 @@ inline void few_values(
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int p = 0; p < 2 * P; ++p) sums[r][p] = Vec<float>::zero();
-  constexpr int64_t kAhead = 32, kLine = 64 / static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t rows_before = rows_ahead<T>(v);
   for (int64_t i = 0; i < count; ++i) {
     const T* const row = from + keys[i] * v.row_stride;
-    if (i + kAhead < count) {
-      const T* const next = from + keys[i + kAhead] * v.row_stride;
+    if (i + rows_before < count) {
+      const T* const next = from + keys[i + rows_before] * v.row_stride;
 #pragma GCC unroll 8
       for (int64_t c = 0; c < P * kPairLanes; c += kLine) __builtin_prefetch(next + c, 0, 2);
     }
@@ -236,8 +252,7 @@ class FewQueries {
 
   template <int R>
   void add_list(int64_t kept, int64_t row) {
-    few_scores<T, R>(q_ + row * q_stride_, group_.k, keys_, kept, weights_);
-    prefetch_rows<T>(group_.v, keys_, at_most(kept, 32));
+    few_scores<T, R>(q_ + row * q_stride_, group_.k, group_.v, keys_, kept, weights_);
     for (int r = 0; r < R; ++r) weigh(kept, row + r, weights_ + r * kChunkKeys);
     constexpr int kPairs = kFewSums / 2 / R < 1 ? 1 : kFewSums / 2 / R > 4 ? 4 : kFewSums / 2 / R;
     const int64_t cols = group_.v.cols;
@@ -284,8 +299,7 @@ class FewQueries {
     float* const to = part_.partial + r * partial_stride(group_);
     to[0] = most_[r], to[1] = total_[r], to[2] = any_[r] ? 1.0f : 0.0f;
     for (int64_t i = 0; i < v_stride_; i += kPairLanes)
-      for (int e = 0; e < kPairLanes; ++e)
-        to[kPartialHead + i + e] = sums_[r * v_stride_ + i + VecPair<T>::lane_of(e)];
+      for (int e = 0; e < kPairLanes; ++e) to[kPartialHead + i + e] = sums_[r * v_stride_ + i + VecPair<T>::lane_of(e)];
   }
 
   const AttentionGroup& group_;

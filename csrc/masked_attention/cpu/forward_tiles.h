@@ -4,8 +4,6 @@
 // Attention forward in bfloat16 on tiles of AMX, 32 rows of queries at a time; else as forward.h has it.
 #pragma once
 
-#include <initializer_list>
-
 #include "masked_attention/cpu/few_queries.h"
 #include "masked_attention/cpu/tiles.h"
 
@@ -16,33 +14,6 @@ namespace attention {
 constexpr int64_t kSideRun = 8;     // tiles of a run
 constexpr int64_t kSideKeys = 256;  // of a run and a row, computed one by one
 constexpr int64_t kSideStride = kSideRun * kSide + kLanes;
-
-// to[32][stride] += weights by rows of tiles, 32 columns.
-inline void add_side(
-    const uint32_t* upper, const uint32_t* rest, const uint32_t* const* values, int64_t count, float* to,
-    int64_t to_stride) {
-  const int64_t bytes = to_stride * static_cast<int64_t>(sizeof(float));
-  load_tile<0>(to, bytes);
-  load_tile<1>(to + kLanes, bytes);
-  load_tile<2>(to + 16 * to_stride, bytes);
-  load_tile<3>(to + 16 * to_stride + kLanes, bytes);
-  for (int64_t t = 0; t < count; ++t) {
-    load_tile<6>(values[t], kVectorBytes);
-    load_tile<7>(values[t] + kTileWords, kVectorBytes);
-    for (const uint32_t* weights : {upper + t * 2 * kTileWords, rest + t * 2 * kTileWords}) {
-      load_tile<4>(weights, kVectorBytes);
-      load_tile<5>(weights + kTileWords, kVectorBytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  store_tile<0>(to, bytes);
-  store_tile<1>(to + kLanes, bytes);
-  store_tile<2>(to + 16 * to_stride, bytes);
-  store_tile<3>(to + 16 * to_stride + kLanes, bytes);
-}
 
 struct SideRun {
   int64_t tiles[kSideRun];
