@@ -33,7 +33,8 @@ def masked_attention(
 
     float32, bfloat16 and float16 are summed in float32; results are rounded once. bfloat16 on AMX reads subnormal
     numbers as zero. Differentiable any number of times; the second derivatives are computed through dense scores. The
-    same bits for any number of threads.
+    same bits for any number of threads. Up to 16 queries that nobody differentiates are summed in another order than
+    with gradients, which reads keys and values where they lie, once for all heads that share them.
 
     To come from torch's `scaled_dot_product_attention(q, k, v, attn_mask=mask)`: a bool `attn_mask` is `mask`; for
     is_causal=True pass `torch.ones(M, N, dtype=torch.bool).tril()`, best prepared; an additive mask of zeros and minus
