@@ -63,9 +63,9 @@ class BackwardRows {
   int64_t row() const { return row_; }
   int count() const { return count_; }
 
-  // Reads the rows, unless they are there; returns whether it did.
-  bool fetch_rows() {
-    if (fetched_) return false;
+  // Reads the rows, unless they are there.
+  void fetch_rows() {
+    if (fetched_) return;
     fetched_ = true;
     MaskedMatrix q = group_.q, gradient = group_.gradient;
     q.data = member_->q, gradient.data = member_->gradient;
@@ -92,7 +92,6 @@ class BackwardRows {
     for (int sub = 0; sub < kSubtiles; ++sub)
       finite_[sub] = is_finite(to.q + sub * kTileRows * q_stride_, kTileRows * q_stride_) &&
                      is_finite(to.dy + sub * kTileRows * v_stride_, kTileRows * v_stride_);
-    return true;
   }
   // Of 8 rows.
   bool is_finite_at(int sub) const { return finite_[sub]; }

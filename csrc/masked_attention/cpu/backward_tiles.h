@@ -102,6 +102,7 @@ struct SideRows {
   uint32_t* weights;                                      // of a run, as add_turned takes them
   const uint32_t* turned[kTurnedRun];                     // keys of a run
   int64_t run = 0;
+  bool packed = false;
 
   static int64_t floats(const AttentionGroup& group) {
     const int64_t depth = padded(group.q.cols, kSide), width = padded(group.v.cols, kSide);
@@ -155,9 +156,7 @@ class BackwardSide {
     const int halves = static_cast<int>(divided(count, kSide));
     for (int half = 0; half < halves; ++half) {
       own_[half].begin(member, row + half * kSide, at_most(count - half * kSide, kSide));
-      SideRows& side = sides_[half];
-      side.run = 0;
-      for (int64_t i = 0; i < depth_ * kSide; i += kLanes) Vec<float>::zero().store(side.dq + i);
+      sides_[half].run = 0, sides_[half].packed = false;
     }
     for (int64_t tile = part_.tile_begin; tile < part_.tile_end; ++tile) {
       if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
@@ -174,13 +173,14 @@ class BackwardSide {
           elements += __builtin_popcount(bits[r]);
         }
         if (elements == 0) continue;
-        fetch_rows(half);
+        own_[half].fetch_rows();
         if (!is_dense(elements, half, tile)) {
           k_rows_.rows_of(tile);
           v_rows_.rows_of(tile);
           own_[half].list(bits, 0, own_[half].count(), tile);
           continue;
         }
+        pack_rows(half);
         add_scores(tile, half, bits, found);
         of_dy[found] = sides_[half].dy_pairs, of_q[found] = sides_[half].q_pairs;
         ++found;
@@ -213,19 +213,22 @@ class BackwardSide {
            keys * (padded(group.q.cols, kSide) + padded(group.v.cols, kSide));
   }
 
-  void fetch_rows(int half) {
-    BackwardRows<BFloat16>& own = own_[half];
-    if (!own.fetch_rows()) return;
+  // Rows as tiles, once one of their tiles is computed as such.
+  void pack_rows(int half) {
+    SideRows& side = sides_[half];
+    if (side.packed) return;
+    side.packed = true;
+    const BackwardRows<BFloat16>& own = own_[half];
     MaskedMatrix q = group_.q, gradient = group_.gradient;
     q.data = own.member().q, gradient.data = own.member().gradient;
     const int64_t begin = own.row(), end = begin + own.count();
-    SideRows& side = sides_[half];
     pack_columns(q, begin, end, side.q_columns);
     pack_columns(gradient, begin, end, side.dy_columns);
     if (part_.keys) {
       pack_pairs(q, begin, end, side.q_pairs);
       pack_pairs(gradient, begin, end, side.dy_pairs);
     }
+    for (int64_t i = 0; i < depth_ * kSide; i += kLanes) Vec<float>::zero().store(side.dq + i);
   }
 
   bool is_dense(int64_t elements, int half, int64_t tile) {
@@ -306,7 +309,7 @@ class BackwardSide {
     SideRows& side = sides_[half];
     add_queries(side);
     const int64_t stride = k_rows_.stride();
-    for (int64_t e = 0; e < stride; e += kLanes)
+    for (int64_t e = 0; side.packed && e < stride; e += kLanes)
       for (int64_t first = 0; first < kSide; first += kLanes) {
         Vec<float> square[kLanes];
         for (int64_t i = 0; i < kLanes; ++i) square[i] = Vec<float>::load(side.dq + (e + i) * kSide + first);
