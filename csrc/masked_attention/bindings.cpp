@@ -143,7 +143,7 @@ void boxed_forward(StableIValue* stack, uint64_t count, uint64_t returned) {
       if (keeps_rest) member.rest = at(rest, matrix * rows * cols, operands.bytes);
       member.statistics = static_cast<float*>(statistics.data()) + matrix * rows * 2;
     });
-    run_attention(operands.call, false, torch_threads());
+    run_attention(operands.call, training ? AttentionPass::kTraining : AttentionPass::kInference, torch_threads());
   }
   stack[0] = to_stack(std::move(y));
   stack[1] = to_stack(std::move(statistics));
@@ -212,7 +212,7 @@ void boxed_backward(StableIValue* stack, uint64_t count, uint64_t returned) {
       group.dk = at(dk, of_dk[i], operands.bytes);
       group.dv = at(dv, of_dv[i], operands.bytes);
     });
-    run_attention(operands.call, true, torch_threads());
+    run_attention(operands.call, AttentionPass::kBackward, torch_threads());
   }
   stack[0] = to_stack(std::move(dq));
   stack[1] = to_stack(std::move(dk));

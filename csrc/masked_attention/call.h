@@ -44,11 +44,31 @@ struct AttentionPart {
 constexpr int64_t kAttentionRows = 32;
 constexpr int64_t kKeys = 32;  // of a tile
 
+// Few queries are forward passes of another order: row i of a group is row i / count of member i % count, so that those
+// of one place, whose masks are mostly the same, lie side by side; and the keys are in parts. What a part comes to is
+// kPartialHead + padded(D, kKeys) floats for each row: the largest score, the sum of exponentials, whether there is a
+// key, and sums of values.
+constexpr int64_t kFewQueries = 16;      // of a member, at most
+constexpr int64_t kFewRows = 64;         // of a part, at most
+constexpr int64_t kFewPartKeys = 1024;   // of a part; a multiple of 64
+constexpr int64_t kPartialHead = kKeys;  // floats, of which three are used
+struct FewPart {
+  int64_t row_begin = 0, row_end = 0;
+  int64_t key_begin = 0, key_end = 0;  // key_begin is a multiple of kFewPartKeys
+  float* partial = nullptr;            // [rows][kPartialHead + padded(D, kKeys)], written
+};
+
 struct AttentionKernels {
   // Floats of the workspace of a part.
   int64_t (*workspace)(const AttentionGroup& group, bool backward);
   void (*forward)(const AttentionGroup& group, const AttentionPart& part, float* workspace);
   void (*backward)(const AttentionGroup& group, const AttentionPart& part, float* workspace);
+  // Of few queries; the last dimension of k and of v is contiguous.
+  int64_t (*few_workspace)(const AttentionGroup& group);
+  void (*few)(const AttentionGroup& group, const FewPart& part, float* workspace);
+  // Rows of y, rest and statistics from what `parts` parts came to, which lie `apart` floats apart; adds to the first.
+  void (*merge)(
+      const AttentionGroup& group, int64_t row_begin, int64_t row_end, float* partials, int64_t parts, int64_t apart);
 };
 
 }  // namespace sparsekernels

@@ -14,7 +14,7 @@
 namespace sparsekernels {
 namespace {
 
-thread_local Workspace worker_workspace;
+thread_local Workspace worker_workspace, call_workspace;
 
 constexpr int64_t kLeastRows = 256;  // of a part: each packs the keys that it needs
 
@@ -26,10 +26,10 @@ int64_t few_of(const AttentionGroup& group, bool by_amx) {
   return static_cast<int64_t>((8 * depth + (by_amx ? 900 : 200)) / element);
 }
 
-// Whether tiles of AMX compute a pass.
-bool has_amx([[maybe_unused]] const AttentionGroup& group, [[maybe_unused]] bool backward) {
+// Whether tiles of AMX compute it.
+bool has_amx([[maybe_unused]] const AttentionGroup& group) {
 #if defined(SPARSEKERNELS_AMX)
-  return group.dtype == DType::kBFloat16 && !backward && cpu_kernels().has_jit && may_use_amx();
+  return group.dtype == DType::kBFloat16 && cpu_kernels().has_jit && may_use_amx();
 #else
   return false;
 #endif
@@ -78,10 +78,78 @@ std::vector<Work> work_of(const AttentionBatch& batch, bool backward, int64_t th
   return work;
 }
 
+// Whether keys are read where they lie, by sizes and strides. Only for inference: a backward pass sums scores in the
+// order of tiles, and weights are as exact as its scores are those of the maxima and sums that it is given
+// (docs/decisions.md#attention-few).
+bool is_few(const AttentionGroup& shape) {
+  return shape.q.rows <= kFewQueries && shape.k.col_stride == 1 && shape.v.col_stride == 1;
+}
+
+constexpr int64_t kFewVectorRows = 8;  // up to which tiles of AMX gain nothing, in bfloat16
+
+// Parts of rows and of keys. Whoever is the last to finish a part of rows merges what was found, in the order of keys.
+void run_few(const AttentionBatch& batch, const Threads& threads) {
+  struct Rows {
+    size_t group;
+    int64_t begin, end, at;  // and where its partial results are, in floats
+  };
+  const AttentionGroup& shape = batch.shape;
+  const int64_t parts = std::max<int64_t>(1, (shape.k.rows + kFewPartKeys - 1) / kFewPartKeys);
+  const int64_t stride = kPartialHead + padded(shape.v.cols, kKeys);
+  std::vector<Rows> blocks;
+  int64_t floats = 0;
+  for (size_t g = 0; g < batch.groups.size(); ++g) {
+    const int64_t rows = shape.q.rows * batch.groups[g].count;
+    for (int64_t row = 0; row < rows; row += kFewRows) {
+      blocks.push_back({g, row, std::min(rows, row + kFewRows), floats});
+      floats += (blocks.back().end - row) * stride * parts;
+    }
+  }
+  const auto kernels_of = [&](const AttentionGroup& group) -> const AttentionKernels& {
+#if defined(SPARSEKERNELS_AMX)
+    if (group.count * shape.q.rows > kFewVectorRows && has_amx(shape)) return kAttentionAmx;
+#endif
+    static_cast<void>(group);
+    return cpu_kernels().attention;
+  };
+  int64_t own_floats = cpu_kernels().attention.few_workspace(shape);
+#if defined(SPARSEKERNELS_AMX)
+  if (has_amx(shape)) own_floats = std::max(own_floats, kAttentionAmx.few_workspace(shape));
+#endif
+  const TrimWorkspace trim{call_workspace};
+  float* const partials = call_workspace.floats(static_cast<size_t>(floats));
+  std::vector<std::atomic<int64_t>> left(blocks.size());
+  for (std::atomic<int64_t>& one : left) one = parts;
+  const int64_t count = static_cast<int64_t>(blocks.size()) * parts;
+  std::atomic<int64_t> next{0};
+  threads.run(std::min(threads.count, count), [&](int64_t begin, int64_t end) {
+    const TrimWorkspace trim_own{worker_workspace};
+    WorkspaceLayout own;
+    float* workspace = nullptr;
+    own.add(&workspace, own_floats);
+    own.allocate(worker_workspace);
+    for (; begin < end; ++begin)
+      for (int64_t i = next++; i < count; i = next++) {
+        const size_t at = static_cast<size_t>(i / parts);
+        const Rows& block = blocks[at];
+        const AttentionGroup& group = batch.groups[block.group];
+        const int64_t apart = (block.end - block.begin) * stride, key = i % parts * kFewPartKeys;
+        FewPart part;
+        part.row_begin = block.begin, part.row_end = block.end;
+        part.key_begin = key, part.key_end = std::min(shape.k.rows, key + kFewPartKeys);
+        part.partial = partials + block.at + i % parts * apart;
+        const AttentionKernels& kernels = kernels_of(group);
+        kernels.few(group, part, workspace);
+        if (--left[at] == 0) kernels.merge(group, block.begin, block.end, partials + block.at, parts, apart);
+      }
+  });
+}
+
 }  // namespace
 
-void run_attention(AttentionBatch& batch, bool backward, const Threads& threads) {
-  const bool by_amx = has_amx(batch.shape, backward);
+void run_attention(AttentionBatch& batch, AttentionPass pass, const Threads& threads) {
+  const bool backward = pass == AttentionPass::kBackward;
+  const bool by_amx = has_amx(batch.shape);
 #if defined(SPARSEKERNELS_AMX)
   const AttentionKernels& kernels = by_amx ? kAttentionAmx : cpu_kernels().attention;
 #else
@@ -94,6 +162,7 @@ void run_attention(AttentionBatch& batch, bool backward, const Threads& threads)
     group.members = batch.members[g].data();
     group.count = static_cast<int64_t>(batch.members[g].size());
   }
+  if (pass == AttentionPass::kInference && is_few(batch.shape)) return run_few(batch, threads);
   const std::vector<Work> work = work_of(batch, backward, threads.count);
   const int64_t count = static_cast<int64_t>(work.size());
   const int64_t floats = kernels.workspace(batch.shape, backward);

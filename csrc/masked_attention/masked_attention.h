@@ -18,6 +18,8 @@ struct AttentionBatch {
   std::vector<std::vector<AttentionMember>> members;  // of each group
 };
 
-void run_attention(AttentionBatch& batch, bool backward, const Threads& threads);
+enum class AttentionPass { kInference, kTraining, kBackward };
+
+void run_attention(AttentionBatch& batch, AttentionPass pass, const Threads& threads);
 
 }  // namespace sparsekernels

@@ -7,6 +7,9 @@ without any mask (the baseline), and for each mask "dense+mask", the same with i
 "flex", a compiled `flex_attention` with a mask of its blocks, which has no backward pass on CPUs, "ours" and
 "ours+prepare". Masks are those of blocks and of elements, "window256-77", in which each token sees 256 others around
 it, and "causal-50". forward+backward has the gradients to all three.
+
+A case with `queries` is a step of decoding: so many queries at the end of the tokens, with windows of those before, and
+`key_heads` of keys and values, which heads of queries share.
 """
 
 from __future__ import annotations
@@ -39,25 +42,28 @@ class Window(Pattern):
     @functools.cached_property
     def mask(self) -> Tensor:
         """As a user has it."""
-        return _window(self.shape[0], self.width)
+        return _window(*self.shape, self.width)
 
 
-def _window(tokens: int, width: int) -> Tensor:
+def _window(queries: int, tokens: int, width: int) -> Tensor:
     place = torch.arange(tokens)
-    distance = place[:, None] - place
+    distance = place[-queries:, None] - place
+    if queries < tokens:
+        return (distance >= 0) & (distance < width)
     return distance >= 0 if width == 0 else distance.abs() <= width // 2
 
 
 def patterns(case: Case, selection: Selection) -> list[Pattern]:
     """The masks of `case`: windows, those of blocks, those of elements; of options what they name."""
     tokens = case.parameters["shape"][2]
+    queries = case.parameters.get("queries", tokens)
     found: list[Pattern] = []
     if not (selection.blocks or selection.masks or selection.sparsities):
         for width in case.parameters["windows"]:
             kind = f"window{width}" if width else "causal"
-            percent = round(100 - 100 * _window(tokens, width).float().mean().item())
-            found.append(Window(f"{kind}-{percent}", float(percent), (tokens, tokens), width))
-    return found + chosen_patterns(case, selection, (tokens, tokens))
+            percent = round(100 - 100 * _window(queries, tokens, width).float().mean().item())
+            found.append(Window(f"{kind}-{percent}", float(percent), (queries, tokens), width))
+    return found + chosen_patterns(case, selection, (queries, tokens))
 
 
 class Inputs:
@@ -65,15 +71,20 @@ class Inputs:
 
     def __init__(self, case: Case) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.sizes = tuple(case.parameters["shape"])
+        batch, heads, tokens, columns = case.parameters["shape"]
+        of_queries = batch, heads, case.parameters.get("queries", tokens), columns
+        of_keys = batch, case.parameters.get("key_heads", heads), tokens, columns
+        self.tokens, self.shared = tokens, heads // of_keys[1]
         dtype = getattr(torch, case.dtype)
         self.backward = case.pass_ != "forward"
-        *operands, self.grad = (torch.randn(self.sizes, generator=generator).to(dtype) for _ in range(4))
+        *operands, self.grad = (
+            torch.randn(sizes, generator=generator).to(dtype) for sizes in (of_queries, of_keys, of_keys, of_queries)
+        )
         self.operands: tuple[Tensor, ...] = tuple(one.requires_grad_(self.backward) for one in operands)
 
     def gflop(self) -> float:
         """Of the forward pass where everything is kept."""
-        return 4e-9 * self.grad.numel() * self.sizes[2]
+        return 4e-9 * self.grad.numel() * self.tokens
 
     def call(self, attention: Attention) -> Callable[[], tuple[Tensor, ...]]:
         """The pass."""
@@ -114,7 +125,9 @@ def judge(inputs: Inputs, results: tuple[Tensor, ...], mask: Tensor, rough: floa
     """`results` of the pass under `mask`, by the definition in float64, and as a baseline in the dtype of the case."""
     names = ("result", "gradient to q", "gradient to k", "gradient to v")
     worst, passed = 0.0, True
-    flat = [one.detach().flatten(0, 1) for one in (*inputs.operands, inputs.grad)]
+    q, *of_keys = inputs.operands
+    given = (q, *(one.repeat_interleave(inputs.shared, 1) for one in of_keys), inputs.grad)
+    flat = [one.detach().flatten(0, 1) for one in given]
     for head in range(flat[0].size(0)):
         *operands, gradient = (one[head] for one in flat)
         seed = gradient if inputs.backward else None
@@ -130,21 +143,25 @@ def judge(inputs: Inputs, results: tuple[Tensor, ...], mask: Tensor, rough: floa
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """torch's attention, and for each mask the ways to have only what it keeps."""
     inputs = Inputs(case)
-    result = [Variant("dense", functools.partial(_prepared, inputs, None, F.scaled_dot_product_attention))]
-    ways: dict[str, Callable[[Pattern], Attention]] = {"dense+mask": _dense_and_mask}
-    if case.pass_ == "forward" and not selection.quick:
+    dense = functools.partial(F.scaled_dot_product_attention, enable_gqa=inputs.shared > 1)
+    result = [Variant("dense", functools.partial(_prepared, inputs, None, dense))]
+    ways: dict[str, Callable[[Pattern], Attention]] = {"dense+mask": functools.partial(_dense_and_mask, inputs)}
+    if case.pass_ == "forward" and not selection.quick and "queries" not in case.parameters:
         ways["flex"] = functools.partial(_flex, inputs)
-    ways |= {"ours": _ours, "ours+prepare": _ours_and_prepare}
+    ways |= {
+        "ours": functools.partial(_ours, inputs),
+        "ours+prepare": functools.partial(_ours_and_prepare, inputs),
+    }
     for pattern in patterns(case, selection):
         share = round(pattern.percent / 100, 7)
         for name, way in ways.items():
-            make = functools.partial(_of_pattern, inputs, pattern, way)
+            make = functools.partial(_of_pattern, inputs, pattern, way, 1.0 if name.startswith("ours") else ROUGH)
             result.append(Variant(f"{name}:{pattern.name}", make, share))
     return result
 
 
-def _of_pattern(inputs: Inputs, pattern: Pattern, way: Callable[[Pattern], Attention]) -> Prepared:
-    return _prepared(inputs, pattern, way(pattern), 1.0 if way in (_ours, _ours_and_prepare) else ROUGH)
+def _of_pattern(inputs: Inputs, pattern: Pattern, way: Callable[[Pattern], Attention], rough: float) -> Prepared:
+    return _prepared(inputs, pattern, way(pattern), rough)
 
 
 def _prepared(inputs: Inputs, pattern: Pattern | None, attention: Attention, rough: float = 1.0) -> Prepared:
@@ -161,10 +178,11 @@ def _prepared(inputs: Inputs, pattern: Pattern | None, attention: Attention, rou
     return Prepared(call, context=inputs.context, check=None if pattern is None else check, details=details)
 
 
-def _dense_and_mask(pattern: Pattern) -> Attention:
+def _dense_and_mask(inputs: Inputs, pattern: Pattern) -> Attention:
+    dense = functools.partial(F.scaled_dot_product_attention, enable_gqa=inputs.shared > 1)
     if isinstance(pattern, Window) and pattern.width == 0:
-        return functools.partial(F.scaled_dot_product_attention, is_causal=True)
-    return functools.partial(F.scaled_dot_product_attention, attn_mask=pattern.elements)
+        return functools.partial(dense, is_causal=True)
+    return functools.partial(dense, attn_mask=pattern.elements)
 
 
 def _flex(inputs: Inputs, pattern: Pattern) -> Attention:
@@ -188,11 +206,11 @@ def _flex(inputs: Inputs, pattern: Pattern) -> Attention:
     return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
 
 
-def _ours(pattern: Pattern) -> Attention:
+def _ours(inputs: Inputs, pattern: Pattern) -> Attention:
     mask = sparsekernels.prepare_mask(pattern.mask)
-    return lambda q, k, v: sparsekernels.masked_attention(q, k, v, mask)
+    return lambda q, k, v: sparsekernels.masked_attention(q, k, v, mask, enable_gqa=inputs.shared > 1)
 
 
-def _ours_and_prepare(pattern: Pattern) -> Attention:
+def _ours_and_prepare(inputs: Inputs, pattern: Pattern) -> Attention:
     mask = pattern.mask
-    return lambda q, k, v: sparsekernels.masked_attention(q, k, v, mask)
+    return lambda q, k, v: sparsekernels.masked_attention(q, k, v, mask, enable_gqa=inputs.shared > 1)

@@ -40,9 +40,14 @@ def measure(case: Case, selection: Selection) -> tuple[dict[str, Record], list[s
 
 def test_the_suite_has_such_cases() -> None:
     cases = [case for case in suite.load("masked").cases(Selection()) if "windows" in case.parameters]
-    assert {case.name for case in cases} == {"attention/4x8x1024x64"}
-    assert {(case.pass_, case.dtype) for case in cases} == {
-        (pass_, dtype) for pass_ in ("forward", "forward+backward") for dtype in ("float32", "bfloat16")
+    assert {(case.name, case.pass_, case.dtype) for case in cases} == {
+        (name, pass_, dtype)
+        for name, pass_ in (
+            ("attention/4x8x1024x64", "forward"),
+            ("attention/4x8x1024x64", "forward+backward"),
+            ("decode/1x32x4096x128", "forward"),
+        )
+        for dtype in ("float32", "bfloat16")
     }
 
 
@@ -61,6 +66,19 @@ def test_windows() -> None:
     assert window.elements[48].sum() == 33
     for one in (window, causal):
         assert one.elements.float().mean().item() == pytest.approx(1 - one.percent / 100, abs=0.006)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decoding(dtype: str) -> None:
+    keys = {**KEYS, "shape": (2, 4, 96, 16), "queries": 2, "key_heads": 2, "windows": [96, 32], "blocks": ["1x8"]}
+    case = Case("masked", "decode/2x4x96x16", "forward", dtype, "cpu", 2, True, {**keys, "masks": []})
+    patterns = attention.patterns(case, Selection())
+    assert [one.name for one in patterns] == ["window96-1", "window32-67", "1x8-80"]
+    assert patterns[1].elements.sum(1).tolist() == [32, 32]
+    assert patterns[1].elements[:, -2:].tolist() == [[True, False], [True, True]]
+    records, notes = measure(case, Selection())
+    assert {name: (one.status, notes) for name, one in records.items()} == dict.fromkeys(records, ("ok", notes))
+    assert {one.kind for one in records.values()} == {"dense", "dense+mask", "ours", "ours+prepare"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -110,7 +128,7 @@ def test_one_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch, pass_: str, 
 
 def test_attention_that_ignores_its_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(sparsekernels, "masked_attention", lambda q, k, v, mask: plain(q, k, v))
+    monkeypatch.setattr(sparsekernels, "masked_attention", lambda q, k, v, mask, enable_gqa: plain(q, k, v))
     records, _ = measure(replace(make_case(), quick=True), Selection(masks=("random",), quick=True))
     assert {one.status for one in records.values() if one.kind.startswith("ours")} == {"wrong"}
     assert records["dense+mask:random-90"].status == "ok"

@@ -39,6 +39,141 @@ struct BackwardBuffers {
   }
 };
 
+// Where dk and dv are summed: [keys][stride].
+struct KeySums {
+  float *dk = nullptr, *dv = nullptr;
+  int64_t k_stride = 0, v_stride = 0;
+};
+
+// 32 rows of queries: what both ways of computing them need, and their single elements.
+template <class T>
+class BackwardRows {
+ public:
+  BackwardRows(const AttentionGroup& group, float* workspace)
+      : to(workspace, padded(group.k.cols, kLanes), padded(group.v.cols, kLanes)),
+        group_(group),
+        q_stride_(padded(group.k.cols, kLanes)),
+        v_stride_(padded(group.v.cols, kLanes)) {}
+
+  void begin(const AttentionMember& member, int64_t row, int count) {
+    member_ = &member, row_ = row, count_ = count, fetched_ = false;
+    for (int64_t i = 0; i < kBlockRows * q_stride_; i += kLanes) Vec<float>::zero().store(to.dq + i);
+  }
+  const AttentionMember& member() const { return *member_; }
+  int64_t row() const { return row_; }
+  int count() const { return count_; }
+
+  // Reads the rows, unless they are there.
+  void fetch_rows() {
+    if (fetched_) return;
+    fetched_ = true;
+    MaskedMatrix q = group_.q, gradient = group_.gradient;
+    q.data = member_->q, gradient.data = member_->gradient;
+    const int64_t cols = group_.v.cols;
+    fetch<T>(q, row_, row_ + count_, 0, q.cols, to.q, q_stride_);
+    fetch<T>(gradient, row_, row_ + count_, 0, cols, to.dy, v_stride_);
+    for (int64_t i = count_ * q_stride_; i < kBlockRows * q_stride_; i += kLanes) Vec<float>::zero().store(to.q + i);
+    for (int64_t i = count_ * v_stride_; i < kBlockRows * v_stride_; i += kLanes) Vec<float>::zero().store(to.dy + i);
+    for (int r = 0; r < kBlockRows; ++r) to.deltas[r] = 0.0f, to.most[r] = 0.0f, to.factors[r] = 0.0f;
+    for (int r = 0; r < count_; ++r) {
+      const float* const statistics = member_->statistics + 2 * (row_ + r);
+      to.most[r] = statistics[0] == -infinity() ? 0.0f : statistics[0];
+      to.factors[r] = 1.0f / statistics[1];
+      Vec<float> sums = Vec<float>::zero();
+      for (int64_t i = 0; i < cols; i += kLanes) {
+        const uint32_t there = (1u << at_most(cols - i, kLanes)) - 1;
+        Vec<float> y = Vec16<T>::load(static_cast<const T*>(member_->y) + (row_ + r) * cols + i, there);
+        if (member_->rest != nullptr)
+          y = y + Vec16<T>::load(static_cast<const T*>(member_->rest) + (row_ + r) * cols + i, there);
+        sums = fma(y, Vec<float>::load(to.dy + r * v_stride_ + i), sums);
+      }
+      to.deltas[r] = sum(sums);
+    }
+    for (int sub = 0; sub < kSubtiles; ++sub)
+      finite_[sub] = is_finite(to.q + sub * kTileRows * q_stride_, kTileRows * q_stride_) &&
+                     is_finite(to.dy + sub * kTileRows * v_stride_, kTileRows * v_stride_);
+  }
+  // Of 8 rows.
+  bool is_finite_at(int sub) const { return finite_[sub]; }
+
+  // Keeps back the elements of some rows in a tile.
+  void list(const uint32_t* bits, int first, int count, int64_t tile) {
+    for (int r = 0; r < count; ++r) {
+      int64_t& listed = listed_[first + r];
+      for (uint32_t left = bits[r]; left != 0; left &= left - 1)
+        to.keys[(first + r) * kListed + listed++] = static_cast<int32_t>(tile * kKeys) + __builtin_ctz(left);
+      most_listed_ = listed > most_listed_ ? listed : most_listed_;
+    }
+  }
+  // Computes those that were kept back, once there may be no room for more; at the end all.
+  void add_listed(const float* k_rows, const float* v_rows, const AttentionPart& part, const KeySums& sums, bool all) {
+    if (most_listed_ == 0 || (!all && most_listed_ + kKeys <= kListed)) return;
+    most_listed_ = 0;
+    for (int r = 0; r < kBlockRows; ++r) {
+      const int64_t count = listed_[r];
+      if (count == 0) continue;
+      listed_[r] = 0;
+      const int32_t* const keys = to.keys + r * kListed;
+      const float *const q = to.q + r * q_stride_, *const dy = to.dy + r * v_stride_;
+      dots_of(q, k_rows, q_stride_, keys, count, to.dots);
+      dots_of(dy, v_rows, v_stride_, keys, count, to.of_weights);
+      const Vec<float> scale = Vec<float>::broadcast(group_.scale);
+      const Vec<float> most = Vec<float>::broadcast(-to.most[r]), factor = Vec<float>::broadcast(to.factors[r]);
+      const Vec<float> delta = Vec<float>::broadcast(-to.deltas[r]);
+      for (int64_t i = 0; i < count; i += kLanes) {
+        const Vec<float> weight = exp_only(0xffffu, Vec<float>::load(to.dots + i) * scale + most) * factor;
+        weight.store(to.dots + i);
+        (weight * (Vec<float>::load(to.of_weights + i) + delta)).store(to.of_weights + i);
+      }
+      if (part.queries) add_rows_of(to.of_weights, k_rows, q_stride_, keys, count, to.dq + r * q_stride_);
+      if (!part.keys) continue;
+      for (int64_t i = 0; i < count; ++i) {
+        add_row(to.of_weights[i], q, q_stride_, sums.dk + keys[i] * sums.k_stride);
+        add_row(to.dots[i], dy, v_stride_, sums.dv + keys[i] * sums.v_stride);
+      }
+    }
+  }
+
+  const BackwardBuffers to;
+
+ private:
+  const AttentionGroup& group_;
+  int64_t q_stride_, v_stride_;
+  const AttentionMember* member_ = nullptr;
+  int64_t row_ = 0;
+  int count_ = 0;
+  bool fetched_ = false, finite_[kSubtiles] = {};
+  int64_t listed_[kBlockRows] = {}, most_listed_ = 0;
+};
+
+inline void scale_all(float scale, float* from, int64_t count) {
+  const Vec<float> all = Vec<float>::broadcast(scale);
+  for (int64_t i = 0; i < count; i += kLanes) (Vec<float>::load(from + i) * all).store(from + i);
+}
+
+template <class T>
+void put_rows(void* data, int64_t cols, const float* from, int64_t stride, int64_t row, int64_t count) {
+  MaskedMatrix dest;
+  dest.data = data, dest.row_stride = cols, dest.col_stride = 1;
+  for (int64_t r = 0; r < count; r += kLanes)
+    put<T>(dest, row + r, 0, at_most(count - r, kLanes), cols, from + r * stride, stride);
+}
+
+// dk and dv of a part, before its first row and after its last one.
+inline void clear_keys(const AttentionPart& part, const KeySums& sums) {
+  const int64_t first = part.tile_begin * kKeys, last = part.tile_end * kKeys;
+  for (int64_t i = first * sums.k_stride; i < last * sums.k_stride; i += kLanes) Vec<float>::zero().store(sums.dk + i);
+  for (int64_t i = first * sums.v_stride; i < last * sums.v_stride; i += kLanes) Vec<float>::zero().store(sums.dv + i);
+}
+template <class T>
+void store_keys(const AttentionGroup& group, const AttentionPart& part, const KeySums& sums) {
+  const int64_t first = part.tile_begin * kKeys, end = part.tile_end * kKeys;
+  const int64_t count = (end < group.k.rows ? end : group.k.rows) - first;
+  scale_all(group.scale, sums.dk + first * sums.k_stride, count * sums.k_stride);
+  put_rows<T>(group.dk, group.k.cols, sums.dk + first * sums.k_stride, sums.k_stride, first, count);
+  put_rows<T>(group.dv, group.v.cols, sums.dv + first * sums.v_stride, sums.v_stride, first, count);
+}
+
 template <class T>
 class Backward {
  public:
@@ -52,20 +187,14 @@ class Backward {
         part_(part),
         k_(group.k, workspace),
         v_(group.v, workspace + Rows<T>::floats(group.k)),
-        dk_(workspace + Rows<T>::floats(group.k) + Rows<T>::floats(group.v)),
-        dv_(dk_ + padded(group.k.rows, kKeys) * k_.stride()),
-        to_(dv_ + padded(group.k.rows, kKeys) * v_.stride(), k_.stride(), v_.stride()) {
-    if (!part.keys) return;
-    for (int64_t i = first_key() * k_.stride(); i < last_key() * k_.stride(); i += kLanes)
-      Vec<float>::zero().store(dk_ + i);
-    for (int64_t i = first_key() * v_.stride(); i < last_key() * v_.stride(); i += kLanes)
-      Vec<float>::zero().store(dv_ + i);
+        sums_(sums_at(group, workspace + Rows<T>::floats(group.k) + Rows<T>::floats(group.v))),
+        own_(group, sums_.dv + padded(group.k.rows, kKeys) * v_.stride()) {
+    if (part.keys) clear_keys(part, sums_);
   }
 
   void rows(const AttentionMember& member, int64_t row, int count) {
     const MaskBits mask{member.mask, group_.mask_words};
-    bool fetched = false;
-    for (int64_t i = 0; i < kBlockRows * k_.stride(); i += kLanes) Vec<float>::zero().store(to_.dq + i);
+    own_.begin(member, row, count);
     for (int64_t tile = part_.tile_begin; tile < part_.tile_end; ++tile) {
       if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
         ++tile;
@@ -77,80 +206,36 @@ class Backward {
         const int64_t first = sub * kTileRows;
         const TileBits bits(mask, row + first, at_most(count - first, kTileRows), tile);
         if (bits.count == 0) continue;
-        if (!fetched) fetch_rows(member, row, count);
-        fetched = true;
+        own_.fetch_rows();
         if (is_dense(bits, sub, tile)) {
           for (int r = 0; r < kTileRows; ++r) bits_of[found][r] = bits.rows[r];
           dense[found++] = sub;
         } else {
-          list(bits, sub, tile);
+          own_.list(bits.rows, sub * kTileRows, kTileRows, tile);
         }
       }
       if (found != 0) add_tile_of(tile, dense, bits_of, found);
-      if (most_listed_ + kKeys > kListed) add_listed();
+      own_.add_listed(k_.rows(), v_.rows(), part_, sums_, false);
     }
-    if (most_listed_ != 0) add_listed();
+    own_.add_listed(k_.rows(), v_.rows(), part_, sums_, true);
     if (part_.queries) {
-      scale_all(to_.dq, kBlockRows * k_.stride());
-      put_rows(member.dq, group_.q.cols, to_.dq, k_.stride(), row, count);
+      scale_all(group_.scale, own_.to.dq, kBlockRows * k_.stride());
+      put_rows<T>(member.dq, group_.q.cols, own_.to.dq, k_.stride(), row, count);
     }
   }
 
   // dk and dv, once all rows are done.
-  void store_keys() {
-    const int64_t last = last_key() < group_.k.rows ? last_key() : group_.k.rows, count = last - first_key();
-    scale_all(dk_ + first_key() * k_.stride(), count * k_.stride());
-    put_rows(group_.dk, group_.k.cols, dk_ + first_key() * k_.stride(), k_.stride(), first_key(), count);
-    put_rows(group_.dv, group_.v.cols, dv_ + first_key() * v_.stride(), v_.stride(), first_key(), count);
-  }
+  void finish() { store_keys<T>(group_, part_, sums_); }
 
  private:
-  int64_t first_key() const { return part_.tile_begin * kKeys; }
-  int64_t last_key() const { return part_.tile_end * kKeys; }
-
-  void scale_all(float* from, int64_t count) const {
-    const Vec<float> scale = Vec<float>::broadcast(group_.scale);
-    for (int64_t i = 0; i < count; i += kLanes) (Vec<float>::load(from + i) * scale).store(from + i);
-  }
-
-  static void put_rows(void* data, int64_t cols, const float* from, int64_t stride, int64_t row, int64_t count) {
-    MaskedMatrix dest;
-    dest.data = data, dest.row_stride = cols, dest.col_stride = 1;
-    for (int64_t r = 0; r < count; r += kLanes)
-      put<T>(dest, row + r, 0, at_most(count - r, kLanes), cols, from + r * stride, stride);
-  }
-
-  void fetch_rows(const AttentionMember& member, int64_t row, int count) {
-    MaskedMatrix q = group_.q, gradient = group_.gradient;
-    q.data = member.q, gradient.data = member.gradient;
-    const int64_t q_stride = k_.stride(), v_stride = v_.stride(), cols = group_.v.cols;
-    fetch<T>(q, row, row + count, 0, q.cols, to_.q, q_stride);
-    fetch<T>(gradient, row, row + count, 0, cols, to_.dy, v_stride);
-    for (int64_t i = count * q_stride; i < kBlockRows * q_stride; i += kLanes) Vec<float>::zero().store(to_.q + i);
-    for (int64_t i = count * v_stride; i < kBlockRows * v_stride; i += kLanes) Vec<float>::zero().store(to_.dy + i);
-    for (int r = 0; r < kBlockRows; ++r) to_.deltas[r] = 0.0f, to_.most[r] = 0.0f, to_.factors[r] = 0.0f;
-    for (int r = 0; r < count; ++r) {
-      const float* const statistics = member.statistics + 2 * (row + r);
-      to_.most[r] = statistics[0] == -infinity() ? 0.0f : statistics[0];
-      to_.factors[r] = 1.0f / statistics[1];
-      Vec<float> sums = Vec<float>::zero();
-      for (int64_t i = 0; i < cols; i += kLanes) {
-        const uint32_t there = (1u << at_most(cols - i, kLanes)) - 1;
-        Vec<float> y = Vec16<T>::load(static_cast<const T*>(member.y) + (row + r) * cols + i, there);
-        if (member.rest != nullptr)
-          y = y + Vec16<T>::load(static_cast<const T*>(member.rest) + (row + r) * cols + i, there);
-        sums = fma(y, Vec<float>::load(to_.dy + r * v_stride + i), sums);
-      }
-      to_.deltas[r] = sum(sums);
-    }
-    for (int sub = 0; sub < kSubtiles; ++sub)
-      finite_[sub] = is_finite(to_.q + sub * kTileRows * q_stride, kTileRows * q_stride) &&
-                     is_finite(to_.dy + sub * kTileRows * v_stride, kTileRows * v_stride);
+  static KeySums sums_at(const AttentionGroup& group, float* at) {
+    const int64_t q_stride = padded(group.k.cols, kLanes), v_stride = padded(group.v.cols, kLanes);
+    return {at, at + padded(group.k.rows, kKeys) * q_stride, q_stride, v_stride};
   }
 
   // Whether 8 rows are computed as a tile; what is needed for one way or the other is fetched.
   bool is_dense(const TileBits& bits, int sub, int64_t tile) {
-    if (bits.count > group_.few && finite_[sub]) {
+    if (bits.count > group_.few && own_.is_finite_at(sub)) {
       k_.rows_of(tile);
       k_.columns_of(tile);
       v_.columns_of(tile);
@@ -161,29 +246,20 @@ class Backward {
     return false;
   }
 
-  void list(const TileBits& bits, int sub, int64_t tile) {
-    for (int r = 0; r < kTileRows; ++r) {
-      const int64_t row = sub * kTileRows + r;
-      for (uint32_t left = bits.rows[r]; left != 0; left &= left - 1)
-        to_.keys[row * kListed + listed_[row]++] = static_cast<int32_t>(tile * kKeys) + __builtin_ctz(left);
-      most_listed_ = listed_[row] > most_listed_ ? listed_[row] : most_listed_;
-    }
-  }
-
   void add_tile_of(int64_t tile, const int* dense, const uint32_t (*bits)[kTileRows], int found) {
     const int64_t q_stride = k_.stride(), v_stride = v_.stride();
     const Vec<float> scale = Vec<float>::broadcast(group_.scale);
     // the rows that are computed lie side by side: those of dk and dv are summed over them
     for (int i = 0; i < found; ++i) {
       const int64_t first = dense[i] * kTileRows;
-      float *const weights = to_.weights + i * kTileRows * kKeys, *const of_scores =
-                                                                      to_.of_scores + i * kTileRows * kKeys;
-      multiply_tile(to_.q + first * q_stride, q_stride, k_.columns_of(tile), group_.k.cols, weights, kKeys);
-      multiply_tile(to_.dy + first * v_stride, v_stride, v_.columns_of(tile), group_.v.cols, of_scores, kKeys);
+      float *const weights = own_.to.weights + i * kTileRows * kKeys, *const of_scores =
+                                                                          own_.to.of_scores + i * kTileRows * kKeys;
+      multiply_tile(own_.to.q + first * q_stride, q_stride, k_.columns_of(tile), group_.k.cols, weights, kKeys);
+      multiply_tile(own_.to.dy + first * v_stride, v_stride, v_.columns_of(tile), group_.v.cols, of_scores, kKeys);
       for (int r = 0; r < kTileRows; ++r) {
-        const Vec<float> most = Vec<float>::broadcast(-to_.most[first + r]);
-        const Vec<float> factor = Vec<float>::broadcast(to_.factors[first + r]);
-        const Vec<float> delta = Vec<float>::broadcast(-to_.deltas[first + r]);
+        const Vec<float> most = Vec<float>::broadcast(-own_.to.most[first + r]);
+        const Vec<float> factor = Vec<float>::broadcast(own_.to.factors[first + r]);
+        const Vec<float> delta = Vec<float>::broadcast(-own_.to.deltas[first + r]);
         for (int half = 0; half < 2; ++half) {
           const uint32_t lanes = bits[i][r] >> (half * kLanes) & 0xffffu;
           float* const place = weights + r * kKeys + half * kLanes;
@@ -194,10 +270,11 @@ class Backward {
         }
       }
       if (part_.queries)
-        add_product<false>(of_scores, kKeys, k_.rows_of(tile), q_stride, kKeys, to_.dq + first * q_stride, q_stride);
+        add_product<false>(
+            of_scores, kKeys, k_.rows_of(tile), q_stride, kKeys, own_.to.dq + first * q_stride, q_stride);
     }
     if (!part_.keys) return;
-    float *const dk = dk_ + tile * kKeys * q_stride, *const dv = dv_ + tile * kKeys * v_stride;
+    float *const dk = sums_.dk + tile * kKeys * q_stride, *const dv = sums_.dv + tile * kKeys * v_stride;
     bool together = true;
     for (int i = 0; i < found; ++i) together = together && dense[i] == dense[0] + i;
     for (int64_t key = 0; key < kKeys; key += kTileRows)
@@ -205,48 +282,18 @@ class Backward {
         const int64_t depth = (together ? found : 1) * kTileRows, first = dense[i] * kTileRows;
         const int64_t at = i * kTileRows * kKeys + key;
         add_product<true>(
-            to_.of_scores + at, kKeys, to_.q + first * q_stride, q_stride, depth, dk + key * q_stride, q_stride);
+            own_.to.of_scores + at, kKeys, own_.to.q + first * q_stride, q_stride, depth, dk + key * q_stride,
+            q_stride);
         add_product<true>(
-            to_.weights + at, kKeys, to_.dy + first * v_stride, v_stride, depth, dv + key * v_stride, v_stride);
+            own_.to.weights + at, kKeys, own_.to.dy + first * v_stride, v_stride, depth, dv + key * v_stride, v_stride);
       }
-  }
-
-  // The single elements that were kept back.
-  void add_listed() {
-    const int64_t q_stride = k_.stride(), v_stride = v_.stride();
-    most_listed_ = 0;
-    for (int r = 0; r < kBlockRows; ++r) {
-      const int64_t count = listed_[r];
-      if (count == 0) continue;
-      listed_[r] = 0;
-      const int32_t* const keys = to_.keys + r * kListed;
-      const float *const q = to_.q + r * q_stride, *const dy = to_.dy + r * v_stride;
-      dots_of(q, k_.rows(), q_stride, keys, count, to_.dots);
-      dots_of(dy, v_.rows(), v_stride, keys, count, to_.of_weights);
-      const Vec<float> scale = Vec<float>::broadcast(group_.scale);
-      const Vec<float> most = Vec<float>::broadcast(-to_.most[r]), factor = Vec<float>::broadcast(to_.factors[r]);
-      const Vec<float> delta = Vec<float>::broadcast(-to_.deltas[r]);
-      for (int64_t i = 0; i < count; i += kLanes) {
-        const Vec<float> weight = exp_only(0xffffu, Vec<float>::load(to_.dots + i) * scale + most) * factor;
-        weight.store(to_.dots + i);
-        (weight * (Vec<float>::load(to_.of_weights + i) + delta)).store(to_.of_weights + i);
-      }
-      if (part_.queries) add_rows_of(to_.of_weights, k_.rows(), q_stride, keys, count, to_.dq + r * q_stride);
-      if (!part_.keys) continue;
-      for (int64_t i = 0; i < count; ++i) {
-        add_row(to_.of_weights[i], q, q_stride, dk_ + keys[i] * q_stride);
-        add_row(to_.dots[i], dy, v_stride, dv_ + keys[i] * v_stride);
-      }
-    }
   }
 
   const AttentionGroup& group_;
   const AttentionPart& part_;
   Rows<T> k_, v_;
-  float *dk_, *dv_;  // [keys][stride]
-  BackwardBuffers to_;
-  bool finite_[kSubtiles] = {};
-  int64_t listed_[kBlockRows] = {}, most_listed_ = 0;
+  KeySums sums_;
+  BackwardRows<T> own_;
 };
 
 template <class T>
@@ -255,7 +302,7 @@ void backward_part(const AttentionGroup& group, const AttentionPart& part, float
   const int64_t rows = group.q.rows, height = padded(rows, kBlockRows);
   for (int64_t at = part.row_begin; at < part.row_end; at += kBlockRows)
     backward.rows(group.members[at / height], at % height, at_most(rows - at % height, kBlockRows));
-  if (part.keys) backward.store_keys();
+  if (part.keys) backward.finish();
 }
 
 }  // namespace attention

@@ -4,8 +4,7 @@
 // Attention forward in bfloat16 on tiles of AMX, 32 rows of queries at a time; else as forward.h has it.
 #pragma once
 
-#include <initializer_list>
-
+#include "masked_attention/cpu/few_queries.h"
 #include "masked_attention/cpu/tiles.h"
 
 namespace sparsekernels {
@@ -15,33 +14,6 @@ namespace attention {
 constexpr int64_t kSideRun = 8;     // tiles of a run
 constexpr int64_t kSideKeys = 256;  // of a run and a row, computed one by one
 constexpr int64_t kSideStride = kSideRun * kSide + kLanes;
-
-// to[32][stride] += weights by rows of tiles, 32 columns.
-inline void add_side(
-    const uint32_t* upper, const uint32_t* rest, const uint32_t* const* values, int64_t count, float* to,
-    int64_t to_stride) {
-  const int64_t bytes = to_stride * static_cast<int64_t>(sizeof(float));
-  load_tile<0>(to, bytes);
-  load_tile<1>(to + kLanes, bytes);
-  load_tile<2>(to + 16 * to_stride, bytes);
-  load_tile<3>(to + 16 * to_stride + kLanes, bytes);
-  for (int64_t t = 0; t < count; ++t) {
-    load_tile<6>(values[t], kVectorBytes);
-    load_tile<7>(values[t] + kTileWords, kVectorBytes);
-    for (const uint32_t* weights : {upper + t * 2 * kTileWords, rest + t * 2 * kTileWords}) {
-      load_tile<4>(weights, kVectorBytes);
-      load_tile<5>(weights + kTileWords, kVectorBytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  store_tile<0>(to, bytes);
-  store_tile<1>(to + kLanes, bytes);
-  store_tile<2>(to + 16 * to_stride, bytes);
-  store_tile<3>(to + 16 * to_stride + kLanes, bytes);
-}
 
 struct SideRun {
   int64_t tiles[kSideRun];
@@ -95,42 +67,64 @@ class ForwardSide {
         depth_(padded(group.q.cols, kSide)),
         width_(padded(group.v.cols, kSide)) {}
 
-  void rows(const AttentionMember& member, int64_t row, int count) {
-    const MaskBits mask{member.mask, group_.mask_words};
+  // Up to 32 rows, wherever they are, over the keys from `key` on, a multiple of 64, of which k and v begin.
+  void run(const RowPlace* places, int count, int64_t key) {
     const int64_t tiles = divided(group_.k.rows, kSide);
-    bool any[kSide] = {}, fetched = false;
-    for (int r = 0; r < kSide; ++r) most_[r] = -infinity(), total_[r] = 0.0f;
+    const uint64_t* mask[kSide];
+    for (int r = 0; r < count; ++r) mask[r] = places[r].member->mask + places[r].row * group_.mask_words + key / 64;
+    bool fetched = false;
+    for (int r = 0; r < kSide; ++r) most_[r] = -infinity(), total_[r] = 0.0f, any_[r] = false;
     for (int64_t i = 0; i < kSide * width_; i += kLanes) Vec<float>::zero().store(to_.sums + i);
     for (int64_t tile = 0; tile < tiles;) {
       SideRun run;
-      tile = gather(mask, row, count, tile, tiles, run, any);
+      tile = gather(mask, count, tile, tiles, run);
       if (run.count == 0 && run.most_kept == 0) continue;
       if (!fetched) {
         MaskedMatrix q = group_.q;
-        q.data = member.q;
-        pack_rows(q, row, count, to_.q_numbers);
-        fetch<BFloat16>(q, row, row + count, 0, q.cols, to_.q, k_rows_.stride());
+        for (int r = 0; r < kSide; ++r) {
+          if (r < count) q.data = places[r].member->q;
+          pack_row(q, r < count ? places[r].row : -1, to_.q_numbers + r * depth_);
+          if (r < count)
+            fetch<BFloat16>(
+                q, places[r].row, places[r].row + 1, 0, q.cols, to_.q + r * k_rows_.stride(), k_rows_.stride());
+        }
       }
       fetched = true;
       add_run(run, count);
     }
-    store_rows<BFloat16>(group_, member, row, count, to_.sums, width_, most_, total_, any);
+  }
+  // Results of `run`.
+  void store(const RowPlace* places, int count) const {
+    for (int r = 0; r < count; ++r)
+      store_rows<BFloat16>(
+          group_, *places[r].member, places[r].row, 1, to_.sums + r * width_, width_, most_ + r, total_ + r, any_ + r);
+  }
+  void store_partials(int count, float* to) const {
+    for (int r = 0; r < count; ++r, to += partial_stride(group_)) {
+      to[0] = most_[r], to[1] = total_[r], to[2] = any_[r] ? 1.0f : 0.0f;
+      for (int64_t i = 0; i < width_; i += kLanes)
+        Vec<float>::load(to_.sums + r * width_ + i).store(to + kPartialHead + i);
+    }
   }
 
  private:
-  int64_t gather(MaskBits mask, int64_t row, int count, int64_t tile, int64_t tiles, SideRun& run, bool (&any)[kSide]) {
+  int64_t gather(const uint64_t* const* mask, int count, int64_t tile, int64_t tiles, SideRun& run) {
     for (; tile < tiles; ++tile) {
       if (run.count == kSideRun || run.most_kept + kSide > kSideKeys) return tile;
-      if (tile % 2 == 0 && is_word_empty(mask, row, count, tile)) {
-        ++tile;
-        continue;
+      if (tile % 2 == 0) {
+        uint64_t found = 0;
+        for (int r = 0; r < count; ++r) found |= mask[r][tile / 2];
+        if (found == 0) {
+          ++tile;
+          continue;
+        }
       }
       uint32_t bits[kSide] = {};
       int64_t found = 0;
       for (int r = 0; r < count; ++r) {
-        bits[r] = half_word(mask, row + r, tile * kSide);
+        bits[r] = static_cast<uint32_t>(mask[r][tile / 2] >> (tile % 2 * kSide));
         found += __builtin_popcount(bits[r]);
-        any[r] = any[r] || bits[r] != 0;
+        any_[r] = any_[r] || bits[r] != 0;
       }
       if (found == 0) continue;
       bool by_elements = found <= group_.few;
@@ -243,6 +237,7 @@ class ForwardSide {
   Rows<BFloat16> k_rows_, v_rows_;
   int64_t depth_, width_;  // columns of q and of v, padded
   float most_[kSide], total_[kSide];
+  bool any_[kSide];
 };
 
 }  // namespace attention

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "masked_attention/cpu/backward.h"
+#include "masked_attention/cpu/few_queries.h"
 
 namespace sparsekernels {
 namespace {
@@ -25,8 +26,24 @@ void attention_backward(const AttentionGroup& group, const AttentionPart& part, 
   attention::backward_part<float>(group, part, workspace);
 }
 
+void attention_few(const AttentionGroup& group, const FewPart& part, float* workspace) {
+  if (group.dtype == DType::kBFloat16) return attention::few_part<BFloat16>(group, part, workspace);
+  if (group.dtype == DType::kFloat16) return attention::few_part<Float16>(group, part, workspace);
+  attention::few_part<float>(group, part, workspace);
+}
+
+void attention_merge(
+    const AttentionGroup& group, int64_t row_begin, int64_t row_end, float* partials, int64_t parts, int64_t apart) {
+  if (group.dtype == DType::kBFloat16)
+    return attention::merge_rows<BFloat16>(group, row_begin, row_end, partials, parts, apart);
+  if (group.dtype == DType::kFloat16)
+    return attention::merge_rows<Float16>(group, row_begin, row_end, partials, parts, apart);
+  attention::merge_rows<float>(group, row_begin, row_end, partials, parts, apart);
+}
+
 constexpr AttentionKernels attention_kernels() {
-  return {attention_workspace, attention_forward, attention_backward};
+  return {attention_workspace,   attention_forward, attention_backward,
+          attention::few_floats, attention_few,     attention_merge};
 }
 
 }  // namespace

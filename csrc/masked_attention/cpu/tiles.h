@@ -10,6 +10,8 @@
 
 #include <immintrin.h>
 
+#include <initializer_list>
+
 #include "base/amx_tiles.h"
 #include "masked_attention/cpu/forward.h"
 
@@ -42,6 +44,56 @@ inline bool is_special(__m512i numbers) {
   return _mm512_cmpeq_epi16_mask(_mm512_and_si512(numbers, exponent), exponent) != 0;
 }
 
+// 32 rows of a matrix from `begin` on, as far as they are before `end`, zeros behind them, for products over columns:
+// [columns / 32][half of the rows][pair of columns][row of 16]. Returns whether there is infinity or NaN.
+inline bool pack_columns(const MaskedMatrix& m, int64_t begin, int64_t end, uint32_t* to) {
+  bool special = false;
+  for (int64_t col = 0; col < m.cols; col += kSide)
+    for (int64_t half = 0; half < 2; ++half) {
+      Vec<float> square[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) {
+        const int64_t at = begin + half * kLanes + r;
+        const __m512i row = at < end ? row_of(m, at, col) : _mm512_setzero_si512();
+        special = special || is_special(row);
+        square[r].v = _mm512_castsi512_ps(row);
+      }
+      transpose(square);
+      uint32_t* const place = to + (col / kSide * 2 + half) * kTileWords;
+      for (int64_t r = 0; r < kLanes; ++r) _mm512_storeu_si512(place + r * 16, _mm512_castps_si512(square[r].v));
+    }
+  return special;
+}
+
+// The same for products over rows: [columns / 16][pair of rows, which lie 16 apart][column of 16].
+inline bool pack_pairs(const MaskedMatrix& m, int64_t begin, int64_t end, uint32_t* to) {
+  bool special = false;
+  for (int64_t r = 0; r < kLanes; ++r)
+    for (int64_t col = 0; col < m.cols; col += kSide) {
+      const int64_t first = begin + r, second = first + kLanes;
+      const __m512i one = first < end ? row_of(m, first, col) : _mm512_setzero_si512();
+      const __m512i other = second < end ? row_of(m, second, col) : _mm512_setzero_si512();
+      special = special || is_special(one) || is_special(other);
+      for (int64_t half = 0; half < 2; ++half) {
+        const auto widened = [&](__m512i row) {
+          return _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(row) : _mm512_extracti64x4_epi64(row, 1));
+        };
+        const __m512i pairs = _mm512_or_si512(widened(one), _mm512_slli_epi32(widened(other), 16));
+        _mm512_storeu_si512(to + (col / kLanes + half) * kTileWords + r * 16, pairs);
+      }
+    }
+  return special;
+}
+
+// Squares of 16 x 16 words, turned.
+inline void turn_squares(uint32_t* squares, int64_t count) {
+  for (uint32_t* of = squares; of < squares + count * kTileWords; of += kTileWords) {
+    Vec<float> square[kLanes];
+    for (int64_t r = 0; r < kLanes; ++r) square[r].v = _mm512_castsi512_ps(_mm512_loadu_si512(of + r * 16));
+    transpose(square);
+    for (int64_t r = 0; r < kLanes; ++r) _mm512_storeu_si512(of + r * 16, _mm512_castps_si512(square[r].v));
+  }
+}
+
 // Matrices whose rows are keys as tiles, 32 keys at a time, each when it is first asked for.
 class Tiles {
  public:
@@ -59,49 +111,17 @@ class Tiles {
         state_(reinterpret_cast<int32_t*>(state)) {
     for (int64_t i = 0; i < divided(of.rows, kSide); ++i) state_[i] = 0;
   }
-  // For products over columns, queries by keys: [columns / 32][half of the keys][pair of columns][key of 16].
+  // As `pack_columns` has them, and as `pack_pairs`.
   const uint32_t* columns_of(int64_t tile) {
     uint32_t* const to = columns_ + tile * words_;
-    if ((state_[tile] & kHasColumns) != 0) return to;
-    state_[tile] |= kHasColumns;
-    bool special = false;
-    for (int64_t col = 0; col < of_.cols; col += kSide)
-      for (int64_t half = 0; half < 2; ++half) {
-        Vec<float> square[kLanes];
-        const int64_t begin = tile * kSide + half * kLanes;
-        for (int64_t r = 0; r < kLanes; ++r) {
-          const __m512i row = begin + r < of_.rows ? row_of(of_, begin + r, col) : _mm512_setzero_si512();
-          special = special || is_special(row);
-          square[r].v = _mm512_castsi512_ps(row);
-        }
-        transpose(square);
-        uint32_t* const place = to + (col / kSide * 2 + half) * kTileWords;
-        for (int64_t r = 0; r < kLanes; ++r) _mm512_storeu_si512(place + r * 16, _mm512_castps_si512(square[r].v));
-      }
-    if (special) state_[tile] |= kSpecial;
+    if ((state_[tile] & kHasColumns) == 0)
+      state_[tile] |= kHasColumns | (pack_columns(of_, tile * kSide, of_.rows, to) ? kSpecial : 0);
     return to;
   }
-  // For products over keys, weights by values: [columns / 16][pair of keys, which lie 16 apart][column of 16].
   const uint32_t* rows_of(int64_t tile) {
     uint32_t* const to = rows_ + tile * words_;
-    if ((state_[tile] & kHasRows) != 0) return to;
-    state_[tile] |= kHasRows;
-    bool special = false;
-    for (int64_t r = 0; r < kLanes; ++r)
-      for (int64_t col = 0; col < of_.cols; col += kSide) {
-        const int64_t first = tile * kSide + r, second = first + kLanes;
-        const __m512i one = first < of_.rows ? row_of(of_, first, col) : _mm512_setzero_si512();
-        const __m512i other = second < of_.rows ? row_of(of_, second, col) : _mm512_setzero_si512();
-        special = special || is_special(one) || is_special(other);
-        for (int64_t half = 0; half < 2; ++half) {
-          const auto widened = [&](__m512i row) {
-            return _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(row) : _mm512_extracti64x4_epi64(row, 1));
-          };
-          const __m512i pairs = _mm512_or_si512(widened(one), _mm512_slli_epi32(widened(other), 16));
-          _mm512_storeu_si512(to + (col / kLanes + half) * kTileWords + r * 16, pairs);
-        }
-      }
-    if (special) state_[tile] |= kSpecial;
+    if ((state_[tile] & kHasRows) == 0)
+      state_[tile] |= kHasRows | (pack_pairs(of_, tile * kSide, of_.rows, to) ? kSpecial : 0);
     return to;
   }
   bool is_finite_at(int64_t tile) const { return (state_[tile] & kSpecial) == 0; }
@@ -115,12 +135,10 @@ class Tiles {
   int32_t* state_;
 };
 
-// Rows of a matrix, up to 32, as [32][padded columns], zeros behind them.
-inline void pack_rows(const MaskedMatrix& m, int64_t row, int count, BFloat16* to) {
-  const int64_t stride = padded(m.cols, kSide);
-  for (int64_t r = 0; r < kSide; ++r)
-    for (int64_t col = 0; col < stride; col += kSide)
-      _mm512_storeu_si512(to + r * stride + col, r < count ? row_of(m, row + r, col) : _mm512_setzero_si512());
+// A row of a matrix with zeros behind its columns; row -1: zeros.
+inline void pack_row(const MaskedMatrix& m, int64_t row, BFloat16* to) {
+  for (int64_t col = 0; col < padded(m.cols, kSide); col += kSide)
+    _mm512_storeu_si512(to + col, row >= 0 ? row_of(m, row, col) : _mm512_setzero_si512());
 }
 
 // to[32][32] = rows of a, [32][depth], by a tile of columns; depth is a multiple of 32, strides are in numbers.
@@ -141,6 +159,33 @@ inline void multiply_side(const BFloat16* a, int64_t depth, const uint32_t* colu
     _tile_dpbf16ps(3, 5, 7);
   }
   const int64_t bytes = to_stride * static_cast<int64_t>(sizeof(float));
+  store_tile<0>(to, bytes);
+  store_tile<1>(to + kLanes, bytes);
+  store_tile<2>(to + 16 * to_stride, bytes);
+  store_tile<3>(to + 16 * to_stride + kLanes, bytes);
+}
+
+// to[32][stride] += weights by rows of tiles, 32 columns.
+inline void add_side(
+    const uint32_t* upper, const uint32_t* rest, const uint32_t* const* values, int64_t count, float* to,
+    int64_t to_stride) {
+  const int64_t bytes = to_stride * static_cast<int64_t>(sizeof(float));
+  load_tile<0>(to, bytes);
+  load_tile<1>(to + kLanes, bytes);
+  load_tile<2>(to + 16 * to_stride, bytes);
+  load_tile<3>(to + 16 * to_stride + kLanes, bytes);
+  for (int64_t t = 0; t < count; ++t) {
+    load_tile<6>(values[t], kVectorBytes);
+    load_tile<7>(values[t] + kTileWords, kVectorBytes);
+    for (const uint32_t* weights : {upper + t * 2 * kTileWords, rest + t * 2 * kTileWords}) {
+      load_tile<4>(weights, kVectorBytes);
+      load_tile<5>(weights + kTileWords, kVectorBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
   store_tile<0>(to, bytes);
   store_tile<1>(to + kLanes, bytes);
   store_tile<2>(to + 16 * to_stride, bytes);

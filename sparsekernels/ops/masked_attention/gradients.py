@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The gradients of masked attention. The backward pass is an operator, whose own derivatives are those of the formulas
-in `reference.gradients`, taken by torch where they are asked for.
+"""The gradients of masked attention. The backward pass is an operator, whose own derivatives are
+`reference.second_gradients`, in plain torch.
 """
 
 from __future__ import annotations
@@ -97,30 +97,17 @@ class _MaskedAttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 10
+        if all(one is None for one in gradients):
+            return nothing
         gradient, q, k, v, bits = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:4]
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # views, lest hooks of the tensors themselves run here and then once more
-            own = [one.view_as(one) if differentiable else one.detach() for one in (gradient, q, k, v)]
-            if not differentiable:
-                for one, need in zip(own, needed, strict=True):
-                    one.requires_grad_(need)
-            dy, own_q, own_k, own_v = own
-            outputs = reference.gradients(dy, own_q, own_k, own_v, bits, ctx.scale)
-        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[1] is not None]
-        wanted = [one for one, need in zip(own, needed, strict=True) if need]
-        found: Sequence[Tensor | None] = [None] * len(wanted)
-        if pairs and wanted:
-            found = torch.autograd.grad(
-                [one for one, _ in pairs],
-                wanted,
-                [seed for _, seed in pairs],
-                create_graph=differentiable,
-                allow_unused=True,
-            )
-        rest = iter(found)
-        return *(next(rest) if need else None for need in needed), *(None,) * 6
+        dq, dk, dv = (
+            torch.zeros_like(like) if one is None else one for one, like in zip(gradients, (q, k, v), strict=True)
+        )
+        # in formulas: a gradient taken in here would be of tensors that torch.func has wrapped otherwise
+        found = reference.second_gradients((dq, dk, dv), gradient, q, k, v, bits, ctx.scale)
+        needed = ctx.needs_input_grad
+        return *(one if need else None for one, need in zip(found, needed, strict=False)), *nothing[4:]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...dispatch import is_special
+from ...dispatch import is_special, is_transformed
 from ..masked_matmul.mask import Mask, bits_of, check_mask
 from . import gradients, implementations
 from .arguments import check_operands, check_scale
@@ -33,7 +33,8 @@ def masked_attention(
 
     float32, bfloat16 and float16 are summed in float32; results are rounded once. bfloat16 on AMX reads subnormal
     numbers as zero. Differentiable any number of times; the second derivatives are computed through dense scores. The
-    same bits for any number of threads.
+    same bits for any number of threads. Up to 16 queries that nobody differentiates are summed in another order than
+    with gradients, which reads keys and values where they lie, once for all heads that share them.
 
     To come from torch's `scaled_dot_product_attention(q, k, v, attn_mask=mask)`: a bool `attn_mask` is `mask`; for
     is_causal=True pass `torch.ones(M, N, dtype=torch.bool).tril()`, best prepared; an additive mask of zeros and minus
@@ -67,13 +68,12 @@ def masked_attention(
         q, k, v = gradients.masked_attention.cast(q, k, v)
     heads = _groups(where, q, k, v) if enable_gqa else None
     if heads is not None:
-        wide_k, wide_v = k.unsqueeze(-3), v.unsqueeze(-3)
-        shape = check_operands(where, q.unflatten(-3, (heads, -1)), wide_k, wide_v)
+        q, k, v = q.unflatten(-3, (heads, -1)), k.unsqueeze(-3), v.unsqueeze(-3)
+        shape = check_operands(where, q, k, v)
         check_mask(where, "mask", mask, (*shape[:-4], shape[-4] * shape[-3], *shape[-2:]), q)
         bits = bits_of(mask, tuple(shape[-2:]))
         if bits.dim() > 2:
             bits = bits.unflatten(-3, (heads, -1) if bits.size(-3) > 1 else (1, 1))
-        q, k, v = q.unflatten(-3, (heads, -1)), wide_k, wide_v
     else:
         shape = check_operands(where, q, k, v)
         check_mask(where, "mask", mask, shape, q)
@@ -87,7 +87,9 @@ def masked_attention(
     if is_plain and not is_differentiated:
         y = implementations.forward(q, k, v, bits, float(scale), False)[0]
     else:
-        y = gradients.masked_attention(q, k, v, bits, float(scale), torch.is_grad_enabled())[0]
+        # in a transform a tensor does not tell whether a level further out differentiates it
+        training = is_differentiated or (torch.is_grad_enabled() and is_transformed())
+        y = gradients.masked_attention(q, k, v, bits, float(scale), training)[0]
     result: Tensor = y if heads is None else y.flatten(-4, -3)
     return result
 

@@ -70,6 +70,55 @@ def gradients(
     return dq, dk, dv
 
 
+def second_gradients(
+    seeds: tuple[Tensor, Tensor, Tensor],
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bits: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients to dY, Q, K and V of the sum of `seeds` times `gradients`, in plain torch.
+
+    With A = dY V^T and r = rowsum(P * A), dS = P * (A - r). Of the seeds X to dQ, Y to dK and Z to dV:
+
+        U = scale * (X K^T + Q Y^T), the gradient to dS    u = rowsum(P * U)
+        B = P * (U - u), that to A                         W = dY Z^T + U * (A - r) - A * u, that to P
+        C = P * (W - rowsum(P * W)), that to S
+        to dY: P Z + B V    to Q: scale * (dS Y + C K)    to K: scale * (dS^T X + C^T Q)    to V: B^T dY
+    """
+    mask = unpack(bits, k.size(-2))
+    dy, wide_q, wide_k, wide_v = wide(gradient), wide(q), wide(k), wide(v)
+    of_q, of_k, of_v = (wide(seed) for seed in seeds)
+    weights, _ = weights_of(wide_q, wide_k, mask, scale)
+
+    def kept(scores: Tensor) -> Tensor:
+        return torch.where(mask, scores, 0)
+
+    def centered(scores: Tensor) -> Tensor:
+        return kept(weights * (scores - (weights * scores).sum(-1, keepdim=True)))
+
+    of_weights = kept(dy @ wide_v.mT)
+    of_scores = centered(of_weights)
+    to_scores = kept(of_q @ wide_k.mT + wide_q @ of_k.mT) * scale
+    mean = (weights * of_weights).sum(-1, keepdim=True)
+    to_mean = (weights * to_scores).sum(-1, keepdim=True)
+    to_products = centered(to_scores)
+    second = centered(kept(dy @ of_v.mT) + kept(to_scores * (of_weights - mean) - of_weights * to_mean))
+    turned = mask.mT
+    found = (
+        times(weights, mask, of_v) + times(to_products, mask, wide_v),
+        (times(of_scores, mask, of_k) + times(second, mask, wide_k)) * scale,
+        (times(of_scores.mT, turned, of_q) + times(second.mT, turned, wide_q)) * scale,
+        times(to_products.mT, turned, dy),
+    )
+    of_dy, of_queries, of_keys, of_values = (
+        one.sum_to_size(like.shape).to(like.dtype) for one, like in zip(found, (gradient, q, k, v), strict=True)
+    )
+    return of_dy, of_queries, of_keys, of_values
+
+
 def backward(
     gradient: Tensor,
     q: Tensor,

@@ -58,7 +58,8 @@ def check_operands(where: str, a: object, b: object) -> torch.Size:
 def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     """Whether a tensor of `shape` expands to one of the shape `to`."""
     pairs = zip(reversed(shape), reversed(to), strict=False)
-    return len(shape) <= len(to) and all(one in (1, wanted) for one, wanted in pairs)
+    # torch.compile takes `one in (1, wanted)` for False where `wanted` is a size that it does not know
+    return len(shape) <= len(to) and all(one == 1 or one == wanted for one, wanted in pairs)
 
 
 def check_product(a: Tensor, b: Tensor, a_bits: Tensor | None, b_bits: Tensor | None, bits: Tensor | None) -> None:

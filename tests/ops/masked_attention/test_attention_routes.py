@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.ops.masked_attention import reference
+from sparsekernels.ops.masked_matmul.mask import bits_of
 from sparsekernels.testing import assert_verified
 
 built = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
@@ -86,6 +88,21 @@ def test_compiled_with_other_sizes_and_groups() -> None:
         mask = torch.rand(4, rows, keys) < 0.3
         given = torch.randn(4, rows, 16), torch.randn(2, keys, 16), torch.randn(2, keys, 8)
         assert torch.equal(function(*given, mask), sk.masked_attention(*given, mask, enable_gqa=True))
+
+
+@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+def test_compiled_with_a_mask_of_blocks_inside(batch: tuple[int, ...]) -> None:
+    """Of other sizes in each call, blocks of which are in a batch as well."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, size: int) -> Tensor:
+        mask = sk.BlockMask(blocks.repeat(*batch, 1, 1), (size, size), (q.size(-2), k.size(-2)))
+        return sk.masked_attention(q, k, v, mask) + sk.masked_matmul(q, k.mT, mask).sum()
+
+    function = torch.compile(run, fullgraph=True, dynamic=True)
+    for rows, keys, size in ((12, 20, 4), (24, 40, 5), (30, 33, 7)):
+        blocks = torch.rand(-(-rows // size), -(-keys // size)) < 0.5
+        given = torch.randn(2, rows, 8), torch.randn(2, keys, 8), torch.randn(2, keys, 6)
+        torch.testing.assert_close(function(*given, blocks, size), run(*given, blocks, size))
 
 
 def test_vmap() -> None:
@@ -194,3 +211,41 @@ def test_jacobians(dtype: torch.dtype) -> None:
 
         found, wanted = torch.func.jacrev(run)(one), torch.autograd.functional.jacobian(run, one)
         torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("of_keys", [(2,), ()], ids=str)
+def test_formulas_of_second_derivatives(of_keys: tuple[int, ...]) -> None:
+    """Those of the reference are what torch takes from its first ones."""
+    mask = torch.rand(2, 5, 9) < 0.5
+    mask[0, 1] = False
+    sizes = (2, 5, 4), (2, 5, 3), (*of_keys, 9, 3), (*of_keys, 9, 4)
+    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    outputs = reference.gradients(*given, bits_of(mask), 0.7)
+    seeds = tuple(torch.randn_like(one) for one in outputs)
+    wanted = torch.autograd.grad(outputs, given, seeds)
+    for found, one in zip(reference.second_gradients(seeds, *given, bits_of(mask), 0.7), wanted, strict=True):
+        torch.testing.assert_close(found, one)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_jacobians_of_gradients(dtype: torch.dtype) -> None:
+    """Hessians by torch.func, of one operand and of two, and gradients of gradients of samples."""
+    mask = torch.rand(6, 7) < 0.7
+    mask[2] = False
+    q, k, v = (one.detach() for one in operands(Case((6, 5), (7, 5), 3), dtype))
+
+    def loss(q: Tensor, k: Tensor) -> Tensor:
+        return sk.masked_attention(q, k, v, mask).float().square().sum()
+
+    found = torch.func.jacrev(torch.func.grad(loss, (0, 1)), (0, 1))(q, k)
+    wanted = torch.autograd.functional.hessian(loss, (q, k))
+    for row, other in zip(found, wanted, strict=True):
+        for one, same in zip(row, other, strict=True):
+            torch.testing.assert_close(one, same, rtol=0.02, atol=0.02)
+
+    def penalty(q: Tensor) -> Tensor:
+        return torch.func.grad(loss)(q, k).float().square().sum()
+
+    samples = torch.stack([q, 2 * q, -q])
+    each = torch.stack([torch.func.grad(penalty)(one) for one in samples])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(penalty))(samples), each, rtol=0.02, atol=0.02)
