@@ -25,11 +25,16 @@ namespace sparsekernels {
 class Workspace {
  public:
   static constexpr size_t kMostKept = size_t{64} << 20, kAlignment = 4096;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kBehind = size_t{1} << 20;  // poisoned, whatever an earlier call needed
+#else
+  static constexpr size_t kBehind = 0;
+#endif
 
   float* floats(size_t count) {
     const size_t needed = count * sizeof(float);
-    if (needed > size_) {
-      const size_t bytes = (needed + kAlignment - 1) / kAlignment * kAlignment;
+    if (needed + kBehind > size_) {
+      const size_t bytes = (needed + kBehind + kAlignment - 1) / kAlignment * kAlignment;
       memory_.reset();
       size_ = 0;
       memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
@@ -37,6 +42,10 @@ class Workspace {
       // Lanes without a use compute with what lies here: subnormal numbers would make them slow.
       std::memset(memory_.get(), 0, bytes);
     }
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(memory_.get(), needed);
+    __asan_poison_memory_region(memory_.get() + needed, size_ - needed);
+#endif
     return reinterpret_cast<float*>(memory_.get());
   }
   void trim() {
@@ -78,7 +87,6 @@ class WorkspaceLayout {
       std::memcpy(buffers_[i].to, &buffer, sizeof buffer);
     }
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(memory, (size_ + kLanes) * sizeof(float));
     for (int i = 0; i < count_; ++i) {
       const size_t end = buffers_[i].at + buffers_[i].floats, next = i + 1 < count_ ? buffers_[i + 1].at : size_;
       __asan_poison_memory_region(memory + end, (next - end) * sizeof(float));

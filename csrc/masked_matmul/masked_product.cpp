@@ -122,7 +122,8 @@ bool is_turned(const MaskedProduct& product, Way way) {
   return way != Way::kTiles || !has_amx(product.dtype) || product.dest.rows * kFew <= product.dest.cols;
 }
 
-int64_t workspace_of(const MaskedProduct& product, Way way, int64_t rows, int64_t cols) {
+int64_t workspace_of(const MaskedProduct& product, Way way, const ProductPart& part) {
+  const int64_t rows = part.row_end - part.row_begin, cols = part.col_end - part.col_begin;
 #if defined(SPARSEKERNELS_AMX)
   if (way == Way::kTiles && has_amx(product.dtype)) return kMaskedAmx.workspace(product, rows, cols);
 #endif
@@ -205,7 +206,6 @@ class Parts {
   }
 
   std::vector<Part> parts;
-  int64_t most_rows = 0, most_cols = 0;
 
  private:
   void add(int64_t product, const std::vector<int64_t>& row_ends, const std::vector<int64_t>& col_ends) {
@@ -214,10 +214,8 @@ class Parts {
       int64_t row = 0;
       for (const int64_t row_end : row_ends) {
         parts.push_back({product, {row, row_end, col, col_end}});
-        most_rows = std::max(most_rows, row_end - row);
         row = row_end;
       }
-      most_cols = std::max(most_cols, col_end - col);
       col = col_end;
     }
   }
@@ -336,7 +334,9 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
   if (way == Way::kTiles && !has_amx(all->first.dtype)) return run_tile_groups(*all, threads);
   const Parts of(*all, way, threads);
   const int64_t parts = static_cast<int64_t>(of.parts.size());
-  const int64_t floats = workspace_of(all->first, way, of.most_rows, of.most_cols);
+  // of each part: the largest one need not be the one that needs the most
+  int64_t floats = 0;
+  for (const Part& one : of.parts) floats = std::max(floats, workspace_of(all->first, way, one.part));
   std::atomic<int64_t> next{0};
   threads.run(std::min(threads.count, parts), [&](int64_t begin, int64_t end) {
     const TrimWorkspace trim{worker_workspace};

@@ -127,6 +127,29 @@ def test_sums_that_are_packed_in_pieces(depth: int, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("depth", [2, 300])
+@pytest.mark.parametrize("widths", [(640, 390), (390, 640)], ids=str)
+def test_parts_of_unlike_widths(widths: tuple[int, int], depth: int, dtype: torch.dtype) -> None:
+    """One thread, and kept tiles of which the narrower half of the columns has as many as the wider one: what a part
+    needs to work in is not always the most where it is the widest. Sanitizers see what it writes beyond that."""
+    halves = []
+    for width in widths:
+        row, tile = torch.arange(33)[:, None] // 8, torch.arange(width)[None] // 32
+        halves.append((row + tile) % (10 if width == max(widths) else 6) == 0)
+    mask = torch.cat(halves, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert_verified(
+            lambda a, b: sk.masked_matmul(a, b, mask),
+            lambda a, b: expected(a, b, mask),
+            operands(Case((33, depth), (depth, 1030)), dtype),
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_float_mask_multiplies(dtype: torch.dtype) -> None:
     mask = (torch.randn(20, 30) * (torch.rand(20, 30) < 0.5)).to(dtype).requires_grad_()
