@@ -48,7 +48,8 @@ struct ScatterTables {
   int64_t slices;
 
   size_t bytes() const {
-    return runs.size() * sizeof runs[0] + rows.size() * sizeof rows[0] + first_run.size() * sizeof first_run[0];
+    return runs.size() * sizeof runs[0] + rows.size() * sizeof rows[0] + first_run.size() * sizeof first_run[0] +
+           reach_taps.size() * sizeof reach_taps[0];
   }
   const ScatterRun* begin(int64_t group, int64_t slice) const {
     return runs.data() + first_run[static_cast<size_t>(group * slices + slice)];

@@ -148,8 +148,10 @@ def test_first_and_second_derivatives(backend: str, device: str, normalized: int
             (lambda x, r: sk.add_rms_norm(x, r, shape, None, 1e-3)[0], (x, r)),
             (lambda r, w: sk.add_rms_norm(x.detach(), r, shape, w, 1e-3)[1] * w, (r, w)),
         ):
-            assert torch.autograd.gradcheck(function, arguments)
-            assert torch.autograd.gradgradcheck(function, arguments)
+            # In Triton's interpreter each of the many calls takes long: derivatives in random directions there.
+            in_directions = backend == "triton"
+            assert torch.autograd.gradcheck(function, arguments, fast_mode=in_directions)
+            assert torch.autograd.gradgradcheck(function, arguments, fast_mode=in_directions)
 
 
 @by_run

@@ -133,20 +133,30 @@ def test_switched_off_and_limited(tmp_path) -> None:
 
 
 @needs_jit
-@pytest.mark.parametrize("setting", ["many", "-1", "1e3", "64MB", "99999999999999999999"])
-def test_a_limit_that_is_no_number(setting: str) -> None:
-    script = """
-import torch, sparsekernels as sk
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_limits_that_are_no_numbers() -> None:
+    """Each in a process of its own, since the limit is read once."""
+    settings = ["many", "-1", "1e3", "64MB", "99999999999999999999"]
+    script = f"""
+import os, torch, sparsekernels as sk
 weight = sk.Unstructured.from_dense(torch.randn(32, 32), torch.rand(32, 32) < 0.2)
-try:
-    sk.sparse_linear(torch.randn(4, 32), weight)
-except ValueError as error:
-    print(error)
+for setting in {settings!r}:
+    if os.fork() == 0:
+        os.environ["SPARSEKERNELS_CPU_JIT"] = setting
+        try:
+            sk.sparse_linear(torch.randn(4, 32), weight)
+        except ValueError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.wait()
 """
-    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": setting}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("sparsekernels: expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes")
-    assert done.stdout.endswith(f", got '{setting}'\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    wanted = "sparsekernels: expected SPARSEKERNELS_CPU_JIT to be a whole number of megabytes"
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(settings), done.stdout + done.stderr
+    for line, setting in zip(lines, settings, strict=True):
+        assert line.startswith(wanted)
+        assert line.endswith(f", got '{setting}'")
 
 
 TURNS = """
