@@ -144,7 +144,8 @@ double forward_cost(const Lattice& lattice, const ForwardPlan& plan, double nonz
   // the vectors above are still in L1, unless rows are long
   const int64_t above = plan.pitch * plan.images <= kShortRow ? 1 : lattice.most_shift[0] + 1;
   const double l2_loads = static_cast<double>(plan.phases * above) / (taps * rows * density);
-  const double alike = static_cast<double>(evened(plan.scatter_channels, kMostScatterChannels));
+  const double alike =
+      plan.scatter_channels == 0 ? 0 : static_cast<double>(evened(plan.scatter_channels, kMostScatterChannels));
   const double of_run = alike * static_cast<double>(lattice.dest_channels) * density * kMostScatterTileVectors;
   const double product = plan.scatter_channels != 0
                              ? kLoopMultiplyAdd * reached_part(lattice, plan) + kScatterRun / std::max(1.0, of_run)
