@@ -17,6 +17,9 @@ namespace {
 thread_local Workspace worker_workspace, call_workspace;
 
 constexpr int64_t kLeastRows = 256;  // of a part: each packs the keys that it needs
+// Of a member, from its first row on, what tiles of AMX compute together in a backward pass. No part divides them: what
+// dq comes to would depend on the number of parts.
+constexpr int64_t kPairedRows = 2 * kAttentionRows;
 
 // Elements of a tile of 8 x 32, or of 32 x 32 by AMX, up to which single ones cost less
 // (docs/decisions.md#attention-elements). The same forward and backward, where it is nearly the same: so scores are
@@ -48,9 +51,13 @@ void add_row_parts(std::vector<Work>& work, const AttentionBatch& batch, int64_t
     const int64_t most = std::max<int64_t>(1, rows / kLeastRows);
     const int64_t groups = static_cast<int64_t>(batch.groups.size());
     const int64_t parts = std::clamp<int64_t>((wanted + groups - 1) / groups, 1, most);
-    const int64_t step = padded((rows + parts - 1) / parts, kAttentionRows);
-    for (int64_t row = 0; row < rows; row += step)
-      work.push_back({g, {row, std::min(rows, row + step), 0, tiles, queries, false}});
+    const int64_t step = padded((rows + parts - 1) / parts, kPairedRows);
+    for (int64_t row = 0; row < rows;) {
+      int64_t end = std::min(rows, row + step);
+      if (end < rows) end -= end % height % kPairedRows;
+      work.push_back({g, {row, end, 0, tiles, queries, false}});
+      row = end;
+    }
   }
 }
 

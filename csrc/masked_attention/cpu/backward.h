@@ -105,9 +105,11 @@ class BackwardRows {
       most_listed_ = listed > most_listed_ ? listed : most_listed_;
     }
   }
-  // Computes those that were kept back, once there may be no room for more; at the end all.
-  void add_listed(const float* k_rows, const float* v_rows, const AttentionPart& part, const KeySums& sums, bool all) {
-    if (most_listed_ == 0 || (!all && most_listed_ + kKeys <= kListed)) return;
+  // Whether there may be no room for those of another tile.
+  bool is_nearly_full() const { return most_listed_ + kKeys > kListed; }
+  // Computes those that were kept back.
+  void add_listed(const float* k_rows, const float* v_rows, const AttentionPart& part, const KeySums& sums) {
+    if (most_listed_ == 0) return;
     most_listed_ = 0;
     for (int r = 0; r < kBlockRows; ++r) {
       const int64_t count = listed_[r];
@@ -215,9 +217,9 @@ class Backward {
         }
       }
       if (found != 0) add_tile_of(tile, dense, bits_of, found);
-      own_.add_listed(k_.rows(), v_.rows(), part_, sums_, false);
+      if (own_.is_nearly_full()) own_.add_listed(k_.rows(), v_.rows(), part_, sums_);
     }
-    own_.add_listed(k_.rows(), v_.rows(), part_, sums_, true);
+    own_.add_listed(k_.rows(), v_.rows(), part_, sums_);
     if (part_.queries) {
       scale_all(group_.scale, own_.to.dq, kBlockRows * k_.stride());
       put_rows<T>(member.dq, group_.q.cols, own_.to.dq, k_.stride(), row, count);

@@ -189,13 +189,11 @@ class BackwardSide {
         add_keys(weights_, of_dy, found, sums_.dv + tile * kSide * width_, width_);
         add_keys(of_scores_, of_q, found, sums_.dk + tile * kSide * depth_, depth_);
       }
-      for (int half = 0; half < halves; ++half)
-        own_[half].add_listed(k_rows_.rows(), v_rows_.rows(), part_, sums_, false);
+      // both halves at once: so each key gets what is listed in the order of rows, whatever tile a part begins with
+      if (own_[0].is_nearly_full() || (halves == 2 && own_[1].is_nearly_full())) add_listed(halves);
     }
-    for (int half = 0; half < halves; ++half) {
-      own_[half].add_listed(k_rows_.rows(), v_rows_.rows(), part_, sums_, true);
-      if (part_.queries) store_queries(half);
-    }
+    add_listed(halves);
+    for (int half = 0; half < halves && part_.queries; ++half) store_queries(half);
   }
 
   void finish() { store_keys<BFloat16>(group_, part_, sums_); }
@@ -229,6 +227,10 @@ class BackwardSide {
       pack_pairs(gradient, begin, end, side.dy_pairs);
     }
     for (int64_t i = 0; i < depth_ * kSide; i += kLanes) Vec<float>::zero().store(side.dq + i);
+  }
+
+  void add_listed(int halves) {
+    for (int half = 0; half < halves; ++half) own_[half].add_listed(k_rows_.rows(), v_rows_.rows(), part_, sums_);
   }
 
   bool is_dense(int64_t elements, int half, int64_t tile) {

@@ -68,6 +68,26 @@ def test_only_what_needs_one_has_a_gradient() -> None:
         assert [one.grad is not None for one in given] == [i == chosen for i in range(3)]
 
 
+@built
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("heads", [1, 8])
+def test_same_bits_for_any_number_of_threads_where_keys_are_single(heads: int, dtype: torch.dtype) -> None:
+    """More of them in a row than are kept back; and parts of rows that would end between two blocks of a head."""
+    mask = torch.rand(96, 6000) < 0.06
+    q, k, v = operands(Case((heads, 96, 32), (6000, 32), 32), dtype)
+    seed = torch.randn(heads, 96, 32).to(dtype)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            found.append(torch.autograd.grad(sk.masked_attention(q, k, v, mask), (q, k, v), seed))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_compiled(dtype: torch.dtype) -> None:
     mask, blocks = torch.rand(20, 30) < 0.3, sk.BlockMask(torch.rand(5, 3) < 0.5, (4, 10), (20, 30))
