@@ -141,11 +141,18 @@ def _is_gradient_as_exact(actual: Tensor, expected: Tensor, truth: Tensor, lengt
     return _are_parts_as_exact(after, before, error * length / max(1, truth.numel()) ** 0.5)
 
 
-def is_gradient_alike(actual: Tensor, expected: Tensor, least: Tensor | float = 0.0) -> bool:
+def is_gradient_alike(
+    actual: Tensor,
+    expected: Tensor,
+    least: Tensor | float = 0.0,
+    largest: float = LARGEST_GRADIENT_ERROR,
+    one_by_one: bool = False,
+) -> bool:
     """Whether two gradients are the same but for a little, as a whole and in each row, column or channel.
 
-    least: the length of one that nearly vanishes. A part may be off by as much as it could be if it were a fifth of the
-    average of its kind.
+    least: the length of one that nearly vanishes. largest: the share that is a little. one_by_one: whether each number
+    of a vector, which is a channel's, is such a part. A part may be off by as much as it could be if it were a fifth of
+    the average of its kind.
     """
     if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
         return False
@@ -154,12 +161,15 @@ def is_gradient_alike(actual: Tensor, expected: Tensor, least: Tensor | float = 
         errors = errors.masked_fill((actual == expected) | (actual.isnan() & expected.isnan()), 0.0)
         theirs = theirs.masked_fill(~theirs.isfinite(), 0.0)
     whole = torch.linalg.vector_norm(theirs, dtype=torch.float64).clamp(min=least)
-    if not bool(torch.linalg.vector_norm(errors, dtype=torch.float64) <= LARGEST_GRADIENT_ERROR * whole):
+    if not bool(torch.linalg.vector_norm(errors, dtype=torch.float64) <= largest * whole):
         return False
-    for dim, rest in _parts_of(theirs).items():
+    parts = _parts_of(theirs)
+    if one_by_one and theirs.dim() == 1:
+        errors, theirs, parts = errors[:, None], theirs[:, None], {0: [1]}
+    for dim, rest in parts.items():
         lengths, off = (torch.linalg.vector_norm(one, dim=rest, dtype=torch.float64) for one in (theirs, errors))
         floor = _LEAST_PART * whole / theirs.size(dim) ** 0.5
-        if not bool((off <= LARGEST_GRADIENT_ERROR * lengths.clamp(min=floor)).all()):
+        if not bool((off <= largest * lengths.clamp(min=floor)).all()):
             return False
     return True
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conversion_checks import BLOCK, DENSE, FINE, LAYERS, Prefer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sparsekernels as sk
 from sparsekernels import _library
@@ -316,3 +317,44 @@ def test_the_dtype_of_results_may_be_float32() -> None:
     assert not are_close(after, before, exact)
     assert are_close(after, before, exact, modes._MAY_ROUND)
     assert not are_close(after * 1.2, before, exact, modes._MAY_ROUND)
+
+
+class _Spoilt(nn.Linear):
+    """A little of its gradients is wrong."""
+
+    wrong = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self.wrong == "weight, without a row":
+            return torch.cat([F.linear(x[:-1], weight, bias), F.linear(x[-1:], weight.detach(), bias)])
+        if self.wrong == "weight, of other rows":
+            others = x.detach().roll(len(x) // 2, 0)
+            return F.linear(x, weight.detach(), bias) + F.linear(others, weight - weight.detach())
+        if self.wrong == "weight, too long":
+            weight = changed(weight, lambda gradient: gradient * 1.02)
+        if self.wrong == "bias, without a channel":
+            bias = changed(bias, lambda gradient: gradient.index_fill(0, gradient.abs().argsort()[512], 0.0))
+        return F.linear(x, weight, bias)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "dtype"),
+    [
+        ("weight, without a row", torch.float32),
+        ("weight, of other rows", torch.float32),
+        ("weight, of other rows", torch.bfloat16),
+        ("weight, too long", torch.float32),
+        ("bias, without a channel", torch.float32),
+        ("bias, without a channel", torch.bfloat16),
+        ("bias, without a channel", torch.float16),
+    ],
+)
+def test_little_of_a_gradient_counts(wrong: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    dense, other = nn.Linear(128, 1024).to(dtype), _Spoilt(128, 1024).to(dtype)
+    other.load_state_dict(dense.state_dict())
+    given = [Given((1024, 128), dtype, torch.device("cpu"), False, True)]
+    assert wrong_gradient(dense, other, given) is None
+    other.wrong = wrong
+    assert wrong_gradient(dense, other, given) == wrong.partition(",")[0]
