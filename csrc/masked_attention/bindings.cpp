@@ -90,6 +90,11 @@ struct Operands {
     shape.mask_words = (shape.k.rows + 63) / 64;
     require(mask.rows == shape.q.rows && mask.cols == shape.mask_words, kExpected, bits);
     require(broadcasts_to(batch_sizes(bits), batch), kExpected, bits);
+    require(
+        !has_bits_behind(
+            static_cast<const uint64_t*>(bits.data()), batch_count(batch_sizes(bits)) * mask.rows, mask.cols,
+            shape.k.rows),
+        "masked_attention: expected bits that are 0 behind the last key", bits);
     require(std::isfinite(scale), "masked_attention: expected scale to be finite", std::vector<int64_t>{});
     shape.scale = static_cast<float>(scale);
     bytes = element_size(shape.dtype);

@@ -41,8 +41,12 @@ void add_mask(Handle& bits, const Batch& batch, MaskedMatrix& matrix, Batch& off
   const int64_t* const sizes = bits.sizes() + bits.dim() - 2;
   require(sizes[0] == matrix.rows && sizes[1] == words_of(matrix.cols), kExpected, bits);
   require(broadcasts_to(batch_sizes(bits), batch), kExpected, bits);
+  const uint64_t* const words = static_cast<const uint64_t*>(bits.data());
+  require(
+      !has_bits_behind(words, batch_count(batch_sizes(bits)) * sizes[0], sizes[1], matrix.cols),
+      "masked_product: expected bits that are 0 behind the last column", bits);
   offsets = matrix_offsets(bits, batch);
-  matrix.mask = {static_cast<const uint64_t*>(bits.data()), sizes[1]};
+  matrix.mask = {words, sizes[1]};
 }
 
 // Zeros where a mask leaves out, in place, in each matrix of a contiguous tensor.

@@ -17,6 +17,14 @@ struct MaskBits {
   int64_t row_words = 0;  // from row to row
 };
 
+// Whether bits behind the last element of a row are set, which kernels would take for elements: memory that is not the
+// matrix's.
+inline bool has_bits_behind(const uint64_t* words, int64_t rows, int64_t row_words, int64_t cols) {
+  uint64_t last = 0;
+  for (int64_t row = 1; row <= rows && cols % 64 != 0; ++row) last |= words[row * row_words - 1];
+  return last >> (cols % 64) != 0;
+}
+
 // Which tiles of 8 rows and 32 columns a mask keeps any of: bit j % 64 of word j / 64 of row i is tile (i, j). words ==
 // nullptr: all of them.
 struct TileMap {

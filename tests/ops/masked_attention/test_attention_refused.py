@@ -96,6 +96,9 @@ def test_the_kernels_refuse_what_does_not_fit() -> None:
     for wrong in (bits.int(), bits[:3], bits.expand(4, 2), bits.expand(3, 4, 1), bits[:, 0]):
         with pytest.raises(errors, match="masked_attention: expected bits of int64"):
             forward(q, k, v, wrong, 1.0, True)
+    for behind in (1 << 6, -(1 << 63)):
+        with pytest.raises(errors, match="masked_attention: expected bits that are 0 behind the last key"):
+            forward(q, k, v, bits.index_fill(0, torch.tensor([3]), behind), 1.0, True)
     for arguments, words in (
         ((q.double(), k.double(), v.double(), bits), "q of float32"),
         ((q, k.half(), v, bits), "k of at least 2 dimensions, of the dtype of q"),

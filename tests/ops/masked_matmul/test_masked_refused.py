@@ -94,3 +94,16 @@ def test_the_kernel_refuses_bits_that_do_not_fit() -> None:
     for wrong in (bits.int(), bits[:3], bits.expand(4, 2), bits.expand(2, 4, 1), bits[:, 0]):
         with pytest.raises((RuntimeError, ValueError), match="masked_product: expected bits of int64"):
             torch.ops.sparsekernels._masked_product(a, b, None, None, wrong)
+
+
+@built
+def test_the_kernel_refuses_bits_behind_the_last_column() -> None:
+    a, b = torch.randn(3, 4, 5), torch.randn(5, 70)
+    for behind in (1 << 6, -(1 << 63)):
+        of_a, of_b, of_y = (torch.zeros(3, rows, words, dtype=torch.int64) for rows, words in ((4, 1), (5, 2), (4, 2)))
+        for one in (of_a, of_b, of_y):
+            one[2, 3, -1] = behind
+        for bits in ((of_a, None, None), (None, of_b, None), (None, None, of_y)):
+            with pytest.raises((RuntimeError, ValueError), match="expected bits that are 0 behind the last column"):
+                torch.ops.sparsekernels._masked_product(a, b, *bits)
+    torch.ops.sparsekernels._masked_product(a, b, None, None, torch.full((4, 2), 63))
