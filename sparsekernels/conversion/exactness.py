@@ -23,6 +23,10 @@ LARGEST_GRADIENT_ERROR = 0.05
 """Between a parameter's gradients before and after, see `gradient_error`; and between their lengths along the truth."""
 _LEAST_PART = 0.2
 """A part of a gradient that is shorter, beside the average one, counts as this."""
+_LARGEST_ALONG_PART = 0.5
+"""Of the errors of a part along the truth, more than there was before. Right ones had up to 0.4."""
+_LEAST_PART_ALONG = 0.5
+"""A part that is shorter, beside the average one, counts as this there."""
 _LEAST_LENGTH = 0.01
 """A gradient that nearly vanishes counts as this share of all together, as in `gradient_errors`."""
 
@@ -138,7 +142,8 @@ def _is_gradient_as_exact(actual: Tensor, expected: Tensor, truth: Tensor, lengt
     along = [float((errors * truth).sum().abs() / length.square()) for errors in (after, before)]
     if along[0] > LARGEST_GRADIENT_ERROR + max(_LARGEST_RATIO * along[1], error / 2):
         return False
-    return _are_parts_as_exact(after, before, error * length / max(1, truth.numel()) ** 0.5)
+    least = error * length / max(1, truth.numel()) ** 0.5
+    return _are_parts_as_exact(after, before, least) and _point_parts_alike(after, before, truth)
 
 
 def is_gradient_alike(
@@ -181,6 +186,20 @@ def _are_parts_as_exact(after: Tensor, before: Tensor, least: Tensor | float = 0
         bool((_size(after, rest) <= _LARGEST_RATIO_OF_PARTS * _size(before, rest).clamp(min=least)).all())
         for rest in _parts_of(before).values()
     )
+
+
+def _point_parts_alike(after: Tensor, before: Tensor, truth: Tensor) -> bool:
+    """By their errors along the truth: a part that is lost, or of another sign, is off by all of its length or twice.
+
+    Where errors may be a quarter of the whole, four times that, as of the largest part of many, is all of a part.
+    """
+    for dim, rest in _parts_of(truth).items():
+        lengths = truth.square().sum(rest)
+        lengths = lengths.clamp(min=_LEAST_PART_ALONG**2 * float(lengths.mean()))
+        along = [(errors * truth).sum(rest).abs() for errors in (after, before)]
+        if bool((along[0] > _LARGEST_ALONG_PART * lengths + along[1]).any()):
+            return False
+    return True
 
 
 def _parts_of(tensor: Tensor) -> dict[int, list[int]]:

@@ -58,10 +58,13 @@ def spoilt(gradients: Gradients) -> dict[str, Gradients]:
     place = places[len(places) // 2]
     right = gradients[place]
     assert right is not None
-    channel = right.flatten(1).norm(dim=1).argmax().reshape(1)
+    ascending = right.flatten(1).norm(dim=1).argsort()
+    channel, average = ascending[-1:], ascending[len(right) * 3 // 4, None]
     changes: dict[str, Tensor | None] = {
         "too long": right * 1.25,
         "without a channel": right.index_fill(0, channel, 0.0),
+        "without an average channel": right.index_fill(0, average, 0.0),
+        "an average channel of another sign": right.index_copy(0, average, -right[average]),
         "transposed": right.transpose(0, 1).contiguous(),
         "missing": None,
         "of another dtype": right.double(),
