@@ -51,7 +51,9 @@ def is_as_exact(actual: Tensor, expected: Tensor, exact: object, dtypes: Collect
     if not bool(after.abs().max() <= _LARGEST_RATIO * before.abs().max()):
         return False
     # A lost channel, border or image is little of the whole: each is compared with itself before, and with all.
-    return bool(_size(after) <= _LARGEST_RATIO * _size(before)) and _are_parts_as_exact(after, before)
+    if not bool(_size(after) <= _LARGEST_RATIO * _size(before)):
+        return False
+    return _are_parts_as_exact(after, before) and _point_parts_alike(after, before, truth)
 
 
 def is_statistic_as_exact(actual: object, expected: object, exact: object, size: float = 0.0) -> bool:
@@ -193,7 +195,7 @@ def _point_parts_alike(after: Tensor, before: Tensor, truth: Tensor) -> bool:
 
     Where errors may be a quarter of the whole, four times that, as of the largest part of many, is all of a part.
     """
-    for dim, rest in _parts_of(truth).items():
+    for rest in _parts_of(truth).values():
         lengths = truth.square().sum(rest)
         lengths = lengths.clamp(min=_LEAST_PART_ALONG**2 * float(lengths.mean()))
         along = [(errors * truth).sum(rest).abs() for errors in (after, before)]

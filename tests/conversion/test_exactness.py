@@ -19,7 +19,12 @@ import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.conversion.agreement import backward_at_random, point_alike
 from sparsekernels.conversion.arguments import Arguments
-from sparsekernels.conversion.exactness import are_gradients_as_exact, is_gradient_alike, is_statistic_as_exact
+from sparsekernels.conversion.exactness import (
+    are_gradients_as_exact,
+    is_as_exact,
+    is_gradient_alike,
+    is_statistic_as_exact,
+)
 from sparsekernels.conversion.float32_run import Draws, float32_run
 from sparsekernels.conversion.modes import Training
 from sparsekernels.pruning import prune_blocks_
@@ -151,6 +156,25 @@ def test_parts_of_gradients_count_by_themselves() -> None:
     assert not is_gradient_alike(right, infinite)
     assert not is_gradient_alike(infinite, right)
     assert not is_gradient_alike(right * torch.nan, right)
+
+
+@pytest.mark.parametrize("rounds", [0.05, 0.15, 0.2])
+def test_a_part_of_results_that_is_lost_is_no_rounding(rounds: float) -> None:
+    """Where rounding is more in some images than in others, as in deep networks."""
+    torch.manual_seed(0)
+    right = 0
+    for _ in range(20):
+        truth = torch.randn(64, 128) * (0.5 + torch.rand(64, 1))
+        noise = rounds * torch.randn(2, 64, 128) * torch.randn(2, 64, 1).abs()
+        before, after = ((truth + one).bfloat16() for one in noise)
+        right += is_as_exact(after, before, truth)
+        for image in range(0, 64, 8):
+            for factor in (0, -1):
+                wrong = after.clone()
+                wrong[image] *= factor
+                assert not is_as_exact(wrong, before, truth)
+                assert not is_as_exact(wrong.mT, before.mT, truth.mT)
+    assert right == 20
 
 
 def test_statistics_by_a_float32_run() -> None:
