@@ -38,7 +38,7 @@ def masked_matmul(
 
     float32, bfloat16 and float16 are summed in float32 and rounded once. Differentiable any number of times; every
     gradient is a masked product itself. The same bits for any number of threads, but where torch's dense product is
-    taken, for masks that keep a lot and floating ones: it may share a long K among threads.
+    taken, for masks that keep a lot, floating ones and few rows or columns: it may share a long K among threads.
 
     Args:
         a: [..., M, K]; float32, bfloat16, float16 or float64; any strides.
