@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import numbers
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -198,14 +198,14 @@ def largest_blocks(weight: Tensor, block: tuple[int, int], sparsity: float, *, l
     rows, in_row = norms.shape[0], norms[0].numel()
     first = min(least_in_row, in_row)
     norms = norms.clamp(max=torch.finfo(norms.dtype).max)
-    for row in norms:  # the first to be kept, whatever others have
+    for row in norms if first > 0 else ():  # the first to be kept, whatever others have
         row[_least(-row, first)] = math.inf
     kept = max(_kept(norms.numel(), sparsity), 1, first * rows)
     return spread(_least(-norms, kept), weight.shape, block)
 
 
 def _check_least_in_row(op: str, least_in_row: int) -> None:
-    if not isinstance(least_in_row, numbers.Integral):
+    if isinstance(least_in_row, bool) or not isinstance(least_in_row, numbers.Integral):
         raise TypeError(f"{op}: expected least_in_row to be an int, got {type(least_in_row).__name__}")
     if least_in_row < 0:
         raise ValueError(f"{op}: expected least_in_row from 0 on, got {least_in_row}")
@@ -233,8 +233,8 @@ def prunable(model: nn.Module, *, ignore: Collection[str] = ()) -> Iterator[tupl
 def _ignored(op: str, model: nn.Module, ignore: Collection[str]) -> set[nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: expected model to be a torch.nn.Module, got {type(model).__name__}")
-    names = [] if isinstance(ignore, str) else list(ignore)
-    if isinstance(ignore, str) or not all(isinstance(name, str) for name in names):
+    names = list(ignore) if isinstance(ignore, Iterable) and not isinstance(ignore, str) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(f"{op}: expected ignore to be a collection of names, got {ignore!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:

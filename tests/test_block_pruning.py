@@ -141,7 +141,7 @@ def test_bad_arguments() -> None:
         largest_blocks(torch.ones(3), (2, 2), 0.5)
     with pytest.raises(ValueError, match="largest_blocks: expected weight of numbers, got NaN"):
         largest_blocks(torch.full((2, 2), math.nan), (2, 2), 0.5)
-    for bad, error in ((1.0, TypeError), (-1, ValueError)):
+    for bad, error in ((1.0, TypeError), (True, TypeError), (-1, ValueError)):
         with pytest.raises(error, match="prune_blocks_: expected least_in_row (to be an int|from 0 on), got "):
             prune_blocks_(net, (2, 2), 0.5, least_in_row=bad)  # type: ignore[arg-type]
         with pytest.raises(error, match="largest_blocks: expected least_in_row (to be an int|from 0 on), got "):

@@ -207,7 +207,7 @@ def test_layers_that_are_none() -> None:
     with pytest.raises(ValueError, match="prune_: expected ignore of names of modules, got 'fc'"):
         prune_(net, "random", 0.5, ignore=["fc"])
     bad: Any
-    for bad in ("fc", [3]):
+    for bad in ("fc", [3], None, 5):
         with pytest.raises(TypeError, match="prune_blocks_: expected ignore to be a collection of names, got "):
             prune_blocks_(net, (4, 4), 0.5, ignore=bad)
     assert all(map(torch.equal, net.parameters(), before))
