@@ -35,7 +35,9 @@ def wrong_gradient(original: nn.Module, replacement: nn.Module, given: Sequence[
         theirs, mine = (_gradients_of(layer, one) for layer in (original, replacement))
         for name, expected in theirs.items():
             actual = mine.get(name)
-            if expected is None:
+            if expected is None:  # the layer detaches it
+                if actual is not None and bool(actual.any()):
+                    return name
                 continue
             if actual is None:
                 actual = torch.zeros_like(expected)

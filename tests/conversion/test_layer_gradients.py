@@ -217,6 +217,7 @@ def test_without_time_no_layer_is_taken_whose_gradients_were_not_compared(
     model, x = made("linears", 0, torch.float32)
     layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
     compared: list[str] = []
+    stop, with_right_gradients = Progress.stop, attempt.Attempt._with_right_gradients
 
     def count(original: nn.Module, replacement: Any, given: Any) -> str | None:
         compared.append(replacement.path)
@@ -224,11 +225,18 @@ def test_without_time_no_layer_is_taken_whose_gradients_were_not_compared(
             monkeypatch.setattr(Progress, "stop", lambda *_: True)
         return wrong_gradient(original, replacement, given)
 
+    def while_there_is_time(*args: Any) -> Any:
+        right = with_right_gradients(*args)
+        monkeypatch.setattr(Progress, "stop", stop)  # to compare and install what is left
+        return right
+
     monkeypatch.setattr(attempt, "wrong_gradient", count)
+    monkeypatch.setattr(attempt.Attempt, "_with_right_gradients", while_there_is_time)
     prefer(BLOCK, FINE, LAYERS)
     report = sk.convert(model, x, max_seconds=1000.0)
     assert compared == layers[:3]
-    assert {row.name for row in report.converted} <= set(compared)
+    assert [row.name for row in report.converted] == compared
+    assert [name for name, one in model.named_modules() if isinstance(one, SparseLayer)] == compared
 
 
 def gradients(model: nn.Module, x: Tensor, autocast: bool) -> list[Tensor]:
@@ -325,7 +333,10 @@ class _Spoilt(nn.Linear):
     wrong = ""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.wrong == "weight, missing":
+            return F.linear(x, weight.detach(), bias)
         if self.wrong == "weight, without a row":
             return torch.cat([F.linear(x[:-1], weight, bias), F.linear(x[-1:], weight.detach(), bias)])
         if self.wrong == "weight, of other rows":
@@ -336,6 +347,16 @@ class _Spoilt(nn.Linear):
         if self.wrong == "bias, without a channel":
             bias = changed(bias, lambda gradient: gradient.index_fill(0, gradient.abs().argsort()[512], 0.0))
         return F.linear(x, weight, bias)
+
+
+def test_what_a_layer_detaches_has_no_gradient() -> None:
+    dense, frozen = nn.Linear(32, 48), _Spoilt(32, 48)
+    frozen.load_state_dict(dense.state_dict())
+    given = [Given((64, 32), torch.float32, torch.device("cpu"), False, True)]
+    frozen.wrong = "weight, missing"
+    assert wrong_gradient(frozen, frozen, given) is None
+    assert wrong_gradient(frozen, dense, given) == "weight"
+    assert wrong_gradient(dense, frozen, given) == "weight"
 
 
 @pytest.mark.parametrize(
