@@ -29,7 +29,7 @@ BLOCKS = torch.ones(2, 3, dtype=torch.bool)
         ),
         (lambda q, k, v: (q, k, v, MASK[:3]), ValueError, r"mask of a shape that broadcasts to \[4, 6\], got \[3, 6\]"),
         (lambda q, k, v: (q, k, v, MASK.expand(2, 4, 6)), ValueError, r"broadcasts to \[4, 6\], got \[2, 4, 6\]"),
-        (lambda q, k, v: (q, k, v, MASK.float()), TypeError, "mask of dtype torch.bool, got torch.float32"),
+        (lambda q, k, v: (q, k, v, MASK.float()), TypeError, "got torch.float32; an additive mask keeps where"),
         (lambda q, k, v: (q, k, v, MASK.to("meta")), ValueError, "mask on cpu"),
         (lambda q, k, v: (q, k, v, sk.BlockMask(BLOCKS, (2, 2), (4, 5))), ValueError, r"\[4, 6\], got \[4, 5\]"),
         (lambda q, k, v: (q, k[:, :4], v, MASK), ValueError, r"k with 5 columns like q, got \[6, 4\]"),
