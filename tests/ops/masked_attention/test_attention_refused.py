@@ -87,6 +87,14 @@ def test_refused_groups(of_k: int, of_v: int) -> None:
         sk.masked_attention(q, k, v, MASK, enable_gqa=True)
 
 
+def test_refused_groups_have_the_shapes_that_were_given() -> None:
+    q, k, v = torch.randn(4, 4, 5), torch.randn(2, 6, 5), torch.randn(2, 6, 7)
+    with pytest.raises(ValueError, match=r"k with 5 columns like q, got \[2, 6, 3\]"):
+        sk.masked_attention(q, k[..., :3], v, MASK, enable_gqa=True)
+    with pytest.raises(ValueError, match=r"v with 6 rows like k, got \[2, 5, 7\]"):
+        sk.masked_attention(q, k, v[:, :5], MASK, enable_gqa=True)
+
+
 @built
 def test_the_kernels_refuse_what_does_not_fit() -> None:
     q, k, v = torch.randn(2, 4, 5), torch.randn(2, 6, 5), torch.randn(2, 6, 7)
