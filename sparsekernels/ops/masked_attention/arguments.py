@@ -43,10 +43,7 @@ def check_operands(where: str, q: object, k: object, v: object) -> torch.Size:
             raise TypeError(f"{where}: expected {name} of dtype {q.dtype} like q, got {one.dtype}")
         if one.device != q.device:
             raise ValueError(f"{where}: expected {name} on {q.device} like q, got {one.device}")
-    if k.size(-1) != q.size(-1):
-        raise ValueError(f"{where}: expected k with {q.size(-1)} columns like q, got {list(k.shape)}")
-    if v.size(-2) != k.size(-2):
-        raise ValueError(f"{where}: expected v with {k.size(-2)} rows like k, got {list(v.shape)}")
+    check_sizes(where, q, k, v)
     batch = batch_of(where, q, k, v)
     shape = torch.Size((*batch, q.size(-2), k.size(-2)))
     result = (*batch, q.size(-2), v.size(-1))
@@ -55,6 +52,14 @@ def check_operands(where: str, q: object, k: object, v: object) -> torch.Size:
         if math.prod(limited) > MOST:
             raise ValueError(f"{where}: expected {name} of at most 2^31 elements, got {list(limited)}")
     return shape
+
+
+def check_sizes(where: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ValueError unless keys fit queries, and values keys."""
+    if k.size(-1) != q.size(-1):
+        raise ValueError(f"{where}: expected k with {q.size(-1)} columns like q, got {list(k.shape)}")
+    if v.size(-2) != k.size(-2):
+        raise ValueError(f"{where}: expected v with {k.size(-2)} rows like k, got {list(v.shape)}")
 
 
 def check_scale(where: str, scale: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...dispatch import is_special, is_transformed
 from ..masked_matmul.mask import Mask, bits_of, check_mask
 from . import gradients, implementations
-from .arguments import check_operands, check_scale
+from .arguments import check_operands, check_scale, check_sizes
 from .implementations import MASKED_ATTENTION
 
 __all__ = ["masked_attention"]
@@ -109,4 +109,5 @@ def _groups(where: str, q: Tensor, k: Tensor, v: Tensor) -> int:
             f"{where}: expected k and v of the same number of heads, which divides the {q.size(-3)} of q, got"
             f" {heads} and {v.size(-3)}"
         )
+    check_sizes(where, q, k, v)  # of the tensors that were given, not of those that are made of them
     return heads

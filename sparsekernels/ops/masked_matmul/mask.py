@@ -173,11 +173,9 @@ def check_mask(where: str, name: str, mask: object, shape: Sequence[int], like: 
     if isinstance(mask, Tensor):
         accepted = "torch.bool" + (f" or {like.dtype} like a" if floats else "")
         if mask.dtype != torch.bool and not (floats and mask.dtype == like.dtype):
-            hint = (
-                "; an additive mask keeps where it is 0: pass mask == 0"
-                if mask.is_floating_point() and not floats
-                else ""
-            )
+            hint = ""
+            if mask.is_floating_point() and not floats:  # an operand's are factors, those of attention are added
+                hint = "; an additive mask keeps where it is 0: pass mask == 0" if name == "mask" else "; pass it != 0"
             raise TypeError(f"{where}: expected {name} of dtype {accepted}, got {mask.dtype}{hint}")
         if mask.layout != torch.strided:
             raise TypeError(f"{where}: expected {name} of layout torch.strided, got {mask.layout}")
@@ -189,8 +187,11 @@ def check_mask(where: str, name: str, mask: object, shape: Sequence[int], like: 
             f"{where}: expected {name} to be a torch.Tensor, a BlockMask or a PreparedMask, got {type(mask).__name__}"
         )
     if not fits:
+        hint = ""
+        if not isinstance(mask, Tensor) and broadcasts(mask.shape, shape):
+            hint = f"; its last two sizes are to be {list(shape[-2:])}: expand it before it is prepared"
         raise ValueError(
-            f"{where}: expected {name} of a shape that broadcasts to {list(shape)}, got {list(mask.shape)}"
+            f"{where}: expected {name} of a shape that broadcasts to {list(shape)}, got {list(mask.shape)}{hint}"
         )
     if mask.device != like.device:
         raise ValueError(f"{where}: expected {name} on {like.device} like a, got {mask.device}")

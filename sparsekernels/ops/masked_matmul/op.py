@@ -34,7 +34,8 @@ def masked_matmul(
     A bool mask selects: what would stand outside of it is never computed, so that infinity or NaN there is 0. A
     floating mask multiplies, y = (a @ b) * mask, costs what the dense product does, and has a gradient, dy * (a @ b).
     With `a_mask`, a counts as zero outside of it, and so does its gradient; `b_mask` likewise. What stands outside is
-    not read. Where an operand is zero by its mask and the other is infinite or NaN, their product may be 0 or NaN.
+    not read. Where an operand is zero by its mask and the other is infinite or NaN, their product may be 0 or NaN; in
+    gradients dy is such an operand, by `mask`.
 
     float32, bfloat16 and float16 are summed in float32 and rounded once. Differentiable any number of times; every
     gradient is a masked product itself. The same bits for any number of threads, but where torch's dense product is

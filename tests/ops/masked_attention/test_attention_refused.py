@@ -29,7 +29,7 @@ BLOCKS = torch.ones(2, 3, dtype=torch.bool)
         ),
         (lambda q, k, v: (q, k, v, MASK[:3]), ValueError, r"mask of a shape that broadcasts to \[4, 6\], got \[3, 6\]"),
         (lambda q, k, v: (q, k, v, MASK.expand(2, 4, 6)), ValueError, r"broadcasts to \[4, 6\], got \[2, 4, 6\]"),
-        (lambda q, k, v: (q, k, v, MASK.float()), TypeError, "mask of dtype torch.bool, got torch.float32"),
+        (lambda q, k, v: (q, k, v, MASK.float()), TypeError, "got torch.float32; an additive mask keeps where"),
         (lambda q, k, v: (q, k, v, MASK.to("meta")), ValueError, "mask on cpu"),
         (lambda q, k, v: (q, k, v, sk.BlockMask(BLOCKS, (2, 2), (4, 5))), ValueError, r"\[4, 6\], got \[4, 5\]"),
         (lambda q, k, v: (q, k[:, :4], v, MASK), ValueError, r"k with 5 columns like q, got \[6, 4\]"),
@@ -85,6 +85,14 @@ def test_refused_groups(of_k: int, of_v: int) -> None:
     words = rf"k and v of the same number of heads, which divides the 3 of q, got {of_k} and {of_v}"
     with pytest.raises(ValueError, match="masked_attention: expected " + words):
         sk.masked_attention(q, k, v, MASK, enable_gqa=True)
+
+
+def test_refused_groups_have_the_shapes_that_were_given() -> None:
+    q, k, v = torch.randn(4, 4, 5), torch.randn(2, 6, 5), torch.randn(2, 6, 7)
+    with pytest.raises(ValueError, match=r"k with 5 columns like q, got \[2, 6, 3\]"):
+        sk.masked_attention(q, k[..., :3], v, MASK, enable_gqa=True)
+    with pytest.raises(ValueError, match=r"v with 6 rows like k, got \[2, 5, 7\]"):
+        sk.masked_attention(q, k, v[:, :5], MASK, enable_gqa=True)
 
 
 @built

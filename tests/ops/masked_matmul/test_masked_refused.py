@@ -28,6 +28,11 @@ MASK = torch.ones(4, 6, dtype=torch.bool)
         (lambda a, b: (a, b[:2], sk.prepare_mask(MASK)), ValueError, "b with 5 rows, as a has columns"),
         (lambda a, b: (a, b.to_sparse(), sk.prepare_mask(MASK)), TypeError, "b of layout torch.strided"),
         (lambda a, b: (a, b.to("meta"), sk.prepare_mask(MASK)), ValueError, "b on cpu like a, got meta"),
+        (
+            lambda a, b: (a, b, sk.prepare_mask(MASK[:, :1])),
+            ValueError,
+            r"broadcasts to \[4, 6\], got \[4, 1\]; its last two sizes are to be \[4, 6\]: expand it before it is prep",
+        ),
         (lambda a, b: (a, b, MASK.int()), TypeError, "mask of dtype torch.bool or torch.float32 like a, got torch.int"),
         (lambda a, b: (a, b, MASK.double()), TypeError, "got torch.float64"),
         (lambda a, b: (a, b, None), TypeError, "mask to be a torch.Tensor, a BlockMask or a PreparedMask, got None"),
@@ -55,7 +60,7 @@ def test_refused_options() -> None:
         sk.masked_matmul(a, b, MASK.expand(2, 4, 6), output="values")
     with pytest.raises(ValueError, match=r"mask of shape \[4, 6\] for output='values', got \[1, 6\]"):
         sk.masked_matmul(a, b, MASK[:1], output="values")
-    with pytest.raises(TypeError, match=r"a_mask of dtype torch.bool, got torch.float32"):
+    with pytest.raises(TypeError, match=r"a_mask of dtype torch.bool, got torch.float32; pass it != 0"):
         sk.masked_matmul(a, b, MASK, a_mask=torch.ones(4, 5))
     with pytest.raises(ValueError, match=r"b_mask of a shape that broadcasts to \[5, 6\], got \[2, 5, 6\]"):
         sk.masked_matmul(a, b, MASK, b_mask=torch.ones(2, 5, 6, dtype=torch.bool))
