@@ -80,9 +80,9 @@ class Draws(TorchDispatchMode):
     """Notes what is drawn of random numbers while it is active: in another dtype these may be others.
 
     draws: of each, the operator, the shape, and two sums by which the numbers are told from others.
-    """
 
-    supports_higher_order_operators = True
+    Higher-order operators (`torch.cond`) raise: what is drawn inside of them it would not see.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -284,3 +284,10 @@ def test_what_has_no_run_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(nn.Linear(64, 8, bias=False), x) is not None
         assert run(nn.Linear(64, 8), x) is None
     assert run(nn.Linear(64, 8, bias=False), x) is None
+
+
+def test_draws_inside_of_higher_order_operators_are_not_known() -> None:
+    """So there is no float32 run to judge by, rather than one that may have drawn other numbers."""
+    x = torch.ones(3)
+    with pytest.raises(NotImplementedError, match="cond"), Draws():
+        torch.cond(x.sum() > 0, lambda x: x + torch.rand(3), lambda x: x + 1, (x,))

@@ -5,8 +5,8 @@
 // Compiled once per instruction set; docs/masked_products.md derives it.
 //
 // The keys of a part are taken in chunks. In a chunk, rows whose masks are the same there are computed together, else
-// one by one, over a list of the keys that they keep; no other key is read. What a row comes to does not depend on the
-// rows beside it.
+// one by one, over a list of the keys that they keep; no other key is read. In float32 and float16 what a row comes to
+// does not depend on the rows beside it; on tiles of AMX the masks of a group's other heads may change its last bits.
 #pragma once
 
 #include "masked_attention/cpu/forward.h"
