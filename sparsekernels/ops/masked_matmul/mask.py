@@ -161,11 +161,16 @@ def indices_of(mask: Mask) -> Tensor:
     if isinstance(mask, Tensor):
         return mask.flatten().nonzero()[:, 0]
     (r, c), (m, n) = mask.steps, mask.shape[-2:]
-    rows, columns = mask.blocks.shape
-    places = torch.arange(m * n, device=mask.device).view(m, n)
-    padded = torch.nn.functional.pad(places, (0, columns * c - n, 0, rows * r - m), value=-1)
-    found = padded.view(rows, r, columns, c).transpose(1, 2)[mask.blocks].flatten()
-    return found[found >= 0]
+    block_rows, block_columns = mask.blocks.nonzero(as_tuple=True)
+    rows = (block_rows[:, None] * r + torch.arange(r, device=mask.device))[:, :, None]
+    columns = (block_columns[:, None] * c + torch.arange(c, device=mask.device))[:, None, :]
+    return (rows * n + columns)[(rows < m) & (columns < n)]
+
+
+def rows_of_a_block(mask: Mask) -> int:
+    """1 where a mask has elements."""
+    blocks = mask._blocks if isinstance(mask, PreparedMask) else mask
+    return blocks.steps[0] if isinstance(blocks, BlockMask) else 1
 
 
 def check_mask(where: str, name: str, mask: object, shape: Sequence[int], like: Tensor, floats: bool = False) -> None:

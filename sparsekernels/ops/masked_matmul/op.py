@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,13 @@ from ...dispatch import is_special
 from . import gradients, implementations
 from .arguments import MOST, check_operands
 from .implementations import MASKED_MATMUL
-from .mask import BlockMask, Mask, PreparedMask, bits_of, check_mask, indices_of, prepare_mask
+from .mask import BlockMask, Mask, PreparedMask, bits_of, check_mask, indices_of, prepare_mask, rows_of_a_block
 
 __all__ = ["BlockMask", "PreparedMask", "masked_matmul", "prepare_mask"]
 
 OUTPUTS = ("dense", "values")
+_MOST_OF_VALUES = 1 << 24
+"""Elements of the dense products that values are taken from: of larger ones, some rows at a time."""
 
 
 def masked_matmul(
@@ -76,18 +80,38 @@ def masked_matmul(
     is_plain = not is_special() and a.dtype in MASKED_MATMUL.dtypes
     is_differentiated = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     product = implementations.product if is_plain and not is_differentiated else gradients.masked_product
-    y = product(
-        a,
-        b,
-        None if a_mask is None else bits_of(a_mask, tuple(a.shape)),
-        None if b_mask is None else bits_of(b_mask, tuple(b.shape)),
-        None if factor is not None else bits_of(mask, shape),
-    )
-    if factor is not None:
-        y = y * factor.to(y.dtype)
-    if output == "values":
-        y = y.flatten(-2).index_select(-1, indices_of(mask if factor is None else factor != 0))
-    return y
+    a_bits = None if a_mask is None else bits_of(a_mask, tuple(a.shape))
+    b_bits = None if b_mask is None else bits_of(b_mask, tuple(b.shape))
+    bits = None if factor is not None else bits_of(mask, shape)
+
+    def product_of(*some: Tensor | None) -> Tensor:
+        x, x_bits, y_bits, y_factor = some
+        y: Tensor = product(x, b, x_bits, b_bits, y_bits)
+        return y if y_factor is None else y * y_factor.to(y.dtype)
+
+    operands = a, a_bits, bits, factor
+    if output == "dense":
+        return product_of(*operands)
+    indices = indices_of(mask if factor is None else factor != 0)
+    step = _rows_at_a_time(a, b, mask)
+    if step >= shape[0] or torch.compiler.is_compiling():
+        return product_of(*operands).flatten(-2).index_select(-1, indices)
+    count = math.ceil(shape[0] / step)
+    split = ([None] * count if one is None else one.split(step, -2) for one in operands)
+    parts, done = [], 0
+    for i, some in enumerate(zip(*split, strict=True)):
+        end = int((indices < (i + 1) * step * shape[1]).sum())
+        places = indices[done:end] - i * step * shape[1]
+        parts.append(product_of(*some).flatten(-2).index_select(-1, places))
+        done = end
+    return torch.cat(parts, -1)
+
+
+def _rows_at_a_time(a: Tensor, b: Tensor, mask: Mask) -> int:
+    """Whole rows of blocks whose dense product has up to `_MOST_OF_VALUES` elements: values need no more memory."""
+    row = b.size(-1) * math.prod(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    of_block = rows_of_a_block(mask)
+    return max(1, _MOST_OF_VALUES // max(1, row) // of_block) * of_block
 
 
 def _is_simple(a: Tensor, b: Tensor, mask: Mask) -> bool:

@@ -183,35 +183,6 @@ def in_dense(blocks: Tensor, block: tuple[int, int], shape: tuple[int, int]) -> 
     return blocks[..., rows[:, None], columns]
 
 
-def test_values_of_a_mask_are_in_the_order_of_unstructured() -> None:
-    mask = torch.rand(33, 20) < 0.3
-    pattern = sk.Unstructured.of_mask(mask)
-
-    def ours(a: Tensor, b: Tensor) -> Tensor:
-        values = sk.masked_matmul(a, b, mask, output="values")
-        assert torch.equal(pattern.with_values(values).to_dense(), sk.masked_matmul(a, b, mask))
-        assert torch.equal(values, sk.masked_matmul(a, b, sk.prepare_mask(mask), output="values"))
-        return values
-
-    assert_verified(ours, lambda a, b: expected(a, b, mask)[mask], operands(Case((33, 9), (9, 20))))
-    batched = sk.masked_matmul(torch.randn(4, 33, 9), torch.randn(9, 20), mask, output="values")
-    assert batched.shape == (4, pattern.nnz)
-    weights = torch.randn(33, 20) * mask
-    of_floats = sk.masked_matmul(torch.ones(33, 1), torch.ones(1, 20), weights, output="values")
-    assert torch.equal(of_floats, weights[weights != 0])
-
-
-def test_values_of_blocks_are_block_after_block() -> None:
-    blocks = torch.tensor([[True, False, True], [False, True, True]])
-    mask = sk.BlockMask(blocks, (2, 3), (3, 8))  # the lower blocks have one row, those on the right two columns
-    a, b = torch.arange(3.0)[:, None] * 10, torch.ones(1, 8)
-    a = torch.cat([a, torch.ones(3, 1)], 1)
-    b = torch.cat([b, torch.arange(8.0)[None]])  # element (i, j) is 10 i + j
-    wanted = [0, 1, 2, 10, 11, 12, 6, 7, 16, 17, 23, 24, 25, 26, 27]
-    for one in (mask, sk.prepare_mask(mask)):
-        assert sk.masked_matmul(a, b, one, output="values").tolist() == wanted
-
-
 def test_a_prepared_mask_is_a_copy() -> None:
     for mask in (torch.rand(8, 8) < 0.5, sk.BlockMask(torch.rand(4, 4) < 0.5, (2, 2), (8, 8))):
         prepared = sk.prepare_mask(mask)
