@@ -23,7 +23,7 @@ peers: $(STAMP)
 	$(BIN)/sparsekernels bench benchmarks/peers/networks.toml benchmarks/peers/linear.toml --quick
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What takes longer: other instruction sets, compilers, versions of torch and Python, the wheel, and the sanitizers. Each
 # leg can be run by itself: tests/legs.sh NAME...
