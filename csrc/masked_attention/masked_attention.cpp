@@ -7,14 +7,14 @@
 #include <atomic>
 
 #include "base/amx.h"
-#include "base/workspace.h"
+#include "base/parts.h"
 #include "isa/kernels.h"
 #include "masked_attention/amx.h"
 
 namespace sparsekernels {
 namespace {
 
-thread_local Workspace worker_workspace, call_workspace;
+thread_local Workspace call_workspace;
 
 constexpr int64_t kLeastRows = 256;  // of a part: each packs the keys that it needs
 // Of a member, from its first row on, what tiles of AMX compute together in a backward pass. No part divides them: what
@@ -128,27 +128,18 @@ void run_few(const AttentionBatch& batch, const Threads& threads) {
   std::vector<std::atomic<int64_t>> left(blocks.size());
   for (std::atomic<int64_t>& one : left) one = parts;
   const int64_t count = static_cast<int64_t>(blocks.size()) * parts;
-  std::atomic<int64_t> next{0};
-  threads.run(std::min(threads.count, count), [&](int64_t begin, int64_t end) {
-    const TrimWorkspace trim_own{worker_workspace};
-    WorkspaceLayout own;
-    float* workspace = nullptr;
-    own.add(&workspace, own_floats);
-    own.allocate(worker_workspace);
-    for (; begin < end; ++begin)
-      for (int64_t i = next++; i < count; i = next++) {
-        const size_t at = static_cast<size_t>(i / parts);
-        const Rows& block = blocks[at];
-        const AttentionGroup& group = batch.groups[block.group];
-        const int64_t apart = (block.end - block.begin) * stride, key = i % parts * kFewPartKeys;
-        FewPart part;
-        part.row_begin = block.begin, part.row_end = block.end;
-        part.key_begin = key, part.key_end = std::min(shape.k.rows, key + kFewPartKeys);
-        part.partial = partials + block.at + i % parts * apart;
-        const AttentionKernels& kernels = kernels_of(group);
-        kernels.few(group, part, workspace);
-        if (--left[at] == 0) kernels.merge(group, block.begin, block.end, partials + block.at, parts, apart);
-      }
+  run_parts(threads, count, own_floats, [&](int64_t i, float* workspace) {
+    const size_t at = static_cast<size_t>(i / parts);
+    const Rows& block = blocks[at];
+    const AttentionGroup& group = batch.groups[block.group];
+    const int64_t apart = (block.end - block.begin) * stride, key = i % parts * kFewPartKeys;
+    FewPart part;
+    part.row_begin = block.begin, part.row_end = block.end;
+    part.key_begin = key, part.key_end = std::min(shape.k.rows, key + kFewPartKeys);
+    part.partial = partials + block.at + i % parts * apart;
+    const AttentionKernels& kernels = kernels_of(group);
+    kernels.few(group, part, workspace);
+    if (--left[at] == 0) kernels.merge(group, block.begin, block.end, partials + block.at, parts, apart);
   });
 }
 
@@ -173,18 +164,9 @@ void run_attention(AttentionBatch& batch, AttentionPass pass, const Threads& thr
   const std::vector<Work> work = work_of(batch, backward, threads.count);
   const int64_t count = static_cast<int64_t>(work.size());
   const int64_t floats = kernels.workspace(batch.shape, backward);
-  std::atomic<int64_t> next{0};
-  threads.run(std::min(threads.count, count), [&](int64_t begin, int64_t end) {
-    const TrimWorkspace trim{worker_workspace};
-    WorkspaceLayout own;
-    float* workspace = nullptr;
-    own.add(&workspace, floats);
-    own.allocate(worker_workspace);
-    for (; begin < end; ++begin)
-      for (int64_t i = next++; i < count; i = next++) {
-        const Work& one = work[static_cast<size_t>(i)];
-        (backward ? kernels.backward : kernels.forward)(batch.groups[one.group], one.part, workspace);
-      }
+  run_parts(threads, count, floats, [&](int64_t i, float* workspace) {
+    const Work& one = work[static_cast<size_t>(i)];
+    (backward ? kernels.backward : kernels.forward)(batch.groups[one.group], one.part, workspace);
   });
 }
 

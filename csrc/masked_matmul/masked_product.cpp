@@ -9,7 +9,7 @@
 #include <unordered_map>
 
 #include "base/amx.h"
-#include "base/workspace.h"
+#include "base/parts.h"
 #include "isa/kernels.h"
 #include "masked_matmul/amx.h"
 
@@ -36,8 +36,6 @@ int64_t map_words(int64_t cols) {
 }
 
 namespace {
-
-thread_local Workspace worker_workspace;
 
 constexpr int64_t kMostDepth = 1 << 17;    // columns of a beyond which 64 packed columns of b are more than 32 MB
 constexpr int64_t kPanelFloats = 1 << 18;  // of b, packed: half of an L2 cache of 2 MB
@@ -337,18 +335,9 @@ void run_masked(const MaskedProducts& products, Way way, const Threads& threads)
   // of each part: the largest one need not be the one that needs the most
   int64_t floats = 0;
   for (const Part& one : of.parts) floats = std::max(floats, workspace_of(all->first, way, one.part));
-  std::atomic<int64_t> next{0};
-  threads.run(std::min(threads.count, parts), [&](int64_t begin, int64_t end) {
-    const TrimWorkspace trim{worker_workspace};
-    WorkspaceLayout own;
-    float* workspace = nullptr;
-    own.add(&workspace, floats);
-    own.allocate(worker_workspace);
-    for (; begin < end; ++begin)
-      for (int64_t i = next++; i < parts; i = next++) {
-        const Part& one = of.parts[static_cast<size_t>(i)];
-        run_part(product_at(*all, one.product), way, one.part, workspace);
-      }
+  run_parts(threads, parts, floats, [&](int64_t i, float* workspace) {
+    const Part& one = of.parts[static_cast<size_t>(i)];
+    run_part(product_at(*all, one.product), way, one.part, workspace);
   });
 }
 

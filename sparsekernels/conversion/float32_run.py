@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._torch import TorchDispatchMode, is_any_autocast_enabled, tree_leaves, tree_map_only
+from .._torch import is_any_autocast_enabled, tree_leaves, tree_map_only
 from .agreement import is_out_of_memory
 from .arguments import Arguments
 from .exactness import SHORT
+from .watch.watching_mode import WatchingMode
 
 _MOST_BYTES = 4 << 30
 """Of parameters and buffers, as they are, in float32, and their gradients: a larger model is not copied."""
@@ -76,7 +77,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in SHORT else tensor
 
 
-class Draws(TorchDispatchMode):
+class Draws(WatchingMode):
     """Notes what is drawn of random numbers while it is active: in another dtype these may be others.
 
     draws: of each, the operator, the shape, and two sums by which the numbers are told from others.
@@ -87,19 +88,6 @@ class Draws(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.draws: list[tuple[Any, ...]] = []
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """Compiled code runs as without it: torch.compile refuses to under other modes."""
-        return True
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._torch import FakeTensor, TorchDispatchMode, tree_leaves, written_arguments
+from ..._torch import FakeTensor, tree_leaves, written_arguments
 from ...ops.fingerprint.op import fingerprint
 from ..modules import is_ordinary
 from .copies import copy_of, is_lazy, write_back
 from .state import holders_of
+from .watching_mode import WatchingMode
 
 
 class Memory:
@@ -45,7 +46,7 @@ def _place_of(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(WatchingMode):
     """Tells of each tensor that an operator is about to write to."""
 
     supports_higher_order_operators = True
@@ -53,20 +54,6 @@ class _Mode(TorchDispatchMode):
     def __init__(self, writes: Writes) -> None:
         super().__init__()
         self._writes = writes
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """Compiled code runs as without it: torch.compile refuses to under other modes."""
-        return True
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Else the first operator imports all of torch.compile, which takes a second."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
