@@ -10,29 +10,18 @@ arguments more cost as much.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...dispatch import Call, Implementation
+from ...dispatch import Implementation
 from .._operation import Arguments, Operation, register_autocast
+from .._triton_support import supports_call
 from . import reference
 from .arguments import CAST_BEFORE, keeps_dtype, validate
-
-_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-
-
-def _triton_supports(call: Call) -> str | None:
-    if not _TRITON_INSTALLED:
-        return "the package triton is not installed"
-    if call.device.type == "cuda" or (call.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return None
-    return f"it runs on cuda, or on cpu in Triton's interpreter (TRITON_INTERPRET=1); the input is on {call.device}"
 
 
 def _triton() -> Any:
@@ -42,7 +31,7 @@ def _triton() -> Any:
 
 
 RMS_NORM = Operation(
-    "rms_norm", reference, devices=("cuda", "cpu"), others=(Implementation("triton", _triton_supports, _triton),)
+    "rms_norm", reference, devices=("cuda", "cpu"), others=(Implementation("triton", supports_call, _triton),)
 )
 compiled = RMS_NORM.compiled
 

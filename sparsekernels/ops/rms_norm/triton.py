@@ -9,8 +9,6 @@ contiguous, or if more than four dimensions remain.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._triton import device_of, multiprocessors
 from . import reference, triton_kernels
 from .arguments import CAST_BEFORE, UNIT_OFFSET
 from .triton_config import (
@@ -116,7 +115,7 @@ def _forward(
         assert space is not None
     tiling = forward_tiling(space.cols, input.element_size())
     input_strides, residual_strides, output_strides = space.strides
-    with _device_of(input):
+    with device_of(input):
         _launch(
             triton_kernels.forward_loop if tiling.looped else triton_kernels.forward_tile,
             triton.cdiv(space.rows, tiling.block_rows),
@@ -162,10 +161,10 @@ def _backward(
         space = row_space((input, grad_output, grad_sum, grad_input), normalized_shape)
         assert space is not None
     tiling = backward_tiling(space.cols, input.element_size())
-    programs = backward_programs(space.rows, tiling, _multiprocessors(input.device))
+    programs = backward_programs(space.rows, tiling, multiprocessors(input.device))
     input_strides, grad_output_strides, grad_sum_strides, grad_input_strides = space.strides
     partials = counters = None
-    with _device_of(input):
+    with device_of(input):
         if grad_weight is not None:
             groups = triton.cdiv(programs, GROUP)
             accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
@@ -220,17 +219,6 @@ def _launch(kernel: Any, programs: int, tiling: Tiling, space: RowSpace, *, inpu
         enable_fp_fusion=True,  # said, because Triton 3.10 changes the default, and with it the bits
         **arguments,
     )
-
-
-def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 8  # a small device for the interpreter, on which programs still take several tiles each
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 _counters: dict[tuple[int, int], Tensor] = {}

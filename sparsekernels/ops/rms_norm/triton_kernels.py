@@ -21,6 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._triton_numbers import narrow, widen
+
 
 @triton.jit
 def _offset(row, col, inner_sizes, strides, VEC: tl.constexpr):
@@ -33,31 +35,10 @@ def _offset(row, col, inner_sizes, strides, VEC: tl.constexpr):
     return tl.multiple_of(offset + col, (1, VEC))
 
 
-# A constant of the compiler's: nothing that it guards is in compiled code.
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _widen(x, ACC: tl.constexpr):
-    # By way of float32, from which alone the interpreter can convert bfloat16.
-    return x.to(tl.float32).to(ACC) if x.dtype == tl.bfloat16 else x.to(ACC)
-
-
-@triton.jit
-def _narrow(x, dtype: tl.constexpr):
-    if dtype == tl.bfloat16:
-        x = x.to(tl.float32)
-        if _INTERPRETED:  # it cuts off where the hardware rounds to the nearest
-            bits = x.to(tl.uint32, bitcast=True)
-            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-            x = tl.where(x == x, nearest, bits).to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
 @triton.jit
 def _scale(w, ACC: tl.constexpr, UNIT_OFFSET: tl.constexpr):
     """Elements of a weight as they are multiplied by."""
-    w = _widen(w, ACC)
+    w = widen(w, ACC)
     return 1 + w if UNIT_OFFSET else w
 
 
@@ -109,15 +90,15 @@ def forward_tile(
     if residual is not None:
         residual_offset = _offset(row, col, inner_sizes, residual_strides, INPUT_VEC)
         s = tl.load(residual + residual_offset, mask=mask, other=0.0)
-        x = _narrow(_widen(x, ACC) + _widen(s, ACC), DTYPE)
+        x = narrow(widen(x, ACC) + widen(s, ACC), DTYPE)
         tl.store(total + output_offset, x, mask=mask)
-    x = _widen(x, ACC)
+    x = widen(x, ACC)
     y = x * tl.rsqrt(_square_of_rms(tl.sum(x * x, axis=1, keep_dims=True), cols, eps))
     if CAST_BEFORE:
-        y = _widen(_narrow(y, DTYPE), ACC)
+        y = widen(narrow(y, DTYPE), ACC)
     if weight is not None:
         y *= _scale(w, ACC, UNIT_OFFSET)
-    tl.store(output + output_offset, _narrow(y, DTYPE), mask=mask)
+    tl.store(output + output_offset, narrow(y, DTYPE), mask=mask)
 
 
 @triton.jit(do_not_specialize=_FORWARD_RUNTIME)
@@ -161,9 +142,9 @@ def forward_loop(
         if residual is not None:
             residual_offset = _offset(row, col, inner_sizes, residual_strides, INPUT_VEC)
             s = tl.load(residual + residual_offset, mask=mask, other=0.0)
-            x = _narrow(_widen(x, ACC) + _widen(s, ACC), DTYPE)
+            x = narrow(widen(x, ACC) + widen(s, ACC), DTYPE)
             tl.store(total + _offset(row, col, inner_sizes, output_strides, VEC), x, mask=mask)
-        x = _widen(x, ACC)
+        x = widen(x, ACC)
         squares += x * x
     r = tl.rsqrt(_square_of_rms(tl.sum(squares, axis=1, keep_dims=True), cols, eps))
 
@@ -178,13 +159,13 @@ def forward_loop(
             source = total + output_offset
         else:
             source = input + _offset(row, col, inner_sizes, input_strides, INPUT_VEC)
-        y = _widen(tl.load(source, mask=mask, other=0.0, eviction_policy="evict_first"), ACC) * r
+        y = widen(tl.load(source, mask=mask, other=0.0, eviction_policy="evict_first"), ACC) * r
         if CAST_BEFORE:
-            y = _widen(_narrow(y, DTYPE), ACC)
+            y = widen(narrow(y, DTYPE), ACC)
         if weight is not None:
             w = tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last")
             y *= _scale(w, ACC, UNIT_OFFSET)
-        tl.store(output + output_offset, _narrow(y, DTYPE), mask=mask)
+        tl.store(output + output_offset, narrow(y, DTYPE), mask=mask)
 
 
 @triton.jit
@@ -201,7 +182,7 @@ def _sum_partials(partials, first, count, destination, cols, CHUNK: tl.constexpr
             total += tl.sum(
                 tl.load(partials + offset, mask=mask, other=0.0, cache_modifier=".cg"), axis=0, keep_dims=True
             )
-        tl.store(destination + col, _narrow(total, destination.dtype.element_ty), mask=col < cols)
+        tl.store(destination + col, narrow(total, destination.dtype.element_ty), mask=col < cols)
 
 
 @triton.jit
@@ -299,7 +280,7 @@ def backward_tile(
         next_x = tl.load(input + input_offset, mask=next_mask, other=0.0)
         next_g = tl.load(grad_output + grad_output_offset, mask=next_mask, other=0.0)
 
-        x, g = _widen(x, ACC), _widen(g, ACC)
+        x, g = widen(x, ACC), widen(g, ACC)
         d = _square_of_rms(tl.sum(x * x, axis=1, keep_dims=True), cols, eps)
         r = tl.rsqrt(d)
         if grad_weight is not None:
@@ -314,10 +295,8 @@ def backward_tile(
             c = tl.sum(a * x, axis=1, keep_dims=True) / cols
             dx = r * (a - x * (c / d))
             if grad_sum is not None:
-                dx += _widen(s, ACC)
-            tl.store(
-                grad_input + _offset(row, col, inner_sizes, grad_input_strides, VEC), _narrow(dx, DTYPE), mask=mask
-            )
+                dx += widen(s, ACC)
+            tl.store(grad_input + _offset(row, col, inner_sizes, grad_input_strides, VEC), narrow(dx, DTYPE), mask=mask)
         row, mask, x, g = next_row, next_mask, next_x, next_g
 
     if grad_weight is not None:
@@ -371,11 +350,11 @@ def backward_loop(
             col = start + lane
             mask = col < cols
             input_offset = _offset(row, col, inner_sizes, input_strides, INPUT_VEC)
-            x = _widen(tl.load(input + input_offset, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
+            x = widen(tl.load(input + input_offset, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
             squares += x * x
             if grad_input is not None:
                 g_offset = _offset(row, col, inner_sizes, grad_output_strides, INPUT_VEC)
-                a = _widen(tl.load(grad_output + g_offset, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
+                a = widen(tl.load(grad_output + g_offset, mask=mask, other=0.0, eviction_policy="evict_last"), ACC)
                 if weight is not None:
                     w = tl.load(weight + col, mask=mask, other=0.0, eviction_policy="evict_last")
                     a *= _scale(w, ACC, UNIT_OFFSET)
@@ -389,8 +368,8 @@ def backward_loop(
             mask = col < cols
             x_offset = _offset(row, col, inner_sizes, input_strides, INPUT_VEC)
             g_offset = _offset(row, col, inner_sizes, grad_output_strides, INPUT_VEC)
-            x = _widen(tl.load(input + x_offset, mask=mask, other=0.0, eviction_policy="evict_first"), ACC)
-            g = _widen(tl.load(grad_output + g_offset, mask=mask, other=0.0, eviction_policy="evict_first"), ACC)
+            x = widen(tl.load(input + x_offset, mask=mask, other=0.0, eviction_policy="evict_first"), ACC)
+            g = widen(tl.load(grad_output + g_offset, mask=mask, other=0.0, eviction_policy="evict_first"), ACC)
             if grad_weight is not None:
                 own = partials + program.to(tl.int64) * cols + col
                 so_far = tl.load(own, mask=mask & (row != program), other=0.0)
@@ -403,9 +382,9 @@ def backward_loop(
                 dx = r * (a - x * (c / d))
                 if grad_sum is not None:
                     s_offset = _offset(row, col, inner_sizes, grad_sum_strides, INPUT_VEC)
-                    dx += _widen(tl.load(grad_sum + s_offset, mask=mask, other=0.0), ACC)
+                    dx += widen(tl.load(grad_sum + s_offset, mask=mask, other=0.0), ACC)
                 dx_offset = _offset(row, col, inner_sizes, grad_input_strides, VEC)
-                tl.store(grad_input + dx_offset, _narrow(dx, DTYPE), mask=mask)
+                tl.store(grad_input + dx_offset, narrow(dx, DTYPE), mask=mask)
         if grad_weight is not None:
             tl.debug_barrier()  # a thread may read back from `partials` what another one wrote
 

@@ -8,28 +8,24 @@ architecture, which run this file (see the end).
 
 from __future__ import annotations
 
-import functools
-import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from sparsekernels.ops.rms_norm import triton as implementation  # noqa: E402
-from sparsekernels.ops.rms_norm import triton_kernels  # noqa: E402
+import triton_compiling
+from triton_compiling import ARCHITECTURES
+
+from sparsekernels.ops.rms_norm import triton as implementation
+from sparsekernels.ops.rms_norm import triton_kernels
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # compute capability, shared memory of a program
 
 
 def empty(*shape: int, dtype: torch.dtype = BF16, device: str | torch.device = "cpu") -> Tensor:
@@ -99,19 +95,11 @@ SPILLED = {
 }
 
 
-@functools.cache
-def child(architecture: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, __file__, str(architecture)]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def compiled(architecture: int) -> dict[str, dict[str, Any]]:
     """Every case of COMPILED for one architecture: what its kernel is called and takes."""
-    process = child(architecture)
-    assert process.returncode == 0, process.stderr
-    records: dict[str, dict[str, Any]] = json.loads(process.stdout.splitlines()[-1])
-    return records
+    records = triton_compiling.compiled(__file__, architecture)
+    assert all(len(launches) == 1 for launches in records.values())
+    return {case: launches[0] for case, launches in records.items()}
 
 
 by_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -169,50 +157,6 @@ def test_eps_is_passed_in_float64(architecture: int) -> None:
 # The child process
 
 
-class Driver:
-    """Stands for a GPU that is not there: what Triton asks before it compiles."""
-
-    def __init__(self, architecture: int) -> None:
-        self.architecture = architecture
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.architecture, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-class Compiling:
-    """Takes a kernel's place: a launch compiles it, and keeps the result."""
-
-    def __init__(self, kernel: Any, results: list[tuple[str, Any]]) -> None:
-        self.kernel, self.results = kernel, results
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(**arguments: Any) -> None:
-            self.results.append((self.kernel.__name__, self.kernel.warmup(grid=grid, **arguments)))
-
-        return launch
-
-
-def resources(name: str, cubin: bytes) -> dict[str, int]:
-    """What cuobjdump says of a kernel: REG a thread, STACK bytes a thread (spilled registers), and more."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    line = re.search(rf"Function {name}:\s*(.*)", text)
-    assert line is not None, text
-    return {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line[1])}
-
-
 def layouts_of_row_sums(ttgir: str) -> list[str]:
     """The layouts, written out, of the tiles that are summed along axis 1."""
     definitions = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.MULTILINE))
@@ -222,36 +166,11 @@ def layouts_of_row_sums(ttgir: str) -> list[str]:
     return [definitions[operand] for operand in operands]
 
 
-def widths_of_accesses(ptx: str) -> list[int]:
-    """Bytes of every load from and store to global memory."""
-    found = re.findall(r"(?:ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)\s", ptx)
-    return sorted(int(count or 1) * int(bits) // 8 for count, bits in found)
-
-
-def compile_all(architecture: int) -> dict[str, dict[str, Any]]:
-    triton.runtime.driver.set_active(Driver(architecture))
-    results: list[tuple[str, Any]] = []
-    for name in ("forward_tile", "forward_loop", "backward_tile", "backward_loop"):
-        setattr(triton_kernels, name, Compiling(getattr(triton_kernels, name), results))
-    records = {}
-    for case, call in COMPILED.items():
-        call()
-        kernel, result = results.pop()
-        used = resources(kernel, result.asm["cubin"])
-        eps = re.search(r"%eps: (\w+)", result.asm["ttgir"])
-        records[case] = {
-            "kernel": kernel,
-            "hash": result.hash,
-            "warps": result.metadata.num_warps,
-            "shared": result.metadata.shared,
-            "registers": used["REG"],
-            "stack": used["STACK"],
-            "accesses": widths_of_accesses(result.asm["ptx"]),
-            "row_sums": layouts_of_row_sums(result.asm["ttgir"]),
-            "eps": None if eps is None else eps[1],
-        }
-    return records
+def extra(result: Any) -> dict[str, Any]:
+    eps = re.search(r"%eps: (\w+)", result.asm["ttgir"])
+    return {"row_sums": layouts_of_row_sums(result.asm["ttgir"]), "eps": None if eps is None else eps[1]}
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_all(int(sys.argv[1]))))
+    kernels = ("forward_tile", "forward_loop", "backward_tile", "backward_loop")
+    triton_compiling.print_compiled(sys.argv, [(triton_kernels, name) for name in kernels], COMPILED, extra)
