@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,5 +27,6 @@ def multiprocessors(device: torch.device) -> int:
 
 def float32_precision(convolution: bool) -> str:
     """How tensor cores multiply float32: "tf32" where torch allows it in products of matrices, or in convolutions."""
-    backend = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    backend: Any = cudnn.conv if convolution else torch.backends.cuda.matmul
     return "tf32" if backend.fp32_precision == "tf32" else "ieee"
