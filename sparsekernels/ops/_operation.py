@@ -79,6 +79,7 @@ class Operation:
     by_table         the same functions as the table runs them, arguments checked: what torch's dispatcher calls where
                      it has no kernel
     dtypes           that the compiled kernels take; other calls are the reference's
+    cuda_dtypes      that the table's kernels for a GPU take, where these are others
     format           of the weight, for operations on a sparse one; the compiled kernels take no other, and no blocks
     """
 
@@ -90,6 +91,7 @@ class Operation:
         devices: Sequence[str] = (),
         others: Sequence[Implementation] = (),
         dtypes: tuple[torch.dtype, ...] = DTYPES,
+        cuda_dtypes: tuple[torch.dtype, ...] | None = None,
         format: str | None = None,
     ) -> None:
         """Make the table: rows for the compiled kernels of `devices`, "cuda" and "cpu", then `others`."""
@@ -103,6 +105,7 @@ class Operation:
             Implementation("reference", lambda _: None, lambda: reference),
         )
         self.dtypes = dtypes
+        self.cuda_dtypes = dtypes if cuda_dtypes is None else cuda_dtypes
         self.format = format
 
     def call_of(self, input: Tensor, weight: SparseFormat | None = None) -> Call:
@@ -126,7 +129,8 @@ class Operation:
         """
         if weight is not None and (weight.format != self.format or weight.block_size is not None):
             return select(self.implementations, self.call_of(input, weight)).kernels()
-        return self.compiled if input.dtype in self.dtypes else self.reference
+        dtypes = self.cuda_dtypes if input.is_cuda else self.dtypes
+        return self.compiled if input.dtype in dtypes else self.reference
 
     def kernels_of(self, input: Tensor, weight: SparseFormat | None = None) -> Any:
         """Where the kernels of a call are: in the backend that was asked for by name, else the automatic one.

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-r"""Convolution by a weight in blocks on kernels of its own: in bfloat16 on the CPU.
+r"""Convolution by a weight in blocks on kernels of its own: in bfloat16 on the CPU, in Triton on a GPU.
 
     F:  dx  = I(dy, v),   dv = W(dy, x),  dbias = sum of dy over images and pixels
     I:  ddy = F(u, v),    dv = W(dy, u)         for the gradient u of dx
@@ -26,19 +26,38 @@ from ..._torch import (
     dispatch_modes,
     is_jit_tracing,
 )
+from ...dispatch import Call, Implementation
 from ...formats import BlockSparse, SparseFormat
 from .._operation import Operation, Operator
+from .._triton_support import supports_product
 from ..convolution import Geometry
+from ..precision import COMPUTED_IN_FLOAT32
 from . import block_reference, reference
 from .gradients import bias_gradient, dense_weight_gradient
 from .implementations import empty_input_gradient, empty_output
 from .outside import Guard, is_recorded, recorded_values
 
+
+def _triton_supports(call: Call) -> str | None:
+    if call.dtype not in COMPUTED_IN_FLOAT32:
+        names = ", ".join(str(dtype)[6:] for dtype in COMPUTED_IN_FLOAT32)
+        return f"it takes {names}, the input is {str(call.dtype)[6:]}"
+    return supports_product(call)
+
+
+def _triton() -> Any:
+    from . import block_triton
+
+    return block_triton
+
+
 BLOCKS = Operation(
     "sparse_conv2d, sparse_linear (blocks)",
     block_reference,
     devices=("cpu",),
+    others=(Implementation("triton", _triton_supports, _triton),),
     dtypes=(torch.bfloat16,),
+    cuda_dtypes=COMPUTED_IN_FLOAT32,
     format=BlockSparse.format,
 )
 compiled = BLOCKS.compiled
@@ -50,7 +69,10 @@ _INPUT_GRADIENT = f"Tensor grad_output, Tensor weight, {_PATTERN}, int[] geometr
 _WEIGHT_GRADIENT = f"Tensor grad_output, Tensor input, {_PATTERN}, int[] geometry, SymInt count"
 
 _FEWEST_ROWS = 8
-"""Of a block. Tiles of fewer rows are nearly empty: single elements are faster."""
+"""Of a block on the CPU. Tiles of fewer rows are nearly empty: single elements are faster."""
+
+_SMALLEST = 8
+"""Of a block on a GPU, each way. Smaller ones fill tiles with zeros: the dense product is faster."""
 
 _FAST = ("amx", "avx512_bf16")
 
@@ -62,6 +84,8 @@ def _has_fast_kernels() -> bool:
 
 def has_block_kernel(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> bool:
     """Whether blocks of this size run on kernels of their own, which are faster than those of single elements."""
+    if device.type == "cuda":
+        return _has_triton_kernel(device, dtype, block)
     return device.type == "cpu" and _has_kernel(dtype, block)
 
 
@@ -69,19 +93,27 @@ def _has_kernel(dtype: torch.dtype, block: tuple[int, int]) -> bool:
     return dtype is torch.bfloat16 and block[0] >= _FEWEST_ROWS and _has_fast_kernels()
 
 
+def _has_triton_kernel(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> bool:
+    return min(block) >= _SMALLEST and _triton_supports(Call(device, dtype, BlockSparse.format, block)) is None
+
+
 def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
     """Whether a call runs here."""
-    if type(pattern) is not BlockSparse or not isinstance(input, Tensor) or not input.is_cpu:
+    if type(pattern) is not BlockSparse or not isinstance(input, Tensor):
         return False
-    if dispatch.forced not in (None, "cpu"):
+    device = input.device
+    by_triton = device.type == "cuda" or dispatch.forced == "triton"
+    if device.type not in ("cpu", "cuda") or dispatch.forced not in (None, "triton" if by_triton else "cpu"):
         return False
     if torch.compiler.is_compiling():
         if are_functorch_transforms_active():
             return False
     elif dispatch.is_transformed() or is_jit_tracing() or dispatch_modes() > 0:
         return False
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    if not _has_kernel(dtype, pattern.block_size):
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else input.dtype
+    if not (
+        _has_triton_kernel(device, dtype, pattern.block_size) if by_triton else _has_kernel(dtype, pattern.block_size)
+    ):
         return False
     if groups == 1:
         return True

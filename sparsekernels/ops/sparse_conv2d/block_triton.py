@@ -1,0 +1,412 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution by a weight in blocks in Triton. Signatures and semantics are those of `block_reference`.
+
+An implicit product of matrices over channels_last images: what is not channels_last is copied. The tiles of a pattern
+(block_tiles.py) are worked out at its first call and kept; their elements are the values, or gathered from them in
+front of each call where blocks are smaller than tiles. Sums are in float32, in an order that the pattern and the number
+of pixels fix: the same input gives the same bits.
+
+    forward          a program sums up one row of tiles for some pixels
+    input gradient   the same over the tiles of each column, for each phase of the stride: no atomics
+    weight gradient  a program sums up some tiles of a row over a part of the pixels; a second kernel adds the parts
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..._torch import outside_of_transforms
+from .._kept import Kept
+from .._triton import device_of, float32_precision, multiprocessors
+from ..convolution import LINEAR, Geometry
+from . import block_triton_kernels as kernels
+from . import reference
+from .block_reference import pattern_of
+from .block_tiles import Lists, Tiles, tiles_of
+from .block_triton_config import gradient_tiling, parts_of_positions, parts_of_sums, product_tiling
+
+_BLOCK = 1024  # elements that a program of an elementwise kernel takes
+_L2 = 24 * 2**20  # bytes of activations that programs which run at once are kept to
+
+_tiles: Kept[Tiles] = Kept()
+_places: Kept[Tensor] = Kept()
+
+
+class Pattern(NamedTuple):
+    """What the operators are called with beside tensors of numbers; channels: of a group."""
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    block: tuple[int, int]
+    rows: int
+    channels: int
+    geometry: Geometry
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.block, self.rows, self.channels, self.geometry
+
+    def flat_positions(self) -> Tensor:
+        """int64 [nnz], where in the flattened weight each value is; validates the indices."""
+        pattern = pattern_of(
+            self.crow_indices, self.col_indices, self.block, self.rows, self.channels, self.geometry, torch.float32
+        )
+        return pattern.flat_positions()
+
+    def tiles(self, itemsize: int) -> Tiles:
+        """The tiles, for elements of so many bytes. Worked out once.
+
+        Raises:
+            RuntimeError: Where they are not yet known and a CUDA graph is captured: a call before that finds them.
+            TypeError, ValueError: As `BlockSparse` does.
+        """
+
+        def make() -> Tiles:
+            self._check_not_captured()
+            with outside_of_transforms(), torch.no_grad():
+                return tiles_of(self.flat_positions(), self.rows, self.channels, self.geometry, itemsize)
+
+        return _tiles.get((self.col_indices, self.crow_indices), (self.key, itemsize), make)
+
+    def places(self, itemsize: int, weight: Tensor) -> Tensor:
+        """int32: of each element of the tiles where it is in the memory of a dense weight, -1 for none. Kept as well.
+
+        weight: contiguous, or channels_last.
+        """
+        channels_last = not weight.is_contiguous()
+
+        def make() -> Tensor:
+            tiles = self.tiles(itemsize)
+            self._check_not_captured()
+            with outside_of_transforms(), torch.no_grad():
+                flat, taps = self.flat_positions(), self.geometry.taps
+                if channels_last:
+                    output = torch.div(flat, self.channels * taps, rounding_mode="floor")
+                    channel = torch.div(flat, taps, rounding_mode="floor") % self.channels
+                    flat = (output * taps + flat % taps) * self.channels + channel
+                if tiles.place is None:
+                    return flat.int()
+                found = flat.int()[tiles.place.clamp(min=0).long()] if flat.numel() > 0 else tiles.place
+                return torch.where(tiles.place >= 0, found, -1)
+
+        return _places.get((self.col_indices, self.crow_indices), (self.key, itemsize, channels_last), make)
+
+    def _check_not_captured(self) -> None:
+        if self.crow_indices.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "sparse_conv2d: expected a call by this pattern before a CUDA graph of one is captured, got none: its"
+                " tiles are worked out at the first"
+            )
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    block: Sequence[int],
+    rows: int,
+    geometry: Sequence[int],
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor:
+    """The convolution of the padded input; plus residual, and no less than low nor more than high."""
+    g = Geometry(*geometry)
+    channels, height, width = input.shape[1:]
+    pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), rows, channels // g.groups, g)
+    tiles = pattern.tiles(input.element_size())
+    result = _empty(input, rows, *g.output_size(height, width))
+    source = _channels_last(input)
+    with device_of(input):
+        _product(
+            source,
+            _packed(weight, pattern, tiles),
+            tiles.forward,
+            result,
+            g,
+            depth=tiles.width,
+            channels=tiles.height,
+            rows_are_depth=False,
+            sizes=(tiles.sizes[1], tiles.sizes[0]),
+            rows_of_group=tiles.rows_of_group,
+            step=(g.stride_h, g.stride_w),
+            bias=None if bias is None else bias.contiguous(),
+            residual=None if residual is None else _channels_last(residual),
+            low=low,
+            high=high,
+        )
+    return result.contiguous(memory_format=reference.memory_format(reference.is_channels_last(input)))
+
+
+def input_gradient(
+    grad_output: Tensor,
+    weight: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    block: Sequence[int],
+    geometry: Sequence[int],
+    channels: int,
+    height: int,
+    width: int,
+    channels_last: bool,
+) -> Tensor:
+    """Gradient to an input [N, channels, height, width]: a product for each phase of the stride."""
+    g = Geometry(*geometry)
+    pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), grad_output.size(1), channels // g.groups, g)
+    tiles = pattern.tiles(grad_output.element_size())
+    result = _empty(grad_output, channels, height, width)
+    source = _channels_last(grad_output)
+    with device_of(grad_output):
+        packed = _packed(weight, pattern, tiles)
+        for phase, lists in enumerate(tiles.backward):
+            _product(
+                source,
+                packed,
+                lists,
+                result,
+                g,
+                depth=tiles.height,
+                channels=tiles.width,
+                rows_are_depth=True,
+                sizes=tiles.sizes,
+                rows_of_group=tiles.columns_of_group,
+                step=(1, 1),
+                into=(phase // g.stride_w, phase % g.stride_w),
+                apart=(g.stride_h, g.stride_w),
+            )
+    return result.contiguous(memory_format=reference.memory_format(channels_last))
+
+
+def weight_gradient(
+    grad_output: Tensor,
+    input: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    block: Sequence[int],
+    geometry: Sequence[int],
+    count: int,
+) -> Tensor:
+    """Gradient to the values, of which there are `count`."""
+    g = Geometry(*geometry)
+    rows, channels = grad_output.size(1), input.size(1) // g.groups
+    pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), rows, channels, g)
+    tiles = pattern.tiles(input.element_size())
+    values = input.new_empty(count)
+    batch, _, out_height, out_width = grad_output.shape
+    positions = batch * out_height * out_width
+    if positions == 0:
+        return values.zero_()
+    if count == 0:
+        return values
+    source, grad_output = _channels_last(input), _channels_last(grad_output)
+    tiling = gradient_tiling(input.element_size(), tiles.height, tiles.width)
+    units = tiles.units(tiling.tiles)
+    elements = tiles.count * tiles.height * tiles.width
+    with device_of(input):
+        steps = triton.cdiv(positions, tiling.pixels)
+        parts = parts_of_positions(units.size(0), positions, tiling.pixels, multiprocessors(input.device))
+        steps_of_part = triton.cdiv(steps, parts)
+        parts = triton.cdiv(steps, steps_of_part)
+        sums = torch.empty(parts * elements, dtype=torch.float32, device=input.device)
+        kernels.gradient[(units.size(0), parts)](
+            grad_output=grad_output,
+            source=source,
+            table=tiles.tiles,
+            units=units,
+            sums=sums,
+            positions=positions,
+            steps_of_part=steps_of_part,
+            height=input.size(2),
+            width=input.size(3),
+            channels=input.size(1),
+            depth_of_group=channels,
+            rows_of_group=tiles.rows_of_group,
+            channels_of_group=tiles.sizes[0],
+            out_channels=rows,
+            columns=out_width,
+            pixels_of_image=out_height * out_width,
+            step_y=g.stride_h,
+            step_x=g.stride_w,
+            elements=elements,
+            PIXELS=tiling.pixels,
+            HEIGHT=tiles.height,
+            WIDTH=tiles.width,
+            TILES=tiling.tiles,
+            ALIGN=_align(input.size(1), channels),
+            OUT_ALIGN=_align(rows, tiles.sizes[0]),
+            HEIGHT_FITS=tiles.sizes[0] % tiles.height == 0,
+            DEPTH_FITS=channels % tiles.width == 0,
+            ONE_TAP=_reads_its_pixel(g),
+            PRECISION=_precision(input, g),
+            num_warps=tiling.warps,
+            num_stages=tiling.stages,
+        )
+        kernels.gather_sums[(triton.cdiv(count, _BLOCK),)](
+            sums=sums,
+            element=tiles.element,
+            values=values,
+            count=count,
+            parts=parts,
+            elements=elements,
+            BLOCK=_BLOCK,
+            num_warps=4,
+        )
+    return values
+
+
+def _product(
+    source: Tensor,
+    packed: Tensor,
+    lists: Lists,
+    result: Tensor,
+    geometry: Geometry,
+    *,
+    depth: int,
+    channels: int,
+    rows_are_depth: bool,
+    sizes: tuple[int, int],
+    rows_of_group: int,
+    step: tuple[int, int],
+    into: tuple[int, int] = (0, 0),
+    apart: tuple[int, int] = (1, 1),
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Fill every `apart`-th pixel of `result` from pixel `into` on.
+
+    depth, channels: of a tile. sizes: of a group, channels of the source and of the result.
+    """
+    batch, out_channels, out_height, out_width = result.shape
+    image_rows, columns = (
+        -(-(size - first) // every) for size, first, every in zip((out_height, out_width), into, apart, strict=True)
+    )
+    positions = batch * image_rows * columns
+    if positions == 0 or out_channels == 0:
+        return
+    rows = lists.order.numel()
+    itemsize = source.element_size()
+    align = _align(source.size(1), sizes[0])
+    tiling = product_tiling(itemsize, depth, channels, positions, align * itemsize)
+    tiles_of_pixels = triton.cdiv(positions, tiling.pixels)
+    programs = tiles_of_pixels * rows
+    parts = 1
+    if apart == (1, 1):
+        entries = lists.entries.size(0)
+        parts = parts_of_sums(programs, lists.longest, entries, rows, multiprocessors(source.device))
+    sums = None
+    if parts > 1:
+        sums = torch.empty(parts * positions * out_channels, dtype=torch.float32, device=source.device)
+    last: dict[str, Any] = {
+        "bias": bias,
+        "residual": residual,
+        "result": result,
+        "low": 0.0 if low is None else low,
+        "high": 0.0 if high is None else high,
+        "out_channels": out_channels,
+        "HAS_LOW": low is not None,
+        "HAS_HIGH": high is not None,
+    }
+    kernels.product[(programs, parts)](
+        source=source,
+        tiles=packed,
+        starts=lists.starts,
+        order=lists.order,
+        entries=lists.entries,
+        sums=sums,
+        positions=positions,
+        pixels_of_group=min(tiles_of_pixels, max(1, _L2 // (tiling.pixels * source.size(1) * itemsize))),
+        height=source.size(2),
+        width=source.size(3),
+        channels=source.size(1),
+        depth_of_group=sizes[0],
+        rows=rows,
+        rows_of_group=rows_of_group,
+        channels_of_group=sizes[1],
+        columns=columns,
+        pixels_of_image=image_rows * columns,
+        step_y=step[0],
+        step_x=step[1],
+        out_height=out_height,
+        out_width=out_width,
+        out_step_y=apart[0],
+        out_step_x=apart[1],
+        out_y=into[0],
+        out_x=into[1],
+        PIXELS=tiling.pixels,
+        DEPTH=depth,
+        CHANNELS=channels,
+        ROWS_ARE_DEPTH=rows_are_depth,
+        ALIGN=align,
+        OUT_ALIGN=_align(out_channels, sizes[1]),
+        DEPTH_FITS=sizes[0] % depth == 0,
+        ONE_TAP=_reads_its_pixel(geometry),
+        PARTS=parts,
+        PRECISION=_precision(source, geometry),
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+        **last,
+    )
+    if parts > 1:
+        count = result.numel()
+        kernels.finish[(triton.cdiv(count, _BLOCK),)](
+            sums=sums, count=count, PARTS=parts, BLOCK=_BLOCK, num_warps=4, **last
+        )
+
+
+def _packed(weight: Tensor, pattern: Pattern, tiles: Tiles) -> Tensor:
+    """The elements of the tiles. weight: the values, or the dense weight."""
+    if weight.dim() == 1:
+        weight, place = weight.contiguous(), tiles.place
+        if place is None:
+            return weight
+    else:
+        if not weight.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.contiguous()
+        place = pattern.places(weight.element_size(), weight)
+    packed = weight.new_empty(place.numel())
+    if packed.numel() > 0:
+        kernels.pack[(triton.cdiv(packed.numel(), _BLOCK),)](
+            values=weight, place=place, tiles=packed, count=packed.numel(), BLOCK=_BLOCK, num_warps=4
+        )
+    return packed
+
+
+def _align(channels: int, of_group: int) -> int:
+    return math.gcd(channels, of_group, 16)
+
+
+def _reads_its_pixel(geometry: Geometry) -> bool:
+    """Whether a pixel of the result reads one of the input alone, which never lies outside."""
+    padding = geometry.pad_top, geometry.pad_bottom, geometry.pad_left, geometry.pad_right
+    return geometry.taps == 1 and not any(padding)
+
+
+def _precision(tensor: Tensor, geometry: Geometry) -> str:
+    """As torch multiplies float32: a linear layer, the 1x1 convolution of images of one pixel, as matrices."""
+    if tensor.dtype is not torch.float32:
+        return "ieee"
+    return float32_precision(convolution=geometry != LINEAR or tensor.shape[2:] != (1, 1))
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    return torch.empty(
+        (like.size(0), channels, height, width),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )

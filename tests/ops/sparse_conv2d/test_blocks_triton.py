@@ -1,0 +1,332 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels for weights in blocks: every pass by the oracle, on a GPU or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+import sparsekernels as sk
+from sparsekernels.ops.convolution import Geometry, geometry_of
+from sparsekernels.ops.sparse_conv2d import block_reference, block_triton, blocks, reference
+from sparsekernels.ops.sparse_conv2d import block_triton_config as config
+from sparsekernels.ops.sparse_conv2d.op import conv2d
+from sparsekernels.testing import assert_verified, poisoned
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where kernels are interpreted
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@dataclass(frozen=True)
+class Case:
+    """input: its shape. weight: the shape of the dense weight. density: of the mask that chooses blocks."""
+
+    name: str
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    block: tuple[int, int]
+    density: float = 0.05
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def geometry(self) -> Geometry:
+        return geometry_of(self.weight, **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **dict(self.options)})
+
+
+CASES = (
+    Case("linear", (70, 64, 1, 1), (64, 64, 1, 1), (32, 32), 0.001),
+    Case("linear, one row", (1, 160, 1, 1), (32, 160, 1, 1), (16, 16), 0.02),
+    Case("linear, 16x2", (20, 64, 1, 1), (48, 64, 1, 1), (16, 2), 0.01),
+    Case("linear, ragged", (9, 45, 1, 1), (70, 45, 1, 1), (32, 16), 0.005),
+    Case("linear, one element", (1, 1, 1, 1), (1, 1, 1, 1), (128, 128), 1.0),
+    Case("linear, full", (33, 48, 1, 1), (40, 48, 1, 1), (8, 16), 1.0),
+    Case("linear, empty", (4, 16, 1, 1), (8, 16, 1, 1), (4, 4), 0.0),
+    Case("linear, no rows", (0, 16, 1, 1), (8, 16, 1, 1), (4, 4)),
+    Case("3x3", (2, 16, 9, 7), (32, 16, 3, 3), (16, 16), 0.005, (("padding", 1),)),
+    Case("3x3, stride 2, ragged", (3, 11, 6, 7), (21, 11, 3, 3), (8, 4), 0.02, (("padding", 1), ("stride", 2))),
+    Case("1x1, stride 2", (2, 20, 5, 6), (16, 20, 1, 1), (16, 20), 1.0, (("stride", 2),)),
+    Case("1x1, stride 3, padding", (2, 8, 3, 3), (16, 8, 1, 1), (8, 8), 0.05, (("stride", 3), ("padding", 2))),
+    Case("24x40", (1, 50, 4, 4), (30, 50, 1, 1), (24, 40), 0.001),
+    Case("groups", (2, 12, 5, 5), (18, 4, 3, 2), (4, 3), 0.05, (("groups", 3), ("padding", (1, 0)))),
+    Case("groups of whole tiles", (1, 64, 4, 4), (64, 32, 1, 1), (32, 16), 0.01, (("groups", 2),)),
+    Case("depthwise", (2, 6, 5, 5), (6, 1, 3, 3), (4, 2), 0.1, (("groups", 6), ("padding", "same"))),
+    Case("dilation", (2, 8, 9, 9), (8, 8, 2, 3), (4, 1), 0.1, (("dilation", (2, 1)), ("stride", (3, 2)))),
+)
+by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def tensors_of(case: Case, dtype: torch.dtype) -> tuple[sk.BlockSparse, list[Tensor]]:
+    """A pattern, and input, values and bias that require gradients."""
+    weight, mask = torch.randn(case.weight).to(DEVICE, dtype), torch.rand(case.weight) < case.density
+    pattern = sk.BlockSparse.from_dense(weight, mask.to(DEVICE), block=case.block)
+    x, bias = torch.randn(case.input).to(DEVICE, dtype), torch.randn(case.weight[0]).to(DEVICE, dtype)
+    return pattern, [one.clone().requires_grad_() for one in (x, pattern.values, bias)]
+
+
+def on_triton(case: Case, pattern: sk.BlockSparse) -> Any:
+    """The operation on the kernels, differentiable by them, whether or not calls of this block would take them."""
+    call = pattern.crow_indices, pattern.col_indices, list(case.block), case.weight[0], case.geometry
+    return lambda x, v, bias: blocks.block_conv2d.on(block_triton, x, v, bias, *call)
+
+
+def definition(case: Case, pattern: sk.BlockSparse) -> Any:
+    def run(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return reference.dense_forward(x, pattern.with_values(values).to_dense(), bias, case.geometry)
+
+    return run
+
+
+@by_case
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+def test_results_and_gradients(case: Case, dtype: torch.dtype) -> None:
+    pattern, tensors = tensors_of(case, dtype)
+    with poisoned():
+        assert_verified(on_triton(case, pattern), definition(case, pattern), tensors)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[9], CASES[13]], ids=lambda case: case.name)
+def test_second_derivatives(case: Case) -> None:
+    pattern, tensors = tensors_of(case, FP32)
+
+    def both(of: Any) -> Any:
+        def run(x: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+            y = of(x, values, values.new_zeros(case.weight[0]))
+            seed = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view_as(y)
+            return torch.autograd.grad(y, [x, values], seed * y.detach(), create_graph=True)
+
+        return run
+
+    assert_verified(both(on_triton(case, pattern)), both(definition(case, pattern)), tensors[:2])
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("dense", [False, True], ids=["values", "dense weight"])
+@pytest.mark.parametrize("case", [CASES[1], CASES[9]], ids=lambda case: case.name)
+def test_residual_and_limits(case: Case, dtype: torch.dtype, dense: bool) -> None:
+    pattern, (x, values, bias) = tensors_of(case, dtype)
+    weight = pattern.with_values(values).to_dense() if dense else values
+    call = pattern.crow_indices, pattern.col_indices, list(case.block), case.weight[0], case.geometry
+    residual = torch.randn_like(block_reference.forward(x, weight, bias, *call))
+
+    def run(kernels: Any) -> Any:
+        return lambda x, w, b, r: kernels.forward(x, w, b, *call, r, -0.75, 0.5)
+
+    with torch.no_grad():
+        given = [one.detach() for one in (x, weight, bias, residual)]
+        assert_verified(run(block_triton), run(block_reference), given, gradients=False)
+        given[0][0, :, 0, 0] = float("nan")
+        assert run(block_triton)(*given).isnan().equal(run(block_reference)(*given).isnan())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_results_lie_in_memory_as_inputs_do(channels_last: bool) -> None:
+    case = CASES[8]
+    pattern, (x, values, bias) = tensors_of(case, FP32)
+    format = reference.memory_format(channels_last)
+    x = x.detach().contiguous(memory_format=format).requires_grad_()
+    y = on_triton(case, pattern)(x, values, bias)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert y.is_contiguous(memory_format=format)
+    assert dx.is_contiguous(memory_format=format)
+
+
+@pytest.mark.parametrize("block", [(16, 16), (8, 32)])
+def test_public_functions_take_the_kernels(block: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[str] = []
+    for name in ("forward", "input_gradient", "weight_gradient"):
+        kernel = getattr(block_triton, name)
+        monkeypatch.setattr(
+            block_triton, name, lambda *given, _of=kernel, _name=name: (passes.append(_name), _of(*given))[1]
+        )
+    linear = sk.BlockSparse.from_dense(torch.randn(32, 64).to(DEVICE), block=block, sparsity=0.5)
+    image = sk.BlockSparse.from_dense(torch.randn(32, 16, 3, 3).to(DEVICE), block=block, sparsity=0.5)
+    for given, run in (
+        ((3, 64), lambda x: sk.sparse_linear(x, linear)),
+        ((2, 16, 5, 5), lambda x: sk.sparse_conv2d(x, image, padding=1)),
+    ):
+        x = torch.randn(given, device=DEVICE, requires_grad=True)
+        passes.clear()
+        with sk.use_backend("triton"):
+            run(x).sum().backward()
+        assert passes == ["forward", "input_gradient"]
+    dense = torch.randn(32, 64, device=DEVICE, requires_grad=True)
+    with sk.use_backend("triton"):
+        passes.clear()
+        sk.sparse_linear(x.new_ones(3, 64), linear.with_values(linear.values_of(dense))).sum().backward()
+    assert passes == ["forward", "weight_gradient"]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter is for the CPU")
+def test_the_interpreter_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = sk.BlockSparse.from_dense(torch.randn(32, 32), block=(16, 16), sparsity=0.5)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with sk.use_backend("triton"), pytest.raises(sk.BackendError, match="triton"):
+        sk.sparse_linear(torch.randn(3, 32), pattern)
+
+
+def test_float64_is_the_references() -> None:
+    x = torch.randn(3, 32, device=DEVICE, dtype=torch.float64)
+    pattern = sk.BlockSparse.from_dense(torch.randn(32, 32).double().to(DEVICE), block=(16, 16), sparsity=0.5)
+    with sk.use_backend("triton"), pytest.raises(sk.BackendError, match=r"float64|triton"):
+        sk.sparse_linear(x, pattern)
+
+
+def test_the_same_bits_and_parts_of_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's bits do not change from run to run; its sum may be cut into parts, which changes the last bits alone."""
+    case = Case("few rows", (3, 256, 1, 1), (32, 256, 1, 1), (16, 16), 1.0)
+    pattern, tensors = tensors_of(case, BF16)
+    run = on_triton(case, pattern)
+    results = {}
+    for parts in (1, 2, 3, 7, 16):
+        monkeypatch.setattr(block_triton, "parts_of_sums", lambda *_, _parts=parts: _parts)
+        with torch.no_grad():
+            results[parts] = run(*tensors)
+            assert torch.equal(run(*tensors), results[parts])
+        assert_verified(run, definition(case, pattern), tensors, gradients=False)
+
+
+def test_groups_of_pixels_cover_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("many pixels", (1, 16, 30, 20), (32, 16, 1, 1), (16, 16), 1.0)
+    pattern, tensors = tensors_of(case, FP32)
+    tensors = [one.detach() for one in tensors]
+    monkeypatch.setattr(block_triton, "_L2", 1)
+    one = on_triton(case, pattern)(*tensors)
+    monkeypatch.setattr(block_triton, "_L2", 64 * 16 * 4 * 3)
+    assert torch.equal(on_triton(case, pattern)(*tensors), one)
+    assert_verified(on_triton(case, pattern), definition(case, pattern), tensors, gradients=False)
+
+
+def test_parts_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("many pixels", (2, 16, 9, 10), (16, 16, 2, 2), (16, 16), 0.002, (("padding", 1),))
+    pattern, (x, values, bias) = tensors_of(case, FP32)
+    for parts in (1, 2, 3, 100):
+        monkeypatch.setattr(block_triton, "parts_of_positions", lambda *_, _parts=parts: _parts)
+        given = [x.detach(), values, bias.detach()]
+        assert_verified(on_triton(case, pattern), definition(case, pattern), given)
+
+
+def test_what_no_tile_reads_does_not_count() -> None:
+    """Tiles that are blocks read what blocks read: an infinity elsewhere reaches nothing."""
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[:32, :32] = True
+    pattern = sk.BlockSparse.from_dense(torch.randn(64, 64).to(DEVICE), mask.to(DEVICE), block=(32, 32))
+    x = torch.randn(5, 64, device=DEVICE)
+    x[:, 32:] = float("nan")
+    x[2, 3] = float("inf")
+    with sk.use_backend("triton"):
+        y = sk.sparse_linear(x, pattern)
+    assert y[2].isinf()[:32].all()
+    finite = torch.ones(5, 64, dtype=torch.bool, device=DEVICE)
+    finite[2, :32] = False
+    assert y.isfinite().equal(finite)
+
+
+# Tiles are kept
+
+
+def made(pattern: sk.BlockSparse) -> block_triton.Pattern:
+    (rows, channels), geometry = pattern.shape, geometry_of((32, 32, 1, 1), 1, 0, 1, 1)
+    return block_triton.Pattern(pattern.crow_indices, pattern.col_indices, pattern.block_size, rows, channels, geometry)
+
+
+def test_tiles_are_worked_out_once_and_go_with_the_pattern() -> None:
+    weight = torch.randn(32, 32, 1, 1).to(DEVICE)
+    pattern = sk.BlockSparse.from_dense(weight[..., 0, 0], block=(16, 16), sparsity=0.5)
+    before = len(block_triton._tiles._of), len(block_triton._places._of)
+    first = made(pattern).tiles(4)
+    assert made(pattern).tiles(4) is first
+    assert made(pattern).tiles(2) is not first
+    assert made(pattern).places(4, weight) is made(pattern).places(4, weight)
+    assert (len(block_triton._tiles._of), len(block_triton._places._of)) == (before[0] + 1, before[1] + 1)
+    del pattern, first
+    gc.collect()
+    assert (len(block_triton._tiles._of), len(block_triton._places._of)) == before
+
+
+def test_indices_that_are_written_to_are_read_again() -> None:
+    crow = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
+    col = torch.tensor([0], dtype=torch.int32, device=DEVICE)
+    pattern = block_triton.Pattern(crow, col, (16, 16), 16, 32, geometry_of((16, 32, 1, 1), 1, 0, 1, 1))
+    first = pattern.tiles(4)
+    col.fill_(1)
+    second = pattern.tiles(4)
+    assert (int(first.column[0]) * first.width, int(second.column[0]) * second.width) == (0, 16)
+    assert len(block_triton._tiles._of[col]) == 1
+
+
+def test_bad_indices_raise_before_a_kernel_sees_them() -> None:
+    crow = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
+    col = torch.tensor([7], dtype=torch.int32, device=DEVICE)
+    x, values = torch.zeros(3, 32, 1, 1, device=DEVICE), torch.zeros(256, device=DEVICE)
+    with pytest.raises(ValueError, match="col_indices"):
+        block_triton.forward(x, values, None, crow, col, [16, 16], 16, geometry_of((16, 32, 1, 1), 1, 0, 1, 1))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_dense_weight_is_read_where_it_lies(channels_last: bool) -> None:
+    case = Case("3x3", (2, 16, 5, 4), (32, 16, 3, 3), (16, 8), 0.005, (("padding", 1),))
+    pattern, (x, values, bias) = tensors_of(case, FP32)
+    dense = pattern.with_values(values).to_dense().detach()
+    dense = dense.contiguous(memory_format=reference.memory_format(channels_last))
+    with torch.no_grad():
+        run = on_triton(case, pattern)
+        assert torch.equal(run(x, dense, bias), run(x, values, bias))
+        # what is stored elsewhere does not count
+        noisy = torch.where(pattern.mask, dense, 7.0).contiguous(memory_format=reference.memory_format(channels_last))
+        assert torch.equal(run(x, noisy, bias), run(x, values, bias))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="for the interpreter, which captures nothing")
+def test_the_check_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnCuda:
+        """Says that it is on a GPU, where a graph is captured."""
+
+        is_cuda = True
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(block_triton, "_tiles", type("None", (), {"get": lambda self, _, __, make: make()})())
+    pattern = made(sk.BlockSparse.from_dense(torch.randn(32, 32), block=(16, 16), sparsity=0.5))
+    with pytest.raises(RuntimeError, match="expected a call by this pattern before a CUDA graph"):
+        pattern._replace(crow_indices=OnCuda()).tiles(4)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+def test_graphs_are_captured_after_a_call() -> None:
+    pattern = sk.BlockSparse.from_dense(torch.randn(32, 32, device=DEVICE), block=(16, 16), sparsity=0.5)
+    x = torch.randn(8, 32, device=DEVICE)
+    with pytest.raises(RuntimeError, match="before a CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        sk.sparse_linear(x, pattern)
+    eager = sk.sparse_linear(x, pattern)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = sk.sparse_linear(x, pattern)
+    graph.replay()
+    assert torch.equal(y, eager)
+
+
+def test_blocks_that_kernels_take() -> None:
+    for block, dtype, taken in (((8, 8), BF16, True), ((32, 4), BF16, False), ((16, 16), torch.float64, False)):
+        pattern = sk.BlockSparse.full((32, 32), dtype, torch.device(DEVICE), block=block)
+        with sk.use_backend("triton"):
+            assert blocks.serves(pattern, torch.zeros(2, 32, dtype=dtype, device=DEVICE), 1) == taken
+    with contextlib.suppress(sk.BackendError), sk.use_backend("reference"):
+        assert not blocks.serves(pattern, torch.zeros(2, 32, device=DEVICE), 1)
+
+
+def test_one_pixel_has_a_tile_of_its_own() -> None:
+    assert config.product_tiling(2, 16, 16, 1).pixels == 16
+
+
+def test_more_dimensions_are_refused_in_words() -> None:
+    pattern = sk.BlockSparse.from_dense(torch.randn(32, 32, 1, 1).to(DEVICE), block=(16, 16), sparsity=0.5)
+    with sk.use_backend("triton"), pytest.raises(ValueError, match="expected input"):
+        conv2d(torch.zeros(1, 31, 4, 4, device=DEVICE), pattern, None, None, 1, 0, 1, 1)
