@@ -16,94 +16,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ..._torch import outside_of_transforms
-from .._kept import Kept
 from .._triton import device_of, float32_precision, multiprocessors
 from ..convolution import LINEAR, Geometry
 from . import block_triton_kernels as kernels
 from . import reference
-from .block_reference import pattern_of
-from .block_tiles import Lists, Tiles, tiles_of
+from .block_pattern import Pattern
+from .block_tiles import Lists, Tiles
 from .block_triton_config import gradient_tiling, parts_of_positions, parts_of_sums, product_tiling
 
 _BLOCK = 1024  # elements that a program of an elementwise kernel takes
 _L2 = 24 * 2**20  # bytes of activations that programs which run at once are kept to
-
-_tiles: Kept[Tiles] = Kept()
-_places: Kept[Tensor] = Kept()
-
-
-class Pattern(NamedTuple):
-    """What the operators are called with beside tensors of numbers; channels: of a group."""
-
-    crow_indices: Tensor
-    col_indices: Tensor
-    block: tuple[int, int]
-    rows: int
-    channels: int
-    geometry: Geometry
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.block, self.rows, self.channels, self.geometry
-
-    def flat_positions(self) -> Tensor:
-        """int64 [nnz], where in the flattened weight each value is; validates the indices."""
-        pattern = pattern_of(
-            self.crow_indices, self.col_indices, self.block, self.rows, self.channels, self.geometry, torch.float32
-        )
-        return pattern.flat_positions()
-
-    def tiles(self, itemsize: int) -> Tiles:
-        """The tiles, for elements of so many bytes. Worked out once.
-
-        Raises:
-            RuntimeError: Where they are not yet known and a CUDA graph is captured: a call before that finds them.
-            TypeError, ValueError: As `BlockSparse` does.
-        """
-
-        def make() -> Tiles:
-            self._check_not_captured()
-            with outside_of_transforms(), torch.no_grad():
-                return tiles_of(self.flat_positions(), self.rows, self.channels, self.geometry, itemsize)
-
-        return _tiles.get((self.col_indices, self.crow_indices), (self.key, itemsize), make)
-
-    def places(self, itemsize: int, weight: Tensor) -> Tensor:
-        """int32: of each element of the tiles where it is in the memory of a dense weight, -1 for none. Kept as well.
-
-        weight: contiguous, or channels_last.
-        """
-        channels_last = not weight.is_contiguous()
-
-        def make() -> Tensor:
-            tiles = self.tiles(itemsize)
-            self._check_not_captured()
-            with outside_of_transforms(), torch.no_grad():
-                flat, taps = self.flat_positions(), self.geometry.taps
-                if channels_last:
-                    output = torch.div(flat, self.channels * taps, rounding_mode="floor")
-                    channel = torch.div(flat, taps, rounding_mode="floor") % self.channels
-                    flat = (output * taps + flat % taps) * self.channels + channel
-                if tiles.place is None:
-                    return flat.int()
-                found = flat.int()[tiles.place.clamp(min=0).long()] if flat.numel() > 0 else tiles.place
-                return torch.where(tiles.place >= 0, found, -1)
-
-        return _places.get((self.col_indices, self.crow_indices), (self.key, itemsize, channels_last), make)
-
-    def _check_not_captured(self) -> None:
-        if self.crow_indices.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "sparse_conv2d: expected a call by this pattern before a CUDA graph of one is captured, got none: its"
-                " tiles are worked out at the first"
-            )
 
 
 def forward(

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 import sparsekernels as sk
 from sparsekernels.ops.convolution import Geometry, geometry_of
-from sparsekernels.ops.sparse_conv2d import block_reference, block_triton, blocks, reference
+from sparsekernels.ops.sparse_conv2d import block_pattern, block_reference, block_triton, blocks, reference
 from sparsekernels.ops.sparse_conv2d import block_triton_config as config
 from sparsekernels.ops.sparse_conv2d.op import conv2d
 from sparsekernels.testing import assert_verified, poisoned
@@ -233,34 +233,36 @@ def test_what_no_tile_reads_does_not_count() -> None:
 # Tiles are kept
 
 
-def made(pattern: sk.BlockSparse) -> block_triton.Pattern:
+def made(pattern: sk.BlockSparse) -> block_pattern.Pattern:
     (rows, channels), geometry = pattern.shape, geometry_of((32, 32, 1, 1), 1, 0, 1, 1)
-    return block_triton.Pattern(pattern.crow_indices, pattern.col_indices, pattern.block_size, rows, channels, geometry)
+    return block_pattern.Pattern(
+        pattern.crow_indices, pattern.col_indices, pattern.block_size, rows, channels, geometry
+    )
 
 
 def test_tiles_are_worked_out_once_and_go_with_the_pattern() -> None:
     weight = torch.randn(32, 32, 1, 1).to(DEVICE)
     pattern = sk.BlockSparse.from_dense(weight[..., 0, 0], block=(16, 16), sparsity=0.5)
-    before = len(block_triton._tiles._of), len(block_triton._places._of)
+    before = len(block_pattern._tiles._of), len(block_pattern._places._of)
     first = made(pattern).tiles(4)
     assert made(pattern).tiles(4) is first
     assert made(pattern).tiles(2) is not first
     assert made(pattern).places(4, weight) is made(pattern).places(4, weight)
-    assert (len(block_triton._tiles._of), len(block_triton._places._of)) == (before[0] + 1, before[1] + 1)
+    assert (len(block_pattern._tiles._of), len(block_pattern._places._of)) == (before[0] + 1, before[1] + 1)
     del pattern, first
     gc.collect()
-    assert (len(block_triton._tiles._of), len(block_triton._places._of)) == before
+    assert (len(block_pattern._tiles._of), len(block_pattern._places._of)) == before
 
 
 def test_indices_that_are_written_to_are_read_again() -> None:
     crow = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
     col = torch.tensor([0], dtype=torch.int32, device=DEVICE)
-    pattern = block_triton.Pattern(crow, col, (16, 16), 16, 32, geometry_of((16, 32, 1, 1), 1, 0, 1, 1))
+    pattern = block_pattern.Pattern(crow, col, (16, 16), 16, 32, geometry_of((16, 32, 1, 1), 1, 0, 1, 1))
     first = pattern.tiles(4)
     col.fill_(1)
     second = pattern.tiles(4)
     assert (int(first.column[0]) * first.width, int(second.column[0]) * second.width) == (0, 16)
-    assert len(block_triton._tiles._of[col]) == 1
+    assert len(block_pattern._tiles._of[col]) == 1
 
 
 def test_bad_indices_raise_before_a_kernel_sees_them() -> None:
@@ -293,7 +295,7 @@ def test_the_check_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
         is_cuda = True
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(block_triton, "_tiles", type("None", (), {"get": lambda self, _, __, make: make()})())
+    monkeypatch.setattr(block_pattern, "_tiles", type("None", (), {"get": lambda self, _, __, make: make()})())
     pattern = made(sk.BlockSparse.from_dense(torch.randn(32, 32), block=(16, 16), sparsity=0.5))
     with pytest.raises(RuntimeError, match="expected a call by this pattern before a CUDA graph"):
         pattern._replace(crow_indices=OnCuda()).tiles(4)  # type: ignore[arg-type]
