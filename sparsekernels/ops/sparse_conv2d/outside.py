@@ -5,7 +5,8 @@
 A parameter's version tells of most writes, but not of those through `data`, numpy or shared memory, so the weight is
 read. All of it: where it is small or the call long, and where version or address are others than when all of it was
 read last. Else a part, every n-th word of 64 elements, another one in each call: what writes to all of a weight shows
-at once, what writes to a few elements within n calls. csrc/sparse_conv2d/outside.cpp has the sizes.
+at once, what writes to a few elements within n calls. csrc/sparse_conv2d/outside.cpp has the sizes. On a GPU calls do
+not wait for that: looks.py.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ...checks import DTYPES
 from ...formats import SparseFormat
 from .._operation import Operator, without_gradients
 from .implementations import SPARSE_CONV2D
+from .looks import Looks
 
 _make = SPARSE_CONV2D.define("_sparse_conv2d_guard(Tensor mask) -> Tensor")
 _COUNT = "_nonzeros_outside(Tensor weight, Tensor guard, int version, float multiply_adds) -> int"
@@ -73,11 +75,12 @@ class Guard:
     warned  whether the layer has said so
     """
 
-    __slots__ = ("_kept", "_last", "found", "warned")
+    __slots__ = ("_kept", "_last", "_looks", "found", "warned")
 
     def __init__(self) -> None:
         self._kept: tuple[Places | None, Tensor | None] = None, None
         self._last: dict[str, Any] | None = None
+        self._looks = Looks()
         self.found = self.warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
@@ -96,7 +99,7 @@ class Guard:
 
     def forget(self) -> None:
         """The places are others: keep nothing of these."""
-        self._kept, self.found = (None, None), False
+        self._kept, self._looks, self.found = (None, None), Looks(), False
 
     def ready(self, places: Places, weight: Tensor) -> tuple[Tensor, int]:
         """What the compiled call that looks for itself takes: the words, and the version of the weight.
@@ -115,10 +118,11 @@ class Guard:
         """The call that was `ready` raised, perhaps before it looked."""
         self._last = None
 
-    def outside(self, places: Places, weight: Tensor, multiply_adds: float = math.inf) -> int:
+    def outside(self, places: Places, weight: Tensor, multiply_adds: float = math.inf, waits: bool = True) -> int:
         """How many nonzeros were found outside; negative where the weight cannot be compared with its places.
 
         multiply_adds: of the call that this is for; a short one reads a part.
+        waits: for a GPU; if not, as `Looks` says.
         """
         if type(weight) not in _PLAIN or weight.shape != places.shape or weight.layout is not torch.strided:
             return -1
@@ -137,6 +141,10 @@ class Guard:
             return 0
         elif _library.cpu is not None and weight.is_cpu and weight.dtype in DTYPES:
             return self._counted(self.words(places), weight, multiply_adds)
+        elif weight.is_cuda and not waits:
+            same, self._last = self._last is weight.__dict__, weight.__dict__
+            trained = torch.is_grad_enabled() and weight.requires_grad
+            return self._looks.outside(places, weight, same, version_of(weight), trained)
         return int(((weight.detach() != 0) & ~places.mask).sum())
 
     def _version_of(self, weight: Tensor) -> int:
@@ -153,7 +161,7 @@ class Guard:
 
     def check(self, places: Places, weight: Tensor, multiply_adds: float = math.inf) -> None:
         """Raise `Outside` where the whole weight is to be used."""
-        if self.outside(places, weight, multiply_adds):
+        if self.outside(places, weight, multiply_adds, waits=False):
             raise Outside
 
     def values(self, pattern: Any, weight: Any, multiply_adds: float = math.inf) -> Any:

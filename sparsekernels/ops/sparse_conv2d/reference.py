@@ -70,8 +70,12 @@ def used_weight(weight: Tensor, flat_indices: Tensor) -> Tensor:
 
 
 def values(weight: Tensor, flat_indices: Tensor) -> Tensor:
-    """The elements at these places. Raises ValueError for a weight that is not zero elsewhere."""
+    """The elements at these places. Raises ValueError for a weight that is not zero elsewhere; on a GPU, which nobody is
+    to wait for, they are all NaN then.
+    """
     found = weight.flatten().index_select(0, flat_indices)
+    if weight.is_cuda:
+        return torch.where(weight.count_nonzero() == found.count_nonzero(), found, float("nan"))
     if int(weight.count_nonzero()) != int(found.count_nonzero()):
         raise ValueError(
             "sparse_conv2d: expected weight that is zero outside of its pattern in compiled code, got nonzeros;"
