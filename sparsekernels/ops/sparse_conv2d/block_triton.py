@@ -31,6 +31,7 @@ from .block_tiles import Lists, Tiles
 from .block_triton_config import gradient_tiling, parts_of_positions, parts_of_sums, product_tiling
 
 _BLOCK = 1024  # elements that a program of an elementwise kernel takes
+_MOST_POSITIONS = 2**31 - 2**10  # counted in 32 bits
 _L2 = 24 * 2**20  # bytes of activations that programs which run at once are kept to
 
 
@@ -131,6 +132,7 @@ def weight_gradient(
     values = input.new_empty(count)
     batch, _, out_height, out_width = grad_output.shape
     positions = batch * out_height * out_width
+    _check_positions(positions)
     if positions == 0:
         return values.zero_()
     if count == 0:
@@ -220,6 +222,7 @@ def _product(
         -(-(size - first) // every) for size, first, every in zip((out_height, out_width), into, apart, strict=True)
     )
     positions = batch * image_rows * columns
+    _check_positions(positions)
     if positions == 0 or out_channels == 0:
         return
     rows = lists.order.numel()
@@ -242,6 +245,7 @@ def _product(
         "low": 0.0 if low is None else low,
         "high": 0.0 if high is None else high,
         "out_channels": out_channels,
+        "parts": parts,
         "HAS_LOW": low is not None,
         "HAS_HIGH": high is not None,
     }
@@ -279,7 +283,7 @@ def _product(
         OUT_ALIGN=_align(out_channels, sizes[1]),
         DEPTH_FITS=sizes[0] % depth == 0,
         ONE_TAP=_reads_its_pixel(geometry),
-        PARTS=parts,
+        IN_PARTS=parts > 1,
         PRECISION=_precision(source, geometry),
         num_warps=tiling.warps,
         num_stages=tiling.stages,
@@ -287,9 +291,7 @@ def _product(
     )
     if parts > 1:
         count = result.numel()
-        kernels.finish[(triton.cdiv(count, _BLOCK),)](
-            sums=sums, count=count, PARTS=parts, BLOCK=_BLOCK, num_warps=4, **last
-        )
+        kernels.finish[(triton.cdiv(count, _BLOCK),)](sums=sums, count=count, BLOCK=_BLOCK, num_warps=4, **last)
 
 
 def _packed(weight: Tensor, pattern: Pattern, tiles: Tiles) -> Tensor:
@@ -308,6 +310,11 @@ def _packed(weight: Tensor, pattern: Pattern, tiles: Tiles) -> Tensor:
             values=weight, place=place, tiles=packed, count=packed.numel(), BLOCK=_BLOCK, num_warps=4
         )
     return packed
+
+
+def _check_positions(positions: int) -> None:
+    if positions > _MOST_POSITIONS:
+        raise ValueError(f"sparse_conv2d: expected at most {_MOST_POSITIONS} pixels or rows on a GPU, got {positions}")
 
 
 def _align(channels: int, of_group: int) -> int:

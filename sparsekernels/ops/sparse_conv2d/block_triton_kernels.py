@@ -20,7 +20,7 @@ from .._triton_numbers import multiply_add, narrow
 @triton.jit
 def pack(values, place, tiles, count, BLOCK: tl.constexpr):
     """tiles[i] = values[place[i]], zero where that is negative."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = tl.load(place + i, mask=i < count, other=-1)
     tl.store(tiles + i, tl.load(values + at, mask=at >= 0, other=0.0), mask=i < count)
 
@@ -58,6 +58,7 @@ def product(
     out_step_x,
     out_y,
     out_x,
+    parts,
     PIXELS: tl.constexpr,
     DEPTH: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -66,7 +67,7 @@ def product(
     OUT_ALIGN: tl.constexpr,
     DEPTH_FITS: tl.constexpr,
     ONE_TAP: tl.constexpr,
-    PARTS: tl.constexpr,
+    IN_PARTS: tl.constexpr,
     HAS_LOW: tl.constexpr,
     HAS_HIGH: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -76,8 +77,8 @@ def product(
     Result pixel (i, j) of an image reads source pixels (i * step_y + y, j * step_x + x) of its entries, zero outside
     of height x width, and is written to pixel (out_y + i * out_step_y, out_x + j * out_step_x). There are `columns` j
     and `pixels_of_image` (i, j). A tile is [DEPTH, CHANNELS] in memory if ROWS_ARE_DEPTH, else [CHANNELS, DEPTH].
-    Programs are ordered by groups of pixels whose sources fit L2, in these by rows, the longest first. With PARTS > 1
-    the second program index is a part of the row's entries, and float32 sums go to sums [PARTS, positions, channels].
+    Programs are ordered by groups of pixels whose sources fit L2, in these by rows, the longest first. IN_PARTS, the
+    second program index is a part of the row's entries, and float32 sums go to sums [parts, positions, channels].
     """
     channels, depth_of_group = channels // ALIGN * ALIGN, depth_of_group // ALIGN * ALIGN
     out_channels = out_channels // OUT_ALIGN * OUT_ALIGN
@@ -107,11 +108,11 @@ def product(
         in_tile = depth[:, None] + channel[None, :] * DEPTH
 
     begin, end = tl.load(starts + row), tl.load(starts + row + 1)
-    if PARTS > 1:
+    if IN_PARTS:
         part = tl.program_id(1)
         count = end - begin
-        end = begin + count * (part + 1) // PARTS
-        begin += count * part // PARTS
+        end = begin + count * (part + 1) // parts
+        begin += count * part // parts
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for entry in range(begin, end):
         tile = tl.load(entries + entry * 4)
@@ -134,7 +135,7 @@ def product(
     is_channel = row_in_group * CHANNELS + channel < channels_of_group
     to = group_of_row * channels_of_group + row_in_group * CHANNELS + channel
     mask = is_pixel[:, None] & is_channel[None, :]
-    if PARTS > 1:
+    if IN_PARTS:
         flat = (tl.program_id(1).to(tl.int64) * positions + pixel)[:, None] * out_channels + to[None, :]
         tl.store(sums + flat, total, mask=mask)
     else:
@@ -161,7 +162,7 @@ def finish(
     high,
     count,
     out_channels,
-    PARTS: tl.constexpr,
+    parts,
     BLOCK: tl.constexpr,
     HAS_LOW: tl.constexpr,
     HAS_HIGH: tl.constexpr,
@@ -171,7 +172,7 @@ def finish(
     mask = i < count
     here = sums + i
     total = tl.load(here, mask=mask, other=0.0)
-    for _ in range(1, PARTS):
+    for _ in range(1, parts):
         here += count
         total += tl.load(here, mask=mask, other=0.0)
     if bias is not None:
@@ -304,9 +305,9 @@ def gradient(
 @triton.jit
 def gather_sums(sums, element, values, count, parts, elements, BLOCK: tl.constexpr):
     """values[k]: the sums at element[k] of `elements`, or at k, added over the parts in their order."""
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = k < count
-    at = k.to(tl.int64)
+    at = k
     if element is not None:
         at = tl.load(element + k, mask=mask, other=0).to(tl.int64)
     here = sums + at

@@ -13,6 +13,7 @@ blocks go by the single elements of the blocks (by_format.py).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +95,15 @@ def _has_kernel(dtype: torch.dtype, block: tuple[int, int]) -> bool:
 
 
 def _has_triton_kernel(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> bool:
-    return min(block) >= _SMALLEST and _triton_supports(Call(device, dtype, BlockSparse.format, block)) is None
+    supports = _supported_on_gpu if device.type == "cuda" else _is_supported
+    return min(block) >= _SMALLEST and supports(device, dtype)
+
+
+def _is_supported(device: torch.device, dtype: torch.dtype) -> bool:
+    return _triton_supports(Call(device, dtype, BlockSparse.format)) is None
+
+
+_supported_on_gpu = functools.cache(_is_supported)  # what a device can do stays as it is
 
 
 def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
@@ -165,7 +174,7 @@ def fused_forward(
     values: [nnz], in the order of blocks. takes_residual: the result may be the residual, written over. Without
     gradients.
     """
-    if not serves(pattern, input, geometry.groups) or input.dtype is not torch.bfloat16:
+    if not serves(pattern, input, geometry.groups) or (input.is_cpu and input.dtype is not torch.bfloat16):
         return None
     if takes_residual and residual is not None and _may_be_written_over(residual, input):
         _forward_in_place(input, values, bias, *_arguments_of(pattern), geometry, residual, low, high)
@@ -175,7 +184,7 @@ def fused_forward(
 
 
 def _may_be_written_over(residual: Tensor, input: Tensor) -> bool:
-    if residual.dtype is not input.dtype or residual.numel() == 0:
+    if not input.is_cpu or residual.dtype is not input.dtype or residual.numel() == 0:
         return False
     return all(
         reference.is_channels_last(one) and one.is_contiguous(memory_format=torch.channels_last)

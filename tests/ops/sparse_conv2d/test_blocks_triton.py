@@ -324,6 +324,15 @@ def test_blocks_that_kernels_take() -> None:
         assert not blocks.serves(pattern, torch.zeros(2, 32, device=DEVICE), 1)
 
 
+def test_too_many_pixels_are_refused_before_they_are_counted_in_32_bits() -> None:
+    pattern = made(sk.BlockSparse.full((32, 32), BF16, torch.device(DEVICE), block=(16, 16)))
+    crow, col, block, rows, channels, geometry = pattern
+    y = torch.zeros((), dtype=BF16, device=DEVICE).expand(2**31, rows, 1, 1)
+    x = torch.zeros((), dtype=BF16, device=DEVICE).expand(2**31, channels, 1, 1)
+    with pytest.raises(ValueError, match="at most 2147482624 pixels"):
+        block_triton.weight_gradient(y, x, crow, col, block, geometry, 1024)
+
+
 def test_one_pixel_has_a_tile_of_its_own() -> None:
     assert config.product_tiling(2, 16, 16, 1).pixels == 16
 
