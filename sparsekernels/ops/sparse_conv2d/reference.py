@@ -70,8 +70,8 @@ def used_weight(weight: Tensor, flat_indices: Tensor) -> Tensor:
 
 
 def values(weight: Tensor, flat_indices: Tensor) -> Tensor:
-    """The elements at these places. Raises ValueError for a weight that is not zero elsewhere; on a GPU, for which nobody
-    is to wait, they are all NaN then.
+    """The elements at these places. Raises ValueError for a weight that is not zero elsewhere; on a GPU, for which
+    nobody is to wait, they are all NaN then.
     """
     found = weight.flatten().index_select(0, flat_indices)
     if weight.is_cuda:
