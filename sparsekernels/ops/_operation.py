@@ -146,7 +146,11 @@ class Operation:
             )
         if dispatch.forced is None:
             return self.automatic(input, weight)
-        return select(self.implementations, self.call_of(input, weight), backend=dispatch.forced).kernels()
+        call = self.call_of(input, weight)
+        chosen = select(self.implementations, call, backend=dispatch.forced)
+        if input.is_cuda and torch.compiler.is_compiling() and chosen is select(self.implementations, call):
+            return self.automatic(input, weight)  # the same, as an operator: compiled code cannot look up what is kept
+        return chosen.kernels()
 
     def define(self, schema: str) -> Any:
         """Define an operator by its schema alone, and return its overload: compiled libraries implement it."""
