@@ -86,9 +86,11 @@ format: $(LINTERS)
 sanitize: $(STAMP)
 	tests/sanitize.sh $(BIN)/python
 
-# On a machine with a CUDA torch, nvcc and perhaps no network: the Python that is there, no environment of our own.
+# On a machine with a CUDA torch, nvcc and perhaps no network: the Python that is there, no environment of our own. What
+# is complete is not run again: make gpu SECONDS=560, as often as it takes; make gpu PART=blocks for one part.
 gpu:
-	benchmarks/gpu.sh $(PYTHON)
+	$(PYTHON) benchmarks/gpu.py $(if $(PART),--part $(PART)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(FOLDER),--folder $(FOLDER))
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info sparsekernels/lib

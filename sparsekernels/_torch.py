@@ -264,3 +264,18 @@ def convolution_into() -> Callable[..., Tensor]:
     """Where `convolution_with_limits` has an operator: its `binary` that writes the result to `other`, its first."""
     found: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise_.binary
     return found
+
+
+def bsr_linear() -> Callable[[Tensor, Tensor], Tensor]:
+    """Of an input [rows, in] and a weight [out, in] in the layout BSR, on CUDA: torch's Triton kernel for that product.
+
+    Imported when it is asked for, since torch imports much with it.
+    """
+    from torch.sparse._triton_ops import bsr_dense_addmm
+
+    def linear(input: Tensor, weight: Tensor) -> Tensor:
+        zeros = input.new_zeros(1).expand(weight.size(0), input.size(0))
+        product: Tensor = bsr_dense_addmm(zeros, weight, input.t(), beta=0)
+        return product.t()
+
+    return linear

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that must stand before sparsekernels is imported, and the devices that the matrices run on."""
+"""Settings that must stand before sparsekernels is imported, which tests need a GPU, and what many share."""
 
 import os
 
@@ -27,6 +27,25 @@ settings.register_profile(
     "sparsekernels", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("sparsekernels")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run one of N tests, evenly of all that match")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test whose parameter `device` is "cuda" has that mark, by which `make gpu` selects."""
+    if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        if str(item.callspec.params.get("device")) == "cuda":
+            item.add_marker(pytest.mark.cuda)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    every = config.getoption("--every")
+    if every > 1:
+        config.hook.pytest_deselected(items=[one for place, one in enumerate(items) if place % every])
+        items[:] = items[::every]
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,9 @@ from torch import Tensor
 import sparsekernels
 
 from .. import testing
+from .devices import PLACES, Built, Way, sets_beyond_cache, variants_of
 from .mask_patterns import Pattern, chosen_patterns
-from .suite import Case, Prepared, Selection, Unavailable, Variant, Verdict
+from .suite import Case, Selection, Unavailable, Variant, Verdict
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -42,7 +43,7 @@ class Window(Pattern):
     @functools.cached_property
     def mask(self) -> Tensor:
         """As a user has it."""
-        return _window(*self.shape, self.width)
+        return _window(*self.shape, self.width).to(PLACES[self.device])
 
 
 def _window(queries: int, tokens: int, width: int) -> Tensor:
@@ -62,15 +63,16 @@ def patterns(case: Case, selection: Selection) -> list[Pattern]:
         for width in case.parameters["windows"]:
             kind = f"window{width}" if width else "causal"
             percent = round(100 - 100 * _window(queries, tokens, width).float().mean().item())
-            found.append(Window(f"{kind}-{percent}", float(percent), (queries, tokens), width))
+            found.append(Window(f"{kind}-{percent}", float(percent), (queries, tokens), case.device, width))
     return found + chosen_patterns(case, selection, (queries, tokens))
 
 
 class Inputs:
-    """The operands of a case, and the gradient of the result."""
+    """The operands of a case, and the gradient of the result. On CUDA there are others to call with in turn."""
 
-    def __init__(self, case: Case) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, case: Case, seed: int = 0) -> None:
+        self.case, self._seed, place = case, seed, PLACES[case.device]
+        generator = torch.Generator(place).manual_seed(seed)
         batch, heads, tokens, columns = case.parameters["shape"]
         of_queries = batch, heads, case.parameters.get("queries", tokens), columns
         of_keys = batch, case.parameters.get("key_heads", heads), tokens, columns
@@ -78,9 +80,21 @@ class Inputs:
         dtype = getattr(torch, case.dtype)
         self.backward = case.pass_ != "forward"
         *operands, self.grad = (
-            torch.randn(sizes, generator=generator).to(dtype) for sizes in (of_queries, of_keys, of_keys, of_queries)
+            torch.randn(sizes, generator=generator, device=place).to(dtype)
+            for sizes in (of_queries, of_keys, of_keys, of_queries)
         )
         self.operands: tuple[Tensor, ...] = tuple(one.requires_grad_(self.backward) for one in operands)
+
+    @functools.cached_property
+    def sets(self) -> list[Inputs]:
+        """These and the others."""
+        size = sum(one.numel() for one in (*self.operands, self.grad)) * self.grad.element_size()
+        count = sets_beyond_cache(self.case.device, size)
+        return [self, *(Inputs(self.case, seed) for seed in range(self._seed + 1, self._seed + count))]
+
+    def calls(self, attention: Attention) -> list[Callable[[], tuple[Tensor, ...]]]:
+        """The pass with each set."""
+        return [one.call(attention) for one in self.sets]
 
     def gflop(self) -> float:
         """Of the forward pass where everything is kept."""
@@ -144,9 +158,10 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     """torch's attention, and for each mask the ways to have only what it keeps."""
     inputs = Inputs(case)
     dense = functools.partial(F.scaled_dot_product_attention, enable_gqa=inputs.shared > 1)
-    result = [Variant("dense", functools.partial(_prepared, inputs, None, dense))]
+    result = [Way("dense", functools.partial(_built, inputs, None, dense))]
     ways: dict[str, Callable[[Pattern], Attention]] = {"dense+mask": functools.partial(_dense_and_mask, inputs)}
-    if case.pass_ == "forward" and not selection.quick and "queries" not in case.parameters:
+    by_flex = case.pass_ == "forward" or case.device == "cuda"  # on CPUs it has no backward pass
+    if by_flex and not selection.quick and "queries" not in case.parameters:
         ways["flex"] = functools.partial(_flex, inputs)
     ways |= {
         "ours": functools.partial(_ours, inputs),
@@ -156,26 +171,22 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
         share = round(pattern.percent / 100, 7)
         for name, way in ways.items():
             make = functools.partial(_of_pattern, inputs, pattern, way, 1.0 if name.startswith("ours") else ROUGH)
-            result.append(Variant(f"{name}:{pattern.name}", make, share))
-    return result
+            result.append(Way(f"{name}:{pattern.name}", make, share, graphs=name != "ours+prepare"))
+    return variants_of(case, result)
 
 
-def _of_pattern(inputs: Inputs, pattern: Pattern, way: Callable[[Pattern], Attention], rough: float) -> Prepared:
-    return _prepared(inputs, pattern, way(pattern), rough)
+def _of_pattern(inputs: Inputs, pattern: Pattern, way: Callable[[Pattern], Attention], rough: float) -> Built:
+    return _built(inputs, pattern, way(pattern), rough)
 
 
-def _prepared(inputs: Inputs, pattern: Pattern | None, attention: Attention, rough: float = 1.0) -> Prepared:
-    call = inputs.call(attention)
-
-    def check() -> Verdict:
+def _built(inputs: Inputs, pattern: Pattern | None, attention: Attention, rough: float = 1.0) -> Built:
+    def judged(results: tuple[Tensor, ...]) -> Verdict:
         assert pattern is not None
-        with inputs.context():
-            results = call()
         return judge(inputs, results, pattern.elements, rough)
 
     kept = 1.0 if pattern is None else pattern.elements.sum().item() / pattern.elements.numel()
     details = {"gflop": float(f"{(3.5 if inputs.backward else 1) * kept * inputs.gflop():.5g}")}
-    return Prepared(call, context=inputs.context, check=None if pattern is None else check, details=details)
+    return Built(inputs.calls(attention), inputs.context, None, None if pattern is None else judged, details)
 
 
 def _dense_and_mask(inputs: Inputs, pattern: Pattern) -> Attention:
@@ -186,17 +197,19 @@ def _dense_and_mask(inputs: Inputs, pattern: Pattern) -> Attention:
 
 
 def _flex(inputs: Inputs, pattern: Pattern) -> Attention:
-    """Compiled; in the blocks of 32 x 32 that the mask does not leave out altogether."""
+    """Compiled; in the blocks that the mask does not leave out altogether, of 32 x 32, or of 128 x 128 on CUDA."""
     from torch.nn.attention import flex_attention
 
     mask = pattern.elements
-    tokens = mask.size(0)
+    tokens, size = mask.size(0), 128 if mask.is_cuda else 32
 
     def kept(batch: Any, head: Any, row: Any, key: Any) -> Any:
         return mask[row, key]
 
     try:
-        blocks = flex_attention.create_block_mask(kept, None, None, tokens, tokens, device="cpu", BLOCK_SIZE=32)
+        blocks = flex_attention.create_block_mask(
+            kept, None, None, tokens, tokens, device=mask.device.type, BLOCK_SIZE=size
+        )
         compiled: Any = torch.compile(flex_attention.flex_attention)
         with inputs.context():
             compiled(*inputs.operands, block_mask=blocks)

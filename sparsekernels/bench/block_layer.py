@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Layers whose weights are zero in whole blocks, as variants of a suite: in blocks, and element by element.
+"""Layers with sparse weights, as variants of a suite: in blocks, the elements of these, and single random ones.
 
 A pass is what a user calls: `sparse_linear` or `sparse_conv2d`, and for gradients autograd through it. Of a normal
 weight the blocks of the largest norms are kept, which are random ones. Their share is as near to what is asked for as
@@ -19,11 +19,12 @@ from torch import Tensor
 import sparsekernels
 
 from .. import testing
-from ..formats import BlockSparse, SparseFormat
-from ..timing import fastest
+from ..formats import BlockSparse, SparseFormat, Unstructured
+from ..pruning import kept_weights, largest
 from .defaults import MEMORY_FORMATS
-from .layer import LAYOUTS, PASS_OF, RESULTS, TRUTH_IMAGES, Call, Inputs, Layer, dense_call
-from .suite import Prepared, Variant, Verdict
+from .devices import Built, Way, autotuned, fastest, in_turn
+from .layer import LAYOUTS, PASS_OF, RESULTS, TRUTH_IMAGES, Call, Inputs, Layer, dense_call, with_copies
+from .suite import Verdict
 from .suite_keys import block_of
 
 TOGETHER = 16
@@ -67,14 +68,14 @@ class Oracle:
     def __init__(self, pass_: str, inputs: Inputs) -> None:
         self._pass, self._inputs = pass_, inputs
         signs = torch.randint(0, 2, (inputs.layer.batch,), generator=torch.Generator().manual_seed(3))
-        self._signs = signs.double() * 2 - 1
+        self._signs = (signs.double() * 2 - 1).to(inputs.weight.device)
 
     def _mixed(self, tensor: Tensor) -> Tensor:
         """Sums of `TOGETHER` images each, with their signs, in float64."""
         batch = tensor.size(0)
         signed = tensor.double() * self._signs.view(-1, *(1,) * (tensor.dim() - 1))
-        groups = -(-batch // TOGETHER)
-        return signed.new_zeros(groups, *signed.shape[1:]).index_add_(0, torch.arange(batch) // TOGETHER, signed)
+        groups = signed.new_zeros(-(-batch // TOGETHER), *signed.shape[1:])
+        return groups.index_add_(0, torch.arange(batch, device=signed.device) // TOGETHER, signed)
 
     @functools.cached_property
     def _mixed_inputs(self) -> tuple[Tensor, Tensor]:
@@ -112,7 +113,8 @@ class Oracle:
         """`weight` is that of the call: its values, and which are stored, in the order of their gradient."""
         dense = weight.to_dense()
         names = RESULTS[self._pass]
-        comparisons = [self._one(name, result, weight, dense) for name, result in zip(names, results, strict=True)]
+        with autotuned(self._inputs.device, False):
+            comparisons = [self._one(name, result, weight, dense) for name, result in zip(names, results, strict=True)]
         return Verdict(max(one.error for one in comparisons), all(one.passed for one in comparisons))
 
 
@@ -131,36 +133,37 @@ class Ours:
         self.oracle = Oracle(pass_, inputs)
         self.context: Context = torch.inference_mode if pass_ == "forward" else contextlib.nullcontext
 
-    def call(self, weight: SparseFormat) -> Call:
-        """The pass with `weight`."""
+    def calls(self, weight: SparseFormat) -> list[Call]:
+        """The pass with `weight`, for each set of inputs."""
         layer = self.inputs.layer
         if layer.linear or self.layout is not None:
-            return self._call(weight, MEMORY_FORMATS[self.layout or layer.layout])
-        calls = {name: self._call(weight, format) for name, format in MEMORY_FORMATS.items()}
+            return self._calls(weight, MEMORY_FORMATS[self.layout or layer.layout])
+        calls = {name: self._calls(weight, format) for name, format in MEMORY_FORMATS.items()}
         with self.context():
-            self.layout = fastest(calls, LAYOUTS)
+            self.layout = fastest(self.inputs.device, {name: in_turn(some) for name, some in calls.items()}, LAYOUTS)
         return calls[self.layout]
 
-    def _call(self, weight: SparseFormat, format: torch.memory_format) -> Call:
+    def _calls(self, weight: SparseFormat, format: torch.memory_format) -> list[Call]:
+        layer, found = self.inputs.layer, []
+        for one, own in with_copies(self.inputs, weight):
+            input, grad_output = one.tensors(self.pass_)
+            if not layer.linear:
+                input = input.contiguous(memory_format=format)
+                grad_output = grad_output.contiguous(memory_format=format)
+            found.append(block_call(layer, self.pass_, input, own, grad_output))
+        return found
+
+    def built(self, calls: Sequence[Call], weight: SparseFormat, context: Context | None = None) -> Built:
+        """`calls`, whose results are those of the pass with `weight`; context: instead of that of ours."""
         layer = self.inputs.layer
-        tensors = self.inputs.tensors(self.pass_)
-        if not layer.linear:
-            tensors = tensors[0].contiguous(memory_format=format), tensors[1].contiguous(memory_format=format)
-        return block_call(layer, self.pass_, tensors[0], weight, tensors[1])
-
-    def judged(self, call: Call, weight: SparseFormat, context: Context | None = None) -> Prepared:
-        """`call`, whose results are those of the pass with `weight`; context: instead of that of ours."""
-        layer, context = self.inputs.layer, context or self.context
-
-        def check() -> Verdict:
-            with context():
-                results = call()
-            return self.oracle.judge(results, weight)
-
         details = {**layer.details(), "gflop": layer.gflop(weight.nnz, self.pass_)}
         if not layer.linear:
             details["layout"] = self.layout
-        return Prepared(call, context=context, check=check, details=details)
+
+        def judge(results: tuple[Tensor, ...]) -> Verdict:
+            return self.oracle.judge(results, weight)
+
+        return Built(calls, context or self.context, None, judge, details)
 
 
 class Pattern:
@@ -181,20 +184,48 @@ class Pattern:
             size % step for size, step in zip(self.ours.inputs.layer.weight, self._block, strict=False)
         )
 
-    def variant(self, kind: str, prepare: Callable[[], Prepared]) -> Variant:
+    def way(self, kind: str, build: Callable[[], Built]) -> Way:
         """The variant of that kind."""
-        return Variant(f"{kind}:{self.name}", prepare, self._sparsity)
+        return Way(f"{kind}:{self.name}", build, self._sparsity)
 
-    def in_blocks(self) -> Prepared:
+    def in_blocks(self) -> Built:
         """Ours, from the weight in blocks."""
-        return self.ours.judged(self.ours.call(self.weight), self.weight)
+        return self.ours.built(self.ours.calls(self.weight), self.weight)
 
-    def by_elements(self) -> Prepared:
+    def by_elements(self) -> Built:
         """Ours, from the elements of the blocks."""
         weight = self.weight.elements()
-        return self.ours.judged(self.ours.call(weight), weight)
+        return self.ours.built(self.ours.calls(weight), weight)
 
 
 def patterns(ours: Ours, blocks: Sequence[str], sparsities: Sequence[float]) -> list[Pattern]:
     """Each of `blocks`, "32x32", at each of `sparsities`, in percent."""
     return [Pattern(ours, block, one) for block in dict.fromkeys(blocks) for one in dict.fromkeys(sparsities)]
+
+
+class Elements:
+    """Single elements of the weight of a case, chosen by a mask of `pruning.MASKS`."""
+
+    def __init__(self, ours: Ours, kind: str, percent: float) -> None:
+        self.name, self._kind, self._ours = f"{kind}-{percent:g}", kind, ours
+        self._sparsity = round(percent / 100, 7)
+
+    @functools.cached_property
+    def weight(self) -> Unstructured:
+        weight = self._ours.inputs.weight
+        return Unstructured.from_dense(weight, kept(self._kind, weight, self._sparsity))
+
+    def way(self, kind: str) -> Way:
+        """Ours, as the variant of that kind."""
+        return Way(f"{kind}:{self.name}", lambda: self._built(), self._sparsity)
+
+    def _built(self) -> Built:
+        return self._ours.built(self._ours.calls(self.weight), self.weight)
+
+
+def kept(kind: str, weight: Tensor, sparsity: float) -> Tensor:
+    """The mask of `kept_weights`. On CUDA a random one is drawn there: the CPU takes seconds for a large weight."""
+    if kind != "random" or not weight.is_cuda:
+        return kept_weights(kind, weight, sparsity)
+    generator = torch.Generator(weight.device).manual_seed(0)
+    return largest(torch.rand(weight.shape, generator=generator, device=weight.device), sparsity)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..formats import SparseFormat
 from ..ops.convolution import Geometry
-from ..timing import Effort, fastest
+from ..timing import Effort
 from .defaults import MEMORY_FORMATS
+from .devices import GRAPH_CALLS, PLACES, copy_of, fastest, in_turn, sets_beyond_cache
 from .suite import Case
 
 RESULTS = {
@@ -36,7 +38,7 @@ LAYOUTS = Effort(seconds=0.1, least=5, most=30)
 TRUTH_IMAGES = 8
 """How many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""
 
-OTHER_KEYS = ("weight", "from_file", "blocks", "sparsities", "fine_sparsities")
+OTHER_KEYS = ("weight", "from_file", "blocks", "masks", "sparsities", "fine_sparsities")
 """The keys of a case that are not fields of `Layer` by their names."""
 
 Call = Callable[[], tuple[Tensor, ...]]
@@ -87,6 +89,11 @@ class Layer:
         image = () if self.linear else Geometry(*self.geometry).output_size(self.size, self.size)
         return (self.batch, self.weight[0], *image)
 
+    @property
+    def activations(self) -> int:
+        """Elements of an input and an output."""
+        return math.prod(self.input_shape) + math.prod(self.output_shape)
+
     def gflop(self, weights: int, pass_: str) -> float:
         """The work of a pass in which `weights` weights take part: a multiplication and an addition a position."""
         positions = self.batch * math.prod(self.output_shape[2:])
@@ -99,14 +106,24 @@ class Layer:
 class Inputs:
     """The tensors of a case, each made when first asked for and the same every time.
 
-    real: the weight, where it is not drawn; dtype: of all of them.
+    real: the weight, where it is not drawn; dtype: of all of them; most: how many sets of them there are, at most.
     """
 
-    def __init__(self, layer: Layer, real: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
-        self.layer, self._real, self._dtype = layer, real, dtype
+    def __init__(
+        self,
+        layer: Layer,
+        real: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        most: int = GRAPH_CALLS,
+    ) -> None:
+        self.layer, self.device, self._real, self._dtype, self._most = layer, device, real, dtype, most
+        self._seed, self._others = 0, list[Inputs]()
 
     def _normal(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self._dtype)
+        place = PLACES[self.device]
+        generator = torch.Generator(place).manual_seed(seed + self._seed)
+        return torch.randn(shape, generator=generator, device=place).to(self._dtype)
 
     @functools.cached_property
     def weight(self) -> Tensor:
@@ -123,6 +140,34 @@ class Inputs:
     def tensors(self, pass_: str) -> tuple[Tensor, Tensor]:
         """The input, and the gradient of the output where the pass has one; else the input again."""
         return self.input, self.input if pass_ == "forward" else self.grad_output
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of an input and an output."""
+        return self.layer.activations * self._dtype.itemsize
+
+    def sets(self, weight_bytes: int) -> list[Inputs]:
+        """These and, on CUDA, others to call in turn, for a weight of so many bytes. See `devices`.
+
+        All have the same weight, which whoever calls with it copies.
+        """
+        count = sets_beyond_cache(self.device, self.activation_bytes + weight_bytes, self._most)
+        while len(self._others) < count - 1:
+            other = Inputs(self.layer, self.weight, self._dtype, self.device)
+            other._seed = 10 * (len(self._others) + 1)
+            self._others.append(other)
+        return [self, *self._others[: count - 1]]
+
+
+def bytes_of(weight: SparseFormat) -> int:
+    """What is stored of a weight: values and indices."""
+    return sum(one.numel() * one.element_size() for one in weight.to_tensors().values())
+
+
+def with_copies(inputs: Inputs, weight: SparseFormat) -> list[tuple[Inputs, SparseFormat]]:
+    """The sets of inputs, each with a copy of the weight that nothing else is kept beside."""
+    first, *others = inputs.sets(bytes_of(weight))
+    return [(first, weight), *((other, copy_of(weight)) for other in others)]
 
 
 def dense_call(layer: Layer, pass_: str, input: Tensor, weight: Tensor, grad_output: Tensor) -> Call:
@@ -151,15 +196,25 @@ def dense_call(layer: Layer, pass_: str, input: Tensor, weight: Tensor, grad_out
     return convolution
 
 
-def fastest_layout(pass_: str, inputs: Inputs, dtype: torch.dtype) -> tuple[Call, str]:
-    """The pass as torch computes it in `dtype` in the faster of its layouts, which is named where there are two."""
+def fastest_layout(pass_: str, inputs: Inputs, dtype: torch.dtype) -> tuple[list[Call], str]:
+    """The pass as torch computes it in `dtype` in the faster of its layouts, which is named where there are two.
+
+    A call for each set of inputs.
+    """
     layer = inputs.layer
-    tensors = (inputs.input, inputs.weight, inputs.tensors(pass_)[1])
     formats = {"": torch.contiguous_format} if layer.linear else MEMORY_FORMATS
-    calls = {
-        name: dense_call(layer, pass_, *(tensor.to(dtype, memory_format=format) for tensor in tensors))
-        for name, format in formats.items()
-    }
+    sets = inputs.sets(inputs.weight.numel() * dtype.itemsize)
+
+    def call_in(one: Inputs, format: torch.memory_format) -> Call:
+        tensors = (one.input, one.weight, one.tensors(pass_)[1])
+        # a weight of its own for every set but the first
+        input, weight, grad_output = (
+            tensor.to(dtype, memory_format=format, copy=tensor is one.weight and one is not inputs)
+            for tensor in tensors
+        )
+        return dense_call(layer, pass_, input, weight, grad_output)
+
+    calls = {name: [call_in(one, format) for one in sets] for name, format in formats.items()}
     with torch.inference_mode():
-        layout = fastest(calls, LAYOUTS)
+        layout = fastest(inputs.device, {name: in_turn(some) for name, some in calls.items()}, LAYOUTS)
     return calls[layout], layout

@@ -12,6 +12,8 @@ the variant is made ready, with input and weight in that layout, and in bfloat16
 beforehand (torch.compile with freezing) can beat it where weights dominate. Ours is given float32 in the case's layout,
 and what it converts counts. A single pass is one call of a kernel operator, without autograd; "all" is the forward, the
 gradient to the input and that to the weight.
+
+On CUDA the cases are others, in one dtype each, and have more formats: `layer_formats.py`.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ from ..ops.sparse_conv2d import implementations as kernels
 from ..pruning import MASKS, kept_weights
 from ..timing import Effort
 from .block_layer import Ours, patterns
+from .blocks import reachable
 from .defaults import QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
+from .devices import Built, Way, variants_of
 from .layer import PASS_OF, RESULTS, TRUTH_IMAGES, Call, Inputs, Layer, dense_call, fastest_layout
+from .layer_formats import in_every_format
 from .record import Record
 from .report import Layout, detail_column, rate_column, ratio_column, share_column, speedup_column, time_column
-from .suite import Case, Prepared, Selection, Suite, Variant, Verdict, read_cases
+from .suite import Case, Selection, Suite, Variant, Verdict, read_cases
 
 
 def sparse_call(layer: Layer, pass_: str, input: Tensor, weight: Unstructured, grad_output: Tensor) -> Call:
@@ -79,10 +84,11 @@ class Oracle:
     def _weight_gradient(self) -> tuple[Tensor, Tensor]:
         return self._both("weight gradient", self._inputs.weight)
 
-    def check(self, call: Call, weight: Tensor, kept: Tensor) -> Verdict:
+    @torch.no_grad()
+    def judge(self, results: tuple[Tensor, ...], weight: Tensor, kept: Tensor) -> Verdict:
         """`weight` is the dense weight with its zeros, `kept` says what is stored, in the order of the values."""
         comparisons = []
-        for name, result in zip(RESULTS[self._pass], call(), strict=True):
+        for name, result in zip(RESULTS[self._pass], results, strict=True):
             if name == "weight gradient":
                 truth, baseline = (tensor[kept] for tensor in self._weight_gradient)
             else:
@@ -93,7 +99,9 @@ class Oracle:
 
 
 def variants(case: Case, selection: Selection) -> list[Variant]:
-    """The dense layer in two dtypes, and ours for each pattern."""
+    """The dense layer in two dtypes, and ours for each pattern; on CUDA all of a case are in its dtype."""
+    if case.device == "cuda":
+        return in_every_format(case, selection)
     layer = Layer.of(case)
     real = None
     if case.parameters.get("from_file"):
@@ -102,52 +110,51 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     inputs = Inputs(layer, real)
     oracle = Oracle(case, inputs)
     result = [
-        Variant("dense", functools.partial(_dense, case, inputs, torch.float32)),
-        Variant("dense-bf16", functools.partial(_dense, case, inputs, torch.bfloat16)),
+        Way("dense", functools.partial(_dense, case, inputs, torch.float32)),
+        Way("dense-bf16", functools.partial(_dense, case, inputs, torch.bfloat16)),
     ]
     if real is not None:
         sparsity = 1 - real.count_nonzero().item() / real.numel()
         make = functools.partial(_sparse, case, inputs, oracle, lambda: real != 0)
-        return [*result, Variant("sparse:real", make, round(sparsity, 5))]
+        return variants_of(case, [*result, Way("sparse:real", make, round(sparsity, 5))])
     sparsities = tuple(dict.fromkeys(selection.sparsities or (QUICK_SPARSITIES if selection.quick else SPARSITIES)))
     masks = () if selection.blocks else QUICK_MASKS if selection.quick else MASKS
     for kind in dict.fromkeys(selection.masks or masks):
         for percent in sparsities:
             sparsity = round(percent / 100, 7)
             make = functools.partial(_sparse, case, inputs, oracle, functools.partial(_kept, kind, inputs, sparsity))
-            result.append(Variant(f"sparse:{kind}-{percent:g}", make, sparsity))
+            result.append(Way(f"sparse:{kind}-{percent:g}", make, sparsity))
     for kind, dtype in (("block", torch.float32), ("block-bf16", torch.bfloat16)) if selection.blocks else ():
         given = inputs if dtype is torch.float32 else Inputs(layer, dtype=dtype)
         found = patterns(Ours(case.pass_, given, layer.layout), selection.blocks, sparsities)
-        result += [pattern.variant(kind, pattern.in_blocks) for pattern in found]
-    return result
+        result += [pattern.way(kind, pattern.in_blocks) for pattern in found]
+    return variants_of(case, result)
 
 
 def _kept(kind: str, inputs: Inputs, sparsity: float) -> Tensor:
     return kept_weights(kind, inputs.weight, sparsity)
 
 
-def _dense(case: Case, inputs: Inputs, dtype: torch.dtype) -> Prepared:
+def _dense(case: Case, inputs: Inputs, dtype: torch.dtype) -> Built:
     """torch's layer in eager mode, in the faster of its layouts."""
     layer = inputs.layer
-    call, layout = fastest_layout(case.pass_, inputs, dtype)
+    calls, layout = fastest_layout(case.pass_, inputs, dtype)
     details = {**layer.details(), "gflop": layer.gflop(inputs.weight.numel(), case.pass_)}
-    return Prepared(call, context=torch.inference_mode, details={**details, **({"layout": layout} if layout else {})})
+    return Built(calls, torch.inference_mode, details={**details, **({"layout": layout} if layout else {})})
 
 
-def _sparse(case: Case, inputs: Inputs, oracle: Oracle, keep: Callable[[], Tensor]) -> Prepared:
+def _sparse(case: Case, inputs: Inputs, oracle: Oracle, keep: Callable[[], Tensor]) -> Built:
     """Ours, with the weights that `keep` says."""
     layer, kept = inputs.layer, keep()
     packed = Unstructured.from_dense(inputs.weight, kept)
     input, grad_output = inputs.tensors(case.pass_)
     call = sparse_call(layer, case.pass_, input, packed, grad_output)
 
-    def check() -> Verdict:
-        with torch.inference_mode():
-            return oracle.check(call, inputs.weight * kept, kept)
+    def judge(results: tuple[Tensor, ...]) -> Verdict:
+        return oracle.judge(results, inputs.weight * kept, kept)
 
     details = {**layer.details(), "gflop": layer.gflop(int(kept.sum()), case.pass_), "peak_gflops": peak_gflops()}
-    return Prepared(call, context=torch.inference_mode, check=check, details=details)
+    return Built([call], torch.inference_mode, None, judge, details)
 
 
 @functools.cache
@@ -234,23 +241,31 @@ SUITE = _Layers(
             time_column("dense"),
             detail_column("dense", "layout", "layout"),
             time_column("dense-bf16"),
+            time_column("copy"),
+            speedup_column("dropped", "dropped"),
             time_column("block"),
             speedup_column("block", "speedup in blocks"),
+            share_column("block", "in blocks, of reachable", reachable),
             time_column("block-bf16"),
             ratio_column("dense-bf16", "block-bf16"),
             time_column("sparse"),
             speedup_column("sparse", "speedup"),
             share_column("sparse", "of ideal", lambda record: record.ideal_fraction),
+            share_column("sparse", "of reachable", reachable),
             rate_column("sparse", "GFLOP/s", gflop),
             share_column("sparse", "of peak", share_of_peak),
             ratio_column("dense-bf16", "sparse"),
+            speedup_column("torch-bsr", "torch-bsr"),
+            speedup_column("torch-2to4", "torch-2to4"),
         ),
         legend=(
             "Medians of one call, float32 except dense-bf16; the row says where the zeros are and how many percent. "
             "layers: how many of the net have this shape. dense: eager torch in the faster of two layouts (named). "
             "speedup: over dense, the median over the rounds. of ideal: that, of 1 / density. GFLOP/s: on the nonzeros "
             "only; of peak: of multiply-adds with one operand from L1, measured on as many threads. dense-bf16 / "
-            "sparse: of times; above 1 the zeros beat the narrower type."
+            "sparse: of times; above 1 the zeros beat the narrower type. On CUDA all of a row are in its dtype; copy: "
+            "reads and writes what the pass has to, apart from weights; dropped: the dense layer without so many of "
+            "its outputs; of reachable: of min(1 / density, dense / copy)."
         ),
         subject="sparse",
         rivals=("dense", "dense-bf16"),
@@ -258,4 +273,5 @@ SUITE = _Layers(
     ),
     sparse=True,
     in_blocks=True,
+    floor="copy",
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 import sparsekernels
 
 from ..pruning import mask as mask_of
+from .devices import PLACES
 from .suite import Case, Selection
 from .suite_keys import block_of
 
@@ -26,6 +27,7 @@ class Pattern:
     name: str
     percent: float
     shape: tuple[int, int]
+    device: str = "cpu"
 
     @functools.cached_property
     def mask(self) -> sparsekernels.BlockMask | Tensor:
@@ -33,10 +35,10 @@ class Pattern:
         kind, _, _ = self.name.rpartition("-")
         share = round(self.percent / 100, 7)
         if not kind[0].isdecimal():
-            return mask_of(kind, self.shape, share)
+            return mask_of(kind, self.shape, share).to(PLACES[self.device])
         block = block_of(kind)
         grid = tuple(-(-size // step) for size, step in zip(self.shape, block, strict=True))
-        return sparsekernels.BlockMask(mask_of("random", grid, share), block, self.shape)
+        return sparsekernels.BlockMask(mask_of("random", grid, share).to(PLACES[self.device]), block, self.shape)
 
     @functools.cached_property
     def elements(self) -> Tensor:
@@ -53,5 +55,5 @@ def chosen_patterns(case: Case, selection: Selection, shape: tuple[int, int]) ->
     for kinds, key in ((blocks, "block_sparsities"), (masks, "sparsities")):
         percents = selection.sparsities or ((QUICK_PERCENT,) if selection.quick else case.parameters[key])
         for kind in dict.fromkeys(kinds):
-            found += [Pattern(f"{kind}-{one:g}", one, shape) for one in dict.fromkeys(percents)]
+            found += [Pattern(f"{kind}-{one:g}", one, shape, case.device) for one in dict.fromkeys(percents)]
     return found

@@ -24,33 +24,46 @@ from torch import Tensor
 import sparsekernels
 
 from .. import testing
-from ..timing import Effort, fastest
+from ..timing import Effort
 from . import attention
+from .devices import PLACES, Built, Way, fastest, in_turn, precision, sets_beyond_cache, variants_of
 from .layer import LAYOUTS
 from .mask_patterns import Pattern, chosen_patterns
 from .report import Layout, ratio_column, share_column, speedup_column, time_column
-from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
+from .suite import Case, Selection, Suite, Variant, Verdict
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Inputs:
-    """The matrices of a case, and the gradient of the result."""
+    """The matrices of a case, and the gradient of the result. On CUDA there are others to call with in turn."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, seed: int = 0) -> None:
         rows, depth, columns = case.parameters["shape"]
-        generator = torch.Generator().manual_seed(0)
+        self.case, self._seed, place = case, seed, PLACES[case.device]
+        generator = torch.Generator(place).manual_seed(seed)
         dtype = getattr(torch, case.dtype)
         self.backward = case.pass_ != "forward"
         sizes = (rows, depth), (depth, columns), (rows, columns)
-        self.a, self.b, self.grad = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
+        self.a, self.b, self.grad = (torch.randn(size, generator=generator, device=place).to(dtype) for size in sizes)
         if self.backward:
             self.a.requires_grad_()
             self.b.requires_grad_()
 
+    @functools.cached_property
+    def sets(self) -> list[Inputs]:
+        """These and the others."""
+        size = sum(one.numel() for one in (self.a, self.b, self.grad)) * self.a.element_size()
+        count = sets_beyond_cache(self.case.device, size)
+        return [self, *(Inputs(self.case, seed) for seed in range(self._seed + 1, self._seed + count))]
+
     def gflop(self) -> float:
         """Of the forward pass where everything is kept."""
         return 2e-9 * self.a.numel() * self.b.size(1)
+
+    def calls(self, product: Product) -> list[Callable[[], tuple[Tensor, ...]]]:
+        """The pass with each set."""
+        return [one.call(product) for one in self.sets]
 
     def call(self, product: Product) -> Callable[[], tuple[Tensor, ...]]:
         """The pass."""
@@ -100,17 +113,17 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
         return attention.variants(case, selection)
     inputs = Inputs(case)
     oracle = Oracle(inputs)
-    result = [Variant("dense", functools.partial(_dense, inputs))]
-    ways: dict[str, Callable[[Inputs, Oracle, Pattern], Prepared]] = {"dense+mask": _dense_then_mask}
+    result = [Way("dense", functools.partial(_dense, inputs))]
+    kinds: dict[str, Callable[[Inputs, Oracle, Pattern], Built]] = {"dense+mask": _dense_then_mask}
     if (case.pass_, case.dtype) == ("forward", "float32"):
-        ways["sampled-addmm"] = _sampled
-    ways |= {"ours": _ours, "ours+prepare": _ours_and_prepare}
+        kinds["sampled-addmm"] = _sampled
+    kinds |= {"ours": _ours, "ours+prepare": _ours_and_prepare}
     for pattern in patterns(case, selection):
         share = round(pattern.percent / 100, 7)
-        for name, way in ways.items():
-            make = functools.partial(way, inputs, oracle, pattern)
-            result.append(Variant(f"{name}:{pattern.name}", make, share))
-    return result
+        for name, kind in kinds.items():
+            build = functools.partial(kind, inputs, oracle, pattern)
+            result.append(Way(f"{name}:{pattern.name}", build, share, graphs=name != "ours+prepare"))
+    return variants_of(case, result)
 
 
 def patterns(case: Case, selection: Selection) -> list[Pattern]:
@@ -124,25 +137,22 @@ def _details(inputs: Inputs, pattern: Pattern | None = None) -> dict[str, float]
     return {"gflop": float(f"{(3 if inputs.backward else 1) * kept * inputs.gflop():.5g}")}
 
 
-def _dense(inputs: Inputs) -> Prepared:
-    return Prepared(inputs.call(torch.mm), context=inputs.context, details=_details(inputs))
+def _dense(inputs: Inputs) -> Built:
+    details = _details(inputs) | precision(inputs.case, convolution=False)
+    return Built(inputs.calls(torch.mm), inputs.context, details=details)
 
 
-def _judged(inputs: Inputs, oracle: Oracle, pattern: Pattern, product: Product) -> Prepared:
-    call = inputs.call(product)
-
-    def check() -> Verdict:
-        with inputs.context():
-            results = call()
-        first = results[0]
-        if first.layout is torch.sparse_csr:
-            results = (first.to_dense(), *results[1:])
+def _judged(inputs: Inputs, oracle: Oracle, pattern: Pattern, product: Product) -> Built:
+    def judge(results: tuple[Tensor, ...]) -> Verdict:
+        product, *rest = results
+        if product.layout is torch.sparse_csr:
+            results = (product.to_dense(), *rest)
         return oracle.judge(results, pattern.elements)
 
-    return Prepared(call, context=inputs.context, check=check, details=_details(inputs, pattern))
+    return Built(inputs.calls(product), inputs.context, None, judge, _details(inputs, pattern))
 
 
-def _dense_then_mask(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Prepared:
+def _dense_then_mask(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Built:
     """The faster of three ways to write it."""
     mask = pattern.elements
     outside = ~mask
@@ -152,21 +162,22 @@ def _dense_then_mask(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Prepar
         "filled": lambda a, b: (a @ b).masked_fill_(outside, 0),
     }
     with inputs.context():
-        name = fastest({name: inputs.call(product) for name, product in products.items()}, LAYOUTS)
+        calls = {name: in_turn(inputs.calls(product)) for name, product in products.items()}
+        name = fastest(inputs.case.device, calls, LAYOUTS)
     return _judged(inputs, oracle, pattern, products[name])
 
 
-def _sampled(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Prepared:
+def _sampled(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Built:
     sparse = pattern.elements.float().to_sparse_csr()
     return _judged(inputs, oracle, pattern, lambda a, b: torch.sparse.sampled_addmm(sparse, a, b, beta=0.0))
 
 
-def _ours(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Prepared:
+def _ours(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Built:
     mask = sparsekernels.prepare_mask(pattern.mask)
     return _judged(inputs, oracle, pattern, lambda a, b: sparsekernels.masked_matmul(a, b, mask))
 
 
-def _ours_and_prepare(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Prepared:
+def _ours_and_prepare(inputs: Inputs, oracle: Oracle, pattern: Pattern) -> Built:
     mask = pattern.mask
     return _judged(inputs, oracle, pattern, lambda a, b: sparsekernels.masked_matmul(a, b, mask))
 

@@ -32,6 +32,7 @@ from .. import dispatch, testing
 from ..ops.rms_norm.implementations import RMS_NORM
 from ..timing import Effort
 from . import openelm_model
+from .devices import capture
 from .record import Record
 from .report import Column, Layout, Row, rate_column, speedup_column
 from .suite import Case, Prepared, Selection, Suite, Variant, Verdict
@@ -160,10 +161,7 @@ def _capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     with torch.cuda.stream(stream):
         call()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        call()
-    return graph
+    return capture(call, stream)[0]
 
 
 class _Oracle:

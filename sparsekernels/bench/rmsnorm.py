@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -23,25 +21,18 @@ from .._torch import backend_compiler_failed
 from ..ops.rms_norm import reference
 from ..ops.rms_norm.implementations import RMS_NORM
 from ..timing import Effort
+from .devices import PLACES, Built, Context, Way, sets_beyond_cache, variants_of
 from .record import Record
 from .report import Layout, rate_column, ratio_column, speedup_column, time_column
-from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
+from .suite import Case, Selection, Suite, Unavailable, Variant, Verdict
 
 EPS = 1e-6
 
 TENSORS_MOVED = {"forward": 2, "backward": 3, "forward+backward": 5}
 """Tensors of the input's size that each pass reads or writes: x, y; dy, x, dx; both."""
 
-GRAPH_CALLS = 20
-"""Calls in a CUDA graph, so that launching it is a small part of each; at most as many sets of inputs alternate."""
-
 Function = Callable[[Tensor, Tensor], Tensor]
 """Of the input and the weight: the output."""
-
-Context = Callable[[], AbstractContextManager[object]]
-
-Oracle = Callable[[tuple[Tensor, ...]], Verdict]
-"""Of the output, and the gradients to x and weight where there are any."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +60,19 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
         return F.layer_norm(x, shape, weight, bias, EPS)
 
+    oracle = _Oracle(case, inputs[0])
     builds = {
-        "ours": functools.partial(_build, case, inputs, ours),
-        "torch": functools.partial(_build, case, inputs, torch_eager),
-        "layer_norm": functools.partial(_build, case, inputs, layer_norm, also=(bias,)),
+        "ours": functools.partial(_build, case, inputs, ours, oracle),
+        "torch": functools.partial(_build, case, inputs, torch_eager, oracle),
+        "layer_norm": functools.partial(_build, case, inputs, layer_norm, None, also=(bias,)),
     }
     for name in _other_backends(x):
-        builds[name] = functools.partial(_build, case, inputs, ours, functools.partial(dispatch.use_backend, name))
+        backend = functools.partial(dispatch.use_backend, name)
+        builds[name] = functools.partial(_build, case, inputs, ours, oracle, backend)
     if not selection.quick or case.pass_ in case.parameters.get("quick_compile", ()):
-        builds["torch.compile"] = functools.partial(_compile, case, inputs, torch_eager)
+        builds["torch.compile"] = functools.partial(_compile, case, inputs, torch_eager, oracle)
     builds["copy"] = functools.partial(_copy, case, inputs)
-    oracle = _Oracle(case, inputs[0])
-    checks = {name: None if name in ("layer_norm", "copy") else oracle.check for name in builds}
-    result = [Variant(name, functools.partial(_eager, build, checks[name])) for name, build in builds.items()]
-    if case.device == "cuda":
-        result += [
-            Variant(f"{name}/graph", functools.partial(_graph, build, checks[name])) for name, build in builds.items()
-        ]
-    return result
+    return variants_of(case, [Way(name, build) for name, build in builds.items()])
 
 
 def _other_backends(x: Tensor) -> list[str]:
@@ -99,19 +85,17 @@ def _other_backends(x: Tensor) -> list[str]:
 def _inputs(case: Case) -> list[Inputs]:
     """Random inputs from a fixed seed. On CUDA enough that, called in turn, large ones are out of the L2 cache."""
     first = make_input(case, 0)
-    if case.device != "cuda":
-        return [first]
-    cache = torch.cuda.get_device_properties(first.x.device).L2_cache_size
-    sets = min(GRAPH_CALLS, math.ceil(2 * cache / (first.x.numel() * first.x.element_size())))
+    sets = sets_beyond_cache(case.device, first.x.numel() * first.x.element_size())
     return [first, *(make_input(case, seed) for seed in range(1, sets))]
 
 
 def make_input(case: Case, seed: int) -> Inputs:
-    generator = torch.Generator(case.device).manual_seed(seed)
+    place = PLACES[case.device]
+    generator = torch.Generator(place).manual_seed(seed)
     dtype = getattr(torch, case.dtype)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=case.device).to(dtype)
+        return torch.randn(*shape, generator=generator, device=place).to(dtype)
 
     shape = case.parameters["shape"]
     if case.parameters.get("layout") == "heads":
@@ -154,26 +138,19 @@ class _Oracle:
         return Verdict(max(one.error for one in comparisons), all(one.passed for one in comparisons))
 
 
-@dataclass(frozen=True)
-class _Built:
-    """A way to compute the case: what is timed, for each set of inputs in turn, and what comes out of it for the first.
-
-    outputs is (output,), with the gradients to x and weight where the pass has a backward; None for a copy.
-    """
-
-    call: Callable[[], object]
-    context: Context
-    outputs: Callable[[], tuple[Tensor, ...]]
-
-
 def _build(
     case: Case,
     inputs: Sequence[Inputs],
     function: Function,
+    oracle: _Oracle | None,
     backend: Context = contextlib.nullcontext,
     also: tuple[Tensor, ...] = (),
-) -> _Built:
-    """`function` as this case calls it. also: tensors beside x and the weight that a backward gives gradients to."""
+) -> Built:
+    """`function` as this case calls it; what is judged is the output, with the gradients to x and weight if wanted.
+
+    also: tensors beside x and the weight that a backward gives gradients to.
+    """
+    judge = None if oracle is None else oracle.check
 
     @contextlib.contextmanager
     def context() -> Iterator[None]:
@@ -197,12 +174,12 @@ def _build(
         return (output, *torch.autograd.grad(output, (one.x, one.weight), one.grad_output))
 
     with context():
-        return _Built(_in_turn([call_of(one) for one in inputs]), context, outputs)
+        return Built([call_of(one) for one in inputs], context, outputs, judge)
 
 
-def _compile(case: Case, inputs: Sequence[Inputs], function: Function) -> _Built:
+def _compile(case: Case, inputs: Sequence[Inputs], function: Function, oracle: _Oracle) -> Built:
     torch.compiler.reset()
-    built = _build(case, inputs, torch.compile(function, dynamic=False))
+    built = _build(case, inputs, torch.compile(function, dynamic=False), oracle)
     try:
         with built.context():
             built.call()
@@ -211,7 +188,7 @@ def _compile(case: Case, inputs: Sequence[Inputs], function: Function) -> _Built
     return built
 
 
-def _copy(case: Case, inputs: Sequence[Inputs]) -> _Built:
+def _copy(case: Case, inputs: Sequence[Inputs]) -> Built:
     """What the pass would cost if it computed nothing: tensors of the same sizes read and written.
 
     Forward, a copy of x; backward, the sum of x and the gradient of the output, which reads two and writes one.
@@ -224,55 +201,7 @@ def _copy(case: Case, inputs: Sequence[Inputs]) -> _Built:
             return lambda: torch.add(x, grad_output)
         return lambda: (x.clone(), torch.add(x, grad_output))
 
-    return _Built(_in_turn([call_of(one.x.detach(), one.grad_output) for one in inputs]), torch.inference_mode, tuple)
-
-
-def _in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """One call that runs the next of `calls` each time."""
-    if len(calls) == 1:
-        return calls[0]
-    turns = itertools.cycle(calls)
-    return lambda: next(turns)()
-
-
-def _eager(build: Callable[[], _Built], oracle: Oracle | None) -> Prepared:
-    built = build()
-
-    def check() -> Verdict:
-        assert oracle is not None
-        with built.context():
-            return oracle(built.outputs())
-
-    return Prepared(built.call, context=built.context, check=None if oracle is None else check)
-
-
-def _graph(build: Callable[[], _Built], oracle: Oracle | None) -> Prepared:
-    """The same in a CUDA graph of `GRAPH_CALLS` calls; what is checked comes out of a graph too."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # a backward runs on the stream of its forward, which must be the captured one
-        built = build()
-        with built.context():
-            for _ in range(3):
-                built.call()
-            built.outputs()
-    torch.cuda.synchronize()
-    timed = torch.cuda.CUDAGraph()
-    with built.context(), torch.cuda.graph(timed, stream=stream):
-        for _ in range(GRAPH_CALLS):
-            built.call()
-
-    def check() -> Verdict:
-        assert oracle is not None
-        checked = torch.cuda.CUDAGraph()
-        with built.context():
-            with torch.cuda.graph(checked, stream=stream):
-                outputs = built.outputs()
-            checked.replay()
-            torch.cuda.synchronize()
-            return oracle(outputs)
-
-    return Prepared(timed.replay, calls=GRAPH_CALLS, check=None if oracle is None else check)
+    return Built([call_of(one.x.detach(), one.grad_output) for one in inputs], torch.inference_mode)
 
 
 def elements(case: str) -> int:

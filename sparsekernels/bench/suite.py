@@ -52,7 +52,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SUITES = {name: f"{__package__}.{name}" for name in ("networks", "layers", "blocks", "masked", "rmsnorm", "openelm")}
+SUITE_NAMES = ("networks", "layers", "blocks", "masked", "rmsnorm", "openelm", "decode")
+
+SUITES = {name: f"{__package__}.{name}" for name in SUITE_NAMES}
 """Name and module of every suite, in the order in which the main benchmark runs them."""
 
 PASSES = ("forward", "forward+backward", "backward", "input-gradient", "weight-gradient", "all", "step")
@@ -246,7 +248,8 @@ class Suite:
     sparse    whether options that name sparsities and masks mean this suite
     in_blocks  whether the option that names blocks means it
     floor     the variant that no number of zeros can beat, such as a plain copy: with it the details of a sparse
-              variant have "reachable_fraction", the share reached of min(1 / density, baseline's time / floor's time)
+              variant have "traffic_cap", the baseline's time over the floor's, and "reachable_fraction", the share
+              reached of min(1 / density, that cap); see `roofline.py`
     rival     the variant to whose time each other's is compared in its details: rival "ours" gives "over_ours"
     threads   where the options say nothing of them; None is torch's own default
     by_pattern  whether each pattern of zeros is a case of its own: its variants alone are held in memory together

@@ -27,6 +27,7 @@ import torch
 
 from ..timing import Clock, Effort, Sampler, clock_of, interleave, median_ratio, spread
 from ..usage import Interruptions
+from .devices import autotuned
 from .machine import commit, machine, versions
 from .record import Record, parts
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, load, named
@@ -97,6 +98,11 @@ def run(suite: Suite, selection: Selection, emit: Emit) -> None:
     threads = selection.threads or suite.threads
     if threads is not None:
         torch.set_num_threads(threads)
+    with autotuned(selection.device):
+        _run(suite, selection, emit)
+
+
+def _run(suite: Suite, selection: Selection, emit: Emit) -> None:
     cases = suite.cases(selection)
     emit({"event": "cases", "total": len(cases)})
     session = Session(clock_of(selection.device), suite.effort(selection), emit)
@@ -166,6 +172,8 @@ def _records(suite: Suite, case: Case, variants: list[Variant], session: Session
             least = _against(suite.floor, name, times)
             if least is not None and ideal_fraction is not None:
                 details["reachable_fraction"] = max(least, ideal_fraction)
+            cap = _ratio(_beside(suite.baseline, name, times), _beside(suite.floor, name, times))
+            details |= {} if cap is None else {"traffic_cap": cap}
         yield Record(
             suite=suite.name,
             case=case.name,
