@@ -47,8 +47,11 @@ LEAST = 45.0
 WORKERS = 6
 """Processes of pytest, which share the GPU."""
 
-TESTS = ("sparse_conv2d", "masked_matmul", "masked_attention", "rms_norm")
-"""Folders of tests/ops, in this order; what else has CUDA cases comes after them."""
+TESTS: Mapping[str, str] = {
+    "matrix": "tests/ops/test_on_every_device.py",
+    **{name: f"tests/ops/{name}" for name in ("sparse_conv2d", "masked_matmul", "masked_attention", "rms_norm")},
+}
+"""Where tests are, in the order in which they are run; what else has CUDA cases comes after them."""
 
 BENCHMARKS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "rmsnorm": (200, ("--quick", "--seconds", "0.4")),
@@ -86,8 +89,8 @@ def parts(python: str, folder: Path, device: str) -> list[Part]:
     """All of them, the most telling first."""
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-m", "cuda")
     spread = ("-n", str(WORKERS)) if _has(python, "xdist") else ()
-    elsewhere = tuple(f"--ignore=tests/ops/{name}" for name in TESTS)
-    matrix = [Step(name, (*pytest, *spread, f"tests/ops/{name}")) for name in TESTS]
+    elsewhere = tuple(f"--ignore={path}" for path in TESTS.values())
+    matrix = [Step(name, (*pytest, *spread, path)) for name, path in TESTS.items()]
     matrix.append(Step("others", (*pytest, *spread, "tests", *elsewhere)))
     found = [
         Part(
@@ -105,8 +108,8 @@ def parts(python: str, folder: Path, device: str) -> list[Part]:
         check = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         run = (sanitizer, "--target-processes", "all", "--error-exitcode", "9")
         steps = [
-            Step(name, (*run, "--tool", "memcheck", *pytest, "--every", "41", f"tests/ops/{name}"), check, True)
-            for name in TESTS
+            Step(name, (*run, "--tool", "memcheck", *pytest, "--every", "41", path), check, True)
+            for name, path in TESTS.items()
         ]
         races = (*run, "--tool", "racecheck", *pytest, "--every", "23", "-k", "cuda-cuda", "tests/ops")
         steps.append(Step("races", races, check, True))
@@ -246,9 +249,8 @@ def work(wanted: Sequence[Part], folder: Path, seconds: float, again: Collection
     state, begin, failed = State(folder / "state.json"), time.monotonic(), False
     for part in wanted:
         log, left = folder / f"log-{part.name}.txt", float(part.seconds)
-        steps = [
-            step for step in part.steps if part.name in again or not state.is_complete(part, step) or _is_gone(part)
-        ]
+        redo = part.name in again or _is_gone(part)
+        steps = [step for step in part.steps if redo or not state.is_complete(part, step)]
         if steps == list(part.steps):
             log.unlink(missing_ok=True)
         for step in steps:

@@ -34,9 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A test whose parameter `device` is "cuda" has that mark, by which `make gpu` selects."""
-    if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-        if str(item.callspec.params.get("device")) == "cuda":
+    """Mark a test of which the parameter `device`, or else the DEVICE of its file, is "cuda"; `make gpu` runs these."""
+    if isinstance(item, pytest.Function):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if str(parameters.get("device", getattr(item.module, "DEVICE", None))) == "cuda":
             item.add_marker(pytest.mark.cuda)
 
 

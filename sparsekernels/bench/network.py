@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..pruning import prunable, prune_, prune_blocks_
-from ..timing import Effort, fastest
+from ..pruning import largest_blocks, prunable, prune_, prune_blocks_
+from ..timing import Effort
 from .defaults import MEMORY_FORMATS
+from .devices import PLACES, fastest
 from .models import MODELS, calibrate_
 from .suite import Case
 from .suite_keys import block_of
@@ -43,34 +44,42 @@ class Network:
 
     def __init__(self, case: Case) -> None:
         assert case.batch is not None
+        self.device = case.device
         self._fastest: dict[torch.dtype, tuple[str, Call]] = {}
         self._pruned: dict[tuple[str, float], nn.Module] = {}
         self.name, self.pass_, self.batch = case.name.partition("/")[2].partition("@")[0], case.pass_, case.batch
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        return MODELS[self.name].make()
+        return MODELS[self.name].make().to(PLACES[self.device])
 
     @functools.cached_property
     def images(self) -> Tensor:
-        return MODELS[self.name].images(self.batch, seed=1)
+        return self.random_images(1, self.batch)
+
+    def random_images(self, seed: int, batch: int | None = None) -> Tensor:
+        """Of the network's size; without a batch as many as calibration takes."""
+        return MODELS[self.name].images(batch, seed=seed).to(PLACES[self.device])
 
     @functools.cached_property
     def labels(self) -> Tensor:
-        return torch.randint(MODELS[self.name].classes, (self.batch,), generator=torch.Generator().manual_seed(2))
+        labels = torch.randint(MODELS[self.name].classes, (self.batch,), generator=torch.Generator().manual_seed(2))
+        return labels.to(PLACES[self.device])
 
     def pruned(self, kind: str, sparsity: float) -> nn.Module:
         """A copy, pruned, its BatchNorms with the statistics that it has then; kept until another is asked for.
 
-        kind: of `pruning.PRUNINGS`, or a block, "32x32".
+        kind: of `pruning.PRUNINGS`, a block, "32x32", or "channels" for whole filters.
         """
         if (kind, sparsity) not in self._pruned:
             model = copy.deepcopy(self.model)
             if kind[:1].isdecimal():
                 prune_blocks_(model, block_of(kind), sparsity, least_in_row=1)  # or no result depends on the images
+            elif kind == "channels":
+                prune_filters_(model, sparsity)
             else:
                 prune_(model, kind, sparsity)
-            calibrate_(model, MODELS[self.name].images(seed=3), seed=None)
+            calibrate_(model, self.random_images(3), seed=None)
             self._pruned = {(kind, sparsity): model.train(self.pass_ == "step")}
         return self._pruned[kind, sparsity]
 
@@ -137,7 +146,7 @@ class Network:
                 model.to(memory_format=format)  # type: ignore[call-overload]
                 images = images.contiguous(memory_format=format)
                 calls[name] = call_of(self, model, images, autocast=training and dtype != torch.float32)
-            layout = fastest(calls, LAYOUTS)
+            layout = fastest(self.device, calls, LAYOUTS)
             self._fastest[dtype] = layout, calls[layout]
         return self._fastest[dtype]
 
@@ -145,6 +154,16 @@ class Network:
         """The share of the dense network's time that is none of its layers'."""
         whole, layers = self.least_pass
         return float(f"{max(0.0, 1 - sum(layer.seconds for layer in layers.values()) / whole):.3g}")
+
+
+@torch.no_grad()
+def prune_filters_(model: nn.Module, sparsity: float) -> None:
+    """Set that share of the outputs of each layer but the last to zero, those of the least norms."""
+    *layers, _ = prunable(model)
+    for _, module in layers:
+        weight = module.weight
+        rows = weight.detach().flatten(1).norm(dim=1)[:, None]
+        weight.mul_(largest_blocks(rows, (1, 1), sparsity).view(-1, *[1] * (weight.dim() - 1)))
 
 
 def _shares_of_inputs(model: nn.Module, images: Tensor) -> dict[str, tuple[float, float]]:
@@ -201,7 +220,7 @@ def call_of(network: Network, model: nn.Module, images: Tensor, autocast: bool =
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     if autocast:
-        context = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+        context = functools.partial(torch.autocast, images.device.type, torch.bfloat16)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from .. import testing
 from ..conversion.graph.batch_norm import dropout_by_torch
 from .defaults import MEMORY_FORMATS
-from .models import MODELS
 from .network import Network
 from .suite import Verdict
 
@@ -48,7 +47,7 @@ def check_forward(network: Network, forward: Forward, dense: nn.Module, images: 
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
         for number in range(-(-CHECKED_IMAGES // count)):
-            batch = network.images if number == 0 else MODELS[network.name].images(network.batch, seed=10 + number)
+            batch = network.images if number == 0 else network.random_images(10 + number, network.batch)
             given = batch.to(images.dtype).contiguous(memory_format=format)
             found.append((forward(given)[places], exact(batch[places].double()), like(given)[places]))
     result, truth, baseline = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -115,7 +114,7 @@ def check_training(network: Network, model: nn.Module, dense: nn.Module, autocas
         images = network.images[places].to(next(one.parameters()).dtype)
         one.zero_grad()
         short = autocast and images.dtype is torch.float32
-        with _WithoutDropout(), dropout_by_torch(), torch.autocast("cpu", torch.bfloat16, enabled=short):
+        with _WithoutDropout(), dropout_by_torch(), torch.autocast(network.device, torch.bfloat16, enabled=short):
             loss = F.cross_entropy(one.train()(images), labels)
         loss.backward()
         found = []

@@ -26,6 +26,8 @@ arXiv:1907.04840, and their program): of the time t of each layer of the dense n
     fine-grained:  t * density of the input * density of the weight
 
 and what is not a layer costs nothing. That share is listed as well.
+
+On CUDA the variants are others: `network_formats.py`.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ from ..timing import Effort, fastest
 from .defaults import MEMORY_FORMATS, QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
 from .network import LAYOUTS, Network, call_of, without_gradients
 from .network_checks import Forward, check_forward, check_step, check_training
+from .network_formats import in_every_format
 from .record import Record
 from .report import Layout, detail_column, number_column, ratio_column, share_column, speedup_column, time_column
 from .suite import Case, Prepared, Selection, Suite, Unavailable, Variant, Verdict
@@ -68,7 +71,9 @@ IN_BLOCKS: Mapping[str, tuple[tuple[str, torch.dtype], ...]] = {
 
 
 def variants(case: Case, selection: Selection) -> list[Variant]:
-    """The dense network in two dtypes, and two conversions for each pattern."""
+    """The dense network in two dtypes, and two conversions for each pattern; on CUDA, `in_every_format`."""
+    if case.device == "cuda":
+        return in_every_format(case, selection)
     network = Network(case)
     result = [
         Variant("dense", functools.partial(_dense, network, torch.float32)),
@@ -215,6 +220,8 @@ SUITE = Suite(
             time_column("dense-bf16"),
             speedup_column("dense-fused", "fused"),
             speedup_column("dense-fused-bf16", "fused-bf16"),
+            speedup_column("sparse", "fine-grained"),
+            speedup_column("block", "in blocks"),
             speedup_column("dropped", "dropped"),
             number_column("dropped", "est. dropped", estimate_of),
             time_column("converted"),
@@ -233,7 +240,9 @@ SUITE = Suite(
             "speedup of the same graph as a converted network's, without zeros. "
             "dropped: speedup without filters and channels that are all zero. "
             "converted: by sparsekernels.convert; 15/16: 15 of 16 layers were replaced. est.: what sparse "
-            "momentum's formula gives. dense-bf16 / converted: of times; above 1 the zeros beat the narrower type."
+            "momentum's formula gives. On CUDA all of a row are in its dtype; fine-grained, in blocks: speedups where "
+            "every layer is so, whatever it gains. dense-bf16 / converted: of times; above 1 the zeros beat the "
+            "narrower type."
         ),
         subject="converted",
         rivals=("dense", "dense-bf16", "dense-fused", "dense-fused-bf16"),

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import fake_cuda
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels.bench import (
@@ -19,8 +21,11 @@ from sparsekernels.bench import (
     blocks,
     decode,
     devices,
+    layer,
     layers,
     masked,
+    network_formats,
+    networks,
     rmsnorm,
     roofline,
     suite,
@@ -28,6 +33,8 @@ from sparsekernels.bench import (
 )
 from sparsekernels.bench.devices import Built, Way
 from sparsekernels.bench.layer import Inputs, Layer, with_copies
+from sparsekernels.bench.models import MODELS, Model
+from sparsekernels.bench.network import prune_filters_
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection, Suite, Verdict
 from sparsekernels.timing import CpuClock, Effort
@@ -48,6 +55,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> type[fake_cuda.Graph]:
+    for module in (block_layer, blocks, layer, masked, network_formats):
+        monkeypatch.setattr(module, "LAYOUTS", BRIEF)
     return fake_cuda.install(monkeypatch)
 
 
@@ -58,7 +67,9 @@ def case_of(name: str, pass_: str, dtype: str, batch: int, parameters: dict[str,
 def measure(case: Case, of: Suite, selection: Selection | None = None) -> tuple[dict[str, Record], list[str]]:
     notes: list[dict[str, Any]] = []
     session = worker.Session(CpuClock(), BRIEF, notes.append)
-    found = worker.measure(of, case, list(of.variants(case, selection or Selection(device="cuda"))), session)
+    selection = selection or Selection(device="cuda")
+    variants = [one for one in of.variants(case, selection) if selection.takes_variant(one.name)]
+    found = worker.measure(of, case, variants, session)
     return {one.variant: one for one in found}, [note["text"] for note in notes]
 
 
@@ -115,7 +126,7 @@ class TestModes:
 
         monkeypatch.setattr(torch.cuda, "graph", refused)
         one = case_of("layers", "forward", "float32", 4, {**LINEAR, **KEYS, "sparsities": [90]})
-        records, notes = measure(one, layers.SUITE)
+        records, notes = measure(one, layers.SUITE, Selection(device="cuda", variants=("sparse",)))
         assert records["sparse:random-90"].status == "ok"
         assert records["sparse:random-90/graph"].status == "error"
         assert any("not permitted when stream is capturing" in note for note in notes)
@@ -169,18 +180,17 @@ FORMATS = ("dense", "copy", "dropped", "sparse", "block")
 
 
 class TestSuites:
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-    @pytest.mark.parametrize("pass_", layers.RESULTS)
+    @pytest.mark.parametrize(
+        ("dtype", "pass_"), [*(("bfloat16", one) for one in layers.RESULTS), ("float32", "all"), ("float16", "forward")]
+    )
     @pytest.mark.parametrize("layer", [LAYER, LINEAR], ids=["conv", "linear"])
     def test_layers_have_every_format(
         self, graphs: type[fake_cuda.Graph], layer: dict[str, Any], pass_: str, dtype: str
     ) -> None:
         case = case_of("layers", pass_, dtype, 5, {**layer, **KEYS, "blocks": ["16x16"]})
-        records, notes = measure(case, layers.SUITE)
-        peers = {"torch-bsr", "torch-2to4"}  # torch's: not on the CPU
-        ours = {name: one for name, one in records.items() if one.kind not in peers}
-        assert {name: one.status for name, one in ours.items()} == dict.fromkeys(ours, "ok"), notes
-        assert {one.kind for one in ours.values()} == set(FORMATS)
+        records, notes = measure(case, layers.SUITE, Selection(device="cuda", variants=FORMATS))  # torch's need a GPU
+        assert {name: one.status for name, one in records.items()} == dict.fromkeys(records, "ok"), notes
+        assert {one.kind for one in records.values()} == set(FORMATS)
         assert {name.partition("/")[0] for name in records} == {
             name.removesuffix("/graph") for name in records if name.endswith("/graph")
         }
@@ -220,9 +230,8 @@ class TestSuites:
 
     def test_decode(self, graphs: type[fake_cuda.Graph]) -> None:
         case = Case("decode", "1-row/32x64", "forward", "bfloat16", "cuda", 1, True, {**LINEAR, **KEYS}, True)
-        records, notes = measure(case, decode.SUITE)
-        ours = {name: one for name, one in records.items() if not one.kind.startswith("torch")}
-        assert {name: one.status for name, one in ours.items()} == dict.fromkeys(ours, "ok"), notes
+        records, notes = measure(case, decode.SUITE, Selection(device="cuda", variants=FORMATS))
+        assert {name: one.status for name, one in records.items()} == dict.fromkeys(records, "ok"), notes
         sparse = records["sparse:random-90/graph"]
         values, places = 2 * 204.8, 2048 / 8
         assert decode.gigabytes(sparse) == pytest.approx(1e-9 * (values + places))
@@ -288,34 +297,9 @@ class TestSuites:
         for channels, size in ((64, 56), (128, 28), (256, 14)):
             assert ((channels, channels, 3, 3), size, 64, "forward") in found
 
-
-class TestRoofline:
-    """An H100: 3.0 TB/s of a copy, dense products in bfloat16 at 650 TFLOP/s in convolutions, at 700 in cuBLAS."""
-
-    @pytest.mark.parametrize(
-        ("channels", "size", "cap"), [(64, 56, 1.3), (128, 28, 2.7), (256, 14, 5.3), (512, 28, 10.6)]
-    )
-    def test_convolutions_on_an_h100(self, channels: int, size: int, cap: float) -> None:
-        layer = Layer((channels, channels, 3, 3), 64, size=size, padding=1)
-        seconds = layer.gflop(channels * channels * 9, "forward") * 1e9 / 650e12
-        found = roofline.traffic_cap(seconds, roofline.activation_bytes(layer, "forward", 2), 3.0e12)
-        assert round(found, 1) == cap
-        assert roofline.reachable(0.05, found) == min(20.0, found)
-        assert roofline.reachable(0.5, found) == min(2.0, found)
-
-    def test_a_linear_layer_on_an_h100(self) -> None:
-        layer = Layer((4096, 4096), 4096)
-        seconds = layer.gflop(4096**2, "forward") * 1e9 / 700e12
-        found = roofline.traffic_cap(seconds, roofline.activation_bytes(layer, "forward", 2), 3.0e12)
-        assert found == pytest.approx(8.8, abs=0.05)
-
-    def test_gradients_move_as_much_as_a_forward(self) -> None:
-        layer = Layer((8, 4, 3, 3), 2, size=6)
-        once = 2 * (4 * 36 + 8 * 16) * 4
-        assert [roofline.activation_bytes(layer, pass_, 4) for pass_ in layers.RESULTS] == [once, once, once, 3 * once]
-        assert Inputs(layer).activation_bytes == once
-
-    def test_the_records_have_it(self, graphs: type[fake_cuda.Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_records_have_what_could_be_reached(
+        self, graphs: type[fake_cuda.Graph], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         times = {"dense": 8.0, "copy": 2.0, "dense/graph": 6.0, "copy/graph": 1.0}
         monkeypatch.setattr(worker, "interleave", lambda some, effort: {one: [times.get(one, 2.5)] * 3 for one in some})
         case = case_of("layers", "forward", "bfloat16", 5, {**LAYER, **KEYS})
@@ -326,3 +310,89 @@ class TestRoofline:
             assert one.details["traffic_cap"] == dense / copy
             expected = one.speedup / roofline.reachable(0.1, dense / copy)
             assert one.details["reachable_fraction"] == pytest.approx(expected, rel=1e-4)
+
+
+class Small(nn.Module):
+    """Two convolutions and a Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.second, self.last = nn.Conv2d(16, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.last(torch.relu(self.second(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class TestNetworks:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch, graphs: type[fake_cuda.Graph]) -> None:
+        monkeypatch.setitem(MODELS, "small", Model(Small, (3, 8, 8), 5, "for this test"))
+        monkeypatch.setattr(torch, "autocast", functools.partial(_autocast, torch.autocast))
+
+    def case(self, pass_: str, dtype: str) -> Case:
+        keys = {"blocks": ["8x8"], "sparsities": [50]}
+        return Case("networks", "test/small", pass_, dtype, "cuda", 6, True, keys, True)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("pass_", ["forward", "step"])
+    def test_every_format(self, pass_: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(network_formats, "convert", lambda *_, **__: SimpleNamespace(converted=[]))
+        records, notes = measure(self.case(pass_, dtype), networks.SUITE)
+        names = ["dense", "dropped:channels-50", "sparse:random-50", "converted:random-50", "block:8x8-50"]
+        names.append("converted:8x8-50")
+        assert list(records) == [*names, *(f"{name}/graph" for name in names)]
+        converted = {name: one for name, one in records.items() if one.kind == "converted"}
+        assert {one.status for one in converted.values()} == {"unavailable"}
+        others = {name: one.status for name, one in records.items() if name not in converted}
+        assert others == dict.fromkeys(others, "ok"), notes
+        assert records["block:8x8-50"].details["layout"] in ("contiguous", "channels_last")
+
+    @pytest.mark.parametrize(
+        ("name", "kinds"),
+        [
+            ("sparse:random-50", (sk.nn.SparseConv2d, sk.nn.SparseConv2d, sk.nn.SparseLinear)),
+            ("block:8x8-50", (sk.nn.SparseConv2d, sk.nn.SparseConv2d, sk.nn.SparseLinear)),
+            ("block:16x16-50", (sk.nn.SparseConv2d, sk.nn.SparseConv2d, nn.Linear)),
+            ("dropped:channels-50", (sk.nn.ChannelDroppedConv2d, sk.nn.ChannelDroppedConv2d, nn.Linear)),
+        ],
+    )
+    def test_every_layer_has_the_format(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, kinds: tuple[type, ...]
+    ) -> None:
+        """A layer that has nothing to leave out stays dense: the last is one block of 16x16, and loses no filter."""
+        seen: list[tuple[type, ...]] = []
+        right = network_formats.call_of
+
+        def spied(network: Any, model: Any, *others: Any) -> Any:
+            seen.append(tuple(type(one) for one in (model.first, model.second, model.last)))
+            return right(network, model, *others)
+
+        monkeypatch.setattr(network_formats, "call_of", spied)
+        selection = Selection(device="cuda", blocks=("8x8", "16x16") if name.startswith("block") else ())
+        ways = {one.name: one for one in networks.variants(self.case("forward", "float32"), selection)}
+        ways[name].prepare()
+        assert set(seen) == {kinds}
+
+    def test_a_wrong_network_has_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = sk.nn.SparseConv2d.forward
+        monkeypatch.setattr(sk.nn.SparseConv2d, "forward", lambda self, x: right(self, x) * 1.1)
+        chosen = Selection(device="cuda", variants=("dense", "sparse", "block"))
+        records, _ = measure(self.case("forward", "float32"), networks.SUITE, chosen)
+        for name in ("sparse:random-50", "block:8x8-50", "sparse:random-50/graph"):
+            assert (records[name].status, records[name].p50_ms) == ("wrong", None)
+        assert records["dense"].status == "ok"
+
+    @pytest.mark.parametrize("sparsity", [0.5, 0.9])
+    def test_filters(self, sparsity: float) -> None:
+        model = Small()
+        prune_filters_(model, sparsity)
+        for one in (model.first, model.second):
+            kept = one.weight.flatten(1).any(1)
+            assert kept.sum() == max(1, round(16 * (1 - sparsity)))
+        assert model.last.weight.all()
+
+
+def _autocast(right: Any, device: str, *arguments: Any, **options: Any) -> Any:
+    return right("cpu" if device == "cuda" else device, *arguments, **options)
