@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .._triton_table import from_table
 from .reference import rows_are_contiguous
 
 GROUP = 16
@@ -48,6 +49,7 @@ def _covering(cols: int, itemsize: int) -> int:
     return max(1 << (cols - 1).bit_length(), 16 // itemsize)
 
 
+@from_table("rms_norm.forward", tunes=("num_warps",))
 @functools.cache
 def forward_tiling(cols: int, itemsize: int) -> Tiling:
     """The tile of a forward over rows of `cols` elements of `itemsize` bytes.
@@ -65,6 +67,7 @@ def forward_tiling(cols: int, itemsize: int) -> Tiling:
     return Tiling(block_rows, block_cols, max(min(16, kilobytes), kilobytes // 2), looped)
 
 
+@from_table("rms_norm.backward", tunes=("num_warps",))
 @functools.cache
 def backward_tiling(cols: int, itemsize: int) -> Tiling:
     """The tile of a backward over rows of `cols` elements of `itemsize` bytes.
