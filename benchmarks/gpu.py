@@ -5,6 +5,7 @@
     python benchmarks/gpu.py                     the parts that are not complete yet, the most telling first
     python benchmarks/gpu.py --seconds 560       as many of them as fit
     python benchmarks/gpu.py --part blocks       one of them; --again repeats what is complete
+    python benchmarks/gpu.py --part tune         refills the table of launch configurations, in the folder
     python benchmarks/gpu.py --list              the parts, and how far they are
     python benchmarks/gpu.py --report            what there is, as one markdown page
 
@@ -65,6 +66,14 @@ BENCHMARKS: Mapping[str, tuple[int, tuple[str, ...]]] = {
 """By the suite, in the order in which they are run: the seconds that it may take, and its options."""
 
 
+TUNED: Mapping[str, tuple[str, ...]] = {
+    "blocks": ("--case", "4096x4096", "--case", "512x28", "--dtype", "bfloat16", "--variant", "block"),
+    "masked": ("--dtype", "bfloat16", "--variant", "ours"),
+    "rmsnorm": ("--case", "large", "--case", "backward", "--variant", "ours"),
+}
+"""By the suite, whose configurations are tuned, and the options of tune_triton.py."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One command. environment: on top of ours; whole_group: stop all of its processes, not only the first."""
@@ -77,12 +86,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """Steps that belong together. seconds: they may take together; also: what they depend on beside `SOURCES`."""
+    """Steps that belong together.
+
+    seconds: they may take together; also: what they depend on beside `SOURCES`; asked_for: run only where it is named
+    """
 
     name: str
     seconds: int
     steps: tuple[Step, ...]
     also: tuple[str, ...] = ()
+    asked_for: bool = False
 
 
 def parts(python: str, folder: Path, device: str) -> list[Part]:
@@ -120,6 +133,8 @@ def parts(python: str, folder: Path, device: str) -> list[Part]:
         command = (python, "-m", "sparsekernels", "bench", suite, "--device", "cuda", *options)
         step = Step(suite, (*command, "--json", json_file, "--markdown", markdown_file))
         found.append(Part(suite, seconds, (step,)))
+    tuner = (python, "benchmarks/tune_triton.py", "--file", str(folder / "triton_table.json"), "--seconds", "110")
+    found.append(Part("tune", 530, tuple(Step(name, (*tuner, name, *of)) for name, of in TUNED.items()), (), True))
     return found
 
 
@@ -361,12 +376,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(given.part) - {part.name for part in every}:
         parser.error(f"expected part to be {', '.join(part.name for part in every)}, got {', '.join(sorted(unknown))}")
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [part for part in every if not given.part or part.name in given.part or part.name == "build"]
+    named = given.part or [part.name for part in every if not part.asked_for]
+    wanted = [part for part in every if part.name in (*named, "build")]
     code = 0
     if not given.list:
         try:
-            names = given.part or [part.name for part in every]
-            code = work(wanted, folder, given.seconds, names if given.again else ())
+            code = work(wanted, folder, given.seconds, named if given.again else ())
         except KeyboardInterrupt:
             code = 130
         (folder / "report.md").write_text(report(folder), encoding="utf-8")

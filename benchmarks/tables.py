@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of whole networks in the documentation, made from the records in benchmarks/results.
+"""The tables of whole networks and of GPUs in the documentation, made from the records in benchmarks/results.
 
     python benchmarks/tables.py           names the tables that are not what the records say, and then fails
     python benchmarks/tables.py --write   writes them
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import gpu_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -223,6 +225,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "in short": readme,
     "steps in short": steps_in_short,
     "peers, Xeon": lambda: peers("Xeon"),
+    "on a GPU": lambda: gpu_tables.sparse(RESULTS),
+    "RMSNorm on a GPU": lambda: gpu_tables.norms(RESULTS),
 }
 
 

@@ -159,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     selection = Selection(
         device=given.device, cases=tuple(given.case), variants=tuple(given.variant), dtypes=tuple(given.dtype)
     )
+    if not given.file.exists():
+        given.file.write_text(table.FILE.read_text(encoding="utf-8"), encoding="utf-8")
     found = work(load(given.suite), selection, given.file, given.seconds)
     for (kernel, key), entry in found.items():
         print(f"{kernel} {key}: {entry}")

@@ -53,6 +53,7 @@ class TestParts:
             "networks",
             "openelm",
             "decode",
+            "tune",
         ]
         assert [part.name for part in parts] == expected
         assert set(gpu.BENCHMARKS) == set(suite.SUITES)
