@@ -171,7 +171,8 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
         share = round(pattern.percent / 100, 7)
         for name, way in ways.items():
             make = functools.partial(_of_pattern, inputs, pattern, way, 1.0 if name.startswith("ours") else ROUGH)
-            result.append(Way(f"{name}:{pattern.name}", make, share, graphs=name != "ours+prepare"))
+            modes = {"graphs": name != "ours+prepare", "ours": name.startswith("ours")}
+            result.append(Way(f"{name}:{pattern.name}", make, share, **modes))
     return variants_of(case, result)
 
 

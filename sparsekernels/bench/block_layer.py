@@ -184,9 +184,9 @@ class Pattern:
             size % step for size, step in zip(self.ours.inputs.layer.weight, self._block, strict=False)
         )
 
-    def way(self, kind: str, build: Callable[[], Built]) -> Way:
+    def way(self, kind: str, build: Callable[[], Built], ours: bool = True) -> Way:
         """The variant of that kind."""
-        return Way(f"{kind}:{self.name}", build, self._sparsity)
+        return Way(f"{kind}:{self.name}", build, self._sparsity, ours=ours)
 
     def in_blocks(self) -> Built:
         """Ours, from the weight in blocks."""

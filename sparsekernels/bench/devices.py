@@ -23,7 +23,7 @@ import torch
 from .. import timing
 from ..formats import SparseFormat
 from ..ops._triton import float32_precision
-from .suite import Case, Prepared, Variant, Verdict
+from .suite import Case, Prepared, Unavailable, Variant, Verdict
 
 GRAPH_CALLS = 20
 """Calls in a CUDA graph, so that launching it is a small part of each; at most as many sets of inputs alternate."""
@@ -34,6 +34,10 @@ PLACES = {"cpu": torch.device("cpu"), "cuda": torch.device("cuda")}
 Call = Callable[[], object]
 Context = Callable[[], AbstractContextManager[object]]
 Format = TypeVar("Format", bound=SparseFormat)
+
+
+class NotCaptured(RuntimeError):
+    """A call that no CUDA graph can have; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,15 @@ class Built:
 class Way:
     """A variant of a case, apart from the mode in which it runs. The fields are those of `Variant`.
 
-    graphs: whether a CUDA graph may have it, which can hold nothing that asks the device for numbers
+    graphs: whether a CUDA graph may have it, which can hold nothing that asks the device for numbers; other programs'
+    may turn out not to be able to: where `ours` is false, that is no failure
     """
 
     name: str
     build: Callable[[], Built]
     sparsity: float | None = None
     graphs: bool = True
+    ours: bool = True
 
 
 def variants_of(case: Case, ways: Sequence[Way]) -> list[Variant]:
@@ -87,7 +93,15 @@ def variants_of(case: Case, ways: Sequence[Way]) -> list[Variant]:
 
 
 def _preparing(mode: Callable[[Callable[[], Built]], Prepared], way: Way) -> Callable[[], Prepared]:
-    return lambda: mode(way.build)
+    def prepare() -> Prepared:
+        try:
+            return mode(way.build)
+        except NotCaptured as reason:
+            if way.ours:
+                raise
+            raise Unavailable(str(reason)) from reason
+
+    return prepare
 
 
 def eager(build: Callable[[], Built]) -> Prepared:
@@ -137,11 +151,23 @@ def in_graph(build: Callable[[], Built]) -> Prepared:
 
 
 def capture(call: Call, stream: Any, count: int = 1) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of so many calls, which all ran before on `stream`; and what the last of them returned."""
+    """A CUDA graph of so many calls, which all ran before on `stream`; and what the last of them returned.
+
+    Raises NotCaptured with the first reason; what ends a capture that failed raises another.
+    """
     graph, result = torch.cuda.CUDAGraph(), None
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(count):
-            result = call()
+    first: Exception | None = None
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            try:
+                for _ in range(count):
+                    result = call()
+            except Exception as reason:
+                first = reason
+                raise
+    except Exception as reason:
+        lines = str(first or reason).strip().splitlines()
+        raise NotCaptured(f"a CUDA graph cannot have it: {lines[0] if lines else type(first or reason)}") from reason
     return graph, result
 
 

@@ -122,7 +122,8 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
         share = round(pattern.percent / 100, 7)
         for name, kind in kinds.items():
             build = functools.partial(kind, inputs, oracle, pattern)
-            result.append(Way(f"{name}:{pattern.name}", build, share, graphs=name != "ours+prepare"))
+            modes = {"graphs": name != "ours+prepare", "ours": name.startswith("ours")}
+            result.append(Way(f"{name}:{pattern.name}", build, share, **modes))
     return variants_of(case, result)
 
 

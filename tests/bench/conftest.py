@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import fake_cuda
 import pytest
 from fake_engine import ENGINES, PEERS, launch_in
 
@@ -26,3 +27,9 @@ def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def fake(tmp_path: Path) -> Launch:
     """The program of the fake engine."""
     return launch_in(tmp_path)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> type[fake_cuda.Graph]:
+    """A CUDA device that is the CPU; what it is given counts captures and replays."""
+    return fake_cuda.install(monkeypatch)

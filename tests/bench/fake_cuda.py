@@ -15,9 +15,13 @@ import pytest
 import torch
 
 from sparsekernels import timing
-from sparsekernels.bench import devices
+from sparsekernels.bench import block_layer, blocks, devices, layer, masked, network_formats, worker
+from sparsekernels.bench.record import Record
+from sparsekernels.bench.suite import Case, Selection, Suite
+from sparsekernels.timing import CpuClock, Effort
 
 CACHE = 4096
+BRIEF = Effort(seconds=0, sample=1e-6, least=2, most=2)
 
 
 class Graph:
@@ -56,6 +60,21 @@ def install(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
     monkeypatch.setitem(devices.PLACES, "cuda", torch.device("cpu"))
     monkeypatch.setattr(devices, "cache_bytes", lambda _: CACHE)
     monkeypatch.setattr(timing, "clock_of", lambda _: timing.CpuClock())
+    for module in (block_layer, blocks, layer, masked, network_formats):
+        monkeypatch.setattr(module, "LAYOUTS", BRIEF)
     monkeypatch.setattr(Graph, "captured", 0)
     monkeypatch.setattr(Graph, "replayed", 0)
     return Graph
+
+
+def case_of(name: str, pass_: str, dtype: str, batch: int, parameters: dict[str, Any]) -> Case:
+    return Case(name, "test/case", pass_, dtype, "cuda", batch, True, parameters, True)
+
+
+def measure(case: Case, of: Suite, selection: Selection | None = None) -> tuple[dict[str, Record], list[str]]:
+    notes: list[dict[str, Any]] = []
+    session = worker.Session(CpuClock(), BRIEF, notes.append)
+    selection = selection or Selection(device="cuda")
+    variants = [one for one in of.variants(case, selection) if selection.takes_variant(one.name)]
+    found = worker.measure(of, case, variants, session)
+    return {one.variant: one for one in found}, [note["text"] for note in notes]

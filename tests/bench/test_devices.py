@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import fake_cuda
 import pytest
 import torch
-from torch import Tensor, nn
+from fake_cuda import case_of, measure
+from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels.bench import (
@@ -21,11 +20,8 @@ from sparsekernels.bench import (
     blocks,
     decode,
     devices,
-    layer,
     layers,
     masked,
-    network_formats,
-    networks,
     rmsnorm,
     roofline,
     suite,
@@ -33,13 +29,9 @@ from sparsekernels.bench import (
 )
 from sparsekernels.bench.devices import Built, Way
 from sparsekernels.bench.layer import Inputs, Layer, with_copies
-from sparsekernels.bench.models import MODELS, Model
-from sparsekernels.bench.network import prune_filters_
-from sparsekernels.bench.record import Record
-from sparsekernels.bench.suite import Case, Selection, Suite, Verdict
-from sparsekernels.timing import CpuClock, Effort
+from sparsekernels.bench.suite import Case, Selection, Unavailable, Verdict
+from sparsekernels.timing import Effort
 
-BRIEF = Effort(seconds=0, sample=1e-6, least=2, most=2)
 LAYER = {"weight": [32, 16, 3, 3], "size": 5, "padding": 1}
 LINEAR = {"weight": [32, 64]}
 KEYS = {"masks": ["random"], "blocks": ["16x16", "8x8"], "sparsities": [50, 90]}
@@ -51,26 +43,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> type[fake_cuda.Graph]:
-    for module in (block_layer, blocks, layer, masked, network_formats):
-        monkeypatch.setattr(module, "LAYOUTS", BRIEF)
-    return fake_cuda.install(monkeypatch)
-
-
-def case_of(name: str, pass_: str, dtype: str, batch: int, parameters: dict[str, Any]) -> Case:
-    return Case(name, "test/case", pass_, dtype, "cuda", batch, True, parameters, True)
-
-
-def measure(case: Case, of: Suite, selection: Selection | None = None) -> tuple[dict[str, Record], list[str]]:
-    notes: list[dict[str, Any]] = []
-    session = worker.Session(CpuClock(), BRIEF, notes.append)
-    selection = selection or Selection(device="cuda")
-    variants = [one for one in of.variants(case, selection) if selection.takes_variant(one.name)]
-    found = worker.measure(of, case, variants, session)
-    return {one.variant: one for one in found}, [note["text"] for note in notes]
 
 
 def judge_one(results: Any) -> Verdict:
@@ -129,7 +101,20 @@ class TestModes:
         records, notes = measure(one, layers.SUITE, Selection(device="cuda", variants=("sparse",)))
         assert records["sparse:random-90"].status == "ok"
         assert records["sparse:random-90/graph"].status == "error"
-        assert any("not permitted when stream is capturing" in note for note in notes)
+        words = "NotCaptured: a CUDA graph cannot have it: operation not permitted when stream is capturing"
+        assert any(words in note for note in notes)
+
+    def test_that_others_cannot_be_captured_is_no_failure(self, graphs: type[fake_cuda.Graph]) -> None:
+        def synchronizes() -> None:
+            if graphs.captured:
+                raise RuntimeError("first\nsecond")
+
+        way = Way("torch-bsr:8x8-90", lambda: Built([synchronizes]), 0.9, ours=False)
+        with pytest.raises(Unavailable, match="^a CUDA graph cannot have it: first$"):
+            devices.variants_of(self.CASE, [way])[1].prepare()
+        graphs.captured = 0
+        with pytest.raises(devices.NotCaptured):
+            devices.variants_of(self.CASE, [Way("ours", way.build)])[1].prepare()
 
 
 class TestSets:
@@ -310,89 +295,3 @@ class TestSuites:
             assert one.details["traffic_cap"] == dense / copy
             expected = one.speedup / roofline.reachable(0.1, dense / copy)
             assert one.details["reachable_fraction"] == pytest.approx(expected, rel=1e-4)
-
-
-class Small(nn.Module):
-    """Two convolutions and a Linear."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.second, self.last = nn.Conv2d(16, 16, 3), nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.first(x)))
-        return self.last(torch.relu(self.second(x)).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-class TestNetworks:
-    @pytest.fixture(autouse=True)
-    def small(self, monkeypatch: pytest.MonkeyPatch, graphs: type[fake_cuda.Graph]) -> None:
-        monkeypatch.setitem(MODELS, "small", Model(Small, (3, 8, 8), 5, "for this test"))
-        monkeypatch.setattr(torch, "autocast", functools.partial(_autocast, torch.autocast))
-
-    def case(self, pass_: str, dtype: str) -> Case:
-        keys = {"blocks": ["8x8"], "sparsities": [50]}
-        return Case("networks", "test/small", pass_, dtype, "cuda", 6, True, keys, True)
-
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    @pytest.mark.parametrize("pass_", ["forward", "step"])
-    def test_every_format(self, pass_: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(network_formats, "convert", lambda *_, **__: SimpleNamespace(converted=[]))
-        records, notes = measure(self.case(pass_, dtype), networks.SUITE)
-        names = ["dense", "dropped:channels-50", "sparse:random-50", "converted:random-50", "block:8x8-50"]
-        names.append("converted:8x8-50")
-        assert list(records) == [*names, *(f"{name}/graph" for name in names)]
-        converted = {name: one for name, one in records.items() if one.kind == "converted"}
-        assert {one.status for one in converted.values()} == {"unavailable"}
-        others = {name: one.status for name, one in records.items() if name not in converted}
-        assert others == dict.fromkeys(others, "ok"), notes
-        assert records["block:8x8-50"].details["layout"] in ("contiguous", "channels_last")
-
-    @pytest.mark.parametrize(
-        ("name", "kinds"),
-        [
-            ("sparse:random-50", (sk.nn.SparseConv2d, sk.nn.SparseConv2d, sk.nn.SparseLinear)),
-            ("block:8x8-50", (sk.nn.SparseConv2d, sk.nn.SparseConv2d, sk.nn.SparseLinear)),
-            ("block:16x16-50", (sk.nn.SparseConv2d, sk.nn.SparseConv2d, nn.Linear)),
-            ("dropped:channels-50", (sk.nn.ChannelDroppedConv2d, sk.nn.ChannelDroppedConv2d, nn.Linear)),
-        ],
-    )
-    def test_every_layer_has_the_format(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, kinds: tuple[type, ...]
-    ) -> None:
-        """A layer that has nothing to leave out stays dense: the last is one block of 16x16, and loses no filter."""
-        seen: list[tuple[type, ...]] = []
-        right = network_formats.call_of
-
-        def spied(network: Any, model: Any, *others: Any) -> Any:
-            seen.append(tuple(type(one) for one in (model.first, model.second, model.last)))
-            return right(network, model, *others)
-
-        monkeypatch.setattr(network_formats, "call_of", spied)
-        selection = Selection(device="cuda", blocks=("8x8", "16x16") if name.startswith("block") else ())
-        ways = {one.name: one for one in networks.variants(self.case("forward", "float32"), selection)}
-        ways[name].prepare()
-        assert set(seen) == {kinds}
-
-    def test_a_wrong_network_has_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = sk.nn.SparseConv2d.forward
-        monkeypatch.setattr(sk.nn.SparseConv2d, "forward", lambda self, x: right(self, x) * 1.1)
-        chosen = Selection(device="cuda", variants=("dense", "sparse", "block"))
-        records, _ = measure(self.case("forward", "float32"), networks.SUITE, chosen)
-        for name in ("sparse:random-50", "block:8x8-50", "sparse:random-50/graph"):
-            assert (records[name].status, records[name].p50_ms) == ("wrong", None)
-        assert records["dense"].status == "ok"
-
-    @pytest.mark.parametrize("sparsity", [0.5, 0.9])
-    def test_filters(self, sparsity: float) -> None:
-        model = Small()
-        prune_filters_(model, sparsity)
-        for one in (model.first, model.second):
-            kept = one.weight.flatten(1).any(1)
-            assert kept.sum() == max(1, round(16 * (1 - sparsity)))
-        assert model.last.weight.all()
-
-
-def _autocast(right: Any, device: str, *arguments: Any, **options: Any) -> Any:
-    return right("cpu" if device == "cuda" else device, *arguments, **options)
