@@ -28,7 +28,7 @@ from . import block_triton_kernels as kernels
 from . import reference
 from .block_pattern import Pattern
 from .block_tiles import Lists, Tiles
-from .block_triton_config import gradient_tiling, parts_of_positions, parts_of_sums, product_tiling
+from .block_triton_config import at_most, gradient_tiling, parts_of_positions, parts_of_sums, product_tiling
 
 _BLOCK = 1024  # elements that a program of an elementwise kernel takes
 _MOST_POSITIONS = 2**31 - 2**10  # counted in 32 bits
@@ -228,7 +228,7 @@ def _product(
     rows = lists.order.numel()
     itemsize = source.element_size()
     align = _align(source.size(1), sizes[0])
-    tiling = product_tiling(itemsize, depth, channels, positions, align * itemsize)
+    tiling = product_tiling(itemsize, depth, channels, at_most(positions), align * itemsize)
     tiles_of_pixels = triton.cdiv(positions, tiling.pixels)
     programs = tiles_of_pixels * rows
     parts = 1

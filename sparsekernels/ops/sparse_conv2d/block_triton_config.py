@@ -7,6 +7,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from .._triton_table import from_table
+
 _SHARED = 96 * 1024
 """Bytes of shared memory of a program, so that two are resident on sm_90, and one with room to spare on sm_80."""
 
@@ -29,9 +31,11 @@ def _stages(bytes_of_stage: int) -> int:
     return max(2, min(5, _SHARED // bytes_of_stage))
 
 
+@from_table("blocks.product", tunes=("pixels", "warps", "stages"))
 @functools.cache
 def product_tiling(itemsize: int, depth: int, channels: int, positions: int, access: int = 16) -> Tiling:
-    """Of a product whose tiles are `depth` deep and have `channels` channels of the result.
+    """Of a product whose tiles are `depth` deep and have `channels` channels of the result, for up to `positions` pixels,
+    a power of two; access: how many bytes of a pixel's channels are aligned.
 
     A program reads `depth` channels of each of its pixels for every tile, so it takes many pixels: as have sums of 64
     registers a thread, of eight warps, and 32 KB a stage. It takes fewer in float32, whose operands are in registers,
@@ -43,12 +47,17 @@ def product_tiling(itemsize: int, depth: int, channels: int, positions: int, acc
         most = min(most, 64)
     if access < 16:
         most = max(16, min(most, 512 * access // depth))
-    pixels = min(most, max(16, 1 << (max(1, positions) - 1).bit_length()))
+    pixels = min(most, max(16, positions))
     if pixels == 16:
         warps = max(1, min(4, depth * channels * itemsize // (16 * 32)))
     else:
         warps = 8 if pixels == 256 or pixels * channels >= 128 * 128 else 4
     return Tiling(pixels, warps, _stages((pixels + channels) * depth * itemsize))
+
+
+def at_most(positions: int) -> int:
+    """A power of two that covers them, or the largest that makes a difference: what a table of tilings has rows for."""
+    return min(1 << (max(1, positions) - 1).bit_length(), 2**16)
 
 
 def parts_of_sums(programs: int, longest: int, entries: int, rows: int, multiprocessors: int) -> int:
@@ -78,6 +87,7 @@ class GradientTiling:
     stages: int
 
 
+@from_table("blocks.gradient", tunes=("pixels", "tiles", "warps", "stages"))
 @functools.cache
 def gradient_tiling(itemsize: int, height: int, width: int) -> GradientTiling:
     """Of a gradient to tiles of height x width. Tiles of one row share what is read of the result's gradient."""

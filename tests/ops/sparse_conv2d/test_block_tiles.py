@@ -151,6 +151,10 @@ def test_tiles_are_not_half_empty() -> None:
 # How work is cut
 
 
+def test_tables_have_rows_for_few_numbers_of_pixels() -> None:
+    assert [config.at_most(one) for one in (0, 1, 2, 3, 16, 17, 10**9)] == [1, 1, 2, 4, 16, 32, 2**16]
+
+
 @pytest.mark.parametrize(
     ("itemsize", "depth", "channels"),
     [(2, *size) for size in itertools.product(HEIGHTS, HEIGHTS)]
@@ -158,7 +162,7 @@ def test_tiles_are_not_half_empty() -> None:
 )
 def test_product_tilings(itemsize: int, depth: int, channels: int) -> None:
     for positions, access in itertools.product([1, 15, 16, 17, 100, 10**6, 2**31], [2, 8, 16]):
-        tiling = config.product_tiling(itemsize, depth, channels, positions, access)
+        tiling = config.product_tiling(itemsize, depth, channels, config.at_most(positions), access)
         for power in (tiling.pixels, tiling.warps):
             assert power & (power - 1) == 0
         assert 16 <= tiling.pixels <= max(16, 2 * positions)
