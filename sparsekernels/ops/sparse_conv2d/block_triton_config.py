@@ -34,8 +34,10 @@ def _stages(bytes_of_stage: int) -> int:
 @from_table("blocks.product", tunes=("pixels", "warps", "stages"))
 @functools.cache
 def product_tiling(itemsize: int, depth: int, channels: int, positions: int, access: int = 16) -> Tiling:
-    """Of a product whose tiles are `depth` deep and have `channels` channels of the result, for up to `positions` pixels,
-    a power of two; access: how many bytes of a pixel's channels are aligned.
+    """Of a product whose tiles are `depth` deep and have `channels` channels of the result.
+
+    positions: no fewer than there are pixels, a power of two. access: to how many bytes a pixel's channels are aligned.
+
 
     A program reads `depth` channels of each of its pixels for every tile, so it takes many pixels: as have sums of 64
     registers a thread, of eight warps, and 32 KB a stage. It takes fewer in float32, whose operands are in registers,

@@ -246,6 +246,7 @@ def gradient(
     channels, depth_of_group = channels // ALIGN * ALIGN, depth_of_group // ALIGN * ALIGN
     out_channels = out_channels // OUT_ALIGN * OUT_ALIGN
     channels_of_group = channels_of_group // OUT_ALIGN * OUT_ALIGN
+    tl.static_assert(TILES == 1 or TILES == 2 or TILES == 4)
     unit = tl.program_id(0)
     first, count = tl.load(units + unit * 2), tl.load(units + unit * 2 + 1)
     row = tl.load(table + first * 4)
