@@ -179,6 +179,7 @@ def weight_gradient(
             PRECISION=_precision(input, g),
             num_warps=tiling.warps,
             num_stages=tiling.stages,
+            enable_fp_fusion=True,  # said, because Triton 3.10 changes the default, and with it the bits
         )
         kernels.gather_sums[(triton.cdiv(count, _BLOCK),)](
             sums=sums,
@@ -287,6 +288,7 @@ def _product(
         PRECISION=_precision(source, geometry),
         num_warps=tiling.warps,
         num_stages=tiling.stages,
+        enable_fp_fusion=True,  # said, because Triton 3.10 changes the default, and with it the bits
         **last,
     )
     if parts > 1:
