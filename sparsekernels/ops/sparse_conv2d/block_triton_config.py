@@ -7,6 +7,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from .._triton_table import from_table
+
 _SHARED = 96 * 1024
 """Bytes of shared memory of a program, so that two are resident on sm_90, and one with room to spare on sm_80."""
 
@@ -29,6 +31,7 @@ def _stages(bytes_of_stage: int) -> int:
     return max(2, min(5, _SHARED // bytes_of_stage))
 
 
+@from_table("block.product", tunes=("pixels", "warps", "stages"))
 @functools.cache
 def product_tiling(itemsize: int, depth: int, channels: int, positions: int, access: int = 16) -> Tiling:
     """Of a product whose tiles are `depth` deep and have `channels` channels of the result.
@@ -78,6 +81,7 @@ class GradientTiling:
     stages: int
 
 
+@from_table("block.gradient", tunes=("pixels", "tiles", "warps", "stages"))
 @functools.cache
 def gradient_tiling(itemsize: int, height: int, width: int) -> GradientTiling:
     """Of a gradient to tiles of height x width. Tiles of one row share what is read of the result's gradient."""
