@@ -60,7 +60,7 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
         return F.layer_norm(x, shape, weight, bias, EPS)
 
-    oracle = _Oracle(case, inputs[0])
+    oracle = Oracle(case, inputs[0])
     builds = {
         "ours": functools.partial(_build, case, inputs, ours, oracle),
         "torch": functools.partial(_build, case, inputs, torch_eager, oracle),
@@ -109,7 +109,7 @@ def make_input(case: Case, seed: int) -> Inputs:
     return Inputs(x.requires_grad_(wants_grad), normal(shape[-1]).requires_grad_(wants_grad), grad_output)
 
 
-class _Oracle:
+class Oracle:
     """Judges results by the reference in float64, which is computed once, when first asked for."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
@@ -142,7 +142,7 @@ def _build(
     case: Case,
     inputs: Sequence[Inputs],
     function: Function,
-    oracle: _Oracle | None,
+    oracle: Oracle | None,
     backend: Context = contextlib.nullcontext,
     also: tuple[Tensor, ...] = (),
 ) -> Built:
@@ -177,7 +177,7 @@ def _build(
         return Built([call_of(one) for one in inputs], context, outputs, judge)
 
 
-def _compile(case: Case, inputs: Sequence[Inputs], function: Function, oracle: _Oracle) -> Built:
+def _compile(case: Case, inputs: Sequence[Inputs], function: Function, oracle: Oracle) -> Built:
     torch.compiler.reset()
     built = _build(case, inputs, torch.compile(function, dynamic=False), oracle)
     try:

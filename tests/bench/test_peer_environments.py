@@ -24,8 +24,9 @@ pytestmark = linux
 
 class TestTable:
     def test_every_peer_has_an_engine_and_every_engine_a_peer(self) -> None:
-        tables = [environments.read_peers(), environments.read_peers(PEERS / "engines" / "masked_peers.toml")]
-        known = {**tables[1], **tables[0]}
+        files = ("peers.toml", "masked_peers.toml", "norm_peers.toml")
+        tables = [environments.read_peers(PEERS / "engines" / file) for file in files]
+        known = {**tables[2], **tables[1], **tables[0]}
         helpers = {"networks.py"}
         assert {peer.engine.name for peer in known.values()} == {
             path.name for path in (PEERS / "engines").glob("*.py")
@@ -50,7 +51,7 @@ class TestTable:
             ('engine = "e.py"\nabout = ""\nlicense = ""\nvariants = []\nrequirements = ["a==1"]', "need python"),
             (
                 'engine = "e.py"\nvariants = [{name = "a", cases = ["song"]}]',
-                "expected cases to be 'network', 'linear', 'masked', got 'song'",
+                "expected cases to be 'network', 'linear', 'masked', 'norm', got 'song'",
             ),
             (
                 'engine = "e.py"\nvariants = [{name = "a", cases = [], dtype = "int3"}]',
