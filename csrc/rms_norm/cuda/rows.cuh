@@ -12,6 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "base/cuda/ptx.cuh"
 #include "rms_norm/call.h"
 
 namespace sparsekernels::cuda {
@@ -184,11 +185,6 @@ __device__ void store(T* row, int64_t col, int64_t cols, bool wide, const Packed
       if (col + j < cols) row[col + j] = elements[j];
     }
   }
-}
-
-// Starts to bring a line into the L2 cache.
-__device__ inline void prefetch(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
 // The weight as a kernel over rows of T reads it. kCommon: it is of dtype T itself, and a vector stays packed until it
