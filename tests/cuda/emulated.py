@@ -21,9 +21,11 @@ import fcntl
 import functools
 import hashlib
 import math
+import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +64,8 @@ class Fault(AssertionError):
 
 def missing() -> str | None:
     """Why nothing can be emulated here, or None."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return "no Linux on x86-64"
     if not all(map(shutil.which, (COMPILER, "readelf", "objcopy", "addr2line"))):
         return "no g++, or no binutils"
     version = subprocess.run([COMPILER, "-dumpversion"], capture_output=True, text=True).stdout

@@ -231,6 +231,28 @@ __global__ void copy_waited_for_by_its_thread_alone(Call call) {
   call.to[threadIdx.x] = words[threadIdx.x];
 }
 
+__global__ void copy_that_outlives_its_thread(Call call) {
+  alignas(16) __shared__ float words[kThreads];
+  if (threadIdx.x < kThreads / 4) __pipeline_memcpy_async(words + threadIdx.x * 4, call.from + threadIdx.x * 4, 16);
+  __pipeline_commit();
+  if (!call.wrong) __pipeline_wait_prior(0);
+  call.to[threadIdx.x] = 1;
+}
+
+__global__ void copy_of_two_bytes(Call call) {
+  __shared__ float words[kThreads];
+  __pipeline_memcpy_async(words + threadIdx.x, call.from + threadIdx.x, call.wrong ? 2 : 4);
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  call.to[threadIdx.x] = words[threadIdx.x];
+}
+
+// The launch ends, and the process goes on.
+__global__ void wild_pointer(Call call) {
+  call.to[threadIdx.x] = 1;
+  if (call.wrong) *reinterpret_cast<volatile float*>(uintptr_t{0x10000} * (threadIdx.x + 1)) = 1;
+}
+
 // Nothing is wrong with these: what warps and blocks compute together, against sums in test_emulation.py.
 __global__ void collectives(Call call) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -296,6 +318,9 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(not_in_its_mask),
     KERNEL(copy_not_waited_for),
     KERNEL(copy_waited_for_by_its_thread_alone),
+    KERNEL(copy_that_outlives_its_thread),
+    KERNEL(copy_of_two_bytes),
+    KERNEL(wild_pointer),
     KERNEL(collectives),
     KERNEL(bits),
 };

@@ -208,7 +208,7 @@ def test_only_where_there_is_a_weight_nan_and_infinity_count(library: Library, d
 def test_what_disagrees_is_not_followed_outside(library: Library) -> None:
     """More bits than values: whatever the result, nothing outside of the values is read."""
     case = Case(2, 500, 9, 0.3)
-    x, mask, values, bias = inputs(case)
+    x, mask, values, _ = inputs(case)
     crow = torch.zeros(case.out + 1, dtype=torch.int32)
     with library.device(seed=0) as device:
         output = device.empty((case.rows, case.out), case.dtype)

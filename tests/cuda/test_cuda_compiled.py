@@ -28,7 +28,9 @@ THREADS = 2048
 
 def disassembler() -> str | None:
     spec = importlib.util.find_spec("triton")
-    places = [Path(folder) / "backends/nvidia/bin" for folder in (spec.submodule_search_locations or [])] if spec else []
+    places = (
+        [Path(folder) / "backends/nvidia/bin" for folder in (spec.submodule_search_locations or [])] if spec else []
+    )
     places.append(Path("/usr/local/cuda/bin"))
     found = [str(place / "cuobjdump") for place in places if (place / "cuobjdump").exists()]
     return shutil.which("cuobjdump") or next(iter(found), None)

@@ -42,6 +42,9 @@ FAULTS = {
     "shuffle_from_nobody": ("shuffle at", "reads lane 20, which takes no part", 1),
     "not_in_its_mask": ("mask at", "is not in its mask 7fffffff", 1),
     "copy_not_waited_for": ("copy at", "is on its way", 1),
+    "copy_that_outlives_its_thread": ("copy at", "ends before its copies arrive", 1),
+    "copy_of_two_bytes": ("copy at", "a copy of 2 bytes", 1),
+    "wild_pointer": ("crash at", "touches 0x", 1),
     "copy_waited_for_by_its_thread_alone": ("race at", "nothing orders the two", 1),
 }
 
@@ -50,6 +53,8 @@ LIBRARY_CALLS = {name for name in FAULTS if "barrier_" in name and "between" not
     "shuffle_from_nobody",
     "not_in_its_mask",
     "plain_beside_atomic",
+    "copy_that_outlives_its_thread",
+    "copy_of_two_bytes",
     "misaligned_read_only",
 }
 

@@ -308,8 +308,8 @@ def test_backward(library: Library, case: Case) -> None:
 CAPTURED = 1000  # a stream that is being captured, of the emulation
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("case", [Case((90,), 64), Case((40,), 520, FP32, FP32), Case((12,), 20000)], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", [Case((90,), 64), Case((40,), 520, FP32, FP32), Case((6,), 17000)], ids=str)
 def test_backward_however_its_blocks_meet(library: Library, case: Case, seed: int) -> None:
     """Column sums over blocks: the last one, or several that wait for each other; also in a captured call."""
     tensors = backward_tensors(case)

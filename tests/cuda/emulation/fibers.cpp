@@ -1,12 +1,11 @@
 // Copyright 2026 The sparsekernels authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Fibers: a stack for each thread, and the change from one to another.
+// Fibers: a stack for each thread, and the change from one to another. Of x86-64, as the way in which the compiler asks
+// where a thread_local variable lies.
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <cstdlib>
-#include <map>
 
 #include "state.h"
 
@@ -31,7 +30,6 @@ uintptr_t stack_of(size_t index) {
 
 }  // namespace
 
-#if defined(__x86_64__)
 static void* scheduler_stack = nullptr;
 
 extern "C" void emulated_switch(void** save, void* load);
@@ -80,32 +78,5 @@ void resume(Thread& thread) {
 void suspend() {
   emulated_switch(&current->stack_pointer, scheduler_stack);
 }
-#else
-static ucontext_t scheduler_context;
-static std::map<const Thread*, ucontext_t> contexts;
-
-static void enter() {
-  thread_body();
-  std::abort();
-}
-
-void prepare(Thread& thread, size_t stack) {
-  ucontext_t& context = contexts[&thread];
-  getcontext(&context);
-  context.uc_stack.ss_sp = reinterpret_cast<void*>(stack_of(stack));
-  context.uc_stack.ss_size = kStackBytes;
-  makecontext(&context, enter, 0);
-}
-
-void resume(Thread& thread) {
-  current = &thread;
-  swapcontext(&scheduler_context, &contexts[&thread]);
-  current = nullptr;
-}
-
-void suspend() {
-  swapcontext(&contexts[current], &scheduler_context);
-}
-#endif
 
 }  // namespace emulated

@@ -55,7 +55,7 @@ sigjmp_buf before_crash;
 
 void crash(int, siginfo_t* info, void*) {
   if (current == nullptr) std::abort();
-  fault("crash", nullptr, "block %d thread %d at %p", current->block->index, current->index, info->si_addr);
+  fault("crash", nullptr, "block %d thread %d touches %p", current->block->index, current->index, info->si_addr);
   siglongjmp(before_crash, 1);
 }
 
