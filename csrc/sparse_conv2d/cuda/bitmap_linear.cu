@@ -139,21 +139,22 @@ __device__ inline void load_bits(
   bits.end = __ldg(call.crow_indices + row + 1);
 }
 
-// The values [begin, begin + count) to `to`, from the vector of 16 bytes on in which the first one lies.
+// The values [begin, begin + count) to `to`, from the vector of 16 bytes on in which the first one lies. What is in
+// such a vector and not in values, at the ends of these, is zero.
 template <typename T>
 __device__ void copy_values(const BitmapLinear& call, int begin, int count, int head, char* to) {
-  const T* values = static_cast<const T*>(call.values);
-  const int vectors = (head + count + kWidth<T> - 1) / kWidth<T>;
-  for (int v = threadIdx.x % 32; v < vectors; v += 32) {
-    const int64_t first = static_cast<int64_t>(begin) - head + v * kWidth<T>;
-    T* target = reinterpret_cast<T*>(to) + v * kWidth<T>;
-    if (first >= 0 && first + kWidth<T> <= call.nnz) {
-      __pipeline_memcpy_async(target, values + first, kVectorBytes);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kWidth<T>; ++j) {
-        target[j] = first + j >= 0 && first + j < call.nnz ? values[first + j] : T(0.0f);
-      }
+  const int lane = threadIdx.x % 32, vectors = (head + count + kWidth<T> - 1) / kWidth<T>;
+  const int64_t first = static_cast<int64_t>(begin) - head;
+  const T* from = static_cast<const T*>(call.values) + first;
+  if (first >= 0 && first + static_cast<int64_t>(vectors) * kWidth<T> <= call.nnz) {
+    for (int v = lane; v < vectors; v += 32) {
+      __pipeline_memcpy_async(to + v * kVectorBytes, from + v * kWidth<T>, kVectorBytes);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = lane; i < vectors * kWidth<T>; i += 32) {
+      const bool there = first + i >= 0 && first + i < call.nnz;
+      reinterpret_cast<T*>(to)[i] = there ? from[i] : T(0.0f);
     }
   }
   __pipeline_commit();
@@ -281,15 +282,18 @@ __global__ void __launch_bounds__(kThreads, kRows <= 4 ? 4 : 2)
       const int64_t row = group * kWarps + warp;
       if (row >= call.out) break;
 
-      // Which words there are, and how many bits before this lane's.
-      int count = 0, kept = 0;
+      // The words that are not zero, and how many bits there are before this lane's.
+      int count = 0;
+      Bits* kept = bits;
 #pragma unroll
-      for (int j = 0; j < kMostWords; ++j) {
-        const uint32_t word = next.words[j];
-        if (word != 0) {
+      for (int q = 0; q < kMostWords / 4; ++q) {
+        if (q * 4 >= tiling.words) break;
+#pragma unroll
+        for (int j = 4 * q; j < 4 * q + 4; ++j) {
+          const uint32_t word = next.words[j];
           const uint2 entry = {__brev(word), static_cast<uint32_t>((j * 32 + 31) * 32 * sizeof(Plane))};
-          *reinterpret_cast<uint2*>(bits + kept * 32) = entry;
-          ++kept;
+          if (j < tiling.words) *reinterpret_cast<uint2*>(kept) = entry;  // the next one takes the place of a zero
+          kept += word != 0 ? 32 : 0;
           count += __popc(word);
         }
       }
