@@ -194,24 +194,27 @@ def test_as_many_threads_are_resident_as_are_planned_with() -> None:
 
 def test_shared_memory() -> None:
     """Static, with 1 KB of each block that sm_90 and up keep for themselves."""
-    most = {"forward_rows": 128 + 128, "forward_long_rows": 256, "backward_long_rows": 4352, "bitmap_rows": 0}
+    most = {"forward_rows": 128 + 128, "forward_long_rows": 256, "backward_long_rows": 4096 + 1024, "bitmap_rows": 0}
     for kernel in kernels():
         if kernel.name == "backward_rows":
             continue
         assert kernel.shared <= most[kernel.name] + 1024, kernel
     backward = [kernel for kernel in kernels() if kernel.name == "backward_rows"]
     # the columns of a block's rows, sums of its threads, and a few words
-    assert all(kernel.shared <= 40 * 1024 + 1024 for kernel in backward)
+    assert all(kernel.shared <= 16 * 1024 + 2048 + 1024 for kernel in backward)
 
 
-LOADS = re.compile(r"\b(LDG|STG|LDGSTS|LDS|STS|LDL|STL)((?:\.\w+)*)")
+LOADS = re.compile(r"\b(LDGSTS|LDG|STG|LDS|STS|LDL|STL)\b((?:\.\w+)*)")
 
 
 @functools.cache
 def accesses(architecture: str, name: str, dtype: str) -> dict[tuple[int, ...], list[tuple[str, int]]]:
     """By template arguments, each access of memory: which instruction, and its bytes."""
-    chosen = {kernel.symbol: kernel for kernel in kernels() if kernel.key[:2] == (name, dtype)}
-    chosen = {symbol: one for symbol, one in chosen.items() if one.architecture == architecture}
+    of_architecture = [kernel for kernel in kernels() if kernel.architecture == architecture]
+    chosen = {kernel.symbol: kernel for kernel in of_architecture if kernel.key[:2] == (name, dtype)}
+    if name != "bitmap_rows":
+        chosen = {symbol: one for symbol, one in chosen.items() if one.arguments[0] == 1}  # common: rows are aligned
+    assert chosen
     text = read("-arch", architecture, "--dump-sass", "--function", ",".join(chosen))
     found: dict[tuple[int, ...], list[tuple[str, int]]] = {}
     current: list[tuple[str, int]] = []
@@ -225,39 +228,34 @@ def accesses(architecture: str, name: str, dtype: str) -> dict[tuple[int, ...], 
     return found
 
 
+EVERYTHING = os.environ.get("CUDA_EMULATION") == "1"
+
+
 def disassembled() -> list[str]:
     """Every architecture takes its time: by default the one that the kernels are planned for."""
-    return architectures() if os.environ.get("CUDA_EMULATION") == "1" else ["sm_90"]
+    return architectures() if EVERYTHING else [one for one in architectures() if one == "sm_90"]
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"] if EVERYTHING else ["bf16"])
 def test_rows_that_are_aligned_are_loaded_and_stored_16_bytes_at_a_time(dtype: str) -> None:
     for architecture in disassembled():
         for arguments, found in accesses(architecture, "forward_rows", dtype).items():
-            if arguments[0] == 1:  # common
-                of_rows = [size for kind, size in found if kind in ("LDG", "STG")]
-                assert of_rows, arguments
-                assert set(of_rows) == {16}, arguments
+            assert {size for kind, size in found if kind in ("LDG", "STG")} == {16}, arguments
 
 
 def test_backward_loads_rows_16_bytes_at_a_time() -> None:
     for architecture in disassembled():
         for arguments, found in accesses(architecture, "backward_rows", "bf16").items():
-            if arguments[0] == 1:
-                loads = [size for kind, size in found if kind == "LDG"]
-                vectors = arguments[2] * arguments[3]  # of each of two inputs, and of the weight
-                assert loads.count(16) >= 2 * vectors + arguments[2], arguments
+            vectors = arguments[2] * arguments[3]  # of each of two inputs, and of the weight
+            assert found.count(("LDG", 16)) >= 2 * vectors + arguments[2], arguments
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"] if EVERYTHING else ["bf16"])
 def test_bitmap_and_values_are_loaded_16_bytes_at_a_time(dtype: str) -> None:
     for architecture in disassembled():
         found = accesses(architecture, "bitmap_rows", dtype)
         assert {arguments[0] for arguments in found} == {1, 2, 4, 8, 16}
         for arguments, kinds in found.items():
-            assert ("LDGSTS", 16) in kinds, arguments  # values, to shared memory
-            assert [size for kind, size in kinds if kind == "LDGSTS"].count(16) == len(
-                [1 for kind, _ in kinds if kind == "LDGSTS"]
-            )
+            assert {size for kind, size in kinds if kind == "LDGSTS"} == {16}, arguments  # values, to shared memory
             assert kinds.count(("LDG", 16)) >= 4, arguments  # two of the bitmap, twice; and the input
             assert not any(kind in ("LDL", "STL") for kind, _ in kinds), arguments
