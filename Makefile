@@ -63,7 +63,7 @@ $(STAMP): $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test]"
 	touch $(STAMP)
 
-CPP := $(shell find csrc tests/cpp -name third_party -prune -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v third_party)
+CPP := $(shell find csrc tests/cpp tests/cuda -name third_party -prune -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v third_party)
 
 $(LINTERS): pyproject.toml | $(STAMP)
 	$(BIN)/python -m pip install --quiet --group lint

@@ -15,7 +15,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 tools=$(dirname "$python")
 work=$root/build/legs
 kernels=(tests/ops tests/nn tests/formats tests/test_torch.py)
-all=(avx2 portable jit-off many-steps zoo wheel clang sanitizers newest-torch torch-2.10)
+all=(avx2 portable jit-off many-steps cuda-emulation zoo wheel clang sanitizers newest-torch torch-2.10)
 skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
 
 skip() { echo "$*"; exit $skipped; }
@@ -81,6 +81,7 @@ leg_many-steps() { # 10^4 random sequences of what users do, in two processes of
   tests "$test"[{1..9..2}] || status=1
   wait $other && return $status
 }
+leg_cuda-emulation() { CUDA_EMULATION=1 tests tests/cuda; } # the CUDA kernels on an emulated device, every combination
 zoo_environment() { # that of `make test`, and what tests/zoo/requirements.txt names; sets `python`
   local folder=$work/zoo packages
   packages=$("$python" -c "import site; print(site.getsitepackages()[0])") || exit 1

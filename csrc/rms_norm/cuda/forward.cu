@@ -70,6 +70,9 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kMinBlocks<kCommon, kLanes, 
   // Weights are on their way before the sum where registers allow it, else they come one or two vectors at a time.
   constexpr bool kWeightFirst = kCommon && kLanes * kVectors <= 2048;
   constexpr int kWeights = kWeightFirst ? kVectors : kVectors > 1 && kLanes < 512 ? 2 : 1;
+  // The sum with the residual is written as soon as it is there, so that nothing of it is kept; where eight vectors take
+  // most of the registers, the loads of all would come first.
+  constexpr bool kSumFirst = kLanes < 512;
   __shared__ A scratch[kThreads<kLanes> / 32];
 
   const RowSpace& space = call.space;
@@ -99,7 +102,10 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kMinBlocks<kCommon, kLanes, 
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-      for (int k = 0; k < kVectors; ++k) x[r][k] = add<T>(x[r][k], load(residual[r], k * kStep, cols, wide));
+      for (int k = 0; k < kVectors; ++k) {
+        x[r][k] = add<T>(x[r][k], load(residual[r], k * kStep, cols, wide));
+        if (kSumFirst && exists(r)) store(sum[r], k * kStep, cols, wide, x[r][k]);
+      }
     }
   }
   const Weight<T, kCommon> weight = {call.weight, call.weight_dtype, wide, first, cols};
@@ -124,7 +130,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kMinBlocks<kCommon, kLanes, 
       if (!kWeightFirst && k % kWeights == 0) weight.load_at(w, k * kStep, kStep);
       if (!exists(r)) continue;
       const Vector<T> again = zero.plus(x[r][k]);
-      if (call.residual.data != nullptr) store(sum[r], k * kStep, cols, wide, again);
+      if (!kSumFirst && call.residual.data != nullptr) store(sum[r], k * kStep, cols, wide, again);
       store(output[r], k * kStep, cols, wide, normalize<T>(again, reciprocal_rms, w[k % kWeights], call));
     }
   }

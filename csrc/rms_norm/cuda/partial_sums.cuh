@@ -86,9 +86,9 @@ __device__ void sum_partials(const PartialSums& partials, void* result, DType re
   const int64_t slices = (cols + slice_cols - 1) / slice_cols, slices_a_claim = (slices + blocks - 1) / blocks;
 
   Progress& progress = *partials.progress;
-  __threadfence();  // the partial sums before the report
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // the partial sums of the block before its report
     int reported = static_cast<int>(atomicAdd(&progress.reported, 1u)) + 1;
     for (int poll = 0; slices > 1 && reported < blocks && poll < kPolls; ++poll) {
       __nanosleep(kPollNanoseconds);
@@ -120,7 +120,13 @@ __device__ void sum_partials(const PartialSums& partials, void* result, DType re
       __syncthreads();
     }
   }
-  if (threadIdx.x == 0 && atomicAdd(&progress.left, 1u) == gridDim.x - 1) progress = {};
+  if (threadIdx.x == 0) {
+    __threadfence();  // what this block reported and claimed before it leaves
+    if (atomicAdd(&progress.left, 1u) == gridDim.x - 1) {
+      __threadfence();  // what all others did before the zeros
+      progress = {};
+    }
+  }
 }
 
 // A workspace begins with room for a Progress.
