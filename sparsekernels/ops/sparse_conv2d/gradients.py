@@ -233,15 +233,15 @@ def _weight_gradient(
 def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     """Gradient to every element of the weight, [O, C/G, kh, kw]: torch's convolution, in float16 by way of float32.
 
-    In float16 torch's own is slower and not as exact as the oracle asks for; with a stride, that of a 1x1 kernel writes
-    past its memory, so that the input's other pixels are left out before: docs/decisions.md.
+    On the CPU torch's own in float16 is slower and not as exact as the oracle asks for; with a stride, that of a 1x1
+    kernel writes past its memory, so that the input's other pixels are left out before: docs/decisions.md.
     """
     g = geometry
     padded, stride = pad(input, g), (g.stride_h, g.stride_w)
     if (g.kernel_h, g.kernel_w) == (1, 1) and stride != (1, 1):
         height, width = (size * step for size, step in zip(grad_output.shape[2:], stride, strict=True))
         padded, stride = padded[:, :, : height : g.stride_h, : width : g.stride_w], (1, 1)
-    if input.dtype is torch.float16:
+    if input.dtype is torch.float16 and not input.is_cuda:
         padded, grad_output = padded.float(), grad_output.float()
     gradient = conv2d_weight(
         padded,
