@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ... import _library
+from ..._torch import is_captured, version_of
 from .arguments import check_indices
-from .outside import version_of
 
 WORD = 64
 """Columns of a word."""
@@ -75,7 +75,7 @@ def bitmap_of(
         if col_indices.is_cuda:
             _used_here(kept)
         return kept.bitmap
-    if _is_captured(col_indices):
+    if is_captured(col_indices):
         return None
     stream = torch.cuda.current_stream(col_indices.device) if col_indices.is_cuda else None
     check_indices(crow_indices, col_indices, columns, permutation)
@@ -86,15 +86,10 @@ def bitmap_of(
     return bitmap
 
 
-def _is_captured(tensor: Tensor) -> bool:
-    """Whether calls on a tensor become part of a CUDA graph."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 def _used_here(kept: _Kept) -> None:
     """Its memory is not to be given away while another stream than that which made it may still read it."""
     stream = torch.cuda.current_stream(kept.bitmap.words.device)
-    if stream != kept.stream and not _is_captured(kept.bitmap.words):
+    if stream != kept.stream and not is_captured(kept.bitmap.words):
         for tensor in kept.bitmap:
             tensor.record_stream(stream)
 

@@ -35,7 +35,6 @@ from . import reference
 from .bitmap import MOST_ROWS, WORD, Bitmap, bitmap_of, has_compiled_linear
 from .expanded_products import as_images, as_rows, conv2d, conv2d_input, product_dtype, whole_weight_gradient
 from .expanded_routes import Tiling, is_decoded, product_tiling
-from .implementations import bitmap_linear, empty_output
 from .reference import is_channels_last, memory_format
 
 
@@ -53,9 +52,8 @@ def forward(
     """The convolution by the weight of `values`; plus residual, and no less than low nor more than high."""
     g = Geometry(*geometry)
     outputs, of_group = crow_indices.numel() - 1, input.size(1) // g.groups
-    empty = empty_output(input, outputs, g)
-    if empty.numel() == 0:
-        return empty
+    if input.numel() == 0:
+        return reference.forward(input, values, bias, crow_indices, col_indices, g, residual, low, high)
     bitmap = bitmap_of(crow_indices, col_indices, of_group * g.taps)
     has_epilogue = residual is not None or low is not None or high is not None
     rows = as_rows(input, g)
@@ -164,7 +162,7 @@ def _of_compressed(
     residual = None if residual is None else _rows_like(residual)
     if count <= MOST_ROWS and has_compiled_linear(rows):
         has_epilogue = residual is not None or low is not None or high is not None
-        y: Tensor = bitmap_linear(rows.contiguous(), bitmap.words, crow_indices, values, bias)
+        y: Tensor = torch.ops.sparsekernels._bitmap_linear(rows.contiguous(), bitmap.words, crow_indices, values, bias)
         return _finished(y, 1, None, residual, low, high, rows.dtype) if has_epilogue else y
     tiling = product_tiling(count, outputs, -(-rows.size(1) // WORD), rows.dtype, multiprocessors(rows.device))
     return _product(rows, values, bias, bitmap, residual, low, high, tiling)

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""torch's products and convolutions by a dense weight, for weights that were expanded.
+"""torch's products and convolutions by a dense weight, for weights that were expanded, and dense weight gradients.
 
 A convolution that is a product with rows is made as one. Where the padding is the same on both sides torch is told of
 it, so that the input is not copied.
@@ -15,7 +15,6 @@ from torch.nn import grad
 
 from ..convolution import Geometry, pad
 from ..precision import wide_dtype
-from .gradients import dense_weight_gradient
 from .reference import is_channels_last
 
 
@@ -70,6 +69,30 @@ def conv2d_input(shape: tuple[int, int, int, int], weight: Tensor, grad_output: 
     return grad.conv2d_input(
         shape, weight, grad_output, (g.stride_h, g.stride_w), padding, (g.dilation_h, g.dilation_w), g.groups
     )
+
+
+def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
+    """Gradient to every element of the weight, [O, C/G, kh, kw]: torch's convolution, in float16 by way of float32.
+
+    On the CPU torch's own in float16 is slower and not as exact as the oracle asks for; with a stride, that of a 1x1
+    kernel writes past its memory, so that the input's other pixels are left out before: docs/decisions.md.
+    """
+    g = geometry
+    padded, stride = pad(input, g), (g.stride_h, g.stride_w)
+    if (g.kernel_h, g.kernel_w) == (1, 1) and stride != (1, 1):
+        height, width = (size * step for size, step in zip(grad_output.shape[2:], stride, strict=True))
+        padded, stride = padded[:, :, : height : g.stride_h, : width : g.stride_w], (1, 1)
+    if input.dtype is torch.float16 and not input.is_cuda:
+        padded, grad_output = padded.float(), grad_output.float()
+    gradient = grad.conv2d_weight(
+        padded,
+        (grad_output.size(1), input.size(1) // g.groups, g.kernel_h, g.kernel_w),
+        grad_output,
+        stride=stride,
+        dilation=(g.dilation_h, g.dilation_w),
+        groups=g.groups,
+    )
+    return gradient.to(input.dtype)
 
 
 def whole_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:

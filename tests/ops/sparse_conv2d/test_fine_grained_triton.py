@@ -273,7 +273,7 @@ def test_indices_that_make_no_sense_are_refused() -> None:
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks as if a CUDA graph were captured."""
-    monkeypatch.setattr(bitmap_module, "_is_captured", lambda tensor: True)
+    monkeypatch.setattr(bitmap_module, "is_captured", lambda tensor: True)
 
 
 @pytest.mark.parametrize("case", [PRODUCTS[1], PRODUCTS[4], EPILOGUES[3], EPILOGUES[4]], ids=lambda case: case.name)
@@ -288,7 +288,7 @@ def test_a_captured_call_makes_no_table(case: Case, captured: None) -> None:
 def test_a_captured_call_uses_the_table_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, _ = inputs(PRODUCTS[1], FP32, DEVICE)
     before = bitmap_of(weight.crow_indices, weight.col_indices, 65)
-    monkeypatch.setattr(bitmap_module, "_is_captured", lambda tensor: True)
+    monkeypatch.setattr(bitmap_module, "is_captured", lambda tensor: True)
     assert bitmap_of(weight.crow_indices, weight.col_indices, 65) is before
 
 
