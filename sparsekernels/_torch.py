@@ -214,6 +214,19 @@ def is_exported_to_onnx(input: object) -> bool:
     return type(input) is not Tensor and torch.onnx.is_in_onnx_export()
 
 
+def version_of(weight: Tensor) -> int:
+    """What autograd counts of the writes to a tensor; negative where it does not."""
+    try:
+        return weight._version
+    except RuntimeError:  # of an inference tensor
+        return -1
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether calls on a tensor become part of a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def is_jit_tracing() -> bool:
     """Whether torch.jit.trace records."""
     return torch._C._get_tracing_state() is not None

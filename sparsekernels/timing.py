@@ -5,17 +5,16 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
-
+from .clocks import Clock as Clock
+from .clocks import CpuClock as CpuClock
+from .clocks import clock_of as clock_of
 from .usage import SHORT, Disturbed, Usage, undisturbed
 
 SLOW = 0.05
@@ -69,79 +68,6 @@ class Effort:
         ):
             if not holds:
                 raise ValueError(f"Effort: expected {name} to be {expected}, got {getattr(self, name)}")
-
-
-class Clock(Protocol):
-    """Measures time on a device."""
-
-    def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """The time of consecutive calls.
-
-        Args:
-            call: What is timed.
-            repeats: How many calls.
-
-        Returns:
-            Seconds of all of them together.
-        """
-
-
-class CpuClock:
-    """The processor's own clock, of some 50 ns resolution."""
-
-    def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """The time of consecutive calls.
-
-        Args:
-            call: What is timed.
-            repeats: How many calls.
-
-        Returns:
-            Seconds of all of them together.
-        """
-        turns = itertools.repeat(None, repeats)
-        start = time.perf_counter()
-        for _ in turns:
-            call()
-        return time.perf_counter() - start
-
-
-class CudaClock:
-    """CUDA events on the current stream: the device's time, or the host's where launching takes longer."""
-
-    def __init__(self) -> None:
-        self._start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-    def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """The time of consecutive calls.
-
-        Args:
-            call: What is timed.
-            repeats: How many calls.
-
-        Returns:
-            Seconds of all of them together.
-        """
-        torch.cuda.synchronize()
-        self._start.record()
-        for _ in range(repeats):
-            call()
-        self._stop.record()
-        torch.cuda.synchronize()
-        return float(self._start.elapsed_time(self._stop)) * 1e-3
-
-
-def clock_of(device: str) -> Clock:
-    """The clock of a device.
-
-    Args:
-        device: "cpu" or "cuda".
-
-    Returns:
-        The clock.
-    """
-    return CudaClock() if device == "cuda" else CpuClock()
 
 
 Sampler = Callable[[int], float]
@@ -299,8 +225,9 @@ def samples_of(
     warm: bool = False,
     earlier: Mapping[str, float] | None = None,
     stop: Callable[[], bool] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of calls on the CPU, interleaved.
+    """Seconds of calls, interleaved.
 
     Args:
         calls: The calls by name.
@@ -309,11 +236,14 @@ def samples_of(
         warm: Whether each of them was called before.
         earlier: Where they are warm, seconds that such a call took, see `interleave`; of any of them.
         stop: See `interleave`.
+        clock: Without it, the CPU's.
 
     Returns:
-        Seconds of one call, a number for each round; `Disturbed` where other programs interfered.
+        Seconds of one call, a number for each round; `Disturbed` where other programs interfered, which only the CPU's
+        clock can tell.
     """
-    clock = CpuClock()
+    timer = CpuClock() if clock is None else clock
+    may_tell = isinstance(timer, CpuClock)
 
     def sampler(name: str, call: Callable[[], object]) -> Sampler:
         context = (contexts or {}).get(name, contextlib.nullcontext)
@@ -321,8 +251,8 @@ def samples_of(
         def sample(repeats: int) -> float:
             with context():
                 before = Usage.now()
-                seconds = clock.seconds(call, repeats)
-                disturbed = Usage.now().disturbs(seconds, before)
+                seconds = timer.seconds(call, repeats)
+                disturbed = may_tell and Usage.now().disturbs(seconds, before)
             return Disturbed(seconds / repeats) if disturbed else seconds / repeats
 
         return sample

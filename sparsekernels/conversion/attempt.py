@@ -11,7 +11,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +35,20 @@ from .installation import Conversion, Swap
 from .layer_gradients import wrong_gradient
 from .layouts import channels_last_gain
 from .leftovers import is_forward_of_nncf, zeros_elsewhere
-from .measure import CLOSE, MODEL, SAME, AllTimes, Contexts, Times, on_one_thread, prefers, stopped_by, times_of
+from .measure import (
+    CLOSE,
+    MODEL,
+    SAME,
+    AllTimes,
+    Contexts,
+    Times,
+    now,
+    on_one_thread,
+    prefers,
+    stopped_by,
+    timed_on,
+    times_of,
+)
 from .modes import Inference, Mode, Offer, Training
 from .modules import is_ordinary
 from .norm_decide import NormDecisions, decide_norms, kinds_of, norms_beside
@@ -112,14 +124,17 @@ class Attempt:
         self._elsewhere = list(zeros_elsewhere(self._model, own, LEAST_SPARSITY))
         self._facts += [*self._elsewhere, *self._mode.notes()]
         given = {name: list(itertools.chain(*some)) for name, some in self._given.items()}
-        with self._interruptions.counted(), stopped_by(self._pace.stop):
+        tensors = (one for one in (*self._model.parameters(), *self._model.buffers()) if is_ordinary(one))
+        given_tensors = (one for one in tree_leaves(self._args) if isinstance(one, Tensor))
+        timed = timed_on(itertools.chain(tensors, given_tensors))
+        with self._interruptions.counted(), stopped_by(self._pace.stop), timed:
             layout = channels_last_gain(self._layers, given, self._mode)
             self._facts += [] if layout is None else [layout]
             report = self._run()
         if self._writes.unseen:
             report = replace(report, facts=(*report.facts, Note.WRITTEN.of(names=tuple(self._writes.unseen))))
-        timed = report.before_ms is not None or any(row.gains for row in report.layers)
-        if self._interruptions.per_second > Interruptions.DISTURBING and timed:
+        has_times = report.before_ms is not None or any(row.gains for row in report.layers)
+        if self._interruptions.per_second > Interruptions.DISTURBING and has_times:
             disturbed = Note.DISTURBED.of(per_second=self._interruptions.per_second)
             report = replace(report, facts=(*report.facts, disturbed), disturbed=report.before_ms is not None)
         return report
@@ -430,9 +445,9 @@ class Attempt:
         self._pass_seconds = 0.0
         for mode, example in zip(self._modes, self._examples, strict=True):
             try:
-                start = time.perf_counter()
+                start = now()
                 actual = mode.passed(offer.conversion)
-                self._pass_seconds += time.perf_counter() - start
+                self._pass_seconds += now() - start
             except Exception as error:  # code that takes another way for a graph's stand-ins than for tensors
                 self._note(Note.RAISED, way=offer.way, error=first_line(error))
                 return False

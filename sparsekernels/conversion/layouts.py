@@ -48,7 +48,9 @@ def _multiplications(layer: Layer, given: Sequence[Given]) -> int:
     module, weight = layer.module, layer.weight
     if type(module) is not torch.nn.Conv2d or weight is None or not is_plain(module):
         return 0
-    if weight.device.type != "cpu" or not all(one.dtype in _SHORT and len(one.shape) == 4 for one in given):
+    if weight.device.type not in ("cpu", "cuda") or not all(
+        one.dtype in _SHORT and len(one.shape) == 4 for one in given
+    ):
         return 0
     if any(one.channels_last or math.prod(one.shape[2:]) == 1 or one.shape[1] == 1 for one in given):
         return 0

@@ -7,11 +7,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from ..clocks import SynchronizedClock, clock_on
 from ..timing import ENOUGH, Effort, are_enough, median_ratio, samples_of
 from ..usage import Disturbed, undisturbed
 from .candidates import decisions
@@ -226,6 +228,26 @@ def on_one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+_gpus: tuple[torch.device, ...] = ()
+"""Which `times_of` and `now` are about, beside the host."""
+
+
+@contextlib.contextmanager
+def timed_on(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, `times_of` measures what the GPUs do that these are on: by their own clock, on the current stream."""
+    global _gpus
+    previous, _gpus = _gpus, tuple(dict.fromkeys(one.device for one in tensors if one.is_cuda))
+    try:
+        yield
+    finally:
+        _gpus = previous
+
+
+def now() -> float:
+    """Seconds by the host's clock, once all that was launched on the GPUs is done."""
+    return SynchronizedClock(_gpus).now()
+
+
 _stop: Callable[[], bool] | None = None
 """What `times_of` asks before each sample, see `interleave`."""
 
@@ -253,13 +275,13 @@ def times_of(
     warm: bool = False,
     earlier: Mapping[str, float] | None = None,
 ) -> Times:
-    """Measure `calls`, interleaved, on the CPU.
+    """Measure `calls`, interleaved, by the clock of `timed_on`.
 
     contexts: what is entered around each sample of a call, and not timed. warm: whether each was called before.
     earlier: seconds that took, where somebody looked.
     """
     if _preferred is None:
-        return Times(samples_of(calls, effort, contexts, warm, earlier, _stop))
+        return Times(samples_of(calls, effort, contexts, warm, earlier, _stop, clock_on(_gpus)))
     for name, call in calls.items():  # each once, as when it is measured
         if _stop is not None:
             _stop()

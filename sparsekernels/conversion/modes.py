@@ -8,7 +8,6 @@ More than 400 lines: both modes answer the same questions.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -37,7 +36,7 @@ from .graph.trace import Trace
 from .graph.training import TrainingGraph, TrainingPlan
 from .graph.untraceable import Untraceable
 from .installation import Conversion, Swap
-from .measure import on_one_thread
+from .measure import now, on_one_thread
 from .survey import Recorded
 from .watch.copies import are_equal, copy_of, is_lazy
 from .watch.reach import Reach
@@ -430,10 +429,10 @@ class Training(Mode):
         self, model: nn.Module, call: Callable[[], object], effects: Callable[[], frozenset[object]] = frozenset
     ) -> _Passed:
         with dropout_by_torch(), norm_inputs(perturbs=not self._autocast) as inputs:
-            start = time.perf_counter()
+            start = now()
             result = call()
             backward_at_random(result)
-            seconds = time.perf_counter() - start
+            seconds = now() - start
             buffers = [(copy_of(buffer), inputs.size(buffer)) for buffer in model.buffers()]
             parameters = list(model.parameters())
             gradients = [parameter.grad for parameter in parameters]

@@ -35,7 +35,7 @@ UNKNOWN = 0.0
 """The gain where other programs kept it from being measured: dense then."""
 
 _MOST_READ = 64 << 20
-"""Bytes that are read between two calls, at most: more than a processor's last cache shares among its cores."""
+"""On the CPU: more than a processor's last cache shares among its cores."""
 
 Layers = Mapping[str, Callable[[Tensor], Tensor]]
 
@@ -49,7 +49,7 @@ def gains_of(
     called with, which come first: where time is limited, the rest is not measured.
     """
     gains: dict[str, dict[int, float]] = {name: {} for name in others}
-    between = emptied(parameters)
+    between = emptied(parameters, given.device)
 
     def measure(rows: int, names: Collection[str]) -> None:
         input = Given((rows, given.shape[-1]), given.dtype, given.device, False, False).make()
@@ -110,9 +110,16 @@ def table_of(gains: Mapping[int, float]) -> tuple[int, ...]:
     return tuple(table) if table[1:2] != [1] else tuple(table[2:])
 
 
-def emptied(parameters: int) -> Callable[[], contextlib.AbstractContextManager[None]]:
+def _most_read(device: torch.device) -> int:
+    """Bytes that are read between two calls, at most."""
+    if device.type != "cuda":
+        return _MOST_READ
+    return 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
+def emptied(parameters: int, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """A context that is entered with caches as a model leaves them that has read so many bytes of `parameters`."""
-    buffer = torch.zeros(min(parameters, _MOST_READ) // 4)
+    buffer = torch.zeros(min(parameters, _most_read(device)) // 4, device=device)
 
     @contextlib.contextmanager
     def read() -> Iterator[None]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from .._torch import ConvTransposeNd, tree_leaves
 from .._transformers import CONV1D, Conv1D
 from ..checks import DTYPES
+from ..clocks import SynchronizedClock
 from ..ops.sparse_conv2d.reference import is_channels_last
 from .agreement import differentiable, kept
 from .facts import Fact, LayerObstacle
@@ -257,7 +257,7 @@ def _obstacle(
         return LayerObstacle.LAYOUT.of(layout=weight.layout)
     if weight.dtype not in DTYPES:
         return LayerObstacle.DTYPE.of(dtype=weight.dtype)
-    if weight.device.type != "cpu":
+    if weight.device.type not in ("cpu", "cuda"):
         return LayerObstacle.DEVICE.of(device=weight.device.type)
     if weight.dtype == torch.float64:
         return LayerObstacle.FLOAT64.of()
@@ -363,14 +363,14 @@ def record_inputs(
 
         if not isinstance(layer.module, torch.jit.ScriptModule):
             handles.append(layer.module.register_forward_pre_hook(note, with_kwargs=True))
-    start = time.perf_counter()
+    start = (gpus := SynchronizedClock([*{one.device for one in model.parameters() if one.is_cuda}])).now()
     try:
         with writes.watched():
             with reach.watched():
                 called = call()
             result, has_gradient = kept(called), bool(differentiable(called))
     finally:
-        seconds = time.perf_counter() - start
+        seconds = gpus.now() - start
         for handle in handles:
             handle.remove()
     leaves, random = before.has_left() or reach.changed() or reach.settings.are_any, generators.drawn()

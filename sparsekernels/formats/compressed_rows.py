@@ -28,6 +28,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.flat_indices: Tensor | None = None
+        self.mask: Tensor | None = None
         self.plans = Plans()
 
 

@@ -182,7 +182,8 @@ class Unstructured(CompressedRows):
             taps = math.prod(self.shape[2:])
             with outside_of_transforms():
                 found = transpose(self.crow_indices, self.col_indices, self.shape[1] * groups, taps, groups)
-            self._shared.transposed[groups] = found
+            if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
+                self._shared.transposed[groups] = found
         return found
 
     def cached_transposed(self, groups: int) -> tuple[Tensor, ...]:

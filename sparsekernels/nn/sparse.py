@@ -21,6 +21,7 @@ from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.convolution import shape_of_images
 from ..ops.sparse_conv2d.by_format import prepare
+from ..ops.sparse_conv2d.on_gpu import is_for_torch_here, with_gradient_at
 from ..ops.sparse_conv2d.op import conv2d, linear
 from ..ops.sparse_conv2d.outside import Guard, Outside
 from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
@@ -397,6 +398,8 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
         if is_exported_to_onnx(input):
             return F.linear(input, self._shown_weight(), self.bias)
         weight, bias = self._parameters_of(input)
+        if not self.dense_grad and is_for_torch_here(self.pattern, weight):
+            return F.linear(input, with_gradient_at(self.pattern, weight), bias)
         used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
         try:
             return linear(input, self.pattern, used, bias, guard)
@@ -419,6 +422,8 @@ class SparseConvolution(SparseLayer):
             given = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         weight, bias = self._parameters_of(input)
+        if not self.dense_grad and is_for_torch_here(self.pattern, weight):
+            return self._conv_forward(input, with_gradient_at(self.pattern, weight), bias)  # type: ignore[no-any-return]
         used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
         options = self.stride, padding, self.dilation, self.groups
         try:

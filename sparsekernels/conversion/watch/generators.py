@@ -25,8 +25,8 @@ def is_generator(value: object) -> bool:
 class Generators:
     """The states of the random number generators that the code of a model may draw from.
 
-    torch's on the CPU, Python's, numpy's where that is in use, and the model's own. stirs: whether something is drawn
-    of numpy's, so that a seed that was set before is another state; until that is put back.
+    torch's on the CPU and on each GPU, Python's, numpy's where that is in use, and the model's own. stirs: whether
+    something is drawn of numpy's, so that a seed that was set before is another state; until that is put back.
     """
 
     def __init__(self, own: Iterable[Any], stirs: bool = False) -> None:
@@ -34,6 +34,14 @@ class Generators:
             (torch.get_rng_state, torch.set_rng_state),
             (random.getstate, random.setstate),
         ]
+        if torch.cuda.is_initialized():
+            for index in range(torch.cuda.device_count()):
+                generators.append(
+                    (
+                        functools.partial(torch.cuda.get_rng_state, index),
+                        functools.partial(torch.cuda.set_rng_state, device=index),
+                    )
+                )
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             generators.append((numpy.random.get_state, numpy.random.set_state))

@@ -17,6 +17,7 @@ Place = tuple[dict[str, Any], str]
 """Where a tensor is kept, and under which name."""
 
 _version = operator.attrgetter("_version")
+_shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 
 
 class Tensors:
@@ -37,8 +38,11 @@ class Tensors:
         self._sum_of_versions = sum(map(_version, self._counted))
         self._content = content
         self._swaps = swaps_tensors()
-        self._fingerprint = fingerprint(self._tensors)
+        # of the CPU's; others are too far to look at what they hold, and their versions count
+        self._fingerprint = fingerprint([tensor for tensor in self._tensors if tensor.is_cpu])
         self._value = self._fingerprint.value(content)
+        self._elsewhere = [tensor for tensor in self._tensors if not tensor.is_cpu]
+        self._places_elsewhere = _places_of(self._elsewhere)
         # its memory is a part of that of complex numbers, and the same memory can stand for their conjugates
         self._perhaps_negative = [tensor for tensor in self._tensors if content and _is_part(tensor)]
         self._negative = list(map(Tensor.is_neg, self._perhaps_negative))
@@ -51,6 +55,7 @@ class Tensors:
                 and self._single.holds()
                 and sum(map(_version, self._counted)) == self._sum_of_versions  # none of them ever decreases
                 and self._fingerprint.value(self._content) == self._value
+                and _places_of(self._elsewhere) == self._places_elsewhere
                 and swaps_tensors() is self._swaps
                 and list(map(Tensor.is_neg, self._perhaps_negative)) == self._negative
             )
@@ -65,6 +70,16 @@ class Tensors:
             if tensor._version != version or place.get(name) is not tensor
         ]
         return found or [(place, name) for place, name, _ in self._found]
+
+
+def _places_of(tensors: Sequence[Tensor]) -> list[object]:
+    """Where they lie, and as what: asked in each call, so of all of them at a time."""
+    return [
+        list(map(Tensor.data_ptr, tensors)),
+        list(map(_shape, tensors)),
+        list(map(Tensor.stride, tensors)),
+        list(map(_dtype, tensors)),
+    ]
 
 
 def _is_part(tensor: Tensor) -> bool:

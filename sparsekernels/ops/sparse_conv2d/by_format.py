@@ -19,8 +19,10 @@ from torch import Tensor
 from ... import dispatch
 from ...dispatch import BackendError
 from ...formats import BlockSparse, SparseFormat, Unstructured
+from ...formats.compressed_rows import CompressedRows
 from ..convolution import Geometry
 from . import blocks, reference
+from .on_gpu import kept_mask
 from .plans import may_plan
 
 Convolution = Callable[[Tensor, SparseFormat, Tensor, "Tensor | None", Geometry], Tensor]
@@ -65,6 +67,8 @@ def _goes_by_a_plan(input: Tensor, pattern: Unstructured) -> bool:
 def prepare(pattern: SparseFormat, groups: int, gradients: bool) -> None:
     """Work out what calls need and keep beside the pattern, which torch.compile cannot while it traces."""
     _ = pattern.flat_indices
+    if gradients and pattern.device.type == "cuda" and isinstance(pattern, CompressedRows):
+        kept_mask(pattern)
     if isinstance(pattern, BlockSparse) and blocks.has_block_kernel(pattern.device, pattern.dtype, pattern.block_size):
         return  # whose elements no call asks for, but in other dtypes
     if pattern.format not in CONVOLUTIONS:

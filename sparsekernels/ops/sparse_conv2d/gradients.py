@@ -25,13 +25,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
 from ...formats.transposed import Transposed, transpose
 from ...formats.unstructured import Unstructured
 from .._operation import Arguments, Operator
-from ..convolution import Geometry, pad
+from ..convolution import Geometry
 from . import plans, reference
+from .expanded_products import dense_weight_gradient as dense_weight_gradient
 from .implementations import SPARSE_CONV2D, compiled, empty_input_gradient, empty_output
 
 
@@ -228,30 +228,6 @@ def _weight_gradient(
         return _as_values_are(gradient, pattern)
     result: Tensor = sparse_conv2d_weight_gradient.on(kernels, grad_output, input, pattern, geometry)
     return result
-
-
-def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
-    """Gradient to every element of the weight, [O, C/G, kh, kw]: torch's convolution, in float16 by way of float32.
-
-    In float16 torch's own is slower and not as exact as the oracle asks for; with a stride, that of a 1x1 kernel writes
-    past its memory, so that the input's other pixels are left out before: docs/decisions.md.
-    """
-    g = geometry
-    padded, stride = pad(input, g), (g.stride_h, g.stride_w)
-    if (g.kernel_h, g.kernel_w) == (1, 1) and stride != (1, 1):
-        height, width = (size * step for size, step in zip(grad_output.shape[2:], stride, strict=True))
-        padded, stride = padded[:, :, : height : g.stride_h, : width : g.stride_w], (1, 1)
-    if input.dtype is torch.float16:
-        padded, grad_output = padded.float(), grad_output.float()
-    gradient = conv2d_weight(
-        padded,
-        (grad_output.size(1), input.size(1) // g.groups, g.kernel_h, g.kernel_w),
-        grad_output,
-        stride=stride,
-        dilation=(g.dilation_h, g.dilation_w),
-        groups=g.groups,
-    )
-    return gradient.to(input.dtype)
 
 
 def bias_gradient(grad_output: Tensor) -> Tensor:

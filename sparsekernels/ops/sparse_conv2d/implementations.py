@@ -11,23 +11,49 @@ limits the result to low .. high. Where they take a transposed pattern, the grad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...dispatch import Call, Implementation
 from ...formats.unstructured import Unstructured
-from .._operation import Operation
+from .._operation import Operation, register_fake
+from .._triton_support import supports_product
 from ..convolution import Geometry
 from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
 from .arguments import check_forward, check_indices, check_input_gradient, check_weight_gradient
 
+
+def _triton() -> Any:
+    if torch.compiler.is_compiling():  # into which the tables of patterns must not be traced
+        return IN_TRITON.compiled
+    from . import expanded
+
+    return expanded
+
+
+def _eager_triton(function: str) -> Callable[..., Tensor]:
+    return lambda *arguments: getattr(_triton(), function)(*arguments)
+
+
+def _supports_triton(call: Call) -> str | None:
+    reason = supports_product(call)
+    if reason is None and (call.format, call.block_size) != (Unstructured.format, None):
+        return f"it takes {Unstructured.format!r} weights of single elements"
+    if reason is None and call.dtype not in COMPUTED_IN_FLOAT32:
+        return f"it takes {', '.join(str(dtype)[6:] for dtype in COMPUTED_IN_FLOAT32)}, the input is {call.dtype}"
+    return reason
+
+
 SPARSE_CONV2D = Operation(
     "sparse_conv2d, sparse_conv1d, sparse_linear",
     reference,
     devices=("cpu",),
+    others=(Implementation("triton", _supports_triton, _triton),),
     dtypes=COMPUTED_IN_FLOAT32,
     format=Unstructured.format,
 )
@@ -112,32 +138,50 @@ def _fake_weight_gradient(
     return input.new_empty(col_indices.shape)
 
 
-forward = SPARSE_CONV2D.kernel(
-    "forward",
-    "_sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices, int[] geometry,"
-    " Tensor? residual=None, float? low=None, float? high=None) -> Tensor",
-    _fake_forward,
-    check=_check_forward,
+_FORWARD = (
+    "sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices, int[] geometry,"
+    " Tensor? residual=None, float? low=None, float? high=None) -> Tensor"
 )
+_INPUT_GRADIENT = (
+    "sparse_conv2d_input_gradient(Tensor grad_output, Tensor values, Tensor crow_indices, Tensor col_indices,"
+    " Tensor permutation, int[] geometry, SymInt height, SymInt width, bool channels_last) -> Tensor"
+)
+_WEIGHT_GRADIENT = (
+    "sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
+    " int[] geometry) -> Tensor"
+)
+forward = SPARSE_CONV2D.kernel("forward", "_" + _FORWARD, _fake_forward, check=_check_forward)
 input_gradient = SPARSE_CONV2D.kernel(
-    "input_gradient",
-    "_sparse_conv2d_input_gradient(Tensor grad_output, Tensor values, Tensor crow_indices, Tensor col_indices,"
-    " Tensor permutation, int[] geometry, SymInt height, SymInt width, bool channels_last) -> Tensor",
-    _fake_input_gradient,
-    check=_check_input_gradient,
+    "input_gradient", "_" + _INPUT_GRADIENT, _fake_input_gradient, check=_check_input_gradient
 )
 weight_gradient = SPARSE_CONV2D.kernel(
-    "weight_gradient",
-    "_sparse_conv2d_weight_gradient(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
-    " int[] geometry) -> Tensor",
-    _fake_weight_gradient,
-    check=_check_weight_gradient,
+    "weight_gradient", "_" + _WEIGHT_GRADIENT, _fake_weight_gradient, check=_check_weight_gradient
 )
+
+IN_TRITON = Operation(
+    "sparse_conv2d in Triton",
+    SimpleNamespace(**{name: _eager_triton(name) for name in ("forward", "input_gradient", "weight_gradient")}),
+)
+"""The row "triton" as operators, for code that is compiled while this backend is asked for by name."""
+IN_TRITON.kernel("forward", "triton_" + _FORWARD, _fake_forward)
+IN_TRITON.kernel("input_gradient", "triton_" + _INPUT_GRADIENT, _fake_input_gradient)
+IN_TRITON.kernel("weight_gradient", "triton_" + _WEIGHT_GRADIENT, _fake_weight_gradient)
 
 SPARSE_CONV2D.kernel(
     "values",
     "_sparse_values(Tensor weight, Tensor flat_indices) -> Tensor",
     lambda weight, flat_indices: weight.new_empty(flat_indices.shape),
+)
+
+_BITMAP_LINEAR = (
+    "_bitmap_linear(Tensor input, Tensor words, Tensor crow_indices, Tensor values, Tensor? bias) -> Tensor"
+)
+bitmap_linear = SPARSE_CONV2D.define(_BITMAP_LINEAR)
+"""input [..., in] of 1 to 16 rows by a weight [out, in] as the words of a bitmap (bitmap.py) and its values. CUDA's."""
+
+register_fake(
+    _BITMAP_LINEAR,
+    lambda input, words, crow_indices, values, bias: input.new_empty((*input.shape[:-1], words.size(0))),
 )
 
 # What the compiled library says of itself; it has to be loaded.

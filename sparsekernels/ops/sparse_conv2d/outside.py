@@ -24,6 +24,7 @@ from ..._torch import (
     is_functionalized,
     is_jit_tracing,
     peeled,
+    version_of,
     without_modes,
 )
 from ...checks import DTYPES
@@ -191,14 +192,6 @@ def _columns_of(places: Any) -> Any:
     places = getattr(places, "own", places)  # transposed_linear.py's
     elements = places.by_elements() if isinstance(places, SparseFormat) else None
     return places if elements is None else elements[0].col_indices
-
-
-def version_of(weight: Tensor) -> int:
-    """What autograd counts of the writes to a tensor; negative where it does not."""
-    try:
-        return weight._version
-    except RuntimeError:  # of an inference tensor
-        return -1
 
 
 def is_recorded(weight: Any) -> bool:

@@ -61,6 +61,12 @@ def _scatter(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tenso
     return dense.scatter(0, positions, values).view(shape)
 
 
+def scattered(values: Tensor, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The dense weight of this shape, in the dtype of the values."""
+    columns = torch.Size(shape[1:]).numel()
+    return _scatter(values, _positions(crow_indices, col_indices, columns), shape)
+
+
 def used_weight(weight: Tensor, flat_indices: Tensor) -> Tensor:
     """A dense weight at its pattern and zero elsewhere, which torch differentiates to the gradient of the whole."""
     mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)

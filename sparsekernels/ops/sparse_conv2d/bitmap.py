@@ -1,0 +1,118 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""A pattern as bits, which is how kernels on a GPU read it: made once of its indices and kept as long as these are.
+
+One bit for each element of the weight, stored or not, is an eighth of a byte where an index of a nonzero is four. The
+values stay where they are: row by row with ascending columns is the order of the bits, so nothing is packed anew when
+they change. Kernel operators are given indices alone, so a bitmap is found by the tensor `col_indices`, as the object
+that it is, and by its version.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import _library
+from ..._torch import is_captured, version_of
+from .arguments import check_indices
+
+WORD = 64
+"""Columns of a word."""
+
+_ROW_OF_WORDS = 2 * WORD
+"""A row has a whole number of vectors of 16 bytes."""
+
+_MOST_AT_ONCE = 1 << 24
+"""Elements of the weight whose bits are worked out at a time: each takes a few bytes meanwhile."""
+
+MOST_ROWS = 16
+"""Of the input of `bitmap_linear`."""
+
+
+class Bitmap(NamedTuple):
+    """Which elements of a matrix are stored, and where in the values those of each word begin.
+
+    words   int64 [rows, 2 * ceil(columns / 128)]: bit k % 64 of words[o, k // 64] is set where element (o, k) is stored
+    starts  int32 of that shape: how many are stored before the word's first column, rows above included
+    """
+
+    words: Tensor
+    starts: Tensor
+
+
+class _Kept(NamedTuple):
+    of: tuple[weakref.ref[Tensor], ...]
+    versions: tuple[int, ...]
+    bitmap: Bitmap
+    stream: Any
+
+
+_kept: dict[tuple[int, ...], _Kept] = {}  # by the columns, and the identities of all indices
+
+
+def has_compiled_linear(tensor: Tensor) -> bool:
+    """Whether `bitmap_linear` has a kernel for the device of a tensor."""
+    return tensor.is_cuda and _library.cuda is not None
+
+
+def bitmap_of(
+    crow_indices: Tensor, col_indices: Tensor, columns: int, permutation: Tensor | None = None
+) -> Bitmap | None:
+    """The bitmap of a pattern of so many columns, made where it is asked for first; reads the indices then, and waits.
+
+    None while a CUDA graph is captured, which nothing may wait in, and the pattern has none yet.
+    Raises ValueError for indices that are not compressed rows, and a permutation that is not one of its values.
+    """
+    of = (col_indices, crow_indices) if permutation is None else (col_indices, crow_indices, permutation)
+    key = columns, *map(id, of)
+    versions = tuple(map(version_of, of))
+    kept = _kept.get(key)
+    if kept is not None and kept.versions == versions and all(one() is it for one, it in zip(kept.of, of, strict=True)):
+        if col_indices.is_cuda:
+            _used_here(kept)
+        return kept.bitmap
+    if is_captured(col_indices):
+        return None
+    stream = torch.cuda.current_stream(col_indices.device) if col_indices.is_cuda else None
+    check_indices(crow_indices, col_indices, columns, permutation)
+    bitmap = _made(crow_indices, col_indices, columns)
+    if stream is not None:
+        stream.synchronize()  # once: calls on other streams find it complete
+    _kept[key] = _Kept(tuple(weakref.ref(one, lambda _: _kept.pop(key, None)) for one in of), versions, bitmap, stream)
+    return bitmap
+
+
+def _used_here(kept: _Kept) -> None:
+    """Its memory is not to be given away while another stream than that which made it may still read it."""
+    stream = torch.cuda.current_stream(kept.bitmap.words.device)
+    if stream != kept.stream and not is_captured(kept.bitmap.words):
+        for tensor in kept.bitmap:
+            tensor.record_stream(stream)
+
+
+def _made(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Bitmap:
+    """Some rows at a time, so that little memory is used meanwhile."""
+    rows, width = crow_indices.numel() - 1, -(-columns // _ROW_OF_WORDS) * _ROW_OF_WORDS
+    device = col_indices.device
+    words = torch.empty((rows, width // WORD), dtype=torch.int64, device=device)
+    starts = torch.empty((rows, width // WORD), dtype=torch.int32, device=device)
+    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+    step = max(1, _MOST_AT_ONCE // width)
+    bounds = [*crow_indices[:-1:step].tolist(), col_indices.numel()]
+    for place, first in enumerate(range(0, rows, step)):
+        few = crow_indices[first : first + step + 1]
+        low, high = bounds[place : place + 2]
+        row = torch.arange(few.numel() - 1, device=device) * width
+        stored = torch.zeros((few.numel() - 1) * width, dtype=torch.uint8, device=device)
+        positions = torch.repeat_interleave(row, few.diff(), output_size=high - low) + col_indices[low:high]
+        stored[positions] = 1
+        octets = (stored.view(-1, 8) * bits).sum(1, dtype=torch.uint8)
+        words[first : first + step] = octets.view(torch.int64).view(-1, width // WORD)
+        counts = stored.view(-1, width // WORD, WORD).sum(2, dtype=torch.int32)
+        before = counts.cumsum(1, dtype=torch.int32) - counts
+        starts[first : first + step] = before + few[:-1, None]
+    return Bitmap(words, starts)
