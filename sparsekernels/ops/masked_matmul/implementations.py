@@ -9,12 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...dispatch import Call, Implementation
 from .._operation import Operation
+from .._triton_support import supports_product
 from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
 from .arguments import check_product
 
-MASKED_MATMUL = Operation("masked_matmul", reference, devices=("cpu",), dtypes=COMPUTED_IN_FLOAT32)
+
+def _triton() -> Any:
+    from . import triton
+
+    return triton
+
+
+def _supported_by_triton(call: Call) -> str | None:
+    """None, or the reason why not; masks and their bits, which are packed and transposed, are calls as well."""
+    if call.dtype not in (*COMPUTED_IN_FLOAT32, torch.bool, torch.int64):
+        return (
+            f"it takes {', '.join(str(dtype)[6:] for dtype in COMPUTED_IN_FLOAT32)}, the input is {str(call.dtype)[6:]}"
+        )
+    return supports_product(call)
+
+
+MASKED_MATMUL = Operation(
+    "masked_matmul",
+    reference,
+    devices=("cpu",),
+    others=(Implementation("triton", _supported_by_triton, _triton),),
+    dtypes=COMPUTED_IN_FLOAT32,
+)
 compiled = MASKED_MATMUL.compiled
 
 

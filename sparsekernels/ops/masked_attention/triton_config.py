@@ -1,0 +1,109 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""How the Triton kernels of masked attention cut their work: tiles, warps and stages.
+
+Nothing that varies from run to run enters: tiles fix which numbers are summed together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MOST_COLUMNS = 256
+"""Of queries and of values; calls on more are the reference's."""
+
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What one program works on at a time.
+
+    rows        queries, a power of two from 16 on
+    keys        of the 64 in a tile of the mask
+    q_columns   of queries and keys, padded: a power of two from 16 on
+    q_step      how many of them are multiplied at a time
+    v_columns   of values, padded
+    v_step      how many of them are multiplied at a time, where they are
+    num_warps   warps, a power of two
+    num_stages  tiles that are on their way at a time
+    """
+
+    rows: int
+    keys: int
+    q_columns: int
+    q_step: int
+    v_columns: int
+    v_step: int
+    num_warps: int
+    num_stages: int
+
+
+def padded(columns: int) -> int:
+    """The power of two that a kernel computes with."""
+    return max(16, 1 << (columns - 1).bit_length())
+
+
+def _is_scalar(dtype: torch.dtype, precision: str) -> bool:
+    """Whether products are sums of single multiply-adds: for these 16 columns and keys at a time fit the registers."""
+    return dtype == torch.float32 and precision == "ieee"
+
+
+def forward_tiling(
+    rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
+) -> Tiling:
+    """The tile of a forward pass: as many queries as registers hold the sums of, without spilling any."""
+    q, v = padded(q_columns), padded(v_columns)
+    if _is_scalar(dtype, precision):
+        return Tiling(min(64 if max(q, v) <= 128 else 32, padded(rows)), 16, q, 16, v, 16, 4, 1)
+    if max(q, v) > 128:
+        return Tiling(min(64, padded(rows)), 32, q, min(64, q), v, min(64, v), 8, 2)
+    if capability < (9, 0) or dtype == torch.float32:
+        return Tiling(min(64, padded(rows)), 32, q, q, v, v, 4, 2)
+    block_rows = min(128, padded(rows))
+    return Tiling(block_rows, 64, q, q, v, v, 8 if block_rows == 128 else 4, 2)
+
+
+def queries_tiling(
+    rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
+) -> Tiling:
+    """The tile of gradients to queries, which beside what a forward pass has hold dY as well."""
+    q, v = padded(q_columns), padded(v_columns)
+    if _is_scalar(dtype, precision):
+        return Tiling(min(32, padded(rows)), 16, q, 16, v, 16, 4, 1)
+    block_rows, most = min(64, padded(rows)), max(q, v)
+    if most > 128:
+        return Tiling(block_rows, 16, q, min(64, q), v, min(64, v), 4, 2)
+    keys = 64 if most <= 64 and capability >= (9, 0) and dtype != torch.float32 else 32
+    return Tiling(block_rows, keys, q, q, v, v, 4, 2)
+
+
+@dataclass(frozen=True)
+class KeysTiling(Tiling):
+    """What one program of gradients to keys and values works on: `keys` keys, by `rows` of `tile_rows` at a time.
+
+    together  whether it computes both gradients; else one launch has dK and another one dV
+    """
+
+    tile_rows: int
+    together: bool
+
+
+def keys_tiling(
+    rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
+) -> KeysTiling:
+    """The tile of gradients to keys and values. Rows are listed by up to 64, whatever is computed at a time.
+
+    Apart, the two gradients are seven products in the place of six, in half of the registers.
+    """
+    q, v = padded(q_columns), padded(v_columns)
+    most, tile_rows = max(q, v), min(64, padded(rows))
+    if _is_scalar(dtype, precision):
+        return KeysTiling(16, 16, q, 16, v, 16, 4, 1, tile_rows, most <= 128)
+    if most <= 128:
+        together = most <= 64 and capability >= (9, 0)
+        return KeysTiling(min(32, tile_rows), 64, q, q, v, v, 4, 2, tile_rows, together)
+    # float32 has one tile on its way: two are more than the shared memory of 8.0
+    return KeysTiling(16, 64, q, q, v, v, 4, 1 if dtype == torch.float32 else 2, tile_rows, False)
