@@ -224,7 +224,12 @@ def version_of(weight: Tensor) -> int:
 
 def is_captured(tensor: Tensor) -> bool:
     """Whether calls on a tensor become part of a CUDA graph."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not tensor.is_cuda:
+        return False
+    if torch.cuda.device_count() == 1:
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(tensor.device):  # of which the current stream is asked
+        return torch.cuda.is_current_stream_capturing()
 
 
 def is_jit_tracing() -> bool:

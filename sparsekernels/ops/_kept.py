@@ -8,47 +8,94 @@ needs beside them is found again by the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+from .._torch import is_captured, version_of
 
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
-    """A memory of what `make` returned for some tensors and a key.
+@dataclass(frozen=True, eq=False)
+class _Entry(Generic[T]):
+    """What was made, of which tensors in which versions, and on which stream."""
 
-    It holds the first of the tensors weakly, and forgets with it. Tensors are told apart as objects, and by how often
+    made: T
+    others: tuple[TensorWeakRef, ...]
+    versions: tuple[int, ...]
+    stream: torch.cuda.Stream | None
+
+    def is_of(self, tensors: Sequence[Tensor]) -> bool:
+        same = all(ref() is one for ref, one in zip(self.others, tensors[1:], strict=True))
+        return same and self.versions == tuple(map(version_of, tensors))
+
+
+class Kept(Generic[T]):
+    """A memory of what `make` returned for some tensors and a key. Threads and streams may share it.
+
+    It holds the tensors weakly, and forgets with the first of them. They are told apart as objects, and by how often
     they were written to; those made in inference mode, which torch does not count that of, as objects alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str, tensors_of: Callable[[T], Iterable[Tensor]]) -> None:
+        """Keep nothing yet.
+
+        what: in words, for the error of a captured graph.
+        tensors_of: gives the tensors of what is made.
+        """
+        self._what, self._tensors_of = what, tensors_of
         self._of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._lock = threading.Lock()
 
     def get(self, tensors: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
         """What there is for `tensors` and `key`; what `make` returns where there is nothing.
 
+        On a GPU the host waits for what was made, so that other streams may read it.
+
         Args:
             tensors: Of the pattern; at least one.
             key: What else `make` depends on.
-            make: Works it out.
+            make: Works it out. Two threads may do so at once; one result is kept.
 
         Returns:
             What `make` returned, now or before.
+
+        Raises:
+            RuntimeError: Where nothing is kept and a CUDA graph is captured.
         """
-        found: dict[Hashable, T] | None = self._of.get(tensors[0])
-        if found is None:
-            found = self._of[tensors[0]] = {}
-        whole = (key, *((id(one), _version(one)) for one in tensors))
-        if whole not in found:
-            made = make()
-            for stale in [old for old in found if old[0] == key]:  # type: ignore[index]
-                del found[stale]
-            found[whole] = made
-        return found[whole]
+        with self._lock:
+            entry: _Entry[T] | None = self._of.get(tensors[0], {}).get(key)
+        if entry is not None and entry.is_of(tensors):
+            self._used_here(entry)
+            return entry.made
+        if is_captured(tensors[0]):
+            raise RuntimeError(
+                "sparsekernels: expected a call of the same kind, by this pattern and dtype, before a CUDA graph of one"
+                f" is captured, got none: {self._what} are worked out there"
+            )
+        made, stream = make(), None
+        if tensors[0].is_cuda:
+            stream = torch.cuda.current_stream(tensors[0].device)
+            stream.synchronize()
+        versions = tuple(map(version_of, tensors))
+        with self._lock:
+            of_first = self._of.get(tensors[0])
+            if of_first is None:
+                of_first = self._of[tensors[0]] = {}
+            of_first[key] = _Entry(made, tuple(map(TensorWeakRef, tensors[1:])), versions, stream)
+        return made
 
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+    def _used_here(self, entry: _Entry[T]) -> None:
+        """Its memory is not to be given away while another stream than that which made it may still read it."""
+        if entry.stream is None:
+            return
+        stream = torch.cuda.current_stream(entry.stream.device)
+        if stream != entry.stream and not torch.cuda.is_current_stream_capturing():
+            for tensor in self._tensors_of(entry.made):
+                tensor.record_stream(stream)

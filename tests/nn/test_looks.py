@@ -63,7 +63,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     Later.started = []
     monkeypatch.setattr(Looks, "_wait", counted)
     monkeypatch.setattr(module, "Answer", Later)
-    monkeypatch.setattr(module, "_is_capturing", lambda: False)
+    monkeypatch.setattr(module, "is_captured", lambda _: False)
     return found
 
 
@@ -161,17 +161,55 @@ def test_an_answer_of_before_is_asked_again(waits: list[int]) -> None:
 
 def test_a_captured_graph_needs_a_call_before(waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer()
-    monkeypatch.setattr(module, "_is_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="expected a call of the layer before a CUDA graph"):
+    monkeypatch.setattr(module, "is_captured", lambda _: True)
+    with pytest.raises(RuntimeError, match="expected a call of the layer, with its weight as it is, before"):
         layer.call()
-    monkeypatch.setattr(module, "_is_capturing", lambda: False)
+    monkeypatch.setattr(module, "is_captured", lambda _: False)
     layer.same = False
     layer.call()
-    monkeypatch.setattr(module, "_is_capturing", lambda: True)
+    monkeypatch.setattr(module, "is_captured", lambda _: True)
     for _ in range(2 * EVERY):
         assert layer.call() == 0
     assert waits == [0]
     assert not Later.started
+
+
+def test_a_weight_that_was_written_since_is_not_captured(waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer()
+    layer.call()
+    layer.write(1.0)
+    monkeypatch.setattr(module, "is_captured", lambda _: True)
+    with pytest.raises(RuntimeError, match="with its weight as it is"):
+        layer.call()
+    assert layer.call(trained=True) == 0  # the step is part of the graph
+    monkeypatch.setattr(module, "is_captured", lambda _: False)
+    assert layer.call() == 1
+
+
+def test_the_last_step_counts_though_an_answer_was_on_its_way(waits: list[int]) -> None:
+    layer = Layer()
+    layer.call(trained=True)
+    layer.weight.mul_(0.9)
+    layer.call(trained=True)
+    layer.write(1.0)
+    layer.call(trained=True)
+    assert len(Later.started) == 1  # it has not arrived
+    assert layer.call() == 1
+    assert waits == [0, 1]
+
+
+def test_each_answer_is_followed_by_the_next_count(waits: list[int]) -> None:
+    layer = Layer()
+    layer.call(trained=True)
+    layer.weight.mul_(0.9)
+    layer.call(trained=True)
+    layer.write(1.0)
+    layer.call(trained=True)
+    Later.started[-1].is_there = True
+    assert layer.call(trained=True) == 0
+    assert len(Later.started) == 2
+    Later.started[-1].is_there = True
+    assert layer.call(trained=True) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

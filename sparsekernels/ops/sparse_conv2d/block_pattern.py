@@ -14,9 +14,10 @@ from .._kept import Kept
 from ..convolution import Geometry
 from .block_reference import pattern_of
 from .block_tiles import Tiles, tiles_of
+from .block_triton_config import gradient_tiling
 
-_tiles: Kept[Tiles] = Kept()
-_places: Kept[Tensor] = Kept()
+_tiles: Kept[Tiles] = Kept("its tiles", Tiles.tensors)
+_places: Kept[Tensor] = Kept("the places of its tiles in a dense weight", lambda place: (place,))
 
 
 class Pattern(NamedTuple):
@@ -41,7 +42,7 @@ class Pattern(NamedTuple):
         return pattern.flat_positions()
 
     def tiles(self, itemsize: int) -> Tiles:
-        """The tiles, for elements of so many bytes. Worked out once.
+        """The tiles, for elements of so many bytes, with all that any pass needs. Worked out once.
 
         Raises:
             RuntimeError: Where they are not yet known and a CUDA graph is captured: a call before that finds them.
@@ -49,22 +50,24 @@ class Pattern(NamedTuple):
         """
 
         def make() -> Tiles:
-            self._check_not_captured()
             with outside_of_transforms(), torch.no_grad():
-                return tiles_of(self.flat_positions(), self.rows, self.channels, self.geometry, itemsize)
+                made = tiles_of(self.flat_positions(), self.rows, self.channels, self.geometry, itemsize)
+                made.complete(gradient_tiling(itemsize, made.height, made.width).tiles)
+                return made
 
         return _tiles.get((self.col_indices, self.crow_indices), (self.key, itemsize), make)
 
-    def places(self, itemsize: int, weight: Tensor) -> Tensor:
+    def places(self, tiles: Tiles, weight: Tensor) -> Tensor:
         """int32: of each element of the tiles where it is in the memory of a dense weight, -1 for none. Kept as well.
 
         weight: contiguous, or channels_last.
+
+        Raises:
+            RuntimeError: As `tiles` does.
         """
         channels_last = not weight.is_contiguous()
 
         def make() -> Tensor:
-            tiles = self.tiles(itemsize)
-            self._check_not_captured()
             with outside_of_transforms(), torch.no_grad():
                 flat, taps = self.flat_positions(), self.geometry.taps
                 if channels_last:
@@ -76,11 +79,5 @@ class Pattern(NamedTuple):
                 found = flat.int()[tiles.place.clamp(min=0).long()] if flat.numel() > 0 else tiles.place
                 return torch.where(tiles.place >= 0, found, -1)
 
-        return _places.get((self.col_indices, self.crow_indices), (self.key, itemsize, channels_last), make)
-
-    def _check_not_captured(self) -> None:
-        if self.crow_indices.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "sparse_conv2d: expected a call by this pattern before a CUDA graph of one is captured, got none: its"
-                " tiles are worked out at the first"
-            )
+        key = self.key, tiles.height, tiles.width, channels_last
+        return _places.get((self.col_indices, self.crow_indices), key, make)

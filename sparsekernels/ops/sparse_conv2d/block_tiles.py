@@ -12,7 +12,7 @@ Tiles do not straddle groups. Tile rows are numbered through all groups, tile co
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,13 +47,14 @@ class Lists(NamedTuple):
     longest: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tiles:
     """The tiles of a pattern.
 
     height    rows of a tile
     width     columns of a tile
     sizes     of a group: output channels, input channels
+    values    how many values the pattern has
     row       int64 [tiles], ascending: the tile row of each
     column    int64 [tiles], the tile column within the group
     tap       int64 [tiles]
@@ -66,6 +67,7 @@ class Tiles:
     height: int
     width: int
     sizes: tuple[int, int]
+    values: int
     row: Tensor
     column: Tensor
     tap: Tensor
@@ -87,6 +89,18 @@ class Tiles:
         """Tile columns of a group."""
         return -(-self.sizes[1] // self.width)
 
+    def complete(self, most: int) -> None:
+        """Work out all that is kept, with `units(most)`."""
+        _ = self.forward, self.backward, self.table, self.units(most)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that kernels read."""
+        yield from (one for one in (self.place, self.element) if one is not None)
+        for lists in (self.forward, *self.backward.values()):
+            yield from (lists.starts, lists.order, lists.entries)
+        yield self.table
+        yield from self._units.values()
+
     @functools.cached_property
     def forward(self) -> Lists:
         """For the convolution: a row for each tile row."""
@@ -94,27 +108,27 @@ class Tiles:
         return _lists(self.row, y, x, self.column, self.geometry.groups * self.rows_of_group)
 
     @functools.cached_property
-    def backward(self) -> tuple[Lists, ...]:
-        """For the gradient to the input, a row for each tile column of all groups. One for each phase of the stride:
-        input pixels (a + i * stride_h, b + j * stride_w) sum over the taps that reach them, phases a * stride_w + b.
+    def backward(self) -> dict[tuple[int, int], Lists]:
+        """For the gradient to the input, a row for each tile column of all groups, by phases of the stride: input
+        pixels (a + i * stride_h, b + j * stride_w) sum over the taps that reach them. Other phases have none.
         """
         g, group = self.geometry, torch.div(self.row, self.rows_of_group, rounding_mode="floor")
         into, of = group * self.columns_of_group + self.column, self.row - group * self.rows_of_group
         by_row = torch.argsort((into * self.rows_of_group + of) * g.taps + self.tap)
-        lists = []
-        for a in range(g.stride_h):
-            for b in range(g.stride_w):
+        lists = {}
+        for a in sorted({(ky * g.dilation_h - g.pad_top) % g.stride_h for ky in range(g.kernel_h)}):
+            for b in sorted({(kx * g.dilation_w - g.pad_left) % g.stride_w for kx in range(g.kernel_w)}):
                 y = a + g.pad_top - torch.div(self.tap, g.kernel_w, rounding_mode="floor") * g.dilation_h
                 x = b + g.pad_left - self.tap % g.kernel_w * g.dilation_w
                 some = by_row[((y % g.stride_h == 0) & (x % g.stride_w == 0))[by_row]]
                 y = torch.div(y, g.stride_h, rounding_mode="floor")
                 x = torch.div(x, g.stride_w, rounding_mode="floor")
                 rows = g.groups * self.columns_of_group
-                lists.append(_lists(into[some], y[some], x[some], of[some], rows, tile=some))
-        return tuple(lists)
+                lists[a, b] = _lists(into[some], y[some], x[some], of[some], rows, tile=some)
+        return lists
 
     @functools.cached_property
-    def tiles(self) -> Tensor:
+    def table(self) -> Tensor:
         """int32 [tiles, 4], for the gradient to the weight: tile row, y, x, tile column."""
         y, x = self._shifts()
         return torch.stack((self.row, y, x, self.column), 1).int().contiguous()
@@ -133,6 +147,8 @@ class Tiles:
             nth = torch.arange(row.numel(), device=row.device) - (units.cumsum(0) - units)[row]
             first = (counts.cumsum(0) - counts)[row] + nth * most
             found = torch.stack((first, (counts[row] - nth * most).clamp(max=most)), 1).int().contiguous()
+            if found.is_cuda:
+                torch.cuda.current_stream(found.device).synchronize()  # once: other streams find it complete
             self._units[most] = found
         return found
 
@@ -166,6 +182,9 @@ def tiles_of(flat: Tensor, outputs: int, inputs: int, geometry: Geometry, itemsi
 
     Returns:
         The tiles, on the device of `flat`. Asks the device, so it is not for a CUDA graph.
+
+    Raises:
+        ValueError: For more elements of tiles than 32 bits count.
     """
     taps, sizes = geometry.taps, (outputs // geometry.groups, inputs)
     output = torch.div(flat, inputs * taps, rounding_mode="floor")
@@ -185,12 +204,16 @@ def tiles_of(flat: Tensor, outputs: int, inputs: int, geometry: Geometry, itemsi
     row = torch.div(found, columns * taps, rounding_mode="floor")
     column = torch.div(found, taps, rounding_mode="floor") % columns
     elements = found.numel() * height * width
+    if elements >= 2**31:
+        raise ValueError(
+            f"sparse_conv2d: expected weight with less than 2^31 elements in tiles of {height}x{width}, got {elements}"
+        )
     place = None
     if elements != flat.numel() or not torch.equal(element, torch.arange(elements, device=flat.device)):
         place = torch.full((elements,), -1, dtype=torch.int32, device=flat.device)
         place[element] = torch.arange(flat.numel(), dtype=torch.int32, device=flat.device)
     kept = None if place is None else element.int()
-    return Tiles(height, width, sizes, row, column, found % taps, place, kept, geometry)
+    return Tiles(height, width, sizes, flat.numel(), row, column, found % taps, place, kept, geometry)
 
 
 def _size(finest: Tensor, sizes: tuple[int, int], taps: int, itemsize: int) -> tuple[int, int]:

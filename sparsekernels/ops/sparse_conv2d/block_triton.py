@@ -26,12 +26,14 @@ from .._triton import device_of, float32_precision, multiprocessors
 from ..convolution import LINEAR, Geometry
 from . import block_triton_kernels as kernels
 from . import reference
+from .block_arguments import check_common, check_forward, check_input_gradient, check_weight, check_weight_gradient
 from .block_pattern import Pattern
 from .block_tiles import Lists, Tiles
 from .block_triton_config import at_most, gradient_tiling, parts_of_positions, parts_of_sums, product_tiling
 
 _BLOCK = 1024  # elements that a program of an elementwise kernel takes
 _MOST_POSITIONS = 2**31 - 2**10  # counted in 32 bits
+_MOST_PROGRAMS = 2**31 - 1
 _L2 = 24 * 2**20  # bytes of activations that programs which run at once are kept to
 
 
@@ -49,16 +51,17 @@ def forward(
     high: float | None = None,
 ) -> Tensor:
     """The convolution of the padded input; plus residual, and no less than low nor more than high."""
-    g = Geometry(*geometry)
+    g = check_common(input, crow_indices, col_indices, block, geometry)
+    check_forward(input, bias, rows, g, residual, low, high)
     channels, height, width = input.shape[1:]
     pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), rows, channels // g.groups, g)
-    tiles = pattern.tiles(input.element_size())
-    result = _empty(input, rows, *g.output_size(height, width))
-    source = _channels_last(input)
     with device_of(input):
+        tiles = pattern.tiles(input.element_size())
+        packed = _packed(input, weight, pattern, tiles)
+        result = _empty(input, rows, *g.output_size(height, width))
         _product(
-            source,
-            _packed(weight, pattern, tiles),
+            _channels_last(input),
+            packed,
             tiles.forward,
             result,
             g,
@@ -73,7 +76,7 @@ def forward(
             low=low,
             high=high,
         )
-    return result.contiguous(memory_format=reference.memory_format(reference.is_channels_last(input)))
+        return result.contiguous(memory_format=reference.memory_format(reference.is_channels_last(input)))
 
 
 def input_gradient(
@@ -88,15 +91,19 @@ def input_gradient(
     width: int,
     channels_last: bool,
 ) -> Tensor:
-    """Gradient to an input [N, channels, height, width]: a product for each phase of the stride."""
-    g = Geometry(*geometry)
-    pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), grad_output.size(1), channels // g.groups, g)
-    tiles = pattern.tiles(grad_output.element_size())
-    result = _empty(grad_output, channels, height, width)
-    source = _channels_last(grad_output)
+    """Gradient to an input [N, channels, height, width]: a product for each phase of the stride that taps reach."""
+    g = check_common(grad_output, crow_indices, col_indices, block, geometry)
+    check_input_gradient(grad_output, channels, height, width, g)
+    rows = grad_output.size(1)
+    pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), rows, channels // g.groups, g)
     with device_of(grad_output):
-        packed = _packed(weight, pattern, tiles)
-        for phase, lists in enumerate(tiles.backward):
+        tiles = pattern.tiles(grad_output.element_size())
+        packed = _packed(grad_output, weight, pattern, tiles)
+        result = _empty(grad_output, channels, height, width)
+        if len(tiles.backward) < g.stride_h * g.stride_w:
+            result.zero_()  # pixels that no tap reaches
+        source = _channels_last(grad_output)
+        for phase, lists in tiles.backward.items():
             _product(
                 source,
                 packed,
@@ -109,10 +116,10 @@ def input_gradient(
                 sizes=tiles.sizes,
                 rows_of_group=tiles.columns_of_group,
                 step=(1, 1),
-                into=(phase // g.stride_w, phase % g.stride_w),
+                into=phase,
                 apart=(g.stride_h, g.stride_w),
             )
-    return result.contiguous(memory_format=reference.memory_format(channels_last))
+        return result.contiguous(memory_format=reference.memory_format(channels_last))
 
 
 def weight_gradient(
@@ -125,32 +132,34 @@ def weight_gradient(
     count: int,
 ) -> Tensor:
     """Gradient to the values, of which there are `count`."""
-    g = Geometry(*geometry)
+    g = check_common(input, crow_indices, col_indices, block, geometry)
+    check_weight_gradient(grad_output, input, g)
     rows, channels = grad_output.size(1), input.size(1) // g.groups
-    pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), rows, channels, g)
-    tiles = pattern.tiles(input.element_size())
-    values = input.new_empty(count)
     batch, _, out_height, out_width = grad_output.shape
     positions = batch * out_height * out_width
     _check_positions(positions)
-    if positions == 0:
-        return values.zero_()
-    if count == 0:
-        return values
-    source, grad_output = _channels_last(input), _channels_last(grad_output)
-    tiling = gradient_tiling(input.element_size(), tiles.height, tiles.width)
-    units = tiles.units(tiling.tiles)
-    elements = tiles.count * tiles.height * tiles.width
+    pattern = Pattern(crow_indices, col_indices, (block[0], block[1]), rows, channels, g)
     with device_of(input):
+        tiles = pattern.tiles(input.element_size())
+        if count != tiles.values:
+            raise ValueError(
+                f"sparse_conv2d: expected count to be {tiles.values}, as the pattern has values, got {count}"
+            )
+        values = input.new_empty(count)
+        if positions == 0 or count == 0:
+            return values.zero_()
+        tiling = gradient_tiling(input.element_size(), tiles.height, tiles.width)
+        units = tiles.units(tiling.tiles)
+        elements = tiles.count * tiles.height * tiles.width
         steps = triton.cdiv(positions, tiling.pixels)
         parts = parts_of_positions(units.size(0), positions, tiling.pixels, multiprocessors(input.device))
         steps_of_part = triton.cdiv(steps, parts)
         parts = triton.cdiv(steps, steps_of_part)
         sums = torch.empty(parts * elements, dtype=torch.float32, device=input.device)
         kernels.gradient[(units.size(0), parts)](
-            grad_output=grad_output,
-            source=source,
-            table=tiles.tiles,
+            grad_output=_channels_last(grad_output),
+            source=_channels_last(input),
+            table=tiles.table,
             units=units,
             sums=sums,
             positions=positions,
@@ -191,7 +200,7 @@ def weight_gradient(
             BLOCK=_BLOCK,
             num_warps=4,
         )
-    return values
+        return values
 
 
 def _product(
@@ -232,6 +241,7 @@ def _product(
     tiling = product_tiling(itemsize, depth, channels, at_most(positions), align * itemsize)
     tiles_of_pixels = triton.cdiv(positions, tiling.pixels)
     programs = tiles_of_pixels * rows
+    _check_programs(programs)
     parts = 1
     if apart == (1, 1):
         entries = lists.entries.size(0)
@@ -296,8 +306,10 @@ def _product(
         kernels.finish[(triton.cdiv(count, _BLOCK),)](sums=sums, count=count, BLOCK=_BLOCK, num_warps=4, **last)
 
 
-def _packed(weight: Tensor, pattern: Pattern, tiles: Tiles) -> Tensor:
+def _packed(image: Tensor, weight: Tensor, pattern: Pattern, tiles: Tiles) -> Tensor:
     """The elements of the tiles. weight: the values, or the dense weight."""
+    g = pattern.geometry
+    check_weight(image, weight, tiles.values, (pattern.rows, pattern.channels, g.kernel_h, g.kernel_w))
     if weight.dim() == 1:
         weight, place = weight.contiguous(), tiles.place
         if place is None:
@@ -305,7 +317,7 @@ def _packed(weight: Tensor, pattern: Pattern, tiles: Tiles) -> Tensor:
     else:
         if not weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous()
-        place = pattern.places(weight.element_size(), weight)
+        place = pattern.places(tiles, weight)
     packed = weight.new_empty(place.numel())
     if packed.numel() > 0:
         kernels.pack[(triton.cdiv(packed.numel(), _BLOCK),)](
@@ -317,6 +329,11 @@ def _packed(weight: Tensor, pattern: Pattern, tiles: Tiles) -> Tensor:
 def _check_positions(positions: int) -> None:
     if positions > _MOST_POSITIONS:
         raise ValueError(f"sparse_conv2d: expected at most {_MOST_POSITIONS} pixels or rows on a GPU, got {positions}")
+
+
+def _check_programs(programs: int) -> None:
+    if programs > _MOST_PROGRAMS:
+        raise ValueError(f"sparse_conv2d: expected a product of at most {_MOST_PROGRAMS} programs, got {programs}")
 
 
 def _align(channels: int, of_group: int) -> int:

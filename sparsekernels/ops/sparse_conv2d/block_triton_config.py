@@ -38,7 +38,6 @@ def product_tiling(itemsize: int, depth: int, channels: int, positions: int, acc
 
     positions: no fewer than there are pixels, a power of two. access: to how many bytes a pixel's channels are aligned.
 
-
     A program reads `depth` channels of each of its pixels for every tile, so it takes many pixels: as have sums of 64
     registers a thread, of eight warps, and 32 KB a stage. It takes fewer in float32, whose operands are in registers,
     too, where there are no tensor cores, and where an access of the channels has fewer than 16 bytes, which takes more

@@ -17,7 +17,7 @@ import triton.language as tl
 from .._triton_numbers import multiply_add, narrow
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def pack(values, place, tiles, count, BLOCK: tl.constexpr):
     """tiles[i] = values[place[i]], zero where that is negative."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -26,6 +26,30 @@ def pack(values, place, tiles, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _finish(
+    total, flat, channel, mask, bias, residual, result, low, high, HAS_LOW: tl.constexpr, HAS_HIGH: tl.constexpr
+):  # fmt: skip
+    """Write the sums of the elements `flat` of a result, with what comes behind a sum."""
+    if bias is not None:
+        total += tl.load(bias + channel, mask=mask, other=0.0).to(tl.float32)
+    if residual is not None:
+        total += tl.load(residual + flat, mask=mask, other=0.0).to(tl.float32)
+    if HAS_LOW:  # comparisons, which leave NaN as it is
+        total = tl.where(total < low, low, total)
+    if HAS_HIGH:
+        total = tl.where(total > high, high, total)
+    tl.store(result + flat, narrow(total, result.dtype.element_ty), mask=mask)
+
+
+_SIZES = (
+    "positions", "pixels_of_group", "height", "width", "channels", "depth_of_group", "rows", "rows_of_group",
+    "channels_of_group", "out_channels", "columns", "pixels_of_image", "step_y", "step_x", "out_height", "out_width",
+    "out_step_y", "out_step_x", "out_y", "out_x", "parts",
+)  # fmt: skip
+"""Not compiled for: a kernel is the same for all sizes of images, and of layers but for ALIGN."""
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def product(
     source,
     tiles,
@@ -121,7 +145,7 @@ def product(
         from_here = first_channel
         if not ONE_TAP:
             dy, dx = tl.load(entries + entry * 4 + 1), tl.load(entries + entry * 4 + 2)
-            from_here += (dy * width + dx) * channels
+            from_here += (dy.to(tl.int64) * width + dx) * channels
             mask = mask & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
         pointers = source + ((at + from_here)[:, None] + depth[None, :])
         if DEPTH_FITS:
@@ -141,18 +165,11 @@ def product(
     else:
         out_pixel = (image.to(tl.int64) * out_height + out_y + i * out_step_y) * out_width + out_x + j * out_step_x
         flat = out_pixel[:, None] * out_channels + to[None, :]
-        if bias is not None:
-            total += tl.load(bias + to, mask=is_channel, other=0.0).to(tl.float32)[None, :]
-        if residual is not None:
-            total += tl.load(residual + flat, mask=mask, other=0.0).to(tl.float32)
-        if HAS_LOW:  # comparisons, which leave NaN as it is
-            total = tl.where(total < low, low, total)
-        if HAS_HIGH:
-            total = tl.where(total > high, high, total)
-        tl.store(result + flat, narrow(total, result.dtype.element_ty), mask=mask)
+        channels_of_result = tl.zeros_like(total).to(tl.int32) + to[None, :]
+        _finish(total, flat, channels_of_result, mask, bias, residual, result, low, high, HAS_LOW, HAS_HIGH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "out_channels", "parts"))
 def finish(
     sums,
     bias,
@@ -175,15 +192,7 @@ def finish(
     for _ in range(1, parts):
         here += count
         total += tl.load(here, mask=mask, other=0.0)
-    if bias is not None:
-        total += tl.load(bias + i % out_channels, mask=mask, other=0.0).to(tl.float32)
-    if residual is not None:
-        total += tl.load(residual + i, mask=mask, other=0.0).to(tl.float32)
-    if HAS_LOW:
-        total = tl.where(total < low, low, total)
-    if HAS_HIGH:
-        total = tl.where(total > high, high, total)
-    tl.store(result + i, narrow(total, result.dtype.element_ty), mask=mask)
+    _finish(total, i, i % out_channels, mask, bias, residual, result, low, high, HAS_LOW, HAS_HIGH)
 
 
 @triton.jit
@@ -197,7 +206,7 @@ def _channels_of(
     from_here = first_channel
     if not ONE_TAP:
         dy, dx = tl.load(table + tile * 4 + 1), tl.load(table + tile * 4 + 2)
-        from_here += (dy * width + dx) * channels
+        from_here += (dy.to(tl.int64) * width + dx) * channels
         mask = mask & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
     column = tl.arange(0, WIDTH)
     mask = mask[:, None]
@@ -206,7 +215,13 @@ def _channels_of(
     return tl.load(source + ((at + from_here)[:, None] + column[None, :]), mask=mask, other=0.0)
 
 
-@triton.jit
+_GRADIENT_SIZES = (
+    "positions", "steps_of_part", "height", "width", "channels", "depth_of_group", "rows_of_group",
+    "channels_of_group", "out_channels", "columns", "pixels_of_image", "step_y", "step_x",
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_GRADIENT_SIZES)
 def gradient(
     grad_output,
     source,
@@ -303,7 +318,7 @@ def gradient(
         tl.store(into + 3 * HEIGHT * WIDTH + in_tile, total3, mask=in_tile < tl.where(count > 3, HEIGHT * WIDTH, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "parts", "elements"))
 def gather_sums(sums, element, values, count, parts, elements, BLOCK: tl.constexpr):
     """values[k]: the sums at element[k] of `elements`, or at k, added over the parts in their order."""
     k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -126,7 +126,9 @@ def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:
         return False
     if groups == 1:
         return True
-    return isinstance(groups, int) and groups > 1 and pattern.shape[0] // groups % pattern.block_size[0] == 0
+    if not isinstance(groups, int) or groups < 1 or pattern.shape[0] % groups:
+        return False
+    return by_triton or pattern.shape[0] // groups % pattern.block_size[0] == 0
 
 
 def _arguments_of(pattern: BlockSparse) -> tuple[Tensor, Tensor, list[int], int]:
@@ -150,7 +152,9 @@ def conv2d(
         else:
             positions = input.numel() // max(input.size(1), 1) // (geometry.stride_h * geometry.stride_w)
             guard.check(pattern, weight, float(positions * pattern.nnz))
-            if tracked or weight.dtype is not torch.bfloat16:  # then few elements are cast, not all
+            if tracked or weight.dtype is not (
+                torch.bfloat16 if input.is_cpu else input.dtype
+            ):  # few are cast, not all
                 weight = pattern.values_of(weight)
     if weight.dim() in (2, 3):
         weight = weight[:, :, None, None] if weight.dim() == 2 else weight.unsqueeze(2)
@@ -174,7 +178,9 @@ def fused_forward(
     values: [nnz], in the order of blocks. takes_residual: the result may be the residual, written over. Without
     gradients.
     """
-    if not serves(pattern, input, geometry.groups) or (input.is_cpu and input.dtype is not torch.bfloat16):
+    if not serves(pattern, input, geometry.groups) or dispatch.forced == "triton":
+        return None
+    if input.is_cpu and input.dtype is not torch.bfloat16:
         return None
     if takes_residual and residual is not None and _may_be_written_over(residual, input):
         _forward_in_place(input, values, bias, *_arguments_of(pattern), geometry, residual, low, high)

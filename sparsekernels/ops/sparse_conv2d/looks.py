@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..._torch import is_captured
+
 EVERY = 64
 """Calls between two looks at a weight of which nothing says that it was written to."""
 
@@ -56,7 +58,8 @@ class Looks:
     __slots__ = ("_answer", "_calls", "_clean")
 
     def __init__(self) -> None:
-        self._clean: tuple[object, int, int] | None = None  # places, version, address of a weight without nonzeros
+        # places, version, address of a weight of which nothing outside is known, or is being counted
+        self._clean: tuple[object, int, int] | None = None
         self._answer: Answer | None = None
         self._calls = 0
 
@@ -74,29 +77,29 @@ class Looks:
             The number; 0 where none is known of.
 
         Raises:
-            RuntimeError: Where a CUDA graph is captured and the weight was not looked at before.
+            RuntimeError: Where a CUDA graph is captured and the weight was not looked at as it is; while it is being
+                trained, at all.
         """
         now = places, version, weight.data_ptr()
         clean = self._clean
         known = same and clean is not None and clean[0] is places
-        if _is_capturing():
-            if known:
-                return 0
-            raise RuntimeError(
-                "sparsekernels.nn: expected a call of the layer before a CUDA graph of it is captured, got none: it"
-                " looks for nonzeros outside of its pattern at the first"
-            )
         if self._answer is not None:
-            found = self._answer.read()
+            found = None if is_captured(weight) else self._answer.read()
             if found is not None:
                 self._answer = None
                 known = known and found == 0
+        if is_captured(weight):
+            if known and (clean == now or trained):
+                return 0
+            raise RuntimeError(
+                "sparsekernels.nn: expected a call of the layer, with its weight as it is, before a CUDA graph of it is"
+                " captured, got none: it looks for nonzeros outside of its pattern there"
+            )
         if not known or (clean != now and not trained):
             return self._wait(places, weight, now)
         self._calls += 1
         if self._answer is None and (clean != now or self._calls % EVERY == 0):
-            self._answer = Answer(count(places, weight))
-        self._clean = now
+            self._answer, self._clean = Answer(count(places, weight)), now
         return 0
 
     def _wait(self, places: _Places, weight: Tensor, now: tuple[object, int, int]) -> int:
@@ -104,7 +107,3 @@ class Looks:
         self._answer = None
         self._clean = None if found else now
         return found
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_current_stream_capturing()

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,6 @@ pytest.importorskip("triton")
 import sparsekernels as sk
 from sparsekernels.ops.convolution import Geometry, geometry_of
 from sparsekernels.ops.sparse_conv2d import block_pattern, block_reference, block_triton, blocks, reference
-from sparsekernels.ops.sparse_conv2d import block_triton_config as config
-from sparsekernels.ops.sparse_conv2d.op import conv2d
 from sparsekernels.testing import assert_verified, poisoned
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where kernels are interpreted
@@ -233,10 +230,10 @@ def test_what_no_tile_reads_does_not_count() -> None:
 # Tiles are kept
 
 
-def made(pattern: sk.BlockSparse) -> block_pattern.Pattern:
-    (rows, channels), geometry = pattern.shape, geometry_of((32, 32, 1, 1), 1, 0, 1, 1)
+def made(pattern: sk.BlockSparse, geometry: Geometry | None = None) -> block_pattern.Pattern:
+    g = geometry_of((32, 32, 1, 1), 1, 0, 1, 1) if geometry is None else geometry
     return block_pattern.Pattern(
-        pattern.crow_indices, pattern.col_indices, pattern.block_size, rows, channels, geometry
+        pattern.crow_indices, pattern.col_indices, pattern.block_size, pattern.shape[0], pattern.shape[1], g
     )
 
 
@@ -247,7 +244,7 @@ def test_tiles_are_worked_out_once_and_go_with_the_pattern() -> None:
     first = made(pattern).tiles(4)
     assert made(pattern).tiles(4) is first
     assert made(pattern).tiles(2) is not first
-    assert made(pattern).places(4, weight) is made(pattern).places(4, weight)
+    assert made(pattern).places(first, weight) is made(pattern).places(first, weight)
     assert (len(block_pattern._tiles._of), len(block_pattern._places._of)) == (before[0] + 1, before[1] + 1)
     del pattern, first
     gc.collect()
@@ -278,27 +275,15 @@ def test_a_dense_weight_is_read_where_it_lies(channels_last: bool) -> None:
     case = Case("3x3", (2, 16, 5, 4), (32, 16, 3, 3), (16, 8), 0.005, (("padding", 1),))
     pattern, (x, values, bias) = tensors_of(case, FP32)
     dense = pattern.with_values(values).to_dense().detach()
+    other = dense.contiguous(memory_format=reference.memory_format(not channels_last))
     dense = dense.contiguous(memory_format=reference.memory_format(channels_last))
     with torch.no_grad():
         run = on_triton(case, pattern)
         assert torch.equal(run(x, dense, bias), run(x, values, bias))
+        assert torch.equal(run(x, other, bias), run(x, values, bias))
         # what is stored elsewhere does not count
         noisy = torch.where(pattern.mask, dense, 7.0).contiguous(memory_format=reference.memory_format(channels_last))
         assert torch.equal(run(x, noisy, bias), run(x, values, bias))
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="for the interpreter, which captures nothing")
-def test_the_check_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnCuda:
-        """Says that it is on a GPU, where a graph is captured."""
-
-        is_cuda = True
-
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(block_pattern, "_tiles", type("None", (), {"get": lambda self, _, __, make: make()})())
-    pattern = made(sk.BlockSparse.from_dense(torch.randn(32, 32), block=(16, 16), sparsity=0.5))
-    with pytest.raises(RuntimeError, match="expected a call by this pattern before a CUDA graph"):
-        pattern._replace(crow_indices=OnCuda()).tiles(4)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
@@ -315,13 +300,17 @@ def test_graphs_are_captured_after_a_call() -> None:
     assert torch.equal(y, eager)
 
 
-def test_blocks_that_kernels_take() -> None:
-    for block, dtype, taken in (((8, 8), BF16, True), ((32, 4), BF16, False), ((16, 16), torch.float64, False)):
-        pattern = sk.BlockSparse.full((32, 32), dtype, torch.device(DEVICE), block=block)
-        with sk.use_backend("triton"):
-            assert blocks.serves(pattern, torch.zeros(2, 32, dtype=dtype, device=DEVICE), 1) == taken
-    with contextlib.suppress(sk.BackendError), sk.use_backend("reference"):
-        assert not blocks.serves(pattern, torch.zeros(2, 32, device=DEVICE), 1)
+@pytest.mark.parametrize(
+    ("block", "dtype", "taken"),
+    [((8, 8), BF16, True), ((16, 32), FP32, True), ((32, 4), BF16, False), ((16, 16), torch.float64, False)],
+)
+def test_blocks_that_kernels_take(block: tuple[int, int], dtype: torch.dtype, taken: bool) -> None:
+    pattern = sk.BlockSparse.full((32, 32), dtype, torch.device(DEVICE), block=block)
+    x = torch.zeros(2, 32, dtype=dtype, device=DEVICE)
+    with sk.use_backend("triton"):
+        assert blocks.serves(pattern, x, 1) == taken
+    with sk.use_backend("reference"):
+        assert not blocks.serves(pattern, x, 1)
 
 
 def test_too_many_pixels_are_refused_before_they_are_counted_in_32_bits() -> None:
@@ -333,11 +322,86 @@ def test_too_many_pixels_are_refused_before_they_are_counted_in_32_bits() -> Non
         block_triton.weight_gradient(y, x, crow, col, block, geometry, 1024)
 
 
-def test_one_pixel_has_a_tile_of_its_own() -> None:
-    assert config.product_tiling(2, 16, 16, 1).pixels == 16
+def test_public_functions_refuse_what_the_reference_refuses() -> None:
+    """In its words: the kernels read where their arguments say."""
+    linear = sk.BlockSparse.from_dense(torch.randn(32, 64).to(DEVICE), block=(16, 16), sparsity=0.5)
+    image = sk.BlockSparse.from_dense(torch.randn(32, 16, 3, 3).to(DEVICE), block=(16, 16), sparsity=0.5)
+    x, y = torch.randn(2, 64, device=DEVICE), torch.randn(1, 16, 4, 4, device=DEVICE)
+    calls = [
+        lambda: sk.sparse_linear(x, linear, torch.ones(3, device=DEVICE)),
+        lambda: sk.sparse_linear(x, linear, torch.ones(32, 1, device=DEVICE)),
+        lambda: sk.sparse_linear(x, linear, torch.ones(32, device=DEVICE).double()),
+        lambda: sk.sparse_linear(x, linear, torch.ones(32, device="meta")),
+        lambda: sk.sparse_linear(x[:, :63], linear),
+        lambda: sk.sparse_linear(x.bfloat16(), linear),
+        lambda: sk.sparse_conv2d(y[:, :, :2, :2], image),
+        lambda: sk.sparse_conv2d(y[:, :15], image),
+        lambda: sk.sparse_conv2d(y, image, groups=3),
+    ]
+    for call in calls:
+        words = []
+        for backend in ("reference", "triton"):
+            with sk.use_backend(backend), pytest.raises((ValueError, TypeError)) as refused:
+                call()
+            words.append(str(refused.value))
+        assert words[0] == words[1]
 
 
-def test_more_dimensions_are_refused_in_words() -> None:
-    pattern = sk.BlockSparse.from_dense(torch.randn(32, 32, 1, 1).to(DEVICE), block=(16, 16), sparsity=0.5)
-    with sk.use_backend("triton"), pytest.raises(ValueError, match="expected input"):
-        conv2d(torch.zeros(1, 31, 4, 4, device=DEVICE), pattern, None, None, 1, 0, 1, 1)
+@pytest.mark.parametrize("name", ["bias", "weight", "residual", "grad_output", "count", "dtype", "geometry", "limits"])
+def test_kernels_refuse_what_does_not_fit(name: str) -> None:
+    case = CASES[8]
+    pattern, (x, values, bias) = tensors_of(case, FP32)
+    x, values, bias = x.detach(), values.detach(), bias.detach()
+    call: list[Any] = [pattern.crow_indices, pattern.col_indices, [16, 16], 32, case.geometry]
+    image = (16, 9, 7, False)
+    y = block_triton.forward(x, values, bias, *call)
+    wrong: dict[str, list[Any]] = {
+        "bias": [lambda: block_triton.forward(x, values, bias[:3], *call)],
+        "weight": [
+            lambda: block_triton.forward(x, values[1:], None, *call),
+            lambda: block_triton.forward(x, torch.ones(32, 16, 3, 2, device=DEVICE), None, *call),
+            lambda: block_triton.input_gradient(y, values[1:], *call[:3], case.geometry, *image),
+        ],
+        "residual": [lambda: block_triton.forward(x, values, None, *call, y[:, :, 1:], None, None)],
+        "grad_output": [
+            lambda: block_triton.input_gradient(y[:, :, 1:], values, *call[:3], case.geometry, *image),
+            lambda: block_triton.weight_gradient(y[:1], x, *call[:3], case.geometry, values.numel()),
+            lambda: block_triton.weight_gradient(y.half(), x, *call[:3], case.geometry, values.numel()),
+        ],
+        "count": [lambda: block_triton.weight_gradient(y, x, *call[:3], case.geometry, values.numel() + 1)],
+        "dtype": [lambda: block_triton.forward(x.double(), values.double(), None, *call)],
+        "geometry": [lambda: block_triton.forward(x, values, None, *call[:4], [0] * 11)],
+        "limits": [lambda: block_triton.forward(x, values, None, *call, None, 1.0, -1.0)],
+    }
+    for run in wrong[name]:
+        with pytest.raises(ValueError, match="sparse_conv2d: expected"):
+            run()
+
+
+@pytest.mark.parametrize("case", [CASES[9], CASES[13]], ids=lambda case: case.name)
+def test_nothing_beside_a_tensor_is_read(case: Case) -> None:
+    """NaN lies in front of and behind each tensor: ragged tiles stand out of groups, images and ends."""
+    pattern, tensors = tensors_of(case, FP32)
+
+    def fenced(tensor: Tensor) -> Tensor:
+        flat = tensor.detach().permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor.detach()
+        whole = torch.full((flat.numel() + 2**14,), float("nan"), device=DEVICE)
+        inner = whole[2**13 : 2**13 + flat.numel()].view(flat.shape).copy_(flat)
+        return inner.permute(0, 3, 1, 2) if tensor.dim() == 4 else inner
+
+    call = pattern.crow_indices, pattern.col_indices, list(case.block), case.weight[0], case.geometry
+    x, values, bias = map(fenced, tensors)
+    y = block_triton.forward(x, values, bias, *call)
+    dy = fenced(torch.randn_like(y))
+    image = x.size(1), x.size(2), x.size(3), True
+    assert y.isfinite().all()
+    assert block_triton.input_gradient(dy, values, *call[:3], case.geometry, *image).isfinite().all()
+    assert block_triton.weight_gradient(dy, x, *call[:3], case.geometry, values.numel()).isfinite().all()
+
+
+@pytest.mark.parametrize("stride", [16, 40])
+def test_phases_that_no_tap_reaches_are_zero(stride: int) -> None:
+    case = Case("far apart", (1, 8, 45, 21), (8, 8, 2, 1), (8, 8), 1.0, (("stride", stride),))
+    pattern, tensors = tensors_of(case, FP32)
+    assert len(made(pattern, case.geometry).tiles(4).backward) == 2
+    assert_verified(on_triton(case, pattern), definition(case, pattern), [*tensors[:2], tensors[2].detach()])
