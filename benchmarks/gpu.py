@@ -13,9 +13,9 @@
 It builds the kernels for this GPU, runs the tests that have CUDA cases, looks for illegal accesses where
 compute-sanitizer is, and measures the suites, eager and in CUDA graphs.
 
-A part is made of steps. A step that ran to its end, whatever came of it, is not run again until the sources that it
-depends on change. All goes to one folder: records (gpu-h200-blocks.jsonl, as benchmarks/results has them) and tables of
-each suite, a log of each part, state.json; and beside it to one archive of these, to carry away.
+A part is made of steps. A step that ran to its end, whatever came of it, or took all the time that its part may take,
+is not run again until the sources that it depends on change. All goes to one folder: records (gpu-h200-blocks.jsonl, as
+benchmarks/results has them) and tables of each suite, a log of each part, state.json; and beside it to one archive.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ class State:
 
     def is_complete(self, part: Part, step: Step) -> bool:
         entry = self.entries.get(f"{part.name}/{step.name}")
-        return entry is not None and not entry["cut"] and entry["digest"] == digest((*SOURCES, *part.also))
+        ended = entry is not None and (not entry["cut"] or entry.get("at_its_limit"))
+        return ended and entry is not None and entry["digest"] == digest((*SOURCES, *part.also))
 
     def put(self, part: Part, step: Step, **entry: Any) -> None:
         self.entries[f"{part.name}/{step.name}"] = {"digest": digest((*SOURCES, *part.also)), **entry}
@@ -192,9 +193,9 @@ class State:
         entry = self.entries.get(f"{part.name}/{step.name}")
         if entry is None:
             return "not run"
-        if not self.is_complete(part, step):
-            return "cut short" if entry["cut"] else "of other sources"
-        return outcome(part, entry["code"])
+        if entry["cut"]:
+            return "cut short at its limit" if entry.get("at_its_limit") else "cut short"
+        return outcome(part, entry["code"]) if self.is_complete(part, step) else "of other sources"
 
 
 def outcome(part: Part, code: int) -> str:
@@ -270,7 +271,8 @@ def work(wanted: Sequence[Part], folder: Path, seconds: float, again: Collection
         if steps == list(part.steps):
             log.unlink(missing_ok=True)
         for step in steps:
-            limit = min(left, seconds - (time.monotonic() - begin)) - PATIENCE
+            own = left - PATIENCE
+            limit = min(own, seconds - (time.monotonic() - begin) - PATIENCE)
             if limit < LEAST:
                 print(f"== {part.name}, {step.name}: no time left", flush=True)
                 break
@@ -280,7 +282,8 @@ def work(wanted: Sequence[Part], folder: Path, seconds: float, again: Collection
             spent = time.monotonic() - start
             left -= spent
             told = last_lines(part, output)
-            state.put(part, step, code=code, cut=cut, seconds=round(spent), lines=told)
+            most = cut and limit == own and limit >= part.seconds / 2  # to run it again would only repeat this
+            state.put(part, step, code=code, cut=cut, at_its_limit=most, seconds=round(spent), lines=told)
             end = f"== {part.name}, {step.name}: {state.word(part, step)}, {spent:.0f} s"
             print("\n".join([*told, end]), flush=True)
             failed |= code not in (0, 5)

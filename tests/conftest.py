@@ -34,10 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark a test of which the parameter `device`, or else the DEVICE of its file, is "cuda"; `make gpu` runs these."""
+    """Mark a test that runs on a GPU; `make gpu` runs these.
+
+    It has a parameter `device`, or else its file a DEVICE, that is "cuda"; or it is skipped where there is none.
+    """
     if isinstance(item, pytest.Function):
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if str(parameters.get("device", getattr(item.module, "DEVICE", None))) == "cuda":
+        on_gpu = str(parameters.get("device", getattr(item.module, "DEVICE", None))) == "cuda"
+        reasons = [str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")]
+        if on_gpu or any(reason.startswith("needs a GPU") for reason in reasons):
             item.add_marker(pytest.mark.cuda)
 
 

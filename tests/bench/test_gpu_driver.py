@@ -138,6 +138,19 @@ except KeyboardInterrupt:
         assert state.word(part, part.steps[0]) == "cut short"
         assert not state.is_complete(part, part.steps[0])
 
+    def test_what_takes_all_of_its_time_is_not_begun_again(self, gpu: ModuleType, tmp_path: Path) -> None:
+        """It would keep the others from their turn."""
+        slow = step(gpu, "slow", "import time; time.sleep(60)")
+        part = gpu.Part("decode", 12, (slow, step(gpu, "next", "pass")))
+        gpu.work([part], tmp_path, 60)
+        state = gpu.State(tmp_path / "state.json")
+        assert state.word(part, slow) == "cut short at its limit"
+        assert state.is_complete(part, slow)
+        begin = time.monotonic()
+        gpu.work([part], tmp_path, 60)
+        assert time.monotonic() - begin < 5
+        assert [gpu.State(tmp_path / "state.json").word(part, one) for one in part.steps][1] == "ok"
+
     def test_nothing_is_begun_without_time(
         self, gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
