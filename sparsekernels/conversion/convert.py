@@ -66,8 +66,8 @@ def convert(
     The layers share the parameters of those they replace: optimizers, `state_dict` and checkpoints do not notice.
     In layers that became sparse, weights that are zero stay zero in training, until `revert`; in those that stay dense
     they move, and so they do inside of blocks. In each call, the graph looks whether anything has written to what it
-    was made of, on the CPU also past torch (`.data`, numpy, another process); then the layers run one by one until two calls in a
-    row find the same. That takes as long as reading these parameters, and nothing with `frozen`.
+    was made of, on the CPU also past torch (`.data`, numpy, another process); then the layers run one by one until two
+    calls in a row find the same. That takes as long as reading these parameters, and nothing with `frozen`.
 
     Args:
         model: any module, pruned so that its weights have zeros. Its mode counts: in evaluation mode forward passes are

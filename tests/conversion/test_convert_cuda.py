@@ -35,7 +35,9 @@ from sparsekernels.pruning import prune_
 from sparsekernels.timing import Effort, samples_of
 from sparsekernels.usage import Disturbed
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+def needs_gpu(test: Any) -> Any:
+    return pytest.mark.cuda(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")(test))
 
 
 class Net(nn.Module):
@@ -376,6 +378,7 @@ def test_convert_on_a_gpu_is_not_slower() -> None:
     assert report.speedup is None or report.speedup >= 0.97
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_model_on_the_second_gpu(prefer: Prefer) -> None:
     model, x = net().to("cuda:1"), torch.randn(4, 3, 4, 4, device="cuda:1")

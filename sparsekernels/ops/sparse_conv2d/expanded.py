@@ -34,7 +34,7 @@ from . import expanded_kernels as kernels
 from . import reference
 from .bitmap import MOST_ROWS, WORD, Bitmap, bitmap_of, has_compiled_linear
 from .expanded_products import as_images, as_rows, conv2d, conv2d_input, product_dtype, whole_weight_gradient
-from .expanded_routes import Tiling, is_decoded, product_tiling
+from .expanded_routes import Tiling, covering, is_decoded, product_tiling
 from .reference import is_channels_last, memory_format
 
 
@@ -54,10 +54,10 @@ def forward(
     outputs, of_group = crow_indices.numel() - 1, input.size(1) // g.groups
     if input.numel() == 0:
         return reference.forward(input, values, bias, crow_indices, col_indices, g, residual, low, high)
-    bitmap = bitmap_of(crow_indices, col_indices, of_group * g.taps)
     has_epilogue = residual is not None or low is not None or high is not None
     rows = as_rows(input, g)
     with device_of(input):
+        bitmap = bitmap_of(crow_indices, col_indices, of_group * g.taps)
         if bitmap is not None and rows is not None:
             y = _of_compressed(rows, values, bias, crow_indices, bitmap, residual, low, high)
             if y is not None:
@@ -91,9 +91,9 @@ def input_gradient(
     shape, layout = (images, channels, height, width), memory_format(channels_last)
     if grad_output.numel() == 0:
         return grad_output.new_zeros(shape).contiguous(memory_format=layout)
-    bitmap = bitmap_of(crow_indices, col_indices, outputs // g.groups * g.taps, permutation)
     rows = as_rows(grad_output, g)
     with device_of(grad_output):
+        bitmap = bitmap_of(crow_indices, col_indices, outputs // g.groups * g.taps, permutation)
         if bitmap is None:  # while a CUDA graph is captured: no table may be made, and torch's own steps need none
             return reference.input_gradient(
                 grad_output, values, crow_indices, col_indices, permutation, g, height, width, channels_last
@@ -115,8 +115,8 @@ def weight_gradient(
     gradient = input.new_empty(col_indices.shape)
     if gradient.numel() == 0 or grad_output.numel() == 0:
         return gradient.zero_()
-    bitmap = bitmap_of(crow_indices, col_indices, of_group * g.taps)
     with device_of(input):
+        bitmap = bitmap_of(crow_indices, col_indices, of_group * g.taps)
         if bitmap is None:
             return reference.weight_gradient(grad_output, input, crow_indices, col_indices, g)
         dense = whole_weight_gradient(grad_output, input, g)
@@ -157,14 +157,17 @@ def _of_compressed(
 ) -> Tensor | None:
     """The product by the compressed weight, as rows; None where the route is another."""
     count, outputs = rows.size(0), bitmap.words.size(0)
-    if not is_decoded(count, outputs, rows.size(1), values.numel(), rows.dtype, rows.device):
+    if not is_decoded(count, outputs, rows.size(1), values.numel(), rows.dtype):
         return None
     residual = None if residual is None else _rows_like(residual)
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     if count <= MOST_ROWS and has_compiled_linear(rows):
         has_epilogue = residual is not None or low is not None or high is not None
         y: Tensor = torch.ops.sparsekernels._bitmap_linear(rows.contiguous(), bitmap.words, crow_indices, values, bias)
         return _finished(y, 1, None, residual, low, high, rows.dtype) if has_epilogue else y
-    tiling = product_tiling(count, outputs, -(-rows.size(1) // WORD), rows.dtype, multiprocessors(rows.device))
+    tiling = product_tiling(
+        covering(count), outputs, -(-rows.size(1) // WORD), rows.dtype, multiprocessors(rows.device)
+    )
     return _product(rows, values, bias, bitmap, residual, low, high, tiling)
 
 
@@ -190,10 +193,10 @@ def _product(
     used = -(-rows.size(1) // WORD)
     kernels.product[(triton.cdiv(outputs, tiling.outputs), triton.cdiv(count, tiling.rows), parts)](
         input=rows,
-        values=values.contiguous(),
+        values=values,
         words=bitmap.words,
         starts=bitmap.starts,
-        bias=None if bias is None else bias.contiguous(),
+        bias=bias,
         residual=residual,
         output=output,
         partials=partials,

@@ -11,8 +11,8 @@ with the memory's bytes B, the tensor cores' operations P and the elements that 
 start of 4 bytes for each 64 make 3/16 of a byte. D is counted in instructions: `_CYCLES_OF_ELEMENT`. A warp decodes,
 then multiplies, and small tiles are not multiplied at the full rate.
 
-`MOST_DECODED` is what a call reads. Its rows are those of this model until a device has measured them:
-`python -m sparsekernels.ops.sparse_conv2d.expanded_routes` writes them out.
+`MOST_DECODED` has the rows of this model, which `python -m sparsekernels.ops.sparse_conv2d.expanded_routes` writes out.
+What a device has measured comes first: ops/_triton_table.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+
+from .._triton_table import from_table
 
 TILE_ROWS: Mapping[int, int] = {2: 128, 4: 32}
 """By bytes of an element: the rows of an input that a program multiplies at a time, at most. Beyond, it decodes again.
@@ -114,17 +116,30 @@ def table_of_model() -> dict[tuple[int, int], tuple[int, ...]]:
     }
 
 
+@dataclass(frozen=True)
+class Most:
+    """The most rows on which a weight is decoded."""
+
+    rows: int
+
+
 @functools.cache
-def _major(device: torch.device) -> int:
-    """Of the compute capability, as the table has it; that of Hopper in Triton's interpreter."""
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+def _major() -> int:
+    """Of the current GPU's compute capability, as the table has it; that of Hopper in Triton's interpreter."""
+    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
     return max((known for known in DEVICES if known <= major), default=min(DEVICES))
 
 
-def is_decoded(rows: int, outputs: int, columns: int, nnz: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a product on so many rows is to decode its weight."""
-    table = MOST_DECODED[_major(device), dtype.itemsize]
-    return rows <= table[bisect.bisect_left(DENSITIES, min(1.0, nnz / (outputs * columns)))]
+@from_table("sparse_conv2d.decoded", tunes=("rows",))
+def most_decoded(density: float, dtype: torch.dtype) -> Most:
+    """By the table, on the current GPU. density: one of `DENSITIES`."""
+    return Most(MOST_DECODED[_major(), dtype.itemsize][DENSITIES.index(density)])
+
+
+def is_decoded(rows: int, outputs: int, columns: int, nnz: int, dtype: torch.dtype) -> bool:
+    """Whether a product on so many rows is to decode its weight; asked where its GPU is the current one."""
+    density = DENSITIES[bisect.bisect_left(DENSITIES, min(1.0, nnz / (outputs * columns)))]
+    return rows <= most_decoded(density, dtype).rows
 
 
 @dataclass(frozen=True)
@@ -138,14 +153,21 @@ class Tiling:
     stages: int
 
 
+def covering(rows: int) -> int:
+    """A power of two that covers them, or the largest that makes a difference: what a table of tilings has rows for."""
+    return min(1 << (rows - 1).bit_length(), 4096)
+
+
+@from_table("sparse_conv2d.product", tunes=("parts", "warps", "stages"))
+@functools.cache
 def product_tiling(rows: int, outputs: int, words: int, dtype: torch.dtype, multiprocessors: int) -> Tiling:
-    """The tiles of a product by a weight of `words` words in a row.
+    """The tiles of a product by a weight of `words` words in a row, for up to `rows` rows, a power of two.
 
     64 outputs, what a group of four warps multiplies at once, by as many rows as there are, up to `TILE_ROWS`. The
     columns are cut until there are two programs for each multiprocessor, which read while the other decodes, into parts
     of no less than eight words: a part has to be summed once more.
     """
-    tile = min(TILE_ROWS[dtype.itemsize], max(16, 1 << (rows - 1).bit_length()))
+    tile = min(TILE_ROWS[dtype.itemsize], max(16, rows))
     programs = -(-outputs // 64) * -(-rows // tile)
     parts = 1
     while programs * parts < 2 * multiprocessors and words // (2 * parts) >= 8 and parts < 16:
