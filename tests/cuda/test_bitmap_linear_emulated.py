@@ -100,9 +100,9 @@ def chosen() -> Iterator[Case]:
 def every() -> Iterator[Case]:
     for rows, inner, out, density, dtype in itertools.product(
         (1, 2, 4, 7, 16),
-        (1, 63, 64, 65, 1000, 1024, 2047, 4096, 4097, 8192, 12000, 20001),
+        (1, 63, 65, 1000, 1024, 2047, 4096, 4097, 8192, 20001),
         (1, 7, 130),
-        (0.0, 0.01, 0.1, 0.5, 1.0),
+        (0.0, 0.02, 0.5, 1.0),
         CODES,
     ):
         if rows * inner * out <= 4_000_000:
