@@ -38,7 +38,15 @@ ROOT = HERE.parents[1]
 BUILT = ROOT / "build/cuda_emulation"
 
 COMPILER = "g++"
-COMMON = ["-std=c++17", "-fPIC", "-g1", "-fvisibility=hidden", f"-I{HERE / 'emulation'}", f"-I{ROOT / 'csrc'}"]
+COMMON = [
+    "-std=c++17",
+    "-fPIC",
+    "-g1",
+    "-fvisibility=hidden",
+    "-U_FORTIFY_SOURCE",
+    f"-I{HERE / 'emulation'}",
+    f"-I{ROOT / 'csrc'}",
+]
 RUNTIME = ["threads", "fibers", "barriers", "order", "memory", "hooks"]
 # Every load and store of a kernel calls a function, every __shared__ object has a section, which has its alignment.
 KERNEL = [

@@ -100,9 +100,9 @@ def chosen() -> Iterator[Case]:
 def every() -> Iterator[Case]:
     for rows, inner, out, density, dtype in itertools.product(
         (1, 2, 4, 7, 16),
-        (1, 63, 64, 65, 1000, 1024, 2047, 4096, 4097, 8192, 12000, 20001),
+        (1, 63, 65, 1000, 1024, 2047, 4096, 4097, 8192, 20001),
         (1, 7, 130),
-        (0.0, 0.01, 0.1, 0.5, 1.0),
+        (0.0, 0.02, 0.5, 1.0),
         CODES,
     ):
         if rows * inner * out <= 4_000_000:
@@ -127,11 +127,18 @@ def packed(mask: Tensor) -> Tensor:
 
 
 def product(
-    library: Library, case: Case, x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, seed: int
+    library: Library,
+    case: Case,
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    seed: int,
+    shared_bytes: int = emulated.WHOLE_MEMORY,
 ) -> Tensor:
     crow = torch.zeros(case.out + 1, dtype=torch.int32)
     crow[1:] = mask.sum(1).cumsum(0)
-    with library.device(seed=seed) as device:
+    with library.device(seed=seed, shared_bytes=shared_bytes) as device:
         output = device.empty((case.rows, case.out), case.dtype, name="output")
         call = BitmapLinear(
             input=pointer(device.put(x, case.offset, "input")),
@@ -184,6 +191,16 @@ def test_the_same_bits_in_any_order(library: Library, case: Case) -> None:
     first = product(library, case, x, mask, values, bias, seed=1)
     for seed in range(2, 5):
         assert torch.equal(first, product(library, case, x, mask, values, bias, seed))
+
+
+@pytest.mark.parametrize("kilobytes", [99, 72])
+def test_where_a_block_has_less_shared_memory(library: Library, kilobytes: int) -> None:
+    """99 KB on sm_86 and sm_89, which run what is compiled for sm_80. The bits are the same."""
+    case = Case(16, 1500, 10, 1.0, FP32)
+    x, mask, values, bias = inputs(case)
+    result = product(library, case, x, mask, values, bias, seed=0, shared_bytes=kilobytes * 1024)
+    judge(case, result, x, mask, values, bias)
+    assert torch.equal(result, product(library, case, x, mask, values, bias, seed=1))
 
 
 @pytest.mark.parametrize("dtype", CODES, ids=str)

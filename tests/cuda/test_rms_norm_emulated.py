@@ -132,7 +132,8 @@ def chosen() -> Iterator[Case]:
 
 
 def every() -> Iterator[Case]:
-    shapes = [((40,), 1), ((7,), 1), ((1,), 64), ((200,), 64), ((9,), 100), ((5,), 513), ((40,), 2048)]
+    # The gradient of a row of one column is what rounding leaves: of few such rows, its error is a matter of chance.
+    shapes = [((40,), 1), ((1,), 64), ((7,), 64), ((200,), 64), ((9,), 100), ((5,), 513), ((40,), 2048)]
     shapes += [((5,), 8192), ((3,), 16384), ((3,), 100000)]
     for (rows, cols), dtype, layout in itertools.product(shapes, CODES, ("plain", "unaligned", "apart")):
         for weight, (add, variant) in itertools.product(

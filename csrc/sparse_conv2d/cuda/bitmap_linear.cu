@@ -374,7 +374,7 @@ Tiling tiling_of(const BitmapLinear& call, int& shared_bytes) {
 
 template <typename T, int kRows>
 cudaError_t launch_rows(const BitmapLinear& call, cudaStream_t stream) {
-  int device, multiprocessors, shared_of_multiprocessor, shared_bytes;
+  int device, multiprocessors, shared_of_multiprocessor, shared_of_block, shared_bytes;
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
   if (const cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) {
     return error;
@@ -383,7 +383,17 @@ cudaError_t launch_rows(const BitmapLinear& call, cudaStream_t stream) {
           cudaDeviceGetAttribute(&shared_of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device)) {
     return error;
   }
-  const Tiling tiling = tiling_of<T, kRows>(call, shared_bytes);
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&shared_of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
+    return error;
+  }
+  Tiling tiling = tiling_of<T, kRows>(call, shared_bytes);
+  if (shared_bytes > shared_of_block) {  // values that do not fit are read where they are
+    constexpr int kStep = kWarps * kVectorBytes;
+    const int steps = std::min((shared_bytes - shared_of_block + kStep - 1) / kStep, tiling.value_bytes / kVectorBytes);
+    tiling.value_bytes -= steps * kVectorBytes;
+    shared_bytes -= steps * kStep;
+  }
   const auto kernel = bitmap_rows<T, kRows>;
   if (const cudaError_t error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
