@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .._triton_table import from_table
+
 MOST_COLUMNS = 256
 """Of queries and of values; calls on more are the reference's."""
 
@@ -51,6 +53,7 @@ def _is_scalar(dtype: torch.dtype, precision: str) -> bool:
     return dtype == torch.float32 and precision == "ieee"
 
 
+@from_table("masked.attention", tunes=("rows", "keys", "num_warps", "num_stages"))
 def forward_tiling(
     rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
 ) -> Tiling:
@@ -66,6 +69,7 @@ def forward_tiling(
     return Tiling(block_rows, 64, q, q, v, v, 8 if block_rows == 128 else 4, 2)
 
 
+@from_table("masked.attention_to_queries", tunes=("rows", "keys", "num_warps", "num_stages"))
 def queries_tiling(
     rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
 ) -> Tiling:
@@ -91,6 +95,7 @@ class KeysTiling(Tiling):
     together: bool
 
 
+@from_table("masked.attention_to_keys", tunes=("rows", "num_warps", "num_stages"))
 def keys_tiling(
     rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
 ) -> KeysTiling:

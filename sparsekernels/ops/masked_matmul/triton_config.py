@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._triton_table import from_table
+
 WORD = 64
 """Bits of a word, and the depth of a tile of an operand: the columns of a masked one are whole words."""
 
@@ -43,6 +45,7 @@ class Tiling:
         return self.num_stages * self.depth * (self.block_rows + self.block_columns) * itemsize
 
 
+@from_table("masked.product", tunes=("block_rows", "block_columns", "num_warps", "num_stages"))
 def product_tiling(
     batches: int,
     rows: int,

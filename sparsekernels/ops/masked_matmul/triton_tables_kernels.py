@@ -70,7 +70,7 @@ def pack(
     mask_strides,
     ROWS: tl.constexpr,
 ):
-    """Words of ROWS rows: bit (r, c) is where mask[r // height, c // width] is. Bits: contiguous, [batch, rows, words]."""
+    """Words of ROWS rows: bit (r, c) is where mask[r // height, c // width] is. Bits: contiguous, [batch, rows, W]."""
     words = (columns + 63) // 64
     word = tl.program_id(1)
     tile_rows = (rows + ROWS - 1) // ROWS
