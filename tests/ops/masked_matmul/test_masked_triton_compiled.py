@@ -53,6 +53,7 @@ COMPILED: dict[str, Callable[[], None]] = {
         None,
         bits(1024, 1024, "meta"),
     ),
+    "one element": lambda: product(empty(BF16, 1, 1), empty(BF16, 1, 1), *[bits(1, 64)] * 3),
     "pack": lambda: (implementation.pack(torch.empty(SIZE, SIZE, dtype=torch.bool)), None)[1],
     "transpose": lambda: (implementation.transpose_bits(bits(), SIZE), None)[1],
 }
