@@ -53,7 +53,7 @@ def _is_scalar(dtype: torch.dtype, precision: str) -> bool:
     return dtype == torch.float32 and precision == "ieee"
 
 
-@from_table("masked_attention.forward", tunes=("num_warps", "num_stages"))
+@from_table("masked_attention.forward", tunes=("rows", "keys", "num_warps", "num_stages"))
 def forward_tiling(
     rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
 ) -> Tiling:
@@ -66,10 +66,11 @@ def forward_tiling(
     if capability < (9, 0) or dtype == torch.float32:
         return Tiling(min(64, padded(rows)), 32, q, q, v, v, 4, 2)
     block_rows = min(128, padded(rows))
-    return Tiling(block_rows, 64, q, q, v, v, 8 if block_rows == 128 else 4, 2)
+    keys = 64 if max(q, v) <= 64 else 32
+    return Tiling(block_rows, keys, q, q, v, v, 8 if block_rows == 128 else 4, 2)
 
 
-@from_table("masked_attention.queries", tunes=("num_warps", "num_stages"))
+@from_table("masked_attention.queries", tunes=("rows", "keys", "num_warps", "num_stages"))
 def queries_tiling(
     rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
 ) -> Tiling:
@@ -81,7 +82,7 @@ def queries_tiling(
     if most > 128:
         return Tiling(block_rows, 16, q, min(64, q), v, min(64, v), 4, 2)
     keys = 64 if most <= 64 and capability >= (9, 0) and dtype != torch.float32 else 32
-    return Tiling(block_rows, keys, q, q, v, v, 4, 2)
+    return Tiling(block_rows, keys, q, q, v, v, 8 if capability < (9, 0) and block_rows == 64 else 4, 2)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class KeysTiling(Tiling):
     together: bool
 
 
-@from_table("masked_attention.keys", tunes=("num_warps", "num_stages"))
+@from_table("masked_attention.keys", tunes=("rows", "num_warps", "num_stages"))
 def keys_tiling(
     rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
 ) -> KeysTiling:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .._triton_numbers import multiply_add, narrow, widen
-from ..masked_matmul.triton_kernels import words_at
+from ..masked_matmul.triton_kernels import word_at
 from ..masked_matmul.triton_tables_kernels import batch_offset, bit
 
 
@@ -130,7 +130,7 @@ def add_infinite(
         more = tl.zeros((place.shape[0], 16), tl.float32)
         less = tl.zeros((place.shape[0], 16), tl.float32)
         none = tl.zeros((place.shape[0], 16), tl.float32)
-        for i in range(begin * PARTS, end * PARTS):
+        for i in tl.range(begin * PARTS, end * PARTS, num_stages=1):
             tile = tl.load(listed + i // PARTS)
             value_row = (tile * PARTS + i % PARTS) * STEP + tl.arange(0, STEP)
             if BY_KEYS:
@@ -155,15 +155,14 @@ def add_infinite(
 @triton.jit
 def kept_by_keys(bits, row, rows, key, keys, bits_steps, INDEX: tl.constexpr):
     """What the mask keeps of keys in one tile: [rows, keys]."""
-    words = words_at(bits, row, rows, tl.min(key, 0) // 64, keys, bits_steps, 1, INDEX)
-    return bit(words, (key % 64)[None, :])
+    words = word_at(bits, row, rows, tl.min(key, 0) // 64, bits_steps, INDEX)
+    return bit(words[:, None], (key % 64)[None, :])
 
 
 @triton.jit
 def kept_by_rows(bits, key, row, rows, keys, bits_steps, INDEX: tl.constexpr):
     """The same, turned: [keys, rows]."""
-    at = row.to(INDEX) * bits_steps[0] + (tl.min(key, 0) // 64).to(INDEX) * bits_steps[1]
-    words = tl.load(bits + at, mask=row < rows, other=0)
+    words = word_at(bits, row, rows, tl.min(key, 0) // 64, bits_steps, INDEX)
     return bit(words[None, :], (key % 64)[:, None])
 
 

@@ -94,17 +94,25 @@ def masked_matmul(
         return product_of(*operands)
     indices = indices_of(mask if factor is None else factor != 0)
     step = _rows_at_a_time(a, b, mask)
-    if step >= shape[0] or torch.compiler.is_compiling():
+    if step >= shape[0] or torch.compiler.is_compiling() or _is_captured(a):
         return product_of(*operands).flatten(-2).index_select(-1, indices)
     count = math.ceil(shape[0] / step)
     split = ([None] * count if one is None else one.split(step, -2) for one in operands)
+    numbers = torch.arange(1, count + 1, device=indices.device)
+    ends: list[int] = torch.searchsorted(
+        indices // (step * shape[1]), numbers
+    ).tolist()  # the device is waited for once
     parts, done = [], 0
-    for i, some in enumerate(zip(*split, strict=True)):
-        end = int((indices < (i + 1) * step * shape[1]).sum())
+    for i, (some, end) in enumerate(zip(zip(*split, strict=True), ends, strict=True)):
         places = indices[done:end] - i * step * shape[1]
         parts.append(product_of(*some).flatten(-2).index_select(-1, places))
         done = end
     return torch.cat(parts, -1)
+
+
+def _is_captured(a: Tensor) -> bool:
+    """Whether a CUDA graph is, in which nothing may be read from the device: how many values there are in some rows."""
+    return a.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _rows_at_a_time(a: Tensor, b: Tensor, mask: Mask) -> int:
@@ -137,9 +145,7 @@ def _is_simple(a: Tensor, b: Tensor, mask: Mask) -> bool:
         and a.size(1) == b.size(0)
         and mask.shape == (a.size(0), b.size(1))
         and max(a.numel(), b.numel(), a.size(0) * b.size(1)) <= MOST
-        and a.is_cpu
-        and b.is_cpu
-        and bits.is_cpu
+        and ((a.is_cpu and b.is_cpu and bits.is_cpu) or (a.is_cuda and a.device == b.device == bits.device))
         and a.layout is b.layout is torch.strided
         and not a.is_nested
         and not b.is_nested

@@ -41,7 +41,7 @@ def pack_blocks(blocks: Tensor, rows: int, columns: int, height: int, width: int
     (walked,) = batches.tensors
     assert walked is not None
     with device_of(blocks):
-        triton_tables_kernels.pack[(batches.count * triton.cdiv(rows, 32), bits.size(-1))](
+        triton_tables_kernels.pack[(batches.count * triton.cdiv(rows, 32) * bits.size(-1),)](
             walked.view(torch.uint8),
             bits,
             rows,
@@ -68,7 +68,7 @@ def transpose_bits(bits: Tensor, columns: int) -> Tensor:
     (walked,) = batches.tensors
     assert walked is not None
     with device_of(bits):
-        triton_tables_kernels.transpose[(batches.count * turned.size(-1), bits.size(-1))](
+        triton_tables_kernels.transpose[(batches.count * turned.size(-1) * bits.size(-1),)](
             walked,
             turned,
             rows,

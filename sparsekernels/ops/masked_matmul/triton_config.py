@@ -45,7 +45,7 @@ class Tiling:
         return self.num_stages * self.depth * (self.block_rows + self.block_columns) * itemsize
 
 
-@from_table("masked_matmul.product", tunes=("num_warps", "num_stages"))
+@from_table("masked_matmul.product", tunes=("block_rows", "block_columns", "num_warps", "num_stages"))
 def product_tiling(
     batches: int,
     rows: int,

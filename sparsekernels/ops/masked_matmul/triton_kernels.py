@@ -17,6 +17,13 @@ from .triton_tables_kernels import EMPTY, PARTIAL, batch_offset, bit, kept_of, s
 
 
 @triton.jit
+def word_at(bits, row, rows, word, steps, INDEX: tl.constexpr):
+    """One word of some rows."""
+    at = row.to(INDEX) * steps[0] + (tl.zeros_like(row) + word).to(INDEX) * steps[1]
+    return tl.load(bits + at, mask=row < rows, other=0)
+
+
+@triton.jit
 def words_at(bits, row, rows, first, columns, steps, WORDS: tl.constexpr, INDEX: tl.constexpr):
     """WORDS words of some rows, from word `first` on."""
     word = first + tl.arange(0, WORDS)
@@ -64,8 +71,8 @@ def _add_products(
         left = tl.load(a + a_at, mask=(row < rows)[:, None] & (k < depth)[None, :], other=0.0)
         right = tl.load(b + b_at, mask=(k < depth)[:, None] & (column < columns)[None, :], other=0.0)
         if a_bits is not None:
-            words = words_at(a_bits, row, rows, tile, depth, a_bits_steps, 1, INDEX)
-            kept = bit(words, first + tl.arange(0, DEPTH)[None, :])
+            words = word_at(a_bits, row, rows, tile, a_bits_steps, INDEX)
+            kept = bit(words[:, None], first + tl.arange(0, DEPTH)[None, :])
             left = tl.where(kept, left, tl.zeros_like(left))
         if b_bits is not None:
             words = words_at(

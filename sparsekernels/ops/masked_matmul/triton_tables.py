@@ -52,7 +52,7 @@ def tile_flags(bits: Tensor, columns: int, tile_rows: int, tile_columns: int) ->
     grid = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
     flags = torch.empty((*bits.shape[:-2], *grid), dtype=torch.uint8, device=bits.device)
     tiles = 16 // words
-    kernels.tile_flags[(batches.count * grid[0], triton.cdiv(grid[1], tiles))](
+    kernels.tile_flags[(batches.count * grid[0] * triton.cdiv(grid[1], tiles),)](
         walked,
         flags,
         rows,

@@ -70,12 +70,12 @@ def pack(
     mask_strides,
     ROWS: tl.constexpr,
 ):
-    """Words of ROWS rows: bit (r, c) is where mask[r // height, c // width] is. Bits: contiguous, [batch, rows, words]."""
+    """Words of ROWS rows: bit (r, c) is where mask[r // height, c // width] is. Bits: contiguous, [batch, rows, W]."""
     words = (columns + 63) // 64
-    word = tl.program_id(1)
+    word = tl.program_id(0) % words
     tile_rows = (rows + ROWS - 1) // ROWS
-    batch = tl.program_id(0) // tile_rows
-    row = tl.program_id(0) % tile_rows * ROWS + tl.arange(0, ROWS)
+    batch = tl.program_id(0) // words // tile_rows
+    row = tl.program_id(0) // words % tile_rows * ROWS + tl.arange(0, ROWS)
     column = word * 64 + tl.arange(0, 64)
     there = (row < rows)[:, None] & (column < columns)[None, :]
     at = (row // height).to(tl.int64)[:, None] * mask_row + (column // width).to(tl.int64)[None, :] * mask_column
@@ -96,15 +96,16 @@ def transpose(
     bits_strides,
 ):
     """64 rows and one word of bits become 64 rows and one word of the transposed mask, [batch, columns, words]."""
+    words = (columns + 63) // 64
     row_words = (rows + 63) // 64
-    batch = tl.program_id(0) // row_words
-    row_word = tl.program_id(0) % row_words
-    word = tl.program_id(1)
+    batch = tl.program_id(0) // words // row_words
+    row_word = tl.program_id(0) // words % row_words
+    word = tl.program_id(0) % words
     place = tl.arange(0, 64)
     row = row_word * 64 + place
-    at = bits + batch_offset(batch, sizes, bits_strides) + row.to(tl.int64) * bits_row + word * bits_word
-    words = tl.load(at, mask=row < rows, other=0)
-    kept = (words[:, None] >> place.to(tl.int64)[None, :]) & 1
+    at = bits + batch_offset(batch, sizes, bits_strides) + row.to(tl.int64) * bits_row + word.to(tl.int64) * bits_word
+    found = tl.load(at, mask=row < rows, other=0)
+    kept = (found[:, None] >> place.to(tl.int64)[None, :]) & 1
     value = tl.sum(kept << place.to(tl.int64)[:, None], 0)
     column = word * 64 + place
     tl.store(turned + (batch.to(tl.int64) * columns + column) * row_words + row_word, value, mask=column < columns)
@@ -130,9 +131,10 @@ def tile_flags(
     """
     tile_rows = (rows + ROWS - 1) // ROWS
     tile_columns = (columns + 64 * WORDS - 1) // (64 * WORDS)
-    batch = tl.program_id(0) // tile_rows
-    tile_row = tl.program_id(0) % tile_rows
-    first = tl.program_id(1) * TILES
+    parts = (tile_columns + TILES - 1) // TILES
+    batch = tl.program_id(0) // parts // tile_rows
+    tile_row = tl.program_id(0) // parts % tile_rows
+    first = tl.program_id(0) % parts * TILES
     row = tile_row * ROWS + tl.arange(0, ROWS)
     word = first * WORDS + tl.arange(0, TILES * WORDS)
     there = (row < rows)[:, None] & (word * 64 < columns)[None, :]
