@@ -162,21 +162,6 @@ def test_public_functions_take_the_kernels(block: tuple[int, int], monkeypatch: 
     assert passes == ["forward", "weight_gradient"]
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter is for the CPU")
-def test_the_interpreter_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    pattern = sk.BlockSparse.from_dense(torch.randn(32, 32), block=(16, 16), sparsity=0.5)
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with sk.use_backend("triton"), pytest.raises(sk.BackendError, match="triton"):
-        sk.sparse_linear(torch.randn(3, 32), pattern)
-
-
-def test_float64_is_the_references() -> None:
-    x = torch.randn(3, 32, device=DEVICE, dtype=torch.float64)
-    pattern = sk.BlockSparse.from_dense(torch.randn(32, 32).double().to(DEVICE), block=(16, 16), sparsity=0.5)
-    with sk.use_backend("triton"), pytest.raises(sk.BackendError, match=r"float64|triton"):
-        sk.sparse_linear(x, pattern)
-
-
 def test_the_same_bits_and_parts_of_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row's bits do not change from run to run; its sum may be cut into parts, which changes the last bits alone."""
     case = Case("few rows", (3, 256, 1, 1), (32, 256, 1, 1), (16, 16), 1.0)
@@ -262,14 +247,6 @@ def test_indices_that_are_written_to_are_read_again() -> None:
     assert len(block_pattern._tiles._of[col]) == 1
 
 
-def test_bad_indices_raise_before_a_kernel_sees_them() -> None:
-    crow = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
-    col = torch.tensor([7], dtype=torch.int32, device=DEVICE)
-    x, values = torch.zeros(3, 32, 1, 1, device=DEVICE), torch.zeros(256, device=DEVICE)
-    with pytest.raises(ValueError, match="col_indices"):
-        block_triton.forward(x, values, None, crow, col, [16, 16], 16, geometry_of((16, 32, 1, 1), 1, 0, 1, 1))
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_dense_weight_is_read_where_it_lies(channels_last: bool) -> None:
     case = Case("3x3", (2, 16, 5, 4), (32, 16, 3, 3), (16, 8), 0.005, (("padding", 1),))
@@ -311,71 +288,6 @@ def test_blocks_that_kernels_take(block: tuple[int, int], dtype: torch.dtype, ta
         assert blocks.serves(pattern, x, 1) == taken
     with sk.use_backend("reference"):
         assert not blocks.serves(pattern, x, 1)
-
-
-def test_too_many_pixels_are_refused_before_they_are_counted_in_32_bits() -> None:
-    pattern = made(sk.BlockSparse.full((32, 32), BF16, torch.device(DEVICE), block=(16, 16)))
-    crow, col, block, rows, channels, geometry = pattern
-    y = torch.zeros((), dtype=BF16, device=DEVICE).expand(2**31, rows, 1, 1)
-    x = torch.zeros((), dtype=BF16, device=DEVICE).expand(2**31, channels, 1, 1)
-    with pytest.raises(ValueError, match="at most 2147482624 pixels"):
-        block_triton.weight_gradient(y, x, crow, col, block, geometry, 1024)
-
-
-def test_public_functions_refuse_what_the_reference_refuses() -> None:
-    """In its words: the kernels read where their arguments say."""
-    linear = sk.BlockSparse.from_dense(torch.randn(32, 64).to(DEVICE), block=(16, 16), sparsity=0.5)
-    image = sk.BlockSparse.from_dense(torch.randn(32, 16, 3, 3).to(DEVICE), block=(16, 16), sparsity=0.5)
-    x, y = torch.randn(2, 64, device=DEVICE), torch.randn(1, 16, 4, 4, device=DEVICE)
-    calls = [
-        lambda: sk.sparse_linear(x, linear, torch.ones(3, device=DEVICE)),
-        lambda: sk.sparse_linear(x, linear, torch.ones(32, 1, device=DEVICE)),
-        lambda: sk.sparse_linear(x, linear, torch.ones(32, device=DEVICE).double()),
-        lambda: sk.sparse_linear(x, linear, torch.ones(32, device="meta")),
-        lambda: sk.sparse_linear(x[:, :63], linear),
-        lambda: sk.sparse_linear(x.bfloat16(), linear),
-        lambda: sk.sparse_conv2d(y[:, :, :2, :2], image),
-        lambda: sk.sparse_conv2d(y[:, :15], image),
-        lambda: sk.sparse_conv2d(y, image, groups=3),
-    ]
-    for call in calls:
-        words = []
-        for backend in ("reference", "triton"):
-            with sk.use_backend(backend), pytest.raises((ValueError, TypeError)) as refused:
-                call()
-            words.append(str(refused.value))
-        assert words[0] == words[1]
-
-
-@pytest.mark.parametrize("name", ["bias", "weight", "residual", "grad_output", "count", "dtype", "geometry", "limits"])
-def test_kernels_refuse_what_does_not_fit(name: str) -> None:
-    case = CASES[8]
-    pattern, (x, values, bias) = tensors_of(case, FP32)
-    x, values, bias = x.detach(), values.detach(), bias.detach()
-    call: list[Any] = [pattern.crow_indices, pattern.col_indices, [16, 16], 32, case.geometry]
-    image = (16, 9, 7, False)
-    y = block_triton.forward(x, values, bias, *call)
-    wrong: dict[str, list[Any]] = {
-        "bias": [lambda: block_triton.forward(x, values, bias[:3], *call)],
-        "weight": [
-            lambda: block_triton.forward(x, values[1:], None, *call),
-            lambda: block_triton.forward(x, torch.ones(32, 16, 3, 2, device=DEVICE), None, *call),
-            lambda: block_triton.input_gradient(y, values[1:], *call[:3], case.geometry, *image),
-        ],
-        "residual": [lambda: block_triton.forward(x, values, None, *call, y[:, :, 1:], None, None)],
-        "grad_output": [
-            lambda: block_triton.input_gradient(y[:, :, 1:], values, *call[:3], case.geometry, *image),
-            lambda: block_triton.weight_gradient(y[:1], x, *call[:3], case.geometry, values.numel()),
-            lambda: block_triton.weight_gradient(y.half(), x, *call[:3], case.geometry, values.numel()),
-        ],
-        "count": [lambda: block_triton.weight_gradient(y, x, *call[:3], case.geometry, values.numel() + 1)],
-        "dtype": [lambda: block_triton.forward(x.double(), values.double(), None, *call)],
-        "geometry": [lambda: block_triton.forward(x, values, None, *call[:4], [0] * 11)],
-        "limits": [lambda: block_triton.forward(x, values, None, *call, None, 1.0, -1.0)],
-    }
-    for run in wrong[name]:
-        with pytest.raises(ValueError, match="sparse_conv2d: expected"):
-            run()
 
 
 @pytest.mark.parametrize("case", [CASES[9], CASES[13]], ids=lambda case: case.name)
