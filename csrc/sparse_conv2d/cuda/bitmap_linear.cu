@@ -9,6 +9,8 @@
 // values of the panel are brought to shared memory with 16-byte copies; the lanes know where theirs begin from a sum
 // over the warp. The input lies in shared memory so that lane l reads bank l, whichever column it is at: [column of
 // lane][lane].
+//
+// More than 400 lines: one kernel and how its calls are cut, which depend on each other line by line.
 #include <cuda_pipeline_primitives.h>
 
 #include <algorithm>

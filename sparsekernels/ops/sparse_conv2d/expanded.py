@@ -32,9 +32,9 @@ from .._triton_numbers import INTERPRETED
 from ..convolution import Geometry
 from . import expanded_kernels as kernels
 from . import reference
-from .bitmap import MOST_ROWS, WORD, Bitmap, bitmap_of, has_compiled_linear
+from .bitmap import WORD, Bitmap, bitmap_of, has_compiled_linear
 from .expanded_products import as_images, as_rows, conv2d, conv2d_input, product_dtype, whole_weight_gradient
-from .expanded_routes import Tiling, covering, is_decoded, product_tiling
+from .expanded_routes import Tiling, covering, goes_by_nonzeros, is_decoded, product_tiling
 from .reference import is_channels_last, memory_format
 
 
@@ -161,7 +161,7 @@ def _of_compressed(
         return None
     residual = None if residual is None else _rows_like(residual)
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
-    if count <= MOST_ROWS and has_compiled_linear(rows):
+    if goes_by_nonzeros(count, outputs, rows.size(1), values.numel()) and has_compiled_linear(rows):
         has_epilogue = residual is not None or low is not None or high is not None
         y: Tensor = torch.ops.sparsekernels._bitmap_linear(rows.contiguous(), bitmap.words, crow_indices, values, bias)
         return _finished(y, 1, None, residual, low, high, rows.dtype) if has_epilogue else y

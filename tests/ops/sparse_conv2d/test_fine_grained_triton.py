@@ -333,3 +333,11 @@ def test_tiles_cover_all_columns(words: int) -> None:
         assert (tiling.parts - 1) * of_part < words <= tiling.parts * of_part
         assert tiling.parts == 1 or of_part >= 4
         assert 16 <= tiling.rows <= expanded_routes.TILE_ROWS[dtype.itemsize]
+
+
+def test_the_cuda_kernel_is_for_few_rows_of_few_nonzeros() -> None:
+    for rows, most in ((1, 55), (2, 45), (3, 36), (8, 26), (9, 15), (16, 15)):
+        assert expanded_routes.goes_by_nonzeros(rows, 10, 10, most)
+        assert not expanded_routes.goes_by_nonzeros(rows, 10, 10, most + 1)
+    assert not expanded_routes.goes_by_nonzeros(17, 10, 10, 0)
+    assert max(expanded_routes.MOST_BY_NONZEROS) == bitmap_module.MOST_ROWS
