@@ -15,7 +15,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 tools=$(dirname "$python")
 work=$root/build/legs
 kernels=(tests/ops tests/nn tests/formats tests/test_torch.py)
-all=(avx2 portable jit-off many-steps cuda-emulation zoo wheel clang sanitizers newest-torch torch-2.10)
+all=(avx2 portable jit-off many-steps cuda-emulation triton-architectures zoo wheel clang sanitizers newest-torch torch-2.10)
 skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
 
 skip() { echo "$*"; exit $skipped; }
@@ -82,6 +82,9 @@ leg_many-steps() { # 10^4 random sequences of what users do, in two processes of
   wait $other && return $status
 }
 leg_cuda-emulation() { CUDA_EMULATION=1 tests tests/cuda; } # the CUDA kernels on an emulated device, every combination
+leg_triton-architectures() { # the Triton kernels of sparse operations, compiled for sm_80 and sm_100 as well
+  EVERY_ARCHITECTURE=1 tests tests/ops/*/*_triton_compiled.py
+}
 zoo_environment() { # that of `make test`, and what tests/zoo/requirements.txt names; sets `python`
   local folder=$work/zoo packages
   packages=$("$python" -c "import site; print(site.getsitepackages()[0])") || exit 1
