@@ -76,8 +76,9 @@ class CMakeBuild(build_ext):
                     f"the {name} kernels cannot be built: {reason}\nThose of an earlier build stay as they are. To go"
                     f" without {name} kernels, delete {library}"
                 )
-            if name == "cpu" and os.environ.get("SPARSEKERNELS_REQUIRE_KERNELS") == "1":
-                raise RuntimeError(f"the CPU kernels cannot be built: {reason}")
+            wanted = name == "cpu" or "-DSPARSEKERNELS_CUDA=on" in os.environ.get("CMAKE_ARGS", "")
+            if wanted and os.environ.get("SPARSEKERNELS_REQUIRE_KERNELS") == "1":
+                raise RuntimeError(f"the {name} kernels cannot be built: {reason}")
             note.write_text(reason + "\n", encoding="utf-8")
             print(f"sparsekernels: installing without {name} kernels: {reason}", file=sys.stderr)
 

@@ -45,14 +45,14 @@ class TestParts:
         expected = [
             "build",
             "tests",
-            "memory",
             "rmsnorm",
             "blocks",
+            "decode",
             "masked",
             "layers",
             "networks",
             "openelm",
-            "decode",
+            "memory",
             "tune",
         ]
         assert [part.name for part in parts] == expected
@@ -172,7 +172,9 @@ except KeyboardInterrupt:
         build = gpu.Part("build", 60, ())
         assert gpu._is_gone(build)
         (tmp_path / "sparsekernels" / "lib").mkdir(parents=True)
-        (tmp_path / "sparsekernels" / "lib" / "lib_cuda.so").touch()
+        (tmp_path / "sparsekernels" / "lib" / "no_cuda.txt").touch()
+        assert gpu._is_gone(build)
+        (tmp_path / "sparsekernels" / "lib" / "libsparsekernels_cuda.so").touch()
         assert not gpu._is_gone(build)
 
     def test_the_environment_of_a_step(self, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +188,7 @@ except KeyboardInterrupt:
             "-DSPARSEKERNELS_CUDA=on",
             "-DSPARSEKERNELS_CUDA_ARCHITECTURES=native",
             "-DMINE=1",
-            "sources-CMakeLists.txt+csrc+setup.py+sparsekernels",
+            "sources-CMakeLists.txt+cmake+csrc+setup.py+sparsekernels",
         ]
         assert (tmp_path / "log.txt").read_text().startswith(f"== a: {PYTHON} -c ")
 

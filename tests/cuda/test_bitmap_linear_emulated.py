@@ -135,10 +135,11 @@ def product(
     bias: Tensor | None,
     seed: int,
     shared_bytes: int = emulated.WHOLE_MEMORY,
+    **device_options: int,
 ) -> Tensor:
     crow = torch.zeros(case.out + 1, dtype=torch.int32)
     crow[1:] = mask.sum(1).cumsum(0)
-    with library.device(seed=seed, shared_bytes=shared_bytes) as device:
+    with library.device(seed=seed, shared_bytes=shared_bytes, **device_options) as device:
         output = device.empty((case.rows, case.out), case.dtype, name="output")
         call = BitmapLinear(
             input=pointer(device.put(x, case.offset, "input")),
@@ -193,6 +194,25 @@ def test_the_same_bits_in_any_order(library: Library, case: Case) -> None:
         assert torch.equal(first, product(library, case, x, mask, values, bias, seed))
 
 
+def test_several_panels_of_many_rows(library: Library) -> None:
+    """Warps that keep the sums of several rows from one panel to the next."""
+    case = Case(16, 1100, 900, 0.02, FP32, bias=False)
+    x, mask, values, bias = inputs(case)
+    result = product(library, case, x, mask, values, bias, seed=0, multiprocessors=1)
+    judge(case, result, x, mask, values, bias)
+
+
+@pytest.mark.parametrize("longest", range(202, 220))
+def test_a_row_that_just_fits_what_is_staged(library: Library, longest: int) -> None:
+    """And one that just does not, at each place within a vector of 16 bytes."""
+    case = Case(1, 1000, 16, 0.1, BF16, bias=False)
+    mask, generator = torch.zeros(16, 1000, dtype=torch.bool), torch.Generator().manual_seed(longest)
+    for row in range(16):
+        mask[row, torch.randperm(1000, generator=generator)[: longest if row == 9 else 101]] = True
+    x, values = torch.randn(1, 1000).to(BF16), torch.randn(int(mask.sum())).to(BF16)
+    judge(case, product(library, case, x, mask, values, None, seed=longest), x, mask, values, None)
+
+
 @pytest.mark.parametrize("kilobytes", [99, 72])
 def test_where_a_block_has_less_shared_memory(library: Library, kilobytes: int) -> None:
     """99 KB on sm_86 and sm_89, which run what is compiled for sm_80. The bits are the same."""
@@ -222,14 +242,24 @@ def test_only_where_there_is_a_weight_nan_and_infinity_count(library: Library, d
         assert torch.isnan(result[1, owner])
 
 
-def test_what_disagrees_is_not_followed_outside(library: Library) -> None:
-    """More bits than values: whatever the result, nothing outside of the values is read."""
+CROOKED = {
+    "more bits than values": [50 * i for i in range(10)],
+    "negative": [-900] + [300] * 9,
+    "the least": [-(2**31)] + [300] * 9,
+    "beyond": [0] + [100_000] * 9,
+    "far beyond": [2**31 - 1] * 10,
+    "descending": [300, 0] * 5,
+}
+
+
+@pytest.mark.parametrize("indices", CROOKED)
+def test_what_disagrees_is_not_followed_outside(library: Library, indices: str) -> None:
+    """Bits and indices that are not of one pattern: whatever the result, nothing outside of the values is read."""
     case = Case(2, 500, 9, 0.3)
     x, mask, values, _ = inputs(case)
-    crow = torch.zeros(case.out + 1, dtype=torch.int32)
+    crow = torch.tensor(CROOKED[indices], dtype=torch.int32)
     with library.device(seed=0) as device:
         output = device.empty((case.rows, case.out), case.dtype)
-        crow[1:] = 50 * torch.arange(1, case.out + 1)
         call = BitmapLinear(
             input=pointer(device.put(x)),
             words=pointer(device.put(packed(torch.ones_like(mask)))),

@@ -278,8 +278,10 @@ cudaError_t shared_bytes_for(Run* kernel, size_t wanted, size_t& bytes) {
     return error;
   }
   if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel)) return error;
-  bytes = wanted + attributes.sharedSizeBytes <= static_cast<size_t>(limit) ? wanted : 0;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  const int most = limit - static_cast<int>(attributes.sharedSizeBytes);
+  bytes = wanted <= static_cast<size_t>(std::max(most, 0)) ? wanted : 0;
+  // The device's own limit, not this call's: another thread may launch the same kernel with more at this moment.
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, std::max(most, 0));
 }
 
 template <typename T>

@@ -307,7 +307,8 @@ __global__ void __launch_bounds__(kThreads, kRows <= 4 ? 4 : 2)
       }
       const int all = __shfl_sync(kAllLanes, before, 31);
       before -= count;
-      const int begin = next.begin + (p > 0 ? done[turn] : 0);
+      // Within the values, whatever the indices say.
+      const int begin = min(max(next.begin, 0) + (p > 0 ? done[turn] : 0), static_cast<int>(call.nnz));
       const int total = max(min(all, min(next.end, static_cast<int>(call.nnz)) - begin), 0);
       count = max(min(count, total - before), 0);
 
@@ -396,9 +397,10 @@ cudaError_t launch_rows(const BitmapLinear& call, cudaStream_t stream) {
     tiling.value_bytes -= steps * kVectorBytes;
     shared_bytes -= steps * kStep;
   }
+  // The device's own limit, not this call's: another thread may launch the same kernel with more at this moment.
   const auto kernel = bitmap_rows<T, kRows>;
   if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_of_block)) {
     return error;
   }
   // As many blocks as there is room for, so that the input is brought in once for many rows.

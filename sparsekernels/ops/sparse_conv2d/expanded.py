@@ -27,6 +27,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from ... import dispatch
 from .._triton import device_of, float32_precision, multiprocessors
 from .._triton_numbers import INTERPRETED
 from ..convolution import Geometry
@@ -161,7 +162,8 @@ def _of_compressed(
         return None
     residual = None if residual is None else _rows_like(residual)
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
-    if goes_by_nonzeros(count, outputs, rows.size(1), values.numel()) and has_compiled_linear(rows):
+    by_nonzeros = goes_by_nonzeros(count, outputs, rows.size(1), values.numel()) and has_compiled_linear(rows)
+    if by_nonzeros and dispatch.forced != "triton":
         has_epilogue = residual is not None or low is not None or high is not None
         y: Tensor = torch.ops.sparsekernels._bitmap_linear(rows.contiguous(), bitmap.words, crow_indices, values, bias)
         return _finished(y, 1, None, residual, low, high, rows.dtype) if has_epilogue else y
