@@ -362,6 +362,23 @@ def test_routes_by_density(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not expanded_routes.is_decoded(8, 10, 10, 50, FP32)
 
 
+def test_routes_are_those_of_the_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, of which the first is an A100 and the second a B200."""
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device=None: ((8, 0), (10, 0))[device or current[0]]
+    )
+    expanded_routes._major_of.cache_clear()
+    try:
+        assert expanded_routes._major() == 8
+        current[0] = 1
+        assert expanded_routes._major() == 10
+    finally:
+        expanded_routes._major_of.cache_clear()
+
+
 @pytest.mark.parametrize("words", [1, 2, 7, 8, 16, 33, 64, 129])
 def test_tiles_cover_all_columns(words: int) -> None:
     for rows, outputs, dtype in itertools.product((1, 16, 17, 100, 1000), (1, 64, 4096), (BF16, FP32)):
