@@ -232,6 +232,23 @@ def is_captured(tensor: Tensor) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
+def may_be_kept(made: Tensor) -> bool:
+    """Whether what was just made of a pattern may be kept beside it, for calls on any stream. The host waits for it.
+
+    Not where it is traced, since it would outlive its graph, and not while a CUDA graph is captured, which fills it no
+    sooner than it is replayed, in memory of its own: what is made there is a part of that graph. As long as the pattern
+    lives, so does what is kept; who drops a pattern that another stream still reads waits first, as with any tensor.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if not made.is_cuda or isinstance(made, FakeTensor):
+        return True
+    if is_captured(made):
+        return False
+    torch.cuda.current_stream(made.device).synchronize()
+    return True
+
+
 def is_jit_tracing() -> bool:
     """Whether torch.jit.trace records."""
     return torch._C._get_tracing_state() is not None

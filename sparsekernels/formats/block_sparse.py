@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._torch import outside_of_transforms
+from .._torch import may_be_kept, outside_of_transforms
 from ..blocks import check_block, grid_of, sizes_of, stored, touched
 from ..checks import check_dtype, check_mask, check_tensor
 from ..pruning import largest_blocks
@@ -343,7 +343,7 @@ class BlockSparse(CompressedRows):
                 placeholders = torch.zeros((), dtype=self.dtype, device=self.device).expand(self.nnz)
                 pattern = Unstructured.of_rows(self.shape, crow, col, placeholders, flat)
             found = pattern, order
-            if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
+            if may_be_kept(order):
                 self._shared.elements = found
         return found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._torch import outside_of_transforms
+from .._torch import may_be_kept, outside_of_transforms
 from ..checks import check_tensor
 from .sparse_format import SparseFormat
 
@@ -68,7 +68,7 @@ class CompressedRows(SparseFormat):
         if flat is None:
             with outside_of_transforms():
                 flat = self.flat_positions()
-            if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
+            if may_be_kept(flat):
                 self._shared.flat_indices = flat
         return flat
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .._torch import outside_of_transforms
+from .._torch import may_be_kept, outside_of_transforms
 from ..checks import check_dtype, check_mask, check_tensor
 from .compressed_rows import CompressedRows, Shared, check_contents, check_indices
 from .transposed import Transposed, transpose
@@ -182,7 +182,7 @@ class Unstructured(CompressedRows):
             taps = math.prod(self.shape[2:])
             with outside_of_transforms():
                 found = transpose(self.crow_indices, self.col_indices, self.shape[1] * groups, taps, groups)
-            if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
+            if may_be_kept(found.permutation):
                 self._shared.transposed[groups] = found
         return found
 

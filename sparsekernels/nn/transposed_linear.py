@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch import is_exported_to_onnx
+from .._torch import is_exported_to_onnx, may_be_kept
 from .._transformers import CONV1D
 from ..formats import SparseFormat
 from ..ops.sparse_conv2d.on_gpu import is_for_torch_here, with_gradient_at
@@ -147,7 +147,7 @@ class SparseTransposedLinear(SparseLayer):
         if kept is not None and kept[0] is self.pattern:
             return kept[1]
         flipped = Flipped(self.pattern)
-        if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
+        if may_be_kept(flipped.flat_indices):
             self._flipped = self.pattern, flipped
         return flipped
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsekernels as sk
+from sparsekernels import _torch
 from sparsekernels._torch import FakeTensorMode
+from sparsekernels.formats import block_sparse, compressed_rows, unstructured
 from sparsekernels.nn import sparse, transposed_linear
 from sparsekernels.ops.sparse_conv2d import on_gpu
 from sparsekernels.ops.sparse_conv2d.on_gpu import is_for_torch_here
@@ -140,6 +142,66 @@ def _on_cuda(pattern: Any) -> Any:
     )
     result._shared.mask = torch.empty(pattern.shape, dtype=torch.bool, device="cuda")
     return result
+
+
+# What is kept beside a pattern
+
+
+class OnGpu:
+    """Of a tensor, what `may_be_kept` asks for."""
+
+    is_cuda, device = True, "cuda:1"
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.waits = 0
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+
+def test_what_is_kept_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other streams may read it then; while a graph is captured nothing may wait, nor be kept."""
+    streams = {"cuda:1": Stream()}
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device])
+    made: Any = OnGpu()
+    monkeypatch.setattr(_torch, "is_captured", lambda _: True)
+    assert not _torch.may_be_kept(made)
+    assert streams["cuda:1"].waits == 0
+    monkeypatch.setattr(_torch, "is_captured", lambda _: False)
+    assert _torch.may_be_kept(made)
+    assert streams["cuda:1"].waits == 1
+    assert _torch.may_be_kept(torch.zeros(1))
+
+
+FORMATS: dict[str, Callable[[], Any]] = {
+    "unstructured": lambda: sk.Unstructured((2, 3), *_indices(), torch.ones(3)),
+    "block": lambda: sk.BlockSparse.of_mask(torch.tensor([[True, False], [True, True]]), block=(1, 1)),
+}
+
+
+def _indices() -> tuple[Tensor, Tensor]:
+    return torch.tensor([0, 1, 3], dtype=torch.int32), torch.tensor([1, 0, 2], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
+def test_nothing_of_a_captured_graph_is_kept(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is worked out in the graph, and by the next call outside of it once more, for good."""
+    pattern, asked = make(), []
+    for module in (compressed_rows, unstructured, block_sparse, on_gpu):
+        monkeypatch.setattr(module, "may_be_kept", lambda made: bool(asked))
+    mask, flat, transposed = on_gpu.kept_mask(pattern), pattern.flat_indices, pattern.transposed(1)
+    assert pattern._shared.mask is None
+    assert pattern._shared.flat_indices is None
+    asked.append(True)
+    assert on_gpu.kept_mask(pattern) is on_gpu.kept_mask(pattern)
+    assert on_gpu.kept_mask(pattern) is not mask
+    assert torch.equal(on_gpu.kept_mask(pattern), mask)
+    assert pattern.flat_indices is pattern.flat_indices
+    assert torch.equal(pattern.flat_indices, flat)
+    assert pattern.transposed(1) is pattern.transposed(1)
+    assert pattern.transposed(1) is not transposed
 
 
 def test_who_is_for_torch() -> None:

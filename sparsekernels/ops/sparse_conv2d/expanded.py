@@ -13,8 +13,10 @@ weight takes to be read: then `product` reads the compressed one. expanded_route
 The expanded weight is not kept: it is as large as the dense one, which who prunes does not want to have in memory.
 
 Signatures and meaning are those of `reference`, but that bfloat16 and float16 are multiplied as such: sums are in
-float32 as far as torch's settings of cuBLAS and cuDNN say so. On the CPU, in Triton's interpreter, torch's products run
-in float32.
+float32 as far as torch's settings of cuBLAS and cuDNN say so, and torch adds a convolution's bias to rounded ones. A
+residual may cancel all but what rounding has lost, so it is added to float32 sums: `product_sums`, `conv2d_sums`.
+Limits may come after rounding, which keeps the order. On the CPU, in Triton's interpreter, torch's products run in
+float32.
 """
 
 from __future__ import annotations
@@ -31,10 +33,20 @@ from ... import dispatch
 from .._triton import device_of, float32_precision, multiprocessors
 from .._triton_numbers import INTERPRETED
 from ..convolution import Geometry
+from ..precision import wide_dtype
 from . import expanded_kernels as kernels
 from . import reference
 from .bitmap import WORD, Bitmap, bitmap_of, has_compiled_linear
-from .expanded_products import as_images, as_rows, conv2d, conv2d_input, product_dtype, whole_weight_gradient
+from .expanded_products import (
+    as_images,
+    as_rows,
+    conv2d,
+    conv2d_input,
+    conv2d_sums,
+    product_dtype,
+    product_sums,
+    whole_weight_gradient,
+)
 from .expanded_routes import Tiling, covering, goes_by_nonzeros, is_decoded, product_tiling
 from .reference import is_channels_last, memory_format
 
@@ -50,12 +62,16 @@ def forward(
     low: float | None = None,
     high: float | None = None,
 ) -> Tensor:
-    """The convolution by the weight of `values`; plus residual, and no less than low nor more than high."""
+    """The convolution by the weight of `values`; plus residual, and no less than low nor more than high.
+
+    With a residual it is rounded once, at the end. A convolution that is no product with rows is then one in float32,
+    which tensor cores multiply as tf32 where torch.backends.cudnn.allow_tf32 lets them: without a loss, since neither
+    bfloat16 nor float16 has more bits.
+    """
     g = Geometry(*geometry)
     outputs, of_group = crow_indices.numel() - 1, input.size(1) // g.groups
     if input.numel() == 0:
         return reference.forward(input, values, bias, crow_indices, col_indices, g, residual, low, high)
-    has_epilogue = residual is not None or low is not None or high is not None
     rows = as_rows(input, g)
     with device_of(input):
         bitmap = bitmap_of(crow_indices, col_indices, of_group * g.taps)
@@ -64,14 +80,20 @@ def forward(
             if y is not None:
                 return as_images(y, input)
         weight = _expanded(values, None, bitmap, (crow_indices, col_indices), outputs, of_group, g, input, rows)
-        added = None if has_epilogue or bias is None else bias.to(weight.dtype)
+        added = None if bias is None else bias.to(weight.dtype)
         if rows is not None:
-            y = as_images(F.linear(rows.to(weight.dtype), weight, added), input)
-        else:
+            by_rows = rows.to(weight.dtype)
+            y = F.linear(by_rows, weight, added) if residual is None else product_sums(by_rows, weight)
+            y = as_images(y, input)
+        elif residual is None:
             y = conv2d(input.to(weight.dtype), weight, added, g)
+        else:
+            y = conv2d_sums(input, weight, g)
         y = y.contiguous(memory_format=memory_format(is_channels_last(input)))
-        if has_epilogue:
+        if residual is not None:
             return _finished(y, 1, bias, residual, low, high, input.dtype)
+        if low is not None or high is not None:
+            return _finished(y, 1, None, None, low, high, input.dtype)
         return y.to(input.dtype)
 
 
@@ -162,8 +184,9 @@ def _of_compressed(
         return None
     residual = None if residual is None else _rows_like(residual)
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    keeps_sums = residual is None or rows.dtype is wide_dtype(rows)  # the CUDA kernel returns them rounded
     by_nonzeros = goes_by_nonzeros(count, outputs, rows.size(1), values.numel()) and has_compiled_linear(rows)
-    if by_nonzeros and dispatch.forced != "triton":
+    if keeps_sums and by_nonzeros and dispatch.forced != "triton":
         has_epilogue = residual is not None or low is not None or high is not None
         y: Tensor = torch.ops.sparsekernels._bitmap_linear(rows.contiguous(), bitmap.words, crow_indices, values, bias)
         return _finished(y, 1, None, residual, low, high, rows.dtype) if has_epilogue else y

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import grad
 
 from ..convolution import Geometry, pad
-from ..precision import wide_dtype
+from ..precision import wide, wide_dtype
 from .reference import is_channels_last
 
 
@@ -57,6 +57,23 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     if padding is None:
         input, padding = pad(input, g), (0, 0)
     return F.conv2d(input, weight, bias, (g.stride_h, g.stride_w), padding, (g.dilation_h, g.dilation_w), g.groups)
+
+
+def product_sums(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows @ weight.t(), not rounded: the float32 sums of short dtypes.
+
+    torch.mm has them on CUDA, but not where float16 is to be summed as such.
+    """
+    is_short = rows.dtype is not wide_dtype(rows)
+    in_float16 = rows.dtype is torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation
+    if rows.is_cuda and is_short and not in_float16:
+        return torch.mm(rows, weight.t(), out_dtype=torch.float32)
+    return F.linear(wide(rows), wide(weight))
+
+
+def conv2d_sums(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The convolution, not rounded: in float32 of short dtypes, since cuDNN's results of these are as short."""
+    return conv2d(wide(input), wide(weight), None, geometry)
 
 
 def conv2d_input(shape: tuple[int, int, int, int], weight: Tensor, grad_output: Tensor, geometry: Geometry) -> Tensor:

@@ -123,10 +123,14 @@ class Most:
     rows: int
 
 
-@functools.cache
 def _major() -> int:
     """Of the current GPU's compute capability, as the table has it; that of Hopper in Triton's interpreter."""
-    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
+    return _major_of(torch.cuda.current_device() if torch.cuda.is_available() else None)
+
+
+@functools.cache
+def _major_of(device: int | None) -> int:
+    major = 9 if device is None else torch.cuda.get_device_capability(device)[0]
     return max((known for known in DEVICES if known <= major), default=min(DEVICES))
 
 

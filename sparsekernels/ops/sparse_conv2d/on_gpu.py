@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
-from ..._torch import is_jit_tracing, outside_of_transforms
+from ..._torch import is_jit_tracing, may_be_kept, outside_of_transforms
 from ...formats import BlockSparse, SparseFormat, Unstructured
 from ...formats.compressed_rows import CompressedRows
 from .blocks import has_block_kernel
@@ -43,12 +43,12 @@ def with_gradient_at(pattern: Any, weight: Tensor) -> Tensor:
 
 
 def kept_mask(pattern: CompressedRows) -> Tensor:
-    """The mask of a pattern, worked out once."""
+    """The mask of a pattern, worked out once; in a CUDA graph that is captured first, in each replay."""
     mask = pattern._shared.mask
     if mask is None:
         with outside_of_transforms(), torch.inference_mode(False):  # autograd saves no tensors of inference mode
             mask = pattern.mask
-        if not torch.compiler.is_compiling():  # a traced tensor must not outlive its graph
+        if may_be_kept(mask):
             pattern._shared.mask = mask
     return mask
 

@@ -26,7 +26,7 @@ from sparsekernels.ops._triton_table import trying
 from sparsekernels.ops.convolution import LINEAR, geometry_of
 from sparsekernels.ops.precision import COMPUTED_IN_FLOAT32
 from sparsekernels.ops.sparse_conv2d import bitmap as bitmap_module
-from sparsekernels.ops.sparse_conv2d import expanded, expanded_routes, reference
+from sparsekernels.ops.sparse_conv2d import expanded, expanded_products, expanded_routes, reference
 from sparsekernels.ops.sparse_conv2d.bitmap import bitmap_of
 from sparsekernels.ops.sparse_conv2d.implementations import SPARSE_CONV2D
 from sparsekernels.testing import assert_verified, compare
@@ -98,6 +98,43 @@ def test_epilogue(case: Case, route: bool) -> None:
         comparison = compare("output", y, truth, truth + error)
         assert comparison.passed, (comparison, other is None, low, high)
         assert y.stride() == plain.stride()
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch multiplies short dtypes as such, and there is a CUDA kernel, which cannot be called here."""
+    for module in (expanded, expanded_products):
+        monkeypatch.setattr(module, "product_dtype", lambda like: like.dtype)
+    monkeypatch.setattr(expanded, "has_compiled_linear", lambda _: True)
+    monkeypatch.setattr(expanded, "goes_by_nonzeros", lambda *_: True)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("case", EPILOGUES, ids=lambda case: case.name)
+def test_a_residual_that_cancels(case: Case, dtype: torch.dtype, route: bool, as_on_cuda: None) -> None:
+    """What is left is what a rounded sum has lost."""
+    weight, tensors = inputs(case, dtype, DEVICE)
+    input, values, bias = (tensor.detach() for tensor in tensors)
+    images = case.images(input)
+    pattern = weight.crow_indices, weight.col_indices, list(case.geometry)
+    residual = -reference.forward(images, values, bias, *pattern)
+    wide = [None if t is None else t.double() for t in (images, values, bias, residual)]
+    for low, high in ((None, None), (-0.001, None)):
+        y = expanded.forward(images, values, bias, *pattern, residual, low, high)
+        truth = reference.forward(*wide[:3], *pattern, wide[3], low, high)
+        comparison = compare("output", y, truth, reference.forward(images, values, bias, *pattern, residual, low, high))
+        assert comparison.passed, comparison
+
+
+def test_limits_of_short_dtypes(as_on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a rounded sum are those of the sum, representable or not."""
+    monkeypatch.setattr(expanded, "is_decoded", lambda *_: False)
+    weight, tensors = inputs(PRODUCTS[2], BF16, DEVICE)
+    images = PRODUCTS[2].images(tensors[0].detach())
+    pattern = weight.crow_indices, weight.col_indices, LINEAR
+    y = expanded.forward(images, weight.values, None, *pattern)
+    limited = expanded.forward(images, weight.values, None, *pattern, None, -0.123456, 0.654321)
+    assert torch.equal(limited, y.float().clamp(-0.123456, 0.654321).to(BF16))
 
 
 def test_limits_keep_nan(route: bool) -> None:
@@ -323,6 +360,23 @@ def test_routes_by_density(monkeypatch: pytest.MonkeyPatch) -> None:
     with trying("sparse_conv2d.decoded", "0.5,float32", {"rows": 7}):  # as a device may have measured
         assert expanded_routes.is_decoded(7, 10, 10, 50, FP32)
         assert not expanded_routes.is_decoded(8, 10, 10, 50, FP32)
+
+
+def test_routes_are_those_of_the_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, of which the first is an A100 and the second a B200."""
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device=None: ((8, 0), (10, 0))[device or current[0]]
+    )
+    expanded_routes._major_of.cache_clear()
+    try:
+        assert expanded_routes._major() == 8
+        current[0] = 1
+        assert expanded_routes._major() == 10
+    finally:
+        expanded_routes._major_of.cache_clear()
 
 
 @pytest.mark.parametrize("words", [1, 2, 7, 8, 16, 33, 64, 129])
