@@ -29,7 +29,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = (FP32, BF16, FP16)
 
 # of the interpreter, which is numpy
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid|divide by zero|All-NaN).* encountered:RuntimeWarning")
 
 
 def on_device(case: Case, dtype: torch.dtype = FP32) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,6 +277,42 @@ def test_infinity_that_is_kept_is_where_the_reference_has_it() -> None:
     torch.testing.assert_close(of_ours[2], of_reference[2], equal_nan=True, atol=1e-5, rtol=1e-5)
     for one, other in zip(of_ours[:2], of_reference[:2], strict=True):
         assert torch.equal(one.isfinite(), other.isfinite())
+
+
+@pytest.mark.parametrize("kind", ["full", "causal"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinity_in_tiles_that_are_kept_whole(dtype: torch.dtype, kind: str) -> None:
+    """Where weights, and what rounding took from them, may be zero."""
+    mask = mask_of(kind, (2, 20, 128))
+    mask[..., :64] = True
+    q, k, v = (one.detach() for one in on_device(Case((2, 20, 16), (128, 16), 20), dtype))
+    k, v = k.expand(2, 128, 16), v.expand(2, 128, 20)
+    q = q * torch.linspace(0.1, 40, 20, device=DEVICE)[:, None].to(dtype)  # some weights are zero, of all types
+    bits = bits_of(mask)
+    seed = torch.randn(2, 20, 20, device=DEVICE).to(dtype)
+    spoilt, spoilt_seed = v.clone(), seed.clone()
+    spoilt[0, 7, 2], spoilt[0, 8, 3] = float("inf"), float("-inf")
+    spoilt[0, 9, 5], spoilt[0, 10, 5], spoilt[0, 11, 6] = float("inf"), float("-inf"), float("nan")
+    spoilt_seed[1, 3, 4], spoilt_seed[1, 5, 6], spoilt_seed[1, 7, 8] = float("inf"), float("-inf"), float("nan")
+    tolerance = {FP32: 1e-4, BF16: 2e-2, FP16: 2e-3}[dtype]
+
+    def check(found: Tensor, wanted: Tensor) -> None:
+        torch.testing.assert_close(found, wanted, equal_nan=True, atol=tolerance, rtol=tolerance)
+
+    wanted = reference.forward(q, k, spoilt, bits, 0.2, True)
+    found = implementation.forward(q, k, spoilt, bits, 0.2, True)
+    assert wanted[0].isinf().any()
+    check(found[0], wanted[0])
+    assert found[2].isfinite().all()
+    results = implementation.forward(q, k, v, bits, 0.2, True)
+    # of heads that have keys of their own, and of two that share them
+    for keys, values in ((k, v), (k[:1], v[:1])):
+        of_ours = implementation.backward(spoilt_seed, q, keys, values, bits, *results, 0.2)
+        of_reference = reference.backward(spoilt_seed, q, keys, values, bits, *results, 0.2)
+        assert of_reference[2].isinf().any()
+        check(of_ours[2], of_reference[2])
+        for one, other in zip(of_ours[:2], of_reference[:2], strict=True):
+            assert torch.equal(one.isfinite(), other.isfinite())
 
 
 def test_second_derivatives() -> None:
