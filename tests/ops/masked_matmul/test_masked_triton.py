@@ -121,6 +121,13 @@ def test_bits_of_masks_that_lie_otherwise() -> None:
     assert torch.equal(implementation.pack(apart), reference.pack(apart))
 
 
+def test_bits_of_bytes_that_are_not_one() -> None:
+    """True is any byte but zero, as in a view of uint8."""
+    numbers = torch.tensor([[2, 0, 4], [255, 1, 0]], dtype=torch.uint8, device=DEVICE)
+    assert implementation.pack(numbers.view(torch.bool)).flatten().tolist() == [5, 3]
+    assert implementation.pack_blocks(numbers.view(torch.bool), 2, 6, 1, 2).flatten().tolist() == [51, 15]
+
+
 @pytest.mark.parametrize("block", [(32, 32), (24, 40), (1, 3), (200, 300)], ids=str)
 def test_bits_of_blocks(block: tuple[int, int]) -> None:
     r, c = block
