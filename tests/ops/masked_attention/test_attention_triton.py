@@ -22,6 +22,7 @@ import sparsekernels as sk
 from sparsekernels.ops.masked_attention import implementations, reference, triton_config
 from sparsekernels.ops.masked_attention import triton as implementation
 from sparsekernels.ops.masked_matmul.mask import bits_of
+from sparsekernels.ops.masked_matmul.triton_config import has_little_memory
 from sparsekernels.testing import assert_verified, compare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +51,7 @@ def verify(case: Case, mask: Tensor, dtype: torch.dtype = FP32, scale: float | N
         )
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tilings(dtype: torch.dtype, precision: str, capability: tuple[int, int]) -> None:
@@ -70,6 +71,33 @@ def test_tilings(dtype: torch.dtype, precision: str, capability: tuple[int, int]
                     assert padded % step == 0
                 if isinstance(tiling, triton_config.KeysTiling):
                     assert tiling.tile_rows % tiling.rows == 0
+
+
+@pytest.mark.parametrize("columns", [64, 128, 256])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9), (12, 0), (12, 1)])
+def test_tilings_fit_99_kb(capability: tuple[int, int], dtype: torch.dtype, columns: int) -> None:
+    """What a program holds of its own operands, and what is on its way, of those that are not read in steps."""
+    for tiling_of in (triton_config.queries_tiling, triton_config.keys_tiling):
+        tiling = tiling_of(1000, columns, columns, dtype, "tf32", capability)
+        own, others = tiling.rows, tiling.keys
+        if isinstance(tiling, triton_config.KeysTiling):
+            own, others = others, own
+        whole = sum(
+            padded
+            for padded, step in ((tiling.q_columns, tiling.q_step), (tiling.v_columns, tiling.v_step))
+            if padded == step
+        )
+        assert (own + others * tiling.num_stages) * whole * dtype.itemsize <= 99 * 1024
+        if columns == 256:
+            assert whole == 0
+    assert has_little_memory(capability)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 7), (9, 0), (10, 0), (10, 3), (11, 0)])
+def test_what_has_more_shared_memory(capability: tuple[int, int]) -> None:
+    assert not has_little_memory(capability)
+    assert triton_config.queries_tiling(1000, 128, 128, FP32, "tf32", capability).num_stages == 2
 
 
 def matrix() -> list[Any]:
@@ -304,11 +332,11 @@ def test_infinity_in_tiles_that_are_kept_whole(dtype: torch.dtype, kind: str) ->
     assert wanted[0].isinf().any()
     check(found[0], wanted[0])
     assert found[2].isfinite().all()
-    results = implementation.forward(q, k, v, bits, 0.2, True)
+    y, statistics, rest = implementation.forward(q, k, v, bits, 0.2, True)
     # of heads that have keys of their own, and of two that share them
     for keys, values in ((k, v), (k[:1], v[:1])):
-        of_ours = implementation.backward(spoilt_seed, q, keys, values, bits, *results, 0.2)
-        of_reference = reference.backward(spoilt_seed, q, keys, values, bits, *results, 0.2)
+        of_ours = implementation.backward(spoilt_seed, q, keys, values, bits, y, statistics, rest, 0.2)
+        of_reference = reference.backward(spoilt_seed, q, keys, values, bits, y, statistics, rest, 0.2)
         assert of_reference[2].isinf().any()
         check(of_ours[2], of_reference[2])
         for one, other in zip(of_ours[:2], of_reference[:2], strict=True):
