@@ -13,6 +13,7 @@ from torch import Tensor
 from ...checks import check_tensor
 from ..masked_matmul.arguments import MOST, broadcasts
 from ..masked_matmul.reference import words_of
+from ..precision import wide_dtype
 
 
 def batch_of(where: str, q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
@@ -89,9 +90,17 @@ def check_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, bits: Tens
     """The same for the backward operator."""
     y, statistics, rest, scale = others
     check_forward(q, k, v, bits, scale, True)
-    where, wanted = "masked_attention", (*y.shape[:-1], 2)
-    for name, one, shape in (("gradient", gradient, y.shape), ("statistics", statistics, wanted)):
+    where = "masked_attention"
+    of_rows = (*batch_of(where, q, k, v), q.size(-2))
+    result = (*of_rows, v.size(-1))
+    wanted = [("gradient", gradient, result), ("y", y, result), ("statistics", statistics, (*of_rows, 2))]
+    if rest.numel() > 0:
+        wanted.append(("rest", rest, result))
+    for name, one, shape in wanted:
         if tuple(one.shape) != tuple(shape):
             raise ValueError(f"{where}: expected {name} of shape {list(shape)}, got {list(one.shape)}")
-    if rest.numel() > 0 and rest.shape != y.shape:
-        raise ValueError(f"{where}: expected rest of shape {list(y.shape)}, got {list(rest.shape)}")
+        if one.device != q.device:
+            raise ValueError(f"{where}: expected {name} on {q.device} like q, got {one.device}")
+        dtype = wide_dtype(q) if name == "statistics" else q.dtype
+        if name != "gradient" and one.dtype != dtype:  # which has its own where nobody casts it
+            raise TypeError(f"{where}: expected {name} of dtype {dtype}, got {one.dtype}")

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .._triton_numbers import narrow, widen
 from ..masked_matmul.triton_tables_kernels import batch_offset
-from .triton_kernels import add_infinite, add_weighted, dots, is_finite, kept_by_keys, kept_by_rows, rows_of
+from .triton_kernels import add_infinite, add_weighted, all_finite, dots, is_finite, kept_by_keys, kept_by_rows, rows_of
 
 
 @triton.jit
@@ -206,11 +206,12 @@ def to_queries(
     )
     sums = tl.zeros((ROWS, Q_COLUMNS), tl.float32)
     spoilt = tl.full((), 0, tl.int32)
+    begin = tl.full((), 0, tl.int32)
     for partial in tl.static_range(2):
         sums, spoilt = _add_to_queries(
             sums,
             spoilt,
-            whole if partial else 0,
+            begin,
             some if partial else whole,
             listed,
             query,
@@ -243,6 +244,10 @@ def to_queries(
             PRECISION,
             INDEX,
         )
+        if not partial:
+            good = all_finite(sums)
+            sums = tl.where(good, sums, 0.0)
+            begin = tl.where(good, whole, 0)
     column = tl.arange(0, Q_COLUMNS)
     at = (batch.to(tl.int64) * rows + row)[:, None] * q_columns + column[None, :]
     there = (row < rows)[:, None] & (column < q_columns)[None, :]
@@ -252,7 +257,7 @@ def to_queries(
             dq,
             batch.to(tl.int64) * rows + row,
             q_columns,
-            whole,
+            begin,
             some,
             listed,
             k,
@@ -437,7 +442,9 @@ def to_keys(
     sums_of_values = tl.zeros((KEYS, V_COLUMNS), tl.float32) if NEED_V else 0
     length = (rows + TILE_ROWS - 1) // TILE_ROWS
     spoilt = tl.full((), 0, tl.int32)
-    for number in range(0, members):
+    is_again = tl.full((), 0, tl.int32)  # whole tiles as the others, from the first member on
+    number = tl.full((), 0, tl.int32)
+    while number < members:
         member = number + tl.program_id(0) * 0
         own_q = q + batch_offset(batch, sizes, q_batch) + batch_offset(member, member_sizes, q_member)
         own_gradient = gradient + batch_offset(batch, sizes, gradient_batch)
@@ -452,6 +459,7 @@ def to_keys(
         own_counts = counts + batch_offset(batch, sizes, counts_batch)
         own_counts += batch_offset(member, member_sizes, counts_member) + 2 * tile
         whole, some = tl.load(own_counts), tl.load(own_counts + 1)
+        whole = tl.where(is_again != 0, 0, whole)
         for partial in tl.static_range(2):
             sums_of_keys, sums_of_values, spoilt = _add_to_keys(
                 sums_of_keys,
@@ -492,6 +500,19 @@ def to_keys(
                 PRECISION,
                 INDEX,
             )
+        good = is_again != 0
+        if NEED_K and NEED_V:
+            good |= all_finite(sums_of_keys) & all_finite(sums_of_values)
+        elif NEED_K:
+            good |= all_finite(sums_of_keys)
+        else:
+            good |= all_finite(sums_of_values)
+        if NEED_K:
+            sums_of_keys = tl.where(good, sums_of_keys, 0.0)
+        if NEED_V:
+            sums_of_values = tl.where(good, sums_of_values, 0.0)
+        is_again = tl.where(good, is_again, 1)
+        number = tl.where(good, number + 1, 0)
 
     place = batch.to(tl.int64) * keys + key
     if NEED_K:
@@ -513,6 +534,7 @@ def to_keys(
             own_counts = counts + batch_offset(batch, sizes, counts_batch)
             own_counts += batch_offset(member, member_sizes, counts_member) + 2 * tile
             whole, some = tl.load(own_counts), tl.load(own_counts + 1)
+            whole = tl.where(is_again != 0, 0, whole)
             if NEED_K:
                 own_q = q + batch_offset(batch, sizes, q_batch) + batch_offset(member, member_sizes, q_member)
                 add_infinite(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .._triton_table import from_table
+from ..masked_matmul.triton_config import has_little_memory
 
 MOST_COLUMNS = 256
 """Of queries and of values; calls on more are the reference's."""
@@ -53,6 +54,16 @@ def _is_scalar(dtype: torch.dtype, precision: str) -> bool:
     return dtype == torch.float32 and precision == "ieee"
 
 
+def _is_large(capability: Capability) -> bool:
+    """Whether a program may have the tiles that were chosen for 9.0."""
+    return capability >= (9, 0) and not has_little_memory(capability)
+
+
+def _is_tight(dtype: torch.dtype, capability: Capability) -> bool:
+    """Whether two tiles of float32 on their way, of 128 columns, are more than the shared memory."""
+    return dtype == torch.float32 and has_little_memory(capability)
+
+
 @from_table("masked_attention.forward", tunes=("rows", "keys", "num_warps", "num_stages"))
 def forward_tiling(
     rows: int, q_columns: int, v_columns: int, dtype: torch.dtype, precision: str, capability: Capability
@@ -63,7 +74,7 @@ def forward_tiling(
         return Tiling(min(64 if max(q, v) <= 128 else 32, padded(rows)), 16, q, 16, v, 16, 4, 1)
     if max(q, v) > 128:
         return Tiling(min(64, padded(rows)), 32, q, min(64, q), v, min(64, v), 8, 2)
-    if capability < (9, 0) or dtype == torch.float32:
+    if not _is_large(capability) or dtype == torch.float32:
         return Tiling(min(64, padded(rows)), 32, q, q, v, v, 4, 2)
     block_rows = min(128, padded(rows))
     keys = 64 if max(q, v) <= 64 else 32
@@ -79,10 +90,11 @@ def queries_tiling(
     if _is_scalar(dtype, precision):
         return Tiling(min(32, padded(rows)), 16, q, 16, v, 16, 4, 1)
     block_rows, most = min(64, padded(rows)), max(q, v)
+    stages = 1 if most > 64 and _is_tight(dtype, capability) else 2
     if most > 128:
-        return Tiling(block_rows, 16, q, min(64, q), v, min(64, v), 4, 2)
-    keys = 64 if most <= 64 and capability >= (9, 0) and dtype != torch.float32 else 32
-    return Tiling(block_rows, keys, q, q, v, v, 8 if capability < (9, 0) and block_rows == 64 else 4, 2)
+        return Tiling(block_rows, 16, q, min(64, q), v, min(64, v), 4, stages)
+    keys = 64 if most <= 64 and _is_large(capability) and dtype != torch.float32 else 32
+    return Tiling(block_rows, keys, q, q, v, v, 8 if not _is_large(capability) and block_rows == 64 else 4, stages)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,11 @@ def keys_tiling(
     if _is_scalar(dtype, precision):
         return KeysTiling(16, 16, q, 16, v, 16, 4, 1, tile_rows, most <= 128)
     if most <= 128:
-        together = most <= 64 and capability >= (9, 0)
-        return KeysTiling(min(32, tile_rows), 64, q, q, v, v, 4, 2, tile_rows, together)
+        together = most <= 64 and _is_large(capability)
+        stages = 1 if most > 64 and _is_tight(dtype, capability) else 2
+        return KeysTiling(min(32, tile_rows), 64, q, q, v, v, 4, stages, tile_rows, together)
+    if has_little_memory(capability):  # a program holds neither all columns of its keys nor two tiles of float32
+        keys, stages = (16, 1) if dtype == torch.float32 else (32, 2)
+        return KeysTiling(16, keys, q, min(64, q), v, min(64, v), 4, stages, tile_rows, False)
     # float32 has one tile on its way: two are more than the shared memory of 8.0
     return KeysTiling(16, 64, q, q, v, v, 4, 1 if dtype == torch.float32 else 2, tile_rows, False)

@@ -4,8 +4,10 @@
 
 `triton.py` launches them, `triton_config.py` gives their tiles. One program has ROWS queries, and takes the tiles of
 keys of which their mask keeps any: those that it keeps whole first, which need no bits; KEYS of the 64 in a tile at a
-time. Columns are padded to Q_COLUMNS and V_COLUMNS, powers of two. Scores are sums over Q_STEP columns at a time: all
-of them on tensor cores, for which Q_STEP is Q_COLUMNS; else few, which registers hold.
+time. Where these give an infinity or NaN, they are computed once more as the others are, which set apart values that
+are not finite: times a weight of zero, or what rounding took from it, they would be NaN. Columns are padded to
+Q_COLUMNS and V_COLUMNS, powers of two. Scores are sums over Q_STEP columns at a time: all of them on tensor cores, for
+which Q_STEP is Q_COLUMNS; else few, which registers hold.
 
 Steps are pairs: from row to row, and from column, or word, to column; offsets within a matrix are INDEX arithmetic.
 """
@@ -95,6 +97,11 @@ def _rest_of(weights, high):
 def is_finite(values):
     wide = widen(values, tl.float32)
     return wide - wide == 0
+
+
+@triton.jit
+def all_finite(sums):
+    return tl.min(tl.min(is_finite(sums).to(tl.int32), 1), 0) != 0
 
 
 @triton.jit
@@ -284,6 +291,7 @@ def forward(
     most = tl.full((ROWS,), float("-inf"), tl.float32)
     seen = tl.zeros((ROWS,), tl.int32)
     spoilt = tl.full((), 0, tl.int32)
+    begin = tl.full((), 0, tl.int32)
     for partial in tl.static_range(2):
         sums, total, most, seen, spoilt = _add_keys(
             sums,
@@ -291,7 +299,7 @@ def forward(
             most,
             seen,
             spoilt,
-            whole if partial else 0,
+            begin,
             some if partial else whole,
             listed,
             query,
@@ -317,6 +325,12 @@ def forward(
             PRECISION,
             INDEX,
         )
+        if not partial:
+            good = all_finite(sums)
+            sums = tl.where(good, sums, 0.0)
+            total = tl.where(good, total, 0.0)
+            most = tl.where(good, most, float("-inf"))
+            begin = tl.where(good, whole, 0)
 
     divisor = tl.where(seen != 0, total, 1.0)
     exact = sums / divisor[:, None]
@@ -335,7 +349,7 @@ def forward(
             y,
             place,
             v_columns,
-            whole,
+            begin,
             some,
             listed,
             v,

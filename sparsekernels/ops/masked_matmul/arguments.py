@@ -62,6 +62,43 @@ def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return len(shape) <= len(to) and all(one == 1 or one == wanted for one, wanted in pairs)
 
 
+def check_pack(mask: Tensor) -> None:
+    """Raise unless it is a mask that can be packed."""
+    _check_bools("mask", mask)
+
+
+def check_pack_blocks(blocks: Tensor, rows: int, columns: int, height: int, width: int) -> None:
+    """Raise unless the blocks cover the matrix, and no more."""
+    where = "masked_product"
+    _check_bools("blocks", blocks)
+    if height < 1 or width < 1:
+        raise ValueError(f"{where}: expected blocks of at least 1 row and column, got {height} and {width}")
+    if rows < 0 or columns < 0:
+        raise ValueError(f"{where}: expected rows and columns of at least 0, got {rows} and {columns}")
+    wanted = -(-rows // height), -(-columns // width)
+    if blocks.size(-2) != wanted[0] or blocks.size(-1) != wanted[1]:
+        expected = (
+            f"blocks of shape [..., {wanted[0]}, {wanted[1]}] for {[rows, columns]} in blocks of {height}x{width}"
+        )
+        raise ValueError(f"{where}: expected {expected}, got {list(blocks.shape)}")
+
+
+def check_transpose_bits(bits: Tensor, columns: int) -> None:
+    """Raise unless the bits are those of so many columns."""
+    where = "masked_product"
+    if columns < 0:
+        raise ValueError(f"{where}: expected columns of at least 0, got {columns}")
+    if bits.dtype != torch.int64 or bits.dim() < 2 or bits.size(-1) != words_of(columns):
+        expected = f"bits of torch.int64 [..., rows, {words_of(columns)}] for {columns} columns"
+        raise ValueError(f"{where}: expected {expected}, got {bits.dtype} {list(bits.shape)}")
+
+
+def _check_bools(name: str, mask: Tensor) -> None:
+    if mask.dtype != torch.bool or mask.dim() < 2:
+        expected = f"{name} of torch.bool [..., rows, columns]"
+        raise ValueError(f"masked_product: expected {expected}, got {mask.dtype} {list(mask.shape)}")
+
+
 def check_product(a: Tensor, b: Tensor, a_bits: Tensor | None, b_bits: Tensor | None, bits: Tensor | None) -> None:
     """Raise for arguments of the operator that do not fit."""
     where = "masked_product"

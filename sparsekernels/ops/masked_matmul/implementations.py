@@ -14,7 +14,7 @@ from .._operation import Operation
 from .._triton_support import supports_product
 from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
-from .arguments import check_product
+from .arguments import check_pack, check_pack_blocks, check_product, check_transpose_bits
 
 
 def _triton() -> Any:
@@ -68,12 +68,16 @@ product: Any = MASKED_MATMUL.kernel(
     fake_product,
     check=check_product,
 )
-pack: Any = MASKED_MATMUL.kernel("pack", "_pack_mask(Tensor mask) -> Tensor", _fake_pack)
+pack: Any = MASKED_MATMUL.kernel("pack", "_pack_mask(Tensor mask) -> Tensor", _fake_pack, check=check_pack)
 pack_blocks: Any = MASKED_MATMUL.kernel(
     "pack_blocks",
     "_pack_block_mask(Tensor blocks, SymInt rows, SymInt columns, int height, int width) -> Tensor",
     _fake_pack_blocks,
+    check=check_pack_blocks,
 )
 transpose_bits: Any = MASKED_MATMUL.kernel(
-    "transpose_bits", "_transpose_mask_bits(Tensor bits, SymInt columns) -> Tensor", _fake_transpose_bits
+    "transpose_bits",
+    "_transpose_mask_bits(Tensor bits, SymInt columns) -> Tensor",
+    _fake_transpose_bits,
+    check=check_transpose_bits,
 )

@@ -73,13 +73,19 @@ def product_tiling(
     if block_rows == 128 and tiles() < multiprocessors:
         block_rows = 64
     num_warps = 8 if block_rows * block_columns > 64 * 64 else 4
+    is_large = capability >= (9, 0) and not has_little_memory(capability)
     depth = WORD if half else 16 if precision == "ieee" else 32
-    return Tiling(block_rows, block_columns, depth, num_warps, 4 if capability >= (9, 0) and half else 3)
+    return Tiling(block_rows, block_columns, depth, num_warps, 4 if is_large and half else 3)
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
     """Of a GPU; in the interpreter that of the oldest that has kernels."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+
+
+def has_little_memory(capability: tuple[int, int]) -> bool:
+    """Whether a program has 99 KB of shared memory, as on 8.6, 8.9 and 12; 8.0 and 8.7 have 163, 9 to 11 227."""
+    return capability not in ((8, 0), (8, 7)) and not (9, 0) <= capability < (12, 0)
 
 
 def span(tensor: Tensor | None) -> int:

@@ -79,8 +79,8 @@ def pack(
     column = word * 64 + tl.arange(0, 64)
     there = (row < rows)[:, None] & (column < columns)[None, :]
     at = (row // height).to(tl.int64)[:, None] * mask_row + (column // width).to(tl.int64)[None, :] * mask_column
-    kept = tl.load(mask + batch_offset(batch, sizes, mask_strides) + at, mask=there, other=0).to(tl.int64)
-    value = tl.sum(kept << tl.arange(0, 64).to(tl.int64)[None, :], 1)
+    kept = tl.load(mask + batch_offset(batch, sizes, mask_strides) + at, mask=there, other=0) != 0
+    value = tl.sum(kept.to(tl.int64) << tl.arange(0, 64).to(tl.int64)[None, :], 1)
     tl.store(bits + (batch.to(tl.int64) * rows + row) * words + word, value, mask=row < rows)
 
 

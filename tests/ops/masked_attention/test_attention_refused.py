@@ -13,6 +13,7 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.ops.masked_attention.implementations import MASKED_ATTENTION
 
 built = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 MASK = torch.ones(4, 6, dtype=torch.bool)
@@ -93,6 +94,32 @@ def test_refused_groups_have_the_shapes_that_were_given() -> None:
         sk.masked_attention(q, k[..., :3], v, MASK, enable_gqa=True)
     with pytest.raises(ValueError, match=r"v with 6 rows like k, got \[2, 5, 7\]"):
         sk.masked_attention(q, k, v[:, :5], MASK, enable_gqa=True)
+
+
+def test_other_kernels_refuse_what_a_forward_pass_does_not_give() -> None:
+    """Those that the table runs, whose arguments Python checks."""
+    q, k, v = torch.randn(2, 4, 5), torch.randn(2, 6, 5), torch.randn(2, 6, 7)
+    bits, nothing = torch.ones(4, 1, dtype=torch.int64), q.new_empty(0)
+    y, statistics = torch.randn(2, 4, 7), torch.ones(2, 4, 2)
+    sound = [y, q, k, v, bits, y, statistics, nothing]
+    for changed, error, words in (
+        (
+            {0: y[:, :2], 5: y[:, :2], 6: statistics[:, :2]},
+            ValueError,
+            r"gradient of shape \[2, 4, 7\], got \[2, 2, 7\]",
+        ),
+        ({0: y[..., :1], 5: y[..., :1]}, ValueError, r"gradient of shape \[2, 4, 7\], got \[2, 4, 1\]"),
+        ({0: y.to("meta")}, ValueError, "gradient on cpu like q, got meta"),
+        ({5: y[:1]}, ValueError, r"y of shape \[2, 4, 7\], got \[1, 4, 7\]"),
+        ({5: y.half()}, TypeError, "y of dtype torch.float32, got torch.float16"),
+        ({6: statistics[..., :1]}, ValueError, r"statistics of shape \[2, 4, 2\], got \[2, 4, 1\]"),
+        ({6: statistics.half()}, TypeError, "statistics of dtype torch.float32, got torch.float16"),
+        ({6: statistics.to("meta")}, ValueError, "statistics on cpu like q, got meta"),
+        ({7: y[:1]}, ValueError, r"rest of shape \[2, 4, 7\], got \[1, 4, 7\]"),
+    ):
+        given = [changed.get(i, one) for i, one in enumerate(sound)]
+        with pytest.raises(error, match="masked_attention: expected " + words):
+            MASKED_ATTENTION.by_table.backward(*given, 1.0)
 
 
 @built

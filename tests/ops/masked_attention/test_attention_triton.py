@@ -22,6 +22,7 @@ import sparsekernels as sk
 from sparsekernels.ops.masked_attention import implementations, reference, triton_config
 from sparsekernels.ops.masked_attention import triton as implementation
 from sparsekernels.ops.masked_matmul.mask import bits_of
+from sparsekernels.ops.masked_matmul.triton_config import has_little_memory
 from sparsekernels.testing import assert_verified, compare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +30,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = (FP32, BF16, FP16)
 
 # of the interpreter, which is numpy
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid|divide by zero|All-NaN).* encountered:RuntimeWarning")
 
 
 def on_device(case: Case, dtype: torch.dtype = FP32) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +51,7 @@ def verify(case: Case, mask: Tensor, dtype: torch.dtype = FP32, scale: float | N
         )
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tilings(dtype: torch.dtype, precision: str, capability: tuple[int, int]) -> None:
@@ -70,6 +71,33 @@ def test_tilings(dtype: torch.dtype, precision: str, capability: tuple[int, int]
                     assert padded % step == 0
                 if isinstance(tiling, triton_config.KeysTiling):
                     assert tiling.tile_rows % tiling.rows == 0
+
+
+@pytest.mark.parametrize("columns", [64, 128, 256])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9), (12, 0), (12, 1)])
+def test_tilings_fit_99_kb(capability: tuple[int, int], dtype: torch.dtype, columns: int) -> None:
+    """What a program holds of its own operands, and what is on its way, of those that are not read in steps."""
+    for tiling_of in (triton_config.queries_tiling, triton_config.keys_tiling):
+        tiling = tiling_of(1000, columns, columns, dtype, "tf32", capability)
+        own, others = tiling.rows, tiling.keys
+        if isinstance(tiling, triton_config.KeysTiling):
+            own, others = others, own
+        whole = sum(
+            padded
+            for padded, step in ((tiling.q_columns, tiling.q_step), (tiling.v_columns, tiling.v_step))
+            if padded == step
+        )
+        assert (own + others * tiling.num_stages) * whole * dtype.itemsize <= 99 * 1024
+        if columns == 256:
+            assert whole == 0
+    assert has_little_memory(capability)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 7), (9, 0), (10, 0), (10, 3), (11, 0)])
+def test_what_has_more_shared_memory(capability: tuple[int, int]) -> None:
+    assert not has_little_memory(capability)
+    assert triton_config.queries_tiling(1000, 128, 128, FP32, "tf32", capability).num_stages == 2
 
 
 def matrix() -> list[Any]:
@@ -277,6 +305,42 @@ def test_infinity_that_is_kept_is_where_the_reference_has_it() -> None:
     torch.testing.assert_close(of_ours[2], of_reference[2], equal_nan=True, atol=1e-5, rtol=1e-5)
     for one, other in zip(of_ours[:2], of_reference[:2], strict=True):
         assert torch.equal(one.isfinite(), other.isfinite())
+
+
+@pytest.mark.parametrize("kind", ["full", "causal"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinity_in_tiles_that_are_kept_whole(dtype: torch.dtype, kind: str) -> None:
+    """Where weights, and what rounding took from them, may be zero."""
+    mask = mask_of(kind, (2, 20, 128))
+    mask[..., :64] = True
+    q, k, v = (one.detach() for one in on_device(Case((2, 20, 16), (128, 16), 20), dtype))
+    k, v = k.expand(2, 128, 16), v.expand(2, 128, 20)
+    q = q * torch.linspace(0.1, 40, 20, device=DEVICE)[:, None].to(dtype)  # some weights are zero, of all types
+    bits = bits_of(mask)
+    seed = torch.randn(2, 20, 20, device=DEVICE).to(dtype)
+    spoilt, spoilt_seed = v.clone(), seed.clone()
+    spoilt[0, 7, 2], spoilt[0, 8, 3] = float("inf"), float("-inf")
+    spoilt[0, 9, 5], spoilt[0, 10, 5], spoilt[0, 11, 6] = float("inf"), float("-inf"), float("nan")
+    spoilt_seed[1, 3, 4], spoilt_seed[1, 5, 6], spoilt_seed[1, 7, 8] = float("inf"), float("-inf"), float("nan")
+    tolerance = {FP32: 1e-4, BF16: 2e-2, FP16: 2e-3}[dtype]
+
+    def check(found: Tensor, wanted: Tensor) -> None:
+        torch.testing.assert_close(found, wanted, equal_nan=True, atol=tolerance, rtol=tolerance)
+
+    wanted = reference.forward(q, k, spoilt, bits, 0.2, True)
+    found = implementation.forward(q, k, spoilt, bits, 0.2, True)
+    assert wanted[0].isinf().any()
+    check(found[0], wanted[0])
+    assert found[2].isfinite().all()
+    y, statistics, rest = implementation.forward(q, k, v, bits, 0.2, True)
+    # of heads that have keys of their own, and of two that share them
+    for keys, values in ((k, v), (k[:1], v[:1])):
+        of_ours = implementation.backward(spoilt_seed, q, keys, values, bits, y, statistics, rest, 0.2)
+        of_reference = reference.backward(spoilt_seed, q, keys, values, bits, y, statistics, rest, 0.2)
+        assert of_reference[2].isinf().any()
+        check(of_ours[2], of_reference[2])
+        for one, other in zip(of_ours[:2], of_reference[:2], strict=True):
+            assert torch.equal(one.isfinite(), other.isfinite())
 
 
 def test_second_derivatives() -> None:

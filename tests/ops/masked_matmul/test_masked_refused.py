@@ -12,10 +12,12 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels import _library
+from sparsekernels.ops.masked_matmul.implementations import MASKED_MATMUL
 
 built = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
 BLOCKS = torch.ones(2, 3, dtype=torch.bool)
 MASK = torch.ones(4, 6, dtype=torch.bool)
+BITS = torch.zeros(4, 1, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,36 @@ def test_refused_options() -> None:
 def test_refused_blocks(arguments: tuple[object, ...], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match="BlockMask: expected .*" + words):
         sk.BlockMask(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "words"),
+    [
+        ("pack", (MASK.float(),), r"mask of torch.bool \[..., rows, columns\], got torch.float32 \[4, 6\]"),
+        ("pack", (MASK.long(),), "mask of torch.bool"),
+        ("pack", (MASK[0],), r"mask of torch.bool \[..., rows, columns\], got torch.bool \[6\]"),
+        ("pack_blocks", (BLOCKS.long(), 4, 6, 2, 2), "blocks of torch.bool"),
+        (
+            "pack_blocks",
+            (BLOCKS[:1, :1], 60, 10, 2, 2),
+            r"blocks of shape \[..., 30, 5\] for \[60, 10\] in blocks of 2x2",
+        ),
+        ("pack_blocks", (BLOCKS, 4, 6, 0, 2), "blocks of at least 1 row and column, got 0 and 2"),
+        ("pack_blocks", (BLOCKS, -4, 6, 2, 2), "rows and columns of at least 0, got -4 and 6"),
+        (
+            "transpose_bits",
+            (BITS, 500),
+            r"bits of torch.int64 \[..., rows, 8\] for 500 columns, got torch.int64 \[4, 1\]",
+        ),
+        ("transpose_bits", (BITS, -5), "columns of at least 0, got -5"),
+        ("transpose_bits", (BITS.bool(), 5), "bits of torch.int64"),
+        ("transpose_bits", (BITS[:, 0], 5), "bits of torch.int64"),
+    ],
+)
+def test_other_kernels_refuse_masks_that_do_not_fit(function: str, arguments: tuple[object, ...], words: str) -> None:
+    """Those that the table runs, whose arguments Python checks."""
+    with pytest.raises(ValueError, match="masked_product: expected " + words):
+        getattr(MASKED_MATMUL.by_table, function)(*arguments)
 
 
 @built

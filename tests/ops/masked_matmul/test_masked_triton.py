@@ -48,7 +48,7 @@ def verify(function: Callable[..., Tensor], definition: Callable[..., Tensor], g
 # Tilings and batches
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tilings(dtype: torch.dtype, precision: str, capability: tuple[int, int]) -> None:
@@ -62,6 +62,8 @@ def test_tilings(dtype: torch.dtype, precision: str, capability: tuple[int, int]
             assert triton_config.WORD % tiling.depth == 0
             assert tiling.block_rows < 2 * max(rows, 16)
             assert tiling.shared_bytes(dtype.itemsize) <= 131072  # what a list takes beside it fits 163 KB as well
+            if capability in ((8, 6), (12, 0)):  # the stage that lists add holds no tile
+                assert tiling.shared_bytes(dtype.itemsize) <= 99 * 1024
             sums = tiling.block_rows * tiling.block_columns / (32 * tiling.num_warps)
             assert sums <= 64  # registers of a thread
 
@@ -119,6 +121,13 @@ def test_bits_of_masks_that_lie_otherwise() -> None:
     assert torch.equal(implementation.pack(row.expand(33, 70)), reference.pack(row.expand(33, 70)))
     apart = (torch.rand(4, 4, 4, 4, 6, 10) < 0.5).to(DEVICE)[::2, ::2, ::2, ::2]
     assert torch.equal(implementation.pack(apart), reference.pack(apart))
+
+
+def test_bits_of_bytes_that_are_not_one() -> None:
+    """True is any byte but zero, as in a view of uint8."""
+    numbers = torch.tensor([[2, 0, 4], [255, 1, 0]], dtype=torch.uint8, device=DEVICE)
+    assert implementation.pack(numbers.view(torch.bool)).flatten().tolist() == [5, 3]
+    assert implementation.pack_blocks(numbers.view(torch.bool), 2, 6, 1, 2).flatten().tolist() == [51, 15]
 
 
 @pytest.mark.parametrize("block", [(32, 32), (24, 40), (1, 3), (200, 300)], ids=str)
