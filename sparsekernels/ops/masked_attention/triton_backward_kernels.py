@@ -15,10 +15,20 @@ import triton.language as tl
 
 from .._triton_numbers import narrow, widen
 from ..masked_matmul.triton_tables_kernels import batch_offset
-from .triton_kernels import add_infinite, add_weighted, all_finite, dots, is_finite, kept_by_keys, kept_by_rows, rows_of
+from .triton_kernels import (
+    COUNTS,
+    add_infinite,
+    add_weighted,
+    all_finite,
+    dots,
+    is_finite,
+    kept_by_keys,
+    kept_by_rows,
+    rows_of,
+)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def row_deltas(
     gradient,
     y,
@@ -138,7 +148,7 @@ def _add_to_queries(
     return sums, spoilt
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def to_queries(
     q,
     k,
@@ -364,7 +374,7 @@ def _add_to_keys(
     return to_k, to_v, spoilt
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def to_keys(
     q,
     k,

@@ -21,6 +21,9 @@ from .._triton_numbers import multiply_add, narrow, widen
 from ..masked_matmul.triton_kernels import word_at
 from ..masked_matmul.triton_tables_kernels import batch_offset, bit
 
+COUNTS = ("batches", "rows", "keys")
+"""What varies from call to call, and decides no width of accesses: columns and strides do."""
+
 
 @triton.jit
 def rows_of(x, row, rows, first, columns, steps, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
@@ -234,7 +237,7 @@ def _add_keys(
     return sums, total, most, seen, spoilt
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward(
     q,
     k,

@@ -83,7 +83,7 @@ def _add_products(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batches"])
 def product(
     a,
     b,

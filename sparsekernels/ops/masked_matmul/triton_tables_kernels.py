@@ -56,7 +56,7 @@ def kept_of(words):
     return tl.reshape(kept, (words.shape[0], words.shape[1] * 64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def pack(
     mask,
     bits,
@@ -84,7 +84,7 @@ def pack(
     tl.store(bits + (batch.to(tl.int64) * rows + row) * words + word, value, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def transpose(
     bits,
     turned,
@@ -111,7 +111,7 @@ def transpose(
     tl.store(turned + (batch.to(tl.int64) * columns + column) * row_words + row_word, value, mask=column < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def tile_flags(
     bits,
     flags,
@@ -168,7 +168,7 @@ def _listed(listed, flags, tile_stride, length, wanted, count, TILES: tl.constex
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lines", "length", "line_stride"])
 def tile_lists(flags, lists, counts, lines, length, line_stride, tile_stride, TILES: tl.constexpr):
     """The tiles of a line that the mask keeps, those that it keeps whole first, each in order.
 
@@ -197,7 +197,7 @@ def _classes(place, flags, counts, tiles, tile_rows, tile_columns, depth, count_
     return tile, there, tl.where(there, of_tile, -1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tile_rows", "tile_columns", "depth", "count_row", "count_column"])
 def tile_order(
     flags,
     counts,
