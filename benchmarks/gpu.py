@@ -16,6 +16,8 @@ compute-sanitizer is, and measures the suites, eager and in CUDA graphs.
 A part is made of steps. A step that ran to its end, whatever came of it, or took all the time that its part may take,
 is not run again until the sources that it depends on change. All goes to one folder: records (gpu-h200-blocks.jsonl, as
 benchmarks/results has them) and tables of each suite, a log of each part, state.json; and beside it to one archive.
+
+More than 400 lines: a script that is run on machines where nothing of this is installed, and imports nothing beside it.
 """
 
 from __future__ import annotations
