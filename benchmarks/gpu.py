@@ -17,7 +17,7 @@ A part is made of steps. A step that ran to its end, whatever came of it, or too
 is not run again until the sources that it depends on change. All goes to one folder: records (gpu-h200-blocks.jsonl, as
 benchmarks/results has them) and tables of each suite, a log of each part, state.json; and beside it to one archive.
 
-More than 400 lines: a script that is run on machines where nothing of this is installed, and imports nothing beside it.
+More than 400 lines: one script, run where nothing of this is installed, that imports the package for its reports alone.
 """
 
 from __future__ import annotations
