@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kMinBlocks<kCommon, kLanes, 
   // Weights are on their way before the sum where registers allow it, else they come one or two vectors at a time.
   constexpr bool kWeightFirst = kCommon && kLanes * kVectors <= 2048;
   constexpr int kWeights = kWeightFirst ? kVectors : kVectors > 1 && kLanes < 512 ? 2 : 1;
-  // The sum with the residual is written as soon as it is there, so that nothing of it is kept; where eight vectors take
-  // most of the registers, the loads of all would come first.
+  // The sum with the residual is written as soon as it is there, so that nothing of it is kept; where eight vectors
+  // take most of the registers, the loads of all would come first.
   constexpr bool kSumFirst = kLanes < 512;
   __shared__ A scratch[kThreads<kLanes> / 32];
 
