@@ -240,7 +240,13 @@ def run(step: Step, limit: float, log: Path) -> tuple[int, bool, str]:
         file.flush()
         start = file.tell()
         child = subprocess.Popen(
-            step.command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
+            step.command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_listen,
         )
         try:
             child.wait(limit)
@@ -250,6 +256,11 @@ def run(step: Step, limit: float, log: Path) -> tuple[int, bool, str]:
             if isinstance(reason, KeyboardInterrupt):
                 raise
     return child.returncode, cut, log.read_bytes()[start:].decode(errors="replace")
+
+
+def _listen() -> None:
+    """Take SIGINT, which jobs in the background of a shell ignore, and what they start with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(child: subprocess.Popen[bytes], whole_group: bool) -> None:

@@ -95,6 +95,8 @@ def _has_kernel(dtype: torch.dtype, block: tuple[int, int]) -> bool:
 
 
 def _has_triton_kernel(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> bool:
+    if device.type == "cuda" and not torch.cuda.is_available():  # of a tensor without data
+        return False
     supports = _supported_on_gpu if device.type == "cuda" else _is_supported
     return min(block) >= _SMALLEST and supports(device, dtype)
 

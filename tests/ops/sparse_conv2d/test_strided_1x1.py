@@ -34,13 +34,13 @@ def test_without_a_stride(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = []
+    given, original = [], torch.nn.grad.conv2d_weight
 
     def spied(input: Tensor, size: tuple[int, ...], grad_output: Tensor, **options: object) -> Tensor:
         given.append(options["stride"])
-        return torch.nn.grad.conv2d_weight(input, size, grad_output, **options)
+        return original(input, size, grad_output, **options)
 
-    monkeypatch.setattr(gradients, "conv2d_weight", spied)
+    monkeypatch.setattr(torch.nn.grad, "conv2d_weight", spied)
     weight_shape = (channels, shape[1] // groups, 1, 1)
     input = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
     weight = torch.zeros(weight_shape, dtype=torch.float64, requires_grad=True)
