@@ -19,7 +19,7 @@ from .._triton import device_of, float32_precision
 from ..masked_matmul.triton_config import BATCH_DIMS, WORD, Batches, capability_of, collapsed, span
 from ..masked_matmul.triton_tables import kept_beside, tile_flags, tile_lists, tile_order
 from ..precision import wide_dtype
-from . import reference, triton_backward_kernels, triton_kernels
+from . import reference, triton_backward_kernels, triton_kernels, triton_keys_kernels
 from .triton_config import MOST_COLUMNS, forward_tiling, keys_tiling, padded, queries_tiling
 
 
@@ -244,7 +244,7 @@ def _to_keys(
     walked: list[Tensor | None] = [*all_of]
     walked[7] = walked[7] if is_one_order else None
     for need_k, need_v in ((True, True),) if tiling.together else ((True, False), (False, True)):
-        triton_backward_kernels.to_keys[(batches.count * triton.cdiv(keys, WORD) * (WORD // tiling.keys),)](
+        triton_keys_kernels.to_keys[(batches.count * triton.cdiv(keys, WORD) * (WORD // tiling.keys),)](
             *walked,
             dk,
             dv,

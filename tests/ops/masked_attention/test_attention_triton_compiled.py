@@ -22,7 +22,7 @@ import triton_compiling
 from triton_compiling import ARCHITECTURES
 
 from sparsekernels.ops.masked_attention import triton as implementation
-from sparsekernels.ops.masked_attention import triton_backward_kernels, triton_kernels
+from sparsekernels.ops.masked_attention import triton_backward_kernels, triton_kernels, triton_keys_kernels
 from sparsekernels.ops.masked_matmul import triton_tables_kernels
 
 BF16 = torch.bfloat16
@@ -96,6 +96,10 @@ def test_rows_are_read_16_bytes_at_a_time(architecture: int) -> None:
 if __name__ == "__main__":
     implementation.capability_of = lambda device: (int(sys.argv[1]) // 10, 0)
     kernels = [(triton_kernels, "forward")]
-    kernels += [(triton_backward_kernels, name) for name in ("row_deltas", "to_queries", "to_keys")]
+    kernels += [
+        (triton_backward_kernels, "row_deltas"),
+        (triton_backward_kernels, "to_queries"),
+        (triton_keys_kernels, "to_keys"),
+    ]
     kernels += [(triton_tables_kernels, name) for name in TABLES]
     triton_compiling.print_compiled(sys.argv, kernels, COMPILED)
