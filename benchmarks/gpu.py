@@ -118,6 +118,7 @@ def parts(python: str, folder: Path, device: str) -> list[Part]:
         ),
         Part("tests", 530, tuple(matrix), ("tests",)),
     ]
+    memory: list[Part] = []
     if sanitizer := shutil.which("compute-sanitizer"):
         # one allocation for each tensor, so that what lies behind one is not another's
         check = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -131,9 +132,7 @@ def parts(python: str, folder: Path, device: str) -> list[Part]:
         norms = (*races, "--every", "23", "-k", "cuda-cuda", "tests/ops/rms_norm")
         few_rows = (*races, "--every", "7", "-k", "decoded", "tests/ops/sparse_conv2d/test_fine_grained_triton.py")
         steps += [Step("races", norms, check, True), Step("races on few rows", few_rows, check, True)]
-        memory = [Part("memory", 420, tuple(steps), ("tests",))]
-    else:
-        memory = []
+        memory.append(Part("memory", 420, tuple(steps), ("tests",)))
     for suite, (seconds, options) in BENCHMARKS.items():
         files = (f"{folder / name_of(device, suite)}{ending}" for ending in (".jsonl", ".md"))
         json_file, markdown_file = files

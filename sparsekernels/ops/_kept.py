@@ -53,6 +53,23 @@ class Kept(Generic[T]):
         self._of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._lock = threading.Lock()
 
+    def find(self, tensors: Sequence[Tensor], key: Hashable) -> T | None:
+        """What there is for `tensors` and `key`, which `get` has made.
+
+        Args:
+            tensors: Of the pattern; at least one.
+            key: As `get`'s.
+
+        Returns:
+            What was made, or None.
+        """
+        with self._lock:
+            entry: _Entry[T] | None = self._of.get(tensors[0], {}).get(key)
+        if entry is None or not entry.is_of(tensors):
+            return None
+        self._used_here(entry)
+        return entry.made
+
     def get(self, tensors: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
         """What there is for `tensors` and `key`; what `make` returns where there is nothing.
 
@@ -69,11 +86,9 @@ class Kept(Generic[T]):
         Raises:
             RuntimeError: Where nothing is kept and a CUDA graph is captured.
         """
-        with self._lock:
-            entry: _Entry[T] | None = self._of.get(tensors[0], {}).get(key)
-        if entry is not None and entry.is_of(tensors):
-            self._used_here(entry)
-            return entry.made
+        found = self.find(tensors, key)
+        if found is not None:
+            return found
         if is_captured(tensors[0]):
             raise RuntimeError(
                 "sparsekernels: expected a call of the same kind, by this pattern and dtype, before a CUDA graph of one"

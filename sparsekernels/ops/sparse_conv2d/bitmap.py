@@ -10,14 +10,14 @@ that it is, and by its version.
 
 from __future__ import annotations
 
-import weakref
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import _library
-from ..._torch import is_captured, version_of
+from ..._torch import is_captured
+from .._kept import Kept
 from .arguments import check_indices
 
 WORD = 64
@@ -28,9 +28,6 @@ _ROW_OF_WORDS = 2 * WORD
 
 _MOST_AT_ONCE = 1 << 24
 """Elements of the weight whose bits are worked out at a time: each takes a few bytes meanwhile."""
-
-MOST_ROWS = 16
-"""Of the input of `bitmap_linear`."""
 
 
 class Bitmap(NamedTuple):
@@ -44,14 +41,7 @@ class Bitmap(NamedTuple):
     starts: Tensor
 
 
-class _Kept(NamedTuple):
-    of: tuple[weakref.ref[Tensor], ...]
-    versions: tuple[int, ...]
-    bitmap: Bitmap
-    stream: Any
-
-
-_kept: dict[tuple[int, ...], _Kept] = {}  # by the columns, and the identities of all indices
+_kept: Kept[Bitmap] = Kept("its bits", lambda bitmap: bitmap)
 
 
 def has_compiled_linear(tensor: Tensor) -> bool:
@@ -68,30 +58,15 @@ def bitmap_of(
     Raises ValueError for indices that are not compressed rows, and a permutation that is not one of its values.
     """
     of = (col_indices, crow_indices) if permutation is None else (col_indices, crow_indices, permutation)
-    key = columns, *map(id, of)
-    versions = tuple(map(version_of, of))
-    kept = _kept.get(key)
-    if kept is not None and kept.versions == versions and all(one() is it for one, it in zip(kept.of, of, strict=True)):
-        if col_indices.is_cuda:
-            _used_here(kept)
-        return kept.bitmap
+    key = columns, permutation is None
     if is_captured(col_indices):
-        return None
-    stream = torch.cuda.current_stream(col_indices.device) if col_indices.is_cuda else None
-    check_indices(crow_indices, col_indices, columns, permutation)
-    bitmap = _made(crow_indices, col_indices, columns)
-    if stream is not None:
-        stream.synchronize()  # once: calls on other streams find it complete
-    _kept[key] = _Kept(tuple(weakref.ref(one, lambda _: _kept.pop(key, None)) for one in of), versions, bitmap, stream)
-    return bitmap
+        return _kept.find(of, key)
 
+    def make() -> Bitmap:
+        check_indices(crow_indices, col_indices, columns, permutation)
+        return _made(crow_indices, col_indices, columns)
 
-def _used_here(kept: _Kept) -> None:
-    """Its memory is not to be given away while another stream than that which made it may still read it."""
-    stream = torch.cuda.current_stream(kept.bitmap.words.device)
-    if stream != kept.stream and not is_captured(kept.bitmap.words):
-        for tensor in kept.bitmap:
-            tensor.record_stream(stream)
+    return _kept.get(of, key, make)
 
 
 def _made(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Bitmap:
