@@ -78,13 +78,20 @@ class Generators:
 
 
 def _differ(state: Any, other: Any) -> bool:
-    return str(_listed(state)) != str(_listed(other))
-
-
-def _listed(state: Any) -> Any:
-    """What can be compared as text to the last number."""
+    """To the last bit; NaN is as NaN."""
+    if type(state) is not type(other):
+        return True
     if isinstance(state, dict):
-        return {key: _listed(value) for key, value in state.items()}
+        return state.keys() != other.keys() or any(_differ(value, other[key]) for key, value in state.items())
     if isinstance(state, tuple | list):
-        return [_listed(value) for value in state]
-    return state.tolist() if hasattr(state, "tolist") else state
+        if len(state) != len(other) or {*map(type, state)} == {int}:
+            return bool(state != other)
+        return any(map(_differ, state, other))
+    if isinstance(state, torch.Tensor):
+        return not torch.equal(state, other)
+    return _text_of(state) != _text_of(other)
+
+
+def _text_of(state: Any) -> str:
+    """With every element, as numpy's own has not."""
+    return str(state.tolist() if hasattr(state, "tolist") else state)
