@@ -50,7 +50,7 @@ wheel-test: wheel
 	$(BIN)/python -m venv build/wheel-test
 	build/wheel-test/bin/python -m pip install --quiet $(TORCH)
 	build/wheel-test/bin/python -m pip install --quiet --no-deps dist/sparsekernels-*.whl
-	cd / && $(CURDIR)/build/wheel-test/bin/python $(CURDIR)/tests/build/wheel_smoke.py
+	cd / && $(CURDIR)/build/wheel-test/bin/python $(CURDIR)/tests/packaging/wheel_smoke.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -74,13 +74,13 @@ lint: $(LINTERS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/python tests/build/spdx.py
+	$(BIN)/python tests/packaging/spdx.py
 
 format: $(LINTERS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
-	$(BIN)/python tests/build/spdx.py --fix
+	$(BIN)/python tests/packaging/spdx.py --fix
 
 # The CPU kernels under the address and undefined-behavior sanitizers, every instruction set that is here.
 sanitize: $(STAMP)

@@ -60,7 +60,7 @@ installed() { # NAME PYTHON REQUIREMENT...: an environment with the wheel; sets 
   python=$folder/bin/python
 }
 
-smoke() { (cd / && "$python" "$root/tests/build/wheel_smoke.py"); }
+smoke() { (cd / && "$python" "$root/tests/packaging/wheel_smoke.py"); }
 
 tests_of_what_is_installed() { # a copy of the tests, so that the checkout's package is not the one they import
   local copy=$work/tests-$1
@@ -105,6 +105,7 @@ leg_sanitizers() { tests/sanitize.sh "$python"; }
 
 leg_wheel() {
   local torch
+  WHEEL=1 tests tests/packaging || exit 1
   torch=$("$python" -c "import torch; print(torch.__version__.split('+')[0])") || exit 1
   installed wheel "$python" "torch==$torch"
   smoke

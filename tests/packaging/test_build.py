@@ -88,6 +88,8 @@ def copy_of_the_sources(to: Path) -> Path:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of an sdist, so that a file missing from the sdist shows."""
+    if "WHEEL" not in os.environ:
+        pytest.skip("takes minutes; tests/legs.sh wheel sets WHEEL")
     if _library.cpu is None or not (ROOT / ".git").exists():
         pytest.skip("needs a compiler and a git checkout")
     pytest.importorskip("setuptools")

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every source file begins with its license: `python3 tests/build/spdx.py` names those that do not; --fix mends."""
+"""Every source file begins with its license: `python3 tests/packaging/spdx.py` names those that do not; --fix mends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def main() -> None:
         if fix:
             path.write_text(with_header(text, start), encoding="utf-8")
     if missing and not fix:
-        sys.exit("\n".join([*missing, f"{len(missing)} files without a license: python3 tests/build/spdx.py --fix"]))
+        sys.exit("\n".join([*missing, f"{len(missing)} files without a license: python3 tests/packaging/spdx.py --fix"]))
 
 
 if __name__ == "__main__":
