@@ -12,7 +12,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run on the CPU, in Triton's interpreter
 
 import contextlib
+import gc
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conversion_checks import Prefer, attempt_module
@@ -27,6 +31,26 @@ settings.register_profile(
     "sparsekernels", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("sparsekernels")
+
+
+def list_builtins_once() -> None:
+    """Triton's interpreter lists the members of its language anew in every call of a function, for most of its time."""
+    try:
+        from triton import language as tl
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    parts = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
+    known = {part: [name for name, value in inspect.getmembers(part) if tl.core.is_builtin(value)] for part in parts}
+
+    def builtins_of(part: Any) -> list[tuple[str, Any]]:
+        return [(name, getattr(part, name)) for name in known[part]] if part in known else inspect.getmembers(part)
+
+    interpreter.inspect = SimpleNamespace(**{**vars(inspect), "getmembers": builtins_of})
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    list_builtins_once()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +72,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Compile the Triton kernels of sparse operations for 9.0 alone: the other architectures take a minute each."""
+    """Compile the Triton kernels of sparse operations for 9.0 alone: the other architectures take a minute each.
+
+    The file that takes longest comes first, so that two workers end at the same time.
+    """
+    items.sort(key=lambda item: item.path.name != "test_isa.py")
     for item in items:
         of_sparse = item.path.name.endswith("_triton_compiled.py") and item.path.parent.name != "rms_norm"
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
@@ -58,6 +86,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if every > 1:
         config.hook.pytest_deselected(items=[one for place, one in enumerate(items) if place % every])
         items[:] = items[::every]
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: garbage collections, which `convert` asks for as well, need not visit it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
