@@ -57,7 +57,8 @@ def main() -> None:
         if fix:
             path.write_text(with_header(text, start), encoding="utf-8")
     if missing and not fix:
-        sys.exit("\n".join([*missing, f"{len(missing)} files without a license: python3 tests/packaging/spdx.py --fix"]))
+        way = "python3 tests/packaging/spdx.py --fix"
+        sys.exit("\n".join([*missing, f"{len(missing)} files without a license: {way}"]))
 
 
 if __name__ == "__main__":
