@@ -75,7 +75,8 @@ def forward_tiling(
     if max(q, v) > 128:
         return Tiling(min(64, padded(rows)), 32, q, min(64, q), v, min(64, v), 8, 2)
     if not _is_large(capability) or dtype == torch.float32:
-        return Tiling(min(64, padded(rows)), 32, q, q, v, v, 4, 2)
+        block_rows = min(64, padded(rows))
+        return Tiling(block_rows, 32, q, q, v, v, 8 if max(q, v) > 64 and block_rows == 64 else 4, 2)
     block_rows = min(128, padded(rows))
     keys = 64 if max(q, v) <= 64 else 32
     return Tiling(block_rows, keys, q, q, v, v, 8 if block_rows == 128 else 4, 2)
@@ -123,7 +124,8 @@ def keys_tiling(
     if most <= 128:
         together = most <= 64 and _is_large(capability)
         stages = 1 if most > 64 and _is_tight(dtype, capability) else 2
-        return KeysTiling(min(32, tile_rows), 64, q, q, v, v, 4, stages, tile_rows, together)
+        at_a_time = 32 if _is_large(capability) else 16
+        return KeysTiling(min(at_a_time, tile_rows), 64, q, q, v, v, 4, stages, tile_rows, together)
     if has_little_memory(capability):  # a program holds neither all columns of its keys nor two tiles of float32
         keys, stages = (16, 1) if dtype == torch.float32 else (32, 2)
         return KeysTiling(16, keys, q, min(64, q), v, min(64, v), 4, stages, tile_rows, False)

@@ -49,8 +49,6 @@ COMPILED: dict[str, Callable[[], None]] = {
 }
 TABLES = ("tile_flags", "tile_lists", "tile_order")
 INSTRUCTION = {80: "mma bf16", 90: "wgmma bf16"}
-# Bytes of registers that a thread spills, by Triton 3.6. None elsewhere.
-SPILLED = {(80, "forward"): 48, (80, "to_keys"): 16}
 
 by_architecture = pytest.mark.parametrize("architecture", INSTRUCTION)
 
@@ -64,7 +62,7 @@ def compiled(architecture: int) -> list[dict[str, Any]]:
 def test_kernels_compile_and_fit(architecture: int) -> None:
     for record in compiled(architecture):
         assert record["shared"] <= ARCHITECTURES[architecture] // 2  # two programs are resident
-        assert record["stack"] <= SPILLED.get((architecture, record["kernel"]), 0)
+        assert record["stack"] == 0
         assert record["registers"] * 32 * record["warps"] <= 65536
 
 
@@ -90,7 +88,7 @@ def test_rows_are_read_16_bytes_at_a_time(architecture: int) -> None:
     """What is narrower: tables, words of masks, statistics, and the columns that keep an infinity."""
     for record in compiled(architecture):
         assert record["accesses"].count(16) >= 12
-        assert len(record["accesses"]) - record["accesses"].count(16) <= 150
+        assert len(record["accesses"]) - record["accesses"].count(16) <= 160  # 159 by Triton 3.6
 
 
 if __name__ == "__main__":
