@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch import are_functorch_transforms_active, forward_ad, is_any_autocast_enabled
+from ._torch import (
+    are_functorch_transforms_active,
+    constant_when_compiled,
+    forward_ad,
+    is_any_autocast_enabled,
+)
 
 if TYPE_CHECKING:
     from .formats import SparseFormat
@@ -32,6 +37,16 @@ forced: str | None = None
 
 class BackendError(RuntimeError):
     """No implementation, or not the backend set by `use_backend`, can run the call; the message says why."""
+
+
+OLDEST_GPU = (8, 0)
+"""The least compute capability of a GPU that the CUDA kernels are compiled for, and that Triton supports."""
+
+
+@constant_when_compiled
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU, (9, 0) say."""
+    return torch.cuda.get_device_capability(device)
 
 
 class Call(NamedTuple):
@@ -58,7 +73,16 @@ class Call(NamedTuple):
     @property
     def capability(self) -> tuple[int, int] | None:
         """Compute capability of the call's GPU, (9, 0) say; None on other devices."""
-        return torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
+        return capability_of(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def too_old(self) -> str | None:
+        """Why no kernel of ours runs on the call's GPU, compiled or in Triton; None where they do, and elsewhere."""
+        capability = self.capability
+        if capability is None or capability >= OLDEST_GPU:
+            return None
+        oldest, ours = (".".join(map(str, one)) for one in (OLDEST_GPU, capability))
+        return f"it needs a GPU of compute capability {oldest} or later, this one has {ours}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ function with a hot path goes by `square.apply` or by the kernel operators first
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -24,7 +25,15 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _library, dispatch
-from .._torch import DispatchKey, DispatchKeySet, apply_of, are_functorch_transforms_active, excluded, forward_ad
+from .._torch import (
+    DispatchKey,
+    DispatchKeySet,
+    apply_of,
+    are_functorch_transforms_active,
+    constant_when_compiled,
+    excluded,
+    forward_ad,
+)
 from ..checks import DTYPES
 from ..dispatch import BackendError, Call, Implementation, select
 from ..formats import SparseFormat
@@ -58,9 +67,20 @@ def _compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype], fo
             return f"it takes weights of single elements, the weight is in blocks of {rows}x{columns}"
         if call.dtype not in dtypes:
             return f"it takes {', '.join(str(dtype)[6:] for dtype in dtypes)}, the input is {str(call.dtype)[6:]}"
-        return None
+        return call.too_old
 
     return Implementation(device, supports, lambda: kernels)
+
+
+@constant_when_compiled
+def is_too_old(device: torch.device) -> bool:
+    """Whether no kernel of ours runs on this GPU."""
+    return _is_too_old(device)
+
+
+@functools.cache  # a device stays as it is
+def _is_too_old(device: torch.device) -> bool:
+    return torch.cuda.is_available() and Call(device, torch.float32).too_old is not None  # else it has no data
 
 
 def _named(format: str | None) -> str:
@@ -130,7 +150,9 @@ class Operation:
         if weight is not None and (weight.format != self.format or weight.block_size is not None):
             return select(self.implementations, self.call_of(input, weight)).kernels()
         dtypes = self.cuda_dtypes if input.is_cuda else self.dtypes
-        return self.compiled if input.dtype in dtypes else self.reference
+        if input.dtype not in dtypes or (input.is_cuda and is_too_old(input.device)):
+            return self.reference
+        return self.compiled
 
     def kernels_of(self, input: Tensor, weight: SparseFormat | None = None) -> Any:
         """Where the kernels of a call are: in the backend that was asked for by name, else the automatic one.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dispatch import Call, Implementation
 from .._operation import Operation
-from .._triton_support import supports_product
+from .._triton_support import supports_call
 from ..precision import COMPUTED_IN_FLOAT32, wide_dtype
 from . import reference
 from .arguments import check_backward, check_forward
@@ -28,7 +28,7 @@ def _supported_by_triton(call: Call) -> str | None:
         return (
             f"it takes {', '.join(str(dtype)[6:] for dtype in COMPUTED_IN_FLOAT32)}, the input is {str(call.dtype)[6:]}"
         )
-    return supports_product(call)
+    return supports_call(call)
 
 
 MASKED_ATTENTION = Operation(

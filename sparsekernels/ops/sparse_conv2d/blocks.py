@@ -30,7 +30,7 @@ from ..._torch import (
 from ...dispatch import Call, Implementation
 from ...formats import BlockSparse, SparseFormat
 from .._operation import Operation, Operator
-from .._triton_support import supports_product
+from .._triton_support import supports_call
 from ..convolution import Geometry
 from ..precision import COMPUTED_IN_FLOAT32
 from . import block_reference, reference
@@ -43,7 +43,7 @@ def _triton_supports(call: Call) -> str | None:
     if call.dtype not in COMPUTED_IN_FLOAT32:
         names = ", ".join(str(dtype)[6:] for dtype in COMPUTED_IN_FLOAT32)
         return f"it takes {names}, the input is {str(call.dtype)[6:]}"
-    return supports_product(call)
+    return supports_call(call)
 
 
 def _triton() -> Any:
@@ -101,11 +101,16 @@ def _has_triton_kernel(device: torch.device, dtype: torch.dtype, block: tuple[in
     return min(block) >= _SMALLEST and supports(device, dtype)
 
 
+@constant_when_compiled
+def _supported_on_gpu(device: torch.device, dtype: torch.dtype) -> bool:
+    return _known_of_gpu(device, dtype)
+
+
 def _is_supported(device: torch.device, dtype: torch.dtype) -> bool:
     return _triton_supports(Call(device, dtype, BlockSparse.format)) is None
 
 
-_supported_on_gpu = functools.cache(_is_supported)  # what a device can do stays as it is
+_known_of_gpu = functools.cache(_is_supported)  # what a device can do stays as it is
 
 
 def serves(pattern: SparseFormat, input: Any, groups: Any) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...dispatch import Call, Implementation
 from ...formats.unstructured import Unstructured
 from .._operation import Operation, register_fake
-from .._triton_support import supports_product
+from .._triton_support import supports_call
 from ..convolution import Geometry
 from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
@@ -41,7 +41,7 @@ def _eager_triton(function: str) -> Callable[..., Tensor]:
 
 
 def _supports_triton(call: Call) -> str | None:
-    reason = supports_product(call)
+    reason = supports_call(call)
     if reason is None and (call.format, call.block_size) != (Unstructured.format, None):
         return f"it takes {Unstructured.format!r} weights of single elements"
     if reason is None and call.dtype not in COMPUTED_IN_FLOAT32:
