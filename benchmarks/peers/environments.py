@@ -36,7 +36,7 @@ OURS = "ours"
 EXPORT = "export"
 """The environment that the exporter needs, and the name of its table."""
 
-CASES = ("network", "linear", "masked", "norm")
+CASES = ("network", "linear", "masked", "norm", "block")
 DTYPES = ("float32", "bfloat16")
 
 _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")

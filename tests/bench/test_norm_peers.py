@@ -42,7 +42,7 @@ def test_the_file() -> None:
 
 
 def test_every_engine_is_there_in_both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_peers, "Files", lambda case: SimpleNamespace(judge=None))
+    monkeypatch.setattr(norm_peers, "Files", lambda case: SimpleNamespace(case=case, judge=None))
     names = ["torch", "liger", "quack", "flashinfer", "ours"]
     found = [one.name for one in norm_peers.variants(make_case("forward", "cuda"), Selection(threads=1))]
     assert found == [*names, *(f"{name}/graph" for name in names)]

@@ -24,10 +24,14 @@ pytestmark = linux
 
 class TestTable:
     def test_every_peer_has_an_engine_and_every_engine_a_peer(self) -> None:
-        files = ("peers.toml", "masked_peers.toml", "norm_peers.toml")
+        files = ("peers.toml", "masked_peers.toml", "norm_peers.toml", "block_peers.toml")
         tables = [environments.read_peers(PEERS / "engines" / file) for file in files]
-        known = {**tables[2], **tables[1], **tables[0]}
-        helpers = {"networks.py"}
+        exporters = [table.pop(environments.EXPORT) for table in tables]  # a table need not have one
+        known = {
+            f"{file}/{name}": peer for file, table in zip(files, tables, strict=True) for name, peer in table.items()
+        }
+        known["exporter"] = exporters[0]
+        helpers = {"networks.py", "gpu_calls.py"}
         assert {peer.engine.name for peer in known.values()} == {
             path.name for path in (PEERS / "engines").glob("*.py")
         } - helpers
@@ -39,8 +43,8 @@ class TestTable:
             names = [one.name for peer in table.values() for one in peer.variants]
             assert len(set(names)) == len(names)
             assert {OURS, peers.BASELINE} <= set(names)
-        assert known["deepsparse"].environment == {"NM_DISABLE_ANALYTICS": "1"}
-        assert "evaluation" in known["deepsparse"].license
+        assert known["peers.toml/deepsparse"].environment == {"NM_DISABLE_ANALYTICS": "1"}
+        assert "evaluation" in known["peers.toml/deepsparse"].license
 
     @pytest.mark.parametrize(
         ("row", "text"),
@@ -51,7 +55,7 @@ class TestTable:
             ('engine = "e.py"\nabout = ""\nlicense = ""\nvariants = []\nrequirements = ["a==1"]', "need python"),
             (
                 'engine = "e.py"\nvariants = [{name = "a", cases = ["song"]}]',
-                "expected cases to be 'network', 'linear', 'masked', 'norm', got 'song'",
+                "expected cases to be 'network', 'linear', 'masked', 'norm', 'block', got 'song'",
             ),
             (
                 'engine = "e.py"\nvariants = [{name = "a", cases = [], dtype = "int3"}]',
