@@ -12,7 +12,10 @@ import torch
 from .. import _library
 from ..dispatch import Call
 from ..ops import OPERATIONS
+from ..ops._triton_table import measured_for
 from ..ops.sparse_conv2d import implementations as kernels
+from ..ops.sparse_conv2d.blocks import BLOCKS, SMALLEST_ON_GPU
+from ..ops.sparse_conv2d.expanded_routes import MOST_BY_NONZEROS
 from . import machine
 
 Lines = list[tuple[str, str]]
@@ -20,7 +23,8 @@ Lines = list[tuple[str, str]]
 
 def sections() -> dict[str, Lines]:
     """The report by section: lines of a name and what is to be said of it."""
-    return {"machine": _machine(), "versions": _versions(), "built": _built(), "in use": _in_use()}
+    found = {"machine": _machine(), "versions": _versions(), "built": _built(), "in use": _in_use()}
+    return {**found, "on cuda": _on_gpus()} if torch.cuda.is_available() else found
 
 
 def text() -> str:
@@ -118,13 +122,37 @@ def _short(path: str) -> str:
 
 
 def _in_use() -> Lines:
-    """The implementation that a plain float32 call on each device takes, and why not those before it."""
+    """The implementation that a plain call on each device takes, and why not those before it.
+
+    In float32, or what an operation has kernels for in its place.
+    """
     lines = []
-    for operation in OPERATIONS:
+    for operation in [*OPERATIONS, BLOCKS]:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            call = Call(torch.device(device), torch.float32, operation.format)
+            dtypes = operation.cuda_dtypes if device == "cuda" else operation.dtypes
+            dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
+            call = Call(torch.device(device), dtype, operation.format)
             reasons = {row.name: row.supports(call) for row in operation.implementations}
             chosen = next(backend for backend, reason in reasons.items() if reason is None)
-            lines.append((f"{operation.name} on {device}", chosen))
+            in_dtype = "" if dtype is torch.float32 else f" in {str(dtype)[6:]}"
+            lines.append((f"{operation.name} on {device}{in_dtype}", chosen))
             lines += [("", f"not {backend}: {reason}") for backend, reason in reasons.items() if reason is not None]
     return lines
+
+
+def _on_gpus() -> Lines:
+    """What the table of implementations does not tell: what is dense, and what depends on sizes."""
+    too_old = Call(torch.device("cuda"), torch.float32).too_old
+    if too_old is not None:
+        return [("all operations", f"the reference: {too_old}")]
+    smallest = f"{SMALLEST_ON_GPU}x{SMALLEST_ON_GPU}"
+    few = max(MOST_BY_NONZEROS)
+    by = "the CUDA kernel or Triton's, by the density" if _library.cuda is not None else "Triton's kernel"
+    measured = ", ".join(measured_for())
+    return [
+        (f"blocks smaller than {smallest}", "a dense product by torch: tiles of tensor cores would be mostly zeros"),
+        ("fine-grained layers", "a dense product by torch, by their weight; in a graph of convert as the next two"),
+        (f"fine-grained linear and 1x1, up to {few} rows", f"{by}; on more Triton's, then a dense one of torch's"),
+        ("other fine-grained convolutions", "a dense one of torch's, by the expanded weight"),
+        ("launch configurations", f"measured for {measured}" if measured else "of a model; none was measured"),
+    ]

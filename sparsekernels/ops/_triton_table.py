@@ -94,6 +94,11 @@ class _Tables:
 _tables = _Tables()
 
 
+def measured_for() -> list[str]:
+    """The compute capabilities, "9.0" say, whose launch configurations were measured."""
+    return sorted(_tables.measured)
+
+
 def key_of(arguments: Sequence[object]) -> str:
     """The arguments of a configuration function, as keys of the table have them."""
     return ",".join(str(one).removeprefix("torch.").replace(" ", "") for one in arguments)

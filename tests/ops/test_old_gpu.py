@@ -12,7 +12,7 @@ import sparsekernels as sk
 from sparsekernels import _library, dispatch
 from sparsekernels.bench import info
 from sparsekernels.dispatch import BackendError, Call, select
-from sparsekernels.ops import OPERATIONS, _operation
+from sparsekernels.ops import OPERATIONS, _operation, _triton_table
 from sparsekernels.ops.rms_norm import op
 
 REASON = "it needs a GPU of compute capability 8.0 or later, this one has 7.5"
@@ -48,6 +48,20 @@ def test_a_compiled_kernel_is_refused(turing: None, monkeypatch: pytest.MonkeyPa
 
 def test_info_says_why(turing: None) -> None:
     assert f"not triton: {REASON}" in [text for name, text in info.sections()["in use"]]
+
+    assert info.sections()["on cuda"] == [("all operations", f"the reference: {REASON}")]
+
+
+@pytest.mark.parametrize(("library", "by"), [(None, "Triton's kernel;"), ("here", "the CUDA kernel or Triton's,")])
+def test_info_of_a_gpu(monkeypatch: pytest.MonkeyPatch, library: str | None, by: str) -> None:
+    monkeypatch.setattr(dispatch, "capability_of", lambda device: (9, 0))
+    monkeypatch.setattr(_library, "cuda", library)
+    monkeypatch.setattr(_triton_table._tables, "measured", {"9.0": {}, "8.0": {}})
+    told = dict(info._on_gpus())
+    assert "blocks smaller than 8x8" in told
+    assert told["fine-grained linear and 1x1, up to 16 rows"].startswith(by)
+    assert told["launch configurations"] == "measured for 8.0, 9.0"
+    assert ("sparse_conv2d, sparse_linear (blocks) on cpu in bfloat16", "cpu") in info.sections()["in use"]
 
 
 @pytest.mark.parametrize("cast", ["after", "before"])

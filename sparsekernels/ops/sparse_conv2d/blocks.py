@@ -72,7 +72,7 @@ _WEIGHT_GRADIENT = f"Tensor grad_output, Tensor input, {_PATTERN}, int[] geometr
 _FEWEST_ROWS = 8
 """Of a block on the CPU. Tiles of fewer rows are nearly empty: single elements are faster."""
 
-_SMALLEST = 8
+SMALLEST_ON_GPU = 8
 """Of a block on a GPU, each way. Smaller ones fill tiles with zeros: the dense product is faster."""
 
 _FAST = ("amx", "avx512_bf16")
@@ -98,7 +98,7 @@ def _has_triton_kernel(device: torch.device, dtype: torch.dtype, block: tuple[in
     if device.type == "cuda" and not torch.cuda.is_available():  # of a tensor without data
         return False
     supports = _supported_on_gpu if device.type == "cuda" else _is_supported
-    return min(block) >= _SMALLEST and supports(device, dtype)
+    return min(block) >= SMALLEST_ON_GPU and supports(device, dtype)
 
 
 @constant_when_compiled
