@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from torch import Tensor
 from sparsekernels import BlockSparse
 from sparsekernels.ops.convolution import Geometry, geometry_of
 from sparsekernels.ops.sparse_conv2d import block_triton_config as config
-from sparsekernels.ops.sparse_conv2d.block_tiles import HEIGHTS, WIDTHS, Lists, Tiles, sizes_within, tiles_of
+from sparsekernels.ops.sparse_conv2d.block_tiles import (
+    HEIGHTS,
+    WIDTHS,
+    Lists,
+    Tiles,
+    cost_of_tile,
+    sizes_within,
+    tiles_of,
+)
 
 CASES: list[tuple[tuple[int, ...], tuple[int, int], float, dict[str, Any]]] = [
     ((64, 64, 1, 1), (32, 32), 0.002, {}),
@@ -193,3 +202,24 @@ def test_sums_are_cut_where_programs_are_few() -> None:
     assert config.parts_of_positions(units=1, positions=10, pixels=64, multiprocessors=132) == 1
     assert config.parts_of_positions(units=100, positions=10**6, pixels=64, multiprocessors=132) == 6
     assert config.parts_of_positions(units=10**4, positions=10**6, pixels=64, multiprocessors=132) == 1
+
+
+def test_the_table_of_the_model_in_the_docs() -> None:
+    """Speedups by the cost of tiles, and if its parts overlapped, for blocks at random places."""
+
+    def speedup(block: int, density: float, overlaps: bool) -> float:
+        def cost(height: int, width: int) -> float:
+            within = max(1, height // block) * max(1, width // block)
+            parts = height * width / 1450, width * 2 / 35
+            one = max(parts) if overlaps else cost_of_tile(height, width, 2)
+            return (1 - (1 - density) ** within) * one / (height * width)
+
+        return 1 / 1450 / min(cost(*size) for size in sizes_within((4096, 4096), 2))
+
+    text = (Path(__file__).parents[3] / "docs" / "block_sparse.md").read_text(encoding="utf-8")
+    for block in (64, 32, 16, 8):
+        cells = (
+            f"{speedup(block, density, False):.1f}x to {speedup(block, density, True):.1f}x"
+            for density in (0.5, 0.3, 0.2, 0.1, 0.05)
+        )
+        assert f"\n| {block}x{block} | {' | '.join(cells)} |\n" in text
