@@ -66,16 +66,16 @@ def dots(
 def add_weighted(sums, weights, values, PRECISION: tl.constexpr, SCALED: tl.constexpr):
     """sums + weights @ values, with weights in float32 that half types would round: they are two of those.
 
-    SCALED: weights may be as large or as small as float16 is not. They are brought to 1 by a power of two.
+    SCALED: weights may be as large or as small as float16 is not. Those of each row are brought to 1 by a power of two.
     """
     DTYPE: tl.constexpr = values.dtype
     if values.dtype == tl.float32:
         sums = multiply_add(weights, values, sums, PRECISION)
     elif values.dtype == tl.float16 and SCALED:
-        largest = tl.max(tl.max(tl.abs(weights), 1), 0)
+        largest = tl.max(tl.abs(weights), 1)
         is_number = (largest > 0) & (largest < float("inf"))
         exponent = tl.floor(tl.log2(tl.where(is_number, largest, 1.0)))
-        exponent = tl.minimum(tl.maximum(exponent, -120.0), 120.0)
+        exponent = tl.minimum(tl.maximum(exponent, -120.0), 120.0)[:, None]
         weights = weights * tl.exp2(-exponent)
         own = tl.zeros((sums.shape[0], sums.shape[1]), tl.float32)
         high = narrow(weights, DTYPE)

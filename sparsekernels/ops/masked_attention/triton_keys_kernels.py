@@ -78,7 +78,7 @@ def _add_to_keys(
         if PARTIAL:
             kept = kept_by_rows(bits, key, row, rows, keys, bits_steps, INDEX)
         else:
-            kept = (key >= 0)[:, None] & (row < rows)[None, :]
+            kept = (key < keys)[:, None] & (row < rows)[None, :]
         weights = tl.where(kept, weights, 0.0)
         if NEED_K:
             right = dy if V_STEP == V_COLUMNS else row[:, None]

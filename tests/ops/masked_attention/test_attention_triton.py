@@ -140,32 +140,6 @@ def test_scores_that_grow_along_the_keys() -> None:
         )
 
 
-@pytest.mark.parametrize("magnitude", [1e-6, 1e5])
-def test_gradients_that_float16_does_not_hold(magnitude: float) -> None:
-    """dS is scaled where it is multiplied: its size is that of the gradient that comes in, times that of values."""
-    mask = mask_of("half", (20, 40))
-    q, k, v = on_device(Case((20, 16), (40, 16), 16), FP16)
-    factor = 1e-3 if magnitude > 1 else 1.0
-    given = tuple((one * by).detach().requires_grad_() for one, by in ((q, factor), (k, factor), (v, 1.0)))
-
-    def gradients(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            y = function(*tensors)
-            seed = torch.linspace(-1, 1, y.numel(), device=DEVICE, dtype=torch.float64).reshape(y.shape)
-            found = torch.autograd.grad(y, tensors, (seed * min(magnitude, 6e4)).to(FP16).to(y.dtype))
-            return tuple(one.detach() for one in found[:2])
-
-        return run
-
-    with sk.use_backend("triton"):
-        assert_verified(
-            gradients(lambda q, k, v: sk.masked_attention(q, k, v, mask)),
-            gradients(lambda q, k, v: expected(q, k, v, mask)),
-            given,
-            gradients=False,
-        )
-
-
 def test_strides() -> None:
     """Heads beside one another in a token, every other column; the gradient that comes in as well."""
     mask = mask_of("blocks", (2, 20, 70)).mT.contiguous().mT
