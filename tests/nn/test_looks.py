@@ -233,3 +233,26 @@ def test_layers_on_a_gpu_do_not_wait() -> None:
             y = layer(x)
         graph.replay()
         assert torch.equal(y, layer(x))
+
+
+def test_another_thread_takes_the_answer_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look whether there is one and the reading of it."""
+    layer, places, weight = Looks(), Places(), torch.ones(2, 2)
+    layer._clean = places, 0, weight.data_ptr()
+    layer._answer = Taken()
+
+    def between(tensor: Tensor) -> bool:
+        layer._wait(places, weight, (places, 1, tensor.data_ptr()))
+        return False
+
+    monkeypatch.setattr(module, "is_captured", between)
+    assert layer.outside(places, weight, same=True, version=0, trained=True) == 0
+
+
+class Places:
+    mask = torch.ones(2, 2, dtype=torch.bool)
+
+
+class Taken:
+    def read(self) -> int | None:
+        return 0

@@ -83,10 +83,12 @@ class Looks:
         now = places, version, weight.data_ptr()
         clean = self._clean
         known = same and clean is not None and clean[0] is places
-        if self._answer is not None:
-            found = None if is_captured(weight) else self._answer.read()
+        answer = self._answer  # once: another thread may take it away
+        if answer is not None:
+            found = None if is_captured(weight) else answer.read()
             if found is not None:
-                self._answer = None
+                if self._answer is answer:
+                    self._answer = None
                 known = known and found == 0
         if is_captured(weight):
             if known and (clean == now or trained):
