@@ -27,20 +27,30 @@ class _Entry(Generic[T]):
     """What was made, of which tensors in which versions, and on which stream."""
 
     made: T
-    others: tuple[TensorWeakRef, ...]
-    versions: tuple[int, ...]
+    others: tuple[TensorWeakRef, ...]  # all but the first
+    states: tuple[tuple[int, int], ...]
     stream: torch.cuda.Stream | None
 
     def is_of(self, tensors: Sequence[Tensor]) -> bool:
         same = all(ref() is one for ref, one in zip(self.others, tensors[1:], strict=True))
-        return same and self.versions == tuple(map(version_of, tensors))
+        return same and self.states == _states_of(tensors)
+
+    def is_for_others(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it is of tensors that live, and not all of them these, in whatever state."""
+        others = [ref() for ref in self.others]
+        return None not in others and any(one is not of for one, of in zip(others, tensors[1:], strict=True))
+
+
+def _states_of(tensors: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    """By which contents are known: how often a tensor was written to, and where it is, which `data =` changes."""
+    return tuple((version_of(one), one.data_ptr()) for one in tensors)
 
 
 class Kept(Generic[T]):
     """A memory of what `make` returned for some tensors and a key. Threads and streams may share it.
 
-    It holds the tensors weakly, and forgets with the first of them. They are told apart as objects, and by how often
-    they were written to; those made in inference mode, which torch does not count that of, as objects alone.
+    It holds the tensors weakly, and forgets with the first of them. They are told apart as objects, by where their
+    memory is and by how often they were written to; torch does not count that of those made in inference mode.
     """
 
     def __init__(self, what: str, tensors_of: Callable[[T], Iterable[Tensor]]) -> None:
@@ -64,8 +74,9 @@ class Kept(Generic[T]):
             What was made, or None.
         """
         with self._lock:
-            entry: _Entry[T] | None = self._of.get(tensors[0], {}).get(key)
-        if entry is None or not entry.is_of(tensors):
+            entries: Sequence[_Entry[T]] = self._of.get(tensors[0], {}).get(key, ())
+        entry = next((one for one in entries if one.is_of(tensors)), None)
+        if entry is None:
             return None
         self._used_here(entry)
         return entry.made
@@ -94,16 +105,17 @@ class Kept(Generic[T]):
                 "sparsekernels: expected a call of the same kind, by this pattern and dtype, before a CUDA graph of one"
                 f" is captured, got none: {self._what} are worked out there"
             )
+        states = _states_of(tensors)  # before: what is written meanwhile may be in what is made, or not
         made, stream = make(), None
         if tensors[0].is_cuda:
             stream = torch.cuda.current_stream(tensors[0].device)
             stream.synchronize()
-        versions = tuple(map(version_of, tensors))
         with self._lock:
             of_first = self._of.get(tensors[0])
             if of_first is None:
                 of_first = self._of[tensors[0]] = {}
-            of_first[key] = _Entry(made, tuple(map(TensorWeakRef, tensors[1:])), versions, stream)
+            others = [one for one in of_first.get(key, ()) if one.is_for_others(tensors)]
+            of_first[key] = (*others, _Entry(made, tuple(map(TensorWeakRef, tensors[1:])), states, stream))
         return made
 
     def _used_here(self, entry: _Entry[T]) -> None:

@@ -40,6 +40,43 @@ def test_a_tensor_that_is_written_to_is_another(which: int) -> None:
     assert len(kept._of[tensors[0]]) == 1
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_tensor_that_is_given_other_data_is_another(which: int) -> None:
+    """`data =` changes neither the object nor its version."""
+    kept, tensors = memory(), (torch.zeros(3), torch.zeros(3))
+    first = kept.get(tensors, 1, lambda: [])
+    version = tensors[which]._version
+    tensors[which].data = torch.ones(3)
+    assert tensors[which]._version == version
+    assert kept.get(tensors, 1, lambda: []) is not first
+    assert len(kept._of[tensors[0]][1]) == 1
+
+
+def test_what_is_written_while_it_is_made_is_not_in_it() -> None:
+    kept, tensor, made = memory(), torch.zeros(3), []
+
+    def make() -> list[Tensor]:
+        made.append(tensor.clone())
+        if len(made) == 1:
+            tensor.add_(1)  # as another thread might
+        return [made[-1]]
+
+    kept.get((tensor,), 1, make)
+    assert torch.equal(kept.get((tensor,), 1, make)[0], torch.ones(3))
+    assert kept.get((tensor,), 1, make)[0] is made[1]
+
+
+def test_two_that_share_the_first_tensor_take_turns() -> None:
+    """Each is kept, as long as its own tensor lives."""
+    kept, first, others = memory(), torch.zeros(3), [torch.zeros(3), torch.zeros(3)]
+    made = [kept.get((first, other), 1, lambda: []) for other in others]
+    assert all(kept.get((first, other), 1, lambda: []) is one for other, one in zip(others, made, strict=True))
+    del others[0]
+    gc.collect()
+    kept.get((first, torch.zeros(3)), 1, lambda: [])
+    assert len(kept._of[first][1]) == 2
+
+
 def test_another_tensor_at_the_same_address_is_another() -> None:
     """Objects, not their ids: that of a tensor which is gone may be the next one's."""
     kept, first = memory(), torch.zeros(3)
