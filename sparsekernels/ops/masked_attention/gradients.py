@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...dispatch import is_transformed
 from .._operation import Operator
 from ..precision import wide
 from . import reference
@@ -48,6 +49,8 @@ class _MaskedAttention(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.scale, _, ctx.kernels = inputs
         ctx.save_for_backward(*tensors, *output)
+        # as an object, which tables are kept beside: hooks of saved tensors may copy. Transforms wrap saved ones alone
+        ctx.bits = None if is_transformed() else tensors[3]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -57,6 +60,7 @@ class _MaskedAttention(torch.autograd.Function):
         if gradient is None:
             return nothing
         q, k, v, bits, y, statistics, rest = ctx.saved_tensors
+        bits = bits if ctx.bits is None else ctx.bits
         batch, of_keys = y.shape[:-2], torch.broadcast_shapes(k.shape[:-2], v.shape[:-2])
         if q.shape[:-2] == batch and k.shape[:-2] == v.shape[:-2]:
             given = q, k, v

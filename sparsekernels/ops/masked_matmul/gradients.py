@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...dispatch import is_transformed
 from .._operation import Operator
 from ..precision import wide
 from . import implementations
@@ -54,10 +55,13 @@ class _MaskedProduct(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.kernels = inputs
         ctx.save_for_backward(*tensors)
+        # as objects, which tables are kept beside: hooks of saved tensors may copy. Transforms wrap saved ones alone
+        ctx.masks = None if is_transformed() else tensors[2:]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, a_bits, b_bits, bits = ctx.saved_tensors
+        a, b, *masks = ctx.saved_tensors
+        a_bits, b_bits, bits = masks if ctx.masks is None else ctx.masks
         to_a = to_b = None
         if ctx.needs_input_grad[0]:
             right, b_transposed = b.mT, _transposed(b_bits, b.size(-1))

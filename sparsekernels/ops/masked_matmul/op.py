@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..._torch import is_captured
 from ...dispatch import is_special
 from . import gradients, implementations
 from .arguments import MOST, check_operands
@@ -94,7 +95,7 @@ def masked_matmul(
         return product_of(*operands)
     indices = indices_of(mask if factor is None else factor != 0)
     step = _rows_at_a_time(a, b, mask)
-    if step >= shape[0] or torch.compiler.is_compiling() or _is_captured(a):
+    if step >= shape[0] or torch.compiler.is_compiling() or is_captured(a):
         return product_of(*operands).flatten(-2).index_select(-1, indices)
     count = math.ceil(shape[0] / step)
     split = ([None] * count if one is None else one.split(step, -2) for one in operands)
@@ -108,11 +109,6 @@ def masked_matmul(
         parts.append(product_of(*some).flatten(-2).index_select(-1, places))
         done = end
     return torch.cat(parts, -1)
-
-
-def _is_captured(a: Tensor) -> bool:
-    """Whether a CUDA graph is, in which nothing may be read from the device: how many values there are in some rows."""
-    return a.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _rows_at_a_time(a: Tensor, b: Tensor, mask: Mask) -> int:

@@ -8,7 +8,8 @@ r"""Convolution by a weight in blocks on kernels of its own: in bfloat16 on the 
 
 as in gradients.py, so derivatives of every order run on the same three kernels. The weight of F and I is the values of
 the blocks [nnz], or the dense weight [O, C/G, kh, kw], whose gradient is then dense as well. Other devices, dtypes and
-blocks go by the single elements of the blocks (by_format.py).
+blocks go by the single elements of the blocks (by_format.py). Indices are attributes of `ctx`, not saved tensors: hooks
+of those may copy, and tiles are found by the tensors themselves.
 """
 
 from __future__ import annotations
@@ -226,13 +227,14 @@ class BlockConv2d(torch.autograd.Function):
         input, weight, _, crow_indices, col_indices, ctx.block, _, ctx.geometry, ctx.kernels = inputs
         need_input, need_weight, *_ = ctx.needs_input_grad
         saved = input if need_weight else None, weight if need_input else None
-        ctx.save_for_backward(*saved, crow_indices, col_indices)
+        ctx.save_for_backward(*saved)
+        ctx.indices = crow_indices, col_indices
         ctx.count = weight.numel() if weight.dim() == 1 else None
         ctx.image = _image_of(input)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, *indices = ctx.saved_tensors
+        (input, weight), indices = ctx.saved_tensors, ctx.indices
         need_input, need_weight, need_bias, *_ = ctx.needs_input_grad
         kernels, pattern = ctx.kernels, (*indices, ctx.block)
         return (
@@ -257,12 +259,13 @@ class BlockInputGradient(torch.autograd.Function):
         grad_output, weight, crow_indices, col_indices, ctx.block, ctx.geometry, *_, ctx.kernels = inputs
         need_output, need_weight, *_ = ctx.needs_input_grad
         saved = grad_output if need_weight else None, weight if need_output else None
-        ctx.save_for_backward(*saved, crow_indices, col_indices)
+        ctx.save_for_backward(*saved)
+        ctx.indices = crow_indices, col_indices
         ctx.count, ctx.rows = weight.numel() if weight.dim() == 1 else None, grad_output.size(1)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-        grad_output, weight, *indices = ctx.saved_tensors
+        (grad_output, weight), indices = ctx.saved_tensors, ctx.indices
         need_output, need_weight, *_ = ctx.needs_input_grad
         pattern = (*indices, ctx.block)
         return (
@@ -284,12 +287,13 @@ class BlockWeightGradient(torch.autograd.Function):
         grad_output, input, crow_indices, col_indices, ctx.block, ctx.geometry, _, ctx.kernels = inputs
         need_output, need_input, *_ = ctx.needs_input_grad
         saved = grad_output if need_input else None, input if need_output else None
-        ctx.save_for_backward(*saved, crow_indices, col_indices)
+        ctx.save_for_backward(*saved)
+        ctx.indices = crow_indices, col_indices
         ctx.image, ctx.rows = _image_of(input), grad_output.size(1)
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        grad_output, input, *indices = ctx.saved_tensors
+        (grad_output, input), indices = ctx.saved_tensors, ctx.indices
         need_output, need_input, *_ = ctx.needs_input_grad
         kernels, pattern = ctx.kernels, (*indices, ctx.block)
         return (

@@ -45,6 +45,7 @@ from .expanded_products import (
     conv2d_sums,
     product_dtype,
     product_sums,
+    tap_stride,
     whole_weight_gradient,
 )
 from .expanded_routes import Tiling, covering, goes_by_nonzeros, is_decoded, product_tiling
@@ -157,7 +158,7 @@ def weight_gradient(
             group_stride=0,
             row_stride=dense.stride(0),
             channel_stride=dense.stride(1),
-            tap_stride=dense.stride(3),
+            tap_stride=tap_stride(dense),
             TAPS=g.taps,
             BLOCK=block,
             num_warps=4,
@@ -375,7 +376,7 @@ def _expand(
         group_stride=group_stride,
         row_stride=dense.stride(0),
         channel_stride=dense.stride(1),
-        tap_stride=dense.stride(3),
+        tap_stride=tap_stride(dense),
         TAPS=taps,
         BLOCK=block,
         num_warps=4,

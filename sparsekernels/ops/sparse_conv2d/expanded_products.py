@@ -120,6 +120,11 @@ def whole_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry
     if rows is not None and by_output is not None:
         return (by_output.to(dtype).t() @ rows.to(dtype))[:, :, None, None]
     dense = dense_weight_gradient(grad_output.to(dtype), input.to(dtype), geometry)
-    if dense.size(2) > 1 and dense.stride(2) != dense.size(3) * dense.stride(3):
+    if min(dense.shape[2:]) > 1 and dense.stride(2) != dense.size(3) * dense.stride(3):
         dense = dense.contiguous()
     return dense
+
+
+def tap_stride(weight: Tensor) -> int:
+    """From tap to tap, which are at equal distances. A size of 1 may have any stride."""
+    return weight.stride(2 if weight.size(3) == 1 else 3)

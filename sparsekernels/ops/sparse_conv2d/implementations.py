@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dispatch import Call, Implementation
+from ...dispatch import Call, Implementation, is_transformed
 from ...formats.unstructured import Unstructured
 from .._operation import Operation, register_fake
 from .._triton_support import supports_call
@@ -29,15 +29,20 @@ from .arguments import check_forward, check_indices, check_input_gradient, check
 
 
 def _triton() -> Any:
-    if torch.compiler.is_compiling():  # into which the tables of patterns must not be traced
+    # into compiled code the tables of patterns must not be traced, and tensors of transforms have no memory to read
+    if torch.compiler.is_compiling() or is_transformed():
         return IN_TRITON.compiled
+    return _eager_triton()
+
+
+def _eager_triton() -> Any:
     from . import expanded
 
     return expanded
 
 
-def _eager_triton(function: str) -> Callable[..., Tensor]:
-    return lambda *arguments: getattr(_triton(), function)(*arguments)
+def _of_operator(function: str) -> Callable[..., Tensor]:
+    return lambda *arguments: getattr(_eager_triton(), function)(*arguments)
 
 
 def _supports_triton(call: Call) -> str | None:
@@ -160,9 +165,9 @@ weight_gradient = SPARSE_CONV2D.kernel(
 
 IN_TRITON = Operation(
     "sparse_conv2d in Triton",
-    SimpleNamespace(**{name: _eager_triton(name) for name in ("forward", "input_gradient", "weight_gradient")}),
+    SimpleNamespace(**{name: _of_operator(name) for name in ("forward", "input_gradient", "weight_gradient")}),
 )
-"""The row "triton" as operators, for code that is compiled while this backend is asked for by name."""
+"""The row "triton" as operators, for code that is compiled or transformed while this backend is asked for by name."""
 IN_TRITON.kernel("forward", "triton_" + _FORWARD, _fake_forward)
 IN_TRITON.kernel("input_gradient", "triton_" + _INPUT_GRADIENT, _fake_input_gradient)
 IN_TRITON.kernel("weight_gradient", "triton_" + _WEIGHT_GRADIENT, _fake_weight_gradient)

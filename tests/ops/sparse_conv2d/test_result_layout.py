@@ -81,3 +81,17 @@ def test_the_reference(sizes: Sizes) -> None:
 def test_the_table_has_both_layouts() -> None:
     layouts = {is_channels_last(input_of(sizes, strides)) for sizes in SIZES for strides in strides_of(sizes)}
     assert layouts == {False, True}
+
+
+def test_taps_of_a_column() -> None:
+    """Where a weight has one column, torch may give that any stride."""
+    pytest.importorskip("triton")
+    from sparsekernels.ops.sparse_conv2d.expanded_products import tap_stride
+
+    weight = torch.randn(4, 2, 3, 1)
+    odd = torch.as_strided(weight, weight.shape, (6, 3, 1, 77))
+    assert torch.equal(odd, weight)
+    for one in (weight, odd, weight.to(memory_format=torch.channels_last), torch.randn(4, 2, 1, 3)):
+        taps = one[0, 0].flatten()
+        at = [one.storage_offset() + tap * tap_stride(one) for tap in range(3)]
+        assert torch.equal(taps, torch.stack([one.as_strided((), (), place) for place in at]))
