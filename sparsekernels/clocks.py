@@ -53,8 +53,6 @@ class CudaClock:
     def __init__(self, device: torch.device | None = None) -> None:
         """Of a device; of the current one, whichever that is in a call, without."""
         self._device = device
-        self._start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
         """The time of consecutive calls.
@@ -67,13 +65,15 @@ class CudaClock:
             Seconds of all of them together.
         """
         with torch.cuda.device(self._device):
+            # of this call: an event stays with the device that it was first recorded on
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
-            self._start.record()
+            start.record()
             for _ in range(repeats):
                 call()
-            self._stop.record()
+            stop.record()
             torch.cuda.synchronize()
-            return float(self._start.elapsed_time(self._stop)) * 1e-3
+            return float(start.elapsed_time(stop)) * 1e-3
 
 
 class SynchronizedClock:
