@@ -12,6 +12,7 @@ import enum
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import subprocess
@@ -29,6 +30,7 @@ from torch import nn
 import sparsekernels as sk
 from sparsekernels import _environment, _library, timing
 from sparsekernels.conversion import facts, report
+from sparsekernels.ops.sparse_conv2d import expanded_routes as routes
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -98,6 +100,95 @@ def test_block_sparse_in_use() -> None:
     assert (left["output"] - dense).abs().max() <= 2**-6 * dense.abs().max()
 
 
+def test_the_page_about_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its program runs on a CPU as well."""
+    left = run(blocks_of(DOCS / "gpu.md"), "gpu.md")
+    assert re.search(CONVERTED, capsys.readouterr().out)
+    dense = sk.revert(left["model"])(left["images"])
+    assert (left["scores"] - dense).abs().max() <= 2**-5 * dense.abs().max()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_kernels_run_without_a_gpu() -> None:
+    """As the page about GPUs has it, in the interpreter."""
+    page = (DOCS / "gpu.md").read_text("utf-8")
+    (program,) = re.findall(r"TRITON_INTERPRET=1 python -c '(.*?)'\n```", page, re.DOTALL)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert float(re.findall(r"[\d.]+(?:e-\d+)?", found.stdout)[0]) < 1e-4
+
+
+def test_the_tables_of_few_and_many_rows_are_the_models() -> None:
+    """What sparse_layers.md and gpu.md say of rows is what the routes have."""
+    elements, page = 4096 * 4096, (DOCS / "sparse_layers.md").read_text("utf-8")
+    table = page.partition("### Slower than dense")[2].partition("So from some 60 rows on")[0]
+    columns = ((9, 2, 0.5), (9, 2, 0.1), (8, 2, 0.1), (10, 2, 0.1), (9, 4, 0.1))
+    found = re.findall(r"^\| (\d+) \| .*? \| (.*) \|$", table, re.MULTILINE)
+    assert len(found) == 10
+    for rows, said in found:
+        for (major, itemsize, density), text in zip(columns, said.split(" | "), strict=True):
+            device, place = routes.DEVICES[major], routes.DENSITIES.index(density)
+            is_decoded = int(rows) <= routes.MOST_DECODED[major, itemsize][place]
+            way = routes.decoded_seconds if is_decoded else routes.expanded_seconds
+            seconds = way(device, int(rows), elements, density, itemsize)
+            share = seconds / routes.dense_seconds(device, int(rows), elements, itemsize)
+            assert abs(share - float(text.strip("*"))) <= 0.0051, (rows, major, itemsize, density)
+    few = "1 row to 55% stored, 2 to 45%, 4 to 36%, 8 to 26%, 16 to 15%"
+    assert few in (DOCS / "gpu.md").read_text("utf-8")
+    assert list(routes.MOST_BY_NONZEROS.items()) == [(1, 0.55), (2, 0.45), (4, 0.36), (8, 0.26), (16, 0.15)]
+
+
+INSTRUCTIONS = {1: 13.25, 2: 16, 4: 20, 8: 28, 16: 47}
+"""Of the CUDA kernel, for a nonzero and row of lanes, by rows: as cuda_kernels.md and expanded_routes.py have them."""
+COLUMNS_OF_LANE = {
+    1: (128, 128, 128, 256, 256),
+    2: (128, 128, 128, 256, 256),
+    4: (64, 128, 128, 128, 128),
+    8: (64,) * 5,
+    16: (32,) * 5,
+}
+"""As `tiling_of` of bitmap_linear.cu cuts 8192 columns in bfloat16."""
+
+
+def share_of_busy_lanes(columns: int, density: float) -> float:
+    """The mean number of nonzeros of a lane over that of the lane of 32 that has the most."""
+    most, below = 0.0, 0.0
+    for count in range(columns):
+        below += math.comb(columns, count) * density**count * (1 - density) ** (columns - count)
+        most += 1 - min(1.0, below) ** 32
+    return columns * density / most
+
+
+def test_the_tables_of_the_cuda_kernel_are_the_models() -> None:
+    page = (DOCS / "cuda_kernels.md").read_text("utf-8")
+    busy, left = (
+        [line.strip("| ").split(" | ") for line in page.partition(start)[2].partition("\n\n")[0].splitlines()[2:]]
+        for start in (
+            "fewer columns each has, and the input of more rows leaves room for fewer:\n\n",
+            "not measured.**\n\n",
+        )
+    )
+    assert (len(busy), len(left)) == (4, 5)
+    densities = (0.5, 0.3, 0.2, 0.1, 0.05)
+    for first, _, *said in busy:
+        for columns, density, text in zip(COLUMNS_OF_LANE[int(first.split(",")[0])], densities, said, strict=True):
+            assert abs(share_of_busy_lanes(columns, density) - float(text)) < 0.0051, (first, density)
+    elements, device = 8192 * 8192, routes.DEVICES[9]
+    for first, *said in left:
+        rows = int(first)
+        for columns, density, text in zip(COLUMNS_OF_LANE[rows], densities, said, strict=True):
+            by_triton = density > routes.MOST_BY_NONZEROS[rows]
+            issued = elements * density * INSTRUCTIONS[rows] / (132 * 4 * 32 * 1.75e9)
+            seconds = max(
+                elements * (1 / 8 + 2 * density) / device.bytes, issued / share_of_busy_lanes(columns, density)
+            )
+            if by_triton:
+                seconds = routes.decoded_seconds(device, rows, elements, density, 2)
+            assert text.startswith("*") == by_triton
+            gain = routes.dense_seconds(device, rows, elements, 2) / seconds
+            assert abs(gain - float(text.strip("*x"))) < 0.0501, (rows, density, gain)
+
+
 def test_masked_products_in_use() -> None:
     left = run(blocks_of(DOCS / "masked_products.md"), "masked_products.md")
     assert left["values"].shape == (int(left["mask"].sum()),)
@@ -122,6 +213,7 @@ def test_every_page_with_programs_is_run() -> None:
         "HACKING.md",
         "block_sparse.md",
         "convert.md",
+        "gpu.md",
         "masked_products.md",
         "rms_norm.md",
         "sparse_layers.md",
