@@ -14,6 +14,7 @@ from sparsekernels.bench import info
 from sparsekernels.dispatch import BackendError, Call, select
 from sparsekernels.ops import OPERATIONS, _operation, _triton_table
 from sparsekernels.ops.rms_norm import op
+from sparsekernels.ops.sparse_conv2d.blocks import BLOCKS
 
 REASON = "it needs a GPU of compute capability 8.0 or later, this one has 7.5"
 CUDA = torch.device("cuda", 0)
@@ -36,6 +37,14 @@ def test_the_reference_is_next(turing: None, operation: _operation.Operation) ->
         assert select(operation.implementations, call).name == "reference"
         reasons = [row.supports(call) for row in operation.implementations if row.name == "triton"]
         assert reasons == [REASON] * len(reasons)
+
+
+def test_gpus_of_amd_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls them cuda."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    for operation in [*OPERATIONS, BLOCKS]:
+        call = Call(CUDA, operation.cuda_dtypes[0], operation.format)
+        assert select(operation.implementations, call).name == "reference"
 
 
 def test_a_compiled_kernel_is_refused(turing: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,10 +146,11 @@ def is_decoded(rows: int, outputs: int, columns: int, nnz: int, dtype: torch.dty
     return rows <= most_decoded(density, dtype).rows
 
 
-MOST_BY_NONZEROS: Mapping[int, float] = {1: 0.55, 2: 0.45, 4: 0.36, 8: 0.26, 16: 0.15}
+MOST_BY_NONZEROS: Mapping[int, float] = {1: 0.55, 2: 0.45, 4: 0.36, 8: 0.26, 16: 0.11}
 """For up to so many rows, the density up to which the CUDA kernel decodes faster than the Triton one, by their
 instructions: 13.25, 16, 20, 28 and 47 for a nonzero and these rows, four of 32 threads in a cycle and 80% of them busy,
-where the other takes `_CYCLES_OF_ELEMENT` for each element, stored or not. Not measured."""
+half at 16 rows (docs/cuda_kernels.md), where the other takes `_CYCLES_OF_ELEMENT` for each element, stored or not. Not
+measured."""
 
 
 def goes_by_nonzeros(rows: int, outputs: int, columns: int, nnz: int) -> bool:
