@@ -183,6 +183,13 @@ def backend_compiler_failed() -> type[Exception]:
     return BackendCompilerFailed
 
 
+def without_donated_buffers() -> Any:
+    """A context in which torch.compile makes a backward that leaves what its forward kept, so that it can run again."""
+    import torch._functorch.config as config
+
+    return config.patch(donated_buffer=False)
+
+
 def is_differentiated(tensor: Tensor) -> bool:
     """Whether a tensor has gradients, for autograd or for a transform of torch.func around the call."""
     while _functorch.is_functorch_wrapped_tensor(tensor):

@@ -1,13 +1,16 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The suite `decode`: linear layers on 1 to 16 rows, in every format (`layer_formats.py`).
+"""The suite `decode`: linear layers on 1 to 16 rows, on a GPU up to 8192, in every format (`layer_formats.py`).
 
-So few rows leave the tensor cores idle: what a call takes is the time to read its weight. Each call in turn has a copy
+Few rows leave the tensor cores idle: what a call takes is the time to read its weight. Each call in turn has a copy
 of the weight of its own, so many of them that the L2 cache does not hold them all, as in a model, where the layers
 before have read theirs since. "GB/s" is the rate at which the values are read, each once, and a bit for every element
 of a weight of single ones, which is the least that says where they are: for short rows the share of that in what the
 device can read is what is reached, and 1 / density is out of reach (16 bits and 1, so 0.89 of it at 50% zeros and 0.44
 at 95%).
+
+From some 64 rows on the tensor cores decide, which leave out no single zeros. What is to be seen there is what the
+zeros cost. On a GPU single elements are also measured by each way to multiply them: `routes.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def of_bytes(record: Record) -> float | None:
 
 SUITE = Suite(
     name="decode",
-    about="linear layers on 1 to 16 rows, where the bytes of the weight decide",
+    about="linear layers on few rows, where the bytes of the weight decide, and on a GPU on more",
     variants=in_every_format,
     baseline="dense",
     ideal=None,
@@ -61,6 +64,9 @@ SUITE = Suite(
             speedup_column("sparse", "speedup"),
             rate_column("sparse", "GB/s", gigabytes),
             share_column("sparse", "of the bytes", of_bytes),
+            speedup_column("sparse-triton", "by Triton"),
+            speedup_column("sparse-cuda", "by CUDA"),
+            speedup_column("sparse-expanded", "expanded"),
             time_column("block"),
             speedup_column("block", "speedup in blocks"),
             speedup_column("torch-bsr", "torch-bsr"),
@@ -70,7 +76,8 @@ SUITE = Suite(
             "Medians of one call; the row says where the zeros are and how many percent. dense: torch's, in the faster "
             "of two layouts of the weight (named). Speedups are over dense, the median over the rounds. dropped: the "
             "dense layer without so many of its outputs. GB/s: of the values, and of a bit for each element where "
-            "single ones are zero. of the bytes: the speedup, of the dense weight's bytes over these."
+            "single ones are zero. of the bytes: the speedup, of the dense weight's bytes over these. by Triton, by "
+            "CUDA, expanded: of single elements in that way, whatever a call chooses."
         ),
         subject="sparse",
         rivals=("dense", "torch-2to4"),

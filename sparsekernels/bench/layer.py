@@ -38,7 +38,7 @@ LAYOUTS = Effort(seconds=0.1, least=5, most=30)
 TRUTH_IMAGES = 8
 """How many images of a batch go through the layer in float64 together: torch unfolds them, which takes memory."""
 
-OTHER_KEYS = ("weight", "from_file", "blocks", "masks", "sparsities", "fine_sparsities")
+OTHER_KEYS = ("weight", "from_file", "blocks", "masks", "sparsities", "fine_sparsities", "routes")
 """The keys of a case that are not fields of `Layer` by their names."""
 
 Call = Callable[[], tuple[Tensor, ...]]

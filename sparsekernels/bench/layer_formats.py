@@ -6,6 +6,8 @@ dense                      torch's, in the fastest of its layouts (cuDNN, which 
 copy                       reads and writes the activations of the pass, and computes nothing
 dropped:channels-90        torch's, without 90% of its outputs: what dropping channels would leave
 sparse:random-90           ours, of single elements
+sparse-triton:random-90    the same by one of the ways of `routes.py`, whatever a call would choose; likewise
+                           sparse-cuda and sparse-expanded
 block:32x32-90             ours, in blocks
 torch-bsr:32x32-90         torch's layout BSR, a linear layer's forward
 torch-2to4:2to4-50         torch's layout for two of four elements, likewise, in half types
@@ -13,14 +15,17 @@ torch-2to4:2to4-50         torch's layout for two of four elements, likewise, in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..formats import Unstructured
+from . import routes
 from .block_layer import Elements, Ours, patterns
 from .blocks import bsr, copy, dense
 from .defaults import QUICK_MASKS, QUICK_SPARSITIES, SPARSITIES
@@ -33,7 +38,10 @@ MOST_SETS = 64
 
 
 def in_every_format(case: Case, selection: Selection) -> list[Variant]:
-    """The variants of `case`; its keys `masks`, `blocks` and `sparsities` say which patterns, or the options."""
+    """The variants of `case`; its keys `masks`, `blocks` and `sparsities` say which patterns, or the options.
+
+    Its key `routes` says how single elements are multiplied besides.
+    """
     layer = Layer.of(case)
     dtype: torch.dtype = getattr(torch, case.dtype)
     most = MOST_SETS if layer.linear and layer.batch <= 16 else GRAPH_CALLS
@@ -52,7 +60,9 @@ def in_every_format(case: Case, selection: Selection) -> list[Variant]:
             )
             for percent in percents
         ]
-    ways += [Elements(ours, mask, percent).way("sparse") for mask in dict.fromkeys(masks) for percent in percents]
+    elements = [Elements(ours, mask, percent) for mask in dict.fromkeys(masks) for percent in percents]
+    ways += [one.way("sparse") for one in elements]
+    ways += [_by_route(one, inputs, route) for route in case.parameters.get("routes", ()) for one in elements]
     products = layer.linear and case.pass_ == "forward" and case.device == "cuda"
     for pattern in patterns(ours, blocks, percents):
         ways.append(pattern.way("block", pattern.in_blocks))
@@ -61,6 +71,22 @@ def in_every_format(case: Case, selection: Selection) -> list[Variant]:
     if products and not chosen and dtype.itemsize == 2:
         ways.append(Way("torch-2to4:2to4-50", functools.partial(_two_of_four, ours), 0.5, ours=False))
     return variants_of(case, ways)
+
+
+def _by_route(elements: Elements, inputs: Inputs, route: str) -> Way:
+    """Ours by that route."""
+    own = elements.way(f"sparse-{route}")
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        with torch.inference_mode(), routes.taking(route):
+            yield
+
+    def build() -> Built:
+        routes.check(route, inputs.input)
+        return dataclasses.replace(own.build(), context=context)
+
+    return dataclasses.replace(own, build=build)
 
 
 def _dropped(case: Case, inputs: Inputs, sparsity: float) -> Built:

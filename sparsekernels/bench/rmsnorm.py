@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import sparsekernels
 
 from .. import dispatch, testing
-from .._torch import backend_compiler_failed
+from .._torch import backend_compiler_failed, without_donated_buffers
 from ..ops.rms_norm import reference
 from ..ops.rms_norm.implementations import RMS_NORM
 from ..timing import Effort
@@ -179,10 +179,12 @@ def _build(
 
 def _compile(case: Case, inputs: Sequence[Inputs], function: Function, oracle: Oracle) -> Built:
     torch.compiler.reset()
-    built = _build(case, inputs, torch.compile(function, dynamic=False), oracle)
+    compiled = torch.compile(function, dynamic=False)
     try:
-        with built.context():
-            built.call()
+        with without_donated_buffers():  # a backward is called again and again on what its forward kept
+            built = _build(case, inputs, compiled, oracle)
+            with built.context():
+                built.call()
     except backend_compiler_failed() as error:
         raise Unavailable(f"torch.compile fails: {str(error).strip().splitlines()[0]}") from error
     return built

@@ -80,3 +80,33 @@ class TestRmsNorm:
             (found,) = worker.measure(rmsnorm.SUITE, case, compiled, session)
         assert found.status == "unavailable"
         assert "torch.compile fails" in notes[0]["text"]
+
+    def test_a_compiled_backward_can_run_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """torch.compile's may overwrite what its forward kept, and then refuses a second call, unless it is told."""
+        from torch._functorch import config
+
+        told = []
+
+        def compiled(function: Any, **_: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                told.append(config.donated_buffer)
+                return function(*arguments)
+
+            return call
+
+        before = config.donated_buffer
+        monkeypatch.setattr(torch, "compile", compiled)
+        case = rmsnorm_case("backward", "float32", (3, 64))
+        case = dataclasses.replace(case, parameters={**case.parameters, "quick_compile": ["backward"]})
+        assert measure_rmsnorm(case)["torch.compile"].status == "ok"
+        assert told[0] is False
+        assert config.donated_buffer is before
+
+    def test_on_a_gpu_torch_compile_is_beside_ours_where_there_is_a_target(self) -> None:
+        cases = rmsnorm.SUITE.cases(Selection(device="cuda", dtypes=("bfloat16",), quick=True))
+        compiled = [(one.name, one.pass_) for one in cases if one.pass_ in one.parameters.get("quick_compile", ())]
+        assert compiled[:6] == [
+            *((f"large/{shape}", "forward") for shape in ("262144x256", "16384x4096", "1024x65536")),
+            *((f"backward/{shape}", "backward") for shape in ("65536x1024", "32768x2048", "8192x4096")),
+        ]
+        assert ("one-row/1x4096", "forward") in compiled
