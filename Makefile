@@ -86,11 +86,12 @@ format: $(LINTERS)
 sanitize: $(STAMP)
 	tests/sanitize.sh $(BIN)/python
 
-# On a machine with a CUDA torch, nvcc and perhaps no network: the Python that is there, no environment of our own. What
-# is complete is not run again: make gpu SECONDS=560, as often as it takes; make gpu PART=blocks for one part.
+# On a machine with a CUDA torch and perhaps no network: the Python that is there, no environment of our own. What is
+# complete is not run again: make gpu SECONDS=560, as often as it takes; make gpu PART=blocks for one part; make gpu
+# TRITON_ONLY=1 without the CUDA kernels, as it is where there is no nvcc. benchmarks/gpu.py --help has what it needs.
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(if $(PART),--part $(PART)) $(if $(SECONDS),--seconds $(SECONDS)) \
-	  $(if $(FOLDER),--folder $(FOLDER))
+	  $(if $(FOLDER),--folder $(FOLDER)) $(if $(TRITON_ONLY),--triton-only)
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info sparsekernels/lib

@@ -6,12 +6,19 @@
     python benchmarks/gpu.py --seconds 560       as many of them as fit
     python benchmarks/gpu.py --part blocks       one of them; --again repeats what is complete
     python benchmarks/gpu.py --part tune         refills the table of launch configurations, in the folder
-    python benchmarks/gpu.py --list              the parts, and how far they are
+    python benchmarks/gpu.py --triton-only       without the CUDA kernels, as where there is no nvcc
+    python benchmarks/gpu.py --list              the parts, and how far they are; this and --report need no GPU
     python benchmarks/gpu.py --report            what there is, as one markdown page
 
-`make gpu` runs it with the Python that is there: it needs a torch with CUDA, nvcc, pytest and what the benchmark needs.
+`make gpu` runs it with the Python that is there. It needs a torch with CUDA and its Triton; for the suites typer and
+rich (and tomli before Python 3.11), for the tests these, pytest, hypothesis and numpy, and pytest-xdist to run several
+at a time; for the CUDA kernels nvcc, cmake and setuptools. A part that lacks a package is left out, and the report says
+so. Where there is no nvcc, and no library that was built elsewhere, the CUDA kernels are left out: what they would run
+the Triton ones do, and the names of the records say so (gpu-h200-triton-only-blocks.jsonl).
+
 It builds the kernels for this GPU, runs the tests that have CUDA cases, looks for illegal accesses where
-compute-sanitizer is, and measures the suites, eager and in CUDA graphs.
+compute-sanitizer is, and measures the suites, eager and in CUDA graphs; then other packages beside ours, each in an
+environment that pip makes, where pip can have them.
 
 A part is made of steps. A step that ran to its end, whatever came of it, or took all the time that its part may take,
 is not run again until the sources that it depends on change. All goes to one folder: records (gpu-h200-blocks.jsonl, as
@@ -35,8 +42,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,17 +64,63 @@ TESTS: Mapping[str, str] = {
 }
 """Where tests are, in the order in which they are run; what else has CUDA cases comes after them."""
 
-BENCHMARKS: Mapping[str, tuple[int, tuple[str, ...]]] = {
-    "rmsnorm": (200, ("--quick", "--seconds", "0.4")),
-    "blocks": (420, ("--seconds", "1")),
-    "decode": (240, ("--seconds", "0.8")),
-    "masked": (240, ("--seconds", "1")),
-    "layers": (360, ("--seconds", "0.8")),
-    "networks": (360, ("--seconds", "2")),
-    "openelm": (150, ("--case", "270M", "--seconds", "8")),
-}
-"""By the suite, in the order in which they are run: the seconds that it may take, and its options."""
 
+@dataclass(frozen=True)
+class Benchmark:
+    """What a part measures.
+
+    seconds: it may take; suite: its name or its file; options: of the benchmark; engines: whose environments are made
+    first, each in a step of its own, so that what was installed is not lost where the time is up; brief: options of
+    that step
+    """
+
+    seconds: int
+    suite: str
+    options: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    brief: tuple[str, ...] = ()
+
+
+NORM_PEERS = "benchmarks/peers/norms.toml"
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "rmsnorm": Benchmark(400, "rmsnorm", ("--quick", "--seconds", "0.4")),
+    "blocks": Benchmark(420, "blocks", ("--seconds", "1")),
+    "decode": Benchmark(480, "decode", ("--case", "8192x8192", "--case", "1-row", "--seconds", "0.8")),
+    "rows": Benchmark(360, "decode", ("--case", "*-rows/4096x4096", "--seconds", "0.8")),
+    "masked": Benchmark(240, "masked", ("--seconds", "1")),
+    "layers": Benchmark(360, "layers", ("--seconds", "0.8")),
+    "networks": Benchmark(360, "networks", ("--seconds", "2")),
+    "openelm": Benchmark(150, "openelm", ("--case", "270M", "--seconds", "8")),
+    "normpeers": Benchmark(
+        530, NORM_PEERS, ("--pass", "forward", "--seconds", "1"), ("liger", "quack", "flashinfer"), ("--case", "1x4096")
+    ),
+    "gradpeers": Benchmark(420, NORM_PEERS, ("--pass", "backward", "--seconds", "1")),
+    "blockpeers": Benchmark(
+        480,
+        "benchmarks/peers/blocks.toml",
+        ("--block", "64x64", "--block", "32x32", "--sparsity", "90", "--seconds", "1"),
+        ("blksprs",),
+        ("--pass", "forward", "--sparsity", "90"),
+    ),
+}
+"""By the part, in the order in which they are run. A part's name is one word: files have it (gpu_tables.py)."""
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "build": ("setuptools",),
+    **dict.fromkeys(("tests", "memory"), ("pytest", "hypothesis", "numpy", "typer", "rich")),
+    **{
+        part: ("typer", "rich", *(["numpy"] if one.suite.startswith("benchmarks/peers/") else []))
+        for part, one in BENCHMARKS.items()
+    },
+}
+"""Modules beside torch and triton, by the part that cannot be run without them."""
+
+TOML = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+"""What all suites read their cases with."""
+
+BRIEF_PIP = {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "15", "PIP_NO_INPUT": "1"}
+"""Where there is no network, pip is to say so at once."""
 
 TUNED: Mapping[str, tuple[str, ...]] = {
     "blocks": ("--case", "4096x4096", "--case", "512x28", "--dtype", "bfloat16", "--variant", "block"),
@@ -90,7 +144,8 @@ class Step:
 class Part:
     """Steps that belong together.
 
-    seconds: they may take together; also: what they depend on beside `SOURCES`; asked_for: run only where it is named
+    seconds: they may take together; also: what they depend on beside `SOURCES`; asked_for: run only where it is named;
+    makes: what has to be in sparsekernels/lib afterwards; kernels: what they are run with, which is a dependency, too
     """
 
     name: str
@@ -98,26 +153,81 @@ class Part:
     steps: tuple[Step, ...]
     also: tuple[str, ...] = ()
     asked_for: bool = False
+    makes: str = ""
+    kernels: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of all that its steps depend on."""
+        return digest((*SOURCES, *self.also)) + self.kernels
 
 
-def parts(python: str, folder: Path, device: str) -> list[Part]:
+ALL, AS_BUILT, TRITON_ONLY = "", "-as-built", "-triton-only"
+"""Which kernels are run: all, built here; all, built elsewhere; those of Triton."""
+
+CUDA_LIBRARY = "libsparsekernels_cuda*"
+
+
+def nvcc() -> str | None:
+    """Where it is: as the environment says, on the PATH, or where it is installed by default."""
+    named = os.environ.get("CUDACXX")
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    places = [*(f"{home}/bin/nvcc" for home in homes if home), "/usr/local/cuda/bin/nvcc"]
+    for place in (named, "nvcc", *places):
+        if place and (found := shutil.which(place)):
+            return found
+    return None
+
+
+def kernels_here(triton_only: bool) -> str:
+    """Those that can be run on this machine."""
+    if triton_only:
+        return TRITON_ONLY
+    if nvcc() is not None:
+        return ALL
+    return AS_BUILT if list((ROOT / "sparsekernels" / "lib").glob(CUDA_LIBRARY)) else TRITON_ONLY
+
+
+SAYS = {
+    ALL: "",
+    AS_BUILT: "There is no nvcc: the CUDA kernels are those that are in sparsekernels/lib already.",
+    TRITON_ONLY: (
+        "**Triton only**: the CUDA kernels (RMSNorm, fine-grained weights on 1 to 16 rows) were not built, and none of "
+        "them ran. Where a figure is one of theirs elsewhere, it is the Triton kernel's here."
+    ),
+}
+
+
+def build(python: str, kernels: str) -> Part:
+    """The kernels, as far as they are built here, and what the package says of itself then."""
+    own = os.environ.get("CMAKE_ARGS")
+    options = ["-DSPARSEKERNELS_CUDA=on", "-DSPARSEKERNELS_CUDA_ARCHITECTURES=native"]
+    required = "1"
+    compiler = nvcc()
+    if kernels == TRITON_ONLY:  # what runs on the CPU is of no use here: it is built where that can be
+        options, required = ["-DSPARSEKERNELS_CUDA=off"], "0"
+    elif compiler is not None and shutil.which("nvcc") is None and "CUDACXX" not in os.environ:
+        options.append(f"-DCMAKE_CUDA_COMPILER={compiler}")
+    environment = {
+        "SPARSEKERNELS_REQUIRE_KERNELS": required,
+        "CMAKE_ARGS": " ".join(filter(None, (*options, own))),
+    }
+    steps = [] if kernels == AS_BUILT else [Step("kernels", (python, *SETUP), environment)]
+    steps.append(Step("info", (python, "-m", "sparsekernels", "info")))
+    return Part("build", 420, tuple(steps), makes="" if kernels == TRITON_ONLY else CUDA_LIBRARY)
+
+
+SETUP = ("setup.py", "--quiet", "build_ext", "--inplace")
+
+
+def parts(python: str, folder: Path, device: str, kernels: str = ALL) -> list[Part]:
     """All of them, the most telling first."""
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-m", "cuda")
     spread = ("-n", str(WORKERS)) if _has(python, "xdist") else ()
     elsewhere = tuple(f"--ignore={path}" for path in TESTS.values())
     matrix = [Step(name, (*pytest, *spread, path)) for name, path in TESTS.items()]
     matrix.append(Step("others", (*pytest, *spread, "tests", *elsewhere)))
-    found = [
-        Part(
-            "build",
-            420,
-            (
-                Step("kernels", (python, "setup.py", "--quiet", "build_ext", "--inplace")),
-                Step("info", (python, "-m", "sparsekernels", "info")),
-            ),
-        ),
-        Part("tests", 530, tuple(matrix), ("tests",)),
-    ]
+    found = [build(python, kernels), Part("tests", 530, tuple(matrix), ("tests",))]
     memory: list[Part] = []
     if sanitizer := shutil.which("compute-sanitizer"):
         # one allocation for each tensor, so that what lies behind one is not another's
@@ -133,26 +243,46 @@ def parts(python: str, folder: Path, device: str) -> list[Part]:
         few_rows = (*races, "--every", "7", "-k", "decoded", "tests/ops/sparse_conv2d/test_fine_grained_triton.py")
         steps += [Step("races", norms, check, True), Step("races on few rows", few_rows, check, True)]
         memory.append(Part("memory", 420, tuple(steps), ("tests",)))
-    for suite, (seconds, options) in BENCHMARKS.items():
-        files = (f"{folder / name_of(device, suite)}{ending}" for ending in (".jsonl", ".md"))
-        json_file, markdown_file = files
-        command = (python, "-m", "sparsekernels", "bench", suite, "--device", "cuda", *options)
-        step = Step(suite, (*command, "--json", json_file, "--markdown", markdown_file))
-        found.append(Part(suite, seconds, (step,)))
+    found += [_measuring(python, folder, name_of(device, part, kernels), part) for part in BENCHMARKS]
     found += memory  # behind the figures: it takes long, and some virtual machines refuse it
-    tuner = (python, "benchmarks/tune_triton.py", "--file", str(folder / "triton_table.json"), "--seconds", "110")
-    found.append(Part("tune", 530, tuple(Step(name, (*tuner, name, *of)) for name, of in TUNED.items()), (), True))
-    return found
+    table = str(folder / "triton_table.json")
+    tuner = (python, "benchmarks/tune_triton.py", "--file", table, "--seconds", "110")
+    tuning = [Step(name, (*tuner, name, *of)) for name, of in TUNED.items()]
+    tuning.append(Step("routes", (python, "benchmarks/decode_routes.py", str(folder), "--file", table)))
+    found.append(Part("tune", 530, tuple(tuning), ("benchmarks",), True))
+    return [replace(part, kernels=kernels) for part in found]
 
 
-def name_of(device: str, suite: str) -> str:
-    """Of the files of a suite: gpu-h200-blocks of "NVIDIA H200"."""
-    words = re.findall(r"[a-z0-9]+", device.lower())
-    return "-".join(["gpu", *(word for word in words if word not in ("nvidia", "geforce")), suite])
+def _measuring(python: str, folder: Path, name: str, part: str) -> Part:
+    """The part of a suite, whose files have that name."""
+    one = BENCHMARKS[part]
+    command = (python, "-m", "sparsekernels", "bench", one.suite, "--device", "cuda")
+    brief = (*one.brief, "--quick", "--seconds", "0.1")
+    of_peers = one.suite.startswith("benchmarks/peers/")
+    steps = [Step(f"install {of}", (*command, *brief, "--variant", of), BRIEF_PIP) for of in one.engines]
+    files = ("--json", f"{folder / name}.jsonl", "--markdown", f"{folder / name}.md")
+    steps.append(Step(part, (*command, *one.options, *files), BRIEF_PIP if of_peers else {}))
+    return Part(part, one.seconds, tuple(steps), ("benchmarks/peers",) if of_peers else ())
+
+
+def name_of(device: str, part: str, kernels: str = ALL) -> str:
+    """Of the files of a part: gpu-h200-blocks of "NVIDIA H200"."""
+    words = [word for word in re.findall(r"[a-z0-9]+", device.lower()) if word not in ("nvidia", "geforce")]
+    return "-".join(["gpu", *words]) + (TRITON_ONLY if kernels == TRITON_ONLY else "") + f"-{part}"
 
 
 def _has(python: str, module: str) -> bool:
     return subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
+def missing_of(python: str, wanted: Sequence[Part]) -> dict[str, list[str]]:
+    """By part, the modules that it lacks."""
+    needs = {part.name: (*NEEDS.get(part.name, ()), *([TOML] if part.name in BENCHMARKS else [])) for part in wanted}
+    lacking = {module for module in dict.fromkeys(sum(needs.values(), ())) if not _has(python, module)}
+    found = {name: [module for module in modules if module in lacking] for name, modules in needs.items()}
+    if found.get("build") and [step.name for part in wanted if part.name == "build" for step in part.steps] == ["info"]:
+        del found["build"]  # nothing is built
+    return {name: modules for name, modules in found.items() if modules}
 
 
 def device_of(python: str) -> str:
@@ -160,12 +290,12 @@ def device_of(python: str) -> str:
     program = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     found = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
     if not found.stdout.strip():
-        why = f"{python}\n{found.stderr[-2000:]}".rstrip()
-        raise SystemExit(f"gpu: expected a Python whose torch sees a GPU, got {why}")
+        said = found.stderr.strip().splitlines()[-1:] or ["its torch finds no CUDA device"]
+        raise SystemExit(f"gpu: expected a Python whose torch sees a GPU, got {python}: {said[0]}")
     return found.stdout.strip()
 
 
-_READ = (".py", ".toml", ".json", ".cmake", ".txt", ".h", ".cpp", ".cu", ".cuh")
+READ = (".py", ".toml", ".json", ".cmake", ".txt", ".h", ".cpp", ".cu", ".cuh")
 
 
 @functools.cache
@@ -176,10 +306,7 @@ def digest(names: tuple[str, ...], root: Path = ROOT) -> str:
         top = root / name
         files = sorted(top.rglob("*")) if top.is_dir() else [top]
         for file in files:
-            if (
-                file.suffix in (".py", ".toml", ".json", ".cmake", ".txt", ".h", ".cpp", ".cu", ".cuh")
-                and "__pycache__" not in file.parts
-            ):
+            if file.suffix in READ and "__pycache__" not in file.parts:
                 found.update(f"{file.relative_to(root)}\0".encode())
                 found.update(file.read_bytes())
     return found.hexdigest()[:16]
@@ -195,10 +322,12 @@ class State:
     def is_complete(self, part: Part, step: Step) -> bool:
         entry = self.entries.get(f"{part.name}/{step.name}")
         ended = entry is not None and (not entry["cut"] or entry.get("at_its_limit"))
-        return ended and entry is not None and entry["digest"] == digest((*SOURCES, *part.also))
+        if not ended or entry is None or (part.makes and entry["code"] != 0):
+            return False
+        return entry["digest"] == part.digest
 
     def put(self, part: Part, step: Step, **entry: Any) -> None:
-        self.entries[f"{part.name}/{step.name}"] = {"digest": digest((*SOURCES, *part.also)), **entry}
+        self.entries[f"{part.name}/{step.name}"] = {"digest": part.digest, **entry}
         self._file.write_text(json.dumps(self.entries, indent=1), encoding="utf-8")
 
     def word(self, part: Part, step: Step) -> str:
@@ -223,14 +352,7 @@ def run(step: Step, limit: float, log: Path) -> tuple[int, bool, str]:
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        "SPARSEKERNELS_REQUIRE_KERNELS": "1",
         "SPARSEKERNELS_COMMIT": os.environ.get("SPARSEKERNELS_COMMIT") or f"sources-{digest(SOURCES)}",
-        "CMAKE_ARGS": " ".join(
-            filter(
-                None,
-                ("-DSPARSEKERNELS_CUDA=on -DSPARSEKERNELS_CUDA_ARCHITECTURES=native", os.environ.get("CMAKE_ARGS")),
-            )
-        ),
         **step.environment,
     }
     cut = False
@@ -286,10 +408,29 @@ def last_lines(part: Part, output: str) -> list[str]:
     return said[:15]
 
 
-def work(wanted: Sequence[Part], folder: Path, seconds: float, again: Collection[str] = ()) -> int:
-    """Run what is not complete, and the parts of `again`, as far as the seconds reach. Returns the exit status."""
+GO_ON = "== to go on without the CUDA kernels: --triton-only, or make gpu TRITON_ONLY=1"
+
+
+def work(
+    wanted: Sequence[Part],
+    folder: Path,
+    seconds: float,
+    again: Collection[str] = (),
+    missing: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> int:
+    """Run what is not complete, and the parts of `again`, as far as the seconds reach. Returns the exit status.
+
+    missing: by part, modules without which it is left out
+    """
     state, begin, failed = State(folder / "state.json"), time.monotonic(), False
     for part in wanted:
+        if part.name in missing:
+            print(f"== {part.name}: left out, {without(missing[part.name])}", flush=True)
+            failed = True
+            if _is_gone(part):
+                print(GO_ON, flush=True)
+                return 1
+            continue
         log, left = folder / f"log-{part.name}.txt", float(part.seconds)
         redo = part.name in again or _is_gone(part)
         steps = [step for step in part.steps if redo or not state.is_complete(part, step)]
@@ -312,7 +453,8 @@ def work(wanted: Sequence[Part], folder: Path, seconds: float, again: Collection
             end = f"== {part.name}, {step.name}: {state.word(part, step)}, {spent:.0f} s"
             print("\n".join([*told, end]), flush=True)
             failed |= code not in (0, 5)
-            if part.name == "build" and code != 0:
+            if part.makes and code != 0:
+                print(GO_ON, flush=True)
                 return 1
         if steps and part.name in BENCHMARKS:
             print("\n".join(short_table(folder, part.name)), flush=True)
@@ -321,19 +463,26 @@ def work(wanted: Sequence[Part], folder: Path, seconds: float, again: Collection
 
 def _is_gone(part: Part) -> bool:
     """Whether what a part made is not on this machine."""
-    return part.name == "build" and not list((ROOT / "sparsekernels" / "lib").glob("*sparsekernels_cuda*"))
+    return bool(part.makes) and not list((ROOT / "sparsekernels" / "lib").glob(part.makes))
 
 
-def short_table(folder: Path, suite: str) -> list[str]:
-    """What a suite found in few lines: speedups by the share of zeros, or what is reached, in a graph and eager."""
+def without(modules: Sequence[str]) -> str:
+    """What to do of them."""
+    packages = [{"xdist": "pytest-xdist"}.get(one, one) for one in modules]
+    return f"it needs {', '.join(modules)}: pip install {' '.join(packages)}"
+
+
+def short_table(folder: Path, part: str) -> list[str]:
+    """What a part measured in few lines: speedups by the share of zeros, or what is reached, in a graph and eager."""
     sys.path.insert(0, str(ROOT))
     from sparsekernels.bench import record
     from sparsekernels.bench.suite import load
 
-    files = sorted(folder.glob(f"gpu-*-{suite}.jsonl"))
+    files = sorted(folder.glob(f"gpu-*-{part}.jsonl"), key=lambda file: file.stat().st_mtime)
     if not files:
-        return [f"{suite}: no records"]
-    layout = load(suite).layout
+        return [f"{part}: no records"]
+    suite = load(BENCHMARKS[part].suite)
+    layout = suite.layout
     rows: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for one in record.read(files[-1]):
         mask, _, percent = one.pattern.rpartition("-")
@@ -341,7 +490,7 @@ def short_table(folder: Path, suite: str) -> list[str]:
         if one.kind in kinds:
             key = (one.case, one.pass_, one.dtype, one.kind, mask)
             rows.setdefault(key, {}).setdefault(percent, {})[one.mode or "eager"] = one
-    lines = [f"{suite}: over {load(suite).baseline} in a CUDA graph, and eager after the slash"]
+    lines = [f"{part}: over {suite.baseline} in a CUDA graph, and eager after the slash"]
     for (case, pass_, dtype, kind, mask), cells in rows.items():
         texts = [f"{percent + '%: ' if percent else ''}{_cell(modes)}" for percent, modes in cells.items()]
         lines.append(f"{case} {pass_} {dtype} {' '.join(filter(None, (kind, mask)))}  {'  '.join(texts)}")
@@ -359,24 +508,48 @@ def _cell(modes: Mapping[str, Any]) -> str:
     return " / ".join(texts)
 
 
-def report(folder: Path) -> str:
-    """All that the folder has, as a markdown page: what became of the steps, then the tables of the suites."""
-    sys.path.insert(0, str(ROOT))
-    from sparsekernels.bench import record
-    from sparsekernels.bench import report as tables
-    from sparsekernels.bench.suite import SUITES, load
+ABOUT = "about.json"
+"""In the folder, what the last run was told and found: the GPU, which kernels, parts that were left out."""
 
-    lines = ["# On the GPU", "", "| step | seconds | |", "|---|---:|---|"]
+
+def report(folder: Path) -> str:
+    """All that the folder has, as a markdown page.
+
+    What became of the steps, the tables of the documentation, then those of the suites.
+    """
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).exists() else {}
+    lines = ["# On the GPU", "", *filter(None, (about.get("gpu"), SAYS[about.get("kernels", ALL)]))]
+    lines += [f"Left out: {part}; {without(modules)}." for part, modules in about.get("missing", {}).items()]
+    lines += ["", "| step | seconds | |", "|---|---:|---|"]
     for name, entry in State(folder / "state.json").entries.items():
-        said = " ".join(entry["lines"][-1:]) if name.startswith(("tests", "memory")) else ""
+        said = " ".join(entry["lines"][-1:]) if name.startswith(("tests", "memory")) or "/install" in name else ""
         ended = "cut short" if entry["cut"] else "ok" if entry["code"] == 0 else f"exit status {entry['code']}"
         lines.append(f"| {name} | {entry['seconds']} | {'; '.join(filter(None, (ended, said.strip('= '))))} |")
-    files = [file for suite in SUITES for file in sorted(folder.glob(f"gpu-*-{suite}.jsonl"))]
-    records = [one for file in files for one in record.read(file)]
-    if records:
-        layouts = {name: load(name).layout for name in dict.fromkeys(one.suite for one in records)}
-        lines += ["", tables.markdown(records, layouts)]
+    files = {part: sorted(folder.glob(f"gpu-*-{part}.jsonl")) for part in BENCHMARKS}
+    if any(files.values()):
+        lines += ["", *measured(folder, files)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def measured(folder: Path, files: Mapping[str, Sequence[Path]]) -> list[str]:
+    """The tables of the documentation from the records of a folder, then those of the suites."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    import gpu_tables
+
+    from sparsekernels.bench import record
+    from sparsekernels.bench import report as tables
+    from sparsekernels.bench.suite import load
+
+    lines: list[str] = []
+    for name, table in gpu_tables.TABLES.items():
+        lines += [f"## {name[0].upper()}{name[1:]}", "", table(folder), ""]
+    records, layouts = [], {}
+    for part, some in files.items():
+        for one in (one for file in some for one in record.read(file)):
+            if one.suite not in layouts:
+                layouts[one.suite] = load(BENCHMARKS[part].suite).layout
+            records.append(one)
+    return [*lines, tables.markdown(records, layouts)]
 
 
 def archive(folder: Path) -> Path:
@@ -387,37 +560,67 @@ def archive(folder: Path) -> Path:
     return path
 
 
+def minutes(some: Sequence[Part]) -> int:
+    """That they take together at most."""
+    return -(-sum(part.seconds for part in some) // 60)
+
+
+def listing(every: Sequence[Part], state: State) -> str:
+    """The parts, the most seconds that each takes, and how far they are."""
+    lines = []
+    for part in every:
+        words = "; ".join(f"{step.name} {state.word(part, step)}" for step in part.steps)
+        lines.append(f"{part.name:10} {part.seconds:4} s  {words}")
+    own = [part for part in every if not part.asked_for]
+    rest = ", ".join(part.name for part in every if part.asked_for)
+    return "\n".join([*lines, f"at most {minutes(own)} minutes in all, beside what is only run if asked for: {rest}"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", default=[], help="only these")
     parser.add_argument("--folder", type=Path, default=ROOT / "gpu-report", help="where all goes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--again", action="store_true", help="also what is complete")
-    parser.add_argument("--list", action="store_true", help="print the parts and how far they are")
+    parser.add_argument(
+        "--triton-only",
+        action="store_true",
+        help="without the CUDA kernels; their library, where there is one, is deleted",
+    )
+    parser.add_argument("--list", action="store_true", help="print the parts, how long they take and how far they are")
     parser.add_argument("--report", action="store_true", help="print what there is, and run nothing")
     given = parser.parse_args(arguments)
     folder: Path = given.folder.resolve()
+    kernels = kernels_here(given.triton_only)
+    names = [part.name for part in parts(sys.executable, folder, "GPU", kernels)]
+    if unknown := set(given.part) - set(names):
+        parser.error(f"expected part to be {', '.join(names)}, got {', '.join(sorted(unknown))}")
     if given.report:
+        if not list(folder.glob("gpu-*.jsonl")) and not (folder / "state.json").exists():
+            print(f"gpu: expected a folder that a run has left, got {folder}", file=sys.stderr)
+            return 1
         print(report(folder), end="")
         return 0
+    if given.list:
+        print(listing(parts(sys.executable, folder, "GPU", kernels), State(folder / "state.json")))
+        return 0
     device = device_of(sys.executable)
-    every = parts(sys.executable, folder, device)
-    if unknown := set(given.part) - {part.name for part in every}:
-        parser.error(f"expected part to be {', '.join(part.name for part in every)}, got {', '.join(sorted(unknown))}")
+    every = parts(sys.executable, folder, device, kernels)
     folder.mkdir(parents=True, exist_ok=True)
     named = given.part or [part.name for part in every if not part.asked_for]
     wanted = [part for part in every if part.name in (*named, "build")]
-    code = 0
-    if not given.list:
-        try:
-            code = work(wanted, folder, given.seconds, named if given.again else ())
-        except KeyboardInterrupt:
-            code = 130
-        (folder / "report.md").write_text(report(folder), encoding="utf-8")
-        print(f"== all of it in {archive(folder)}")
-    state = State(folder / "state.json")
-    for part in every:
-        print(f"{part.name:9}", "; ".join(f"{step.name} {state.word(part, step)}" for step in part.steps))
+    missing = missing_of(sys.executable, wanted)
+    about = {"gpu": device, "kernels": kernels, "missing": missing}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    if SAYS[kernels]:
+        print(f"== {SAYS[kernels]}", flush=True)
+    try:
+        code = work(wanted, folder, given.seconds, named if given.again else (), missing)
+    except KeyboardInterrupt:
+        code = 130
+    (folder / "report.md").write_text(report(folder), encoding="utf-8")
+    print(f"== all of it in {archive(folder)}")
+    print(listing(every, State(folder / "state.json")))
     return code
 
 

@@ -10,6 +10,7 @@ A table stands between <!-- table: name --> and <!-- end -->.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -225,8 +226,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "in short": readme,
     "steps in short": steps_in_short,
     "peers, Xeon": lambda: peers("Xeon"),
-    "on a GPU": lambda: gpu_tables.sparse(RESULTS),
-    "RMSNorm on a GPU": lambda: gpu_tables.norms(RESULTS),
+    **{name: functools.partial(made, RESULTS) for name, made in gpu_tables.TABLES.items()},
 }
 
 

@@ -9,6 +9,11 @@ Runs cases of a suite of `sparsekernels bench` by the Triton backend, in CUDA gr
 asks for, the fields that may be changed are varied one after another: halved and doubled, counts of stages by one. A
 candidate counts if its result is right and it takes at least 3% less time than what there was, interleaved with that.
 What was found is written after each case. Look at the changes, run the tests, and commit the table with the records.
+
+A suite is one of `sparsekernels bench`; `sparsekernels bench SUITE --device cuda --list` has its cases and variants. A
+variant is named without "/graph": "block" for weights in blocks, "sparse" for single elements (suite decode), "ours" in
+the suites masked and rmsnorm. Others, such as "dense", ask for no configuration. On how many rows single elements are
+decoded is no launch configuration: decode_routes.py makes that of the records of `decode`.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ import sparsekernels
 from sparsekernels.bench.devices import autotuned
 from sparsekernels.bench.machine import commit, versions
 from sparsekernels.bench.record import parts
-from sparsekernels.bench.suite import Prepared, Selection, Suite, Variant, load
+from sparsekernels.bench.suite import SUITES, Prepared, Selection, Suite, Variant, load
 from sparsekernels.ops import _triton_table as table
 from sparsekernels.timing import Clock, Effort, Sampler, clock_of, interleave, median_ratio
 
@@ -147,18 +152,27 @@ def work(suite: Suite, selection: Selection, file: Path, seconds: float) -> Foun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite")
-    parser.add_argument("--case", action="append", default=[])
-    parser.add_argument("--variant", action="append", default=[], required=True)
-    parser.add_argument("--dtype", action="append", default=[])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", help=f"whose cases are run: {', '.join(SUITES)}")
+    parser.add_argument("--case", action="append", default=[], help="only such cases; repeat for several")
+    parser.add_argument("--variant", action="append", default=[], required=True, help="whose kernels are tuned")
+    parser.add_argument("--dtype", action="append", default=[], help="only these")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so many")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--file", type=Path, default=table.FILE)
+    parser.add_argument("--device", default="cuda", help="cuda; cpu is Triton's interpreter, for tests")
+    parser.add_argument("--file", type=Path, default=table.FILE, help="the table to write")
     given = parser.parse_args(arguments)
-    selection = Selection(
-        device=given.device, cases=tuple(given.case), variants=tuple(given.variant), dtypes=tuple(given.dtype)
-    )
+    if given.suite not in SUITES:
+        parser.error(f"expected suite to be {', '.join(SUITES)}, got {given.suite}")
+    try:
+        selection = Selection(
+            device=given.device, cases=tuple(given.case), variants=tuple(given.variant), dtypes=tuple(given.dtype)
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if not load(given.suite).cases(selection):
+        parser.error(f"no case of suite {given.suite} on {given.device} matches these options")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a GPU to measure on: torch finds no CUDA device here")
     if not given.file.exists():
         given.file.write_text(table.FILE.read_text(encoding="utf-8"), encoding="utf-8")
     found = work(load(given.suite), selection, given.file, given.seconds)

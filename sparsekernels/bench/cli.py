@@ -138,6 +138,14 @@ def bench(
             plot_file = DEFAULT_FOLDER / "speedup.png"
         elif not listed:
             _console(stderr=True).print(f"no plot: {_NEEDS_MATPLOTLIB}", markup=False, soft_wrap=True)
+    has_cuda = torch.cuda.is_available()
+    if device.startswith("cuda:") and has_cuda:
+        raise _fail(
+            f"expected device to be {', '.join(map(repr, suite.DEVICES))}, got {device!r}: which GPU it is says the"
+            f" environment variable CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')}"
+        )
+    if device.startswith("cuda") and not has_cuda and not (listed and device == "cuda"):
+        raise _fail(f"expected device to be 'cpu', got {device!r}: torch finds no CUDA device here")
     try:
         selection = Selection(
             device=device,
@@ -154,8 +162,6 @@ def bench(
             threads=threads,
             seconds=seconds,
         )
-        if device == "cuda" and not torch.cuda.is_available():
-            raise _fail("expected device to be 'cpu', got 'cuda': torch finds no CUDA device here")
         if network:
             names = names or ["networks"]
             _check_networks(network, names)
@@ -215,7 +221,13 @@ def _check_networks(networks: list[str], names: list[str]) -> None:
 
 
 def _list(suites: list[Suite], selection: Selection) -> None:
-    """Print the names of the cases and, by the first case of each pass that has any, of the selected variants."""
+    """Print the names of the cases and, by the first case of each pass that has any, of the selected variants.
+
+    Variants are made on the device of the cases: where it is not here, the cases are all.
+    """
+    if selection.device == "cuda" and not torch.cuda.is_available():
+        print("\n".join(_cases(suites, selection)))
+        return
     lines = []
     offered: dict[str, None] = {}
     for one in suites:
@@ -235,6 +247,18 @@ def _list(suites: list[Suite], selection: Selection) -> None:
     if not lines:
         raise _fail(f"no variant matches these options; there are {', '.join(offered)}")
     print("\n".join(lines))
+
+
+def _cases(suites: list[Suite], selection: Selection) -> list[str]:
+    """The lines of `_list` but for the variants."""
+    lines = []
+    for one in suites:
+        cases = one.cases(selection)
+        lines.append(f"{one.name}: {one.about}")
+        for pass_ in dict.fromkeys(case.pass_ for case in cases):
+            names = dict.fromkeys(case.name for case in cases if case.pass_ == pass_)
+            lines.append(f"  {pass_}: {', '.join(names)}")
+    return [*lines, "(variants are listed where there is a CUDA device; torch finds none here)"]
 
 
 def _suites(names: list[str], selection: Selection) -> list[Suite]:
@@ -257,8 +281,11 @@ def _suites(names: list[str], selection: Selection) -> list[Suite]:
             found.append(one)
         else:
             every = dict.fromkeys(c.name for c in one.cases(Selection(device=selection.device)))
-            listed = ", ".join(every) or "none"
-            reasons.append(f"no case of suite {name} matches these options; on this device it has {listed}")
+            others = [device for device in suite.DEVICES if one.cases(Selection(device=device))]
+            has = f"on this device it has {', '.join(every)}"
+            if not every:
+                has = f"it has cases for --device {' and '.join(others)} alone" if others else "it has none"
+            reasons.append(f"no case of suite {name} matches these options; {has}")
     if not found:
         raise _fail("; ".join(reasons))
     for line in reasons:

@@ -160,11 +160,41 @@ class TestBench:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_cuda_without_a_device(self) -> None:
-        for arguments in (("rmsnorm",), ("networks",), ("rmsnorm", "--list"), ("--list",)):
-            result = run("bench", "--device", "cuda", *arguments)
+        for device, arguments in (("cuda", ("rmsnorm",)), ("cuda", ("networks",)), ("cuda:1", ("rmsnorm", "--list"))):
+            result = run("bench", "--device", device, *arguments)
             assert result.exit_code == 2
-            words = "error: expected device to be 'cpu', got 'cuda': torch finds no CUDA device here"
+            words = f"error: expected device to be 'cpu', got '{device}': torch finds no CUDA device here"
             assert one_line(result.output).strip() == words
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_the_list_of_cuda_cases_needs_no_device(self) -> None:
+        result = run("bench", "--device", "cuda", "rmsnorm", "decode", "--list", "--dtype", "bfloat16")
+        assert result.exit_code == 0, result.output
+        lines = result.output.splitlines()
+        assert lines[0].startswith("rmsnorm: ")
+        assert lines[1].startswith("  forward: large/262144x256, large/16384x4096, ")
+        assert lines[2].startswith("  backward: backward/65536x1024, ")
+        assert [line for line in lines if line.startswith("  forward: 1-row/8192x8192, 16-rows/8192x8192, ")]
+        assert lines[-1] == "(variants are listed where there is a CUDA device; torch finds none here)"
+        none = run("bench", "--device", "cuda", "rmsnorm", "--case", "nothing", "--list")
+        assert none.exit_code == 2
+        assert "no case of suite rmsnorm matches these options; on this device it has large/" in one_line(none.output)
+
+    def test_a_gpu_with_a_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        result = run("bench", "--device", "cuda:1", "rmsnorm")
+        assert result.exit_code == 2
+        words = (
+            "error: expected device to be 'cpu', 'cuda', got 'cuda:1': which GPU it is says the environment variable"
+        )
+        assert one_line(result.output).strip() == f"{words} CUDA_VISIBLE_DEVICES=1"
+
+    def test_a_suite_of_another_device(self) -> None:
+        path = str(Path(__file__).parents[2] / "benchmarks" / "peers" / "norms.toml")
+        result = run("bench", path, "--list")
+        assert result.exit_code == 2
+        words = "matches these options; it has cases for --device cuda alone"
+        assert one_line(result.output).strip().endswith(words)
 
     @pytest.mark.parametrize(
         ("error", "note"),

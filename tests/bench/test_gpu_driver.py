@@ -1,95 +1,22 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/gpu.py: what is run, in which order, what is not run again, and what is left when time is up."""
+"""benchmarks/gpu.py: what is run, what is not run again, and what is left when time is up."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import sys
 import tarfile
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from gpu_cases import PYTHON, ROOT, step
 from test_bench_reports import make_record
 
-from sparsekernels.bench import record, suite
+from sparsekernels.bench import record
 from sparsekernels.bench.modules import import_file
-
-ROOT = Path(__file__).parents[2]
-PYTHON = sys.executable
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The program, with parts that take no GPU, and time limits of this test."""
-    module = import_file(ROOT / "benchmarks" / "gpu.py")
-    monkeypatch.setattr(module, "LEAST", 0.0)
-    monkeypatch.setattr(module, "PATIENCE", 5.0)
-    monkeypatch.setattr(module, "digest", lambda names: "+".join(sorted(names)))
-    return module
-
-
-def step(gpu: ModuleType, name: str, program: str) -> Any:
-    return gpu.Step(name, (PYTHON, "-c", program))
-
-
-class TestParts:
-    def test_the_most_telling_first(self, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gpu.shutil, "which", lambda _: "/usr/bin/compute-sanitizer")
-        parts = gpu.parts(PYTHON, tmp_path, "NVIDIA H200")
-        expected = [
-            "build",
-            "tests",
-            "rmsnorm",
-            "blocks",
-            "decode",
-            "masked",
-            "layers",
-            "networks",
-            "openelm",
-            "memory",
-            "tune",
-        ]
-        assert [part.name for part in parts] == expected
-        assert set(gpu.BENCHMARKS) == set(suite.SUITES)
-        for part in parts:
-            assert part.seconds < 540
-            assert all(one.command[0] in (PYTHON, "/usr/bin/compute-sanitizer") for one in part.steps)
-        monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
-        assert "memory" not in [part.name for part in gpu.parts(PYTHON, tmp_path, "NVIDIA H200")]
-
-    def test_every_test_is_in_one_step(self, gpu: ModuleType, tmp_path: Path) -> None:
-        (tests,) = (part for part in gpu.parts(PYTHON, tmp_path, "H200") if part.name == "tests")
-        *named, others = tests.steps
-        paths = [one.command[-1] for one in named]
-        assert all((ROOT / path).exists() for path in paths)
-        assert [word.removeprefix("--ignore=") for word in others.command if word.startswith("--ignore=")] == paths
-        assert all("cuda" in one.command for one in tests.steps)
-
-    @pytest.mark.parametrize(
-        ("device", "name"),
-        [("NVIDIA H200", "gpu-h200-blocks"), ("NVIDIA A100-SXM4-80GB", "gpu-a100-sxm4-80gb-blocks")],
-    )
-    def test_names_of_files(self, gpu: ModuleType, device: str, name: str) -> None:
-        assert gpu.name_of(device, "blocks") == name
-
-    def test_the_options_are_those_of_the_benchmark(self, gpu: ModuleType, tmp_path: Path) -> None:
-        """Each of them measures something."""
-        for name, (_, options) in gpu.BENCHMARKS.items():
-            cases = tuple(value for key, value in itertools.pairwise(options) if key == "--case")
-            selection = suite.Selection(device="cuda", quick="--quick" in options, cases=cases)
-            assert suite.load(name).cases(selection), name
-
-    def test_without_a_gpu_it_says_so(self, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        with pytest.raises(SystemExit, match="gpu: expected a Python whose torch sees a GPU, got "):
-            gpu.main(["--folder", str(tmp_path / "new"), "--list"])
-        assert not (tmp_path / "new").exists()
 
 
 class TestWork:
@@ -159,17 +86,26 @@ except KeyboardInterrupt:
         assert "== decode, decode: no time left" in capsys.readouterr().out
         assert not (tmp_path / "state.json").exists()
 
-    def test_a_build_that_fails_ends_it(self, gpu: ModuleType, tmp_path: Path) -> None:
-        build = gpu.Part("build", 60, (step(gpu, "kernels", "raise SystemExit(1)"),))
+    def test_a_build_that_fails_ends_it(
+        self, gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Unless the kernels are to be left out anyway."""
+        build = gpu.Part("build", 60, (step(gpu, "kernels", "raise SystemExit(1)"),), makes="*sparsekernels_cuda*")
         after = gpu.Part("decode", 60, (step(gpu, "decode", "pass"),))
         assert gpu.work([build, after], tmp_path, 60) == 1
         assert "decode/decode" not in json.loads((tmp_path / "state.json").read_text())
+        assert "== to go on without the CUDA kernels: --triton-only" in capsys.readouterr().out
+        assert gpu.work([build, after], tmp_path, 60) == 1  # and so again: it is not complete
+        assert "decode/decode" not in json.loads((tmp_path / "state.json").read_text())
+        assert gpu.work([dataclasses.replace(build, makes="", kernels=gpu.TRITON_ONLY), after], tmp_path, 60) == 1
+        assert "decode/decode" in json.loads((tmp_path / "state.json").read_text())
 
     def test_a_build_is_made_again_where_it_is_gone(
         self, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(gpu, "ROOT", tmp_path)
-        build = gpu.Part("build", 60, ())
+        build = gpu.Part("build", 60, (), makes=gpu.CUDA_LIBRARY)
+        assert not gpu._is_gone(gpu.Part("build", 60, ()))
         assert gpu._is_gone(build)
         (tmp_path / "sparsekernels" / "lib").mkdir(parents=True)
         (tmp_path / "sparsekernels" / "lib" / "no_cuda.txt").touch()
@@ -178,18 +114,12 @@ except KeyboardInterrupt:
         assert not gpu._is_gone(build)
 
     def test_the_environment_of_a_step(self, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CMAKE_ARGS", "-DMINE=1")
         monkeypatch.delenv("SPARSEKERNELS_COMMIT", raising=False)
-        program = "import os; print(os.environ['CMAKE_ARGS'], os.environ['SPARSEKERNELS_COMMIT'], os.environ['OWN'])"
+        program = "import os; print(os.environ['SPARSEKERNELS_COMMIT'], os.environ['OWN'])"
         one = dataclasses.replace(step(gpu, "a", program), environment={"OWN": "x"})
         code, cut, output = gpu.run(one, 30, tmp_path / "log.txt")
         assert (code, cut) == (0, False)
-        assert output.split()[:4] == [
-            "-DSPARSEKERNELS_CUDA=on",
-            "-DSPARSEKERNELS_CUDA_ARCHITECTURES=native",
-            "-DMINE=1",
-            "sources-CMakeLists.txt+cmake+csrc+setup.py+sparsekernels",
-        ]
+        assert output.split() == ["sources-CMakeLists.txt+cmake+csrc+setup.py+sparsekernels", "x"]
         assert (tmp_path / "log.txt").read_text().startswith(f"== a: {PYTHON} -c ")
 
 
@@ -244,6 +174,17 @@ class TestSaid:
         text = gpu.report(tmp_path)
         assert "| tests/matrix | 0 | ok; 3 passed in 1s |" in text
         assert "## layers, forward (cuda)" in text
+        assert "## Few rows on a GPU" in text
+        assert "| 1 row, fine-grained | H200 | not yet measured; target 1.3x |" in text
+
+    def test_a_report_of_both_parts_of_a_suite(self, gpu: ModuleType, tmp_path: Path) -> None:
+        for part, case in (("decode", "1-row/8192x8192"), ("rows", "64-rows/4096x4096")):
+            own = {"suite": "decode", "device": "cuda", "dtype": "bfloat16", "case": case}
+            record.write(tmp_path / f"gpu-h200-{part}.jsonl", [make_record("dense", **own)])
+        text = gpu.report(tmp_path)
+        assert "1-row/8192x8192" in text
+        assert "64-rows/4096x4096" in text
+        assert gpu.short_table(tmp_path, "rows") == ["rows: over dense in a CUDA graph, and eager after the slash"]
 
     def test_an_archive_to_carry_away(self, gpu: ModuleType, tmp_path: Path) -> None:
         folder = tmp_path / "gpu-report"

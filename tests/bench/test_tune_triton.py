@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from sparsekernels.bench import rmsnorm
 from sparsekernels.bench.modules import import_file
@@ -113,6 +114,32 @@ def test_nothing_is_begun_without_time(tuner: ModuleType, tmp_path: Path) -> Non
     file = tmp_path / "table.json"
     file.write_text("{}")
     assert tuner.work(suite_of(lambda config: 1.0 / config.warps), SELECTION, file, -1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nonsense", "--variant", "x"), "expected suite to be networks, layers, blocks, "),
+        (("blocks", "--variant", "x", "--device", "tpu"), "expected device to be 'cpu', 'cuda', got 'tpu'"),
+        (("blocks", "--variant", "x", "--case", "none"), "no case of suite blocks on cuda matches these options"),
+        (("blocks", "--variant", "block"), "expected a GPU to measure on: torch finds no CUDA device here"),
+    ],
+)
+def test_what_it_cannot_do(
+    tuner: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: Any, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        tuner.main(arguments)
+    assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_the_help_says_what_to_give(tuner: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        tuner.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "`sparsekernels bench SUITE --device cuda --list` has its cases and variants" in said
+    assert "whose cases are run: networks, layers, blocks, " in said
 
 
 def test_neighbors(tuner: ModuleType) -> None:
