@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that only a GPU can tell, in parts of less than nine minutes each, without a network.
+"""Everything that only a GPU can tell, in parts of less than nine minutes each.
 
     python benchmarks/gpu.py                     the parts that are not complete yet, the most telling first
     python benchmarks/gpu.py --seconds 560       as many of them as fit
@@ -10,11 +10,12 @@
     python benchmarks/gpu.py --list              the parts, and how far they are; this and --report need no GPU
     python benchmarks/gpu.py --report            what there is, as one markdown page
 
-`make gpu` runs it with the Python that is there. It needs a torch with CUDA and its Triton; for the suites typer and
-rich (and tomli before Python 3.11), for the tests these, pytest, hypothesis and numpy, and pytest-xdist to run several
-at a time; for the CUDA kernels nvcc, cmake and setuptools. A part that lacks a package is left out, and the report says
-so. Where there is no nvcc, and no library that was built elsewhere, the CUDA kernels are left out: what they would run
-the Triton ones do, and the names of the records say so (gpu-h200-triton-only-blocks.jsonl).
+`make gpu` runs it with the Python that is there, and needs a network for other packages alone. It needs a torch with
+CUDA and its Triton; for the suites typer and rich (and tomli before Python 3.11), for the tests these, pytest,
+hypothesis and numpy, and pytest-xdist to run several at a time; for the CUDA kernels nvcc, cmake and setuptools. A part
+that lacks a package is left out, and the report says so. Where there is no nvcc, and no library that was built
+elsewhere, the CUDA kernels are left out: what they would run the Triton ones do, and the names of the records say so
+(gpu-h200-triton-only-blocks.jsonl).
 
 It builds the kernels for this GPU, runs the tests that have CUDA cases, looks for illegal accesses where
 compute-sanitizer is, and measures the suites, eager and in CUDA graphs; then other packages beside ours, each in an
@@ -41,7 +42,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -108,6 +109,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "build": ("setuptools",),
+    "tune": ("typer", "rich"),
     **dict.fromkeys(("tests", "memory"), ("pytest", "hypothesis", "numpy", "typer", "rich")),
     **{
         part: ("typer", "rich", *(["numpy"] if one.suite.startswith("benchmarks/peers/") else []))
@@ -304,12 +306,18 @@ def digest(names: tuple[str, ...], root: Path = ROOT) -> str:
     found = hashlib.sha256()
     for name in sorted(names):
         top = root / name
-        files = sorted(top.rglob("*")) if top.is_dir() else [top]
-        for file in files:
-            if file.suffix in READ and "__pycache__" not in file.parts:
+        for file in sorted(_files(top)) if top.is_dir() else [top]:
+            if file.suffix in READ:
                 found.update(f"{file.relative_to(root)}\0".encode())
                 found.update(file.read_bytes())
     return found.hexdigest()[:16]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All but those of hidden folders, which have the environments of peers, and of caches."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = [one for one in folders if not one.startswith(".") and one != "__pycache__"]
+        yield from (Path(top, name) for name in names)
 
 
 class State:
@@ -402,9 +410,8 @@ def last_lines(part: Part, output: str) -> list[str]:
         return [*failed[:20], *lines[-1:]]
     if part.name == "build":
         return lines[-25:]
-    said = [
-        line for line in lines if re.search(r": (wrong|unavailable)\b|\bdied\b|\b(\w*Error|OutOfResources)\b", line)
-    ]
+    telling = r": (wrong|unavailable)\b|\bdied\b|\berror: |\b(\w*Error|OutOfResources)\b"
+    said = [line for line in lines if re.search(telling, line)]
     return said[:15]
 
 
@@ -576,8 +583,27 @@ def listing(every: Sequence[Part], state: State) -> str:
     return "\n".join([*lines, f"at most {minutes(own)} minutes in all, beside what is only run if asked for: {rest}"])
 
 
+def needs_in_words() -> str:
+    """What the parts take at most, and the modules that they need."""
+    every = parts(sys.executable, ROOT, "GPU", kernels_here(False))
+    lines = [f"  {part.name:10} {part.seconds:4} s  {', '.join(NEEDS.get(part.name, ()))}".rstrip() for part in every]
+    total = minutes([part for part in every if not part.asked_for])
+    return "\n".join(
+        [
+            "parts, the most that each takes, and what it needs beside torch and triton:",
+            *lines,
+            f"at most {total} minutes in all, beside tune",
+        ]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=needs_in_words() if {"-h", "--help"} & set(asked) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--part", action="append", default=[], help="only these")
     parser.add_argument("--folder", type=Path, default=ROOT / "gpu-report", help="where all goes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")

@@ -133,6 +133,10 @@ class TestDigest:
         before = digest(("package",), tmp_path)
         other.write_text("2")
         assert digest(("package",), tmp_path) == before
+        hidden = tmp_path / "package" / ".envs" / "b.py"  # environments of peers are made below what is measured
+        hidden.parent.mkdir()
+        hidden.write_text("1")
+        assert digest(("package",), tmp_path) == before
         source.write_text("2")
         assert digest(("package",), tmp_path) != before
 
@@ -148,6 +152,9 @@ class TestSaid:
     def test_of_benchmarks(self, gpu: ModuleType) -> None:
         wrong = "linear/a bfloat16 forward, block:32x32-90: wrong, the largest error is 1"
         assert gpu.last_lines(gpu.Part("blocks", 1, ()), f"a table\n{wrong}\nblocks: Medians") == [wrong]
+        missing = "norm/1x4096 bfloat16 forward, liger: unavailable, its environment cannot be made: no network"
+        refused = "tune_triton.py: error: expected a GPU to measure on"
+        assert gpu.last_lines(gpu.Part("normpeers", 1, ()), f"{missing}\nx\n{refused}\n") == [missing, refused]
 
     def records(self, folder: Path) -> None:
         own = {"suite": "layers", "device": "cuda", "dtype": "bfloat16", "case": "gpu/linear"}

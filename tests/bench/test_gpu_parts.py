@@ -115,6 +115,17 @@ class TestParts:
             gpu.main(folder)
         assert not (tmp_path / "new").exists()
 
+    def test_the_help_says_how_long_and_what_it_needs(
+        self, gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            gpu.main(["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        own = [part for part in gpu.parts(PYTHON, tmp_path, "H200") if not part.asked_for]
+        assert lines[-1] == f"at most {gpu.minutes(own)} minutes in all, beside tune"
+        assert "  tests       530 s  pytest, hypothesis, numpy, typer, rich" in lines
+        assert "  blocks      420 s  typer, rich" in lines
+
     def test_a_python_without_torch(self, gpu: ModuleType, tmp_path: Path) -> None:
         python = tmp_path / "python"
         python.write_text(f"#!/bin/sh\nexec {PYTHON} -S -c 'import torch'\n")
@@ -198,6 +209,12 @@ class TestKernels:
         assert state.is_complete(part, part.steps[0])
         assert not state.is_complete(dataclasses.replace(part, kernels=gpu.ALL), part.steps[0])
 
+    def test_the_report_says_which_packages_cannot_be_had(self, gpu: ModuleType, tmp_path: Path) -> None:
+        note = "norm/1x4096 bfloat16 forward, liger: unavailable, its environment cannot be made: no network"
+        part = gpu.Part("normpeers", 60, (step(gpu, "install liger", f"print({note!r})"),))
+        assert gpu.work([part], tmp_path, 60) == 0
+        assert f"| normpeers/install liger | 0 | ok; {note} |" in gpu.report(tmp_path)
+
     def test_the_report_says_it(self, gpu: ModuleType, tmp_path: Path) -> None:
         about = {"gpu": "NVIDIA H200", "kernels": gpu.TRITON_ONLY, "missing": {"tests": ["hypothesis"]}}
         (tmp_path / gpu.ABOUT).write_text(json.dumps(about))
@@ -237,4 +254,4 @@ class TestMissing:
         own = {"torch", "sparsekernels", "protocol"}
         assert imported - own - sys.stdlib_module_names == {"typer", "rich"}
         assert all({"typer", "rich"} <= set(gpu.NEEDS[part]) for part in gpu.BENCHMARKS)
-        assert set(gpu.NEEDS) == {*gpu.BENCHMARKS, "build", "tests", "memory"}
+        assert set(gpu.NEEDS) == {*gpu.BENCHMARKS, "build", "tests", "memory", "tune"}
