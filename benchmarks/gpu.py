@@ -289,7 +289,10 @@ def missing_of(python: str, wanted: Sequence[Part]) -> dict[str, list[str]]:
 
 def device_of(python: str) -> str:
     """The name of the GPU. Exits where torch sees none."""
-    program = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    program = (
+        "import sys, torch; torch.version.hip and sys.exit('its torch is for ROCm, where all runs on the reference')\n"
+        "print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    )
     found = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
     if not found.stdout.strip():
         said = found.stderr.strip().splitlines()[-1:] or ["its torch finds no CUDA device"]

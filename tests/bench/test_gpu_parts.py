@@ -136,6 +136,12 @@ class TestParts:
             f"gpu: expected a Python whose torch sees a GPU, got {python}: ModuleNotFoundError: No module named 'torch'"
         ]
 
+    def test_a_torch_for_other_gpus(self, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "torch.py").write_text("class version:\n    hip = '7.0'\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(SystemExit, match="got .*: its torch is for ROCm, where all runs on the reference"):
+            gpu.device_of(PYTHON)
+
     def test_the_time_and_the_parts_are_those_of_the_documentation(
         self, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
