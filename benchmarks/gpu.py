@@ -128,6 +128,7 @@ TUNED: Mapping[str, tuple[str, ...]] = {
     "blocks": ("--case", "4096x4096", "--case", "512x28", "--dtype", "bfloat16", "--variant", "block"),
     "masked": ("--dtype", "bfloat16", "--variant", "ours"),
     "rmsnorm": ("--case", "large", "--case", "backward", "--variant", "ours"),
+    "decode": ("--case", "8192x8192", "--case", "64-rows", "--case", "128-rows", "--variant", "sparse-triton"),
 }
 """By the suite, whose configurations are tuned, and the options of tune_triton.py."""
 

@@ -72,6 +72,15 @@ class TestParts:
                 case, *_ = suite.load(path).cases(selection)
                 assert engine in {variant.name.partition("/")[0].partition(":")[0] for variant in offered(path, case)}
 
+    def test_what_is_tuned_is_measured(self, gpu: ModuleType) -> None:
+        for name, options in gpu.TUNED.items():
+            cases = suite.load(name).cases(selection_of(options))
+            assert cases, name
+            if name == "decode":  # by the Triton kernel, whatever a call would choose
+                assert options[-2:] == ("--variant", "sparse-triton")
+                assert all("triton" in case.parameters["routes"] for case in cases if case.dtype == "bfloat16")
+                assert {case.batch for case in cases} == {1, 2, 4, 8, 16, 64, 128}
+
     def test_every_case_of_the_decode_suite_is_in_one_part(self, gpu: ModuleType) -> None:
         found = [suite.load("decode").cases(selection_of(gpu.BENCHMARKS[name].options)) for name in ("decode", "rows")]
         every = suite.load("decode").cases(suite.Selection(device="cuda"))

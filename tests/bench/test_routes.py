@@ -14,6 +14,7 @@ from fake_cuda import measure
 from sparsekernels import dispatch
 from sparsekernels.bench import decode, routes
 from sparsekernels.bench.suite import Case, Selection, Unavailable
+from sparsekernels.ops import _triton_table as table
 from sparsekernels.ops.sparse_conv2d import expanded
 
 KEYS = {"weight": [32, 64], "masks": ["random"], "sparsities": [90], "routes": list(routes.ROUTES)}
@@ -46,6 +47,13 @@ def test_each_runs_its_kernel(graphs: type[fake_cuda.Graph], calls: list[str], r
     assert {name: records[name].status for name in names} == dict.fromkeys(names, "ok"), notes
     assert records[names[0]].max_error is not None
     assert set(calls) == {kernel}
+
+
+def test_its_launch_configurations_can_be_tuned(graphs: type[fake_cuda.Graph]) -> None:
+    """The Triton kernel asks the table for them, and nobody asks on how many rows it is to decode."""
+    with table.listening() as asked:
+        measure(CASE, decode.SUITE, Selection(device="cuda", variants=("sparse-triton",)))
+    assert {one.kernel for one in asked} == {"sparse_conv2d.product"}
 
 
 def test_without_a_library_the_compiled_kernel_is_unavailable(graphs: type[fake_cuda.Graph]) -> None:
