@@ -19,16 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 # Okabe & Ito's palette, which stays apart for color-blind eyes, and a shape for each, which stays apart in print.
-STYLES = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-    ("#000000", "X"),
-    ("#999999", "*"),
-)
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_MARKERS = "os^DvPX*"
+STYLES = tuple((color, _MARKERS[(place + turn) % 8]) for turn in range(8) for place, color in enumerate(_COLORS))
+"""Colors that color-blind readers tell apart, each with a marker of its own; from the ninth on with another one."""
 
 ACROSS = 2
 """Panels in a row: more would be too small to read on a page."""

@@ -346,3 +346,8 @@ class TestReports:
 def test_each_column_has_a_name_of_its_own(name: str) -> None:
     titles = [column.title for column in suite.load(name).layout.columns]
     assert len(set(titles)) == len(titles)
+
+
+def test_each_rival_has_a_symbol_of_its_own() -> None:
+    assert len(plot.STYLES) == len(set(plot.STYLES)) == 64
+    assert plot.STYLES[0] != plot.STYLES[8]
