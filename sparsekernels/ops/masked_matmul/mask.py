@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -103,9 +104,10 @@ class PreparedMask:
             mask: What `prepare_mask` takes. It is kept as it is for the order of `indices`.
         """
         self.shape = tuple(mask.shape)
-        self.bits = bits_of(mask)
-        # a copy of what is small: what is written to the mask later has no effect
-        self._blocks = _copy_of(mask) if isinstance(mask, BlockMask) else None
+        with _outside_of_inference_mode():
+            self.bits = bits_of(mask)
+            # a copy of what is small: what is written to the mask later has no effect
+            self._blocks = _copy_of(mask) if isinstance(mask, BlockMask) else None
 
     @property
     def device(self) -> torch.device:
@@ -126,10 +128,17 @@ class PreparedMask:
 
         Computed at first use, which torch.compile cannot trace: read it before.
         """
-        return indices_of(self.to_dense() if self._blocks is None else self._blocks)
+        with _outside_of_inference_mode():
+            return indices_of(self.to_dense() if self._blocks is None else self._blocks)
 
 
 Mask = Tensor | BlockMask | PreparedMask
+
+
+def _outside_of_inference_mode() -> contextlib.AbstractContextManager[None]:
+    """What is kept in a mask is saved for backward passes later, and tables are kept beside it, by its version."""
+    inside = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    return torch.inference_mode(False) if inside else contextlib.nullcontext()
 
 
 def _copy_of(mask: BlockMask) -> BlockMask:

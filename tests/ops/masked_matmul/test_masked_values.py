@@ -84,3 +84,22 @@ def test_values_of_large_products_are_taken_some_rows_at_a_time(
         assert max(shape[-2] for shape in shapes) == rows
     for result in results[1:]:
         torch.testing.assert_close(result, results[0])
+
+
+@pytest.mark.parametrize("kind", ["elements", "blocks"])
+def test_a_mask_that_was_prepared_in_inference_mode_can_be_trained_with(kind: str) -> None:
+    """What it keeps is saved for the backward pass."""
+    mask: Any = torch.rand(50, 37) < 0.3
+    if kind == "blocks":
+        mask = sk.BlockMask(torch.rand(8, 5) < 0.4, (7, 8), (50, 37))
+    a, b = torch.randn(50, 20, requires_grad=True), torch.randn(20, 37, requires_grad=True)
+    with torch.inference_mode():
+        inside = sk.prepare_mask(mask)
+        assert inside.indices.numel() > 0
+    assert not inside.bits.is_inference()
+    found = []
+    for prepared in (sk.prepare_mask(mask), inside):
+        dense, values = (sk.masked_matmul(a, b, prepared, output=output) for output in ("dense", "values"))
+        found.append((dense, values, *torch.autograd.grad(dense.square().sum() + values.sum(), (a, b))))
+    for before, after in zip(*found, strict=True):
+        assert torch.equal(before, after)
