@@ -76,8 +76,10 @@ class Call(NamedTuple):
         return capability_of(self.device) if self.device.type == "cuda" else None
 
     @property
-    def too_old(self) -> str | None:
+    def unsupported_gpu(self) -> str | None:
         """Why no kernel of ours runs on the call's GPU, compiled or in Triton; None where they do, and elsewhere."""
+        if self.device.type == "cuda" and torch.version.hip is not None:  # whose devices are called cuda as well
+            return "it is written for GPUs of NVIDIA, this is one of AMD"
         capability = self.capability
         if capability is None or capability >= OLDEST_GPU:
             return None

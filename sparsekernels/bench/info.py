@@ -142,9 +142,9 @@ def _in_use() -> Lines:
 
 def _on_gpus() -> Lines:
     """What the table of implementations does not tell: what is dense, and what depends on sizes."""
-    too_old = Call(torch.device("cuda"), torch.float32).too_old
-    if too_old is not None:
-        return [("all operations", f"the reference: {too_old}")]
+    reason = Call(torch.device("cuda"), torch.float32).unsupported_gpu
+    if reason is not None:
+        return [("all operations", f"the reference: {reason}")]
     smallest = f"{SMALLEST_ON_GPU}x{SMALLEST_ON_GPU}"
     few = max(MOST_BY_NONZEROS)
     by = "the CUDA kernel or Triton's, by the density" if _library.cuda is not None else "Triton's kernel"

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from .. import dispatch
 from ..ops.sparse_conv2d.bitmap import has_compiled_linear
+from ..ops.sparse_conv2d.expanded_routes import MOST_BY_NONZEROS
 from .suite import Unavailable
 
 ROUTES = ("triton", "cuda", "expanded")
-MOST_ROWS_OF_CUDA = 16
+MOST_ROWS_OF_CUDA = max(MOST_BY_NONZEROS)
 
 Decides = Callable[..., bool]
 

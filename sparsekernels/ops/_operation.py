@@ -67,20 +67,20 @@ def _compiled_on(device: str, kernels: object, dtypes: Sequence[torch.dtype], fo
             return f"it takes weights of single elements, the weight is in blocks of {rows}x{columns}"
         if call.dtype not in dtypes:
             return f"it takes {', '.join(str(dtype)[6:] for dtype in dtypes)}, the input is {str(call.dtype)[6:]}"
-        return call.too_old
+        return call.unsupported_gpu
 
     return Implementation(device, supports, lambda: kernels)
 
 
 @constant_when_compiled
-def is_too_old(device: torch.device) -> bool:
+def is_unsupported_gpu(device: torch.device) -> bool:
     """Whether no kernel of ours runs on this GPU."""
-    return _is_too_old(device)
+    return _is_unsupported_gpu(device)
 
 
 @functools.cache  # a device stays as it is
-def _is_too_old(device: torch.device) -> bool:
-    return torch.cuda.is_available() and Call(device, torch.float32).too_old is not None  # else it has no data
+def _is_unsupported_gpu(device: torch.device) -> bool:
+    return torch.cuda.is_available() and Call(device, torch.float32).unsupported_gpu is not None  # else it has no data
 
 
 def _named(format: str | None) -> str:
@@ -150,7 +150,7 @@ class Operation:
         if weight is not None and (weight.format != self.format or weight.block_size is not None):
             return select(self.implementations, self.call_of(input, weight)).kernels()
         dtypes = self.cuda_dtypes if input.is_cuda else self.dtypes
-        if input.dtype not in dtypes or (input.is_cuda and is_too_old(input.device)):
+        if input.dtype not in dtypes or (input.is_cuda and is_unsupported_gpu(input.device)):
             return self.reference
         return self.compiled
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import importlib.util
 import os
 
-import torch
-
 from ..dispatch import Call
 
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -19,9 +17,7 @@ def supports_call(call: Call) -> str | None:
     if not INSTALLED:
         return "the package triton is not installed"
     if call.device.type == "cuda":
-        if torch.version.hip is not None:  # whose devices are called cuda as well
-            return "it is written for GPUs of NVIDIA, this is one of AMD"
-        return call.too_old  # for Triton itself
+        return call.unsupported_gpu
     if call.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return f"it runs on cuda, or on cpu in Triton's interpreter (TRITON_INTERPRET=1); the input is on {call.device}"

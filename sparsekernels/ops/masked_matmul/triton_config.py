@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ... import dispatch
 from .._triton_table import from_table
 
 WORD = 64
@@ -80,7 +81,7 @@ def product_tiling(
 
 def capability_of(device: torch.device) -> tuple[int, int]:
     """Of a GPU; in the interpreter that of the oldest that has kernels."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return dispatch.capability_of(device) if device.type == "cuda" else dispatch.OLDEST_GPU
 
 
 def has_little_memory(capability: tuple[int, int]) -> bool:

@@ -25,7 +25,7 @@ from ... import dispatch
 from ..._torch import are_functorch_transforms_active, forward_ad, is_exported_to_onnx
 from ...checks import DTYPES
 from ...dispatch import is_special
-from .._operation import explain, is_too_old, is_traced
+from .._operation import explain, is_traced, is_unsupported_gpu
 from . import gradients, implementations, reference
 from .arguments import CAST_BEFORE, CASTS, UNIT_OFFSET, keeps_dtype, validate
 from .implementations import compiled
@@ -94,7 +94,7 @@ def rms_norm(
         if is_traced(input, weight):
             arguments = input, normalized_shape, weight, eps
             return handle_torch_function(rms_norm, (input, weight), *arguments, cast=cast, unit_offset=unit_offset)
-        if _is_on_an_old_gpu(input):
+        if _is_on_unsupported_gpu(input):
             return gradients.rms_norm(input, normalized_shape, weight, eps, _number_of(cast, unit_offset))
         explain(error, validate, "rms_norm", input, normalized_shape, weight, eps, None, cast, unit_offset)
 
@@ -163,14 +163,14 @@ def add_rms_norm(
             arguments = input, residual, normalized_shape, weight, eps
             relevant = input, residual, weight
             return handle_torch_function(add_rms_norm, relevant, *arguments, cast=cast, unit_offset=unit_offset)
-        if _is_on_an_old_gpu(input):
+        if _is_on_unsupported_gpu(input):
             return gradients.add_rms_norm(input, residual, normalized_shape, weight, eps, _number_of(cast, unit_offset))
         explain(error, validate, "add_rms_norm", input, normalized_shape, weight, eps, residual, cast, unit_offset)
 
 
-def _is_on_an_old_gpu(input: Any) -> bool:
+def _is_on_unsupported_gpu(input: Any) -> bool:
     """Whether the kernel operator, which knows devices alone, raised because its CUDA kernel does not run there."""
-    return dispatch.forced is None and isinstance(input, Tensor) and input.is_cuda and is_too_old(input.device)
+    return dispatch.forced is None and isinstance(input, Tensor) and input.is_cuda and is_unsupported_gpu(input.device)
 
 
 # What is not torch's rms_norm. Apart from that, whose calls are the shortest there are.

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""A GPU that is too old for our kernels: every operation takes the reference there, and `info` says why."""
+"""GPUs that our kernels are not for, old ones and those of AMD: the reference runs there, and `info` says why."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def turing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every CUDA device has 7.5, and the CUDA library was loaded; what asks for devices finds one."""
     monkeypatch.setattr(dispatch, "capability_of", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    _operation._is_too_old.cache_clear()
+    _operation._is_unsupported_gpu.cache_clear()
     yield
-    _operation._is_too_old.cache_clear()
+    _operation._is_unsupported_gpu.cache_clear()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
@@ -45,6 +45,9 @@ def test_gpus_of_amd_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for operation in [*OPERATIONS, BLOCKS]:
         call = Call(CUDA, operation.cuda_dtypes[0], operation.format)
         assert select(operation.implementations, call).name == "reference"
+    assert dict(info._on_gpus()) == {
+        "all operations": "the reference: it is written for GPUs of NVIDIA, this is one of AMD"
+    }
 
 
 def test_a_compiled_kernel_is_refused(turing: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +90,7 @@ def test_the_hot_path_of_rms_norm_finds_its_way(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(op, name, fail)
     with pytest.raises(RuntimeError, match="no kernel image"):
         sk.rms_norm(x, (8,), w, cast=cast)
-    monkeypatch.setattr(op, "_is_on_an_old_gpu", lambda input: True)
+    monkeypatch.setattr(op, "_is_on_unsupported_gpu", lambda input: True)
     found = sk.rms_norm(x, (8,), w, cast=cast), sk.add_rms_norm(x, r, (8,), w, cast=cast)
     torch.testing.assert_close(found, expected)
     assert found[0].requires_grad == tracked
@@ -99,11 +102,11 @@ def test_a_device_that_is_new_enough_is_not_asked_twice(monkeypatch: pytest.Monk
     asked = []
     monkeypatch.setattr(dispatch, "capability_of", lambda device: asked.append(device) or (8, 0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    _operation._is_too_old.cache_clear()
-    assert not _operation.is_too_old(CUDA)
-    assert not _operation.is_too_old(CUDA)
+    _operation._is_unsupported_gpu.cache_clear()
+    assert not _operation.is_unsupported_gpu(CUDA)
+    assert not _operation.is_unsupported_gpu(CUDA)
     assert asked == [CUDA]
-    _operation._is_too_old.cache_clear()
+    _operation._is_unsupported_gpu.cache_clear()
 
 
 def test_capability_is_a_constant_of_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +114,6 @@ def test_capability_is_a_constant_of_compiled_code(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
 
     def which(x: Tensor) -> Tensor:
-        return x + 1 if Call(CUDA, x.dtype).too_old is not None else x
+        return x + 1 if Call(CUDA, x.dtype).unsupported_gpu is not None else x
 
     assert torch.equal(torch.compile(which, fullgraph=True, backend="eager")(torch.zeros(2)), torch.ones(2))
