@@ -20,7 +20,7 @@ from ..usage import Disturbed
 from .candidates import candidates_of, fused_of, has_candidates, may_chain
 from .facts import Fact, LayerObstacle
 from .graph.fused import Fused, FusedDense
-from .measure import LAYER, SAME, AllTimes, Times, on_one_thread, prefers, rules_out, times_of
+from .measure import LAYER, SAME, AllTimes, Times, of_layer, on_one_thread, prefers, rules_out, times_of
 from .modes import Mode, without_gradients
 from .report import BLOCK, DENSE, Ground, LayerReport
 from .rows import ROWS, UNKNOWN, gain_at, gains_of, table_of
@@ -88,6 +88,20 @@ def decide(
     weights and on images in the layout of `mode`. decisions: what it may become. measured: layers that are alike are
     measured once. may_begin: whether there is time to measure it.
     """
+    with of_layer(layer.name) as preference:
+        return _decide(layer, given, mode, fuses, decisions, measured, may_begin, preference)
+
+
+def _decide(
+    layer: Layer,
+    given: Sequence[Sequence[Given]],
+    mode: Mode,
+    fuses: bool,
+    decisions: Collection[str],
+    measured: Measured,
+    may_begin: bool,
+    preference: tuple[str, ...] | None,
+) -> Decision:
     weight = layer.weight
     row = LayerReport(
         name=layer.name,
@@ -109,7 +123,7 @@ def decide(
     with on_one_thread():
         kind = _kind_of(layer, candidates, fuses)
     called = [index for index, some in enumerate(given) if some]
-    key = *kind, tuple(map(tuple, given))
+    key = *kind, tuple(map(tuple, given)), preference
     if key not in measured.times:
         if not may_begin:
             return Decision(replace(row, ground=Ground.LIMIT), untimed=candidates)

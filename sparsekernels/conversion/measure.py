@@ -212,6 +212,36 @@ def preferred(names: tuple[str, ...]) -> Iterator[None]:
         _preferred = previous
 
 
+_of_layers: Mapping[str, str] | None = None
+"""Beside `_preferred`, what each layer becomes; those that it does not name stay dense."""
+
+
+@contextlib.contextmanager
+def decided_by_layer(layers: Mapping[str, str], names: tuple[str, ...]) -> Iterator[None]:
+    """Inside, `times_of` looks at no clock.
+
+    layers: what each becomes, by its name; others stay dense. names: for norms and the whole model, as of `preferred`.
+    """
+    global _of_layers
+    previous, _of_layers = _of_layers, layers
+    try:
+        with preferred(names):
+            yield
+    finally:
+        _of_layers = previous
+
+
+@contextlib.contextmanager
+def of_layer(name: str) -> Iterator[tuple[str, ...] | None]:
+    """Inside, a preference is the one of that layer. Gives it."""
+    if _of_layers is None:
+        yield _preferred
+        return
+    names = (_of_layers[name],) if name in _of_layers else ()
+    with preferred(names):
+        yield names
+
+
 @contextlib.contextmanager
 def on_one_thread() -> Iterator[None]:
     """Inside, torch's operators use one thread: for many small ones that nobody times.
