@@ -27,13 +27,14 @@ PAGE = Path(__file__).with_name("api.md")
 sys.path.insert(0, str(ROOT))
 
 import sparsekernels  # noqa: E402
-from sparsekernels import formats, nn, pruning, testing  # noqa: E402
+from sparsekernels import formats, nn, pruning, testing, training  # noqa: E402
 
 MODULES: tuple[tuple[ModuleType, str], ...] = (
     (sparsekernels, "sk"),
     (nn, "sk.nn"),
     (formats, "sparsekernels.formats"),
     (pruning, "sparsekernels.pruning"),
+    (training, "sparsekernels.training"),
     (testing, "sparsekernels.testing"),
 )
 """The modules whose public names are the interface, and how the page writes them."""

@@ -195,6 +195,11 @@ def test_masked_products_in_use() -> None:
     assert not left["y"][~left["mask"]].any()
 
 
+def test_sparse_training_in_use() -> None:
+    left = run(blocks_of(DOCS / "sparse_training.md"), "sparse_training.md")
+    assert (left["sparsifier"].steps, left["sparsifier"].updates) == (90, 2)
+
+
 @NEEDS_KERNELS
 @pytest.mark.skipif(not _library.has_jit(), reason="code is generated for AVX-512 only")
 def test_a_generated_kernel_can_be_read(tmp_path: Path) -> None:
@@ -217,6 +222,7 @@ def test_every_page_with_programs_is_run() -> None:
         "masked_products.md",
         "rms_norm.md",
         "sparse_layers.md",
+        "sparse_training.md",
     }
     with_blocks = {path.name for path in (*ROOT.glob("*.md"), *DOCS.glob("*.md")) if blocks_of(path)}
     assert with_blocks - {"api.md"} == run_here

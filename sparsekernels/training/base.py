@@ -1,0 +1,544 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse training of some weights: masks behind every step of the optimizer, and updates of the topology.
+
+More than 400 lines: one class whose state all of it shares; what can be told without it is in the files beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .algorithms import Algorithm
+from .bits import check_agreement, packed, unpacked
+from .kernels import Kernels
+from .schedules import Schedule, cubic_density
+from .signals import keeps_momentum, random_like, state_tensors
+from .updates import NewUnits, Updater, is_finite
+from .validation import check_count, checked_dense_grad_every, checked_mask, masks_of_state
+from .weights import MaskedWeight, is_sharded, sparse_layers
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update of the topology did.
+
+    Attributes:
+        step: Steps of the optimizer before it.
+        rate: The share that was pruned.
+        pruned: By the name of the weight: elements, or blocks, that were pruned.
+        grown: By the name of the weight: those that are new, some of which may just have been pruned.
+        nonzeros: Elements that are used now, by the name of the weight.
+    """
+
+    step: int
+    rate: float
+    pruned: Mapping[str, int]
+    grown: Mapping[str, int]
+    nonzeros: Mapping[str, int]
+
+
+class SparseTraining:
+    """What `Sparsifier` and `Masking` have in common: hooks on an optimizer, and the masks of some of its weights."""
+
+    _updater_class: type[Updater] = Updater
+
+    def __init__(
+        self,
+        where: str,
+        optimizer: Optimizer,
+        algorithm: Algorithm,
+        schedule: Schedule,
+        *,
+        update_every: int | None,
+        last_update: int | None,
+        dense_grad_every: int | str | None,
+        seed: int,
+        process_group: Any,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            given = type(optimizer).__name__
+            raise TypeError(f"{where}: expected optimizer to be a torch.optim.Optimizer, got {given}")
+        if not callable(getattr(schedule, "step", None)) or not callable(getattr(schedule, "get_dr", None)):
+            raise TypeError(
+                f"{where}: expected prune_rate to be a number or to have step() and get_dr(), as CosineDecay has, got"
+                f" {type(schedule).__name__}"
+            )
+        for name, value in (("update_every", update_every), ("last_update", last_update)):
+            check_count(where, name, value)
+        if algorithm.gradual and last_update is None:
+            raise ValueError(f"{where}: expected last_update, the step at which the density is reached, got None")
+        self._where, self.optimizer, self.algorithm, self.schedule = where, optimizer, algorithm, schedule
+        self._update_every, self._last_update = update_every, last_update
+        self._dense_every = checked_dense_grad_every(where, algorithm, dense_grad_every, update_every)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._group = process_group
+        self._weights: dict[str, MaskedWeight] = {}
+        self._updater = self._updater_class(where, algorithm, optimizer, self._weights, self._generator)
+        self._models: list[nn.Module] = []
+        self._kernels: list[Kernels] = []
+        self._accumulates = algorithm.needs_missing and algorithm.signal == "momentum"
+        self.steps = 0
+        """Steps of the optimizer since the masks are there."""
+        self.updates = 0
+        """Updates of the topology since then."""
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    # What there is
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """bool, by the name of the weight: True where it is used. Not to be written to; see `set_masks`."""
+        return {name: one.mask for name, one in self._weights.items()}
+
+    @property
+    def nonzeros(self) -> dict[str, int]:
+        """By the name of the weight: how many elements are used."""
+        return {name: int(one.mask.sum()) for name, one in self._weights.items()}
+
+    @property
+    def density(self) -> float:
+        """Used elements of all masked weights, over all of their elements."""
+        total = sum(one.mask.numel() for one in self._weights.values())
+        return sum(self.nonzeros.values()) / total if total else 0.0
+
+    @property
+    def prune_rate(self) -> float:
+        """The share of a layer's weights that an update would prune now."""
+        return self._rate()
+
+    def __repr__(self) -> str:
+        used = sum(self.nonzeros.values())
+        return (
+            f"{type(self).__name__}(algorithm={self.algorithm.name!r}, weights={len(self._weights)}, nonzeros={used},"
+            f" density={self.density:.4g}, steps={self.steps}, updates={self.updates})"
+        )
+
+    # Adding weights
+
+    def _add(self, model: nn.Module, weights: Sequence[MaskedWeight], kernels: Kernels | None) -> None:
+        """Take over weights whose masks and `wanted` are set. Raises before anything has changed."""
+        where = self._where
+        if not weights:
+            raise ValueError(f"{where}: expected a model with layers to prune, Linear or convolutions, got none")
+        own = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        strangers = [one.name for one in weights if id(one.parameter) not in own]
+        if strangers:
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            raise ValueError(
+                f"{where}: expected an optimizer of this model's parameters, got one without {strangers[0]!r}{more};"
+                " freeze what is not to be trained (requires_grad=False) or leave it out with ignore"
+            )
+        known = self._weights.keys() & {one.name for one in weights}
+        if known:
+            raise ValueError(f"{where}: expected weights of other names than before, got {min(known)!r} again")
+        if self._accumulates and not keeps_momentum(self.optimizer, {one.parameter for one in weights}):
+            raise ValueError(
+                f"{where}: expected an optimizer with momentum for growth by momentum, got"
+                f" {type(self.optimizer).__name__} without; growth by 'gradient' or 'random' needs none"
+            )
+        if self._group is None:
+            self._group = _group_of(model, weights)
+        self._agree({one.name: one.mask for one in weights}, None, weights)
+        for one in weights:
+            self._weights[one.name] = one
+            one.apply()
+        self._models.append(model)
+        if kernels is not None:
+            self._kernels.append(kernels)
+        self._take_layers()
+        if kernels is not None:
+            kernels.after_step(self)
+
+    # Steps
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """`optimizer.step()`, which may be called itself: masks and updates are hooks of it.
+
+        Args:
+            closure: As the optimizer takes it.
+
+        Returns:
+            What the optimizer returns.
+        """
+        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._weights:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
+        if closure is None:
+            self._take_gradients()
+            return None
+
+        def with_masks() -> Any:
+            loss = closure()
+            self._take_gradients()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], with_masks, *args[2:]), kwargs
+        return args, {**kwargs, "closure": with_masks}
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """Refuse gradients that are not finite, and mask those of a step without dense gradients."""
+        weights = [one for one in self._weights.values() if one.parameter.grad is not None]
+        grads = [one.local(one.parameter.grad) for one in weights]
+        if not _is_capturing(grads):
+            bad = [one.name for one, grad in zip(weights, grads, strict=True) if not is_finite(grad)]
+            self._refuse(bad)
+        if self._is_dense_step():
+            return
+        in_kernels = self._in_kernels()
+        for one, grad in zip(weights, grads, strict=True):
+            if one.name not in in_kernels:
+                grad.masked_fill_(~one.local_mask, 0)
+
+    def _refuse(self, bad: Sequence[str]) -> None:
+        """Raise, on all ranks, where there is something bad: of a shard other ranks know nothing."""
+        any_bad = bool(bad)
+        if self._group is not None and any(is_sharded(one.parameter) for one in self._weights.values()):
+            from torch import distributed
+
+            number = torch.tensor([int(any_bad)], device=self._device())
+            distributed.all_reduce(number, op=distributed.ReduceOp.MAX, group=self._group)
+            any_bad = bool(number)
+        if any_bad:
+            name = repr(bad[0]) if bad else "a weight on another rank"
+            raise FloatingPointError(
+                f"{self._where}: expected finite gradients, got NaN or infinite ones of {name}; the step was not taken,"
+                " weights and masks are unchanged"
+            )
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._weights:
+            return
+        for one in self._weights.values():
+            one.apply()
+        self.steps += 1
+        self.schedule.step()
+        try:
+            if self._is_due():
+                self.update()
+        finally:
+            for kernels in self._kernels:
+                kernels.after_step(self)
+            self._prepare_next()
+
+    def _is_due(self) -> bool:
+        if self._update_every is None or self.steps % self._update_every or not self.algorithm.changes:
+            return False
+        return self._last_update is None or self.steps <= self._last_update
+
+    def _is_dense_step(self) -> bool:
+        """Whether the gradients of the step that is next are those of the dense layers."""
+        if self._dense_every is None or not self.algorithm.needs_missing:
+            return False
+        if self._last_update is not None and self.steps >= self._last_update:
+            return False
+        return (self.steps + 1) % self._dense_every == 0
+
+    def _prepare_next(self) -> None:
+        """Let the sparse layers compute the gradients that the next step needs."""
+        dense = self._is_dense_step()
+        for layers in self._sparse_layers().values():
+            for layer in layers:
+                if layer.dense_grad is not dense:
+                    layer.dense_grad = dense
+
+    def _sparse_layers(self) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for model in self._models:
+            for name, layers in sparse_layers(model, self._weights.values()).items():
+                found.setdefault(name, []).extend(layers)
+        return found
+
+    def _in_kernels(self) -> set[str]:
+        """The weights whose gradients are zero outside of the pattern by themselves."""
+        return {name for name, layers in self._sparse_layers().items() if not any(one.dense_grad for one in layers)}
+
+    def _set_patterns(self, names: Iterable[str] | None = None) -> None:
+        for name, layers in self._sparse_layers().items():
+            if names is None or name in set(names):
+                for layer in layers:
+                    layer.set_pattern(self._weights[name].mask)
+
+    # Updates
+
+    def update(self) -> Update:
+        """Change the topology once: prune, and grow as many. All of it or, where anything raises, nothing.
+
+        Returns:
+            What it did.
+
+        Raises:
+            RuntimeError: Where growth looks at a momentum or gradient that is not there yet, or ranks disagree.
+            FloatingPointError: For weights or signals that are not finite.
+            ValueError: For a rate outside of [0, 1], or a function of a user's own that returns something else than a
+                mask with the count that was asked for.
+        """
+        state, error, new, rate = self._generator.get_state(), None, {}, 0.0
+        try:
+            rate = self._rate()
+            if self.algorithm.changes:
+                new = self._updater.new_units(rate, self._gradual)
+            masks = {name: self._weights[name].mask_of_units(units) for name, (_, units) in new.items()}
+        except Exception as raised:
+            error, masks = raised, {}
+        try:
+            self._agree(masks, error)
+        except BaseException:
+            self._generator.set_state(state)
+            raise
+        report = self._report(rate, new)
+        for name, (kept, _) in new.items():
+            self._change(self._weights[name], self._weights[name].mask_of_units(kept), masks[name])
+        self._set_patterns(masks)
+        self.updates += 1
+        for kernels in self._kernels:
+            kernels.after_update(self)
+        return report
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def _with_masks(self, masks: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, weights are random numbers below other masks.
+
+        Args:
+            masks: By the names of weights, as `packed` made them bits.
+        """
+        known = {name: bits for name, bits in masks.items() if name in self._weights}
+        before = {name: self._weights[name].parameter.detach().clone() for name in known}
+        generator = torch.Generator().manual_seed(0)
+        try:
+            for name, bits in known.items():
+                one = self._weights[name]
+                mask = unpacked(bits, one.mask.shape).to(one.parameter.device)
+                scale = 1 / max(1, one.mask.numel() // one.shape[0]) ** 0.5
+                one.parameter.copy_(torch.where(mask, random_like(mask, generator).add(0.5).mul(scale), 0))
+            yield
+        finally:
+            for name, values in before.items():
+                self._weights[name].parameter.copy_(values)
+
+    def _take_layers(self) -> None:
+        """Give the sparse layers that a model has by now their patterns."""
+        self._set_patterns()
+        self._prepare_next()
+
+    def _report(self, rate: float, new: NewUnits) -> Update:
+        pruned, grown = {}, {}
+        for name, (kept, units) in new.items():
+            before = self._weights[name].units_of_mask(self._weights[name].mask)
+            pruned[name] = int((before & ~kept).sum())
+            grown[name] = int((units & ~kept).sum())
+        masks = {name: self._weights[name].mask_of_units(units) for name, (_, units) in new.items()}
+        return Update(self.steps, rate, pruned, grown, {name: int(mask.sum()) for name, mask in masks.items()})
+
+    @torch.no_grad()
+    def _change(self, one: MaskedWeight, kept: Tensor, mask: Tensor) -> None:
+        """Exchange a mask. What was not kept is zero, and so is what the optimizer knows of it, unless growth by
+        momentum is to look at that."""
+        one.mask = kept
+        gone = ~one.local_mask
+        one.local(one.parameter).masked_fill_(gone, 0)
+        if not self._accumulates:
+            for tensor in state_tensors(self.optimizer.state.get(one.parameter, {}), one.parameter.shape):
+                one.local(tensor).masked_fill_(gone, 0)
+        one.mask = mask
+
+    def _rate(self) -> float:
+        rate = self.schedule.get_dr(0.0)
+        if not isinstance(rate, numbers.Real) or not 0 <= rate <= 1:
+            raise ValueError(f"{self._where}: expected a prune rate from 0 to 1, got {rate!r}")
+        return float(rate)
+
+    def _gradual(self, one: MaskedWeight) -> int:
+        """How many units gradual pruning leaves now."""
+        assert self._last_update is not None
+        if self.steps >= self._last_update:
+            return one.wanted
+        return round(cubic_density(self.steps, 0, self._last_update, one.count, one.wanted))
+
+    # Masks from outside
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Use the weights of these masks from now on. Their number is what later updates keep.
+
+        Args:
+            masks: bool, by the names of weights that are masked; of other weights the masks stay.
+
+        Raises:
+            TypeError: For a mask that is not a bool tensor.
+            ValueError: For an unknown name, or another shape. Then nothing has changed.
+        """
+        checked = {name: checked_mask(self._where, self._known(name), mask) for name, mask in masks.items()}
+        for name, mask in checked.items():
+            one = self._weights[name]
+            units = one.units_of_mask(mask)
+            self._change(one, one.mask_of_units(units) & one.mask, one.mask_of_units(units))
+            one.wanted = int(units.sum())
+        self._set_patterns(checked)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """Leave these weights dense from now on."""
+        for name in list(names):
+            one = self._weights.pop(name)
+            for layers in (sparse_layers(model, [one]) for model in self._models):
+                for layer in layers.get(name, ()):
+                    layer.dense_grad = False
+                    layer.set_pattern(torch.ones_like(one.mask))
+
+    def _known(self, name: str) -> MaskedWeight:
+        if name not in self._weights:
+            known = ", ".join(map(repr, list(self._weights)[:3]))
+            raise ValueError(f"{self._where}: expected names of masked weights, as {known}, got {name!r}")
+        return self._weights[name]
+
+    # Ranks
+
+    def _device(self) -> torch.device:
+        one = next(iter(self._weights.values()))
+        return one.local(one.parameter).device
+
+    def _agree(
+        self, masks: Mapping[str, Tensor], error: BaseException | None, weights: Sequence[MaskedWeight] = ()
+    ) -> None:
+        if self._group is None:
+            if error is not None:
+                raise error
+            return
+        device = weights[0].local(weights[0].parameter).device if weights else self._device()
+        check_agreement(masks, error, self._group, device)
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs beside the states of model and optimizer.
+
+        Returns:
+            Masks as bits, counters, the state of the random generator, the schedule, and which layers run on sparse
+            kernels: tensors and plain values, which torch.load reads with weights_only=True.
+        """
+        return {
+            "version": 1,
+            "algorithm": self.algorithm.name,
+            "steps": self.steps,
+            "updates": self.updates,
+            "generator": self._generator.get_state(),
+            "schedule": _state_of(self.schedule),
+            "weights": {
+                name: {
+                    "shape": list(one.mask.shape),
+                    "block": None if one.block is None else list(one.block),
+                    "wanted": one.wanted,
+                    "mask": packed(one.mask),
+                }
+                for name, one in self._weights.items()
+            },
+            "kernels": [one.state_dict() for one in self._kernels],
+        }
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raise where `load_state_dict` would.
+
+        Args:
+            state: What is said to be from `state_dict`.
+
+        Raises:
+            ValueError: For a state of another algorithm or architecture, or one that is incomplete or corrupt.
+        """
+        self._read(state)
+
+    def _read(self, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], torch.Generator]:
+        where = self._where
+        try:
+            if state["version"] != 1:
+                raise ValueError(f"{where}: expected a state of version 1, got version {state['version']!r}")
+            if state["algorithm"] != self.algorithm.name:
+                raise ValueError(
+                    f"{where}: expected a state of algorithm {self.algorithm.name!r}, got one of {state['algorithm']!r}"
+                )
+            masks = masks_of_state(where, self._weights, state["weights"])
+            for count in (state["steps"], state["updates"], *(one["wanted"] for one in state["weights"].values())):
+                if not isinstance(count, int) or count < 0:
+                    raise ValueError(f"{where}: expected counters that are int from 0 on, got {count!r}")
+            generator = torch.Generator()
+            generator.set_state(state["generator"].cpu())
+            if state["schedule"] is not None:
+                dict(state["schedule"])
+            for kernels, of in zip(self._kernels, state["kernels"], strict=False):
+                kernels.check(of)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            kind = type(error).__name__
+            raise ValueError(f"{where}: expected what state_dict() gave, got {kind}: {error}") from error
+        return masks, generator
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, before or after model and optimizer take over theirs.
+
+        Args:
+            state: As `state_dict` gave it.
+
+        Raises:
+            ValueError: For a state of another algorithm or architecture, or one that is incomplete or corrupt. Then
+                nothing has changed.
+        """
+        masks, generator = self._read(state)
+        if hasattr(self.schedule, "load_state_dict") and state["schedule"] is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        for name, mask in masks.items():
+            one = self._weights[name]
+            one.mask, one.wanted = mask.to(one.mask.device), state["weights"][name]["wanted"]
+            one.apply()
+        self.steps, self.updates = state["steps"], state["updates"]
+        self._generator.set_state(generator.get_state())
+        for kernels, of in zip(self._kernels, state["kernels"], strict=False):
+            kernels.load_state_dict(of, self)
+        self._take_layers()
+
+    def remove(self) -> None:
+        """End it: the hooks go, layers are the model's own again, and weights stay masked as they are.
+
+        Optimizers other than SGD and Adam and their kin move zeros again after that.
+        """
+        for handle in self._handles:
+            handle.remove()
+        for one in self._kernels:
+            one.remove()
+        for layers in self._sparse_layers().values():
+            for layer in layers:
+                layer.dense_grad = False
+        for weight in self._weights.values():
+            weight.apply()
+
+
+def _is_capturing(tensors: Sequence[Tensor]) -> bool:
+    return any(one.is_cuda for one in tensors) and torch.cuda.is_current_stream_capturing()
+
+
+def _group_of(model: nn.Module, weights: Sequence[MaskedWeight]) -> Any:
+    """The ranks that train the same model: of DistributedDataParallel, or those that a weight is sharded over."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.process_group
+    if any(is_sharded(one.parameter) for one in weights):
+        from torch import distributed
+
+        return distributed.group.WORLD
+    return None
+
+
+def _state_of(schedule: Any) -> Any:
+    return schedule.state_dict() if hasattr(schedule, "state_dict") else None
