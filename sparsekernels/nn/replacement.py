@@ -204,6 +204,7 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "forward",
     "_compiled_call_impl",
     "dense_grad",
+    "dense_product",
     "dense_rows",
     "packed_dense_rows",
     "pattern",

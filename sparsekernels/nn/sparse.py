@@ -21,7 +21,7 @@ from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.convolution import shape_of_images
 from ..ops.sparse_conv2d.by_format import prepare
-from ..ops.sparse_conv2d.on_gpu import is_for_torch_here, with_gradient_at
+from ..ops.sparse_conv2d.on_gpu import is_for_torch_here, with_dense_gradient, with_gradient_at
 from ..ops.sparse_conv2d.op import conv2d, linear
 from ..ops.sparse_conv2d.outside import Guard, Outside
 from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
@@ -31,6 +31,7 @@ class SparseLayer(Replacement):
     """A dense weight of which only the elements of a pattern are used. What the modules below have in common."""
 
     dense_grad: bool
+    dense_product: bool = False
     pattern: Any  # a SparseFormat of those that the operations take
 
     _choice = ("pattern",)
@@ -40,7 +41,7 @@ class SparseLayer(Replacement):
     )
 
     def _start(self, dense_grad: bool, format: str, block: tuple[int, int] | None) -> None:
-        self.dense_grad = dense_grad
+        self.dense_grad, self.dense_product = dense_grad, False
         self._guard = Guard()
         kind, options = _format_called(format, block, type(self).__name__)
         options = self._over_weight(options)
@@ -134,6 +135,18 @@ class SparseLayer(Replacement):
         if not torch.is_grad_enabled() or weight.requires_grad or is_transformed():
             return weight, None
         return self.pattern.values_of(weight), None
+
+    def _is_for_torch(self, weight: Tensor) -> bool:
+        """Whether torch multiplies by a dense weight, in which `pattern` is."""
+        if not self.dense_product:
+            return not self.dense_grad and is_for_torch_here(self.pattern, weight)
+        return (
+            isinstance(weight, Tensor) and weight.shape == self.pattern.shape and weight.device == self.pattern.device
+        )
+
+    def _weight_for_torch(self, weight: Tensor) -> Tensor:
+        """What it then multiplies by, with the gradients that the layer promises."""
+        return with_dense_gradient(self.pattern, weight) if self.dense_grad else with_gradient_at(self.pattern, weight)
 
     def outside(self) -> int:
         """How many elements of `weight` outside of the pattern are not zero: then the layer computes with all of it.
@@ -321,6 +334,9 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
 
     Attributes:
         pattern: Which weights are used. Its values are placeholders: those that count are in `weight`.
+        dense_product: Whether torch multiplies by all of `weight`, zeros included, in every call: for patterns that
+            hold so many weights that this is faster. Gradients are those of the layer all the same. False at first, and
+            can be set at any time.
         dense_rows: For which numbers of rows calls without gradients multiply by all of `weight`, in ascending order:
             from the first number on, from the second one on by the nonzeros again, and so on. Empty but where `convert`
             measured that.
@@ -398,8 +414,8 @@ class SparseLinear(SparseLayer, torch.nn.Linear):
         if is_exported_to_onnx(input):
             return F.linear(input, self._shown_weight(), self.bias)
         weight, bias = self._parameters_of(input)
-        if not self.dense_grad and is_for_torch_here(self.pattern, weight):
-            return F.linear(input, with_gradient_at(self.pattern, weight), bias)
+        if self._is_for_torch(weight):
+            return F.linear(input, self._weight_for_torch(weight), bias)
         used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
         try:
             return linear(input, self.pattern, used, bias, guard)
@@ -422,8 +438,8 @@ class SparseConvolution(SparseLayer):
             given = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         weight, bias = self._parameters_of(input)
-        if not self.dense_grad and is_for_torch_here(self.pattern, weight):
-            return self._conv_forward(input, with_gradient_at(self.pattern, weight), bias)  # type: ignore[no-any-return]
+        if self._is_for_torch(weight):
+            return self._conv_forward(input, self._weight_for_torch(weight), bias)  # type: ignore[no-any-return]
         used, guard = self._with_dense_grad(weight) if self.dense_grad else (weight, self._guard)
         options = self.stride, padding, self.dilation, self.groups
         try:

@@ -13,7 +13,6 @@ from torch import Tensor
 from .._torch import is_exported_to_onnx, may_be_kept
 from .._transformers import CONV1D
 from ..formats import SparseFormat
-from ..ops.sparse_conv2d.on_gpu import is_for_torch_here, with_gradient_at
 from ..ops.sparse_conv2d.outside import Outside
 from ..ops.sparse_conv2d.transposed_linear import Flipped, dense_product, flipped_options, transposed_linear
 from .replacement import copy_parameters, dense_or_none, options_of
@@ -162,8 +161,8 @@ class SparseTransposedLinear(SparseLayer):
         if is_exported_to_onnx(input):
             return dense_product(input, self._shown_weight(), self.bias)  # type: ignore[arg-type]
         weight, bias = self._parameters_of(input)
-        if not self.dense_grad and is_for_torch_here(self.pattern, weight):
-            return dense_product(input, with_gradient_at(self.pattern, weight), bias)
+        if self._is_for_torch(weight):
+            return dense_product(input, self._weight_for_torch(weight), bias)
         moves_all = self.dense_grad and (not isinstance(weight, Tensor) or weight.shape == self.pattern.shape)
         try:
             return transposed_linear(input, self.flipped(), weight, bias, None if moves_all else self._guard)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .._torch import is_any_autocast_enabled
 from ..conversion import Report, convert, revert
 from ..conversion.replay import Decided, decided_as
+from ..conversion.report import DENSE
 from .bits import packed
 from .weights import is_sharded
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 _CHANGED = 1.5
 """Once the density has become so many times another, layers are measured again. That single layers become denser or
 sparser is no reason: a measurement takes as long as a hundred steps."""
+
+_FIXED, _DENSEST = 0.4, 0.6
+"""What share of a sparse layer's time as measured does not depend on its density, about; and the density above which no
+layer is tried sparse."""
 
 _DECISIONS = ("fine-grained", "block")
 
@@ -65,6 +70,8 @@ class Kernels:
         self.model: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._progress = progress
         self.report: Report | None = None
+        self._limits: dict[str, float] = {}
+        self._dense: set[str] = set()
         self._call: Call | None = None
         self._wanted = True
         self._masks: dict[str, Tensor] = {}  # as bits, those that were measured with
@@ -104,6 +111,7 @@ class Kernels:
         Args:
             training: Whose masks count.
         """
+        self._choose_products(training)
         ratio = training.density / self._density if self._density else 1.0
         self._wanted = self._wanted or not 1 / _CHANGED < ratio < _CHANGED
 
@@ -129,7 +137,24 @@ class Kernels:
             for module, training_mode in modes.items():
                 module.training = training_mode
         training._take_layers()
+        if again is None and self.report is not None:
+            self._limits = _limits(self.report)
+        self._choose_products(training)
         self._say()
+
+    def _choose_products(self, training: SparseTraining) -> None:
+        """Let torch multiply for layers that have become so dense that this is faster. By a rule, not a clock: a run
+        that is resumed has the same bits."""
+        found = training._sparse_layers()
+        self._dense = set()
+        for name, layers in found.items():
+            mask = training.masks[name]
+            is_dense = int(mask.sum()) > self._limits.get(name, 1.0) * mask.numel()
+            if is_dense:
+                self._dense.add(name)
+            for layer in layers:
+                if layer.dense_product is not is_dense:
+                    layer.dense_product = is_dense
 
     def _say(self) -> None:
         if self._progress or (self._progress is None and sys.stderr.isatty()):
@@ -142,8 +167,10 @@ class Kernels:
             return f"sparse training: all layers are dense with a mask: {self.why_not}"
         if self.report is None:
             return "sparse training: layers are dense with a mask until the first step"
-        sparse = [row.name for row in self.report.layers if row.decision != "dense"]
-        dense = [row.name for row in self.report.layers if row.decision == "dense"]
+        too_dense = {name.removesuffix(".weight") for name in self._dense}
+        rows = {row.name: row.decision != DENSE and row.name not in too_dense for row in self.report.layers}
+        sparse = [name for name, is_sparse in rows.items() if is_sparse]
+        dense = [name for name, is_sparse in rows.items() if not is_sparse]
         gain = ""
         if self.report.before_ms is not None and self.report.after_ms is not None:
             gain = (
@@ -174,6 +201,7 @@ class Kernels:
                 example = _described([list(call.args), call.kwargs])
         return {
             "decided": None if self._decided is None else self._decided.state(),
+            "limits": dict(self._limits),
             "masks": dict(self._masks),
             "density": self._density,
             "example": example,
@@ -189,6 +217,8 @@ class Kernels:
         if state["decided"] is not None:
             Decided.of_state(state["decided"])
         float(state["density"])
+        for limit in state["limits"].values():
+            float(limit)
         dict(state["masks"])
         dict(state["autocast"])
         if state["example"] is not None:
@@ -208,9 +238,11 @@ class Kernels:
         self._stop_watching()
         self._call = Call(tuple(args), dict(kwargs), autocast)
         again = Decided.of_state(state["decided"])
+        self._limits = dict(state["limits"])
         with training._with_masks(state["masks"]):  # by which it is decided what may run on which kernels
             self._decide(training, again)
         self._masks, self._density = dict(state["masks"]), float(state["density"])
+        self._choose_products(training)
         if self._decided != again:
             warnings.warn(
                 "sparse training: some layers of the resumed run are computed in another way than before, and round"
@@ -221,6 +253,18 @@ class Kernels:
 
 class _NotPlain(Exception):
     """An argument that a checkpoint does not keep."""
+
+
+def _limits(report: Report) -> dict[str, float]:
+    """Up to which density the sparse layers are faster, by what was measured: of their time `_FIXED` is taken not to
+    depend on it."""
+    limits = {}
+    for row in report.layers:
+        if row.decision != DENSE and row.sparsity is not None:
+            gain, density = row.gains.get(row.decision), 1.0 - row.sparsity
+            limit = _DENSEST if gain is None else density * (gain - _FIXED) / (1.0 - _FIXED)
+            limits[f"{row.name}.weight" if row.name else "weight"] = max(min(limit, _DENSEST), 1.01 * density)
+    return limits
 
 
 def _why_not(model: nn.Module) -> str | None:

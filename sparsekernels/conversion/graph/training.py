@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...nn.replacement import Replacement
 from ..facts import GraphObstacle
 from .attach import NO_ANSWER
 from .base import Graph, Plan, assembled
@@ -28,6 +29,10 @@ class TrainingPlan(Plan):
 
     norms: Sequence[FusedNorm]
     pools: bool
+
+
+_SETTINGS = ("dense_grad", "dense_product")
+"""What sparse training sets between two steps of layers, which a graph calls as they are."""
 
 
 class TrainingGraph(Graph):
@@ -51,5 +56,6 @@ class TrainingGraph(Graph):
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
         parts = [part for norm in norms.values() for part in norm.parts if part is not None]
         free = [(part, ("eps", "momentum")) for part in parts]
+        free += [(one, _SETTINGS) for one in modules.values() if isinstance(one, Replacement)]
         made = assembled(trace, modules, graph, norms, parts, free)
         return TrainingPlan(made, trace.arguments, list(norms.values()), pools)

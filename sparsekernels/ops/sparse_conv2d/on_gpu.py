@@ -42,6 +42,13 @@ def with_gradient_at(pattern: Any, weight: Tensor) -> Tensor:
     return _WithGradientAt.apply(weight, kept_mask(pattern))  # type: ignore[no-any-return, no-untyped-call]
 
 
+def with_dense_gradient(pattern: Any, weight: Tensor) -> Tensor:
+    """A dense weight, zero outside of the pattern, whose gradient is all of it."""
+    if not torch.is_grad_enabled() or not (weight.requires_grad or dispatch.is_transformed()):
+        return torch.where(kept_mask(pattern), weight, 0)
+    return _WithDenseGradient.apply(weight, kept_mask(pattern))  # type: ignore[no-any-return, no-untyped-call]
+
+
 def kept_mask(pattern: CompressedRows) -> Tensor:
     """The mask of a pattern, worked out once; in a CUDA graph that is captured first, in each replay."""
     mask = pattern._shared.mask
@@ -51,6 +58,22 @@ def kept_mask(pattern: CompressedRows) -> Tensor:
         if may_be_kept(mask):
             pattern._shared.mask = mask
     return mask
+
+
+class _WithDenseGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, weight, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 class _WithGradientAt(torch.autograd.Function):
