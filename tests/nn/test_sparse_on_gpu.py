@@ -18,7 +18,7 @@ import sparsekernels as sk
 from sparsekernels import _torch
 from sparsekernels._torch import FakeTensorMode
 from sparsekernels.formats import block_sparse, compressed_rows, unstructured
-from sparsekernels.nn import sparse, transposed_linear
+from sparsekernels.nn import sparse
 from sparsekernels.ops.sparse_conv2d import on_gpu
 from sparsekernels.ops.sparse_conv2d.on_gpu import is_for_torch_here
 
@@ -27,8 +27,7 @@ from sparsekernels.ops.sparse_conv2d.on_gpu import is_for_torch_here
 def there(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """All weights count as on a GPU while this is [True]."""
     is_there = [True]
-    for module in (sparse, transposed_linear):
-        monkeypatch.setattr(module, "is_for_torch_here", lambda pattern, weight: is_there[0])
+    monkeypatch.setattr(sparse, "is_for_torch_here", lambda pattern, weight: is_there[0])
     return is_there
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from ...nn.replacement import Replacement
 from ..facts import GraphObstacle
@@ -55,7 +56,7 @@ class TrainingGraph(Graph):
         if not pools and not norms:
             raise Untraceable(GraphObstacle.NOTHING_TO_FUSE)
         parts = [part for norm in norms.values() for part in norm.parts if part is not None]
-        free = [(part, ("eps", "momentum")) for part in parts]
+        free: list[tuple[nn.Module, tuple[str, ...]]] = [(part, ("eps", "momentum")) for part in parts]
         free += [(one, _SETTINGS) for one in modules.values() if isinstance(one, Replacement)]
         made = assembled(trace, modules, graph, norms, parts, free)
         return TrainingPlan(made, trace.arguments, list(norms.values()), pools)
