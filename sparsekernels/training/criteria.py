@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_tensor
+from .selection import least
 from .storage import check_integer
 
 Criterion = Callable[[Tensor, Tensor, int], Tensor]
@@ -57,9 +58,9 @@ def criterion(name: str, *, seed: int = 0, fill: bool = False) -> Criterion:
         ..._same_sign             only where wi * wf > 0
         ..._diff_sign             only where wi * wf < 0
 
-    wi is a weight's initial value, wf its final one, compared in float64. Of equal scores the first are kept, in the
-    order of the dimensions, whatever the strides. A weight that is zero, before or after, has neither the same sign nor
-    a different one.
+    wi is a weight's initial value, wf its final one, compared in float64. Of equal scores some are kept, at random
+    places that are the same every time, whatever the strides. A weight that is zero, before or after, has neither the
+    same sign nor a different one.
 
     The function that is returned, `(initial, final, count) -> mask`, takes two tensors of one shape and device, each of
     a floating dtype, finite, of any strides, and an int from 0 to the number of weights; it returns bool in their
@@ -206,17 +207,11 @@ def _checked(name: str, initial: Tensor, final: Tensor, count: int) -> tuple[Ten
 
 
 def highest(name: str, scores: Tensor, count: int) -> Tensor:
-    """The mask of the `count` highest; of equal ones, the first."""
+    """The mask of the `count` highest; of equal ones, some, the same every time."""
     if check_integer(name, "count", count) > scores.numel():
         raise ValueError(f"{name}: expected count from 0 to {scores.numel()}, got {count}")
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
     flat = scores.flatten()
-    limit = flat.kthvalue(flat.numel() - count + 1).values
-    mask = flat > limit
-    equal = (flat == limit).nonzero()[:, 0]
-    mask[equal[: count - int(mask.sum())]] = True
-    return mask.view(scores.shape)
+    return _at(least(-flat, count), flat).view(scores.shape)
 
 
 def _at(places: Tensor, like: Tensor) -> Tensor:

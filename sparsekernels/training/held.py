@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..checks import DTYPES, check_mask
-from ..pruning import prunable
 from .bitwise import bits_of, mask_, masked
+from .weights import layers_of
 
 
 def weights_of(op: str, model: nn.Module, ignore: Collection[str] = ()) -> dict[str, nn.Parameter]:
@@ -32,21 +32,13 @@ def weights_of(op: str, model: nn.Module, ignore: Collection[str] = ()) -> dict[
     Raises:
         ValueError: For a model without any, a weight that is computed from others, or one of an integer dtype.
     """
-    named = dict(prunable(model, ignore=ignore))
+    found = {name: weight for name, weight, _ in layers_of(op, model, ignore)}
     modules = dict(model.named_modules(remove_duplicate=False))
     stay = {id(one) for name in ignore for one in modules[name].parameters()}
-    found: dict[str, nn.Parameter] = {}
-    for layer, module in named.items():
-        name, weight = f"{layer}.weight" if layer else "weight", module._parameters.get("weight")
-        if weight is None:
-            raise ValueError(
-                f"{op}: expected weights that are parameters, got one that is computed in {layer!r}: make it permanent"
-                " first, with torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
-            )
+    found = {name: weight for name, weight in found.items() if id(weight) not in stay}
+    for name, weight in found.items():
         if weight.dtype not in DTYPES:
             raise ValueError(f"{op}: expected weights of a floating dtype, got {weight.dtype} in {name!r}")
-        if id(weight) not in stay and not any(weight is one for one in found.values()):
-            found[name] = weight
     if not found:
         raise ValueError(f"{op}: expected a model with a Linear, Conv1d or Conv2d layer to prune, got none")
     return found

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bits import packed, unpacked
+
 State = dict[str, Any]
 """A copy of a state_dict, on the CPU."""
 
@@ -156,22 +158,12 @@ def load(op: str, path: Path, kind: str) -> dict[str, Any]:
     return found
 
 
-_BITS = tuple(1 << place for place in range(8))
-
-
-def pack(mask: Tensor) -> Tensor:
-    """The elements of a mask as bits, the first one the lowest bit of the first byte: uint8 [ceil(numel / 8)]."""
-    flat = mask.cpu().flatten().to(torch.uint8)
-    padded = torch.cat([flat, flat.new_zeros(-flat.numel() % 8)]).view(-1, 8)
-    return (padded * torch.tensor(_BITS, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
 def unpack(op: str, bits: object, shape: Sequence[int]) -> Tensor:
-    """The mask of a shape that `pack` made bits of."""
-    numel = math.prod(shape)
-    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or tuple(bits.shape) != (-(-numel // 8),):
-        raise ValueError(f"{op}: expected {-(-numel // 8)} bytes for a mask of shape {list(shape)}, got something else")
-    found = (bits[:, None] & torch.tensor(_BITS, dtype=torch.uint8)) != 0
-    if bool(found.flatten()[numel:].any()):
+    """The mask of a shape that `packed` made bits of; raises where they are not of one."""
+    size = -(-math.prod(shape) // 8)
+    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or tuple(bits.shape) != (size,):
+        raise ValueError(f"{op}: expected {size} bytes for a mask of shape {list(shape)}, got something else")
+    found = unpacked(bits, torch.Size(shape))
+    if not torch.equal(packed(found), bits):
         raise ValueError(f"{op}: expected no bits behind a mask of shape {list(shape)}, got some")
-    return found.flatten()[:numel].reshape(tuple(shape))
+    return found

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .bits import packed
 from .bitwise import bits_of, masked
 from .criteria import Criterion, choose, criterion, highest
 from .held import weights_of
-from .storage import build, check_integer, checksum, derived, load, pack, save_atomically, snapshot, unpack
+from .storage import build, check_integer, checksum, derived, load, save_atomically, snapshot, unpack
+from .tickets import Counted
 from .treatments import deviation_of, starting_weights
 
 WEIGHTS = ("rewind", "signed_constant")
@@ -43,7 +45,7 @@ def _under(initial: Tensor, deviation: float | None) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Supermask:
+class Supermask(Counted):
     """A network that is a mask over untrained weights: masks, a seed, and what both were made for.
 
         weight = mask * wi   or   mask * s * sign(wi),   with rescale times numel / (number of ones of the mask)
@@ -67,16 +69,6 @@ class Supermask:
     rescale: bool = False
     deviations: dict[str, float] = field(default_factory=dict, repr=False)
     torch_version: str = str(torch.__version__)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many weights each layer keeps."""
-        return {name: int(mask.sum()) for name, mask in self.masks.items()}
-
-    @property
-    def left(self) -> float:
-        """The share of all prunable weights that is kept."""
-        return sum(self.counts.values()) / sum(mask.numel() for mask in self.masks.values())
 
     def network(self, factory: Callable[[], nn.Module]) -> nn.Module:
         """The network, made anew, bit for bit, with zeros where weights are pruned.
@@ -123,7 +115,7 @@ class Supermask:
         """
         content = {
             "kind": "supermask",
-            "masks": {name: pack(mask) for name, mask in self.masks.items()},
+            "masks": {name: packed(mask) for name, mask in self.masks.items()},
             "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
             "counts": self.counts,
             "seed": self.seed,

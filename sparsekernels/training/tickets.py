@@ -11,11 +11,28 @@ from typing import Any
 
 from torch import Tensor
 
-from .storage import State, load, pack, save_atomically, unpack
+from .bits import packed
+from .storage import State, load, save_atomically, unpack
+
+
+class Counted:
+    """What has masks, and how many weights they keep."""
+
+    masks: dict[str, Tensor]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many weights each layer keeps."""
+        return {name: int(mask.sum()) for name, mask in self.masks.items()}
+
+    @property
+    def left(self) -> float:
+        """The share of all prunable weights that is kept."""
+        return sum(self.counts.values()) / sum(mask.numel() for mask in self.masks.values())
 
 
 @dataclass(frozen=True, eq=False)
-class Ticket:
+class Ticket(Counted):
     """A network that was trained under masks.
 
     Attributes:
@@ -33,16 +50,6 @@ class Ticket:
     start: State = field(repr=False)
     final: State = field(repr=False)
     result: Any
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many weights each layer keeps."""
-        return {name: int(mask.sum()) for name, mask in self.masks.items()}
-
-    @property
-    def left(self) -> float:
-        """The share of all prunable weights that is kept."""
-        return sum(self.counts.values()) / sum(mask.numel() for mask in self.masks.values())
 
 
 class Tickets:
@@ -94,7 +101,7 @@ class Tickets:
             "kind": "ticket",
             "name": ticket.name,
             "round": ticket.round,
-            "masks": {name: pack(mask) for name, mask in ticket.masks.items()},
+            "masks": {name: packed(mask) for name, mask in ticket.masks.items()},
             "shapes": {name: list(mask.shape) for name, mask in ticket.masks.items()},
             "start": ticket.start,
             "final": ticket.final,

@@ -100,7 +100,7 @@ def test_fewer_weights_of_a_sign_than_wanted() -> None:
 
 def test_strides_do_not_matter() -> None:
     initial, final = weights((6, 4, 3, 3))
-    initial[:2] = final[:2] = 0.5  # equals: the first are kept, in the order of the dimensions
+    initial[:2] = final[:2] = 0.5
     for name in CRITERIA:
         expected = criterion(name, fill=True)(initial, final, 50)
         as_images = [one.contiguous(memory_format=torch.channels_last) for one in (initial, final)]
@@ -108,6 +108,14 @@ def test_strides_do_not_matter() -> None:
         transposed = [one.transpose(0, 3).contiguous().transpose(0, 3) for one in (initial, final)]
         assert not transposed[0].is_contiguous()
         assert torch.equal(criterion(name, fill=True)(*transposed, 50), expected)
+
+
+def test_equals_are_taken_from_all_rows() -> None:
+    """In the order of their places they would fill some rows and leave others empty."""
+    ones = torch.ones(100, 20)
+    mask = criterion("large_final")(ones, ones, 1000)
+    assert 4 <= int(mask.sum(1).min()) <= int(mask.sum(1).max()) <= 16
+    assert torch.equal(mask, criterion("small_init")(ones, ones, 1000))
 
 
 def test_a_criterion_of_a_users_own_can_be_restricted() -> None:

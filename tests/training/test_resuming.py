@@ -15,7 +15,7 @@ import pytest
 import torch
 from small_networks import network, trainer
 
-from sparsekernels.training import Lottery, Ticket, storage
+from sparsekernels.training import Lottery, Ticket, bits, storage
 
 HERE = Path(__file__).parent
 
@@ -30,7 +30,7 @@ def experiment(folder: Path, train: Any = None, **options: Any) -> list[Ticket]:
     return [*lottery, lottery.one_shot(2), lottery.control("reinit", 2), lottery.control("random mask", 3)]
 
 
-def bits(ticket: Ticket) -> dict[str, Any]:
+def tensors_of(ticket: Ticket) -> dict[str, Any]:
     states = {"masks": ticket.masks, "start": ticket.start, "final": ticket.final}
     return {f"{kind}/{name}": one for kind, state in states.items() for name, one in state.items()}
 
@@ -38,8 +38,8 @@ def bits(ticket: Ticket) -> dict[str, Any]:
 def check_same(first: list[Ticket], second: list[Ticket]) -> None:
     for one, other in zip(first, second, strict=True):
         assert (one.name, one.round, one.result) == (other.name, other.round, other.result)
-        assert bits(one).keys() == bits(other).keys()
-        assert all(torch.equal(value, bits(other)[name]) for name, value in bits(one).items())
+        assert tensors_of(one).keys() == tensors_of(other).keys()
+        assert all(torch.equal(value, tensors_of(other)[name]) for name, value in tensors_of(one).items())
 
 
 def test_a_run_that_is_killed_in_any_training_goes_on(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_results_are_saved_as_plain_values(tmp_path: Path) -> None:
 def test_masks_as_bits(shape: tuple[int, ...]) -> None:
     for seed in range(5):
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-        packed = storage.pack(mask)
+        packed = bits.packed(mask)
         assert packed.numel() == -(-mask.numel() // 8)
         assert torch.equal(storage.unpack("test", packed, shape), mask)
     with pytest.raises(ValueError, match="test: expected .* bytes for a mask"):
