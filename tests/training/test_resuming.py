@@ -124,6 +124,13 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert [one.name for one in tmp_path.iterdir()] == ["one.pt"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="files have other permissions there")
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    storage.save_atomically({}, tmp_path / "ours")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
 def test_another_experiment_needs_another_folder(tmp_path: Path) -> None:
     experiment(tmp_path, rounds=2 + 1)
     for options, match in (
