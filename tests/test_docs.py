@@ -28,7 +28,7 @@ import pytest
 from torch import nn
 
 import sparsekernels as sk
-from sparsekernels import _environment, _library, timing
+from sparsekernels import _environment, _library, timing, training
 from sparsekernels.conversion import facts, report
 from sparsekernels.ops.sparse_conv2d import expanded_routes as routes
 
@@ -200,6 +200,28 @@ def test_sparse_training_in_use() -> None:
     assert (left["sparsifier"].steps, left["sparsifier"].updates) == (90, 2)
 
 
+def test_lottery_tickets_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ten lines, masks on sparse layers, controls, criteria, both kinds of supermasks."""
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "lottery_tickets.md"
+    left = run(blocks_of(page), page.name)
+    assert re.findall(r"round (\d): ([\d.]+)% left", capsys.readouterr().out)[3] == ("3", "51.28")
+    counts = left["ticket"].counts
+    assert counts == left["anew"].counts == left["elsewhere"].counts == left["at_once"].counts
+    assert left["mask"].sum() == 500
+    assert {path.name for path in tmp_path.iterdir()} == {"lenet", "mask.pt", "learned.pt"}
+    assert 33_275 < (tmp_path / "mask.pt").stat().st_size < 37_000
+    sparse = training.Lottery(left["lenet"], left["train_sparse"], rounds=1).round(1)
+    assert not sparse.final["0.weight"][~sparse.masks["0.weight"]].any()
+    (weights, shares) = re.search(r"\| weights \| (.*) \|\n\| % \| (.*) \|", page.read_text("utf-8")).groups()  # type: ignore[union-attr]
+    ladder = training.Lottery(left["lenet"], left["train"], rates={"4": 0.1}, rounds=18)
+    rounds = 3, 7, 15, 18
+    assert weights.split(" | ") == [f"{sum(ladder.counts(round).values()):,}" for round in rounds]
+    assert shares.split(" | ") == [f"{100 * ladder.left(round):.2f}" for round in rounds]
+
+
 @NEEDS_KERNELS
 @pytest.mark.skipif(not _library.has_jit(), reason="code is generated for AVX-512 only")
 def test_a_generated_kernel_can_be_read(tmp_path: Path) -> None:
@@ -219,6 +241,7 @@ def test_every_page_with_programs_is_run() -> None:
         "block_sparse.md",
         "convert.md",
         "gpu.md",
+        "lottery_tickets.md",
         "masked_products.md",
         "rms_norm.md",
         "sparse_layers.md",

@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .base import SparseTraining
+from .storage import save_atomically
 
 _VERSION = 1
 
@@ -41,25 +40,7 @@ def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
     values = {name: _state_of(part) for name, part in parts.items()}
     for name, value in values.items():
         _check_plain(name, value)
-    path = Path(path)
-    written = {"version": _VERSION, "parts": values, "generators": _generators()}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(written, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # so that the name is there after a power failure, too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    save_atomically({"version": _VERSION, "parts": values, "generators": _generators()}, Path(path))
 
 
 def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any]:

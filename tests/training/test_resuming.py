@@ -1,0 +1,211 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""A killed experiment goes on with the same bits; files are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_networks import network, trainer
+
+from sparsekernels.training import Lottery, Ticket, bits, storage
+
+HERE = Path(__file__).parent
+
+
+class Killed(BaseException):
+    pass
+
+
+def experiment(folder: Path, train: Any = None, **options: Any) -> list[Ticket]:
+    options = {"rounds": 3, "rewind_step": 2, **options}
+    lottery = Lottery(network, train or trainer(5), folder=folder, **options)
+    return [*lottery, lottery.one_shot(2), lottery.control("reinit", 2), lottery.control("random mask", 3)]
+
+
+def tensors_of(ticket: Ticket) -> dict[str, Any]:
+    states = {"masks": ticket.masks, "start": ticket.start, "final": ticket.final}
+    return {f"{kind}/{name}": one for kind, state in states.items() for name, one in state.items()}
+
+
+def check_same(first: list[Ticket], second: list[Ticket]) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert (one.name, one.round, one.result) == (other.name, other.round, other.result)
+        assert tensors_of(one).keys() == tensors_of(other).keys()
+        assert all(torch.equal(value, tensors_of(other)[name]) for name, value in tensors_of(one).items())
+
+
+def test_a_run_that_is_killed_in_any_training_goes_on(tmp_path: Path) -> None:
+    whole = experiment(tmp_path / "whole")
+    in_memory = experiment(None)  # type: ignore[arg-type]
+    check_same(whole, in_memory)
+    for kill_at in range(7):
+        trainings = 0
+
+        def train(model: Any, masks: Any, start_step: int, kill_at: int = kill_at) -> Any:
+            nonlocal trainings
+            trainings += 1
+            if trainings == kill_at + 1:
+                trainer(4)(model, masks, start_step)
+                raise Killed
+            return trainer(5)(model, masks, start_step)
+
+        folder = tmp_path / str(kill_at)
+        with pytest.raises(Killed):
+            experiment(folder, train)
+        torch.manual_seed(kill_at)  # the state of the process that goes on is another one
+        check_same(whole, experiment(folder))
+
+
+def test_finished_trainings_are_not_trained_again(tmp_path: Path) -> None:
+    whole = experiment(tmp_path)
+
+    def train(*given: Any) -> None:
+        raise AssertionError
+
+    check_same(whole, experiment(tmp_path, train))
+    more = experiment(tmp_path, rounds=4)
+    check_same(whole[:4], more[:4])
+    assert more[4].round == 4
+
+
+def test_a_process_that_is_killed_while_it_writes(tmp_path: Path) -> None:
+    """By a signal that nothing can catch, before the file is in its place."""
+    whole = experiment(tmp_path / "whole")
+    child = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        from test_resuming import experiment
+
+        folder, fsync, calls = Path(sys.argv[2]), os.fsync, 0
+
+        def killing(file):
+            global calls
+            calls += 1
+            if calls == int(sys.argv[3]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(file)
+
+        os.fsync = killing
+        experiment(folder)
+    """)
+    folder = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", child, str(HERE), str(folder), "7"]  # a file and its folder are two calls
+    ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert ended.returncode == -9, ended.stderr
+    assert {one.name for one in folder.glob("*.pt")} == {"experiment.pt", "rewind.pt", "round-00.pt"}
+    assert list(folder.glob(".*.tmp"))  # of the write that did not end; it is never read
+    check_same(whole, experiment(folder))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.pt"
+    storage.save_atomically({"kind": "test", "value": 1}, path)
+    save = torch.save
+
+    def half(value: Any, file: Any) -> None:
+        save(value, file)
+        file.truncate(50)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="no space left"):
+        storage.save_atomically({"kind": "test", "value": 2}, path)
+    assert storage.load("test", path, "test")["value"] == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["one.pt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have other permissions there")
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    storage.save_atomically({}, tmp_path / "ours")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_another_experiment_needs_another_folder(tmp_path: Path) -> None:
+    experiment(tmp_path, rounds=2 + 1)
+    for options, match in (
+        ({"rate": 0.3}, r"expected rates \{'0.weight': '0.2', .*, got \{'0.weight': '0.3'"),
+        ({"seed": 1}, "expected seed 0, as in .*, got 1; another experiment needs another folder"),
+        ({"criterion": "movement"}, "expected criterion 'large_final', as in .*, got 'movement'"),
+        ({"rewind_step": 0}, "expected rewind_step 2, as in .*, got 0"),
+        ({"pruned": "freeze"}, "expected pruned 'zero'"),
+        ({"scope": "global"}, "expected rates"),
+        ({"ignore": ["2"]}, "expected rates"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            experiment(tmp_path, **options)
+
+    def wider() -> torch.nn.Module:
+        return torch.nn.Sequential(network(), torch.nn.Linear(4, 4, bias=False))[0]
+
+    def other() -> torch.nn.Module:
+        torch.rand(1)
+        return network()
+
+    Lottery(wider, trainer(), folder=tmp_path, rounds=3, rewind_step=2)
+    with pytest.raises(ValueError, match=r"expected initial weights \(SHA-256\)"):
+        Lottery(other, trainer(), folder=tmp_path, rounds=3, rewind_step=2)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    experiment(tmp_path)
+    path = tmp_path / "round-02.pt"
+    content = path.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"x" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"expected .*round-02.pt to be a file of ours, got one that cannot be read"
+        ):
+            Lottery(network, trainer(5), folder=tmp_path, rounds=3, rewind_step=2).round(2)
+    storage.save_atomically({"kind": "state"}, path)
+    with pytest.raises(ValueError, match=r"expected .*round-02.pt to hold a ticket, got something else"):
+        Lottery(network, trainer(5), folder=tmp_path, rounds=3, rewind_step=2).round(2)
+    path.unlink()
+    whole = experiment(tmp_path / "whole")
+    check_same(whole, experiment(tmp_path))  # what is missing is trained again
+    (tmp_path / "rewind.pt").unlink()
+    path.unlink()
+    with pytest.raises(ValueError, match="expected rewind.pt in the folder"):
+        experiment(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="expected folder to be a folder, got the file"):
+        experiment(tmp_path / "file")
+
+
+def test_results_are_saved_as_plain_values(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    given = {"loss": numpy.float32(0.5), "steps": numpy.int64(3), "curve": [(1, torch.ones(2))], "note": "x", 3: None}
+
+    def train(model: Any, masks: Any, start_step: int) -> Any:
+        trainer(1)(model, masks, start_step)
+        return given
+
+    Lottery(network, train, folder=tmp_path).round(0)
+    result = Lottery(network, train, folder=tmp_path).round(0).result
+    assert torch.equal(result["curve"][0][1], torch.ones(2))
+    assert {**result, "curve": None} == {"loss": 0.5, "steps": 3, "curve": None, "note": "x", 3: None}
+    assert type(result["loss"]) is float
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (8,), (3, 3), (5, 7, 2, 3)])
+def test_masks_as_bits(shape: tuple[int, ...]) -> None:
+    for seed in range(5):
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+        packed = bits.packed(mask)
+        assert packed.numel() == -(-mask.numel() // 8)
+        assert torch.equal(storage.unpack("test", packed, shape), mask)
+    with pytest.raises(ValueError, match="test: expected .* bytes for a mask"):
+        storage.unpack("test", torch.zeros(mask.numel() // 8 + 2, dtype=torch.uint8), shape)
+    if mask.numel() % 8:
+        with pytest.raises(ValueError, match="test: expected no bits behind a mask"):
+            storage.unpack("test", packed | 128, shape)
