@@ -21,8 +21,8 @@ class Algorithm:
         name: By which errors and checkpoints call it.
         prune: What leaves a layer; None for nothing.
         growth: What comes into a layer; None for nothing.
-        signal: What growth and redistribution look at: "momentum", "gradient" or "random".
-        share: A layer's share of the new weights.
+        signal: What growth looks at: "momentum", "gradient" or "random".
+        share: A layer's share of the new weights. It is given the momentum, or the gradient where there is none.
         prunes_globally: `prune` is called once, with all layers as one vector.
         grows_globally: `growth` is called once, with all layers as one vector; `share` is not used then.
         constant_fan_in: Each output has as many inputs as every other of its layer, or none; see `constant_fan_in`.

@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from .algorithms import Algorithm
 from .bits import check_agreement, packed, unpacked
+from .compact import CompactState
 from .kernels import Kernels
 from .schedules import Schedule, cubic_density
-from .signals import keeps_momentum, random_like, state_tensors
+from .signals import keeps_momentum, leaves_zeros, random_like, state_tensors
 from .updates import NewUnits, Updater, is_finite
 from .validation import check_count, checked_dense_grad_every, checked_mask, masks_of_state
 from .weights import MaskedWeight, is_sharded, sparse_layers
@@ -63,6 +64,7 @@ class SparseTraining:
         dense_grad_every: int | str | None,
         seed: int,
         process_group: Any,
+        compact_state: bool = False,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             given = type(optimizer).__name__
@@ -85,6 +87,9 @@ class SparseTraining:
         self._updater = self._updater_class(where, algorithm, optimizer, self._weights, self._generator)
         self._models: list[nn.Module] = []
         self._kernels: list[Kernels] = []
+        self._compact = None
+        if compact_state:
+            self._compact = self._updater.compact = _compact(where, optimizer, algorithm)
         self._accumulates = algorithm.needs_missing and algorithm.signal == "momentum"
         self.steps = 0
         """Steps of the optimizer since the masks are there."""
@@ -151,9 +156,13 @@ class SparseTraining:
         if self._group is None:
             self._group = _group_of(model, weights)
         self._agree({one.name: one.mask for one in weights}, None, weights)
+        if self._compact is not None and any(is_sharded(one.parameter) for one in weights):
+            raise ValueError(f"{where}: expected whole weights for compact_state, got sharded ones")
         for one in weights:
             self._weights[one.name] = one
             one.apply()
+            if self._compact is not None:
+                self._compact.adopt(one)
         self._models.append(model)
         if kernels is not None:
             self._kernels.append(kernels)
@@ -177,6 +186,8 @@ class SparseTraining:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._weights:
             return None
+        if self._compact is not None:
+            self._compact.after_step()  # where the last step raised
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
         if closure is None:
             self._take_gradients()
@@ -199,12 +210,13 @@ class SparseTraining:
         if not _is_capturing(grads):
             bad = [one.name for one, grad in zip(weights, grads, strict=True) if not is_finite(grad)]
             self._refuse(bad)
-        if self._is_dense_step():
-            return
-        in_kernels = self._in_kernels()
-        for one, grad in zip(weights, grads, strict=True):
-            if one.name not in in_kernels:
-                grad.masked_fill_(~one.local_mask, 0)
+        if not self._is_dense_step():
+            in_kernels = self._in_kernels()
+            for one, grad in zip(weights, grads, strict=True):
+                if one.name not in in_kernels:
+                    grad.masked_fill_(~one.local_mask, 0)
+        if self._compact is not None:
+            self._compact.before_step(weights)
 
     def _refuse(self, bad: Sequence[str]) -> None:
         """Raise, on all ranks, where there is something bad: of a shard other ranks know nothing."""
@@ -225,8 +237,11 @@ class SparseTraining:
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._weights:
             return
-        for one in self._weights.values():
-            one.apply()
+        if self._compact is not None:
+            self._compact.after_step()
+        else:
+            for one in self._weights.values():
+                one.apply()
         self.steps += 1
         self.schedule.step()
         try:
@@ -303,7 +318,7 @@ class SparseTraining:
             self._generator.set_state(state)
             raise
         report = self._report(rate, new)
-        for name, (kept, _) in new.items():
+        for name, (kept, _) in new.items():  # of all weights, or of none
             self._change(self._weights[name], self._weights[name].mask_of_units(kept), masks[name])
         self._set_patterns(masks)
         self.updates += 1
@@ -351,9 +366,11 @@ class SparseTraining:
     def _change(self, one: MaskedWeight, kept: Tensor, mask: Tensor) -> None:
         """Exchange a mask. What was not kept is zero, and so is what the optimizer knows of it, unless growth by
         momentum is to look at that."""
+        if self._compact is not None:
+            self._compact.change(one, kept, mask)
         one.mask = kept
+        one.apply()
         gone = ~one.local_mask
-        one.local(one.parameter).masked_fill_(gone, 0)
         if not self._accumulates:
             for tensor in state_tensors(self.optimizer.state.get(one.parameter, {}), one.parameter.shape):
                 one.local(tensor).masked_fill_(gone, 0)
@@ -516,6 +533,12 @@ class SparseTraining:
         """
         for handle in self._handles:
             handle.remove()
+        if self._compact is not None:
+            self._compact.after_step()
+            for one_of in self._weights.values():
+                state_of = self.optimizer.state.get(one_of.parameter)
+                if state_of is not None:
+                    self.optimizer.state[one_of.parameter] = self._compact.expanded(one_of, state_of)
         for one in self._kernels:
             one.remove()
         for layers in self._sparse_layers().values():
@@ -523,6 +546,19 @@ class SparseTraining:
                 layer.dense_grad = False
         for weight in self._weights.values():
             weight.apply()
+
+
+def _compact(where: str, optimizer: Optimizer, algorithm: Algorithm) -> CompactState:
+    if not leaves_zeros(optimizer):
+        raise ValueError(
+            f"{where}: expected an optimizer of torch that treats each element by itself for compact_state, such as SGD"
+            f" or Adam, got {type(optimizer).__name__}"
+        )
+    if algorithm.growth is not None and algorithm.signal == "momentum":
+        raise ValueError(
+            f"{where}: expected no compact_state with growth by momentum, which looks at that of missing weights"
+        )
+    return CompactState(optimizer)
 
 
 def _is_capturing(tensors: Sequence[Tensor]) -> bool:

@@ -77,6 +77,8 @@ class Sparsifier(SparseTraining):
         example_input: What the model is called with, a tensor or a tuple; None to wait for the first batch.
         progress: Whether a line on stderr says which layers run on kernels; None for where that is a terminal.
         process_group: The ranks that train the same model, where it is not wrapped by DistributedDataParallel.
+        compact_state: Whether the optimizer's state has an element for each used weight alone, which saves memory and
+            time. For SGD, Adam and others of torch that treat each element by itself, without growth by momentum.
 
     Attributes:
         steps: Steps of the optimizer since it began.
@@ -118,6 +120,7 @@ class Sparsifier(SparseTraining):
         example_input: Any = None,
         progress: bool | None = None,
         process_group: Any = None,
+        compact_state: bool = False,
     ) -> None:
         where = "Sparsifier"
         if not isinstance(model, nn.Module):
@@ -149,6 +152,7 @@ class Sparsifier(SparseTraining):
             dense_grad_every=dense_grad_every,
             seed=seed + 1,
             process_group=process_group,
+            compact_state=compact_state,
         )
         example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
         try:

@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .algorithms import Algorithm
-from .allocation import allocate
+from .allocation import allocate, magnitude_share, no_share, nonzeros_share
+from .compact import CompactState
 from .functions import MaskFunction, constant_fan_in
 from .signals import momentum_of, random_like
 from .weights import MaskedWeight, whole
+
+_WITHOUT_SIGNAL = (no_share, nonzeros_share, magnitude_share)
 
 NewUnits = dict[str, tuple[Tensor, Tensor]]
 """By the name of a weight: the units that were kept, and those that are used after growth."""
@@ -43,6 +46,7 @@ class Updater:
     ) -> None:
         self._where, self.algorithm, self.optimizer = where, algorithm, optimizer
         self._weights, self._generator = weights, generator
+        self.compact: CompactState | None = None
 
     @torch.no_grad()
     def new_units(self, rate: float, gradual: Callable[[MaskedWeight], int]) -> NewUnits:
@@ -147,13 +151,35 @@ class Updater:
             new = self._checked("growth", growth(flat[0], flat[1], flat[2], total), flat[2], total)
             return {name: (kept[name], one) for name, one in zip(names, _split(new, kept.values()), strict=True)}
         pruned = {name: int(masks[name].sum()) - stay[name] for name in names}
-        shares = [self._share_of(name, weights[name], signals[name], masks[name], pruned[name]) for name in names]
+        of_shares = {name: self._share_signal(self._weights[name], masks[name], signals[name]) for name in names}
+        shares = [self._share_of(name, weights[name], of_shares[name], masks[name], pruned[name]) for name in names]
         rooms = [self._weights[name].count - stay[name] for name in names]
         counts = dict(zip(names, allocate(total, shares, rooms), strict=True))
         return {
             name: (kept[name], self._grow_one(name, growth, weights[name], signals[name], kept[name], counts[name]))
             for name in names
         }
+
+    def _share_signal(self, one: MaskedWeight, mask: Tensor, signal: Tensor) -> Tensor:
+        """What redistribution looks at, whatever growth does: the momentum, or, where there is none, the gradient."""
+        if self.algorithm.share in _WITHOUT_SIGNAL or self.algorithm.signal == "momentum":
+            return signal
+        found = self._momentum(one)
+        if found is None:
+            found = None if one.parameter.grad is None else whole(one.parameter.grad)
+        if found is None:
+            raise RuntimeError(
+                f"{self._where}: expected a momentum or a gradient of {one.name!r} to redistribute by, got none; update"
+                " after a step, before gradients are set to None"
+            )
+        return self._finite(one.name, "signals", _wide(one.units(found)))
+
+    def _momentum(self, one: MaskedWeight) -> Tensor | None:
+        state = self.optimizer.state.get(one.parameter, {})
+        if self.compact is not None:
+            state = self.compact.expanded(one, state)
+        momentum = momentum_of(state, one.parameter.shape)
+        return None if momentum is None else whole(momentum)
 
     def _signal(self, one: MaskedWeight, mask: Tensor) -> Tensor:
         algorithm, parameter = self.algorithm, one.parameter
@@ -164,9 +190,7 @@ class Updater:
         if algorithm.signal == "gradient":
             found = None if parameter.grad is None else whole(parameter.grad)
         else:
-            state = self.optimizer.state.get(parameter, {})
-            momentum = momentum_of(state, parameter.shape)
-            found = None if momentum is None else whole(momentum)
+            found = self._momentum(one)
         if found is None:
             raise RuntimeError(
                 f"{self._where}: expected a {algorithm.signal} of {one.name!r} to grow by, got none; update after a"

@@ -16,6 +16,7 @@ from .._transformers import is_conv1d
 from ..blocks import grid_of, spread, squared_norms, touched
 from ..nn.sparse import SparseLayer
 from ..pruning import prunable
+from .bitwise import bits_of, mask_
 from .selection import least
 from .signals import random_like
 
@@ -73,6 +74,7 @@ class MaskedWeight:
     transposed: bool = False
     wanted: int = 0
     _local: tuple[Tensor, Tensor] | None = None
+    _bits: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -128,8 +130,11 @@ class MaskedWeight:
 
     def apply(self) -> None:
         """Set what the mask does not use to zero, in place."""
+        weight, mask = self.local(self.parameter), self.local_mask
+        if self._bits is None or self._bits[0] is not mask or self._bits[1].dtype.itemsize != weight.dtype.itemsize:
+            self._bits = mask, bits_of(mask, weight.dtype)
         with torch.no_grad():
-            self.local(self.parameter).masked_fill_(~self.local_mask, 0)
+            mask_(weight, self._bits[1])
 
     def local(self, tensor: Any) -> Tensor:
         """What of a parameter, a gradient or a state this rank has; it shares memory with it.

@@ -1,0 +1,154 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""An optimizer's state of used weights alone: during its step it has vectors of these in the place of the weights.
+
+    values = weight[mask], values.grad = weight.grad[mask]   before the step, which moves `values`
+    weight[mask] = values                                    behind it
+
+Between two steps the optimizer has the weights, whose state has an element for each used one. So it may be saved and
+loaded as ever, gradients may be clipped and scaled, and ranks may average them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .weights import MaskedWeight
+
+
+class _Values:
+    """The used elements of one weight."""
+
+    def __init__(self, one: MaskedWeight) -> None:
+        self.mask = one.mask
+        self.places = one.local_mask.flatten().nonzero()[:, 0]
+        weight = one.parameter
+        self.parameter = nn.Parameter(torch.empty(self.places.numel(), dtype=weight.dtype, device=weight.device))
+
+    def is_of(self, one: MaskedWeight) -> bool:
+        return self.mask is one.mask and self.parameter.device == one.parameter.device
+
+    def take(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().reshape(-1).index_select(0, self.places)
+
+    def give(self, tensor: Tensor, values: Tensor) -> None:
+        """Into the memory of `tensor`, in whatever order its dimensions lie there."""
+        if tensor.is_contiguous():
+            tensor.detach().view(-1).index_copy_(0, self.places, values)
+        else:
+            tensor.detach().masked_scatter_(self.mask, values)
+
+    def expanded(self, values: Tensor, like: Tensor) -> Tensor:
+        """All elements, those that are not used as zero."""
+        whole = values.new_zeros(like.numel())
+        return whole.index_copy_(0, self.places, values).view(like.shape)
+
+
+class CompactState:
+    """What exchanges weights for vectors of used elements, and back.
+
+    Args:
+        optimizer: One that treats each element by itself.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._values: dict[str, _Values] = {}
+        self._exchanged: list[tuple[MaskedWeight, _Values]] = []
+
+    def _of(self, one: MaskedWeight) -> _Values:
+        found = self._values.get(one.name)
+        if found is None or not found.is_of(one):
+            found = self._values[one.name] = _Values(one)
+        return found
+
+    def before_step(self, weights: Iterable[MaskedWeight]) -> None:
+        """Give the optimizer the vectors.
+
+        Args:
+            weights: Whose gradients are there.
+        """
+        self.after_step()  # where the last step raised
+        found = {id(one.parameter): one for one in weights if one.parameter.grad is not None}
+        for group in self._optimizer.param_groups:
+            for place, parameter in enumerate(group["params"]):
+                one = found.get(id(parameter))
+                if one is None:
+                    continue
+                values = self._of(one)
+                with torch.no_grad():
+                    values.parameter.copy_(values.take(parameter))
+                values.parameter.grad = values.take(parameter.grad)
+                group["params"][place] = values.parameter
+                state = self._optimizer.state.pop(parameter, None)
+                if state is not None:
+                    self._optimizer.state[values.parameter] = state
+                self._exchanged.append((one, values))
+
+    def after_step(self) -> None:
+        """Give it the weights again, moved."""
+        exchanged = {id(values.parameter): (one, values) for one, values in self._exchanged}
+        for group in self._optimizer.param_groups if exchanged else ():
+            for place, parameter in enumerate(group["params"]):
+                if id(parameter) not in exchanged:
+                    continue
+                one, values = exchanged[id(parameter)]
+                values.give(one.parameter, values.parameter.detach())
+                values.parameter.grad = None
+                group["params"][place] = one.parameter
+                state = self._optimizer.state.pop(parameter, None)
+                if state is not None:
+                    self._optimizer.state[one.parameter] = state
+        self._exchanged = []
+
+    def change(self, one: MaskedWeight, kept: Tensor, mask: Tensor) -> None:
+        """Exchange the mask of a weight, and what the state has of it: of new weights it is 0.
+
+        Args:
+            one: The weight, with its old mask.
+            kept: bool, of the old mask what stays.
+            mask: bool, the new one.
+        """
+        old = self._of(one)
+        state = self._optimizer.state.get(one.parameter, {})
+        one.mask = mask
+        new = self._of(one)
+        for name, value in list(state.items()):
+            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == old.places.shape:
+                whole = old.expanded(value, mask)
+                state[name] = new.take(whole.masked_fill_(~kept.to(whole.device), 0))
+
+    def adopt(self, one: MaskedWeight) -> None:
+        """Make a state that has all elements of a weight one of those that are used.
+
+        Args:
+            one: The weight.
+        """
+        values = self._of(one)
+        state = self._optimizer.state.get(one.parameter, {})
+        for name, value in list(state.items()):
+            if isinstance(value, Tensor) and value.shape == one.parameter.shape and value.dim() > 1:
+                state[name] = values.take(value)
+
+    def expanded(self, one: MaskedWeight, state: dict[str, Any]) -> dict[str, Any]:
+        """A state with all elements of a weight, those that are not used as zero.
+
+        Args:
+            one: The weight.
+            state: What the optimizer has of it.
+
+        Returns:
+            Another dict.
+        """
+        values = self._of(one)
+        return {
+            name: values.expanded(value, one.parameter)
+            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == values.places.shape
+            else value
+            for name, value in state.items()
+        }
