@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._transformers import is_conv1d
-from .blocks import check_block, spread, squared_norms
+from .._transformers import is_conv1d
+from ..blocks import check_block, spread, squared_norms
 
 SPREAD = 0.75
 """Standard deviation of the logarithms of a clustered mask's odds, of rows and of input channels each."""
