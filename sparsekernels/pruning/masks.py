@@ -350,7 +350,7 @@ def _prune_(
         if weight is None:
             raise ValueError(
                 f"{op}: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
-                " first, with torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
+                " first, with sparsekernels.pruning.finalize or torch.nn.utils.parametrize.remove_parametrizations"
             )
         if weight in stay:
             continue
