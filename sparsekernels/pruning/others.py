@@ -58,8 +58,8 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         TypeError: For a model that is not a module.
-        ValueError: For a weight without data, on device meta or of a lazy module, and a parametrization that
-            copy.deepcopy does not take.
+        ValueError: For a weight without data, on device meta or of a lazy module, or that is sharded, as by FSDP2: read
+            the masks before; and for a parametrization that copy.deepcopy does not take.
     """
     return _found("masks_of", model).masks
 
@@ -70,6 +70,8 @@ def _found(op: str, model: nn.Module) -> _Found:
     for name, parameter in model.named_parameters():
         if parameter.is_meta or is_lazy(parameter):
             raise ValueError(f"{op}: expected weights that have data, got {name!r} without")
+        if hasattr(parameter, "full_tensor"):  # a DTensor
+            raise ValueError(f"{op}: expected weights that are not sharded yet, got {name!r}, a part of one")
     found = _Found()
     modules = dict(_modules_of(model))
     try:
@@ -90,6 +92,9 @@ def _found(op: str, model: nn.Module) -> _Found:
         for name, mask in zeros_in(module):
             if (full := _joined(path, name)) not in found.masks:
                 found.add(full, mask)
+    places = {path: place for place, path in enumerate(modules)}
+    in_order = sorted(found.masks, key=lambda name: places[name.rpartition(".")[0]])
+    found.masks = {name: found.masks[name] for name in in_order}
     return found
 
 

@@ -173,7 +173,7 @@ def _by_buffer(module: nn.Module) -> Iterator[Held]:
         if name != key and weight is not None and _is_mask(mask, weight):
             assert mask is not None
             kind = type(module)
-            is_known = kind.__module__.startswith("torch.") or is_conv1d(module)
+            is_known = kind.__module__.startswith(("torch.", "sparsekernels.")) or is_conv1d(module)
             obstacle = None if is_known else f"the class {kind.__name__}, which may read its buffer {key}"
             end = functools.partial(_end_buffer, module, key, weight, mask.bool())
             yield Held(name, (weight,), mask.bool().clone(), end, obstacle)

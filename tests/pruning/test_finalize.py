@@ -68,6 +68,19 @@ def test_torch_ao_pruning() -> None:
 
 
 @NEEDS_KERNELS
+def test_a_tool_for_each_layer() -> None:
+    model, masks = net(), {}
+    for index, tool in enumerate((tools.by_prune, tools.by_modelopt, tools.by_sparsimony, tools.by_nncf)):
+        part = net()
+        name, mask = list(tool(part).items())[index]
+        masks[name] = mask
+        *path, key, _ = name.split(".")
+        setattr(model.get_submodule(".".join(path)), key, tools.layer_of(part, name))
+    tools.wrap_as_nncf(model, {name: tools.UnstructuredPruningMask(mask)})
+    check(model, masks, "sparsekernels.pruning.finalize")
+
+
+@NEEDS_KERNELS
 def test_after_nncf_a_model_is_a_graph_again() -> None:
     """Its own forward is back, also where nncf.strip has taken the masks away before."""
     model, x = net(), images()

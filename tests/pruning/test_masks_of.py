@@ -7,12 +7,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conv1d_of_transformers import Conv1D
-from mask_checks import WEIGHTS, assert_only_read, net
+from mask_checks import WEIGHTS, assert_only_read, images, net
 from stand_ins import (
     FakeSparsityDenseGradBuffer,
     UnstructuredPruningMask,
     by_nncf_regularization,
     by_prune,
+    by_sparsimony,
     layer_of,
     magnitude_masks,
     wrap_as_nncf,
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 import sparsekernels as sk
-from sparsekernels.pruning import masks_of, prune_
+from sparsekernels.pruning import finalize, masks_of, prune_
+from sparsekernels.training import Sparsifier
 
 
 def test_zeros_that_nothing_masks() -> None:
@@ -75,6 +77,21 @@ def test_masks_fit_where_masks_are_taken() -> None:
     conv = sk.nn.SparseConv2d.from_dense(again.body[3], found["body.3.weight"])
     conv.set_pattern(found["body.3.weight"])
     assert torch.equal(conv.mask, masks["body.3.weight"])
+
+
+def test_training_goes_on_with_the_masks() -> None:
+    model = net()
+    masks = by_sparsimony(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    found = finalize(model)
+    sparsifier = Sparsifier(model, optimizer, masks=found, algorithm="static", kernels=False)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(images()).square().mean().backward()
+        optimizer.step()
+    assert sparsifier.nonzeros == {name: int(mask.sum()) for name, mask in masks.items()}
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[name].detach().bool(), mask) for name, mask in masks.items())  # the grown one, too
 
 
 def test_layers_of_this_package() -> None:
@@ -195,6 +212,13 @@ def test_what_has_no_masks() -> None:
     assert masks_of(nn.Sequential()) == {}
 
 
+class Sharded(Tensor):
+    """As torch.distributed's DTensor."""
+
+    def full_tensor(self) -> Tensor:
+        raise AssertionError
+
+
 def test_invalid_models() -> None:
     with pytest.raises(TypeError, match=r"masks_of: expected model to be a torch.nn.Module, got OrderedDict"):
         masks_of(net().state_dict())  # type: ignore[arg-type]
@@ -202,6 +226,10 @@ def test_invalid_models() -> None:
         masks_of(nn.Sequential(nn.Linear(4, 4, device="meta")))
     with pytest.raises(ValueError, match=r"masks_of: expected weights that have data, got 'weight' without"):
         masks_of(nn.LazyLinear(4))
+    sharded = nn.Linear(4, 4)
+    sharded.weight = nn.Parameter(torch.randn(4, 4).as_subclass(Sharded))
+    with pytest.raises(ValueError, match=r"expected weights that are not sharded yet, got '0.weight', a part of one"):
+        masks_of(nn.Sequential(sharded))
     layer = nn.Linear(4, 4)
     parametrize.register_parametrization(layer, "weight", Learned(torch.ones(4, 4)))
     layer.parametrizations.weight[0].lock = (one for one in ())
@@ -210,8 +238,10 @@ def test_invalid_models() -> None:
 
 
 def test_names_are_those_of_the_plain_model() -> None:
+    """In its order."""
     model = net()
     masks = by_prune(model)
     plain = dict(net().named_parameters())
+    assert list(masks_of(model)) == WEIGHTS
     assert all(masks_of(model)[name].shape == plain[name].shape for name in WEIGHTS)
     assert all(torch.equal(layer_of(model, name).weight_mask.bool(), mask) for name, mask in masks.items())
