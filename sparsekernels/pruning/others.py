@@ -53,8 +53,8 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 
     Returns:
         Masks by the name that the parameter has in the plain model, "conv1.weight": bool, of the parameter's shape, on
-        its device, True where it is kept; copies. A parameter that several layers share has one under the name of each.
-        Of parameters that are not pruned there is none.
+        its device, True where it is kept; copies. A parameter that several layers share has one, under the first name,
+        as in `named_parameters`, if all mask it alike. Of parameters that are not pruned there is none.
 
     Raises:
         TypeError: For a model that is not a module.
@@ -94,8 +94,18 @@ def _found(op: str, model: nn.Module) -> _Found:
                 found.add(full, mask)
     places = {path: place for place, path in enumerate(modules)}
     in_order = sorted(found.masks, key=lambda name: places[name.rpartition(".")[0]])
-    found.masks = {name: found.masks[name] for name in in_order}
+    again = _again(names, in_order, found.masks)
+    found.masks = {name: found.masks[name] for name in in_order if name not in again}
     return found
+
+
+def _again(names: dict[int, list[str]], in_order: list[str], masks: dict[str, Tensor]) -> set[str]:
+    """The other names of parameters that have their mask under the first one."""
+    again = set()
+    for known in names.values():
+        masked = [name for name in in_order if name in known] if len(known) > 1 else []
+        again |= {name for name in masked[1:] if torch.equal(masks[name], masks[masked[0]])}
+    return again
 
 
 def _modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -82,7 +82,7 @@ def _end_prune(module: nn.Module, name: str, original: nn.Parameter, mask: Tenso
     delattr(module, f"{name}_mask")
     vars(module).pop(name, None)
     write(original, original * mask.to(original.dtype), mask.bool())
-    module.register_parameter(name, original)
+    setattr(module, name, original)  # recurrent layers keep a list of their weights
 
 
 def _by_parametrizations(module: nn.Module) -> Iterator[Held]:
@@ -137,7 +137,7 @@ def _end_parametrizations(module: Any, name: str, mask: Tensor) -> None:
     else:
         del module.parametrizations
         module.__class__ = kind.__bases__[0]
-    module.register_parameter(name, weight)
+    setattr(module, name, weight)
 
 
 def _by_modelopt(module: nn.Module) -> Iterator[Held]:

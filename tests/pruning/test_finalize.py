@@ -241,6 +241,24 @@ def test_what_is_masked_is_zero_whatever_it_was() -> None:
         assert torch.equal(one.weight.detach().bool(), mask.bool())
 
 
+def test_recurrent_layers_and_attention() -> None:
+    """Recurrent layers keep a list of their weights, which they multiply by."""
+    lstm, attention = nn.LSTM(8, 8), nn.MultiheadAttention(8, 2)
+    prune.l1_unstructured(lstm, "weight_hh_l0", 0.5)
+    prune.l1_unstructured(attention, "in_proj_weight", 0.5)
+    x = torch.randn(3, 2, 8)
+    expected = lstm(x)[0], attention(x, x, x)[0]
+    kept = lstm.weight_hh_l0_orig
+    assert list(finalize(lstm)) == ["weight_hh_l0"]
+    assert list(finalize(attention)) == ["in_proj_weight"]
+    assert torch.equal(lstm(x)[0], expected[0])
+    assert torch.equal(attention(x, x, x)[0], expected[1])
+    assert lstm.weight_hh_l0 is kept
+    with torch.no_grad():
+        kept.zero_()
+    assert not torch.equal(lstm(x)[0], expected[0])
+
+
 def test_a_mask_that_scales() -> None:
     layer, x = nn.Linear(4, 4), torch.randn(3, 4)
     prune.custom_from_mask(layer, "weight", torch.eye(4) * 0.5)
@@ -352,7 +370,7 @@ def test_weights_that_are_shared_and_masked_alike() -> None:
     x = torch.randn(2, 8)
     expected = model(x)
     weight = model[0].parametrizations.weight.original
-    assert len(finalize(model)) == 3
+    assert list(finalize(model)) == ["0.weight", "2.weight"]
     assert model[0].weight is model[1].weight is weight
     assert torch.equal(model(x), expected)
 

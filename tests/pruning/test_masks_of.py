@@ -182,12 +182,26 @@ def test_learned_masks_of_nncf_in_training_mode() -> None:
     assert_only_read(model.train(), masks)
 
 
-def test_shared_weights_have_the_names_of_all_their_layers() -> None:
+def test_shared_weights_have_their_first_name() -> None:
+    """As in named_parameters, but where not all mask them alike."""
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
     mask = torch.rand(8, 8) < 0.4
     wrap_as_nncf(outer := nn.ModuleList([model]), {"0.0.weight": UnstructuredPruningMask(mask)})
-    assert_only_read(outer, {"0.0.weight": mask, "0.1.weight": mask})
+    assert_only_read(outer, {"0.0.weight": mask})
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    for layer in layers:
+        layer.weight = layers[0].weight
+    wanted = {}
+    for index, one in ((1, mask), (2, ~mask)):
+        parametrize.register_parametrization(layers[index], "weight", FakeSparsityDenseGradBuffer(one.float()))
+        wanted[f"{index}.weight"] = one
+    assert_only_read(layers, wanted)
+    zeros = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    zeros[1].weight = zeros[0].weight
+    assert_only_read(zeros, {})
+    (found,) = {id(one): one for one in prune_(zeros, "random", 0.5).values()}.values()
+    assert_only_read(zeros, {"0.weight": found})
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
