@@ -45,6 +45,7 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_apply",  # what `to`, `half` and the like call
         "_load_from_state_dict",
         "_save_to_state_dict",
+        "_replicate_for_data_parallel",
     ),
     nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
     Tensor: ("_version", "_base", "_grad"),

@@ -15,7 +15,8 @@ python=${PYTHON:-$root/.venv/bin/python}
 tools=$(dirname "$python")
 work=$root/build/legs
 kernels=(tests/ops tests/nn tests/formats tests/test_torch.py)
-all=(avx2 portable jit-off many-steps cuda-emulation triton-architectures zoo wheel clang sanitizers newest-torch torch-2.10)
+all=(avx2 portable jit-off many-steps cuda-emulation triton-architectures zoo pruned-by-nncf pruned-by-modelopt
+  pruned-by-sparsimony pruned-by-torchao wheel clang sanitizers newest-torch torch-2.10)
 skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
 
 skip() { echo "$*"; exit $skipped; }
@@ -85,22 +86,30 @@ leg_cuda-emulation() { CUDA_EMULATION=1 tests tests/cuda; } # the CUDA kernels o
 leg_triton-architectures() { # the Triton kernels of sparse operations, compiled for sm_80 and sm_100 as well
   EVERY_ARCHITECTURE=1 tests tests/ops/*/*_triton_compiled.py
 }
-zoo_environment() { # that of `make test`, and what tests/zoo/requirements.txt names; sets `python`
-  local folder=$work/zoo packages
+layered() { # NAME FILE: the environment of `make test`, and above it what FILE names; sets `python` to its Python
+  local folder=$work/$1 file=$2 packages
   packages=$("$python" -c "import site; print(site.getsitepackages()[0])") || exit 1
   [ -x "$folder/bin/python" ] || "$python" -m venv "$folder" || exit 1
   echo "$packages" >"$("$folder/bin/python" -c "import site; print(site.getsitepackages()[0])")/packages.pth"
-  if ! "$folder/bin/python" -m pip install --quiet --no-deps -r tests/zoo/requirements.txt 2>"$folder/pip.log"; then
+  if ! "$folder/bin/python" -m pip install --quiet --no-deps -r "$file" 2>"$folder/pip.log"; then
     cat "$folder/pip.log"
     grep -qE 'No matching distribution|Max retries|timed out|NewConnectionError' "$folder/pip.log" || exit 1
-    skip "pip cannot get what tests/zoo/requirements.txt names"
+    skip "pip cannot get what $file names"
   fi
   python=$folder/bin/python
 }
 
 # zoo: architectures of other authors; zoo-table, which is not of `all`: writes docs/zoo.md
-leg_zoo() { zoo_environment && ZOO=1 tests tests/zoo; }
-leg_zoo-table() { zoo_environment && PYTHONPATH=$root:$root/tests/conversion "$python" tests/zoo/make_table.py; }
+leg_zoo() { layered zoo tests/zoo/requirements.txt && ZOO=1 tests tests/zoo; }
+leg_zoo-table() { layered zoo tests/zoo/requirements.txt && PYTHONPATH=$root:$root/tests/conversion "$python" tests/zoo/make_table.py; }
+
+# Masks of models that other tools pruned, each in an environment of its own.
+pruned_by() { layered "pruned-by-$1" "tests/pruning/tools/$1.txt" && PRUNING_TOOL=$1 tests tests/pruning/tools; }
+leg_pruned-by-nncf() { pruned_by nncf; }
+leg_pruned-by-modelopt() { pruned_by modelopt; }
+leg_pruned-by-sparsimony() { pruned_by sparsimony; }
+leg_pruned-by-torchao() { pruned_by torchao; }
+
 leg_sanitizers() { tests/sanitize.sh "$python"; }
 
 leg_wheel() {

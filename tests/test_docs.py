@@ -94,6 +94,14 @@ def test_sparse_layers_in_use() -> None:
     assert not momentum[~left["layer"].mask].any()
 
 
+@NEEDS_KERNELS
+def test_masks_of_others_in_use() -> None:
+    left = run(blocks_of(DOCS / "masks_of_others.md"), "masks_of_others.md")
+    assert list(left["masks"]) == ["0.weight"]
+    assert round(left["layer"].pattern.sparsity, 2) == 0.9
+    assert left["report"].layers[0].sparsity == left["layer"].pattern.sparsity
+
+
 def test_block_sparse_in_use() -> None:
     left = run(blocks_of(DOCS / "block_sparse.md"), "block_sparse.md")
     dense = left["model"][0](left["input"])
@@ -243,6 +251,7 @@ def test_every_page_with_programs_is_run() -> None:
         "gpu.md",
         "lottery_tickets.md",
         "masked_products.md",
+        "masks_of_others.md",
         "rms_norm.md",
         "sparse_layers.md",
         "sparse_training.md",

@@ -34,7 +34,7 @@ from .graph.untraceable import Untraceable, first_line
 from .installation import Conversion, Swap
 from .layer_gradients import wrong_gradient
 from .layouts import channels_last_gain
-from .leftovers import is_forward_of_nncf, zeros_elsewhere
+from .leftovers import MASKS, is_forward_of_nncf, zeros_elsewhere
 from .measure import (
     CLOSE,
     MODEL,
@@ -160,6 +160,9 @@ class Attempt:
             return []
         if any(layer.module.weight.is_meta for layer in self._layers if isinstance(layer.module.weight, Tensor)):
             return [Note.NO_DATA.of()]
+        obstacles = [layer.obstacle.kind for layer in self._layers if layer.obstacle is not None]
+        if masked := sum(kind in MASKS for kind in obstacles):
+            return [Note.MASKS_OF_TOOLS.of(count=masked, total=len(self._layers))]
         if any(layer.is_pruned for layer in self._layers):
             return [Note.NO_LAYER_FITS.of()]
         if self._elsewhere:

@@ -111,20 +111,27 @@ class LayerObstacle(_Sentence):
     OUT_PROJ = "it is the out_proj of a MultiheadAttention, which multiplies by its weight and never calls it"
     PARAMETRIZED = "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
     PARAMETRIZED_OTHERS = "it has parametrizations, of {names}"
-    FAKE_SPARSITY = "its mask is a parametrization; the sparsifier's squash_mask() makes it permanent"
+    FAKE_SPARSITY = (
+        "its mask is a parametrization; the sparsifier's squash_mask(), or sparsekernels.pruning.finalize(model), makes"
+        " it permanent"
+    )
     WEIGHT_NORM = "its weight is normalized in each call; torch.nn.utils.remove_weight_norm(layer) makes it permanent"
     SPECTRAL_NORM = "its weight is normalized in each call; torch.nn.utils.remove_spectral_norm(layer) ends that"
-    MASKED = "its mask is applied in each call; torch.nn.utils.prune.remove(layer, '{name}') makes it permanent"
+    MASKED = (
+        "its mask is applied in each call; torch.nn.utils.prune.remove(layer, '{name}'), or"
+        " sparsekernels.pruning.finalize(model), makes it permanent"
+    )
     MASKED_BY_MODELOPT = (
-        "its mask is ModelOpt's, applied in each call; modelopt.torch.sparsity.export(model) makes it permanent"
+        "its mask is ModelOpt's, applied in each call; modelopt.torch.sparsity.export(model), or"
+        " sparsekernels.pruning.finalize(model), makes it permanent"
     )
     MASKED_BY_NNCF = (
-        "NNCF applies its mask in each call, its weight has few zeros or none; nncf.strip(model, ..., strip_format="
-        "nncf.StripFormat.IN_PLACE) writes them"
+        "NNCF applies its mask in each call, its weight has few zeros or none; sparsekernels.pruning.finalize(model),"
+        " or nncf.strip(model, ..., strip_format=nncf.StripFormat.IN_PLACE), writes them"
     )
     MASK_BESIDE = (
-        "it has a buffer weight_mask that something else applies; where the weight has its zeros already,"
-        " `del layer.weight_mask` before convert"
+        "it has a buffer {name}_mask that something else applies, as cerebras-pytorch does;"
+        " sparsekernels.pruning.finalize(model) writes its zeros and takes it away"
     )
     QUANTIZED = "its class {kind} has a quantized weight, for which there is no sparse kernel"
     OWN_VALUES = "its class {kind} has no weight, but values in a sparse format of its own"
@@ -168,7 +175,7 @@ class GraphObstacle(_Sentence):
     """Why a module does not run as a graph."""
 
     FORWARD_REPLACED = "its forward was replaced"
-    FORWARD_OF_NNCF = "NNCF replaced its forward; what its state_dict is loaded into, without NNCF, runs as one"
+    FORWARD_OF_NNCF = "NNCF replaced its forward; sparsekernels.pruning.finalize(model) ends that"
     FORWARD_NO_METHOD = "its forward is no ordinary method"
     METACLASS = "its class has the metaclass {metaclass}, which may do anything with the class that a graph would need"
     COMPARES_CLASSES = (
@@ -261,8 +268,13 @@ class Note(_Sentence):
         " weights. Prune it first, with torch.nn.utils.prune for instance."
     )
     MASKS_OF_NNCF = (
-        "NNCF keeps masks beside the weights, which have no zeros for that: {masks}. Call nncf.strip(model, ...,"
-        " strip_format=nncf.StripFormat.IN_PLACE), then convert."
+        "NNCF keeps masks beside the weights, which have no zeros for that: {masks}. Call"
+        " sparsekernels.pruning.finalize(model), or nncf.strip(model, ..., strip_format=nncf.StripFormat.IN_PLACE),"
+        " then convert."
+    )
+    MASKS_OF_TOOLS = (
+        "Masks of a pruning tool are not permanent yet, in {count} of {total} layers: call"
+        " sparsekernels.pruning.finalize(model), or the tool's own last step, then convert."
     )
     ZEROS_ELSEWHERE = "Zeros in weights of other kinds, for which there is no sparse kernel: {weights}."
     ZERO_SCALES = (

@@ -17,10 +17,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .._torch import NormBase
+from ..pruning.nncf import is_of_nncf, mask_hooks
 from .facts import Fact, LayerObstacle, Note
 from .modules import is_ordinary
 
 _QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
+
+
+MASKS = (
+    LayerObstacle.FAKE_SPARSITY,
+    LayerObstacle.MASKED,
+    LayerObstacle.MASKED_BY_MODELOPT,
+    LayerObstacle.MASK_BESIDE,
+)
+"""Of layers whose pruning has to be made permanent."""
 
 
 def obstacle_left_in(module: nn.Module) -> Fact | None:
@@ -29,8 +39,8 @@ def obstacle_left_in(module: nn.Module) -> Fact | None:
         parametrizations: Any = module.parametrizations
         if "weight" not in parametrizations:
             return LayerObstacle.PARAMETRIZED_OTHERS.of(names=tuple(parametrizations))
-        kinds = [type(one).__name__ for one in parametrizations["weight"]]
-        return (LayerObstacle.FAKE_SPARSITY if "FakeSparsity" in kinds else LayerObstacle.PARAMETRIZED).of()
+        has_mask = any("mask" in one._buffers for one in parametrizations["weight"])
+        return (LayerObstacle.FAKE_SPARSITY if has_mask else LayerObstacle.PARAMETRIZED).of()
     parameters, buffers = module._parameters, module._buffers
     if {"weight_g", "weight_v"} <= parameters.keys():
         return LayerObstacle.WEIGHT_NORM.of()
@@ -41,8 +51,9 @@ def obstacle_left_in(module: nn.Module) -> Fact | None:
             return LayerObstacle.MASKED.of(name=name)
     if "_weight_mask" in buffers:
         return LayerObstacle.MASKED_BY_MODELOPT.of()
-    if "weight_mask" in buffers:
-        return LayerObstacle.MASK_BESIDE.of()
+    for name in ("weight", "bias"):
+        if f"{name}_mask" in buffers:
+            return LayerObstacle.MASK_BESIDE.of(name=name)
     return None
 
 
@@ -61,18 +72,12 @@ def obstacle_of_foreign(module: nn.Module) -> Fact | None:
 
 def is_forward_of_nncf(module: nn.Module) -> bool:
     """Whether NNCF gave it a `forward` of its own."""
-    return type(vars(module).get("forward")).__module__.partition(".")[0] == "nncf"
+    return is_of_nncf(vars(module).get("forward"))
 
 
 def masked_by_nncf(model: nn.Module) -> set[str]:
-    """The names of layers whose weight NNCF masks in each call, by a buffer `binary_mask` among its hooks."""
-    keys = {
-        part.rpartition(":weight__")[0]
-        for owner, module in model.named_modules()
-        if "__nncf_hooks" in owner and "binary_mask" in module._buffers
-        for part in owner.split(".")
-    }
-    return {key.replace(":", ".") for key in keys if key}
+    """The names of layers whose weight NNCF masks in each call, by modules among its hooks."""
+    return {hook.name.rpartition(".")[0] for hook in mask_hooks(model) if hook.name.endswith(".weight")}
 
 
 @dataclass
@@ -97,12 +102,12 @@ def zeros_elsewhere(model: nn.Module, layers: Collection[int], least: float) -> 
     weights: dict[str, _Zeros] = collections.defaultdict(_Zeros)
     norms: dict[str, _Zeros] = collections.defaultdict(_Zeros)
     masks = _Zeros()
+    for hook in mask_hooks(model):
+        if not hook.parameter.is_meta:
+            _count(masks, hook.name, hook.mask())
     for owner, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        for name, buffer in module._buffers.items():
-            if name == "binary_mask" and "__nncf_hooks" in owner and is_ordinary(buffer):
-                _count(masks, f"{owner}.{name}", buffer)
         for name, parameter in module._parameters.items():
             if id(module) in layers or not is_ordinary(parameter) or parameter.is_meta or parameter.numel() == 0:
                 continue

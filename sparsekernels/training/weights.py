@@ -213,7 +213,7 @@ def layers_of(where: str, model: nn.Module, ignore: Collection[str]) -> Iterator
         if weight is None:
             raise ValueError(
                 f"{where}: expected weights that are parameters, got one that is computed in {name!r}: make it"
-                " permanent first, with torch.nn.utils.prune.remove or"
+                " permanent first, with sparsekernels.pruning.finalize or"
                 " torch.nn.utils.parametrize.remove_parametrizations"
             )
         if id(weight) not in seen:

@@ -64,7 +64,7 @@ def _modelopt(layer: nn.Linear) -> None:
         (lambda layer: parametrize.register_parametrization(layer, "weight", nn.Identity()), "remove_parametrizations"),
         (lambda layer: parametrize.register_parametrization(layer, "bias", nn.Identity()), "parametrizations, of bias"),
         (_modelopt, "modelopt.torch.sparsity.export"),
-        (lambda layer: layer.register_buffer("weight_mask", layer.weight != 0), "del layer.weight_mask"),
+        (lambda layer: layer.register_buffer("weight_mask", layer.weight != 0), "pruning.finalize(model)"),
         (torch.nn.utils.spectral_norm, "remove_spectral_norm"),
         pytest.param(
             torch.nn.utils.weight_norm,
@@ -114,6 +114,28 @@ def test_masks_of_nncf() -> None:
     first, second = report.layers
     assert first.reason == "it has no zeros"
     assert "IN_PLACE" in second.reason
+
+
+def test_masks_of_nncf_on_a_part_of_a_model() -> None:
+    """Whose names are those in the part."""
+    part = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    hooks = nn.Module()
+    hooks.post_hooks = nn.ModuleDict({"2:weight__0": nn.ModuleDict({"0": _Masks()})})
+    part._modules["__nncf_hooks"] = hooks
+    part.forward = lambda x: part[2](part[1](part[0](x)))
+    first, second = sk.convert(nn.Sequential(part).eval(), torch.randn(4, 64)).layers
+    assert first.reason == "it has no zeros"
+    assert "pruning.finalize(model)" in second.reason
+
+
+def test_masks_whose_zeros_are_not_written_yet() -> None:
+    """As those of cerebras-pytorch before the first call: such a model is pruned."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    model[0].register_buffer("weight_mask", torch.rand(64, 64) < 0.1)
+    (note,) = sk.convert(model, torch.randn(4, 64)).notes
+    assert note.startswith(
+        "Masks of a pruning tool are not permanent yet, in 1 of 2 layers: call sparsekernels.pruning"
+    )
 
 
 class _SparseLab(nn.Module):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._transformers import is_conv1d
-from .blocks import check_block, spread, squared_norms
+from .._transformers import is_conv1d
+from ..blocks import check_block, spread, squared_norms
 
 SPREAD = 0.75
 """Standard deviation of the logarithms of a clustered mask's odds, of rows and of input channels each."""
@@ -350,7 +350,7 @@ def _prune_(
         if weight is None:
             raise ValueError(
                 f"{op}: expected weights that are parameters, got one that is computed in {name!r}: make it permanent"
-                " first, with torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
+                " first, with sparsekernels.pruning.finalize or torch.nn.utils.parametrize.remove_parametrizations"
             )
         if weight in stay:
             continue
