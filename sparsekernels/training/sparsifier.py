@@ -70,7 +70,8 @@ class Sparsifier(SparseTraining):
         dense_grad_every: At which steps the gradients of missing weights are computed: every so many, None for never,
             "auto" for every step with growth by momentum, at updates with growth by gradient, never without either.
         block: Rows and columns of a block: weights are used and pruned as whole blocks, by their norms.
-        masks: The masks to start from, bool, by the names of weights; others are dense. None for random ones.
+        masks: The masks to start from, bool, by the names of weights, as `sparsekernels.pruning.finalize` gives those
+            of models that other tools pruned; other weights are dense. None for random ones.
         ignore: Names of layers, or of modules with all of their layers, that stay dense; see `prunable`.
         seed: Of all random choices.
         kernels: Whether sparse kernels are tried.
@@ -134,11 +135,11 @@ class Sparsifier(SparseTraining):
         root: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         generator = torch.Generator().manual_seed(seed)
         weights = weights_of(where, root, ignore, block)
+        if masks is not None:
+            weights = with_masks(where, root, weights, masks, block)
         if not weights:
             raise ValueError(f"{where}: expected a model with layers to prune, Linear or convolutions, got none")
-        if masks is not None:
-            weights = with_masks(where, weights, masks)
-        else:
+        if masks is None:
             assert density is not None
             start_at_random(where, weights, density, distribution, chosen, generator)
         rate = prune_rate if hasattr(prune_rate, "get_dr") else ConstantRate(prune_rate)  # type: ignore[arg-type]
@@ -192,30 +193,44 @@ def weights_of(
     return found
 
 
-def with_masks(where: str, weights: list[MaskedWeight], masks: Mapping[str, Tensor]) -> list[MaskedWeight]:
-    """Those of `weights` that have a mask, with it.
+def with_masks(
+    where: str,
+    model: nn.Module,
+    weights: list[MaskedWeight],
+    masks: Mapping[str, Tensor],
+    block: tuple[int, int] | None,
+) -> list[MaskedWeight]:
+    """The parameters that have a mask, with it.
 
     Args:
         where: Who asks, for errors.
-        weights: Of a model.
-        masks: By their names.
+        model: Whose parameters they are.
+        weights: Those of its layers.
+        masks: By the names of parameters.
+        block: Rows and columns of a block.
 
     Returns:
-        The weights.
+        The weights, in the order of the masks.
 
     Raises:
         TypeError: For a mask that is not a bool tensor.
         ValueError: For an unknown name or another shape.
     """
     by_name = {one.name: one for one in weights}
+    parameters = dict(model.named_parameters())
+    found = []
     for name, mask in masks.items():
-        if name not in by_name:
+        one = by_name.get(name)
+        if one is None and name in parameters and parameters[name].dim() > 1:  # of a recurrent layer, say
+            every = torch.ones(parameters[name].shape, dtype=torch.bool, device=local_device(parameters[name]))
+            one = MaskedWeight(name, parameters[name], every, block)
+        if one is None:
             known = ", ".join(map(repr, list(by_name)[:3]))
             raise ValueError(f"{where}: expected masks by the names of weights, as {known}, got {name!r}")
-        one = by_name[name]
         units = one.units_of_mask(checked_mask(where, one, mask))
         one.mask, one.wanted = one.mask_of_units(units), int(units.sum())
-    return [one for one in weights if one.name in masks]
+        found.append(one)
+    return found
 
 
 def start_at_random(
