@@ -11,7 +11,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv env
-env/bin/python -m pip install --quiet torch==2.13.0 numpy==2.3.5 nvidia-modelopt==0.47.0 huggingface_hub==2.4.0 requests
+env/bin/python -m pip install --quiet torch==2.13.0 numpy==2.3.5 nvidia-modelopt==0.47.0 huggingface_hub==2.4.0 requests==2.34.2
 env/bin/python - <<'PY'
 import modelopt.torch.sparsity as mts
 import torch
