@@ -62,11 +62,14 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @NEEDS_KERNELS
 def test_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    (convert,) = blocks_of(ROOT / "README.md")
+    convert, training = blocks_of(ROOT / "README.md")
     left = run([convert], "README.md")
     assert re.search(CONVERTED, capsys.readouterr().out)
     assert left["scores"].shape == (64, 10)
     assert not any(isinstance(one, sk.nn.SparseConv2d | sk.nn.SparseLinear) for one in left["model"].modules())
+    left = run([training], "README.md", left)
+    assert (left["sparsifier"].steps, left["sparsifier"].updates) == (60, 2)
+    assert sum(left["sparsifier"].nonzeros.values()) == round(0.1 * (784 * 300 + 300 * 100 + 100 * 10))
 
 
 def test_the_readme_installs_by_line_20() -> None:
