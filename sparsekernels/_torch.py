@@ -67,6 +67,15 @@ def constant_when_compiled(function: Any) -> Any:
     return function
 
 
+def mark_size_as_dynamic(tensor: Tensor) -> None:
+    """Let torch.compile take the size of a tensor of one dimension for a variable from the first trace on.
+
+    As `torch._dynamo.maybe_mark_dynamic` does, which would import dynamo: what it specializes on is no error.
+    """
+    tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
+    tensor._has_dynamo_dim_marking = True  # type: ignore[attr-defined]
+
+
 TENSOR_CONSTANT = "_tensor_constant"
 """What torch.fx calls attributes that it makes of tensors which code has made."""
 

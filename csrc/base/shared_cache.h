@@ -20,7 +20,8 @@
 namespace sparsekernels {
 
 // In bytes. Up to `kept` every value is kept; from there up to `used`, only values that are requested again. `recent`,
-// beside those, is for the values that were requested once, the last ones: a second request finds them.
+// beside those, is for the values that were requested once, the last ones: a second request finds them; and for those
+// whose owners are gone.
 struct CacheLimits {
   size_t kept, used, recent = 0;
 };
@@ -49,6 +50,7 @@ class SharedCache {
     }
     std::list<Entry>& to = found->is_recent ? recent_ : entries_;
     found->used = clock_;
+    found->is_left = false;
     to.splice(to.begin(), from, found);
     return found->value;
   }
@@ -71,15 +73,32 @@ class SharedCache {
     std::list<Entry>& to = is_kept ? entries_ : recent_;
     (is_kept ? bytes_ : recent_bytes_) += bytes;
     to.splice(to.begin(), added);
-    const bool is_too_large = !is_kept && bytes > limits_.recent;  // drives out nothing
-    while (recent_bytes_ > limits_.recent) {
-      const auto last = is_too_large ? recent_.begin() : std::prev(recent_.end());
-      constexpr size_t kMostAsked = 1 << 14;
-      if (asked_.size() == kMostAsked) asked_.swap(forgotten);
-      asked_[last->hash] = last->used;
-      recent_bytes_ -= last->bytes;
-      drop(recent_, last, dropped);
-    }
+    if (!is_kept) drop_old(bytes, dropped, forgotten);
+  }
+
+  // What is known by a hash has an owner until that disowns it: a pattern in use, say. It may have several, and be
+  // inserted later, or never. What nobody owns any longer is a recent value, and so the first to be dropped; what
+  // nobody ever owned is kept as the limits say.
+  void own(const Hash128& hash) {
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    ++owners_[hash];
+  }
+
+  void disown(const Hash128& hash) {
+    std::list<Entry> dropped;  // destroyed after the lock is released
+    Asked forgotten;
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    const auto owners = owners_.find(hash);
+    if (owners == owners_.end() || --owners->second > 0) return;
+    owners_.erase(owners);
+    const auto place = places_.find(hash);
+    if (place == places_.end() || place->second->is_recent) return;
+    const std::list<Entry>::iterator found = place->second;
+    found->is_recent = found->is_left = true;
+    bytes_ -= found->bytes;
+    recent_bytes_ += found->bytes;
+    recent_.splice(recent_.begin(), entries_, found);
+    drop_old(found->bytes, dropped, forgotten);
   }
 
   size_t bytes() {
@@ -93,7 +112,8 @@ class SharedCache {
     std::shared_ptr<const void> value;
     size_t bytes;
     uint64_t used;
-    bool is_recent;  // which of the two lists has it
+    bool is_recent;        // which of the two lists has it
+    bool is_left = false;  // by its last owner, and not requested since: that it was requested need not be remembered
   };
   struct First {
     size_t operator()(const Hash128& hash) const { return static_cast<size_t>(hash.low); }
@@ -103,6 +123,19 @@ class SharedCache {
   void drop(std::list<Entry>& from, std::list<Entry>::iterator entry, std::list<Entry>& dropped) {
     places_.erase(entry->hash);
     dropped.splice(dropped.begin(), from, entry);
+  }
+
+  // Drops recent values, the oldest first, down to their limit; one of more `bytes` that came first drives out nothing.
+  void drop_old(size_t bytes, std::list<Entry>& dropped, Asked& forgotten) {
+    const bool is_too_large = bytes > limits_.recent;
+    while (recent_bytes_ > limits_.recent) {
+      const auto last = is_too_large ? recent_.begin() : std::prev(recent_.end());
+      constexpr size_t kMostAsked = 1 << 14;
+      if (asked_.size() == kMostAsked) asked_.swap(forgotten);
+      if (!last->is_left) asked_[last->hash] = last->used;
+      recent_bytes_ -= last->bytes;
+      drop(recent_, last, dropped);
+    }
   }
 
   // Whether there is room for these bytes among what is kept, without the first `most` that were not used after
@@ -121,7 +154,8 @@ class SharedCache {
   ForkSafeMutex mutex_;
   std::list<Entry> entries_, recent_;  // the one used last comes first
   std::unordered_map<Hash128, std::list<Entry>::iterator, First> places_;
-  Asked asked_;  // and not kept: when that was
+  Asked asked_;                                        // and not kept: when that was
+  std::unordered_map<Hash128, size_t, First> owners_;  // how many
   uint64_t clock_ = 0;
   size_t bytes_ = 0, recent_bytes_ = 0;
 };

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <stdexcept>
 
@@ -48,6 +49,15 @@ bool gather(const DenseWeight& weight, const int64_t* places, int64_t begin, int
     to[i] = from[places[i]];
   }
   return true;
+}
+
+// Bit i: byte i of eight is not zero, in little-endian order.
+uint64_t nonzero_bytes(const uint8_t* bytes) {
+  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7full, kToTopByte = 0x0102040810204080ull;
+  uint64_t eight;
+  std::memcpy(&eight, bytes, sizeof eight);
+  const uint64_t top = (((eight & kLow) + kLow) | eight) & ~kLow;  // of each byte, its top bit
+  return (top >> 7) * kToTopByte >> 56;
 }
 
 // Never 0: what no weight was seen as.
@@ -95,7 +105,10 @@ void gather_places(
 void Guard::make(const uint8_t* mask, int64_t elements, int64_t* words) {
   std::fill(words, words + words_of(elements), 0);
   auto* const bits = reinterpret_cast<uint64_t*>(words + kHeader);
-  for (int64_t i = 0; i < elements; ++i) bits[i / kWord] |= static_cast<uint64_t>(mask[i] != 0) << (i % kWord);
+  int64_t i = 0;
+  if constexpr (std::endian::native == std::endian::little)
+    for (; i + 8 <= elements; i += 8) bits[i / kWord] |= nonzero_bytes(mask + i) << (i % kWord);
+  for (; i < elements; ++i) bits[i / kWord] |= static_cast<uint64_t>(mask[i] != 0) << (i % kWord);
 }
 
 int64_t Guard::nonzeros_outside(

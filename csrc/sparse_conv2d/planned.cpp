@@ -62,6 +62,7 @@ struct KeptCall {
   CallShape shape;
   Prepared prepared;  // without its kernels, which are the cache's
   jit::KernelKey key = {};
+  jit::KernelUser user;
   std::atomic<bool> is_refused{false};  // the system gave no executable memory for them: tiles serve from then on
 };
 
@@ -107,7 +108,10 @@ class Calls {
       kept->shape = shape;
       kept->prepared = call;
       kept->prepared.planned.kernels = nullptr;
-      if (call.engine == Engine::kJit) kept->key = jit::key_of(call.lattice, call.planned.plan, pattern, threads);
+      if (call.engine == Engine::kJit) {
+        kept->key = call.key;
+        kept->user.use(kept->key);
+      }
       keep(kept);
     } else if (call.engine == Engine::kJit) {
       if (!kept->is_refused) call.planned.kernels = kernels_of(kept->key, call, pattern, threads);

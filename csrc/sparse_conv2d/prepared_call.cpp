@@ -5,7 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/tiled/driver.h"
 
 namespace sparsekernels {
@@ -26,8 +25,8 @@ PreparedForward prepare_forward(
   if (residual_channel) plan.residual_channel = *residual_channel;
   call.engine = forward_engine(call.lattice, pattern, plan);
   if (call.engine == Engine::kJit) {
-    call.planned.kernels =
-        jit::cached_kernels(jit::key_of(call.lattice, plan, pattern, threads), call.lattice, plan, pattern, threads);
+    call.key = jit::key_of(call.lattice, plan, pattern, threads);
+    call.planned.kernels = jit::cached_kernels(call.key, call.lattice, plan, pattern, threads);
     if (call.planned.kernels == nullptr) call.engine = Engine::kTiled;
   }
   return call;
@@ -42,8 +41,8 @@ PreparedWeightGradient prepare_weight_gradient(Lattice lattice, const SparsePatt
       jit::make_weight_gradient_plan(call.lattice, jit::traits_of(pattern, call.lattice.dest_channels), threads.count);
   call.engine = weight_gradient_engine(call.lattice, pattern, plan);
   if (call.engine == Engine::kJit) {
-    call.planned.kernels = jit::cached_weight_gradient_kernels(
-        jit::key_of(call.lattice, plan, pattern, threads), call.lattice, plan, pattern, threads);
+    call.key = jit::key_of(call.lattice, plan, pattern, threads);
+    call.planned.kernels = jit::cached_weight_gradient_kernels(call.key, call.lattice, plan, pattern, threads);
     if (call.planned.kernels == nullptr) call.engine = Engine::kTiled;
   }
   return call;

@@ -10,6 +10,7 @@
 
 #include "sparse_conv2d/engine.h"
 #include "sparse_conv2d/jit/forward_driver.h"
+#include "sparse_conv2d/jit/kernel_cache.h"
 #include "sparse_conv2d/jit/weight_gradient_driver.h"
 
 namespace sparsekernels {
@@ -19,7 +20,8 @@ template <class Planned>
 struct PreparedCall {
   Lattice lattice;  // positions merged
   Engine engine = Engine::kTiled;
-  Planned planned = {};  // of kJit, else not used
+  jit::KernelKey key = {};  // of kJit, else not used; so is what follows
+  Planned planned = {};
 };
 using PreparedForward = PreparedCall<jit::PlannedForward>;
 using PreparedWeightGradient = PreparedCall<jit::PlannedWeightGradient>;

@@ -148,8 +148,8 @@ class CompressedRows(SparseFormat):
             The tensors by name: those of the constructor's arguments, `shape` and the like as int64.
         """
         return {name: torch.tensor(getattr(self, name), dtype=torch.int64) for name in self._sizes} | {
-            "crow_indices": self.crow_indices,
-            "col_indices": self.col_indices,
+            "crow_indices": self.crow_indices.detach(),  # without what torch.compile is told about a layer's
+            "col_indices": self.col_indices.detach(),
             "values": self.values.detach(),
         }
 
@@ -190,7 +190,7 @@ class CompressedRows(SparseFormat):
 
     def __reduce__(self) -> tuple[Any, ...]:
         sizes = (getattr(self, name) for name in self._sizes)
-        return type(self), (*sizes, self.crow_indices, self.col_indices, self.values)
+        return type(self), (*sizes, self.crow_indices.detach(), self.col_indices.detach(), self.values)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copies the values and shares the pattern, which is immutable."""

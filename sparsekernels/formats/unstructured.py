@@ -113,12 +113,12 @@ class Unstructured(CompressedRows):
         check_mask("of_mask", mask)
         check_dtype("of_mask", dtype)
         shape = cls._checked_shape(tuple(mask.shape))
-        rows = mask.detach().reshape(shape[0], -1)
-        flat = rows.flatten().nonzero()[:, 0]
-        crow = torch.zeros(shape[0] + 1, dtype=torch.int32, device=mask.device)
-        crow[1:] = rows.sum(1).cumsum(0)
+        flat = mask.detach().flatten().nonzero()[:, 0]
+        columns = math.prod(shape[1:])
+        starts = torch.arange(0, math.prod(shape) + 1, columns, device=mask.device)
+        crow = torch.searchsorted(flat, starts, out_int32=True)
         values = torch.zeros((), dtype=dtype, device=mask.device).expand(flat.numel())
-        return cls.of_rows(shape, crow, (flat % rows.size(1)).int(), values, flat)
+        return cls.of_rows(shape, crow, (flat % columns).int(), values, flat)
 
     @classmethod
     def full(  # type: ignore[override]

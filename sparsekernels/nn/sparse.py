@@ -21,7 +21,7 @@ from ..dispatch import is_transformed
 from ..formats import FORMATS, SparseFormat
 from ..ops.convolution import shape_of_images
 from ..ops.sparse_conv2d.by_format import prepare
-from ..ops.sparse_conv2d.on_gpu import is_for_torch_here, with_dense_gradient, with_gradient_at
+from ..ops.sparse_conv2d.on_gpu import is_for_torch_here, kept_mask, with_dense_gradient, with_gradient_at
 from ..ops.sparse_conv2d.op import conv2d, linear
 from ..ops.sparse_conv2d.outside import Guard, Outside
 from .replacement import Replacement, check_dense, copy_parameters, dense_or_none, options_of, share_parameters
@@ -115,7 +115,9 @@ class SparseLayer(Replacement):
         # torch.compile cannot keep what it works out while it traces, so that is done before.
         if pattern.device.type != "meta":
             weight = self._kept_weight()
-            prepare(pattern, getattr(self, "groups", 1), weight is not None and weight.requires_grad)
+            prepare(self.pattern, getattr(self, "groups", 1), weight is not None and weight.requires_grad)
+            if self.dense_product:
+                kept_mask(self.pattern)
 
     def _parameters_of(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """`weight` and `bias`. Where they are parameters it looks there, which spares a microsecond of a call."""

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch import is_exported_to_onnx, may_be_kept
+from .._torch import is_exported_to_onnx, mark_size_as_dynamic, may_be_kept
 from .._transformers import CONV1D
 from ..formats import SparseFormat
+from ..ops.sparse_conv2d.by_format import prepare
 from ..ops.sparse_conv2d.outside import Outside
 from ..ops.sparse_conv2d.transposed_linear import Flipped, dense_product, flipped_options, transposed_linear
 from .replacement import copy_parameters, dense_or_none, options_of
@@ -133,8 +134,8 @@ class SparseTransposedLinear(SparseLayer):
         super()._adopt(pattern)
         if pattern.device.type != "meta":
             flipped, weight = self.flipped(), self._kept_weight()
-            if weight is not None and weight.requires_grad:
-                flipped.pattern.transposed()
+            prepare(flipped.pattern, 1, weight is not None and weight.requires_grad)
+            mark_size_as_dynamic(flipped.flat_indices)
 
     def flipped(self) -> Flipped:
         """The pattern as the kernels take it.

@@ -110,6 +110,43 @@ void check_recent() {
   }
 }
 
+// What its last owner disowned is a recent value: the rest has its room, and what is beyond the recent ones is dropped.
+void check_owners() {
+  SharedCache cache({100, 100, 30});
+  for (uint64_t i = 0; i < 10; ++i) {
+    cache.own(key(i));
+    CHECK(!use(cache, i));
+  }
+  cache.own(key(0));
+  for (uint64_t i = 0; i < 5; ++i) cache.disown(key(i));
+  CHECK_EQUAL(cache.bytes(), size_t{90});  // 1 is gone, 2, 3 and 4 are recent, 0 has an owner left
+  for (uint64_t i = 10; i < 14; ++i) {     // with room from the first request on
+    cache.own(key(i));
+    CHECK(!use(cache, i));
+  }
+  CHECK_EQUAL(cache.bytes(), size_t{130});
+  CHECK(cache.find(key(1)) == nullptr);
+  for (const uint64_t i : {0, 5, 9, 10, 13}) CHECK(use(cache, i));
+  cache.disown(key(0));
+  CHECK_EQUAL(cache.bytes(), size_t{120});  // in place of 2
+  CHECK(cache.find(key(2)) == nullptr);
+  CHECK(use(cache, 0));  // and kept again, as there is room
+  CHECK_EQUAL(cache.bytes(), size_t{120});
+  cache.disown(key(0));  // it had no owner any more
+  cache.disown(key(99));
+  CHECK_EQUAL(cache.bytes(), size_t{120});
+  cache.own(key(20));  // owned, but not there
+  cache.disown(key(20));
+  cache.own(key(21));
+  CHECK(!use(cache, 21, 50));  // too large for a recent one
+  for (uint64_t i = 5; i < 14; ++i) cache.disown(key(i));
+  CHECK(!use(cache, 21, 50));
+  CHECK(use(cache, 21, 50));
+  const size_t before = cache.bytes();
+  cache.disown(key(21));
+  CHECK_EQUAL(cache.bytes(), before - 50);
+}
+
 // What is dropped may itself ask the cache, or be slow: it is destroyed without the lock.
 void check_destroyed_without_the_lock() {
   struct Asks {
@@ -200,6 +237,7 @@ void test_caches() {
   check_hash();
   check_eviction_time();
   check_recent();
+  check_owners();
   check_destroyed_without_the_lock();
   check_made_once();
   check_memory_limit();

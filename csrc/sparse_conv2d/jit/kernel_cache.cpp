@@ -148,6 +148,16 @@ std::shared_ptr<const Kept> cached(
 
 }  // namespace
 
+KernelUser::~KernelUser() {
+  if (is_user_) cache().disown(key_);
+}
+
+void KernelUser::use(const KernelKey& key) {
+  cache().own(key);
+  key_ = key;
+  is_user_ = true;
+}
+
 bool jit_allowed() {
   static MadeOnce<bool> allowed;
   return allowed.get([] {

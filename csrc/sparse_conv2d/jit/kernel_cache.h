@@ -32,6 +32,22 @@ std::shared_ptr<const WeightGradientKernels> cached_weight_gradient_kernels(
     const KernelKey& key, const Lattice& lattice, const WeightGradientPlan& plan, const SparsePattern& pattern,
     const Threads& threads);
 
+// What uses the kernels of a key, again and again: once the last such is gone, they are the first to make room.
+class KernelUser {
+ public:
+  KernelUser() = default;
+  ~KernelUser();
+  KernelUser(const KernelUser&) = delete;
+  KernelUser& operator=(const KernelUser&) = delete;
+
+  // Once.
+  void use(const KernelKey& key);
+
+ private:
+  KernelKey key_ = {};
+  bool is_user_ = false;
+};
+
 // Whether kernels may be used: not where SPARSEKERNELS_CPU_JIT, the most megabytes of them that are kept, is 0,
 // nor where the system refuses to run them. Throws std::invalid_argument where that is no number.
 bool jit_allowed();

@@ -10,16 +10,17 @@ inside of every transform.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import dispatch
+from ..._torch import mark_size_as_dynamic
 from ...dispatch import BackendError
 from ...formats import BlockSparse, SparseFormat, Unstructured
-from ...formats.compressed_rows import CompressedRows
+from ...formats.compressed_rows import CompressedRows, Shared
 from ..convolution import Geometry
 from . import blocks, reference
 from .on_gpu import kept_mask
@@ -65,7 +66,30 @@ def _goes_by_a_plan(input: Tensor, pattern: Unstructured) -> bool:
 
 
 def prepare(pattern: SparseFormat, groups: int, gradients: bool) -> None:
-    """Work out what calls need and keep beside the pattern, which torch.compile cannot while it traces."""
+    """Work out what calls need and keep beside the pattern, which torch.compile cannot while it traces.
+
+    Compiled code reads these tensors anew in each call. It takes their sizes for variables from the first trace on, so
+    that it is not compiled again for a pattern of more or fewer nonzeros.
+    """
+    _work_out(pattern, groups, gradients)
+    for tensor in _tensors_in(vars(pattern)):
+        if tensor.dim() == 1:
+            mark_size_as_dynamic(tensor)
+
+
+def _tensors_in(kept: Any) -> Iterator[Tensor]:
+    if isinstance(kept, Tensor):
+        yield kept
+    elif isinstance(kept, tuple | list):
+        for one in kept:
+            yield from _tensors_in(one)
+    elif isinstance(kept, dict):
+        yield from _tensors_in(list(kept.values()))
+    elif isinstance(kept, SparseFormat | Shared):
+        yield from _tensors_in(vars(kept))
+
+
+def _work_out(pattern: SparseFormat, groups: int, gradients: bool) -> None:
     _ = pattern.flat_indices
     if gradients and pattern.device.type == "cuda" and isinstance(pattern, CompressedRows):
         kept_mask(pattern)

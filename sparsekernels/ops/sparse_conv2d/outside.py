@@ -29,6 +29,7 @@ from ..._torch import (
 )
 from ...checks import DTYPES
 from ...formats import SparseFormat
+from ...formats.compressed_rows import CompressedRows
 from .._operation import Operator, without_gradients
 from .implementations import SPARSE_CONV2D
 from .looks import Looks
@@ -201,9 +202,17 @@ def is_recorded(weight: Any) -> bool:
 
 def recorded_values(pattern: Any, weight: Any) -> Any:
     """The values as an operator that can be part of a graph, and raises there where there are nonzeros outside."""
-    if isinstance(weight, Tensor) and pattern.nnz == weight.numel():
+    if isinstance(weight, Tensor) and _may_depend_on_size(pattern) and pattern.nnz == weight.numel():
         return pattern.values_of(weight)
     return values_at(weight, pattern.flat_indices)
+
+
+def _may_depend_on_size(pattern: Any) -> bool:
+    """Whether a graph may be for all elements: not compiled code, which goes on when the layer's pattern changes; there
+    alone where a layer has not been given one."""
+    if not torch.compiler.is_compiling():
+        return True
+    return isinstance(pattern, CompressedRows) and pattern._shared.flat_indices is None
 
 
 def values_at(weight: Any, flat_indices: Tensor) -> Any:

@@ -94,9 +94,10 @@ from test_jit import check, kept, layer
 import sparsekernels as sk
 print(kept())
 x, weight = layer(0)
-most = 0
+most, layers = 0, []  # those in use
 for seed in range({patterns}):
-    check(*layer(seed, nonzeros=9000))
+    layers.append(layer(seed, nonzeros=9000))
+    check(*layers[-1])
     most = max(most, kept())
 check(x, weight)
 print(most)

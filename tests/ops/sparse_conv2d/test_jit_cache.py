@@ -135,3 +135,45 @@ for _ in range(3):
     environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+PATTERNS = """
+import pathlib, sys
+sys.path[:0] = [{tests!r}]
+import torch
+from test_jit import kept
+import sparsekernels as sk
+
+def resident():
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+layer, x = sk.nn.SparseConv2d(48, 48, 3, padding=1), torch.randn(2, 48, 4, 4, requires_grad=True)
+other = sk.nn.SparseConv2d(48, 48, 3, padding=1)
+mask = torch.rand(layer.weight.shape) < 0.5
+other.set_pattern(mask)
+bytes_after, before = [], 0
+for number in range(1001):
+    layer.set_pattern(torch.rand(layer.weight.shape) < 0.5 if number % 50 else mask)  # also one that another has
+    (layer(x) + other(x)).sum().backward()
+    bytes_after.append(kept())
+    if number == 100:
+        before = resident()
+one = bytes_after[0]
+assert one > 300_000, one  # of forward, input gradient, weight gradient: together a thousand would take 300 MB
+assert max(bytes_after) <= 2 * one + (4 << 20), (one, max(bytes_after))
+assert bytes_after[-1] >= one
+assert resident() - before < 8 << 20, (resident() - before, before)
+del layer
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_old_patterns_of_a_layer_give_their_code_back() -> None:
+    """A sixteenth of the room is left to them: memory does not grow over a thousand patterns."""
+    script = PATTERNS.format(tests=str(pathlib.Path(__file__).parent))
+    environment = {**os.environ, "SPARSEKERNELS_CPU_JIT": "64"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
