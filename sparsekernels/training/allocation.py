@@ -144,7 +144,7 @@ def magnitude_share(weight: Tensor, signal: Tensor, mask: Tensor, pruned: int) -
 
 def nonzeros_share(weight: Tensor, signal: Tensor, mask: Tensor, pruned: int) -> float:
     """How many weights are kept."""
-    return float(mask.sum())
+    return float(mask.count_nonzero())
 
 
 def no_share(weight: Tensor, signal: Tensor, mask: Tensor, pruned: int) -> float:

@@ -110,7 +110,7 @@ class SparseTraining:
     @property
     def nonzeros(self) -> dict[str, int]:
         """By the name of the weight: how many elements are used."""
-        return {name: int(one.mask.sum()) for name, one in self._weights.items()}
+        return {name: int(one.mask.count_nonzero()) for name, one in self._weights.items()}
 
     @property
     def density(self) -> float:
@@ -214,7 +214,7 @@ class SparseTraining:
             in_kernels = self._in_kernels()
             for one, grad in zip(weights, grads, strict=True):
                 if one.name not in in_kernels:
-                    grad.masked_fill_(~one.local_mask, 0)
+                    one.mask_(grad)
         if self._compact is not None:
             self._compact.before_step(weights)
 
@@ -317,7 +317,7 @@ class SparseTraining:
         except BaseException:
             self._generator.set_state(state)
             raise
-        report = self._report(rate, new)
+        report = self._report(rate, new, masks)
         for name, (kept, _) in new.items():  # of all weights, or of none
             self._change(self._weights[name], self._weights[name].mask_of_units(kept), masks[name])
         self._set_patterns(masks)
@@ -353,14 +353,14 @@ class SparseTraining:
         self._set_patterns()
         self._prepare_next()
 
-    def _report(self, rate: float, new: NewUnits) -> Update:
+    def _report(self, rate: float, new: NewUnits, masks: Mapping[str, Tensor]) -> Update:
         pruned, grown = {}, {}
         for name, (kept, units) in new.items():
-            before = self._weights[name].units_of_mask(self._weights[name].mask)
-            pruned[name] = int((before & ~kept).sum())
-            grown[name] = int((units & ~kept).sum())
-        masks = {name: self._weights[name].mask_of_units(units) for name, (_, units) in new.items()}
-        return Update(self.steps, rate, pruned, grown, {name: int(mask.sum()) for name, mask in masks.items()})
+            stay = int(kept.count_nonzero())
+            pruned[name] = int(self._weights[name].units_of_mask(self._weights[name].mask).count_nonzero()) - stay
+            grown[name] = int(units.count_nonzero()) - stay
+        nonzeros = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+        return Update(self.steps, rate, pruned, grown, nonzeros)
 
     @torch.no_grad()
     def _change(self, one: MaskedWeight, kept: Tensor, mask: Tensor) -> None:
@@ -406,7 +406,7 @@ class SparseTraining:
             one = self._weights[name]
             units = one.units_of_mask(mask)
             self._change(one, one.mask_of_units(units) & one.mask, one.mask_of_units(units))
-            one.wanted = int(units.sum())
+            one.wanted = int(units.count_nonzero())
         self._set_patterns(checked)
 
     def _forget(self, names: Iterable[str]) -> None:

@@ -109,8 +109,9 @@ def largest_signal(weight: Tensor, signal: Tensor, mask: Tensor, count: int) -> 
         By momentum: Dettmers & Zettlemoyer 2019, arXiv 1907.04840. By gradient: Evci et al. 2020, "Rigging the
         lottery", arXiv 1911.11134.
     """
-    missing = _missing(mask, count, "largest_signal")
-    return _with(mask, missing[least(-signal.flatten()[missing].abs(), count)])
+    _check_missing(mask, count, "largest_signal")
+    size = signal.abs().masked_fill_(mask, -1.0)  # kept ones come last
+    return _with(mask, least(size.neg_().flatten(), count))
 
 
 def neurons(weight: Tensor, signal: Tensor, mask: Tensor, count: int) -> Tensor:
@@ -136,7 +137,7 @@ def neurons(weight: Tensor, signal: Tensor, mask: Tensor, count: int) -> Tensor:
     Source:
         The mode "momentum_neuron" of Dettmers & Zettlemoyer 2019, arXiv 1907.04840.
     """
-    _missing(mask, count, "neurons")
+    _check_missing(mask, count, "neurons")
     absent = ~mask.reshape(mask.size(0), -1)
     free = absent.sum(1)
     sums = (signal.reshape(absent.shape).to(torch.float64).abs() * absent).sum(1)
@@ -179,23 +180,23 @@ def constant_fan_in(
         Lasby et al. 2024, "Dynamic sparse training with structured sparsity", arXiv 2305.02299, section 3.
     """
     rows = mask.reshape(mask.size(0), -1)
-    total = int(rows.sum()) if total is None else total
+    total = int(rows.count_nonzero()) if total is None else total
     if not 0 <= total <= rows.numel():
         raise ValueError(f"constant_fan_in: expected total from 0 to {rows.numel()}, got {total}")
     if total == 0:
         return torch.zeros_like(mask)
-    stay = magnitude(weight, signal, mask, min(count, int(rows.sum()))).reshape(rows.shape)
+    stay = magnitude(weight, signal, mask, min(count, int(rows.count_nonzero()))).reshape(rows.shape)
     size = signal.reshape(rows.shape).abs()
-    wanted = largest_signal(weight, signal, mask, min(count, int((~rows).sum()))).reshape(rows.shape) & ~rows
+    wanted = largest_signal(weight, signal, mask, min(count, int((~rows).count_nonzero()))).reshape(rows.shape) & ~rows
     salient = (stay | wanted).sum(1)
     alive = rows.any(1)
     before = max(1, round(total / max(1, int(alive.sum()))))
     active = alive & (salient >= max(1.0, saliency * before)) if saliency > 0 else alive
     needed = max(1, -(-total // rows.size(1)))  # outputs that hold `total` when they are full
-    if int(active.sum()) < needed:  # the most salient stay, those of the mask before others
+    if int(active.count_nonzero()) < needed:  # the most salient stay, those of the mask before others
         order = least(-(salient + alive * (rows.size(1) + 1.0) + active * (4.0 * rows.size(1))), needed)
         active = torch.zeros_like(alive).index_fill(0, order, True)
-    fan_in = min(max(1, round(total / int(active.sum()))), rows.size(1))
+    fan_in = min(max(1, round(total / int(active.count_nonzero()))), rows.size(1))
     largest = weight.reshape(rows.shape).abs().masked_fill(~stay, -1.0).topk(fan_in, 1)
     new = torch.zeros_like(rows).scatter_(1, largest.indices, largest.values >= 0)
     lacking = fan_in - new.sum(1, keepdim=True)
@@ -213,11 +214,10 @@ def _kept(mask: Tensor, count: int, name: str) -> Tensor:
     return kept
 
 
-def _missing(mask: Tensor, count: int, name: str) -> Tensor:
-    missing = (~mask).flatten().nonzero()[:, 0]
-    if not 0 <= count <= missing.numel():
-        raise ValueError(f"{name}: expected count from 0 to the {missing.numel()} missing weights, got {count}")
-    return missing
+def _check_missing(mask: Tensor, count: int, name: str) -> None:
+    missing = mask.numel() - int(mask.count_nonzero())
+    if not 0 <= count <= missing:
+        raise ValueError(f"{name}: expected count from 0 to the {missing} missing weights, got {count}")
 
 
 def _without(mask: Tensor, places: Tensor) -> Tensor:

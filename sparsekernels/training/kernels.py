@@ -149,7 +149,7 @@ class Kernels:
         self._dense = set()
         for name, layers in found.items():
             mask = training.masks[name]
-            is_dense = int(mask.sum()) > self._limits.get(name, 1.0) * mask.numel()
+            is_dense = int(mask.count_nonzero()) > self._limits.get(name, 1.0) * mask.numel()
             if is_dense:
                 self._dense.add(name)
             for layer in layers:

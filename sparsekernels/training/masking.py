@@ -82,7 +82,7 @@ class _OldConvention(Updater):
             return super()._prune_one(name, prune, weight, signal, mask, count)
         parameter = self._weights[name].parameter
         new = self._as_mask("prune", name, prune(self.masking, mask.float(), parameter.data, name), mask)  # type: ignore[call-arg,arg-type]
-        self.masking.name2removed[name] = int((mask & ~new).sum())
+        self.masking.name2removed[name] = int((mask & ~new).count_nonzero())
         return new & mask
 
     def _grow_one(
@@ -92,7 +92,7 @@ class _OldConvention(Updater):
             return super()._grow_one(name, growth, weight, signal, mask, count)
         parameter = self._weights[name].parameter
         new = mask | self._as_mask("growth", name, growth(self.masking, name, mask.clone(), count, parameter), mask)  # type: ignore[call-arg,arg-type]
-        surplus = int((new & ~mask).sum()) - count
+        surplus = int((new & ~mask).count_nonzero()) - count
         if surplus > 0:  # those of largest signal among the new ones stay
             return largest_signal(weight, signal.masked_fill(~(new & ~mask), 0.0), mask, count) if count else mask
         return largest_signal(weight, signal, new, -surplus)
@@ -266,7 +266,7 @@ class Masking(SparseTraining):
         if weights and distribution == "resume":
             for one in weights:
                 units = one.units_of_mask(whole(one.parameter) != 0)
-                one.mask, one.wanted = one.mask_of_units(units), int(units.sum())
+                one.mask, one.wanted = one.mask_of_units(units), int(units.count_nonzero())
         elif weights:
             generator = torch.Generator().manual_seed(self._seed + len(self._models))
             start_at_random(where, weights, density, distribution, self.algorithm, generator)
@@ -349,7 +349,7 @@ class Masking(SparseTraining):
     @property
     def name2zeros(self) -> dict[str, int]:
         """How many elements each weight does not use."""
-        return {name: int((~one.mask).sum()) for name, one in self._weights.items()}
+        return {name: int((~one.mask).count_nonzero()) for name, one in self._weights.items()}
 
     @property
     def name2prune_rate(self) -> dict[str, float]:

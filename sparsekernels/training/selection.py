@@ -47,11 +47,10 @@ def least(values: Tensor, count: int) -> Tensor:
     if count == values.numel():
         return torch.arange(count, device=values.device)
     limit = kth_least(values, count)
-    below = (values < limit).nonzero()[:, 0]
-    equal = (values == limit).nonzero()[:, 0]
-    wanted = count - below.numel()
-    if wanted < equal.numel():
-        generator = torch.Generator().manual_seed(_TIES)
-        order = torch.randperm(equal.numel(), generator=generator)[:wanted]
-        equal = equal[order.to(equal.device)]
-    return torch.cat([below, equal])
+    found = (values <= limit).nonzero()[:, 0]
+    if found.numel() == count:
+        return found
+    are_below = values[found] < limit
+    below, equal = found[are_below], found[~are_below]
+    order = torch.randperm(equal.numel(), generator=torch.Generator().manual_seed(_TIES))[: count - below.numel()]
+    return torch.cat([below, equal[order.to(equal.device)]])

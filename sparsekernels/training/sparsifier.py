@@ -228,7 +228,7 @@ def with_masks(
             known = ", ".join(map(repr, list(by_name)[:3]))
             raise ValueError(f"{where}: expected masks by the names of weights, as {known}, got {name!r}")
         units = one.units_of_mask(checked_mask(where, one, mask))
-        one.mask, one.wanted = one.mask_of_units(units), int(units.sum())
+        one.mask, one.wanted = one.mask_of_units(units), int(units.count_nonzero())
         found.append(one)
     return found
 

@@ -70,7 +70,7 @@ class Updater:
             weights[name] = self._finite(name, "weights", _wide(one.units(whole(one.parameter))))
             masks[name] = one.units_of_mask(one.mask)
             signals[name] = self._finite(name, "signals", self._signal(one, masks[name]))
-        used = {name: int(masks[name].sum()) for name in names}
+        used = {name: int(masks[name].count_nonzero()) for name in names}
         if self.algorithm.constant_fan_in:
             return {
                 name: (new & masks[name], new)
@@ -144,13 +144,13 @@ class Updater:
         growth = self.algorithm.growth
         assert growth is not None
         names = list(masks)
-        stay = {name: int(kept[name].sum()) for name in names}
+        stay = {name: int(kept[name].count_nonzero()) for name in names}
         total = sum(one.wanted for one in self._weights.values()) - sum(stay.values())
         if self.algorithm.grows_globally:
             flat = [torch.cat([one[name].flatten() for name in names]) for one in (weights, signals, kept)]
             new = self._checked("growth", growth(flat[0], flat[1], flat[2], total), flat[2], total)
             return {name: (kept[name], one) for name, one in zip(names, _split(new, kept.values()), strict=True)}
-        pruned = {name: int(masks[name].sum()) - stay[name] for name in names}
+        pruned = {name: int(masks[name].count_nonzero()) - stay[name] for name in names}
         of_shares = {name: self._share_signal(self._weights[name], masks[name], signals[name]) for name in names}
         shares = [self._share_of(name, weights[name], of_shares[name], masks[name], pruned[name]) for name in names]
         rooms = [self._weights[name].count - stay[name] for name in names]
@@ -212,8 +212,10 @@ class Updater:
         if not isinstance(new, Tensor) or new.dtype != torch.bool or new.shape != old.shape:
             given = f"{new.dtype} {list(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(f"{self._where}: expected {what} to return a bool mask {list(old.shape)}{of}, got {given}")
-        wrong = int((new & ~old).sum()) if change < 0 or what == "prune" else int((old & ~new).sum())
-        count, expected = int(new.sum()), int(old.sum()) + change
+        wrong = (
+            int((new & ~old).count_nonzero()) if change < 0 or what == "prune" else int((old & ~new).count_nonzero())
+        )
+        count, expected = int(new.count_nonzero()), int(old.count_nonzero()) + change
         if wrong or count != expected:
             within = "of" if what == "prune" else "with all of"
             raise ValueError(

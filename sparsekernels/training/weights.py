@@ -130,11 +130,19 @@ class MaskedWeight:
 
     def apply(self) -> None:
         """Set what the mask does not use to zero, in place."""
-        weight, mask = self.local(self.parameter), self.local_mask
-        if self._bits is None or self._bits[0] is not mask or self._bits[1].dtype.itemsize != weight.dtype.itemsize:
-            self._bits = mask, bits_of(mask, weight.dtype)
+        self.mask_(self.local(self.parameter))
+
+    def mask_(self, tensor: Tensor) -> None:
+        """Set what the mask does not use to zero, in place.
+
+        Args:
+            tensor: What this rank has of the weight, of its gradient or of a state.
+        """
+        mask = self.local_mask
+        if self._bits is None or self._bits[0] is not mask or self._bits[1].dtype.itemsize != tensor.dtype.itemsize:
+            self._bits = mask, bits_of(mask, tensor.dtype)
         with torch.no_grad():
-            mask_(weight, self._bits[1])
+            mask_(tensor, self._bits[1])
 
     def local(self, tensor: Any) -> Tensor:
         """What of a parameter, a gradient or a state this rank has; it shares memory with it.
