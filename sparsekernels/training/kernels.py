@@ -23,7 +23,7 @@ from ..conversion import Report, convert, revert
 from ..conversion.replay import Decided, decided_as
 from ..conversion.report import DENSE
 from .bits import packed
-from .weights import is_sharded
+from .weights import is_sharded, unwrapped
 
 if TYPE_CHECKING:
     from .base import SparseTraining
@@ -66,8 +66,7 @@ class Kernels:
     """
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...] | None, progress: bool | None) -> None:
-        self._root = model
-        self.model: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.model = unwrapped(model)
         self._progress = progress
         self.report: Report | None = None
         self._limits: dict[str, float] = {}
@@ -78,7 +77,7 @@ class Kernels:
         self._density = 0.0
         self._decided: Decided | None = None
         self._watch: Any = None
-        self.why_not = _why_not(self.model)
+        self.why_not = _why_not(self.model, model)
         if self.why_not is None:
             if example is None:
                 self._watch = self.model.register_forward_pre_hook(self._see, with_kwargs=True)
@@ -267,12 +266,13 @@ def _limits(report: Report) -> dict[str, float]:
     return limits
 
 
-def _why_not(model: nn.Module) -> str | None:
+def _why_not(model: nn.Module, given: nn.Module) -> str | None:
     if any(is_sharded(one) for one in model.parameters()):
         return "its weights are sharded"
     if isinstance(model, torch.jit.ScriptModule):
         return "it is a torch.jit.ScriptModule"
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+    inner = given.module if isinstance(given, nn.parallel.DistributedDataParallel) else given
+    if isinstance(getattr(inner, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None:
         return "it is compiled already; give sparse training the model, and compile it after the first step"
     return None
 

@@ -21,7 +21,7 @@ from .kernels import Kernels
 from .schedules import ConstantRate, Schedule
 from .sparsifier import check_density, start_at_random
 from .updates import Updater
-from .weights import MaskedWeight, local_device, whole
+from .weights import MaskedWeight, local_device, unwrapped, whole
 
 _PRUNE = {"magnitude": "magnitude", "SET": "SET", "global_magnitude": "global magnitude"}
 _GROWTH = {
@@ -250,7 +250,7 @@ class Masking(SparseTraining):
         distribution = named(where, "sparse_init", _INIT, sparse_init)
         check_density(where, density)
         left_out = ("bias", *remove_param_names)
-        root = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+        root = unwrapped(module)
         upside_down = {id(one.weight) for one in root.modules() if is_conv1d(one)}
         weights = [
             MaskedWeight(

@@ -20,7 +20,7 @@ from .functions import MaskFunction
 from .kernels import Kernels
 from .schedules import ConstantRate, Schedule
 from .validation import checked_mask
-from .weights import MaskedWeight, layers_of, local_device
+from .weights import MaskedWeight, layers_of, local_device, unwrapped
 
 
 class Sparsifier(SparseTraining):
@@ -132,7 +132,7 @@ class Sparsifier(SparseTraining):
         if block is not None:
             block = check_block(where, block)
         chosen = algorithm_of(where, algorithm, prune, growth, redistribution, signal)
-        root: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        root = unwrapped(model)
         generator = torch.Generator().manual_seed(seed)
         weights = weights_of(where, root, ignore, block)
         if masks is not None:

@@ -189,6 +189,25 @@ class MaskedWeight:
         return self.mask_of_units(chosen.view(draws.shape))
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What DistributedDataParallel and torch.compile were given, by whose names weights are called.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        It, or what it wraps.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # of torch.compile
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner, nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def local_device(tensor: Any) -> torch.device:
     """Where a parameter is, or the part of it that this rank has.
 
