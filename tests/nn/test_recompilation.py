@@ -281,3 +281,18 @@ def test_files_know_nothing_of_it() -> None:
         assert torch.equal(weight.mask, layer.mask)
         assert not vars(weight.crow_indices)
         assert not vars(weight.col_indices)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_have_the_pattern_that_the_layer_had(strict: bool) -> None:
+    layer, x, file = sk.nn.SparseConv2d(4, 8, 3), torch.randn(5, 4, 6, 6), io.BytesIO()
+    give_pattern(layer, 0.4)
+    batch = {"input": {0: torch.export.Dim("batch", min=2)}}
+    program = torch.export.export(layer, (x,), strict=strict, dynamic_shapes=batch)
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded, x = torch.export.load(file), torch.randn(3, 4, 6, 6)
+    expected = layer(x)
+    give_pattern(layer, 0.1)
+    for one in (loaded, loaded.run_decompositions()):
+        torch.testing.assert_close(one.module()(x), expected)
