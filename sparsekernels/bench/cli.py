@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `sparsekernels info | bench | compare`."""
+"""The command line: `sparsekernels info | bench | compare`; `_cli.py` adds `experiment`."""
 
 from __future__ import annotations
 
