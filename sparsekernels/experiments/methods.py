@@ -45,9 +45,6 @@ class Attached:
     optimizer: Optimizer
     context: Context = contextlib.nullcontext
 
-    def after_step(self, step: int) -> None:
-        """Optimizer step number `step`, from 1 on, was taken."""
-
     def nonzeros(self) -> Mapping[str, int]:
         """By weight: how many of its elements are in use."""
         return {name: one.numel() for name, one in self.model.named_parameters() if one.dim() > 1}

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from sparsekernels.experiments import datasets, methods, networks, training
 from sparsekernels.experiments.datasets import Dataset
+from sparsekernels.experiments.loop import learning_rate
 from sparsekernels.experiments.methods import METHODS
 from sparsekernels.experiments.networks import NETWORKS, Network
 from sparsekernels.experiments.runs import Run
-from sparsekernels.experiments.training import Outcome, Session, Training, learning_rate, train
+from sparsekernels.experiments.training import Outcome, Session, Training, train
 
 REPRODUCIBLE = [name for name in METHODS if name not in ("sparse", "block-sparse")]
 
