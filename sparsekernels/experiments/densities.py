@@ -156,8 +156,6 @@ def _legend(panels: Sequence[Axes]) -> tuple[list[object], list[str]]:
 
 
 def _panel(axes: Axes, network: str, found: Cells, methods: Sequence[str]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
-
     densities = _densities(found)
     for method, (color, marker) in zip(methods, STYLES, strict=False):
         points = [
@@ -176,13 +174,21 @@ def _panel(axes: Axes, network: str, found: Cells, methods: Sequence[str]) -> No
             level = interval(list(found[method, None].values()))
             axes.axhline(level.mean, color=color, linestyle="--", linewidth=1.3, label=method)
             axes.axhspan(level.low, level.high, color=color, alpha=0.12, linewidth=0)
+    over_shares(axes, densities)
+    axes.set_title(network, fontsize=10)
+    axes.set_ylabel("test accuracy, percent", fontsize=9)
+
+
+def over_shares(axes: Axes, shares: Sequence[float]) -> None:
+    """A logarithmic axis of the weights that are left, with a label at each of `shares`."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([100 * density for density in densities]))
+    axes.xaxis.set_major_locator(FixedLocator([100 * share for share in shares]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}%"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}%"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title(network, fontsize=10)
+    axes.tick_params(labelsize=8)
     axes.set_xlabel("weights that are left", fontsize=9)
-    axes.set_ylabel("test accuracy, percent", fontsize=9)

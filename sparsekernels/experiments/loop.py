@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .datasets import Dataset, batches, seed_of
-from .methods import Attached
+from .methods import Attached, Context
 from .networks import Network
 
 EVALUATION_BATCH = 500
@@ -44,20 +45,31 @@ def learning_rate(settings: Mapping[str, Any], step: int, steps: int) -> float:
     return settings["learning_rate"] * factor
 
 
-def evaluate(attached: Attached, network: Network, images: Tensor, labels: Tensor, black: float) -> float:
-    """Percent of the images that the model, in evaluation mode, classifies right. The mode is left as it was."""
-    model, right = attached.model, 0
+def evaluate(
+    model: nn.Module,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    black: float,
+    context: Context = contextlib.nullcontext,
+) -> tuple[float, float]:
+    """Percent of the images that the model, in evaluation mode, classifies right, and the mean loss.
+
+    The mode is left as it was.
+    """
+    right, total = 0, 0.0
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), attached.context():
+        with torch.no_grad(), context():
             for start in range(0, len(labels), EVALUATION_BATCH):
                 part = slice(start, start + EVALUATION_BATCH)
-                found = model(network.prepare(images[part], black)).argmax(1)
-                right += int((found == labels[part]).sum())
+                scores = model(network.prepare(images[part], black))
+                right += int((scores.argmax(1) == labels[part]).sum())
+                total += float(F.cross_entropy(scores.float(), labels[part], reduction="sum"))
     finally:
         model.train(was_training)
-    return 100 * right / len(labels)
+    return 100 * right / len(labels), total / len(labels)
 
 
 class Loop:

@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 
 from ..training import CosineDecay, Sparsifier
 from ..training.allocation import DISTRIBUTIONS
+from . import options
 from .datasets import seed_of
+from .options import Options
 from .runs import Run
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], Optimizer]
@@ -63,10 +65,6 @@ class Attached:
         self.optimizer.load_state_dict(optimizer)
 
 
-Option = tuple[Any, str, Callable[[object], bool]]
-"""Default, what is accepted in words, and as a test."""
-
-
 @dataclass(frozen=True)
 class Method:
     """One way to train.
@@ -80,7 +78,7 @@ class Method:
     about: str
     attach: Callable[[nn.Module, MakeOptimizer, Plan], Attached]
     sparse: bool = True
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass
@@ -111,34 +109,32 @@ class Sparse(Attached):
         self.sparsifier.load_state_dict(method)
 
 
-def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-
-
 def _is_block(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_count(one) and one <= 128 for one in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(one, int) and not isinstance(one, bool) and 1 <= one <= 128 for one in value)
+    )
 
 
-def _options(**defaults: object) -> Mapping[str, Option]:
-    """What a suite may set for sparse methods, with other defaults."""
-    names = ", ".join(map(repr, DISTRIBUTIONS))
-    every: dict[str, Option] = {
-        "distribution": ("uniform", names, lambda value: value in DISTRIBUTIONS),
-        "prune_rate": (0.5, "a share from 0 to 1", _is_share),
-        "updates_per_epoch": (1, "a whole number of 1 and more", _is_count),
-        "dense_grad_every": ("auto", "'auto' or a number of steps", lambda value: value == "auto" or _is_count(value)),
-        "block": (None, "rows and columns from 1 to 128", _is_block),
-        "ignore": ([], "names of layers", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+def _is_interval(value: object) -> bool:
+    return value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _options(block: list[int] | None = None) -> Options:
+    """What a suite may set for sparse methods."""
+    return {
+        "distribution": ("uniform", ", ".join(map(repr, DISTRIBUTIONS)), lambda value: value in DISTRIBUTIONS),
+        "prune_rate": options.share(0.5),
+        "updates_per_epoch": options.whole(1),
+        "dense_grad_every": ("auto", "'auto' or a number of steps", _is_interval),
+        "block": (block, "rows and columns from 1 to 128", _is_block),
+        "ignore": ([], "names of layers", _is_names),
     }
-    return {name: (defaults.get(name, value), *rest) for name, (value, *rest) in every.items()}  # type: ignore[misc]
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _dense(model: nn.Module, make: MakeOptimizer, plan: Plan) -> Attached:
@@ -168,24 +164,23 @@ def _sparse(
     """The topology changes so many times an epoch, but not after the last one, by a rate that falls by a cosine."""
     run, optimizer = plan.run, make(model.parameters())
     assert run.density is not None
-    known = METHODS[run.method].options
-    options = {name: run.options.get(name, default) for name, (default, _, _) in known.items()}
-    every = max(1, plan.per_epoch // options["updates_per_epoch"])
+    given = options.values(METHODS[run.method].options, run.options)
+    every = max(1, plan.per_epoch // given["updates_per_epoch"])
     changes = algorithm != "static"
-    block = options["block"]
+    block = given["block"]
     sparsifier = Sparsifier(
         model,
         optimizer,
         run.density,
         algorithm=algorithm,
         growth=growth,
-        distribution=options["distribution"],
-        prune_rate=CosineDecay(options["prune_rate"], plan.steps),
+        distribution=given["distribution"],
+        prune_rate=CosineDecay(given["prune_rate"], plan.steps),
         update_every=every if changes else None,
         last_update=max(1, plan.steps - plan.per_epoch) if changes else None,
-        dense_grad_every=options["dense_grad_every"],
+        dense_grad_every=given["dense_grad_every"],
         block=None if block is None else (block[0], block[1]),
-        ignore=options["ignore"],
+        ignore=given["ignore"],
         seed=seed_of(run.seed, "masks"),
         kernels=kernels,
         progress=False,
@@ -193,8 +188,8 @@ def _sparse(
     return Sparse(model, optimizer, _bf16(plan) if bf16 else contextlib.nullcontext, sparsifier)
 
 
-def _by(about: str, algorithm: str, options: Mapping[str, Option] | None = None, **settings: Any) -> Method:
-    return Method(about, functools.partial(_sparse, algorithm=algorithm, **settings), options=options or _options())
+def _by(about: str, algorithm: str, known: Options | None = None, **settings: Any) -> Method:
+    return Method(about, functools.partial(_sparse, algorithm=algorithm, **settings), options=known or _options())
 
 
 METHODS: Mapping[str, Method] = {
@@ -211,7 +206,7 @@ METHODS: Mapping[str, Method] = {
     "block-sparse": _by(
         "sparse momentum of blocks, under autocast to bfloat16, on the kernels for blocks",
         "sparse momentum",
-        _options(block=[16, 16]),
+        _options([16, 16]),
         kernels=True,
         bf16=True,
     ),
@@ -220,12 +215,6 @@ METHODS: Mapping[str, Method] = {
 give the same accuracy in the mean, and not the same bits."""
 
 
-def check_options(where: str, name: str, options: Mapping[str, object]) -> None:
+def check_options(where: str, name: str, given: Mapping[str, object]) -> None:
     """Raise ValueError for an option that the method does not have, or of a value that it does not take."""
-    known = METHODS[name].options
-    for key, value in options.items():
-        if key not in known:
-            raise ValueError(f"{where}: expected options among {', '.join(known) or 'none'}, got {key!r}")
-        _, accepted, accepts = known[key]
-        if not accepts(value):
-            raise ValueError(f"{where}: expected {key} to be {accepted}, got {value!r}")
+    options.check(where, METHODS[name].options, given)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -133,7 +134,7 @@ def perform(runs: Sequence[Run], folder: Path | None, jobs: int, checkpoints: Pa
         runs: All of one data set.
         folder: Of the data set's files, as `datasets.load` takes it.
         jobs: Child processes, 1 and more.
-        checkpoints: Folder of the checkpoints; that of a run is removed when the run has ended.
+        checkpoints: Folder of the checkpoints; that of a run, by its key, is removed when the run has ended.
 
     Yields:
         What happens. Where a process dies its run has failed, and another process takes its place.
@@ -147,7 +148,7 @@ def perform(runs: Sequence[Run], folder: Path | None, jobs: int, checkpoints: Pa
 
     def begin(child: _Child) -> Started:
         run = waiting.popleft()
-        child.begin(run, checkpoints / f"{run.key}.pt")
+        child.begin(run, checkpoints / run.key)
         return Started(run)
 
     def new() -> Started:
@@ -180,7 +181,7 @@ def perform(runs: Sequence[Run], folder: Path | None, jobs: int, checkpoints: Pa
             if event["event"] == "record":
                 record = Record.from_json(event["record"])
                 yield Finished(run, record)  # whoever receives it keeps it before he asks for the next event
-                (checkpoints / f"{run.key}.pt").unlink(missing_ok=True)
+                _discard(checkpoints, run)
             else:
                 yield Failed(run, event["text"])
             if waiting:
@@ -188,3 +189,12 @@ def perform(runs: Sequence[Run], folder: Path | None, jobs: int, checkpoints: Pa
     finally:
         for child in children:
             child.close()
+
+
+def _discard(checkpoints: Path, run: Run) -> None:
+    """Remove what a run that has ended would have gone on from: a file or a folder."""
+    path = checkpoints / run.key
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.report import Table, machine_line, markdown_table, versions_line
-from . import densities, over_time
+from . import criteria_report, densities, lottery_report, over_time
 from .records import Record
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Report:
 REPORTS: Mapping[str, Report] = {
     "densities": Report(densities.tables, densities.words, densities.draw),
     "time": Report(over_time.tables, over_time.words, over_time.draw),
+    "lottery": Report(lottery_report.tables, lottery_report.words, lottery_report.draw),
+    "criteria": Report(criteria_report.tables, criteria_report.words, criteria_report.draw),
 }
 """The reports by name."""
 

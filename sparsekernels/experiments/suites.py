@@ -51,7 +51,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SUITES = ("sparse-momentum", "time-to-accuracy")
+SUITES = ("sparse-momentum", "time-to-accuracy", "lottery-tickets", "criteria")
 """Those of this package."""
 
 _OWN_KEYS = ("task", "report", "about", "seeds", "densities", "jobs", "timed", "networks", "methods", "quick")

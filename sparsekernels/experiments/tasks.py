@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from . import methods, training
+from . import deconstruct, methods, tickets, training
 from .datasets import Dataset
 from .runs import Run
 from .training import Outcome, Session
@@ -29,5 +29,7 @@ class Task:
 
 TASKS: Mapping[str, Task] = {
     "training": Task(methods.METHODS, methods.check_options, training.train),
+    "lottery": Task(tickets.OPTIONS, tickets.check_options, tickets.perform),
+    "criteria": Task(deconstruct.OPTIONS, deconstruct.check_options, deconstruct.perform),
 }
 """The tasks by name."""

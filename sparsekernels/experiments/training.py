@@ -29,7 +29,7 @@ class Session:
     """What a run is given beside itself.
 
     progress    is told the share of the run that is done, and what there is to say
-    checkpoint  file that holds what a run that is interrupted goes on from; None writes none
+    checkpoint  file or folder of what a run that is interrupted goes on from; None writes none
     """
 
     progress: Callable[[float, str], None] = lambda share, text: None
@@ -89,7 +89,8 @@ class Training:
         tests = self._data.test_images.to(self._device), self._data.test_labels.to(self._device)
 
         def point(loss: float, seconds: float) -> None:
-            accuracy = evaluate(self.attached, self._network, *tests, self._data.black)
+            attached = self.attached
+            accuracy, _ = evaluate(attached.model, self._network, *tests, self._data.black, attached.context)
             where = {"step": self._loop.step, "epoch": self._loop.epoch}
             self._points.append({**where, "accuracy": accuracy, "loss": loss, "seconds": seconds})
             self._save()

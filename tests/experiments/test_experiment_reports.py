@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from tiny_data import record_of, run_of
 
 from sparsekernels.bench.report import NothingToDraw
-from sparsekernels.experiments import densities, over_time, reports
+from sparsekernels.experiments import criteria_report, densities, lottery_report, over_time, reports
 from sparsekernels.experiments.records import Record
 
 
@@ -176,6 +177,129 @@ class TestFiles:
     @pytest.mark.parametrize("name", reports.REPORTS)
     def test_a_picture_is_written(self, name: str, tmp_path: Path) -> None:
         path = tmp_path / "new" / "plot.png"
-        records = TIMED if name == "time" else DENSITIES
+        records = {"time": TIMED, "densities": DENSITIES, "lottery": LOTTERY, "criteria": CRITERIA}[name]
         reports.plot(records, reports.REPORTS[name], path)
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def lottery_of(seed: int, *trainings: tuple[str, int, float, float, int]) -> Record:
+    """Of each: kind, round, share, accuracy and the step of the least loss."""
+    some = [
+        {"kind": kind, "round": round, "left": left, "accuracy": accuracy, "best_step": step}
+        for kind, round, left, accuracy, step in trainings
+    ]
+    return record_of(run_of(task="lottery", method="tickets", seed=seed), [80.0], results={"trainings": some})
+
+
+LOTTERY = [
+    lottery_of(0, ("ticket", 0, 1.0, 88.0, 30), ("ticket", 3, 0.5, 89.0, 20), ("reinit", 3, 0.5, 87.0, 40),
+               ("reinit", 3, 0.5, 86.0, 50), ("one-shot", 3, 0.5, 89.0, 20)),
+    lottery_of(1, ("ticket", 0, 1.0, 89.0, 30), ("ticket", 3, 0.5, 89.5, 30), ("reinit", 3, 0.5, 88.0, 40),
+               ("one-shot", 3, 0.5, 90.0, 20)),
+]  # fmt: skip
+
+
+class TestLottery:
+    def test_tables(self) -> None:
+        accuracy, step = lottery_report.tables(LOTTERY)
+        assert accuracy.header == ("network", "round", "weights left", "ticket", "one-shot", "reinit", "random mask")
+        assert accuracy.rows == (
+            ("lenet-300-100", "round 0", "100%", "88.50 ± 6.35 (2)", "-", "-", "-"),
+            ("lenet-300-100", "round 3", "50%", "89.25 ± 3.18 (2)", "89.50 ± 6.35 (2)", "87.25 ± 9.53 (2)", "-"),
+        )
+        assert step.rows[1][3:6] == ("25.00 ± 63.53 (2)", "20.00 ± 0.00 (2)", "42.50 ± 31.77 (2)")
+
+    def test_words(self) -> None:
+        assert lottery_report.words(LOTTERY) == [
+            "lenet-300-100, 50% left: ticket over one-shot: better in 0 of 2 seeds; no difference was found: -0.25"
+            " points, 95% interval -3.43 to +2.93, 2 seeds",
+            "lenet-300-100, 50% left: ticket over reinit: better in 2 of 2 seeds; no difference was found: +2.00"
+            " points, 95% interval -4.35 to +8.35, 2 seeds",
+        ]
+
+    def test_plot(self) -> None:
+        figure = Figure()
+        lottery_report.draw(LOTTERY, figure)
+        accuracy, step = figure.axes
+        assert series(accuracy) == {
+            "ticket": ([100.0, 50.0], [88.5, 89.25]), "one-shot": ([50.0], [89.5]), "reinit": ([50.0], [87.25]),
+        }  # fmt: skip
+        assert series(step)["reinit"] == ([50.0], [42.5])
+        assert accuracy.get_xlim()[0] > accuracy.get_xlim()[1]
+
+    def test_nothing_to_draw(self) -> None:
+        with pytest.raises(NothingToDraw, match="expected more than one round, got none"):
+            lottery_report.draw([lottery_of(0, ("ticket", 0, 1.0, 88.0, 30))], Figure())
+
+
+def series(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """By label: what an axis' error bars are of."""
+    return {
+        str(one.get_label()): ([round(x, 6) for x in one.lines[0].get_xdata()], list(one.lines[0].get_ydata()))
+        for one in axes.containers
+        if isinstance(one, ErrorbarContainer)
+    }
+
+
+def criteria_of(seed: int) -> Record:
+    masks = [
+        {"kind": "one-shot", "criterion": criterion, "weights": "rewind", "left": left, "accuracy": accuracy + seed}
+        for criterion, left, accuracy in (
+            ("large_final", 0.1, 20.0), ("large_final", 0.3, 40.0),
+            ("large_final_same_sign", 0.1, 50.0), ("large_final_same_sign", 0.3, 70.0 + seed),
+        )
+    ]  # fmt: skip
+    masks.append({"kind": "learned", "weights": "rewind", "rescale": True, "left": 0.5, "accuracy": 80.0})
+    trainings = [
+        {"criterion": criterion, "kept": kept, "pruned": "zero", "left": 0.2, "accuracy": accuracy}
+        for criterion, kept, accuracy in (
+            ("large_final", "rewind", 85.0), ("random", "rewind", 80.0), ("large_final", "reinit", 82.0),
+        )
+    ]  # fmt: skip
+    return record_of(
+        run_of(task="criteria", method="criteria", seed=seed),
+        [88.0],
+        results={"supermasks": masks, "trainings": trainings},
+    )
+
+
+CRITERIA = [criteria_of(0), criteria_of(1)]
+
+
+class TestCriteria:
+    def test_tables(self) -> None:
+        masks, trained, learned = criteria_report.tables(CRITERIA)
+        assert masks.header == ("network", "mask", "10% left", "30% left")
+        assert masks.rows[1] == (
+            "lenet-300-100", "large_final_same_sign, rewind", "50.50 ± 6.35 (2)", "71.00 ± 12.71 (2)",
+        )  # fmt: skip
+        assert [row[1:] for row in trained.rows] == [
+            ("large_final, kept rewind, pruned zero", "85.00 ± 0.00 (2)"),
+            ("random, kept rewind, pruned zero", "80.00 ± 0.00 (2)"),
+            ("large_final, kept reinit, pruned zero", "82.00 ± 0.00 (2)"),
+        ]
+        assert learned.rows == (("lenet-300-100", "rewind, rescaled", "50.00 ± 0.00 (2)", "80.00 ± 0.00 (2)"),)
+
+    def test_words(self) -> None:
+        assert criteria_report.words(CRITERIA) == [
+            "lenet-300-100, untrained, rewind, 30% left: large_final_same_sign (71.00%) over large_final: as stated:"
+            " +30.50 points, 95% interval +24.15 to +36.85, 2 seeds",
+            "lenet-300-100, untrained: masks learned over rewind, rescaled over the best same-sign ones: no difference"
+            " was found: +9.00 points, 95% interval -3.71 to +21.71, 2 seeds",
+            "lenet-300-100, trained with 20% left, best first: large_final, kept rewind, pruned zero 85.00;"
+            " large_final, kept reinit, pruned zero 82.00; random, kept rewind, pruned zero 80.00",
+        ]
+
+    def test_plot(self) -> None:
+        figure = Figure()
+        criteria_report.draw(CRITERIA, figure)
+        masks, trained = figure.axes
+        assert series(masks) == {
+            "large_final": ([10.0, 30.0], [20.5, 40.5]), "large_final_same_sign": ([10.0, 30.0], [50.5, 71.0]),
+        }  # fmt: skip
+        assert series(trained) == {"large_final": ([20.0], [85.0]), "random": ([20.0], [80.0])}
+
+    def test_nothing_to_draw(self) -> None:
+        empty = record_of(run_of(task="criteria"), [88.0], results={"supermasks": [], "trainings": []})
+        with pytest.raises(NothingToDraw, match="expected masks or trainings, got none"):
+            criteria_report.draw([empty], Figure())
