@@ -20,5 +20,7 @@ def main() -> None:
         hint = "pip install 'sparsekernels[bench]', or in a checkout pip install '.[bench]'"
         sys.exit(f"sparsekernels: the command line needs {' and '.join(missing)}: {hint}")
     from .bench.cli import app
+    from .experiments.cli import experiment
 
+    app.command()(experiment)
     app(prog_name="sparsekernels")

@@ -17,6 +17,7 @@ VARIABLES = (
     "SPARSEKERNELS_QUIET",
     "SPARSEKERNELS_COMMIT",
     "SPARSEKERNELS_PEERS",
+    "SPARSEKERNELS_DATA",
     "SPARSEKERNELS_REQUIRE_KERNELS",
 )
 """All that something reads. The table "Switches" in HACKING.md says what and what for."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `sparsekernels info | bench | compare`."""
+"""The command line: `sparsekernels info | bench | compare`; `_cli.py` adds `experiment`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import compare as comparison
 from . import info as information
 from . import outputs, record, report, runner, suite
+from .console import WIDTH, console_of, failure
 from .machine import cores
 from .models import MODELS
 from .record import Record, parts
@@ -31,19 +30,6 @@ app = typer.Typer(
 
 DEFAULT_FOLDER = Path("bench-report")
 """Where the main benchmark leaves its report, unless told otherwise."""
-
-WIDTH = 120
-"""Columns of output that goes to a file or a pipe, and of a table anywhere: wider ones are split."""
-
-
-def _console(stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH)
-
-
-def _fail(message: str) -> typer.Exit:
-    _console(stderr=True).print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
-    return typer.Exit(2)
 
 
 @app.command()
@@ -128,7 +114,7 @@ def bench(
     Exits with 1 where a variant gave a wrong result, or failed.
     """
     if network and case:
-        raise _fail("expected either --network or --case, got both")
+        raise failure("expected either --network or --case, got both")
     names = list(dict.fromkeys(suite_names or ()))
     main_benchmark = not names and not network
     if main_benchmark and not (json_file or markdown_file or plot_file):
@@ -137,15 +123,15 @@ def bench(
         if importlib.util.find_spec("matplotlib") is not None:
             plot_file = DEFAULT_FOLDER / "speedup.png"
         elif not listed:
-            _console(stderr=True).print(f"no plot: {_NEEDS_MATPLOTLIB}", markup=False, soft_wrap=True)
+            console_of(stderr=True).print(f"no plot: {_NEEDS_MATPLOTLIB}", markup=False, soft_wrap=True)
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda:") and has_cuda:
-        raise _fail(
+        raise failure(
             f"expected device to be {', '.join(map(repr, suite.DEVICES))}, got {device!r}: which GPU it is says the"
             f" environment variable CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')}"
         )
     if device.startswith("cuda") and not has_cuda and not (listed and device == "cuda"):
-        raise _fail(f"expected device to be 'cpu', got {device!r}: torch finds no CUDA device here")
+        raise failure(f"expected device to be 'cpu', got {device!r}: torch finds no CUDA device here")
     try:
         selection = Selection(
             device=device,
@@ -167,9 +153,9 @@ def bench(
             _check_networks(network, names)
         suites = _suites(names or list(suite.SUITES), selection)
     except ValueError as error:
-        raise _fail(str(error)) from None
+        raise failure(str(error)) from None
     if threads is not None and threads > cores():
-        raise _fail(f"expected threads from 1 to {cores()}, the processors open to this program, got {threads}")
+        raise failure(f"expected threads from 1 to {cores()}, the processors open to this program, got {threads}")
     if listed:
         _list(suites, selection)
         return
@@ -178,14 +164,14 @@ def bench(
     try:
         outputs.check_writable(json_file, markdown_file, plot_file)
     except ValueError as error:
-        raise _fail(str(error)) from None
+        raise failure(str(error)) from None
     records, notes, complete = _measure(suites, selection)
     if not records:
-        raise _fail("\n".join(["nothing was measured", *notes]))
+        raise failure("\n".join(["nothing was measured", *notes]))
     layouts = {one.name: one.layout for one in suites}
 
     written = outputs.write(records, layouts, notes, json_file, markdown_file, plot_file)
-    console = _console()
+    console = console_of()
     for table in report.tables(records, layouts):
         for piece in report.rich_tables(table.title, table.header, table.rows, min(console.width, WIDTH)):
             console.print(piece)
@@ -197,7 +183,7 @@ def bench(
     for line in written.lines:
         console.print(line, markup=False, soft_wrap=True)
     if written.failures:
-        raise _fail("\n".join(written.failures))
+        raise failure("\n".join(written.failures))
     if not complete or any(one.status in ("wrong", "error") for one in records):
         raise typer.Exit(1)
 
@@ -209,15 +195,15 @@ def _check_networks(networks: list[str], names: list[str]) -> None:
         try:
             one = suite.load(name)
         except Unavailable as reason:
-            raise _fail(f"suite {name} cannot run here: {reason}") from None
+            raise failure(f"suite {name} cannot run here: {reason}") from None
         found = [case.name.partition("/")[2] for case in suite.read_cases(one.name, one.file)]
         own = {network: None for network in found if network in MODELS}
         if not own:
-            raise _fail(f"expected a suite of networks with --network, such as 'networks', got {name!r}")
+            raise failure(f"expected a suite of networks with --network, such as 'networks', got {name!r}")
         known |= own
     for network in networks:
         if network not in known:
-            raise _fail(f"expected network to be {', '.join(map(repr, known))}, got {network!r}")
+            raise failure(f"expected network to be {', '.join(map(repr, known))}, got {network!r}")
 
 
 def _list(suites: list[Suite], selection: Selection) -> None:
@@ -245,7 +231,7 @@ def _list(suites: list[Suite], selection: Selection) -> None:
         if found:
             lines += [f"{one.name}: {one.about}", *found]
     if not lines:
-        raise _fail(f"no variant matches these options; there are {', '.join(offered)}")
+        raise failure(f"no variant matches these options; there are {', '.join(offered)}")
     print("\n".join(lines))
 
 
@@ -272,7 +258,7 @@ def _suites(names: list[str], selection: Selection) -> list[Suite]:
             reasons.append(f"suite {name} cannot run here: {reason}")
             continue
         if one.name in loaded:
-            raise _fail(
+            raise failure(
                 f"expected suites of different names, got two of the name {one.name!r}: {loaded[one.name]} and"
                 f" {one.address}"
             )
@@ -287,9 +273,9 @@ def _suites(names: list[str], selection: Selection) -> list[Suite]:
                 has = f"it has cases for --device {' and '.join(others)} alone" if others else "it has none"
             reasons.append(f"no case of suite {name} matches these options; {has}")
     if not found:
-        raise _fail("; ".join(reasons))
+        raise failure("; ".join(reasons))
     for line in reasons:
-        _console(stderr=True).print(line, markup=False, soft_wrap=True)
+        console_of(stderr=True).print(line, markup=False, soft_wrap=True)
     return found
 
 
@@ -303,7 +289,7 @@ def _measure(suites: list[Suite], selection: Selection) -> tuple[list[Record], l
     notes: list[str] = []
     complete = True
     bars = (TextColumn("{task.fields[suite]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*bars, TextColumn("{task.description}", markup=False), console=_console(stderr=True)) as progress:
+    with Progress(*bars, TextColumn("{task.description}", markup=False), console=console_of(stderr=True)) as progress:
         for one in suites:
             task = progress.add_task("starting", suite=one.name, total=len(one.cases(selection)))
             started = 0
@@ -340,10 +326,10 @@ def _check_plot_format(path: Path) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
-        raise _fail(f"--plot: {_NEEDS_MATPLOTLIB}") from None
+        raise failure(f"--plot: {_NEEDS_MATPLOTLIB}") from None
     accepted = sorted(FigureCanvasAgg.get_supported_filetypes())
     if path.suffix[1:] not in accepted:
-        raise _fail(f"expected --plot with an ending of {', '.join(accepted)}, got {str(path)!r}")
+        raise failure(f"expected --plot with an ending of {', '.join(accepted)}, got {str(path)!r}")
 
 
 @app.command()
@@ -363,17 +349,17 @@ def compare(
     try:
         old, new = record.read(before), record.read(after)
     except OSError as error:
-        raise _fail(f"cannot read {error.filename}: {error.strerror}") from None
+        raise failure(f"cannot read {error.filename}: {error.strerror}") from None
     except ValueError as error:
-        raise _fail(str(error)) from error
+        raise failure(str(error)) from error
     changes = comparison.compare(old, new)
-    console = _console()
+    console = console_of()
     rows = [comparison.row(one) for one in changes if not (changed and one.verdict == "same")]
     console.print(report.rich_table(f"{before} to {after}", comparison.HEADER, rows, text_columns=4))
     console.print(comparison.summary(changes) or "no records", markup=False)
     for line in (*comparison.differences(old, new), *comparison.disturbances(old, new)):
         console.print(line, markup=False, soft_wrap=True)
     if strict and all(one.before is None or one.after is None for one in changes):
-        raise _fail("nothing was compared: no variant of a case is in both files with the same number of threads")
+        raise failure("nothing was compared: no variant of a case is in both files with the same number of threads")
     if strict and any(one.worse for one in changes):
         raise typer.Exit(1)

@@ -1,0 +1,35 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run does: the tasks by name, each with its methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from . import deconstruct, methods, tickets, training
+from .datasets import Dataset
+from .runs import Run
+from .training import Outcome, Session
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of run.
+
+    methods        the names of its methods
+    check_options  (where, method, options): raises ValueError for what the method does not take
+    perform        does it
+    """
+
+    methods: Collection[str]
+    check_options: Callable[[str, str, Mapping[str, object]], None]
+    perform: Callable[[Run, Dataset, Session], Outcome]
+
+
+TASKS: Mapping[str, Task] = {
+    "training": Task(methods.METHODS, methods.check_options, training.train),
+    "lottery": Task(tickets.OPTIONS, tickets.check_options, tickets.perform),
+    "criteria": Task(deconstruct.OPTIONS, deconstruct.check_options, deconstruct.perform),
+}
+"""The tasks by name."""

@@ -1,0 +1,298 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command, run as a user runs it: to the end, interrupted and resumed, and with what it cannot take."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from tiny_data import make, record_of, run_of
+from typer.testing import CliRunner, Result
+
+from sparsekernels.bench.machine import machine
+from sparsekernels.experiments import cli, pool, records
+from sparsekernels.experiments.pool import Failed, Finished, Started
+
+SUITE = """
+task = "training"
+report = "densities"
+about = "For tests"
+seeds = 2
+densities = [10]
+jobs = 2
+dataset = "idx"
+epochs = 2
+batch = 20
+learning_rate = 0.05
+
+[[networks]]
+name = "lenet-300-100"
+
+[[methods]]
+name = "dense"
+densities = []
+
+[[methods]]
+name = "static"
+"""
+
+app = typer.Typer()
+app.command()(cli.experiment)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a suite and images."""
+    folder = tmp_path_factory.mktemp("experiment")
+    make(folder / "images")
+    (folder / "small.toml").write_text(SUITE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Result:
+    """One whole experiment."""
+    return run(place / "small.toml", "--data", place / "images", "--folder", place / "out")
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*arguments: object) -> Iterator[pool.Event]:
+        raise AssertionError("nothing is to be run")
+
+    monkeypatch.setattr(pool, "_Child", unexpected)
+
+
+class TestExperiment:
+    def test_files(self, place: Path, done: Result) -> None:
+        assert done.exit_code == 0, done.output
+        found = records.read(place / "out" / "records.jsonl")
+        runs = {(one.run.method, one.run.density, one.run.seed, one.status) for one in found}
+        assert runs == {("dense", None, s, "ok") for s in (0, 1)} | {("static", 0.1, s, "ok") for s in (0, 1)}
+        for one in found:
+            assert one.machine == {**machine(), "allocator": one.machine["allocator"]}
+            assert one.data["train_images"] == 200
+            assert one.versions["torch"] == torch.__version__
+            if one.run.method == "static":
+                assert sum(one.nonzeros.values()) == round(0.1 * sum(one.weights.values()))
+        report = (place / "out" / "report.md").read_text(encoding="utf-8")
+        assert report.startswith("# small\n\nFor tests.\n\n- 4 runs: ")
+        assert "![For tests](plot.png)" in report
+        assert (place / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
+        left = sorted(path.name for path in (place / "out").iterdir() if not path.name.startswith("."))
+        assert left == ["plot.png", "records.jsonl", "report.md"]
+
+    def test_output(self, place: Path, done: Result) -> None:
+        for number in range(1, 5):
+            assert f"{number}/4 lenet-300-100 " in done.stderr
+        for text in ("Accuracy over density", "10% of the weights", "points from dense", "plot.png", "report.md"):
+            assert text in done.stdout
+
+    def test_the_same_bits_again(self, place: Path, done: Result, tmp_path: Path) -> None:
+        """Runs of an experiment with one process, in another order of events."""
+        again = run(
+            place / "small.toml", "--data", place / "images", "--folder", tmp_path, "--seeds", "1", "--jobs", "1"
+        )
+        assert again.exit_code == 0
+        first = {one.key: one for one in records.read(place / "out" / "records.jsonl")}
+        for one in records.read(tmp_path / "records.jsonl"):
+            for mine, theirs in zip(one.points, first[one.key].points, strict=True):
+                assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+
+    @pytest.mark.usefixtures("nothing_runs")
+    def test_what_is_done_is_not_done_again(self, place: Path, done: Result) -> None:
+        before = (place / "out" / "records.jsonl").read_bytes()
+        again = run(place / "small.toml", "--data", place / "images", "--folder", place / "out")
+        assert again.exit_code == 0, again.output
+        assert again.stdout == done.stdout
+        assert (place / "out" / "records.jsonl").read_bytes() == before
+
+    @pytest.mark.usefixtures("nothing_runs")
+    def test_list(self, place: Path, done: Result, tmp_path: Path) -> None:
+        listed = run(place / "small.toml", "--data", place / "images", "--folder", place / "out", "--list")
+        assert "lenet-300-100 static 10% seed 1, 2 epochs: " in listed.stdout
+        assert "4 of 4 runs are done" in listed.stdout
+        more = run(place / "small.toml", "--data", place / "images", "--folder", place / "out", "--list", "--seeds", 3)
+        assert "lenet-300-100 dense seed 2, 2 epochs: missing\n" in more.stdout
+        assert "4 of 6 runs are done" in more.stdout
+        run(place / "small.toml", "--data", place / "images", "--folder", tmp_path / "new", "--list")
+        assert not (tmp_path / "new").exists()
+
+    def test_it_goes_on_where_it_was_interrupted(self, place: Path, done: Result, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "sparsekernels", "experiment", str(place / "small.toml"), "--jobs", "1"]
+        command += ["--data", str(place / "images"), "--folder", str(tmp_path)]
+        file = tmp_path / "records.jsonl"
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 60
+            while not (file.exists() and file.read_bytes().count(b"\n")) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGTERM)
+            output, errors = process.communicate(timeout=60)
+        kept = file.read_bytes()
+        assert 1 <= kept.count(b"\n") < 4, errors
+        assert process.returncode == 1
+        assert "runs are missing; the same command goes on with them" in output
+        again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+        assert "missing" not in again.stdout
+        assert file.read_bytes().startswith(kept)
+
+        def without_times(path: Path) -> dict[str, object]:
+            found = records.read(path)
+            return {one.key: ([{**point, "seconds": 0} for point in one.points], one.nonzeros) for one in found}
+
+        assert without_times(file) == without_times(place / "out" / "records.jsonl")
+
+
+class TestTimes:
+    """Where times count, runs of another machine are not taken for done."""
+
+    @pytest.mark.usefixtures("nothing_runs")
+    @pytest.mark.parametrize("timed", [True, False])
+    def test_other_machines(self, timed: bool, place: Path, done: Result, tmp_path: Path) -> None:
+        suite = tmp_path / "small.toml"
+        suite.write_text(f"timed = {str(timed).lower()}\n{SUITE}", encoding="utf-8")
+        for one in records.read(place / "out" / "records.jsonl"):
+            elsewhere = {**one.machine, "cpu": "another"}
+            with records.File.opened(tmp_path / "out" / "records.jsonl") as file:
+                file.append(records.Record(**{**vars(one), "machine": elsewhere}))
+        listed = run(suite, "--data", place / "images", "--folder", tmp_path / "out", "--list")
+        assert f"{0 if timed else 4} of 4 runs are done" in listed.stdout
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["unknown"], "expected experiment to be 'sparse-momentum', 'time-to-accuracy'"),
+            (["SUITE", "--densities", "5,a"], "--densities: expected percents with commas between, as 5,10,20, got"),
+            (["SUITE", "--densities", "0"], "--densities: expected densities in percent, above 0 and up to 100"),
+            (["SUITE", "--network", "vgg16-d"], "small: expected network to be 'lenet-300-100', got 'vgg16-d'"),
+            (["SUITE", "--method", "SET"], "small: expected method to be 'dense', 'static', got 'SET'"),
+            (["SUITE", "--dataset", "cifar"], "expected a data set of 'fashion-mnist', 'mnist', 'idx', got 'cifar'"),
+            (["SUITE", "--dataset", "mnist"], "expected 60000 training and 10000 test images, got 200"),
+            (["SUITE", "--images", "201"], "idx: expected 1 to 200 training images, got 201"),
+            (["SUITE", "--images", "10"], "expected a batch of 1 to 10 images, got 20"),
+            (["SUITE", "--device", "tpu"], "expected device to be 'cpu', 'cuda', got 'tpu'"),
+        ],
+    )
+    def test_what_it_cannot_take(self, arguments: list[str], message: str, place: Path, tmp_path: Path) -> None:
+        given = [str(place / "small.toml") if one == "SUITE" else one for one in arguments]
+        result = run(*given, "--data", place / "images", "--folder", tmp_path / "out")
+        assert result.exit_code == 2
+        assert message in one_line(result.stderr)
+        assert not (tmp_path / "out").exists()
+
+    def test_no_images(self, place: Path, tmp_path: Path) -> None:
+        result = run("sparse-momentum", "--data", tmp_path, "--folder", tmp_path / "out")
+        assert result.exit_code == 2
+        assert "apt install dataset-fashion-mnist" in one_line(result.stderr)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_no_gpu(self, place: Path, tmp_path: Path) -> None:
+        result = run(place / "small.toml", "--data", place / "images", "--folder", tmp_path, "--device", "cuda")
+        assert result.exit_code == 2
+        assert "expected device to be 'cpu', got 'cuda': torch finds no CUDA device here" in one_line(result.stderr)
+
+    def test_more_threads_than_cores(self, place: Path, tmp_path: Path) -> None:
+        suite = tmp_path / "many.toml"
+        suite.write_text(f"threads = 10000\n{SUITE}", encoding="utf-8")
+        result = run(suite, "--data", place / "images", "--folder", tmp_path / "out")
+        assert result.exit_code == 2
+        assert "expected threads from 1 to" in one_line(result.stderr)
+
+    def test_a_file_that_another_experiment_writes(self, place: Path, tmp_path: Path) -> None:
+        with records.File.opened(tmp_path / "records.jsonl"):
+            result = run(place / "small.toml", "--data", place / "images", "--folder", tmp_path)
+        assert result.exit_code == 2
+        assert "expected one experiment to write to it" in one_line(result.stderr)
+
+    def test_a_file_of_something_else(self, place: Path, tmp_path: Path) -> None:
+        (tmp_path / "records.jsonl").write_text("{}\n", encoding="utf-8")
+        result = run(place / "small.toml", "--data", place / "images", "--folder", tmp_path)
+        assert result.exit_code == 2
+        assert "records.jsonl, line 1: expected a record of" in one_line(result.stderr)
+        assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == "{}\n"
+
+
+FAKE = """
+import json, os, sys
+request = json.loads(sys.stdin.readline())
+for line in sys.stdin:
+    run = json.loads(line)["run"]
+    if run["seed"] == 0:
+        print("out of memory", file=sys.stderr, flush=True)
+        os._exit(3)
+    if run["seed"] == 1:
+        print(json.dumps({"event": "failed", "text": "ValueError: no"}), flush=True)
+    else:
+        print(json.dumps({"event": "record", "record": os.environ["RECORD"]}), flush=True)
+"""
+
+
+class TestPool:
+    def test_a_process_that_dies_costs_its_run_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        runs = [run_of(seed=seed) for seed in range(3)]
+        record = record_of(runs[2], [80.0])
+        monkeypatch.setattr(pool, "_CHILD", FAKE)
+        monkeypatch.setenv("RECORD", record.to_json())
+        events = list(pool.perform(runs, tmp_path, 1, tmp_path / "checkpoints"))
+        assert [type(event) for event in events] == [Started, Failed, Started, Failed, Started, Finished]
+        assert [event.run.seed for event in events] == [0, 0, 1, 1, 2, 2]
+        died, failed, finished = events[1], events[3], events[5]
+        assert isinstance(died, Failed)
+        assert died.text == "its process died (exit code 3):\nout of memory"
+        assert isinstance(failed, Failed)
+        assert failed.text == "ValueError: no"
+        assert isinstance(finished, Finished)
+        assert finished.record == record
+
+    def test_processes_end_with_the_iteration(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pool, "_CHILD", "import time; print(end='', flush=True); time.sleep(100)")
+        children: list[pool._Child] = []
+        begin = pool._Child.begin
+
+        def spy(self: pool._Child, *arguments: object) -> None:
+            children.append(self)
+            begin(self, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pool._Child, "begin", spy)
+        events = pool.perform([run_of(seed=seed) for seed in range(3)], tmp_path, 2, tmp_path)
+        assert isinstance(next(events), Started)
+        assert isinstance(next(events), Started)
+        started = time.monotonic()
+        events.close()
+        assert time.monotonic() - started < 10
+        assert len(children) == 2
+        assert all(child.process.returncode == -signal.SIGTERM for child in children)
+
+    def test_failures_are_told_and_the_command_fails(
+        self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pool, "_CHILD", FAKE.replace('["seed"] == 1', '["seed"] >= 1'))
+        result = run(place / "small.toml", "--data", place / "images", "--folder", tmp_path, "--jobs", "1")
+        assert result.exit_code == 1
+        assert "lenet-300-100 dense seed 0 failed: its process died (exit code 3):" in result.stderr
+        assert "lenet-300-100 dense seed 1 failed: ValueError: no" in result.stderr
+        assert "4 of 4 runs are missing" in result.stdout
+
+
+def test_the_command_is_one_of_sparsekernels() -> None:
+    done = subprocess.run([sys.executable, "-m", "sparsekernels", "--help"], capture_output=True, text=True, check=True)
+    assert "experiment" in done.stdout
