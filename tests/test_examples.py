@@ -46,3 +46,14 @@ def test_train_with_sparse_layers() -> None:
     assert accuracy is not None
     assert float(accuracy[1]) > 90
     assert output.count("90.0% of the weights are zero") == 2
+
+
+def test_sparse_training() -> None:
+    output = run("sparse_training.py")
+    accuracy = re.search(r"accuracy on new images: ([\d.]+)%", output)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 90
+    assert output.count("10720 nonzeros") == 3
+    counts = [int(one) for one in re.findall(r"weight: (\d+) of", output)]
+    assert len(counts) == 3
+    assert sum(counts) == 10720
