@@ -179,7 +179,7 @@ class TestCriteria:
         assert shares["large_final_diff_sign"] == set()
 
     def test_learned_masks_beat_random_ones(self, data: Dataset) -> None:
-        outcome = done(criteria_run(rounds=[], learned_epochs=30), data)
+        outcome = done(criteria_run(rounds=[], learned_epochs=20, supermasks=["random"]), data)
         masks = outcome.results["supermasks"]
         random = [one["accuracy"] for one in masks if one.get("criterion") == "random"]
         learned = [one["accuracy"] for one in masks if one["kind"] == "learned" and one["rescale"]]

@@ -162,6 +162,29 @@ class TestTrain:
         kept = sum(outcome.nonzeros.values())
         assert kept == 308 if method == "sparse" else 200 <= kept <= 400
 
+    @pytest.mark.parametrize("method", ["sparse", "block-sparse"])
+    def test_on_sparse_kernels_it_goes_on_too(
+        self, method: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not with the same bits as another run: which layers run on kernels is measured once."""
+        monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        run = run_with(method, options={"block": [4, 4]} if method == "block-sparse" else {})
+        path = tmp_path / "run.pt"
+
+        def interrupt(share: float, text: str) -> None:
+            if share > 0.6 and path.exists():
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(run, data, Session(interrupt, path))
+        state = torch.load(path, weights_only=True)
+        outcome = train(run, data, Session(checkpoint=path))
+        assert outcome.points[:3] == state["points"]
+        assert [point["step"] for point in outcome.points] == [5, 10, 15, 20, 25, 30]
+        assert outcome.results["updates"] == 2
+        again = train(run, data, Session(checkpoint=path))  # from the checkpoint after step 25
+        assert found(again) == found(outcome)
+
     def test_progress_is_told(self, data: Dataset) -> None:
         told: list[tuple[float, str]] = []
         outcome = train(run_with("dense"), data, Session(lambda share, text: told.append((share, text))))
