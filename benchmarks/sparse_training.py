@@ -1,0 +1,161 @@
+# Copyright 2026 The sparsekernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of sparse training takes beside a dense one, everything included, on a pattern that it found itself.
+
+    python benchmarks/sparse_training.py vgg16-d --density 0.05 --dense-grad-every 10 [--algorithm RigL] [--compact]
+
+The network is trained for `--warm` steps with an update every 10, on Fashion-MNIST (see docs/experiments.md), or on
+random images where there is none. Then a step of the dense network, in the faster memory layout, and one of the sparse
+one alternate. An epoch of 100 steps is so many usual ones, as many with gradients of missing weights as
+`--dense-grad-every` asks for, and one update with what the step behind it takes longer. One JSON line:
+
+    speedup        100 dense steps over such an epoch, of medians
+    update_share   what the update takes, the compilation of the patterns included, over the epoch
+    formula        what sparse momentum's own formula estimates, fine-grained and by channels
+    forward        of the converted network in evaluation mode over the dense one
+    state          elements of the optimizer's state over those of the dense network's
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sparsekernels as sk
+from sparsekernels.bench.machine import commit, machine, versions
+from sparsekernels.bench.models import MODELS
+from sparsekernels.bench.network import Network
+from sparsekernels.experiments.datasets import load
+from sparsekernels.training import CosineDecay, Sparsifier
+
+EPOCH = 100
+
+
+def images_for(name: str, batch: int, count: int) -> tuple[list[tuple[Tensor, Tensor]], str]:
+    """Batches of real images in the size of a network; of random ones where none are found."""
+    like, batches = MODELS[name].images(1), []
+    try:
+        data = load("fashion-mnist")
+    except (FileNotFoundError, ValueError):
+        for index in range(count):
+            draws = torch.Generator().manual_seed(index)
+            labels = torch.randint(MODELS[name].classes, (batch,), generator=draws)
+            batches.append((MODELS[name].images(batch, seed=index), labels))
+        return batches, "random"
+    for index in range(count):
+        at = slice(index * batch % 59_000, index * batch % 59_000 + batch)
+        pictures = F.interpolate(data.train_images[at], size=tuple(like.shape[2:]))
+        batches.append((pictures.expand(-1, like.size(1), -1, -1).contiguous(), data.train_labels[at]))
+    return batches, "fashion-mnist"
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def elements_of(optimizer: torch.optim.Optimizer) -> int:
+    states = optimizer.state_dict()["state"].values()
+    return sum(value.numel() for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    case = SimpleNamespace(batch=args.batch, device="cpu", name=f"x/{args.network}", pass_="step")
+    network: Any = Network(case)  # type: ignore[arg-type]
+    layout, dense_step = network.fastest(torch.float32)
+    model = copy.deepcopy(network.model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    data, source = images_for(args.network, args.batch, args.warm)
+    sparsifier = Sparsifier(
+        model,
+        optimizer,
+        args.density,
+        algorithm=args.algorithm,
+        prune_rate=CosineDecay(0.5, args.warm * 2),
+        update_every=10,
+        dense_grad_every=args.dense_grad_every if args.algorithm not in ("SET", "static") else None,
+        example_input=data[0][0],
+        compact_state=args.compact,
+        progress=True,
+    )
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    for images, labels in data:
+        step(images, labels)
+    sparsifier._update_every = None  # from here on by hand
+    times: dict[str, list[float]] = {"dense": [], "usual": [], "missing": [], "update": [], "after": []}
+    dense_step()
+    for index in range(args.rounds):
+        images, labels = data[index % len(data)]
+        times["dense"].append(milliseconds(dense_step))
+        kind = "missing" if sparsifier._is_dense_step() else "usual"
+        times[kind].append(milliseconds(functools.partial(step, images, labels)))
+        if index % 5 == 4 and args.algorithm != "static" and not sparsifier._is_dense_step():
+            times["update"].append(milliseconds(sparsifier.update))
+            times["after"].append(milliseconds(functools.partial(step, images, labels)))
+    medians = {kind: statistics.median(found) for kind, found in times.items() if found}
+    with_missing = EPOCH // args.dense_grad_every if times["missing"] else 0
+    usual = medians.get("usual", medians.get("missing", 0.0))
+    steps = (EPOCH - with_missing) * usual + with_missing * medians.get("missing", 0.0)
+    update = medians["update"] + max(0.0, medians["after"] - usual) if times["update"] else 0.0
+    found = copy.deepcopy(network.model)
+    found.load_state_dict(model.state_dict())
+    whole = torch.optim.SGD(network.model.parameters(), lr=1e-3, momentum=0.9)
+    F.cross_entropy(network.model(network.images), network.labels).backward()
+    whole.step()
+    record = {
+        "network": args.network,
+        "batch": args.batch,
+        "density": args.density,
+        "algorithm": args.algorithm,
+        "dense_grad_every": args.dense_grad_every,
+        "compact_state": args.compact,
+        "images": source,
+        "layout": layout,
+        "ms": {kind: round(value, 2) for kind, value in medians.items()},
+        "speedup": round(EPOCH * medians["dense"] / (steps + update), 3),
+        "update_share": round(update / (steps + update), 4),
+        "formula": {kind: network.estimate(kind, found) for kind in ("fine-grained", "dropped")},
+        "state": round(elements_of(optimizer) / elements_of(whole), 4),
+        "densities": {name: round(float(mask.float().mean()), 4) for name, mask in sparsifier.masks.items()},
+        "kernels": sparsifier.line,
+    }
+    if args.forward:
+        report = sk.convert(found.eval(), network.images)
+        record["forward"] = report.speedup
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=MODELS)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--density", type=float, default=0.05)
+    parser.add_argument("--algorithm", default="sparse momentum")
+    parser.add_argument("--dense-grad-every", type=int, default=10)
+    parser.add_argument("--compact", action="store_true")
+    parser.add_argument("--warm", type=int, default=60, help="steps of training before the measurement")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--forward", action="store_true", help="convert for inference as well")
+    record = measure(parser.parse_args())
+    print(json.dumps({**record, "commit": commit(), "machine": machine(), "versions": versions()}))
+
+
+if __name__ == "__main__":
+    main()
