@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,14 @@ class Update:
     pruned: Mapping[str, int]
     grown: Mapping[str, int]
     nonzeros: Mapping[str, int]
+
+
+_TRAINED: dict[int, Callable[[], SparseTraining | None]] = {}
+"""By the id of a parameter, what trains it sparse."""
+
+
+def _nobody() -> None:
+    return None
 
 
 class SparseTraining:
@@ -130,6 +139,12 @@ class SparseTraining:
             f" density={self.density:.4g}, steps={self.steps}, updates={self.updates})"
         )
 
+    def __getstate__(self) -> Any:
+        """A copy would have no hooks, and train dense without a word."""
+        raise TypeError(
+            f"{type(self).__name__}: expected no copy and no pickle; make another one, and give it state_dict()"
+        )
+
     # Adding weights
 
     def _add(self, model: nn.Module, weights: Sequence[MaskedWeight], kernels: Kernels | None) -> None:
@@ -156,10 +171,20 @@ class SparseTraining:
         if self._group is None:
             self._group = _group_of(model, weights)
         self._agree({one.name: one.mask for one in weights}, None, weights)
+        for key in [key for key, of in _TRAINED.items() if of() is None]:
+            del _TRAINED[key]
+        for one in weights:
+            other = _TRAINED.get(id(one.parameter), _nobody)()
+            if other is not None and other is not self:
+                raise ValueError(
+                    f"{where}: expected weights that nothing else trains sparse, got {one.name!r} of {other!r}; its"
+                    " remove() lets them go"
+                )
         if self._compact is not None and any(is_sharded(one.parameter) for one in weights):
             raise ValueError(f"{where}: expected whole weights for compact_state, got sharded ones")
         for one in weights:
             self._weights[one.name] = one
+            _TRAINED[id(one.parameter)] = weakref.ref(self)
             one.apply()
             if self._compact is not None:
                 self._compact.adopt(one)
@@ -217,6 +242,18 @@ class SparseTraining:
                     one.mask_(grad)
         if self._compact is not None:
             self._compact.before_step(weights)
+        else:
+            self._check_states(weights)
+
+    def _check_states(self, weights: Sequence[MaskedWeight]) -> None:
+        """Raise for a state of used weights alone, which torch might broadcast."""
+        for one in weights:
+            for value in self.optimizer.state.get(one.parameter, {}).values():
+                if isinstance(value, Tensor) and value.dim() == 1 < one.parameter.dim():
+                    raise RuntimeError(
+                        f"{self._where}: expected an optimizer's state of {one.name!r} with all of its elements, got"
+                        f" {value.numel()}: it was saved with compact_state=True"
+                    )
 
     def _refuse(self, bad: Sequence[str]) -> None:
         """Raise, on all ranks, where there is something bad: of a shard other ranks know nothing."""
@@ -413,6 +450,7 @@ class SparseTraining:
         """Leave these weights dense from now on."""
         for name in list(names):
             one = self._weights.pop(name)
+            _TRAINED.pop(id(one.parameter), None)
             for layers in (sparse_layers(model, [one]) for model in self._models):
                 for layer in layers.get(name, ()):
                     layer.dense_grad = False
@@ -533,6 +571,8 @@ class SparseTraining:
         """
         for handle in self._handles:
             handle.remove()
+        for masked in self._weights.values():
+            _TRAINED.pop(id(masked.parameter), None)
         if self._compact is not None:
             self._compact.after_step()
             for one_of in self._weights.values():

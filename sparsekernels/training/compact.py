@@ -81,6 +81,7 @@ class CompactState:
                 if one is None:
                     continue
                 values = self._of(one)
+                self.adopt(one)
                 with torch.no_grad():
                     values.parameter.copy_(values.take(parameter))
                 values.parameter.grad = values.take(parameter.grad)
@@ -128,12 +129,22 @@ class CompactState:
 
         Args:
             one: The weight.
+
+        Raises:
+            RuntimeError: For one of another number of elements.
         """
         values = self._of(one)
         state = self._optimizer.state.get(one.parameter, {})
         for name, value in list(state.items()):
-            if isinstance(value, Tensor) and value.shape == one.parameter.shape and value.dim() > 1:
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                continue
+            if value.shape == one.parameter.shape and value.dim() > 1:
                 state[name] = values.take(value)
+            elif value.shape != values.places.shape:
+                raise RuntimeError(
+                    f"compact_state: expected {name} of the {values.places.numel()} used elements of {one.name!r}, got"
+                    f" shape {list(value.shape)}"
+                )
 
     def expanded(self, one: MaskedWeight, state: dict[str, Any]) -> dict[str, Any]:
         """A state with all elements of a weight, those that are not used as zero.

@@ -180,3 +180,24 @@ def test_what_cannot_be_compact() -> None:
     matrices = [one.weight for one in (model[0], model[2])]
     with pytest.raises(ValueError, match="treats each element by itself for compact_state.* got Muon"):
         Sparsifier(model, torch.optim.Muon(matrices), 0.2, algorithm="SET", compact_state=True)
+
+
+def test_states_that_were_saved_otherwise() -> None:
+    """All of it becomes that of used weights; the other way is refused, since torch might broadcast."""
+    whole, compact = compact_run("Adam", "SET", False), compact_run("Adam", "SET", True)
+    for run in (whole, compact):
+        train(run["model"], run["optimizer"], 2, batches(run["model"]))
+    state = copy.deepcopy(compact["optimizer"].state_dict())
+    compact["optimizer"].load_state_dict(whole["optimizer"].state_dict())
+    train(compact["model"], compact["optimizer"], 1, batches(compact["model"]))
+    whole["optimizer"].load_state_dict(state)
+    before = copy.deepcopy(whole["model"].state_dict())
+    with pytest.raises(RuntimeError, match="it was saved with compact_state=True"):
+        train(whole["model"], whole["optimizer"], 1, batches(whole["model"]))
+    parameters = dict(whole["model"].named_parameters())
+    assert all(torch.equal(before[name], value) for name, value in parameters.items())
+    for one in state["state"].values():
+        one["exp_avg"] = torch.zeros(3)
+    compact["optimizer"].load_state_dict(state)
+    with pytest.raises(RuntimeError, match="compact_state: expected exp_avg of the .* used elements of '0.weight'"):
+        train(compact["model"], compact["optimizer"], 1, batches(compact["model"]))

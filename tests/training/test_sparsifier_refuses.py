@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -193,3 +194,24 @@ class TestBadInput:
             sparsifier.update()
         with pytest.raises(ValueError, match="expected T_max, a number of steps above 0"):
             CosineDecay(0.5, 0)
+
+    def test_two_of_one_weight(self) -> None:
+        model = perceptron()
+        optimizer = sgd(model)
+        first = Sparsifier(model, optimizer, 0.5, kernels=False)
+        with pytest.raises(
+            ValueError, match="expected weights that nothing else trains sparse, got '0.weight' of Spars"
+        ):
+            Sparsifier(model, optimizer, 0.5, kernels=False)
+        first.remove()
+        second = Sparsifier(model, optimizer, 0.5, kernels=False)
+        train(model, optimizer, 1, batches(model))
+        assert (first.steps, second.steps) == (0, 1)
+
+    def test_copies_which_would_have_no_hooks(self) -> None:
+        model = perceptron()
+        sparsifier = Sparsifier(model, sgd(model), 0.5, kernels=False)
+        for copies in (copy.deepcopy, copy.copy, pickle.dumps):
+            with pytest.raises(TypeError, match="Sparsifier: expected no copy and no pickle"):
+                copies(sparsifier)
+        copy.deepcopy(model)
