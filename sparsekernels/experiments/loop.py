@@ -72,6 +72,11 @@ def evaluate(
     return 100 * right / len(labels), total / len(labels)
 
 
+def rounded(value: float) -> float:
+    """Six digits, for records: more than any of it carries."""
+    return float(f"{value:.6g}")
+
+
 class Loop:
     """The steps of one training, from `step` on, over all epochs of the settings.
 

@@ -14,7 +14,7 @@ from torch import nn
 from ..training import HeldMasks, Lottery, Ticket
 from . import options
 from .datasets import Dataset
-from .loop import Loop, evaluate, optimizer_of, steps_of
+from .loop import Loop, evaluate, optimizer_of, rounded, steps_of
 from .methods import Attached
 from .networks import NETWORKS
 from .options import Options
@@ -98,10 +98,10 @@ class Trainer:
             accuracy, validation_loss = self.measure(model)
             for key, value in (
                 ("step", loop.step),
-                ("accuracy", accuracy),
-                ("validation_loss", validation_loss),
-                ("loss", loss),
-                ("seconds", seconds),
+                ("accuracy", rounded(accuracy)),
+                ("validation_loss", rounded(validation_loss)),
+                ("loss", rounded(loss)),
+                ("seconds", rounded(seconds)),
             ):
                 found[key].append(value)
             self._tell(loop.step / loop.steps)
@@ -175,7 +175,7 @@ def points_of(run: Run, trainer: Trainer, whole: Ticket) -> list[dict[str, float
     return [
         {
             "step": found["step"][place],
-            "epoch": found["step"][place] / per_epoch,
+            "epoch": rounded(found["step"][place] / per_epoch),
             "accuracy": found["accuracy"][place],
             "loss": found["loss"][place],
             "seconds": found["seconds"][place],

@@ -15,7 +15,7 @@ import torch
 
 from ..training.storage import save_atomically
 from .datasets import Dataset
-from .loop import Loop, evaluate, optimizer_of, steps_of
+from .loop import Loop, evaluate, optimizer_of, rounded, steps_of
 from .methods import METHODS, Plan
 from .networks import NETWORKS
 from .runs import Run
@@ -91,8 +91,9 @@ class Training:
         def point(loss: float, seconds: float) -> None:
             attached = self.attached
             accuracy, _ = evaluate(attached.model, self._network, *tests, self._data.black, attached.context)
-            where = {"step": self._loop.step, "epoch": self._loop.epoch}
-            self._points.append({**where, "accuracy": accuracy, "loss": loss, "seconds": seconds})
+            measured = {"accuracy": accuracy, "loss": loss, "seconds": seconds}
+            rows = {"epoch": self._loop.epoch, **measured}
+            self._points.append({"step": self._loop.step, **{name: rounded(value) for name, value in rows.items()}})
             self._save()
 
         status = "ok" if self._loop.run(point) else "diverged"
