@@ -35,7 +35,8 @@ class Untraceable(Exception):
         return cls(GraphObstacle.TRACING_FAILED, error=first_line(error), place=_place_of(error))
 
 
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+# None where it is C++'s, since torch 2.14.1: no frame tells of it then
+_APPLY = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__code__", None)
 
 
 def _place_of(error: Exception) -> str:
