@@ -134,6 +134,7 @@ def _options(block: list[int] | None = None) -> Options:
         "dense_grad_every": ("auto", "'auto' or a number of steps", _is_interval),
         "block": (block, "rows and columns from 1 to 128", _is_block),
         "ignore": ([], "names of layers", _is_names),
+        "scaled_init": (False, "true or false", lambda value: isinstance(value, bool)),
     }
 
 
@@ -185,7 +186,16 @@ def _sparse(
         kernels=kernels,
         progress=False,
     )
+    if given["scaled_init"]:
+        _scale(model, sparsifier)
     return Sparse(model, optimizer, _bf16(plan) if bf16 else contextlib.nullcontext, sparsifier)
+
+
+@torch.no_grad()
+def _scale(model: nn.Module, sparsifier: Sparsifier) -> None:
+    """Multiply the weights of each layer by 1 / sqrt(its density): initializers count inputs that masks leave out."""
+    for name, mask in sparsifier.masks.items():
+        model.get_parameter(name).mul_((mask.numel() / int(mask.sum())) ** 0.5)
 
 
 def _by(about: str, algorithm: str, known: Options | None = None, **settings: Any) -> Method:

@@ -229,7 +229,11 @@ class TestSettings:
         ("name", "options", "message"),
         [
             ("dense", {"prune_rate": 0.5}, "here: expected options among none, got 'prune_rate'"),
-            ("SET", {"rate": 0.5}, "here: expected options among distribution, prune_rate, .*, ignore, got 'rate'"),
+            (
+                "SET",
+                {"rate": 0.5},
+                "here: expected options among distribution, prune_rate, .*, scaled_init, got 'rate'",
+            ),
             ("SET", {"prune_rate": 2}, "here: expected prune_rate to be a share from 0 to 1, got 2"),
             ("SET", {"distribution": "even"}, "expected distribution to be 'uniform', 'ERK', 'SET', got 'even'"),
             ("SET", {"block": [4]}, "expected block to be rows and columns from 1 to 128, got"),
@@ -239,12 +243,24 @@ class TestSettings:
                 {"dense_grad_every": "no"},
                 "expected dense_grad_every to be 'auto' or a number of steps, got 'no'",
             ),
+            ("SET", {"scaled_init": 1}, "expected scaled_init to be true or false, got 1"),
             ("SET", {"ignore": "fc"}, "expected ignore to be names of layers, got 'fc'"),
         ],
     )
     def test_options_that_are_not_accepted(self, name: str, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             methods.check_options("here", name, options)
+
+    def test_initial_weights_can_be_scaled(self, data: Dataset) -> None:
+        """By what masks leave of a neuron's inputs, so that its sum has the deviation that it has in a dense layer."""
+        plain, scaled = (
+            Training(run_with("static", options={"scaled_init": one}), data, Session()).attached.model.state_dict()
+            for one in (False, True)
+        )
+        for name, count in (("conv.weight", 200), ("fc.weight", 2880)):
+            factor = (count / int((plain[name] != 0).sum())) ** 0.5
+            torch.testing.assert_close(scaled[name], plain[name] * factor)
+        assert torch.equal(scaled["fc.bias"], plain["fc.bias"])
 
     def test_options_are_used(self, data: Dataset) -> None:
         run = run_with("SET", options={"updates_per_epoch": 5, "ignore": ["conv"]})
