@@ -52,7 +52,8 @@ def allocate(total: int, shares: Sequence[float], capacities: Sequence[int]) -> 
         for i in full:
             counts[i] = Fraction(capacities[i])
         left -= sum(capacities[i] for i in full)
-        open_ones = [i for i in open_ones if i not in set(full)]
+        closed = set(full)
+        open_ones = [i for i in open_ones if i not in closed]
     whole = [math.floor(count) for count in counts]
     rest = total - sum(whole)
     by_remainder = sorted(range(len(counts)), key=lambda i: (whole[i] - counts[i], i))

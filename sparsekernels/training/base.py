@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import numbers
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,12 @@ from .algorithms import Algorithm
 from .bits import check_agreement, packed, unpacked
 from .compact import CompactState
 from .kernels import Kernels
-from .schedules import Schedule, cubic_density
+from .reload import WeakHook
+from .schedules import CosineDecay, Schedule, cubic_density
 from .signals import keeps_momentum, leaves_zeros, random_like, state_tensors
-from .updates import NewUnits, Updater, is_finite
+from .updates import NewUnits, Updater, not_finite
 from .validation import check_count, checked_dense_grad_every, checked_mask, masks_of_state
-from .weights import MaskedWeight, is_sharded, sparse_layers
+from .weights import MaskedWeight, is_sharded, sparse_layers, unwrapped
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ class SparseTraining:
         seed: int,
         process_group: Any,
         compact_state: bool = False,
+        prune_rate: float = 0.5,
     ) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"{where}: expected seed to be an int, got {type(seed).__name__}")
         if not isinstance(optimizer, Optimizer):
             given = type(optimizer).__name__
             raise TypeError(f"{where}: expected optimizer to be a torch.optim.Optimizer, got {given}")
@@ -90,7 +94,8 @@ class SparseTraining:
         self._where, self.optimizer, self.algorithm, self.schedule = where, optimizer, algorithm, schedule
         self._update_every, self._last_update = update_every, last_update
         self._dense_every = checked_dense_grad_every(where, algorithm, dense_grad_every, update_every)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(int(seed))
+        self._prune_rate = schedule.get_dr(prune_rate) if isinstance(schedule, CosineDecay) else prune_rate
         self._group = process_group
         self._weights: dict[str, MaskedWeight] = {}
         self._updater = self._updater_class(where, algorithm, optimizer, self._weights, self._generator)
@@ -99,6 +104,10 @@ class SparseTraining:
         self._compact = None
         if compact_state:
             self._compact = self._updater.compact = _compact(where, optimizer, algorithm)
+        self._patterns: dict[int, tuple[Any, Any]] = {}  # by the id of a layer: it, and the pattern that it was given
+        self._nonzeros: dict[str, int] = {}  # of weights with such layers
+        self._unmasked: frozenset[str] = frozenset()  # weights whose gradients are zero outside of masks by themselves
+        self._hooks: dict[str, Any] = {}
         self._accumulates = algorithm.needs_missing and algorithm.signal == "momentum"
         self.steps = 0
         """Steps of the optimizer since the masks are there."""
@@ -128,6 +137,11 @@ class SparseTraining:
         return sum(self.nonzeros.values()) / total if total else 0.0
 
     @property
+    def line(self) -> str:
+        """Which layers run on sparse kernels, and what that gains, in words."""
+        return "\n".join(one.line for one in self._kernels) or "sparse training: all layers are dense with a mask"
+
+    @property
     def prune_rate(self) -> float:
         """The share of a layer's weights that an update would prune now."""
         return self._rate()
@@ -147,7 +161,9 @@ class SparseTraining:
 
     # Adding weights
 
-    def _add(self, model: nn.Module, weights: Sequence[MaskedWeight], kernels: Kernels | None) -> None:
+    def _add(
+        self, model: nn.Module, weights: Sequence[MaskedWeight], make_kernels: Callable[[], Kernels] | None
+    ) -> None:
         """Take over weights whose masks and `wanted` are set. Raises before anything has changed."""
         where = self._where
         if not weights:
@@ -188,12 +204,16 @@ class SparseTraining:
             one.apply()
             if self._compact is not None:
                 self._compact.adopt(one)
+            if not is_sharded(one.parameter):
+                hook = one.parameter.register_hook(WeakHook(self, "_masked_gradient", one.name))
+                self._hooks[one.name] = hook
         self._models.append(model)
-        if kernels is not None:
-            self._kernels.append(kernels)
+        self._handles.append(unwrapped(model).register_load_state_dict_post_hook(WeakHook(self, "_after_load")))
+        if make_kernels is not None:
+            self._kernels.append(make_kernels())
         self._take_layers()
-        if kernels is not None:
-            kernels.after_step(self)
+        if make_kernels is not None:
+            self._kernels[-1].after_step(self)
 
     # Steps
 
@@ -209,7 +229,7 @@ class SparseTraining:
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._weights:
+        if not self._weights or self._is_skipped():
             return None
         if self._compact is not None:
             self._compact.after_step()  # where the last step raised
@@ -231,15 +251,16 @@ class SparseTraining:
     def _take_gradients(self) -> None:
         """Refuse gradients that are not finite, and mask those of a step without dense gradients."""
         weights = [one for one in self._weights.values() if one.parameter.grad is not None]
-        grads = [one.local(one.parameter.grad) for one in weights]
-        if not _is_capturing(grads):
-            bad = [one.name for one, grad in zip(weights, grads, strict=True) if not is_finite(grad)]
-            self._refuse(bad)
-        if not self._is_dense_step():
-            in_kernels = self._in_kernels()
-            for one, grad in zip(weights, grads, strict=True):
-                if one.name not in in_kernels:
-                    one.mask_(grad)
+        self._check_finite()
+        stale = self._take_stale_layers()
+        for one in weights:
+            if not self._is_dense_step() and (one.name not in self._unmasked or one.name in stale):
+                one.mask_(one.local(one.parameter.grad))
+        by_gradient = self.algorithm.signal == "gradient" and self.algorithm.needs_missing
+        is_due = self._update_every is None or (self.steps + 1) % self._update_every == 0
+        if by_gradient and is_due and self._is_dense_step():  # as they are now: some optimizers write into them
+            copies = {one.name: one.parameter.grad.clone() for one in weights if one.parameter.grad is not None}
+            self._updater.gradients = self.steps + 1, copies
         if self._compact is not None:
             self._compact.before_step(weights)
         else:
@@ -254,6 +275,52 @@ class SparseTraining:
                         f"{self._where}: expected an optimizer's state of {one.name!r} with all of its elements, got"
                         f" {value.numel()}: it was saved with compact_state=True"
                     )
+
+    def _is_skipped(self) -> bool:
+        """Whether a GradScaler lets a fused optimizer find out itself that it is not to step."""
+        found = getattr(self.optimizer, "found_inf", None)
+        return isinstance(found, Tensor) and bool(found)
+
+    def _masked_gradient(self, name: str, gradient: Tensor) -> Tensor | None:
+        """At a step without gradients of missing weights there are none from the beginning: whoever clips gradients
+        finds the same on sparse kernels and without."""
+        one = self._weights.get(name)
+        if one is None or name in self._unmasked or self._is_dense_step() or gradient.layout != torch.strided:
+            return None
+        if gradient.requires_grad:  # create_graph=True
+            return gradient.masked_fill(~one.local_mask, 0)
+        return one.masked(gradient)
+
+    def _after_load(self, _: Any, module: nn.Module, keys: Any) -> None:
+        """Somebody loaded weights into the model: layers whose weights lie within the masks have their patterns again.
+
+        Others may be those of a checkpoint whose masks are read next; if not, the next step masks them.
+        """
+        within = {name for name, one in self._weights.items() if one.is_within()}
+        self._set_patterns(within)
+        self._prepare_next()
+
+    def _take_stale_layers(self) -> set[str]:
+        """Give layers their patterns again that somebody else gave another one; the names of their weights."""
+        stale = set()
+        for name, layers in self._sparse_layers().items():
+            for layer in layers:
+                if self._patterns.get(id(layer), (None, None))[1] is not layer.pattern:
+                    stale.add(name)
+        self._set_patterns(stale)
+        return stale
+
+    def _check_finite(self) -> None:
+        """Refuse gradients that are not finite, of all parameters that the optimizer has."""
+        names = {id(p): name for model in self._models for name, p in unwrapped(model).named_parameters()}
+        found = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        sparse = [names.get(id(p), "a parameter") for p in found if p.grad.layout != torch.strided]
+        if sparse and any(sparse[0] == name for name in self._weights):
+            raise RuntimeError(f"{self._where}: expected dense gradients, got a sparse one of {sparse[0]!r}")
+        found = [p for p in found if p.grad.layout == torch.strided and p.grad.is_floating_point()]
+        grads = [(p.grad.to_local() if is_sharded(p.grad) else p.grad).detach() for p in found]
+        if not _is_capturing(grads):
+            self._refuse([names.get(id(found[place]), "another parameter") for place in not_finite(grads)])
 
     def _refuse(self, bad: Sequence[str]) -> None:
         """Raise, on all ranks, where there is something bad: of a shard other ranks know nothing."""
@@ -272,15 +339,16 @@ class SparseTraining:
             )
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._weights:
+        if not self._weights or self._is_skipped():
             return
         if self._compact is not None:
             self._compact.after_step()
-        else:
-            for one in self._weights.values():
+        for one in self._weights.values():
+            if self._compact is None or one.parameter.grad is None:  # else it has written all of it
                 one.apply()
         self.steps += 1
         self.schedule.step()
+        self._prune_rate = self.schedule.get_dr(self._prune_rate)
         try:
             if self._is_due():
                 self.update()
@@ -290,7 +358,11 @@ class SparseTraining:
             self._prepare_next()
 
     def _is_due(self) -> bool:
-        if self._update_every is None or self.steps % self._update_every or not self.algorithm.changes:
+        if self._update_every is None or not self.algorithm.changes:
+            return False
+        if self.algorithm.gradual and self.steps == self._last_update:
+            return True
+        if self.steps % self._update_every:
             return False
         return self._last_update is None or self.steps <= self._last_update
 
@@ -304,11 +376,14 @@ class SparseTraining:
 
     def _prepare_next(self) -> None:
         """Let the sparse layers compute the gradients that the next step needs."""
-        dense = self._is_dense_step()
-        for layers in self._sparse_layers().values():
+        dense, unmasked = self._is_dense_step(), set()
+        for name, layers in self._sparse_layers().items():
             for layer in layers:
                 if layer.dense_grad is not dense:
                     layer.dense_grad = dense
+            if all(layer.pattern.nnz == self._nonzeros.get(name) for layer in layers):
+                unmasked.add(name)
+        self._unmasked = frozenset(unmasked)
 
     def _sparse_layers(self) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
@@ -317,15 +392,13 @@ class SparseTraining:
                 found.setdefault(name, []).extend(layers)
         return found
 
-    def _in_kernels(self) -> set[str]:
-        """The weights whose gradients are zero outside of the pattern by themselves."""
-        return {name for name, layers in self._sparse_layers().items() if not any(one.dense_grad for one in layers)}
-
-    def _set_patterns(self, names: Iterable[str] | None = None) -> None:
+    def _set_patterns(self, names: Collection[str] | None = None) -> None:
         for name, layers in self._sparse_layers().items():
-            if names is None or name in set(names):
+            if names is None or name in names:
                 for layer in layers:
                     layer.set_pattern(self._weights[name].mask)
+                    self._patterns[id(layer)] = layer, layer.pattern
+                self._nonzeros[name] = int(self._weights[name].mask.count_nonzero())
 
     # Updates
 
@@ -345,7 +418,7 @@ class SparseTraining:
         try:
             rate = self._rate()
             if self.algorithm.changes:
-                new = self._updater.new_units(rate, self._gradual)
+                new = self._updater.new_units(rate, self.steps, self._gradual)
             masks = {name: self._weights[name].mask_of_units(units) for name, (_, units) in new.items()}
         except Exception as raised:
             error, masks = raised, {}
@@ -358,6 +431,7 @@ class SparseTraining:
         for name, (kept, _) in new.items():  # of all weights, or of none
             self._change(self._weights[name], self._weights[name].mask_of_units(kept), masks[name])
         self._set_patterns(masks)
+        self._updater.gradients = -1, {}
         self.updates += 1
         for kernels in self._kernels:
             kernels.after_update(self)
@@ -387,6 +461,7 @@ class SparseTraining:
 
     def _take_layers(self) -> None:
         """Give the sparse layers that a model has by now their patterns."""
+        self._patterns.clear()
         self._set_patterns()
         self._prepare_next()
 
@@ -414,7 +489,7 @@ class SparseTraining:
         one.mask = mask
 
     def _rate(self) -> float:
-        rate = self.schedule.get_dr(0.0)
+        rate = self._prune_rate
         if not isinstance(rate, numbers.Real) or not 0 <= rate <= 1:
             raise ValueError(f"{self._where}: expected a prune rate from 0 to 1, got {rate!r}")
         return float(rate)
@@ -445,6 +520,9 @@ class SparseTraining:
             self._change(one, one.mask_of_units(units) & one.mask, one.mask_of_units(units))
             one.wanted = int(units.count_nonzero())
         self._set_patterns(checked)
+        for kernels in self._kernels:
+            kernels.after_update(self)
+        self._prepare_next()
 
     def _forget(self, names: Iterable[str]) -> None:
         """Leave these weights dense from now on."""
@@ -453,8 +531,11 @@ class SparseTraining:
             _TRAINED.pop(id(one.parameter), None)
             for layers in (sparse_layers(model, [one]) for model in self._models):
                 for layer in layers.get(name, ()):
-                    layer.dense_grad = False
+                    layer.dense_grad, layer.dense_product = False, True
                     layer.set_pattern(torch.ones_like(one.mask))
+            hook = self._hooks.pop(name, None)
+            if hook is not None:
+                hook.remove()
 
     def _known(self, name: str) -> MaskedWeight:
         if name not in self._weights:
@@ -493,7 +574,9 @@ class SparseTraining:
             "steps": self.steps,
             "updates": self.updates,
             "generator": self._generator.get_state(),
-            "schedule": _state_of(self.schedule),
+            "schedule": _state_of(self._where, self.schedule),
+            "prune_rate": self._prune_rate,
+            "settings": self._settings(),
             "weights": {
                 name: {
                     "shape": list(one.mask.shape),
@@ -505,6 +588,13 @@ class SparseTraining:
             },
             "kernels": [one.state_dict() for one in self._kernels],
         }
+
+    def _settings(self) -> dict[str, Any]:
+        """What has to be the same in a resumed run."""
+        one = self.algorithm
+        functions = {"prune": one.prune, "growth": one.growth, "redistribution": one.share}
+        names = {what: getattr(f, "__qualname__", type(f).__name__) for what, f in functions.items()}
+        return {**names, "signal": one.signal, "compact_state": self._compact is not None}
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise where `load_state_dict` would.
@@ -526,14 +616,20 @@ class SparseTraining:
                 raise ValueError(
                     f"{where}: expected a state of algorithm {self.algorithm.name!r}, got one of {state['algorithm']!r}"
                 )
-            masks = masks_of_state(where, self._weights, state["weights"])
+            for what, mine in self._settings().items():
+                if state["settings"][what] != mine:
+                    raise ValueError(
+                        f"{where}: expected a state of {what} {mine!r}, got one of {state['settings'][what]!r}"
+                    )
+            float(state["prune_rate"])
+            exact = not self.algorithm.gradual and not self.algorithm.constant_fan_in
+            masks = masks_of_state(where, self._weights, state["weights"], exact)
             for count in (state["steps"], state["updates"], *(one["wanted"] for one in state["weights"].values())):
                 if not isinstance(count, int) or count < 0:
                     raise ValueError(f"{where}: expected counters that are int from 0 on, got {count!r}")
             generator = torch.Generator()
             generator.set_state(state["generator"].cpu())
-            if state["schedule"] is not None:
-                dict(state["schedule"])
+            dict(state["schedule"])
             for kernels, of in zip(self._kernels, state["kernels"], strict=False):
                 kernels.check(of)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -552,8 +648,11 @@ class SparseTraining:
                 nothing has changed.
         """
         masks, generator = self._read(state)
-        if hasattr(self.schedule, "load_state_dict") and state["schedule"] is not None:
+        if hasattr(self.schedule, "load_state_dict"):
             self.schedule.load_state_dict(state["schedule"])
+        else:
+            vars(self.schedule).update(state["schedule"])
+        self._prune_rate = float(state["prune_rate"])
         for name, mask in masks.items():
             one = self._weights[name]
             one.mask, one.wanted = mask.to(one.mask.device), state["weights"][name]["wanted"]
@@ -565,12 +664,14 @@ class SparseTraining:
         self._take_layers()
 
     def remove(self) -> None:
-        """End it: the hooks go, layers are the model's own again, and weights stay masked as they are.
+        """End it: the hooks go, layers are the model's own again, and weights are masked as they are now.
 
-        Optimizers other than SGD and Adam and their kin move zeros again after that.
+        Nothing masks them from here on: in training, zeros move.
         """
         for handle in self._handles:
             handle.remove()
+        for hook in self._hooks.values():
+            hook.remove()
         for masked in self._weights.values():
             _TRAINED.pop(id(masked.parameter), None)
         if self._compact is not None:
@@ -616,5 +717,10 @@ def _group_of(model: nn.Module, weights: Sequence[MaskedWeight]) -> Any:
     return None
 
 
-def _state_of(schedule: Any) -> Any:
-    return schedule.state_dict() if hasattr(schedule, "state_dict") else None
+def _state_of(where: str, schedule: Any) -> Any:
+    if hasattr(schedule, "state_dict") and hasattr(schedule, "load_state_dict"):
+        return schedule.state_dict()
+    if not hasattr(schedule, "__dict__"):
+        kind = type(schedule).__name__
+        raise TypeError(f"{where}: expected a schedule with state_dict() and load_state_dict() to be saved, got {kind}")
+    return dict(vars(schedule))

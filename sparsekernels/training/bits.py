@@ -62,7 +62,7 @@ def fingerprint(masks: Mapping[str, Tensor]) -> int:
     """
     digest = hashlib.sha256()
     for name, mask in masks.items():
-        digest.update(name.encode() + b"\0" + bytes(packed(mask).tolist()))
+        digest.update(name.encode() + b"\0" + bytes(packed(mask).untyped_storage().tolist()))
     return int.from_bytes(digest.digest()[:8], "little") >> 1
 
 

@@ -126,6 +126,10 @@ def _check(name: str, part: Any, state: Any) -> None:
     elif isinstance(part, Optimizer):
         own_sizes = [len(group["params"]) for group in part.param_groups]
         sizes = [len(group["params"]) for group in state["param_groups"]]
+        kinds = [set(one[0]) - {"initial_lr"} for one in (part.param_groups, state["param_groups"]) if one]
+        if len(kinds) == 2 and kinds[0] != kinds[1]:
+            odd = sorted(kinds[0] ^ kinds[1])
+            raise ValueError(f"load_checkpoint: expected {name!r} of the same class, got a difference in {odd[:4]}")
         if sizes != own_sizes:
             raise ValueError(f"load_checkpoint: expected {name!r} of groups of {own_sizes} parameters, got {sizes}")
 

@@ -28,6 +28,7 @@ class _Values:
         self.mask = one.mask
         self.places = one.local_mask.flatten().nonzero()[:, 0]
         weight = one.parameter
+        self.gradient: Tensor | None = None
         self.parameter = nn.Parameter(torch.empty(self.places.numel(), dtype=weight.dtype, device=weight.device))
 
     def is_of(self, one: MaskedWeight) -> bool:
@@ -37,11 +38,12 @@ class _Values:
         return tensor.detach().reshape(-1).index_select(0, self.places)
 
     def give(self, tensor: Tensor, values: Tensor) -> None:
-        """Into the memory of `tensor`, in whatever order its dimensions lie there."""
+        """Into the memory of `tensor`, in whatever order its dimensions lie there, the rest as zero."""
+        whole = tensor.detach().zero_()
         if tensor.is_contiguous():
-            tensor.detach().view(-1).index_copy_(0, self.places, values)
+            whole.view(-1).index_copy_(0, self.places, values)
         else:
-            tensor.detach().masked_scatter_(self.mask, values)
+            whole.masked_scatter_(self.mask, values)
 
     def expanded(self, values: Tensor, like: Tensor) -> Tensor:
         """All elements, those that are not used as zero."""
@@ -85,6 +87,10 @@ class CompactState:
                 with torch.no_grad():
                     values.parameter.copy_(values.take(parameter))
                 values.parameter.grad = values.take(parameter.grad)
+                values.gradient, parameter.grad = (
+                    parameter.grad,
+                    None,
+                )  # no second one is added to it if the step raises
                 group["params"][place] = values.parameter
                 state = self._optimizer.state.pop(parameter, None)
                 if state is not None:
@@ -100,7 +106,7 @@ class CompactState:
                     continue
                 one, values = exchanged[id(parameter)]
                 values.give(one.parameter, values.parameter.detach())
-                values.parameter.grad = None
+                one.parameter.grad, values.parameter.grad, values.gradient = values.gradient, None, None
                 group["params"][place] = one.parameter
                 state = self._optimizer.state.pop(parameter, None)
                 if state is not None:

@@ -23,6 +23,9 @@ from torch import Tensor
 from .allocation import allocate
 from .selection import least
 
+SALIENCY = 0.3
+"""Of `constant_fan_in`: as Lasby et al. have it for most networks."""
+
 MaskFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(weight, signal, mask, count) -> mask."""
 
@@ -151,7 +154,7 @@ def neurons(weight: Tensor, signal: Tensor, mask: Tensor, count: int) -> Tensor:
 
 
 def constant_fan_in(
-    weight: Tensor, signal: Tensor, mask: Tensor, count: int, total: int | None = None, saliency: float = 0.3
+    weight: Tensor, signal: Tensor, mask: Tensor, count: int, total: int | None = None, saliency: float = SALIENCY
 ) -> Tensor:
     """Prune and grow so that every output keeps the same number of inputs, and outputs with few salient ones go.
 

@@ -36,6 +36,9 @@ _FIXED, _DENSEST = 0.4, 0.6
 """What share of a sparse layer's time as measured does not depend on its density, about; and the density above which no
 layer is tried sparse."""
 
+_SMALL = 65536
+"""Inputs of at most so many elements are kept as they are: a model may look something up by them."""
+
 _DECISIONS = ("fine-grained", "block")
 
 
@@ -75,6 +78,7 @@ class Kernels:
         self._wanted = True
         self._masks: dict[str, Tensor] = {}  # as bits, those that were measured with
         self._density = 0.0
+        self._example: Any = None
         self._decided: Decided | None = None
         self._watch: Any = None
         self.why_not = _why_not(self.model, model)
@@ -114,9 +118,13 @@ class Kernels:
         ratio = training.density / self._density if self._density else 1.0
         self._wanted = self._wanted or not 1 / _CHANGED < ratio < _CHANGED
 
-    def _decide(self, training: SparseTraining, again: Decided | None) -> None:
+    def _decide(
+        self, training: SparseTraining, again: Decided | None, masks: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """masks: by which it is decided what may run on which kernels, as bits; None for those that there are. Not by
+        what is not zero: new weights are."""
         assert self._call is not None
-        self._masks = {name: packed(mask) for name, mask in training.masks.items()}
+        self._masks = dict(masks) if masks else {name: packed(mask) for name, mask in training.masks.items()}
         self._density = training.density
         call, self._wanted = self._call, False
         wanted = contextlib.nullcontext() if again is None else decided_as(again)
@@ -124,7 +132,7 @@ class Kernels:
         if modes:
             self.model.train()
         try:
-            with call.mode(), wanted:
+            with call.mode(), wanted, training._with_masks(self._masks):
                 self.report = convert(
                     self.model, example_inputs=[(call.args, call.kwargs)], decisions=_DECISIONS, progress=False
                 )
@@ -132,6 +140,10 @@ class Kernels:
             self.why_not = str(error).splitlines()[0]
         else:
             self._decided = Decided.of(self.report)
+            with contextlib.suppress(_NotPlain):  # the batch itself is not kept alive
+                args, kwargs = _made(_described([list(call.args), call.kwargs]), _device_of(self.model))
+                self._example = _described([list(call.args), call.kwargs])
+                self._call = Call(tuple(args), dict(kwargs), call.autocast)
         finally:
             for module, training_mode in modes.items():
                 module.training = training_mode
@@ -165,7 +177,7 @@ class Kernels:
         if self.why_not is not None:
             return f"sparse training: all layers are dense with a mask: {self.why_not}"
         if self.report is None:
-            return "sparse training: layers are dense with a mask until the first step"
+            return "sparse training: layers are dense with a mask until a step behind a call of the model in training"
         too_dense = {name.removesuffix(".weight") for name in self._dense}
         rows = {row.name: row.decision != DENSE and row.name not in too_dense for row in self.report.layers}
         sparse = [name for name, is_sparse in rows.items() if is_sparse]
@@ -197,7 +209,7 @@ class Kernels:
         call, example = self._call, None
         if call is not None:
             with contextlib.suppress(_NotPlain):
-                example = _described([list(call.args), call.kwargs])
+                example = self._example or _described([list(call.args), call.kwargs])
         return {
             "decided": None if self._decided is None else self._decided.state(),
             "limits": dict(self._limits),
@@ -235,12 +247,11 @@ class Kernels:
         args, kwargs = _made(state["example"], _device_of(self.model))
         autocast = {name: _dtype_of(dtype) for name, dtype in state["autocast"].items()}
         self._stop_watching()
-        self._call = Call(tuple(args), dict(kwargs), autocast)
+        self._call, self._example = Call(tuple(args), dict(kwargs), autocast), state["example"]
         again = Decided.of_state(state["decided"])
         self._limits = dict(state["limits"])
-        with training._with_masks(state["masks"]):  # by which it is decided what may run on which kernels
-            self._decide(training, again)
-        self._masks, self._density = dict(state["masks"]), float(state["density"])
+        self._decide(training, again, state["masks"])
+        self._density = float(state["density"])
         self._choose_products(training)
         if self._decided != again:
             warnings.warn(
@@ -295,11 +306,12 @@ def _dtype_of(name: str) -> torch.dtype:
 
 
 def _described(value: Any) -> Any:
-    """A call's arguments as plain values: of a floating-point tensor its shape and dtype."""
+    """A call's arguments as plain values: of a large floating-point tensor its shape, dtype and range."""
     if isinstance(value, Tensor):
-        if value.is_floating_point():
-            return {"shape": list(value.shape), "dtype": str(value.dtype)}
-        return value.detach().cpu()
+        if value.is_floating_point() and value.numel() > _SMALL:
+            low, high = (float(one) for one in value.detach().double().aminmax())
+            return {"shape": list(value.shape), "dtype": str(value.dtype), "low": low, "high": high}
+        return value.detach().cpu().clone()
     if type(value) is dict:
         return {"dict": {key: _described(one) for key, one in value.items()}}
     if type(value) in (list, tuple):
@@ -316,8 +328,9 @@ def _made(value: Any, device: torch.device) -> Any:
     if not isinstance(value, Mapping):
         return value
     if "shape" in value:
-        draws = torch.randn(list(value["shape"]), generator=torch.Generator().manual_seed(0))
-        return draws.to(device, _dtype_of(value["dtype"]))
+        draws = torch.rand(list(value["shape"]), generator=torch.Generator().manual_seed(0))
+        low, high = float(value["low"]), float(value["high"])
+        return draws.mul_(high - low).add_(low).to(device, _dtype_of(value["dtype"]))
     if "dict" in value:
         return {key: _made(one, device) for key, one in value["dict"].items()}
     kind, several = next(iter(value.items()))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 from collections.abc import Callable, Collection
 from typing import Any
@@ -19,9 +20,10 @@ from .base import SparseTraining
 from .functions import MaskFunction, largest_signal
 from .kernels import Kernels
 from .schedules import ConstantRate, Schedule
+from .signals import momentum_of
 from .sparsifier import check_density, start_at_random
 from .updates import Updater
-from .weights import MaskedWeight, local_device, unwrapped, whole
+from .weights import MaskedWeight, layers_of, local_device, unwrapped, whole
 
 _PRUNE = {"magnitude": "magnitude", "SET": "SET", "global_magnitude": "global magnitude"}
 _GROWTH = {
@@ -140,7 +142,8 @@ class Masking(SparseTraining):
 
     What differs from sparse_learning: the number of nonzeros is exact after every update; `masks` holds tensors of
     bool; norms of any class stay dense, and so does everything of one dimension; an unknown mode is a ValueError;
-    `CosineDecay` stays at its least; layers run on sparse kernels where that is faster; nothing is moved to a GPU.
+    `CosineDecay` stays at its least; layers that are nearly dense are pruned like all others; `name2removed` is of
+    functions of its form alone; layers run on sparse kernels where that is faster; nothing is moved to a GPU.
     `Sparsifier` is the same for those who start fresh.
 
     Args:
@@ -212,6 +215,7 @@ class Masking(SparseTraining):
             dense_grad_every=dense_grad_every,
             seed=seed,
             process_group=process_group,
+            prune_rate=prune_rate,
         )
         assert isinstance(self._updater, _OldConvention)
         self._updater.masking = self
@@ -249,6 +253,7 @@ class Masking(SparseTraining):
             raise TypeError(f"{where}: expected module to be a torch.nn.Module, got {type(module).__name__}")
         distribution = named(where, "sparse_init", _INIT, sparse_init)
         check_density(where, density)
+        list(layers_of(where, unwrapped(module), ()))  # raises for weights that a tool computes under masks of its own
         left_out = ("bias", *remove_param_names)
         root = unwrapped(module)
         upside_down = {id(one.weight) for one in root.modules() if is_conv1d(one)}
@@ -270,7 +275,8 @@ class Masking(SparseTraining):
         elif weights:
             generator = torch.Generator().manual_seed(self._seed + len(self._models))
             start_at_random(where, weights, density, distribution, self.algorithm, generator)
-        self._add(module, weights, Kernels(module, None, self.verbose or None) if self._use_kernels else None)
+        make = functools.partial(Kernels, module, None, self.verbose or None)
+        self._add(module, weights, make if self._use_kernels else None)
         if self.verbose:
             self.print_nonzero_counts()
 
@@ -338,6 +344,25 @@ class Masking(SparseTraining):
         print(
             f"all: {sum(self.nonzeros.values())} nonzeros, density {self.density:.4f}, prune rate {self.prune_rate:.4f}"
         )
+
+    def get_momentum_for_weight(self, weight: nn.Parameter) -> Tensor:
+        """The momentum of a weight, as sparse_learning's functions ask for it.
+
+        Args:
+            weight: A parameter that is masked.
+
+        Returns:
+            momentum_buffer, or of Adam exp_avg / (sqrt(exp_avg_sq) + 1e-8).
+
+        Raises:
+            RuntimeError: Where the optimizer has none of it yet.
+        """
+        found = momentum_of(self.optimizer.state.get(weight, {}), weight.shape)
+        if found is None:
+            raise RuntimeError(
+                "Masking: expected a momentum of the weight, got none; it is there behind the first step"
+            )
+        return found
 
     # The statistics that functions of sparse_learning's form read
 

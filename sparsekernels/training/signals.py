@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 _EPSILON = 1e-8
 """Of the quotient of Adam's moments, as Dettmers & Zettlemoyer have it."""
 
+_WITHOUT_MOMENTUM = frozenset({"Adagrad", "Rprop", "Adafactor", "LBFGS", "SparseAdam"})
+
 _ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "ASGD"})
 """torch's optimizers that leave a weight at zero whose gradient and state are zero. Muon, for one, moves all."""
 
@@ -26,8 +28,11 @@ def leaves_zeros(optimizer: Optimizer) -> bool:
     Returns:
         True for those of torch that are known to; False for all others, subclasses included.
     """
-    kind = type(optimizer)
-    return kind.__module__.startswith("torch.optim.") and kind.__name__ in _ELEMENTWISE
+    return _is_torchs(optimizer) and type(optimizer).__name__ in _ELEMENTWISE
+
+
+def _is_torchs(optimizer: Optimizer) -> bool:
+    return f"{type(optimizer).__module__}.".startswith("torch.optim.")
 
 
 def momentum_of(state: dict[str, Any], shape: torch.Size) -> Tensor | None:
@@ -56,10 +61,15 @@ def momentum_of(state: dict[str, Any], shape: torch.Size) -> Tensor | None:
         return None
     second, largest = state.get("exp_avg_sq"), state.get("exp_inf")
     if isinstance(second, Tensor) and second.shape == shape:
-        return first / (second.sqrt() + _EPSILON)
+        return _wide(first) / (_wide(second).sqrt() + _EPSILON)
     if isinstance(largest, Tensor) and largest.shape == shape:
-        return first / (largest + _EPSILON)
+        return _wide(first) / (_wide(largest) + _EPSILON)
     return first
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: in float16, 1e-8 is 0."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def keeps_momentum(optimizer: Optimizer, parameters: set[Tensor]) -> bool:
@@ -72,7 +82,7 @@ def keeps_momentum(optimizer: Optimizer, parameters: set[Tensor]) -> bool:
     Returns:
         False for a momentum of 0 and for optimizers of torch that have none.
     """
-    if type(optimizer).__module__.startswith("torch.optim.") and type(optimizer).__name__ in ("Adagrad", "Rprop"):
+    if _is_torchs(optimizer) and type(optimizer).__name__ in _WITHOUT_MOMENTUM:
         return False
     groups = [one for one in optimizer.param_groups if any(p in parameters for p in one["params"])]
     return all(group.get("momentum", 1) != 0 and "lambd" not in group and "rho" not in group for group in groups)

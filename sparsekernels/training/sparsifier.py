@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -124,6 +125,10 @@ class Sparsifier(SparseTraining):
         compact_state: bool = False,
     ) -> None:
         where = "Sparsifier"
+        if not isinstance(kernels, bool):
+            raise TypeError(f"{where}: expected kernels to be True or False, got {kernels!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"{where}: expected seed to be an int, got {type(seed).__name__}")
         if not isinstance(model, nn.Module):
             raise TypeError(f"{where}: expected model to be a torch.nn.Module, got {type(model).__name__}")
         if (density is None) == (masks is None):
@@ -157,15 +162,10 @@ class Sparsifier(SparseTraining):
         )
         example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
         try:
-            self._add(model, weights, Kernels(model, example, progress) if kernels else None)
+            self._add(model, weights, functools.partial(Kernels, model, example, progress) if kernels else None)
         except BaseException:
             self.remove()
             raise
-
-    @property
-    def line(self) -> str:
-        """Which layers run on sparse kernels, and what that gains, in words."""
-        return "\n".join(one.line for one in self._kernels) or "sparse training: all layers are dense with a mask"
 
 
 def weights_of(

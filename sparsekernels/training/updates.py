@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .algorithms import Algorithm
-from .allocation import allocate, magnitude_share, no_share, nonzeros_share
+from .allocation import allocate, magnitude_share, momentum_share, no_share, nonzeros_share
 from .compact import CompactState
-from .functions import MaskFunction, constant_fan_in
+from .functions import SALIENCY, MaskFunction, constant_fan_in, largest_signal, magnitude, neurons, set_pruning
 from .signals import momentum_of, random_like
 from .weights import MaskedWeight, whole
+
+_OURS = (magnitude, set_pruning, largest_signal, neurons, momentum_share, magnitude_share, nonzeros_share, no_share)
 
 _WITHOUT_SIGNAL = (no_share, nonzeros_share, magnitude_share)
 
@@ -47,13 +50,16 @@ class Updater:
         self._where, self.algorithm, self.optimizer = where, algorithm, optimizer
         self._weights, self._generator = weights, generator
         self.compact: CompactState | None = None
+        self.gradients: tuple[int, dict[str, Tensor]] = (-1, {})
+        """Of which step, counted from 1, and what they were before it: those of missing weights as well."""
 
     @torch.no_grad()
-    def new_units(self, rate: float, gradual: Callable[[MaskedWeight], int]) -> NewUnits:
+    def new_units(self, rate: float, steps: int, gradual: Callable[[MaskedWeight], int]) -> NewUnits:
         """What each weight's mask becomes.
 
         Args:
             rate: The share of the kept weights that is pruned.
+            steps: How many the optimizer has made.
             gradual: How many units gradual pruning leaves of a weight now.
 
         Returns:
@@ -64,13 +70,24 @@ class Updater:
             RuntimeError: Where there is no momentum or gradient to look at.
             ValueError: For what a function returns, if it is no mask with the count that was asked for.
         """
-        names = list(self._weights)
         weights, signals, masks = {}, {}, {}
+        without: list[str] = []
         for name, one in self._weights.items():
+            mask = one.units_of_mask(one.mask)
+            signal = self._signal(one, mask, steps)
+            if signal is None:  # of a layer that took no part, or is frozen by now: it stays as it is
+                without.append(name)
+                continue
             weights[name] = self._finite(name, "weights", _wide(one.units(whole(one.parameter))))
-            masks[name] = one.units_of_mask(one.mask)
-            signals[name] = self._finite(name, "signals", self._signal(one, masks[name]))
+            masks[name], signals[name] = mask, self._finite(name, "signals", signal)
+        names = list(masks)
+        if without and not names:
+            raise RuntimeError(
+                f"{self._where}: expected a {self.algorithm.signal} of {without[0]!r} to grow by, got none; update"
+                " behind a step of an optimizer that has one, and of which gradients of missing weights were asked for"
+            )
         used = {name: int(masks[name].count_nonzero()) for name in names}
+        last = list(self._weights)[-1]
         if self.algorithm.constant_fan_in:
             return {
                 name: (new & masks[name], new)
@@ -82,6 +99,7 @@ class Updater:
                         masks[name],
                         round(rate * used[name]),
                         self._weights[name].wanted,
+                        0.0 if name == last else SALIENCY,  # no class goes
                     )
                 ]
             }
@@ -107,8 +125,9 @@ class Updater:
         else:  # a layer keeps one at least: without any its network gives the same for every input
             counts = {name: min(round(rate * used[name]), max(used[name] - 1, 0)) for name in masks}
         if self.algorithm.prunes_globally:
-            flat = [torch.cat([one[name].flatten() for name in masks]) for one in (weights, signals, masks)]
-            total = sum(counts.values())
+            size = {name: _with_one_that_stays(weights[name], masks[name]) for name in masks}
+            flat = [torch.cat([one[name].flatten() for name in masks]) for one in (size, signals, masks)]
+            total = min(sum(counts.values()), sum(max(count - 1, 0) for count in used.values()))
             new = self._checked("prune", prune(flat[0], flat[1], flat[2], total), flat[2], -total)
             return dict(zip(masks, _split(new, masks.values()), strict=True))
         return {
@@ -119,15 +138,17 @@ class Updater:
     def _prune_one(
         self, name: str, prune: MaskFunction, weight: Tensor, signal: Tensor, mask: Tensor, count: int
     ) -> Tensor:
-        return self._checked("prune", prune(weight, signal, mask, count), mask, -count, name)
+        return self._checked("prune", prune(*_own(prune, weight, signal, mask), count), mask, -count, name)
 
     def _grow_one(
         self, name: str, growth: MaskFunction, weight: Tensor, signal: Tensor, mask: Tensor, count: int
     ) -> Tensor:
-        return self._checked("growth", growth(weight, signal, mask, count), mask, count, name)
+        return self._checked("growth", growth(*_own(growth, weight, signal, mask), count), mask, count, name)
 
     def _share_of(self, name: str, weight: Tensor, signal: Tensor, mask: Tensor, pruned: int) -> float:
-        share = self.algorithm.share(weight, signal, mask, pruned)
+        function = self.algorithm.share
+        share: Any = function(*_own(function, weight, signal, mask), pruned)
+        share = share.item() if isinstance(share, Tensor) and share.numel() == 1 else share
         if not isinstance(share, numbers.Real) or not math.isfinite(share) or share < 0:
             raise ValueError(
                 f"{self._where}: expected redistribution to return a number from 0 on for {name!r}, got {share!r}"
@@ -145,7 +166,7 @@ class Updater:
         assert growth is not None
         names = list(masks)
         stay = {name: int(kept[name].count_nonzero()) for name in names}
-        total = sum(one.wanted for one in self._weights.values()) - sum(stay.values())
+        total = sum(self._weights[name].wanted for name in names) - sum(stay.values())
         if self.algorithm.grows_globally:
             flat = [torch.cat([one[name].flatten() for name in names]) for one in (weights, signals, kept)]
             new = self._checked("growth", growth(flat[0], flat[1], flat[2], total), flat[2], total)
@@ -166,7 +187,8 @@ class Updater:
             return signal
         found = self._momentum(one)
         if found is None:
-            found = None if one.parameter.grad is None else whole(one.parameter.grad)
+            found = self.gradients[1].get(one.name, one.parameter.grad)
+            found = None if found is None else whole(found)
         if found is None:
             raise RuntimeError(
                 f"{self._where}: expected a momentum or a gradient of {one.name!r} to redistribute by, got none; update"
@@ -181,22 +203,26 @@ class Updater:
         momentum = momentum_of(state, one.parameter.shape)
         return None if momentum is None else whole(momentum)
 
-    def _signal(self, one: MaskedWeight, mask: Tensor) -> Tensor:
-        algorithm, parameter = self.algorithm, one.parameter
+    def _signal(self, one: MaskedWeight, mask: Tensor, steps: int) -> Tensor | None:
+        """What growth looks at; None where there is nothing of this weight."""
+        algorithm = self.algorithm
         if algorithm.growth is None:
             return torch.zeros((), device=mask.device).expand(mask.shape)
         if algorithm.signal == "random":
             return random_like(mask, self._generator)
         if algorithm.signal == "gradient":
-            found = None if parameter.grad is None else whole(parameter.grad)
+            step, gradients = self.gradients
+            if step != steps:
+                raise RuntimeError(
+                    f"{self._where}: expected a step with gradients of missing weights just before the update, got"
+                    f" {'none' if step < 0 else f'the last one {steps - step} steps ago'}; update_every and"
+                    " dense_grad_every say which have them"
+                )
+            found = gradients.get(one.name)
+            found = None if found is None else whole(found)
         else:
             found = self._momentum(one)
-        if found is None:
-            raise RuntimeError(
-                f"{self._where}: expected a {algorithm.signal} of {one.name!r} to grow by, got none; update after a"
-                " step of an optimizer that has one, before gradients are set to None"
-            )
-        return _wide(one.units(found))
+        return None if found is None else _wide(one.units(found))
 
     def _finite(self, name: str, what: str, tensor: Tensor) -> Tensor:
         if not is_finite(tensor):
@@ -225,8 +251,34 @@ class Updater:
         return new
 
 
+def not_finite(tensors: Sequence[Tensor]) -> list[int]:
+    """Which of some tensors are not finite everywhere.
+
+    By their sums, which take a fortieth of the time; only where one of these is not finite all of it is looked at. The
+    host waits once for each device.
+
+    Args:
+        tensors: Of floating dtypes.
+
+    Returns:
+        Their places.
+    """
+    doubtful: list[int] = []
+    for device in dict.fromkeys(one.device for one in tensors):
+        places = [place for place, one in enumerate(tensors) if one.device == device]
+        if device.type == "meta":
+            continue
+        sums = torch.stack([tensors[place].sum(dtype=_summed_in(tensors[place])).double() for place in places])
+        doubtful += [places[index] for index, fine in enumerate(sums.isfinite().tolist()) if not fine]
+    return [place for place in doubtful if not bool(tensors[place].isfinite().all())]
+
+
+def _summed_in(tensor: Tensor) -> torch.dtype | None:
+    return torch.float32 if tensor.dtype.itemsize < 4 else None
+
+
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all of it is; by the sum first, which takes a fortieth of the time, and where that is, all of it is.
+    """Whether all of it is.
 
     Args:
         tensor: Of a floating dtype.
@@ -234,9 +286,22 @@ def is_finite(tensor: Tensor) -> bool:
     Returns:
         Whether it is.
     """
-    if math.isfinite(tensor.sum(dtype=torch.float32 if tensor.dtype.itemsize < 4 else None).item()):
-        return True
-    return bool(tensor.isfinite().all())
+    return not not_finite([tensor])
+
+
+def _own(function: Callable[..., Any], weight: Tensor, signal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a function is given: copies, where it is a user's, who may write to them."""
+    if function in _OURS:
+        return weight, signal, mask
+    return weight.clone(), signal.clone(), mask.clone()
+
+
+def _with_one_that_stays(weight: Tensor, mask: Tensor) -> Tensor:
+    """A weight whose largest kept element is infinite: a layer that is pruned with all others keeps that one."""
+    if not bool(mask.any()):
+        return weight
+    size = torch.where(mask, weight.abs(), -1.0).flatten()
+    return weight.flatten().index_fill(0, size.argmax(), torch.inf).view_as(weight)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -91,13 +91,16 @@ def checked_mask(where: str, one: MaskedWeight, mask: object) -> Tensor:
     return mask.detach().to(one.mask.device, copy=True)
 
 
-def masks_of_state(where: str, weights: Mapping[str, MaskedWeight], state: Mapping[str, Any]) -> dict[str, Tensor]:
+def masks_of_state(
+    where: str, weights: Mapping[str, MaskedWeight], state: Mapping[str, Any], exact: bool
+) -> dict[str, Tensor]:
     """The masks of a checkpoint.
 
     Args:
         where: Who asks, for errors.
         weights: Those that there are.
         state: The part "weights" of a state.
+        exact: Whether all together have as many as wanted.
 
     Returns:
         bool, on the CPU, by the names of the weights.
@@ -126,4 +129,10 @@ def masks_of_state(where: str, weights: Mapping[str, MaskedWeight], state: Mappi
         if one.block is None and not one.mask.numel() >= int(found["wanted"]) >= 0:
             raise ValueError(f"{where}: expected {name!r} with at most {mask.numel()} nonzeros, got {found['wanted']}")
         masks[name] = mask
+    used = sum(int(one.units_of_mask(masks[name]).count_nonzero()) for name, one in weights.items())
+    wanted = sum(int(one["wanted"]) for one in state.values())
+    if exact and used != wanted:
+        raise ValueError(
+            f"{where}: expected a state with {used} nonzeros or blocks wanted, as its masks have, got {wanted}"
+        )
     return masks

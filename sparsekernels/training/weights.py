@@ -16,7 +16,7 @@ from .._transformers import is_conv1d
 from ..blocks import grid_of, spread, squared_norms, touched
 from ..nn.sparse import SparseLayer
 from ..pruning import prunable
-from .bitwise import bits_of, mask_
+from .bitwise import bits_of, mask_, masked
 from .selection import least
 from .signals import random_like
 
@@ -138,11 +138,33 @@ class MaskedWeight:
         Args:
             tensor: What this rank has of the weight, of its gradient or of a state.
         """
+        with torch.no_grad():
+            mask_(tensor, self._bits_for(tensor))
+
+    def is_within(self) -> bool:
+        """Whether the weight is zero outside of the mask.
+
+        Returns:
+            Of what this rank has.
+        """
+        return not bool(masked(self.local(self.parameter), ~self._bits_for(self.local(self.parameter))).any())
+
+    def masked(self, tensor: Tensor) -> Tensor:
+        """A copy in which what the mask does not use is zero.
+
+        Args:
+            tensor: As of `mask_`.
+
+        Returns:
+            It, without autograd history.
+        """
+        return masked(tensor, self._bits_for(tensor))
+
+    def _bits_for(self, tensor: Tensor) -> Tensor:
         mask = self.local_mask
         if self._bits is None or self._bits[0] is not mask or self._bits[1].dtype.itemsize != tensor.dtype.itemsize:
             self._bits = mask, bits_of(mask, tensor.dtype)
-        with torch.no_grad():
-            mask_(tensor, self._bits[1])
+        return self._bits[1]
 
     def local(self, tensor: Any) -> Tensor:
         """What of a parameter, a gradient or a state this rank has; it shares memory with it.

@@ -157,6 +157,8 @@ def test_ten_thousand_updates_without_an_error() -> None:
             for one in weights:
                 optimizer.state[one.parameter]["momentum_buffer"].normal_()
                 one.parameter.data.add_(torch.randn_like(one.parameter) * one.mask)
+            gradients = {one.name: torch.randn_like(one.parameter) for one in weights}
+            sparsifier._updater.gradients = sparsifier.steps, gradients
             sparsifier.update()
             assert sum(int(one.units_of_mask(one.mask).sum()) for one in weights) == wanted
         updates += 250

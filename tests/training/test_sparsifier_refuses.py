@@ -190,6 +190,7 @@ class TestBadInput:
 
         model = perceptron()
         sparsifier = Sparsifier(model, sgd(model), 0.5, prune_rate=Bad(), algorithm="SET", kernels=False)
+        train(model, sparsifier.optimizer, 1, batches(model))
         with pytest.raises(ValueError, match="expected a prune rate from 0 to 1, got 1.5"):
             sparsifier.update()
         with pytest.raises(ValueError, match="expected T_max, a number of steps above 0"):
