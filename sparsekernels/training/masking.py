@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -17,12 +16,11 @@ from torch.optim import Optimizer
 from .._transformers import is_conv1d
 from .algorithms import GROWTH, PRUNING, REDISTRIBUTION, Algorithm, algorithm_of, named
 from .base import SparseTraining
-from .functions import MaskFunction, largest_signal
 from .kernels import Kernels
+from .old_convention import OldConvention
 from .schedules import ConstantRate, Schedule
 from .signals import momentum_of
 from .sparsifier import check_density, start_at_random
-from .updates import Updater
 from .weights import MaskedWeight, layers_of, local_device, unwrapped, whole
 
 _PRUNE = {"magnitude": "magnitude", "SET": "SET", "global_magnitude": "global magnitude"}
@@ -66,61 +64,6 @@ def add_sparse_args(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dense", action="store_true", help="train dense")
     parser.add_argument("--verbose", action="store_true", help="print the nonzeros of each layer")
-
-
-class _OldConvention(Updater):
-    """Calls functions whose first parameter is called `masking` as sparse_learning does.
-
-    These prune and grow about as many as they are asked to. What they grow too much of, or too little, is made good at
-    the places of largest signal, so that the number of nonzeros is exact.
-    """
-
-    masking: Masking
-
-    def _prune_one(
-        self, name: str, prune: MaskFunction, weight: Tensor, signal: Tensor, mask: Tensor, count: int
-    ) -> Tensor:
-        if not _is_old(prune):
-            return super()._prune_one(name, prune, weight, signal, mask, count)
-        parameter = self._weights[name].parameter
-        new = self._as_mask("prune", name, prune(self.masking, mask.float(), parameter.data, name), mask)  # type: ignore[call-arg,arg-type]
-        self.masking.name2removed[name] = int((mask & ~new).count_nonzero())
-        return new & mask
-
-    def _grow_one(
-        self, name: str, growth: MaskFunction, weight: Tensor, signal: Tensor, mask: Tensor, count: int
-    ) -> Tensor:
-        if not _is_old(growth):
-            return super()._grow_one(name, growth, weight, signal, mask, count)
-        parameter = self._weights[name].parameter
-        new = mask | self._as_mask("growth", name, growth(self.masking, name, mask.clone(), count, parameter), mask)  # type: ignore[call-arg,arg-type]
-        surplus = int((new & ~mask).count_nonzero()) - count
-        if surplus > 0:  # those of largest signal among the new ones stay
-            return largest_signal(weight, signal.masked_fill(~(new & ~mask), 0.0), mask, count) if count else mask
-        return largest_signal(weight, signal, new, -surplus)
-
-    def _share_of(self, name: str, weight: Tensor, signal: Tensor, mask: Tensor, pruned: int) -> float:
-        share: Any = self.algorithm.share
-        if not _is_old(share):
-            return super()._share_of(name, weight, signal, mask, pruned)
-        found = float(share(self.masking, name, self._weights[name].parameter, mask.float()))
-        self.masking.name2variance[name] = found
-        if not 0 <= found < float("inf"):
-            raise ValueError(f"Masking: expected redistribution to return a number from 0 on for {name!r}, got {found}")
-        return found
-
-    def _as_mask(self, what: str, name: str, new: object, like: Tensor) -> Tensor:
-        if not isinstance(new, Tensor) or new.shape != like.shape:
-            given = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise ValueError(f"Masking: expected {what} to return a mask {list(like.shape)} for {name!r}, got {given}")
-        return new != 0
-
-
-def _is_old(function: Any) -> bool:
-    try:
-        return next(iter(inspect.signature(function).parameters), None) == "masking"
-    except (TypeError, ValueError):
-        return False
 
 
 class Masking(SparseTraining):
@@ -177,7 +120,7 @@ class Masking(SparseTraining):
         Dettmers & Zettlemoyer 2019, "Sparse networks from scratch", arXiv 1907.04840.
     """
 
-    _updater_class = _OldConvention
+    _updater_class = OldConvention
 
     def __init__(
         self,
@@ -217,7 +160,7 @@ class Masking(SparseTraining):
             process_group=process_group,
             prune_rate=prune_rate,
         )
-        assert isinstance(self._updater, _OldConvention)
+        assert isinstance(self._updater, OldConvention)
         self._updater.masking = self
         self.verbose, self._seed, self._use_kernels = verbose, seed, kernels
         self.name2removed: dict[str, int] = {}
