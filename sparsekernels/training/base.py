@@ -109,6 +109,7 @@ class SparseTraining(Resumable):
         self._nonzeros: dict[str, int] = {}  # of weights with such layers
         self._unmasked: frozenset[str] = frozenset()  # weights whose gradients are zero outside of masks by themselves
         self._hooks: dict[str, Any] = {}
+        self._seen: set[str] = set()  # weights whose gradients were masked as they came
         self._accumulates = algorithm.needs_missing and algorithm.signal == "momentum"
         self.steps = 0
         """Steps of the optimizer since the masks are there."""
@@ -255,7 +256,8 @@ class SparseTraining(Resumable):
         self._check_finite()
         stale = self._take_stale_layers()
         for one in weights:
-            if not self._is_dense_step() and (one.name not in self._unmasked or one.name in stale):
+            masked = one.name in self._seen if one.name not in self._unmasked else one.name not in stale
+            if not self._is_dense_step() and not masked:
                 one.mask_(one.local(one.parameter.grad))
         by_gradient = self.algorithm.signal == "gradient" and self.algorithm.needs_missing
         is_due = self._update_every is None or (self.steps + 1) % self._update_every == 0
@@ -288,6 +290,7 @@ class SparseTraining(Resumable):
         one = self._weights.get(name)
         if one is None or name in self._unmasked or self._is_dense_step() or gradient.layout != torch.strided:
             return None
+        self._seen.add(name)
         if gradient.requires_grad:  # create_graph=True
             return gradient.masked_fill(~one.local_mask, 0)
         return one.masked(gradient)
@@ -313,15 +316,19 @@ class SparseTraining(Resumable):
 
     def _check_finite(self) -> None:
         """Refuse gradients that are not finite, of all parameters that the optimizer has."""
-        names = {id(p): name for model in self._models for name, p in unwrapped(model).named_parameters()}
+        for name, one in self._weights.items():
+            if one.parameter.grad is not None and one.parameter.grad.layout != torch.strided:
+                raise RuntimeError(f"{self._where}: expected a dense gradient of {name!r}, got a sparse one")
         found = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        sparse = [names.get(id(p), "a parameter") for p in found if p.grad.layout != torch.strided]
-        if sparse and any(sparse[0] == name for name in self._weights):
-            raise RuntimeError(f"{self._where}: expected dense gradients, got a sparse one of {sparse[0]!r}")
         found = [p for p in found if p.grad.layout == torch.strided and p.grad.is_floating_point()]
         grads = [(p.grad.to_local() if is_sharded(p.grad) else p.grad).detach() for p in found]
-        if not _is_capturing(grads):
-            self._refuse([names.get(id(found[place]), "another parameter") for place in not_finite(grads)])
+        if _is_capturing(grads):
+            return
+        places = not_finite(grads)
+        names = {}
+        if places:
+            names = {id(p): name for model in self._models for name, p in unwrapped(model).named_parameters()}
+        self._refuse([names.get(id(found[place]), "another parameter") for place in places])
 
     def _refuse(self, bad: Sequence[str]) -> None:
         """Raise, on all ranks, where there is something bad: of a shard other ranks know nothing."""
@@ -347,6 +354,7 @@ class SparseTraining(Resumable):
         for one in self._weights.values():
             if self._compact is None or one.parameter.grad is None:  # else it has written all of it
                 one.apply()
+        self._seen.clear()
         self.steps += 1
         self.schedule.step()
         self._prune_rate = self.schedule.get_dr(self._prune_rate)
