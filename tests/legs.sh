@@ -15,7 +15,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 tools=$(dirname "$python")
 work=$root/build/legs
 kernels=(tests/ops tests/nn tests/formats tests/test_torch.py)
-all=(avx2 portable jit-off many-steps cuda-emulation triton-architectures zoo pruned-by-nncf pruned-by-modelopt
+all=(avx2 portable jit-off many-steps many-updates cuda-emulation triton-architectures zoo pruned-by-nncf pruned-by-modelopt
   pruned-by-sparsimony pruned-by-torchao wheel clang sanitizers newest-torch torch-2.10)
 skipped=77  # the exit status of a leg that cannot run here; the last line of its log says why
 
@@ -81,6 +81,9 @@ leg_many-steps() { # 10^4 random sequences of what users do, in two processes of
   other=$!
   tests "$test"[{1..9..2}] || status=1
   wait $other && return $status
+}
+leg_many-updates() { # of the topology: 10^4 of random networks
+  MANY_UPDATES=10000 tests tests/training/test_sparsifier.py::test_many_updates_without_an_error
 }
 leg_cuda-emulation() { CUDA_EMULATION=1 tests tests/cuda; } # the CUDA kernels on an emulated device, every combination
 leg_triton-architectures() { # the Triton kernels of sparse operations, compiled for sm_80 and sm_100 as well

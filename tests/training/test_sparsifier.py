@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 
 import pytest
@@ -80,7 +81,7 @@ def test_muon_moves_masked_weights_and_they_stay_zero() -> None:
     block=st.sampled_from([None, (2, 3), (16, 16)]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_random_networks_keep_their_number(
     sizes: list[int],
     density: float,
@@ -128,10 +129,10 @@ def test_random_networks_keep_their_number(
             assert sum(sparsifier.nonzeros.values()) == units
 
 
-def test_ten_thousand_updates_without_an_error() -> None:
-    """Of random networks, with random settings, from random momenta."""
+def test_many_updates_without_an_error() -> None:
+    """Of random networks, with random settings, from random momenta; tests/legs.sh many-updates has 10^4."""
     draws, updates = random.Random(0), 0
-    while updates < 10_000:
+    while updates < int(os.environ.get("MANY_UPDATES", "600")):
         sizes = [draws.randint(1, 12) for _ in range(draws.randint(2, 5))]
         torch.manual_seed(updates)
         model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
@@ -153,7 +154,7 @@ def test_ten_thousand_updates_without_an_error() -> None:
         for one in weights:
             one.parameter.grad = torch.randn_like(one.parameter)
         optimizer.step()
-        for _ in range(250):
+        for _ in range(100):
             for one in weights:
                 optimizer.state[one.parameter]["momentum_buffer"].normal_()
                 one.parameter.data.add_(torch.randn_like(one.parameter) * one.mask)
@@ -161,7 +162,7 @@ def test_ten_thousand_updates_without_an_error() -> None:
             sparsifier._updater.gradients = sparsifier.steps, gradients
             sparsifier.update()
             assert sum(int(one.units_of_mask(one.mask).sum()) for one in weights) == wanted
-        updates += 250
+        updates += 100
 
 
 def test_new_weights_start_at_zero_and_without_a_past() -> None:
