@@ -45,16 +45,19 @@ def add_sparse_args(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of sparse_learning to a parser: --growth, --prune, --redistribution, --prune-rate, --density,
     --dense and --verbose.
 
+    Modes are names that `Masking` knows, or names of your own, in whose place you give it functions.
+
     Args:
         parser: To which they are added.
     """
-    parser.add_argument("--growth", default="momentum", choices=_GROWTH, help="what grows; default: %(default)s")
-    parser.add_argument("--prune", default="magnitude", choices=_PRUNE, help="what is pruned; default: %(default)s")
+    parser.add_argument("--growth", default="momentum", help=f"what grows: {', '.join(_GROWTH)}; default: %(default)s")
+    parser.add_argument(
+        "--prune", default="magnitude", help=f"what is pruned: {', '.join(_PRUNE)}; default: %(default)s"
+    )
     parser.add_argument(
         "--redistribution",
         default="momentum",
-        choices=_REDISTRIBUTION,
-        help="what a layer's share of new weights follows; default: %(default)s",
+        help=f"what a layer's share of new weights follows: {', '.join(_REDISTRIBUTION)}; default: %(default)s",
     )
     parser.add_argument(
         "--prune-rate", type=float, default=0.5, help="share of the weights that is pruned; default: %(default)s"

@@ -38,6 +38,7 @@ def test_the_ten_lines(decay: str) -> None:
     add_sparse_args(parser)
     args = parser.parse_args(["--density", "0.2", "--growth", "momentum", "--redistribution", "none"])
     assert (args.prune, args.prune_rate, args.dense, args.verbose) == ("magnitude", 0.5, False, False)
+    assert parser.parse_args(["--prune", "mine"]).prune == "mine"  # whom the script gives a function
     model = network()
     optimizer = sgd(model)
     schedule = CosineDecay(args.prune_rate, 9) if decay == "cosine" else LinearDecay(args.prune_rate, 9)
