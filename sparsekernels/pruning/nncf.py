@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .tools import evaluated, write
+from .tools import evaluated, masked, write
 
 _HOOKS = "__nncf_hooks"
 
@@ -35,7 +35,7 @@ class MaskHook:
 
     def end(self, mask: Tensor) -> None:
         """Writes the zeros, and takes the hook away."""
-        write(self.parameter, self.parameter, mask)
+        write(self.parameter, masked(self.parameter, mask))
         for key in [key for key, one in self.places._modules.items() if one is self.module]:
             del self.places._modules[key]
 

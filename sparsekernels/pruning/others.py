@@ -89,8 +89,11 @@ def _found(op: str, model: nn.Module) -> _Found:
     except ValueError as error:
         raise ValueError(f"{op}: {error}") from None
     for path, module in modules.items():
-        for name, mask in zeros_in(module):
-            if (full := _joined(path, name)) not in found.masks:
+        for name, parameter, mask in zeros_in(module):
+            known, full = names[id(parameter)], _joined(path, name)
+            if full in known and not any(one in found.masks for one in known):
+                full = known[0]  # zeros are those of all that share it, whatever their kind
+            if full not in found.masks:
                 found.add(full, mask)
     places = {path: place for place, path in enumerate(modules)}
     in_order = sorted(found.masks, key=lambda name: places[name.rpartition(".")[0]])
@@ -166,17 +169,21 @@ def finalize(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         TypeError: For a model that is not a module.
         ValueError: For what `masks_of` refuses; for a parameter that layers share of which not all mask it, or by
-            different masks; for one that NNCF also does something else to, as quantizing; and for a buffer
-            `weight_mask` of a class that may read it. Then nothing has changed.
+            different masks, or compute something else of it; for one that NNCF also does something else to, as
+            quantizing; for an expanded one; and for a buffer `weight_mask` of a class that may read it, or that no
+            hook applies. Then nothing has changed.
     """
     found = _found("finalize", model)
-    _check("finalize", model, found)
+    values = _check("finalize", model, found)
     modules = [module for _, module in _modules_of(model)]
     for owner in states_of_modelopt(model) if any("_weight_mask" in one._buffers for one in modules) else ():
         importlib.import_module("modelopt.torch.sparsity").export(owner)
-    for _, held in found.held:
-        if held.end is not None:
-            held.end()
+    written: set[int] = set()
+    for name, held in found.held:
+        if held.end is not None and held.value is not None:
+            value = values[name] if name in values else held.value()
+            held.end(value, written.isdisjoint(map(id, held.tensors)))
+            written.update(map(id, held.tensors))
     for hook, mask in found.hooks:
         hook.end(mask)
     end_empty_hooks(model)
@@ -186,8 +193,8 @@ def finalize(model: nn.Module) -> dict[str, Tensor]:
     return found.masks
 
 
-def _check(op: str, model: nn.Module, found: _Found) -> None:
-    """That all masks can be ended, before one is."""
+def _check(op: str, model: nn.Module, found: _Found) -> dict[str, Tensor]:
+    """That all masks can be ended, before one is. Returns what layers compute with that share a parameter, by name."""
     for name, held in found.held:
         if held.obstacle is not None:
             raise ValueError(f"{op}: expected a mask that can be ended, got {held.obstacle}, of {name!r}")
@@ -197,24 +204,46 @@ def _check(op: str, model: nn.Module, found: _Found) -> None:
                 f"{op}: expected parameters that NNCF prunes alone, got {', '.join(hook.others)} for {hook.name!r} as"
                 " well; nncf.strip ends these"
             )
-    _check_shared(op, model, found)
+    ended = [(name, tensor) for name, held in found.held if held.end is not None for tensor in held.tensors]
+    for name, tensor in [*ended, *((hook.name, hook.parameter) for hook, _ in found.hooks)]:
+        if any(stride == 0 and size > 1 for stride, size in zip(_strides(tensor), tensor.shape, strict=False)):
+            raise ValueError(f"{op}: expected weights that can be written, got {name!r} expanded: clone it")
+    return _check_shared(op, model, found)
 
 
-def _check_shared(op: str, model: nn.Module, found: _Found) -> None:
-    """That whoever has a parameter masks it alike: it is written for all of them."""
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    return tensor.stride() if tensor.layout == torch.strided else ()
+
+
+def _check_shared(op: str, model: nn.Module, found: _Found) -> dict[str, Tensor]:
+    """That whoever has a parameter computes the same of it: it is written for all of them, once. Returns that."""
     places: dict[int, list[str]] = defaultdict(list)
     for path, module in _modules_of(model):
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 places[id(parameter)].append(_joined(path, key))
-    masked: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
+    holders: dict[int, list[tuple[str, Held]]] = defaultdict(list)
     for name, held in found.held:
         for one in held.tensors if held.end is not None else ():
-            masked[id(one)].append((name, held.mask))
-    for tensor, (first, *others) in masked.items():
-        (name, mask), there = first, places[tensor]
-        if len(there) > 1 + len(others) or not all(torch.equal(mask, other) for _, other in others):
+            holders[id(one)].append((name, held))
+    values: dict[str, Tensor] = {}
+    for tensor, some in holders.items():
+        (name, first), there = some[0], places[tensor]
+        for other, held in some if len(some) > 1 else ():
+            if other not in values and held.value is not None:
+                values[other] = held.value()
+        are_alike = all(
+            torch.equal(first.mask, held.mask) and _are_equal(values[name], values[other]) for other, held in some[1:]
+        )
+        if len(there) > len(some) or not are_alike:
+            how = "" if are_alike else ", with other zeros or factors"
             raise ValueError(
                 f"{op}: expected a parameter that one layer has, or that all mask alike, got that of {name!r}, which is"
-                f" {', '.join(there)}: give each layer its own"
+                f" {', '.join(there)}{how}: give each layer its own"
             )
+    return values
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return alike and bool(((one == other) | (one.isnan() & other.isnan())).all())

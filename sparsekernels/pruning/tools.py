@@ -27,14 +27,16 @@ class Held:
     """A parameter that a tool masks.
 
     name: of the parameter in the plain layer. tensors: what the layer has instead, which an optimizer holds: one
-    parameter, several where parametrizations compute it of several. mask: bool, of the parameter's shape. end: leaves
-    the plain layer; None where that is not for us to do. obstacle: why it cannot be ended.
+    parameter, several where parametrizations compute it of several. mask: bool, of the parameter's shape. value:
+    what the layer computes with. end: leaves the plain layer, given that value, and whether it is to be written to the
+    parameter that the layer has; None where that is not for us to do. obstacle: why it cannot be ended.
     """
 
     name: str
     tensors: tuple[Tensor, ...]
     mask: Tensor
-    end: Callable[[], None] | None = None
+    value: Callable[[], Tensor] | None = None
+    end: Callable[[Tensor, bool], None] | None = None
     obstacle: str | None = None
 
 
@@ -44,10 +46,15 @@ def held_in(module: nn.Module) -> Iterator[Held]:
         yield from tool(module)
 
 
-def write(parameter: Tensor, value: Tensor, mask: Tensor) -> None:
-    """Puts `value` in a parameter, in place, and 0 where the mask is False, whatever was there."""
+def masked(value: Tensor, mask: Tensor) -> Tensor:
+    """`value`, and 0 where the mask is False, whatever was there."""
+    return torch.where(mask, value.detach(), 0)
+
+
+def write(parameter: Tensor, value: Tensor) -> None:
+    """Puts `value` in a parameter, in place."""
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():  # the first turns gradients on
-        parameter.copy_(torch.where(mask, value, 0))
+        parameter.copy_(value)
 
 
 def evaluated(module: Any, *args: Tensor) -> Tensor:
@@ -68,20 +75,25 @@ def _by_prune(module: nn.Module) -> Iterator[Held]:
         name = key.removesuffix("_orig")
         mask = module._buffers.get(f"{name}_mask")
         if name != key and original is not None and mask is not None and mask.shape == original.shape:
-            yield Held(
-                name, (original,), mask.bool().clone(), functools.partial(_end_prune, module, name, original, mask)
-            )
+            kept = mask.bool().clone()
+            value = functools.partial(_value_of_prune, original, mask, kept)
+            yield Held(name, (original,), kept, value, functools.partial(_end_prune, module, name, original))
 
 
-def _end_prune(module: nn.Module, name: str, original: nn.Parameter, mask: Tensor) -> None:
+def _value_of_prune(original: nn.Parameter, mask: Tensor, kept: Tensor) -> Tensor:
+    return masked(original * mask.to(original.dtype), kept)
+
+
+def _end_prune(module: nn.Module, name: str, original: nn.Parameter, value: Tensor, is_first: bool) -> None:
     """As torch.nn.utils.prune.remove, which raises where a call of a pruning method that failed took the hook away."""
+    if is_first:
+        write(original, value)
     for key, hook in list(module._forward_pre_hooks.items()):
         if getattr(hook, "_tensor_name", None) == name:
             del module._forward_pre_hooks[key]
     delattr(module, f"{name}_orig")
     delattr(module, f"{name}_mask")
     vars(module).pop(name, None)
-    write(original, original * mask.to(original.dtype), mask.bool())
     setattr(module, name, original)  # recurrent layers keep a list of their weights
 
 
@@ -98,8 +110,12 @@ def _by_parametrizations(module: nn.Module) -> Iterator[Held]:
         if not originals or (mask := _mask_of_parametrizations(held)) is None:
             continue
         are_norms = all(type(one).__module__ == "torch.nn.utils.parametrizations" for one in held)
-        end = None if are_norms else functools.partial(_end_parametrizations, module, name, mask)
-        yield Held(name, originals, mask, end)
+        end = None if are_norms else functools.partial(_end_parametrizations, module, name)
+        yield Held(name, originals, mask, functools.partial(_value_of_parametrizations, held, mask), end)
+
+
+def _value_of_parametrizations(held: Any, mask: Tensor) -> Tensor:
+    return masked(evaluated(held), mask)
 
 
 def _mask_of_parametrizations(held: Any) -> Tensor | None:
@@ -121,15 +137,14 @@ def _is_mask(mask: object, weight: Tensor) -> bool:
     return mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all())
 
 
-def _end_parametrizations(module: Any, name: str, mask: Tensor) -> None:
+def _end_parametrizations(module: Any, name: str, value: Tensor, is_first: bool) -> None:
     """As remove_parametrizations, which takes the attribute off the class, that copies of the module have as well."""
     lists, kind = module.parametrizations, type(module)
-    held = lists[name]
-    value = evaluated(held)
-    weight, *more = held._parameters.values()
+    weight, *more = lists[name]._parameters.values()
     if more or weight.shape != value.shape or weight.dtype != value.dtype:
         weight = nn.Parameter(value.clone(), any(one.requires_grad for one in (weight, *more)))
-    write(weight, value, mask)
+    elif is_first:
+        write(weight, value)
     del lists[name]
     if len(lists) > 0:
         rest = {key: one for key, one in vars(kind).items() if key not in (name, "__dict__", "__weakref__")}
@@ -149,15 +164,17 @@ def _by_modelopt(module: nn.Module) -> Iterator[Held]:
     is_active = mask is not None and bool(getattr(module, "is_sparse", True))
     mask = mask.bool() if mask is not None and is_active else torch.ones_like(weight, dtype=torch.bool)
     obstacle = None if callable(getattr(module, "export", None)) else "a class that has no export()"
-    yield Held("weight", (weight,), mask.clone(), functools.partial(_end_modelopt, module, weight, mask), obstacle)
+    value, end = functools.partial(masked, weight, mask), functools.partial(_end_modelopt, module, weight)
+    yield Held("weight", (weight,), mask.clone(), value, end, obstacle)
 
 
-def _end_modelopt(module: Any, weight: nn.Parameter, mask: Tensor) -> None:
+def _end_modelopt(module: Any, weight: nn.Parameter, value: Tensor, is_first: bool) -> None:
     """The layer's own last step, which makes a new parameter: the old one stays instead, which an optimizer holds."""
     if "_weight_mask" in module._buffers:
         module.export()
     module._parameters["weight"] = weight
-    write(weight, weight, mask)
+    if is_first:
+        write(weight, value)
 
 
 def states_of_modelopt(model: nn.Module) -> list[nn.Module]:
@@ -174,15 +191,30 @@ def _by_buffer(module: nn.Module) -> Iterator[Held]:
             assert mask is not None
             kind = type(module)
             is_known = kind.__module__.startswith(("torch.", "sparsekernels.")) or is_conv1d(module)
+            kept = mask.bool().clone()
             obstacle = None if is_known else f"the class {kind.__name__}, which may read its buffer {key}"
-            end = functools.partial(_end_buffer, module, key, weight, mask.bool())
-            yield Held(name, (weight,), mask.bool().clone(), end, obstacle)
+            if is_known and not _are_hooked_by_cerebras(module, weight) and bool(weight.detach()[~kept].bool().any()):
+                obstacle = f"a buffer {key} that nothing of the layer applies, for what it leaves out is not zero"
+            value, end = functools.partial(masked, weight, kept), functools.partial(_end_buffer, module, key, weight)
+            yield Held(name, (weight,), kept, value, end, obstacle)
 
 
-def _end_buffer(module: nn.Module, key: str, weight: Tensor, mask: Tensor) -> None:
+def _are_hooked_by_cerebras(module: nn.Module, weight: Tensor) -> bool:
+    return any(_origin_of(hook).startswith("cerebras.") for hooks in _hooks_of(module, weight) for hook in hooks)
+
+
+def _hooks_of(module: nn.Module, *parameters: Tensor | None) -> Iterator[list[Any]]:
+    yield list(module._forward_pre_hooks.values())
+    yield list(module._load_state_dict_pre_hooks.values())
+    for one in parameters:
+        yield list(((one is not None and one._backward_hooks) or {}).values())
+
+
+def _end_buffer(module: nn.Module, key: str, weight: Tensor, value: Tensor, is_first: bool) -> None:
+    if is_first:
+        write(weight, value)
     delattr(module, key)
     vars(module).pop("is_sparse", None)
-    write(weight, weight, mask)
 
 
 def _by_sparsekernels(module: nn.Module) -> Iterator[Held]:
@@ -207,8 +239,8 @@ _KINDS: tuple[tuple[Any, Callable[[str], bool]], ...] = (
 """Layers whose zeros are those of pruning, and the names of their weights. Embeddings have rows of padding."""
 
 
-def zeros_in(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The names of a layer's weights that have both zeros and others, with the masks of the others.
+def zeros_in(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """The names of a layer's weights that have both zeros and others, the weights, and the masks of the others.
 
     A weight that is all zero is not pruned: it was not trained yet.
     """
@@ -222,7 +254,7 @@ def zeros_in(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         stored = parameter.detach()
         nonzeros = (stored if stored.layout == torch.strided else stored.to_dense()).bool()
         if _is_pruned(nonzeros):
-            yield name, nonzeros
+            yield name, parameter, nonzeros
 
 
 def _is_pruned(nonzeros: Tensor) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conv1d_of_transformers import Conv1D
-from mask_checks import WEIGHTS, assert_only_read, images, net
+from mask_checks import WEIGHTS, assert_only_read, assert_same_masks, images, net
 from stand_ins import (
     FakeSparsityDenseGradBuffer,
     UnstructuredPruningMask,
@@ -259,3 +259,14 @@ def test_names_are_those_of_the_plain_model() -> None:
     assert list(masks_of(model)) == WEIGHTS
     assert all(masks_of(model)[name].shape == plain[name].shape for name in WEIGHTS)
     assert all(torch.equal(layer_of(model, name).weight_mask.bool(), mask) for name, mask in masks.items())
+
+
+def test_a_linear_layer_that_is_tied_to_an_embedding() -> None:
+    """The name is the one in named_parameters, though embeddings alone have no masks."""
+    model = nn.ModuleDict({"embedding": nn.Embedding(8, 8), "output": nn.Linear(8, 8, bias=False)})
+    model["output"].weight = model["embedding"].weight
+    prune_mask = torch.eye(8, dtype=torch.bool)
+    with torch.no_grad():
+        model["output"].weight.mul_(prune_mask)
+    assert [name for name, _ in model.named_parameters()] == ["embedding.weight"]
+    assert_same_masks(masks_of(model), {"embedding.weight": prune_mask})
