@@ -98,9 +98,10 @@ def _mean(seeds: Mapping[int, float]) -> float:
     return interval(list(seeds.values())).mean
 
 
-def _best(values: Mapping[float, Mapping[int, float]]) -> tuple[float, Mapping[int, float]]:
-    """The share at which the mean over the seeds is highest, and the accuracies there."""
-    return max(values.items(), key=lambda item: _mean(item[1]))
+def _best(values: Mapping[float, Mapping[int, float]], seeds: set[int]) -> tuple[float, Mapping[int, float]] | None:
+    """Of the shares with all seeds: where the mean over them is highest, and the accuracies there."""
+    whole = [item for item in values.items() if item[1].keys() >= seeds]
+    return max(whole, key=lambda item: _mean(item[1])) if whole else None
 
 
 def words(records: Sequence[Record]) -> list[str]:
@@ -108,16 +109,20 @@ def words(records: Sequence[Record]) -> list[str]:
     lines = []
     for network in networks_of(records):
         masks = supermasks(records, network)
+        seeds = {seed for values in masks.values() for found in values.values() for seed in found}
         same_sign: Mapping[int, float] = {}
         for under in ("rewind", "signed_constant"):
-            same, plain = (masks.get(f"large_final{sign}, {under}") for sign in ("_same_sign", ""))
+            names = [f"large_final{sign}, {under}" for sign in ("_same_sign", "")]
+            same, plain = (_best(masks.get(name, {}), seeds) for name in names)
+            if same and (not same_sign or _mean(same[1]) > _mean(same_sign)):
+                same_sign = same[1]
+            where = f"{network}, untrained, {under}: large_final_same_sign"
             if same and plain:
-                share, values = _best(same)
-                if not same_sign or _mean(values) > _mean(same_sign):
-                    same_sign = values
-                gap = verdict(difference(values, plain[share]))
-                where = f"{network}, untrained, {under}, {percent(share)} left"
-                lines.append(f"{where}: large_final_same_sign ({_mean(values):.2f}%) over large_final: {gap}")
+                at, against = (f"{_mean(values):.2f}% at {percent(share)} left" for share, values in (same, plain))
+                gap = verdict(difference(same[1], plain[1]))
+                lines.append(f"{where} ({at}) over large_final ({against}), each at its best: {gap}")
+            elif any(name in masks for name in names):
+                lines.append(f"{where} over large_final: no share at which both have masks of all seeds")
         for name, some in learned(records, network).items():
             accuracies = {seed: accuracy for seed, _, accuracy in some}
             if same_sign:

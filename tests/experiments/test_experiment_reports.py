@@ -266,6 +266,17 @@ def criteria_of(seed: int) -> Record:
 CRITERIA = [criteria_of(0), criteria_of(1)]
 
 
+def masks_of(seed: int, same_sign: dict[float, float], plain: dict[float, float]) -> Record:
+    """With nothing but masks over initial weights: by share, their accuracies."""
+    masks = [
+        {"kind": "one-shot", "criterion": criterion, "weights": "rewind", "left": left, "accuracy": accuracy}
+        for criterion, values in (("large_final_same_sign", same_sign), ("large_final", plain))
+        for left, accuracy in values.items()
+    ]
+    run = run_of(task="criteria", method="criteria", seed=seed)
+    return record_of(run, [88.0], results={"supermasks": masks, "trainings": []})
+
+
 class TestCriteria:
     def test_tables(self) -> None:
         masks, trained, learned = criteria_report.tables(CRITERIA)
@@ -282,12 +293,29 @@ class TestCriteria:
 
     def test_words(self) -> None:
         assert criteria_report.words(CRITERIA) == [
-            "lenet-300-100, untrained, rewind, 30% left: large_final_same_sign (71.00%) over large_final: as stated:"
-            " +30.50 points, 95% interval +24.15 to +36.85, 2 seeds",
+            "lenet-300-100, untrained, rewind: large_final_same_sign (71.00% at 30% left) over large_final (40.50% at"
+            " 30% left), each at its best: as stated: +30.50 points, 95% interval +24.15 to +36.85, 2 seeds",
             "lenet-300-100, untrained: masks learned over rewind, rescaled over the best same-sign ones: no difference"
             " was found: +9.00 points, 95% interval -3.71 to +21.71, 2 seeds",
             "lenet-300-100, trained with 20% left, best first: large_final, kept rewind, pruned zero 85.00;"
             " large_final, kept reinit, pruned zero 82.00; random, kept rewind, pruned zero 80.00",
+        ]
+
+    def test_each_criterion_is_read_where_it_is_best(self) -> None:
+        """Where same-sign is best, large_final may be bad, and yet better elsewhere."""
+        some = [masks_of(seed, {0.1: 60.0 + seed, 0.3: 70.0}, {0.1: 75.0 + seed, 0.3: 20.0}) for seed in range(3)]
+        assert criteria_report.words(some) == [
+            "lenet-300-100, untrained, rewind: large_final_same_sign (70.00% at 30% left) over large_final (76.00% at"
+            " 10% left), each at its best: the other way round: -6.00 points, 95% interval -8.48 to -3.52, 3 seeds"
+        ]
+
+    def test_shares_that_not_all_seeds_have_are_none_to_choose_from(self) -> None:
+        plain = {0.1: 50.0, 0.3: 20.0}
+        some = [masks_of(0, {0.1: 60.0, 0.3: 99.0}, plain), masks_of(1, {0.1: 61.0}, plain)]
+        assert "large_final_same_sign (60.50% at 10% left)" in criteria_report.words(some)[0]
+        assert criteria_report.words([masks_of(0, {0.3: 99.0}, plain), masks_of(1, {0.1: 61.0}, plain)]) == [
+            "lenet-300-100, untrained, rewind: large_final_same_sign over large_final: no share at which both have"
+            " masks of all seeds"
         ]
 
     def test_plot(self) -> None:
