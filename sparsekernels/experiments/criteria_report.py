@@ -11,6 +11,7 @@ from ..bench.plot import STYLES
 from ..bench.report import NothingToDraw, Table
 from .densities import networks_of, over_shares, text_of, verdict
 from .intervals import difference, interval
+from .lottery_report import diverged
 from .records import Record
 from .runs import percent
 
@@ -54,9 +55,9 @@ def tickets(records: Sequence[Record], network: str) -> Values:
     )
 
 
-def learned(records: Sequence[Record], network: str) -> dict[str, list[tuple[int, float, float]]]:
-    """Learned supermasks, by what is under them: seed, share of the weights and accuracy."""
-    found: dict[str, list[tuple[int, float, float]]] = {}
+def learned(records: Sequence[Record], network: str) -> dict[str, list[tuple[int, float | None, float]]]:
+    """Learned supermasks, by what is under them: seed, share of the weights (None where it diverged) and accuracy."""
+    found: dict[str, list[tuple[int, float | None, float]]] = {}
     for record in records:
         if record.run.network == network:
             for one in record.results["supermasks"]:
@@ -80,7 +81,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
             if rows:
                 result.append(Table(f"{network}: {title}", header, tuple(rows), LEGEND))
         rows = [
-            (network, name, text_of(interval([100 * left for _, left, _ in some])),
+            (network, name, _shares(some),
              text_of(interval([accuracy for _, _, accuracy in some])))
             for name, some in learned(records, network).items()
         ]  # fmt: skip
@@ -88,6 +89,11 @@ def tables(records: Sequence[Record]) -> list[Table]:
             header = ("network", "learned over", "weights left, percent", "accuracy")
             result.append(Table(f"{network}: learned masks over the untrained network", header, tuple(rows), LEGEND))
     return result
+
+
+def _shares(some: Sequence[tuple[int, float | None, float]]) -> str:
+    values = [100 * left for _, left, _ in some if left is not None]
+    return text_of(interval(values)) if values else "-"
 
 
 def _text(seeds: Mapping[int, float] | None) -> str:
@@ -134,6 +140,8 @@ def words(records: Sequence[Record]) -> list[str]:
             ranked = sorted(means, key=lambda name: -means[name])
             text = "; ".join(f"{name} {means[name]:.2f}" for name in ranked)
             lines.append(f"{network}, trained with {percent(share)} left, best first: {text}")
+        lines += diverged(records, network, "trainings", lambda one: f"{one['criterion']}, kept {one['kept']}")
+        lines += diverged(records, network, "supermasks", lambda one: f"masks learned over {one['weights']}")
     return lines
 
 

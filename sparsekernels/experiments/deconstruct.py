@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +13,10 @@ from ..training import CRITERIA, LearnedSupermask, Ticket, one_shot_supermask
 from ..training.storage import load, save_atomically
 from ..training.treatments import KEPT, PRUNED
 from . import options
-from .datasets import Dataset, seed_of
+from .datasets import CLASSES, Dataset, seed_of
 from .options import Options
 from .runs import Run, percent
-from .tickets import TRAINING, Progress, Trainer, described, lottery_of, points_of
+from .tickets import TRAINING, Progress, Trainer, attempted, described, lottery_of, points_of
 from .training import Outcome, Session, as_set
 
 UNDER = ("rewind", "signed_constant")
@@ -59,7 +60,10 @@ def check_options(where: str, name: str, given: Mapping[str, object]) -> None:
 
 
 def perform(run: Run, data: Dataset, session: Session) -> Outcome:
-    """Train the whole network once, and everything that follows from it."""
+    """Train the whole network once, and everything that follows from it.
+
+    Where it diverges, there are no masks of its weights, and what would be trained under them counts as chance.
+    """
     given = options.values(OPTIONS[run.method], run.options)
     ways = [
         *((name, "rewind", "zero") for name in given["criteria"]),
@@ -72,26 +76,28 @@ def perform(run: Run, data: Dataset, session: Session) -> Outcome:
     with as_set(run):
         trainer = Trainer(run, data, given["validation"], progress.tell)
         lottery = lottery_of(run, trainer, session, given, max(given["rounds"], default=0))
-        whole = lottery.round(0)
+        whole = attempted(lambda: lottery.round(0))
         progress.ended("the whole network")
         masked = [
             _supermask(trainer, run, whole, criterion, under, left)
             for criterion in given["supermasks"]
             for under in UNDER
             for left in given["supermasks_left"]
-            if _fits(whole, criterion, left)
+            if whole is not None and _fits(whole, criterion, left)
         ]
         masked += [_learned(trainer, run, session, given, under, rescale, progress) for under, rescale in learned]
         trainings = []
         for number in given["rounds"]:
             for criterion, kept, pruned in ways:
-                ticket = lottery.one_shot(number, criterion=criterion, kept=kept, pruned=pruned)
                 more = {"criterion": criterion, "kept": kept, "pruned": pruned}
-                trainings.append(described("one-shot", ticket, **more))
-                progress.ended(f"{criterion}, {percent(ticket.left)}: {trainings[-1]['accuracy']:.2f}%")
-        weights = {name: mask.numel() for name, mask in whole.masks.items()}
+                once = functools.partial(lottery.one_shot, number, **more)
+                ticket = None if whole is None else attempted(once)
+                trainings.append(described("one-shot", ticket, lottery, number, **more))
+                progress.ended(f"{criterion}, {percent(lottery.left(number))}: {trainings[-1]['accuracy']:.2f}%")
+        weights = lottery.counts(0)
         results = {"supermasks": masked, "trainings": trainings}
-        return Outcome(points_of(run, trainer, whole), results, weights, weights)
+        points = [] if whole is None else points_of(run, trainer, whole)
+        return Outcome(points, results, weights, weights, "diverged" if whole is None else "ok")
 
 
 def _fits(whole: Ticket, criterion: str, left: float) -> bool:
@@ -131,21 +137,21 @@ def _learned(
     else:
         model = LearnedSupermask(trainer.network.build, seed=run.seed, weights=under, rescale=rescale)
         model.to(run.settings["device"])
-        found = {
-            "kind": "learned",
-            "weights": under,
-            "rescale": rescale,
-            "evaluations": trainer.fit(
+        found = {"kind": "learned", "weights": under, "rescale": rescale}
+        try:
+            evaluations = trainer.fit(
                 model,
                 seed_of(run.seed, name),
                 epochs=given["learned_epochs"],
                 learning_rate=given["learned_rate"],
                 optimizer="Adam",
                 weight_decay=0.0,
-            ),
-        }
-        supermask = model.supermask()
-        found |= {"left": supermask.left, "accuracy": found["evaluations"]["accuracy"][-1]}
+            )
+        except FloatingPointError:
+            found |= {"evaluations": {}, "left": None, "accuracy": 100 / CLASSES, "diverged": True}
+        else:
+            left = model.supermask().left
+            found |= {"evaluations": evaluations, "left": left, "accuracy": evaluations["accuracy"][-1]}
         if path is not None:
             save_atomically({"kind": "learned", "found": found}, path)
     progress.ended(f"{name}: {found['accuracy']:.2f}%")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..bench.plot import STYLES
@@ -25,7 +25,8 @@ MEASURES = {"accuracy": "accuracy at the end, percent", "best_step": "step of th
 LEGEND = (
     "Of the trainings with so many weights left: the ticket of the rounds, the whole network pruned at once, the"
     " ticket's mask with new weights, and a random mask. Mean over the seeds, and half the width of the 95% interval."
-    " The step of the least validation loss is when an early stop would end: earlier is faster."
+    " The step of the least validation loss is when an early stop would end: earlier is faster. Trainings that diverged"
+    " count as chance, and have no such step."
 )
 
 Found = Mapping[tuple[str, int], Mapping[int, Mapping[str, Any]]]
@@ -45,8 +46,24 @@ def trainings(records: Sequence[Record], network: str) -> Found:
     }
 
 
-def _mean(some: Sequence[Mapping[str, Any]], name: str) -> float:
-    return sum(one[name] for one in some) / len(some)
+def _mean(some: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """None: all diverged, and have no best step."""
+    values = [one[name] for one in some if one[name] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _values(seeds: Mapping[int, Mapping[str, Any]], measure: str) -> list[float]:
+    return [one[measure] for one in seeds.values() if one[measure] is not None]
+
+
+def diverged(records: Sequence[Record], network: str, key: str, label: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """In words, by seed: which of the results called `key` count as chance."""
+    lines = []
+    for record in records:
+        some = [label(one) for one in record.results.get(key, ()) if one.get("diverged")]
+        if record.run.network == network and some:
+            lines.append(f"{network}, seed {record.run.seed}: diverged, and count as chance: {', '.join(some)}")
+    return lines
 
 
 def _left(found: Found, round: int) -> float:
@@ -70,7 +87,8 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 
 def _text(seeds: Mapping[int, Mapping[str, Any]], measure: str) -> str:
-    return text_of(interval([one[measure] for one in seeds.values()]))
+    values = _values(seeds, measure)
+    return text_of(interval(values)) if values else "-"
 
 
 def words(records: Sequence[Record]) -> list[str]:
@@ -89,6 +107,7 @@ def words(records: Sequence[Record]) -> list[str]:
                         f"{network}, {percent(_left(found, round))} left: ticket over {kind}: better in {better} of"
                         f" {len(common)} seeds; {verdict(difference(mine, theirs))}"
                     )
+        lines += diverged(records, network, "trainings", lambda one: f"{one['kind']} at {percent(one['left'])}")
     return lines
 
 
@@ -107,9 +126,9 @@ def draw(records: Sequence[Record], figure: Figure) -> None:
     for line, (network, found) in zip(grid, drawn, strict=True):
         for axes, (measure, title) in zip(line, MEASURES.items(), strict=True):
             for kind, (color, marker) in zip(KINDS, STYLES, strict=False):
-                rounds = sorted(number for name, number in found if name == kind)
+                rounds = sorted(n for name, n in found if name == kind and _values(found[name, n], measure))
                 if rounds:
-                    values = [interval([one[measure] for one in found[kind, n].values()]) for n in rounds]
+                    values = [interval(_values(found[kind, number], measure)) for number in rounds]
                     handles[kind] = axes.errorbar(
                         [100 * _left(found, number) for number in rounds],
                         [one.mean for one in values],

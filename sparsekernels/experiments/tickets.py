@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..training import HeldMasks, Lottery, Ticket
 from . import options
-from .datasets import Dataset
+from .datasets import CLASSES, Dataset
 from .loop import Loop, evaluate, optimizer_of, rounded, steps_of
 from .methods import Attached
 from .networks import NETWORKS
@@ -85,7 +86,7 @@ class Trainer:
             **changes: Of the run's settings.
 
         Raises:
-            FloatingPointError: Where the loss is no number any more.
+            FloatingPointError: Where the loss or a weight is no number any more.
         """
         settings = {**self._run.settings, **changes}
         parameters = (one for one in model.parameters() if one.requires_grad)
@@ -106,7 +107,7 @@ class Trainer:
                 found[key].append(value)
             self._tell(loop.step / loop.steps)
 
-        if not loop.run(point):
+        if not loop.run(point) or not all(bool(one.isfinite().all()) for one in model.parameters()):
             raise FloatingPointError(f"{self._run.name}: expected a finite loss, got none after step {loop.step}")
         return found
 
@@ -148,11 +149,33 @@ def lottery_of(run: Run, trainer: Trainer, session: Session, given: Mapping[str,
     )
 
 
-def described(kind: str, ticket: Ticket, **more: Any) -> dict[str, Any]:
+def attempted(train: Callable[[], Ticket]) -> Ticket | None:
+    """What was trained; None where that diverged."""
+    try:
+        return train()
+    except FloatingPointError:
+        return None
+
+
+def described(kind: str, ticket: Ticket | None, lottery: Lottery, number: int, **more: Any) -> dict[str, Any]:
     """A training in the record.
 
-    best_step, best_accuracy: where validation loss is least, and the test accuracy there.
+    best_step, best_accuracy: where validation loss is least, and the test accuracy there. One that diverged counts as
+    chance, and has no best step.
     """
+    if ticket is None:
+        return {
+            "kind": kind,
+            "round": number,
+            "left": lottery.left(number),
+            "weights": sum(lottery.counts(number).values()),
+            "accuracy": 100 / CLASSES,
+            "best_step": None,
+            "best_accuracy": 100 / CLASSES,
+            "evaluations": {},
+            "diverged": True,
+            **more,
+        }
     found = ticket.result
     best = min(range(len(found["step"])), key=lambda place: found["validation_loss"][place])
     return {
@@ -185,31 +208,38 @@ def points_of(run: Run, trainer: Trainer, whole: Ticket) -> list[dict[str, float
 
 
 def perform(run: Run, data: Dataset, session: Session) -> Outcome:
-    """Train the whole network, the ticket of each round, and what tickets are compared with."""
+    """Train the whole network, the ticket of each round, and what tickets are compared with.
+
+    Where a ticket diverges, those of later rounds cannot be made, and count as it does; its controls are left out.
+    """
     given = options.values(OPTIONS[run.method], run.options)
     controls, draws = given["controls"], given["draws"]
     progress = Progress(session, given["rounds"] + 1 + len(controls) * (1 + 2 * draws))
     with as_set(run):
         trainer = Trainer(run, data, given["validation"], progress.tell)
         lottery = lottery_of(run, trainer, session, given, given["rounds"])
-        trainings = []
+        trainings: list[dict[str, Any]] = []
 
-        def add(kind: str, ticket: Ticket, **more: Any) -> None:
-            trainings.append(described(kind, ticket, **more))
-            progress.ended(f"{kind}, {percent(ticket.left)}: {trainings[-1]['accuracy']:.2f}%")
+        def add(kind: str, number: int, ticket: Ticket | None, **more: Any) -> None:
+            trainings.append(described(kind, ticket, lottery, number, **more))
+            found = "diverged" if ticket is None else f"{trainings[-1]['accuracy']:.2f}%"
+            progress.ended(f"{kind}, {percent(trainings[-1]['left'])}: {found}")
 
-        for number in range(given["rounds"] + 1):
-            ticket = lottery.round(number)
-            add("ticket", ticket)
-            if number == 0:
-                points = points_of(run, trainer, ticket)
-                weights = {name: mask.numel() for name, mask in ticket.masks.items()}
-            if number in controls:
-                for draw in range(draws):
-                    add("reinit", lottery.control("reinit", number, draw=draw), draw=draw)
-                    add("random mask", lottery.control("random mask", number, draw=draw), draw=draw)
-                if number > 0:
-                    add("one-shot", lottery.one_shot(number))
-        seconds = math.fsum(math.fsum(one["evaluations"]["seconds"]) for one in trainings)
+        whole = ticket = attempted(lambda: lottery.round(0))
+        add("ticket", 0, whole)
+        for number in range(1, given["rounds"] + 1):
+            if ticket is not None:  # else nothing is there to prune
+                ticket = attempted(functools.partial(lottery.round, number))
+            add("ticket", number, ticket)
+            if number not in controls:
+                continue
+            for draw in range(draws if ticket is not None else 0):
+                for kind in ("reinit", "random mask"):
+                    add(kind, number, attempted(functools.partial(lottery.control, kind, number, draw=draw)), draw=draw)
+            once = functools.partial(lottery.one_shot, number)
+            add("one-shot", number, None if whole is None else attempted(once))
+        seconds = math.fsum(math.fsum(one["evaluations"].get("seconds", ())) for one in trainings)
         results = {"trainings": trainings, "seconds": seconds}
-        return Outcome(points, results, ticket.counts, weights)
+        points = [] if whole is None else points_of(run, trainer, whole)
+        status = "diverged" if whole is None else "ok"
+        return Outcome(points, results, lottery.counts(given["rounds"]), lottery.counts(0), status)

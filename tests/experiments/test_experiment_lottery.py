@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_data import make, run_of
+from matplotlib.figure import Figure
+from tiny_data import make, record_of, run_of
 from torch import nn
 
-from sparsekernels.experiments import datasets
+from sparsekernels.experiments import criteria_report, datasets, lottery_report
 from sparsekernels.experiments.datasets import Dataset
 from sparsekernels.experiments.networks import NETWORKS, Network
 from sparsekernels.experiments.records import Record
 from sparsekernels.experiments.runs import Run
 from sparsekernels.experiments.tasks import TASKS
+from sparsekernels.experiments.tickets import Trainer
 from sparsekernels.experiments.training import Outcome, Session
 from sparsekernels.experiments.worker import perform
-from sparsekernels.training import CRITERIA, kept_after
+from sparsekernels.training import CRITERIA, LearnedSupermask, Lottery, kept_after
 
 
 def tiny() -> nn.Module:
@@ -135,12 +137,65 @@ class TestTickets:
             TASKS["lottery"].check_options("here", "tickets", options)
 
     def test_a_run_that_diverges(self, data: Dataset) -> None:
-        run = lottery_run()
-        run = Run(**{**vars(run), "settings": {**run.settings, "optimizer": "SGD", "learning_rate": 1e30}})
-        with pytest.raises(
-            FloatingPointError, match="tiny tickets seed 0: expected a finite loss, got none after step"
-        ):
-            done(run, data)
+        """It is a record like any other, and counts as chance."""
+        outcome = done(faster(lottery_run(), 1e30), data)
+        assert (outcome.status, outcome.points, outcome.weights) == ("diverged", [], SIZES)
+        trainings = outcome.results["trainings"]
+        assert [(one["kind"], one["round"]) for one in trainings] == [
+            ("ticket", 0), ("ticket", 1), ("one-shot", 1), ("ticket", 2), ("ticket", 3), ("one-shot", 3),
+        ]  # fmt: skip
+        assert all((one["accuracy"], one["best_step"], one["diverged"]) == (10, None, True) for one in trainings)
+        assert trainings[-1]["weights"] == sum(outcome.nonzeros.values()) == kept_after(9408, 0.2, 3) + 87
+        record = recorded(lottery_run(), outcome)
+        assert lottery_report.words([record])[-1].startswith(
+            "tiny, seed 0: diverged, and count as chance: ticket at 100"
+        )
+        assert all(text == "-" for row in lottery_report.tables([record])[1].rows for text in row[3:])
+
+    @pytest.mark.parametrize("lost", ["round-02", "reinit-01-0", "one-shot-03"])
+    def test_one_training_that_diverges(self, lost: str, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What does not follow from it is as it is without."""
+        trained = Lottery._trained
+
+        def lose(self: Lottery, name: str, *arguments: Any) -> Any:
+            if name.startswith(lost):
+                raise FloatingPointError(name)
+            return trained(self, name, *arguments)
+
+        whole = {name_of(one): one for one in done(lottery_run(), data).results["trainings"]}
+        monkeypatch.setattr(Lottery, "_trained", lose)
+        outcome = done(lottery_run(), data)
+        assert outcome.status == "ok"
+        found = {name_of(one): one for one in outcome.results["trainings"]}
+        diverged = {name for name, one in found.items() if one.get("diverged")}
+        assert (
+            diverged
+            == {
+                "round-02": {("ticket", 2), ("ticket", 3)},
+                "reinit-01-0": {("reinit", 1)},
+                "one-shot-03": {("one-shot", 3)},
+            }[lost]
+        )
+        missing = {("reinit", 3), ("random mask", 3)} if lost == "round-02" else set()
+        assert whole.keys() - found.keys() == missing
+        for name, one in found.items():
+            if name not in diverged:
+                assert without_times(one) == without_times(whole[name])
+            assert one["left"] == whole[name]["left"]
+        lottery_report.draw([recorded(lottery_run(), outcome)], Figure())
+
+
+def name_of(training: dict[str, Any]) -> tuple[str, int]:
+    return training["kind"], training["round"]
+
+
+def faster(run: Run, rate: float) -> Run:
+    return Run(**{**vars(run), "settings": {**run.settings, "optimizer": "SGD", "learning_rate": rate}})
+
+
+def recorded(run: Run, outcome: Outcome) -> Record:
+    """As it is read again."""
+    return Record.from_json(record_of(run, [], **vars(outcome)).to_json())
 
 
 class TestCriteria:
@@ -177,6 +232,30 @@ class TestCriteria:
         assert shares["large_final"] == {0.5, 0.999}
         assert shares["large_final_same_sign"] == {0.5}
         assert shares["large_final_diff_sign"] == set()
+
+    def test_a_run_that_diverges(self, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        fit = Trainer.fit
+
+        def lose(self: Trainer, model: nn.Module, *arguments: Any, **changes: Any) -> Any:
+            if isinstance(model, LearnedSupermask) and model.rescale:
+                raise FloatingPointError
+            return fit(self, model, *arguments, **changes)
+
+        monkeypatch.setattr(Trainer, "fit", lose)
+        run = faster(criteria_run(), 1e30)
+        outcome = done(run, data)
+        assert (outcome.status, outcome.points, outcome.weights) == ("diverged", [], SIZES)
+        trainings, masks = outcome.results["trainings"], outcome.results["supermasks"]
+        assert len(trainings) == 5
+        assert all((one["accuracy"], one["diverged"]) == (10, True) for one in trainings)
+        assert {one["kind"] for one in masks} == {"learned"}
+        assert [one.get("diverged", False) for one in masks] == [False, True, False, True]
+        assert all((one["accuracy"], one["left"]) == (10, None) for one in masks[1::2])
+        record = recorded(run, outcome)
+        assert "tiny, seed 0: diverged, and count as chance: large_final, kept rewind" in str(
+            criteria_report.words([record])
+        )
+        assert criteria_report.tables([record])
 
     def test_learned_masks_beat_random_ones(self, data: Dataset) -> None:
         outcome = done(criteria_run(rounds=[], learned_epochs=20, supermasks=["random"]), data)
