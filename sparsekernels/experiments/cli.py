@@ -98,12 +98,14 @@ def experiment(
         with File.opened(records_file) as file:
             failures, interrupted = _perform(suite, runs, file, data, jobs, folder / CHECKPOINTS)
             records = list(_done(file.records, runs, suite).values())
+            missing = len(runs) - len(records)
+            notes = (
+                [f"{missing} of {len(runs)} runs are missing; the same command goes on with them"] if missing else []
+            )
+            notes += [f"{one.run.name} diverged: it counts as chance" for one in records if one.status == "diverged"]
+            _report(suite, records, folder, [*notes, *failures])
     except (ValueError, OSError) as error:
         raise failure(str(error)) from None
-    missing = len(runs) - len(records)
-    notes = [f"{missing} of {len(runs)} runs are missing; the same command goes on with them"] if missing else []
-    notes += [f"{one.run.name} diverged: it counts as chance" for one in records if one.status == "diverged"]
-    _report(suite, records, folder, [*notes, *failures])
     if failures or interrupted:
         raise typer.Exit(1)
 
@@ -161,6 +163,8 @@ class _Bars:
     def show(self, event: pool.Event) -> None:
         key = event.run.key
         if isinstance(event, pool.Started):
+            if key in self._tasks:  # its first process died before it had begun
+                return
             self._tasks[key] = self.progress.add_task("", name=f"  {event.run.name}", total=1.0, count="")
             return
         if isinstance(event, pool.Progress):
@@ -192,7 +196,7 @@ def _perform(
         count = f"{len(done)}/{len(runs)}"
         overall = progress.add_task("", name=suite.name, total=len(runs), completed=len(done), count=count)
         bars = _Bars(progress, overall, len(done), len(runs))
-        events = pool.perform(missing, data, at_a_time, checkpoints)
+        events = pool.perform(missing, data, at_a_time, checkpoints, file.kept_open)
         try:
             with _terminated_as_interrupted(), contextlib.closing(events):
                 for event in events:

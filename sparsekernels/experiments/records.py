@@ -128,10 +128,14 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 @dataclass
 class File:
-    """The file of records of an experiment that is running; one process has it at a time."""
+    """The file of records of an experiment that is running; one process has it at a time.
+
+    kept_open: what child processes are to hold open, so that nothing else writes while one of them is at work.
+    """
 
     path: Path
     records: list[Record] = field(default_factory=list)
+    kept_open: tuple[int, ...] = ()
 
     @classmethod
     @contextlib.contextmanager
@@ -149,7 +153,7 @@ class File:
                 raise ValueError(
                     f"{path}: expected one experiment to write to it, got another that is running"
                 ) from None
-            file = cls(path, read(path))
+            file = cls(path, read(path), (held.fileno(),))
             with path.open("ab") as end:
                 end.truncate(sum(len(line) + 1 for line in _whole_lines(path)))
             yield file

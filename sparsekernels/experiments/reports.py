@@ -48,7 +48,13 @@ def provenance(records: Sequence[Record]) -> list[str]:
         f" commit {one.commit}"
         for one in records
     )
-    return [f"{count} runs: {line}" for line, count in lines.items()]
+    found = [f"{count} runs: {line}" for line, count in lines.items()]
+    if len({(*sorted(one.versions.items()), one.commit) for one in records}) > 1:
+        found.append(
+            "Caution: these runs are of different versions or commits. What differs between them may come from that:"
+            " another folder does all of them anew"
+        )
+    return found
 
 
 def data_lines(records: Sequence[Record]) -> list[str]:
@@ -79,11 +85,16 @@ def markdown(
 
 
 def plot(records: Sequence[Record], report: Report, path: Path) -> None:
-    """Draw to `path`; the ending of its name says in which format."""
+    """Draw to `path`, whole or not at all; the ending of its name says in which format."""
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
     report.draw(records, figure)
     figure.suptitle(f"{machine_line(records[0].machine)}\n{versions_line(records[0].versions)}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        figure.savefig(partial, dpi=150)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is: everything that decides its result, and the key by which it is known when an experiment goes on."""
+"""What a run is: all that is decided on before it, and the key by which it is known when an experiment goes on."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def check_settings(where: str, settings: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an experiment. Whatever is equal in two runs, so are their results.
+    """One run of an experiment: all that decides its result on one machine, with one version of everything.
+
+    Records of equal runs count as one run, whatever version they are of; a report warns where these differ.
 
     experiment  the suite's name
     task        what is done: of `tasks.TASKS`

@@ -20,7 +20,7 @@ from .methods import Attached
 from .networks import NETWORKS
 from .options import Options
 from .runs import Run, percent
-from .training import Outcome, Session, as_set
+from .training import Outcome, Session, as_set, load_or_remove
 
 TRAINING: Options = {
     "rate": options.share(0.2),
@@ -133,7 +133,9 @@ class Progress:
 
 
 def lottery_of(run: Run, trainer: Trainer, session: Session, given: Mapping[str, Any], rounds: int) -> Lottery:
-    """The experiment of one seed, in the folder of the run's checkpoint."""
+    """The experiment of one seed, in the folder of the run's checkpoint, without files in it that are damaged."""
+    for path in () if session.checkpoint is None else session.checkpoint.glob("*.pt"):
+        load_or_remove(path)
     with torch.device("meta"):
         layers = [name for name, one in trainer.network.build().named_modules() if isinstance(one, nn.Linear)]
     return Lottery(

@@ -59,6 +59,17 @@ def as_set(run: Run) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def load_or_remove(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What a file holds. Of one that is damaged None; it is removed, so that what was in it is made again."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # torch raises this or that
+        path.unlink()
+        return None
+
+
 def train(run: Run, data: Dataset, session: Session) -> Outcome:
     """Train as the run says. Returns its outcome; raises what the method raises."""
     with as_set(run):
@@ -125,7 +136,9 @@ class Training:
         path = self._session.checkpoint
         if path is None or not path.exists():
             return
-        state = torch.load(path, map_location=self._device, weights_only=True)
+        state = load_or_remove(path, self._device)
+        if state is None:
+            return
         if state["key"] != self._run.key:
             raise ValueError(f"{path}: expected the checkpoint of run {self._run.key}, got {state['key']!r}")
         self.attached.load(state["model"], state["optimizer"], state["method"])

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The child process that trains. `pool.py` starts it; it reads a run a line and says, one JSON object a line:
 
+{"event": "begun"}                       it has read the run
 {"event": "progress", "share": 0.5, "text": "88.1%"}
 {"event": "record", "record": "..."}     the run has ended
 {"event": "failed", "text": "..."}       it raised; the worker takes the next one
@@ -37,6 +38,7 @@ def main() -> None:
     data = datasets.load(request["dataset"], None if request["folder"] is None else Path(request["folder"]))
     for line in sys.stdin:
         asked = json.loads(line)
+        emit({"event": "begun"})
         run = Run.from_dict(asked["run"])
         session = Session(
             lambda share, text: emit({"event": "progress", "share": share, "text": text}), Path(asked["checkpoint"])

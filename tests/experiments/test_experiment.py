@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from tiny_data import make, record_of, run_of
+from tiny_data import make
 from typer.testing import CliRunner, Result
 
 from sparsekernels.bench.machine import machine
 from sparsekernels.experiments import cli, pool, records
-from sparsekernels.experiments.pool import Failed, Finished, Started
 
 SUITE = """
 task = "training"
@@ -222,63 +221,21 @@ class TestErrors:
         assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == "{}\n"
 
 
-FAKE = """
+DIES = """
 import json, os, sys
-request = json.loads(sys.stdin.readline())
+sys.stdin.readline()
 for line in sys.stdin:
-    run = json.loads(line)["run"]
-    if run["seed"] == 0:
+    if json.loads(line)["run"]["seed"] == 0:
         print("out of memory", file=sys.stderr, flush=True)
         os._exit(3)
-    if run["seed"] == 1:
-        print(json.dumps({"event": "failed", "text": "ValueError: no"}), flush=True)
-    else:
-        print(json.dumps({"event": "record", "record": os.environ["RECORD"]}), flush=True)
+    print(json.dumps({"event": "failed", "text": "ValueError: no"}), flush=True)
 """
 
 
-class TestPool:
-    def test_a_process_that_dies_costs_its_run_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        runs = [run_of(seed=seed) for seed in range(3)]
-        record = record_of(runs[2], [80.0])
-        monkeypatch.setattr(pool, "_CHILD", FAKE)
-        monkeypatch.setenv("RECORD", record.to_json())
-        events = list(pool.perform(runs, tmp_path, 1, tmp_path / "checkpoints"))
-        assert [type(event) for event in events] == [Started, Failed, Started, Failed, Started, Finished]
-        assert [event.run.seed for event in events] == [0, 0, 1, 1, 2, 2]
-        died, failed, finished = events[1], events[3], events[5]
-        assert isinstance(died, Failed)
-        assert died.text == "its process died (exit code 3):\nout of memory"
-        assert isinstance(failed, Failed)
-        assert failed.text == "ValueError: no"
-        assert isinstance(finished, Finished)
-        assert finished.record == record
-
-    def test_processes_end_with_the_iteration(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "_CHILD", "import time; print(end='', flush=True); time.sleep(100)")
-        children: list[pool._Child] = []
-        begin = pool._Child.begin
-
-        def spy(self: pool._Child, *arguments: object) -> None:
-            children.append(self)
-            begin(self, *arguments)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(pool._Child, "begin", spy)
-        events = pool.perform([run_of(seed=seed) for seed in range(3)], tmp_path, 2, tmp_path)
-        assert isinstance(next(events), Started)
-        assert isinstance(next(events), Started)
-        started = time.monotonic()
-        events.close()
-        assert time.monotonic() - started < 10
-        assert len(children) == 2
-        assert all(child.process.returncode == -signal.SIGTERM for child in children)
-
-    def test_failures_are_told_and_the_command_fails(
-        self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(pool, "_CHILD", FAKE.replace('["seed"] == 1', '["seed"] >= 1'))
-        result = run(place / "small.toml", "--data", place / "images", "--folder", tmp_path, "--jobs", "1")
-        assert result.exit_code == 1
-        assert "lenet-300-100 dense seed 0 failed: its process died (exit code 3):" in result.stderr
-        assert "lenet-300-100 dense seed 1 failed: ValueError: no" in result.stderr
-        assert "4 of 4 runs are missing" in result.stdout
+def test_failures_are_told_and_the_command_fails(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_CHILD", DIES)
+    result = run(place / "small.toml", "--data", place / "images", "--folder", tmp_path, "--jobs", "1")
+    assert result.exit_code == 1
+    assert "lenet-300-100 dense seed 0 failed: its process died (exit code 3):" in result.stderr
+    assert "lenet-300-100 dense seed 1 failed: ValueError: no" in result.stderr
+    assert "4 of 4 runs are missing" in result.stdout

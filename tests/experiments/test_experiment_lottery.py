@@ -115,6 +115,13 @@ class TestTickets:
         with pytest.raises(ValueError, match="expected data of checksum 0badf00d, got"):
             perform(Run(**{**vars(run), "checksum": "0badf00d"}), data, Session())
 
+    def test_files_that_are_damaged_are_made_again(self, data: Dataset, tmp_path: Path) -> None:
+        run = lottery_run(rounds=2, controls=[])
+        whole = done(run, data, Session(checkpoint=tmp_path))
+        for name in ("experiment.pt", "round-01.pt", "round-02.pt"):
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:500])
+        assert found(done(run, data, Session(checkpoint=tmp_path))) == found(whole)
+
     def test_rewinding_later(self, data: Dataset) -> None:
         outcome = done(lottery_run(rounds=1, controls=[1], rewind_step=7), data)
         whole, ticket, reinit, *_ = outcome.results["trainings"]

@@ -174,6 +174,25 @@ class TestFiles:
         for part in ("commit c0ffee", "CRC-32 0", "- a note", "![About](plot.png)", "## In words", "| dense | "):
             assert part in text
 
+    def test_runs_of_different_versions(self) -> None:
+        one, other, *_ = TIMED
+        assert not any("Caution" in line for line in reports.provenance([one, other]))
+        for change in ({"versions": {"torch": "0"}}, {"commit": "0ddba11"}):
+            lines = reports.provenance([one, Record(**{**vars(other), **change})])
+            assert lines[-1].startswith("Caution: these runs are of different versions or commits.")
+
+    def test_a_picture_that_fails_leaves_the_one_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(self: Figure, path: Path, **options: object) -> None:
+            path.write_bytes(b"half")
+            raise OSError("the disk is full")
+
+        path = tmp_path / "plot.png"
+        path.write_bytes(b"whole")
+        monkeypatch.setattr(Figure, "savefig", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            reports.plot(TIMED, reports.REPORTS["time"], path)
+        assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"whole"]
+
     @pytest.mark.parametrize("name", reports.REPORTS)
     def test_a_picture_is_written(self, name: str, tmp_path: Path) -> None:
         path = tmp_path / "new" / "plot.png"
