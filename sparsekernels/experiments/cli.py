@@ -26,6 +26,7 @@ from .records import File, Record
 from .records import read as read_records
 from .runs import DEVICES, Run
 from .suites import Selection, Suite
+from .tasks import TASKS
 
 DEFAULT_FOLDER = Path("experiment-report")
 """An experiment's files are in a folder of its name below this one, unless told otherwise."""
@@ -84,7 +85,10 @@ def experiment(
         runs = suite.runs(selection, loaded.checksum)
         for run in runs:
             used = loaded.first(run.settings["images"], run.settings["test_images"])
-            datasets.check_batch(run.settings["batch"], len(used.train_labels))
+            images, held = len(used.train_labels), TASKS[run.task].held_back(run)
+            if held >= images:
+                raise ValueError(f"{run.name}: expected more than the {held} images held back, got {images}")
+            datasets.check_batch(run.settings["batch"], images - held)
     except (ValueError, datasets.DataError) as error:
         raise failure(str(error)) from None
     del loaded

@@ -47,6 +47,7 @@ class Source:
                 None: those of the files
     folders     names of its folder, below the one that is given; torchvision's first
     system      where a package of the system puts it
+    checksum    see `Dataset.checksum`; None: not known, or any
     """
 
     counts: tuple[int, int] | None
@@ -54,6 +55,7 @@ class Source:
     folders: tuple[str, ...]
     system: Path | None
     hint: str
+    checksum: str | None = None
 
 
 DATASETS: Mapping[str, Source] = {
@@ -64,6 +66,7 @@ DATASETS: Mapping[str, Source] = {
         Path("/usr/share/datasets/fashion-mnist"),
         "on Debian and Ubuntu: apt install dataset-fashion-mnist; elsewhere the four files *-ubyte.gz of"
         " https://github.com/zalandoresearch/fashion-mnist in a folder",
+        "c7a95b27",
     ),
     "mnist": Source(
         (60_000, 10_000),
@@ -86,7 +89,8 @@ class Dataset:
     train_images, test_images   float32 [count, 1, 28, 28], (pixel / 255 - mean) / std
     train_labels, test_labels   int64 [count], 0 to 9
     mean, std                   by which they were normalized
-    checksum                    CRC-32 of the four files' contents, eight hexadecimal digits
+    checksum                    CRC-32 of the pixels and labels of the four files, one after the other: training images
+                                and labels, test images and labels; eight hexadecimal digits
     """
 
     name: str
@@ -173,7 +177,8 @@ def load(name: str, folder: Path | None = None) -> Dataset:
 
     Raises:
         DataError: For another name, files that are missing, truncated, too long or of another form, labels outside of
-            0 to 9, counts that do not agree, and images that are not those of the set.
+            0 to 9, counts that do not agree, and images or labels that are not those of the set. Of MNIST only counts
+            and the statistics of the training images are compared.
     """
     if name not in DATASETS:
         raise DataError(f"expected a data set of {', '.join(map(repr, DATASETS))}, got {name!r}")
@@ -204,6 +209,11 @@ def load(name: str, folder: Path | None = None) -> Dataset:
                 f" {stated[1]:.4f}, got {mean:.4f} and {std:.4f}"
             )
         mean, std = stated
+        if source.checksum not in (None, f"{checksum:08x}"):
+            raise DataError(
+                f"{where.parent}: expected the images and labels of {name}, of CRC-32 {source.checksum}, got"
+                f" {checksum:08x}: files of another set, or changed; --dataset idx takes any"
+            )
     elif std == 0:
         raise DataError(f"{where}: expected images that differ, got pixels of {255 * mean:.0f} alone")
 

@@ -135,6 +135,9 @@ class Suite:
                         )
         if not found:
             raise ValueError(f"{self.name}: no run matches these options")
+        if selection.densities and all(run.density is None for run in found):
+            given = ", ".join(f"{one:g}" for one in selection.densities)
+            raise ValueError(f"{self.name}: expected no densities, for no run of these has one, got {given}")
         return found
 
     def _densities(

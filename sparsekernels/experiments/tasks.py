@@ -20,16 +20,18 @@ class Task:
     methods        the names of its methods
     check_options  (where, method, options): raises ValueError for what the method does not take
     perform        does it
+    held_back      how many training images a run does not train with
     """
 
     methods: Collection[str]
     check_options: Callable[[str, str, Mapping[str, object]], None]
     perform: Callable[[Run, Dataset, Session], Outcome]
+    held_back: Callable[[Run], int] = lambda run: 0
 
 
 TASKS: Mapping[str, Task] = {
     "training": Task(methods.METHODS, methods.check_options, training.train),
-    "lottery": Task(tickets.OPTIONS, tickets.check_options, tickets.perform),
-    "criteria": Task(deconstruct.OPTIONS, deconstruct.check_options, deconstruct.perform),
+    "lottery": Task(tickets.OPTIONS, tickets.check_options, tickets.perform, tickets.held_back),
+    "criteria": Task(deconstruct.OPTIONS, deconstruct.check_options, deconstruct.perform, tickets.held_back),
 }
 """The tasks by name."""

@@ -51,6 +51,13 @@ def check_options(where: str, name: str, given: Mapping[str, object]) -> None:
         raise ValueError(f"{where}: expected controls up to round {found['rounds']}, got {found['controls']}")
 
 
+def held_back(run: Run) -> int:
+    """How many training images are held back for validation."""
+    validation, _, _ = TRAINING["validation"]
+    count: int = run.options.get("validation", validation)
+    return count
+
+
 class Trainer:
     """Trains a network as a `Lottery` asks for it, and measures it on validation and test images.
 

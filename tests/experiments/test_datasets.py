@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,24 @@ class TestLoad:
     def test_images_of_another_set_are_refused(self, mnist: Path) -> None:
         with pytest.raises(DataError, match="expected the images of fashion-mnist, of mean 0.2860 .* got 0.130"):
             load("fashion-mnist", mnist / "MNIST" / "raw")
+
+    def test_files_that_were_changed_are_refused(self, mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Counts and statistics of the training images do not tell."""
+        source = replace(datasets.DATASETS["mnist"], checksum=load("mnist", mnist).checksum)
+        monkeypatch.setitem(datasets.DATASETS, "mnist", source)  # type: ignore[arg-type]
+        raw = mnist / "MNIST" / "raw"
+        assert len(load("mnist", raw).train_labels) == 60_000
+        labels = (raw / TRAIN_LABELS).read_bytes()
+        write(raw / TRAIN_LABELS, labels[:8] + labels[:7:-1])
+        try:
+            with pytest.raises(DataError, match="expected the images and labels of mnist, of CRC-32 [0-9a-f]{8}, got"):
+                load("mnist", raw)
+        finally:
+            write(raw / TRAIN_LABELS, labels)
+
+    @pytest.mark.skipif(not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="the package is not installed")
+    def test_fashion_mnist_is_what_is_stated(self) -> None:
+        assert load("fashion-mnist").checksum == datasets.DATASETS["fashion-mnist"].checksum
 
     def test_the_variable_and_the_folder_that_is_given(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,21 @@ densities = []
 name = "static"
 """
 
+TICKETS = """
+task = "lottery"
+report = "lottery"
+dataset = "idx"
+batch = 20
+
+[[networks]]
+name = "lenet-300-100"
+
+[[methods]]
+name = "tickets"
+densities = []
+options = { validation = 60 }
+"""
+
 app = typer.Typer()
 app.command()(cli.experiment)
 
@@ -179,11 +194,20 @@ class TestErrors:
             (["SUITE", "--dataset", "mnist"], "expected 60000 training and 10000 test images, got 200"),
             (["SUITE", "--images", "201"], "idx: expected 1 to 200 training images, got 201"),
             (["SUITE", "--images", "10"], "expected a batch of 1 to 10 images, got 20"),
+            (["SUITE", "--method", "dense", "--densities", "5"], "expected no densities, for no run of these has one"),
+            (["TICKETS", "--images", "60"], "expected more than the 60 images held back, got 60"),
+            (["TICKETS", "--images", "70"], "expected a batch of 1 to 10 images, got 20"),
+            (
+                ["TICKETS", "--densities", "5,50"],
+                "tickets: expected no densities, for no run of these has one, got 5, 50",
+            ),
             (["SUITE", "--device", "tpu"], "expected device to be 'cpu', 'cuda', got 'tpu'"),
         ],
     )
     def test_what_it_cannot_take(self, arguments: list[str], message: str, place: Path, tmp_path: Path) -> None:
-        given = [str(place / "small.toml") if one == "SUITE" else one for one in arguments]
+        (place / "tickets.toml").write_text(TICKETS, encoding="utf-8")
+        files = {"SUITE": str(place / "small.toml"), "TICKETS": str(place / "tickets.toml")}
+        given = [files.get(one, one) for one in arguments]
         result = run(*given, "--data", place / "images", "--folder", tmp_path / "out")
         assert result.exit_code == 2
         assert message in one_line(result.stderr)
