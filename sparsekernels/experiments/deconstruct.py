@@ -133,7 +133,7 @@ def _learned(
     name = f"learned-{under}{'-rescaled' if rescale else ''}"
     path = None if session.checkpoint is None else session.checkpoint / f"{name}.pt"
     if path is not None and path.exists():
-        found: dict[str, Any] = load("criteria", path, "learned")["found"]
+        found: dict[str, Any] = load("criteria", path, "learned", "found")["found"]
     else:
         model = LearnedSupermask(trainer.network.build, seed=run.seed, weights=under, rescale=rescale)
         model.to(run.settings["device"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..training.storage import save_atomically
+from ..training.storage import read, save_atomically
 from .datasets import Dataset
 from .loop import Loop, evaluate, optimizer_of, rounded, steps_of
 from .methods import METHODS, Plan
@@ -62,10 +62,8 @@ def as_set(run: Run) -> Iterator[None]:
 def load_or_remove(path: Path, device: torch.device | str = "cpu") -> Any:
     """What a file holds. Of one that is damaged None; it is removed, so that what was in it is made again."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception:  # torch raises this or that
+        return read("experiment", path, device)
+    except ValueError:
         path.unlink()
         return None
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .base import SparseTraining
-from .storage import save_atomically
+from .storage import read, save_atomically
 
 _VERSION = 1
 
@@ -58,17 +58,11 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
         The other parts, by their names.
 
     Raises:
-        OSError: Where there is no such file.
-        ValueError: For a file that is no checkpoint, lacks a part, or is of another model, optimizer or algorithm. Then
-            nothing has changed.
+        OSError: Where the file cannot be opened.
+        ValueError: For a file that is damaged or no checkpoint, lacks a part, or is of another model, optimizer or
+            algorithm. Then nothing has changed.
     """
-    try:
-        with Path(path).open("rb") as file:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
-    except Exception as error:
-        raise ValueError(f"load_checkpoint: expected a checkpoint in {os.fspath(path)!r}, got {error}") from error
+    found = read("load_checkpoint", Path(path))
     if not isinstance(found, dict) or found.get("version") != _VERSION or "parts" not in found:
         raise ValueError(f"load_checkpoint: expected what save_checkpoint wrote in {os.fspath(path)!r}")
     states = found["parts"]

@@ -15,7 +15,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -126,12 +126,26 @@ def plain(op: str, name: str, value: Any) -> Any:
     )
 
 
+_MARK = b"sparsekernels SHA-256 "
+_COMMENT = len(_MARK) + 64
+"""A zip file's comment, at its end: the mark, and the hexadecimal digest of all before."""
+
+
 def save_atomically(value: object, path: Path) -> None:
-    """Write a file that is there as a whole or, however the process ends, as it was before."""
+    """Write a file that is there as a whole or, however the process ends, as it was before.
+
+    It is one of torch.save with a check sum at its end, which `read` looks at and torch.load does not.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             torch.save(value, file)
+            file.seek(-22, os.SEEK_END)
+            if not file.read().startswith(b"PK\5\6"):  # where zip files end that have no comment
+                raise RuntimeError("save_atomically: expected torch.save to write a zip file without a comment")
+            file.seek(-2, os.SEEK_END)
+            file.write(_COMMENT.to_bytes(2, "little"))
+            file.write(_MARK + _digest(file, file.tell()).encode())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -145,16 +159,50 @@ def save_atomically(value: object, path: Path) -> None:
             os.close(folder)
 
 
-def load(op: str, path: Path, kind: str) -> dict[str, Any]:
-    """What `save_atomically` wrote, if that was a dict of this `kind`."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{op}: expected {path} to be a file of ours, got one that cannot be read: {error}") from error
+def _digest(file: IO[bytes], size: int) -> str:
+    """SHA-256 of the first bytes of a file, which is then behind them."""
+    found = hashlib.sha256()
+    file.seek(0)
+    while size > 0 and (part := file.read(min(size, 1 << 20))):
+        found.update(part)
+        size -= len(part)
+    return found.hexdigest()
+
+
+def read(op: str, path: Path, device: torch.device | str = "cpu") -> Any:
+    """What `save_atomically` wrote, every bit of it.
+
+    Raises:
+        OSError: Where the file cannot be opened.
+        ValueError: For a file that is damaged, or was written by something else.
+    """
+    with path.open("rb") as file:
+        try:
+            size = file.seek(0, os.SEEK_END) - _COMMENT
+            file.seek(max(0, size))
+            comment = file.read()
+            if not comment.startswith(_MARK):
+                raise ValueError("it has no check sum at its end")
+            if _digest(file, size).encode() != comment[len(_MARK) :]:
+                raise ValueError("its content is not what its check sum is of")
+            file.seek(0)
+            return torch.load(file, map_location=device, weights_only=True)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{op}: expected {path} to be a file of ours, got one that cannot be read: {error}"
+            ) from error
+
+
+def load(op: str, path: Path, kind: str, *keys: str) -> dict[str, Any]:
+    """What `save_atomically` wrote, if that was a dict of this `kind` that has these keys."""
+    found = read(op, path)
     if not isinstance(found, dict) or found.get("kind") != kind:
         raise ValueError(f"{op}: expected {path} to hold a {kind}, got something else")
+    for key in keys:
+        if key not in found:
+            raise ValueError(f"{op}: expected {path} to hold a {kind} with {key!r}, got one without")
     return found
 
 

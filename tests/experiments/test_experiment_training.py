@@ -104,14 +104,17 @@ class TestTrain:
         with pytest.raises(ValueError, match="run.pt: expected the checkpoint of run [0-9a-f]{16}, got '[0-9a-f]{16}'"):
             train(run_with("dense", seed=1), data, Session(checkpoint=path))
 
-    @pytest.mark.parametrize("left", [0, 100, 5000])
+    @pytest.mark.parametrize("left", [0, 100, 5000, None])
     def test_after_a_damaged_checkpoint_a_run_begins_anew(
-        self, left: int, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, left: int | None, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
         path = tmp_path / "run.pt"
         whole = train(run_with("SET"), data, Session(checkpoint=path))
-        path.write_bytes(path.read_bytes()[:left])
+        content = bytearray(path.read_bytes())[:left]
+        if left is None:
+            content[len(content) // 2] ^= 1
+        path.write_bytes(content)
         assert found(train(run_with("SET"), data, Session(checkpoint=path))) == found(whole)
 
     @pytest.mark.parametrize("method", [name for name in REPRODUCIBLE if METHODS[name].sparse])

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,16 @@ import pytest
 import torch
 from small_networks import network, trainer
 
-from sparsekernels.training import Lottery, Ticket, bits, storage
+from sparsekernels.training import (
+    Lottery,
+    Supermask,
+    Ticket,
+    bits,
+    load_checkpoint,
+    one_shot_supermask,
+    save_checkpoint,
+    storage,
+)
 
 HERE = Path(__file__).parent
 
@@ -180,6 +191,42 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="expected folder to be a folder, got the file"):
         experiment(tmp_path / "file")
+
+
+@pytest.mark.parametrize("kind", ["round-01", "rewind", "experiment", "supermask", "checkpoint"])
+def test_any_flipped_bit_is_found(kind: str, tmp_path: Path) -> None:
+    """Wherever it is: in weights, masks, names, or in the check sum itself."""
+
+    def train(model: Any, masks: Any, start_step: int) -> None:
+        trainer(2)(model, masks, start_step)
+
+    def experiment() -> Ticket:
+        ticket = Lottery(network, train, rounds=1, rewind_step=1, folder=tmp_path).round(1)
+        if kind == "rewind":
+            Lottery(network, train, rounds=1, rewind_step=1, folder=tmp_path).control("random mask", 1)
+        return ticket
+
+    ticket, path = experiment(), tmp_path / f"{kind}.pt"
+    if kind == "supermask":
+        one_shot_supermask(network, ticket.final, 0.3, criterion="large_final").save(path)
+    if kind == "checkpoint":
+        save_checkpoint(path, weights=ticket.final)
+    reads: Any = {"supermask": Supermask.load, "checkpoint": load_checkpoint}.get(kind, lambda path: experiment())
+    reads(path)
+    whole, draws = path.read_bytes(), random.Random(0)
+    for place in [*(draws.randrange(len(whole)) for _ in range(40)), *(len(whole) - back for back in (1, 80, 90))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draws.randrange(8)
+        path.write_bytes(damaged)
+        (tmp_path / "random-mask-01-0.pt").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=f"expected .*{kind}.pt to be a file of ours, got one that cannot be read"):
+            reads(path)
+
+
+def test_torch_and_zip_read_our_files(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "run.pt", weights=torch.arange(10))
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["parts"]["weights"].tolist() == list(range(10))
+    assert zipfile.ZipFile(tmp_path / "run.pt").comment.startswith(b"sparsekernels SHA-256 ")
 
 
 def test_results_are_saved_as_plain_values(tmp_path: Path) -> None:

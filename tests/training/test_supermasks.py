@@ -17,6 +17,7 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels.training import LearnedSupermask, Lottery, Supermask, criterion, one_shot_supermask
+from sparsekernels.training.storage import save_atomically
 
 
 def initial_of(factory: Any, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -114,14 +115,14 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     one_shot_supermask(network, initial_of(network, 1), 0.3).save(path)
     content = torch.load(path, weights_only=True)
     content["masks"]["0.weight"][3] ^= 1
-    torch.save(content, path)
+    save_atomically(content, path)
     with pytest.raises(ValueError, match=r"expected \{'0.weight': 288, .* weights in .*mask.pt, got"):
         Supermask.load(path)
     content["masks"]["0.weight"] = content["masks"]["0.weight"][1:]
-    torch.save(content, path)
+    save_atomically(content, path)
     with pytest.raises(ValueError, match=r"expected 120 bytes for a mask of shape \[48, 20\]"):
         Supermask.load(path)
-    torch.save({"kind": "ticket"}, path)
+    save_atomically({"kind": "ticket"}, path)
     with pytest.raises(ValueError, match="expected .* to hold a supermask, got something else"):
         Supermask.load(path)
 

@@ -24,6 +24,7 @@ from training_nets import ALGORITHMS, batches, network, perceptron, sgd, train
 from sparsekernels.testing import prefer
 from sparsekernels.training import CosineDecay, Masking, Sparsifier, load_checkpoint, save_checkpoint
 from sparsekernels.training.bits import packed, unpacked
+from sparsekernels.training.storage import save_atomically
 
 
 def parts(algorithm: str, kernels: bool = False, **options: Any) -> dict[str, Any]:
@@ -179,14 +180,17 @@ class TestRefused:
         with pytest.raises(FileNotFoundError):
             load_checkpoint(path)
         path.write_bytes(b"not a checkpoint")
-        with pytest.raises(ValueError, match="load_checkpoint: expected a checkpoint in"):
+        with pytest.raises(ValueError, match="load_checkpoint: expected .*run.pt to be a file of ours"):
             load_checkpoint(path)
         torch.save({"weights": 1}, path)
+        with pytest.raises(ValueError, match="run.pt to be a file of ours, .*: it has no check sum at its end"):
+            load_checkpoint(path)
+        save_atomically({"weights": 1}, path)
         with pytest.raises(ValueError, match="load_checkpoint: expected what save_checkpoint wrote"):
             load_checkpoint(path)
         save_checkpoint(path, values=torch.arange(1000))
         path.write_bytes(path.read_bytes()[:-900])
-        with pytest.raises(ValueError, match="load_checkpoint: expected a checkpoint in"):
+        with pytest.raises(ValueError, match="load_checkpoint: expected .*run.pt to be a file of ours"):
             load_checkpoint(path)
 
     def test_other_architectures(self, tmp_path: Path) -> None:
