@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_tensor
+from .identity import identity
 from .selection import least
 from .storage import check_integer
 
@@ -182,11 +183,12 @@ def check_criterion(where: str, chosen: object) -> None:
         )
 
 
-def name_of(chosen: str | Criterion) -> str:
-    """Of a criterion, in files; functions have a dot in it."""
+def name_of(where: str, chosen: str | Criterion) -> str:
+    """Of a criterion, in files: a function's own, and a part of the check sum of what it computes with."""
     if isinstance(chosen, str):
         return chosen
-    return re.sub(r"[^\w.]", "", f"{chosen.__module__}.{chosen.__qualname__}")
+    name = f"{getattr(chosen, '__module__', '')}.{getattr(chosen, '__qualname__', '')}"
+    return re.sub(r"[^\w.]", "", name) + f"-{identity(where, chosen)[:16]}"
 
 
 def _checked(name: str, initial: Tensor, final: Tensor, count: int) -> tuple[Tensor, Tensor]:

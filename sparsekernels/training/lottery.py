@@ -55,7 +55,8 @@ class Lottery:
         scope: "layers", or "global": layers without a rate of their own are pruned together, the least weights of all.
         rewind_step: Which optimizer step of round 0 the weights are rewound to. 0: to their initialization.
         criterion: What is kept: a name of `CRITERIA`, or a function `(initial, final, count) -> mask` of vectors, the
-            weights that are left of a layer, or of all layers one after the other.
+            weights that are left of a layer, or of all layers one after the other. Tickets of functions are told apart
+            by what these compute with: their code, defaults, closures, and global variables.
         kept, pruned: What the kept weights start from and the pruned ones stay at; see `starting_weights`.
         fill: See `criterion`.
         ignore: Names of layers, or of modules with all of their layers, that are not pruned and not counted.
@@ -64,7 +65,8 @@ class Lottery:
         folder: Where the files are; it is made. None: trainings are kept in memory.
 
     Raises:
-        TypeError: For arguments of another type.
+        TypeError: For arguments of another type, or a criterion with something, such as a file, in its closure of which
+            it cannot be told whether it is the same when resumed.
         ValueError: For rates outside of [0, 1), names that are no layer's, an unknown scope, criterion or treatment, a
             model without layers to prune, rounds that leave nothing of a layer, or a folder with another experiment.
             When training: for a result that cannot be saved (TypeError), weights that are not finite, pruned weights
@@ -105,7 +107,7 @@ class Lottery:
         self.rewind_step = check_integer("Lottery", "rewind_step", rewind_step)
         self.seed = check_integer("Lottery", "seed", seed)
         self._way: _Way = (criterion, kept, pruned)
-        self._fill, self._functions = bool(fill), dict[str, Criterion]()
+        self._fill = bool(fill)
         model = build("Lottery", factory, self.seed)
         weights = weights_of("Lottery", model, ignore)
         self._sizes = {name: weight.numel() for name, weight in weights.items()}
@@ -124,7 +126,7 @@ class Lottery:
             "rates": {group: str(rate) for group, rate in self._rates.items()},
             "layers": self._groups,
             "rewind_step": self.rewind_step,
-            "criterion": name_of(criterion),
+            "criterion": name_of("Lottery", criterion),
             "kept": kept,
             "pruned": pruned,
             "fill": self._fill,
@@ -233,9 +235,7 @@ class Lottery:
         way: _Way = tuple(theirs if one is None else one for one, theirs in zip(chosen, self._way, strict=True))  # type: ignore[assignment]
         check_criterion("one_shot", way[0])
         check_treatments("one_shot", way[1], way[2])
-        name = "-".join([f"one-shot-{round:02}", name_of(way[0]), way[1], way[2]])
-        if not isinstance(way[0], str) and self._functions.setdefault(name, way[0]) is not way[0]:
-            raise ValueError(f"one_shot: expected one criterion called {name_of(way[0])!r}, got another function")
+        name = "-".join([f"one-shot-{round:02}", name_of("one_shot", way[0]), way[1], way[2]])
         return self._tickets[name] if name in self._tickets else self._pruned(name, round, self.round(0), way)
 
     def control(self, kind: str, round: int, *, draw: int = 0) -> Ticket:

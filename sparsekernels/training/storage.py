@@ -87,11 +87,15 @@ def checksum(model: nn.Module) -> str:
     found = hashlib.sha256()
     for name, tensor in _tensors(model):
         found.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
-        whole = tensor.detach().contiguous()
-        size = whole.numel() * whole.element_size()
-        if size > 0:
-            found.update((ctypes.c_char * size).from_address(whole.data_ptr()))
+        found.update(bytes_of(tensor))
     return found.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """Of its elements, in their order, whatever the strides."""
+    whole = tensor.detach().cpu().contiguous()
+    size = whole.numel() * whole.element_size()
+    return ctypes.string_at(whole.data_ptr(), size) if size > 0 else b""
 
 
 def snapshot(op: str, model: nn.Module) -> State:
