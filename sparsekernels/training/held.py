@@ -49,7 +49,8 @@ class HeldMasks(Mapping[str, Tensor]):
 
     Inside of `with`, the pruned weights keep the values that they have at its beginning, exactly: every
     torch.optim.Optimizer that moves a weight of the model is followed, none has to be told. Where a layer was replaced
-    before the optimizer was made (by a sparse one, say), its new weight is held.
+    before the optimizer was made (by a sparse one, say), its new weight is held, and so is one that is frozen at first.
+    A `with` in another one changes nothing; a later one holds what the values are then.
 
     Args:
         model: The module that is trained.
@@ -74,11 +75,12 @@ class HeldMasks(Mapping[str, Tensor]):
                 wanted = list(model.get_parameter(name).shape)
                 raise ValueError(f"HeldMasks: expected a mask of shape {wanted} for {name!r}, got {list(mask.shape)}")
         self._model, self._after_step = model, after_step
-        self._masks = {name: mask.to(model.get_parameter(name).device) for name, mask in masks.items()}
+        self._masks = {name: mask.to(model.get_parameter(name).device, copy=True) for name, mask in masks.items()}
         self._bits: dict[str, Tensor] = {}
         self._values: dict[str, Tensor | None] = {}  # of pruned weights; None: all are zero
         self._held: dict[str, nn.Parameter] = {}
         self._handles: list[Any] = []
+        self._depth = 0  # of nested `with`
         self._steps: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._theirs: weakref.WeakKeyDictionary[Any, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
         self.steps = 0
@@ -93,18 +95,34 @@ class HeldMasks(Mapping[str, Tensor]):
         return len(self._masks)
 
     def __enter__(self) -> HeldMasks:
+        if self._depth == 0:
+            self._begin()
+        self._depth += 1
+        return self
+
+    def _begin(self) -> None:
         for name in self._masks:
             weight = self._model.get_parameter(name)
             pruned = masked(weight, ~self._bits_of(name, weight))
             self._values[name] = pruned if bool(pruned.any()) else None
-        self._hook_gradients()
-        self._handles.append(register_optimizer_step_post_hook(self._behind_step))
-        return self
+        try:
+            self._hook_gradients()
+            self._handles.append(register_optimizer_step_post_hook(self._behind_step))
+        except BaseException:
+            self._end()
+            raise
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._end()
+
+    def _end(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._held.clear()
+        self._theirs.clear()
 
     def _bits_of(self, name: str, like: Tensor) -> Tensor:
         """Of the mask, for tensors as this one; made anew where the model was moved or converted."""
@@ -121,8 +139,10 @@ class HeldMasks(Mapping[str, Tensor]):
             if self._held.get(name) is weight:
                 continue
             changed, self._held[name] = True, weight
-            if weight.requires_grad:
-                self._handles.append(weight.register_hook(self._without_pruned(name)))
+            trained = weight.requires_grad
+            weight.requires_grad_()  # torch wants it for a hook, which stays: who is frozen now may be trained later
+            self._handles.append(weight.register_hook(self._without_pruned(name)))
+            weight.requires_grad_(trained)
         return changed
 
     def _without_pruned(self, name: str) -> Callable[[Tensor], Tensor]:

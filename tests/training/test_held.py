@@ -177,6 +177,60 @@ def test_masks_are_given_to_the_user() -> None:
     assert all(torch.equal(seen[1][name], mask) for name, mask in ticket.masks.items())
 
 
+def test_it_can_be_entered_again_and_inside() -> None:
+    model = network()
+    masks = masks_of(model)
+    held = HeldMasks(model, masks)
+
+    def check(holds: bool) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        first = copy.deepcopy(model.state_dict())
+        step(model, optimizer)
+        for one, mask in masks.items():
+            assert torch.equal(model.get_parameter(one)[~mask], first[one][~mask]) is holds
+            assert bool(model.get_parameter(one).grad[~mask].any()) is not holds
+
+    for _ in range(2):
+        with held:
+            check(True)
+            with held:
+                check(True)
+            check(True)
+            assert held.moved() == []
+        check(False)  # and the next time these values are held
+    assert held.steps == 1  # of each optimizer
+    with pytest.raises(ZeroDivisionError), held, held:
+        raise ZeroDivisionError
+    check(False)
+
+
+@pytest.mark.parametrize("where", ["before", "inside"])
+def test_a_layer_that_is_frozen_at_first_is_held(where: str) -> None:
+    model = network()
+    masks = masks_of(model)
+    model[0].requires_grad_(False)
+    with HeldMasks(model, masks) as held:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if where == "inside":
+            step(model, optimizer)
+            assert not model[0].weight.requires_grad
+            assert model[0].weight.grad is None
+        model[0].requires_grad_()
+        for _ in range(2):
+            step(model, optimizer)
+            assert not model[0].weight.grad[~masks["0.weight"]].any()
+            assert model[0].weight.grad.any()
+        assert held.moved() == []
+
+
+def test_a_user_cannot_change_the_masks_of_a_ticket() -> None:
+    def train(model: nn.Module, masks: Any, start_step: int) -> None:
+        trainer(1)(model, masks, start_step)
+        masks["0.weight"].zero_()
+
+    assert Lottery(network, train).round(0).counts["0.weight"] == 960
+
+
 @pytest.mark.parametrize("way", ["accumulation", "clipping", "GradScaler", "torch.compile"])
 def test_ways_to_train(way: str) -> None:
     model = network()
