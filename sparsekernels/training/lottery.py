@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .criteria import Criterion, check_criterion, choose, criterion, name_of
 from .held import HeldMasks, weights_of
 from .ladder import exact_rate, kept_after
-from .storage import State, build, check_integer, checksum, derived, plain, seeded, snapshot
+from .storage import State, build, check_integer, checksum, derived, is_finite, plain, seeded, snapshot
 from .tickets import Ticket, Tickets
 from .treatments import check_treatments, starting_weights
 
@@ -48,7 +48,8 @@ class Lottery:
 
     Args:
         factory: Makes the model, on the CPU. It is called behind torch.manual_seed(seed).
-        train: See above.
+        train: See above. Whether it, or what of the model has no parameters, is as it was when a folder is resumed is
+            not known.
         rate: The share of the weights left that a round prunes, in each layer.
         rates: Other rates by layer name; 0 prunes a layer never. The paper has half the rate in the output layer.
         rounds: How many rounds of pruning; more can be asked for later, in the same folder.
@@ -69,8 +70,8 @@ class Lottery:
             it cannot be told whether it is the same when resumed.
         ValueError: For rates outside of [0, 1), names that are no layer's, an unknown scope, criterion or treatment, a
             model without layers to prune, rounds that leave nothing of a layer, or a folder with another experiment.
-            When training: for a result that cannot be saved (TypeError), weights that are not finite, pruned weights
-            that have moved or no steps of an optimizer (RuntimeError). Then nothing is saved.
+            When training: for a result that cannot be saved (TypeError), weights, biases or buffers that are not finite
+            any more, pruned weights that have moved or no steps of an optimizer (RuntimeError). Then nothing is saved.
 
     Source:
         Frankle & Carbin 2019, "The lottery ticket hypothesis", arXiv 1803.03635. Late rewinding: Frankle et al. 2019,
@@ -194,9 +195,17 @@ class Lottery:
         self._check_round("round", round)
         names = [f"round-{number:02}" for number in range(round + 1)]
         number = max((one for one in range(round + 1) if names[one] in self._tickets), default=-1)
-        ticket = self._tickets[names[number]] if number >= 0 else self._whole(names[0])
+        ticket = self._found(names[number], number) if number >= 0 else self._whole(names[0])
         for later in range(max(number, 0) + 1, round + 1):
             ticket = self._pruned(names[later], later, ticket, self._way)
+        return ticket
+
+    def _found(self, name: str, round: int) -> Ticket:
+        """One that is finished."""
+        ticket, wanted = self._tickets[name], self.counts(round)
+        counts = {group: sum(ticket.counts.get(one, 0) for one in names) for group, names in self._groups.items()}
+        if ticket.round != round or counts != wanted:
+            raise ValueError(f"Lottery: expected {name} of round {round} with {wanted} weights, got {counts}")
         return ticket
 
     def _whole(self, name: str) -> Ticket:
@@ -236,13 +245,14 @@ class Lottery:
         check_criterion("one_shot", way[0])
         check_treatments("one_shot", way[1], way[2])
         name = "-".join([f"one-shot-{round:02}", name_of("one_shot", way[0]), way[1], way[2]])
-        return self._tickets[name] if name in self._tickets else self._pruned(name, round, self.round(0), way)
+        return self._found(name, round) if name in self._tickets else self._pruned(name, round, self.round(0), way)
 
     def control(self, kind: str, round: int, *, draw: int = 0) -> Ticket:
         """What a ticket is to be compared with: as many weights in each layer, without what the ticket is said to have.
 
             "reinit"       the ticket's masks, and all parameters initialized anew, from step 0
-            "random mask"  the ticket's number of weights in each layer at random places, rewound as the ticket is
+            "random mask"  the ticket's number of weights in each layer at random places, which start from, and the
+                           others stay at, what the same treatment makes of them (`kept`, `pruned`)
 
         Args:
             kind: "reinit" or "random mask".
@@ -261,20 +271,17 @@ class Lottery:
         check_integer("control", "draw", draw)
         name = f"{kind.replace(' ', '-')}-{round:02}-{draw}"
         if name in self._tickets:
-            return self._tickets[name]
+            return self._found(name, round)
         ticket = self.round(round)
         if kind == "reinit":
             fresh = self._fresh(name)
             weights = {one: torch.where(mask, fresh[one], ticket.start[one]) for one, mask in ticket.masks.items()}
             return self._trained(name, round, ticket.masks, fresh, weights, 0)
-        masks, weights, rewound = {}, {}, self._rewound()
+        masks = {}
         for one, mask in ticket.masks.items():
-            initial = rewound[one]
             draws = criterion("random", seed=derived(self.seed, name, one))
-            masks[one] = draws(initial, initial, int(mask.sum()))
-            frozen = "zero" if self._way[2] == "zero" else "freeze"
-            weights[one] = starting_weights(initial, initial, masks[one], pruned=frozen)
-        return self._trained(name, round, masks, rewound, weights, self.rewind_step)
+            masks[one] = draws(ticket.start[one], ticket.final[one], int(mask.sum()))
+        return self._treated(name, round, masks, self.round(round - 1), self._way)
 
     def _check_round(self, where: str, round: int, least: int = 0) -> None:
         if check_integer(where, "round", round, least) > self.rounds:
@@ -300,7 +307,11 @@ class Lottery:
             chosen = choose(rule, initial, final, counts[group]).split([int(mask.sum()) for mask in left])
             for one, mask, keep in zip(names, left, chosen, strict=True):
                 masks[one] = torch.zeros_like(mask).masked_scatter(mask, keep)
-        fresh = self._fresh(name) if "reinit" in way[1] else None
+        return self._treated(name, round, masks, before, way)
+
+    def _treated(self, name: str, round: int, masks: dict[str, Tensor], before: Ticket, way: _Way) -> Ticket:
+        """Train what masks leave of a ticket from where its treatment says."""
+        fresh, rewound = self._fresh(name) if "reinit" in way[1] else None, self._rewound()
         weights = {}
         for one, mask in masks.items():
             weights[one] = starting_weights(
@@ -339,7 +350,7 @@ class Lottery:
 
         with seeded(derived(self.seed, "train", round)), HeldMasks(model, masks, after_step) as held:
             result = plain("Lottery", "what train returns", self.train(model, held, start_step))
-        self._check_trained(name, model, held)
+        self._check_trained(name, model, start, held)
         if round == 0 and self.rewind_step > 0:
             if not rewound:
                 raise RuntimeError(
@@ -350,13 +361,14 @@ class Lottery:
         self._tickets.add(ticket)
         return ticket
 
-    def _check_trained(self, name: str, model: nn.Module, held: HeldMasks) -> None:
+    def _check_trained(self, name: str, model: nn.Module, start: State, held: HeldMasks) -> None:
         if held.steps == 0:
             raise RuntimeError(
                 "Lottery: expected train to make steps of a torch.optim.Optimizer of the model's weights, got none"
             )
-        for weight in held:
-            if not bool(model.get_parameter(weight).isfinite().all()):
-                raise ValueError(f"Lottery: expected finite weights after {name}, got NaN or infinity in {weight!r}")
+        for one, value in model.state_dict().items():
+            before = start.get(one)  # a buffer may be -inf from the beginning
+            if isinstance(value, Tensor) and not is_finite(value) and (before is None or is_finite(before)):
+                raise ValueError(f"Lottery: expected finite weights after {name}, got NaN or infinity in {one!r}")
         if moved := held.moved():
             raise RuntimeError(f"Lottery: expected pruned weights to stay as they are in train, got others in {moved}")

@@ -121,6 +121,11 @@ def plain(op: str, name: str, value: Any) -> Any:
         return float(value)
     if isinstance(value, Mapping):
         return {plain(op, name, key): plain(op, name, one) for key, one in value.items()}
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # of numpy
+        if value.dtype.kind == "b" and value.shape == ():
+            return bool(value)
+        if value.dtype.kind in "biuf":
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         items = [plain(op, name, one) for one in value]
         return tuple(items) if isinstance(value, tuple) else items
@@ -133,6 +138,13 @@ def plain(op: str, name: str, value: Any) -> Any:
 _MARK = b"sparsekernels SHA-256 "
 _COMMENT = len(_MARK) + 64
 """A zip file's comment, at its end: the mark, and the hexadecimal digest of all before."""
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether it has no NaN and no infinity; of integers, and what is not strided, always."""
+    if tensor.layout != torch.strided or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
 
 
 def save_atomically(value: object, path: Path) -> None:

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from .bits import packed
-from .storage import State, load, save_atomically, unpack
+from .storage import State, load, read, save_atomically, unpack
+
+_FILES = ("rewind.pt", "round-*.pt", "one-shot-*.pt", "reinit-*.pt", "random-mask-*.pt")
+"""In a folder, besides the settings; others may have files there as well."""
 
 
 class Counted:
@@ -55,12 +61,14 @@ class Ticket(Counted):
 class Tickets:
     """The finished trainings of an experiment by name.
 
-    In a folder each is a file, written atomically, and so are the settings, with which later ones have to agree.
+    In a folder each is a file, written atomically, and so are the settings, with which later ones have to agree. Each
+    has the name and the check sum of the settings that it was written with, and is refused as another.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         self._folder, self._kept = folder, dict[str, Ticket]()
         self._states = dict[str, State]()
+        self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         if folder is None:
             return
         if folder.exists() and not folder.is_dir():
@@ -68,6 +76,7 @@ class Tickets:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "experiment.pt"
         if not path.exists():
+            self._check_all(folder)
             save_atomically({"kind": "experiment", **settings}, path)
         found = load("Lottery", path, "experiment")
         for name, value in settings.items():
@@ -75,6 +84,16 @@ class Tickets:
                 raise ValueError(
                     f"Lottery: expected {name} {found.get(name)!r}, as in {folder}, got {value!r}; another experiment"
                     " needs another folder"
+                )
+
+    def _check_all(self, folder: Path) -> None:
+        """Raise ValueError where a folder without settings has a file that was written with other ones."""
+        for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
+            found = read("Lottery", path)
+            if not isinstance(found, dict) or found.get("settings") != self._settings:
+                raise ValueError(
+                    f"Lottery: expected experiment.pt in {folder}, or files of this experiment, got none and"
+                    f" {path.name} of another one"
                 )
 
     def _path(self, name: str) -> Path | None:
@@ -87,19 +106,30 @@ class Tickets:
     def __getitem__(self, name: str) -> Ticket:
         path = self._path(name)
         if path is None:
-            return self._kept[name]
-        found = load("Lottery", path, "ticket")
+            return copy.deepcopy(self._kept[name])  # what users do with theirs stays with them
+        found = self._load(path, name, "ticket", "round", "masks", "shapes", "start", "final", "result")
         masks = {one: unpack("Lottery", bits, found["shapes"][one]) for one, bits in found["masks"].items()}
-        return Ticket(found["name"], found["round"], masks, found["start"], found["final"], found["result"])
+        return Ticket(name, found["round"], masks, found["start"], found["final"], found["result"])
+
+    def _load(self, path: Path, name: str, kind: str, *keys: str) -> dict[str, Any]:
+        """A file of this experiment that has the name it was written under."""
+        found = load("Lottery", path, kind, "name", "settings", *keys)
+        for key, wanted in (("name", name), ("settings", self._settings)):
+            if found[key] != wanted:
+                raise ValueError(
+                    f"Lottery: expected {path} to be of this experiment, got {key} {found[key]!r} for {wanted!r}"
+                )
+        return found
 
     def add(self, ticket: Ticket) -> None:
         path = self._path(ticket.name)
         if path is None:
-            self._kept[ticket.name] = ticket
+            self._kept[ticket.name] = copy.deepcopy(ticket)
             return
         content = {
             "kind": "ticket",
             "name": ticket.name,
+            "settings": self._settings,
             "round": ticket.round,
             "masks": {name: packed(mask) for name, mask in ticket.masks.items()},
             "shapes": {name: list(mask.shape) for name, mask in ticket.masks.items()},
@@ -114,7 +144,7 @@ class Tickets:
         path = self._path(name)
         if path is None or not path.exists():
             return self._states.get(name)
-        state: State = load("Lottery", path, "state")["state"]
+        state: State = self._load(path, name, "state", "state")["state"]
         return state
 
     def add_state(self, name: str, state: State) -> None:
@@ -122,4 +152,4 @@ class Tickets:
         if path is None:
             self._states[name] = state
         else:
-            save_atomically({"kind": "state", "state": state}, path)
+            save_atomically({"kind": "state", "name": name, "settings": self._settings, "state": state}, path)

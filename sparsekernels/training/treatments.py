@@ -98,7 +98,7 @@ PRUNED: dict[str, Callable[[_Weights], Tensor]] = {
 def check_treatments(where: str, kept: object, pruned: object) -> None:
     """Raise ValueError unless these are names of treatments."""
     for name, value, table in (("kept", kept, KEPT), ("pruned", pruned, PRUNED)):
-        if value not in table:
+        if not isinstance(value, str) or value not in table:
             raise ValueError(f"{where}: expected {name} to be {', '.join(map(repr, table))}, got {value!r}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import random
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,6 +215,37 @@ def test_controls() -> None:
     assert same(lottery.control("random mask", 3, draw=1).masks, shuffled.masks) is False
 
 
+@pytest.mark.parametrize(("kept", "pruned"), [("signed_constant", "zero"), ("rewind_or_zero", "freeze_or_zero")])
+def test_random_masks_are_treated_as_the_ticket_is(kept: str, pruned: str) -> None:
+    lottery = Lottery(network, trainer(), rounds=2, kept=kept, pruned=pruned, rewind_step=3)
+    before, shuffled = lottery.round(1), lottery.control("random mask", 2)
+    rewound = lottery._rewound()
+    for name, mask in shuffled.masks.items():
+        expected = starting_weights(rewound[name], before.final[name], mask, kept=kept, pruned=pruned)
+        assert torch.equal(shuffled.start[name], expected)
+        assert not torch.equal(expected[mask], rewound[name][mask])
+
+
+@pytest.mark.parametrize("name", ["bias", "running_mean"])
+def test_what_is_no_number_any_more_is_no_ticket(name: str, tmp_path: Path) -> None:
+    def factory() -> nn.Module:
+        model = Convolutions()
+        model.register_buffer("attention", torch.full((2, 2), -torch.inf))
+        return model
+
+    def train(model: Any, masks: Any, start_step: int) -> None:
+        trainer(1)(model, masks, start_step)
+        with torch.no_grad():
+            getattr(model.norm, name)[0] = torch.nan if bad else 0.0
+
+    bad = True
+    with pytest.raises(ValueError, match=f"expected finite weights after round-00, got NaN or .* 'norm.{name}'"):
+        Lottery(factory, train, folder=tmp_path).round(0)
+    assert not list(tmp_path.glob("round*"))
+    bad = False
+    Lottery(factory, train, folder=tmp_path).round(0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_convolutions_dtypes_and_tied_weights(dtype: torch.dtype) -> None:
     tickets = list(Lottery(lambda: Convolutions(dtype), trainer(4), rounds=2))
@@ -276,6 +308,8 @@ def test_bad_input_is_refused_in_words() -> None:
     refused("expected rate to be a number, got str", TypeError, rate="0.2")
     refused(r"expected rates\['4.weight'\] from 0 on and less than 1, got -0.1", rates={"4": -0.1})
     refused("expected rates of layers that are pruned, got one of '1'", rates={"1": 0.1})
+    refused("expected kept to be 'rewind', .*", kept=["rewind"])
+    refused("expected pruned to be 'zero', .*", pruned={})
     refused("expected scope to be 'layers' or 'global', got 'all'", scope="all")
     refused("expected criterion to be a function, 'large_final', .*, got 'final'", criterion="final")
     refused("expected kept to be 'rewind', .*, got 'stay'", kept="stay")

@@ -229,9 +229,70 @@ def test_torch_and_zip_read_our_files(tmp_path: Path) -> None:
     assert zipfile.ZipFile(tmp_path / "run.pt").comment.startswith(b"sparsekernels SHA-256 ")
 
 
+def test_files_are_those_of_the_experiment_and_of_their_names(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    whole = experiment(one, rounds=3)
+    experiment(other, rounds=3, seed=1)
+    options: dict[str, Any] = {"rounds": 3, "rewind_step": 2, "folder": one}
+    (one / "round-01.pt").write_bytes((one / "round-02.pt").read_bytes())
+    with pytest.raises(ValueError, match="round-01.pt to be of this experiment, got name 'round-02' for 'round-01'"):
+        Lottery(network, trainer(5), **options).round(1)
+    asked: dict[str, Any] = {
+        "round-00": lambda lottery: lottery.round(0),
+        "rewind": lambda lottery: lottery.round(1),
+        "reinit-02-0": lambda lottery: lottery.control("reinit", 2),
+        "one-shot-02-large_final-rewind-zero": lambda lottery: lottery.one_shot(2),
+    }
+    for name, ask in asked.items():
+        mine = (one / f"{name}.pt").read_bytes()
+        (one / f"{name}.pt").write_bytes((other / f"{name}.pt").read_bytes())
+        (one / "round-01.pt").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=f"{name}.pt to be of this experiment, got settings '.*' for '.*'"):
+            ask(Lottery(network, trainer(5), **options))
+        (one / f"{name}.pt").write_bytes(mine)
+    content = storage.read("test", one / "round-03.pt")
+    for change, match in (
+        ({"round": 2}, r"expected round-03 of round 3 with \{'0.weight': "),
+        (
+            {"masks": {name: bits.packed(~mask) for name, mask in whole[3].masks.items()}},
+            "expected round-03 of round 3",
+        ),
+    ):
+        storage.save_atomically({**content, **change}, one / "round-03.pt")
+        with pytest.raises(ValueError, match=match):
+            Lottery(network, trainer(5), **options).round(3)
+    del content["start"]
+    storage.save_atomically(content, one / "round-03.pt")
+    with pytest.raises(ValueError, match=r"round-03.pt to hold a ticket with 'start', got one without"):
+        Lottery(network, trainer(5), **options).round(3)
+    for name in ("round-03", "one-shot-02-large_final-rewind-zero", "reinit-02-0"):
+        folder = tmp_path / f"only {name}"
+        folder.mkdir()
+        (folder / f"{name}.pt").write_bytes((one / f"{name}.pt").read_bytes())
+        with pytest.raises(ValueError, match=f"expected experiment.pt in .*, got none and {name}.pt of another one"):
+            Lottery(network, trainer(5), **{**options, "folder": folder, "seed": 1})
+        assert [one.name for one in folder.iterdir()] == [f"{name}.pt"]
+        Lottery(network, trainer(5), **{**options, "folder": folder})  # its own
+        assert {one.name for one in folder.iterdir()} == {f"{name}.pt", "experiment.pt"}
+
+
+def test_what_is_done_to_a_ticket_stays_with_it() -> None:
+    """Also where trainings are in memory, and a model takes over the tensors themselves."""
+    lottery, other = (Lottery(network, trainer(3), rounds=2) for _ in range(2))
+    for found in (lottery.round(0), lottery.round(0), lottery.round(1)):
+        model = network()
+        model.load_state_dict(found.final, assign=True)
+        with torch.no_grad():
+            for one in (*model.parameters(), *found.masks.values(), *found.start.values()):
+                one.zero_()
+        found.result["accuracy"] = 2.0
+    check_same([lottery.round(0), lottery.round(1), lottery.round(2)], list(other))
+
+
 def test_results_are_saved_as_plain_values(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy")
     given = {"loss": numpy.float32(0.5), "steps": numpy.int64(3), "curve": [(1, torch.ones(2))], "note": "x", 3: None}
+    given |= {"good": numpy.bool_(True), "errors": numpy.arange(6, dtype=">f4").reshape(2, 3)[:, ::-1]}
 
     def train(model: Any, masks: Any, start_step: int) -> Any:
         trainer(1)(model, masks, start_step)
@@ -240,7 +301,9 @@ def test_results_are_saved_as_plain_values(tmp_path: Path) -> None:
     Lottery(network, train, folder=tmp_path).round(0)
     result = Lottery(network, train, folder=tmp_path).round(0).result
     assert torch.equal(result["curve"][0][1], torch.ones(2))
-    assert {**result, "curve": None} == {"loss": 0.5, "steps": 3, "curve": None, "note": "x", 3: None}
+    assert result.pop("errors").tolist() == [[2, 1, 0], [5, 4, 3]]
+    assert {**result, "curve": None} == {"loss": 0.5, "steps": 3, "curve": None, "note": "x", 3: None, "good": True}
+    assert result["good"] is True
     assert type(result["loss"]) is float
 
 
