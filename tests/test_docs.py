@@ -219,6 +219,12 @@ def test_lottery_tickets_in_use(
     page = DOCS / "lottery_tickets.md"
     left = run(blocks_of(page), page.name)
     assert re.findall(r"round (\d): ([\d.]+)% left", capsys.readouterr().out)[3] == ("3", "51.28")
+    model = left["lenet"]()
+    model.load_state_dict(left["ticket"].final)
+    found = model(left["images"]).argmax(1)
+    assert found.unique().numel() == 10  # the example learns
+    assert (found == left["labels"]).float().mean() > 0.95
+    assert (left["model"].eval()(left["images"]).argmax(1) == left["labels"]).float().mean() > 0.6
     counts = left["ticket"].counts
     assert counts == left["anew"].counts == left["elsewhere"].counts == left["at_once"].counts
     assert left["mask"].sum() == 500

@@ -10,11 +10,12 @@ from .criteria import CRITERIA, criterion, diff_sign, same_sign
 from .functions import constant_fan_in, largest_signal, magnitude, neurons, set_pruning
 from .held import HeldMasks
 from .ladder import kept_after
+from .learned import LearnedSupermask
 from .lottery import Lottery
 from .masking import Masking, add_sparse_args
 from .schedules import ConstantRate, CosineDecay, LinearDecay
 from .sparsifier import Sparsifier
-from .supermasks import LearnedSupermask, Supermask, one_shot_supermask
+from .supermasks import Supermask, one_shot_supermask
 from .tickets import Ticket
 from .treatments import starting_weights
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Supermasks: networks that are a mask over random weights, found by a criterion or learned, saved as mask and seed."""
+"""Supermasks: networks that are a mask over random weights, found by a criterion, saved as mask and seed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from ..checks import check_mask
 from .bits import packed
 from .bitwise import bits_of, masked
-from .criteria import Criterion, choose, criterion, highest
+from .criteria import Criterion, choose, criterion
 from .held import weights_of
 from .storage import build, check_integer, checksum, derived, load, save_atomically, snapshot, unpack
 from .tickets import Counted
@@ -27,17 +27,18 @@ WEIGHTS = ("rewind", "signed_constant")
 """What is under a mask: the initial weights, or their signs times the standard deviation of their layer."""
 
 
-def _rescaled(weight: Tensor, mask: Tensor) -> Tensor:
+def rescaled(weight: Tensor, mask: Tensor) -> Tensor:
     """The weight times numel / (number of ones of the mask)."""
     return weight * (mask.numel() / max(1, int(mask.count_nonzero())))
 
 
-def _check_weights(where: str, weights: object) -> None:
+def check_weights(where: str, weights: object) -> None:
+    """Raise ValueError unless it is one of `WEIGHTS`."""
     if weights not in WEIGHTS:
         raise ValueError(f"{where}: expected weights to be {' or '.join(map(repr, WEIGHTS))}, got {weights!r}")
 
 
-def _under(initial: Tensor, deviation: float | None) -> Tensor:
+def weights_under(initial: Tensor, deviation: float | None) -> Tensor:
     """The weights under a mask; without a deviation the initial ones."""
     everything = torch.ones_like(initial, dtype=torch.bool)
     kept = "rewind" if deviation is None else "signed_constant"
@@ -60,6 +61,10 @@ class Supermask(Counted):
         rescale: Whether weights are multiplied by the inverse density of their mask.
         deviations: s by parameter name, for "signed_constant"; else empty.
         torch_version: The version of torch whose initializers drew the weights.
+
+    Raises:
+        TypeError: For attributes of another type.
+        ValueError: For an unknown kind of weights, or deviations of other weights than those that have masks.
     """
 
     masks: dict[str, Tensor] = field(repr=False)
@@ -69,6 +74,26 @@ class Supermask(Counted):
     rescale: bool = False
     deviations: dict[str, float] = field(default_factory=dict, repr=False)
     torch_version: str = str(torch.__version__)
+
+    def __post_init__(self) -> None:
+        """Raise unless the parts have the types that they are to have, and fit together."""
+        for name, kind in (("masks", dict), ("initial", str), ("rescale", bool), ("deviations", dict)):
+            if not isinstance(getattr(self, name), kind):
+                given = type(getattr(self, name)).__name__
+                raise TypeError(f"Supermask: expected {name} to be a {kind.__name__}, got {given}")
+        check_integer("Supermask", "seed", self.seed)
+        check_weights("Supermask", self.weights)
+        for mask in self.masks.values():
+            check_mask("Supermask", mask)
+        wanted = set() if self.weights == "rewind" else set(self.masks)
+        if set(self.deviations) != wanted:
+            raise ValueError(
+                f"Supermask: expected deviations of {sorted(wanted)}, as {self.weights!r} has them, got those of"
+                f" {sorted(self.deviations)}"
+            )
+        for name, one in self.deviations.items():
+            if not isinstance(one, float) or not 0 < one < math.inf:
+                raise ValueError(f"Supermask: expected the deviation of {name!r} to be a float above 0, got {one!r}")
 
     def network(self, factory: Callable[[], nn.Module]) -> nn.Module:
         """The network, made anew, bit for bit, with zeros where weights are pruned.
@@ -81,15 +106,22 @@ class Supermask(Counted):
 
         Raises:
             TypeError: For what is no function, or makes no module.
-            ValueError: Where its layers, their shapes, or the initial weights are others.
+            ValueError: Where its layers, their shapes, the initial weights or their deviations are others.
         """
         model = build("Supermask", factory, self.seed)
         self._check(model)
         with torch.no_grad():
             for name, mask in self.masks.items():
                 weight = model.get_parameter(name)
-                under = _under(weight, self.deviations.get(name))
-                under = _rescaled(under, mask) if self.rescale else under
+                wanted = self.deviations.get(name)
+                if wanted is not None and not math.isclose(deviation_of(weight), wanted, rel_tol=1e-5):
+                    found = deviation_of(weight)
+                    raise ValueError(
+                        f"Supermask: expected the deviation of {name!r} to be that of its initial weights, {found:g},"
+                        f" got {wanted:g}"
+                    )
+                under = weights_under(weight, self.deviations.get(name))
+                under = rescaled(under, mask) if self.rescale else under
                 weight.copy_(masked(under, bits_of(mask, weight.dtype)))
         return model
 
@@ -141,17 +173,23 @@ class Supermask(Counted):
             FileNotFoundError: Where there is none.
             ValueError: For a file of something else, or one that is damaged.
         """
-        found = load("Supermask.load", Path(path), "supermask")
-        masks = {name: unpack("Supermask.load", bits, found["shapes"][name]) for name, bits in found["masks"].items()}
         names = ("seed", "initial", "weights", "rescale", "deviations", "torch_version")
-        result = cls(masks, *(found[name] for name in names))
-        _check_weights("Supermask.load", result.weights)
+        found = load("Supermask.load", Path(path), "supermask", "masks", "shapes", "counts", *names)
+        try:
+            shapes = {
+                name: [check_integer("", "a size", size) for size in found["shapes"][name]] for name in found["masks"]
+            }
+            masks = {name: unpack("Supermask.load", found["masks"][name], shape) for name, shape in shapes.items()}
+            result = cls(masks, *(found[name] for name in names))
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"Supermask.load: expected {path} to be one that save wrote, got {error}") from error
         if result.counts != found["counts"]:
             raise ValueError(f"Supermask.load: expected {found['counts']} weights in {path}, got {result.counts}")
         return result
 
 
-def _deviations(initial: Mapping[str, Tensor], weights: str) -> dict[str, float]:
+def deviations_of(initial: Mapping[str, Tensor], weights: str) -> dict[str, float]:
+    """The standard deviations of layers, where weights are made of them."""
     if weights == "rewind":
         return {}
     return {name: deviation_of(one) for name, one in initial.items()}
@@ -195,7 +233,7 @@ def one_shot_supermask(
     Source:
         Zhou et al. 2019, arXiv 1905.01067, section 5.
     """
-    _check_weights("one_shot_supermask", weights)
+    check_weights("one_shot_supermask", weights)
     check_integer("one_shot_supermask", "seed", seed)
     model = build("one_shot_supermask", factory, seed)
     initial = {name: one.detach() for name, one in weights_of("one_shot_supermask", model, ignore).items()}
@@ -214,174 +252,22 @@ def one_shot_supermask(
         if not isinstance(trained, Tensor) or trained.shape != one.shape:
             given = list(trained.shape) if isinstance(trained, Tensor) else "none"
             raise ValueError(f"one_shot_supermask: expected final to have {name!r} of {list(one.shape)}, got {given}")
-        count = round(one.numel() * _share("one_shot_supermask", f"left of {layer!r}", shares.get(layer)))
+        count = round(one.numel() * share_of("one_shot_supermask", f"left of {layer!r}", shares.get(layer)))
         if count == 0:
             raise ValueError(f"one_shot_supermask: expected left to keep a weight of {layer!r}, got 0 of {one.numel()}")
         rule = _rule(criterion, derived(seed, "one-shot", name), fill)
         masks[name] = choose(rule, one, trained.cpu(), count)
-    return Supermask(masks, seed, checksum(model), weights, bool(rescale), _deviations(initial, weights))
+    return Supermask(masks, seed, checksum(model), weights, bool(rescale), deviations_of(initial, weights))
 
 
 def _rule(chosen: str | Criterion, seed: int, fill: bool) -> Criterion:
     return criterion(chosen, seed=seed, fill=fill) if isinstance(chosen, str) else chosen
 
 
-def _share(where: str, name: str, share: object) -> float:
+def share_of(where: str, name: str, share: object) -> float:
+    """Return it; raise unless it is a number more than 0 and at most 1."""
     if isinstance(share, bool) or not isinstance(share, numbers.Real):
         raise TypeError(f"{where}: expected {name} to be a number, got {type(share).__name__}")
     if not 0 < share <= 1:  # type: ignore[operator]
         raise ValueError(f"{where}: expected {name} to be more than 0 and at most 1, got {share}")
     return float(share)
-
-
-class LearnedSupermask(nn.Module):
-    """A network whose weights stay as they are initialized, and whose masks are learned.
-
-        training:    mask ~ Bernoulli(sigmoid(m)), drawn in each call;   d mask / d m = d sigmoid(m) / d m
-        evaluation:  mask = m > 0, the likeliest
-        weight = mask * wi   or   mask * s * sign(wi),   with rescale times numel / (number of ones of the mask)
-
-    It wraps any module, a single Linear or Conv2d as well as a network, and is called as that is. Of its parameters the
-    scores m alone are trained. A weight that several layers share has one mask. The mask's gradient at the draw is
-    taken for that at its mean (straight-through), that of the number of ones is left out. Layers that are not prunable
-    (biases, BatchNorm) stay as initialized.
-
-    Draws are those of CPU generators, seeded by `seed` and the number of calls, which is in the state_dict: the same on
-    every device, and resumed where they were.
-
-    Args:
-        factory: Makes the model, on the CPU. It is called behind torch.manual_seed(seed).
-        seed: Of the weights and of the draws.
-        weights: What is under the mask: "rewind", the initial weights, or "signed_constant".
-        rescale: Whether weights are multiplied by the inverse density of the mask that was drawn: dynamic weight
-            rescaling.
-        probability: Of a weight to be kept, at first, more than 0, less than 1.
-        ignore: Names of layers, or of modules with all of their layers, that keep all of their weights.
-
-    Attributes:
-        model: The module with the weights that are under the masks.
-        names: Of the weights, in the order of `scores`.
-        scores: m, float32 (float64 where the weight is), shape of the weight.
-
-    Raises:
-        TypeError: For arguments of another type.
-        ValueError: For an unknown kind of weights, a probability that is not accepted, or a model without layers to
-            prune.
-
-    Source:
-        Zhou et al. 2019, arXiv 1905.01067, section 5.1.
-    """
-
-    def __init__(
-        self,
-        factory: Callable[[], nn.Module],
-        *,
-        seed: int = 0,
-        weights: str = "rewind",
-        rescale: bool = True,
-        probability: float = 0.5,
-        ignore: Collection[str] = (),
-    ) -> None:
-        super().__init__()
-        _check_weights("LearnedSupermask", weights)
-        self.seed = check_integer("LearnedSupermask", "seed", seed)
-        if _share("LearnedSupermask", "probability", probability) == 1:
-            raise ValueError("LearnedSupermask: expected probability less than 1, got 1")
-        self.factory, self.weights, self.rescale = factory, weights, bool(rescale)
-        self.model = build("LearnedSupermask", factory, self.seed)
-        initial = weights_of("LearnedSupermask", self.model, ignore)
-        self._initial = checksum(self.model)
-        self._deviations = _deviations(initial, weights)
-        self.model.requires_grad_(False)
-        self.names = tuple(initial)
-        self._put_under(self.model)
-        first = math.log(probability / (1 - probability))
-        self.scores = nn.ParameterList(
-            torch.full_like(one, first, dtype=torch.promote_types(one.dtype, torch.float32)) for one in initial.values()
-        )
-        self._calls = 0
-
-    def _put_under(self, model: nn.Module) -> None:
-        for name in self._deviations:
-            weight = model.get_parameter(name).detach()
-            weight.copy_(_under(weight, self._deviations[name]))
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"seed": self.seed, "calls": self._calls, "initial": self._initial, "weights": self.weights}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name, value in (("seed", self.seed), ("initial", self._initial), ("weights", self.weights)):
-            if state[name] != value:
-                raise ValueError(f"LearnedSupermask: expected a state with {name} {value!r}, got {state[name]!r}")
-        self._calls = state["calls"]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        masks = self._draw() if self.training else [one.detach() > 0 for one in self.scores]
-        weights = {}
-        for name, mask, scores in zip(self.names, masks, self.scores, strict=True):
-            under: Tensor = self.model.get_parameter(name)
-            under = _rescaled(under, mask) if self.rescale else under
-            value = masked(under, bits_of(mask, under.dtype))
-            if self.training and torch.is_grad_enabled():
-                chance = scores.sigmoid()
-                value = value + under * (chance - chance.detach()).to(under.dtype)  # adds 0
-            weights[name] = value
-        return functional_call(self.model, weights, args, kwargs)
-
-    def _draw(self) -> list[Tensor]:
-        self._calls += 1
-        return [
-            self._drawn(scores, derived(self.seed, "draw", self._calls, name))
-            for name, scores in zip(self.names, self.scores, strict=True)
-        ]
-
-    @staticmethod
-    def _drawn(scores: Tensor, seed: int) -> Tensor:
-        wide = torch.promote_types(scores.dtype, torch.float32)  # bfloat16 has 256 numbers to draw
-        draws = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed), dtype=wide)
-        return draws.to(scores.device) < scores.detach().to(wide).sigmoid()
-
-    def supermask(self, *, counts: Mapping[str, int] | None = None, draw: int | None = None) -> Supermask:
-        """The network with its masks as they are now.
-
-        Args:
-            counts: How many weights each layer keeps, by parameter name: those of the highest scores. None: those whose
-                score is above 0, which is what calls in evaluation mode compute with.
-            draw: A seed: the masks are drawn as in training. Not together with `counts`.
-
-        Returns:
-            The supermask.
-
-        Raises:
-            TypeError: For arguments of another type.
-            ValueError: For `counts` and `draw` together, counts of other layers, or a network of which something else
-                than the scores has changed, such as the statistics of a BatchNorm: masks and a seed do not make that.
-        """
-        if counts is not None and draw is not None:
-            raise ValueError("supermask: expected counts or draw, got both")
-        if counts is not None and set(counts) != set(self.names):
-            raise ValueError(f"supermask: expected counts of {list(self.names)}, got those of {list(counts)}")
-        if draw is not None:
-            check_integer("supermask", "draw", draw)
-        self._check_unchanged()
-        masks = {}
-        for name, scores in zip(self.names, self.scores, strict=True):
-            one = scores.detach().cpu()
-            if not bool(one.isfinite().all()):
-                raise ValueError(f"supermask: expected finite scores, got NaN or infinity for {name!r}")
-            if counts is not None:
-                masks[name] = highest("supermask", one, counts[name])
-            else:
-                masks[name] = one > 0 if draw is None else self._drawn(one, derived(draw, "draw", name))
-        return Supermask(masks, self.seed, self._initial, self.weights, self.rescale, dict(self._deviations))
-
-    def _check_unchanged(self) -> None:
-        model = build("supermask", self.factory, self.seed)
-        self._put_under(model)
-        now = snapshot("supermask", self.model)
-        for name, value in snapshot("supermask", model).items():
-            if isinstance(value, Tensor) and (value.dtype != now[name].dtype or not torch.equal(value, now[name])):
-                raise ValueError(
-                    f"supermask: expected all but the scores as initialized, got another {name!r}, which a mask and a"
-                    " seed do not make; BatchNorm has no running statistics with track_running_stats=False"
-                )

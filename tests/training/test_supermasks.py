@@ -17,7 +17,7 @@ from torch import nn
 
 import sparsekernels as sk
 from sparsekernels.training import LearnedSupermask, Lottery, Supermask, criterion, one_shot_supermask
-from sparsekernels.training.storage import save_atomically
+from sparsekernels.training.storage import read, save_atomically
 
 
 def initial_of(factory: Any, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -127,6 +127,38 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         Supermask.load(path)
 
 
+@pytest.mark.parametrize("weights", ["rewind", "signed_constant"])
+def test_parts_that_do_not_fit_are_refused(weights: str, tmp_path: Path) -> None:
+    path = tmp_path / "mask.pt"
+    made = one_shot_supermask(network, initial_of(network, 1), 0.3, weights=weights)
+    made.save(path)
+    content = read("test", path)
+    for key in content:
+        save_atomically({name: value for name, value in content.items() if name != key}, path)
+        with pytest.raises(ValueError, match=r"Supermask.load: expected .*mask.pt to hold a supermask"):
+            Supermask.load(path)
+    one = dict.fromkeys(made.masks, 0.1)
+    changes: list[dict[str, Any]] = [{"rescale": "yes"}, {"seed": "1"}, {"weights": "reinit"}, {"deviations": None}]
+    changes += [
+        {"deviations": {} if weights == "signed_constant" else one},
+        {"masks": {"0.weight": None}},
+        {"masks": 1},
+    ]
+    changes += [{"deviations": {**one, "0.weight": value}} for value in (0.0, "1", -1.0, float("nan"))]
+    changes += [{"shapes": {}}, {"shapes": 3}, {"shapes": {name: ["1"] for name in one}}, {"initial": 1}]
+    for change in changes:
+        save_atomically({**content, **change}, path)
+        with pytest.raises(ValueError, match=r"Supermask(\.load)?: expected"):
+            Supermask.load(path)
+    for change in changes[:5]:
+        with pytest.raises((TypeError, ValueError), match="Supermask: expected"):
+            dataclasses.replace(made, **change)
+    if weights == "signed_constant":
+        doubled = dataclasses.replace(made, deviations={name: 2 * one for name, one in made.deviations.items()})
+        with pytest.raises(ValueError, match="expected the deviation of '0.weight' to be that of its initial weights"):
+            doubled.network(network)
+
+
 def learned(factory: Any = network, steps: int = 150, **options: Any) -> LearnedSupermask:
     model = LearnedSupermask(factory, **options)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -210,6 +242,10 @@ def test_training_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="LearnedSupermask: expected a state with seed 1, got 0"):
         other.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert not other.scores[0].any()  # nothing of it was taken
+    other = LearnedSupermask(network, rescale=False)
+    with pytest.raises(ValueError, match="LearnedSupermask: expected a state with rescale False, got True"):
+        other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert not other.scores[0].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -292,6 +328,9 @@ def test_bad_input_is_refused_in_words() -> None:
     ):
         with pytest.raises(kind, match=match):
             call()
+    with pytest.raises(ValueError, match="expected scores above 0, as training makes them, got none"):
+        LearnedSupermask(network).supermask()
+    assert LearnedSupermask(network, probability=0.51).supermask().left == 1
     model = LearnedSupermask(network)
     with torch.no_grad():
         model.scores[1][0, 0] = float("nan")
