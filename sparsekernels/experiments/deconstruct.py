@@ -150,7 +150,10 @@ def _learned(
         except FloatingPointError:
             found |= {"evaluations": {}, "left": None, "accuracy": 100 / CLASSES, "diverged": True}
         else:
-            left = model.supermask().left
+            try:
+                left = model.supermask().left
+            except ValueError:  # no score is above 0: nothing is left
+                left = 0.0
             found |= {"evaluations": evaluations, "left": left, "accuracy": evaluations["accuracy"][-1]}
         if path is not None:
             save_atomically({"kind": "learned", "found": found}, path)
