@@ -106,8 +106,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         times["dense"].append(milliseconds(dense_step))
         kind = "missing" if sparsifier._is_dense_step() else "usual"
         times[kind].append(milliseconds(functools.partial(step, images, labels)))
-        by_gradient = sparsifier.algorithm.needs_missing and sparsifier.algorithm.signal == "gradient"
-        may_update = kind == "missing" if by_gradient else index % 5 == 4
+        may_update = kind == "missing" if sparsifier.algorithm.grows_by_gradient else index % 5 == 4
         if may_update and args.algorithm != "static" and not sparsifier._is_dense_step():
             times["update"].append(milliseconds(sparsifier.update))
             times["after"].append(milliseconds(functools.partial(step, images, labels)))

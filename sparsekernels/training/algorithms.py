@@ -49,6 +49,16 @@ class Algorithm:
         """Whether growth looks at what an optimizer knows of missing weights."""
         return self.growth is not None and self.signal != "random"
 
+    @property
+    def grows_by_momentum(self) -> bool:
+        """Whether growth looks at momentum, which then accumulates for missing weights as well."""
+        return self.growth is not None and self.signal == "momentum"
+
+    @property
+    def grows_by_gradient(self) -> bool:
+        """Whether growth looks at the gradient of the step before an update."""
+        return self.growth is not None and self.signal == "gradient"
+
 
 ALGORITHMS: dict[str, Algorithm] = {
     one.name: one

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import numbers
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,14 @@ from .algorithms import Algorithm
 from .bits import check_agreement, unpacked
 from .compact import CompactState
 from .kernels import Kernels
-from .reload import WeakHook
+from .layers import Layers
 from .resuming import Resumable
 from .schedules import CosineDecay, Schedule, cubic_density
 from .signals import keeps_momentum, leaves_zeros, random_like, state_tensors
 from .updates import NewUnits, Updater, not_finite
-from .validation import check_count, checked_dense_grad_every, checked_mask
-from .weights import MaskedWeight, is_sharded, sparse_layers, unwrapped
+from .validation import check_count, check_seed, checked_dense_grad_every, checked_mask
+from .weak_hook import WeakHook
+from .weights import MaskedWeight, is_sharded, unwrapped
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ class SparseTraining(Resumable):
         compact_state: bool = False,
         prune_rate: float = 0.5,
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"{where}: expected seed to be an int, got {type(seed).__name__}")
+        check_seed(where, seed)
         if not isinstance(optimizer, Optimizer):
             given = type(optimizer).__name__
             raise TypeError(f"{where}: expected optimizer to be a torch.optim.Optimizer, got {given}")
@@ -105,12 +105,9 @@ class SparseTraining(Resumable):
         self._compact = None
         if compact_state:
             self._compact = self._updater.compact = _compact(where, optimizer, algorithm)
-        self._patterns: dict[int, tuple[Any, Any]] = {}  # by the id of a layer: it, and the pattern that it was given
-        self._nonzeros: dict[str, int] = {}  # of weights with such layers
-        self._unmasked: frozenset[str] = frozenset()  # weights whose gradients are zero outside of masks by themselves
+        self._layers = Layers(self._models, self._weights)
         self._hooks: dict[str, Any] = {}
         self._seen: set[str] = set()  # weights whose gradients were masked as they came
-        self._accumulates = algorithm.needs_missing and algorithm.signal == "momentum"
         self.steps = 0
         """Steps of the optimizer since the masks are there."""
         self.updates = 0
@@ -181,7 +178,7 @@ class SparseTraining(Resumable):
         known = self._weights.keys() & {one.name for one in weights}
         if known:
             raise ValueError(f"{where}: expected weights of other names than before, got {min(known)!r} again")
-        if self._accumulates and not keeps_momentum(self.optimizer, {one.parameter for one in weights}):
+        if self.algorithm.grows_by_momentum and not keeps_momentum(self.optimizer, {one.parameter for one in weights}):
             raise ValueError(
                 f"{where}: expected an optimizer with momentum for growth by momentum, got"
                 f" {type(self.optimizer).__name__} without; growth by 'gradient' or 'random' needs none"
@@ -254,14 +251,14 @@ class SparseTraining(Resumable):
         """Refuse gradients that are not finite, and mask those of a step without dense gradients."""
         weights = [one for one in self._weights.values() if one.parameter.grad is not None]
         self._check_finite()
-        stale = self._take_stale_layers()
+        stale, unmasked = self._layers.take_stale(), self._layers.unmasked
         for one in weights:
-            masked = one.name in self._seen if one.name not in self._unmasked else one.name not in stale
+            masked = one.name not in stale if one.name in unmasked else one.name in self._seen
             if not self._is_dense_step() and not masked:
                 one.mask_(one.local(one.parameter.grad))
-        by_gradient = self.algorithm.signal == "gradient" and self.algorithm.needs_missing
         is_due = self._update_every is None or (self.steps + 1) % self._update_every == 0
-        if by_gradient and is_due and self._is_dense_step():  # as they are now: some optimizers write into them
+        if self.algorithm.grows_by_gradient and is_due and self._is_dense_step():
+            # as they are now: some optimizers write into them
             copies = {one.name: one.parameter.grad.clone() for one in weights if one.parameter.grad is not None}
             self._updater.gradients = self.steps + 1, copies
         if self._compact is not None:
@@ -288,7 +285,7 @@ class SparseTraining(Resumable):
         """At a step without gradients of missing weights there are none from the beginning: whoever clips gradients
         finds the same on sparse kernels and without."""
         one = self._weights.get(name)
-        if one is None or name in self._unmasked or self._is_dense_step() or gradient.layout != torch.strided:
+        if one is None or name in self._layers.unmasked or self._is_dense_step() or gradient.layout != torch.strided:
             return None
         self._seen.add(name)
         if gradient.requires_grad:  # create_graph=True
@@ -301,18 +298,8 @@ class SparseTraining(Resumable):
         Others may be those of a checkpoint whose masks are read next; if not, the next step masks them.
         """
         within = {name for name, one in self._weights.items() if one.is_within()}
-        self._set_patterns(within)
+        self._layers.set_patterns(within)
         self._prepare_next()
-
-    def _take_stale_layers(self) -> set[str]:
-        """Give layers their patterns again that somebody else gave another one; the names of their weights."""
-        stale = set()
-        for name, layers in self._sparse_layers().items():
-            for layer in layers:
-                if self._patterns.get(id(layer), (None, None))[1] is not layer.pattern:
-                    stale.add(name)
-        self._set_patterns(stale)
-        return stale
 
     def _check_finite(self) -> None:
         """Refuse gradients that are not finite, of all parameters that the optimizer has."""
@@ -384,30 +371,7 @@ class SparseTraining(Resumable):
         return (self.steps + 1) % self._dense_every == 0
 
     def _prepare_next(self) -> None:
-        """Let the sparse layers compute the gradients that the next step needs."""
-        dense, unmasked = self._is_dense_step(), set()
-        for name, layers in self._sparse_layers().items():
-            for layer in layers:
-                if layer.dense_grad is not dense:
-                    layer.dense_grad = dense
-            if all(layer.pattern.nnz == self._nonzeros.get(name) for layer in layers):
-                unmasked.add(name)
-        self._unmasked = frozenset(unmasked)
-
-    def _sparse_layers(self) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {}
-        for model in self._models:
-            for name, layers in sparse_layers(model, self._weights.values()).items():
-                found.setdefault(name, []).extend(layers)
-        return found
-
-    def _set_patterns(self, names: Collection[str] | None = None) -> None:
-        for name, layers in self._sparse_layers().items():
-            if names is None or name in names:
-                for layer in layers:
-                    layer.set_pattern(self._weights[name].mask)
-                    self._patterns[id(layer)] = layer, layer.pattern
-                self._nonzeros[name] = int(self._weights[name].mask.count_nonzero())
+        self._layers.prepare(self._is_dense_step())
 
     # Updates
 
@@ -439,7 +403,7 @@ class SparseTraining(Resumable):
         report = self._report(rate, new, masks)
         for name, (kept, _) in new.items():  # of all weights, or of none
             self._change(self._weights[name], self._weights[name].mask_of_units(kept), masks[name])
-        self._set_patterns(masks)
+        self._layers.set_patterns(masks)
         self._updater.gradients = -1, {}
         self.updates += 1
         for kernels in self._kernels:
@@ -470,8 +434,7 @@ class SparseTraining(Resumable):
 
     def _take_layers(self) -> None:
         """Give the sparse layers that a model has by now their patterns."""
-        self._patterns.clear()
-        self._set_patterns()
+        self._layers.start_anew()
         self._prepare_next()
 
     def _load_kernels(self, states: list[Any]) -> None:
@@ -496,7 +459,7 @@ class SparseTraining(Resumable):
         one.mask = kept
         one.apply()
         gone = ~one.local_mask
-        if not self._accumulates:
+        if not self.algorithm.grows_by_momentum:
             for tensor in state_tensors(self.optimizer.state.get(one.parameter, {}), one.parameter.shape):
                 one.local(tensor).masked_fill_(gone, 0)
         one.mask = mask
@@ -532,7 +495,7 @@ class SparseTraining(Resumable):
             units = one.units_of_mask(mask)
             self._change(one, one.mask_of_units(units) & one.mask, one.mask_of_units(units))
             one.wanted = int(units.count_nonzero())
-        self._set_patterns(checked)
+        self._layers.set_patterns(checked)
         for kernels in self._kernels:
             kernels.after_update(self)
         self._prepare_next()
@@ -540,12 +503,10 @@ class SparseTraining(Resumable):
     def _forget(self, names: Iterable[str]) -> None:
         """Leave these weights dense from now on."""
         for name in list(names):
-            one = self._weights.pop(name)
-            _TRAINED.pop(id(one.parameter), None)
-            for layers in (sparse_layers(model, [one]) for model in self._models):
-                for layer in layers.get(name, ()):
-                    layer.dense_grad, layer.dense_product = False, True
-                    layer.set_pattern(torch.ones_like(one.mask))
+            for layer in self._layers.found().get(name, ()):
+                layer.dense_grad, layer.dense_product = False, True
+                layer.set_pattern(torch.ones_like(self._weights[name].mask))
+            _TRAINED.pop(id(self._weights.pop(name).parameter), None)
             hook = self._hooks.pop(name, None)
             if hook is not None:
                 hook.remove()
@@ -591,7 +552,7 @@ class SparseTraining(Resumable):
                     self.optimizer.state[one_of.parameter] = self._compact.expanded(one_of, state_of)
         for one in self._kernels:
             one.remove()
-        for layers in self._sparse_layers().values():
+        for layers in self._layers.found().values():
             for layer in layers:
                 layer.dense_grad = False
         for weight in self._weights.values():
@@ -604,7 +565,7 @@ def _compact(where: str, optimizer: Optimizer, algorithm: Algorithm) -> CompactS
             f"{where}: expected an optimizer of torch that treats each element by itself for compact_state, such as SGD"
             f" or Adam, got {type(optimizer).__name__}"
         )
-    if algorithm.growth is not None and algorithm.signal == "momentum":
+    if algorithm.grows_by_momentum:
         raise ValueError(
             f"{where}: expected no compact_state with growth by momentum, which looks at that of missing weights"
         )

@@ -87,10 +87,8 @@ class CompactState:
                 with torch.no_grad():
                     values.parameter.copy_(values.take(parameter))
                 values.parameter.grad = values.take(parameter.grad)
-                values.gradient, parameter.grad = (
-                    parameter.grad,
-                    None,
-                )  # no second one is added to it if the step raises
+                # if the step raises, no second gradient is added to this one
+                values.gradient, parameter.grad = parameter.grad, None
                 group["params"][place] = values.parameter
                 state = self._optimizer.state.pop(parameter, None)
                 if state is not None:

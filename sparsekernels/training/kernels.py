@@ -141,8 +141,8 @@ class Kernels:
         else:
             self._decided = Decided.of(self.report)
             with contextlib.suppress(_NotPlain):  # the batch itself is not kept alive
-                args, kwargs = _made(_described([list(call.args), call.kwargs]), _device_of(self.model))
                 self._example = _described([list(call.args), call.kwargs])
+                args, kwargs = _made(self._example, _device_of(self.model))
                 self._call = Call(tuple(args), dict(kwargs), call.autocast)
         finally:
             for module, training_mode in modes.items():
@@ -156,7 +156,7 @@ class Kernels:
     def _choose_products(self, training: SparseTraining) -> None:
         """Let torch multiply for layers that have become so dense that this is faster. By a rule, not a clock: a run
         that is resumed has the same bits."""
-        found = training._sparse_layers()
+        found = training._layers.found()
         self._dense = set()
         for name, layers in found.items():
             mask = training.masks[name]

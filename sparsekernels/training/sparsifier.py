@@ -20,7 +20,7 @@ from .base import SparseTraining
 from .functions import MaskFunction
 from .kernels import Kernels
 from .schedules import ConstantRate, Schedule
-from .validation import checked_mask
+from .validation import check_seed, checked_mask
 from .weights import MaskedWeight, layers_of, local_device, unwrapped
 
 
@@ -127,8 +127,7 @@ class Sparsifier(SparseTraining):
         where = "Sparsifier"
         if not isinstance(kernels, bool):
             raise TypeError(f"{where}: expected kernels to be True or False, got {kernels!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"{where}: expected seed to be an int, got {type(seed).__name__}")
+        check_seed(where, seed)
         if not isinstance(model, nn.Module):
             raise TypeError(f"{where}: expected model to be a torch.nn.Module, got {type(model).__name__}")
         if (density is None) == (masks is None):

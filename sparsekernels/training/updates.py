@@ -225,7 +225,7 @@ class Updater:
         return None if found is None else _wide(one.units(found))
 
     def _finite(self, name: str, what: str, tensor: Tensor) -> Tensor:
-        if not is_finite(tensor):
+        if not_finite([tensor]):
             raise FloatingPointError(
                 f"{self._where}: expected {what} that are finite, got NaN or infinite ones of {name!r}; masks are"
                 " unchanged"
@@ -275,18 +275,6 @@ def not_finite(tensors: Sequence[Tensor]) -> list[int]:
 
 def _summed_in(tensor: Tensor) -> torch.dtype | None:
     return torch.float32 if tensor.dtype.itemsize < 4 else None
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all of it is.
-
-    Args:
-        tensor: Of a floating dtype.
-
-    Returns:
-        Whether it is.
-    """
-    return not not_finite([tensor])
 
 
 def _own(function: Callable[..., Any], weight: Tensor, signal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

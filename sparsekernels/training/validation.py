@@ -28,6 +28,17 @@ def check_count(where: str, name: str, value: object) -> None:
         raise ValueError(f"{where}: expected {name} to be an int from 1 on, or None, got {value!r}")
 
 
+def check_seed(where: str, seed: object) -> None:
+    """Raise TypeError unless it is an int.
+
+    Args:
+        where: Who asks, for the error.
+        seed: Of random choices.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{where}: expected seed to be an int, got {type(seed).__name__}")
+
+
 def checked_dense_grad_every(
     where: str, algorithm: Algorithm, value: int | str | None, update_every: int | None
 ) -> int | None:
@@ -48,7 +59,7 @@ def checked_dense_grad_every(
     if value == "auto":
         if not algorithm.needs_missing:
             return None
-        return update_every or 1 if algorithm.signal == "gradient" else 1
+        return update_every or 1 if algorithm.grows_by_gradient else 1
     if isinstance(value, str):
         raise ValueError(f"{where}: expected dense_grad_every to be an int, None or 'auto', got {value!r}")
     check_count(where, "dense_grad_every", value)
@@ -57,8 +68,7 @@ def checked_dense_grad_every(
             f"{where}: expected dense_grad_every for growth by {algorithm.signal}, which looks at the gradients of"
             " missing weights, got None; growth by 'random' needs none"
         )
-    by_gradient = algorithm.signal == "gradient" and algorithm.needs_missing
-    if value is not None and by_gradient and (update_every or 1) % value:
+    if value is not None and algorithm.grows_by_gradient and (update_every or 1) % value:
         raise ValueError(
             f"{where}: expected update_every to be a multiple of dense_grad_every, so that the step before an update"
             f" has the gradients of missing weights, got {update_every!r} and {value!r}"

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from .._transformers import is_conv1d
 from ..blocks import grid_of, spread, squared_norms, touched
-from ..nn.sparse import SparseLayer
 from ..pruning import prunable
 from .bitwise import bits_of, mask_, masked
 from .selection import least
@@ -268,23 +267,3 @@ def layers_of(where: str, model: nn.Module, ignore: Collection[str]) -> Iterator
         if id(weight) not in seen:
             seen.add(id(weight))
             yield f"{name}.weight" if name else "weight", weight, is_conv1d(module)
-
-
-def sparse_layers(model: nn.Module, weights: Collection[MaskedWeight]) -> dict[str, list[SparseLayer]]:
-    """The sparse layers of a model that have these weights.
-
-    Args:
-        model: Any module.
-        weights: Some of its weights.
-
-    Returns:
-        The layers by the names of the weights.
-    """
-    names = {id(one.parameter): one.name for one in weights}
-    found: dict[str, list[SparseLayer]] = {}
-    for module in model.modules():
-        if isinstance(module, SparseLayer):
-            name = names.get(id(module._parameters.get("weight")))
-            if name is not None:
-                found.setdefault(name, []).append(module)
-    return found
