@@ -54,6 +54,15 @@ inline void each_range(const BatchNormSpace& space, Body body) {
   }
 }
 
+// How many elements on what is needed next lies: the same place of the next channel where one stays in the cache
+// together with the one before, else of the next image. A channel's planes are far apart, where the processor does not
+// look by itself.
+inline int64_t prefetch_distance(const BatchNormSpace& space) {
+  constexpr int64_t kInL2 = int64_t{1} << 16, kLine = 64 / sizeof(float);
+  if (space.images * space.plane > kInL2) return space.channels * space.plane;
+  return space.plane < kLine ? kLine : space.plane;
+}
+
 // Prefetches the element `distance` elements on, which may be behind the end.
 inline void prefetch(const float* from, int64_t distance) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(distance) * sizeof(float);
@@ -79,13 +88,12 @@ struct Moments {
 // Mean and variance of each range around its own mean, merged (Chan, Golub & LeVeque, 1979): one pass through memory,
 // and no cancellation.
 inline Moments moments_of(const BatchNormForward& call, int64_t channel) {
-  // The next image: the processor does not look so far.
-  const int64_t prefetch_distance = call.space.channels * call.space.plane;
+  const int64_t distance = prefetch_distance(call.space);
   double count = 0, mean = 0, squares = 0;
   each_range<kInL1>(call.space, [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
     Vec<float> total = Vec<float>::zero();
     each_vec16(call.space, channel, begin, end, from, to, [&](int64_t at, int64_t, uint32_t lanes) {
-      prefetch(call.source + at, prefetch_distance);
+      prefetch(call.source + at, distance);
       total = total + Vec16<float>::load(call.source + at, lanes);
     });
     // around what is nearly the mean; what that is off by follows from the sum of the differences
@@ -133,6 +141,7 @@ inline void normalize(const BatchNormForward& call, int64_t channel, float cente
   const Vec<float> scale = Vec<float>::broadcast(call.scale);
   const Limits limits = {call.low, call.high, call.has_low, call.has_high};
   const Draw draw = {call.seed, call.threshold};
+  const int64_t distance = prefetch_distance(space);
   for (int64_t image = 0; image < space.images; ++image) {
     const float* const from = call.source + space.offset(image, channel);
     float* const to = call.dest + space.offset(image, channel);
@@ -143,7 +152,10 @@ inline void normalize(const BatchNormForward& call, int64_t channel, float cente
       const uint32_t lanes = lanes_of(i, space.plane);
       if (kDrops) drawn = i % 64 == 0 ? draw.kept(i, image * space.channels + channel) : drawn >> kLanes;
       Vec<float> value = fma(Vec16<float>::load(from + i, lanes) + centers, factors, shifts);
-      if (kAdds) value = value + Vec16<float>::load(residual + i, lanes);
+      if (kAdds) {
+        prefetch(residual + i, distance);
+        value = value + Vec16<float>::load(residual + i, lanes);
+      }
       uint32_t kept = lanes;
       if (call.has_low) kept &= lanes_above(value, call.low);
       if (call.has_high) kept &= lanes_below(value, call.high);
@@ -153,6 +165,7 @@ inline void normalize(const BatchNormForward& call, int64_t channel, float cente
         value = only(left, value * scale);
         kept &= left;
       }
+      prefetch(to + i, distance);  // a store waits for its line as a load does
       store_lanes(value, to + i, lanes);
       if (words != nullptr) words[i / kLanes] = static_cast<uint16_t>(kept);
     }
@@ -191,15 +204,18 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
     const float mean = call.statistics[channel];
     const double rate = call.statistics[2 * space.channels + channel];
     const Vec<float> shift = Vec<float>::broadcast(-mean);
-    const int64_t prefetch_distance = space.channels * space.plane;
+    const int64_t distance = prefetch_distance(space);
     WideSum gradient_sum, product_sum, difference_sum;  // products with, and differences, source - mean
     each_range<kSummedInFloat>(space, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
       Vec<float> one = Vec<float>::zero(), other = Vec<float>::zero(), off = Vec<float>::zero();
       each_vec16(space, channel, first, last, from, to, [&](int64_t at, int64_t word, uint32_t lanes) {
-        prefetch(call.gradient + at, prefetch_distance);
-        prefetch(call.source + at, prefetch_distance);
+        prefetch(call.gradient + at, distance);
+        prefetch(call.source + at, distance);
         const Vec<float> gradient = passed(call, scale, at, word, lanes);
-        if (call.residual != nullptr) store_lanes(gradient, call.residual + at, lanes);
+        if (call.residual != nullptr) {
+          prefetch(call.residual + at, distance);
+          store_lanes(gradient, call.residual + at, lanes);
+        }
         one = one + gradient;
         const Vec<float> difference = only(lanes, Vec16<float>::load(call.source + at, lanes) + shift);
         off = off + difference;
@@ -226,6 +242,7 @@ void batch_norm_backward(const BatchNormBackward& call, int64_t begin, int64_t e
       const Vec<float> gradient = passed(call, scale, at, word, lanes);
       const Vec<float> around = Vec16<float>::load(call.source + at, lanes) + shift;
       const Vec<float> result = fma(around, slopes, gradient + level) * factors;
+      prefetch(call.dest + at, distance);
       store_lanes(result, call.dest + at, lanes);
     });
   }
