@@ -128,9 +128,13 @@ void boxed_max_pool2d_backward(StableIValue* stack, uint64_t count, uint64_t ret
   const int32_t* const found = static_cast<const int32_t*>(places.data());
   float* const to = static_cast<float*>(output.data());
   std::atomic<bool> inside{true};
+  const int64_t in_l1 = std::max<int64_t>(1, kGrain / 4 / elements);  // planes, which are still there to be added to
   for_planes(places, elements, [&](int64_t begin, int64_t end) {
-    std::memset(to + begin * elements, 0, static_cast<size_t>((end - begin) * elements) * sizeof(float));
     for (int64_t p = begin; p < end; ++p) {
+      if ((p - begin) % in_l1 == 0) {
+        const int64_t cleared = std::min(in_l1, end - p) * elements;
+        std::memset(to + p * elements, 0, static_cast<size_t>(cleared) * sizeof(float));
+      }
       for (int64_t i = p * results; i < (p + 1) * results; ++i) {
         if (found[i] < 0 || found[i] >= elements) {
           inside = false;

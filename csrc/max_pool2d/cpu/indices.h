@@ -65,6 +65,60 @@ inline void pool_vec16(
   _mm512_mask_storeu_epi32(places, mask, at);
 }
 
+// Whether windows are of 2x2 and halve planes that follow each other, of so few columns that a row leaves lanes empty,
+// and such that 64 elements are planes or a part of one.
+inline bool halves_narrow_planes(const MaxPool2d& t) {
+  for (int d = 0; d < 2; ++d)
+    if (t.window[d] != 2 || t.stride[d] != 2 || t.padding[d] != 0) return false;
+  const int64_t width = t.source_size[1], elements = t.source_size[0] * width;
+  if (t.source_channel != elements || t.dest_channel != t.dest_size[0] * t.dest_size[1]) return false;
+  if (width > 16 || (width & (width - 1)) != 0 || t.source_size[0] % 2 != 0 || width < 2) return false;
+  return elements % 64 == 0 || 64 % elements == 0;
+}
+
+// 16 results at a time of 64 elements, while there are as many. Returns the first plane that is left.
+inline int64_t pool_narrow_planes(const MaxPool2d& t, int32_t* places, int64_t begin, int64_t end) {
+  constexpr int64_t kElements = 4 * kLanes;
+  const int64_t width = t.source_size[1], elements = t.source_size[0] * width, half = width / 2;
+  alignas(64) int32_t taps[4][kLanes], places_of_taps[4][kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const int64_t corner = i / half * 2 * width + i % half * 2;
+    for (int64_t tap = 0; tap < 4; ++tap) {
+      const int64_t at = corner + tap / 2 * width + tap % 2;
+      taps[tap][i] = static_cast<int32_t>(at % (2 * kLanes));  // of the first or of the last two vectors
+      places_of_taps[tap][i] = static_cast<int32_t>(at % elements);
+    }
+  }
+  const int64_t step = elements < kElements ? kElements / elements : 1;  // planes
+  const float* const source = static_cast<const float*>(t.source);
+  float* const dest = static_cast<float*>(t.dest);
+  int64_t plane = begin;
+  for (; plane + step <= end; plane += step) {
+    for (int64_t first = 0; first < elements; first += kElements) {
+      const int64_t at = plane * elements + first;
+      __m512 loaded[4];
+      for (int64_t v = 0; v < 4; ++v) loaded[v] = _mm512_loadu_ps(source + at + v * kLanes);
+      const __m512i start = _mm512_set1_epi32(static_cast<int>(first));
+      __m512 largest = _mm512_setzero_ps();
+      __m512i place = _mm512_setzero_si512();
+      for (int64_t tap = 0; tap < 4; ++tap) {
+        const __m512i from = _mm512_load_si512(taps[tap]);
+        const __m512 value = _mm512_mask_blend_ps(
+            0xff00, _mm512_permutex2var_ps(loaded[0], from, loaded[1]),
+            _mm512_permutex2var_ps(loaded[2], from, loaded[3]));
+        const __mmask16 above = _mm512_cmp_ps_mask(value, largest, _CMP_GT_OQ);
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        const __mmask16 taken = tap == 0 ? 0xffff : static_cast<__mmask16>(above | is_nan);
+        largest = _mm512_mask_mov_ps(largest, taken, value);
+        place = _mm512_mask_add_epi32(place, taken, _mm512_load_si512(places_of_taps[tap]), start);
+      }
+      _mm512_storeu_ps(dest + at / 4, largest);
+      _mm512_storeu_si512(places + at / 4, place);
+    }
+  }
+  return plane;
+}
+
 #else
 
 // Result x of a row of windows, from rows [first, last) of the plane.
@@ -93,6 +147,9 @@ inline void pool_one(
 // that are equal, the last NaN.
 void max_pool2d_places(const MaxPool2d& t, int32_t* places, int64_t begin, int64_t end) {
   const int64_t height = t.source_size[0], columns = t.dest_size[1];
+#if defined(SPARSEKERNELS_AVX512)
+  if (halves_narrow_planes(t)) begin = pool_narrow_planes(t, places, begin, end);
+#endif
   for (int64_t plane = begin; plane < end; ++plane) {
     const float* const source = static_cast<const float*>(t.source) + plane * t.source_channel;
     for (int64_t y = 0; y < t.dest_size[0]; ++y) {

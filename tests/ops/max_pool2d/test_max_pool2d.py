@@ -128,6 +128,29 @@ def test_gradients_at_what_is_no_number_are_torchs(window: tuple[int, ...]) -> N
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
+NARROW = [(2, 2), (4, 2), (2, 4), (4, 4), (8, 8), (6, 8), (12, 8), (16, 8), (16, 16), (12, 16), (2, 16)]
+
+
+@pytest.mark.parametrize("size", NARROW)
+@pytest.mark.parametrize("planes", [1, 3, 17, 70])
+def test_narrow_planes_that_are_halved(size: tuple[int, int], planes: int) -> None:
+    """16 results at a time where 64 elements are planes or a part of one; ties, infinities and NaN included."""
+    torch.manual_seed(planes)
+    x = torch.randint(-3, 3, (1, planes, *size)).float()
+    special = torch.tensor([math.nan, math.inf, -math.inf])
+    is_special = torch.rand(x.shape) < 0.2
+    x[is_special] = special[torch.randint(3, (int(is_special.sum()),))]
+    x[:, ::5] = -math.inf
+    window = (2, 2, 2, 2, 0, 0)
+    own, other = (x.clone().requires_grad_() for _ in range(2))
+    result, expected = max_pool2d(own, window), theirs(other, window)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    gradient = torch.randn_like(result)
+    result.backward(gradient)
+    expected.backward(gradient)
+    assert torch.equal(own.grad, other.grad)
+
+
 @built
 def test_the_kernel_is_used_for_gradients() -> None:
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
