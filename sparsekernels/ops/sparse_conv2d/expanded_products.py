@@ -94,9 +94,12 @@ def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry
     On the CPU torch's own in float16 is slower and not as exact as the oracle asks for; with a stride, that of a 1x1
     kernel writes past its memory, so that the input's other pixels are left out before: docs/decisions.md.
     """
-    g = geometry
-    padded, stride = pad(input, g), (g.stride_h, g.stride_w)
-    if (g.kernel_h, g.kernel_w) == (1, 1) and stride != (1, 1):
+    g, padding, stride = geometry, _padding(geometry), (geometry.stride_h, geometry.stride_w)
+    leaves_pixels_out = (g.kernel_h, g.kernel_w) == (1, 1) and stride != (1, 1)
+    padded = input
+    if padding is None or leaves_pixels_out:
+        padded, padding = pad(input, g), (0, 0)
+    if leaves_pixels_out:
         height, width = (size * step for size, step in zip(grad_output.shape[2:], stride, strict=True))
         padded, stride = padded[:, :, : height : g.stride_h, : width : g.stride_w], (1, 1)
     if input.dtype is torch.float16 and not input.is_cuda:
@@ -106,6 +109,7 @@ def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry
         (grad_output.size(1), input.size(1) // g.groups, g.kernel_h, g.kernel_w),
         grad_output,
         stride=stride,
+        padding=padding,
         dilation=(g.dilation_h, g.dilation_w),
         groups=g.groups,
     )
