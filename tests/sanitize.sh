@@ -33,7 +33,7 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=lib
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export PYTHONPATH="$work" SPARSEKERNELS_CPU_ISA
 sparse=(tests/ops/sparse_conv2d/test_sparse_{conv2d,bits,derivatives,nan}.py
-  tests/ops/sparse_conv2d/test_rows_alike.py tests/ops/sparse_conv2d/test_block_{kernels,weight_gradient}.py)
+  tests/ops/sparse_conv2d/test_{rows_alike,elements}.py tests/ops/sparse_conv2d/test_block_{kernels,weight_gradient}.py)
 for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library; print(*_library.supported_isas())"); do
   echo "sanitizers over $SPARSEKERNELS_CPU_ISA"
   "$python" -c "import sparsekernels; assert sparsekernels.__file__.startswith('$work')"

@@ -31,6 +31,9 @@ const CpuKernels kAvx512Kernels = {
     .tiles = tiled::tile_kernels(),
     .count_nonzeros =
         {count_nonzeros<float>, count_nonzeros<uint16_t>, count_nonzeros<uint16_t>, count_nonzeros<double>},
+    .elements =
+        {element_kernels_of<float>(), element_kernels_of<uint16_t>(), element_kernels_of<uint16_t>(),
+         element_kernels_of<double>()},
     .widen = widen_elements,
     .narrow = narrow_elements,
     .max_pool2d = max_pool2d_planes,

@@ -11,6 +11,7 @@
 #include "masked_matmul/call.h"
 #include "max_pool2d/call.h"
 #include "rms_norm/call.h"
+#include "sparse_conv2d/element_kernels.h"
 #include "sparse_conv2d/jit/pack_calls.h"
 #include "sparse_conv2d/tiled/microkernel_calls.h"
 #include "sparse_conv2d/tiled/pack_calls.h"
@@ -44,6 +45,7 @@ struct CpuKernels {
   // By DType: how many nonzeros are in the words begin, begin + step, ... below end, of 64 elements each, whose bit is
   // not set in that word of `except`; null: none is.
   int64_t (*count_nonzeros[4])(const void* elements, const uint64_t* except, int64_t begin, int64_t end, int64_t step);
+  ElementKernels elements[4];  // by DType
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);

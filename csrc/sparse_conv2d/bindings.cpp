@@ -11,7 +11,7 @@
 #include "sparse_conv2d/call.h"
 #include "sparse_conv2d/glue.h"
 #include "sparse_conv2d/jit/kernel_cache.h"
-#include "sparse_conv2d/outside.h"
+#include "sparse_conv2d/outside_glue.h"
 #include "sparse_conv2d/owned_plan.h"
 #include "sparse_conv2d/tiled/fma_rate.h"
 
@@ -71,16 +71,6 @@ void boxed_free_plan(StableIValue* stack, uint64_t count, uint64_t returned) {
   Arguments arguments(stack, {count, returned}, {1, 0});
   plans().free(arguments.integer());
 }
-
-// Whether it became a copy.
-bool make_contiguous(Handle& weight) {
-  require_memory(weight);
-  if (weight.is_contiguous()) return false;
-  weight = contiguous(weight);
-  return true;
-}
-
-constexpr int64_t kNoVersion = -1;
 
 // The values at a plan's nonzeros, or its dense weight, which becomes contiguous. It has the dtype and device of the
 // `other` factor, or `expected` is the error.
@@ -154,72 +144,6 @@ void boxed_planned_weight_gradient(StableIValue* stack, uint64_t count, uint64_t
   Handle grad_values = empty(&nonzeros, 1, input.dtype(), input);
   plan->weight_gradient(grads, source, grad_values.data(), torch_threads());
   stack[0] = to_stack(std::move(grad_values));
-}
-
-DenseWeight dense_weight(const Handle& weight) {
-  int64_t elements = 1;
-  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
-  require_memory(weight);
-  return {weight.data(), dtype_of(weight, "sparse_conv2d"), elements};
-}
-
-int64_t nonzeros_outside(const DenseWeight& dense, const Handle& guard, int64_t version, double multiply_adds) {
-  require(
-      guard.dim() == 1 && guard.sizes()[0] == Guard::words_of(dense.elements) &&
-          guard.dtype() == aoti_torch_dtype_int64() && guard.device_type() == aoti_torch_device_type_cpu() &&
-          guard.is_contiguous(),
-      "sparse_conv2d: expected guard to be made for a weight of this size", guard);
-  return Guard(static_cast<int64_t*>(guard.data())).nonzeros_outside(dense, version, multiply_adds, torch_threads());
-}
-
-void boxed_guard(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {1, 1});
-  Handle mask = arguments.tensor();
-  require(mask.dtype() == aoti_torch_dtype_bool(), "sparse_conv2d: expected mask of dtype bool", mask);
-  mask = mask.is_contiguous() ? std::move(mask) : contiguous(mask);
-  int64_t elements = 1;
-  for (int64_t d = 0; d < mask.dim(); ++d) elements *= mask.sizes()[d];
-  const int64_t words = Guard::words_of(elements);
-  AtenTensorHandle made;
-  const int64_t stride = 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      1, &words, &stride, aoti_torch_dtype_int64(), mask.device_type(), mask.device_index(), &made));
-  Handle guard(made);
-  Guard::make(static_cast<const uint8_t*>(mask.data()), elements, static_cast<int64_t*>(guard.data()));
-  stack[0] = to_stack(std::move(guard));
-}
-
-void boxed_nonzeros_outside(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {4, 1});
-  Handle weight = arguments.tensor();
-  const Handle guard = arguments.tensor();
-  int64_t version = arguments.integer();
-  const double multiply_adds = arguments.number();
-  if (make_contiguous(weight)) version = kNoVersion;
-  stack[0] = torch::stable::detail::from(nonzeros_outside(dense_weight(weight), guard, version, multiply_adds));
-}
-
-void boxed_sparse_values(StableIValue* stack, uint64_t count, uint64_t returned) {
-  Arguments arguments(stack, {count, returned}, {2, 1});
-  Handle weight = arguments.tensor();
-  const Handle places = arguments.tensor();
-  if (!weight.is_contiguous()) weight = contiguous(weight);
-  require(
-      places.dim() == 1 && places.dtype() == aoti_torch_dtype_int64() && places.is_contiguous() &&
-          places.device_type() == aoti_torch_device_type_cpu(),
-      "sparse_conv2d: expected flat_indices of int64 and one contiguous dimension", places);
-  const DenseWeight dense = dense_weight(weight);
-  const int64_t nonzeros = places.sizes()[0];
-  Handle values = empty(&nonzeros, 1, weight.dtype(), weight);
-  const auto* const at = static_cast<const int64_t*>(places.data());
-  const Threads threads = torch_threads();
-  gather_places(dense, at, nonzeros, threads, values.data());
-  require(
-      count_nonzeros(dense, threads) == count_nonzeros({values.data(), dense.dtype, nonzeros}, threads),
-      "sparse_conv2d: expected weight that is zero outside of its pattern in compiled code; set_pattern() takes its"
-      " nonzeros in, then compile again",
-      weight);
-  stack[0] = to_stack(std::move(values));
 }
 
 // A call by a plan: what both forward operators do.
@@ -366,9 +290,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekernels, CPU, m) {
   m.impl("_planned_sparse_conv2d_input_gradient", &sparsekernels::boxed_planned_input_gradient);
   m.impl("_planned_sparse_conv2d_weight_gradient", &sparsekernels::boxed_planned_weight_gradient);
   m.impl("_guarded_sparse_conv2d", &sparsekernels::boxed_guarded_sparse_conv2d);
-  m.impl("_sparse_conv2d_guard", &sparsekernels::boxed_guard);
-  m.impl("_nonzeros_outside", &sparsekernels::boxed_nonzeros_outside);
-  m.impl("_sparse_values", &sparsekernels::boxed_sparse_values);
   m.impl("_sparse_conv2d_input_gradient", &sparsekernels::boxed_input_gradient);
   m.impl("_sparse_conv2d_weight_gradient", &sparsekernels::boxed_weight_gradient);
 }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstring>
 #include <stdexcept>
 
@@ -16,7 +15,7 @@
 namespace sparsekernels {
 namespace {
 
-constexpr int64_t kWord = 64;
+constexpr int64_t kWord = MaskWords::kWord;
 
 // Of every step-th word from `first` on, and of the elements behind the last whole word.
 int64_t count(const DenseWeight& weight, const uint64_t* except, int64_t first, int64_t step, const Threads& threads) {
@@ -49,15 +48,6 @@ bool gather(const DenseWeight& weight, const int64_t* places, int64_t begin, int
     to[i] = from[places[i]];
   }
   return true;
-}
-
-// Bit i: byte i of eight is not zero, in little-endian order.
-uint64_t nonzero_bytes(const uint8_t* bytes) {
-  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7full, kToTopByte = 0x0102040810204080ull;
-  uint64_t eight;
-  std::memcpy(&eight, bytes, sizeof eight);
-  const uint64_t top = (((eight & kLow) + kLow) | eight) & ~kLow;  // of each byte, its top bit
-  return (top >> 7) * kToTopByte >> 56;
 }
 
 // Never 0: what no weight was seen as.
@@ -102,35 +92,44 @@ void gather_places(
   if (!inside.load()) throw std::invalid_argument("sparse_conv2d: expected flat_indices within the weight");
 }
 
-void Guard::make(const uint8_t* mask, int64_t elements, int64_t* words) {
-  std::fill(words, words + words_of(elements), 0);
-  auto* const bits = reinterpret_cast<uint64_t*>(words + kHeader);
-  int64_t i = 0;
-  if constexpr (std::endian::native == std::endian::little)
-    for (; i + 8 <= elements; i += 8) bits[i / kWord] |= nonzero_bytes(mask + i) << (i % kWord);
-  for (; i < elements; ++i) bits[i / kWord] |= static_cast<uint64_t>(mask[i] != 0) << (i % kWord);
+int64_t Guard::step_of(const DenseWeight& weight, int64_t version, double multiply_adds) const {
+  const auto bytes = static_cast<double>(weight.elements * element_size(weight.dtype));
+  const double affordable =
+      std::max(static_cast<double>(cost::guard::kPartBytes), multiply_adds * cost::guard::kBytesPerMultiplyAdd);
+  if (bytes <= static_cast<double>(cost::guard::kWholeBytes) || bytes <= affordable || version < 0) return 1;
+  if (load(words_ + kSeen) != stamp_of(weight.data, version)) return 1;
+  return static_cast<int64_t>(bytes / affordable) + 1;
+}
+
+void Guard::saw_all(const DenseWeight& weight, int64_t version, int64_t found) {
+  store(found == 0 && version >= 0 ? stamp_of(weight.data, version) : 0, words_ + kSeen);
+}
+
+int64_t Guard::part_outside(const DenseWeight& weight, int64_t step, const Threads& threads) {
+  const int64_t part = load(words_ + kNextPart);
+  store(part + 1, words_ + kNextPart);
+  const auto first = static_cast<int64_t>(static_cast<uint64_t>(part) % static_cast<uint64_t>(step));
+  const int64_t found = count(weight, MaskWords(words_, weight.elements).bits(), first, step, threads);
+  if (found != 0) store(0, words_ + kSeen);
+  return found;
 }
 
 int64_t Guard::nonzeros_outside(
     const DenseWeight& weight, int64_t version, double multiply_adds, const Threads& threads) {
-  const auto* const bits = reinterpret_cast<const uint64_t*>(words_ + kHeader);
-  const int64_t bytes = weight.elements * element_size(weight.dtype);
-  const double affordable =
-      std::max(static_cast<double>(cost::guard::kPartBytes), multiply_adds * cost::guard::kBytesPerMultiplyAdd);
-  const int64_t stamp = stamp_of(weight.data, version);
-  if (bytes <= cost::guard::kWholeBytes || static_cast<double>(bytes) <= affordable || version < 0 ||
-      load(words_) != stamp) {
-    const int64_t found = count(weight, bits, 0, 1, threads);
-    store(found == 0 && version >= 0 ? stamp : 0, words_);
-    return found;
-  }
-  const auto step = static_cast<int64_t>(static_cast<double>(bytes) / affordable) + 1;
-  const int64_t part = load(words_ + 1);
-  store(part + 1, words_ + 1);
-  const int64_t found = count(
-      weight, bits, static_cast<int64_t>(static_cast<uint64_t>(part) % static_cast<uint64_t>(step)), step, threads);
-  if (found != 0) store(0, words_);
+  const int64_t step = step_of(weight, version, multiply_adds);
+  if (step > 1) return part_outside(weight, step, threads);
+  const int64_t found = count(weight, MaskWords(words_, weight.elements).bits(), 0, 1, threads);
+  saw_all(weight, version, found);
   return found;
+}
+
+int64_t Guard::take(
+    const DenseWeight& weight, int64_t version, double multiply_adds, const Threads& threads, void* values) {
+  const int64_t step = step_of(weight, version, multiply_adds);
+  const int64_t others = take_elements(weight, MaskWords(words_, weight.elements), step == 1, threads, values);
+  if (step > 1) return part_outside(weight, step, threads);
+  saw_all(weight, version, others);
+  return others;
 }
 
 }  // namespace sparsekernels

@@ -6,16 +6,10 @@
 
 #include <cstdint>
 
-#include "base/dtype.h"
 #include "base/threads.h"
+#include "sparse_conv2d/elements.h"
 
 namespace sparsekernels {
-
-struct DenseWeight {
-  const void* data;
-  DType dtype;
-  int64_t elements;
-};
 
 int64_t count_nonzeros(const DenseWeight& weight, const Threads& threads);
 
@@ -23,15 +17,11 @@ int64_t count_nonzeros(const DenseWeight& weight, const Threads& threads);
 void gather_places(
     const DenseWeight& weight, const int64_t* places, int64_t count, const Threads& threads, void* values);
 
-// The mask of a pattern as bits, and what was seen of the weights that are held against it: words of one allocation,
-// which several threads may use at a time.
+// What was seen of the weights that are held against a pattern, in the header of its `MaskWords`, which several threads
+// may use at a time.
 class Guard {
  public:
-  static int64_t words_of(int64_t elements) { return kHeader + (elements + 63) / 64; }
-  // mask: a byte for each element, 1 for those of the pattern.
-  static void make(const uint8_t* mask, int64_t elements, int64_t* words);
-
-  // words: words_of(weight.elements) of them.
+  // words: of a mask of weight.elements.
   explicit Guard(int64_t* words) : words_(words) {}
 
   // How many nonzeros were found outside, where not all of the weight may have been looked at: see `cost::guard`.
@@ -39,8 +29,17 @@ class Guard {
   // the same version is read in parts. Negative: not known. multiply_adds: of the call that this one is for.
   int64_t nonzeros_outside(const DenseWeight& weight, int64_t version, double multiply_adds, const Threads& threads);
 
+  // The same, and the elements of the pattern.
+  int64_t take(const DenseWeight& weight, int64_t version, double multiply_adds, const Threads& threads, void* values);
+
  private:
-  static constexpr int64_t kHeader = 2;  // what was read as a whole last; where the next part begins
+  static constexpr int64_t kSeen = 0, kNextPart = 1;  // what was read as a whole last; where the next part begins
+
+  // Of how many words one is to be read; 1: all of them.
+  int64_t step_of(const DenseWeight& weight, int64_t version, double multiply_adds) const;
+  int64_t part_outside(const DenseWeight& weight, int64_t step, const Threads& threads);
+  void saw_all(const DenseWeight& weight, int64_t version, int64_t found);
+
   int64_t* words_;
 };
 

@@ -250,14 +250,15 @@ class SparseTraining(Resumable):
     def _take_gradients(self) -> None:
         """Refuse gradients that are not finite, and mask those of a step without dense gradients."""
         weights = [one for one in self._weights.values() if one.parameter.grad is not None]
-        self._check_finite()
+        is_dense = self._is_dense_step()
+        self._check_finite(only_used=self._compact is not None and not is_dense)
         stale, unmasked = self._layers.take_stale(), self._layers.unmasked
         for one in weights:
             masked = one.name not in stale if one.name in unmasked else one.name in self._seen
-            if not self._is_dense_step() and not masked:
+            if not is_dense and not masked:
                 one.mask_(one.local(one.parameter.grad))
         is_due = self._update_every is None or (self.steps + 1) % self._update_every == 0
-        if self.algorithm.grows_by_gradient and is_due and self._is_dense_step():
+        if self.algorithm.grows_by_gradient and is_due and is_dense:
             # as they are now: some optimizers write into them
             copies = {one.name: one.parameter.grad.clone() for one in weights if one.parameter.grad is not None}
             self._updater.gradients = self.steps + 1, copies
@@ -301,14 +302,21 @@ class SparseTraining(Resumable):
         self._layers.set_patterns(within)
         self._prepare_next()
 
-    def _check_finite(self) -> None:
-        """Refuse gradients that are not finite, of all parameters that the optimizer has."""
+    def _check_finite(self, only_used: bool) -> None:
+        """Refuse gradients that are not finite, of all parameters that the optimizer has.
+
+        Args:
+            only_used: Of masked weights, whether the optimizer gets no others than those of used elements.
+        """
+        used = {}
         for name, one in self._weights.items():
             if one.parameter.grad is not None and one.parameter.grad.layout != torch.strided:
                 raise RuntimeError(f"{self._where}: expected a dense gradient of {name!r}, got a sparse one")
+            if only_used and one.parameter.grad is not None and self._compact is not None:
+                used[id(one.parameter)] = self._compact.gradient_of(one)
         found = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         found = [p for p in found if p.grad.layout == torch.strided and p.grad.is_floating_point()]
-        grads = [(p.grad.to_local() if is_sharded(p.grad) else p.grad).detach() for p in found]
+        grads = [used.get(id(p), p.grad.to_local() if is_sharded(p.grad) else p.grad).detach() for p in found]
         if _is_capturing(grads):
             return
         places = not_finite(grads)

@@ -25,30 +25,24 @@ class _Values:
     """The used elements of one weight."""
 
     def __init__(self, one: MaskedWeight) -> None:
-        self.mask = one.mask
-        self.places = one.local_mask.flatten().nonzero()[:, 0]
+        self.mask, self.elements = one.mask, one.elements
         weight = one.parameter
         self.gradient: Tensor | None = None
-        self.parameter = nn.Parameter(torch.empty(self.places.numel(), dtype=weight.dtype, device=weight.device))
+        self.parameter = nn.Parameter(torch.empty(self.elements.count, dtype=weight.dtype, device=weight.device))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.parameter.shape
 
     def is_of(self, one: MaskedWeight) -> bool:
         return self.mask is one.mask and self.parameter.device == one.parameter.device
 
     def take(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().reshape(-1).index_select(0, self.places)
+        return self.elements.take(tensor)
 
-    def give(self, tensor: Tensor, values: Tensor) -> None:
-        """Into the memory of `tensor`, in whatever order its dimensions lie there, the rest as zero."""
-        whole = tensor.detach().zero_()
-        if tensor.is_contiguous():
-            whole.view(-1).index_copy_(0, self.places, values)
-        else:
-            whole.masked_scatter_(self.mask, values)
-
-    def expanded(self, values: Tensor, like: Tensor) -> Tensor:
+    def expanded(self, values: Tensor) -> Tensor:
         """All elements, those that are not used as zero."""
-        whole = values.new_zeros(like.numel())
-        return whole.index_copy_(0, self.places, values).view(like.shape)
+        return self.elements.spread(values)
 
 
 class CompactState:
@@ -62,12 +56,27 @@ class CompactState:
         self._optimizer = optimizer
         self._values: dict[str, _Values] = {}
         self._exchanged: list[tuple[MaskedWeight, _Values]] = []
+        self._gradients: dict[str, tuple[Tensor, Tensor]] = {}  # by the name of a weight: its gradient, its values
 
     def _of(self, one: MaskedWeight) -> _Values:
         found = self._values.get(one.name)
         if found is None or not found.is_of(one):
             found = self._values[one.name] = _Values(one)
         return found
+
+    def gradient_of(self, one: MaskedWeight) -> Tensor:
+        """The used elements of a weight's gradient, which the next `before_step` gives to the optimizer.
+
+        Args:
+            one: A weight that has a gradient.
+
+        Returns:
+            A vector.
+        """
+        assert one.parameter.grad is not None
+        values = self._of(one).take(one.parameter.grad)
+        self._gradients[one.name] = one.parameter.grad, values
+        return values
 
     def before_step(self, weights: Iterable[MaskedWeight]) -> None:
         """Give the optimizer the vectors.
@@ -76,6 +85,7 @@ class CompactState:
             weights: Whose gradients are there.
         """
         self.after_step()  # where the last step raised
+        gradients, self._gradients = self._gradients, {}
         found = {id(one.parameter): one for one in weights if one.parameter.grad is not None}
         for group in self._optimizer.param_groups:
             for place, parameter in enumerate(group["params"]):
@@ -86,7 +96,8 @@ class CompactState:
                 self.adopt(one)
                 with torch.no_grad():
                     values.parameter.copy_(values.take(parameter))
-                values.parameter.grad = values.take(parameter.grad)
+                gradient, taken = gradients.get(one.name, (None, None))
+                values.parameter.grad = taken if gradient is parameter.grad else values.take(parameter.grad)
                 # if the step raises, no second gradient is added to this one
                 values.gradient, parameter.grad = parameter.grad, None
                 group["params"][place] = values.parameter
@@ -103,7 +114,7 @@ class CompactState:
                 if id(parameter) not in exchanged:
                     continue
                 one, values = exchanged[id(parameter)]
-                values.give(one.parameter, values.parameter.detach())
+                values.elements.spread_into(one.parameter, values.parameter.detach())
                 one.parameter.grad, values.parameter.grad, values.gradient = values.gradient, None, None
                 group["params"][place] = one.parameter
                 state = self._optimizer.state.pop(parameter, None)
@@ -124,8 +135,8 @@ class CompactState:
         one.mask = mask
         new = self._of(one)
         for name, value in list(state.items()):
-            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == old.places.shape:
-                whole = old.expanded(value, mask)
+            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == old.shape:
+                whole = old.expanded(value)
                 state[name] = new.take(whole.masked_fill_(~kept.to(whole.device), 0))
 
     def adopt(self, one: MaskedWeight) -> None:
@@ -144,9 +155,9 @@ class CompactState:
                 continue
             if value.shape == one.parameter.shape and value.dim() > 1:
                 state[name] = values.take(value)
-            elif value.shape != values.places.shape:
+            elif value.shape != values.shape:
                 raise RuntimeError(
-                    f"compact_state: expected {name} of the {values.places.numel()} used elements of {one.name!r}, got"
+                    f"compact_state: expected {name} of the {values.elements.count} used elements of {one.name!r}, got"
                     f" shape {list(value.shape)}"
                 )
 
@@ -162,8 +173,8 @@ class CompactState:
         """
         values = self._of(one)
         return {
-            name: values.expanded(value, one.parameter)
-            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == values.places.shape
+            name: values.expanded(value)
+            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == values.shape
             else value
             for name, value in state.items()
         }

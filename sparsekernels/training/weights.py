@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._transformers import is_conv1d
 from ..blocks import grid_of, spread, squared_norms, touched
+from ..ops.sparse_conv2d.elements import Elements
 from ..pruning import prunable
 from .bitwise import bits_of, mask_, masked
 from .selection import least
@@ -74,6 +75,7 @@ class MaskedWeight:
     wanted: int = 0
     _local: tuple[Tensor, Tensor] | None = None
     _bits: tuple[Tensor, Tensor] | None = None
+    _elements: Elements | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -138,7 +140,8 @@ class MaskedWeight:
             tensor: What this rank has of the weight, of its gradient or of a state.
         """
         with torch.no_grad():
-            mask_(tensor, self._bits_for(tensor))
+            if not self.elements.clear_others(tensor):
+                mask_(tensor, self._bits_for(tensor))
 
     def is_within(self) -> bool:
         """Whether the weight is zero outside of the mask.
@@ -146,7 +149,7 @@ class MaskedWeight:
         Returns:
             Of what this rank has.
         """
-        return not bool(masked(self.local(self.parameter), ~self._bits_for(self.local(self.parameter))).any())
+        return self.elements.others(self.local(self.parameter)) == 0
 
     def masked(self, tensor: Tensor) -> Tensor:
         """A copy in which what the mask does not use is zero.
@@ -157,7 +160,17 @@ class MaskedWeight:
         Returns:
             It, without autograd history.
         """
+        elements = self.elements
+        if elements.has_kernels_for(tensor):
+            return elements.spread(elements.take(tensor))
         return masked(tensor, self._bits_for(tensor))
+
+    @property
+    def elements(self) -> Elements:
+        """The elements that this rank has, by the mask as it is now."""
+        if self._elements is None or self._elements.mask is not self.local_mask:
+            self._elements = Elements(self.local_mask)
+        return self._elements
 
     def _bits_for(self, tensor: Tensor) -> Tensor:
         mask = self.local_mask

@@ -352,8 +352,7 @@ def _values(input: Tensor, pattern: Any, weight: Tensor, geometry: Geometry, gua
     if not may_plan(pattern):
         return guard.values(pattern, weight)  # type: ignore[no-any-return]
     positions = input.numel() // max(input.size(1), 1) // (geometry.stride_h * geometry.stride_w)
-    guard.check(pattern, weight, float(positions * pattern.nnz))
-    return pattern.values_of(weight)  # type: ignore[no-any-return]
+    return guard.values_inside(pattern, weight, float(positions * pattern.nnz))
 
 
 def _general(

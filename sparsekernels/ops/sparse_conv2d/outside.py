@@ -30,15 +30,10 @@ from ..._torch import (
 from ...checks import DTYPES
 from ...formats import SparseFormat
 from ...formats.compressed_rows import CompressedRows
-from .._operation import Operator, without_gradients
+from .._operation import Operator
+from .elements import PLAIN, ValuesInside, count_others, has_kernels_for, make_words
 from .implementations import SPARSE_CONV2D
 from .looks import Looks
-
-_make = SPARSE_CONV2D.define("_sparse_conv2d_guard(Tensor mask) -> Tensor")
-_COUNT = "_nonzeros_outside(Tensor weight, Tensor guard, int version, float multiply_adds) -> int"
-_count = SPARSE_CONV2D.define(_COUNT)
-without_gradients(_COUNT)
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Outside(Exception):
@@ -95,7 +90,7 @@ class Guard:
         """The places as bits, and what was read of weights; the compiled library's."""
         kept, words = self._kept
         if words is None or (kept is not places and not _are_one_pattern(kept, places)):
-            words = _make(places.mask)
+            words = make_words(places.mask)
             self._kept = places, words
         return words
 
@@ -108,7 +103,7 @@ class Guard:
 
         Raises `Outside` for a weight that it cannot look at, and where the last call found something that still holds.
         """
-        if self.found or type(weight) not in _PLAIN:
+        if self.found or type(weight) not in PLAIN:
             self.check(places, weight)
         kept, words = self._kept
         words = words if kept is places and words is not None else self.words(places)
@@ -126,14 +121,14 @@ class Guard:
         multiply_adds: of the call that this is for; a short one reads a part.
         waits: for a GPU; if not, as `Looks` says.
         """
-        if type(weight) not in _PLAIN or weight.shape != places.shape or weight.layout is not torch.strided:
+        if type(weight) not in PLAIN or weight.shape != places.shape or weight.layout is not torch.strided:
             return -1
         kept, words = self._kept
         if are_functorch_transforms_active():
             if weight.device != places.device:
                 return -1
             weight = peeled(weight)
-            if type(weight) not in _PLAIN or weight.shape[-len(places.shape) :] != places.shape:
+            if type(weight) not in PLAIN or weight.shape[-len(places.shape) :] != places.shape:
                 return -1
         elif kept is places and words is not None and weight.is_cpu:
             return self._counted(words, weight, multiply_adds)
@@ -157,7 +152,7 @@ class Guard:
         return version_of(weight) if self._last is weight.__dict__ else -1
 
     def _counted(self, words: Tensor, weight: Tensor, multiply_adds: float) -> int:
-        count: int = _count(weight, words, self._version_of(weight), multiply_adds)
+        count: int = count_others(weight, words, self._version_of(weight), multiply_adds)
         self._last, self.found = weight.__dict__, count != 0
         return count
 
@@ -165,6 +160,21 @@ class Guard:
         """Raise `Outside` where the whole weight is to be used."""
         if self.outside(places, weight, multiply_adds, waits=False):
             raise Outside
+
+    def saw(self, weight: Tensor, count: int) -> None:
+        """So many nonzeros were found outside. Raises `Outside` where there are some."""
+        self._last, self.found = weight.__dict__, count != 0
+        if count:
+            raise Outside
+
+    def values_inside(self, pattern: Any, weight: Tensor, multiply_adds: float) -> Tensor:
+        """`values` of a plain eager call."""
+        is_whole = pattern.nnz == weight.numel()
+        if is_whole or pattern._order is not None or weight.shape != pattern.shape or not has_kernels_for(weight):
+            self.check(pattern, weight, multiply_adds)
+            return pattern.values_of(weight)  # type: ignore[no-any-return]
+        words, version = self.ready(pattern, weight)
+        return ValuesInside.apply(weight, self, words, version, multiply_adds, pattern)  # type: ignore[no-any-return,no-untyped-call]
 
     def values(self, pattern: Any, weight: Any, multiply_adds: float = math.inf) -> Any:
         """The values of a dense weight at its pattern, differentiable. Raises `Outside`.
@@ -174,7 +184,7 @@ class Guard:
         if is_recorded(weight):
             return recorded_values(pattern, weight)
         if dispatch_modes():
-            if type(weight) not in _PLAIN:  # without data
+            if type(weight) not in PLAIN:  # without data
                 return recorded_values(pattern, weight)
             with without_modes():
                 self.check(pattern, weight)
