@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels.bench.machine import commit, machine, versions
@@ -71,6 +71,23 @@ def elements_of(optimizer: torch.optim.Optimizer) -> int:
     return sum(value.numel() for state in states for value in state.values() if isinstance(value, Tensor))
 
 
+def sparsifier_for(
+    args: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, steps: int
+) -> Sparsifier:
+    """What the command line asks for, with an update every 10 steps whose rate falls over `steps`."""
+    return Sparsifier(
+        model,
+        optimizer,
+        args.density,
+        algorithm=args.algorithm,
+        prune_rate=CosineDecay(0.5, steps),
+        update_every=10,
+        dense_grad_every=args.dense_grad_every if args.algorithm not in ("SET", "static") else None,
+        example_input=images,
+        compact_state=args.compact,
+    )
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     case = SimpleNamespace(batch=args.batch, device="cpu", name=f"x/{args.network}", pass_="step")
     network: Any = Network(case)  # type: ignore[arg-type]
@@ -78,18 +95,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = copy.deepcopy(network.model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     data, source = images_for(args.network, args.batch, args.warm)
-    sparsifier = Sparsifier(
-        model,
-        optimizer,
-        args.density,
-        algorithm=args.algorithm,
-        prune_rate=CosineDecay(0.5, args.warm * 2),
-        update_every=10,
-        dense_grad_every=args.dense_grad_every if args.algorithm not in ("SET", "static") else None,
-        example_input=data[0][0],
-        compact_state=args.compact,
-        progress=True,
-    )
+    sparsifier = sparsifier_for(args, model, optimizer, data[0][0], args.warm * 2)
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
@@ -121,12 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     F.cross_entropy(network.model(network.images), network.labels).backward()
     whole.step()
     record = {
-        "network": args.network,
-        "batch": args.batch,
-        "density": args.density,
-        "algorithm": args.algorithm,
-        "dense_grad_every": args.dense_grad_every,
-        "compact_state": args.compact,
+        **asked_for(args),
         "images": source,
         "layout": layout,
         "ms": {kind: round(value, 2) for kind, value in medians.items()},
@@ -143,14 +144,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """What both commands about a step of sparse training take."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=MODELS)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--algorithm", default="sparse momentum")
     parser.add_argument("--dense-grad-every", type=int, default=10)
     parser.add_argument("--compact", action="store_true")
+    return parser
+
+
+def asked_for(args: argparse.Namespace) -> dict[str, Any]:
+    """The beginning of a record."""
+    return {
+        "network": args.network,
+        "batch": args.batch,
+        "density": args.density,
+        "algorithm": args.algorithm,
+        "dense_grad_every": args.dense_grad_every,
+        "compact_state": args.compact,
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__)
     parser.add_argument("--warm", type=int, default=60, help="steps of training before the measurement")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--forward", action="store_true", help="convert for inference as well")

@@ -5,9 +5,9 @@
     python benchmarks/sparse_training_memory.py vgg16-d --density 0.05 [--algorithm SET] [--compact] [--batch 128]
 
 Each process trains for a while on random images, gives back what its allocator holds, resets the system's peak of its
-resident memory, and takes more steps. Linux only. What the process had before it made the network is subtracted, the
-code of libraries among it; the network, its gradients, the optimizer's state, masks, patterns, compiled code and
-activations count. One JSON line:
+resident memory, and takes more steps. Linux only, and best without settings of the allocator. What the process had
+before it made the network is subtracted, the code of libraries among it; the network, its gradients, the optimizer's
+state, masks, patterns, compiled code and activations count. One JSON line:
 
     mib     the peak of usual steps, of those with gradients of missing weights, of one that changes the topology
     ratio   over the dense one's
@@ -25,11 +25,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from sparse_training import arguments, asked_for, sparsifier_for
 from torch import nn
 
 from sparsekernels.bench.machine import commit, machine, versions
 from sparsekernels.bench.models import MODELS
-from sparsekernels.training import CosineDecay, Sparsifier
+from sparsekernels.training import Sparsifier
 
 STEPS = 4
 
@@ -81,19 +82,7 @@ def child(args: argparse.Namespace) -> dict[str, float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     sparsifier = None
     if args.child == "sparse":
-        grows = args.algorithm not in ("SET", "static")
-        sparsifier = Sparsifier(
-            model,
-            optimizer,
-            args.density,
-            algorithm=args.algorithm,
-            prune_rate=CosineDecay(0.3, 1000),
-            update_every=10,
-            dense_grad_every=10 if grows else None,
-            example_input=images[0],
-            compact_state=args.compact,
-            progress=False,
-        )
+        sparsifier = sparsifier_for(args, model, optimizer, images[0], 1000)
 
     def steps(count: int) -> float:
         """The peak of so many steps."""
@@ -114,12 +103,7 @@ def child(args: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=MODELS)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--density", type=float, default=0.05)
-    parser.add_argument("--algorithm", default="sparse momentum")
-    parser.add_argument("--compact", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--child", choices=("dense", "sparse"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -136,11 +120,7 @@ def main() -> None:
             mib[f"{kind}, {name}"] = round(peak, 1)
     dense = mib["dense, usual"]
     record = {
-        "network": args.network,
-        "batch": args.batch,
-        "density": args.density,
-        "algorithm": args.algorithm,
-        "compact_state": args.compact,
+        **asked_for(args),
         "mib": mib,
         "ratio": {name: round(peak / dense, 3) for name, peak in mib.items() if not name.startswith("dense")},
     }

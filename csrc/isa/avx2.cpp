@@ -10,6 +10,7 @@
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
+#include "sparse_conv2d/element_vectors.h"
 #include "sparse_conv2d/jit/pack.h"
 #include "sparse_conv2d/nonzero_words.h"
 #include "sparse_conv2d/tiled/microkernels.h"

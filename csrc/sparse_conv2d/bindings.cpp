@@ -81,8 +81,7 @@ PlannedWeight planned_weight(Handle& weight, const Handle& other, const char* ex
   values.data = weight.data();
   values.dtype = dtype_of(weight, "sparse_conv2d");
   values.dense = weight.dim() != 1;
-  int64_t elements = 1;
-  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
+  const int64_t elements = elements_of(weight.sizes(), weight.dim());
   require(
       elements == (values.dense ? plan.rows() * plan.columns() : plan.nonzeros()),
       "sparse_conv2d: expected weight of the nonzeros of the plan, in 1 dimension, or of all elements", weight);

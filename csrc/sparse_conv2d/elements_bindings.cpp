@@ -15,14 +15,9 @@ void boxed_guard(StableIValue* stack, uint64_t count, uint64_t returned) {
   Handle mask = arguments.tensor();
   require(mask.dtype() == aoti_torch_dtype_bool(), "sparse_conv2d: expected mask of dtype bool", mask);
   mask = mask.is_contiguous() ? std::move(mask) : contiguous(mask);
-  int64_t elements = 1;
-  for (int64_t d = 0; d < mask.dim(); ++d) elements *= mask.sizes()[d];
+  const int64_t elements = elements_of(mask.sizes(), mask.dim());
   const int64_t words = MaskWords::words_of(elements);
-  AtenTensorHandle made;
-  const int64_t stride = 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      1, &words, &stride, aoti_torch_dtype_int64(), mask.device_type(), mask.device_index(), &made));
-  Handle guard(made);
+  Handle guard = empty(&words, 1, aoti_torch_dtype_int64(), mask);
   MaskWords::make(static_cast<const uint8_t*>(mask.data()), elements, static_cast<int64_t*>(guard.data()));
   stack[0] = to_stack(std::move(guard));
 }
@@ -41,7 +36,7 @@ void boxed_sparse_values(StableIValue* stack, uint64_t count, uint64_t returned)
   Arguments arguments(stack, {count, returned}, {2, 1});
   Handle weight = arguments.tensor();
   const Handle places = arguments.tensor();
-  if (!weight.is_contiguous()) weight = contiguous(weight);
+  make_contiguous(weight);
   require(
       places.dim() == 1 && places.dtype() == aoti_torch_dtype_int64() && places.is_contiguous() &&
           places.device_type() == aoti_torch_device_type_cpu(),
@@ -103,14 +98,13 @@ void boxed_spread_elements(StableIValue* stack, uint64_t count, uint64_t returne
   const Handle guard = arguments.tensor();
   const std::vector<int64_t> size = arguments.integers();
   make_contiguous(values);
-  int64_t elements = 1;
-  for (const int64_t one : size) {
+  for (const int64_t one : size)
     require(one >= 0, "sparse_conv2d: expected size of numbers that are not negative", size);
-    elements *= one;
-  }
+  const auto dim = static_cast<int64_t>(size.size());
+  const int64_t elements = elements_of(size.data(), dim);
   const MaskWords mask(mask_words(guard, elements), elements);
   check_values(values, mask);
-  Handle dense = empty(size.data(), static_cast<int64_t>(size.size()), values.dtype(), values);
+  Handle dense = empty(size.data(), dim, values.dtype(), values);
   spread_elements(values.data(), dtype_of(values, "sparse_conv2d"), mask, torch_threads(), dense.data());
   stack[0] = to_stack(std::move(dense));
 }

@@ -4,6 +4,9 @@
 // What the bindings that take a dense weight share: the weight, and the words of its mask.
 #pragma once
 
+#include <functional>
+#include <numeric>
+
 #include "base/torch_glue.h"
 #include "base/torch_threads.h"
 #include "sparse_conv2d/glue.h"
@@ -22,11 +25,13 @@ inline bool make_contiguous(Handle& weight) {
   return true;
 }
 
+inline int64_t elements_of(const int64_t* sizes, int64_t dim) {
+  return std::accumulate(sizes, sizes + dim, int64_t{1}, std::multiplies<>());
+}
+
 inline DenseWeight dense_weight(const Handle& weight) {
-  int64_t elements = 1;
-  for (int64_t d = 0; d < weight.dim(); ++d) elements *= weight.sizes()[d];
   require_memory(weight);
-  return {weight.data(), dtype_of(weight, "sparse_conv2d"), elements};
+  return {weight.data(), dtype_of(weight, "sparse_conv2d"), elements_of(weight.sizes(), weight.dim())};
 }
 
 // `guard`, of a weight or a mask with so many elements.

@@ -25,24 +25,13 @@ class _Values:
     """The used elements of one weight."""
 
     def __init__(self, one: MaskedWeight) -> None:
-        self.mask, self.elements = one.mask, one.elements
+        self.elements = one.elements
         weight = one.parameter
         self.gradient: Tensor | None = None
         self.parameter = nn.Parameter(torch.empty(self.elements.count, dtype=weight.dtype, device=weight.device))
 
-    @property
-    def shape(self) -> torch.Size:
-        return self.parameter.shape
-
     def is_of(self, one: MaskedWeight) -> bool:
-        return self.mask is one.mask and self.parameter.device == one.parameter.device
-
-    def take(self, tensor: Tensor) -> Tensor:
-        return self.elements.take(tensor)
-
-    def expanded(self, values: Tensor) -> Tensor:
-        """All elements, those that are not used as zero."""
-        return self.elements.spread(values)
+        return self.elements.mask is one.local_mask and self.parameter.device == one.parameter.device
 
 
 class CompactState:
@@ -74,7 +63,7 @@ class CompactState:
             A vector.
         """
         assert one.parameter.grad is not None
-        values = self._of(one).take(one.parameter.grad)
+        values = self._of(one).elements.take(one.parameter.grad)
         self._gradients[one.name] = one.parameter.grad, values
         return values
 
@@ -95,9 +84,9 @@ class CompactState:
                 values = self._of(one)
                 self.adopt(one)
                 with torch.no_grad():
-                    values.parameter.copy_(values.take(parameter))
+                    values.parameter.copy_(values.elements.take(parameter))
                 gradient, taken = gradients.get(one.name, (None, None))
-                values.parameter.grad = taken if gradient is parameter.grad else values.take(parameter.grad)
+                values.parameter.grad = taken if gradient is parameter.grad else values.elements.take(parameter.grad)
                 # if the step raises, no second gradient is added to this one
                 values.gradient, parameter.grad = parameter.grad, None
                 group["params"][place] = values.parameter
@@ -135,9 +124,9 @@ class CompactState:
         one.mask = mask
         new = self._of(one)
         for name, value in list(state.items()):
-            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == old.shape:
-                whole = old.expanded(value)
-                state[name] = new.take(whole.masked_fill_(~kept.to(whole.device), 0))
+            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == old.parameter.shape:
+                whole = old.elements.spread(value)
+                state[name] = new.elements.take(whole.masked_fill_(~kept.to(whole.device), 0))
 
     def adopt(self, one: MaskedWeight) -> None:
         """Make a state that has all elements of a weight one of those that are used.
@@ -154,8 +143,8 @@ class CompactState:
             if not isinstance(value, Tensor) or value.dim() == 0:
                 continue
             if value.shape == one.parameter.shape and value.dim() > 1:
-                state[name] = values.take(value)
-            elif value.shape != values.shape:
+                state[name] = values.elements.take(value)
+            elif value.shape != values.parameter.shape:
                 raise RuntimeError(
                     f"compact_state: expected {name} of the {values.elements.count} used elements of {one.name!r}, got"
                     f" shape {list(value.shape)}"
@@ -173,8 +162,8 @@ class CompactState:
         """
         values = self._of(one)
         return {
-            name: values.expanded(value)
-            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == values.shape
+            name: values.elements.spread(value)
+            if isinstance(value, Tensor) and value.dim() == 1 and value.shape == values.parameter.shape
             else value
             for name, value in state.items()
         }

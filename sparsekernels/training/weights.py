@@ -140,7 +140,9 @@ class MaskedWeight:
             tensor: What this rank has of the weight, of its gradient or of a state.
         """
         with torch.no_grad():
-            if not self.elements.clear_others(tensor):
+            if self.elements.has_kernels_for(tensor):
+                self.elements.clear_others(tensor)
+            else:
                 mask_(tensor, self._bits_for(tensor))
 
     def is_within(self) -> bool:

@@ -144,17 +144,14 @@ class Elements:
         else:
             whole.masked_scatter_(self.mask, values)
 
-    def clear_others(self, tensor: Tensor) -> bool:
-        """Set the elements that are not used to zero, in place, unless the kernels do not take the tensor.
-
-        Returns whether they do.
-        """
+    def clear_others(self, tensor: Tensor) -> None:
+        """Set the elements that are not used to zero, in place."""
         words = self._words_for(tensor)
-        if words is None:
-            return False
-        _clear(tensor, words)
-        increment_version(tensor)
-        return True
+        if words is not None:
+            _clear(tensor, words)
+            increment_version(tensor)
+        else:
+            tensor.detach().masked_fill_(~self.mask, 0)
 
     def others(self, tensor: Tensor) -> int:
         """How many elements that are not used are not zero."""
