@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 STATED = (
     ("sparse momentum", "SET", "Dettmers & Zettlemoyer 2019"),
     ("sparse momentum", "random growth", "Dettmers & Zettlemoyer 2019"),
+    ("sparse momentum", "static", "Dettmers & Zettlemoyer 2019"),
+    ("sparse momentum, 10th steps", "SET", "Dettmers & Zettlemoyer 2019, with all steps"),
     ("RigL", "SET", "Evci et al. 2020"),
     ("SET", "static", "Evci et al. 2020"),
 )

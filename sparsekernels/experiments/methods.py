@@ -125,13 +125,13 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def _options(block: list[int] | None = None) -> Options:
-    """What a suite may set for sparse methods."""
+def _options(block: list[int] | None = None, dense_grad_every: int | str = "auto") -> Options:
+    """What a suite may set for sparse methods, and what it is where none does."""
     return {
         "distribution": ("uniform", ", ".join(map(repr, DISTRIBUTIONS)), lambda value: value in DISTRIBUTIONS),
         "prune_rate": options.share(0.5),
         "updates_per_epoch": options.whole(1),
-        "dense_grad_every": ("auto", "'auto' or a number of steps", _is_interval),
+        "dense_grad_every": (dense_grad_every, "'auto' or a number of steps", _is_interval),
         "block": (block, "rows and columns from 1 to 128", _is_block),
         "ignore": ([], "names of layers", _is_names),
         "scaled_init": (False, "true or false", lambda value: isinstance(value, bool)),
@@ -206,6 +206,11 @@ METHODS: Mapping[str, Method] = {
     "dense": Method("all weights, float32", _dense, sparse=False),
     "dense-bf16": Method("all weights, under autocast to bfloat16", _dense_bf16, sparse=False),
     "sparse momentum": _by("Dettmers & Zettlemoyer 2019", "sparse momentum"),
+    "sparse momentum, 10th steps": _by(
+        "sparse momentum that sees the gradients of missing weights at every 10th step alone",
+        "sparse momentum",
+        _options(dense_grad_every=10),
+    ),
     "random growth": _by("sparse momentum that grows at random places", "sparse momentum", growth="random"),
     "SET": _by("Mocanu et al. 2018", "SET"),
     "RigL": _by("Evci et al. 2020", "RigL"),
