@@ -14,6 +14,9 @@ one alternate. An epoch of 100 steps is so many usual ones, as many with gradien
     formula        what sparse momentum's own formula estimates, fine-grained and by channels
     forward        of the converted network in evaluation mode over the dense one
     state          elements of the optimizer's state over those of the dense network's
+    emulated       with `--emulated`: by library, 100 of its usual steps over our epoch. They multiply dense weights by
+                   masks: torch.nn.utils.prune, whose masks stay; and, where it is installed, sparsimony 0.1.0 (SET;
+                   pip install --no-deps sparsimony)
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import importlib.util
 import json
 import statistics
 import time
@@ -31,12 +35,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sparsekernels as sk
+from sparsekernels.bench.defaults import MEMORY_FORMATS
 from sparsekernels.bench.machine import commit, machine, versions
 from sparsekernels.bench.models import MODELS
 from sparsekernels.bench.network import Network
 from sparsekernels.experiments.datasets import load
+from sparsekernels.pruning import prunable
 from sparsekernels.training import CosineDecay, Sparsifier
 
 EPOCH = 100
@@ -88,6 +95,56 @@ def sparsifier_for(
     )
 
 
+Step = Callable[[Tensor, Tensor], None]
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, behind: Callable[[], object] = lambda: None) -> Step:
+    """Forward, backward, the optimizer, and what is done behind it."""
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        behind()
+
+    return step
+
+
+def emulated_by_prune(model: nn.Module, density: float) -> Step:
+    """Masks of torch.nn.utils.prune, at random."""
+    for _, module in prunable(model):
+        prune.random_unstructured(module, "weight", amount=1 - density)
+    return step_of(model, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9))
+
+
+def emulated_by_sparsimony(model: nn.Module, density: float) -> Step:
+    """SET by sparsimony, with an update every 100 steps."""
+    from sparsimony.distributions.base import UniformDistribution
+    from sparsimony.dst.set import SET
+    from sparsimony.schedulers.base import CosineDecayScheduler
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    sparsifier = SET(CosineDecayScheduler(0.5, 10 * EPOCH, EPOCH), UniformDistribution(), optimizer, 1 - density)
+    sparsifier.prepare(model, [{"tensor_fqn": f"{name}.weight"} for name, _ in prunable(model)])
+    return step_of(model, optimizer, sparsifier.step)
+
+
+EMULATIONS = {"torch.nn.utils.prune": emulated_by_prune, "sparsimony": emulated_by_sparsimony}
+"""By library: what makes a dense model's training step that of a masked one."""
+
+
+def emulations(args: argparse.Namespace, network: Network, layout: str) -> dict[str, Step]:
+    """The steps of the libraries that are installed, in the layout in which dense is faster."""
+    found = {}
+    for name, emulate in EMULATIONS.items() if args.emulated else ():
+        if name == "sparsimony" and importlib.util.find_spec(name) is None:
+            continue
+        model = copy.deepcopy(network.model).train()
+        model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
+        found[name] = emulate(model, args.density)
+    return found
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     case = SimpleNamespace(batch=args.batch, device="cpu", name=f"x/{args.network}", pass_="step")
     network: Any = Network(case)  # type: ignore[arg-type]
@@ -96,12 +153,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     data, source = images_for(args.network, args.batch, args.warm)
     sparsifier = sparsifier_for(args, model, optimizer, data[0][0], args.warm * 2)
-
-    def step(images: Tensor, labels: Tensor) -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
+    step = step_of(model, optimizer)
+    others = emulations(args, network, layout)
+    emulated: dict[str, list[float]] = {name: [] for name in others}
     for images, labels in data:
         step(images, labels)
     sparsifier._update_every = None  # from here on by hand
@@ -110,6 +164,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for index in range(args.rounds):
         images, labels = data[index % len(data)]
         times["dense"].append(milliseconds(dense_step))
+        for name, other in others.items():
+            laid_out = images.contiguous(memory_format=MEMORY_FORMATS[layout])
+            emulated[name].append(milliseconds(functools.partial(other, laid_out, labels)))
         kind = "missing" if sparsifier._is_dense_step() else "usual"
         times[kind].append(milliseconds(functools.partial(step, images, labels)))
         may_update = kind == "missing" if sparsifier.algorithm.grows_by_gradient else index % 5 == 4
@@ -121,6 +178,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     usual = medians.get("usual", medians.get("missing", 0.0))
     steps = (EPOCH - with_missing) * usual + with_missing * medians.get("missing", 0.0)
     update = medians["update"] + max(0.0, medians["after"] - usual) if times["update"] else 0.0
+    of_others = {name: statistics.median(found) for name, found in emulated.items()}
     found = copy.deepcopy(network.model)
     found.load_state_dict(model.state_dict())
     whole = torch.optim.SGD(network.model.parameters(), lr=1e-3, momentum=0.9)
@@ -138,6 +196,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "densities": {name: round(float(mask.float().mean()), 4) for name, mask in sparsifier.masks.items()},
         "kernels": sparsifier.line,
     }
+    if of_others:
+        record["ms"] |= {name: round(value, 2) for name, value in of_others.items()}
+        record["emulated"] = {name: round(EPOCH * value / (steps + update), 3) for name, value in of_others.items()}
     if args.forward:
         report = sk.convert(found.eval(), network.images)
         record["forward"] = report.speedup
@@ -173,6 +234,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=60, help="steps of training before the measurement")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--forward", action="store_true", help="convert for inference as well")
+    parser.add_argument("--emulated", action="store_true", help="libraries that multiply by masks beside it")
     record = measure(parser.parse_args())
     print(json.dumps({**record, "commit": commit(), "machine": machine(), "versions": versions()}))
 
