@@ -140,8 +140,9 @@ def emulations(args: argparse.Namespace, network: Network, layout: str) -> dict[
         if name == "sparsimony" and importlib.util.find_spec(name) is None:
             continue
         model = copy.deepcopy(network.model).train()
-        model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
         found[name] = emulate(model, args.density)
+        # only now: torch.nn.utils.prune refuses weights in channels_last
+        model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
     return found
 
 

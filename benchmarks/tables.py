@@ -212,6 +212,24 @@ def peers(machine: str) -> str:
     return f"{table(['network, sparsity', *PEERS.values()], lines)}\n\n{caption(records)}"
 
 
+def claims(machine: str) -> str:
+    """What sparse momentum's formula says of a pattern that it found, and what the clock says."""
+    records = records_of("published-claims", machine)
+    order = list(NAMES)
+    lines = []
+    for record in sorted(records, key=lambda one: (order.index(one["network"]), one["density"])):
+        formula = record["formula"]
+        cells = [f"{NAMES[record['network']]}, {record['batch']}", f"{record['density']:.0%}"]
+        cells += [times(formula["dropped"]), times(formula["fine-grained"])]
+        lines.append([*cells, times(record["forward"]), times(record["speedup"])])
+    head = ["network, batch", "weights", "formula: channels", "formula: fine-grained", "forward", "training step"]
+    return f"{table(head, lines)}\n\n{caption(records)}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 9.95 else f"{ratio:.1f}x" if ratio >= 1.1 else f"{ratio:.2f}x"
+
+
 def name_in(case: str) -> str:
     return case.partition("/")[2].partition("@")[0]
 
@@ -226,6 +244,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "in short": readme,
     "steps in short": steps_in_short,
     "peers, Xeon": lambda: peers("Xeon"),
+    "published claims, Xeon": lambda: claims("Xeon"),
     **{name: functools.partial(made, RESULTS) for name, made in gpu_tables.TABLES.items()},
 }
 
