@@ -19,7 +19,7 @@ import torch
 from . import _environment
 
 _FOLDER = Path(__file__).parent / "lib"
-_INTERFACE = b"sparsekernels interface 10;"
+_INTERFACE = b"sparsekernels interface 11;"
 """In csrc/base/interface.h as well: a library of another version knows other operators by the same names."""
 
 

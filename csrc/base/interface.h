@@ -11,6 +11,6 @@ namespace sparsekernels {
 // The schemas of the operators (schemas.txt) and the exported functions. To be raised, here and in
 // sparsekernels/_library.py, with every change of these: tests/test_interface.py compares the schemas. Python looks for
 // this text in a library before it loads it: to load one is to register its kernels.
-constexpr char kInterface[] = "sparsekernels interface 10;";
+constexpr char kInterface[] = "sparsekernels interface 11;";
 
 }  // namespace sparsekernels

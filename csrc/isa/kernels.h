@@ -10,6 +10,7 @@
 #include "masked_attention/call.h"
 #include "masked_matmul/call.h"
 #include "max_pool2d/call.h"
+#include "packed_linear/call.h"
 #include "rms_norm/call.h"
 #include "sparse_conv2d/element_kernels.h"
 #include "sparse_conv2d/jit/pack_calls.h"
@@ -49,6 +50,7 @@ struct CpuKernels {
   // [0, count) of a dtype other than float64, widened, and narrowed into to[at...].
   void (*widen)(const void* from, int64_t count, DType dtype, float* to);
   void (*narrow)(const float* from, int64_t count, DType dtype, void* to, int64_t at);
+  PackedLinearKernels packed_linear[3];  // by DType, without float64
   // Planes [begin, end); row: MaxPool2d::row_floats.
   void (*max_pool2d)(const MaxPool2d& call, float* row, int64_t begin, int64_t end);
   void (*max_pool2d_lines)(const MaxPool2d& call, int64_t begin, int64_t end);

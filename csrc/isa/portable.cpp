@@ -9,6 +9,7 @@
 #include "masked_matmul/cpu/kernel.h"
 #include "max_pool2d/cpu/indices.h"
 #include "max_pool2d/cpu/kernel.h"
+#include "packed_linear/cpu/kernel.h"
 #include "rms_norm/cpu/kernel.h"
 #include "sparse_conv2d/element_vectors.h"
 #include "sparse_conv2d/jit/pack.h"
@@ -37,6 +38,7 @@ const CpuKernels kPortableKernels = {
          element_kernels_of<double>()},
     .widen = widen_elements,
     .narrow = narrow_elements,
+    .packed_linear = {packed_kernels_of<float>(), packed_kernels_of<BFloat16>(), packed_kernels_of<Float16>()},
     .max_pool2d = max_pool2d_planes,
     .max_pool2d_lines = max_pool2d_lines,
     .max_pool2d_places = max_pool2d_places,
