@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Up to 16 rows in bfloat16 by packed weights on the tiles of AMX; compiled with the flags that CMakeLists.txt gives to
-// this file. 16 outputs at a time: 32 columns of their nonzeros are expanded to a tile of 16 x 32 weights, which is
-// multiplied by one of 16 pairs of columns x rows of the input. Expanding takes the time, so it is the same for any
-// number of rows.
+// this file. 32 outputs at a time: 32 columns of their nonzeros are expanded to two tiles of 16 x 32 weights, which are
+// multiplied by one of 16 pairs of columns x rows of the input, from L2 where there are many. Expanding takes the time,
+// so it is about the same for any number of rows.
 #define SPARSEKERNELS_AVX512
 #define SPARSEKERNELS_VBMI2_KERNELS
 #include "base/amx_tiles.h"
@@ -13,7 +13,8 @@
 namespace sparsekernels {
 namespace {
 
-constexpr int kOutputs = 16;   // of a tile
+constexpr int kTileOutputs = 16;
+constexpr int kOutputs = 2 * kTileOutputs;
 constexpr int kStepWords = 2;  // of a row, expanded at once: a row has a whole number of such
 constexpr int kStepTiles = 2 * kStepWords;
 constexpr int kTilePairs = kHalf / 2;  // of columns
@@ -41,7 +42,7 @@ void amx_arrange(const PackedLinear& call, float* arranged) {
   }
 }
 
-using Tile = BFloat16[kOutputs][kHalf];
+using Tiles = BFloat16[kOutputs][kHalf];  // two, one below the other
 
 // Lines that come up while something else is done, a share of them at each of `steps` calls.
 struct Ahead {
@@ -58,15 +59,32 @@ struct Ahead {
   }
 };
 
-// 16 outputs from `first` on, as far as they are there.
+inline int at_most(int64_t count, int most) {
+  return static_cast<int>(count < most ? count : most);
+}
+
+// sums: [16 outputs][row], of `count` outputs from `first` on.
+void store_results(const PackedLinear& call, const float* sums, int64_t first, int count) {
+  const auto outputs = static_cast<__mmask16>((1u << count) - 1), rows = static_cast<__mmask16>((1u << call.rows) - 1);
+  const auto* const bias = static_cast<const BFloat16*>(call.bias);
+  const Vec<float> own = bias == nullptr ? Vec<float>::zero() : Vec16<BFloat16>::load(bias + first, outputs);
+  Vec<float> vectors[kLanes];
+  for (int i = 0; i < kTileOutputs; ++i) vectors[i].v = _mm512_maskz_loadu_ps(rows, sums + i * call.rows);
+  transpose(vectors);
+  for (int64_t row = 0; row < call.rows; ++row)
+    Vec16<BFloat16>::store(
+        vectors[row] + own, static_cast<BFloat16*>(call.output) + row * call.outputs + first, outputs);
+}
+
+// 32 outputs from `first` on, as far as they are there.
 void amx_outputs(const PackedLinear& call, const BFloat16* input, int64_t first, int count) {
-  alignas(64) Tile tiles[2][kStepTiles];
+  alignas(64) Tiles tiles[2][kStepTiles];
   if (count < kOutputs) std::memset(static_cast<void*>(tiles), 0, sizeof tiles);
   const BFloat16* values[kOutputs];
   for (int i = 0; i < count; ++i) values[i] = Values<BFloat16>(call, first + i).at;
   const BFloat16* const last = static_cast<const BFloat16*>(call.values) + call.count - kPackedSlack;
   const int64_t steps = call.row_words / kStepWords, stride = call.rows * 4, tile_floats = kTilePairs * call.rows;
-  const auto expand = [&](int64_t step, Tile* to) {
+  const auto expand = [&](int64_t step, Tiles* to) {
     for (int i = 0; i < count; ++i) {
       const BFloat16* at = values[i];
       const uint64_t* const words = call.words + (first + i) * call.row_words + step * kStepWords;
@@ -80,19 +98,18 @@ void amx_outputs(const PackedLinear& call, const BFloat16* input, int64_t first,
       values[i] = at;
     }
   };
-  const auto multiply = [&](int64_t step, const Tile* from) {
+  const auto multiply = [&](int64_t step, const Tiles* from) {
     const float* const pairs = reinterpret_cast<const float*>(input) + step * kStepTiles * tile_floats;
 #pragma GCC unroll 4
-    for (int tile = 0; tile < kStepTiles; tile += 2) {
-      load_tile<2>(from[tile], kVectorBytes);
+    for (int tile = 0; tile < kStepTiles; ++tile) {
       load_tile<4>(pairs + tile * tile_floats, stride);
+      load_tile<2>(from[tile], kVectorBytes);
       _tile_dpbf16ps(0, 2, 4);
-      load_tile<3>(from[tile + 1], kVectorBytes);
-      load_tile<5>(pairs + (tile + 1) * tile_floats, stride);
-      _tile_dpbf16ps(1, 3, 5);
+      load_tile<3>(from[tile] + kTileOutputs, kVectorBytes);
+      _tile_dpbf16ps(1, 3, 4);
     }
   };
-  // the next outputs, whose words and values lie one after another as 16 streams do not
+  // the next outputs, whose words and values lie one after another as 32 streams do not
   const int64_t next = first + kOutputs < call.outputs ? first + kOutputs : call.outputs;
   const int64_t after = next + kOutputs < call.outputs ? next + kOutputs : call.outputs;
   const auto value_of = [&](int64_t output) {
@@ -109,33 +126,22 @@ void amx_outputs(const PackedLinear& call, const BFloat16* input, int64_t first,
     if (step + 1 < steps) expand(step + 1, tiles[(step + 1) % 2]);
     multiply(step, tiles[step % 2]);
   }
-  alignas(64) float sums[2][kOutputs * kLanes];
+  alignas(64) float sums[2][kTileOutputs * kLanes];
   store_tile<0>(sums[0], stride);
   store_tile<1>(sums[1], stride);
-  const auto outputs = static_cast<__mmask16>((1u << count) - 1), rows = static_cast<__mmask16>((1u << call.rows) - 1);
-  const auto* const bias = static_cast<const BFloat16*>(call.bias);
-  const Vec<float> own = bias == nullptr ? Vec<float>::zero() : Vec16<BFloat16>::load(bias + first, outputs);
-  Vec<float> vectors[kLanes];
-  for (int i = 0; i < kOutputs; ++i)
-    vectors[i].v = _mm512_add_ps(
-        _mm512_maskz_loadu_ps(rows, sums[0] + i * call.rows), _mm512_maskz_loadu_ps(rows, sums[1] + i * call.rows));
-  transpose(vectors);
-  for (int64_t row = 0; row < call.rows; ++row)
-    Vec16<BFloat16>::store(
-        vectors[row] + own, static_cast<BFloat16*>(call.output) + row * call.outputs + first, outputs);
+  for (int tile = 0; tile < 2 && tile * kTileOutputs < count; ++tile)
+    store_results(call, sums[tile], first + tile * kTileOutputs, at_most(count - tile * kTileOutputs, kTileOutputs));
 }
 
 void amx_run(const PackedLinear& call, const float* arranged, int64_t begin, int64_t end) {
   TileConfig config;
-  for (int tile = 0; tile < 6; ++tile) {
+  for (int tile = 0; tile < 5; ++tile) {
     const bool is_weights = tile == 2 || tile == 3;
-    config.set(tile, kOutputs, is_weights ? kVectorBytes : static_cast<int>(call.rows) * 4);
+    config.set(tile, kTileOutputs, is_weights ? kVectorBytes : static_cast<int>(call.rows) * 4);
   }
   config.load();
   for (int64_t output = begin; output < end; output += kOutputs)
-    amx_outputs(
-        call, reinterpret_cast<const BFloat16*>(arranged), output,
-        static_cast<int>(end - output < kOutputs ? end - output : kOutputs));
+    amx_outputs(call, reinterpret_cast<const BFloat16*>(arranged), output, at_most(end - output, kOutputs));
   _tile_release();
 }
 

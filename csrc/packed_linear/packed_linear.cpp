@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "base/amx.h"
 #include "base/workspace.h"
@@ -47,22 +48,26 @@ int64_t threads_for(const PackedLinear& call, int64_t outputs, const Threads& th
   return std::clamp<int64_t>(outputs * call.row_words / kWordsPerThread, 1, threads.count);
 }
 
-// Where share `share` of `shares` begins, a multiple of `group`: each has about as much to read and to expand.
-int64_t first_output(const PackedLinear& call, int64_t share, int64_t shares, int64_t group) {
-  if (share == shares) return call.outputs;
+// Where each of `shares` begins, multiples of `group`, and the end: each has about as much to read and to expand.
+std::vector<int64_t> bounds_of(const PackedLinear& call, int64_t shares, int64_t group) {
   const int64_t element = element_size(call.dtype), row = call.row_words * kWordBytes;
   const auto cost = [&](int64_t output) { return call.first_value(output) * element + output * row; };
-  const int64_t wanted = cost(call.outputs) / shares * share;
-  int64_t low = 0, high = call.outputs;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (cost(middle) < wanted) {
-      low = middle + 1;
-    } else {
-      high = middle;
+  const int64_t each = cost(call.outputs) / shares;
+  std::vector<int64_t> bounds = {0};
+  for (int64_t share = 1; share < shares; ++share) {
+    int64_t low = bounds.back(), high = call.outputs;  // ascending, whatever the indices are
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (cost(middle) < each * share) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
     }
+    bounds.push_back(std::max(bounds.back(), low / group * group));
   }
-  return low / group * group;
+  bounds.push_back(call.outputs);
+  return bounds;
 }
 
 }  // namespace
@@ -77,13 +82,12 @@ void packed_linear(const PackedLinear& call, const Threads& threads) {
   layout.allocate(call_workspace);
   kernels.arrange(call, arranged);
   const int64_t shares = threads_for(call, call.outputs, threads);
-  const auto run = [&](int64_t begin, int64_t end) {
-    const int64_t first = first_output(call, begin, shares, kernels.group);
-    const int64_t last = first_output(call, end, shares, kernels.group);
+  if (shares == 1) return kernels.run(call, arranged, 0, call.outputs);
+  const std::vector<int64_t> bounds = bounds_of(call, shares, kernels.group);
+  threads.run(shares, [&](int64_t begin, int64_t end) {
+    const int64_t first = bounds[static_cast<size_t>(begin)], last = bounds[static_cast<size_t>(end)];
     if (first < last) kernels.run(call, arranged, first, last);
-  };
-  if (shares == 1) return run(0, 1);
-  threads.run(shares, run);
+  });
 }
 
 void unpack_rows(const PackedLinear& call, int64_t begin, int64_t end, const Threads& threads, void* to) {
