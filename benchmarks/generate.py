@@ -1,17 +1,20 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text generation by a pruned model of Llama's shape: `python benchmarks/generate.py [DTYPE] [THREADS] [LAYERS]`.
+"""Text generation by a pruned model of Llama's shape.
 
-A prompt of 512 tokens, then 64 steps of one token with a key-value cache; 90% random zeros. The dense model and the one
-converted on prompt and step take turns. Random weights: what is generated means nothing. To compare two trees, run it
-in turn with PYTHONPATH set to each.
+    python benchmarks/generate.py [DTYPE] [THREADS] [LAYERS] [--packed] [--sparsity 0.9]
+
+A prompt of 512 tokens, then 64 steps of one token with a key-value cache; random zeros. The dense model and the one
+converted on prompt and step take turns, or, with --packed, one whose linear layers are `PackedLinear`. 20 layers are
+a model of a billion weights. Random weights: what is generated means nothing. To compare two trees, run it in turn with
+PYTHONPATH set to each.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
-import sys
 import time
 
 import torch
@@ -87,24 +90,53 @@ def generate(model: nn.Module, prompt: Tensor) -> tuple[float, float]:
         return between - start, time.perf_counter() - between
 
 
-def pruned(blocks: int, dtype: torch.dtype) -> Llama:
+def pruned(blocks: int, dtype: torch.dtype, sparsity: float = SPARSITY) -> Llama:
     """The model, whose head is dense."""
     model = Llama(blocks).to(dtype).eval()
-    prune_(model.blocks, "random", SPARSITY)
+    prune_(model.blocks, "random", sparsity)
     return model
 
 
-def main() -> None:
-    dtype = getattr(torch, sys.argv[1] if len(sys.argv) > 1 else "float32")
-    torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else torch.get_num_threads())
-    torch.manual_seed(0)
-    dense = pruned(int(sys.argv[3]) if len(sys.argv) > 3 else 4, dtype)
-    model, prompt = copy.deepcopy(dense), torch.randint(VOCABULARY, (1, PROMPT))
+def packed(model: Llama) -> Llama:
+    """A copy without dense weights in its blocks."""
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    twin.blocks = nn.ModuleList()
+    for block in model.blocks:
+        own = copy.copy(block)
+        own._modules = {
+            name: sk.nn.PackedLinear.from_dense(layer) if isinstance(layer, nn.Linear) else layer
+            for name, layer in block.named_children()
+        }
+        twin.blocks.append(own)
+    return twin
+
+
+def converted(dense: Llama, prompt: Tensor) -> Llama:
+    """A copy, converted for a prompt and a step."""
+    model = copy.deepcopy(dense)
     with torch.inference_mode():
         scores, cache = dense(prompt)
     start = time.perf_counter()
     print(sk.convert(model, example_inputs=[((prompt,), {}), ((scores.argmax(-1), cache), {})]))
     print(f"convert: {time.perf_counter() - start:.1f} s")
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dtype", nargs="?", default="float32")
+    parser.add_argument("threads", nargs="?", type=int, default=torch.get_num_threads())
+    parser.add_argument("layers", nargs="?", type=int, default=4)
+    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--sparsity", type=float, default=SPARSITY)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    dense = pruned(args.layers, getattr(torch, args.dtype), args.sparsity)
+    prompt = torch.randint(VOCABULARY, (1, PROMPT))
+    model = packed(dense) if args.packed else converted(dense, prompt)
+    way = "packed" if args.packed else "converted"
     for one in (dense, model):
         generate(one, prompt)  # untimed: what happens once
     rounds = []
@@ -116,7 +148,7 @@ def main() -> None:
         times = [(sum(one[part]), sum(other[part])) for one, other in rounds]
         before, after = (statistics.median(some) for some in zip(*times, strict=True))
         ratio = statistics.median(one / other for one, other in times)
-        print(f"{name}: dense {before:.3f} s, converted {after:.3f} s, {ratio:.3f}x")
+        print(f"{name}: dense {before:.3f} s, {way} {after:.3f} s, {ratio:.3f}x")
 
 
 if __name__ == "__main__":
