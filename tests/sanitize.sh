@@ -40,7 +40,7 @@ for SPARSEKERNELS_CPU_ISA in $("$python" -c "from sparsekernels import _library;
   "$python" -m pytest -q -x -p no:cacheprovider --capture=sys tests/ops/rms_norm/test_rms_norm.py \
     tests/ops/rms_norm/test_rms_norm_{torch,refused,backends,module}.py "${sparse[@]}" \
     tests/ops/sparse_conv2d/test_jit.py tests/ops/sparse_conv2d/test_{plans,planned_gradients}.py \
-    tests/ops/max_pool2d/test_max_pool2d.py tests/ops/masked_matmul tests/ops/masked_attention tests/ops/layer_chain/test_layer_chain.py \
+    tests/ops/max_pool2d/test_max_pool2d.py tests/ops/packed_linear tests/ops/masked_matmul tests/ops/masked_attention tests/ops/layer_chain/test_layer_chain.py \
     tests/ops/test_fingerprint.py tests/ops/batch_norm/test_batch_norm_act.py \
     -k "not triton and not reference and not compile and not two_to_the_31 and not other_kernels"
 done

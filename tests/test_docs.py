@@ -111,6 +111,14 @@ def test_block_sparse_in_use() -> None:
     assert (left["output"] - dense).abs().max() <= 2**-6 * dense.abs().max()
 
 
+def test_packed_linear_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    left = run(blocks_of(DOCS / "packed_linear.md"), "packed_linear.md")
+    assert round(float(capsys.readouterr().out), 2) == 0.26
+    dense = left["layer"](left["token"])
+    assert (left["scores"] - dense).abs().max() <= 2**-6 * dense.abs().max()
+    assert [type(one).__name__ for one in left["model"]] == ["PackedLinear", "SiLU", "PackedLinear"]
+
+
 def test_the_page_about_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     """Its program runs on a CPU as well, where blocks in bfloat16 need not be faster."""
     left = run(blocks_of(DOCS / "gpu.md"), "gpu.md")
@@ -261,6 +269,7 @@ def test_every_page_with_programs_is_run() -> None:
         "lottery_tickets.md",
         "masked_products.md",
         "masks_of_others.md",
+        "packed_linear.md",
         "rms_norm.md",
         "sparse_layers.md",
         "sparse_training.md",

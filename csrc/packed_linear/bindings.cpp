@@ -19,7 +19,8 @@ PackedLinear call_of(const Handle& words, const Handle& crow_indices, const Hand
   PackedLinear call;
   call.dtype = dtype_of(values, "packed_linear");
   require(call.dtype != DType::kFloat64, "packed_linear: expected values of float32, bfloat16 or float16", values);
-  require(columns >= 1, "packed_linear: expected at least one column", columns);
+  constexpr int64_t kMostColumns = int64_t{1} << 40;
+  require(columns >= 1 && columns < kMostColumns, "packed_linear: expected at least one column", columns);
   call.columns = columns;
   call.row_words = packed_row_words(columns);
   require(

@@ -3,10 +3,12 @@
 #include "packed_linear/packed_linear.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "base/amx.h"
+#include "base/fork_safe_mutex.h"
 #include "base/workspace.h"
 #include "isa/kernels.h"
 
@@ -24,7 +26,12 @@ constexpr int64_t kWordBytes = 24;
 
 bool has_vbmi2() {
 #if defined(SPARSEKERNELS_VBMI2)
-  return std::strcmp(cpu_kernels().isa, "avx512") == 0 && __builtin_cpu_supports("avx512vbmi2");
+  static MadeOnce<bool> made;
+  return made.get([] {
+    const char* const asked = std::getenv("SPARSEKERNELS_CPU_VBMI2");
+    const bool is_left_out = asked != nullptr && std::strcmp(asked, "0") == 0;
+    return !is_left_out && std::strcmp(cpu_kernels().isa, "avx512") == 0 && __builtin_cpu_supports("avx512vbmi2");
+  });
 #else
   return false;
 #endif

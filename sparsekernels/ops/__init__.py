@@ -9,6 +9,7 @@ from .layer_chain.implementations import LAYER_CHAIN
 from .masked_attention.implementations import MASKED_ATTENTION
 from .masked_matmul.implementations import MASKED_MATMUL
 from .max_pool2d.implementations import MAX_POOL2D
+from .packed_linear.implementations import PACKED_LINEAR
 from .rms_norm.implementations import RMS_NORM
 from .sparse_conv2d.implementations import SPARSE_CONV2D
 
@@ -19,6 +20,7 @@ OPERATIONS: list[Operation] = [
     MAX_POOL2D,
     MASKED_MATMUL,
     MASKED_ATTENTION,
+    PACKED_LINEAR,
     LAYER_CHAIN,
     FINGERPRINT,
 ]

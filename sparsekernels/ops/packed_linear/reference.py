@@ -29,6 +29,8 @@ def words_of_row(columns: int) -> int:
 
 def stored(words: Tensor, columns: int) -> Tensor:
     """bool [rows, columns]: the bits."""
+    if words.size(0) == 0:
+        return torch.zeros((0, columns), dtype=torch.bool, device=words.device)
     octets = words.contiguous().view(torch.uint8)
     bits = torch.tensor(_OCTET, dtype=torch.uint8, device=words.device)
     return (octets[..., None] & bits).ne(0).view(words.size(0), -1)[:, :columns]
@@ -46,10 +48,8 @@ def words_of(mask: Tensor) -> Tensor:
 def rows(words: Tensor, crow_indices: Tensor, values: Tensor, columns: int, begin: int, end: int) -> Tensor:
     """Rows [begin, end) of the weight with its zeros."""
     mask = stored(words[begin:end], columns)
-    dense = values.new_zeros(mask.shape)
     first, last = int(crow_indices[begin]), int(crow_indices[end])
-    dense[mask] = values[first:last]
-    return dense
+    return values.new_zeros(mask.shape).masked_scatter_(mask, values[first:last])
 
 
 def forward(input: Tensor, words: Tensor, crow_indices: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

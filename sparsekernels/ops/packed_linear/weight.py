@@ -12,15 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ... import dispatch
 from ...dispatch import is_transformed
 from . import implementations, reference
 from .implementations import MOST_ROWS, PACKED_LINEAR
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_ROWS = 1 << 12
+"""Whose bits are counted at a time."""
 
 _AT_ONCE = 1 << 24
 """Elements that are packed or unpacked at a time: more bytes than this are page-faulted in anew by each call."""
 
 _MOST_CALLS = 2
 """Of the kernel for MOST_ROWS rows, before unpacking for torch's product is faster."""
+
+
+def _magnitude(dtype: torch.dtype) -> int:
+    """The bits of a number but for its sign. By `!= 0` subnormal ones are zeros where a thread flushes these."""
+    return (1 << (8 * dtype.itemsize - 1)) - 1
 
 
 class PackedWeight(NamedTuple):
@@ -43,25 +54,24 @@ class PackedWeight(NamedTuple):
             weight: [out, in], of a floating-point dtype, with at least one column.
 
         Raises:
-            ValueError: For 2^31 nonzeros and more.
+            ValueError: For a matrix without elements, and one of 2^31 nonzeros or more.
         """
         weight = weight.detach()
+        if weight.dim() != 2 or weight.numel() == 0:
+            raise ValueError(f"expected a weight [out, in] with elements, got {list(weight.shape)}")
         rows, columns = weight.shape
         words, values, counts = [], [], []
         for part in weight.split(max(1, _AT_ONCE // columns)):
-            mask = part != 0
+            mask = part.contiguous().view(_INTEGERS[weight.dtype.itemsize]) & _magnitude(weight.dtype) != 0
             words.append(reference.words_of(mask))
             values.append(part[mask])
             counts.append(mask.sum(1))
         crow_indices = torch.zeros(rows + 1, dtype=torch.int64, device=weight.device)
-        if rows:
-            torch.cumsum(torch.cat(counts), 0, out=crow_indices[1:])
+        torch.cumsum(torch.cat(counts), 0, out=crow_indices[1:])
         if int(crow_indices[-1]) >= 2**31 - reference.SLACK:
             raise ValueError(f"expected a weight of fewer than 2^31 nonzeros, got {int(crow_indices[-1])}")
         values.append(weight.new_zeros(reference.SLACK))
-        width = reference.words_of_row(columns)
-        all_words = torch.cat(words) if words else torch.zeros((0, width), dtype=torch.int64, device=weight.device)
-        return cls(all_words, crow_indices.int(), torch.cat(values), columns)
+        return cls(torch.cat(words), crow_indices.int(), torch.cat(values), columns)
 
     @property
     def shape(self) -> torch.Size:
@@ -92,11 +102,13 @@ class PackedWeight(NamedTuple):
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """y = x W^T + b of [*, in], without a gradient. Up to 32 rows by the nonzeros, more by torch, some of the rows
         of the weight with their zeros at a time."""
+        if bias is not None and bias.shape != self.words.shape[:1]:
+            raise ValueError(f"packed_linear: expected bias [{self.words.size(0)}], got {list(bias.shape)}")
         flat = input.reshape(-1, self.columns)
         count = flat.size(0)
         kernels = PACKED_LINEAR.kernels_of(self.values)
-        is_compiled = kernels is not reference and PACKED_LINEAR.is_compiled(flat)
-        if count <= MOST_ROWS * _MOST_CALLS and is_compiled and not is_transformed():
+        by_nonzeros = kernels is not reference and PACKED_LINEAR.is_compiled(flat) and not is_transformed()
+        if by_nonzeros and (count <= MOST_ROWS * _MOST_CALLS or dispatch.forced == "cpu"):
             parts = [kernels.forward(part, *self[:3], bias) for part in flat.split(MOST_ROWS)]
             result = parts[0] if len(parts) == 1 else torch.cat(parts)
         else:
@@ -106,24 +118,27 @@ class PackedWeight(NamedTuple):
             for begin in range(0, outputs, step):
                 end = min(begin + step, outputs)
                 parts.append(F.linear(flat, self.rows(begin, end), None if bias is None else bias[begin:end]))
-            result = parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else flat.new_empty((count, 0))
+            result = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return result.view(*input.shape[:-1], self.words.size(0))
 
     def check(self) -> None:
         """Raise ValueError where bits, counts and values do not fit each other."""
         implementations.check(self.words, self.crow_indices, self.values, self.columns)
-        counts = torch.cat([reference.stored(part, part.size(1) * 64).sum(1) for part in self.words.split(1 << 12)])
-        behind = reference.stored(self.words[:, -2:], 128)[:, (self.columns - 1) % 128 + 1 :]
-        if int(self.crow_indices[0]) != 0 or not torch.equal(self.crow_indices.diff().long(), counts):
+        if self.values.is_meta:
+            return
+        counts = [reference.stored(part, part.size(1) * reference.WORD).sum(1) for part in self.words.split(_ROWS)]
+        behind = reference.stored(self.words[:, -2:], 2 * reference.WORD)[:, (self.columns - 1) % 128 + 1 :]
+        if int(self.crow_indices[0]) != 0 or not torch.equal(self.crow_indices.diff().long(), torch.cat(counts)):
             raise ValueError("expected a packed weight whose rows have as many values as bits, got one that differs")
         if int(self.crow_indices[-1]) != self.nonzeros or bool(behind.any()):
             raise ValueError("expected a packed weight of its sizes, got values or bits beyond them")
 
-    def digest(self) -> str:
-        """BLAKE2b of everything: of a copy on disk it tells whether that is still the same."""
-        found = hashlib.blake2b(digest_size=16)
-        found.update(f"{self.columns} {self.values.dtype}".encode())
-        for tensor in self[:3]:
-            for part in tensor.detach().cpu().contiguous().view(-1).split(_AT_ONCE):
-                found.update(ctypes.string_at(part.data_ptr(), part.nbytes) if part.nbytes else b"")
-        return found.hexdigest()
+
+def digest_of(words: str, *tensors: Tensor) -> str:
+    """BLAKE2b of all of it: of a copy on disk it tells whether that is still the same."""
+    found = hashlib.blake2b(words.encode(), digest_size=16)
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        for part in tensor.detach().cpu().contiguous().view(-1).split(_AT_ONCE):
+            found.update(ctypes.string_at(part.data_ptr(), part.nbytes) if part.nbytes else b"")
+    return found.hexdigest()

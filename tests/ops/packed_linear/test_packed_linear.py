@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,14 +18,13 @@ from torch import Tensor
 import sparsekernels as sk
 from sparsekernels import _library
 from sparsekernels.ops.packed_linear import implementations, reference
+from sparsekernels.ops.packed_linear import weight as packing
 from sparsekernels.ops.packed_linear.weight import PackedWeight
+from sparsekernels.testing import assert_verified
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1), (3, 5), (17, 64), (33, 127), (40, 128), (16, 129), (100, 300), (257, 1000), (5, 4096))
 DENSITIES = (0.0, 0.02, 0.3, 1.0)
-ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-"""The largest relative error of rounding to the nearest."""
-
 compiled = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels were not built")
 
 
@@ -32,15 +34,16 @@ def weight_of(shape: tuple[int, int], density: float, dtype: torch.dtype, seed: 
     return (torch.randn(shape, generator=draws) * kept).to(dtype)
 
 
-def assert_is_the_product(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Of sums in float32, rounded once: half a unit of the result, and the error of the longest sum."""
-    wide = None if bias is None else bias.double()
-    expected = F.linear(x.double(), weight.double(), wide)
-    sums = F.linear(x.double().abs(), weight.double().abs(), None if wide is None else wide.abs())
-    allowed = expected.abs() * ROUNDING[y.dtype] * 1.001 + sums * 2**-24 * (8 + math.sqrt(x.size(-1))) + 1e-7
-    assert y.shape == expected.shape
-    worst = ((y.double() - expected).abs() - allowed).max() if y.numel() else torch.tensor(-1.0)
-    assert worst <= 0, float(worst)
+def product(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+    return PackedWeight.of(weight).linear(x, *(bias or (None,)))
+
+
+def dense(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+    return F.linear(x, weight, *bias)
+
+
+def assert_is_the_product(x: Tensor, weight: Tensor, *bias: Tensor) -> None:
+    assert_verified(product, dense, (x, weight, *bias), gradients=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,10 +52,9 @@ def test_it_is_the_dense_product(shape: tuple[int, int], dtype: torch.dtype) -> 
     out, columns = shape
     for density, rows in itertools.product(DENSITIES, (1, 2, 3, 4, 5, 8, 15, 16, 17, 33)):
         weight = weight_of(shape, density, dtype)
-        packed = PackedWeight.of(weight)
         x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).to(dtype)
-        for bias in (None, torch.linspace(-1, 1, out).to(dtype)):
-            assert_is_the_product(packed.linear(x, bias), x, weight, bias)
+        assert_is_the_product(x, weight)
+        assert_is_the_product(x, weight, torch.linspace(-1, 1, out).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
@@ -115,7 +117,7 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
                 torch.set_num_threads(count)
                 found.append(packed.linear(x, None))
             assert all(torch.equal(one, found[0]) for one in found)
-            assert_is_the_product(found[0], x, weight, None)
+            assert_is_the_product(x, weight)
     finally:
         torch.set_num_threads(threads)
 
@@ -133,6 +135,66 @@ def test_inputs_of_any_strides_and_dimensions() -> None:
         y = packed.linear(x, None)
         assert y.shape == (*x.shape[:-1], 30)
         torch.testing.assert_close(y, F.linear(x, weight))
+
+
+@compiled
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_rows_of_very_different_lengths_are_shared_out(count: int) -> None:
+    threads = torch.get_num_threads()
+    for dtype in DTYPES:
+        weight = torch.zeros(300, 4000, dtype=dtype)
+        weight[[0, 150, 299]] = weight_of((3, 4000), 1.0, dtype)
+        try:
+            torch.set_num_threads(count)
+            for rows in (1, 4):
+                assert_is_the_product(weight_of((rows, 4000), 1.0, dtype, 1), weight)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_large_weights_are_packed_and_unpacked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_AT_ONCE", 1000)
+    for dtype in DTYPES:
+        weight = weight_of((57, 130), 0.3, dtype)
+        assert torch.equal(PackedWeight.of(weight).dense(), weight)
+        assert_is_the_product(weight_of((40, 130), 1.0, dtype, 1), weight, weight_of((1, 57), 1.0, dtype, 2)[0])
+
+
+def test_subnormal_numbers_are_stored_where_threads_flush_them() -> None:
+    weight = torch.tensor([[1e-40, 0.0, -1e-40, 1.0]])
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        packed = PackedWeight.of(weight)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(packed.dense(), weight)
+
+
+@compiled
+def test_a_backend_by_name_multiplies_any_number_of_rows() -> None:
+    weight = weight_of((30, 70), 0.3, torch.float32)
+    x = torch.randn(100, 70)
+    with sk.use_backend("cpu"):
+        torch.testing.assert_close(product(x, weight), dense(x, weight))
+
+
+@compiled
+@pytest.mark.parametrize("left_out", ["SPARSEKERNELS_CPU_AMX", "SPARSEKERNELS_CPU_VBMI2"])
+def test_without_tiles_and_without_expansion_of_16_bits(left_out: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    result = subprocess.run(
+        [*command, "-k", "dense_product or every_element or special or threads or beyond"],
+        env=os.environ | {left_out: "0"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_empty_weights_are_refused() -> None:
+    for shape in ((0, 5), (3, 0), (3,)):
+        with pytest.raises(ValueError, match="with elements"):
+            PackedWeight.of(torch.zeros(shape))
+    assert PackedWeight.of(torch.ones(3, 5)).rows(2, 2).shape == (0, 5)
 
 
 @compiled
