@@ -48,7 +48,7 @@ ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
         "_replicate_for_data_parallel",
     ),
     nn.Conv2d: ("_conv_forward", "_reversed_padding_repeated_twice"),
-    Tensor: ("_version", "_base", "_grad"),
+    Tensor: ("_version", "_base", "_grad", "_make_wrapper_subclass"),
     TorchDispatchMode: ("_should_skip_dynamo",),
 }
 """Attributes that are read, called or overridden, by the class that has them. A proxy of torch.fx that becomes an
