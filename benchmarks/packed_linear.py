@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels.bench.machine import commit, machine, versions
+from sparsekernels.pruning import prune_
 from sparsekernels.timing import Effort, samples_of
 
 MOST_BYTES = 400 << 20
@@ -33,12 +34,9 @@ EFFORT = Effort(seconds=0.5, sample=1e-6, least=21, most=101, slow=0.0)
 
 def layer_of(out: int, columns: int, sparsity: float, seed: int) -> nn.Linear:
     """With zeros at random."""
-    draws = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(columns, out, bias=False)
-    with torch.no_grad():
-        kept = torch.rand(out, columns, generator=draws) >= sparsity
-        layer.weight.copy_(torch.randn(out, columns, generator=draws) * kept)
-    return layer.eval()
+    layer = nn.Linear(columns, out, bias=False).eval()
+    prune_(layer, "random", sparsity, seed)
+    return layer
 
 
 def in_turn(layers: list[Callable[[Tensor], Tensor]], input: Tensor) -> Callable[[], Tensor]:

@@ -27,6 +27,7 @@ int64_t amx_arranged_floats(const PackedLinear& call) {
 // 16 pairs of columns of up to 16 rows: transposed.
 void amx_arrange(const PackedLinear& call, float* arranged) {
   const auto* const input = static_cast<const BFloat16*>(call.input);
+  const auto rows = static_cast<__mmask16>((1u << call.rows) - 1);
   for (int64_t k = 0; k < call.padded_columns(); k += kHalf) {
     const int64_t left = call.columns - k;
     const auto there = static_cast<__mmask32>(left >= kHalf ? ~0u : left > 0 ? (1u << left) - 1 : 0u);
@@ -36,7 +37,6 @@ void amx_arrange(const PackedLinear& call, float* arranged) {
                          ? _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(there, input + row * call.columns + k))
                          : _mm512_setzero_ps();
     transpose(pairs);
-    const auto rows = static_cast<__mmask16>((1u << call.rows) - 1);
     for (int64_t pair = 0; pair < kTilePairs; ++pair)
       _mm512_mask_storeu_ps(arranged + (k / 2 + pair) * call.rows, rows, pairs[pair].v);
   }
@@ -77,7 +77,7 @@ void store_results(const PackedLinear& call, const float* sums, int64_t first, i
 }
 
 // 32 outputs from `first` on, as far as they are there.
-void amx_outputs(const PackedLinear& call, const BFloat16* input, int64_t first, int count) {
+void amx_outputs(const PackedLinear& call, const float* input, int64_t first, int count) {
   alignas(64) Tiles tiles[2][kStepTiles];
   if (count < kOutputs) std::memset(static_cast<void*>(tiles), 0, sizeof tiles);
   const BFloat16* values[kOutputs];
@@ -99,7 +99,7 @@ void amx_outputs(const PackedLinear& call, const BFloat16* input, int64_t first,
     }
   };
   const auto multiply = [&](int64_t step, const Tiles* from) {
-    const float* const pairs = reinterpret_cast<const float*>(input) + step * kStepTiles * tile_floats;
+    const float* const pairs = input + step * kStepTiles * tile_floats;
 #pragma GCC unroll 4
     for (int tile = 0; tile < kStepTiles; ++tile) {
       load_tile<4>(pairs + tile * tile_floats, stride);
@@ -141,7 +141,7 @@ void amx_run(const PackedLinear& call, const float* arranged, int64_t begin, int
   }
   config.load();
   for (int64_t output = begin; output < end; output += kOutputs)
-    amx_outputs(call, reinterpret_cast<const BFloat16*>(arranged), output, at_most(end - output, kOutputs));
+    amx_outputs(call, arranged, output, at_most(end - output, kOutputs));
   _tile_release();
 }
 

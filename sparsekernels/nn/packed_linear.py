@@ -164,7 +164,7 @@ class PackedLinear(torch.nn.Linear):
         ):
             words, crow_indices, values, _ = self.packed
             self._refuse_writes()
-            output: Tensor = _kernel(input, words, crow_indices, values, self.bias)
+            output: Tensor = _kernel(input, words, crow_indices, values, self._parameters["bias"])
             return output
         return self._general(input)
 

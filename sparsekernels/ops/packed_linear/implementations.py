@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._bits import words_of_row
 from .._operation import Operation
 from ..precision import COMPUTED_IN_FLOAT32
 from . import reference
@@ -31,8 +32,8 @@ def check(words: Tensor, crow_indices: Tensor, values: Tensor, columns: int) -> 
         raise ValueError(
             f"packed_linear: expected one device, got {words.device}, {crow_indices.device} and {values.device}"
         )
-    if words.dim() != 2 or words.size(1) != reference.words_of_row(columns):
-        expected = f"words [out, {reference.words_of_row(columns)}] for {columns} columns"
+    if words.dim() != 2 or words.size(1) != words_of_row(columns):
+        expected = f"words [out, {words_of_row(columns)}] for {columns} columns"
         raise ValueError(f"packed_linear: expected {expected}, got {list(words.shape)}")
     if crow_indices.shape != (words.size(0) + 1,):
         raise ValueError(f"packed_linear: expected crow_indices [{words.size(0) + 1}], got {list(crow_indices.shape)}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import dispatch
 from ...dispatch import is_transformed
+from .._bits import WORD, stored, words_of
 from . import implementations, reference
 from .implementations import MOST_ROWS, PACKED_LINEAR
 
@@ -63,7 +64,7 @@ class PackedWeight(NamedTuple):
         words, values, counts = [], [], []
         for part in weight.split(max(1, _AT_ONCE // columns)):
             mask = part.contiguous().view(_INTEGERS[weight.dtype.itemsize]) & _magnitude(weight.dtype) != 0
-            words.append(reference.words_of(mask))
+            words.append(words_of(mask))
             values.append(part[mask])
             counts.append(mask.sum(1))
         crow_indices = torch.zeros(rows + 1, dtype=torch.int64, device=weight.device)
@@ -126,8 +127,8 @@ class PackedWeight(NamedTuple):
         implementations.check(self.words, self.crow_indices, self.values, self.columns)
         if self.values.is_meta:
             return
-        counts = [reference.stored(part, part.size(1) * reference.WORD).sum(1) for part in self.words.split(_ROWS)]
-        behind = reference.stored(self.words[:, -2:], 2 * reference.WORD)[:, (self.columns - 1) % 128 + 1 :]
+        counts = [stored(part, part.size(1) * WORD).sum(1) for part in self.words.split(_ROWS)]
+        behind = stored(self.words[:, -2:], 2 * WORD)[:, (self.columns - 1) % 128 + 1 :]
         if int(self.crow_indices[0]) != 0 or not torch.equal(self.crow_indices.diff().long(), torch.cat(counts)):
             raise ValueError("expected a packed weight whose rows have as many values as bits, got one that differs")
         if int(self.crow_indices[-1]) != self.nonzeros or bool(behind.any()):

@@ -17,14 +17,9 @@ from torch import Tensor
 
 from ... import _library
 from ..._torch import is_captured
+from .._bits import WORD, words_of, words_of_row
 from .._kept import Kept
 from .arguments import check_indices
-
-WORD = 64
-"""Columns of a word."""
-
-_ROW_OF_WORDS = 2 * WORD
-"""A row has a whole number of vectors of 16 bytes."""
 
 _MOST_AT_ONCE = 1 << 24
 """Elements of the weight whose bits are worked out at a time: each takes a few bytes meanwhile."""
@@ -71,11 +66,10 @@ def bitmap_of(
 
 def _made(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Bitmap:
     """Some rows at a time, so that little memory is used meanwhile."""
-    rows, width = crow_indices.numel() - 1, -(-columns // _ROW_OF_WORDS) * _ROW_OF_WORDS
+    rows, width = crow_indices.numel() - 1, words_of_row(columns) * WORD
     device = col_indices.device
     words = torch.empty((rows, width // WORD), dtype=torch.int64, device=device)
     starts = torch.empty((rows, width // WORD), dtype=torch.int32, device=device)
-    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
     step = max(1, _MOST_AT_ONCE // width)
     bounds = [*crow_indices[:-1:step].tolist(), col_indices.numel()]
     for place, first in enumerate(range(0, rows, step)):
@@ -85,8 +79,7 @@ def _made(crow_indices: Tensor, col_indices: Tensor, columns: int) -> Bitmap:
         stored = torch.zeros((few.numel() - 1) * width, dtype=torch.uint8, device=device)
         positions = torch.repeat_interleave(row, few.diff(), output_size=high - low) + col_indices[low:high]
         stored[positions] = 1
-        octets = (stored.view(-1, 8) * bits).sum(1, dtype=torch.uint8)
-        words[first : first + step] = octets.view(torch.int64).view(-1, width // WORD)
+        words[first : first + step] = words_of(stored.view(-1, width))
         counts = stored.view(-1, width // WORD, WORD).sum(2, dtype=torch.int32)
         before = counts.cumsum(1, dtype=torch.int32) - counts
         starts[first : first + step] = before + few[:-1, None]

@@ -30,13 +30,14 @@ import triton
 from torch import Tensor
 
 from ... import dispatch
+from .._bits import WORD
 from .._triton import device_of, float32_precision, multiprocessors
 from .._triton_numbers import INTERPRETED
 from ..convolution import Geometry
 from ..precision import wide_dtype
 from . import expanded_kernels as kernels
 from . import reference
-from .bitmap import WORD, Bitmap, bitmap_of, has_compiled_linear
+from .bitmap import Bitmap, bitmap_of, has_compiled_linear
 from .expanded_products import (
     as_images,
     as_rows,
