@@ -125,10 +125,12 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def _options(block: list[int] | None = None, dense_grad_every: int | str = "auto") -> Options:
+def _options(
+    block: list[int] | None = None, dense_grad_every: int | str = "auto", distribution: str = "uniform"
+) -> Options:
     """What a suite may set for sparse methods, and what it is where none does."""
     return {
-        "distribution": ("uniform", ", ".join(map(repr, DISTRIBUTIONS)), lambda value: value in DISTRIBUTIONS),
+        "distribution": (distribution, ", ".join(map(repr, DISTRIBUTIONS)), lambda value: value in DISTRIBUTIONS),
         "prune_rate": options.share(0.5),
         "updates_per_epoch": options.whole(1),
         "dense_grad_every": (dense_grad_every, "'auto' or a number of steps", _is_interval),
@@ -210,6 +212,11 @@ METHODS: Mapping[str, Method] = {
         "sparse momentum that sees the gradients of missing weights at every 10th step alone",
         "sparse momentum",
         _options(dense_grad_every=10),
+    ),
+    "sparse momentum, ERK": _by(
+        "sparse momentum that begins with more weights in small layers, by ERK (Evci et al. 2020)",
+        "sparse momentum",
+        _options(distribution="ERK"),
     ),
     "random growth": _by("sparse momentum that grows at random places", "sparse momentum", growth="random"),
     "SET": _by("Mocanu et al. 2018", "SET"),
