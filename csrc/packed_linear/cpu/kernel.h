@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // A few rows by a weight of bits and nonzeros, in float32: 64 columns of an output at a time, whose nonzeros are
-// expanded to vectors, which stay in registers for up to four rows of the input. Compiled once per instruction set, as
-// vec.h is; with SPARSEKERNELS_VBMI2_KERNELS where the processor expands elements of 16 bits.
+// expanded to vectors, each of which stays in registers for up to four rows of the input. Compiled once per instruction
+// set, as vec.h is; with SPARSEKERNELS_VBMI2_KERNELS where the processor expands elements of 16 bits.
 #pragma once
 
 #include "base/vec.h"
@@ -130,7 +130,132 @@ template <>
 struct Expanded<Float16> : ExpandedWide<Float16> {};
 
 #endif
+
+#elif defined(SPARSEKERNELS_AVX2)
+
+constexpr int kByteLanes = 8;  // elements that a byte of bits stands for
+
+// By a byte of bits: which of the values each of its eight lanes is, times kScale; -128 for none. Each lane kScale
+// bytes.
+template <int kScale>
+struct Shuffles {
+  int8_t of[256][kByteLanes * kScale];
+
+  constexpr Shuffles() : of{} {
+    for (int bits = 0; bits < 256; ++bits) {
+      int next = 0;
+      for (int lane = 0; lane < kByteLanes; ++lane) {
+        const bool is_set = (bits >> lane & 1) != 0;
+        for (int i = 0; i < kScale; ++i)
+          of[bits][lane * kScale + i] = static_cast<int8_t>(is_set ? next * kScale + i : -128);
+        next += is_set ? 1 : 0;
+      }
+    }
+  }
+};
+alignas(kLineBytes) constexpr Shuffles<1> kPlaces;       // of 32 bits, for vpermps
+alignas(kLineBytes) constexpr Shuffles<2> kBytesOfHalf;  // of 16 bits, for vpshufb
+
+// How many bits are set up to each byte of a word, that one included, in that byte.
+inline uint64_t counts_up_to(uint64_t word) {
+  word -= word >> 1 & 0x5555555555555555;
+  word = (word & 0x3333333333333333) + (word >> 2 & 0x3333333333333333);
+  return ((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101;
+}
+
+template <class T>
+struct Eight;
+
+template <>
+struct Eight<float> {
+  static __m256 expand(const float* values, uint8_t bits) {
+    const __m256i places = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPlaces.of[bits])));
+    const __m256 moved = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), places);
+    return _mm256_blendv_ps(moved, _mm256_setzero_ps(), _mm256_castsi256_ps(places));
+  }
+  static void unpack(const float* values, uint8_t bits, float* to) { _mm256_storeu_ps(to, expand(values, bits)); }
+};
+
+template <class T>
+struct EightHalves {
+  static __m128i moved(const T* values, uint8_t bits) {
+    return _mm_shuffle_epi8(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(values)),
+        _mm_load_si128(reinterpret_cast<const __m128i*>(kBytesOfHalf.of[bits])));
+  }
+  static void unpack(const T* values, uint8_t bits, T* to) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), moved(values, bits));
+  }
+};
+template <>
+struct Eight<BFloat16> : EightHalves<BFloat16> {
+  static __m256 expand(const BFloat16* values, uint8_t bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(moved(values, bits)), 16));
+  }
+};
+template <>
+struct Eight<Float16> : EightHalves<Float16> {
+  static __m256 expand(const Float16* values, uint8_t bits) { return _mm256_cvtph_ps(moved(values, bits)); }
+};
+
+// Eight elements at a time, by tables.
+template <class T>
+struct ExpandedByTable {
+  template <class Body>
+  static void each(const T* values, uint64_t word, Body body) {
+    const uint64_t before = counts_up_to(word) << 8;
+#pragma GCC unroll 4
+    for (int i = 0; i < kWordVectors; ++i) {
+      __m256 halves[2];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const int shift = (2 * i + half) * kByteLanes;
+        halves[half] = Eight<T>::expand(values + (before >> shift & 0xff), static_cast<uint8_t>(word >> shift));
+      }
+      body(i, Vec<float>{halves[0], halves[1]});
+    }
+  }
+  static void expand(const T* values, uint64_t word, Vec<float> (&to)[kWordVectors]) {
+    each(values, word, [&](int i, Vec<float> vector) { to[i] = vector; });
+  }
+  static void unpack(const T* values, uint64_t word, T* to) {
+    const uint64_t before = counts_up_to(word) << 8;
+#pragma GCC unroll 8
+    for (int shift = 0; shift < kWordColumns; shift += kByteLanes)
+      Eight<T>::unpack(values + (before >> shift & 0xff), static_cast<uint8_t>(word >> shift), to + shift);
+  }
+};
+template <>
+struct Expanded<float> : ExpandedByTable<float> {};
+template <>
+struct Expanded<BFloat16> : ExpandedByTable<BFloat16> {};
+template <>
+struct Expanded<Float16> : ExpandedByTable<Float16> {};
+
 #endif
+
+// Calls `body` with the number of each vector of a word, and the vector.
+template <class T, class Body>
+inline void each_expanded(const T* values, uint64_t word, Body body) {
+#if defined(SPARSEKERNELS_AVX2)
+  Expanded<T>::each(values, word, body);  // sixteen registers do not hold all of them
+#else
+  Vec<float> vectors[kWordVectors];
+  Expanded<T>::expand(values, word, vectors);
+#pragma GCC unroll 4
+  for (int i = 0; i < kWordVectors; ++i) body(i, vectors[i]);
+#endif
+}
+
+// Sums of a row that are added up side by side, so that none waits for the one before, as registers allow.
+template <int kRows>
+constexpr int chains() {
+#if defined(SPARSEKERNELS_AVX2)
+  return kRows <= 2 ? 2 : 1;
+#else
+  return kWordVectors;
+#endif
+}
 
 // The values of one output, word by word.
 template <class T>
@@ -178,13 +303,24 @@ void packed_arrange(const PackedLinear& call, float* arranged) {
   }
 }
 
+inline Vec<float> sum_of(const Vec<float> (&sums)[1]) {
+  return sums[0];
+}
+inline Vec<float> sum_of(const Vec<float> (&sums)[2]) {
+  return sums[0] + sums[1];
+}
+inline Vec<float> sum_of(const Vec<float> (&sums)[4]) {
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // kRows rows of the input from `first` on, at one output.
 template <class T, int kRows>
 void packed_output(const PackedLinear& call, const float* arranged, int64_t first, int64_t output) {
   const int64_t padded = call.padded_columns();
   const uint64_t* const words = call.words + output * call.row_words;
   const float* const input = arranged + first * padded;
-  Vec<float> sums[kRows][kWordVectors];
+  constexpr int kChains = chains<kRows>();
+  Vec<float> sums[kRows][kChains];
   for (auto& row : sums)
     for (Vec<float>& one : row) one = Vec<float>::zero();
   Values<T> values(call, output);
@@ -192,20 +328,18 @@ void packed_output(const PackedLinear& call, const float* arranged, int64_t firs
     const uint64_t word = words[i];
     __builtin_prefetch(reinterpret_cast<const char*>(words + i) + kBytesAhead);
     values.prefetch();
-    Vec<float> weights[kWordVectors];
-    Expanded<T>::expand(values.at, word, weights);
+    each_expanded(values.at, word, [&](int v, Vec<float> weights) {
+#pragma GCC unroll 4
+      for (int row = 0; row < kRows; ++row) {
+        Vec<float>& to = sums[row][v % kChains];
+        to = fma(weights, Vec<float>::load(input + row * padded + i * kWordColumns + v * kLanes), to);
+      }
+    });
     values.advance(word);
-#pragma GCC unroll 4
-    for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 4
-      for (int v = 0; v < kWordVectors; ++v)
-        sums[row][v] =
-            fma(weights[v], Vec<float>::load(input + row * padded + i * kWordColumns + v * kLanes), sums[row][v]);
   }
   const float bias = call.bias == nullptr ? 0.0f : widen(static_cast<const T*>(call.bias)[output]);
   for (int row = 0; row < kRows; ++row) {
-    const float total = sum((sums[row][0] + sums[row][1]) + (sums[row][2] + sums[row][3]));
-    narrow(total + bias, static_cast<T*>(call.output)[(first + row) * call.outputs + output]);
+    narrow(sum(sum_of(sums[row])) + bias, static_cast<T*>(call.output)[(first + row) * call.outputs + output]);
   }
 }
 
