@@ -143,7 +143,7 @@ class LayerReport:
             return f"alone, {self._in_words(best)} would be {self.gains[best]:.2f}x; see the notes on the whole model"
         return self._found(chosen=self.decision)
 
-    def _found(self, chosen: str | None = None) -> str:
+    def _found(self, chosen: str = "") -> str:
         """What was found of the layer by itself. chosen: the candidate that it became for that."""
         if self.obstacle is not None:
             return str(self.obstacle)
@@ -157,7 +157,8 @@ class LayerReport:
             f"{self._in_words(name)} would be {self.gains[name]:.2f}x{self._of_slowest(name)}" for name in best_first
         ]
         if chosen in self.gains:
-            each[0] = "faster" if self.measured_on else "measured to be faster"
+            del each[best_first.index(chosen)]
+            each.insert(0, "faster" if self.measured_on else "measured to be faster")
         alike = f", measured on {self.measured_on}, which is alike" if self.measured_on else ""
         return ", ".join(each) + alike
 
