@@ -102,7 +102,7 @@ def prefer(*names: str) -> Iterator[None]:
             report = sparsekernels.convert(model, x)
 
     Args:
-        *names: For layers "fine-grained", "block", "channel-dropped" or "dense"; for norms "norms", to run as
+        *names: For layers "fine-grained", "block", "channel-dropped", "packed" or "dense"; for norms "norms", to run as
             `rms_norm`; for ways to run the model "graph", "chains" (a graph in which consecutive sparse layers are one
             call) or "layers" (one by one).
 

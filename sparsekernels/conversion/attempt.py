@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import is_any_autocast_enabled, tree_leaves
+from ..nn.packed_linear import PackedLinear
 from ..timing import Effort
 from ..usage import Interruptions
 from .agreement import is_out_of_memory
@@ -520,6 +521,7 @@ class Attempt:
             self._facts += self._mode.fused(graphs)
         if self._norms.runs is not None:
             self._facts.append(self._norms.runs)
+        self._note_freed(best.conversion.swaps)
         installed = best.conversion.install()
         try:
             before_ms = times.milliseconds(before) if times.measured else None
@@ -543,6 +545,13 @@ class Attempt:
             raise
         vars(self._model)[CONVERSION] = installed
         return report
+
+    def _note_freed(self, swaps: Sequence[Swap]) -> None:
+        packed = [swap for swap in swaps if isinstance(swap.replacement, PackedLinear)]
+        if packed:
+            after = sum(swap.replacement.nbytes for swap in packed)  # type: ignore[misc]
+            before = sum(swap.original.weight.nbytes for swap in packed)  # type: ignore[union-attr, misc]
+            self._note(Note.FREED, count=len(packed), dense=before / 1e6, packed=after / 1e6)
 
     def _times(
         self, ways: Collection[str], effort: Effort, contexts: Contexts, earlier: Sequence[Mapping[str, float]] = ()

@@ -17,13 +17,14 @@ from ..formats import BlockSparse
 from ..nn import (
     ChannelDroppedConv2d,
     ChannelDroppedLinear,
+    PackedLinear,
     SparseConv1d,
     SparseConv2d,
     SparseLinear,
     SparseTransposedLinear,
 )
 from ..nn.channel_dropped import used_pairs
-from ..nn.replacement import Replacement
+from ..nn.replacement import LINEAR_KINDS, Replacement
 from .blocks import block_obstacle, block_of, runs_in_blocks
 from .facts import CandidateObstacle, Fact
 from .graph.fused import Fused, FusedDense, FusedSparse
@@ -35,7 +36,7 @@ from .graph.fused_transposed import (
     FusedTransposedBlocks,
     FusedTransposedByFormat,
 )
-from .report import BLOCK, DENSE
+from .report import BLOCK, DENSE, PACKED
 from .subclasses import (
     OfSubclass,
     SubclassChannelDroppedConv2d,
@@ -55,17 +56,20 @@ class Candidate:
         name: Of the decision, as reports have it.
         obstacle: Takes a layer that may be exchanged; why it cannot become this, or None where it can.
         build: Takes the module of such a layer; the replacement, which shares its parameters.
-        fused: Serves a replacement in a graph for inference, together with what stands behind it.
+        fused: Serves a replacement in a graph for inference, together with what stands behind it; None where graphs
+            call it as it is.
         serves: Whether a module is such a replacement.
         drops: Whether it leaves out channels. Where a layer may become this, a graph leaves them out between layers.
+        frozen: Whether a layer may become this in a model alone whose parameters stay what they are.
     """
 
     name: str
     obstacle: Callable[[Layer], Fact | None]
     build: Callable[[Any], Replacement]
-    fused: type[Fused]
+    fused: type[Fused] | None
     serves: Callable[[nn.Module], bool]
     drops: bool = False
+    frozen: bool = False
 
 
 def channel_dropped_obstacle(layer: Layer) -> Fact | None:
@@ -127,6 +131,17 @@ def _block_layer(module: Any) -> Replacement:
     return sparse_layer(module, BlockSparse.format, block_of(module))
 
 
+def packed_obstacle(layer: Layer) -> Fact | None:
+    """Why its nonzeros cannot take the place of its weight."""
+    module: Any = layer.module
+    if type(module) is not nn.Linear:
+        return CandidateObstacle.PACKED_OF_KIND.of(kind=type(module).__name__)
+    if not layer.is_pruned:
+        return CandidateObstacle.FEW_ZEROS.of(least=LEAST_SPARSITY)
+    device = module.weight.device.type
+    return None if device == "cpu" else CandidateObstacle.PACKED_ON_DEVICE.of(device=device)
+
+
 _CHANNEL_DROPPED = (
     ChannelDroppedLinear,
     ChannelDroppedConv2d,
@@ -154,6 +169,14 @@ CANDIDATES: list[Candidate] = [
         fused=FusedBlocks,
         serves=functools.partial(is_sparse, format=BlockSparse.format),
     ),
+    Candidate(
+        PACKED,
+        obstacle=packed_obstacle,
+        build=PackedLinear.sharing,
+        fused=None,
+        serves=lambda module: type(module) is PackedLinear,
+        frozen=True,
+    ),
 ]
 """All of them, beside staying dense."""
 
@@ -178,6 +201,11 @@ def decisions() -> tuple[str, ...]:
     return (DENSE, *(row.name for row in CANDIDATES))
 
 
+def of_frozen() -> tuple[str, ...]:
+    """The names of decisions for a frozen model alone."""
+    return tuple(row.name for row in CANDIDATES if row.frozen)
+
+
 def dropping() -> tuple[str, ...]:
     """The names of decisions that leave out channels."""
     return tuple(row.name for row in CANDIDATES if row.drops)
@@ -190,7 +218,10 @@ def candidates_of(
 
     All replacements share its parameters. blocks_count: whether blocks may stand for single elements on their kernels.
     """
-    obstacles = {row.name: row.obstacle(layer) for row in CANDIDATES if row.name in names}
+    rows = [row for row in CANDIDATES if row.name in names]
+    if not isinstance(layer.module, LINEAR_KINDS):
+        rows = [row for row in rows if row.name != PACKED]  # nobody expects that of a convolution
+    obstacles = {row.name: row.obstacle(layer) for row in rows}
     is_offered = all(name in obstacles and obstacles[name] is None for name in (_FINE, BLOCK))
     # The same is not timed twice.
     if is_offered and blocks_count and not runs_in_blocks(layer.module):
@@ -216,7 +247,8 @@ def has_candidates(layer: Layer) -> bool:
 
 def may_chain(name: str, module: nn.Module, replacement: nn.Module) -> bool:
     """Whether a chain can call `replacement`, what `module` becomes by the decision `name`."""
-    return is_kind(type(module)) and any(row.name == name and row.fused.may_chain(replacement) for row in CANDIDATES)
+    fused = next((row.fused for row in CANDIDATES if row.name == name), None)
+    return is_kind(type(module)) and fused is not None and fused.may_chain(replacement)
 
 
 def candidate_of(module: nn.Module) -> Candidate | None:
@@ -231,7 +263,7 @@ def fused_of(module: nn.Module) -> type[Fused] | None:
     if isinstance(module, Conv1D):
         return FusedDenseTransposed if is_kind(type(module)) else None
     row = candidate_of(module)
-    if row is None:
+    if row is None or row.fused is None:
         return None
     if isinstance(module, OfSubclass):
         return next(of_subclass for kind, of_subclass in _OF_SUBCLASSES if issubclass(row.fused, kind))

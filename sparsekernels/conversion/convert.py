@@ -20,10 +20,11 @@ from ..nn.replacement import Replacement
 from .arguments import Arguments
 from .attempt import Attempt
 from .candidates import decisions as all_decisions
+from .candidates import of_frozen
 from .chance import record_by_chance
 from .float32_run import float32_run
 from .graph.attach import has_graph
-from .installation import Installed, check, put_back, replaced_in, take_out
+from .installation import Installed, check, put_back, release, replaced_in, take_out
 from .measure import on_one_thread
 from .modes import without_gradients
 from .norms import restore_norms
@@ -77,15 +78,17 @@ def convert(
         example_kwargs: what else it is called with, by name.
         example_inputs: in the place of both, calls as pairs (args, kwargs), of each of which the model may not become
             slower: a prompt and a decoding step, say. What is faster by the geometric mean over them is taken.
-        decisions: what a layer may become beside "dense", of "channel-dropped", "fine-grained" and "block"; None for
-            all.
+        decisions: what a layer may become beside "dense", of "channel-dropped", "fine-grained", "block" and, with
+            `frozen` and in evaluation mode, "packed"; None for all.
         max_seconds: how long this may take, about; None for no limit. The layers that promise most are measured first;
             one that was not measured in time becomes what the measured one most like it became. A run of the model is
             not interrupted, and where there is no time for a few of them, nothing changes.
         progress: whether a progress bar is drawn to stderr, which needs rich; None for where rich is installed and
             stderr is a terminal.
         frozen: whether parameters and buffers stay what they are. What they hold is not looked at in each call then; a
-            call after a change that torch counts raises RuntimeError.
+            call after a change that torch counts raises RuntimeError. In evaluation mode, linear layers may become
+            `PackedLinear`, which keep no dense weight: memory is free where nobody else has that. They refuse training
+            and `load_state_dict`; `state_dict` and `revert` unpack the weights.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.
@@ -105,8 +108,11 @@ def convert(
     if isinstance(getattr(model, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None:
         raise TypeError("convert: expected model before torch.compile, got a compiled one; convert, then compile")
     _refuse_wrappers(model)
+    if not isinstance(frozen, bool):
+        raise TypeError(f"convert: expected frozen to be True or False, got {type(frozen).__name__}")
+    lets_go = frozen and not model.training
     if decisions is None:
-        decisions = all_decisions()
+        decisions = tuple(name for name in all_decisions() if lets_go or name not in of_frozen())
     if not isinstance(decisions, Collection):
         raise TypeError(f"convert: expected decisions to be a collection of names, got {type(decisions).__name__}")
     if example_kwargs is not None and not isinstance(example_kwargs, Mapping):
@@ -117,13 +123,16 @@ def convert(
             raise ValueError(
                 f"convert: expected decisions of {', '.join(map(repr, all_decisions()))}, got {decision!r}"
             )
+        if decision in of_frozen() and not lets_go:
+            how = "in training mode" if frozen else "without frozen=True"
+            raise ValueError(
+                f"convert: expected frozen=True and a model in evaluation mode for {decision!r}, got it {how}"
+            )
     limit = _limit_of(max_seconds)
     if progress is not None and not isinstance(progress, bool):
         raise TypeError(f"convert: expected progress to be True, False or None, got {type(progress).__name__}")
     if progress and not has_rich():
         raise ImportError("convert: progress=True needs rich: pip install rich")
-    if not isinstance(frozen, bool):
-        raise TypeError(f"convert: expected frozen to be True or False, got {type(frozen).__name__}")
     given = _given(example_input, example_kwargs, example_inputs)
     with Progress(progress, limit) as pace:
         structure = Structure(model)
@@ -137,7 +146,9 @@ def convert(
             pace.stop()
         except BaseException:
             structure.put_back()
+            release(model)
             raise
+    release(model)
     return report
 
 

@@ -1,6 +1,9 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What each layer becomes: the fastest of what it may be, as measured."""
+"""What each layer becomes: the fastest of what it may be, as measured.
+
+More than 400 lines: how a layer is measured, and how it is judged by that.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,20 @@ from .facts import Fact, LayerObstacle
 from .graph.fused import Fused, FusedDense
 from .measure import LAYER, SAME, AllTimes, Times, of_layer, on_one_thread, prefers, rules_out, times_of
 from .modes import Mode, without_gradients
-from .report import BLOCK, DENSE, Ground, LayerReport
-from .rows import ROWS, UNKNOWN, gain_at, gains_of, table_of
+from .report import BLOCK, DENSE, PACKED, Ground, LayerReport
+from .rows import (
+    COLD,
+    ROWS,
+    UNKNOWN,
+    Gains,
+    GainsOfWays,
+    by_cold_caches,
+    gain_at,
+    gains_at,
+    gains_of,
+    table_of,
+    with_tables,
+)
 from .subclasses import OfSubclass
 from .survey import LEAST_SPARSITY, Given, Layer
 
@@ -33,14 +48,6 @@ LEAST_GAIN = SAME
 LEAST_IN_CHAIN = 0.5
 """What a layer that a chain can call has to reach alone, beside the dense one, to be tried between others: there it
 saves its neighbors a trip to memory."""
-
-
-GainsOfWays = Mapping[str, Mapping[int, float]]
-"""Of a candidate of a Linear over dense, by numbers of rows: what makes its `dense_rows`, and, of what a graph makes of
-it, its `packed_dense_rows`."""
-
-Gains = Mapping[str, GainsOfWays]
-"""Of each of them."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +251,10 @@ def _gains_by_rows(
     if key not in measured.gains:
         found: dict[str, GainsOfWays] = {}
         for name, candidate in candidates.items():
+            if name == PACKED:  # which has no dense weight to go to
+                with without_gradients(dense):
+                    found[name] = {COLD: gains_at(dense, candidate, first, measured.parameters, called_with)}
+                continue
             ways: dict[str, Callable[[Tensor], Tensor]] = {"dense_rows": candidate}
             if fuses:
                 ways["packed_dense_rows"] = _fused(candidate)
@@ -266,11 +277,25 @@ def is_dense_for(replacement: nn.Module, examples: Sequence[Sequence[Given]]) ->
 
 
 def _give_tables(candidates: Mapping[str, nn.Module], gains: Gains) -> None:
-    for name, ways in gains.items():
+    for name, ways in with_tables(gains).items():
         vars(candidates[name]).update({way: table_of(found) for way, found in ways.items()})
 
 
 def _measure_each(
+    layer: Layer,
+    examples: Sequence[Sequence[Given]],
+    candidates: Mapping[str, nn.Module],
+    mode: Mode,
+    fuses: bool,
+    gains: Gains,
+) -> tuple[list[Times], Gains]:
+    """Times in each example, and what to make of `gains` by them."""
+    each, tables = _measure_with_fallbacks(layer, examples, candidates, mode, fuses, with_tables(gains))
+    each = [by_cold_caches(times, example, gains) for times, example in zip(each, examples, strict=True)]
+    return each, {**gains, **tables}
+
+
+def _measure_with_fallbacks(
     layer: Layer,
     examples: Sequence[Sequence[Given]],
     candidates: Mapping[str, nn.Module],
@@ -364,7 +389,7 @@ def _measure(
         else:
             calls[DENSE] = functools.partial(mode.run_layer, dense, inputs)
         for name, module in candidates.items():
-            called = _fused(module, mode.layout) if fuses else module
+            called = _fused(module, mode.layout) if fuses and fused_of(module) is not None else module
             calls[name] = functools.partial(mode.run_layer, called, as_laid_out)
         return times_of(calls, LAYER)
 

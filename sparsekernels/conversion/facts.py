@@ -168,6 +168,8 @@ class CandidateObstacle(_Sentence):
     CHANNELS_OF_KIND = "there is no {kind} without its empty channels"
     NO_BLOCK_KERNEL = "for {dtype} weights in blocks there are no kernels on {device}"
     NO_BLOCKS = "its nonzeros lie in no blocks of {blocks}"
+    PACKED_OF_KIND = "there is no packed {kind}"
+    PACKED_ON_DEVICE = "packed weights have kernels on CPUs alone, its weight is on {device}"
     SAME_AS_BLOCK = "its blocks, few zeros among them, run on the same kernels"
 
 
@@ -256,6 +258,10 @@ class Note(_Sentence):
     NO_PREFERRED_WAY = "No way to run the model that sparsekernels.testing.prefer names is possible."
     NO_WAY_NAMED = "sparsekernels.testing.prefer names no way to run the model, such as 'layers' or 'graph'."
     GRAPH_NOT_FASTER = "As a graph, the model was no faster: its layers run one by one."
+    FREED = (
+        "{count} layers keep no dense weight: {dense:.3g} MB became {packed:.3g} MB. They refuse training; revert gives"
+        " the dense weights back."
+    )
     CHAINS = "Sparse layers that follow each other run as one call, a few images on each thread."
     FUSED = "Fused for calls in evaluation mode without gradients: use torch.inference_mode() or torch.no_grad()."
     FUSED_IN_TRAINING = "In training mode, BatchNorm and what stands behind it are one step: {behind}."

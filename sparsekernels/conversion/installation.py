@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..nn.packed_linear import PackedLinear
 from ..nn.replacement import Origin, Replacement, Siblings, share_attributes, share_options, share_parameters
 from .graph.attach import Recipe, attach, attached, detach, graph_of
 from .graph.base import Graph
@@ -159,6 +160,13 @@ def replaced_in(model: nn.Module) -> dict[str, Replacement]:
     """The layers in `model` that stand for others, by the names that they have there."""
     named = model.named_modules()
     return {name: one for name, one in named if isinstance(one, Replacement) and one.origin is not None}
+
+
+def release(model: nn.Module) -> None:
+    """Let layers of `model` that keep no dense weight let go of it."""
+    for layer in replaced_in(model).values():
+        if isinstance(layer, PackedLinear):
+            layer.release()
 
 
 def check(layers: dict[str, Replacement], function: str) -> None:

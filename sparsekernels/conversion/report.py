@@ -26,6 +26,9 @@ DENSE = "dense"
 BLOCK = "block"
 """The decision that stores whole blocks, of whose sizes a row has one."""
 
+PACKED = "packed"
+"""The decision that keeps nonzeros alone, and no dense weight."""
+
 
 class Ground(enum.Enum):
     """What a layer's decision rests on."""
@@ -50,7 +53,7 @@ class LayerReport:
         weight_shape: Of its weight.
         input_shape: Of its input; None where it was not called.
         sparsity: Share of the weights that are zero, 0 to 1; None where the weight could not be read.
-        decision: "dense", "fine-grained", "block" or "channel-dropped".
+        decision: "dense", "fine-grained", "block", "channel-dropped" or "packed".
         dense_ms, ms: Time of one call before and as decided, milliseconds; None where it was not measured.
         gains: The measured speedup over dense of each candidate by itself.
         measured_on: The identical layer that was measured in its place, or the similar one where there was no time for

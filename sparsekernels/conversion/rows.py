@@ -8,13 +8,15 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..timing import Effort
-from .measure import SAME, is_time_up, times_of
+from .measure import SAME, Times, is_time_up, times_of
 from .report import DENSE
 from .survey import Given
 
@@ -37,6 +39,16 @@ UNKNOWN = 0.0
 _MOST_READ = 64 << 20
 """On the CPU: more than a processor's last cache shares among its cores."""
 
+COLD = "cold"
+"""The way of what has no dense weight to go to: its gains are by caches as the model leaves them."""
+
+GainsOfWays = Mapping[str, Mapping[int, float]]
+"""Of a candidate of a Linear over dense, by numbers of rows: what makes its `dense_rows`, and, of what a graph makes of
+it, its `packed_dense_rows`."""
+
+Gains = Mapping[str, GainsOfWays]
+"""Of each of them."""
+
 Layers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -52,18 +64,8 @@ def gains_of(
     between = emptied(parameters, given.device)
 
     def measure(rows: int, names: Collection[str]) -> None:
-        input = Given((rows, given.shape[-1]), given.dtype, given.device, False, False).make()
-        calls = {name: functools.partial(others[name], input) for name in names}
-        calls[DENSE] = functools.partial(dense, input)
-        times = times_of(calls, _EFFORT, dict.fromkeys(calls, between))
-        for name in names:
-            gains[name][rows] = times.speedup(name, DENSE) if times.is_certain(name, DENSE) else UNKNOWN
-        close = [name for name in names if SAME <= gains[name][rows] < SAME * _CLOSE]
-        if close and not is_time_up():
-            calls = {name: calls[name] for name in (*close, DENSE)}
-            times = times_of(calls, _LONGER, dict.fromkeys(calls, between))
-            for name in close:
-                gains[name][rows] = min(gains[name][rows], times.speedup(name, DENSE))
+        for name, gain in _gains_at(rows, dense, {name: others[name] for name in names}, given, between).items():
+            gains[name][rows] = gain
 
     for rows in dict.fromkeys((*sorted(also), ROWS[-1], *ROWS)):
         left = [name for name in others if rows not in gains[name] and not _is_certain(gains[name], rows)]
@@ -72,6 +74,35 @@ def gains_of(
     for name in others:
         while (between_two := _undecided(gains[name])) is not None and not is_time_up():
             measure(between_two, [name])
+    return gains
+
+
+def gains_at(
+    dense: nn.Module, other: Callable[[Tensor], Tensor], given: Given, parameters: int, rows: Collection[int]
+) -> dict[int, float]:
+    """The same of one other way, for these numbers of rows alone."""
+    between = emptied(parameters, given.device)
+    return {one: _gains_at(one, dense, {"": other}, given, between)[""] for one in sorted(rows)}
+
+
+def _gains_at(
+    rows: int,
+    dense: nn.Module,
+    others: Layers,
+    given: Given,
+    between: Callable[[], contextlib.AbstractContextManager[None]],
+) -> dict[str, float]:
+    input = Given((rows, given.shape[-1]), given.dtype, given.device, False, False).make()
+    calls = {name: functools.partial(other, input) for name, other in others.items()}
+    calls[DENSE] = functools.partial(dense, input)
+    times = times_of(calls, _EFFORT, dict.fromkeys(calls, between))
+    gains = {name: times.speedup(name, DENSE) if times.is_certain(name, DENSE) else UNKNOWN for name in others}
+    close = [name for name in others if SAME <= gains[name] < SAME * _CLOSE]
+    if close and not is_time_up():
+        calls = {name: calls[name] for name in (*close, DENSE)}
+        times = times_of(calls, _LONGER, dict.fromkeys(calls, between))
+        for name in close:
+            gains[name] = min(gains[name], times.speedup(name, DENSE))
     return gains
 
 
@@ -127,3 +158,21 @@ def emptied(parameters: int, device: torch.device) -> Callable[[], contextlib.Ab
         yield
 
     return read
+
+
+def with_tables(gains: Gains) -> Gains:
+    """Without those that have no dense weight to go to."""
+    return {name: ways for name, ways in gains.items() if COLD not in ways}
+
+
+def by_cold_caches(times: Times, example: Sequence[Given], gains: Gains) -> Times:
+    """Where it was measured with caches as the model leaves them, that counts for what has no dense weight: of a layer
+    that is called again and again the dense one is in a cache, and the other one gains less."""
+    rounds = dict(times.rounds)
+    for name, found in ((name, ways[COLD]) for name, ways in gains.items() if COLD in ways):
+        called_with = [math.prod(one.shape[:-1]) for one in example]
+        each = [found.get(rows, UNKNOWN) for rows in called_with if rows]
+        if each and UNKNOWN not in each and times.is_clear([name, DENSE]):
+            gain = statistics.harmonic_mean(each)
+            rounds[name] = [seconds / gain for seconds in times.rounds[DENSE]]
+    return replace(times, rounds=rounds)

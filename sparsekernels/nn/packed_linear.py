@@ -18,13 +18,15 @@ from ..dispatch import is_special
 from ..ops.packed_linear import implementations
 from ..ops.packed_linear.weight import PackedWeight, digest_of
 from ..ops.precision import COMPUTED_IN_FLOAT32
+from ..ops.sparse_conv2d.outside import Guard
+from .packed_layer import PackedLayer, version_of
 from .sparse import SparseLinear
 
 _kernel = implementations.forward
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class PackedLinear(torch.nn.Linear):
+class PackedLinear(PackedLayer, torch.nn.Linear):
     r"""A pruned `torch.nn.Linear` for inference, of which a bit for each weight and the nonzeros are kept.
 
         y = x W^T + b
@@ -41,7 +43,8 @@ class PackedLinear(torch.nn.Linear):
     back. `state_dict()` has copies: the dense weight, with equal values (-0 becomes 0), and the bias. `to_dense` gives
     a layer that can be trained. A pickled layer that was damaged is refused when it is read.
 
-    Other layers make it: `PackedLinear.from_dense`. It is not traced by torch.fx and torch.jit.
+    Other layers make it: `PackedLinear.from_dense`, and `convert(..., frozen=True)`, of which `revert` gives the dense
+    layers back. It is not traced by torch.fx and torch.jit.
 
     Attributes:
         packed: The weight as it is stored; not to be written to.
@@ -53,8 +56,6 @@ class PackedLinear(torch.nn.Linear):
         TypeError: For an input of another dtype than the weight's.
         ValueError: For an input of another number of columns or device.
     """
-
-    packed: PackedWeight
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
         if not isinstance(packed, PackedWeight):
@@ -71,6 +72,8 @@ class PackedLinear(torch.nn.Linear):
         self.out_features, self.in_features = packed.shape
         with torch.inference_mode(False):
             own = None if bias is None else torch.nn.Parameter(bias.detach().clone(), False)
+        self._guard = Guard()
+        self._parameters["weight"] = None  # there is one again once it is handed back
         self.register_parameter("bias", own)
         super().train(False)
         self._take(packed)
@@ -85,7 +88,7 @@ class PackedLinear(torch.nn.Linear):
         """Other ones where something was written to, or the bias exchanged."""
         words, crow_indices, values, _ = self.packed
         bias = self._parameters["bias"]
-        version = None if bias is None else (id(bias), -1 if bias.is_inference() else bias._version)
+        version = None if bias is None else (id(bias), version_of(bias))
         return words._version, crow_indices._version, values._version, version
 
     @classmethod
@@ -128,7 +131,16 @@ class PackedLinear(torch.nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight with its zeros. It is unpacked for what is computed from it, and cannot be written to."""
-        return FrozenTensor(self.packed)
+        handed_back = self._parameters["weight"]
+        return FrozenTensor(self.packed) if handed_back is None else handed_back
+
+    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
+        """Refuses another weight, which the layer would not compute with."""
+        if name.startswith("weight") and param is not None:
+            raise RuntimeError(
+                "PackedLinear: expected no other weight for a frozen layer; give it to what to_dense() gives"
+            )
+        super().register_parameter(name, param)
 
     @property
     def nbytes(self) -> int:
@@ -231,6 +243,7 @@ class PackedLinear(torch.nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         super()._apply(fn, recurse)
+        self._reference = None  # to what it was before
         words, crow_indices, values, columns = self.packed
         with torch.inference_mode(False):
             target = fn(values[:0])  # where to, and as what; memory may become shared by it
@@ -262,7 +275,7 @@ class PackedLinear(torch.nn.Linear):
         return digest_of(f"{self.packed.columns} {self.in_features} {self.out_features}", *tensors)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "digest": self._digest()}
+        return {**super().__getstate__(), "_reference": None, "digest": self._digest()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -277,9 +290,10 @@ class PackedLinear(torch.nn.Linear):
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        state = super().__getstate__()  # without what compile() has made, and without the digest
+        # without what compile() has made, without the digest, and of another weight
+        state = {**super().__getstate__(), "_reference": None}
         with torch.inference_mode(False):
-            torch.nn.Module.__setstate__(result, copy.deepcopy(state, memo))
+            super(PackedLinear, result).__setstate__(copy.deepcopy(state, memo))
         result._take(result.packed)
         return result
 

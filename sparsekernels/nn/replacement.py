@@ -216,6 +216,12 @@ _OWN = frozenset((*vars(torch.nn.Conv2d(1, 1, 1, device="meta")), *vars(torch.nn
     "_kept",
     "_flipped",
     "instead",
+    "packed",
+    "_on_cpu",
+    "_seen",
+    "_reference",
+    "_version",
+    "_requires_grad",
 }
 """The attributes of dense layers, and of those here."""
 

@@ -196,7 +196,7 @@ def test_unknown_names(name: str) -> None:
 
 def test_the_error_offers_what_is_documented() -> None:
     """ "graph" stands for that in the input's layout, too."""
-    offered = "'dense', 'fine-grained', 'channel-dropped', 'block', 'norms', 'layers', 'graph', 'chains'"
+    offered = "'dense', 'fine-grained', 'channel-dropped', 'block', 'packed', 'norms', 'layers', 'graph', 'chains'"
     with pytest.raises(ValueError, match=f"^prefer: expected names of {offered}, got 'sparse'$"), prefer("sparse"):
         pass
 
