@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..nn.packed_linear import PackedLinear
+from ..nn.packed_layer import PackedLayer
 from ..nn.replacement import Origin, Replacement, Siblings, share_attributes, share_options, share_parameters
 from .graph.attach import Recipe, attach, attached, detach, graph_of
 from .graph.base import Graph
@@ -165,7 +165,7 @@ def replaced_in(model: nn.Module) -> dict[str, Replacement]:
 def release(model: nn.Module) -> None:
     """Let layers of `model` that keep no dense weight let go of it."""
     for layer in replaced_in(model).values():
-        if isinstance(layer, PackedLinear):
+        if isinstance(layer, PackedLayer):
             layer.release()
 
 
@@ -225,6 +225,8 @@ def take_out(model: nn.Module, layers: dict[str, Replacement], graphs: list[nn.M
             share_options(layer, original)
             share_parameters(layer, original)
             share_attributes(layer, original)
+            if isinstance(layer, PackedLayer):
+                layer.forget_weight()
             originals[id(layer)] = original
         for module in graphs:
             detach(module)

@@ -77,6 +77,10 @@ class PackedLayer(Replacement):
                 parameter = torch.nn.Parameter(self.packed.dense(), self._requires_grad)
         self._parameters["weight"] = parameter
 
+    def forget_weight(self) -> None:
+        """The layer that it stands for has its weight: whoever still calls this one calls what it was."""
+        self._parameters["weight"] = None
+
     def _take(self, packed: PackedWeight) -> None:
         raise NotImplementedError
 

@@ -89,7 +89,8 @@ class PackedLinear(PackedLayer, torch.nn.Linear):
         words, crow_indices, values, _ = self.packed
         bias = self._parameters["bias"]
         version = None if bias is None else (id(bias), version_of(bias))
-        return words._version, crow_indices._version, values._version, version
+        is_free = self._parameters.get("weight") is None  # torch.func.functional_call gives it one
+        return words._version, crow_indices._version, values._version, version, is_free
 
     @classmethod
     def from_dense(cls, module: torch.nn.Linear) -> PackedLinear:
@@ -131,7 +132,7 @@ class PackedLinear(PackedLayer, torch.nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight with its zeros. It is unpacked for what is computed from it, and cannot be written to."""
-        handed_back = self._parameters["weight"]
+        handed_back = self._parameters.get("weight")
         return FrozenTensor(self.packed) if handed_back is None else handed_back
 
     def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
@@ -187,8 +188,8 @@ class PackedLinear(PackedLayer, torch.nn.Linear):
     def _refuse_writes(self) -> None:
         if self._versions() != self._seen:
             raise RuntimeError(
-                "PackedLinear: expected no writes to a frozen layer, got some to its bias or to what it stores; pack"
-                " the dense layer anew"
+                "PackedLinear: expected no writes to a frozen layer, got another weight, or some to its bias or to what"
+                " it stores; pack the dense layer anew"
             )
 
     def _general(self, input: Tensor) -> Tensor:

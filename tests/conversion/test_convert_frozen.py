@@ -140,7 +140,11 @@ def test_copies_and_pickles_are_reverted_by_themselves() -> None:
         for name, tensor in before.state_dict().items():
             assert torch.equal(one.state_dict()[name], tensor)
     assert packed_in(model) == LAYERS
-    assert sk.revert(model).get_submodule("0.up").weight is held
+    layer, input = model.get_submodule("0.up"), torch.randn(1, 96)
+    with torch.no_grad():
+        before_revert = layer(input)
+        assert sk.revert(model).get_submodule("0.up").weight is held
+        assert torch.equal(layer(input), before_revert)  # for whoever kept it
 
 
 def test_it_refuses_training_loading_and_writes() -> None:
@@ -161,7 +165,10 @@ def test_it_refuses_training_loading_and_writes() -> None:
         prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="expected a call without gradients"):
         model(torch.randn(1, 96, requires_grad=True))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="got another weight"):
+        torch.func.functional_call(model, {"0.up.weight": torch.zeros(160, 96)}, (torch.randn(1, 96),))
     with torch.no_grad():
+        model(torch.randn(1, 96))
         layer.bias.add_(1)
         with pytest.raises(RuntimeError, match="expected no writes to a frozen layer"):
             model(torch.randn(1, 96))
