@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion import Report, convert
-from ..conversion.candidates import decisions, dropping
+from ..conversion.candidates import decisions, dropping, of_frozen
 from ..conversion.graph.attach import attach
 from ..conversion.graph.base import Graph
 from ..conversion.graph.inference import InferenceGraph
@@ -169,7 +169,9 @@ def _pruned(network: Network, name: str, kind: str, sparsity: float, dtype: torc
         images = network.images.to(stored).contiguous(memory_format=MEMORY_FORMATS[layout])
         model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            report = convert(model, images, decisions=KINDS[name], frozen=network.pass_ == "forward")
+            is_frozen = network.pass_ == "forward"
+            offered = [one for one in KINDS[name] if is_frozen or one not in of_frozen()]
+            report = convert(model, images, decisions=offered, frozen=is_frozen)
         found[layout] = model, images, report
     layout = best
     if len(found) > 1:  # of copies, since steps change them
