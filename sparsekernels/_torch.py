@@ -300,14 +300,22 @@ def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return super(torch.autograd.Function, one_step).apply  # type: ignore[misc, no-any-return]
 
 
+def has_bfloat16_convolutions() -> bool:
+    """Whether oneDNN convolves in bfloat16 on this processor, which takes AVX-512 or AVX-NE-CONVERT: where it does not,
+    torch's own convolutions in bfloat16 round sums as they go."""
+    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return asked is None or bool(asked())
+
+
 def convolution_with_limits() -> Callable[..., Tensor] | None:
-    """oneDNN's convolution with what is done to its result while that is in registers, if torch has it and uses oneDNN.
+    """oneDNN's convolution in bfloat16 with what is done to its result while that is in registers, if torch has it and
+    uses oneDNN, and that has it for this processor.
 
     op(input, weight, bias, padding, stride, dilation, groups, name, numbers, algorithm) with "none", "relu" or
     "hardtanh"; op.binary(input, other, weight, bias, padding, stride, dilation, groups, "add", 1.0, name, numbers,
     algorithm) adds `other` before, and has no limits but "relu" or None. torch.compile calls them.
     """
-    if not torch._C._has_mkldnn or not torch.backends.mkldnn.enabled:
+    if not torch._C._has_mkldnn or not torch.backends.mkldnn.enabled or not has_bfloat16_convolutions():
         return None
     return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import sparsekernels as sk
 from sparsekernels import _library, testing
+from sparsekernels._torch import has_bfloat16_convolutions
 from sparsekernels.bench.models import calibrate_
 from sparsekernels.conversion import modes
 from sparsekernels.conversion.agreement import are_close
@@ -27,6 +28,10 @@ from sparsekernels.ops.sparse_conv2d import blocks
 from sparsekernels.pruning import prune_blocks_
 
 pytestmark = pytest.mark.skipif(_library.cpu is None, reason="the CPU kernels are not built")
+
+by_onednn = pytest.mark.skipif(
+    not has_bfloat16_convolutions(), reason="oneDNN has no convolution in bfloat16 for this processor"
+)
 
 
 class Flattens(nn.Module):
@@ -71,6 +76,7 @@ def test_a_graph_in_channels_last(prefer: Prefer) -> None:
         model(x.contiguous(memory_format=torch.channels_last))
 
 
+@by_onednn
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -140,6 +146,7 @@ class Sums(nn.Module):
         return own, i(kept), returned, seen, of_argument
 
 
+@by_onednn
 @with_kernels
 @pytest.mark.parametrize("in_blocks", [False, True])
 def test_residuals_are_written_to_where_nobody_reads_them(monkeypatch: pytest.MonkeyPatch, in_blocks: bool) -> None:
@@ -175,6 +182,7 @@ class Keeps(nn.Conv2d):
         return super().forward(input.to(self.weight.dtype))
 
 
+@by_onednn
 def test_residuals_that_a_subclass_reads_stay(prefer: Prefer) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import grad
 
+from ..._torch import has_bfloat16_convolutions
 from ..convolution import Geometry, pad
 from ..precision import wide, wide_dtype
 from .reference import is_channels_last
@@ -91,7 +92,8 @@ def conv2d_input(shape: tuple[int, int, int, int], weight: Tensor, grad_output: 
 def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     """Gradient to every element of the weight, [O, C/G, kh, kw]: torch's convolution, in float16 by way of float32.
 
-    On the CPU torch's own in float16 is slower and not as exact as the oracle asks for; with a stride, that of a 1x1
+    On the CPU torch's own in float16 is slower and not as exact as the oracle asks for, and in bfloat16 neither is it
+    on processors for which oneDNN has none; with a stride, that of a 1x1
     kernel writes past its memory, so that the input's other pixels are left out before: docs/decisions.md.
     """
     g, padding, stride = geometry, _padding(geometry), (geometry.stride_h, geometry.stride_w)
@@ -102,7 +104,8 @@ def dense_weight_gradient(grad_output: Tensor, input: Tensor, geometry: Geometry
     if leaves_pixels_out:
         height, width = (size * step for size, step in zip(grad_output.shape[2:], stride, strict=True))
         padded, stride = padded[:, :, : height : g.stride_h, : width : g.stride_w], (1, 1)
-    if input.dtype is torch.float16 and not input.is_cuda:
+    is_short = input.dtype is torch.float16 or (input.dtype is torch.bfloat16 and not has_bfloat16_convolutions())
+    if is_short and not input.is_cuda:
         padded, grad_output = padded.float(), grad_output.float()
     gradient = grad.conv2d_weight(
         padded,
