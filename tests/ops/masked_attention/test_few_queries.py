@@ -71,8 +71,10 @@ def test_fuzz(
     torch.manual_seed(rows + keys + sum(columns))
     heads = groups[0] * groups[1]
     mask = in_blocks((heads, rows, keys) if own_masks else (rows, keys), density, block)
+    # of a handful of outputs the reference's error, which ours is held to, may be near zero by chance
+    draws = -(-64 // (heads * rows * columns[1]))
     q, k, v = (
-        torch.randn(count, size, cols).to(dtype)
+        torch.randn(draws, count, size, cols).to(dtype)
         for count, size, cols in (
             (heads, rows, columns[0]),
             (groups[0], keys, columns[0]),
@@ -80,8 +82,10 @@ def test_fuzz(
         )
     )
     assert_verified(
-        lambda q, k, v: sk.masked_attention(q, k, v, mask, enable_gqa=True),
-        lambda q, k, v: grouped(q, k, v, mask),
+        lambda *given: torch.stack(
+            [sk.masked_attention(*one, mask, enable_gqa=True) for one in zip(*given, strict=True)]
+        ),
+        lambda *given: torch.stack([grouped(*one, mask) for one in zip(*given, strict=True)]),
         (q, k, v),
         gradients=False,
     )
