@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sparsekernels as sk
 from sparsekernels.ops.masked_matmul import op
-from sparsekernels.testing import assert_verified
+from sparsekernels.testing import assert_verified, compare
 
 
 def test_values_of_a_mask_are_in_the_order_of_unstructured() -> None:
@@ -82,8 +82,17 @@ def test_values_of_large_products_are_taken_some_rows_at_a_time(
             results.append((values, *torch.autograd.grad(values.square().sum(), (a, b))))
         rows = {1 << 24: 50, 1: 7 if kind == "blocks" else 1}.get(most, 14 if kind == "blocks" else 16)
         assert max(shape[-2] for shape in shapes) == rows
+    wide = a.double().detach().requires_grad_(), b.double().detach().requires_grad_()
+    if kind == "floats":
+        mask = mask.double()
+    values = sk.masked_matmul(*wide, mask, a_mask=a_mask, output="values")
+    truth = (values.detach(), *torch.autograd.grad(values.square().sum(), wide))
     for result in results[1:]:
-        torch.testing.assert_close(result, results[0])
+        for name, *compared in zip(
+            ("values", "gradient of a", "gradient of b"), result, truth, results[0], strict=True
+        ):
+            comparison = compare(name, *compared)
+            assert comparison.passed, comparison
 
 
 @pytest.mark.parametrize("kind", ["elements", "blocks"])

@@ -29,7 +29,7 @@ from sparsekernels.ops.sparse_conv2d import bitmap as bitmap_module
 from sparsekernels.ops.sparse_conv2d import expanded, expanded_products, expanded_routes, reference
 from sparsekernels.ops.sparse_conv2d.bitmap import bitmap_of
 from sparsekernels.ops.sparse_conv2d.implementations import SPARSE_CONV2D
-from sparsekernels.testing import assert_verified, compare
+from sparsekernels.testing import EPS_FACTOR, assert_verified, compare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
@@ -123,7 +123,9 @@ def test_a_residual_that_cancels(case: Case, dtype: torch.dtype, route: bool, as
         y = expanded.forward(images, values, bias, *pattern, residual, low, high)
         truth = reference.forward(*wide[:3], *pattern, wide[3], low, high)
         comparison = compare("output", y, truth, reference.forward(images, values, bias, *pattern, residual, low, high))
-        assert comparison.passed, comparison
+        # of the sums that cancel, of whose size float32's errors are, whatever is left
+        sums = EPS_FACTOR * torch.finfo(torch.float32).eps * residual.abs().max().item()
+        assert comparison.error <= comparison.allowed + sums, comparison
 
 
 def test_limits_of_short_dtypes(as_on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
