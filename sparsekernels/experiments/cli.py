@@ -82,7 +82,7 @@ def experiment(
         )
         asked_for = suite.dataset(selection)
         loaded = datasets.load(asked_for, data)
-        runs = suite.runs(selection, loaded.checksum)
+        runs, left_out = _fit(suite.runs(selection, loaded.checksum), selection)
         for run in runs:
             used = loaded.first(run.settings["images"], run.settings["test_images"])
             images, held = len(used.train_labels), TASKS[run.task].held_back(run)
@@ -98,6 +98,7 @@ def experiment(
     try:
         if listed:
             _list(runs, _done(read_records(records_file), runs, suite))
+            print(*left_out, sep="\n", end="\n" if left_out else "")
             return
         with File.opened(records_file) as file:
             failures, interrupted = _perform(suite, runs, file, data, jobs, folder / CHECKPOINTS)
@@ -106,6 +107,7 @@ def experiment(
             notes = (
                 [f"{missing} of {len(runs)} runs are missing; the same command goes on with them"] if missing else []
             )
+            notes += left_out
             notes += [f"{one.run.name} diverged: it counts as chance" for one in records if one.status == "diverged"]
             _report(suite, records, folder, [*notes, *failures])
     except (ValueError, OSError) as error:
@@ -123,6 +125,24 @@ def _densities(text: str | None) -> tuple[float, ...]:
         raise ValueError(f"--densities: expected percents with commas between, as 5,10,20, got {text!r}") from None
     suites.check_densities("--densities", values)
     return tuple(dict.fromkeys(values))
+
+
+def _fit(runs: Sequence[Run], selection: Selection) -> tuple[list[Run], list[str]]:
+    """Those of `runs` that this machine makes in bearable time, or that are asked for by name; and why not the others.
+
+    Raises ValueError where none is left.
+    """
+    fit, reasons = [], {}
+    for run in runs:
+        reason = TASKS[run.task].left_out(run)
+        if reason is None or run.method in selection.methods:
+            fit.append(run)
+        else:
+            reasons[run.method] = reason
+    notes = [f"{method} is left out: {reason}; --method {method!r} asks for it" for method, reason in reasons.items()]
+    if not fit:
+        raise ValueError("; ".join(notes))
+    return fit, notes
 
 
 def _check_machine(runs: Sequence[Run]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .._torch import has_bfloat16_convolutions
 from ..training import CosineDecay, Sparsifier
 from ..training.allocation import DISTRIBUTIONS
 from . import options
@@ -73,12 +74,14 @@ class Method:
     attach   sets it to work on a fresh model
     sparse   whether its runs have a density
     options  what a suite may set for it
+    bf16     whether it computes in bfloat16
     """
 
     about: str
     attach: Callable[[nn.Module, MakeOptimizer, Plan], Attached]
     sparse: bool = True
     options: Options = field(default_factory=dict)
+    bf16: bool = False
 
 
 @dataclass
@@ -200,13 +203,14 @@ def _scale(model: nn.Module, sparsifier: Sparsifier) -> None:
         model.get_parameter(name).mul_((mask.numel() / int(mask.sum())) ** 0.5)
 
 
-def _by(about: str, algorithm: str, known: Options | None = None, **settings: Any) -> Method:
-    return Method(about, functools.partial(_sparse, algorithm=algorithm, **settings), options=known or _options())
+def _by(about: str, algorithm: str, known: Options | None = None, bf16: bool = False, **settings: Any) -> Method:
+    attach = functools.partial(_sparse, algorithm=algorithm, bf16=bf16, **settings)
+    return Method(about, attach, options=known or _options(), bf16=bf16)
 
 
 METHODS: Mapping[str, Method] = {
     "dense": Method("all weights, float32", _dense, sparse=False),
-    "dense-bf16": Method("all weights, under autocast to bfloat16", _dense_bf16, sparse=False),
+    "dense-bf16": Method("all weights, under autocast to bfloat16", _dense_bf16, sparse=False, bf16=True),
     "sparse momentum": _by("Dettmers & Zettlemoyer 2019", "sparse momentum"),
     "sparse momentum, 10th steps": _by(
         "sparse momentum that sees the gradients of missing weights at every 10th step alone",
@@ -235,6 +239,13 @@ METHODS: Mapping[str, Method] = {
 }
 """The methods by name. With the last two, which layers run on sparse kernels is measured, and no part of the run: they
 give the same accuracy in the mean, and not the same bits."""
+
+
+def left_out(run: Run) -> str | None:
+    """Why a run is not made on this machine unless it is asked for by name; None where it is made."""
+    if run.settings["device"] == "cpu" and METHODS[run.method].bf16 and not has_bfloat16_convolutions():
+        return "torch's convolutions in bfloat16 take many times as long as those in float32 on this processor"
+    return None
 
 
 def check_options(where: str, name: str, given: Mapping[str, object]) -> None:

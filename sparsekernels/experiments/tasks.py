@@ -21,16 +21,18 @@ class Task:
     check_options  (where, method, options): raises ValueError for what the method does not take
     perform        does it
     held_back      how many training images a run does not train with
+    left_out       why a run is not made on this machine unless its method is asked for by name
     """
 
     methods: Collection[str]
     check_options: Callable[[str, str, Mapping[str, object]], None]
     perform: Callable[[Run, Dataset, Session], Outcome]
     held_back: Callable[[Run], int] = lambda run: 0
+    left_out: Callable[[Run], str | None] = lambda run: None
 
 
 TASKS: Mapping[str, Task] = {
-    "training": Task(methods.METHODS, methods.check_options, training.train),
+    "training": Task(methods.METHODS, methods.check_options, training.train, left_out=methods.left_out),
     "lottery": Task(tickets.OPTIONS, tickets.check_options, tickets.perform, tickets.held_back),
     "criteria": Task(deconstruct.OPTIONS, deconstruct.check_options, deconstruct.perform, tickets.held_back),
 }

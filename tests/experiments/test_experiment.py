@@ -18,7 +18,7 @@ from tiny_data import make
 from typer.testing import CliRunner, Result
 
 from sparsekernels.bench.machine import machine
-from sparsekernels.experiments import cli, pool, records
+from sparsekernels.experiments import cli, methods, pool, records
 
 SUITE = """
 task = "training"
@@ -136,6 +136,26 @@ class TestExperiment:
         assert "4 of 6 runs are done" in more.stdout
         run(place / "small.toml", "--data", place / "images", "--folder", tmp_path / "new", "--list")
         assert not (tmp_path / "new").exists()
+
+    @pytest.mark.usefixtures("nothing_runs")
+    def test_what_takes_very_long_here_is_left_out_unless_it_is_named(
+        self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        suite = tmp_path / "times.toml"
+        suite.write_text(SUITE + '\n[[methods]]\nname = "dense-bf16"\ndensities = []\n', encoding="utf-8")
+        for has, count in ((True, 6), (False, 4)):
+            monkeypatch.setattr(methods, "has_bfloat16_convolutions", lambda has=has: has)
+            listed = run(suite, "--data", place / "images", "--folder", tmp_path, "--list").stdout
+            assert f"0 of {count} runs are done" in listed
+            assert ("dense-bf16 is left out: torch's convolutions" in listed) != has
+            listed = run(suite, "--data", place / "images", "--folder", tmp_path, "--list", "--method", "dense-bf16")
+            assert "0 of 2 runs are done" in listed.stdout
+            assert "left out" not in listed.stdout
+        only = tmp_path / "only.toml"
+        only.write_text(SUITE.replace('"dense"', '"dense-bf16"').partition('[[methods]]\nname = "static')[0])
+        refused = run(only, "--data", place / "images", "--folder", tmp_path, "--list")
+        assert refused.exit_code == 2
+        assert "dense-bf16 is left out" in one_line(refused.stderr)
 
     def test_it_goes_on_where_it_was_interrupted(self, place: Path, done: Result, tmp_path: Path) -> None:
         """With the same bits, also where one run is done at a time and not two."""
