@@ -11,17 +11,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ...nn.replacement import Replacement, choice_of
 from ..facts import GraphObstacle
 from ..modules import is_ordinary
-from ..watch.entries import Entry, Same
-from ..watch.tensors import Place, Tensors
+from ..watch.tensors import Place
 from .aliases import may_copy_arguments
 from .attach import NO_ANSWER, ONE_AT_A_TIME, Recipe, own_class
 from .base import Graph, Plan, assembled
@@ -31,6 +29,7 @@ from .fused import Fused
 from .fusion import copy_where_views_may_not_be, drop_identities, fuse, pool
 from .in_place import rests_on_layout, writes_to_layers
 from .results import Order, asks_for_memory, is_default, laid_out, layout_of, may_reorder, orders_of
+from .source import Source, tensors_of
 from .trace import Trace
 from .tracing import place_of
 from .untraceable import Untraceable
@@ -38,40 +37,10 @@ from .untraceable import Untraceable
 _MOST_LAYOUTS = 32
 """Of arguments, for which is known how results lie in memory."""
 
+_MOST_FOLDS = 3
+"""Where other threads write to parameters while a graph is made."""
+
 _UNKNOWN: Any = object()
-
-_BATCHES = "num_batches_tracked"
-
-
-class _Pattern(NamedTuple):
-    """Which weights a replacement uses."""
-
-    layer: Replacement
-    places: object
-
-
-class Source:
-    """What the constants of fused layers are made of, as it is when this is made: tensors and patterns.
-
-    content: see `Tensors`.
-    """
-
-    def __init__(self, fused: Sequence[Fused], content: bool) -> None:
-        self._tensors = Tensors(list(_tensors_of(fused, content)), content)
-        self._patterns = list(_patterns_of(fused))
-        self._chosen = Same(entry for layer, _ in self._patterns for entry in choice_of(layer))
-
-    def changed(self) -> bool:
-        return not self._chosen.holds() or self._tensors.changed()
-
-    def changed_in(self, module: nn.Module) -> list[str]:
-        """The names in `module` of tensors that are others or were written to, and of patterns that are others."""
-        parts = list(module.named_modules())
-        owners = {id(place): name for name, part in parts for place in (part._parameters, part._buffers)}
-        owners.update({id(part): name for name, part in parts})
-        changed = [(owners.get(id(place), "?"), name) for place, name in self._tensors.changed_places()]
-        changed += [(owners.get(id(layer), "?"), "pattern") for layer, was in self._patterns if layer.places is not was]
-        return list(map(".".join, changed))
 
 
 @dataclass
@@ -157,6 +126,8 @@ class InferencePlan(Plan):
     def freeze(self, fold: bool = True) -> None:
         """Make the constants of what the modules hold. Raises `Untraceable`, before it has done anything.
 
+        Where another thread wrote to that meanwhile, there is no source: the constants are of nothing that there was.
+
         fold: not where the layers are new, and have just done that.
         """
         for layer in self.fused:
@@ -176,7 +147,7 @@ class InferencePlan(Plan):
             layer.pack()
         for layers in self.chained:
             layers.pack()
-        self.source = source
+        self.source = source if source.untouched() else None
 
 
 class InferenceGraph(Graph):
@@ -318,6 +289,7 @@ class InferenceGraph(Graph):
         drop_identities(graph, modules)
         if self.layout is torch.channels_last:
             copy_where_views_may_not_be(graph)
+        before = tensors_of(modules.values(), content=not self.frozen)
         fused = fuse(graph, modules, self.layout)
         if self.layout is not torch.preserve_format:
             pool(graph, modules)
@@ -342,6 +314,14 @@ class InferenceGraph(Graph):
             not self.frozen,
         )
         plan.freeze(fold=False)
+        if not before.untouched():
+            plan.source = None
+        for _ in range(_MOST_FOLDS):
+            if plan.source is not None:
+                return plan
+            plan.freeze()
+        if plan.source is None and self.frozen:  # else the modules run until it is still
+            raise Untraceable(GraphObstacle.PLANNING_FAILED, error="other threads write to its parameters meanwhile")
         return plan
 
 
@@ -361,29 +341,3 @@ def _unfused(module: nn.Module, graph: torch.fx.Graph, modules: Mapping[str, nn.
                 for name, tensor in part._parameters.items():
                     if tensor is not None and tensor.dim() > 3:
                         yield part._parameters, name
-
-
-def _parts_of(fused: Sequence[Fused]) -> Iterator[nn.Module]:
-    for layer in fused:
-        for part in layer.parts:
-            if part is not None:
-                yield part
-
-
-def _tensors_of(fused: Sequence[Fused], content: bool) -> Iterator[Entry]:
-    """content: whether what they hold is compared, which shows running statistics that move. To torch's versions these
-    stand still, save that of the number of batches."""
-    for part in _parts_of(fused):
-        for place in (part._parameters, part._buffers):
-            for name, tensor in place.items():
-                if not is_ordinary(tensor) or (content and tensor.is_cpu and name == _BATCHES):
-                    continue
-                if tensor.is_inference():
-                    raise Untraceable(GraphObstacle.INFERENCE_TENSORS)
-                yield place, name, tensor
-
-
-def _patterns_of(fused: Sequence[Fused]) -> Iterator[_Pattern]:
-    for part in _parts_of(fused):
-        if isinstance(part, Replacement):
-            yield _Pattern(part, part.places)

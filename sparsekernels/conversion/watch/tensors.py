@@ -62,6 +62,16 @@ class Tensors:
         except Exception:  # one is dense no longer, or has been given another class
             return True
 
+    def untouched(self) -> bool:
+        """Whether nobody wrote to them since, also what they held before, as another thread may that writes to and fro.
+
+        What they hold comes first: torch counts a write behind it, and before the next one.
+        """
+        try:
+            return not self.changed() and list(map(_version, self._tensors)) == self._versions
+        except Exception:  # as in `changed`
+            return False
+
     def changed_places(self) -> list[Place]:
         """Where the tensors are that `changed` tells of; all of them where that cannot be told."""
         found = [
