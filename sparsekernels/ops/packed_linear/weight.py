@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import dispatch
+from ..._torch import has_products_of
 from ...dispatch import is_transformed
 from .._bits import WORD, stored, words_of
 from . import implementations, reference
@@ -28,6 +29,13 @@ _AT_ONCE = 1 << 24
 
 _MOST_CALLS = 2
 """Of the kernel for MOST_ROWS rows, before unpacking for torch's product is faster."""
+
+_IN_CACHE, _FEWEST = 1 << 21, 512
+"""Elements that are unpacked at a time for a product in float32, 8 MB, and the least number of rows of the weight that
+are: for fewer torch's product is slower."""
+
+_SLOW = tuple(dtype for dtype in (torch.bfloat16, torch.float16) if not has_products_of(dtype))
+"""Dtypes that torch multiplies more slowly here than what they are as float32."""
 
 
 def _magnitude(dtype: torch.dtype) -> int:
@@ -108,10 +116,12 @@ class PackedWeight(NamedTuple):
         flat = input.reshape(-1, self.columns)
         count = flat.size(0)
         kernels = PACKED_LINEAR.kernels_of(self.values)
-        by_nonzeros = kernels is not reference and PACKED_LINEAR.is_compiled(flat) and not is_transformed()
-        if by_nonzeros and (count <= MOST_ROWS * _MOST_CALLS or dispatch.forced == "cpu"):
+        is_ours = kernels is not reference and PACKED_LINEAR.is_compiled(flat) and not is_transformed()
+        if is_ours and (count <= MOST_ROWS * _MOST_CALLS or dispatch.forced == "cpu"):
             parts = [kernels.forward(part, *self[:3], bias) for part in flat.split(MOST_ROWS)]
             result = parts[0] if len(parts) == 1 else torch.cat(parts)
+        elif is_ours and (flat.dtype is torch.float32 or flat.dtype in _SLOW):
+            result = self._wide_product(flat, bias)
         else:
             step = max(1, _AT_ONCE // self.columns)
             outputs = self.words.size(0)
@@ -121,6 +131,23 @@ class PackedWeight(NamedTuple):
                 parts.append(F.linear(flat, self.rows(begin, end), None if bias is None else bias[begin:end]))
             result = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return result.view(*input.shape[:-1], self.words.size(0))
+
+    def _wide_product(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """y = x W^T + b in float32, some of the rows of the weight at a time, rounded once.
+
+        As y^T = W x^T: BLAS shares out, and packs, the rows of its left operand, which the weight has more of.
+        """
+        outputs, columns = self.shape
+        result = input.new_empty((input.size(0), outputs))
+        transposed = input.t().float()
+        step = max(_FEWEST, _IN_CACHE // columns)
+        for begin in range(0, outputs, step):
+            end = min(begin + step, outputs)
+            part = torch.mm(self.rows(begin, end).float(), transposed).t()
+            if bias is not None:
+                part = part + bias[begin:end].float()
+            result[:, begin:end].copy_(part)
+        return result
 
     def check(self) -> None:
         """Raise ValueError where bits, counts and values do not fit each other."""

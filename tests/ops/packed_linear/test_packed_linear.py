@@ -160,6 +160,30 @@ def test_large_weights_are_packed_and_unpacked_in_parts(monkeypatch: pytest.Monk
         assert_is_the_product(weight_of((40, 130), 1.0, dtype, 1), weight, weight_of((1, 57), 1.0, dtype, 2)[0])
 
 
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_rows_are_multiplied_in_float32_where_that_is_faster(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever this processor has: some rows of the weight at a time, the last of which are fewer."""
+    monkeypatch.setattr(packing, "_SLOW", DTYPES[1:])
+    monkeypatch.setattr(packing, "_IN_CACHE", 2000)
+    monkeypatch.setattr(packing, "_FEWEST", 10)
+    products = []
+    mm = torch.mm
+    monkeypatch.setattr(packing.torch, "mm", lambda a, b: products.append((a.dtype, len(a))) or mm(a, b))
+    weight, bias = weight_of((57, 130), 0.3, dtype), weight_of((1, 57), 1.0, dtype, 2)[0]
+    for rows in (33, 100):
+        x = weight_of((rows, 130), 1.0, dtype, 1)
+        assert_is_the_product(x, weight)
+        assert_is_the_product(x, weight, bias)
+        assert product(x.view(1, rows, 130), weight).is_contiguous()
+    assert set(products) == {(torch.float32, 15), (torch.float32, 12)}
+    x = weight_of((40, 130), 1.0, dtype, 1)
+    x[3, 7] = math.nan
+    assert product(x, weight).isnan().all(1).nonzero().tolist() == [[3]]
+
+
 def test_subnormal_numbers_are_stored_where_threads_flush_them() -> None:
     weight = torch.tensor([[1e-40, 0.0, -1e-40, 1.0]])
     if not torch.set_flush_denormal(True):
