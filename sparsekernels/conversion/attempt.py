@@ -11,7 +11,7 @@ import collections
 import contextlib
 import functools
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +39,6 @@ from .leftovers import MASKS, is_forward_of_nncf, zeros_elsewhere
 from .measure import (
     CLOSE,
     MODEL,
-    SAME,
     AllTimes,
     Contexts,
     Times,
@@ -116,6 +115,8 @@ class Attempt:
             if layer.obstacle is None and where:
                 layer.obstacle = LayerObstacle.CLASS_COMPARED.of(where=where, kind=type(layer.module).__name__)
         self._interruptions = Interruptions()
+        self._freeing: frozenset[str] = frozenset()
+        """Of the ways to run the model, those that let go of dense weights."""
 
     def run(self) -> Report:
         others = collections.Counter(type(part).__name__ for part in self._model.modules() if isinstance(part, OTHERS))
@@ -474,6 +475,9 @@ class Attempt:
     def _install_fastest(self, rows: list[LayerReport], offers: list[Offer], in_chains: list[Swap]) -> Report:
         conversions = {Way.BEFORE: Conversion([], []), **{offer.way: offer.conversion for offer in offers}}
         contexts = {way.value: conversion.installed for way, conversion in conversions.items()}
+        self._freeing = frozenset(
+            way.value for way, conversion in conversions.items() if packed_among(conversion.swaps)
+        )
         before = Way.BEFORE.value
         self._pace.at("timing the whole model")
         earlier = [{before: example.recorded.seconds} for example in self._examples]
@@ -547,7 +551,7 @@ class Attempt:
         return report
 
     def _note_freed(self, swaps: Sequence[Swap]) -> None:
-        packed = [swap for swap in swaps if isinstance(swap.replacement, PackedLinear)]
+        packed = packed_among(swaps)
         if packed:
             after = sum(swap.replacement.nbytes for swap in packed)  # type: ignore[misc]
             before = sum(swap.original.weight.nbytes for swap in packed)  # type: ignore[union-attr, misc]
@@ -565,7 +569,7 @@ class Attempt:
                 calls = dict.fromkeys(ways, mode.step)
                 each.append(times_of(calls, effort, contexts, warm=True, earlier=earlier[index] if earlier else None))
                 self._examples[index].recorded.put_back()
-        return AllTimes(tuple(each))
+        return AllTimes(tuple(each), self._freeing)
 
     def _without_before(self, contexts: Contexts, before: str) -> AllTimes | None:
         """Times, with that of the check for the model as it was; None where there is time, or the difference small."""
@@ -574,7 +578,8 @@ class Attempt:
         others = [way for way in contexts if way != before]
         measured = self._times(others, MODEL, contexts)
         pairs = zip(measured.each, self._modes, strict=True)
-        times = AllTimes(tuple(Times({**one.rounds, before: [mode.seconds]}) for one, mode in pairs))
+        with_before = tuple(Times({**one.rounds, before: [mode.seconds]}) for one, mode in pairs)
+        times = AllTimes(with_before, self._freeing)
         if not any(times.slowest(way, before)[1] >= _CERTAIN_BY_ONE for way in others):
             return None
         self._unmeasured.append("the model as it was (its time is that of one run)")
@@ -592,5 +597,10 @@ class Attempt:
         for way, offer in offered.items():
             times = judged[way]
             place, gain = times.slowest(way, Way.BEFORE.value)
-            if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= 1 / SAME:
+            if times.speedup(way, Way.BEFORE.value) >= LEAST_GAIN and gain <= times.least(way):
                 self._note(Note.SLOWER_IN_EXAMPLE, way=offer.way, gain=gain, example=self._examples[place].name)
+
+
+def packed_among(swaps: Iterable[Swap]) -> list[Swap]:
+    """Those after which a dense weight is let go of."""
+    return [swap for swap in swaps if isinstance(swap.replacement, PackedLinear)]

@@ -87,8 +87,9 @@ def convert(
             stderr is a terminal.
         frozen: whether parameters and buffers stay what they are. What they hold is not looked at in each call then; a
             call after a change that torch counts raises RuntimeError. In evaluation mode, linear layers may become
-            `PackedLinear`, which keep no dense weight: memory is free where nobody else has that. They refuse training
-            and `load_state_dict`; `state_dict` and `revert` unpack the weights.
+            `PackedLinear`, which keep no dense weight: memory is free where nobody else has that. For it, the model may
+            be a tenth slower in one of several examples. They refuse training and `load_state_dict`; `state_dict` and
+            `revert` unpack the weights.
 
     Returns:
         The report: a row for each layer, with the decision and why; times of the whole model before and after.

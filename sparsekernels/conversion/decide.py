@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..nn.channel_dropped import used_pairs
 from ..nn.replacement import LINEAR_KINDS, Replacement, has_rows, options_of
 from ..usage import Disturbed
-from .candidates import candidates_of, fused_of, has_candidates, may_chain
+from .candidates import candidates_of, fused_of, has_candidates, may_chain, of_frozen
 from .facts import Fact, LayerObstacle
 from .graph.fused import Fused, FusedDense
 from .measure import LAYER, SAME, AllTimes, Times, of_layer, on_one_thread, prefers, rules_out, times_of
@@ -138,7 +138,7 @@ def _decide(
         gains_by_rows = _gains_by_rows(layer, examples, candidates, mode, fuses, measured, kind)
         _give_tables(candidates, gains_by_rows)
         each, gains_by_rows = _measure_each(layer, examples, candidates, mode, fuses, gains_by_rows)
-        measured.times[key] = layer.name, AllTimes(tuple(each)), gains_by_rows
+        measured.times[key] = layer.name, AllTimes(tuple(each), frozenset(of_frozen())), gains_by_rows
     measured_on, times, gains_by_rows = measured.times[key]
     _give_tables(candidates, gains_by_rows)
     best = next(iter(times.faster(candidates, DENSE, LEAST_GAIN)), None)

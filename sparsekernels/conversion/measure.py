@@ -27,6 +27,9 @@ CLOSE = Effort(seconds=2.5, sample=1e-3, least=7, most=50, patience=8.0, disturb
 SAME = 1.03
 """So much two measurements of the same differ."""
 
+LEAST_OF_FREED = 0.9
+"""Where dense weights are let go of, what a way may be in one of several examples: memory falls for it."""
+
 _PLAIN, _PLAIN_OF_FEW = 1.5, 2.0
 """By so much, and in `_MOST_ROUNDS` of the rounds, one has to be faster where the samples were disturbed; and where
 there are fewer rounds than `_FEW`."""
@@ -113,10 +116,13 @@ class Times:
 @dataclass(frozen=True)
 class AllTimes:
     """The times of the same ways in several examples. A way is as fast as by the geometric mean of its speedups, and
-    no way is faster that is slower in one of them.
+    no way is faster that is slower in one of them: by more than two measurements of the same differ.
+
+    freeing: the ways without dense weights, which may be slower in one of them, down to `LEAST_OF_FREED`.
     """
 
     each: tuple[Times, ...]
+    freeing: frozenset[str] = frozenset()
 
     @property
     def measured(self) -> bool:
@@ -128,21 +134,29 @@ class AllTimes:
         """Of a preference, as `Times` has it."""
         return self.each[0].order
 
-    def faster(self, names: Collection[str], over: str, least: float, slowest: float = 1 / SAME) -> list[str]:
-        """As of `Times`, and in no example slower: by so little that two measurements of the same differ by it.
+    def least(self, name: str) -> float:
+        """What a way has to exceed in each example."""
+        return LEAST_OF_FREED if name in self.freeing else 1 / SAME
 
-        slowest: what it has to exceed in each.
+    def faster(self, names: Collection[str], over: str, least: float, slowest: float = 1 / SAME) -> list[str]:
+        """As of `Times`, and in no example slower than a way may be.
+
+        slowest: what every way may be in each, where that is less.
         """
         if len(self.each) == 1 or not self.measured:
             return self.each[0].faster(names, over, least)
         certain = [name for name in names if self.is_certain(name, over)]
-        gains = {name: self.speedup(name, over) for name in certain if self.slowest(name, over)[1] > slowest}
+        gains = {
+            name: self.speedup(name, over)
+            for name in certain
+            if self.slowest(name, over)[1] > min(slowest, self.least(name))
+        }
         return sorted((name for name in gains if gains[name] >= least), key=lambda name: gains[name], reverse=True)
 
     def is_certain(self, name: str, over: str) -> bool:
         """As of `Times`, in all examples; or it is for certain slower in one of them."""
         certain = [times for times in self.each if times.is_certain(name, over)]
-        return len(certain) == len(self.each) or any(times.speedup(name, over) <= 1 / SAME for times in certain)
+        return len(certain) == len(self.each) or any(times.speedup(name, over) <= self.least(name) for times in certain)
 
     def is_clear(self, names: Collection[str]) -> bool:
         """As of `Times`, in all examples."""

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +176,50 @@ def test_an_undecided_model_stays(
     assert ("is faster with the faster layers" in str(report)) == (note is Note.MODEL_UNDECIDED)
     assert report.disturbed == (way is Way.LAYERS)
     assert ("about 3.3x, disturbed, on" in report.summary()) == (way is Way.LAYERS)
+
+
+def _rows_of(call: Any) -> int | None:
+    """Of the input that a call of a layer is given; None of calls of the whole model."""
+    while isinstance(call, functools.partial):
+        given = call.args[-1] if call.args else None
+        input = given[0] if isinstance(given, list) else given
+        if isinstance(input, torch.Tensor):
+            return input.numel() // input.shape[-1]
+        call = call.func
+    return None
+
+
+@needs_kernels
+@pytest.mark.parametrize(("at_prompt", "taken"), [(0.93, True), (0.87, False)])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_frees_memory_may_be_a_tenth_slower_in_one_example(
+    at_prompt: float, taken: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But no way that does not."""
+    passes: list[int] = []
+
+    def samples(calls: Mapping[str, Callable[[], object]], *_: object) -> dict[str, list[float]]:
+        rows = _rows_of(next(iter(calls.values())))
+        if rows is None:
+            passes.append(1)
+            rows = 1 if len(passes) % 2 else 40
+        fast = 1 / (3.0 if rows == 1 else at_prompt)
+        kept = {DENSE, Way.BEFORE.value}
+        return {name: [1.0 if name in kept else fast] * 5 for name in calls}
+
+    monkeypatch.setattr(measure, "samples_of", samples)
+    examples = [((torch.randn(rows, 64),), {}) for rows in (1, 40)]
+    decision = "packed" if frozen else DROPPED
+    model = _pruned()
+    with torch.no_grad():
+        for layer in model:
+            layer.weight[:, :8] = 0
+    report = sk.convert(model, example_inputs=examples, decisions=[decision], frozen=frozen)
+    assert {row.decision for row in report.layers} == {decision if taken and frozen else DENSE}
+    if frozen:
+        assert all(row.slowest[decision] == (1, pytest.approx(at_prompt)) for row in report.layers)
+    else:  # its layers go to their dense weights there, and the model is slower
+        assert Note.SLOWER_IN_EXAMPLE in {fact.kind for fact in report.facts}
 
 
 @needs_kernels
