@@ -44,21 +44,6 @@ void amx_arrange(const PackedLinear& call, float* arranged) {
 
 using Tiles = BFloat16[kOutputs][kHalf];  // two, one below the other
 
-// Lines that come up while something else is done, a share of them at each of `steps` calls.
-struct Ahead {
-  const char *at, *end;
-  int64_t each;
-
-  Ahead(const void* from, const void* to, int64_t steps)
-      : at(static_cast<const char*>(from)),
-        end(static_cast<const char*>(to)),
-        each(((end - at) / kLineBytes + steps) / steps * kLineBytes) {}
-  void prefetch() {
-    const char* const until = end - at < each ? end : at + each;
-    for (; at < until; at += kLineBytes) __builtin_prefetch(at, 0, 2);
-  }
-};
-
 inline int at_most(int64_t count, int most) {
   return static_cast<int>(count < most ? count : most);
 }

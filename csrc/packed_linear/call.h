@@ -33,6 +33,7 @@ struct PackedLinear {
 };
 
 constexpr int64_t kPackedSlack = 64;
+constexpr int64_t kMostPackedRows = 16;
 
 // Words of a row: a row begins at a multiple of 16 bytes.
 constexpr int64_t packed_row_words(int64_t columns) {

@@ -9,8 +9,6 @@
 
 namespace sparsekernels {
 
-constexpr int64_t kMostPackedRows = 16;
-
 // For up to kMostPackedRows rows. Results depend on the number of rows and the instruction set, not on threads.
 void packed_linear(const PackedLinear& call, const Threads& threads);
 

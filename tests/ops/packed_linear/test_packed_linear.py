@@ -50,7 +50,7 @@ def assert_is_the_product(x: Tensor, weight: Tensor, *bias: Tensor) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_dense_product(shape: tuple[int, int], dtype: torch.dtype) -> None:
     out, columns = shape
-    for density, rows in itertools.product(DENSITIES, (1, 2, 3, 4, 5, 8, 15, 16, 17, 33)):
+    for density, rows in itertools.product(DENSITIES, (1, 2, 3, 4, 5, 6, 7, 8, 11, 15, 16, 17, 33)):
         weight = weight_of(shape, density, dtype)
         x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).to(dtype)
         assert_is_the_product(x, weight)
@@ -110,7 +110,7 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     packed = PackedWeight.of(weight)
     threads = torch.get_num_threads()
     try:
-        for rows in (1, 2, 4, 16):
+        for rows in (1, 2, 4, 6, 16):
             x = torch.randn(rows, 2100, generator=torch.Generator().manual_seed(1)).to(dtype)
             found = []
             for count in (1, 2, 3, 7):
@@ -258,7 +258,7 @@ def test_bits_and_indices_that_disagree_read_nothing_beyond_the_values(dtype: to
     bad = packed.crow_indices.clone()
     bad[::2], bad[1::2] = 2**31 - 1, -(2**31)
     for words, crow_indices in ((full, packed.crow_indices), (packed.words, bad), (full, bad)):
-        for rows in (1, 4, 16):
+        for rows in (1, 4, 7, 16):
             y = implementations.forward(torch.ones(rows, 300, dtype=dtype), words, crow_indices, packed.values, None)
             assert y.shape == (rows, 37)
         assert implementations.rows(words, crow_indices, packed.values, 300, 0, 37).shape == (37, 300)
