@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""On how many rows a GPU is to decode single elements, from records of the suite `decode` on it.
+"""On how many rows a GPU is to decode single elements, from records of the suite `few-rows` on it.
 
     python benchmarks/decode_routes.py gpu-report --file gpu-report/triton_table.json
 
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     times = times_of(records)
     if not times:
-        parser.error(f"expected a folder with records of the suite decode on a GPU, got {given.folder}")
+        parser.error(f"expected a folder with records of the suite few-rows on a GPU, got {given.folder}")
     machines = {str(one["machine"]["gpu"]) for one in records}
     if len(machines) > 1:
         parser.error(f"expected records of one GPU, got those of {', '.join(sorted(machines))}")

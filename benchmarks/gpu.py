@@ -87,8 +87,8 @@ NORM_PEERS = "benchmarks/peers/norms.toml"
 BENCHMARKS: Mapping[str, Benchmark] = {
     "rmsnorm": Benchmark(400, "rmsnorm", ("--quick", "--seconds", "0.4")),
     "blocks": Benchmark(420, "blocks", ("--seconds", "1")),
-    "decode": Benchmark(480, "decode", ("--case", "8192x8192", "--case", "1-row", "--seconds", "0.8")),
-    "rows": Benchmark(360, "decode", ("--case", "*-rows/4096x4096", "--seconds", "0.8")),
+    "decode": Benchmark(480, "few-rows", ("--case", "8192x8192", "--case", "1-row", "--seconds", "0.8")),
+    "rows": Benchmark(360, "few-rows", ("--case", "*-rows/4096x4096", "--seconds", "0.8")),
     "masked": Benchmark(240, "masked", ("--seconds", "1")),
     "layers": Benchmark(360, "layers", ("--seconds", "0.8")),
     "networks": Benchmark(360, "networks", ("--seconds", "2")),
@@ -128,7 +128,7 @@ TUNED: Mapping[str, tuple[str, ...]] = {
     "blocks": ("--case", "4096x4096", "--case", "512x28", "--dtype", "bfloat16", "--variant", "block"),
     "masked": ("--dtype", "bfloat16", "--variant", "ours"),
     "rmsnorm": ("--case", "large", "--case", "backward", "--variant", "ours"),
-    "decode": ("--case", "8192x8192", "--case", "64-rows", "--case", "128-rows", "--variant", "sparse-triton"),
+    "few-rows": ("--case", "8192x8192", "--case", "64-rows", "--case", "128-rows", "--variant", "sparse-triton"),
 }
 """By the suite, whose configurations are tuned, and the options of tune_triton.py."""
 

@@ -11,9 +11,9 @@ candidate counts if its result is right and it takes at least 3% less time than 
 What was found is written after each case. Look at the changes, run the tests, and commit the table with the records.
 
 A suite is one of `sparsekernels bench`; `sparsekernels bench SUITE --device cuda --list` has its cases and variants. A
-variant is named without "/graph": "block" for weights in blocks, "sparse-triton" for single elements (suite decode),
+variant is named without "/graph": "block" for weights in blocks, "sparse-triton" for single elements (suite few-rows),
 "ours" in the suites masked and rmsnorm. Others, such as "dense", ask for no configuration. On how many rows single
-elements are decoded is no launch configuration: decode_routes.py makes that of the records of `decode`.
+elements are decoded is no launch configuration: decode_routes.py makes that of the records of `few-rows`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""One layer in every format, all in the dtype of the case: the suite `layers` on CUDA, and `decode`.
+"""One layer in every format, all in the dtype of the case: the suite `layers` on CUDA, and `few-rows`.
 
 dense                      torch's, in the fastest of its layouts (cuDNN, which may time its algorithms, and cuBLAS)
 copy                       reads and writes the activations of the pass, and computes nothing

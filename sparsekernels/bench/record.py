@@ -49,7 +49,7 @@ class Record:
     details         what else the suite has to say of it. layers: "batch"; "count", how often the net has the layer;
                     "gflop", the work of one call, on the nonzeros only; "layout" of a dense variant's tensors;
                     "peak_gflops", the rate of multiply-adds with an operand from L1 on this machine and these threads.
-                    blocks, and layers and decode on CUDA: "traffic_cap", time of dense over that of copy;
+                    blocks, and layers and few-rows on CUDA: "traffic_cap", time of dense over that of copy;
                     "reachable_fraction", speedup over min(1/density, that cap); see `roofline.py`.
                     On CUDA, float32: "precision", "ieee" or "tf32", as torch's own settings have it
     interruptions   how many times a second other programs preempted the process, or processes, that ran the variants of

@@ -6,7 +6,7 @@ triton     decoded by the Triton kernel
 cuda       decoded by the CUDA kernel, on up to 16 rows
 expanded   made dense first, then torch's product
 
-So that "each is taken where it is the fastest" can be seen: of the records that the suite `decode` leaves of these,
+So that "each is taken where it is the fastest" can be seen: of the records that the suite `few-rows` leaves of these,
 benchmarks/decode_routes.py makes the limits in ops/sparse_conv2d/expanded_routes.py.
 """
 

@@ -52,9 +52,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SUITE_NAMES = ("networks", "layers", "blocks", "masked", "rmsnorm", "openelm", "decode")
+SUITE_NAMES = ("networks", "layers", "blocks", "masked", "rmsnorm", "openelm", "few-rows")
 
-SUITES = {name: f"{__package__}.{name}" for name in SUITE_NAMES}
+SUITES = {name: f"{__package__}.{name.replace('-', '_')}" for name in SUITE_NAMES}
 """Name and module of every suite, in the order in which the main benchmark runs them."""
 
 PASSES = ("forward", "forward+backward", "backward", "input-gradient", "weight-gradient", "all", "step")

@@ -106,7 +106,7 @@ class TestBench:
         [
             (
                 ("bench", "norms"),
-                "expected suite to be 'networks', 'layers', 'blocks', 'masked', 'rmsnorm', 'openelm', 'decode' or a"
+                "expected suite to be 'networks', 'layers', 'blocks', 'masked', 'rmsnorm', 'openelm', 'few-rows' or a"
                 " .toml file, got 'norms'",
             ),
             (
@@ -168,7 +168,7 @@ class TestBench:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_the_list_of_cuda_cases_needs_no_device(self) -> None:
-        result = run("bench", "--device", "cuda", "rmsnorm", "decode", "--list", "--dtype", "bfloat16")
+        result = run("bench", "--device", "cuda", "rmsnorm", "few-rows", "--list", "--dtype", "bfloat16")
         assert result.exit_code == 0, result.output
         lines = result.output.splitlines()
         assert lines[0].startswith("rmsnorm: ")

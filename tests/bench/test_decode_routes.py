@@ -29,7 +29,7 @@ def routes() -> ModuleType:
 
 def write(folder: Path, of: Mapping[int, Milliseconds], weight: str = "4096x4096", name: str = "decode") -> None:
     """Records by the percent of zeros and the rows: the milliseconds of each route."""
-    own = {"suite": "decode", "device": "cuda", "dtype": "bfloat16", "machine": {**MACHINE, "gpu": "NVIDIA H200"}}
+    own = {"suite": "few-rows", "device": "cuda", "dtype": "bfloat16", "machine": {**MACHINE, "gpu": "NVIDIA H200"}}
     found = [make_record("dense", case=f"1-row/{weight}", **own)]
     for percent, times in of.items():
         for rows in ROWS:
@@ -115,7 +115,7 @@ def test_the_table_is_what_a_call_reads(
 def test_what_it_cannot_do(routes: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         routes.main([str(tmp_path)])
-    assert f"expected a folder with records of the suite decode on a GPU, got {tmp_path}" in capsys.readouterr().err
+    assert f"expected a folder with records of the suite few-rows on a GPU, got {tmp_path}" in capsys.readouterr().err
 
 
 def test_the_file_is_left_where_the_model_is_right(routes: ModuleType, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from sparsekernels.bench import (
     attention,
     block_layer,
     blocks,
-    decode,
     devices,
+    few_rows,
     layers,
     masked,
     rmsnorm,
@@ -214,15 +214,15 @@ class TestSuites:
         assert list(records) == [*names, *(f"{name}/graph" for name in names)]
 
     def test_decode(self, graphs: type[fake_cuda.Graph]) -> None:
-        case = Case("decode", "1-row/32x64", "forward", "bfloat16", "cuda", 1, True, {**LINEAR, **KEYS}, True)
-        records, notes = measure(case, decode.SUITE, Selection(device="cuda", variants=FORMATS))
+        case = Case("few-rows", "1-row/32x64", "forward", "bfloat16", "cuda", 1, True, {**LINEAR, **KEYS}, True)
+        records, notes = measure(case, few_rows.SUITE, Selection(device="cuda", variants=FORMATS))
         assert {name: one.status for name, one in records.items()} == dict.fromkeys(records, "ok"), notes
         sparse = records["sparse:random-90/graph"]
         values, places = 2 * 204.8, 2048 / 8
-        assert decode.gigabytes(sparse) == pytest.approx(1e-9 * (values + places))
-        assert decode.gigabytes(records["dense"]) == pytest.approx(1e-9 * 4096)
+        assert few_rows.gigabytes(sparse) == pytest.approx(1e-9 * (values + places))
+        assert few_rows.gigabytes(records["dense"]) == pytest.approx(1e-9 * 4096)
         assert sparse.speedup is not None
-        assert decode.of_bytes(sparse) == pytest.approx(sparse.speedup * (values + places) / 4096)
+        assert few_rows.of_bytes(sparse) == pytest.approx(sparse.speedup * (values + places) / 4096)
 
     @pytest.mark.parametrize("pass_", ["forward", "forward+backward"])
     def test_masked(self, graphs: type[fake_cuda.Graph], pass_: str) -> None:

@@ -186,7 +186,7 @@ class TestSaid:
 
     def test_a_report_of_both_parts_of_a_suite(self, gpu: ModuleType, tmp_path: Path) -> None:
         for part, case in (("decode", "1-row/8192x8192"), ("rows", "64-rows/4096x4096")):
-            own = {"suite": "decode", "device": "cuda", "dtype": "bfloat16", "case": case}
+            own = {"suite": "few-rows", "device": "cuda", "dtype": "bfloat16", "case": case}
             record.write(tmp_path / f"gpu-h200-{part}.jsonl", [make_record("dense", **own)])
         text = gpu.report(tmp_path)
         assert "1-row/8192x8192" in text

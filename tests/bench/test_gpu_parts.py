@@ -76,14 +76,15 @@ class TestParts:
         for name, options in gpu.TUNED.items():
             cases = suite.load(name).cases(selection_of(options))
             assert cases, name
-            if name == "decode":  # by the Triton kernel, whatever a call would choose
+            if name == "few-rows":  # by the Triton kernel, whatever a call would choose
                 assert options[-2:] == ("--variant", "sparse-triton")
                 assert all("triton" in case.parameters["routes"] for case in cases if case.dtype == "bfloat16")
                 assert {case.batch for case in cases} == {1, 2, 4, 8, 16, 64, 128}
 
-    def test_every_case_of_the_decode_suite_is_in_one_part(self, gpu: ModuleType) -> None:
-        found = [suite.load("decode").cases(selection_of(gpu.BENCHMARKS[name].options)) for name in ("decode", "rows")]
-        every = suite.load("decode").cases(suite.Selection(device="cuda"))
+    def test_every_case_of_few_rows_is_in_one_part(self, gpu: ModuleType) -> None:
+        few_rows = suite.load("few-rows")
+        found = [few_rows.cases(selection_of(gpu.BENCHMARKS[name].options)) for name in ("decode", "rows")]
+        every = few_rows.cases(suite.Selection(device="cuda"))
         assert sorted(map(str, [*found[0], *found[1]])) == sorted(map(str, every))
 
     def test_peers_without_a_network_are_given_up_soon(self, gpu: ModuleType, tmp_path: Path) -> None:

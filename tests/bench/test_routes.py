@@ -12,13 +12,13 @@ import torch
 from fake_cuda import measure
 
 from sparsekernels import dispatch
-from sparsekernels.bench import decode, routes
+from sparsekernels.bench import few_rows, routes
 from sparsekernels.bench.suite import Case, Selection, Unavailable
 from sparsekernels.ops import _triton_table as table
 from sparsekernels.ops.sparse_conv2d import expanded
 
 KEYS = {"weight": [32, 64], "masks": ["random"], "sparsities": [90], "routes": list(routes.ROUTES)}
-CASE = Case("decode", "1-row/32x64", "forward", "bfloat16", "cuda", 1, True, KEYS, True)
+CASE = Case("few-rows", "1-row/32x64", "forward", "bfloat16", "cuda", 1, True, KEYS, True)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize(("route", "kernel"), [("triton", "decoded"), ("expanded", "expanded")])
 def test_each_runs_its_kernel(graphs: type[fake_cuda.Graph], calls: list[str], route: str, kernel: str) -> None:
-    records, notes = measure(CASE, decode.SUITE, Selection(device="cuda", variants=("dense", f"sparse-{route}")))
+    records, notes = measure(CASE, few_rows.SUITE, Selection(device="cuda", variants=("dense", f"sparse-{route}")))
     names = [f"sparse-{route}:random-90", f"sparse-{route}:random-90/graph"]
     assert {name: records[name].status for name in names} == dict.fromkeys(names, "ok"), notes
     assert records[names[0]].max_error is not None
@@ -52,12 +52,12 @@ def test_each_runs_its_kernel(graphs: type[fake_cuda.Graph], calls: list[str], r
 def test_its_launch_configurations_can_be_tuned(graphs: type[fake_cuda.Graph]) -> None:
     """The Triton kernel asks the table for them, and nobody asks on how many rows it is to decode."""
     with table.listening() as asked:
-        measure(CASE, decode.SUITE, Selection(device="cuda", variants=("sparse-triton",)))
+        measure(CASE, few_rows.SUITE, Selection(device="cuda", variants=("sparse-triton",)))
     assert {one.kernel for one in asked} == {"sparse_conv2d.product"}
 
 
 def test_without_a_library_the_compiled_kernel_is_unavailable(graphs: type[fake_cuda.Graph]) -> None:
-    records, notes = measure(CASE, decode.SUITE, Selection(device="cuda", variants=("dense", "sparse-cuda")))
+    records, notes = measure(CASE, few_rows.SUITE, Selection(device="cuda", variants=("dense", "sparse-cuda")))
     assert records["sparse-cuda:random-90/graph"].status == "unavailable"
     assert any(note.endswith("unavailable, the library has no CUDA kernels here") for note in notes)
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The sparsekernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The suite `decode`: linear layers on 1 to 16 rows, on a GPU up to 8192, in every format (`layer_formats.py`).
+"""The suite `few-rows`: linear layers on 1 to 16 rows, on a GPU up to 8192, in every format (`layer_formats.py`).
 
 Few rows leave the tensor cores idle: what a call takes is the time to read its weight. Each call in turn has a copy
 of the weight of its own, so many of them that the L2 cache does not hold them all, as in a model, where the layers
@@ -47,7 +47,7 @@ def of_bytes(record: Record) -> float | None:
 
 
 SUITE = Suite(
-    name="decode",
+    name="few-rows",
     about="linear layers on few rows, where the bytes of the weight decide, and on a GPU on more",
     variants=in_every_format,
     baseline="dense",
