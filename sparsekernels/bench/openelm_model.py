@@ -51,6 +51,8 @@ class Config:
     vocabulary: int = 32000
     rope_base: float = 10000.0
     eps: float = 1e-6
+    head_norms: bool = True
+    """Whether queries and keys are normalized."""
 
     def _scaled(self, bounds: tuple[float, float]) -> list[float]:
         low, high = bounds
@@ -71,7 +73,7 @@ class Config:
 
     @property
     def norms(self) -> int:
-        return 4 * self.layers + 1
+        return (4 if self.head_norms else 2) * self.layers + 1
 
 
 CONFIGS = {
@@ -80,6 +82,19 @@ CONFIGS = {
     "1.1B": Config(layers=28, dim=2048, head_dim=64),
     "3B": Config(layers=36, dim=3072, head_dim=128),
 }
+
+LLAMA_1B = Config(
+    layers=16,
+    dim=2048,
+    head_dim=64,
+    alpha=(1.0, 1.0),
+    beta=(4.0, 4.0),
+    vocabulary=128256,
+    rope_base=500000.0,
+    eps=1e-5,
+    head_norms=False,
+)
+"""The shape of Llama 3.2 1B: every layer alike, and the head is the embedding as in OpenELM. 1.24e9 weights."""
 
 
 class NaiveRMSNorm(nn.Module):
@@ -149,8 +164,8 @@ class Attention(nn.Module):
         self.heads = (config.query_heads[layer], config.kv_heads[layer], config.kv_heads[layer])
         self.qkv_proj = nn.Linear(config.dim, sum(self.heads) * config.head_dim, bias=False)
         self.out_proj = nn.Linear(self.heads[0] * config.head_dim, config.dim, bias=False)
-        self.q_norm = norm(config.head_dim, config.eps)
-        self.k_norm = norm(config.head_dim, config.eps)
+        self.q_norm = norm(config.head_dim, config.eps) if config.head_norms else nn.Identity()
+        self.k_norm = norm(config.head_dim, config.eps) if config.head_norms else nn.Identity()
 
     def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None) -> Tensor:
         batch, tokens, _ = x.shape
@@ -270,12 +285,27 @@ def build(
 def with_norm(model: OpenELM, norm: Norm) -> OpenELM:
     """A model with other norms and every weight shared with `model`, so that comparing norms costs no memory."""
     twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    for path, old in [(path, module) for path, module in twin.named_modules() if path.endswith("norm")]:
+    norms = [(path, module) for path, module in twin.named_modules() if path.endswith("norm")]
+    for path, old in ((path, module) for path, module in norms if not isinstance(module, nn.Identity)):
         new = norm(old.weight.numel(), model.config.eps).to(old.weight)
         if hasattr(new, "weight"):
             new.weight = old.weight
         twin.set_submodule(path, new.eval().requires_grad_(False))
     return twin
+
+
+class Reader(nn.Module):
+    """A model and the cache that it reads into: what a generator calls, for a prompt as for a single token."""
+
+    def __init__(self, model: OpenELM, batch: int, length: int) -> None:
+        super().__init__()
+        self.model = model
+        self.cache = model.new_cache(batch, length)
+        self.train(model.training)
+
+    def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """Logits (batch, vocabulary) after tokens (batch, n) that stand at `index` (n,)."""
+        return self.model.logits(self.model.hidden(tokens, index, self.cache)[:, -1])
 
 
 class Generator:
@@ -290,8 +320,8 @@ class Generator:
 
     def __init__(self, model: OpenELM, batch: int, length: int, cuda_graph: bool = False) -> None:
         device = model.embedding.weight.device
-        self.model = model
-        self.cache = model.new_cache(batch, length)
+        self.reader = Reader(model, batch, length)
+        self.cache = self.reader.cache
         self.logits = torch.zeros(batch, model.config.vocabulary, dtype=model.embedding.weight.dtype, device=device)
         self.token = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
@@ -312,7 +342,7 @@ class Generator:
 
     def _read(self, tokens: Tensor, index: Tensor) -> None:
         # Everything stays on the device and in the same memory, so that a CUDA graph can be made of it.
-        self.logits.copy_(self.model.logits(self.model.hidden(tokens, index, self.cache)[:, -1]))
+        self.logits.copy_(self.reader(tokens, index))
         self.token.copy_(self.logits.argmax(-1, keepdim=True))
         self.position.copy_(index[-1:] + 1)
 

@@ -52,7 +52,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SUITE_NAMES = ("networks", "layers", "blocks", "masked", "rmsnorm", "openelm", "few-rows")
+SUITE_NAMES = ("networks", "layers", "blocks", "masked", "rmsnorm", "openelm", "few-rows", "decode")
 
 SUITES = {name: f"{__package__}.{name.replace('-', '_')}" for name in SUITE_NAMES}
 """Name and module of every suite, in the order in which the main benchmark runs them."""

@@ -106,8 +106,8 @@ class TestBench:
         [
             (
                 ("bench", "norms"),
-                "expected suite to be 'networks', 'layers', 'blocks', 'masked', 'rmsnorm', 'openelm', 'few-rows' or a"
-                " .toml file, got 'norms'",
+                "expected suite to be 'networks', 'layers', 'blocks', 'masked', 'rmsnorm', 'openelm', 'few-rows',"
+                " 'decode' or a .toml file, got 'norms'",
             ),
             (
                 ("bench", "rmsnorm", "--dtype", "int8"),

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsekernels.bench import language, report, worker
 from sparsekernels.bench import openelm as suite
 from sparsekernels.bench import openelm_model as openelm
-from sparsekernels.bench import report, worker
 from sparsekernels.bench.record import Record
 from sparsekernels.bench.suite import Case, Selection
 from sparsekernels.timing import Effort
@@ -294,13 +294,13 @@ def test_suite_measures_every_variant(tiny_suite: Any, dtype: str) -> None:
         assert row["none"].ideal_fraction == row["layer_norm"].speedup == 1
         for column in suite.SUITE.layout.columns:
             assert column.text(row) or column.title == "triton"
-    assert [suite.tokens_of(row["ours"]) for row in rows.values()] == [512, 1]
+    assert [language.tokens_of(row["ours"]) for row in rows.values()] == [512, 1]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_suite_believes_no_wrong_norm(tiny_suite: Any, case: Case) -> None:
     base = suite._base("270M", case.dtype, "cpu")
-    oracle = suite._Oracle(case, base)
+    oracle = language.Oracle(case, base)
 
     factor = 1.01 if case.dtype == "float32" else 1.5  # of queries and keys; little of it arrives at the logits
 
@@ -309,11 +309,11 @@ def test_suite_believes_no_wrong_norm(tiny_suite: Any, case: Case) -> None:
             return super().forward(x) * (factor if x.shape[-1] == TINY.head_dim else 1.0)
 
     for norm in (nn.LayerNorm, Wrong):
-        runs = suite._runs(case, openelm.with_norm(base, norm))
+        runs = language.runs(case, openelm.with_norm(base, norm))
         assert not oracle.check(runs.logits()).passed
-    runs = suite._runs(case, openelm.with_norm(base, nn.RMSNorm))
+    runs = language.runs(case, openelm.with_norm(base, nn.RMSNorm))
     assert oracle.check(runs.logits()).passed
 
 
 def test_truth_by_blocks_is_the_model_in_float64(model: Any, tokens: Tensor) -> None:
-    torch.testing.assert_close(suite._last_logits(model, tokens), model(tokens)[:, -1])
+    torch.testing.assert_close(language._last_logits(model, tokens), model(tokens)[:, -1])
