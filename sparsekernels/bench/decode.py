@@ -10,8 +10,8 @@ dense          torch, in the dtype of the case
 dense-float32  torch in float32: the faster one where a processor has no arithmetic in bfloat16
 compile        torch.compile of the dense model, in the full benchmark
 packed         every pruned layer is a `PackedLinear`
-ours           what `sparsekernels.convert` makes of it for a prompt and a step, with frozen=True and limited time; in the
-               full benchmark as well
+ours           what `sparsekernels.convert` makes of it for a prompt and a step, with frozen=True and limited time; in
+               the full benchmark as well
 
 Held against the dense model in float64, as in `openelm`. Random weights: what is generated means nothing.
 """
