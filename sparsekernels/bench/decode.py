@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._torch import backend_compiler_failed
 from ..conversion import convert
 from ..nn import PackedLinear
 from ..pruning import prune_
@@ -113,11 +114,12 @@ def _twin(base: Any) -> Any:
 
 def _compiled(case: Case, base: Any) -> tuple[Any, language.Prepare]:
     model = _twin(base)
+    torch.compiler.reset()  # what has as many graphs of one function as its limit allows runs others uncompiled
     model.hidden = torch.compile(model.hidden, dynamic=False)
     try:
         language.runs(case, model).call()
-    except Exception as error:  # no compiler, or a model that it does not take
-        raise Unavailable(f"torch.compile: {str(error).strip().partition(chr(10))[0]}") from error
+    except backend_compiler_failed() as error:
+        raise Unavailable(f"torch.compile fails: {' '.join(str(error).strip().splitlines()[:2])}") from error
     return model, _nothing
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from sparsekernels import _library
 from sparsekernels.bench import decode, language, openelm_model, report, worker
 from sparsekernels.bench.record import Record
-from sparsekernels.bench.suite import Case, Selection
+from sparsekernels.bench.suite import Case, Selection, Unavailable
 from sparsekernels.nn import PackedLinear
 from sparsekernels.testing import prefer
 from sparsekernels.timing import Effort
@@ -88,6 +89,34 @@ def test_it_measures_every_variant(model: str, dtype: str) -> None:
         empty = {title for title, one in zip(titles, text, strict=True) if not one}
         assert empty == {"compile tokens/s"} | (set() if dtype != "float32" else {"dense-float32 tokens/s"})
         assert text[titles.index("over the best dense")].endswith("x")
+
+
+def test_every_case_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch has as many graphs of the function as it keeps: two of each model, for a prompt and a token."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    case = case_of(Selection(cases=("generate-32",), dtypes=("float32",), sparsities=(80.0,)))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for layers in (2, 3):
+            base = openelm_model.build(dataclasses.replace(TINY, layers=layers))
+            model, _ = decode._compiled(case, base)
+            assert len(graphs) == 2 * (layers - 1)
+            assert language.Oracle(case, base).check(language.runs(case, model).logits()).passed
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    case = case_of(Selection(cases=("generate-32",), dtypes=("float32",), sparsities=(80.0,)))
+    with pytest.raises(Unavailable, match=r"torch.compile fails: .*no compiler here"):
+        decode._compiled(case, openelm_model.build(TINY))
 
 
 def test_no_wrong_weight_is_believed() -> None:
