@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import functools
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -56,9 +57,7 @@ DENSE = ("dense", "dense-float32", "compile")
 
 def variants(case: Case, selection: Selection) -> list[Variant]:
     """The dense model in two dtypes and compiled, and two without its zeros; of one pattern of these."""
-    percent = case.parameters["sparsity"]
-    base = _base(case.name.partition("/")[0], case.dtype, case.parameters["mask"], percent)
-    oracle = language.Oracle(case, base)
+    weights = _Weights(case)
     builds: dict[str, Callable[[Case, Any], tuple[Any, language.Prepare]]] = {"dense": _dense}
     if case.dtype != "float32":
         builds["dense-float32"] = _in_float32
@@ -68,31 +67,53 @@ def variants(case: Case, selection: Selection) -> list[Variant]:
     return [
         Variant(
             f"{name}:{case.pattern}",
-            functools.partial(_prepare, case, base, build, oracle),
-            None if name in DENSE else percent / 100,
+            functools.partial(_prepare, case, weights, build),
+            None if name in DENSE else case.parameters["sparsity"] / 100,
         )
         for name, build in builds.items()
     ]
 
 
-@functools.lru_cache(maxsize=1)
+class _Weights:
+    """The dense model of a case, made when a variant first needs it: by then that of the case before is gone."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+
+    @functools.cached_property
+    def base(self) -> Any:
+        own = self._case.parameters
+        return _base(self._case.name.partition("/")[0], self._case.dtype, own["mask"], own["sparsity"])
+
+    @functools.cached_property
+    def oracle(self) -> language.Oracle:
+        return language.Oracle(self._case, self.base)
+
+
+_KEPT: dict[tuple[str, str, str, float], Any] = {}
+"""The model that was made last: the next case often wants the same."""
+
+
 def _base(model: str, dtype: str, mask: str, percent: float) -> Any:
-    """The dense model with its zeros; kept for the next case, which often wants the same."""
-    result = openelm_model.build(MODELS[model], nn.RMSNorm, dtype=getattr(torch, dtype))
-    prune_(result.blocks, mask, percent / 100)
-    return result
+    """The dense model with its zeros."""
+    key = (model, dtype, mask, percent)
+    if key not in _KEPT:
+        _KEPT.clear()
+        gc.collect()  # what was converted refers to itself
+        result = openelm_model.build(MODELS[model], nn.RMSNorm, dtype=getattr(torch, dtype))
+        prune_(result.blocks, mask, percent / 100)
+        _KEPT[key] = result
+    return _KEPT[key]
 
 
-def _prepare(
-    case: Case, base: Any, build: Callable[[Case, Any], tuple[Any, language.Prepare]], oracle: language.Oracle
-) -> Prepared:
-    model, prepare = build(case, base)
+def _prepare(case: Case, weights: _Weights, build: Callable[[Case, Any], tuple[Any, language.Prepare]]) -> Prepared:
+    model, prepare = build(case, weights.base)
     runs = language.runs(case, model, prepare=prepare)
     layers = {name: module for name, module in model.blocks.named_modules() if isinstance(module, nn.Linear)}
-    weights = sum(one.nbytes if isinstance(one, PackedLinear) else one.weight.nbytes for one in layers.values())
+    size = sum(one.nbytes if isinstance(one, PackedLinear) else one.weight.nbytes for one in layers.values())
     packed = sum(isinstance(one, PackedLinear) for one in layers.values())
-    details = {"weight_bytes": weights, "layers": len(layers), "packed_layers": packed}
-    return Prepared(runs.call, check=lambda: oracle.check(runs.logits()), details=details)
+    details = {"weight_bytes": size, "layers": len(layers), "packed_layers": packed}
+    return Prepared(runs.call, check=lambda: weights.oracle.check(runs.logits()), details=details)
 
 
 def _nothing(generator: openelm_model.Generator, prompt: Tensor) -> None:

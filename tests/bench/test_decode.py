@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,9 +33,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     monkeypatch.setitem(decode.MODELS, "openelm-270m", TINY)
     monkeypatch.setitem(decode.MODELS, "llama-1b", LLAMA)
-    decode._base.cache_clear()
+    decode._KEPT.clear()
     yield
-    decode._base.cache_clear()
+    decode._KEPT.clear()
     torch.set_num_threads(before)
 
 
@@ -89,6 +90,30 @@ def test_it_measures_every_variant(model: str, dtype: str) -> None:
         empty = {title for title, one in zip(titles, text, strict=True) if not one}
         assert empty == {"compile tokens/s"} | (set() if dtype != "float32" else {"dense-float32 tokens/s"})
         assert text[titles.index("over the best dense")].endswith("x")
+
+
+def test_models_are_in_memory_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    build = openelm_model.build
+
+    def build_alone(*args: Any, **kwargs: Any) -> Any:
+        assert [one() for one in made] == [None] * len(made)
+        model = build(*args, **kwargs)
+        made.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(openelm_model, "build", build_alone)
+    quickly = dataclasses.replace(decode.SUITE, full=Effort(seconds=0.01, least=1, most=1))
+    selection = Selection(dtypes=("bfloat16",), sparsities=(80.0, 90.0), variants=("dense", "packed", "ours"))
+    for case in decode.SUITE.cases(selection):
+        assert decode.variants(case, selection)
+    assert not made
+    events: list[dict[str, Any]] = []
+    with prefer("packed", "layers"):
+        worker.run(quickly, selection, events.append)
+    found = [event["record"]["status"] for event in events if event["event"] == "record"]
+    assert found == ["ok"] * 12  # three variants of two patterns, for a prompt and a token
+    assert len(made) == 2
 
 
 def test_every_case_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
