@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_bench_reports import make_record
 from torch import nn
 
 from sparsekernels import _library
@@ -89,7 +90,9 @@ def test_it_measures_every_variant(model: str, dtype: str) -> None:
     for text in texts:
         empty = {title for title, one in zip(titles, text, strict=True) if not one}
         assert empty == {"compile tokens/s"} | (set() if dtype != "float32" else {"dense-float32 tokens/s"})
-        assert text[titles.index("over the best dense")].endswith("x")
+        for name in ("packed", "ours"):
+            assert text[titles.index(f"{name} over the best dense")].endswith("x")
+            assert float(text[titles.index(f"{name} MB")]) < 0.32 * float(text[titles.index("dense MB")])
 
 
 def test_models_are_in_memory_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,12 +102,15 @@ def test_models_are_in_memory_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     def build_alone(*args: Any, **kwargs: Any) -> Any:
         assert [one() for one in made] == [None] * len(made)
         model = build(*args, **kwargs)
-        made.append(weakref.ref(model))
+        made.append(weakref.ref(model.embedding.weight))  # which what was made of the model has as well
         return model
 
     monkeypatch.setattr(openelm_model, "build", build_alone)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     quickly = dataclasses.replace(decode.SUITE, full=Effort(seconds=0.01, least=1, most=1))
-    selection = Selection(dtypes=("bfloat16",), sparsities=(80.0, 90.0), variants=("dense", "packed", "ours"))
+    selection = Selection(
+        dtypes=("bfloat16",), sparsities=(80.0, 90.0), variants=("dense", "compile", "packed", "ours")
+    )
     for case in decode.SUITE.cases(selection):
         assert decode.variants(case, selection)
     assert not made
@@ -112,7 +118,7 @@ def test_models_are_in_memory_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     with prefer("packed", "layers"):
         worker.run(quickly, selection, events.append)
     found = [event["record"]["status"] for event in events if event["event"] == "record"]
-    assert found == ["ok"] * 12  # three variants of two patterns, for a prompt and a token
+    assert found == ["ok"] * 16  # four variants of two patterns, for a prompt and a token
     assert len(made) == 2
 
 
@@ -142,6 +148,35 @@ def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of(Selection(cases=("generate-32",), dtypes=("float32",), sparsities=(80.0,)))
     with pytest.raises(Unavailable, match=r"torch.compile fails: .*no compiler here"):
         decode._compiled(case, openelm_model.build(TINY))
+
+
+def test_what_convert_leaves_as_it_is_has_a_time() -> None:
+    case = case_of(Selection(cases=("generate-32",), dtypes=("float32",), sparsities=(80.0,)))
+    (ours,) = (one for one in decode.variants(case, Selection()) if one.name.startswith("ours"))
+    with prefer("dense"):
+        prepared = ours.prepare()
+    assert prepared.details["packed_layers"] == 0
+    assert prepared.check is not None
+    assert prepared.check().passed
+
+
+def test_the_short_benchmark_has_all_variants_that_are_asked_for() -> None:
+    def kinds(**options: Any) -> list[str]:
+        selection = Selection(quick=True, **options)
+        return [one.name.partition(":")[0] for one in decode.variants(case_of(selection), selection)]
+
+    short = ["dense", "dense-float32", "packed"]
+    assert kinds() == short
+    assert kinds(variants=("ours",)) == [*short, "compile", "ours"]
+
+
+def test_the_best_dense_variant_counts() -> None:
+    times = {"dense": 4.0, "dense-float32": 2.0, "compile": 3.0, "packed": 1.0}
+    row = {name: make_record(name, (ms, ms, ms)) for name, ms in times.items()}
+    column = decode._over_best_dense("packed")
+    assert column.text(row) == "2.00x"
+    assert column.text({name: row[name] for name in ("dense", "packed")}) == "4.00x"
+    assert column.text({"packed": row["packed"]}) == ""
 
 
 def test_no_wrong_weight_is_believed() -> None:
