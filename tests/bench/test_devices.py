@@ -266,7 +266,7 @@ class TestSuites:
             assert (records[name].status, records[name].p50_ms) == ("wrong", None)
         assert records[f"dense{mode}"].status == "ok"
 
-    @pytest.mark.parametrize("name", suite.SUITES)
+    @pytest.mark.parametrize("name", [name for name in suite.SUITES if name != "decode"])  # which is of CPUs
     def test_every_suite_has_cases_there(self, name: str) -> None:
         assert suite.load(name).cases(Selection(device="cuda"))
 

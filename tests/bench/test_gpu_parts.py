@@ -40,7 +40,7 @@ class TestParts:
             "tune",
         ]
         assert [part.name for part in parts] == expected
-        assert {one.suite for one in gpu.BENCHMARKS.values()} >= set(suite.SUITES)
+        assert {one.suite for one in gpu.BENCHMARKS.values()} >= set(suite.SUITES) - {"decode"}  # it is of CPUs
         for part in parts:
             assert part.seconds < 540
             assert all(one.command[0] in (PYTHON, "/usr/bin/compute-sanitizer") for one in part.steps)
